@@ -1,0 +1,209 @@
+"""The command line: dartformer VERB --config=FILE --workdir=DIR [--config.a.b=VALUE ...]."""
+
+import argparse
+import errno
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+USER_ERROR, DIVERGED = 2, 3
+"""Exit codes: something the user can mend; training that is no longer finite. A signal n exits with 128 + n."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = argparse.ArgumentParser(prog="dartformer", description=__doc__,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("--version", action="store_true", help="print the version and exit")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB")
+    stages = {"run": "all stages in order, resuming where an earlier run stopped",
+              "search": "search for a mixture of attentions", "derive": "the genotype of a finished search",
+              "retrain": "train the genotype from scratch", "evaluate": "train the baselines, read test, judge",
+              "profile": "parameters, FLOPs, latency on this device", "export": "write the trained model as a folder",
+              "report": "write report.html"}
+    for name, text in stages.items():
+        verb = verbs.add_parser(name, help=text, description=f"{text}. Any field of the config can be set with "
+                                "--config.section.field=VALUE.")
+        verb.add_argument("--config", required=True, metavar="FILE", help="a config file, see `dartformer new`")
+        verb.add_argument("--workdir", required=True, metavar="DIR", help="where everything is written")
+        verb.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+    new = verbs.add_parser("new", help="print a starting config", description="Print a config file to start from.")
+    new.add_argument("--task", default="listops", help="see `dartformer list tasks`")
+    new.add_argument("--preset", default="recommended", help="'recommended', or 'published' for the DARTS paper's")
+    new.add_argument("--json", action="store_true", help="print the config's values as JSON")
+    listing = verbs.add_parser("list", help="what there is to choose from")
+    listing.add_argument("what", choices=("attentions", "strategies", "tasks"))
+    listing.add_argument("--json", action="store_true")
+    predict = verbs.add_parser("predict", help="use an exported model")
+    predict.add_argument("folder", help="what `export` wrote")
+    source = predict.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", action="append", help="a text to classify; may be given several times")
+    source.add_argument("--file", help="a file with a text on each line; - for standard input")
+    predict.add_argument("--json", action="store_true")
+    return top
+
+
+def overrides(extra: Sequence[str]) -> dict[str, str]:
+    """`--config.a.b=1` (or `--config.a.b 1`) as `{"a.b": "1"}`; anything else left over is an error."""
+    from dartformer.errors import InputError
+    found, rest = {}, list(extra)
+    while rest:
+        one = rest.pop(0)
+        if not one.startswith("--config."):
+            raise InputError(f"unknown argument {one!r}. Config fields are set as --config.section.field=VALUE.")
+        name, equals, value = one.removeprefix("--config.").partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise InputError(f"{one} needs a value, as in {one}=VALUE.")
+            value = rest.pop(0)
+        found[name] = value
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments, extra = parser().parse_known_args(argv)
+    if arguments.version:
+        from dartformer._version import __version__
+        print(__version__)
+        return 0
+    if arguments.verb is None:
+        parser().print_help()
+        return USER_ERROR
+    from dartformer.errors import InputError
+    try:
+        return _dispatch(arguments, extra)
+    except InputError as error:
+        return _fail(str(error), USER_ERROR)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing it is quiet too
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        return _fail("stopped.", 128 + signal.SIGINT)
+    except Exception as error:
+        from dartformer.train import Diverged, Interrupted
+        if isinstance(error, Interrupted):
+            print(f"dartformer: {error}", file=sys.stderr)
+            return 128 + error.signal
+        if isinstance(error, Diverged):
+            return _fail(str(error), DIVERGED)
+        if _no_space(error):
+            return _fail("no space left on the device. The last checkpoint is intact: free some space and run the "
+                         "same command again.", USER_ERROR)
+        raise
+
+
+def _fail(text: str, code: int) -> int:
+    print("dartformer: error: " + " ".join(text.split()), file=sys.stderr)
+    return code
+
+
+def _no_space(error: BaseException | None) -> bool:
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) \
+                or "No space left on device" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _dispatch(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
+    if arguments.verb == "new":
+        return _new(arguments, overrides(extra))
+    if arguments.verb in ("list", "predict"):
+        overrides(extra and [f"{extra[0]}"])
+        return _list(arguments) if arguments.verb == "list" else _predict(arguments)
+    from dartformer.config import load_config
+    config = load_config(arguments.config, overrides(extra))
+    use_compile_cache()
+    from dartformer import api
+    from dartformer.stages.base import Run
+    if arguments.verb == "run":
+        data = api.run_all(config, arguments.workdir)
+    else:
+        with Run(config, arguments.workdir) as run:
+            data = api.VERBS[arguments.verb](run)
+    if arguments.json:
+        _print_json(data)
+    else:
+        from dartformer.stages import summary
+        summary.show(arguments.verb, data, Path(arguments.workdir))
+    return 0
+
+
+def use_compile_cache() -> None:
+    """Keep compiled programs in the user's cache folder, so that the second run starts at once.
+
+    `JAX_COMPILATION_CACHE_DIR` chooses another folder. The folder's name holds the kind of machine: a program
+    compiled for one CPU may use instructions that another lacks.
+    """
+    import hashlib
+    import platform
+
+    import jax
+    if jax.config.jax_compilation_cache_dir:
+        return
+    cpu = Path("/proc/cpuinfo")
+    flags = next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "") \
+        if cpu.exists() else platform.processor()
+    kind = hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(base / "dartformer" / f"compiled-{kind}"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _print_json(data: Any) -> None:
+    from dartformer.workdir import jsonable
+    print(json.dumps(jsonable(data), indent=2))
+
+
+def _new(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    from dartformer import config as configs
+    config = configs.defaults(arguments.task, preset=arguments.preset)
+    configs.override(config, values)
+    if arguments.json:
+        _print_json(configs.to_dict(config))
+    else:
+        from dartformer.starter import starter
+        print(starter(arguments.task, arguments.preset, values), end="")
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from dartformer.stages import summary
+    rows = summary.listing(arguments.what)
+    if arguments.json:
+        _print_json(rows)
+    else:
+        summary.show_listing(arguments.what, rows)
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from dartformer.errors import InputError
+    from dartformer.stages.export import load
+    if arguments.text is not None:
+        texts = arguments.text
+    else:
+        try:
+            data = sys.stdin.buffer.read() if arguments.file == "-" else Path(arguments.file).read_bytes()
+            texts = [line for line in data.decode("utf-8").splitlines() if line.strip()]
+        except OSError as error:
+            raise InputError(f"cannot read {arguments.file}: {error.strerror}.") from None
+        except UnicodeDecodeError as error:
+            raise InputError(f"{arguments.file} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
+    answers = load(arguments.folder)(texts)
+    if arguments.json:
+        _print_json([{"text": text, **answer} for text, answer in zip(texts, answers, strict=True)])
+    else:
+        for text, answer in zip(texts, answers, strict=True):
+            print(f"{answer['label']}\t{answer['probability']:.3f}\t{text}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

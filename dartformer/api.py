@@ -1,0 +1,128 @@
+"""The Python API: each stage on a config and a workdir. The command line calls the same functions."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dartformer.errors import InputError
+from dartformer.genotype import Genotype
+from dartformer.stages import derive as derive_stage
+from dartformer.stages import evaluate as evaluate_stage
+from dartformer.stages import export as export_stage
+from dartformer.stages import profile as profile_stage
+from dartformer.stages import report as report_stage
+from dartformer.stages import retrain as retrain_stage
+from dartformer.stages import search as search_stage
+from dartformer.stages.base import Run
+from dartformer.stages.retrain import Model
+from dartformer.stages.search import SearchResult
+from dartformer.workdir import write_text
+
+load = export_stage.load
+
+
+def search(config: ConfigDict, workdir: str | Path) -> SearchResult:
+    """Search, or continue where an earlier call on this workdir stopped."""
+    with Run(config, workdir) as run:
+        return _search(run)
+
+
+def _search(run: Run) -> SearchResult:
+    found = search_stage.search(run)
+    seconds = {**run.results().get("seconds", {}), "search": found.seconds, "search.compile": found.compile_seconds}
+    run.record(seconds=seconds, diagnostics=found.diagnostics)
+    return replace(found, folder=run.workdir.path)
+
+
+def derive(found: SearchResult) -> Genotype:
+    """The genotype of a finished search; also written to `genotype.json` in its workdir."""
+    genotype, _ = derive_stage.derive(found)
+    if found.folder is not None:
+        write_text(found.folder / "genotype.json", genotype.to_json())
+    return genotype
+
+
+def retrain(genotype: Genotype, config: ConfigDict, workdir: str | Path) -> Model:
+    """Train a genotype from scratch for every seed of the config; returns the model that is best on valid."""
+    with Run(config, workdir) as run:
+        return retrain_stage.best(retrain_stage.retrain(run, genotype))
+
+
+def evaluate(genotype: Genotype, config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Train the baselines that the config asks for, read test once, write and return `results.json`."""
+    with Run(config, workdir) as run:
+        return _evaluate(run, genotype)
+
+
+def _evaluate(run: Run, genotype: Genotype) -> dict[str, Any]:
+    models = retrain_stage.retrain(run, genotype)
+    results = evaluate_stage.evaluate(run, models, retrain_stage.retrain_baselines(run, genotype, models))
+    report_stage.report(run)
+    return results
+
+
+def export(model: Model, folder: str | Path) -> Path:
+    """Write a model as a folder that outsiders can use; see `dartformer.stages.export`."""
+    return export_stage.export(model, folder)
+
+
+def run_all(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """All stages in order, resuming where an earlier call on this workdir stopped; returns `results.json`."""
+    with Run(config, workdir) as run:
+        for verb in ("search", "derive", "retrain", "evaluate", "profile", "export", "report"):
+            VERBS[verb](run)
+        return run.results()
+
+
+def _derive_verb(run: Run) -> dict[str, Any]:
+    found = search_stage.read(run)
+    if found is None:
+        raise InputError(f"there is no finished search in {run.workdir.path}: run `dartformer search` first.")
+    genotype, ties = derive_stage.derive(found)
+    write_text(run.file("genotype.json"), genotype.to_json())
+    run.record(genotype=genotype.to_dict(), ties=ties)
+    return {"genotype": genotype.to_dict(), "text": str(genotype), "ties": ties}
+
+
+def _retrain_verb(run: Run) -> dict[str, Any]:
+    models = retrain_stage.retrain(run, run.genotype())
+    return {"genotype": models[0].genotype.to_dict(), "steps": run.config.retrain.steps,
+            "valid": [{"seed": m.seed, **m.valid} for m in models]}
+
+
+def _search_verb(run: Run) -> dict[str, Any]:
+    found = _search(run)
+    return {"mixture": found.mixture.tolist(), "diagnostics": found.diagnostics, "seconds": found.seconds}
+
+
+def _evaluate_verb(run: Run) -> dict[str, Any]:
+    genotype = run.genotype()
+    retrain_stage.require_trained(run)
+    return _evaluate(run, genotype)
+
+
+def _profile_verb(run: Run) -> dict[str, Any]:
+    return profile_stage.profile(run, run.genotype())
+
+
+def _export_verb(run: Run) -> dict[str, Any]:
+    genotype = run.genotype()
+    retrain_stage.require_trained(run)
+    model = retrain_stage.best(retrain_stage.retrain(run, genotype))
+    folder = export_stage.export(model, run.file("export"), run.results())
+    return {"folder": str(folder), "files": sorted(p.name for p in folder.iterdir())}
+
+
+def _report_verb(run: Run) -> dict[str, Any]:
+    report_stage.report(run)
+    return {"file": str(run.file("report.html"))}
+
+
+VERBS: Mapping[str, Any] = {
+    "search": _search_verb, "derive": _derive_verb, "retrain": _retrain_verb, "evaluate": _evaluate_verb,
+    "profile": _profile_verb, "export": _export_verb, "report": _report_verb,
+}
+"""What the command line runs: each takes a `Run`, reads what the one before left, returns plain data."""

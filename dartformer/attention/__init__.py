@@ -1,0 +1,100 @@
+"""The attentions to search over: the table of built-in ones, and how others join it.
+
+An attention is a frozen dataclass (see `base.Attention`). To add one here: a file, and a line in `ATTENTIONS`.
+To add one from outside: `register`, or an entry point in the group `dartformer.attention`; `check` tests it.
+"""
+
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dartformer.attention import spec
+from dartformer.attention.base import Attention, Cost, Inputs, Params, Shape, Traits
+from dartformer.attention.full import Full
+from dartformer.attention.identity import Identity
+from dartformer.attention.linear import Linear
+from dartformer.attention.linformer import Linformer
+from dartformer.attention.local import Local
+from dartformer.attention.uniform import Uniform
+from dartformer.errors import InputError
+
+__all__ = ["ATTENTIONS", "Attention", "Cost", "Full", "Identity", "Inputs", "Linear", "Linformer", "Local",
+           "Params", "Shape", "Traits", "Uniform", "format", "names", "parse", "register"]
+
+ATTENTIONS: dict[str, type] = {
+    "full": Full,
+    "local": Local,
+    "linear": Linear,
+    "linformer": Linformer,
+    "uniform": Uniform,
+    "identity": Identity,
+}
+"""Name in specs, and class. `register` adds to it."""
+
+GROUP = "dartformer.attention"
+
+
+class _Table(Mapping[str, type]):
+    """`ATTENTIONS` and the entry points, which are imported when first asked for by name."""
+
+    def _entry_points(self) -> dict[str, importlib.metadata.EntryPoint]:
+        return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+
+    def __iter__(self) -> Iterator[str]:
+        yield from ATTENTIONS
+        yield from (name for name in self._entry_points() if name not in ATTENTIONS)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in ATTENTIONS or name in self._entry_points()
+
+    def __getitem__(self, name: str) -> type:
+        if name not in ATTENTIONS:
+            point = self._entry_points()[name]
+            try:
+                cls = point.load()
+            except Exception as error:
+                raise InputError(f"attention {name!r} (entry point {point.value}) cannot be loaded: {error}") from error
+            register(name, cls)
+        return ATTENTIONS[name]
+
+
+_TABLE = _Table()
+
+
+def register(name: str, cls: type) -> type:
+    """Make `cls`, a frozen dataclass that keeps the protocol, known as `name`; returns `cls`.
+
+    Raises:
+      InputError: the name is taken or is no identifier, or `cls` is no frozen dataclass with `traits`.
+    """
+    if not name.isidentifier():
+        raise InputError(f"attention name {name!r} must be an identifier, such as 'my_attention'.")
+    if name in ATTENTIONS:
+        raise InputError(f"attention {name!r} is already registered, as {ATTENTIONS[name].__qualname__}.")
+    parameters: Any = getattr(cls, "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen or not isinstance(getattr(cls, "traits", None), Traits):
+        raise InputError(f"{name}: {cls!r} must be a class decorated with @dataclass(frozen=True), with `traits`.")
+    ATTENTIONS[name] = cls
+    return cls
+
+
+def names() -> tuple[str, ...]:
+    """Every known attention: built in, registered, and offered by entry points."""
+    return tuple(_TABLE)
+
+
+def parse(text: str) -> Attention:
+    """The attention that `text` spells: `full`, `local(window=16)` or `local(16)`. Inverse of `format`.
+
+    Raises:
+      InputError: not of this form, an unknown name or option, or a value of the wrong type or range.
+    """
+    return spec.parse(text, _TABLE)
+
+
+def format(attention: Attention) -> str:
+    """The text of a registered attention with all its fields, `local(window=16)`. Inverse of `parse`."""
+    return spec.format(attention, _TABLE)

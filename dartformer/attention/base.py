@@ -1,0 +1,179 @@
+"""What an attention is: a frozen dataclass whose fields are its hyper-parameters.
+
+The letters used everywhere: B batch, N length, H heads, D head width, E model width, L layers, K candidates.
+
+An attention never projects: the layer owns W_q, W_k, W_v and W_o, so that all candidates can share them.
+An attention never keeps state: its parameters are an argument, and so is its randomness.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dartformer.errors import InputError
+
+Params = dict[str, Any]
+"""Parameters of one attention: a (nested) dict of arrays, every leaf leading with the head axis H."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes an attention is built for. `length` is the longest input it will be given."""
+
+    length: int
+    heads: int
+    head_dim: int
+    model_dim: int
+    batch: int = 1
+    itemsize: int = 4
+    """Bytes of one activation: 4 for float32, 2 for bfloat16."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Inputs:
+    """What an attention may read.
+
+    Attributes:
+      q, k, v: projected queries, keys, values, `[B, N, H, D]`.
+      x: the layer's input before projection, `[B, N, E]`; None if no attention in use reads it.
+      valid: `[B, N]` bool, False at padding; None if every token is valid.
+      head_keys: `[H]` PRNG keys, one for each *original* head, made from (seed, layer, head). Fixed
+        randomness (random graphs, random features, hash rotations) comes from here, so that it is the same
+        in training, in evaluation, after a restart and after derivation has regrouped the heads.
+    """
+
+    q: Array
+    k: Array
+    v: Array
+    x: Array | None = None
+    valid: Array | None = None
+    head_keys: Array | None = None
+
+    @property
+    def mask(self) -> Array:
+        """`[B, N]` bool: `valid`, or all True where none was given."""
+        return jnp.ones(self.q.shape[:2], bool) if self.valid is None else self.valid
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What an attention can honour, known without building it.
+
+    Attributes:
+      summary: one line for `dartformer list attentions`.
+      paper: where it was published.
+      causal: it can be asked for `causal=True`.
+      bidirectional: it can be asked for `causal=False`.
+      reads: which of "q", "k", "v", "x" its output depends on.
+      fixed_length: its parameters are tied to `Shape.length`; longer inputs are refused.
+      stochastic: its output depends on `Inputs.head_keys` or on `key` in training.
+      growth: exponent of N in time and in the largest array.
+      order: how many times its output can be differentiated with respect to its inputs (2: exact bilevel search).
+    """
+
+    summary: str
+    paper: str
+    causal: bool
+    bidirectional: bool = True
+    reads: frozenset[str] = frozenset("qkv")
+    fixed_length: bool = False
+    stochastic: bool = False
+    growth: float = 1.0
+    order: int = 2
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Analytic cost of one forward pass of an attention, projections excluded.
+
+    Attributes:
+      flops: floating-point operations, a multiply-add counted as two.
+      parameters: number of parameters of its own.
+      activation_bytes: bytes of intermediate arrays (its largest simultaneous ones, inputs excluded).
+      state_bytes: bytes to keep for each sequence when decoding one token at a time (KV cache or recurrent
+        state), for the whole batch; 0 where decoding has no meaning.
+    """
+
+    flops: float
+    parameters: int
+    activation_bytes: float
+    state_bytes: float
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(Cost)))
+
+
+@runtime_checkable
+class Attention(Protocol):
+    """The protocol. No inheritance is needed; `dartformer.attention.check` tells whether a class keeps it."""
+
+    traits: ClassVar[Traits]
+
+    def init(self, key: Array, shape: Shape) -> Params:
+        """Own parameters (often none), every leaf leading with H."""
+        ...
+
+    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
+                 key: Array | None = None) -> Array:
+        """Output `[B, N, H, D]` in the dtype of v; rows of invalid queries are exactly zero."""
+        ...
+
+    def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array | None:
+        """`[B, H, N, N]` such that the output is `weights @ v`, by definition in O(N^2); None if there is none."""
+        ...
+
+    def cost(self, shape: Shape) -> Cost:
+        """Analytic cost at `shape`."""
+        ...
+
+
+def spelled(name: str, attention: Any) -> str:
+    """`name(field=value, ...)` with every field of the dataclass `attention`, or `name` if it has none."""
+    fields = ", ".join(f"{f.name}={getattr(attention, f.name)!r}" for f in dataclasses.fields(attention))
+    return f"{name}({fields})" if fields else name
+
+
+class Spelled:
+    """Prints an attention as the text that configs use: `local(window=16)`. For `@dataclass(repr=False)`."""
+
+    def __repr__(self) -> str:
+        return spelled(type(self).__name__.lower(), self)
+
+
+def require(attention: Attention, *, causal: bool, length: int, order: int = 1) -> None:
+    """Raise `InputError` unless `attention` can do what is asked, before anything is built or trained."""
+    traits = attention.traits
+    name = repr(attention)
+    if causal and not traits.causal:
+        raise InputError(f"{name} cannot be causal, and this task is causal: leave it out of the candidates.")
+    if not causal and not traits.bidirectional:
+        raise InputError(f"{name} is causal only, and this task reads both ways: leave it out of the candidates.")
+    if length < 1:
+        raise InputError(f"length must be at least 1, got {length}.")
+    if order > traits.order:
+        raise InputError(f"{name} can be differentiated {traits.order} times, and this search needs {order}: "
+                         f"use search.strategy.hypergradient = 'first' or 'finite'.")
+
+
+def positive(attention: Any, **fields: int) -> None:
+    """Raise `InputError` for the first of `fields` that is not a whole number of at least 1."""
+    for name, value in fields.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{type(attention).__name__.lower()}: {name} must be a whole number of at least 1, "
+                             f"got {value!r}.")
+
+
+def zero_invalid(out: Array, valid: Array) -> Array:
+    """`out` [B, N, H, D] with the rows of invalid queries exactly zero (and with zero gradient)."""
+    return jnp.where(valid[:, :, None, None], out, jnp.zeros((), out.dtype))
+
+
+def fits(attention: Any, length: int, limit: int) -> None:
+    """Raise `InputError` where a fixed-length attention is given a longer input."""
+    if length > limit:
+        raise InputError(f"{attention!r} was built for at most {limit} tokens and was given {length}.")

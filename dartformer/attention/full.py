@@ -1,0 +1,48 @@
+"""Softmax attention over all tokens."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jax import Array
+
+from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, zero_invalid
+from dartformer.kernels.softmax import dense_allowed, dense_scores, masked_softmax, softmax_attention
+
+
+@dataclass(frozen=True, repr=False)
+class Full(Spelled):
+    """The attention of the Transformer: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j.
+
+    Paper: Vaswani et al. 2017, arXiv:1706.03762, equation 1.
+    Own parameters: none. Cost: O(N^2 D) time, O(N^2) memory.
+    Masks: invalid keys are left out of the softmax; causal leaves out j > i. A query that sees no key gives zero.
+    Deviations: none.
+    """
+
+    traits: ClassVar[Traits] = Traits(
+        summary="softmax over all tokens", paper="Vaswani et al. 2017, arXiv:1706.03762", causal=True, growth=2.0)
+
+    def init(self, key: Array, shape: Shape) -> Params:
+        """No parameters."""
+        return {}
+
+    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
+                 key: Array | None = None) -> Array:
+        """See `Attention`."""
+        out = softmax_attention(inputs.q, inputs.k, inputs.v, causal=causal, valid=inputs.valid)
+        return zero_invalid(out, inputs.mask)
+
+    def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
+        """The softmax itself, `[B, H, N, N]`."""
+        allowed = dense_allowed(inputs.q.shape[1], causal=causal, valid=inputs.valid)
+        rows = masked_softmax(dense_scores(inputs.q, inputs.k), allowed)
+        return rows * inputs.mask[:, None, :, None]
+
+    def cost(self, shape: Shape) -> Cost:
+        """Two products of N x N x D, and about 5 operations for each score (scale, maximum, shift, exp, sum)."""
+        scores = shape.batch * shape.heads * shape.length**2
+        return Cost(
+            flops=scores * (4 * shape.head_dim + 5),
+            parameters=0,
+            activation_bytes=2 * scores * max(4, shape.itemsize),
+            state_bytes=2 * shape.batch * shape.length * shape.heads * shape.head_dim * shape.itemsize)

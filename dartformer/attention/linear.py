@@ -1,0 +1,62 @@
+"""Linear attention: a positive feature map in place of the softmax."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jax import Array
+
+from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, zero_invalid
+from dartformer.kernels.linear_scan import linear_attention, ratio
+from dartformer.kernels.softmax import dense_allowed, wide
+
+
+def elu_feature(x: Array) -> Array:
+    """elu(x) + 1 in float32 or wider; as exp(x) below zero, where expm1(x) + 1 would lose all its digits."""
+    x = x.astype(wide(x))
+    return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
+
+
+@dataclass(frozen=True, repr=False)
+class Linear(Spelled):
+    """Kernel attention: y_i = phi(q_i)^T sum_j phi(k_j) v_j^T / phi(q_i)^T sum_j phi(k_j), phi = elu + 1.
+
+    Paper: Katharopoulos et al. 2020, arXiv:2006.16236, equations 5 and 7 (bidirectional), 9 to 12 (causal).
+    Own parameters: none. Cost: O(N D^2) time, O(N D) memory; causal by a recurrence with a D x D state.
+    Masks: features of invalid keys are zero, so they add nothing; causal sums over j <= i.
+    Deviations: no epsilon is added to the denominator (it is positive wherever a key is seen).
+    """
+
+    traits: ClassVar[Traits] = Traits(
+        summary="elu(x)+1 features in place of the softmax, linear in length",
+        paper="Katharopoulos et al. 2020, arXiv:2006.16236", causal=True)
+
+    def init(self, key: Array, shape: Shape) -> Params:
+        """No parameters."""
+        return {}
+
+    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
+                 key: Array | None = None) -> Array:
+        """See `Attention`."""
+        out = linear_attention(elu_feature(inputs.q), elu_feature(inputs.k), inputs.v, causal=causal,
+                               valid=inputs.valid)
+        return zero_invalid(out, inputs.mask)
+
+    def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
+        """phi(q_i) . phi(k_j), rows divided by their sum, `[B, H, N, N]`."""
+        products = jnp.einsum("bnhd,bkhd->bhnk", elu_feature(inputs.q), elu_feature(inputs.k))
+        allowed = dense_allowed(inputs.q.shape[1], causal=causal, valid=inputs.valid)
+        if allowed is not None:
+            products = jnp.where(allowed, products, 0)
+        return ratio(products, products.sum(-1, keepdims=True)) * inputs.mask[:, None, :, None]
+
+    def cost(self, shape: Shape) -> Cost:
+        """Two products with the D x D state, and about 12 operations for each number of q, k and v."""
+        numbers = shape.batch * shape.length * shape.heads * shape.head_dim
+        state = shape.batch * shape.heads * shape.head_dim * (shape.head_dim + 1)
+        wide_size = max(4, shape.itemsize)
+        return Cost(
+            flops=numbers * (4 * shape.head_dim + 16),
+            parameters=0,
+            activation_bytes=(3 * numbers + state) * wide_size,
+            state_bytes=state * wide_size)

@@ -1,0 +1,94 @@
+"""Linformer: keys and values projected along the sequence to a fixed number of slots."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dartformer.attention.base import (
+    Cost,
+    Inputs,
+    Params,
+    Shape,
+    Spelled,
+    Traits,
+    fits,
+    positive,
+    require,
+    zero_invalid,
+)
+from dartformer.kernels.low_rank import low_rank_attention, project, slot_scores
+from dartformer.kernels.softmax import masked_softmax
+
+
+@dataclass(frozen=True, repr=False)
+class Linformer(Spelled):
+    """Low-rank attention: y_i = softmax(q_i (E K)^T / sqrt(D)) (F V), with E, F of rank x N.
+
+    Paper: Wang et al. 2020, arXiv:2006.04768, equation 7.
+    Own parameters: E and F, `[H, rank, N_max]` each, for every head its own. Cost: O(N rank D) time, O(N rank) memory.
+    Masks: invalid keys and values are set to zero *before* they are projected, since afterwards tokens
+    cannot be told apart; a slot that holds no token still takes part in the softmax, as a zero. Not causal:
+    every slot mixes all tokens.
+    Deviations: entries are drawn with variance 1 / N_max, so that a slot has the scale of a token and the softmax begins as
+    unsaturated as that of full attention; with the 1 / rank of the paper's proof, scores begin sqrt(N / rank) larger.
+    Inputs shorter than N_max use the first columns; longer ones are refused.
+
+    Attributes:
+      rank: number of slots.
+    """
+
+    rank: int = 32
+
+    traits: ClassVar[Traits] = Traits(
+        summary="softmax over learned projections of the sequence", paper="Wang et al. 2020, arXiv:2006.04768",
+        causal=False, fixed_length=True)
+
+    def __post_init__(self) -> None:
+        positive(self, rank=self.rank)
+
+    def init(self, key: Array, shape: Shape) -> Params:
+        """E and F, `[H, rank, N_max]`, each head from a key of its own."""
+
+        def one_head(key: Array) -> Params:
+            size = (self.rank, shape.length)
+            return {name: jax.random.normal(k, size) * shape.length**-0.5
+                    for name, k in zip("EF", jax.random.split(key), strict=True)}
+
+        return jax.vmap(one_head)(jax.random.split(key, shape.heads))
+
+    def _projections(self, params: Params, inputs: Inputs, causal: bool) -> tuple[Array, Array]:
+        """E and F for this length, `[H, rank, N]`; refuses what cannot be honoured."""
+        length = inputs.q.shape[1]
+        require(self, causal=causal, length=length)
+        fits(self, length, params["E"].shape[-1])
+        return params["E"][..., :length], params["F"][..., :length]
+
+    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
+                 key: Array | None = None) -> Array:
+        """See `Attention`."""
+        e, f = self._projections(params, inputs, causal)
+        k, v = inputs.k, inputs.v
+        if inputs.valid is not None:
+            k, v = zero_invalid(k, inputs.valid), zero_invalid(v, inputs.valid)
+        out = low_rank_attention(inputs.q, project(e, k), project(f, v)).astype(v.dtype)
+        return zero_invalid(out, inputs.mask)
+
+    def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
+        """softmax(q (E K)^T / sqrt(D)) F, `[B, H, N, N]`. Rows do not sum to one, and entries may be negative."""
+        e, f = self._projections(params, inputs, causal)
+        keys = inputs.mask[:, None, None, :]
+        slots = masked_softmax(slot_scores(inputs.q, project(e, zero_invalid(inputs.k, inputs.mask))), None)
+        return jnp.einsum("bhnm,bhmk->bhnk", slots, f * keys) * inputs.mask[:, None, :, None]
+
+    def cost(self, shape: Shape) -> Cost:
+        """Four products of N x rank x D, and about 5 operations for each score."""
+        scores = shape.batch * shape.heads * shape.length * self.rank
+        slots = 2 * shape.batch * shape.heads * self.rank * shape.head_dim
+        return Cost(
+            flops=scores * (8 * shape.head_dim + 5),
+            parameters=2 * shape.heads * self.rank * shape.length,
+            activation_bytes=(2 * scores + slots) * max(4, shape.itemsize),
+            state_bytes=0)

@@ -1,0 +1,68 @@
+"""Softmax attention over a sliding window."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jax import Array
+
+from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, zero_invalid
+from dartformer.errors import InputError
+from dartformer.kernels.block_sparse import band_attention, band_layout
+from dartformer.kernels.softmax import dense_allowed, dense_scores, masked_softmax
+
+
+@dataclass(frozen=True, repr=False)
+class Local(Spelled):
+    """Softmax attention over |i - j| <= window: y_i = sum_{|i-j|<=w} softmax_j(q_i . k_j / sqrt(D)) v_j.
+
+    Paper: Parmar et al. 2018 (Image Transformer), arXiv:1802.05751, section 3; the sliding form as in Beltagy
+    et al. 2020 (Longformer), arXiv:2004.05150, section 3.1.
+    Own parameters: none. Cost: O(N w D) time, O(N w) memory; no N x N array.
+    Masks: invalid keys are left out of the softmax; causal keeps i - w <= j <= i. A query that sees no key
+    gives zero.
+    Deviations: the window slides with each query, where the Image Transformer fixes one for each block of queries, so that no
+    token has a neighbour it cannot see.
+
+    Attributes:
+      window: one-sided and inclusive, in tokens; 0 lets each token see itself only.
+    """
+
+    window: int = 16
+
+    traits: ClassVar[Traits] = Traits(
+        summary="softmax over a sliding window", paper="Parmar et al. 2018, arXiv:1802.05751", causal=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.window, int) or isinstance(self.window, bool) or self.window < 0:
+            raise InputError(f"local: window must be a whole number of at least 0, got {self.window!r}.")
+
+    def init(self, key: Array, shape: Shape) -> Params:
+        """No parameters."""
+        return {}
+
+    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
+                 key: Array | None = None) -> Array:
+        """See `Attention`."""
+        out = band_attention(inputs.q, inputs.k, inputs.v, window=self.window, causal=causal, valid=inputs.valid)
+        return zero_invalid(out, inputs.mask)
+
+    def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
+        """The softmax of all scores under a dense band mask, `[B, H, N, N]`."""
+        position = jnp.arange(inputs.q.shape[1])
+        allowed = abs(position[:, None] - position) <= self.window
+        rest = dense_allowed(len(position), causal=causal, valid=inputs.valid)
+        rows = masked_softmax(dense_scores(inputs.q, inputs.k), allowed if rest is None else allowed & rest)
+        return rows * inputs.mask[:, None, :, None]
+
+    def cost(self, shape: Shape) -> Cost:
+        """As full attention, for the tiles that are computed; up to half as much again as the window needs."""
+        tiles, block, span = band_layout(shape.length, self.window)
+        scores = shape.batch * shape.heads * tiles * block * span
+        kept = min(shape.length, self.window + 1)
+        return Cost(
+            flops=scores * (4 * shape.head_dim + 6),
+            parameters=0,
+            activation_bytes=2 * scores * max(4, shape.itemsize)
+            + 2 * shape.batch * shape.heads * tiles * span * shape.head_dim * shape.itemsize,
+            state_bytes=2 * shape.batch * kept * shape.heads * shape.head_dim * shape.itemsize)

@@ -1,0 +1,266 @@
+"""Configurations: defaults, files, overrides, checks. An unknown field is an error, never a silent new one.
+
+A config file is Python with a function `get_config()` that starts from `dartformer.defaults(task)` and assigns:
+
+    import dartformer
+
+    def get_config():
+        config = dartformer.defaults(task="listops")
+        config.search.steps = 200
+        return config
+"""
+
+import dataclasses
+import runpy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dartformer import optimizer, strategies, tasks
+from dartformer.attention.base import require
+from dartformer.errors import InputError, unknown
+from dartformer.genotype import parse_candidates
+from dartformer.search_space import GRANULARITIES, SearchSpace
+from dartformer.supernet import PROJECTIONS
+from dartformer.tasks.base import Task
+from dartformer.transformer import TransformerConfig
+
+SELECT = ("best", "last")
+RULES = ("argmax",)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # What a prototype found most reliable on planted answers: shared projections, normalised branches, weights
+    # alone for a third of the search, then a fast Adam on the alphas.
+    "recommended": {},
+    # The settings of the DARTS paper and code (arXiv 1806.09055, cnn/train_search.py).
+    "published": {
+        "search.strategy.hypergradient": "second", "search.strategy.warmup": 0.0,
+        "search.weights.name": "sgd", "search.weights.learning_rate": 0.025, "search.weights.final": 0.04,
+        "search.weights.warmup": 0.0, "search.weights.momentum": 0.9, "search.weights.weight_decay": 3e-4,
+        "search.weights.clip": 5.0,
+        "search.alphas.name": "adam", "search.alphas.learning_rate": 3e-4, "search.alphas.schedule": "constant",
+        "search.alphas.b1": 0.5, "search.alphas.b2": 0.999, "search.alphas.weight_decay": 1e-3,
+        "search.alphas.clip": 0.0,
+    },
+}
+
+
+def options(cls: type) -> dict[str, Any]:
+    """The fields of a dataclass with their defaults."""
+    return {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
+
+
+def defaults(task: str = "listops", strategy: str = "darts", preset: str = "recommended") -> ConfigDict:
+    """Every field there is, with its default, locked against misspelling.
+
+    Args:
+      task: a name of `dartformer list tasks`; its options become `config.task.*`.
+      strategy: a name of `dartformer list strategies`; its options become `config.search.strategy.*`.
+      preset: "recommended", or "published" for the settings of the DARTS paper.
+    """
+    if task not in tasks.TASKS:
+        raise unknown("task", task, tasks.TASKS)
+    if strategy not in strategies.STRATEGIES:
+        raise unknown("strategy", strategy, strategies.STRATEGIES)
+    if preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    model = {k: v for k, v in options(TransformerConfig).items() if k not in ("causal", "seed")}
+    config = ConfigDict({
+        "seed": 0,
+        "task": {"name": task, **options(tasks.TASKS[task])},
+        "data": {"dir": "", "batch_size": 32, "eval_batch_size": 250},
+        "model": model,
+        "space": {"candidates": ("full", "local(window=4)", "linear", "uniform"), "granularity": "layer"},
+        "search": {
+            "strategy": {"name": strategy, **options(strategies.STRATEGIES[strategy])},
+            "projections": "shared",
+            "steps": 300,
+            "weights": dict(optimizer.DEFAULTS),
+            "alphas": {**optimizer.DEFAULTS, "name": "adam", "learning_rate": 0.1, "schedule": "constant",
+                       "warmup": 0.0, "b1": 0.5, "weight_decay": 0.0},
+        },
+        "derive": {"rule": "argmax", "tie_margin": 0.05},
+        "retrain": {"steps": 600, "seeds": (0,), "select": "best", "optimizer": dict(optimizer.DEFAULTS)},
+        "baselines": {"homogeneous": True, "random": True},
+        "log": {"every": 20, "eval_every": 100, "checkpoint_every": 100},
+    })
+    config.lock()
+    override(config, PRESETS[preset])
+    return config
+
+
+def override(config: ConfigDict, values: Mapping[str, Any]) -> None:
+    """Set dotted fields, e.g. `{"search.steps": 200}`; texts are read as the type the field has.
+
+    Raises `InputError` for a field that does not exist (with the nearest name) or a value of another type.
+    """
+    for name, value in values.items():
+        section, parts = config, name.split(".")
+        for depth, part in enumerate(parts):
+            if not isinstance(section, ConfigDict) or part not in section:
+                known = section.keys() if isinstance(section, ConfigDict) else ()
+                prefix = ".".join(parts[:depth])
+                error = unknown("config field", name, [f"{prefix}.{k}" if prefix else k for k in known])
+                raise error
+            if depth < len(parts) - 1:
+                section = section[part]
+        current = section[parts[-1]]
+        if isinstance(current, ConfigDict):
+            raise InputError(f"config field {name!r} is a section; set one of {', '.join(current.keys())} in it.")
+        section[parts[-1]] = convert(name, value, current)
+
+
+def convert(name: str, value: Any, like: Any) -> Any:
+    """`value` in the type of `like`; a text is read, anything else must already be of that type."""
+    wanted = type(like)
+    try:
+        if isinstance(value, str):
+            if wanted is bool:
+                return {"true": True, "1": True, "yes": True, "false": False, "0": False,
+                        "no": False}[value.strip().lower()]
+            if wanted in (int, float):
+                return wanted(value)
+            if wanted is tuple:
+                items = [item.strip() for item in split_list(value)]
+                return tuple(convert(name, item, like[0]) if like else item for item in items if item)
+        if wanted is float and type(value) is int:
+            return float(value)
+        if wanted is tuple and isinstance(value, list):
+            value = tuple(value)
+        if type(value) is not wanted:
+            raise ValueError
+    except (ValueError, KeyError):
+        raise InputError(f"config field {name!r} takes {_kind(wanted)} (as {like!r}), got {value!r}.") from None
+    return value
+
+
+def split_list(text: str) -> list[str]:
+    """Split at commas outside brackets: "full,local(window=4)" has two items."""
+    items, depth = [""], 0
+    for sign in text.strip().strip("[]"):
+        depth += (sign in "([") - (sign in ")]")
+        if sign == "," and depth == 0:
+            items.append("")
+        else:
+            items[-1] += sign
+    return items
+
+
+def _kind(wanted: type) -> str:
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text",
+            tuple: "a list separated by commas"}.get(wanted, wanted.__name__)
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+    """Run a config file's `get_config()`, apply overrides, validate.
+
+    The file is the user's own Python and runs as such. Raises `InputError` for a missing file, a file without
+    `get_config`, a mistyped field, or a value that cannot be.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no config file {path}.")
+    try:
+        namespace = runpy.run_path(str(path))
+    except SyntaxError as error:
+        raise InputError(f"{path}, line {error.lineno}: {error.msg}.") from None
+    if "get_config" not in namespace:
+        raise InputError(f"{path} has no function get_config().")
+    try:
+        config = namespace["get_config"]()
+    except (AttributeError, KeyError, TypeError) as error:
+        # ml_collections' own message for a mistyped field, which ends in "Did you mean ...?".
+        text = str(error.args[0] if error.args else error).strip("'\"").split("\n")[0]
+        raise InputError(f"{path}: {text}") from None
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"{path}: get_config() must return a config made by dartformer.defaults(), "
+                         f"got {type(config).__name__}.")
+    override(config, overrides or {})
+    validate(config)
+    return config
+
+
+def from_dict(data: Mapping[str, Any]) -> ConfigDict:
+    """A config from what `to_dict` made (a workdir's or an export's `config.json`); validates."""
+    try:
+        config = defaults(data["task"]["name"], data["search"]["strategy"]["name"])
+        flat = dict(_flatten(data))
+    except (KeyError, TypeError) as error:
+        raise InputError(f"not a dartformer config: {error}.") from None
+    override(config, flat)
+    validate(config)
+    return config
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+    """Plain nested data, lists for tuples."""
+    return config.to_dict(visit_map=lambda _, v: list(v) if isinstance(v, tuple) else v)
+
+
+def _flatten(data: Mapping[str, Any], prefix: str = "") -> Any:
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def make_task(config: ConfigDict) -> Task:
+    """The task of a config."""
+    section = config.task.to_dict()
+    return tasks.make(section.pop("name"), section)
+
+
+def make_strategy(config: ConfigDict) -> strategies.StrategyOptions:
+    """The strategy of a config."""
+    section = config.search.strategy.to_dict()
+    return strategies.make(section.pop("name"), section)
+
+
+def make_model(config: ConfigDict, task: Task) -> TransformerConfig:
+    """Sizes of the network for a task."""
+    return TransformerConfig(vocabulary=task.vocabulary, classes=task.classes, length=task.length,
+                             causal=task.traits.causal, seed=config.seed, **config.model.to_dict())
+
+
+def make_space(config: ConfigDict) -> SearchSpace:
+    """What is searched over."""
+    return SearchSpace(parse_candidates(config.space.candidates), config.model.layers, config.model.heads,
+                       config.space.granularity)
+
+
+def validate(config: ConfigDict) -> None:
+    """Raise `InputError` for the first thing that cannot be, before anything is built, written or trained."""
+    task = make_task(config)
+    model = make_model(config, task)
+    if config.space.granularity not in GRANULARITIES:
+        raise unknown("space.granularity", config.space.granularity, GRANULARITIES)
+    space = make_space(config)
+    strategy = make_strategy(config)
+    for one in space.candidates:
+        require(one, causal=model.causal, length=model.tokens, order=strategy.order)
+    if config.search.projections not in PROJECTIONS:
+        raise unknown("search.projections", config.search.projections, PROJECTIONS)
+    if config.derive.rule not in RULES:
+        raise unknown("derive.rule", config.derive.rule, RULES)
+    if config.retrain.select not in SELECT:
+        raise unknown("retrain.select", config.retrain.select, SELECT)
+    for where in ("search.weights", "search.alphas", "retrain.optimizer"):
+        section: Any = config
+        for part in where.split("."):
+            section = section[part]
+        optimizer.validate(section, where)
+    for name, value in (("search.steps", config.search.steps), ("retrain.steps", config.retrain.steps),
+                        ("data.batch_size", config.data.batch_size), ("log.every", config.log.every),
+                        ("data.eval_batch_size", config.data.eval_batch_size),
+                        ("log.eval_every", config.log.eval_every),
+                        ("log.checkpoint_every", config.log.checkpoint_every)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}.")
+    if not 0 <= config.derive.tie_margin < 1:
+        raise InputError(f"derive.tie_margin must be at least 0 and below 1, got {config.derive.tie_margin}.")
+    seeds = config.retrain.seeds
+    if not seeds or len(set(seeds)) != len(seeds) or any(not isinstance(s, int) or s < 0 for s in seeds):
+        raise InputError(f"retrain.seeds must be different whole numbers of at least 0, got {list(seeds)}.")

@@ -1,0 +1,84 @@
+"""Softmax with a mask, and dense softmax attention.
+
+The contract every kernel of this folder keeps: softmax and normalisers in float32 or wider, a query that may
+see no key gives exactly zero with exactly zero gradient, and the output has the dtype of v.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+# Finite, so that no inf - inf can arise; the floor of the row maximum is ten times higher, so that a masked
+# score always underflows to an exact zero, also in a row where every score is masked.
+MASKED = -1e30
+FLOOR = -1e29
+
+
+def wide(*arrays: Array) -> jnp.dtype:
+    """The dtype to compute in: what `arrays` promote to, and at least float32."""
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
+def exponentials(scores: Array, allowed: Array | None) -> tuple[Array, Array]:
+    """Numerator and denominator of a masked softmax over the last axis.
+
+    They are apart because dividing after the product with v touches [N, D] numbers and not [N, N].
+
+    Args:
+      scores: `[..., K]`.
+      allowed: bool, broadcastable to `scores`; None if everything is allowed.
+
+    Returns:
+      exp(scores - row maximum) `[..., K]`, exactly zero where not allowed, and its sum `[..., 1]`, with 1 in
+      place of 0 in rows where nothing is allowed.
+    """
+    scores = scores.astype(wide(scores))
+    if allowed is not None:
+        scores = jnp.where(allowed, scores, MASKED)
+    top = jnp.maximum(jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)), FLOOR)
+    numerator = jnp.exp(scores - top)
+    total = jnp.sum(numerator, axis=-1, keepdims=True)
+    if allowed is not None:  # otherwise the row maximum contributes 1, and the sum cannot be zero
+        total = jnp.where(total == 0, 1, total)
+    return numerator, total
+
+
+def masked_softmax(scores: Array, allowed: Array | None) -> Array:
+    """Softmax over the last axis of `scores` `[..., K]` where `allowed`; rows with nothing allowed are zero."""
+    numerator, total = exponentials(scores, allowed)
+    return numerator / total
+
+
+def dense_scores(q: Array, k: Array) -> Array:
+    """Scaled dot products `[B, H, N, K]` of q `[B, N, H, D]` and k `[B, K, H, D]`, in float32 or wider."""
+    scale = q.shape[-1] ** -0.5
+    return jnp.einsum("bnhd,bkhd->bhnk", q, k, preferred_element_type=wide(q, k)) * scale
+
+
+def dense_allowed(length: int, *, causal: bool, valid: Array | None) -> Array | None:
+    """Which key each query may see, `[B or 1, 1, N, N]` or smaller; None if all may see all.
+
+    There is no head axis, and no query axis where the mask is only that of the keys.
+    """
+    keys = None if valid is None else valid[:, None, None, :]
+    if not causal:
+        return keys
+    past = jnp.tril(jnp.ones((length, length), bool))[None, None]
+    return past if keys is None else past & keys
+
+
+def softmax_attention(q: Array, k: Array, v: Array, *, causal: bool = False, valid: Array | None = None) -> Array:
+    """softmax(q k^T / sqrt(D)) v by definition: O(N^2) in time and memory.
+
+    Args:
+      q, k, v: `[B, N, H, D]`.
+      causal: query i sees keys j <= i only.
+      valid: `[B, N]` bool, which keys exist; None if all do.
+
+    Returns:
+      `[B, N, H, D]` in the dtype of v; zero for a query that sees no key.
+    """
+    allowed = dense_allowed(q.shape[1], causal=causal, valid=valid)
+    numerator, total = exponentials(dense_scores(q, k), allowed)
+    out = jnp.einsum("bhnk,bkhd->bhnd", numerator, v, preferred_element_type=wide(numerator, v)) / total
+    return out.transpose(0, 2, 1, 3).astype(v.dtype)

@@ -1,0 +1,114 @@
+"""Figures, each as a matplotlib figure: for the report, for notebooks, for papers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from dartformer.attention import format as spec
+from dartformer.genotype import Genotype
+from dartformer.search_space import SearchSpace
+
+# Okabe and Ito's palette: told apart with every common colour blindness, and in print.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999", "#000000",
+           "#882255", "#44AA99", "#DDCC77")
+GREY = "#6b7280"
+
+matplotlib.rcParams["svg.hashsalt"] = "dartformer"  # the same figure gives the same file
+
+
+def colour(index: int) -> str:
+    """The colour of candidate number `index`."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=GREY)
+    return figure, axes
+
+
+def genotype(found: Genotype, candidates: Sequence[str] | None = None) -> Figure:
+    """Layers by heads, coloured by attention, with a legend."""
+    texts = [[spec(a) for a in heads] for heads in found.layers]
+    names = list(dict.fromkeys([*(candidates or ()), *(t for row in texts for t in row)]))
+    figure, axes = _figure(1.4 + 0.55 * found.heads + 2.2, 1.0 + 0.5 * len(texts))
+    for l, row in enumerate(texts):
+        for h, text in enumerate(row):
+            axes.add_patch(matplotlib.patches.Rectangle((h + 0.04, l + 0.04), 0.92, 0.92,
+                                                        color=colour(names.index(text))))
+    axes.set(xlim=(0, found.heads), ylim=(len(texts), 0), xlabel="head", ylabel="layer", aspect="equal")
+    axes.set_xticks(np.arange(found.heads) + 0.5, [str(h) for h in range(found.heads)])
+    axes.set_yticks(np.arange(len(texts)) + 0.5, [str(l) for l in range(len(texts))])
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.tick_params(length=0)
+    used = [n for n in names if any(n in row for row in texts)]
+    axes.legend([matplotlib.patches.Patch(color=colour(names.index(n))) for n in used], used,
+                loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    return figure
+
+
+def trajectories(history: Sequence[dict[str, Any]], space: SearchSpace) -> Figure:
+    """Mixture weights over search steps, a panel for each free row of the alphas (at most 24)."""
+    rows, columns, candidates = space.alphas_shape
+    lines = [line for line in history if "valid_mixture" in line]
+    steps = [line["step"] for line in lines]
+    values = np.array([line["valid_mixture"] for line in lines]).reshape(len(lines), *space.mixture_shape)
+    shown = [(l, h) for l in range(rows) for h in range(columns)][:24]
+    wide = min(len(shown), 4)
+    tall = -(-len(shown) // wide)
+    figure = Figure(figsize=(1.2 + 2.4 * wide + 1.6, 0.6 + 1.9 * tall), layout="constrained")
+    grid = figure.subplots(tall, wide, squeeze=False, sharex=True, sharey=True)
+    for axes in grid.flat[len(shown):]:
+        axes.set_visible(False)
+    for axes, (l, h) in zip(grid.flat, shown, strict=False):
+        for k in range(candidates):
+            axes.plot(steps, values[:, l, h, k], color=colour(k), marker="o", markersize=3,
+                      label=spec(space.candidates[k]))
+        axes.set_title(_row_name(space, l, h), fontsize=9)
+        axes.set_ylim(0, 1)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=GREY)
+    figure.supxlabel("search step", fontsize=9)
+    figure.supylabel("weight in the mixture", fontsize=9)
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
+    return figure
+
+
+def _row_name(space: SearchSpace, layer: int, head: int) -> str:
+    if space.granularity == "model":
+        return "all layers"
+    return f"layer {layer}" if space.granularity == "layer" else f"layer {layer}, head {head}"
+
+
+def curves(histories: dict[str, Sequence[dict[str, Any]]], field: str, label: str) -> Figure:
+    """One line for each named history, of `field` over steps."""
+    figure, axes = _figure(7, 3)
+    for i, (name, history) in enumerate(histories.items()):
+        points = [(line["step"], line[field]) for line in history if line.get(field) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=colour(i), label=name)
+    axes.set(xlabel="step", ylabel=label)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def comparison(results: dict[str, Any]) -> Figure:
+    """Test accuracy of the found model and of every baseline: a dot for each seed, a bar for the mean."""
+    rows = [("found", results["test"])] + [(n, b["test"]) for n, b in results["baselines"].items()]
+    figure, axes = _figure(7, 0.7 + 0.34 * len(rows))
+    for i, (name, test) in enumerate(rows):
+        tone = PALETTE[0] if name == "found" else "#c3c9d1"
+        axes.barh(i, 100 * test["accuracy"], color=tone, height=0.65)
+        axes.plot([100 * a for a in test.get("per_seed", [])], [i] * len(test.get("per_seed", [])), "o",
+                  color="#1f2937", markersize=3.5)
+        axes.text(100 * test["accuracy"] + 0.8, i - 0.05, f"{100 * test['accuracy']:.1f}", va="center", fontsize=8,
+                  color=GREY, ha="left", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7})
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="test accuracy, %")
+    return figure

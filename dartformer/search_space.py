@@ -1,0 +1,87 @@
+"""What is searched over: which attentions, how finely, and the step between alphas, mixtures and genotypes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dartformer.attention.base import Attention
+from dartformer.errors import InputError, unknown
+from dartformer.genotype import Genotype
+
+Granularity = Literal["model", "layer", "head"]
+GRANULARITIES = ("model", "layer", "head")
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """K candidates for each place of an L x H grid, tied as `granularity` says.
+
+    "model": one attention everywhere (homogeneous); "layer": one for each layer; "head": one for each head.
+    """
+
+    candidates: tuple[Attention, ...]
+    layers: int
+    heads: int
+    granularity: Granularity = "layer"
+
+    def __post_init__(self) -> None:
+        if self.granularity not in GRANULARITIES:
+            raise unknown("granularity", self.granularity, GRANULARITIES)
+        if len(self.candidates) < 2:
+            raise InputError(f"a search space needs at least two candidates, got {len(self.candidates)}.")
+
+    @property
+    def alphas_shape(self) -> tuple[int, int, int]:
+        """`[1 or L, 1 or H, K]`: what broadcasts to a mixture [L, H, K] is the whole of granularity."""
+        return (1 if self.granularity == "model" else self.layers,
+                self.heads if self.granularity == "head" else 1,
+                len(self.candidates))
+
+    @property
+    def mixture_shape(self) -> tuple[int, int, int]:
+        """`[L, H, K]`."""
+        return self.layers, self.heads, len(self.candidates)
+
+    @property
+    def size(self) -> int:
+        """How many genotypes there are."""
+        rows, columns, candidates = self.alphas_shape
+        return int(candidates) ** (rows * columns)
+
+    def genotype(self, choice: np.ndarray) -> Genotype:
+        """The genotype of integer choices `[1 or L, 1 or H]` (or any array that broadcasts to [L, H])."""
+        grid = np.broadcast_to(np.asarray(choice), (self.layers, self.heads))
+        return Genotype(tuple(tuple(self.candidates[int(k)] for k in row) for row in grid))
+
+    def choice(self, genotype: Genotype) -> np.ndarray:
+        """`[L, H]` indices of a genotype's attentions among the candidates; raises if one is not among them."""
+        if (len(genotype.layers), genotype.heads) != (self.layers, self.heads):
+            raise InputError(f"the genotype is {len(genotype.layers)}x{genotype.heads} (layers x heads), "
+                             f"the space is {self.layers}x{self.heads}.")
+        for heads in genotype.layers:
+            for one in heads:
+                if one not in self.candidates:
+                    raise InputError(f"{one!r} is not among the candidates {list(self.candidates)}.")
+        return np.array([[self.candidates.index(a) for a in heads] for heads in genotype.layers])
+
+    def mixture(self, genotype: Genotype) -> np.ndarray:
+        """The one-hot mixture `[L, H, K]` of a genotype, float32."""
+        return np.eye(len(self.candidates), dtype=np.float32)[self.choice(genotype)]
+
+    def homogeneous(self) -> tuple[Genotype, ...]:
+        """The K genotypes with one attention everywhere."""
+        return tuple(Genotype.homogeneous(a, self.layers, self.heads) for a in self.candidates)
+
+    def random(self, rng: np.random.Generator) -> Genotype:
+        """A genotype drawn uniformly from the space."""
+        rows, columns, candidates = self.alphas_shape
+        return self.genotype(rng.integers(candidates, size=(rows, columns)))
+
+    def mutate(self, genotype: Genotype, rng: np.random.Generator) -> Genotype:
+        """A neighbour: one place of the space (a head, a layer, or all) changed to another candidate."""
+        rows, columns, candidates = self.alphas_shape
+        choice = self.choice(genotype)[:rows, :columns].copy()
+        place = rng.integers(rows), rng.integers(columns)
+        choice[place] = (choice[place] + rng.integers(1, candidates)) % candidates
+        return self.genotype(choice)

@@ -1,0 +1,67 @@
+"""What every stage needs, made once from a config: a run."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dartformer import config as configs
+from dartformer.errors import InputError
+from dartformer.genotype import Genotype
+from dartformer.tasks.base import Split, parts
+from dartformer.workdir import Workdir, read_json, write_json
+
+
+class Run:
+    """A config with its workdir open, and what follows from them: task, data, sizes, space.
+
+    Use it as a context manager; raises `InputError` where the config or the workdir will not do.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: str | Path):
+        configs.validate(config)
+        self.config = config
+        self.task = configs.make_task(config)
+        self.model = configs.make_model(config, self.task)
+        self.space = configs.make_space(config)
+        self.strategy = configs.make_strategy(config)
+        self.workdir = Workdir(workdir, configs.to_dict(config))
+
+    @cached_property
+    def parts(self) -> dict[str, Split]:
+        """The four disjoint parts (and "train", the union of the first two); prepared on first use."""
+        return parts(self.task, self.config.data.dir or None, self.config.seed)
+
+    def file(self, name: str) -> Path:
+        """A path in the workdir."""
+        return self.workdir / name
+
+    def record(self, **sections: Any) -> dict[str, Any]:
+        """Put sections into `results.json`, keeping the others."""
+        results = self.results()
+        results.update(sections)
+        write_json(self.file("results.json"), results)
+        return results
+
+    def results(self) -> dict[str, Any]:
+        """What `results.json` holds so far."""
+        file = self.file("results.json")
+        return read_json(file) if file.exists() else {"task": self.config.task.name}
+
+    def genotype(self) -> Genotype:
+        """The genotype that `derive` wrote."""
+        file = self.file("genotype.json")
+        if not file.exists():
+            raise InputError(f"there is no {file}: run `dartformer derive` first (or `dartformer run` for all stages).")
+        return Genotype.from_json(file.read_text(encoding="utf-8"))
+
+    def close(self) -> None:
+        """Let go of the workdir."""
+        self.workdir.close()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

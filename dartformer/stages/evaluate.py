@@ -1,0 +1,75 @@
+"""Evaluate: the one place that reads the test part, after everything is chosen; writes `results.json`."""
+
+from typing import Any
+
+import numpy as np
+
+from dartformer import cost, diagnostics
+from dartformer.stages.base import Run
+from dartformer.stages.retrain import Model
+from dartformer.tasks.base import majority
+from dartformer.train import Evaluator
+from dartformer.transformer import transformer
+
+
+def evaluate(run: Run, models: list[Model], baselines: dict[str, list[Model]] | None = None) -> dict[str, Any]:
+    """Score models and baselines on test and put everything into `results.json`; returns its content."""
+    baselines = baselines or {}
+    scored: dict[int, dict[str, Any]] = {}
+
+    def score(trained: list[Model]) -> dict[str, Any]:
+        if id(trained) not in scored:
+            scored[id(trained)] = _score(run, trained)
+        return scored[id(trained)]
+
+    parts = run.parts
+    simple = {"majority": majority(parts["train"], parts["test"]),
+              **run.task.baselines(parts["train"], parts["test"])}
+    fields: dict[str, Any] = {name: {"test": {"accuracy": value}} for name, value in simple.items()}
+    fields.update({name: score(trained) for name, trained in baselines.items()})
+    ours = score(models)
+    seconds = run.results().get("seconds", {})
+    return run.record(
+        **ours, seeds=list(run.config.retrain.seeds), baselines=fields, seconds=seconds,
+        genotype=models[0].genotype.to_dict(), verdict=verdict(ours, fields, len(parts["test"])))
+
+
+def _score(run: Run, trained: list[Model]) -> dict[str, Any]:
+    evaluator = Evaluator(transformer(run.model, trained[0].genotype), run.config.data.eval_batch_size)
+    test = [evaluator(model.weights, run.parts["test"]) for model in trained]
+    per_seed = [found["accuracy"] for found in test]
+    valid = [model.valid["accuracy"] for model in trained]
+    return {
+        "test": {"accuracy": float(np.mean(per_seed)), "spread": diagnostics.spread(per_seed), "per_seed": per_seed,
+                 "loss": float(np.mean([found["loss"] for found in test])), "examples": len(run.parts["test"])},
+        "valid": {"accuracy": float(np.mean(valid)), "per_seed": valid},
+        "parameters": cost.parameters(trained[0].weights),
+        "flops": cost.flops(run.model, trained[0].genotype),
+        "steps": run.config.retrain.steps,
+        "genotype": trained[0].genotype.to_dict(),
+    }
+
+
+def verdict(ours: dict[str, Any], baselines: dict[str, Any], examples: int) -> list[str]:
+    """Sentences: how the found model compares with each kind of baseline; a winner only beyond the seeds' noise."""
+    mine = ours["test"]["per_seed"]
+    sentences = []
+    homogeneous = {n: b for n, b in baselines.items() if n.startswith("homogeneous.")}
+    if homogeneous:
+        # Chosen on valid, like everything that is chosen; its test accuracy is only reported.
+        best = max(homogeneous, key=lambda n: homogeneous[n]["valid"]["accuracy"])
+        if homogeneous[best]["genotype"] == ours["genotype"]:
+            sentences.append(f"the found model is the best homogeneous one ({best.removeprefix('homogeneous.')})")
+        else:
+            sentences.append(diagnostics.compare(
+                "the found model", mine, f"the best homogeneous one ({best.removeprefix('homogeneous.')})",
+                homogeneous[best]["test"]["per_seed"], rows_counted=examples))
+    if "random" in baselines:
+        sentences.append(diagnostics.compare("the found model", mine, "a random genotype",
+                                             baselines["random"]["test"]["per_seed"], rows_counted=examples))
+    simple = {n: b["test"]["accuracy"] for n, b in baselines.items() if "valid" not in b}
+    name = max(simple, key=simple.__getitem__)
+    gap = 100 * (np.mean(mine) - simple[name])
+    sentences.append(f"it is {abs(gap):.1f} points {'above' if gap >= 0 else 'below'} the rule {name!r} "
+                     f"({100 * simple[name]:.1f}%)")
+    return sentences

@@ -1,0 +1,191 @@
+"""Export: a folder that outsiders can use; and `load`, which runs no code from it."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from dartformer import config as configs
+from dartformer import cost
+from dartformer._version import __version__
+from dartformer.checkpoint import named_leaves
+from dartformer.errors import InputError
+from dartformer.genotype import Genotype
+from dartformer.stages.retrain import Model
+from dartformer.transformer import Network, Weights, transformer
+from dartformer.workdir import read_json, write_json, write_text
+
+FORMAT = 1
+PLATFORMS = ("cpu", "cuda", "tpu")
+CHECKSUMS = "checksums.json"
+
+
+def export(model: Model, folder: str | Path, results: dict[str, Any] | None = None) -> Path:
+    """Write a trained model: genotype, weights, StableHLO, config, model card, checksums.
+
+    Args:
+      model: what `retrain` returned.
+      folder: made if need be; files of an earlier export are replaced.
+      results: the run's `results.json`, for the model card.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / CHECKSUMS).exists():
+        raise InputError(f"{folder} holds other files: export to a new or an empty folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CHECKSUMS).unlink(missing_ok=True)  # until the end, the folder is not a complete export
+    net = transformer(model.shape, model.genotype)
+    save_file({name: np.asarray(leaf) for name, leaf in named_leaves(model.weights)}, folder / "weights.safetensors")
+    write_text(folder / "genotype.json", model.genotype.to_json())
+    write_json(folder / "config.json", {"format": FORMAT, "dartformer": __version__, "seed": model.seed,
+                                        "step": model.step, "labels": list(model.task.labels),
+                                        "config": configs.to_dict(model.config)})
+    (folder / "model.stablehlo").write_bytes(stablehlo(net, model))
+    write_text(folder / "README.md", card(model, results or {}))
+    files = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != CHECKSUMS)
+    write_json(folder / CHECKSUMS, {name: _sha256(folder / name) for name in files})
+    return folder
+
+
+def stablehlo(net: Network, model: Model) -> bytes:
+    """`(tokens [b, N] int32, valid [b, N] bool) -> logits`, weights inside, any batch size, for `PLATFORMS`.
+
+    Read it with `jax.export.deserialize`; neither dartformer nor flax is needed.
+    """
+    weights = jax.tree.map(np.asarray, model.weights)
+    (batch,) = jax_export.symbolic_shape("b")
+    n = model.shape.length
+    function = jax.jit(lambda tokens, valid: net.apply(weights, tokens, valid))
+    made = jax_export.export(function, platforms=PLATFORMS)(
+        jax.ShapeDtypeStruct((batch, n), jnp.int32), jax.ShapeDtypeStruct((batch, n), jnp.bool_))
+    return bytes(made.serialize())
+
+
+@dataclass(frozen=True)
+class Served:
+    """A loaded model: call it with texts, or with token ids."""
+
+    predict: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    model: Model
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.model.task.labels
+
+    def logits(self, texts: Sequence[str] | Sequence[Sequence[int]]) -> np.ndarray:
+        """Logits `[B, C]` of texts or of lists of token ids; raises `InputError` for what the model cannot read."""
+        if isinstance(texts, str):
+            raise InputError("give a list of texts, not one text.")
+        ids = [self.model.task.encode(t) if isinstance(t, str) else self._checked(t) for t in texts]
+        tokens = np.zeros((len(ids), self.model.shape.length), np.int32)
+        for row, one in zip(tokens, ids, strict=True):
+            row[:len(one)] = one
+        lengths = np.array([len(one) for one in ids], np.int32)
+        valid = np.arange(tokens.shape[1]) < lengths[:, None]
+        return np.asarray(self.predict(tokens, valid))
+
+    def __call__(self, texts: Sequence[str] | Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+        """`[{"label", "probability"}, ...]`, one for each text."""
+        if not len(texts):
+            return []
+        logits = self.logits(texts)
+        odds = np.exp(logits - logits.max(-1, keepdims=True))
+        odds /= odds.sum(-1, keepdims=True)
+        return [{"label": self.labels[int(row.argmax())], "probability": float(row.max())} for row in odds]
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        shape = self.model.shape
+        if not 0 < len(ids) <= shape.length:
+            raise InputError(f"the model takes 1 to {shape.length} tokens, got {len(ids)}.")
+        if min(ids) < 0 or max(ids) >= shape.vocabulary:
+            raise InputError(f"token ids must be at least 0 and below {shape.vocabulary}, got {list(ids)}.")
+        return list(ids)
+
+
+def load(folder: str | Path) -> Served:
+    """Load an export after verifying its checksums; no code from it is run.
+
+    Raises `InputError` where the folder is no export, or a file is missing, damaged or not as it was written.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}.")
+    if not (folder / CHECKSUMS).is_file():
+        raise InputError(f"{folder} is not an exported model: it has no {CHECKSUMS}.")
+    noted = read_json(folder / CHECKSUMS)
+    for name in ("config.json", "genotype.json", "weights.safetensors"):
+        if name not in noted:
+            raise InputError(f"{folder / CHECKSUMS} is damaged: it does not list {name}.")
+    for name, digest in noted.items():
+        file = folder / name
+        if Path(name).name != name or not file.is_file():
+            raise InputError(f"the export {folder} lacks {name}.")
+        if _sha256(file) != digest:
+            raise InputError(f"{file} is damaged: its checksum is not the one noted at export.")
+    header = read_json(folder / "config.json")
+    if header.get("format") != FORMAT:
+        raise InputError(f"{folder} has export format {header.get('format')!r}, this dartformer reads {FORMAT}.")
+    config = configs.from_dict(header["config"])
+    task = configs.make_task(config)
+    shape = configs.make_model(config, task)
+    genotype = Genotype.from_json((folder / "genotype.json").read_text(encoding="utf-8"))
+    net = transformer(shape, genotype)
+    weights = _weights(net, folder / "weights.safetensors")
+    model = Model(config, task, shape, genotype, weights, header["seed"], header["step"], {})
+    apply = jax.jit(net.apply)
+    return Served(lambda tokens, valid: apply(weights, tokens, valid), model)
+
+
+def _weights(net: Network, file: Path) -> Weights:
+    abstract = jax.eval_shape(net.init, jax.random.key(0))
+    try:
+        arrays = load_file(file)
+    except SafetensorError as error:
+        raise InputError(f"{file} is damaged: {error}.") from None
+    named = named_leaves(abstract)
+    if {name for name, _ in named} != set(arrays):
+        raise InputError(f"{file} does not hold the weights of the genotype beside it.")
+    for name, leaf in named:
+        if arrays[name].shape != leaf.shape:
+            raise InputError(f"{file}: {name} has shape {arrays[name].shape}, the genotype wants {leaf.shape}.")
+    return jax.tree.unflatten(jax.tree.structure(abstract), [jnp.asarray(arrays[name]) for name, _ in named])
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def card(model: Model, results: dict[str, Any]) -> str:
+    """The model card, in Markdown."""
+    lines = [f"# {model.config.task.name} model found by dartformer", "",
+             f"Genotype: {model.genotype}.", ""]
+    if "test" in results:
+        lines += ["| model | test accuracy | seeds |", "|---|---|---|",
+                  f"| **this genotype** | {100 * results['test']['accuracy']:.1f}% | {len(results['seeds'])} |"]
+        lines += [f"| {name} | {100 * b['test']['accuracy']:.1f}% | {len(b['test'].get('per_seed', [])) or '-'} |"
+                  for name, b in results["baselines"].items()]
+        lines += ["", *(f"* {sentence}." for sentence in results["verdict"]), ""]
+    lines += [
+        f"* Weights of seed {model.seed} after step {model.step}; {cost.parameters(model.weights):,} parameters; at most "
+        f"{model.shape.length} tokens.",
+        f"* Classes: {', '.join(model.task.labels)}.",
+        "* Intended use: the task above, on text of the kind it was trained on; nothing is known of any other use.",
+        "",
+        "`model.stablehlo` takes tokens `[b, N]` int32 and valid `[b, N]` bool and gives logits:", "",
+        "```python",
+        "import jax.export, numpy",
+        'run = jax.export.deserialize(open("model.stablehlo", "rb").read())',
+        f"run.call(numpy.zeros((1, {model.shape.length}), numpy.int32), "
+        f"numpy.ones((1, {model.shape.length}), bool))",
+        "```", "",
+        "Task options:", "", "```json", json.dumps(model.config.task.to_dict(), indent=2), "```", ""]
+    return "\n".join(lines)

@@ -1,0 +1,115 @@
+"""Summary: what the terminal shows at the end of a verb, and the tables of `dartformer list`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dartformer import strategies, tasks
+from dartformer.attention import names, parse
+from dartformer.attention import format as spec
+from dartformer.genotype import Genotype
+
+COLOURS = ("blue", "yellow", "green", "magenta", "cyan", "red", "white", "bright_black")
+
+
+def drawing(genotype: Genotype) -> Table:
+    """Layers by heads, one cell for each attention, coloured."""
+    order = list(dict.fromkeys(spec(a) for heads in genotype.layers for a in heads))
+    table = Table("layer", *(f"head {h}" for h in range(genotype.heads)), box=None)
+    for l, heads in enumerate(genotype.layers):
+        cells = [spec(a) for a in heads]
+        table.add_row(str(l), *(f"[{COLOURS[order.index(c) % len(COLOURS)]}]{c}[/]" for c in cells))
+    return table
+
+
+def show(verb: str, data: dict[str, Any], workdir: Path) -> None:
+    """The closing words of a verb, on standard output."""
+    console = Console(highlight=False)
+    if verb in ("run", "evaluate"):
+        _show_results(console, data, workdir)
+    elif verb == "derive":
+        console.print(drawing(Genotype.from_dict(data["genotype"])))
+        for line in data["ties"]:
+            console.print(f"tie: {line}", markup=False)
+    elif verb == "search":
+        for line in data["diagnostics"]["verdicts"]:
+            console.print(line, markup=False)
+        console.print(f"searched for {data['seconds']:.1f} s; the mixture is in {workdir / 'search/alphas.json'}",
+                      markup=False, soft_wrap=True)
+    elif verb == "retrain":
+        for one in data["valid"]:
+            console.print(f"seed {one['seed']}: valid accuracy {100 * one['accuracy']:.1f}% at step {one['step']}")
+    elif verb == "profile":
+        table = Table("model", "parameters", "FLOPs", "latency ms", box=None,
+                      title=f"batch {data['batch']}, length {data['length']}, {data['device']}")
+        for row in data["models"]:
+            table.add_row(row["name"], f"{row['parameters']:,}", f"{row['flops']:.3g}",
+                          f"{1e3 * row['latency_seconds']['median']:.2f}")
+        console.print(table)
+    else:
+        console.print(f"wrote {data.get('folder') or data.get('file')}", markup=False, soft_wrap=True)
+
+
+def _show_results(console: Console, results: dict[str, Any], workdir: Path) -> None:
+    console.print(drawing(Genotype.from_dict(results["genotype"])))
+    for line in results.get("ties", []):
+        console.print(f"tie: {line}", markup=False)
+    examples, seeds = results["test"]["examples"], len(results["seeds"])
+    table = Table("model", "test accuracy", "seeds' spread", "valid", "parameters", box=None,
+                  title=f"{results['task']}: {seeds} seed{'s' * (seeds > 1)}, {results['steps']} steps, "
+                        f"{examples} test examples")
+    for name, fields in [("found", results), *results["baselines"].items()]:
+        test = fields["test"]
+        table.add_row(
+            f"[bold]{name}[/]" if name == "found" else name, f"{100 * test['accuracy']:.1f}%",
+            "" if test.get("spread") is None else f"{100 * test['spread']:.1f}",
+            f"{100 * fields['valid']['accuracy']:.1f}%" if "valid" in fields else "",
+            f"{fields['parameters']:,}" if "parameters" in fields else "")
+    console.print(table)
+    for sentence in results["verdict"]:
+        console.print(f"* {sentence}", markup=False, soft_wrap=True)
+    seconds = results["seconds"]
+    running = sum(v for k, v in seconds.items() if not k.endswith(".compile"))
+    compiling = sum(v for k, v in seconds.items() if k.endswith(".compile"))
+    console.print(f"{running:.0f} s of training, {compiling:.0f} s of compiling", markup=False)
+    console.print(f"everything is in {workdir}: report.html, results.json, export/", markup=False, soft_wrap=True)
+
+
+def listing(what: str) -> list[dict[str, Any]]:
+    """Rows of `dartformer list`: plain data, each with at least `name`."""
+    if what == "attentions":
+        rows = []
+        for name in names():
+            one = parse(name)
+            traits = one.traits
+            rows.append({"name": name, "spec": spec(one), "causal": traits.causal,
+                         "bidirectional": traits.bidirectional, "growth": traits.growth,
+                         "fixed_length": traits.fixed_length, "reads": sorted(traits.reads),
+                         "summary": traits.summary, "paper": traits.paper})
+        return rows
+    table: dict[str, Any] = strategies.STRATEGIES if what == "strategies" else tasks.TASKS
+    rows = []
+    for name, cls in table.items():
+        summary = cls.traits.summary if what == "tasks" else (cls.__doc__ or "").split("\n")[0]
+        rows.append({"name": name, "summary": summary, "options": {
+            f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}})
+    return rows
+
+
+def show_listing(what: str, rows: list[dict[str, Any]]) -> None:
+    """A table of `listing`."""
+    console = Console(highlight=False)
+    if what == "attentions":
+        table = Table("spec", "causal", "both ways", "cost", "own length", "summary", "paper", box=None)
+        for row in rows:
+            table.add_row(row["spec"], *("yes" if row[k] else "no" for k in ("causal", "bidirectional")),
+                          f"N^{row['growth']:g}", "fixed" if row["fixed_length"] else "any", row["summary"],
+                          row["paper"])
+    else:
+        table = Table("name", "summary", "options", box=None)
+        for row in rows:
+            table.add_row(row["name"], row["summary"], ", ".join(f"{k}={v}" for k, v in row["options"].items()))
+    console.print(table)

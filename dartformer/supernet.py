@@ -1,0 +1,118 @@
+"""The supernet: the same Transformer, with a mixture of all candidates in each layer and head.
+
+    y[:, :, h] = sum_k mixture[l, h, k] * norm(attention_k(q, k, v))[:, :, h]
+
+The mixture is an input, never a state: one compiled supernet evaluates any architecture of the space.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from dartformer.attention.base import Attention
+from dartformer.errors import unknown
+from dartformer.genotype import Genotype
+from dartformer.search_space import SearchSpace
+from dartformer.transformer import (
+    Network,
+    Projections,
+    TransformerConfig,
+    Weights,
+    attend,
+    head_keys,
+    network,
+    own_parameters,
+    values,
+)
+
+PROJECTIONS = ("shared", "separate")
+
+
+class MixedAttention(nnx.Module):
+    """All candidates of one layer, weighted per head by the mixture's row `[H, K]`.
+
+    A candidate whose column is zero is not computed. The branch is rematerialised inside the `cond`: without
+    that, an untaken branch still emits zero-filled residuals as large as the taken one's.
+    """
+
+    def __init__(self, config: TransformerConfig, candidates: tuple[Attention, ...], projections: str, layer: int,
+                 *, rngs: nnx.Rngs) -> None:
+        self.config, self.candidates, self.layer = config, candidates, layer
+        owners = 1 if projections == "shared" else len(candidates)
+        self.projections = nnx.List([Projections(config, rngs=rngs) for _ in range(owners)])
+        self.own = nnx.data([own_parameters(a, config, config.heads, rngs) for a in candidates])
+
+    def __call__(self, x: Array, valid: Array, mixture: Array | None, *, train: bool, key: Array | None) -> Array:
+        if mixture is None:
+            raise ValueError("a supernet needs a mixture [L, H, K].")
+        keys = head_keys(self.config, self.layer) if any(a.traits.stochastic for a in self.candidates) else None
+        shared = len(self.projections) == 1
+        inputs = self.projections[0].inputs(x, valid, keys) if shared else None
+        total = jnp.zeros(inputs.v.shape, x.dtype) if shared else jnp.zeros_like(x)
+        for k, attention in enumerate(self.candidates):
+            noise = None if key is None else jax.random.fold_in(key, k)
+            own = values(self.own[k])
+            projections = None if shared else self.projections[k]
+
+            def branch(x, valid, column, own, attention=attention, projections=projections, noise=noise):
+                given = inputs if shared else projections.inputs(x, valid, keys)
+                y = attend(attention, own, given, self.config, train=train, key=noise)
+                y = y * column.astype(y.dtype)[:, None]
+                return y if shared else projections.output(y)
+
+            def skip(x, valid, column, own, like=total):
+                return jnp.zeros_like(like)
+
+            column = mixture[:, k]
+            total = total + jax.lax.cond(jnp.any(column != 0), jax.checkpoint(branch), skip,
+                                         x, valid, column, own)
+        return self.projections[0].output(total) if shared else total
+
+
+def supernet(config: TransformerConfig, space: SearchSpace, projections: str = "shared") -> Network:
+    """A `Network` whose `apply` takes a mixture `[L, H, K]` over the candidates of `space`.
+
+    Args:
+      config: sizes.
+      space: candidates, layers and heads.
+      projections: "shared": all candidates of a layer read the same q, k, v and share W_o;
+        "separate": each has its own four matrices.
+    """
+    if projections not in PROJECTIONS:
+        raise unknown("search.projections", projections, PROJECTIONS)
+    return network(config, lambda l, rngs: MixedAttention(config, space.candidates, projections, l, rngs=rngs))
+
+
+def inherit(weights: Weights, space: SearchSpace, genotype: Genotype) -> Weights:
+    """Weights of the derived model of `genotype`, cut out of the supernet's `weights` along the head axis.
+
+    `transformer(config, genotype)` with them gives the logits of the supernet at the genotype's one-hot mixture.
+    """
+    choice = space.choice(genotype)
+    blocks = {l: {**block, "mixer": _inherit_layer(block["mixer"], choice[l], genotype, l, space)}
+              for l, block in weights["blocks"].items()}
+    return {**weights, "blocks": blocks}
+
+
+def _inherit_layer(mixer: dict[str, Any], choice: np.ndarray, genotype: Genotype, layer: int,
+                   space: SearchSpace) -> dict[str, Any]:
+    owners = mixer["projections"]
+    head_axis = {"q": 1, "k": 1, "v": 1, "o": 0}
+
+    def gather(name: str) -> Array:
+        if len(owners) == 1:
+            return owners[0][name]
+        heads = [jnp.take(owners[int(k)][name], jnp.array([h]), head_axis[name]) for h, k in enumerate(choice)]
+        return jnp.concatenate(heads, head_axis[name])
+
+    own = {}
+    for g, (attention, heads) in enumerate(genotype.groups(layer)):
+        params = mixer.get("own", {}).get(space.candidates.index(attention), {})
+        if params:
+            own[g] = jax.tree.map(lambda p, heads=heads: p[np.array(heads)], params)
+    new: dict[str, Any] = {"projections": {0: {name: gather(name) for name in head_axis}}}
+    return {**new, "own": own} if own else new

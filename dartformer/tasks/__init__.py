@@ -1,0 +1,63 @@
+"""What to learn from: the table of tasks, and how one is made from the options of a config."""
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+from dartformer.errors import InputError, unknown
+from dartformer.tasks.base import Task
+from dartformer.tasks.listops import ListOps
+
+TASKS: dict[str, type] = {"listops": ListOps}
+"""The tasks of this package. Other packages add theirs as entry points of the group `dartformer.task`."""
+
+
+def names() -> list[str]:
+    """Every task that `find` knows, this package's first."""
+    return list(dict.fromkeys([*TASKS, *sorted(entry_points(group="dartformer.task").names)]))
+
+
+def find(name: str) -> type:
+    """The task type of that name; `InputError` where there is none, or another package's does not load."""
+    if name in TASKS:
+        return TASKS[name]
+    for entry in entry_points(group="dartformer.task", name=name):
+        try:
+            found = entry.load()
+        except Exception as error:
+            raise InputError(f"task {name!r}, which is {entry.value}, does not load: {error}") from error
+        if not (isinstance(found, type) and is_dataclass(found)):
+            raise InputError(f"task {name!r}, which is {entry.value}, is not a dataclass.")
+        return found
+    raise unknown("task", name, names())
+
+
+def make(name: str, options: Mapping[str, Any]) -> Task:
+    """The task `name` with these options, the rest at their defaults.
+
+    Raises `InputError` for an unknown task or option, a value of another type than the option's, or one that the task
+    refuses. An int serves where a float is asked for, and a list where a tuple is.
+    """
+    kind = find(name)
+    known = [field.name for field in fields(kind) if field.init]
+    hints = typing.get_type_hints(kind)
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of task {name}", option, known)
+    return kind(**{key: _fitted(f"{name} {key}", value, hints[key]) for key, value in options.items()})
+
+
+def _fitted(option: str, value: Any, hint: Any) -> Any:
+    """`value`, where it is of the type `hint`; a union's first member that fits decides."""
+    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for member in members:
+        kind = typing.get_origin(member) or member
+        if kind is Any or type(value) is kind:
+            return value
+        if (kind is float and type(value) is int) or (kind is tuple and isinstance(value, list)):
+            return kind(value)
+    wanted = getattr(hint, "__name__", str(hint)) if len(members) == 1 else str(hint)
+    raise InputError(f"task option {option} must be {wanted}; got {value!r}, which is {type(value).__name__}.")

@@ -1,0 +1,346 @@
+"""The only training loop: step, log, evaluate, checkpoint, stop on what is not finite. Search and retraining share it."""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from tensorboardX import SummaryWriter
+
+from dartformer.checkpoint import Checkpoints
+from dartformer.progress import Bar, say
+from dartformer.tasks.base import Batch, Split, examine
+from dartformer.transformer import Network, Weights
+from dartformer.workdir import jsonable, write_text
+
+Metrics = dict[str, Array]
+Step = Callable[[Any, Any], tuple[Any, Metrics]]
+"""(state, batch) -> (state, metrics); metrics hold at least `loss` and the bool `finite`."""
+
+
+class Diverged(RuntimeError):
+    """The loss or a parameter is no longer finite."""
+
+
+class Interrupted(RuntimeError):
+    """The process was asked to stop; everything is saved. `signal` is the signal's number."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.signal = number
+
+
+class Stream(Protocol):
+    """An endless, resumable iterator of batches."""
+
+    def __next__(self) -> Any: ...
+    def get_state(self) -> Any: ...
+    def set_state(self, state: Any) -> None: ...
+
+
+class Together:
+    """Several streams as one, which yields a tuple of their batches."""
+
+    def __init__(self, *streams: Stream):
+        self.streams = streams
+
+    def __next__(self) -> tuple[Any, ...]:
+        return tuple(next(stream) for stream in self.streams)
+
+    def get_state(self) -> list[Any]:
+        """The states of all streams."""
+        return [stream.get_state() for stream in self.streams]
+
+    def set_state(self, state: list[Any]) -> None:
+        """Continue where `get_state` was called."""
+        for stream, one in zip(self.streams, state, strict=True):
+            stream.set_state(one)
+
+
+class TrainState(NamedTuple):
+    """All that plain training knows, one pytree."""
+
+    step: Array
+    key: Array
+    weights: Weights
+    optimizer: optax.OptState
+
+
+def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """Loss, correctness and weight of each label, all in float32 or wider and shaped like `labels`.
+
+    A negative label does not count: its weight is 0.
+    """
+    counts = labels >= 0
+    safe = jnp.where(counts, labels, 0)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, safe)
+    weight = counts.astype(loss.dtype)
+    return loss * weight, (jnp.argmax(logits, -1) == safe) * weight, weight
+
+
+def classification_loss(network: Network) -> Callable[..., tuple[Array, Metrics]]:
+    """loss(weights, mixture, batch, key) -> (mean cross-entropy, {"accuracy"}), in training mode."""
+
+    def loss(weights: Weights, mixture: Array | None, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        logits = network.apply(weights, batch["tokens"], batch["valid"], mixture, train=True, key=key)
+        losses, correct, weight = cross_entropy(logits, batch["label"])
+        total = jnp.maximum(weight.sum(), 1)
+        return losses.sum() / total, {"accuracy": correct.sum() / total}
+
+    return loss
+
+
+def plain_step(network: Network, optimizer: optax.GradientTransformation) -> Step:
+    """One step of ordinary training of a network without a mixture."""
+    loss = classification_loss(network)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.weights, None, batch, key)
+        updates, moments = optimizer.update(gradient, state.optimizer, state.weights)
+        norm = optax.global_norm(gradient)
+        metrics = {"loss": value, **metrics, "gradient_norm": norm, "finite": jnp.isfinite(value + norm)}
+        return TrainState(state.step + 1, state.key, optax.apply_updates(state.weights, updates), moments), metrics
+
+    return step
+
+
+def begin(network: Network, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """The state before the first step; everything in it follows from the seed."""
+    weights_key, key = jax.random.split(jax.random.key(seed))
+    weights = network.init(weights_key)
+    return TrainState(jnp.zeros((), jnp.int32), key, weights, optimizer.init(weights))
+
+
+class Evaluator:
+    """Loss and accuracy of a network over a whole split; compiled once for all weights and mixtures."""
+
+    def __init__(self, network: Network, batch_size: int):
+        self.batch_size = batch_size
+
+        @jax.jit
+        def totals(weights: Weights, mixture: Array | None, batch: Batch) -> tuple[Array, Array, Array]:
+            logits = network.apply(weights, batch["tokens"], batch["valid"], mixture)
+            losses, correct, weight = cross_entropy(logits, batch["label"])
+            rows = batch["weight"].reshape(-1, *(1,) * (weight.ndim - 1))
+            return (losses * rows).sum(), (correct * rows).sum(), (weight * rows).sum()
+
+        self._totals = totals
+
+    def __call__(self, weights: Weights, split: Split, mixture: Array | None = None) -> dict[str, float]:
+        """`{"loss", "accuracy"}`, means over the split's labels."""
+        size = min(self.batch_size, len(split))
+        sums = [self._totals(weights, mixture, batch) for batch in examine(split, size)]
+        loss, correct, count = np.sum(np.array(jax.device_get(sums), np.float64), 0)
+        return {"loss": float(loss / count), "accuracy": float(correct / count)}
+
+
+class CompiledStep:
+    """A step compiled once, ahead of time, so that compiling is counted apart from running."""
+
+    def __init__(self, step: Step):
+        self._jitted = jax.jit(step, donate_argnums=0)
+        self._compiled: Any = None
+        self.compile_seconds = 0.0
+
+    def prepare(self, state: Any, batch: Any) -> None:
+        """Compile for these shapes, unless that is done."""
+        if self._compiled is None:
+            started = time.perf_counter()
+            self._compiled = self._jitted.lower(state, batch).compile()
+            self.compile_seconds = time.perf_counter() - started
+
+    def __call__(self, state: Any, batch: Any) -> tuple[Any, Metrics]:
+        return self._compiled(state, batch)
+
+
+@dataclass
+class Fitted:
+    """What `fit` returns: the last state, how long it took, and the evaluations made on the way."""
+
+    state: Any
+    seconds: float
+    compile_seconds: float
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long, and how often: all in steps."""
+
+    steps: int
+    log_every: int = 20
+    eval_every: int = 100
+    checkpoint_every: int = 100
+
+
+def fit(name: str, step: CompiledStep, state: Any, stream: Stream, schedule: Schedule, folder: Path, *,
+        evaluate: Callable[[Any], dict[str, float]] | None = None,
+        rates: dict[str, optax.Schedule] | None = None) -> Fitted:
+    """Run `schedule.steps` steps from `state`, or from where an earlier call in the same folder stopped.
+
+    Args:
+      name: shown in the progress bar.
+      step: a `CompiledStep`; its state has a field `step`.
+      state: the state before the first step.
+      stream: batches; its position is saved with every checkpoint.
+      schedule: how long and how often.
+      folder: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
+      evaluate: state -> numbers, every `eval_every` steps and at the end; its `accuracy` decides the best checkpoint.
+      rates: learning-rate schedules, logged by name (and told when training diverges).
+
+    Raises:
+      Diverged: a loss or parameter is not finite; the last good checkpoint is kept.
+      Interrupted: on SIGTERM or SIGINT, after saving.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rates = rates or {}
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        restored = checkpoints.latest(state, warn=say)
+        evaluations: list[dict[str, float]] = []
+        seconds, compile_seconds = 0.0, 0.0
+        if restored is not None:
+            state = restored.state
+            stream.set_state(restored.extra["stream"])
+            evaluations = restored.extra["evaluations"]
+            seconds, compile_seconds = restored.extra["seconds"], restored.extra["compile_seconds"]
+        done = int(state.step)
+        if done >= schedule.steps:
+            return Fitted(state, seconds, compile_seconds, evaluations)
+        if done:
+            say(f"{name}: resuming at step {done} of {schedule.steps}")
+        log = _Log(folder, done)
+        batch = next(stream)
+        step.prepare(state, batch)
+        compile_seconds = max(compile_seconds, step.compile_seconds)
+        pending: list[Metrics] = []
+        started = time.perf_counter()
+
+        def save(score: float | None = None) -> None:
+            spent = seconds + time.perf_counter() - started
+            checkpoints.save(done, state, {"stream": position, "evaluations": evaluations, "seconds": spent,
+                                           "compile_seconds": compile_seconds}, score)
+
+        def rates_at(s: int) -> dict[str, float]:
+            return {rate: float(of(s)) for rate, of in rates.items()}
+
+        with _StopSignal() as stop, Bar(name, schedule.steps, done) as bar, log:
+            while True:
+                state, metrics = step(state, batch)
+                pending.append(metrics)
+                done += 1
+                last = done == schedule.steps
+                due = {kind: last or done % every == 0 for kind, every in
+                       (("log", schedule.log_every), ("eval", schedule.eval_every),
+                        ("save", schedule.checkpoint_every))}
+                if any(due.values()) or stop.number:
+                    # Nothing is saved or believed before the steps since the last look are known to be finite.
+                    position = stream.get_state()
+                    numbers = _look(jax.device_get(pending), done, rates_at, name)
+                    pending.clear()
+                    log.write(done, {**numbers, **rates_at(done - 1)})
+                    bar.update(done, {k: numbers[k] for k in ("loss", "accuracy") if k in numbers})
+                    score = None
+                    if evaluate is not None and due["eval"]:
+                        found = evaluate(state)
+                        evaluations.append({"step": done, **found})
+                        log.write(done, {f"valid_{k}": v for k, v in found.items()})
+                        score = found.get("accuracy")
+                    if due["save"] or score is not None or stop.number:
+                        save(score)
+                    if stop.number and not last:
+                        checkpoints.close()
+                        raise Interrupted(f"stopped at step {done} of {schedule.steps} of {name}; everything is saved. "
+                                          f"Run the same command again to continue.", stop.number)
+                if last:
+                    break
+                batch = next(stream)
+        return Fitted(state, seconds + time.perf_counter() - started, compile_seconds, evaluations)
+
+
+def _look(pending: list[dict[str, Any]], done: int, rates_at: Callable[[int], dict[str, float]],
+          name: str) -> dict[str, float]:
+    """Means of the metrics over the steps since the last look; raises `Diverged` at the first that is not finite."""
+    first = done - len(pending)
+    for i, metrics in enumerate(pending):
+        if not metrics["finite"]:
+            rates = ", ".join(f"{rate} {value:.3g}" for rate, value in rates_at(first + i).items())
+            raise Diverged(f"{name}: the loss or a parameter is not finite at step {first + i + 1} "
+                           f"(loss {float(metrics['loss']):.4g}; {rates or 'no rates'}). The last good checkpoint is "
+                           f"kept; try a lower learning rate, more warm-up or a smaller clip.")
+    names = [k for k in pending[0] if k != "finite"]
+    means = {k: float(np.mean([m[k] for m in pending if np.isfinite(m[k])] or [math.nan])) for k in names}
+    return {k: v for k, v in means.items() if math.isfinite(v)}
+
+
+class _Log:
+    """`metrics.jsonl` and TensorBoard events; lines after the step resumed from are dropped."""
+
+    def __init__(self, folder: Path, done: int):
+        self.file = folder / "metrics.jsonl"
+        kept = [line for line in read_metrics(self.file) if line["step"] <= done]
+        write_text(self.file, "".join(json.dumps(line) + "\n" for line in kept))
+        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
+
+    def __enter__(self) -> "_Log":
+        self.handle = open(self.file, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.close()
+        self.events.close()
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        self.handle.write(json.dumps(jsonable({"step": step, **numbers})) + "\n")
+        self.handle.flush()
+        for name, value in numbers.items():
+            self.events.add_scalar(name, value, step)
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line cut short by a crash is left out."""
+    lines = []
+    if file.exists():
+        for text in file.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+class _StopSignal:
+    """Notes SIGTERM and SIGINT instead of dying of them, so that the step under way is finished and saved.
+
+    A second one acts as usual. Outside the main thread, where Python allows no handlers, it does nothing.
+    """
+
+    number = 0
+
+    def __enter__(self) -> "_StopSignal":
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.number:
+            signal.signal(number, self._before[number])
+            signal.raise_signal(number)
+        self.number = number
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+

@@ -1,0 +1,322 @@
+"""The Transformer: embed, pre-norm blocks, pool, classify. What mixes tokens in a block is given to it.
+
+`transformer(config, genotype)` is the derived model; `dartformer.supernet` puts a mixture in the same places.
+Layers, heads, head width, model width and feed-forward width are free of one another: heads times head width
+need not be the model width (Wide Attention, arXiv 2210.00640, widens the heads and leaves E alone).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from dartformer.attention.base import Attention, Inputs, Params, Shape
+from dartformer.errors import InputError, unknown
+from dartformer.genotype import Genotype
+
+Weights = dict[str, Any]
+"""Network parameters: a nested dict of arrays."""
+
+POSITIONS = ("learned", "sinusoidal", "none")
+POOLING = ("mean", "cls", "last", "none")
+CLASSIFIERS = ("linear", "mlp")
+DTYPES = ("float32", "bfloat16", "float64")
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes and choices of a Transformer, whatever its attentions.
+
+    Attributes:
+      vocabulary, classes, length: token ids, labels, and the longest input in tokens.
+      layers, heads, head_dim, model_dim, mlp_dim: L, H, D, E and the feed-forward width; each at least 1.
+      positions: "learned", "sinusoidal" or "none".
+      pooling: over valid tokens: "mean", "cls" (a learned token put in front), "last" (for causal models),
+        or "none" (an answer for every token).
+      classifier: "linear", or "mlp" (one hidden ReLU layer of mlp_dim, as in Long Range Arena).
+      dropout: rate on embeddings and on both residual branches, in training.
+      branch_norm: parameter-free RMS norm of every attention's output, per token and head (see `supernet`).
+      causal: no token sees a later one.
+      dtype: of activations; parameters are float32 (float64 if that is asked for), and so is softmax.
+      seed: of fixed randomness inside attentions (random graphs, features, rotations).
+    """
+
+    vocabulary: int
+    classes: int
+    length: int
+    layers: int = 2
+    heads: int = 4
+    head_dim: int = 16
+    model_dim: int = 64
+    mlp_dim: int = 128
+    positions: str = "learned"
+    pooling: str = "mean"
+    classifier: str = "linear"
+    dropout: float = 0.0
+    branch_norm: bool = True
+    causal: bool = False
+    dtype: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "classes", "length", "layers", "heads", "head_dim", "model_dim", "mlp_dim"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"model.{name} must be a whole number of at least 1, got {value!r}.")
+        for name, allowed in (("positions", POSITIONS), ("pooling", POOLING), ("classifier", CLASSIFIERS),
+                              ("dtype", DTYPES)):
+            if getattr(self, name) not in allowed:
+                raise unknown(f"model.{name}", getattr(self, name), allowed)
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"model.dropout must be at least 0 and below 1, got {self.dropout!r}.")
+        if self.causal and self.pooling in ("mean", "cls"):
+            raise InputError(f"model.pooling={self.pooling!r} cannot be causal: use 'last' or 'none'.")
+
+    @property
+    def tokens(self) -> int:
+        """The longest sequence inside the network: `length`, and one more for a CLS token."""
+        return self.length + (self.pooling == "cls")
+
+    def attention_shape(self, heads: int | None = None, *, batch: int = 1, length: int | None = None) -> Shape:
+        """The `Shape` of an attention over `heads` of the heads."""
+        return Shape(length=self.tokens if length is None else length, heads=heads or self.heads,
+                     head_dim=self.head_dim, model_dim=self.model_dim, batch=batch,
+                     itemsize=np.dtype(jnp.dtype(self.dtype)).itemsize)
+
+
+class Mixer(Protocol):
+    """What a block puts between its two normalisations: tokens in, tokens out, `[B, N, E]`."""
+
+    def __call__(self, x: Array, valid: Array, mixture: Array | None, *, train: bool,
+                 key: Array | None) -> Array: ...
+
+
+def head_keys(config: TransformerConfig, layer: int) -> Array:
+    """`[H]` PRNG keys of a layer's heads, from (seed, layer, head) alone."""
+    key = jax.random.fold_in(jax.random.key(config.seed), layer)
+    return jax.vmap(lambda h: jax.random.fold_in(key, h))(jnp.arange(config.heads))
+
+
+def branch_norm(y: Array) -> Array:
+    """RMS norm over D without parameters, in float32: `y / sqrt(mean(y^2) + 1e-6)` for each token and head.
+
+    Without it a mixture's weights measure how large an attention's outputs are, not how useful.
+    """
+    wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+    return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)).astype(y.dtype)
+
+
+class Projections(nnx.Module):
+    """W_q, W_k, W_v `[E, H, D]` and W_o `[H, D, E]`, without biases."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
+        e, h, d = config.model_dim, config.heads, config.head_dim
+
+        def normal(shape: tuple[int, ...], fan_in: int) -> nnx.Param:
+            return nnx.Param(jax.random.normal(rngs.params(), shape) / np.sqrt(fan_in))
+
+        self.q, self.k, self.v = (normal((e, h, d), e) for _ in "qkv")
+        self.o = normal((h, d, e), h * d)
+
+    def inputs(self, x: Array, valid: Array, keys: Array | None) -> Inputs:
+        """Queries, keys and values `[B, N, H, D]` of x `[B, N, E]`, in its dtype."""
+        q, k, v = (jnp.einsum("bne,ehd->bnhd", x, w[...].astype(x.dtype)) for w in (self.q, self.k, self.v))
+        return Inputs(q, k, v, x, valid, keys)
+
+    def output(self, y: Array) -> Array:
+        """`[B, N, H, D]` to `[B, N, E]`."""
+        return jnp.einsum("bnhd,hde->bne", y, self.o[...].astype(y.dtype))
+
+
+class GroupedHeads(nnx.Module):
+    """A derived layer: heads grouped by attention, each attention run once, on its group."""
+
+    def __init__(self, config: TransformerConfig, genotype: Genotype, layer: int, *, rngs: nnx.Rngs) -> None:
+        self.config, self.layer, self.groups = config, layer, genotype.groups(layer)
+        self.projections = nnx.List([Projections(config, rngs=rngs)])
+        self.own = nnx.data([own_parameters(a, config, len(heads), rngs) for a, heads in self.groups])
+
+    def __call__(self, x: Array, valid: Array, mixture: Array | None, *, train: bool, key: Array | None) -> Array:
+        stochastic = any(a.traits.stochastic for a, _ in self.groups)
+        inputs = self.projections[0].inputs(x, valid, head_keys(self.config, self.layer) if stochastic else None)
+        if len(self.groups) == 1:
+            (attention, _), = self.groups
+            y = attend(attention, values(self.own[0]), inputs, self.config, train=train, key=key)
+        else:
+            parts = [attend(a, values(own), take_heads(inputs, heads), self.config, train=train, key=key)
+                     for (a, heads), own in zip(self.groups, self.own, strict=True)]
+            order = np.argsort(np.concatenate([heads for _, heads in self.groups]))
+            y = jnp.concatenate(parts, axis=2)[:, :, order]
+        return self.projections[0].output(y)
+
+
+def attend(attention: Attention, params: Params, inputs: Inputs, config: TransformerConfig, *, train: bool,
+           key: Array | None) -> Array:
+    """One attention on its heads, normalised if the config says so: `[B, N, H, D]`."""
+    y = attention(params, inputs, causal=config.causal, train=train, key=key)
+    return branch_norm(y) if config.branch_norm else y
+
+
+def own_parameters(attention: Attention, config: TransformerConfig, heads: int, rngs: nnx.Rngs) -> Any:
+    """An attention's own parameters as NNX variables."""
+    return jax.tree.map(nnx.Param, attention.init(rngs.params(), config.attention_shape(heads)))
+
+
+def values(own: Any) -> Params:
+    """The arrays behind `own_parameters`."""
+    return jax.tree.map(lambda v: v[...], own, is_leaf=lambda v: isinstance(v, nnx.Variable))
+
+
+def take_heads(inputs: Inputs, heads: tuple[int, ...]) -> Inputs:
+    """The inputs of some heads."""
+    index = np.array(heads)
+    keys = None if inputs.head_keys is None else inputs.head_keys[index]
+    return Inputs(inputs.q[:, :, index], inputs.k[:, :, index], inputs.v[:, :, index], inputs.x, inputs.valid,
+                  keys)
+
+
+class Block(nnx.Module):
+    """Pre-norm: x + mixer(LN(x)), then x + MLP(LN(x)) with GELU."""
+
+    def __init__(self, config: TransformerConfig, mixer: Mixer, *, rngs: nnx.Rngs) -> None:
+        dtype = jnp.dtype(config.dtype)
+        self.mixer = mixer
+        self.norm_mixer = nnx.LayerNorm(config.model_dim, dtype=dtype, rngs=rngs)
+        self.norm_mlp = nnx.LayerNorm(config.model_dim, dtype=dtype, rngs=rngs)
+        self.up = nnx.Linear(config.model_dim, config.mlp_dim, dtype=dtype, rngs=rngs)
+        self.down = nnx.Linear(config.mlp_dim, config.model_dim, dtype=dtype, rngs=rngs)
+        self.rate = config.dropout
+
+    def __call__(self, x: Array, valid: Array, mixture: Array | None, *, train: bool, key: Array | None) -> Array:
+        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
+        y = self.mixer(self.norm_mixer(x), valid, mixture, train=train, key=keys[0])
+        x = x + dropout(y, self.rate, train, keys[1])
+        y = self.down(nnx.gelu(self.up(self.norm_mlp(x))))
+        return x + dropout(y, self.rate, train, keys[2])
+
+
+class Transformer(nnx.Module):
+    """tokens `[B, N]`, valid `[B, N]`, mixture `[L, H, K]` or None, to logits `[B, C]` (or `[B, N, C]`)."""
+
+    def __init__(self, config: TransformerConfig, mixers: Callable[[int, nnx.Rngs], Mixer], *,
+                 rngs: nnx.Rngs) -> None:
+        e, dtype = config.model_dim, jnp.dtype(config.dtype)
+        self.config = config
+        self.embed = nnx.Embed(config.vocabulary, e, dtype=dtype, rngs=rngs,
+                               embedding_init=nnx.initializers.normal(1.0))
+        if config.positions == "learned":
+            self.positions = nnx.Param(0.1 * jax.random.normal(rngs.params(), (config.tokens, e)))
+        if config.pooling == "cls":
+            self.cls = nnx.Param(jnp.zeros(e))
+        self.blocks = nnx.List([Block(config, mixers(l, rngs), rngs=rngs) for l in range(config.layers)])
+        self.norm = nnx.LayerNorm(e, dtype=dtype, rngs=rngs)
+        if config.classifier == "mlp":
+            self.hidden = nnx.Linear(e, config.mlp_dim, dtype=dtype, rngs=rngs)
+        last = config.mlp_dim if config.classifier == "mlp" else e
+        self.head = nnx.Linear(last, config.classes, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens: Array, valid: Array, mixture: Array | None = None, *, train: bool = False,
+                 key: Array | None = None) -> Array:
+        config = self.config
+        x = self.embed(tokens)
+        if config.pooling == "cls":
+            cls = jnp.broadcast_to(self.cls[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))
+            x = jnp.concatenate([cls, x], 1)
+            valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
+        x = x + self.position_table(x.shape[1], x.dtype)
+        keys = [None] * (config.layers + 1) if key is None else list(jax.random.split(key, config.layers + 1))
+        x = dropout(x, config.dropout, train, keys[-1])
+        for l, block in enumerate(self.blocks):
+            row = None if mixture is None else mixture[l]
+            x = block(x, valid, row, train=train, key=keys[l])
+        x = pool(self.norm(x), valid, config.pooling)
+        if config.classifier == "mlp":
+            x = nnx.relu(self.hidden(x))
+        return self.head(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    def position_table(self, length: int, dtype: Any) -> Array:
+        """What is added to the embeddings of `length` tokens: `[N, E]`, or 0."""
+        if length > self.config.tokens:
+            raise InputError(f"the model takes at most {self.config.length} tokens, got "
+                             f"{length - (self.config.pooling == 'cls')}.")
+        if self.config.positions == "learned":
+            return self.positions[:length].astype(dtype)
+        if self.config.positions == "sinusoidal":
+            return jnp.asarray(sinusoids(length, self.config.model_dim), dtype)
+        return jnp.zeros((), dtype)
+
+
+def dropout(x: Array, rate: float, train: bool, key: Array | None) -> Array:
+    """Inverted dropout; nothing outside training. Raises if it is asked for without a key."""
+    if not train or rate == 0:
+        return x
+    if key is None:
+        raise ValueError(f"dropout of {rate} in training needs a key.")
+    return nnx.Dropout(rate)(x, deterministic=False, rngs=key)
+
+
+def sinusoids(length: int, width: int) -> np.ndarray:
+    """Sinusoidal positions `[N, E]` (Vaswani et al. 2017, section 3.5): sines first, then cosines."""
+    half = (width + 1) // 2
+    angle = np.arange(length)[:, None] / 10_000 ** (np.arange(half)[None] / max(half - 1, 1))
+    return np.concatenate([np.sin(angle), np.cos(angle)], 1)[:, :width].astype(np.float32)
+
+
+def pool(x: Array, valid: Array, how: str) -> Array:
+    """`[B, N, E]` to `[B, E]`: the mean over valid tokens, the first token, the last valid one; or all of them."""
+    if how == "mean":
+        total = jnp.sum(jnp.where(valid[..., None], x, 0), 1)
+        return total / jnp.maximum(valid.sum(1), 1)[:, None].astype(x.dtype)
+    if how == "cls":
+        return x[:, 0]
+    if how == "last":
+        n = valid.shape[1]
+        last = jnp.max(jnp.where(valid, jnp.arange(n), 0), 1)
+        return jnp.take_along_axis(x, last[:, None, None], 1)[:, 0]
+    return x
+
+
+class Network(NamedTuple):
+    """A network as two pure functions; the weights are an argument.
+
+    init: key -> weights.
+    apply: (weights, tokens [B, N], valid [B, N], mixture [L, H, K] or None, *, train, key) -> logits.
+    """
+
+    init: Callable[[Array], Weights]
+    apply: Callable[..., Array]
+
+
+def network(config: TransformerConfig, mixers: Callable[[int, nnx.Rngs], Mixer]) -> Network:
+    """The pure functions behind a `Transformer` with `mixers(layer, rngs)` in its blocks."""
+
+    def make(key: Array) -> Transformer:
+        return Transformer(config, mixers, rngs=nnx.Rngs(params=key))
+
+    structure, _ = nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0))))
+
+    @jax.jit
+    def init(key: Array) -> Weights:
+        weights = nnx.to_pure_dict(nnx.state(make(key)))
+        if config.dtype == "float64":
+            weights = jax.tree.map(lambda w: w.astype(jnp.float64), weights)
+        return weights
+
+    def apply(weights: Weights, tokens: Array, valid: Array, mixture: Array | None = None, *,
+              train: bool = False, key: Array | None = None) -> Array:
+        return nnx.merge(structure, weights)(tokens, valid, mixture, train=train, key=key)
+
+    return Network(init, apply)
+
+
+def transformer(config: TransformerConfig, genotype: Genotype) -> Network:
+    """The derived model: a plain Transformer with the genotype's attentions."""
+    if (len(genotype.layers), genotype.heads) != (config.layers, config.heads):
+        raise InputError(f"the genotype is {len(genotype.layers)}x{genotype.heads} (layers x heads), the model "
+                         f"{config.layers}x{config.heads}.")
+    return network(config, lambda l, rngs: GroupedHeads(config, genotype, l, rngs=rngs))
