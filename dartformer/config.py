@@ -26,6 +26,7 @@ from dartformer.search_space import GRANULARITIES, SearchSpace
 from dartformer.supernet import PROJECTIONS
 from dartformer.tasks.base import Task
 from dartformer.transformer import TransformerConfig
+from dartformer.workdir import jsonable
 
 SELECT = ("best", "last")
 RULES = ("argmax",)
@@ -196,7 +197,7 @@ def from_dict(data: Mapping[str, Any]) -> ConfigDict:
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:
     """Plain nested data, lists for tuples."""
-    return config.to_dict(visit_map=lambda _, v: list(v) if isinstance(v, tuple) else v)
+    return jsonable(config.to_dict())
 
 
 def _flatten(data: Mapping[str, Any], prefix: str = "") -> Any:

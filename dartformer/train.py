@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -171,7 +171,7 @@ class Fitted:
     state: Any
     seconds: float
     compile_seconds: float
-    evaluations: list[dict[str, float]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Schedule:
 
 
 def fit(name: str, step: CompiledStep, state: Any, stream: Stream, schedule: Schedule, folder: Path, *,
-        evaluate: Callable[[Any], dict[str, float]] | None = None,
+        evaluate: Callable[[Any], Mapping[str, Any]] | None = None,
         rates: dict[str, optax.Schedule] | None = None) -> Fitted:
     """Run `schedule.steps` steps from `state`, or from where an earlier call in the same folder stopped.
 
@@ -207,7 +207,7 @@ def fit(name: str, step: CompiledStep, state: Any, stream: Stream, schedule: Sch
     rates = rates or {}
     with Checkpoints(folder / "checkpoints") as checkpoints:
         restored = checkpoints.latest(state, warn=say)
-        evaluations: list[dict[str, float]] = []
+        evaluations: list[dict[str, Any]] = []
         seconds, compile_seconds = 0.0, 0.0
         if restored is not None:
             state = restored.state
@@ -300,10 +300,12 @@ class _Log:
         self.handle.close()
         self.events.close()
 
-    def write(self, step: int, numbers: dict[str, float]) -> None:
+    def write(self, step: int, numbers: Mapping[str, Any]) -> None:
         self.handle.write(json.dumps(jsonable({"step": step, **numbers})) + "\n")
         self.handle.flush()
         for name, value in numbers.items():
+            if not isinstance(value, (int, float)):
+                continue  # a search also notes its whole mixture, which TensorBoard has no plot for
             self.events.add_scalar(name, value, step)
 
 

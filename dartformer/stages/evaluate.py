@@ -30,8 +30,7 @@ def evaluate(run: Run, models: list[Model], baselines: dict[str, list[Model]] | 
     ours = score(models)
     seconds = run.results().get("seconds", {})
     return run.record(
-        **ours, seeds=list(run.config.retrain.seeds), baselines=fields, seconds=seconds,
-        genotype=models[0].genotype.to_dict(), verdict=verdict(ours, fields, len(parts["test"])))
+        **ours, seeds=list(run.config.retrain.seeds), baselines=fields, seconds=seconds, verdict=verdict(ours, fields, len(parts["test"])))
 
 
 def _score(run: Run, trained: list[Model]) -> dict[str, Any]:

@@ -69,12 +69,12 @@ def search(run: Run) -> SearchResult:
     evaluator = Evaluator(net, config.data.eval_batch_size)
     mixture_of = jax.jit(strategy.mixture)
 
-    def evaluate(state: State) -> dict[str, float]:
+    def evaluate(state: State) -> dict[str, Any]:
         mixture = mixture_of(state)
         found = evaluator(state.weights, run.parts["valid"], mixture)
         rows = diagnostics.rows(np.asarray(mixture), space)
         return {**found, "entropy": float(rows["entropy"].mean()), "margin": float(rows["margin"].mean()),
-                "mixture": np.asarray(mixture).tolist()}  # type: ignore[dict-item]
+                "mixture": np.asarray(mixture).tolist()}
 
     stream = Together(batches(run.parts["weights"], config.data.batch_size, config.seed),
                       batches(run.parts["alphas"], config.data.batch_size, config.seed + 1))
