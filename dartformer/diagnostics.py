@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from dartformer.attention import format as spec
 from dartformer.search_space import SearchSpace
@@ -78,16 +79,25 @@ def spread(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
+def welch(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Half-width of Welch's 95% interval for the difference of two means, each over at least two seeds."""
+    parts = np.array([spread(ours) ** 2 / len(ours), spread(theirs) ** 2 / len(theirs)])
+    if parts.sum() == 0:
+        return 0.0
+    degrees = parts.sum() ** 2 / (parts[0] ** 2 / (len(ours) - 1) + parts[1] ** 2 / (len(theirs) - 1))
+    return float(stdtrit(degrees, 0.975) * np.sqrt(parts.sum()))
+
+
 def compare(name: str, ours: Sequence[float], other_name: str, theirs: Sequence[float], *, better: str = "beats",
             rows_counted: int | None = None) -> str:
     """One sentence: does `ours` differ from `theirs` by more than seeds (and finite test data) explain?
 
-    The difference of means is held against twice its standard error, from the spread over seeds; with one seed,
-    from the binomial error of an accuracy over `rows_counted` examples.
+    The difference of means is held against Welch's 95% interval from the spread over seeds; with one seed, against
+    twice the binomial error of an accuracy over `rows_counted` examples.
     """
     a, b = float(np.mean(ours)), float(np.mean(theirs))
     if len(ours) > 1 and len(theirs) > 1:
-        error = 2 * np.sqrt(spread(ours) ** 2 / len(ours) + spread(theirs) ** 2 / len(theirs))
+        error = welch(ours, theirs)
         source = f"over {len(ours)} seeds"
     elif rows_counted:
         error = 2 * np.sqrt((a * (1 - a) + b * (1 - b)) / rows_counted)

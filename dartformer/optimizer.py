@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -74,7 +73,3 @@ def validate(section: Mapping[str, Any], where: str) -> None:
             between = f"between {low} and {high}" if high is not None else f"at least {low}"
             raise InputError(f"{where}.{name} must be {between}, got {value!r}.")
 
-
-def global_norm(tree: Any) -> jax.Array:
-    """Euclidean norm of all leaves together."""
-    return optax.global_norm(tree)

@@ -1,6 +1,6 @@
 """Figures, each as a matplotlib figure: for the report, for notebooks, for papers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -55,9 +55,9 @@ def genotype(found: Genotype, candidates: Sequence[str] | None = None) -> Figure
 def trajectories(history: Sequence[dict[str, Any]], space: SearchSpace) -> Figure:
     """Mixture weights over search steps, a panel for each free row of the alphas (at most 24)."""
     rows, columns, candidates = space.alphas_shape
-    lines = [line for line in history if "valid_mixture" in line]
+    lines = [line for line in history if "mixture" in line]
     steps = [line["step"] for line in lines]
-    values = np.array([line["valid_mixture"] for line in lines]).reshape(len(lines), *space.mixture_shape)
+    values = np.array([line["mixture"] for line in lines]).reshape(len(lines), *space.mixture_shape)
     shown = [(l, h) for l in range(rows) for h in range(columns)][:24]
     wide = min(len(shown), 4)
     tall = -(-len(shown) // wide)
@@ -86,7 +86,7 @@ def _row_name(space: SearchSpace, layer: int, head: int) -> str:
     return f"layer {layer}" if space.granularity == "layer" else f"layer {layer}, head {head}"
 
 
-def curves(histories: dict[str, Sequence[dict[str, Any]]], field: str, label: str) -> Figure:
+def curves(histories: Mapping[str, Sequence[dict[str, Any]]], field: str, label: str) -> Figure:
     """One line for each named history, of `field` over steps."""
     figure, axes = _figure(7, 3)
     for i, (name, history) in enumerate(histories.items()):

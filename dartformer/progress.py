@@ -35,7 +35,7 @@ class Bar:
             self._bar.stop()
 
     def update(self, done: int, numbers: dict[str, Any]) -> None:
-        """Show that `done` steps are done, with a few numbers; plain lines at most every five seconds and at the end."""
+        """Show that `done` steps are done, with a few numbers; plain lines every five seconds, and at the end."""
         now = time.monotonic()
         rate = (done - self.first) / max(now - self.started, 1e-9)
         note = "  ".join([*(f"{name} {_text(value)}" for name, value in numbers.items()), f"{rate:.1f} steps/s"])

@@ -51,25 +51,25 @@ class MixedAttention(nnx.Module):
             raise ValueError("a supernet needs a mixture [L, H, K].")
         keys = head_keys(self.config, self.layer) if any(a.traits.stochastic for a in self.candidates) else None
         shared = len(self.projections) == 1
-        inputs = self.projections[0].inputs(x, valid, keys) if shared else None
-        total = jnp.zeros(inputs.v.shape, x.dtype) if shared else jnp.zeros_like(x)
+        inputs = self.projections[0].inputs(x, valid, keys)
+        total = jnp.zeros_like(inputs.v) if shared else jnp.zeros_like(x)
         for k, attention in enumerate(self.candidates):
             noise = None if key is None else jax.random.fold_in(key, k)
             own = values(self.own[k])
-            projections = None if shared else self.projections[k]
+            projections = self.projections[0 if shared else k]
 
-            def branch(x, valid, column, own, attention=attention, projections=projections, noise=noise):
+            def branch(x, column, own, attention=attention, projections=projections, noise=noise):
                 given = inputs if shared else projections.inputs(x, valid, keys)
                 y = attend(attention, own, given, self.config, train=train, key=noise)
                 y = y * column.astype(y.dtype)[:, None]
                 return y if shared else projections.output(y)
 
-            def skip(x, valid, column, own, like=total):
+            def skip(x, column, own, like=total):
                 return jnp.zeros_like(like)
 
             column = mixture[:, k]
             total = total + jax.lax.cond(jnp.any(column != 0), jax.checkpoint(branch), skip,
-                                         x, valid, column, own)
+                                         x, column, own)
         return self.projections[0].output(total) if shared else total
 
 

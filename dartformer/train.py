@@ -1,4 +1,4 @@
-"""The only training loop: step, log, evaluate, checkpoint, stop on what is not finite. Search and retraining share it."""
+"""The only training loop, for search and for retraining: step, log, evaluate, checkpoint, stop on what is not finite."""
 
 import json
 import math
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 from tensorboardX import SummaryWriter
 
 from dartformer.checkpoint import Checkpoints
@@ -76,11 +77,12 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
 
 
-def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
+def cross_entropy(logits: Array, labels: ArrayLike) -> tuple[Array, Array, Array]:
     """Loss, correctness and weight of each label, all in float32 or wider and shaped like `labels`.
 
     A negative label does not count: its weight is 0.
     """
+    labels = jnp.asarray(labels)
     counts = labels >= 0
     safe = jnp.where(counts, labels, 0)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, safe)
@@ -108,7 +110,7 @@ def plain_step(network: Network, optimizer: optax.GradientTransformation) -> Ste
         key = jax.random.fold_in(state.key, state.step)
         (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.weights, None, batch, key)
         updates, moments = optimizer.update(gradient, state.optimizer, state.weights)
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         metrics = {"loss": value, **metrics, "gradient_norm": norm, "finite": jnp.isfinite(value + norm)}
         return TrainState(state.step + 1, state.key, optax.apply_updates(state.weights, updates), moments), metrics
 
@@ -137,7 +139,7 @@ class Evaluator:
 
         self._totals = totals
 
-    def __call__(self, weights: Weights, split: Split, mixture: Array | None = None) -> dict[str, float]:
+    def __call__(self, weights: Weights, split: Split, mixture: ArrayLike | None = None) -> dict[str, float]:
         """`{"loss", "accuracy"}`, means over the split's labels."""
         size = min(self.batch_size, len(split))
         sums = [self._totals(weights, mixture, batch) for batch in examine(split, size)]
@@ -186,6 +188,7 @@ class Schedule:
 
 def fit(name: str, step: CompiledStep, state: Any, stream: Stream, schedule: Schedule, folder: Path, *,
         evaluate: Callable[[Any], Mapping[str, Any]] | None = None,
+        describe: Callable[[Any], Mapping[str, Any]] | None = None,
         rates: dict[str, optax.Schedule] | None = None) -> Fitted:
     """Run `schedule.steps` steps from `state`, or from where an earlier call in the same folder stopped.
 
@@ -197,6 +200,7 @@ def fit(name: str, step: CompiledStep, state: Any, stream: Stream, schedule: Sch
       schedule: how long and how often.
       folder: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
       evaluate: state -> numbers, every `eval_every` steps and at the end; its `accuracy` decides the best checkpoint.
+      describe: state -> anything cheap to be logged with the metrics.
       rates: learning-rate schedules, logged by name (and told when training diverges).
 
     Raises:
@@ -248,7 +252,7 @@ def fit(name: str, step: CompiledStep, state: Any, stream: Stream, schedule: Sch
                     position = stream.get_state()
                     numbers = _look(jax.device_get(pending), done, rates_at, name)
                     pending.clear()
-                    log.write(done, {**numbers, **rates_at(done - 1)})
+                    log.write(done, {**numbers, **rates_at(done - 1), **(describe(state) if describe else {})})
                     bar.update(done, {k: numbers[k] for k in ("loss", "accuracy") if k in numbers})
                     score = None
                     if evaluate is not None and due["eval"]:
@@ -293,7 +297,7 @@ class _Log:
         self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
 
     def __enter__(self) -> "_Log":
-        self.handle = open(self.file, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+        self.handle = open(self.file, "a", encoding="utf-8")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -62,7 +62,7 @@ def block_sparse_attention(q: Array, k: Array, v: Array, ids: np.ndarray | Array
     if ids.ndim != 3 or ids.shape[0] not in (1, heads) or ids.shape[1] != blocks:
         raise ValueError(f"ids must be [1 or {heads}, {blocks}, M] for {length} positions in blocks of {block}, "
                          f"got {list(ids.shape)}.")
-    if isinstance(ids, np.ndarray) and ids.size and not (-1 <= ids.min() and ids.max() < blocks):
+    if isinstance(ids, np.ndarray) and ids.size and not (ids.min() >= -1 and ids.max() < blocks):
         raise ValueError(f"block ids must lie in [-1, {blocks}), got {ids.min()} to {ids.max()}.")
     ids = unique_ids(ids, blocks)
     index = np.maximum(ids, 0) if isinstance(ids, np.ndarray) else jnp.maximum(ids, 0)

@@ -2,15 +2,28 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import optax
 from ml_collections import ConfigDict
 
 from dartformer import config as configs
+from dartformer import optimizer
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype
 from dartformer.tasks.base import Split, parts
+from dartformer.train import CompiledStep, Evaluator, plain_step
+from dartformer.transformer import Network, transformer
 from dartformer.workdir import Workdir, read_json, write_json
+
+
+class Program(NamedTuple):
+    """A genotype's network with all that is compiled for it, shared by seeds and stages."""
+
+    network: Network
+    optimizer: optax.GradientTransformation
+    step: CompiledStep
+    evaluator: Evaluator
 
 
 class Run:
@@ -26,12 +39,22 @@ class Run:
         self.model = configs.make_model(config, self.task)
         self.space = configs.make_space(config)
         self.strategy = configs.make_strategy(config)
+        self._programs: dict[Genotype, Program] = {}
         self.workdir = Workdir(workdir, configs.to_dict(config))
 
     @cached_property
     def parts(self) -> dict[str, Split]:
         """The four disjoint parts (and "train", the union of the first two); prepared on first use."""
         return parts(self.task, self.config.data.dir or None, self.config.seed)
+
+    def program(self, genotype: Genotype) -> Program:
+        """What trains and evaluates a genotype; made once."""
+        if genotype not in self._programs:
+            net = transformer(self.model, genotype)
+            chain = optimizer.build(self.config.retrain.optimizer, self.config.retrain.steps)
+            self._programs[genotype] = Program(net, chain, CompiledStep(plain_step(net, chain)),
+                                               Evaluator(net, self.config.data.eval_batch_size))
+        return self._programs[genotype]
 
     def file(self, name: str) -> Path:
         """A path in the workdir."""

@@ -8,8 +8,6 @@ from dartformer import cost, diagnostics
 from dartformer.stages.base import Run
 from dartformer.stages.retrain import Model
 from dartformer.tasks.base import majority
-from dartformer.train import Evaluator
-from dartformer.transformer import transformer
 
 
 def evaluate(run: Run, models: list[Model], baselines: dict[str, list[Model]] | None = None) -> dict[str, Any]:
@@ -30,11 +28,12 @@ def evaluate(run: Run, models: list[Model], baselines: dict[str, list[Model]] | 
     ours = score(models)
     seconds = run.results().get("seconds", {})
     return run.record(
-        **ours, seeds=list(run.config.retrain.seeds), baselines=fields, seconds=seconds, verdict=verdict(ours, fields, len(parts["test"])))
+        **ours, seeds=list(run.config.retrain.seeds), baselines=fields, seconds=seconds,
+        verdict=verdict(ours, fields, len(parts["test"])))
 
 
 def _score(run: Run, trained: list[Model]) -> dict[str, Any]:
-    evaluator = Evaluator(transformer(run.model, trained[0].genotype), run.config.data.eval_batch_size)
+    evaluator = run.program(trained[0].genotype).evaluator
     test = [evaluator(model.weights, run.parts["test"]) for model in trained]
     per_seed = [found["accuracy"] for found in test]
     valid = [model.valid["accuracy"] for model in trained]

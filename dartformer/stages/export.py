@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,19 +41,34 @@ def export(model: Model, folder: str | Path, results: dict[str, Any] | None = No
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / CHECKSUMS).exists():
         raise InputError(f"{folder} holds other files: export to a new or an empty folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CHECKSUMS).unlink(missing_ok=True)  # until the end, the folder is not a complete export
+    # Made beside it and then moved, so that there is never a part of an export under its name.
+    made = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir(parents=True)
+    _write(model, made, results or {})
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        made.rename(folder)
+        shutil.rmtree(old)
+    else:
+        made.rename(folder)
+    return folder
+
+
+def _write(model: Model, folder: Path, results: dict[str, Any]) -> None:
     net = transformer(model.shape, model.genotype)
     save_file({name: np.asarray(leaf) for name, leaf in named_leaves(model.weights)}, folder / "weights.safetensors")
+    (folder / "weights.safetensors").chmod(0o644)  # safetensors makes it private
     write_text(folder / "genotype.json", model.genotype.to_json())
     write_json(folder / "config.json", {"format": FORMAT, "dartformer": __version__, "seed": model.seed,
                                         "step": model.step, "labels": list(model.task.labels),
                                         "config": configs.to_dict(model.config)})
     (folder / "model.stablehlo").write_bytes(stablehlo(net, model))
-    write_text(folder / "README.md", card(model, results or {}))
+    write_text(folder / "README.md", card(model, results))
     files = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != CHECKSUMS)
     write_json(folder / CHECKSUMS, {name: _sha256(folder / name) for name in files})
-    return folder
 
 
 def stablehlo(net: Network, model: Model) -> bytes:
@@ -175,15 +191,15 @@ def card(model: Model, results: dict[str, Any]) -> str:
                   for name, b in results["baselines"].items()]
         lines += ["", *(f"* {sentence}." for sentence in results["verdict"]), ""]
     lines += [
-        f"* Weights of seed {model.seed} after step {model.step}; {cost.parameters(model.weights):,} parameters; at most "
-        f"{model.shape.length} tokens.",
+        f"* Weights of seed {model.seed} after step {model.step}; {cost.parameters(model.weights):,} parameters; "
+        f"at most {model.shape.length} tokens.",
         f"* Classes: {', '.join(model.task.labels)}.",
         "* Intended use: the task above, on text of the kind it was trained on; nothing is known of any other use.",
         "",
         "`model.stablehlo` takes tokens `[b, N]` int32 and valid `[b, N]` bool and gives logits:", "",
         "```python",
         "import jax.export, numpy",
-        'run = jax.export.deserialize(open("model.stablehlo", "rb").read())',
+        'run = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))',
         f"run.call(numpy.zeros((1, {model.shape.length}), numpy.int32), "
         f"numpy.ones((1, {model.shape.length}), bool))",
         "```", "",

@@ -49,7 +49,7 @@ def report(run: Run) -> str:
                  "the baselines; dots are seeds"), _table(results)]
     searched = search_stage.read(run)
     if searched is not None:
-        if any("valid_mixture" in line for line in searched.history):
+        if any("mixture" in line for line in searched.history):
             body += ["<h2>Search</h2>", _image(plots.trajectories(searched.history, run.space),
                                                "Weights of the mixture over the search")]
         body += ["<ul>", *(f"<li>{html.escape(v)}</li>" for v in searched.diagnostics["verdicts"]), "</ul>"]
@@ -57,8 +57,8 @@ def report(run: Run) -> str:
                  for f in sorted(run.workdir.path.rglob("metrics.jsonl"))}
     if histories:
         body += ["<h2>Training</h2>", _image(plots.curves(histories, "loss", "training loss"), "Training loss")]
-    body += ["<h2>How</h2>", f"<p><small>dartformer {__version__}; seeds {list(run.config.retrain.seeds)}; every number "
-             "above is on test unless it says otherwise.</small></p>",
+    body += ["<h2>How</h2>", f"<p><small>dartformer {__version__}; seeds {list(run.config.retrain.seeds)}; every "
+             "number above is on test unless it says otherwise.</small></p>",
              f"<pre>{html.escape(json.dumps(run.config.to_dict(), indent=2, default=list))}</pre>"]
     page = (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
             f'content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title>'

@@ -16,8 +16,8 @@ from dartformer.progress import say
 from dartformer.search_space import SearchSpace
 from dartformer.stages.base import Run
 from dartformer.tasks.base import Task, batches
-from dartformer.train import CompiledStep, Evaluator, Schedule, TrainState, begin, fit, plain_step
-from dartformer.transformer import TransformerConfig, Weights, transformer
+from dartformer.train import Schedule, TrainState, begin, fit
+from dartformer.transformer import TransformerConfig, Weights
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,15 @@ def retrain(run: Run, genotype: Genotype, folder: str = "retrain") -> list[Model
     with the best valid accuracy, as `retrain.select` says.
     """
     config = run.config.retrain
-    net = transformer(run.model, genotype)
-    chain = optimizer.build(config.optimizer, config.steps)
-    step, evaluator = CompiledStep(plain_step(net, chain)), Evaluator(net, run.config.data.eval_batch_size)
+    net, chain, step, evaluator = run.program(genotype)
     models, seconds = [], []
     for seed in config.seeds:
         where = run.file(f"{folder}/seed{seed}")
-        start = begin(net, chain, seed)
 
         def evaluate(state: TrainState) -> dict[str, float]:
             return evaluator(state.weights, run.parts["valid"])
 
-        fitted = fit(f"{folder} seed {seed}", step, start,
+        fitted = fit(f"{folder} seed {seed}", step, begin(net, chain, seed),
                      batches(run.parts["train"], run.config.data.batch_size, seed),
                      Schedule(config.steps, run.config.log.every, run.config.log.eval_every,
                               run.config.log.checkpoint_every),

@@ -69,19 +69,21 @@ def search(run: Run) -> SearchResult:
     evaluator = Evaluator(net, config.data.eval_batch_size)
     mixture_of = jax.jit(strategy.mixture)
 
-    def evaluate(state: State) -> dict[str, Any]:
-        mixture = mixture_of(state)
-        found = evaluator(state.weights, run.parts["valid"], mixture)
-        rows = diagnostics.rows(np.asarray(mixture), space)
-        return {**found, "entropy": float(rows["entropy"].mean()), "margin": float(rows["margin"].mean()),
-                "mixture": np.asarray(mixture).tolist()}
+    def evaluate(state: State) -> dict[str, float]:
+        return evaluator(state.weights, run.parts["valid"], mixture_of(state))
+
+    def describe(state: State) -> dict[str, Any]:
+        mixture = np.asarray(mixture_of(state))
+        rows = diagnostics.rows(mixture, space)
+        return {"entropy": float(rows["entropy"].mean()), "margin": float(rows["margin"].mean()),
+                "mixture": mixture.tolist()}
 
     stream = Together(batches(run.parts["weights"], config.data.batch_size, config.seed),
                       batches(run.parts["alphas"], config.data.batch_size, config.seed + 1))
     fitted = fit(
         "search", CompiledStep(lambda s, b: strategy.step(s, *b)), state, stream,
         Schedule(config.search.steps, config.log.every, config.log.eval_every, config.log.checkpoint_every),
-        run.file("search"), evaluate=evaluate,
+        run.file("search"), evaluate=evaluate, describe=describe,
         rates={"weights_rate": optimizer.schedule(config.search.weights, config.search.steps),
                "alphas_rate": optimizer.schedule(config.search.alphas, config.search.steps)})
     mixture = np.asarray(mixture_of(fitted.state))

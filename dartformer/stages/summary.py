@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dartformer import strategies, tasks
-from dartformer.attention import names, parse
 from dartformer.attention import format as spec
+from dartformer.attention import names, parse
 from dartformer.genotype import Genotype
 
 COLOURS = ("blue", "yellow", "green", "magenta", "cyan", "red", "white", "bright_black")

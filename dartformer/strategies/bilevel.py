@@ -63,7 +63,7 @@ def finite(lower: Scalar, upper: Scalar, update: Update, weights: Weights, alpha
     moved, pull_back = jax.vjp(update, lower_gradient)
     (loss, metrics), (at_moved, direct) = jax.value_and_grad(upper, argnums=(0, 1), has_aux=True)(moved, alphas)
     (direction,) = pull_back(at_moved)
-    norm = optax.global_norm(direction)
+    norm = optax.tree.norm(direction)
     h = 0.01 / jnp.where(norm == 0, 1, norm)
 
     def alpha_gradient(sign: float) -> Array:

@@ -68,7 +68,7 @@ class Darts:
 
             found = hypergradient(lower, upper, update, state.weights, state.alphas)
             alphas, optimizer = move(problem.alphas_optimizer, found.gradient, state.alphas_optimizer, state.alphas)
-            metrics = {"alphas_loss": found.loss, "alphas_gradient_norm": optax.global_norm(found.gradient)}
+            metrics = {"alphas_loss": found.loss, "alphas_gradient_norm": optax.tree.norm(found.gradient)}
             return state._replace(alphas=alphas, alphas_optimizer=optimizer), metrics
 
         def weights_step(state: State, batch: Any, key: Array) -> tuple[State, dict[str, Array]]:
@@ -77,7 +77,7 @@ class Darts:
 
             (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.weights)
             weights, optimizer = move(problem.weights_optimizer, gradient, state.weights_optimizer, state.weights)
-            metrics = {"loss": value, "gradient_norm": optax.global_norm(gradient), **metrics}
+            metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradient), **metrics}
             return state._replace(weights=weights, weights_optimizer=optimizer), metrics
 
         def step(state: State, weights_batch: Any, alphas_batch: Any) -> tuple[State, dict[str, Array]]:

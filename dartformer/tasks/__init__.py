@@ -38,8 +38,8 @@ def find(name: str) -> type:
 def make(name: str, options: Mapping[str, Any]) -> Task:
     """The task `name` with these options, the rest at their defaults.
 
-    Raises `InputError` for an unknown task or option, a value of another type than the option's, or one that the task
-    refuses. An int serves where a float is asked for, and a list where a tuple is.
+    Raises `InputError` for an unknown task or option, a value of another type than the option's, or one that
+    the task refuses. An int serves where a float is asked for, and a list where a tuple is.
     """
     kind = find(name)
     known = [field.name for field in fields(kind) if field.init]
@@ -57,7 +57,9 @@ def _fitted(option: str, value: Any, hint: Any) -> Any:
         kind = typing.get_origin(member) or member
         if kind is Any or type(value) is kind:
             return value
-        if (kind is float and type(value) is int) or (kind is tuple and isinstance(value, list)):
-            return kind(value)
+        if kind is float and type(value) is int:
+            return float(value)
+        if kind is tuple and isinstance(value, list):
+            return tuple(value)
     wanted = getattr(hint, "__name__", str(hint)) if len(members) == 1 else str(hint)
-    raise InputError(f"task option {option} must be {wanted}; got {value!r}, which is {type(value).__name__}.")
+    raise InputError(f"task option {option} must be {wanted}; got {value!r}, of type {type(value).__name__}.")

@@ -1,10 +1,9 @@
-"""What a task is: where examples come from, what they mean, how they are split and batched, and what guessing scores."""
+"""What a task is: where examples come from, how they are split and batched, and what guessing scores."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -12,11 +11,11 @@ import numpy as np
 from dartformer.errors import InputError
 
 Batch = dict[str, np.ndarray]
-"""`tokens` [B, N] int32, 0 where padded; `valid` [B, N] bool, from lengths and never from token ids; `label` [B]
-int32 (or [B, N] where every token has one; a negative label does not count)."""
+"""`tokens` [B, N] int32, 0 where padded; `valid` [B, N] bool, from lengths and never from token ids;
+`label` [B] int32 (or [B, N] where every token has one; a negative label does not count)."""
 
 PARTS = ("weights", "alphas", "valid", "test")
-"""The four disjoint parts: two halves of train for the two levels of the search, one to choose on, one to report on."""
+"""The four disjoint parts: two halves of train for the two levels of a search, one to choose on, one to report."""
 
 VALID_FRACTION = 0.1
 """How much of train becomes the valid part where the data has no valid split of its own."""
@@ -50,20 +49,30 @@ class Split(Protocol):
 class Task(Protocol):
     """A frozen dataclass whose fields are the task's options; it holds no data.
 
-    `vocabulary` is the number of token ids (0 is padding), `classes` the number of labels, `length` the longest
-    example in tokens, `labels` the names of the classes.
+    Examples are at most `length` tokens long.
     """
 
     traits: ClassVar[TaskTraits]
 
     @property
-    def vocabulary(self) -> int: ...
+    def vocabulary(self) -> int:
+        """How many token ids there are; 0 is padding."""
+        ...
+
     @property
-    def classes(self) -> int: ...
+    def classes(self) -> int:
+        """How many labels there are."""
+        ...
+
     @property
-    def length(self) -> int: ...
+    def length(self) -> int:
+        """Tokens of the longest possible example."""
+        ...
+
     @property
-    def labels(self) -> tuple[str, ...]: ...
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a raw text; `InputError` names an unknown symbol or a length beyond `length`."""
@@ -78,7 +87,7 @@ class Task(Protocol):
         ...
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
-        """Rules simpler than a network, fitted on `train`, scored on `split`: accuracies in [0, 1] beside `majority`."""
+        """Accuracies in [0, 1], beside `majority`, of rules fitted on `train` and scored on `split`."""
         ...
 
 
@@ -88,7 +97,8 @@ class ArraySplit:
     def __init__(self, tokens: np.ndarray, lengths: np.ndarray, labels: np.ndarray):
         if not len(tokens) == len(lengths) == len(labels):
             raise InputError(
-                f"a split needs as many tokens, lengths and labels: got {len(tokens)}, {len(lengths)}, {len(labels)}."
+                f"a split needs tokens, lengths and labels of as many examples; got {len(tokens)}, {len(lengths)} "
+                f"and {len(labels)}."
             )
         self.tokens, self.lengths, self.labels = tokens, lengths, labels
 
@@ -105,7 +115,7 @@ class ArraySplit:
 
 
 class RecordSplit:
-    """Examples read from disk when taken, out of a source of `{"tokens": [n], "label": int}` (a TFDS data source)."""
+    """Examples read from disk when taken, from a TFDS data source of `{"tokens": [n], "label": int}`."""
 
     def __init__(self, source: Any, length: int):
         self.source, self.length = source, length
@@ -115,9 +125,8 @@ class RecordSplit:
 
     def take(self, indices: np.ndarray) -> Batch:
         """Records `indices` [B] as a `Batch`, padded to `length`; `InputError` where a record is longer."""
-        return pack(self.source.__getitems__([int(i) for i in indices]), self.length, np.dtype(np.int32)).take(
-            np.arange(len(indices))
-        )
+        records = self.source.__getitems__([int(i) for i in indices])
+        return pack(records, self.length, np.dtype(np.int32)).take(np.arange(len(records)))
 
 
 class Subset:
@@ -135,7 +144,7 @@ class Subset:
 
 
 def pack(records: Sequence[Mapping[str, Any]], length: int, dtype: np.dtype) -> ArraySplit:
-    """Records `{"tokens": [n], "label": int}` in memory, padded to `length`; `InputError` where one is longer."""
+    """Records `{"tokens": [n], "label": int}` as arrays, padded to `length`; `InputError` where one is longer."""
     tokens = np.zeros((len(records), length), dtype)
     lengths = np.array([len(record["tokens"]) for record in records], np.int32)
     if len(lengths) and lengths.max() > length:
@@ -146,7 +155,7 @@ def pack(records: Sequence[Mapping[str, Any]], length: int, dtype: np.dtype) -> 
 
 
 def from_source(source: Any, length: int, vocabulary: int, in_memory: int = IN_MEMORY_BYTES) -> Split:
-    """A split over a TFDS data source: read whole where it takes at most `in_memory` bytes, else read as needed."""
+    """A split over a TFDS data source: in memory where it takes at most `in_memory` bytes, else read as needed."""
     dtype = np.min_scalar_type(vocabulary - 1)
     if len(source) * length * dtype.itemsize > in_memory:
         return RecordSplit(source, length)
@@ -156,9 +165,10 @@ def from_source(source: Any, length: int, vocabulary: int, in_memory: int = IN_M
 def parts(task: Task, data_dir: str | None = None, seed: int = 0) -> dict[str, Split]:
     """The four disjoint `PARTS`, and under "train" the union of "weights" and "alphas", to retrain on.
 
-    Which examples of train fall in which part depends on `seed` and the number of examples alone. Where the data has no
-    valid split, `VALID_FRACTION` of train becomes "valid" before the rest is halved; the test split is never used
-    for anything but "test". Raises `InputError` where train is too small for every part to have an example.
+    Which examples of train fall in which part depends on `seed` and the number of examples alone. Where the data
+    has no valid split, `VALID_FRACTION` of train becomes "valid" before the rest is halved; the test split is
+    never used for anything but "test". Raises `InputError` where train is too small for every part to have an
+    example.
     """
     splits = task.load(data_dir)
     train = splits["train"]
@@ -180,8 +190,8 @@ def parts(task: Task, data_dir: str | None = None, seed: int = 0) -> dict[str, S
 def permutation(n: int, *seed: int) -> np.ndarray:
     """0 .. n-1 in an order that depends on `seed` alone.
 
-    NumPy promises that a bit generator's raw stream never changes between versions; it makes no such promise for
-    `Generator.permutation`, and a split that moved with NumPy's version would leak train into valid.
+    NumPy promises that a bit generator's raw stream never changes between versions; it makes no such promise
+    for `Generator.permutation`, and a split that moved with NumPy's version would leak train into valid.
     """
     return np.argsort(np.random.PCG64(seed).random_raw(n), kind="stable")
 
@@ -201,7 +211,7 @@ class _Epochs:
         epoch, i = divmod(int(step), self.steps)
         shuffled = self.shuffled
         if shuffled[0] != epoch:
-            # One assignment, so that a reading thread never sees the order of one epoch under another's number.
+            # One assignment: a reading thread must never see one epoch's order under another's number.
             self.shuffled = shuffled = (epoch, permutation(len(self.split), self.seed, epoch))
         return self.split.take(shuffled[1][i * self.batch_size : (i + 1) * self.batch_size])
 
@@ -209,15 +219,15 @@ class _Epochs:
 def batches(split: Split, batch_size: int, seed: int) -> grain.DatasetIterator:
     """An endless iterator of `Batch`es of exactly `batch_size` examples, reshuffled every epoch.
 
-    An epoch takes every example at most once and drops the remainder. `get_state()` is one small dictionary, and
-    `set_state` of it on a fresh iterator of the same arguments continues with the same batches. Raises `InputError`
-    where a batch is larger than the split.
+    An epoch takes every example at most once and drops the remainder. `get_state()` is one small dictionary,
+    and `set_state` of it on a fresh iterator of the same arguments continues with the same batches. Raises
+    `InputError` where a batch is larger than the split.
 
-    Whole batches are grain's elements, because its own index shuffle costs 9 us an example and this 2 us a batch. A
-    split on disk is read ahead by one thread; for one in memory a thread only costs (0.11 ms became 0.2 ms).
+    Whole batches are grain's elements, because its own index shuffle costs 9 us an example. A split on disk is
+    read ahead by one thread; for one in memory a thread costs more than it saves.
     """
     if not 1 <= batch_size <= len(split):
-        raise InputError(f"batch size {batch_size} is not between 1 and the {len(split)} examples of the split.")
+        raise InputError(f"batch size {batch_size} is not between 1 and the split's {len(split)} examples.")
     ahead = 1 if _on_disk(split) else 0
     options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=4 * ahead)
     return iter(grain.MapDataset.source(_Epochs(split, batch_size, seed)).to_iter_dataset(options))
@@ -232,8 +242,8 @@ def _on_disk(split: Split) -> bool:
 def examine(split: Split, batch_size: int) -> Iterator[Batch]:
     """Every example once, in order, in batches of exactly `batch_size`, for evaluation.
 
-    Each batch also has `weight` [B] float32: 1 for an example, 0 for the copies of the last one that fill the last
-    batch, so that one compiled function serves them all and a weighted mean counts every example once.
+    Each batch also has `weight` [B] float32: 1 for an example, 0 for the copies of the last one that fill the
+    last batch, so that one compiled function serves them all and a weighted mean counts every example once.
     """
     if batch_size < 1:
         raise InputError(f"batch size {batch_size} is less than 1.")

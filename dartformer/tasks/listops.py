@@ -1,12 +1,15 @@
 """ListOps at the length of Long Range Arena: evaluate a nested list of MIN, MAX, MED and SM over digits.
 
-Nangia and Bowman 2018 (1804.06028) invented the task; Tay et al. 2020 (2011.04006) made it long. Trees are drawn from the
-published distribution, but deterministically, and without the length bug of the first release. At that distribution
-always saying the majority class scores 17.2%, and a rule that reads nothing but the first symbol 36.2%.
+Nangia and Bowman 2018 (1804.06028) invented the task; Tay et al. 2020 (2011.04006) made it long. Trees are drawn
+from the published distribution, but from a seed. There, always saying the majority class scores 17.2%, and a rule
+that reads nothing but the first symbol 36.2%.
 """
 
+import contextlib
 import hashlib
+import io
 import itertools
+import logging
 import math
 import random
 import re
@@ -32,7 +35,7 @@ END = SYMBOLS.index("]")
 ZERO = SYMBOLS.index("0")
 
 PATIENCE = 200_000
-"""Draws in a row without a new expression after which there is taken to be none. The published options accept 1 in 12."""
+"""Draws in a row without a new expression after which there is taken to be none; as published, 1 in 12 is new."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class ListOps:
     """Nested lists of operators over digits; the label is the value, 0 to 9.
 
     `max_depth` levels of at most `max_args` arguments; a node above the last level is an operator with
-    `operator_probability`. Only expressions with `min_length` < tokens < `max_length` are kept. `train`, `valid` and `test`
-    are how many; `seed` is what they are drawn from. Raises `InputError` where no expression can satisfy the options.
+    `operator_probability`. Only expressions with `min_length` < tokens < `max_length` are kept: `train`, `valid`
+    and `test` say how many, `seed` which. Raises `InputError` where no expression can satisfy the options.
     """
 
     max_depth: int = 10
@@ -65,17 +68,17 @@ class ListOps:
             if getattr(self, name) < least:
                 raise InputError(f"ListOps {name} is {getattr(self, name)}; it must be at least {least}.")
         if not 0 <= self.operator_probability <= 1:
-            raise InputError(f"ListOps operator_probability is {self.operator_probability}; it must be in [0, 1].")
+            raise InputError(f"ListOps operator_probability is {self.operator_probability}, not in [0, 1].")
         if self.max_length - self.min_length < 2:
-            raise InputError(f"ListOps keeps expressions with min_length < tokens < max_length: there is no number of "
-                             f"tokens between min_length {self.min_length} and max_length {self.max_length}.")
+            raise InputError(f"ListOps keeps expressions with min_length < tokens < max_length, and no number of "
+                             f"tokens is between min_length {self.min_length} and max_length {self.max_length}.")
         if self.min_length >= self.longest_tree:
-            raise InputError(f"ListOps min_length is {self.min_length}, but a tree of max_depth {self.max_depth} and "
-                             f"max_args {self.max_args} has at most {self.longest_tree} tokens.")
+            raise InputError(f"ListOps min_length is {self.min_length}, but a tree of max_depth {self.max_depth} "
+                             f"and max_args {self.max_args} has at most {self.longest_tree} tokens.")
 
     @property
     def longest_tree(self) -> int:
-        """Tokens of the largest tree that `max_depth` and `max_args` allow: every node an operator, every list full.
+        """Tokens of the largest tree that `max_depth` and `max_args` allow: all lists full, digits only at the end.
 
         The last level holds max_args^(max_depth - 1) digits; each level above it brackets, two tokens a node.
         """
@@ -114,7 +117,7 @@ class ListOps:
         if not found:
             raise InputError("an empty text is no ListOps expression.")
         if len(found) > self.length:
-            raise InputError(f"the expression has {len(found)} tokens; this task's longest has {self.length}.")
+            raise InputError(f"the expression has {len(found)} tokens; at most {self.length} are allowed.")
         return [SYMBOLS.index(symbol) for symbol in found]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -125,9 +128,10 @@ class ListOps:
         return " ".join(SYMBOLS[i] for i in ids if i)
 
     def load(self, data_dir: str | None = None) -> Mapping[str, Split]:
-        """Splits "train", "valid" and "test", generated under `data_dir` (default: where TFDS keeps data) on first use.
+        """Splits "train", "valid" and "test", generated on first use.
 
-        Raises `InputError` where the options allow too few distinct expressions, or the folder cannot be written.
+        They are kept under `data_dir`, by default where TFDS keeps data. Raises `InputError` where the options
+        allow too few distinct expressions, or the folder cannot be written.
         """
         return {
             name: from_source(source, self.length, self.vocabulary)
@@ -135,7 +139,7 @@ class ListOps:
         }
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
-        """`root_operator`: the most frequent label of `train` given the first token alone, scored on `split`."""
+        """`root_operator`: the most frequent label of `train` given the first token, scored on `split`."""
         table = np.zeros((self.vocabulary, self.classes), np.int64)
         for batch in counted(train):
             np.add.at(table, (batch["tokens"][:, 0], batch["label"]), 1)
@@ -146,7 +150,7 @@ class ListOps:
 
 
 def symbols(text: str) -> list[str]:
-    """The symbols of a text. Round brackets, which the original files binarise their lists with, mean nothing and go."""
+    """The symbols of a text. Round brackets, with which the original files make binary trees, mean nothing and go."""
     return re.findall(r"\[[^\s\[\]()]*|\]|[^\s\[\]()]+", text)
 
 
@@ -158,17 +162,17 @@ VALUE: dict[str, Callable[[list[int]], int]] = {
     "[FIRST": lambda a: a[0],
     "[LAST": lambda a: a[-1],
 }
-"""What each operator makes of its arguments. The median of an even list is the truncated mean of the middle two; FIRST and
-LAST are in the original files only."""
+"""What each operator makes of its arguments. The median of an even list is the truncated mean of the middle two;
+FIRST and LAST are in the original files only."""
 
 
 def evaluate(text: str) -> int:
-    """The value, 0 to 9, of an expression; `InputError` names the symbol and position at which it is malformed."""
+    """The value, 0 to 9, of an expression; `InputError` names the symbol and position where it is malformed."""
     return _value(symbols(text))
 
 
 def _value(found: Sequence[str]) -> int:
-    arguments: list[list[int]] = [[]]  # of every open list, under them the list that holds the whole expression
+    arguments: list[list[int]] = [[]]  # of every open list; the first is of none and gets the value of it all
     opened: list[tuple[int, str]] = []
     for i, symbol in enumerate(found, 1):
         if len(arguments) == 1 and arguments[0]:
@@ -198,9 +202,9 @@ def _value(found: Sequence[str]) -> int:
 def draw(options: ListOps, uniform: Callable[[], float]) -> bytes | None:
     """The token ids of one tree, or None as soon as it must be longer than `options` allow.
 
-    `uniform` draws from [0, 1). A node above the last level is an operator with `operator_probability`, the root
-    included, else a digit; an operator has 2 to `max_args` arguments; operators, digits and counts are all uniform. The
-    published code chooses an operator after its arguments: independent, so the distribution is the same.
+    `uniform` draws from [0, 1). A node above the last level, the root included, is an operator with
+    `operator_probability`, else a digit; an operator has 2 to `max_args` arguments; operators, digits and counts
+    are all uniform. The published code chooses an operator after its arguments, but independently of them.
     """
     p, scale, limit = options.operator_probability, len(OPERATORS) * (options.max_args - 1), options.length
     digits_per_unit = 10 / (1 - p) if p < 1 else 0.0
@@ -232,8 +236,9 @@ def draw(options: ListOps, uniform: Callable[[], float]) -> bytes | None:
 def expressions(options: ListOps) -> Iterator[tuple[bytes, int]]:
     """An endless stream of token ids and label; no expression twice.
 
-    The same for the same options on every machine and version of Python, which promises that `random.Random(seed).random()`
-    never changes and promises it of nothing else there. Raises `InputError` when no new expression is found.
+    The same for the same options with every version of Python, which promises that the stream of
+    `random.Random(seed).random` never changes, and promises it of no other method. Raises `InputError` when no
+    new expression is found.
     """
     uniform = random.Random(options.seed).random
     seen: set[bytes] = set()  # digests, not texts: 16 bytes stand for a thousand
@@ -250,8 +255,8 @@ def expressions(options: ListOps) -> Iterator[tuple[bytes, int]]:
         rejected += 1
     raise InputError(
         f"found {len(seen):,} distinct ListOps expressions and then none in {PATIENCE:,} draws, of "
-        f"{options.train + options.valid + options.test:,} asked for with {options}: ask for fewer, or allow more lengths, "
-        f"depth or arguments."
+        f"{options.train + options.valid + options.test:,} asked for with {options}: ask for fewer, or allow more "
+        f"lengths, depth or arguments."
     )
 
 
@@ -260,7 +265,7 @@ class _Info(tfds.core.DatasetInfo):
         """Ask no server about data that are made here."""
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes the splits of one `ListOps` as a TFDS data set."""
 
     name = "dartformer_listops"
@@ -278,7 +283,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 {"tokens": tfds.features.Tensor(shape=(None,), dtype=np.uint8),
                  "label": tfds.features.ClassLabel(names=self.options.labels)}
             ),
-            disable_shuffling=True,  # they are independent draws already, and their order is then the generator's
+            disable_shuffling=True,  # they are independent draws already
         )
 
     def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
@@ -287,7 +292,9 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {name: self._generate_examples(name, itertools.islice(stream, getattr(self.options, name)))
                 for name in ("test", "valid", "train")}
 
-    def _generate_examples(self, split: str, stream: Iterable[tuple[bytes, int]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(
+        self, split: str, stream: Iterable[tuple[bytes, int]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         total = getattr(self.options, split)
         for i, (tokens, label) in enumerate(_shown(stream, total, f"ListOps {split}")):
             yield i, {"tokens": np.frombuffer(tokens, np.uint8), "label": label}
@@ -296,29 +303,44 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def _prepared(options: ListOps, data_dir: str | None) -> _Builder:
     """The data set of these options, generated under `data_dir` unless it is there."""
     digest = hashlib.blake2b(repr(sorted(asdict(options).items())).encode(), digest_size=4).hexdigest()
-    name = (f"depth{options.max_depth}-args{options.max_args}-length{options.min_length}to{options.max_length}"
-            f"-seed{options.seed}-{digest}")
+    name = (f"depth{options.max_depth}-args{options.max_args}-"
+            f"length{options.min_length}to{options.max_length}-seed{options.seed}-{digest}")
     config = tfds.core.BuilderConfig(name=name)
 
     def opened() -> _Builder:
         return _Builder(options, data_dir=data_dir, config=config, file_format="array_record")
 
-    builder = opened()
-    if builder.is_prepared():
-        return builder
-    tfds.disable_progress_bar()  # its bars know no total; `_shown` has its own
-    try:
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-    except OSError as error:
-        # TFDS writes elsewhere and renames at the end. Of two processes one comes second, and finds the same data there.
+    with _quiet():
         builder = opened()
-        if not builder.is_prepared():
-            raise InputError(f"cannot write ListOps to {builder.data_path}: {error}") from error
-    return builder
+        if builder.is_prepared():
+            return builder
+        try:
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        except OSError as error:
+            # TFDS writes elsewhere and renames at the end: of two processes, the second finds the same data there.
+            builder = opened()
+            if not builder.is_prepared():
+                raise InputError(f"cannot write ListOps to {builder.data_path}: {error}") from error
+        return builder
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep TFDS from warning of a configuration it does not know, from its own bars, and from standard output."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        log.setLevel(level)
+        tfds.enable_progress_bar()
 
 
 def _shown(stream: Iterable[Any], total: int, name: str) -> Iterator[Any]:
-    """`stream`, with a bar on standard error where that is a terminal, else a line every ten seconds and at the end."""
+    """`stream`, with a bar where standard error is a terminal, else a line every ten seconds and at the end."""
     console = Console(stderr=True)
     if console.is_terminal:
         yield from track(stream, name, total, console=console)

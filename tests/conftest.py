@@ -1,0 +1,40 @@
+"""What tests share: a compile cache of their own, and a search small enough to run in seconds."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+import dartformer
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / ".pytest_cache" / "compiled"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+TINY = {
+    "task.max_depth": 2, "task.max_args": 4, "task.min_length": 3, "task.max_length": 9,
+    "task.train": 300, "task.valid": 60, "task.test": 80,
+    "data.batch_size": 16, "data.eval_batch_size": 50,
+    "model.layers": 2, "model.heads": 2, "model.head_dim": 4, "model.model_dim": 8, "model.mlp_dim": 16,
+    "space.candidates": ("full", "local(window=1)", "uniform"), "space.granularity": "head",
+    "search.steps": 12, "retrain.steps": 10, "retrain.seeds": (0, 1),
+    "log.every": 4, "log.eval_every": 5, "log.checkpoint_every": 3,
+}
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Where the tests' data sets are prepared, once for each worker."""
+    return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def tiny(data_dir):
+    """A config whose whole run takes seconds."""
+    from dartformer import config as configs
+    config = dartformer.defaults("listops")
+    configs.override(config, {**TINY, "data.dir": data_dir})
+    return config

@@ -1,0 +1,176 @@
+"""The supernet and the derived model are the same function where they should be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dartformer import cost
+from dartformer.attention import ATTENTIONS, parse
+from dartformer.errors import InputError
+from dartformer.genotype import Genotype
+from dartformer.search_space import GRANULARITIES, SearchSpace
+from dartformer.supernet import inherit, supernet
+from dartformer.transformer import TransformerConfig, transformer
+
+B, N = 3, 13
+CANDIDATES = ("full", "local(window=2)", "linear", "linformer(rank=4)", "uniform", "identity")
+
+
+def sizes(**changes):
+    return TransformerConfig(**{"vocabulary": 11, "classes": 5, "length": N, "layers": 2, "heads": 3, "head_dim": 4,
+                                "model_dim": 10, "mlp_dim": 7, **changes})
+
+
+def space_of(config, granularity="head", candidates=CANDIDATES):
+    return SearchSpace(tuple(parse(c) for c in candidates), config.layers, config.heads, granularity)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    lengths = np.array([N, 5, 1])
+    return jnp.array(rng.integers(1, 11, (B, N))), jnp.array(np.arange(N) < lengths[:, None])
+
+
+@pytest.mark.parametrize(("projections", "pooling"), [("shared", "mean"), ("separate", "cls")])
+def test_one_hot_supernet_is_the_derived_model(batch, projections, pooling):
+    config = sizes(pooling=pooling)
+    net = supernet(config, space_of(config), projections)
+    weights = net.init(jax.random.key(1))
+    apply = jax.jit(net.apply)
+    rng = np.random.default_rng(2)
+    for granularity in GRANULARITIES:
+        space = space_of(config, granularity)
+        for _ in range(2 if granularity == "head" else 1):
+            genotype = space.random(rng)
+            want = apply(weights, *batch, space.mixture(genotype))
+            derived = transformer(config, genotype)
+            got = jax.jit(derived.apply)(inherit(weights, space, genotype), *batch)
+            np.testing.assert_allclose(got, want, atol=1e-5, err_msg=str(genotype))
+
+
+def test_inherited_weights_have_the_derived_models_structure(batch):
+    config = sizes()
+    space = space_of(config)
+    weights = supernet(config, space, "separate").init(jax.random.key(1))
+    genotype = space.random(np.random.default_rng(3))
+    want = jax.eval_shape(transformer(config, genotype).init, jax.random.key(0))
+    got = inherit(weights, space, genotype)
+    assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, want)
+
+
+@pytest.mark.parametrize("projections", ["shared", "separate"])
+def test_a_mixture_is_the_weighted_sum_of_branches(batch, projections):
+    """With one layer and linear everything else, the attention branch of a mixture is the mean of one-hot branches."""
+    config = sizes(layers=1)
+    space = space_of(config)
+    net = supernet(config, space, projections)
+    weights = net.init(jax.random.key(1))
+    mixer = jax.jit(lambda m: _mixer_output(config, space, projections, weights, batch, m))
+    uniform = jnp.full((3, len(CANDIDATES)), 1 / len(CANDIDATES))
+    one_hot = [mixer(jnp.zeros_like(uniform).at[:, k].set(1)) for k in range(len(CANDIDATES))]
+    np.testing.assert_allclose(mixer(uniform), sum(one_hot) / len(one_hot), atol=1e-5)
+
+
+def _mixer_output(config, space, projections, weights, batch, row):
+    from flax import nnx
+
+    from dartformer.supernet import MixedAttention
+    structure, _ = nnx.split(nnx.eval_shape(
+        lambda: MixedAttention(config, space.candidates, projections, 0, rngs=nnx.Rngs(0))))
+    x = jax.random.normal(jax.random.key(5), (B, N, config.model_dim))
+    return nnx.merge(structure, weights["blocks"][0]["mixer"])(x, batch[1], row, train=False, key=None)
+
+
+def test_a_zero_column_is_not_computed(batch):
+    """A branch that would fail every result with NaN is harmless while its column is zero, and only then."""
+    config = sizes()
+    space = space_of(config, candidates=("full", "linformer(rank=4)"))
+    net = supernet(config, space)
+    weights = net.init(jax.random.key(1))
+    for block in weights["blocks"].values():
+        block["mixer"]["own"] = jax.tree.map(lambda w: w * jnp.nan, block["mixer"]["own"])
+    loss = jax.jit(jax.value_and_grad(lambda w, m: net.apply(w, *batch, m).sum(), argnums=1))
+    off = jnp.broadcast_to(jnp.array([1.0, 0.0]), space.mixture_shape)
+    value, gradient = loss(weights, off)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+    assert np.isnan(loss(weights, jnp.full(space.mixture_shape, 0.5))[0])
+
+
+def test_branches_are_compared_by_use_not_by_size(batch):
+    """With branch_norm, multiplying the values of every branch by a constant changes the logits by nothing."""
+    config = sizes(layers=1)
+    space = space_of(config)
+    for norm, same in ((True, True), (False, False)):
+        net = supernet(sizes(layers=1, branch_norm=norm), space)
+        weights = net.init(jax.random.key(1))
+        mixture = jnp.full(space.mixture_shape, 1 / len(CANDIDATES))
+        apply = jax.jit(net.apply)
+        want = apply(weights, *batch, mixture)
+        projection = weights["blocks"][0]["mixer"]["projections"][0]
+        projection["v"] = projection["v"] * 100
+        got = apply(weights, *batch, mixture)
+        assert np.allclose(got, want, atol=1e-2) == same
+
+
+def test_causal_models_do_not_see_the_future():
+    config = sizes(causal=True, pooling="none")
+    names = ("full", "local(window=2)", "linear", "uniform", "identity")
+    net = supernet(config, space_of(config, candidates=names))
+    weights = net.init(jax.random.key(0))
+    mixture = jnp.full((2, 3, 5), 0.2)
+    tokens = jax.random.randint(jax.random.key(1), (1, N), 1, 11)
+    valid = jnp.ones((1, N), bool)
+    apply = jax.jit(net.apply)
+    before = apply(weights, tokens, valid, mixture)
+    after = apply(weights, tokens.at[0, 7:].set(3), valid, mixture)
+    np.testing.assert_allclose(after[0, :7], before[0, :7], atol=1e-5)
+    assert not np.allclose(after[0, 7:], before[0, 7:], atol=1e-3)
+
+
+def test_padding_changes_nothing(batch):
+    config = sizes()
+    net = supernet(config, space_of(config))
+    weights = net.init(jax.random.key(0))
+    mixture = jnp.full((2, 3, 6), 1 / 6)
+    tokens, valid = batch
+    apply = jax.jit(net.apply)
+    want = apply(weights, tokens, valid, mixture)
+    np.testing.assert_allclose(apply(weights, jnp.where(valid, tokens, 9), valid, mixture), want, atol=1e-5)
+    np.testing.assert_allclose(apply(weights, tokens[1:2, :5], valid[1:2, :5], mixture), want[1:2], atol=1e-5)
+
+
+# (layers, heads) and parameter counts by the formula of the Wide Attention paper's authors' code: IMDb bytes, ListOps.
+WIDE = [(257, 2, 6, 8, 20_089_858), (257, 2, 3, 16, 13_784_578), (257, 2, 2, 24, 11_682_818),
+        (257, 2, 1, 48, 9_581_058), (17, 10, 6, 8, 19_983_370), (17, 10, 1, 48, 9_474_570)]
+
+
+@pytest.mark.parametrize(("vocabulary", "classes", "layers", "heads", "count"), WIDE)
+def test_published_parameter_counts(vocabulary, classes, layers, heads, count):
+    config = TransformerConfig(vocabulary=vocabulary, classes=classes, length=1000, layers=layers, heads=heads,
+                               head_dim=64, model_dim=512, mlp_dim=2048, positions="sinusoidal", pooling="cls", classifier="mlp")
+    full = Genotype.homogeneous(parse("full"), layers, heads)
+    assert cost.model_parameters(transformer(config, full)) == count
+
+
+@pytest.mark.parametrize("field", ["layers", "heads", "head_dim", "model_dim", "mlp_dim", "vocabulary", "length"])
+def test_sizes_below_one_are_refused(field):
+    with pytest.raises(InputError, match=f"model.{field} must be .* got 0"):
+        sizes(**{field: 0})
+
+
+def test_every_attention_trains_in_every_place(batch):
+    """Gradients of the loss are finite for every parameter, and reach every branch's own parameters."""
+    config = sizes()
+    space = space_of(config, candidates=tuple(ATTENTIONS))
+    net = supernet(config, space)
+    weights = net.init(jax.random.key(0))
+    mixture = jnp.full(space.mixture_shape, 1 / len(space.candidates))
+    gradient = jax.jit(jax.grad(lambda w: (net.apply(w, *batch, mixture) ** 2).sum()))(weights)
+    for leaf in jax.tree.leaves(gradient):
+        assert np.isfinite(leaf).all()
+    for block in gradient["blocks"].values():
+        for leaf in jax.tree.leaves(block["mixer"].get("own", {})):
+            assert np.abs(leaf).max() > 0
