@@ -9,6 +9,7 @@ import gc
 import json
 import logging
 import sys
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,12 +45,14 @@ class Checkpoints:
 
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        self._open = contextlib.ExitStack()
+        self._open.enter_context(_quiet())
         best = checkpoint_managers.BestN(
             get_metric_fn=lambda metrics: metrics[METRIC], n=1, keep_checkpoints_without_metrics=False)
         keep = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(2), best])
-        self._manager = ocp.CheckpointManager(
-            self.folder / "steps", options=ocp.CheckpointManagerOptions(preservation_policy=keep, create=True))
+        # orbax writes metrics only where there is a best_fn, whatever the policy reads.
+        self._manager = ocp.CheckpointManager(self.folder / "steps", options=ocp.CheckpointManagerOptions(
+            preservation_policy=keep, best_fn=lambda metrics: metrics[METRIC], create=True))
         self._pending: int | None = None
 
     def save(self, step: int, state: Any, extra: dict[str, Any], score: float | None = None) -> None:
@@ -72,6 +75,7 @@ class Checkpoints:
                 return self._restore(step, like)
             except Exception as error:
                 # Whatever reading raises, the answer is the same: say it, and fall back to the one before.
+                gc.collect()  # coroutines that failed, while their complaints are still dropped
                 reason = str(error).split("\n")[0][:120] or type(error).__name__
                 self._set_aside(step)
                 warn(f"checkpoint of step {step} in {self.folder} is damaged ({reason}); "
@@ -86,8 +90,9 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for what is being written."""
-        self._settle()
-        self._manager.close()
+        with self._open:
+            self._settle()
+            self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -123,9 +128,8 @@ class Checkpoints:
                     raise ValueError(f"{name} is not as it was written")
         named = dict(named_leaves(like))
         abstract = {name: jax.ShapeDtypeStruct(np.shape(p := _plain(leaf)), p.dtype) for name, leaf in named.items()}
-        with _quiet():
-            got = self._manager.restore(step, args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), extra=ocp.args.JsonRestore()))
+        got = self._manager.restore(step, args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), extra=ocp.args.JsonRestore()))
         leaves = [_like(got.state[name], leaf) for name, leaf in named.items()]
         return Restored(step, jax.tree.unflatten(jax.tree.structure(like), leaves), got.extra)
 
@@ -164,16 +168,25 @@ def _like(array: Any, leaf: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep asyncio's and the garbage collector's noise about a file that cannot be read out of the terminal."""
-    asyncio_logger = logging.getLogger("asyncio")
-    level, hook = asyncio_logger.level, sys.unraisablehook
-    asyncio_logger.setLevel(logging.CRITICAL + 1)
-    sys.unraisablehook = lambda _: None
+    """Keep the noise about a file that cannot be read or written out of the terminal.
+
+    orbax and tensorstore report such an error twice: to the caller, who says it in one line, and as tracebacks
+    from their threads, from closed event loops and from the garbage collector, which this drops.
+    """
+    loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
+    levels = [logger.level for logger in loggers]
+    uncaught, in_thread, unraisable = sys.excepthook, threading.excepthook, sys.unraisablehook
+
+    def other(kind: Any, error: BaseException, trace: Any) -> None:
+        if "Event loop is closed" not in str(error):
+            uncaught(kind, error, trace)
+
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    sys.excepthook, threading.excepthook, sys.unraisablehook = other, lambda _: None, lambda _: None
     try:
         yield
-    except BaseException:
-        gc.collect()
-        raise
     finally:
-        asyncio_logger.setLevel(level)
-        sys.unraisablehook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        sys.excepthook, threading.excepthook, sys.unraisablehook = uncaught, in_thread, unraisable

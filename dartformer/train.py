@@ -1,4 +1,4 @@
-"""The only training loop, for search and for retraining: step, log, evaluate, checkpoint, stop on what is not finite."""
+"""The only training loop, for search and for retraining: step, log, evaluate, checkpoint, stop when it diverges."""
 
 import json
 import math

@@ -15,7 +15,7 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 TINY = {
-    "task.max_depth": 2, "task.max_args": 4, "task.min_length": 3, "task.max_length": 9,
+    "task.max_depth": 3, "task.max_args": 4, "task.min_length": 3, "task.max_length": 9,
     "task.train": 300, "task.valid": 60, "task.test": 80,
     "data.batch_size": 16, "data.eval_batch_size": 50,
     "model.layers": 2, "model.heads": 2, "model.head_dim": 4, "model.model_dim": 8, "model.mlp_dim": 16,

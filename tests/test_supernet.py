@@ -150,7 +150,8 @@ WIDE = [(257, 2, 6, 8, 20_089_858), (257, 2, 3, 16, 13_784_578), (257, 2, 2, 24,
 @pytest.mark.parametrize(("vocabulary", "classes", "layers", "heads", "count"), WIDE)
 def test_published_parameter_counts(vocabulary, classes, layers, heads, count):
     config = TransformerConfig(vocabulary=vocabulary, classes=classes, length=1000, layers=layers, heads=heads,
-                               head_dim=64, model_dim=512, mlp_dim=2048, positions="sinusoidal", pooling="cls", classifier="mlp")
+                               head_dim=64, model_dim=512, mlp_dim=2048, positions="sinusoidal", pooling="cls",
+                               classifier="mlp")
     full = Genotype.homogeneous(parse("full"), layers, heads)
     assert cost.model_parameters(transformer(config, full)) == count
 

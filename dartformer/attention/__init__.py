@@ -8,8 +8,10 @@ import importlib.metadata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dartformer.attention import check as _check
 from dartformer.attention import spec
 from dartformer.attention.base import Attention, Cost, Inputs, Params, Shape, Traits
+from dartformer.attention.check import ConformanceError, Report
 from dartformer.attention.full import Full
 from dartformer.attention.identity import Identity
 from dartformer.attention.linear import Linear
@@ -18,8 +20,9 @@ from dartformer.attention.local import Local
 from dartformer.attention.uniform import Uniform
 from dartformer.errors import InputError
 
-__all__ = ["ATTENTIONS", "Attention", "Cost", "Full", "Identity", "Inputs", "Linear", "Linformer", "Local",
-           "Params", "Shape", "Traits", "Uniform", "format", "names", "parse", "register"]
+__all__ = ["ATTENTIONS", "Attention", "ConformanceError", "Cost", "Full", "Identity", "Inputs", "Linear", "Linformer",
+           "Local", "Params", "Report", "Shape", "Traits", "Uniform", "check", "format", "names", "parse",
+           "register"]
 
 ATTENTIONS: dict[str, type] = {
     "full": Full,
@@ -32,13 +35,19 @@ ATTENTIONS: dict[str, type] = {
 """Name in specs, and class. `register` adds to it."""
 
 GROUP = "dartformer.attention"
+BUILT_IN = frozenset(ATTENTIONS)
 
 
 class _Table(Mapping[str, type]):
     """`ATTENTIONS` and the entry points, which are imported when first asked for by name."""
 
     def _entry_points(self) -> dict[str, importlib.metadata.EntryPoint]:
-        return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+        points: dict[str, importlib.metadata.EntryPoint] = {}
+        for point in importlib.metadata.entry_points(group=GROUP):
+            if point.name in BUILT_IN or points.setdefault(point.name, point).value != point.value:
+                raise InputError(f"attention {point.name!r} (entry point {point.value}) is already registered: "
+                                 f"uninstall the package that offers it, or rename it there.")
+        return points
 
     def __iter__(self) -> Iterator[str]:
         yield from ATTENTIONS
@@ -98,3 +107,14 @@ def parse(text: str) -> Attention:
 def format(attention: Attention) -> str:
     """The text of a registered attention with all its fields, `local(window=16)`. Inverse of `parse`."""
     return spec.format(attention, _TABLE)
+
+
+def check(attention: Attention, *, seed: int = 0, heads: int = 3, head_dim: int = 8, length: int = 53,
+          tolerance: float = 1e-6, raise_: bool = True) -> Report:
+    """Try the whole conformance suite on `attention`, a user's own type too: see `check.check`.
+
+    Raises:
+      ConformanceError: some property fails, and `raise_`; the message lists every one with its numbers.
+    """
+    return _check.check(attention, seed=seed, heads=heads, head_dim=head_dim, length=length, tolerance=tolerance,
+                        raise_=raise_, table=_TABLE)

@@ -33,14 +33,11 @@ class Uniform(Spelled):
         v, dtype = inputs.v, wide(inputs.v)
         if inputs.valid is not None:
             v = zero_invalid(v, inputs.valid)
-        tokens = inputs.mask.astype(dtype)[:, :, None, None]
         if causal:
-            count = jnp.cumsum(tokens, axis=1)
-            total = jnp.cumsum(v, axis=1, dtype=dtype)
+            count, total = jnp.cumsum(inputs.mask, axis=1), jnp.cumsum(v, axis=1, dtype=dtype)
         else:
-            count = jnp.sum(tokens, axis=1, keepdims=True)
-            total = jnp.sum(v, axis=1, keepdims=True, dtype=dtype)
-        mean = (total / jnp.maximum(count, 1)).astype(v.dtype)
+            count, total = inputs.mask.sum(1, keepdims=True), v.sum(1, keepdims=True, dtype=dtype)
+        mean = (total / jnp.maximum(count, 1).astype(dtype)[:, :, None, None]).astype(v.dtype)
         return zero_invalid(jnp.broadcast_to(mean, v.shape), inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:

@@ -1,7 +1,7 @@
 """What a task is: where examples come from, how they are split and batched, and what guessing scores."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -126,7 +126,7 @@ class RecordSplit:
     def take(self, indices: np.ndarray) -> Batch:
         """Records `indices` [B] as a `Batch`, padded to `length`; `InputError` where a record is longer."""
         records = self.source.__getitems__([int(i) for i in indices])
-        return pack(records, self.length, np.dtype(np.int32)).take(np.arange(len(records)))
+        return pack(records, len(records), self.length, np.dtype(np.int32)).take(np.arange(len(records)))
 
 
 class Subset:
@@ -143,15 +143,18 @@ class Subset:
         return self.split.take(self.indices[indices])
 
 
-def pack(records: Sequence[Mapping[str, Any]], length: int, dtype: np.dtype) -> ArraySplit:
-    """Records `{"tokens": [n], "label": int}` as arrays, padded to `length`; `InputError` where one is longer."""
-    tokens = np.zeros((len(records), length), dtype)
-    lengths = np.array([len(record["tokens"]) for record in records], np.int32)
-    if len(lengths) and lengths.max() > length:
-        raise InputError(f"an example has {lengths.max()} tokens, more than the task's length {length}.")
-    for row, n, record in zip(tokens, lengths, records, strict=True):
-        row[:n] = record["tokens"]
-    return ArraySplit(tokens, lengths, np.array([int(record["label"]) for record in records], np.int32))
+def pack(records: Iterable[Mapping[str, Any]], count: int, length: int, dtype: np.dtype) -> ArraySplit:
+    """`count` records `{"tokens": [n], "label": int}` as arrays [count, length] of `dtype`, [count] and [count].
+
+    Raises `InputError` where a record is longer than `length`.
+    """
+    tokens, lengths, labels = np.zeros((count, length), dtype), np.zeros(count, np.int32), np.zeros(count, np.int32)
+    for i, record in enumerate(records):
+        n = len(record["tokens"])
+        if n > length:
+            raise InputError(f"an example has {n} tokens, more than the task's length {length}.")
+        tokens[i, :n], lengths[i], labels[i] = record["tokens"], n, record["label"]
+    return ArraySplit(tokens, lengths, labels)
 
 
 def from_source(source: Any, length: int, vocabulary: int, in_memory: int = IN_MEMORY_BYTES) -> Split:
@@ -159,7 +162,10 @@ def from_source(source: Any, length: int, vocabulary: int, in_memory: int = IN_M
     dtype = np.min_scalar_type(vocabulary - 1)
     if len(source) * length * dtype.itemsize > in_memory:
         return RecordSplit(source, length)
-    return pack(source.__getitems__(list(range(len(source)))), length, dtype)
+    # A thousand at a time: records weigh several times what is kept of them.
+    chunks = (range(start, min(start + 1000, len(source))) for start in range(0, len(source), 1000))
+    records = (record for chunk in chunks for record in source.__getitems__(list(chunk)))
+    return pack(records, len(source), length, dtype)
 
 
 def parts(task: Task, data_dir: str | None = None, seed: int = 0) -> dict[str, Split]:
@@ -223,20 +229,12 @@ def batches(split: Split, batch_size: int, seed: int) -> grain.DatasetIterator:
     and `set_state` of it on a fresh iterator of the same arguments continues with the same batches. Raises
     `InputError` where a batch is larger than the split.
 
-    Whole batches are grain's elements, because its own index shuffle costs 9 us an example. A split on disk is
-    read ahead by one thread; for one in memory a thread costs more than it saves.
+    Whole batches are grain's elements, because its own index shuffle costs 9 us an example. One thread reads ahead.
     """
     if not 1 <= batch_size <= len(split):
         raise InputError(f"batch size {batch_size} is not between 1 and the split's {len(split)} examples.")
-    ahead = 1 if _on_disk(split) else 0
-    options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=4 * ahead)
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     return iter(grain.MapDataset.source(_Epochs(split, batch_size, seed)).to_iter_dataset(options))
-
-
-def _on_disk(split: Split) -> bool:
-    while isinstance(split, Subset):
-        split = split.split
-    return not isinstance(split, ArraySplit)
 
 
 def examine(split: Split, batch_size: int) -> Iterator[Batch]:

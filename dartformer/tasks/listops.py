@@ -72,18 +72,9 @@ class ListOps:
         if self.max_length - self.min_length < 2:
             raise InputError(f"ListOps keeps expressions with min_length < tokens < max_length, and no number of "
                              f"tokens is between min_length {self.min_length} and max_length {self.max_length}.")
-        if self.min_length >= self.longest_tree:
-            raise InputError(f"ListOps min_length is {self.min_length}, but a tree of max_depth {self.max_depth} "
-                             f"and max_args {self.max_args} has at most {self.longest_tree} tokens.")
-
-    @property
-    def longest_tree(self) -> int:
-        """Tokens of the largest tree that `max_depth` and `max_args` allow: all lists full, digits only at the end.
-
-        The last level holds max_args^(max_depth - 1) digits; each level above it brackets, two tokens a node.
-        """
-        levels = self.max_depth - 1
-        return self.max_args**levels + 2 * sum(self.max_args**level for level in range(levels))
+        if self.min_length >= self.length:
+            raise InputError(f"ListOps min_length is {self.min_length}, but a tree of max_depth {self.max_depth} and "
+                             f"max_args {self.max_args} has at most {self.length} tokens.")
 
     @property
     def vocabulary(self) -> int:
@@ -97,8 +88,13 @@ class ListOps:
 
     @property
     def length(self) -> int:
-        """Tokens of the longest possible example."""
-        return min(self.max_length - 1, self.longest_tree)
+        """Tokens of the longest possible example: of the largest tree, unless `max_length` cuts it off."""
+        tokens = 1
+        for _ in range(self.max_depth - 1):
+            tokens = 2 + self.max_args * tokens
+            if tokens >= self.max_length:
+                return self.max_length - 1
+        return tokens
 
     @property
     def labels(self) -> tuple[str, ...]:

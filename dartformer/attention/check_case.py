@@ -1,0 +1,209 @@
+"""What the conformance properties share: one small input with every kind of padding, and what is computed on it."""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from dartformer.attention.base import Attention, Inputs, Params, Shape
+
+FULL, RIGHT, HOLES, EMPTY = range(4)
+"""The four examples: no padding; padded at the end; padded at the start and inside; nothing but padding."""
+
+QUICK = {"xla_backend_optimization_level": 0}
+"""Options of the compiler: each function here runs a few times on tiny arrays, so compiling is what takes long."""
+
+
+class Failed(Exception):
+    """A property does not hold; the message has the numbers."""
+
+
+class NotApplicable(Exception):
+    """A property has nothing to say about this attention; the message is the reason."""
+
+
+def gap(found: Any, wanted: Any) -> float:
+    """Largest absolute difference, relative to the largest magnitude of `wanted`; inf if not finite."""
+    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    if not found.size:
+        return 0.0
+    size = np.abs(wanted).max() or 1.0
+    value = np.abs(found - wanted).max() / size
+    return float(value) if np.isfinite(value) else float("inf")
+
+
+def below(value: float, limit: float, what: str) -> str:
+    """The sentence `what value (limit)`; raises `Failed` with it unless value <= limit."""
+    if not value <= limit:
+        raise Failed(f"{what} {value:.3g}, allowed {limit:.3g}")
+    return f"{what} {value:.2g}"
+
+
+def arrays(jaxpr: Any) -> Iterator[int]:
+    """Number of elements of every array made or held in `jaxpr`, loops and branches included."""
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    yield from (int(np.size(c)) for c in getattr(jaxpr, "consts", ()))
+    for equation in inner.eqns:
+        yield from (int(np.prod(v.aval.shape)) for v in equation.outvars if hasattr(v.aval, "shape"))
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(value):
+                yield from arrays(value)
+
+
+def primitives(jaxpr: Any) -> Iterator[str]:
+    """Name of every operation in `jaxpr`, loops and branches included."""
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield equation.primitive.name
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(value):
+                yield from primitives(value)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+
+
+@dataclass
+class Case:
+    """One attention and the inputs it is checked on. Arrays are numpy, so that they fit any precision mode."""
+
+    attention: Attention
+    seed: int
+    heads: int
+    head_dim: int
+    length: int
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        self.random = np.random.default_rng(self.seed)
+        self.shape = Shape(self.length, self.heads, self.head_dim, self.heads * self.head_dim, batch=4)
+        traits = self.attention.traits
+        self.modes = tuple(causal for causal, able in ((False, traits.bidirectional), (True, traits.causal)) if able)
+        self.reads = sorted(traits.reads)
+
+    def normal(self, *shape: int) -> np.ndarray:
+        """Standard normal numbers, float64."""
+        return self.random.standard_normal(shape)
+
+    def keys(self, seed: int = 0) -> Array:
+        """The heads' keys `[H]`."""
+        return jax.random.split(jax.random.key(self.seed + seed), self.heads)
+
+    @functools.cached_property
+    def initial(self) -> Params:
+        """Parameters as `init` makes them."""
+        return jax.tree.map(np.asarray, self.attention.init(jax.random.key(self.seed), self.shape))
+
+    @functools.cached_property
+    def params(self) -> Params:
+        """Parameters moved off their initial values, where a zero could hide what depends on them."""
+        return jax.tree.map(lambda p: p + 0.1 * self.normal(*p.shape) if p.dtype.kind == "f" else p, self.initial)
+
+    @functools.cached_property
+    def inputs(self) -> Inputs:
+        """The four examples, `[4, N, H, D]`."""
+        n = self.length
+        valid = np.ones((4, n), bool)
+        valid[RIGHT, 2 * n // 3:] = False
+        valid[HOLES, :n // 8 + 1] = valid[HOLES, n // 2:n // 2 + 5] = False
+        valid[EMPTY] = False
+        q, k, v = (self.normal(4, n, self.heads, self.head_dim) for _ in range(3))
+        return Inputs(q, k, v, self.normal(4, n, self.shape.model_dim), valid, self.keys())  # type: ignore[arg-type]
+
+    @functools.cached_property
+    def cotangent(self) -> np.ndarray:
+        """A random direction in the outputs, `[4, N, H, D]`."""
+        return self.normal(4, self.length, self.heads, self.head_dim)
+
+    def replace(self, where: np.ndarray, scale: float = 10.0) -> Inputs:
+        """The inputs with every number at the tokens `where` `[4, N]` changed to another."""
+        given = self.inputs
+
+        def change(x: Any) -> np.ndarray:
+            other = scale * self.normal(*x.shape)
+            return np.where(where.reshape(where.shape + (1,) * (x.ndim - 2)), other, x)
+
+        return Inputs(change(given.q), change(given.k), change(given.v), change(given.x),  # type: ignore[arg-type]
+                      given.valid, given.head_keys)
+
+    def part(self, rows: slice, tokens: slice, *, valid: bool = True) -> Inputs:
+        """Some examples and tokens of the inputs; x only if it is read."""
+        i = self.inputs
+        q, k, v = (np.asarray(a)[rows, tokens] for a in (i.q, i.k, i.v))
+        return Inputs(q, k, v, np.asarray(i.x)[rows, tokens] if "x" in self.reads else None,  # type: ignore[arg-type]
+                      np.asarray(i.valid)[rows, tokens] if valid else None, i.head_keys)  # type: ignore[arg-type]
+
+    def defined(self, params: Params, inputs: Inputs, causal: bool) -> Array | None:
+        """The output by definition: weights times v."""
+        weights = self.attention.weights(params, inputs, causal=causal)
+        return None if weights is None else jnp.einsum("bhnk,bkhd->bnhd", weights, inputs.v)
+
+    @functools.cached_property
+    def _evaluate(self) -> Any:
+        def evaluate(params: Params, inputs: Inputs, key: Array, causal: bool, train: bool) -> tuple[Array, Any]:
+            def loss(parts: Any) -> tuple[Array, Array]:
+                out = self.attention(*_join(parts, params, inputs), causal=causal, train=train, key=key)
+                return jnp.sum(out * self.cotangent), out
+            grads, out = jax.grad(loss, has_aux=True)(_split(params, inputs))
+            return out, grads
+        return jax.jit(evaluate, static_argnums=(3, 4), compiler_options=QUICK)
+
+    def evaluate(self, inputs: Inputs | None = None, *, causal: bool, train: bool = False,
+                 key: int = 0) -> tuple[np.ndarray, Any]:
+        """Output, and gradients of its product with `cotangent`: ({q, k, v, x}, floating parameters)."""
+        given = self.inputs if inputs is None else inputs
+        return jax.tree.map(np.asarray, self._evaluate(self.params, given, jax.random.key(key), causal, train))
+
+    @functools.cached_property
+    def results(self) -> dict[bool, tuple[np.ndarray, Any]]:
+        """`evaluate` on the inputs, for every mode."""
+        return {causal: self.evaluate(causal=causal) for causal in self.modes}
+
+    @functools.cached_property
+    def influence(self) -> dict[bool, np.ndarray]:
+        """`[H, N, N]` for every mode: how much output i moves when all of token j is moved (no padding)."""
+        def moved(causal: bool) -> Array:
+            inputs = self.part(slice(1), slice(None), valid=False)
+            parts = _split({}, inputs)[0]
+
+            def one(token: Array) -> Array:
+                here = (jnp.arange(self.length) == token)[None, :, None, None]
+                along = {n: jnp.asarray(p[::-1]) * (here if p.ndim == 4 else here[..., 0]) for n, p in tangent.items()}
+                _, out = jax.jvp(lambda given: self.attention(
+                    *_join((given, {}), self.params, inputs), causal=causal), (parts,), (along,))
+                return jnp.linalg.norm(out[0], axis=-1)  # [N, H]
+            return jax.vmap(one, out_axes=-1)(jnp.arange(self.length)).transpose(1, 0, 2)
+
+        tangent = {n: self.normal(*p.shape) for n, p in _split({}, self.part(slice(1), slice(None)))[0].items()}
+        compiled = jax.jit(moved, static_argnums=0, compiler_options=QUICK)
+        return {causal: np.asarray(compiled(causal)) for causal in self.modes}
+
+
+def _split(params: Params, inputs: Inputs) -> tuple[dict[str, Any], Any]:
+    """What gradients are taken of: the inputs by name, and the parameters that are floating (others None)."""
+    parts = {n: jnp.asarray(getattr(inputs, n)) for n in "qkvx" if getattr(inputs, n) is not None}
+    return parts, jax.tree.map(lambda p: p if jnp.issubdtype(p.dtype, jnp.floating) else None, params)
+
+
+def _join(parts: Any, params: Params, inputs: Inputs) -> tuple[Params, Inputs]:
+    """Inverse of `_split`."""
+    given, floating = parts
+    if floating:
+        params = jax.tree.map(lambda p, f: p if f is None else f, params, floating)
+    return params, Inputs(given["q"], given["k"], given["v"], given.get("x"), inputs.valid, inputs.head_keys)
+
+
+def definition_gradients(case: Case, causal: bool) -> tuple[np.ndarray, Any]:
+    """As `Case.evaluate` on its inputs, by definition; raises `NotApplicable` without weights."""
+    def loss(parts: Any) -> tuple[Array, Array]:
+        out = case.defined(*_join(parts, case.params, case.inputs), causal)
+        if out is None:
+            raise NotApplicable("weights() is None: this attention has no matrix by definition")
+        return jnp.sum(out * case.cotangent), out
+    grads, out = jax.jit(jax.grad(loss, has_aux=True), compiler_options=QUICK)(_split(case.params, case.inputs))
+    return np.asarray(out), jax.tree.map(np.asarray, grads)

@@ -1,0 +1,463 @@
+"""The properties every attention must have. Each is one function, and each says which mistake it catches.
+
+A property returns a sentence with its numbers, raises `Failed`, or raises `NotApplicable` with the reason.
+They run with float64 enabled, so that tolerances can be tight; those about lower precision switch it off.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dartformer.attention import spec
+from dartformer.attention.base import Attention, Inputs, Shape, Traits
+from dartformer.attention.check_case import (
+    EMPTY,
+    HOLES,
+    QUICK,
+    RIGHT,
+    Case,
+    Failed,
+    NotApplicable,
+    arrays,
+    below,
+    definition_gradients,
+    gap,
+    primitives,
+)
+from dartformer.errors import InputError
+
+SHORT = 17
+"""A length for which outputs are also computed apart."""
+
+EXACT = 1e-12
+"""Allowed where two computations should do the same operations, in float64."""
+
+
+def frozen_dataclass(case: Case) -> str:
+    """A mutable or unhashable type: it could not be static under jit, and would recompile or go stale."""
+    attention = case.attention
+    if not dataclasses.is_dataclass(attention) or not isinstance(attention, Attention):
+        raise Failed("must be a dataclass with traits, init, __call__, weights and cost")
+    if not attention.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise Failed("must be decorated with @dataclass(frozen=True)")
+    copy = dataclasses.replace(attention)  # type: ignore[type-var]
+    if not isinstance(attention.traits, Traits) or copy != attention or hash(copy) != hash(attention):
+        raise Failed("traits must be a Traits, and a copy must be equal with the same hash")
+    return "frozen, hashable, equal to its copy"
+
+
+def text_round_trip(case: Case, table: Mapping[str, type] | None = None) -> str:
+    """A field that text cannot carry: the genotype on disk would name another attention."""
+    if table is None or type(case.attention) not in [table[name] for name in table]:
+        raise NotApplicable("its class is not registered")
+    text = spec.format(case.attention, table)
+    if spec.parse(text, table) != case.attention:
+        raise Failed(f"{text!r} reads back as {spec.parse(text, table)!r}")
+    return text
+
+
+def parameters_lead_with_heads(case: Case) -> str:
+    """Parameters that cannot be cut by head, or heads that all begin alike."""
+    leaves = jax.tree.leaves(case.initial)
+    if not leaves:
+        raise NotApplicable("no parameters")
+    for p in leaves:
+        if p.ndim == 0 or p.shape[0] != case.heads:
+            raise Failed(f"a parameter has shape {list(p.shape)}, its first axis must be the {case.heads} heads")
+        if p.dtype.kind == "f" and np.ptp(p) > 0 and (p[0] == p[1]).all():
+            raise Failed(f"a parameter of shape {list(p.shape)} begins the same in two heads: split the key")
+    return f"{len(leaves)} arrays"
+
+
+def shape_and_dtype(case: Case) -> str:
+    """An output of another shape or dtype than v's, in some mode, precision or with some input left out."""
+    for dtype in (jnp.bfloat16, jnp.float32, jnp.float64):
+        with jax.enable_x64(dtype == jnp.float64):
+            for causal in case.modes:
+                for valid, train in ((False, False), (True, True)):
+                    given = _cast(case.part(slice(2), slice(None), valid=valid), dtype)
+                    params = _cast(case.params, jnp.float64 if dtype == jnp.float64 else jnp.float32)
+                    out = jax.eval_shape(lambda p, i, c=causal, t=train: case.attention(
+                        p, i, causal=c, train=t, key=jax.random.key(0) if t else None), params, given)
+                    if out.shape != given.v.shape or out.dtype != dtype:
+                        raise Failed(f"v is {dtype.__name__}{list(given.v.shape)} and the output "
+                                     f"{out.dtype}{list(out.shape)} (causal={causal}, train={train})")
+    return "as v in bfloat16, float32, float64"
+
+
+def definition(case: Case) -> str:
+    """A fast path that computes something else than the equation: a strided window, heads mixed with time."""
+    worst = 0.0
+    for causal in case.modes:
+        worst = max(worst, gap(case.results[causal][0], _by_definition(case)[causal][0]))
+    return below(worst, case.tolerance, "differs from weights @ v by")
+
+
+def definition_gradients_agree(case: Case) -> str:
+    """A custom or detached gradient: the loss falls, but not along the slope of the equation."""
+    worst = 0.0
+    for causal in case.modes:
+        found, wanted = (jax.tree.leaves(r[causal][1]) for r in (case.results, _by_definition(case)))
+        worst = max([worst, *(gap(f, w) for f, w in zip(found, wanted, strict=True))])
+    return below(worst, 10 * case.tolerance, "gradients differ by")
+
+
+def padded_rows_are_zero(case: Case) -> str:
+    """Outputs at padding, or of an example that is all padding: mean(v) in some libraries, NaN in others."""
+    for causal in case.modes:
+        out, grads = case.results[causal]
+        if not (out[~np.asarray(case.inputs.valid)] == 0).all():
+            raise Failed(f"largest output at padding {np.abs(out[~np.asarray(case.inputs.valid)]).max():.3g} "
+                         f"(causal={causal}), must be exactly 0")
+        if not all(np.isfinite(g).all() for g in jax.tree.leaves((out, grads))):
+            raise Failed(f"an output or gradient is not finite (causal={causal})")
+        if any((g[EMPTY] != 0).any() for g in grads[0].values()):
+            raise Failed(f"an example of padding alone has a gradient (causal={causal})")
+    return "exactly, with finite gradients"
+
+
+def padding_sends_nothing(case: Case) -> str:
+    """Padding treated as valid: a gradient reaches the tokens that do not exist."""
+    worst = max(float(np.abs(g[~np.asarray(case.inputs.valid)]).max())
+                for causal in case.modes for g in case.results[causal][1][0].values())
+    return below(worst, 0.0, "gradient at padding")
+
+
+def padding_content(case: Case) -> str:
+    """Other numbers at the padding after the end change a valid output."""
+    return _padding_content(case, RIGHT)
+
+
+def padding_holes(case: Case) -> str:
+    """Other numbers at padding before the start or inside change a valid output: only trailing padding works."""
+    return _padding_content(case, HOLES)
+
+
+def padding_length(case: Case) -> str:
+    """The same tokens give other outputs once the batch is padded further: results depend on the batch."""
+    worst, short = 0.0, SHORT
+    for causal in case.modes:
+        alone = _first_tokens(case, causal)
+        inputs = case.replace(np.broadcast_to(np.arange(case.length) >= short, (4, case.length)))
+        inputs = dataclasses.replace(inputs, valid=np.broadcast_to(np.arange(case.length) < short, (4, case.length)))
+        worst = max(worst, gap(case.evaluate(inputs, causal=causal)[0][:1, :short], alone))
+    return below(worst, max(EXACT, case.tolerance), f"{short} tokens padded to {case.length} differ by")
+
+
+def causality(case: Case) -> str:
+    """A token that reads the future, whether by finite changes or by derivative."""
+    if not case.attention.traits.causal:
+        raise NotApplicable("traits.causal is False")
+    cut = case.length // 2 - 3
+    changed = case.evaluate(case.replace(np.broadcast_to(np.arange(case.length) >= cut, (4, case.length))),
+                            causal=True)[0]
+    worst = gap(changed[:, :cut], case.results[True][0][:, :cut])
+    below(worst, max(EXACT, case.tolerance), "changing the future changes the past by")
+    return below(float(np.triu(case.influence[True], 1).max()), max(EXACT, case.tolerance), "derivative by the future")
+
+
+def looks_ahead(case: Case) -> str:
+    """A causal mask inside a bidirectional attention: the first token sees none after it."""
+    if not case.attention.traits.bidirectional:
+        raise NotApplicable("traits.bidirectional is False")
+    expected = _expected_weights(case, False)
+    ahead = np.ones((case.heads, case.length), bool) if expected is None else expected[:, 0] != 0
+    if expected is None and not {"k", "v", "x"} & case.attention.traits.reads:
+        raise NotApplicable("it reads no other token's numbers")
+    if not ahead[:, 1:].any():
+        raise NotApplicable("by its own weights, the first token sees no other")
+    moved = case.influence[False][:, 0, 1:] > 0
+    if not moved.any(axis=-1).all():
+        raise Failed("the first output does not depend on any later token, in some head")
+    return f"the first token sees {int(moved.sum(-1).min())} later ones"
+
+
+def own_token(case: Case) -> str:
+    """Outputs at other places than their tokens: shifted by one, or time and heads reshaped into each other."""
+    for causal in case.modes:
+        expected = _expected_weights(case, causal)
+        own = np.ones((case.heads, case.length), bool) if expected is None else np.einsum("hnn->hn", expected) != 0
+        lost = own & (np.einsum("hnn->hn", case.influence[causal]) == 0)
+        if lost.any():
+            raise Failed(f"{int(lost.sum())} of {int(own.sum())} outputs do not depend on their own token, the first "
+                         f"at head, position {np.argwhere(lost)[0].tolist()} (causal={causal})")
+    return "every output depends on its own token" if own.all() else f"{int(own.sum())} outputs that should, do"
+
+
+def odd_lengths(case: Case) -> str:
+    """Lengths shorter than a block or window, or no multiple of one."""
+    lengths = (1, 2, 3, 5, SHORT)
+
+    def both(causal_at: tuple[bool, ...]) -> list[tuple[jax.Array, jax.Array]]:
+        results = []
+        for length, causal in zip(lengths, causal_at, strict=True):
+            inputs = case.part(slice(1), slice(length), valid=False)
+            out = case.attention(case.params, inputs, causal=causal)
+            wanted = case.defined(case.params, inputs, causal)
+            results.append((out, out if wanted is None else wanted))
+        return results
+
+    modes = tuple(case.modes[i % len(case.modes)] for i in range(len(lengths)))
+    for length, (out, wanted) in zip(lengths, jax.jit(both, static_argnums=0, compiler_options=QUICK)(modes), strict=True):
+        if out.shape != (1, length, case.heads, case.head_dim):
+            raise Failed(f"at length {length} the output is {list(out.shape)}")
+        below(gap(out, wanted), case.tolerance, f"at length {length} it differs from its definition by")
+    return f"lengths {', '.join(map(str, lengths))}, {case.length}"
+
+
+def precision(case: Case) -> str:
+    """Sums or softmax in bfloat16, or float32 that loses digits, against float64 on the same rounded inputs."""
+    causal = case.modes[-1]
+    rounded = _cast(case.inputs, jnp.bfloat16)
+    exact = case.evaluate(_cast(rounded, np.float64), causal=causal)[0]
+    params = _cast(case.params, np.float32)
+    sentence = []
+    with jax.enable_x64(False):
+        def each(params: dict, inputs: Inputs) -> list[jax.Array]:
+            return [case.attention(params, _cast(inputs, dtype), causal=causal) for dtype in (jnp.bfloat16, jnp.float32)]
+        # The parameters are rounded to float32 in both, which is why float32 is not held to its last digit.
+        low, single = jax.jit(each, compiler_options=QUICK)(params, rounded)
+    for out, limit, name in ((low, 1e-2, "bfloat16"), (single, 1e-4, "float32")):
+        sentence.append(below(gap(np.asarray(out, np.float64), exact), limit, f"{name} error"))
+    return ", ".join(sentence)
+
+
+def jit_changes_nothing(case: Case) -> str:
+    """Python state or control flow that tracing freezes."""
+    causal = case.modes[0]
+    inputs = jax.tree.map(jnp.asarray, case.part(slice(1), slice(SHORT), valid=False))
+    plain = case.attention(jax.tree.map(jnp.asarray, case.params), inputs, causal=causal)
+    return below(gap(_first_tokens(case, causal), plain), max(EXACT, case.tolerance), "jit and no jit differ by")
+
+
+def determinism(case: Case) -> str:
+    """Hidden randomness: two calls differ, or evaluation depends on `key`, or on keys it declares not to read."""
+    stochastic = case.attention.traits.stochastic
+    for causal in case.modes:
+        again = case.evaluate(causal=causal, key=1)[0]
+        if not np.array_equal(again, case.results[causal][0]):
+            raise Failed(f"with train=False another `key` changes the output by {gap(again, case.results[causal][0]):.3g}")
+    causal = case.modes[0]
+    others = [case.evaluate(causal=causal, train=True, key=key)[0] for key in (0, 1)]
+    others.append(case.evaluate(dataclasses.replace(case.inputs, head_keys=case.keys(1)), causal=causal)[0])
+    same = all(gap(other, case.results[causal][0]) <= EXACT for other in others)
+    if same == stochastic:
+        raise Failed(f"traits.stochastic is {stochastic}, and `head_keys` and `key` in training change "
+                     f"{'nothing' if same else 'the output'}")
+    return "random only by head_keys and by key in training" if stochastic else "the same on every call"
+
+
+def head_slicing(case: Case) -> str:
+    """Heads that depend on one another or on their number: a derived model would differ from the supernet."""
+    heads, worst = [case.heads - 1, 0], 0.0
+    inputs = case.inputs
+
+    def cut(x: np.ndarray) -> np.ndarray:
+        return np.asarray(x)[:, :, heads]
+
+    for causal in case.modes:
+        given = Inputs(cut(inputs.q), cut(inputs.k), cut(inputs.v), inputs.x, inputs.valid,  # type: ignore[arg-type]
+                       case.keys()[np.asarray(heads)])
+        params = jax.tree.map(lambda p: p[heads], case.params)
+        out = jax.jit(lambda p, i, c=causal: case.attention(p, i, causal=c), compiler_options=QUICK)(params, given)
+        worst = max(worst, gap(out, case.results[causal][0][:, :, heads]))
+    return below(worst, max(EXACT, case.tolerance), f"heads {heads} alone differ by")
+
+
+def reads_what_it_says(case: Case) -> str:
+    """An input declared and never used (a dead branch in a search), or used and not declared."""
+    for name in "qkvx":
+        moved = any(np.abs(case.results[causal][1][0][name]).max() > 0 for causal in case.modes)
+        if moved != (name in case.attention.traits.reads):
+            raise Failed(f"traits.reads is {case.reads}, and {name} has {'a' if moved else 'no'} gradient")
+    return f"gradients reach {', '.join(case.reads)} and nothing else"
+
+
+def parameters_live(case: Case) -> str:
+    """A parameter without gradient in some head: it is searched, saved and counted, and does nothing."""
+    grads = [jax.tree.leaves(case.results[causal][1][1]) for causal in case.modes]
+    if not grads[0]:
+        raise NotApplicable("no floating parameters")
+    for leaf in zip(*grads, strict=True):
+        live = sum(np.abs(g).reshape(case.heads, -1).max(axis=-1) for g in leaf) > 0
+        if not live.all():
+            raise Failed(f"a parameter of shape {list(leaf[0].shape)} has no gradient in head(s) "
+                         f"{np.flatnonzero(~live).tolist()}")
+    return f"{len(grads[0])} arrays, every head"
+
+
+def large_inputs(case: Case) -> str:
+    """An exponential or a division that overflows once activations grow."""
+    big = jax.tree.map(lambda a: a * 30, case.part(slice(4), slice(None)).q)
+    inputs = dataclasses.replace(case.inputs, q=big, k=np.asarray(case.inputs.k) * 30)
+    for causal in case.modes:
+        if not all(np.isfinite(a).all() for a in jax.tree.leaves(case.evaluate(inputs, causal=causal))):
+            raise Failed(f"q and k 30 times larger give an output or gradient that is not finite (causal={causal})")
+    return "finite at 30 times the scale"
+
+
+def growth(case: Case) -> str:
+    """An N x N array, forward or backward, in what claims to be cheaper: found by walking the traced program."""
+    lengths, worst = (4096, 8192), 0.0
+    with jax.enable_x64(False):
+        for causal in case.modes:
+            sizes = [max(arrays(_traced(case, dataclasses.replace(case.shape, batch=1, length=n), causal, True)))
+                     for n in lengths]
+            worst = max(worst, math.log2(sizes[1] / sizes[0]))
+    return below(worst, case.attention.traits.growth + 0.15, f"largest array from N={lengths[0]} to {lengths[1]}: N to the")
+
+
+def cost_parameters(case: Case) -> str:
+    """A parameter count that is not what init makes; also a cost that is negative or not finite."""
+    cost = case.attention.cost(case.shape)
+    made = sum(p.size for p in jax.tree.leaves(case.initial))
+    if cost.parameters != made:
+        raise Failed(f"cost says {cost.parameters} parameters, init makes {made}")
+    if not all(np.isfinite(c) and c >= 0 for c in dataclasses.astuple(cost)):
+        raise Failed(f"every cost must be finite and not negative, got {cost}")
+    return f"{made} parameters"
+
+
+def cost_flops(case: Case) -> str:
+    """A FLOP count off by a factor, such as a forgotten 2 or a forgotten product."""
+    shape = Shape(length=64, heads=2, head_dim=32, model_dim=64, batch=2)
+    causal = case.modes[0]
+    with jax.enable_x64(False):
+        traced = _traced(case, shape, causal, False)
+        if loops := {"scan", "while"} & set(primitives(traced)):
+            raise NotApplicable(f"it has a {loops.pop()} at N={shape.length}, whose body XLA counts once")
+        analysis = _lowered(case, shape, causal).compile().cost_analysis() or {}
+    counted, ours = analysis.get("flops", 0.0), case.attention.cost(shape).flops
+    slack = 2 * shape.batch * shape.length * shape.heads * shape.head_dim  # selects and copies, two for each output
+    if abs(counted - ours) > 0.1 * counted + slack:
+        raise Failed(f"cost says {ours:.4g} FLOPs, XLA counts {counted:.4g}, allowed 10% + {slack}")
+    return f"{ours:.4g} FLOPs, XLA counts {counted:.4g}"
+
+
+def second_order(case: Case) -> str:
+    """A second derivative that does not exist or is not finite: exact bilevel search would fail or go NaN."""
+    if case.attention.traits.order < 2:
+        raise NotApplicable(f"traits.order is {case.attention.traits.order}")
+    causal = case.modes[-1]
+    given = case.part(slice(4), slice(case.length // 2, case.length // 2 + 7))
+
+    def loss(qkv: tuple) -> jax.Array:
+        inputs = dataclasses.replace(given, q=qkv[0], k=qkv[1], v=qkv[2])
+        return jnp.sum(case.attention(case.params, inputs, causal=causal) ** 2)
+
+    point = (jnp.asarray(given.q), jnp.asarray(given.k), jnp.asarray(given.v))
+    along = tuple(jnp.asarray(case.normal(*p.shape)) for p in point)
+    product = jax.jit(lambda p, a: jax.jvp(jax.grad(loss), (p,), (a,))[1], compiler_options=QUICK)
+    products = product(point, along)
+    if not all(np.isfinite(p).all() for p in products):
+        raise Failed(f"a Hessian-vector product is not finite (causal={causal})")
+    return "Hessian-vector products are finite"
+
+
+def refuses_the_other_mode(case: Case) -> str:
+    """Causality asked for and ignored: the model cheats, and nobody is told."""
+    if len(case.modes) == 2:
+        raise NotApplicable("both modes are supported")
+    causal = not case.modes[0]
+    return _refuses(case, case.part(slice(1), slice(SHORT)), causal, f"causal={causal}")
+
+
+def refuses_longer_inputs(case: Case) -> str:
+    """An input longer than the parameters were built for, cut or clamped silently."""
+    if not case.attention.traits.fixed_length:
+        raise NotApplicable("traits.fixed_length is False")
+    longer = jax.tree.map(lambda a: np.concatenate([a, a], axis=1),
+                          dataclasses.replace(case.part(slice(1), slice(None)), head_keys=None))
+    longer = dataclasses.replace(longer, head_keys=case.keys())
+    return _refuses(case, longer, case.modes[0], f"{2 * case.length} tokens where built for {case.length}")
+
+
+PROPERTIES: tuple[Callable[[Case], str], ...] = (
+    frozen_dataclass, text_round_trip, parameters_lead_with_heads, shape_and_dtype, definition,
+    definition_gradients_agree, padded_rows_are_zero, padding_sends_nothing, padding_content, padding_holes,
+    padding_length, causality, looks_ahead, own_token, odd_lengths, precision, jit_changes_nothing, determinism,
+    head_slicing, reads_what_it_says, parameters_live, large_inputs, growth, cost_parameters, cost_flops,
+    second_order, refuses_the_other_mode, refuses_longer_inputs)
+"""All of them, in the order of the report. `text_round_trip` also takes the table of names."""
+
+
+def _by_definition(case: Case) -> dict:
+    cache = case.__dict__
+    if "by_definition" not in cache:
+        cache["by_definition"] = {causal: definition_gradients(case, causal) for causal in case.modes}
+    return cache["by_definition"]
+
+
+def _expected_weights(case: Case, causal: bool) -> np.ndarray | None:
+    """`[H, N, N]` of the example without padding, zero where below 1e-12 of the largest; None if undefined."""
+    cache = case.__dict__.setdefault("expected_weights", {})
+    if causal not in cache:
+        inputs = case.part(slice(1), slice(None), valid=False)
+        weights = jax.jit(lambda p, i: case.attention.weights(p, i, causal=causal), compiler_options=QUICK)(case.params, inputs)
+        if weights is not None:
+            weights = np.asarray(weights)[0]
+            weights = np.where(np.abs(weights) < 1e-12 * np.abs(weights).max(), 0, weights)
+        cache[causal] = weights
+    return cache[causal]
+
+
+def _padding_content(case: Case, example: int) -> str:
+    valid, worst = np.asarray(case.inputs.valid), 0.0
+    for causal in case.modes:
+        changed = case.evaluate(case.replace(~valid), causal=causal)[0]
+        worst = max(worst, gap(changed[example][valid[example]], case.results[causal][0][example][valid[example]]))
+    return below(worst, EXACT, "valid outputs change by")
+
+
+def _first_tokens(case: Case, causal: bool) -> np.ndarray:
+    """Output for the first `SHORT` tokens of the example without padding, compiled, `[1, SHORT, H, D]`."""
+    cache = case.__dict__.setdefault("first_tokens", {})
+    if causal not in cache:
+        run = jax.jit(lambda p, i: case.attention(p, i, causal=causal), compiler_options=QUICK)
+        cache[causal] = np.asarray(run(case.params, case.part(slice(1), slice(SHORT), valid=False)))
+    return cache[causal]
+
+
+def _refuses(case: Case, inputs: Inputs, causal: bool, what: str) -> str:
+    try:
+        jax.eval_shape(lambda p, i: case.attention(p, i, causal=causal), case.params, inputs)
+    except InputError as error:
+        return f"{what}: {error}"
+    raise Failed(f"accepts {what}; it must raise InputError (see base.require and base.fits)")
+
+
+def _cast(tree: object, dtype: object) -> object:
+    """Floating arrays of `tree` in `dtype`; jax arrays inside a trace, numpy otherwise."""
+    def cast(a: object) -> object:
+        if not jnp.issubdtype(a.dtype, jnp.floating):
+            return a
+        return a.astype(dtype)
+    return jax.tree.map(cast, tree)
+
+
+def _abstract(case: Case, shape: Shape) -> tuple[object, Inputs]:
+    """Parameters and inputs of `shape` in float32, as shapes only; no padding."""
+    def array(*dims: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((shape.batch, shape.length, *dims), jnp.float32)
+    qkv = array(shape.heads, shape.head_dim)
+    params = jax.eval_shape(lambda key: case.attention.init(key, shape), jax.random.key(0))
+    keys = jax.eval_shape(lambda key: jax.random.split(key, shape.heads), jax.random.key(0))
+    x = array(shape.model_dim) if "x" in case.reads else None
+    return params, Inputs(qkv, qkv, qkv, x, None, keys)  # type: ignore[arg-type]
+
+
+def _traced(case: Case, shape: Shape, causal: bool, gradients: bool) -> object:
+    """The program of one forward pass, or of its gradients by q, k and v, at `shape`."""
+    def run(params: dict, inputs: Inputs) -> object:
+        def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return jnp.sum(case.attention(params, dataclasses.replace(inputs, q=q, k=k, v=v), causal=causal))
+        return (jax.grad(loss, argnums=(0, 1, 2)) if gradients else loss)(inputs.q, inputs.k, inputs.v)
+    return jax.make_jaxpr(run)(*_abstract(case, shape))
+
+
+def _lowered(case: Case, shape: Shape, causal: bool) -> jax.stages.Lowered:
+    return jax.jit(lambda p, i: case.attention(p, i, causal=causal)).lower(*_abstract(case, shape))

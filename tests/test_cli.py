@@ -1,0 +1,241 @@
+"""The command line: bad input is one clear line, exit code 2, nothing written; good input is what is asked for."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_resume import finish, launch, outcome, write_config
+
+import dartformer
+from dartformer.__main__ import main
+from dartformer.starter import HEADS, starter
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def error_of(capsys, *arguments):
+    """The one line that a failing command prints; checks the exit code and that nothing else is printed."""
+    assert main(list(arguments)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = [line for line in err.splitlines() if line]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("dartformer: error: ")
+    return lines[0]
+
+
+BAD = {
+    "mistyped field": (["--config.search.stepps=3"], "unknown config field 'search.stepps'. Did you mean 'search.steps'?"),
+    "section": (["--config.search=3"], "is a section"),
+    "not a number": (["--config.search.steps=many"], "takes a whole number (as 12), got 'many'"),
+    "unknown attention": (["--config.space.candidates=full,locl(window=2)"], "Did you mean 'local'?"),
+    "unknown option": (["--config.space.candidates=full,local(windw=2)"], "windw"),
+    "negative window": (["--config.space.candidates=full,local(window=-2)"], "-2"),
+    "one candidate": (["--config.space.candidates=full"], "at least two"),
+    "no candidate": (["--config.space.candidates="], "at least two"),
+    "twice the same": (["--config.space.candidates=full,full"], "holds 'full' twice"),
+    "zero heads": (["--config.model.heads=0"], "model.heads must be a whole number of at least 1, got 0"),
+    "zero layers": (["--config.model.layers=0"], "model.layers must be"),
+    "dropout of one": (["--config.model.dropout=1.0"], "below 1"),
+    "unknown pooling": (["--config.model.pooling=men"], "Did you mean 'mean'?"),
+    "granularity": (["--config.space.granularity=heads"], "Did you mean 'head'?"),
+    "no steps": (["--config.search.steps=0"], "search.steps must be at least 1"),
+    "negative rate": (["--config.search.alphas.learning_rate=-1"], "search.alphas.learning_rate must be at least 0"),
+    "optimizer": (["--config.retrain.optimizer.name=adamm"], "Did you mean 'adam'?"),
+    "no seeds": (["--config.retrain.seeds="], "retrain.seeds must be"),
+    "seed twice": (["--config.retrain.seeds=1,1"], "retrain.seeds must be"),
+    "task option": (["--config.task.max_depth=0"], "max_depth"),
+    "impossible task": (["--config.task.min_length=100", "--config.task.max_length=200"], "100"),
+    "hypergradient": (["--config.search.strategy.hypergradient=third"], "hypergradient"),
+    "unknown argument": (["--confg.x=1"], "unknown argument '--confg.x=1'"),
+    "missing value": (["--config.search.steps"], "needs a value"),
+}
+
+
+@pytest.mark.parametrize("arguments, message", BAD.values(), ids=BAD)  # noqa: PT006 - reads as the table does
+def test_bad_input_is_one_line_and_writes_nothing(arguments, message, tmp_path, capsys):
+    config = write_config(tmp_path)
+    workdir = tmp_path / "run"
+    line = error_of(capsys, "run", f"--config={config}", f"--workdir={workdir}", *arguments)
+    assert message in line
+    assert not workdir.exists()
+
+
+def test_a_batch_larger_than_the_data(tmp_path, data_dir, capsys):
+    config = write_config(tmp_path, **{"data.dir": data_dir, "data.batch_size": 5000})
+    assert main(["search", f"--config={config}", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "batch size 5000" in capsys.readouterr().err
+
+
+def test_a_causal_task_refuses_an_attention_that_is_not(tmp_path, capsys, monkeypatch):
+    from dataclasses import replace
+
+    from dartformer.tasks.listops import ListOps
+    monkeypatch.setattr(ListOps, "traits", replace(ListOps.traits, causal=True))
+    config = write_config(tmp_path, **{"space.candidates": ("full", "linformer(rank=2)"), "model.pooling": "last"})
+    line = error_of(capsys, "search", f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    assert "linformer(rank=2) cannot be causal" in line
+
+
+def test_config_files_that_will_not_do(tmp_path, capsys):
+    cases = {"x = 1": "no function get_config()", "def get_config(:": "line 1",
+             "def get_config():\n    return 3": "must return a config",
+             "import dartformer\ndef get_config():\n    c = dartformer.defaults()\n    c.serach.steps = 3": "serach",
+             "import dartformer\ndef get_config():\n    c = dartformer.defaults()\n    c.search.steps = 'x'\n    return c":
+                 "steps"}
+    for text, message in cases.items():
+        (tmp_path / "bad.py").write_text(text)
+        assert message in error_of(capsys, "run", f"--config={tmp_path / 'bad.py'}", f"--workdir={tmp_path / 'run'}")
+    assert "no config file" in error_of(capsys, "run", "--config=nowhere.py", f"--workdir={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_workdirs_that_will_not_do(tmp_path, capsys, tiny):
+    from dartformer.stages.base import Run
+    config = write_config(tmp_path)
+    Run(dartformer.load_config(config), tmp_path / "run").close()
+    flags = f"--config={config}", f"--workdir={tmp_path / 'run'}"
+    line = error_of(capsys, "run", *flags, "--config.search.steps=13", "--config.seed=1")
+    assert "belongs to another config; it differs in search.steps: 12 -> 13; seed: 0 -> 1" in line
+    (tmp_path / "file").write_text("")
+    assert "cannot write to the workdir" in error_of(
+        capsys, "run", flags[0], f"--workdir={tmp_path / 'file' / 'run'}")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.tex").write_text("")
+    assert "holds other files (thesis.tex)" in error_of(capsys, "run", flags[0], f"--workdir={tmp_path / 'full'}")
+    with Run(dartformer.load_config(config), tmp_path / "run"):
+        assert "in use by another process" in error_of(capsys, "search", *flags)
+
+
+@pytest.mark.parametrize("verb", ["derive", "retrain", "evaluate", "profile", "export"])
+def test_a_verb_without_what_it_needs_says_what_to_run(verb, tmp_path, capsys):
+    config = write_config(tmp_path)
+    line = error_of(capsys, verb, f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    assert "first" in line
+
+
+def test_list_is_a_table_or_json(capsys):
+    for what, some in (("attentions", "linformer"), ("strategies", "darts"), ("tasks", "listops")):
+        assert main(["list", what, "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert some in [row["name"] for row in rows]
+        assert main(["list", what]) == 0
+        assert some in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_new_prints_a_config_that_loads(task, tmp_path, capsys):
+    for extra in ([], ["--preset=published"], ["--config.search.steps=7"]):
+        assert main(["new", f"--task={task}", *extra]) == 0
+        (tmp_path / "my_space.py").write_text(capsys.readouterr().out)
+        config = dartformer.load_config(tmp_path / "my_space.py")
+        if extra == ["--config.search.steps=7"]:
+            assert config.search.steps == 7
+        if extra == ["--preset=published"]:
+            assert (config.search.alphas.learning_rate, config.search.strategy.hypergradient) == (3e-4, "second")
+
+
+def test_the_quickstart_config_is_the_starter():
+    file = "search_spaces/listops_tiny.py"
+    assert (ROOT / file).read_text() == starter("listops", file=file)
+
+
+def test_new_refuses_what_there_is_not(capsys):
+    assert "Did you mean 'listops'?" in error_of(capsys, "new", "--task=listop")
+    assert "preset" in error_of(capsys, "new", "--preset=best")
+
+
+def test_disk_full_keeps_the_last_checkpoint(tmp_path, data_dir):
+    """On a small file system that fills up during the search: one line, and after room is made the run goes on."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small file system is not permitted here")
+    try:
+        config = write_config(tmp_path, **{"data.dir": data_dir, "log.checkpoint_every": 1, "baselines.random": False,
+                                           "baselines.homogeneous": False})
+        workdir = disk / "run"
+        process = launch(config, workdir, "search")
+        filler = disk / "filler"
+        while process.poll() is None and not (workdir / "search/checkpoints/steps/3").exists():
+            pass
+        file = os.open(filler, os.O_CREAT | os.O_WRONLY)
+        with contextlib.suppress(OSError):
+            while True:
+                os.write(file, b"x" * 4096)
+        os.close(file)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 2, err
+        last = [line for line in err.splitlines() if line.startswith("dartformer: error")]
+        assert len(last) == 1
+        assert "no space left on the device" in last[0]
+        assert "Traceback" not in err
+        filler.unlink()
+        subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)
+        _, err = finish(launch(config, workdir, "search"))
+        assert "resuming at step" in err
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_no_tensorflow_anywhere(tmp_path, data_dir):
+    """A whole search, data made and read, imports no TensorFlow."""
+    config = write_config(tmp_path, **{"data.dir": str(tmp_path), "search.steps": 2})
+    code = ("import sys\n"
+            "from dartformer.__main__ import main\n"
+            f"assert main(['search', '--config={config}', '--workdir={tmp_path / 'run'}']) == 0\n"
+            "assert 'tensorflow_datasets' in sys.modules\n"
+            "assert not [m for m in sys.modules if m == 'tensorflow' or m.startswith('tensorflow.')]")
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_predict_and_exports(tmp_path, data_dir, capsys):
+    """One short run through the command line, and everything one can ask of its export."""
+    config = write_config(tmp_path, **{"data.dir": data_dir, "baselines.homogeneous": False, "retrain.seeds": (0,)})
+    workdir = tmp_path / "run"
+    assert main(["run", f"--config={config}", f"--workdir={workdir}", "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert set(results) >= {"task", "seeds", "test", "valid", "baselines", "genotype", "parameters", "steps", "seconds",
+                            "verdict"}
+    assert set(results["baselines"]) == {"majority", "root_operator", "random"}
+    assert outcome(workdir)
+
+    folder = str(workdir / "export")
+    assert main(["predict", folder, "--text", "[MAX 2 9 ]", "--text", "[MIN 2 [SM 1 1 ] ]", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["text"] for row in rows] == ["[MAX 2 9 ]", "[MIN 2 [SM 1 1 ] ]"]
+    (tmp_path / "texts").write_text("[MAX 2 9 ]\n\n[MIN 2 3 ]\n")
+    assert main(["predict", folder, f"--file={tmp_path / 'texts'}"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert "'[MAXX'" in error_of(capsys, "predict", folder, "--text", "[MAXX 2 9 ]")
+    long = error_of(capsys, "predict", folder, "--text", "[MAX 1 2 3 4 5 6 7 8 9 ]")
+    assert "11 tokens; at most 8" in long
+    assert "cannot read nowhere: No such file" in error_of(capsys, "predict", folder, "--file=nowhere")
+    assert "no folder" in error_of(capsys, "predict", str(tmp_path / "nowhere"), "--text", "[MAX 2 9 ]")
+    assert "not an exported model" in error_of(capsys, "predict", str(tmp_path), "--text", "[MAX 2 9 ]")
+    for name in ("weights.safetensors", "genotype.json", "model.stablehlo", "config.json"):
+        file = workdir / "export" / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1])
+        assert f"{name} is damaged" in error_of(capsys, "predict", folder, "--text", "[MAX 2 9 ]")
+        file.unlink()
+        assert f"lacks {name}" in error_of(capsys, "predict", folder, "--text", "[MAX 2 9 ]")
+        file.write_bytes(whole)
+
+    # The StableHLO file in a process that never imports dartformer or flax, as the model card says to use it.
+    served = dartformer.load(folder)
+    ids = served.model.task.encode("[MAX 2 9 ]")
+    code = (workdir / "export/README.md").read_text().split("```python\n")[1].split("```")[0]
+    code += ("tokens = numpy.zeros((2, {n}), numpy.int32); tokens[:, :{k}] = {ids}\n"
+             "valid = numpy.zeros((2, {n}), bool); valid[:, :{k}] = True\n"
+             "import json, sys; print(json.dumps(run.call(tokens, valid).tolist()))\n"
+             "assert not {{'dartformer', 'flax'}} & set(sys.modules)").format(
+                 n=served.model.shape.length, k=len(ids), ids=ids)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    logits = json.loads(done.stdout.splitlines()[-1])
+    want = served.logits(["[MAX 2 9 ]", ids])
+    assert max(abs(a - b) for x, y in zip(logits, want.tolist(), strict=True) for a, b in zip(x, y, strict=True)) < 1e-5

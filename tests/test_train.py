@@ -1,0 +1,159 @@
+"""The training loop and its checkpoints, on a problem without a network."""
+
+import json
+import shutil
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dartformer.checkpoint import Checkpoints
+from dartformer.tasks.base import ArraySplit, batches
+from dartformer.train import (
+    CompiledStep,
+    Diverged,
+    Evaluator,
+    Schedule,
+    Together,
+    cross_entropy,
+    fit,
+    read_metrics,
+)
+from dartformer.transformer import Network
+
+
+class Toy(NamedTuple):
+    step: jax.Array
+    key: jax.Array
+    total: jax.Array
+    moments: optax.OptState
+
+
+def toy_step(state, batch):
+    total = state.total + batch["label"].sum() * 0.5
+    finite = jnp.isfinite(total)
+    return state._replace(step=state.step + 1, total=total), {"loss": total, "finite": finite}
+
+
+def toy():
+    moments = optax.adam(0.1).init({"w": jnp.arange(3.0), "n": {0: jnp.ones(2)}})
+    return Toy(jnp.zeros((), jnp.int32), jax.random.key(7), jnp.zeros(()), moments)
+
+
+def stream(seed=0):
+    split = ArraySplit(np.ones((10, 4), np.int32), np.full(10, 4), np.arange(10))
+    return Together(batches(split, 3, seed), batches(split, 3, seed + 1))
+
+
+def first(step):
+    return CompiledStep(lambda state, pair: step(state, pair[0]))
+
+
+def run(folder, steps, evaluate=None, step=toy_step, **schedule):
+    return fit("toy", first(step), toy(), stream(), Schedule(steps, **{"log_every": 2, "eval_every": 4,
+                                                                        "checkpoint_every": 4, **schedule}),
+               folder, evaluate=evaluate, rates={"rate": optax.constant_schedule(0.5)})
+
+
+def test_stopping_and_continuing_is_as_if_nothing_had_happened(tmp_path):
+    whole = run(tmp_path / "whole", 20)
+    run(tmp_path / "parts", 8)
+    continued = run(tmp_path / "parts", 20)
+    for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(continued.state), strict=True):
+        assert (a == b).all()
+    logs = [[{k: v for k, v in line.items()} for line in read_metrics(tmp_path / p / "metrics.jsonl")]
+            for p in ("whole", "parts")]
+    assert logs[0] == logs[1]
+    again = run(tmp_path / "parts", 20)  # finished: nothing is run
+    assert float(again.state.total) == float(whole.state.total)
+
+
+def test_both_streams_advance():
+    both = stream()
+    seen = [next(both) for _ in range(6)]
+    for i in (0, 1):
+        assert len({tuple(pair[i]["label"]) for pair in seen}) > 3
+
+
+def test_divergence_names_the_step_and_the_rate_and_keeps_the_last_good_checkpoint(tmp_path):
+    def bad(state, batch):
+        return toy_step(state._replace(total=jnp.where(state.step == 9, jnp.nan, state.total)), batch)
+
+    with pytest.raises(Diverged, match=r"not finite at step 10 \(loss nan; rate 0\.5\)"):
+        run(tmp_path, 20, step=bad)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        restored = checkpoints.latest(toy())
+    assert restored.step == 8
+    assert np.isfinite(restored.state.total)
+    assert max(line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")) == 8
+
+
+def test_checkpoints_give_back_every_leaf_and_keep_last_and_best(tmp_path):
+    state = toy()
+    scores = {1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3, 5: 0.3}
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, score in scores.items():
+            checkpoints.save(step, state._replace(total=jnp.array(float(step))), {"at": step}, score)
+    with Checkpoints(tmp_path) as checkpoints:
+        latest, best = checkpoints.latest(state), checkpoints.best(state)
+    assert (latest.step, latest.extra) == (5, {"at": 5})
+    assert (best.step, float(best.state.total)) == (2, 2.0)
+    assert jax.tree.structure(latest.state) == jax.tree.structure(state)
+    assert (jax.random.bits(latest.state.key) == jax.random.bits(state.key)).all()
+    assert sorted(int(p.name) for p in (tmp_path / "steps").iterdir()) == [2, 4, 5]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage, capfd):
+    with Checkpoints(tmp_path / "kept") as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, toy()._replace(total=jnp.array(float(step))), {})
+    files = [p.relative_to(tmp_path / "kept") for p in (tmp_path / "kept/steps/2").rglob("*") if p.is_file()]
+    assert len(files) > 4
+    for file in sorted(files):
+        shutil.copytree(tmp_path / "kept", tmp_path / "copy")
+        data = bytearray((tmp_path / "copy" / file).read_bytes())
+        if damage == "truncate":
+            data = data[:len(data) // 2]
+        else:
+            data[len(data) // 2] ^= 0x55
+        (tmp_path / "copy" / file).write_bytes(data)
+        said = []
+        with Checkpoints(tmp_path / "copy") as checkpoints:
+            restored = checkpoints.latest(toy(), warn=said.append)
+            assert (restored.step, float(restored.state.total)) == (1, 1.0)
+            assert "checkpoint of step 2" in said[0]
+            assert "falling back to the one before" in said[0]
+            checkpoints.save(2, toy(), {})  # the step is made again
+        with Checkpoints(tmp_path / "copy") as checkpoints:
+            assert checkpoints.latest(toy()).step == 2
+        shutil.rmtree(tmp_path / "copy")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_log_is_json_without_nan(tmp_path):
+    run(tmp_path, 6, evaluate=lambda state: {"accuracy": 0.5, "loss": float("nan")})
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} in the log"))
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_cross_entropy_leaves_negative_labels_out():
+    logits = jnp.array([[2.0, 0.0], [0.0, 2.0], [5.0, 5.0]])
+    losses, correct, weight = cross_entropy(logits, jnp.array([0, 0, -1]))
+    np.testing.assert_allclose(losses, [np.log1p(np.exp(-2)), np.log1p(np.exp(2)), 0], rtol=1e-6)
+    np.testing.assert_array_equal(correct, [1, 0, 0])
+    np.testing.assert_array_equal(weight, [1, 1, 0])
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 10, 50])
+def test_evaluation_counts_every_example_once(size):
+    """Whatever the batch size: the accuracy is the share of examples whose label is their first token."""
+    tokens = np.array([[1, 1], [2, 1], [0, 1], [1, 1], [2, 2], [2, 2], [1, 1]])
+    labels = np.array([1, 1, 0, 0, 2, 2, 0])
+    net = Network(lambda key: {}, lambda weights, tokens, valid, mixture: jax.nn.one_hot(tokens[:, 0], 3))
+    found = Evaluator(net, size)({}, ArraySplit(tokens, np.full(7, 2), labels))
+    assert found["accuracy"] == pytest.approx(4 / 7)
