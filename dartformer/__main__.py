@@ -92,8 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, Diverged):
             return _fail(str(error), DIVERGED)
         if _no_space(error):
-            return _fail("no space left on the device. The last checkpoint is intact: free some space and run the "
-                         "same command again.", USER_ERROR)
+            _fail("no space left on the device. The last checkpoint is intact: free some space and run the same "
+                  "command again.", USER_ERROR)
+            os._exit(USER_ERROR)  # libraries' exit handlers would fail for want of space too, with tracebacks
         raise
 
 

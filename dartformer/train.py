@@ -1,5 +1,6 @@
 """The only training loop, for search and for retraining: step, log, evaluate, checkpoint, stop when it diverges."""
 
+import contextlib
 import json
 import math
 import signal
@@ -300,9 +301,12 @@ class _Log:
         self.handle = open(self.file, "a", encoding="utf-8")
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.handle.close()
-        self.events.close()
+    def __exit__(self, kind: Any, *_: object) -> None:
+        with contextlib.ExitStack() as stack:
+            if kind is not None:  # an error is under way: a full disk must not replace it with its own
+                stack.enter_context(contextlib.suppress(OSError))
+            self.handle.close()
+            self.events.close()
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> None:
         self.handle.write(json.dumps(jsonable({"step": step, **numbers})) + "\n")

@@ -89,7 +89,8 @@ def check(attention: Attention, *, seed: int = 0, heads: int = 3, head_dim: int 
             except NotApplicable as reason:
                 status, detail = NOT_APPLICABLE, str(reason)
             except Exception as error:  # a user's attention may raise anything, and the other properties still run
-                status, detail = FAILED, f"raised {type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+                first_line = next(iter(str(error).strip().splitlines()), "no message")
+                status, detail = FAILED, f"raised {type(error).__name__}: {first_line}"
             results.append(Result(prop.__name__, status, detail))
     report = Report(repr(attention), tuple(results))
     if raise_ and not report.ok:

@@ -1,7 +1,7 @@
 """What the conformance properties share: one small input with every kind of padding, and what is computed on it."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,6 @@ from dartformer.attention.base import Attention, Inputs, Params, Shape
 FULL, RIGHT, HOLES, EMPTY = range(4)
 """The four examples: no padding; padded at the end; padded at the start and inside; nothing but padding."""
 
-QUICK = {"xla_backend_optimization_level": 0}
-"""Options of the compiler: each function here runs a few times on tiny arrays, so compiling is what takes long."""
-
 
 class Failed(Exception):
     """A property does not hold; the message has the numbers."""
@@ -25,6 +22,11 @@ class Failed(Exception):
 
 class NotApplicable(Exception):
     """A property has nothing to say about this attention; the message is the reason."""
+
+
+def quick(function: Callable, **options: Any) -> Any:
+    """`jax.jit` for what runs a few times on tiny arrays: compiling is what takes long, so optimise less."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
 
 
 def gap(found: Any, wanted: Any) -> float:
@@ -151,7 +153,7 @@ class Case:
                 return jnp.sum(out * self.cotangent), out
             grads, out = jax.grad(loss, has_aux=True)(_split(params, inputs))
             return out, grads
-        return jax.jit(evaluate, static_argnums=(3, 4), compiler_options=QUICK)
+        return quick(evaluate, static_argnums=(3, 4))
 
     def evaluate(self, inputs: Inputs | None = None, *, causal: bool, train: bool = False,
                  key: int = 0) -> tuple[np.ndarray, Any]:
@@ -180,7 +182,7 @@ class Case:
             return jax.vmap(one, out_axes=-1)(jnp.arange(self.length)).transpose(1, 0, 2)
 
         tangent = {n: self.normal(*p.shape) for n, p in _split({}, self.part(slice(1), slice(None)))[0].items()}
-        compiled = jax.jit(moved, static_argnums=0, compiler_options=QUICK)
+        compiled = quick(moved, static_argnums=0)
         return {causal: np.asarray(compiled(causal)) for causal in self.modes}
 
 
@@ -205,5 +207,5 @@ def definition_gradients(case: Case, causal: bool) -> tuple[np.ndarray, Any]:
         if out is None:
             raise NotApplicable("weights() is None: this attention has no matrix by definition")
         return jnp.sum(out * case.cotangent), out
-    grads, out = jax.jit(jax.grad(loss, has_aux=True), compiler_options=QUICK)(_split(case.params, case.inputs))
+    grads, out = quick(jax.grad(loss, has_aux=True))(_split(case.params, case.inputs))
     return np.asarray(out), jax.tree.map(np.asarray, grads)

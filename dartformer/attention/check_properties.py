@@ -7,6 +7,7 @@ They run with float64 enabled, so that tolerances can be tight; those about lowe
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,6 @@ from dartformer.attention.base import Attention, Inputs, Shape, Traits
 from dartformer.attention.check_case import (
     EMPTY,
     HOLES,
-    QUICK,
     RIGHT,
     Case,
     Failed,
@@ -27,6 +27,7 @@ from dartformer.attention.check_case import (
     definition_gradients,
     gap,
     primitives,
+    quick,
 )
 from dartformer.errors import InputError
 
@@ -42,9 +43,9 @@ def frozen_dataclass(case: Case) -> str:
     attention = case.attention
     if not dataclasses.is_dataclass(attention) or not isinstance(attention, Attention):
         raise Failed("must be a dataclass with traits, init, __call__, weights and cost")
-    if not attention.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    if not attention.__dataclass_params__.frozen:
         raise Failed("must be decorated with @dataclass(frozen=True)")
-    copy = dataclasses.replace(attention)  # type: ignore[type-var]
+    copy = dataclasses.replace(attention)
     if not isinstance(attention.traits, Traits) or copy != attention or hash(copy) != hash(attention):
         raise Failed("traits must be a Traits, and a copy must be equal with the same hash")
     return "frozen, hashable, equal to its copy"
@@ -143,7 +144,8 @@ def padding_length(case: Case) -> str:
     for causal in case.modes:
         alone = _first_tokens(case, causal)
         inputs = case.replace(np.broadcast_to(np.arange(case.length) >= short, (4, case.length)))
-        inputs = dataclasses.replace(inputs, valid=np.broadcast_to(np.arange(case.length) < short, (4, case.length)))
+        valid: Any = np.broadcast_to(np.arange(case.length) < short, (4, case.length))
+        inputs = dataclasses.replace(inputs, valid=valid)
         worst = max(worst, gap(case.evaluate(inputs, causal=causal)[0][:1, :short], alone))
     return below(worst, max(EXACT, case.tolerance), f"{short} tokens padded to {case.length} differ by")
 
@@ -202,7 +204,8 @@ def odd_lengths(case: Case) -> str:
         return results
 
     modes = tuple(case.modes[i % len(case.modes)] for i in range(len(lengths)))
-    for length, (out, wanted) in zip(lengths, jax.jit(both, static_argnums=0, compiler_options=QUICK)(modes), strict=True):
+    results = quick(both, static_argnums=0)(modes)
+    for length, (out, wanted) in zip(lengths, results, strict=True):
         if out.shape != (1, length, case.heads, case.head_dim):
             raise Failed(f"at length {length} the output is {list(out.shape)}")
         below(gap(out, wanted), case.tolerance, f"at length {length} it differs from its definition by")
@@ -218,9 +221,10 @@ def precision(case: Case) -> str:
     sentence = []
     with jax.enable_x64(False):
         def each(params: dict, inputs: Inputs) -> list[jax.Array]:
-            return [case.attention(params, _cast(inputs, dtype), causal=causal) for dtype in (jnp.bfloat16, jnp.float32)]
-        # The parameters are rounded to float32 in both, which is why float32 is not held to its last digit.
-        low, single = jax.jit(each, compiler_options=QUICK)(params, rounded)
+            return [case.attention(params, _cast(inputs, dtype), causal=causal)
+                    for dtype in (jnp.bfloat16, jnp.float32)]
+        # The parameters are rounded to float32 here, which is why float32 is not held to its last digit.
+        low, single = quick(each)(params, rounded)
     for out, limit, name in ((low, 1e-2, "bfloat16"), (single, 1e-4, "float32")):
         sentence.append(below(gap(np.asarray(out, np.float64), exact), limit, f"{name} error"))
     return ", ".join(sentence)
@@ -240,7 +244,8 @@ def determinism(case: Case) -> str:
     for causal in case.modes:
         again = case.evaluate(causal=causal, key=1)[0]
         if not np.array_equal(again, case.results[causal][0]):
-            raise Failed(f"with train=False another `key` changes the output by {gap(again, case.results[causal][0]):.3g}")
+            change = gap(again, case.results[causal][0])
+            raise Failed(f"with train=False another `key` changes the output by {change:.3g} (causal={causal})")
     causal = case.modes[0]
     others = [case.evaluate(causal=causal, train=True, key=key)[0] for key in (0, 1)]
     others.append(case.evaluate(dataclasses.replace(case.inputs, head_keys=case.keys(1)), causal=causal)[0])
@@ -263,7 +268,7 @@ def head_slicing(case: Case) -> str:
         given = Inputs(cut(inputs.q), cut(inputs.k), cut(inputs.v), inputs.x, inputs.valid,  # type: ignore[arg-type]
                        case.keys()[np.asarray(heads)])
         params = jax.tree.map(lambda p: p[heads], case.params)
-        out = jax.jit(lambda p, i, c=causal: case.attention(p, i, causal=c), compiler_options=QUICK)(params, given)
+        out = quick(lambda p, i, c=causal: case.attention(p, i, causal=c))(params, given)
         worst = max(worst, gap(out, case.results[causal][0][:, :, heads]))
     return below(worst, max(EXACT, case.tolerance), f"heads {heads} alone differ by")
 
@@ -292,8 +297,7 @@ def parameters_live(case: Case) -> str:
 
 def large_inputs(case: Case) -> str:
     """An exponential or a division that overflows once activations grow."""
-    big = jax.tree.map(lambda a: a * 30, case.part(slice(4), slice(None)).q)
-    inputs = dataclasses.replace(case.inputs, q=big, k=np.asarray(case.inputs.k) * 30)
+    inputs = dataclasses.replace(case.inputs, q=case.inputs.q * 30, k=case.inputs.k * 30)
     for causal in case.modes:
         if not all(np.isfinite(a).all() for a in jax.tree.leaves(case.evaluate(inputs, causal=causal))):
             raise Failed(f"q and k 30 times larger give an output or gradient that is not finite (causal={causal})")
@@ -308,7 +312,8 @@ def growth(case: Case) -> str:
             sizes = [max(arrays(_traced(case, dataclasses.replace(case.shape, batch=1, length=n), causal, True)))
                      for n in lengths]
             worst = max(worst, math.log2(sizes[1] / sizes[0]))
-    return below(worst, case.attention.traits.growth + 0.15, f"largest array from N={lengths[0]} to {lengths[1]}: N to the")
+    return below(worst, case.attention.traits.growth + 0.15,
+                 f"largest array from N={lengths[0]} to {lengths[1]}: N to the")
 
 
 def cost_parameters(case: Case) -> str:
@@ -351,7 +356,7 @@ def second_order(case: Case) -> str:
 
     point = (jnp.asarray(given.q), jnp.asarray(given.k), jnp.asarray(given.v))
     along = tuple(jnp.asarray(case.normal(*p.shape)) for p in point)
-    product = jax.jit(lambda p, a: jax.jvp(jax.grad(loss), (p,), (a,))[1], compiler_options=QUICK)
+    product = quick(lambda p, a: jax.jvp(jax.grad(loss), (p,), (a,))[1])
     products = product(point, along)
     if not all(np.isfinite(p).all() for p in products):
         raise Failed(f"a Hessian-vector product is not finite (causal={causal})")
@@ -397,7 +402,8 @@ def _expected_weights(case: Case, causal: bool) -> np.ndarray | None:
     cache = case.__dict__.setdefault("expected_weights", {})
     if causal not in cache:
         inputs = case.part(slice(1), slice(None), valid=False)
-        weights = jax.jit(lambda p, i: case.attention.weights(p, i, causal=causal), compiler_options=QUICK)(case.params, inputs)
+        compiled = quick(lambda p, i: case.attention.weights(p, i, causal=causal))
+        weights = compiled(case.params, inputs)
         if weights is not None:
             weights = np.asarray(weights)[0]
             weights = np.where(np.abs(weights) < 1e-12 * np.abs(weights).max(), 0, weights)
@@ -417,7 +423,7 @@ def _first_tokens(case: Case, causal: bool) -> np.ndarray:
     """Output for the first `SHORT` tokens of the example without padding, compiled, `[1, SHORT, H, D]`."""
     cache = case.__dict__.setdefault("first_tokens", {})
     if causal not in cache:
-        run = jax.jit(lambda p, i: case.attention(p, i, causal=causal), compiler_options=QUICK)
+        run = quick(lambda p, i: case.attention(p, i, causal=causal))
         cache[causal] = np.asarray(run(case.params, case.part(slice(1), slice(SHORT), valid=False)))
     return cache[causal]
 
@@ -430,16 +436,12 @@ def _refuses(case: Case, inputs: Inputs, causal: bool, what: str) -> str:
     raise Failed(f"accepts {what}; it must raise InputError (see base.require and base.fits)")
 
 
-def _cast(tree: object, dtype: object) -> object:
+def _cast(tree: Any, dtype: Any) -> Any:
     """Floating arrays of `tree` in `dtype`; jax arrays inside a trace, numpy otherwise."""
-    def cast(a: object) -> object:
-        if not jnp.issubdtype(a.dtype, jnp.floating):
-            return a
-        return a.astype(dtype)
-    return jax.tree.map(cast, tree)
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
 
 
-def _abstract(case: Case, shape: Shape) -> tuple[object, Inputs]:
+def _abstract(case: Case, shape: Shape) -> tuple[Any, Inputs]:
     """Parameters and inputs of `shape` in float32, as shapes only; no padding."""
     def array(*dims: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((shape.batch, shape.length, *dims), jnp.float32)
@@ -450,9 +452,9 @@ def _abstract(case: Case, shape: Shape) -> tuple[object, Inputs]:
     return params, Inputs(qkv, qkv, qkv, x, None, keys)  # type: ignore[arg-type]
 
 
-def _traced(case: Case, shape: Shape, causal: bool, gradients: bool) -> object:
+def _traced(case: Case, shape: Shape, causal: bool, gradients: bool) -> Any:
     """The program of one forward pass, or of its gradients by q, k and v, at `shape`."""
-    def run(params: dict, inputs: Inputs) -> object:
+    def run(params: dict, inputs: Inputs) -> Any:
         def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             return jnp.sum(case.attention(params, dataclasses.replace(inputs, q=q, k=k, v=v), causal=causal))
         return (jax.grad(loss, argnums=(0, 1, 2)) if gradients else loss)(inputs.q, inputs.k, inputs.v)

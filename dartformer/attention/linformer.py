@@ -32,9 +32,9 @@ class Linformer(Spelled):
     Masks: invalid keys and values are set to zero *before* they are projected, since afterwards tokens
     cannot be told apart; a slot that holds no token still takes part in the softmax, as a zero. Not causal:
     every slot mixes all tokens.
-    Deviations: entries are drawn with variance 1 / N_max, so that a slot has the scale of a token and the softmax begins as
-    unsaturated as that of full attention; with the 1 / rank of the paper's proof, scores begin sqrt(N / rank) larger.
-    Inputs shorter than N_max use the first columns; longer ones are refused.
+    Deviations: entries are drawn with variance 1 / N_max, so that a slot has the scale of a token and the
+    softmax begins as unsaturated as that of full attention; with the 1 / rank of the paper's proof, scores begin
+    sqrt(N / rank) times larger. Inputs shorter than N_max use the first columns; longer ones are refused.
 
     Attributes:
       rank: number of slots.

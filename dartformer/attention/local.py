@@ -21,8 +21,8 @@ class Local(Spelled):
     Own parameters: none. Cost: O(N w D) time, O(N w) memory; no N x N array.
     Masks: invalid keys are left out of the softmax; causal keeps i - w <= j <= i. A query that sees no key
     gives zero.
-    Deviations: the window slides with each query, where the Image Transformer fixes one for each block of queries, so that no
-    token has a neighbour it cannot see.
+    Deviations: the window slides with each query, where the Image Transformer fixes one for each block of
+    queries, so that no token has a neighbour it cannot see.
 
     Attributes:
       window: one-sided and inclusive, in tokens; 0 lets each token see itself only.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, zero_invalid
-from dartformer.kernels.softmax import dense_allowed, wide
+from dartformer.kernels.softmax import wide
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,7 +43,8 @@ class Uniform(Spelled):
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """1 / (number of keys seen) at each of them, `[B, H, N, N]`."""
         batch, length, heads, _ = inputs.v.shape
-        seen = dense_allowed(length, causal=causal, valid=inputs.mask)
+        keys = inputs.mask[:, None, None, :]
+        seen = keys & jnp.tril(jnp.ones((length, length), bool)) if causal else keys
         seen = jnp.broadcast_to(seen, (batch, heads, length, length)).astype(wide(inputs.v))
         return seen / jnp.maximum(seen.sum(-1, keepdims=True), 1) * inputs.mask[:, None, :, None]
 

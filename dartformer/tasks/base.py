@@ -199,6 +199,8 @@ def permutation(n: int, *seed: int) -> np.ndarray:
     NumPy promises that a bit generator's raw stream never changes between versions; it makes no such promise
     for `Generator.permutation`, and a split that moved with NumPy's version would leak train into valid.
     """
+    if min(seed, default=0) < 0:
+        raise InputError(f"seed {min(seed)} is negative.")
     return np.argsort(np.random.PCG64(seed).random_raw(n), kind="stable")
 
 

@@ -122,6 +122,11 @@ def test_parts_depend_on_the_seed_and_on_nothing_else():
     assert permutation(8, 0, 1).tolist() != permutation(8, 0, 2).tolist()
 
 
+def test_a_negative_seed_is_refused():
+    with pytest.raises(InputError, match="seed -1"):
+        parts(Numbers(), seed=-1)
+
+
 def test_parts_of_too_little_data_are_refused():
     with pytest.raises(InputError, match="2 examples: too few"):
         parts(Numbers(n=2, has_valid=False))

@@ -339,15 +339,15 @@ def test_two_processes_at_once_end_with_the_same_data_and_no_tensorflow(tmp_path
 
 def test_a_killed_preparation_starts_again(tmp_path):
     stuck = """
-import time
+import sys, time
 from dartformer.tasks import listops
 def shown(stream, total, name):
-    print(next(iter(stream)), flush=True)
-    time.sleep(100)
+    print(name, file=sys.__stdout__, flush=True)
+    time.sleep(30)
 listops._shown = shown
 """
     process = run(stuck + PREPARE, str(tmp_path))
-    assert process.stdout.readline(), process.stderr.read()
+    assert process.stdout.readline() == "ListOps test\n", process.stderr.read()
     assert list(tmp_path.glob("dartformer_listops/*/*incomplete*"))
     process.kill()
     process.communicate()

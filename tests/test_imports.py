@@ -1,0 +1,61 @@
+"""Imports go down only, in the order of the design; siblings of a folder import `base`, never their own `__init__`."""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1] / "dartformer"
+
+# From the ground up. What stands on one line may not import one another, save that a module may import its own.
+FLOORS = [
+    ["errors", "_version"],
+    ["kernels"],
+    ["attention", "strategies", "tasks"],
+    ["genotype"],
+    ["search_space"],
+    ["workdir", "progress", "transformer"],
+    ["supernet", "optimizer", "checkpoint"],
+    ["config"],
+    ["train", "cost", "diagnostics", "plots"],
+    ["stages"],
+    ["api", "starter"],
+    ["__init__"],
+    ["__main__"],
+]
+FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
+
+
+def imports(file):
+    """Modules of ours that a file imports, at the top or inside functions."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.split(".")[0] == "dartformer")
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            if node.module and node.module.split(".")[0] == "dartformer":
+                names = [f"{node.module}.{a.name}" for a in node.names]
+                for name in names:
+                    path = PACKAGE.parent / name.replace(".", "/")
+                    yield name if path.with_suffix(".py").exists() or path.is_dir() else node.module
+
+
+def test_imports_go_down_only():
+    wrong = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        inside = file.relative_to(PACKAGE).with_suffix("").parts
+        me = inside[0]
+        assert me in FLOOR, f"{me} has no floor: give it one"
+        for module in imports(file):
+            them = module.split(".")[1] if "." in module else "__init__"
+            if them != me and FLOOR[them] >= FLOOR[me]:
+                wrong.append(f"{'/'.join(inside)} imports {module}")
+            if them == me and len(inside) > 1 and inside[1] != "__init__" and module == f"dartformer.{me}":
+                wrong.append(f"{'/'.join(inside)} imports its own folder's __init__")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_module_is_on_one_floor():
+    names = [name for names in FLOORS for name in names]
+    assert len(names) == len(set(names))
+    assert {p.stem if p.is_file() else p.name for p in PACKAGE.iterdir()
+            if p.suffix == ".py" or ((p.is_dir() and (p / "__init__.py").exists()) or p.name in ("stages", "kernels"))
+            } == set(names)
