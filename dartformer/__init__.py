@@ -2,7 +2,7 @@
 
 from dartformer._version import __version__
 from dartformer.api import derive, evaluate, export, load, retrain, run_all, search
-from dartformer.attention import parse, register
+from dartformer.attention import check, parse, register
 from dartformer.config import defaults, load_config
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype
@@ -11,7 +11,7 @@ from dartformer.supernet import supernet
 from dartformer.transformer import TransformerConfig, transformer
 
 __all__ = [
-    "Genotype", "InputError", "SearchSpace", "TransformerConfig", "__version__", "defaults", "derive",
+    "Genotype", "InputError", "SearchSpace", "TransformerConfig", "__version__", "check", "defaults", "derive",
     "evaluate", "export", "load", "load_config", "parse", "register", "retrain", "run_all", "search", "supernet",
     "transformer",
 ]
