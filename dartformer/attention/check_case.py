@@ -168,21 +168,24 @@ class Case:
 
     @functools.cached_property
     def influence(self) -> dict[bool, np.ndarray]:
-        """`[H, N, N]` for every mode: how much output i moves when all of token j is moved (no padding)."""
-        def moved(causal: bool) -> Array:
+        """`[H, N, N]` for every mode: the gradient of a random direction of output i by token j (no padding).
+
+        In reverse, which every attention supports that can be trained; forward mode some fused ones do not.
+        """
+        def gradients(causal: bool) -> Array:
             inputs = self.part(slice(1), slice(None), valid=False)
-            parts = _split({}, inputs)[0]
+            _, pull = jax.vjp(lambda given: self.attention(*_join((given, {}), self.params, inputs), causal=causal),
+                              _split({}, inputs)[0])
 
-            def one(token: Array) -> Array:
-                here = (jnp.arange(self.length) == token)[None, :, None, None]
-                along = {n: jnp.asarray(p[::-1]) * (here if p.ndim == 4 else here[..., 0]) for n, p in tangent.items()}
-                _, out = jax.jvp(lambda given: self.attention(
-                    *_join((given, {}), self.params, inputs), causal=causal), (parts,), (along,))
-                return jnp.linalg.norm(out[0], axis=-1)  # [N, H]
-            return jax.vmap(one, out_axes=-1)(jnp.arange(self.length)).transpose(1, 0, 2)
+            def one(head: Array, token: Array) -> Array:
+                here = ((jnp.arange(self.length) == token)[:, None]
+                        & (jnp.arange(self.heads) == head))[None, :, :, None]
+                (grads,) = pull(jnp.where(here, self.cotangent[:1], 0.0))
+                return sum(jnp.sum(g[0].reshape(self.length, -1) ** 2, axis=-1) for g in grads.values()) ** 0.5  # [N]
+            over_tokens = jax.vmap(one, (None, 0))
+            return jax.vmap(over_tokens, (0, None))(jnp.arange(self.heads), jnp.arange(self.length))
 
-        tangent = {n: self.normal(*p.shape) for n, p in _split({}, self.part(slice(1), slice(None)))[0].items()}
-        compiled = quick(moved, static_argnums=0)
+        compiled = quick(gradients, static_argnums=0)
         return {causal: np.asarray(compiled(causal)) for causal in self.modes}
 
 

@@ -1,0 +1,186 @@
+"""What a step costs: the loop against bare JAX, second against first order, the supernet against its candidates alone.
+
+    python experiments/benchmarks/steps.py [--seconds=4] [--only=loop,order,supernet,one_hot]
+
+Prints one JSON line for each measurement. The things compared take turns within one process, in short rounds, and each ratio
+is the median of the rounds' ratios, so that a machine whose speed drifts changes both sides alike. Compiling is not counted.
+"""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dartformer
+from dartformer import optimizer, strategies
+from dartformer.attention import parse
+from dartformer.genotype import Genotype
+from dartformer.search_space import SearchSpace
+from dartformer.supernet import supernet
+from dartformer.tasks.base import ArraySplit, batches
+from dartformer.train import CompiledStep, Schedule, begin, classification_loss, fit, plain_step
+from dartformer.transformer import TransformerConfig, transformer
+
+SIX = ("full", "local(window=16)", "linear", "linformer(rank=32)", "uniform", "identity")
+
+
+def say(**numbers: Any) -> None:
+    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in numbers.items()}
+    print(json.dumps(rounded), flush=True)
+
+
+def ratios(parts: dict[str, Callable[[], None]], seconds: float) -> dict[str, list[float]]:
+    """Seconds of every part in each of several rounds; the parts take turns."""
+    for part in parts.values():
+        part()
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    until = time.perf_counter() + seconds * len(parts)
+    while time.perf_counter() < until or len(next(iter(times.values()))) < 5:
+        for name, part in parts.items():
+            started = time.perf_counter()
+            part()
+            times[name].append(time.perf_counter() - started)
+    return times
+
+
+def median_ratio(times: dict[str, list[float]], over: str, under: str) -> float:
+    return float(np.median(np.array(times[over]) / np.array(times[under])))
+
+
+def random_batch(config: TransformerConfig, size: int) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    return {"tokens": jnp.asarray(rng.integers(1, config.vocabulary, (size, config.length)), jnp.int32),
+            "valid": jnp.ones((size, config.length), bool),
+            "label": jnp.asarray(rng.integers(config.classes, size=size), jnp.int32)}
+
+
+def runner(step: Any, state: Any, *arguments: Any) -> Callable[[], None]:
+    """One step each time it is called, compiled, on a state that moves on."""
+    compiled = jax.jit(step, donate_argnums=0).lower(state, *arguments).compile()
+    held = [jax.tree.map(jnp.copy, state)]
+
+    def once() -> None:
+        held[0], _ = compiled(held[0], *arguments)
+        jax.block_until_ready(held[0])
+
+    return once
+
+
+def loop(seconds: float) -> None:
+    """`train.fit`, with its data, log, evaluation and checkpoints, against a bare loop over the same compiled step."""
+    config = TransformerConfig(vocabulary=16, classes=10, length=26)
+    net = transformer(config, Genotype.homogeneous(parse("full"), config.layers, config.heads))
+    chain = optimizer.build(optimizer.DEFAULTS, 600)
+    rng = np.random.default_rng(0)
+    split = ArraySplit(rng.integers(1, 16, (10_000, 26)).astype(np.uint8), np.full(10_000, 26, np.int32),
+                       rng.integers(10, size=10_000).astype(np.int32))
+    step, steps = CompiledStep(plain_step(net, chain)), 300
+    fixed = {k: jnp.asarray(v) for k, v in split.take(np.arange(32)).items()}
+    step.prepare(begin(net, chain, 0), fixed)
+
+    def bare() -> None:
+        state = begin(net, chain, 0)
+        for _ in range(steps):
+            state, _ = step(state, fixed)
+        jax.block_until_ready(state)
+
+    def fed() -> None:
+        state, stream = begin(net, chain, 0), batches(split, 32, 0)
+        for _ in range(steps):
+            state, _ = step(state, next(stream))
+        jax.block_until_ready(state)
+
+    def whole(**every: int) -> Callable[[], None]:
+        def run() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                fit("loop", step, begin(net, chain, 0), batches(split, 32, 0),
+                    Schedule(steps, **every), Path(folder), rates={"rate": optimizer.schedule(optimizer.DEFAULTS, 600)})
+        return run
+
+    os.environ["CI"] = "true"
+    times = ratios({"bare": bare, "fed": fed, "fit": whole(log_every=20, eval_every=10**9, checkpoint_every=10**9),
+                    "fit_checkpoints": whole(log_every=20, eval_every=10**9, checkpoint_every=100)}, seconds)
+    say(name="loop", steps=steps, bare_ms=1e3 * float(np.median(times["bare"])) / steps,
+        data_ratio=median_ratio(times, "fed", "bare"), fit_ratio=median_ratio(times, "fit", "bare"),
+        fit_with_checkpoints_every_100_ratio=median_ratio(times, "fit_checkpoints", "bare"), target="fit_ratio <= 1.05")
+
+
+def problem(config: TransformerConfig, space: SearchSpace) -> tuple[Any, strategies.Problem]:
+    net = supernet(config, space)
+    return net, strategies.Problem(
+        classification_loss(net), space.alphas_shape, space.mixture_shape, optimizer.build(optimizer.DEFAULTS, 100),
+        optimizer.build({**optimizer.DEFAULTS, "name": "adam", "warmup": 0.0}, 100), 100)
+
+
+def order(seconds: float) -> None:
+    """A search step with exact second-order, and with finite-difference gradients, against first order."""
+    config = TransformerConfig(vocabulary=16, classes=10, length=128)
+    net, given = problem(config, SearchSpace(tuple(map(parse, SIX)), config.layers, config.heads))
+    batch, parts, compiling = random_batch(config, 32), {}, {}
+    for name in ("first", "second", "finite"):
+        strategy = strategies.make("darts", {"hypergradient": name, "warmup": 0.0})(given)
+        state = strategy.init(jax.random.key(0), net.init(jax.random.key(1)))
+        started = time.perf_counter()
+        parts[name] = runner(strategy.step, state, batch, batch)
+        compiling[name] = time.perf_counter() - started
+    times = ratios(parts, seconds)
+    say(name="order", length=128, batch=32, candidates=6, first_ms=1e3 * float(np.median(times["first"])),
+        second_ratio=median_ratio(times, "second", "first"), finite_ratio=median_ratio(times, "finite", "first"),
+        **{f"{k}_compile_seconds": v for k, v in compiling.items()}, target="second_ratio <= 3")
+
+
+def mixtures(seconds: float, one_hot: bool) -> None:
+    """A weight step of the six-way supernet: against the six models alone, or with one-hot mixtures."""
+    config = TransformerConfig(vocabulary=16, classes=10, length=128)
+    space = SearchSpace(tuple(map(parse, SIX)), config.layers, config.heads, "model")
+    net, given = problem(config, space)
+    batch, key = random_batch(config, 32), jax.random.key(0)
+
+    def step(state: Any, mixture: Any) -> Any:
+        weights, moments = state
+        gradient, _ = jax.grad(given.loss, has_aux=True)(weights, mixture, batch, key)
+        updates, moments = given.weights_optimizer.update(gradient, moments, weights)
+        return (jax.tree.map(jnp.add, weights, updates), moments), None
+
+    weights = net.init(key)
+    state = weights, given.weights_optimizer.init(weights)
+    uniform = jnp.full(space.mixture_shape, 1 / len(SIX), jnp.float32)
+    parts = {"supernet": runner(step, state, uniform)}
+    if one_hot:
+        for spec, genotype in zip(SIX, space.homogeneous(), strict=True):
+            parts[spec] = runner(step, state, jnp.asarray(space.mixture(genotype)))
+        times = ratios(parts, seconds)
+        shares = {spec: median_ratio(times, spec, "supernet") for spec in SIX}
+        say(name="one_hot", length=128, batch=32, supernet_ms=1e3 * float(np.median(times["supernet"])),
+            **shares, target="each <= 0.5")
+        return
+    chain = optimizer.build(optimizer.DEFAULTS, 100)
+    for spec, genotype in zip(SIX, space.homogeneous(), strict=True):
+        single = transformer(config, genotype)
+        parts[spec] = runner(plain_step(single, chain), begin(single, chain, 0), batch)
+    times = ratios(parts, seconds)
+    total = np.sum([times[spec] for spec in SIX], 0)
+    say(name="supernet", length=128, batch=32, supernet_ms=1e3 * float(np.median(times["supernet"])),
+        **{f"{spec}_ms": 1e3 * float(np.median(times[spec])) for spec in SIX},
+        supernet_over_sum=float(np.median(np.array(times["supernet"]) / total)), target="supernet_over_sum <= 0.6")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each thing compared")
+    parser.add_argument("--only", default="loop,order,supernet,one_hot")
+    arguments = parser.parse_args()
+    say(name="machine", cores=os.cpu_count(), system=platform.machine(), device=jax.devices()[0].device_kind,
+        jax=jax.__version__, dartformer=dartformer.__version__)
+    for one in arguments.only.split(","):
+        {"loop": loop, "order": order, "supernet": lambda s: mixtures(s, False),
+         "one_hot": lambda s: mixtures(s, True)}[one](arguments.seconds)

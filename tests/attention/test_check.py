@@ -1,0 +1,322 @@
+"""The conformance suite passes on every attention, and finds each mistake planted in a wrong one."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dartformer.attention import ATTENTIONS, ConformanceError, Inputs, check, parse
+from dartformer.attention import check_properties as properties
+from dartformer.attention.base import Cost, zero_invalid
+from dartformer.attention.check_case import Case, Failed, NotApplicable
+from dartformer.attention.full import Full
+from dartformer.attention.linformer import Linformer
+from dartformer.attention.local import Local
+from dartformer.kernels.softmax import masked_softmax, softmax_attention
+
+
+@pytest.mark.parametrize("text", [*ATTENTIONS, "local(window=0)", "local(window=3)", "linformer(rank=5)"])
+def test_every_attention_keeps_the_protocol(text):
+    report = check(parse(text), tolerance=1e-9)
+    assert [r.name for r in report.results] == [p.__name__ for p in properties.PROPERTIES]
+    assert all(r.detail for r in report.results)
+    assert report["text_round_trip"].status == "passed"
+    assert report["definition"].status == "passed"
+
+
+def fails(attention, *names):
+    """That each of the named properties fails on `attention`; the right ones are told in their messages."""
+    with jax.enable_x64(True):
+        case = Case(attention, seed=0, heads=3, head_dim=8, length=53, tolerance=1e-6)
+        for name in names:
+            with pytest.raises(Failed):
+                getattr(properties, name)(case)
+
+
+def dense(inputs, allowed):
+    """softmax over `allowed`, with padding left out of keys and of queries."""
+    scores = jnp.einsum("bnhd,bkhd->bhnk", inputs.q, inputs.k) / np.sqrt(inputs.q.shape[-1])
+    weights = masked_softmax(scores, allowed & inputs.mask[:, None, None, :])
+    return zero_invalid(jnp.einsum("bhnk,bkhd->bnhd", weights, inputs.v).astype(inputs.v.dtype), inputs.mask)
+
+
+def square(inputs):
+    """Positions of queries [N, 1] and keys [N]."""
+    i = jnp.arange(inputs.q.shape[1])
+    return i[:, None], i
+
+
+@dataclass(frozen=True)
+class LosesItsOwnToken(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        out = softmax_attention(inputs.q, inputs.k, inputs.v, causal=causal, valid=inputs.valid)
+        return zero_invalid(jnp.roll(out, 1, axis=1), inputs.mask)  # one place late
+
+
+@dataclass(frozen=True)
+class IgnoresItsOwnKey(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        i, j = square(inputs)
+        return dense(inputs, (i != j) & ((j <= i) | (not causal)))
+
+
+@dataclass(frozen=True)
+class StridedLocal(Local):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        i, j = square(inputs)
+        return dense(inputs, (i % 4 == j % 4) & ((j <= i) | (not causal)))
+
+
+@dataclass(frozen=True)
+class SeesPadding(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        return zero_invalid(softmax_attention(inputs.q, inputs.k, inputs.v, causal=causal), inputs.mask)
+
+
+@dataclass(frozen=True)
+class OutputsAtPadding(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        return softmax_attention(inputs.q, inputs.k, inputs.v, causal=causal, valid=inputs.valid)
+
+
+@dataclass(frozen=True)
+class TrailingPaddingOnly(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        count = inputs.mask.sum(1, keepdims=True)
+        return Full.__call__(self, params, dataclasses.replace(inputs, valid=square(inputs)[1] < count), causal=causal)
+
+
+@dataclass(frozen=True)
+class AlwaysCausal(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        return Full.__call__(self, params, inputs, causal=True)
+
+    def weights(self, params, inputs, *, causal=False):
+        return None
+
+
+@dataclass(frozen=True)
+class NeverCausal(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        return Full.__call__(self, params, inputs)
+
+
+@dataclass(frozen=True)
+class ScramblesHeadsAndTime(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        out = Full.__call__(self, params, inputs, causal=causal)
+        return out.transpose(0, 2, 1, 3).reshape(out.shape)  # [B, H, N, D] read as [B, N, H, D]
+
+
+@dataclass(frozen=True)
+class ScramblesUndefined(ScramblesHeadsAndTime):
+    def weights(self, params, inputs, *, causal=False):
+        return None
+
+
+@dataclass(frozen=True)
+class MeansWhereAllIsMasked(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        out = Full.__call__(self, params, inputs, causal=causal)
+        return jnp.where(inputs.mask.any(1)[:, None, None, None], out, inputs.v.mean(1, keepdims=True))
+
+
+@dataclass(frozen=True)
+class DetachedKeys(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        return Full.__call__(self, params, dataclasses.replace(inputs, k=jax.lax.stop_gradient(inputs.k)), causal=causal)
+
+
+@dataclass(frozen=True)
+class LowPrecision(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        dtype = inputs.v.dtype
+        low = Inputs(*(a.astype(jnp.bfloat16) for a in (inputs.q, inputs.k, inputs.v)), None, inputs.valid)
+        return Full.__call__(self, params, low, causal=causal).astype(dtype)
+
+
+@dataclass(frozen=True)
+class SumsInTheInputsDtype(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        scores = jnp.einsum("bnhd,bkhd->bhnk", inputs.q, inputs.k) / np.sqrt(inputs.q.shape[-1]).astype(inputs.q.dtype)
+        i, j = square(inputs)
+        allowed = inputs.mask[:, None, None, :] & ((j <= i) | (not causal))
+        e = jnp.where(allowed, jnp.exp(scores), 0)
+        total, _ = jax.lax.scan(lambda s, x: (s + x, None), jnp.zeros_like(e[..., 0]), jnp.moveaxis(e, -1, 0))
+        out = jnp.einsum("bhnk,bkhd->bnhd", e / jnp.where(total == 0, 1, total)[..., None], inputs.v)
+        return zero_invalid(out, inputs.mask)
+
+
+@dataclass(frozen=True)
+class WrongDtype(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        return Full.__call__(self, params, inputs, causal=causal).astype(jnp.float32)
+
+
+@dataclass(frozen=True)
+class HiddenNoise(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        out = Full.__call__(self, params, inputs, causal=causal)
+        return out if key is None else out * jax.random.uniform(key, out.shape)
+
+
+@dataclass(frozen=True)
+class UndeclaredDropout(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        out = Full.__call__(self, params, inputs, causal=causal)
+        return out * jax.random.bernoulli(key, shape=out.shape) if train else out
+
+
+@dataclass(frozen=True)
+class HeadsTalk(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        out = Full.__call__(self, params, inputs, causal=causal)
+        return out + out.mean(axis=2, keepdims=True)
+
+
+@dataclass(frozen=True)
+class KnowsItsHeadNumber(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        out = Full.__call__(self, params, inputs, causal=causal)
+        return out * (1 + jnp.arange(out.shape[2]))[:, None].astype(out.dtype)
+
+
+@dataclass(frozen=True)
+class SaysItReadsX(Full):
+    traits = dataclasses.replace(Full.traits, reads=frozenset("qkvx"))
+
+
+@dataclass(frozen=True)
+class SaysItIsLinear(Full):
+    traits = dataclasses.replace(Full.traits, growth=1.0)
+
+
+@dataclass(frozen=True)
+class ForgetsTheTwo(Full):
+    def cost(self, shape):
+        cost = Full.cost(self, shape)
+        return Cost(cost.flops / 2, 7, cost.activation_bytes, cost.state_bytes)
+
+
+@dataclass(frozen=True)
+class DeadParameter(Linformer):
+    def init(self, key, shape):
+        return {**super().init(key, shape), "dead": jnp.ones((shape.heads, 4))}
+
+
+@dataclass(frozen=True)
+class HeadsAlike(Linformer):
+    def init(self, key, shape):
+        return jax.tree.map(lambda p: jnp.broadcast_to(p[:1], p.shape), super().init(key, shape))
+
+
+@dataclass(frozen=True)
+class HeadsLast(Linformer):
+    def init(self, key, shape):
+        return jax.tree.map(lambda p: jnp.moveaxis(p, 0, -1), super().init(key, shape))
+
+
+@dataclass(frozen=True)
+class IgnoresCausal(Linformer):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        return super().__call__(params, inputs)
+
+
+@dataclass(frozen=True)
+class CutsLongInputs(Linformer):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        limit = params["E"].shape[-1]
+        cut = Inputs(*(a[:, :limit] for a in (inputs.q, inputs.k, inputs.v)), None, inputs.mask[:, :limit])
+        return super().__call__(params, cut, causal=causal)
+
+
+@dataclass(frozen=True)
+class Overflows(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        e = jnp.exp(jnp.einsum("bnhd,bkhd->bhnk", inputs.q, inputs.k)) * inputs.mask[:, None, None, :]
+        return zero_invalid(jnp.einsum("bhnk,bkhd->bnhd", e / e.sum(-1, keepdims=True), inputs.v), inputs.mask)
+
+
+@jax.custom_vjp
+def once(x):
+    return x
+
+
+once.defvjp(lambda x: (x, x), lambda x, g: (jax.pure_callback(np.asarray, g, g, vmap_method="expand_dims"),))
+
+
+@dataclass(frozen=True)
+class DifferentiableOnce(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        return once(Full.__call__(self, params, inputs, causal=causal))
+
+
+@dataclass
+class Mutable(Full.__bases__[0]):
+    window: int = 3
+    traits = Full.traits
+    init, __call__, weights, cost = Full.init, Full.__call__, Full.weights, Full.cost
+
+
+@pytest.mark.parametrize(("attention", "names"), [
+    (LosesItsOwnToken(), ["definition", "own_token", "causality"]),
+    (IgnoresItsOwnKey(), ["definition", "definition_gradients_agree", "odd_lengths"]),
+    (StridedLocal(window=2), ["definition", "growth"]),
+    (SeesPadding(), ["definition", "padding_sends_nothing", "padding_content", "padding_holes", "padding_length"]),
+    (OutputsAtPadding(), ["padded_rows_are_zero"]),
+    (TrailingPaddingOnly(), ["definition", "padding_holes"]),
+    (AlwaysCausal(), ["looks_ahead"]),
+    (NeverCausal(), ["causality"]),
+    (ScramblesHeadsAndTime(), ["definition", "causality", "padded_rows_are_zero"]),
+    (ScramblesUndefined(), ["causality", "head_slicing", "padding_length"]),
+    (MeansWhereAllIsMasked(), ["padded_rows_are_zero", "padding_sends_nothing"]),
+    (DetachedKeys(), ["definition_gradients_agree", "reads_what_it_says"]),
+    (LowPrecision(), ["definition"]),
+    (SumsInTheInputsDtype(), ["precision"]),
+    (WrongDtype(), ["shape_and_dtype"]),
+    (HiddenNoise(), ["determinism"]),
+    (UndeclaredDropout(), ["determinism"]),
+    (HeadsTalk(), ["head_slicing", "definition"]),
+    (KnowsItsHeadNumber(), ["head_slicing"]),
+    (SaysItReadsX(), ["reads_what_it_says"]),
+    (SaysItIsLinear(), ["growth"]),
+    (ForgetsTheTwo(), ["cost_flops", "cost_parameters"]),
+    (DeadParameter(4), ["parameters_live"]),
+    (HeadsAlike(4), ["parameters_lead_with_heads"]),
+    (HeadsLast(4), ["parameters_lead_with_heads"]),
+    (IgnoresCausal(4), ["refuses_the_other_mode"]),
+    (CutsLongInputs(4), ["refuses_longer_inputs"]),
+    (Overflows(), ["large_inputs"]),
+    (Mutable(), ["frozen_dataclass"]),
+], ids=lambda a: type(a).__name__ if isinstance(a, Full | Linformer | Local | Mutable) else "")
+def test_planted_mistakes_are_found(attention, names):
+    fails(attention, *names)
+
+
+def test_a_missing_second_derivative_is_reported_and_the_others_still_run():
+    with pytest.raises(ConformanceError) as caught:
+        check(DifferentiableOnce())
+    report = caught.value.report
+    assert [r.name for r in report.failed] == ["second_order"]
+    assert "fails 1 of 28 properties" in str(caught.value)
+    assert len(report.results) == len(properties.PROPERTIES)
+
+
+def test_the_error_lists_every_failure_with_numbers():
+    report = check(ForgetsTheTwo(), raise_=False)
+    error = str(ConformanceError(report))
+    assert "cost_flops: cost says 1.09e+06 FLOPs, XLA counts 2.1" in error
+    assert "cost_parameters: cost says 7 parameters, init makes 0" in error
+    assert "text_round_trip" not in error
+    assert "not applicable  its class is not registered" in str(report)
+    assert not report.ok
+
+
+def test_what_does_not_apply_says_why():
+    with jax.enable_x64(True):
+        case = Case(AlwaysCausal(), seed=0, heads=3, head_dim=8, length=53, tolerance=1e-6)
+        with pytest.raises(NotApplicable, match=r"weights\(\) is None"):
+            properties.definition(case)
