@@ -31,10 +31,7 @@ def search(config: ConfigDict, workdir: str | Path) -> SearchResult:
 
 
 def _search(run: Run) -> SearchResult:
-    found = search_stage.search(run)
-    seconds = {**run.results().get("seconds", {}), "search": found.seconds, "search.compile": found.compile_seconds}
-    run.record(seconds=seconds, diagnostics=found.diagnostics)
-    return replace(found, folder=run.workdir.path)
+    return replace(search_stage.search(run), folder=run.workdir.path)
 
 
 def derive(found: SearchResult) -> Genotype:
@@ -59,9 +56,7 @@ def evaluate(genotype: Genotype, config: ConfigDict, workdir: str | Path) -> dic
 
 def _evaluate(run: Run, genotype: Genotype) -> dict[str, Any]:
     models = retrain_stage.retrain(run, genotype)
-    results = evaluate_stage.evaluate(run, models, retrain_stage.retrain_baselines(run, genotype, models))
-    report_stage.report(run)
-    return results
+    return evaluate_stage.evaluate(run, models, retrain_stage.retrain_baselines(run, genotype, models))
 
 
 def export(model: Model, folder: str | Path) -> Path:
@@ -72,9 +67,20 @@ def export(model: Model, folder: str | Path) -> Path:
 def run_all(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """All stages in order, resuming where an earlier call on this workdir stopped; returns `results.json`."""
     with Run(config, workdir) as run:
-        for verb in ("search", "derive", "retrain", "evaluate", "profile", "export", "report"):
-            VERBS[verb](run)
+        for verb, function in VERBS.items():
+            if not finished(run, verb):
+                function(run)
         return run.results()
+
+
+def finished(run: Run, verb: str) -> bool:
+    """Whether a stage has left its last file, which each writes whole, at its end. Asked in the order of the stages:
+    a workdir has one config, so what stands there is what would be made again."""
+    left = {"search": "search/alphas.json", "derive": "genotype.json", "profile": "profile.json",
+            "export": f"export/{export_stage.CHECKSUMS}", "report": "report.html"}
+    if verb in ("retrain", "evaluate"):
+        return "verdict" in run.results()
+    return run.file(left[verb]).exists()
 
 
 def _derive_verb(run: Run) -> dict[str, Any]:
@@ -82,8 +88,8 @@ def _derive_verb(run: Run) -> dict[str, Any]:
     if found is None:
         raise InputError(f"there is no finished search in {run.workdir.path}: run `dartformer search` first.")
     genotype, ties = derive_stage.derive(found)
-    write_text(run.file("genotype.json"), genotype.to_json())
     run.record(genotype=genotype.to_dict(), ties=ties)
+    write_text(run.file("genotype.json"), genotype.to_json())
     return {"genotype": genotype.to_dict(), "text": str(genotype), "ties": ties}
 
 

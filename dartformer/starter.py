@@ -25,7 +25,8 @@ VALUES: dict[str, dict[str, Any]] = {
         "task.train": 10_000, "task.valid": 1_000, "task.test": 2_000,
         "model.layers": 2, "model.heads": 4, "model.head_dim": 16, "model.model_dim": 64, "model.mlp_dim": 128,
         "space.candidates": ("full", "local(window=4)", "linear", "uniform"), "space.granularity": "layer",
-        "search.steps": 300, "retrain.steps": 600, "retrain.seeds": (0, 1, 2),
+        "search.steps": 300, "retrain.steps": 500, "retrain.seeds": (0, 1, 2), "log.eval_every": 250,
+        "log.checkpoint_every": 250,
         "baselines.homogeneous": True, "baselines.random": True,
     },
 }

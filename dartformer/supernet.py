@@ -58,18 +58,18 @@ class MixedAttention(nnx.Module):
             own = values(self.own[k])
             projections = self.projections[0 if shared else k]
 
-            def branch(x, column, own, attention=attention, projections=projections, noise=noise):
+            def branch(column, own, attention=attention, projections=projections, noise=noise):
                 given = inputs if shared else projections.inputs(x, valid, keys)
                 y = attend(attention, own, given, self.config, train=train, key=noise)
                 y = y * column.astype(y.dtype)[:, None]
                 return y if shared else projections.output(y)
 
-            def skip(x, column, own, like=total):
-                return jnp.zeros_like(like)
-
+            # The sum so far goes through the `cond`, so that a skipped branch neither writes nor adds zeros; what a
+            # branch does not read is not an operand, so that skipping it emits no gradient of zeros for it either.
             column = mixture[:, k]
-            total = total + jax.lax.cond(jnp.any(column != 0), jax.checkpoint(branch), skip,
-                                         x, column, own)
+            total = jax.lax.cond(jnp.any(column != 0),
+                                 lambda total, column, own, branch=branch: total + jax.checkpoint(branch)(column, own),
+                                 lambda total, column, own: total, total, column, own)
         return self.projections[0].output(total) if shared else total
 
 

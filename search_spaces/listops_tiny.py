@@ -33,8 +33,10 @@ def get_config():
     config.space.granularity = "layer"
     # how long
     config.search.steps = 300
-    config.retrain.steps = 600
+    config.retrain.steps = 500
     config.retrain.seeds = (0, 1, 2)
+    config.log.eval_every = 250
+    config.log.checkpoint_every = 250
     # train every candidate alone, too, and a random genotype
     config.baselines.homogeneous = True
     config.baselines.random = True

@@ -89,6 +89,9 @@ def search(run: Run) -> SearchResult:
     mixture = np.asarray(mixture_of(fitted.state))
     report = diagnostics.of_search(
         mixture, space, lambda m: evaluator(fitted.state.weights, run.parts["valid"], m), config.derive.tie_margin)
+    run.record(diagnostics=report, seconds={**run.results().get("seconds", {}), "search": fitted.seconds,
+                                            "search.compile": fitted.compile_seconds})
+    # Last, because it says that the search is finished.
     write_json(run.file("search/alphas.json"), {
         "candidates": [spec(a) for a in space.candidates], "granularity": space.granularity,
         "alphas": fitted.state.alphas, "mixture": mixture, "diagnostics": report,

@@ -2,8 +2,9 @@
 
     python experiments/benchmarks/steps.py [--seconds=4] [--only=loop,order,supernet,one_hot]
 
-Prints one JSON line for each measurement. The things compared take turns within one process, in short rounds, and each ratio
-is the median of the rounds' ratios, so that a machine whose speed drifts changes both sides alike. Compiling is not counted.
+Prints one JSON line for each measurement. The things compared take turns within one process, in short rounds, and each
+ratio is the median of the rounds' ratios, so that a machine whose speed drifts changes both sides alike. Compiling is not
+counted.
 """
 
 import argparse

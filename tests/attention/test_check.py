@@ -127,7 +127,8 @@ class MeansWhereAllIsMasked(Full):
 @dataclass(frozen=True)
 class DetachedKeys(Full):
     def __call__(self, params, inputs, *, causal=False, train=False, key=None):
-        return Full.__call__(self, params, dataclasses.replace(inputs, k=jax.lax.stop_gradient(inputs.k)), causal=causal)
+        still = dataclasses.replace(inputs, k=jax.lax.stop_gradient(inputs.k))
+        return Full.__call__(self, params, still, causal=causal)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,8 @@ def test_fields_of_every_kind(table):
     for attention in (Many(3), Many(1, 0.1, "random", 7, True, "b, c)='", (3,)), Many(-2, 1e-30, sizes=())):
         assert parse(format(attention)) == attention
     assert parse("many(3, share=1)") == Many(3, 1.0)
-    for text, message in (("many", "lacks a value for size"), ("many(1, mode='x')", "must be 'dense' or 'random', got 'x'"),
+    for text, message in (("many", "lacks a value for size"),
+                          ("many(1, mode='x')", "must be 'dense' or 'random', got 'x'"),
                           ("many(1, share='x')", "must be float"), ("many(1, limit=1.5)", "must be int or None")):
         with pytest.raises(InputError, match=message):
             parse(text)
@@ -123,5 +124,5 @@ def test_entry_points_are_imported_when_asked_for(table, monkeypatch):
     with pytest.raises(InputError, match=r"'broken' \(entry point broken:Class\) cannot be loaded: no such wheel"):
         parse("broken")
     points.append(Point("full", Many))
-    with pytest.raises(InputError, match="'full' .* is already registered"):
+    with pytest.raises(InputError, match=r"'full' .* is already registered"):
         names()
