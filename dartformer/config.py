@@ -61,8 +61,7 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
       strategy: a name of `dartformer list strategies`; its options become `config.search.strategy.*`.
       preset: "recommended", or "published" for the settings of the DARTS paper.
     """
-    if task not in tasks.TASKS:
-        raise unknown("task", task, tasks.TASKS)
+    task_type = tasks.find(task)
     if strategy not in strategies.STRATEGIES:
         raise unknown("strategy", strategy, strategies.STRATEGIES)
     if preset not in PRESETS:
@@ -70,7 +69,7 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
     model = {k: v for k, v in options(TransformerConfig).items() if k not in ("causal", "seed")}
     config = ConfigDict({
         "seed": 0,
-        "task": {"name": task, **options(tasks.TASKS[task])},
+        "task": {"name": task, **options(task_type)},
         "data": {"dir": "", "batch_size": 32, "eval_batch_size": 250},
         "model": model,
         "space": {"candidates": ("full", "local(window=4)", "linear", "uniform"), "granularity": "layer"},

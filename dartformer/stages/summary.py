@@ -90,7 +90,8 @@ def listing(what: str) -> list[dict[str, Any]]:
                          "fixed_length": traits.fixed_length, "reads": sorted(traits.reads),
                          "summary": traits.summary, "paper": traits.paper})
         return rows
-    table: dict[str, Any] = strategies.STRATEGIES if what == "strategies" else tasks.TASKS
+    table: dict[str, Any] = strategies.STRATEGIES if what == "strategies" else {
+        name: tasks.find(name) for name in tasks.names()}
     rows = []
     for name, cls in table.items():
         summary = cls.traits.summary if what == "tasks" else (cls.__doc__ or "").split("\n")[0]

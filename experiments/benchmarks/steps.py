@@ -3,8 +3,8 @@
     python experiments/benchmarks/steps.py [--seconds=4] [--only=loop,order,supernet,one_hot]
 
 Prints one JSON line for each measurement. The things compared take turns within one process, in short rounds, and each
-ratio is the median of the rounds' ratios, so that a machine whose speed drifts changes both sides alike. Compiling is not
-counted.
+ratio is the median of the rounds' ratios, so that a machine whose speed drifts changes both sides alike. Compiling
+is not counted.
 """
 
 import argparse
@@ -77,7 +77,8 @@ def runner(step: Any, state: Any, *arguments: Any) -> Callable[[], None]:
 
 
 def loop(seconds: float) -> None:
-    """`train.fit`, with its data, log, evaluation and checkpoints, against a bare loop over the same compiled step."""
+    """`train.fit`, with its log, its guard against NaN and its checkpoints, against a bare loop over the same compiled
+    step: one that is fed from the same stream of batches, and one that repeats a batch already on the device."""
     config = TransformerConfig(vocabulary=16, classes=10, length=26)
     net = transformer(config, Genotype.homogeneous(parse("full"), config.layers, config.heads))
     chain = optimizer.build(optimizer.DEFAULTS, 600)
@@ -111,8 +112,10 @@ def loop(seconds: float) -> None:
     times = ratios({"bare": bare, "fed": fed, "fit": whole(log_every=20, eval_every=10**9, checkpoint_every=10**9),
                     "fit_checkpoints": whole(log_every=20, eval_every=10**9, checkpoint_every=100)}, seconds)
     say(name="loop", steps=steps, bare_ms=1e3 * float(np.median(times["bare"])) / steps,
-        data_ratio=median_ratio(times, "fed", "bare"), fit_ratio=median_ratio(times, "fit", "bare"),
-        fit_with_checkpoints_every_100_ratio=median_ratio(times, "fit_checkpoints", "bare"), target="fit_ratio <= 1.05")
+        fed_over_bare=median_ratio(times, "fed", "bare"), fit_over_fed=median_ratio(times, "fit", "fed"),
+        fit_over_bare=median_ratio(times, "fit", "bare"),
+        fit_with_checkpoints_every_100_over_fed=median_ratio(times, "fit_checkpoints", "fed"),
+        target="fit_over_fed <= 1.05")
 
 
 def problem(config: TransformerConfig, space: SearchSpace) -> tuple[Any, strategies.Problem]:
