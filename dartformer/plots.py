@@ -107,7 +107,8 @@ def comparison(results: dict[str, Any]) -> Figure:
         axes.barh(i, 100 * test["accuracy"], color=tone, height=0.65)
         axes.plot([100 * a for a in test.get("per_seed", [])], [i] * len(test.get("per_seed", [])), "o",
                   color="#1f2937", markersize=3.5)
-        axes.text(100 * max([test["accuracy"], *test.get("per_seed", [])]) + 0.8, i - 0.05, f"{100 * test['accuracy']:.1f}", va="center", fontsize=8,
+        right = max([test["accuracy"], *test.get("per_seed", [])])
+        axes.text(100 * right + 0.8, i - 0.05, f"{100 * test['accuracy']:.1f}", va="center", fontsize=8,
                   color=GREY, ha="left", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7})
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="test accuracy, %")
