@@ -94,7 +94,7 @@ def curves(histories: Mapping[str, Sequence[dict[str, Any]]], field: str, label:
         if points:
             axes.plot(*zip(*points, strict=True), color=colour(i), label=name)
     axes.set(xlabel="step", ylabel=label)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     return figure
 
 

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.slow
 def test_the_wheel_works_without_a_clone(tmp_path):
     def run(*command):
-        return subprocess.run([str(c) for c in command], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+        command = [str(part) for part in command]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
 
     run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT)
     run(sys.executable, "-m", "venv", tmp_path / "venv")

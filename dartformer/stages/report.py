@@ -54,7 +54,7 @@ def report(run: Run) -> str:
                                                "Weights of the mixture over the search")]
         body += ["<ul>", *(f"<li>{html.escape(v)}</li>" for v in searched.diagnostics["verdicts"]), "</ul>"]
     histories = {str(f.parent.relative_to(run.workdir.path)): read_metrics(f)
-                 for f in sorted(run.workdir.path.rglob("metrics.jsonl"))}
+                 for name in ("search", "retrain") for f in sorted(run.file(name).rglob("metrics.jsonl"))}
     if histories:
         body += ["<h2>Training</h2>", _image(plots.curves(histories, "loss", "training loss"), "Training loss")]
     body += ["<h2>How</h2>", f"<p><small>dartformer {__version__}; seeds {list(run.config.retrain.seeds)}; every "
