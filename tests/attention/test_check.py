@@ -242,11 +242,18 @@ class Overflows(Full):
 
 
 @jax.custom_vjp
+def reverse_only(x):
+    return x
+
+
+@jax.custom_vjp
 def once(x):
     return x
 
 
-once.defvjp(lambda x: (x, x), lambda x, g: (jax.pure_callback(np.asarray, g, g, vmap_method="expand_dims"),))
+reverse_only.defvjp(lambda x: (x, None), lambda _, g: (g,))
+# The gradient passes through a function without a forward derivative, as fused kernels' gradients do.
+once.defvjp(lambda x: (x, None), lambda _, g: (reverse_only(g),))
 
 
 @dataclass(frozen=True)
