@@ -12,9 +12,12 @@ from dartformer.kernels.softmax import dense_allowed, wide
 
 
 def elu_feature(x: Array) -> Array:
-    """elu(x) + 1 in float32 or wider; as exp(x) below zero, where expm1(x) + 1 would lose all its digits."""
+    """elu(x) + 1 in float32 or wider; as exp(x) below zero, where expm1(x) + 1 would lose all its digits.
+
+    Its slope at zero is 1; `minimum` in place of the inner `where` would share the tie and make it 1/2.
+    """
     x = x.astype(wide(x))
-    return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
+    return jnp.where(x > 0, x + 1, jnp.exp(jnp.where(x > 0, 0, x)))
 
 
 @dataclass(frozen=True, repr=False)
