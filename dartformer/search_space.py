@@ -49,6 +49,12 @@ class SearchSpace:
         rows, columns, candidates = self.alphas_shape
         return int(candidates) ** (rows * columns)
 
+    def place_name(self, place: tuple[int, int]) -> str:
+        """How a place `[1 or L, 1 or H]` of the alphas is called."""
+        if self.granularity == "model":
+            return "everywhere"
+        return f"layer {place[0]}" if self.granularity == "layer" else f"layer {place[0]}, head {place[1]}"
+
     def genotype(self, choice: np.ndarray) -> Genotype:
         """The genotype of integer choices `[1 or L, 1 or H]` (or any array that broadcasts to [L, H])."""
         grid = np.broadcast_to(np.asarray(choice), (self.layers, self.heads))

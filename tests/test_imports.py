@@ -12,7 +12,7 @@ FLOORS = [
     ["attention", "strategies", "tasks"],
     ["genotype"],
     ["search_space"],
-    ["workdir", "progress", "transformer"],
+    ["workdir", "progress", "transformer", "derivations"],
     ["supernet", "optimizer", "checkpoint"],
     ["config"],
     ["train", "cost", "diagnostics", "plots"],

@@ -11,15 +11,15 @@ from dartformer.attention.base import Attention, spelled
 from dartformer.errors import InputError, unknown
 
 
-def parse(text: str, table: Mapping[str, type]) -> Attention:
-    """The attention that `text` spells: `full`, `local(window=16)` or `local(16)`.
+def parse(text: str, table: Mapping[str, type], kind: str = "attention") -> Any:
+    """The attention that `text` spells: `full`, `local(window=16)` or `local(16)`; or a thing of another `kind`.
 
     Raises:
       InputError: not of this form, an unknown name or option, or a value of the wrong type or range.
     """
-    name, positional, keywords = _read(text)
+    name, positional, keywords = _read(text, kind)
     if name not in table:
-        raise unknown("attention", name, table)
+        raise unknown(kind, name, table)
     cls = table[name]
     fields = [f.name for f in dataclasses.fields(cls) if f.init]
     if len(positional) > len(fields):
@@ -50,9 +50,9 @@ def format(attention: Attention, table: Mapping[str, type]) -> str:
                      f"Known: {', '.join(table)}.")
 
 
-def _read(text: str) -> tuple[str, list[Any], list[tuple[str, Any]]]:
+def _read(text: str, kind: str) -> tuple[str, list[Any], list[tuple[str, Any]]]:
     """Name, positional values and keyword values of a spec."""
-    error = InputError(f"cannot read attention {text!r}: write a name, or name(option=value, ...) with plain values.")
+    error = InputError(f"cannot read {kind} {text!r}: write a name, or name(option=value, ...) with plain values.")
     if not isinstance(text, str):
         raise error
     try:

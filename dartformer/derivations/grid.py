@@ -1,0 +1,23 @@
+"""Grid: every homogeneous model trained alone, the best on valid: dear, and the ground truth for all the others."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dartformer.derivations.base import Derived, Trained, as_good, merit, names
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Trains each candidate everywhere, from scratch, as the baselines are trained; needs no supernet."""
+
+    def __call__(self, trained: Trained) -> Derived:
+        """Ties are models within the noise of the seeds they were trained with."""
+        space = trained.space
+        merits = {k: merit(trained.standalone(g), "accuracy") for k, g in enumerate(space.homogeneous())}
+        best = max(merits, key=lambda k: merits[k].mean())
+        equal = as_good(merits, best)
+        ties = [f"everywhere: {names(space, (best, *equal))} are tied (valid accuracy "
+                f"{', '.join(f'{merits[k].mean():.3f}' for k in (best, *equal))})"] if equal else []
+        return Derived(space.genotype(np.array([[best]])), ties, {
+            "valid_accuracy": {names(space, [k]): float(m.mean()) for k, m in merits.items()}})
