@@ -104,7 +104,8 @@ class ListOps:
     def encode(self, text: str) -> list[int]:
         """Token ids of an expression, with or without spaces around its brackets.
 
-        Raises `InputError` for an empty text, an unknown symbol, or one with more than `length` tokens.
+        Raises `InputError` for an empty text, an unknown symbol, more than `length` tokens, or brackets that make no
+        expression: the model would answer, and the answer would mean nothing.
         """
         found = symbols(text)
         for symbol in found:
@@ -114,6 +115,7 @@ class ListOps:
             raise InputError("an empty text is no ListOps expression.")
         if len(found) > self.length:
             raise InputError(f"the expression has {len(found)} tokens; at most {self.length} are allowed.")
+        _value(found)
         return [SYMBOLS.index(symbol) for symbol in found]
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -102,7 +102,9 @@ def test_encode_and_decode_are_inverse():
     spaced = "[MAX 2 9 [MIN 4 7 ] 0 ]"
     assert task.encode(spaced) == task.encode("[MAX 2 9 [MIN 4 7] 0]") == task.encode("\t[MAX 2 9[MIN 4 7]0]\n")
     assert task.decode([*task.encode(spaced), 0, 0]) == spaced
-    assert task.encode(" ".join(SYMBOLS[1:])) == list(range(1, task.vocabulary))
+    every = "[MIN [MAX [MED [SM 0 1 2 3 4 5 6 7 8 9 ] ] ] ]"
+    assert task.decode(task.encode(every)) == every
+    assert set(task.encode(every)) == set(range(1, task.vocabulary))
     assert 0 not in task.encode(spaced)
     assert task.labels == tuple("0123456789")
     for tokens, _ in itertools.islice(expressions(SMALL), 50):
@@ -115,6 +117,11 @@ def test_encode_and_decode_are_inverse():
     ("[FIRST 2 3 ]", r"unknown ListOps symbol '\[FIRST'"),
     ("[max 2 3 ]", r"unknown ListOps symbol '\[max'"),
     ("1 " * 40, "has 40 tokens; at most 39 are allowed"),
+    ("1 2", "symbol 2, '2', comes after the end"),
+    ("[MAX 1 2", r"symbol 1, '\[MAX', is never closed"),
+    ("[MAX ] ", r"symbol 1, '\[MAX', has no arguments"),
+    ("1 ]", "symbol 2, ']', comes after the end"),
+    ("] 1", "symbol 1, ']', closes nothing"),
 ])
 def test_what_cannot_be_encoded_is_named(text, message):
     with pytest.raises(InputError, match=message):
