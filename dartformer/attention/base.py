@@ -15,6 +15,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from dartformer.errors import InputError
+from dartformer.kernels.softmax import drop
+
+POSITIONS = frozenset({"rotary", "alibi"})
+"""Positions that act inside an attention, for `Traits.positions`."""
+
+DROPOUTS = ("", "weights", "values", "slots")
+"""Meanings of attention dropout, for `Traits.dropout`; "" refuses it."""
 
 Params = dict[str, Any]
 """Parameters of one attention: a (nested) dict of arrays, every leaf leading with the head axis H."""
@@ -45,6 +52,10 @@ class Inputs:
       head_keys: `[H]` PRNG keys, one for each *original* head, made from (seed, layer, head). Fixed
         randomness (random graphs, random features, hash rotations) comes from here, so that it is the same
         in training, in evaluation, after a restart and after derivation has regrouped the heads.
+      slopes: `[H]`, of each *original* head, or None: ALiBi adds -slope |i - j| to the scaled scores (Press et
+        al. 2022, arXiv:2108.12409, section 3). Rotary positions need nothing here: the layer has turned q and k.
+      dropout: rate of attention dropout, a Python number; it holds in training only (see `rate`), with noise
+        from `key`. `Traits.dropout` says what is dropped.
     """
 
     q: Array
@@ -53,6 +64,12 @@ class Inputs:
     x: Array | None = None
     valid: Array | None = None
     head_keys: Array | None = None
+    slopes: Array | None = None
+    dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
+
+    def rate(self, train: bool) -> float:
+        """The rate of attention dropout that holds: `dropout` in training, 0 outside."""
+        return self.dropout if train else 0.0
 
     @property
     def mask(self) -> Array:
@@ -74,6 +91,13 @@ class Traits:
       stochastic: its output depends on `Inputs.head_keys` or on `key` in training.
       growth: exponent of N in time and in the largest array.
       order: how many times its output can be differentiated with respect to its inputs (2: exact bilevel search).
+      positions: which of "rotary" and "alibi" it can take. "rotary": its dependence on q and k may be turned
+        with the position, as that of a softmax of dot products may (positive features may not); one that reads
+        neither q nor k takes it as it is. "alibi": it honours `Inputs.slopes`, in `weights` too.
+      dropout: what attention dropout drops, each rescaled by 1 / (1 - rate), so that the mean is kept.
+        "weights": single weights, after they are normalised. "values": whole tokens of v, in each head the same for
+        all queries (`drop_values`), where there is no weight to drop. "slots": weights of slots that stand for
+        tokens. "": it refuses a rate above 0.
     """
 
     summary: str
@@ -85,6 +109,8 @@ class Traits:
     stochastic: bool = False
     growth: float = 1.0
     order: int = 2
+    positions: frozenset[str] = frozenset()
+    dropout: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,8 +171,16 @@ class Spelled:
         return spelled(type(self).__name__.lower(), self)
 
 
-def require(attention: Attention, *, causal: bool, length: int, order: int = 1) -> None:
-    """Raise `InputError` unless `attention` can do what is asked, before anything is built or trained."""
+def require(attention: Attention, *, causal: bool, length: int, order: int = 1, positions: str = "none",
+            dropout: float = 0.0) -> None:
+    """Raise `InputError` unless `attention` can do what is asked, before anything is built or trained.
+
+    Args:
+      attention: any.
+      causal, length, order: of the task, of its longest input, of the derivatives that a search takes.
+      positions: "rotary" and "alibi" must be among its traits; what is added to the embeddings needs nothing of it.
+      dropout: rate of attention dropout.
+    """
     traits = attention.traits
     name = repr(attention)
     if causal and not traits.causal:
@@ -158,6 +192,23 @@ def require(attention: Attention, *, causal: bool, length: int, order: int = 1) 
     if order > traits.order:
         raise InputError(f"{name} can be differentiated {traits.order} times, and this search needs {order}: "
                          f"use search.strategy.hypergradient = 'first' or 'finite'.")
+    unread = positions == "rotary" and not traits.reads & {"q", "k"}
+    if positions in POSITIONS and positions not in traits.positions and not unread:
+        raise InputError(f"{name} cannot take {positions} positions (it takes {_listed(traits.positions)}): leave it "
+                         f"out of the candidates, or use model.positions = 'learned', 'sinusoidal' or 'none'.")
+    if dropout > 0 and not traits.dropout:
+        raise InputError(f"{name} has no meaning for attention dropout, got a rate of {dropout}: leave it out of the "
+                         f"candidates, or use model.attention_dropout = 0.")
+
+
+def accept(attention: Attention, inputs: Inputs, *, causal: bool) -> None:
+    """Raise `InputError` for a call that the traits of `attention` do not cover: every `__call__` begins with it."""
+    require(attention, causal=causal, length=inputs.q.shape[1], dropout=inputs.dropout,
+            positions="none" if inputs.slopes is None else "alibi")
+
+
+def _listed(positions: frozenset[str]) -> str:
+    return " and ".join(sorted(positions)) or "neither rotary nor alibi"
 
 
 def positive(attention: Any, **fields: int) -> None:
@@ -171,6 +222,12 @@ def positive(attention: Any, **fields: int) -> None:
 def zero_invalid(out: Array, valid: Array) -> Array:
     """`out` [B, N, H, D] with the rows of invalid queries exactly zero (and with zero gradient)."""
     return jnp.where(valid[:, :, None, None], out, jnp.zeros((), out.dtype))
+
+
+def drop_values(inputs: Inputs, train: bool, key: Array | None) -> Array:
+    """v `[B, N, H, D]` with whole tokens dropped at `inputs.dropout` in training: the dropout called "values"."""
+    rate = inputs.rate(train)
+    return inputs.v if rate == 0 else inputs.v * drop(jnp.ones_like(inputs.v[..., :1]), rate, key)
 
 
 def fits(attention: Any, length: int, limit: int) -> None:

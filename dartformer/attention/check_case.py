@@ -1,5 +1,6 @@
 """What the conformance properties share: one small input with every kind of padding, and what is computed on it."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -130,8 +131,8 @@ class Case:
             other = scale * self.normal(*x.shape)
             return np.where(where.reshape(where.shape + (1,) * (x.ndim - 2)), other, x)
 
-        return Inputs(change(given.q), change(given.k), change(given.v), change(given.x),  # type: ignore[arg-type]
-                      given.valid, given.head_keys)
+        changed: dict[str, Any] = {n: change(getattr(given, n)) for n in "qkvx"}
+        return dataclasses.replace(given, **changed)
 
     def part(self, rows: slice, tokens: slice, *, valid: bool = True) -> Inputs:
         """Some examples and tokens of the inputs; x only if it is read."""
@@ -200,7 +201,7 @@ def _join(parts: Any, params: Params, inputs: Inputs) -> tuple[Params, Inputs]:
     given, floating = parts
     if floating:
         params = jax.tree.map(lambda p, f: p if f is None else f, params, floating)
-    return params, Inputs(given["q"], given["k"], given["v"], given.get("x"), inputs.valid, inputs.head_keys)
+    return params, dataclasses.replace(inputs, **given)
 
 
 def definition_gradients(case: Case, causal: bool) -> tuple[np.ndarray, Any]:

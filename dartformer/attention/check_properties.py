@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dartformer.attention import spec
-from dartformer.attention.base import Attention, Inputs, Shape, Traits
+from dartformer.attention.base import DROPOUTS, POSITIONS, Attention, Inputs, Shape, Traits
 from dartformer.attention.check_case import (
     EMPTY,
     HOLES,
@@ -46,8 +46,12 @@ def frozen_dataclass(case: Case) -> str:
     if not attention.__dataclass_params__.frozen:
         raise Failed("must be decorated with @dataclass(frozen=True)")
     copy = dataclasses.replace(attention)
-    if not isinstance(attention.traits, Traits) or copy != attention or hash(copy) != hash(attention):
+    traits = attention.traits
+    if not isinstance(traits, Traits) or copy != attention or hash(copy) != hash(attention):
         raise Failed("traits must be a Traits, and a copy must be equal with the same hash")
+    if not traits.positions <= POSITIONS or traits.dropout not in DROPOUTS:
+        raise Failed(f"traits.positions must be among {sorted(POSITIONS)} and traits.dropout one of {DROPOUTS}, "
+                     f"got {sorted(traits.positions)} and {traits.dropout!r}")
     return "frozen, hashable, equal to its copy"
 
 
@@ -381,12 +385,64 @@ def refuses_longer_inputs(case: Case) -> str:
     return _refuses(case, longer, case.modes[0], f"{2 * case.length} tokens where built for {case.length}")
 
 
+def alibi(case: Case) -> str:
+    """Slopes taken and ignored, or of another head, or with the wrong distance in a fast path."""
+    if "alibi" not in case.attention.traits.positions:
+        raise NotApplicable("traits.positions has no 'alibi'")
+    slopes: Any = 2.0 ** -np.arange(case.heads)
+    inputs = dataclasses.replace(case.inputs, slopes=slopes)
+    worst = 0.0
+    for causal in case.modes:
+        out = case.evaluate(inputs, causal=causal)[0]
+        expected = quick(lambda p, i, c=causal: case.defined(p, i, c))(case.params, inputs)
+        worst = max(worst, 0.0 if expected is None else gap(out, expected))
+    return below(worst, case.tolerance, "with slopes it differs from weights @ v by")
+
+
+def attention_dropout(case: Case) -> str:
+    """Dropout taken and ignored, outside training, or that changes the mean."""
+    traits, keys = case.attention.traits, 400
+    if not traits.dropout:
+        raise NotApplicable("traits.dropout is ''")
+    causal = case.modes[-1]
+    inputs = dataclasses.replace(case.part(slice(1), slice(SHORT), valid=False), dropout=0.25)
+    still = _first_tokens(case, causal)
+    run = quick(lambda p, i, key, train: case.attention(p, i, causal=causal, train=train, key=key),
+                static_argnums=3)
+    if not np.array_equal(run(case.params, inputs, jax.random.key(0), False), still):
+        raise Failed("with train=False a rate of 0.25 changes the output")
+    many = quick(jax.vmap(lambda key: case.attention(case.params, inputs, causal=causal, train=True, key=key)))
+    noisy = np.asarray(many(jax.random.split(jax.random.key(case.seed), keys)), np.float64)
+    spread = noisy.std(axis=0)
+    if not (spread.reshape(SHORT, -1).max(axis=-1) > 0).all():
+        raise Failed("a rate of 0.25 in training changes nothing, for some token")
+    if traits.stochastic:
+        return f"drops {traits.dropout} in training only; its mean is not defined, as `key` draws more than that"
+    off = np.abs(noisy.mean(axis=0) - still) / (spread * keys**-0.5 + 1e-9)
+    return below(float(off.max()), 6.0, f"drops {traits.dropout} in training only; mean off by standard errors")
+
+
+def refuses_what_it_cannot_take(case: Case) -> str:
+    """Slopes or dropout that the traits do not cover, ignored silently."""
+    given, told = case.part(slice(1), slice(SHORT)), []
+    traits = case.attention.traits
+    if "alibi" not in traits.positions:
+        slopes: Any = np.ones(case.heads)
+        told.append(_refuses(case, dataclasses.replace(given, slopes=slopes), case.modes[0], "slopes"))
+    if not traits.dropout:
+        told.append(_refuses(case, dataclasses.replace(given, dropout=0.5), case.modes[0], "dropout"))
+    if not told:
+        raise NotApplicable("it takes slopes and dropout")
+    return "; ".join(told)
+
+
 PROPERTIES: tuple[Callable[[Case], str], ...] = (
     frozen_dataclass, text_round_trip, parameters_lead_with_heads, shape_and_dtype, definition,
     definition_gradients_agree, padded_rows_are_zero, padding_sends_nothing, padding_content, padding_holes,
     padding_length, causality, looks_ahead, own_token, odd_lengths, precision, jit_changes_nothing, determinism,
     head_slicing, reads_what_it_says, parameters_live, large_inputs, growth, cost_parameters, cost_flops,
-    second_order, refuses_the_other_mode, refuses_longer_inputs)
+    second_order, alibi, attention_dropout, refuses_the_other_mode, refuses_longer_inputs,
+    refuses_what_it_cannot_take)
 """All of them, in the order of the report. `text_round_trip` also takes the table of names."""
 
 
@@ -433,7 +489,7 @@ def _refuses(case: Case, inputs: Inputs, causal: bool, what: str) -> str:
         jax.eval_shape(lambda p, i: case.attention(p, i, causal=causal), case.params, inputs)
     except InputError as error:
         return f"{what}: {error}"
-    raise Failed(f"accepts {what}; it must raise InputError (see base.require and base.fits)")
+    raise Failed(f"accepts {what}; it must raise InputError (see base.accept and base.fits)")
 
 
 def _cast(tree: Any, dtype: Any) -> Any:

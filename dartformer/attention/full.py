@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from jax import Array
 
-from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, zero_invalid
+from dartformer.attention.base import POSITIONS, Cost, Inputs, Params, Shape, Spelled, Traits, accept, zero_invalid
 from dartformer.kernels.softmax import dense_allowed, dense_scores, masked_softmax, softmax_attention
 
 
@@ -20,7 +20,8 @@ class Full(Spelled):
     """
 
     traits: ClassVar[Traits] = Traits(
-        summary="softmax over all tokens", paper="Vaswani et al. 2017, arXiv:1706.03762", causal=True, growth=2.0)
+        summary="softmax over all tokens", paper="Vaswani et al. 2017, arXiv:1706.03762", causal=True, growth=2.0,
+        positions=POSITIONS, dropout="weights")
 
     def init(self, key: Array, shape: Shape) -> Params:
         """No parameters."""
@@ -29,13 +30,15 @@ class Full(Spelled):
     def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
                  key: Array | None = None) -> Array:
         """See `Attention`."""
-        out = softmax_attention(inputs.q, inputs.k, inputs.v, causal=causal, valid=inputs.valid)
+        accept(self, inputs, causal=causal)
+        out = softmax_attention(inputs.q, inputs.k, inputs.v, causal=causal, valid=inputs.valid,
+                                slopes=inputs.slopes, dropout=inputs.rate(train), key=key)
         return zero_invalid(out, inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The softmax itself, `[B, H, N, N]`."""
         allowed = dense_allowed(inputs.q.shape[1], causal=causal, valid=inputs.valid)
-        rows = masked_softmax(dense_scores(inputs.q, inputs.k), allowed)
+        rows = masked_softmax(dense_scores(inputs.q, inputs.k, inputs.slopes), allowed)
         return rows * inputs.mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:

@@ -6,7 +6,18 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, zero_invalid
+from dartformer.attention.base import (
+    POSITIONS,
+    Cost,
+    Inputs,
+    Params,
+    Shape,
+    Spelled,
+    Traits,
+    accept,
+    drop_values,
+    zero_invalid,
+)
 from dartformer.kernels.softmax import wide
 
 
@@ -16,12 +27,13 @@ class Identity(Spelled):
 
     Paper: none; a baseline. It lets a search find that a head needs no attention.
     Own parameters: none. Cost: none beyond writing the output.
-    Masks: rows of invalid tokens are zero; always causal.
+    Masks: rows of invalid tokens are zero; always causal. The distance to itself is 0, so ALiBi changes nothing.
     Deviations: none.
     """
 
     traits: ClassVar[Traits] = Traits(
-        summary="each token alone, no attention (baseline)", paper="none", causal=True, reads=frozenset("v"))
+        summary="each token alone, no attention (baseline)", paper="none", causal=True, reads=frozenset("v"),
+        positions=POSITIONS, dropout="values")
 
     def init(self, key: Array, shape: Shape) -> Params:
         """No parameters."""
@@ -30,7 +42,8 @@ class Identity(Spelled):
     def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
                  key: Array | None = None) -> Array:
         """See `Attention`."""
-        return zero_invalid(inputs.v, inputs.mask)
+        accept(self, inputs, causal=causal)
+        return zero_invalid(drop_values(inputs, train, key), inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The identity matrix, zero at invalid tokens, `[B, H, N, N]`."""

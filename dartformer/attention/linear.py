@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, zero_invalid
+from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, accept, drop_values, zero_invalid
 from dartformer.kernels.linear_scan import linear_attention, ratio
 from dartformer.kernels.softmax import dense_allowed, wide
 
@@ -32,7 +32,7 @@ class Linear(Spelled):
 
     traits: ClassVar[Traits] = Traits(
         summary="elu(x)+1 features in place of the softmax, linear in length",
-        paper="Katharopoulos et al. 2020, arXiv:2006.16236", causal=True)
+        paper="Katharopoulos et al. 2020, arXiv:2006.16236", causal=True, dropout="values")
 
     def init(self, key: Array, shape: Shape) -> Params:
         """No parameters."""
@@ -41,8 +41,9 @@ class Linear(Spelled):
     def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
                  key: Array | None = None) -> Array:
         """See `Attention`."""
-        out = linear_attention(elu_feature(inputs.q), elu_feature(inputs.k), inputs.v, causal=causal,
-                               valid=inputs.valid)
+        accept(self, inputs, causal=causal)
+        out = linear_attention(elu_feature(inputs.q), elu_feature(inputs.k), drop_values(inputs, train, key),
+                               causal=causal, valid=inputs.valid)
         return zero_invalid(out, inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:

@@ -14,9 +14,9 @@ from dartformer.attention.base import (
     Shape,
     Spelled,
     Traits,
+    accept,
     fits,
     positive,
-    require,
     zero_invalid,
 )
 from dartformer.kernels.low_rank import low_rank_attention, project, slot_scores
@@ -44,7 +44,7 @@ class Linformer(Spelled):
 
     traits: ClassVar[Traits] = Traits(
         summary="softmax over learned projections of the sequence", paper="Wang et al. 2020, arXiv:2006.04768",
-        causal=False, fixed_length=True)
+        causal=False, fixed_length=True, dropout="slots")
 
     def __post_init__(self) -> None:
         positive(self, rank=self.rank)
@@ -62,7 +62,7 @@ class Linformer(Spelled):
     def _projections(self, params: Params, inputs: Inputs, causal: bool) -> tuple[Array, Array]:
         """E and F for this length, `[H, rank, N]`; refuses what cannot be honoured."""
         length = inputs.q.shape[1]
-        require(self, causal=causal, length=length)
+        accept(self, inputs, causal=causal)
         fits(self, length, params["E"].shape[-1])
         return params["E"][..., :length], params["F"][..., :length]
 
@@ -73,8 +73,8 @@ class Linformer(Spelled):
         k, v = inputs.k, inputs.v
         if inputs.valid is not None:
             k, v = zero_invalid(k, inputs.valid), zero_invalid(v, inputs.valid)
-        out = low_rank_attention(inputs.q, project(e, k), project(f, v)).astype(v.dtype)
-        return zero_invalid(out, inputs.mask)
+        out = low_rank_attention(inputs.q, project(e, k), project(f, v), dropout=inputs.rate(train), key=key)
+        return zero_invalid(out.astype(v.dtype), inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """softmax(q (E K)^T / sqrt(D)) F, `[B, H, N, N]`. Rows do not sum to one, and entries may be negative."""

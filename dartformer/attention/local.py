@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, zero_invalid
+from dartformer.attention.base import POSITIONS, Cost, Inputs, Params, Shape, Spelled, Traits, accept, zero_invalid
 from dartformer.errors import InputError
 from dartformer.kernels.block_sparse import band_attention, band_layout
 from dartformer.kernels.softmax import dense_allowed, dense_scores, masked_softmax
@@ -31,7 +31,8 @@ class Local(Spelled):
     window: int = 16
 
     traits: ClassVar[Traits] = Traits(
-        summary="softmax over a sliding window", paper="Parmar et al. 2018, arXiv:1802.05751", causal=True)
+        summary="softmax over a sliding window", paper="Parmar et al. 2018, arXiv:1802.05751", causal=True,
+        positions=POSITIONS, dropout="weights")
 
     def __post_init__(self) -> None:
         if not isinstance(self.window, int) or isinstance(self.window, bool) or self.window < 0:
@@ -44,7 +45,9 @@ class Local(Spelled):
     def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
                  key: Array | None = None) -> Array:
         """See `Attention`."""
-        out = band_attention(inputs.q, inputs.k, inputs.v, window=self.window, causal=causal, valid=inputs.valid)
+        accept(self, inputs, causal=causal)
+        out = band_attention(inputs.q, inputs.k, inputs.v, window=self.window, causal=causal, valid=inputs.valid,
+                             slopes=inputs.slopes, dropout=inputs.rate(train), key=key)
         return zero_invalid(out, inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
@@ -52,7 +55,8 @@ class Local(Spelled):
         position = jnp.arange(inputs.q.shape[1])
         allowed = abs(position[:, None] - position) <= self.window
         rest = dense_allowed(len(position), causal=causal, valid=inputs.valid)
-        rows = masked_softmax(dense_scores(inputs.q, inputs.k), allowed if rest is None else allowed & rest)
+        scores = dense_scores(inputs.q, inputs.k, inputs.slopes)
+        rows = masked_softmax(scores, allowed if rest is None else allowed & rest)
         return rows * inputs.mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:

@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, zero_invalid
+from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, accept, drop_values, zero_invalid
 from dartformer.kernels.softmax import wide
 
 
@@ -21,7 +21,8 @@ class Uniform(Spelled):
     """
 
     traits: ClassVar[Traits] = Traits(
-        summary="the mean of all tokens (baseline)", paper="none", causal=True, reads=frozenset("v"))
+        summary="the mean of all tokens (baseline)", paper="none", causal=True, reads=frozenset("v"),
+        dropout="values")
 
     def init(self, key: Array, shape: Shape) -> Params:
         """No parameters."""
@@ -30,7 +31,8 @@ class Uniform(Spelled):
     def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
                  key: Array | None = None) -> Array:
         """See `Attention`."""
-        v, dtype = inputs.v, wide(inputs.v)
+        accept(self, inputs, causal=causal)
+        v, dtype = drop_values(inputs, train, key), wide(inputs.v)
         if inputs.valid is not None:
             v = zero_invalid(v, inputs.valid)
         if causal:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dartformer.kernels.softmax import exponentials, wide
+from dartformer.kernels.softmax import distance_bias, drop, exponentials, wide
 
 Predicate = Callable[[Array, Array], Array]
 """`allowed(query_position, key_position) -> bool`, elementwise on broadcastable integer arrays."""
@@ -22,10 +22,15 @@ def _blocks(x: Array, block: int) -> Array:
     return x.reshape(batch, -1, block, heads, width).transpose(0, 3, 1, 2, 4)
 
 
-def _attend(q: Array, k: Array, v: Array, allowed: Array | None, length: int) -> Array:
-    """Tiles q `[B, H, T, b, D]` against k, v `[B, H, T, K, D]`; returns `[B, length, H, D]`."""
+def _attend(q: Array, k: Array, v: Array, allowed: Array | None, length: int, *, distance: Array | np.ndarray,
+            slopes: Array | None, dropout: float, key: Array | None) -> Array:
+    """Tiles q `[B, H, T, b, D]` against k, v `[B, H, T, K, D]`; returns `[B, length, H, D]`.
+
+    `distance` is key minus query position, broadcastable to `[H, T, b, K]`.
+    """
     scores = jnp.einsum("bhtqd,bhtkd->bhtqk", q, k, preferred_element_type=wide(q, k)) * q.shape[-1] ** -0.5
-    numerator, total = exponentials(scores, allowed)
+    numerator, total = exponentials(distance_bias(scores, slopes, distance), allowed)
+    numerator = drop(numerator, dropout, key)
     out = jnp.einsum("bhtqk,bhtkd->bhtqd", numerator, v, preferred_element_type=wide(numerator, v)) / total
     batch, heads, tiles, block, width = out.shape
     out = out.astype(v.dtype).transpose(0, 2, 3, 1, 4)
@@ -42,7 +47,8 @@ def unique_ids(ids: np.ndarray | Array, blocks: int) -> np.ndarray | Array:
 
 
 def block_sparse_attention(q: Array, k: Array, v: Array, ids: np.ndarray | Array, *, block: int,
-                           allowed: Predicate | None = None, valid: Array | None = None) -> Array:
+                           allowed: Predicate | None = None, valid: Array | None = None,
+                           slopes: Array | None = None, dropout: float = 0.0, key: Array | None = None) -> Array:
     """Each block of queries attends to the blocks of keys that `ids` names.
 
     Args:
@@ -53,6 +59,8 @@ def block_sparse_attention(q: Array, k: Array, v: Array, ids: np.ndarray | Array
       block: positions in a block.
       allowed: further condition on absolute positions, evaluated on the gathered tiles only.
       valid: `[B, N]` bool, which keys exist; None if all do.
+      slopes: `[H]`, of ALiBi; None without.
+      dropout, key: rate at which single weights are dropped, and the noise.
 
     Returns:
       `[B, N, H, D]` in the dtype of v; zero for a query that sees no key. Time and memory O(N M block).
@@ -82,7 +90,8 @@ def block_sparse_attention(q: Array, k: Array, v: Array, ids: np.ndarray | Array
     if valid is not None:
         exists = jnp.pad(valid, ((0, 0), (0, -length % block)))
         tile = tile & exists[:, k_position]
-    return _attend(_blocks(q, block), gather(k), gather(v), jnp.asarray(tile), length)
+    return _attend(_blocks(q, block), gather(k), gather(v), jnp.asarray(tile), length,
+                   distance=k_position - q_position, slopes=slopes, dropout=dropout, key=key)
 
 
 def band_layout(length: int, window: int, *, causal: bool = False) -> tuple[int, int, int]:
@@ -98,7 +107,8 @@ def band_layout(length: int, window: int, *, causal: bool = False) -> tuple[int,
 
 
 def band_attention(q: Array, k: Array, v: Array, *, window: int, causal: bool = False,
-                   valid: Array | None = None) -> Array:
+                   valid: Array | None = None, slopes: Array | None = None, dropout: float = 0.0,
+                   key: Array | None = None) -> Array:
     """Query i attends to keys j with |i - j| <= window (and j <= i if causal), exactly.
 
     Args:
@@ -106,6 +116,8 @@ def band_attention(q: Array, k: Array, v: Array, *, window: int, causal: bool = 
       window: one-sided and inclusive, at least 0.
       causal: no key after the query.
       valid: `[B, N]` bool, which keys exist; None if all do.
+      slopes: `[H]`, of ALiBi; None without.
+      dropout, key: rate at which single weights are dropped, and the noise.
 
     Returns:
       `[B, N, H, D]` in the dtype of v; zero for a query that sees no key. Time and memory O(N window).
@@ -139,4 +151,5 @@ def band_attention(q: Array, k: Array, v: Array, *, window: int, causal: bool = 
     exists = np.arange(tiles * block).reshape(1, tiles, block) < length if valid is None else (
         jnp.pad(valid, ((0, 0), (0, -length % block))).reshape(-1, tiles, block))
     allowed = jnp.asarray(band) & widen(jnp.asarray(exists), 1)[:, None, :, None, :]
-    return _attend(_blocks(q, block), widen(_blocks(k, block), 2), widen(_blocks(v, block), 2), allowed, length)
+    return _attend(_blocks(q, block), widen(_blocks(k, block), 2), widen(_blocks(v, block), 2), allowed, length,
+                   distance=offset, slopes=slopes, dropout=dropout, key=key)

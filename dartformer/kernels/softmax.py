@@ -6,6 +6,7 @@ see no key gives exactly zero with exactly zero gradient, and the output has the
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 # Finite, so that no inf - inf can arise; the floor of the row maximum is ten times higher, so that a masked
@@ -49,10 +50,41 @@ def masked_softmax(scores: Array, allowed: Array | None) -> Array:
     return numerator / total
 
 
-def dense_scores(q: Array, k: Array) -> Array:
-    """Scaled dot products `[B, H, N, K]` of q `[B, N, H, D]` and k `[B, K, H, D]`, in float32 or wider."""
+def drop(x: Array, rate: float, key: Array | None) -> Array:
+    """Inverted dropout: each number of x is zero with probability `rate`, and x / (1 - rate) otherwise.
+
+    Raises:
+      ValueError: a rate above 0 without a key.
+    """
+    if rate == 0:
+        return x
+    if key is None:
+        raise ValueError(f"attention dropout of {rate} in training needs a key.")
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
+def distance_bias(scores: Array, slopes: Array | None, distance: Array | np.ndarray) -> Array:
+    """scores - slopes |distance|: the positions of ALiBi (Press et al. 2022, arXiv:2108.12409); scores if None.
+
+    Args:
+      scores: `[B, H, ...]`.
+      slopes: `[H]`, or None.
+      distance: key position minus query position, `[...]` or `[H, ...]` or smaller, as the axes after B and H.
+    """
+    if slopes is None:
+        return scores
+    extent = abs(jnp.asarray(distance)).astype(scores.dtype)
+    return scores - slopes.astype(scores.dtype).reshape(-1, *(1,) * (scores.ndim - 2)) * extent
+
+
+def dense_scores(q: Array, k: Array, slopes: Array | None = None) -> Array:
+    """Scaled dot products `[B, H, N, K]` of q `[B, N, H, D]` and k `[B, K, H, D]`, in float32 or wider.
+
+    With `slopes` `[H]`, less slope times distance.
+    """
     scale = q.shape[-1] ** -0.5
-    return jnp.einsum("bnhd,bkhd->bhnk", q, k, preferred_element_type=wide(q, k)) * scale
+    scores = jnp.einsum("bnhd,bkhd->bhnk", q, k, preferred_element_type=wide(q, k)) * scale
+    return distance_bias(scores, slopes, np.arange(k.shape[1]) - np.arange(q.shape[1])[:, None])
 
 
 def dense_allowed(length: int, *, causal: bool, valid: Array | None) -> Array | None:
@@ -67,18 +99,22 @@ def dense_allowed(length: int, *, causal: bool, valid: Array | None) -> Array | 
     return past if keys is None else past & keys
 
 
-def softmax_attention(q: Array, k: Array, v: Array, *, causal: bool = False, valid: Array | None = None) -> Array:
-    """softmax(q k^T / sqrt(D)) v by definition: O(N^2) in time and memory.
+def softmax_attention(q: Array, k: Array, v: Array, *, causal: bool = False, valid: Array | None = None,
+                      slopes: Array | None = None, dropout: float = 0.0, key: Array | None = None) -> Array:
+    """softmax(q k^T / sqrt(D) - slope |i - j|) v by definition: O(N^2) in time and memory.
 
     Args:
       q, k, v: `[B, N, H, D]`.
       causal: query i sees keys j <= i only.
       valid: `[B, N]` bool, which keys exist; None if all do.
+      slopes: `[H]`, of ALiBi; None without.
+      dropout, key: rate at which single weights are dropped, and the noise.
 
     Returns:
       `[B, N, H, D]` in the dtype of v; zero for a query that sees no key.
     """
     allowed = dense_allowed(q.shape[1], causal=causal, valid=valid)
-    numerator, total = exponentials(dense_scores(q, k), allowed)
+    numerator, total = exponentials(dense_scores(q, k, slopes), allowed)
+    numerator = drop(numerator, dropout, key)
     out = jnp.einsum("bhnk,bkhd->bhnd", numerator, v, preferred_element_type=wide(numerator, v)) / total
     return out.transpose(0, 2, 1, 3).astype(v.dtype)

@@ -262,6 +262,39 @@ class DifferentiableOnce(Full):
         return once(Full.__call__(self, params, inputs, causal=causal))
 
 
+@dataclass(frozen=True)
+class IgnoresSlopes(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        return Full.__call__(self, params, dataclasses.replace(inputs, slopes=None), causal=causal)
+
+
+@dataclass(frozen=True)
+class IgnoresDropout(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        return Full.__call__(self, params, inputs, causal=causal)
+
+
+@dataclass(frozen=True)
+class DropsInEvaluation(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        return Full.__call__(self, params, inputs, causal=causal, train=inputs.dropout > 0, key=key)
+
+
+@dataclass(frozen=True)
+class DropsWithoutRescaling(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        out = Full.__call__(self, params, inputs, causal=causal, train=train, key=key)
+        return out * (1 - inputs.rate(train))
+
+
+@dataclass(frozen=True)
+class TakesAnything(Full):
+    traits = dataclasses.replace(Full.traits, positions=frozenset(), dropout="")
+
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        return Full.__call__(self, params, dataclasses.replace(inputs, slopes=None, dropout=0.0), causal=causal)
+
+
 @dataclass
 class Mutable(Full.__bases__[0]):
     window: int = 3
@@ -298,6 +331,11 @@ class Mutable(Full.__bases__[0]):
     (IgnoresCausal(4), ["refuses_the_other_mode"]),
     (CutsLongInputs(4), ["refuses_longer_inputs"]),
     (Overflows(), ["large_inputs"]),
+    (IgnoresSlopes(), ["alibi"]),
+    (IgnoresDropout(), ["attention_dropout"]),
+    (DropsInEvaluation(), ["attention_dropout"]),
+    (DropsWithoutRescaling(), ["attention_dropout"]),
+    (TakesAnything(), ["refuses_what_it_cannot_take"]),
     (Mutable(), ["frozen_dataclass"]),
 ], ids=lambda a: type(a).__name__ if isinstance(a, Full | Linformer | Local | Mutable) else "")
 def test_planted_mistakes_are_found(attention, names):
@@ -309,7 +347,7 @@ def test_a_missing_second_derivative_is_reported_and_the_others_still_run():
         check(DifferentiableOnce())
     report = caught.value.report
     assert [r.name for r in report.failed] == ["second_order"]
-    assert "fails 1 of 28 properties" in str(caught.value)
+    assert f"fails 1 of {len(properties.PROPERTIES)} properties" in str(caught.value)
     assert len(report.results) == len(properties.PROPERTIES)
 
 

@@ -10,9 +10,12 @@ from dartformer.kernels.block_sparse import band_attention, band_layout, block_s
 from dartformer.kernels.softmax import masked_softmax
 
 
-def dense(q, k, v, allowed):
-    """softmax over `allowed` [B or 1, H or 1, N, N], in O(N^2)."""
+def dense(q, k, v, allowed, slopes=None):
+    """softmax over `allowed` [B or 1, H or 1, N, N], in O(N^2); with ALiBi's bias if there are slopes."""
     scores = jnp.einsum("bnhd,bkhd->bhnk", q, k) / np.sqrt(q.shape[-1])
+    if slopes is not None:
+        i = np.arange(q.shape[1])
+        scores = scores - slopes[:, None, None] * abs(i[:, None] - i)
     return jnp.einsum("bhnk,bkhd->bnhd", masked_softmax(scores, jnp.asarray(allowed)), v)
 
 
@@ -49,11 +52,12 @@ def test_block_sparse_is_the_dense_mask(seed, traced):
         if ids[h, row, m] >= 0:
             allowed[h] |= (position[:, None] // block == row) & (position // block == ids[h, row, m])
     allowed = allowed[None] & rule(position[:, None], position) & valid[:, None, None, :]
+    slopes = random.random(heads) if seed % 2 else None
     with jax.enable_x64(True):
         given = jnp.asarray(ids) if traced else ids
         agree(lambda q, k, v: block_sparse_attention(q, k, v, given, block=block, allowed=rule,
-                                                     valid=jnp.asarray(valid)),
-              lambda q, k, v: dense(q, k, v, allowed), seed, batch, length, heads)
+                                                     valid=jnp.asarray(valid), slopes=slopes),
+              lambda q, k, v: dense(q, k, v, allowed, slopes), seed, batch, length, heads)
 
 
 @pytest.mark.parametrize(("length", "window"), [(1, 0), (1, 5), (7, 0), (53, 0), (53, 3), (64, 31), (65, 32), (101, 33),
@@ -67,8 +71,11 @@ def test_band_is_the_dense_band(length, window, causal):
     with jax.enable_x64(True):
         for given in (None, jnp.asarray(valid)):
             allowed = band[None, None] if given is None else band & valid[:, None, None, :]
-            agree(lambda q, k, v, given=given: band_attention(q, k, v, window=window, causal=causal, valid=given),
-                  lambda q, k, v, allowed=allowed: dense(q, k, v, allowed), length, 2, length, 2)
+            slopes = None if given is None else np.array([0.5, 0.1])
+            agree(lambda q, k, v, given=given, slopes=slopes: band_attention(q, k, v, window=window, causal=causal,
+                                                                             valid=given, slopes=slopes),
+                  lambda q, k, v, allowed=allowed, slopes=slopes: dense(q, k, v, allowed, slopes),
+                  length, 2, length, 2)
 
 
 def test_band_agrees_with_jax_nn_local_window():
