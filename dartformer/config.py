@@ -245,6 +245,11 @@ def validate(config: ConfigDict) -> None:
         raise unknown("search.projections", config.search.projections, PROJECTIONS)
     if config.derive.rule not in RULES:
         raise unknown("derive.rule", config.derive.rule, RULES)
+    reason = strategies.refusal(strategy.traits, config.derive.rule)
+    if reason:
+        raise InputError(f"derive.rule = {config.derive.rule!r} cannot follow the strategy "
+                         f"{config.search.strategy.name!r}: {reason}. What can: "
+                         f"{', '.join(strategy.traits.derivations)}.")
     if config.retrain.select not in SELECT:
         raise unknown("retrain.select", config.retrain.select, SELECT)
     for where in ("search.weights", "search.alphas", "retrain.optimizer"):

@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from dartformer.errors import InputError, unknown
-from dartformer.strategies.base import Loss, Problem, State, Strategy, StrategyOptions
+from dartformer.strategies.base import Loss, Problem, State, Strategy, StrategyOptions, Traits, refusal
 from dartformer.strategies.darts import Darts
 
 STRATEGIES: dict[str, type] = {
     "darts": Darts,
 }
 
-__all__ = ["STRATEGIES", "Darts", "Loss", "Problem", "State", "Strategy", "StrategyOptions", "make"]
+__all__ = ["STRATEGIES", "Darts", "Loss", "Problem", "State", "Strategy", "StrategyOptions", "Traits", "make",
+           "refusal"]
 
 
 def make(name: str, options: Mapping[str, Any]) -> StrategyOptions:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import optax
 from jax import Array
@@ -22,6 +22,7 @@ class State(NamedTuple):
       key: PRNG key; step `s` draws from `fold_in(key, s)`.
       weights, weights_optimizer: parameters and their optax state.
       alphas, alphas_optimizer: `[1 or L, 1 or H, K]` and their optax state.
+      memory: what else a strategy must remember (candidates dropped, alphas of earlier steps); empty for most.
     """
 
     step: Array
@@ -30,6 +31,7 @@ class State(NamedTuple):
     weights_optimizer: optax.OptState
     alphas: Array
     alphas_optimizer: optax.OptState
+    memory: dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Strategy(NamedTuple):
 
     init: (key, weights) -> State.
     step: (state, weights_batch, alphas_batch) -> (State, metrics), one step of both levels.
-    mixture: state -> `[L, H, K]`, the point on the simplex that the alphas stand for now.
+    mixture: state -> `[L, H, K]`, what the alphas stand for now, without sampling or disturbance.
     """
 
     init: Callable[[Array, Weights], State]
@@ -65,13 +67,58 @@ class Strategy(NamedTuple):
     mixture: Callable[[State], Array]
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What the stages must know of a strategy without building it.
+
+    Attributes:
+      paper: where it was published.
+      derivations: names of the derivations that can follow it; the first is the default.
+      alphas: it learns alphas; without them every row of its mixture stays uniform and says nothing.
+      simplex: rows of its mixture sum to one; otherwise they are gates between 0 and 1, each for itself.
+      supernet: it trains a supernet; otherwise it has no steps, and its work is done by its derivation.
+    """
+
+    paper: str
+    derivations: tuple[str, ...]
+    alphas: bool = True
+    simplex: bool = True
+    supernet: bool = True
+
+
+def refusal(traits: Traits, derivation: str) -> str | None:
+    """Why `derivation` cannot follow a strategy with these traits; None if it can."""
+    if derivation in traits.derivations:
+        return None
+    if not traits.supernet:
+        return "it trains no supernet that could be asked"
+    if not traits.alphas and derivation in ("argmax", "sample", "top_k"):
+        return "it learns no alphas, so every row of its mixture is uniform"
+    if not traits.simplex and derivation == "sample":
+        return "its gates are no distribution that could be sampled"
+    return "it is made for another"
+
+
 class StrategyOptions(Protocol):
     """A frozen dataclass of a strategy's options; calling it with a problem gives the strategy.
 
-    `order` is how many times the loss is differentiated with respect to the network's inputs and weights.
+    Attributes:
+      traits: what stages must know of it.
+      order: how many times the loss is differentiated with respect to the network's inputs and weights.
+      sampled: mixtures are one-hot samples (after any warm-up), so that a step computes few of the candidates.
+      vectorises: several seeds may run as one `jax.vmap`ped program at no more than their own price. Not where
+        `lax.cond` saves work: under `vmap` both its sides are computed.
     """
+
+    traits: ClassVar[Traits]
 
     @property
     def order(self) -> int: ...
+
+    @property
+    def sampled(self) -> bool: ...
+
+    @property
+    def vectorises(self) -> bool: ...
 
     def __call__(self, problem: Problem) -> Strategy: ...

@@ -1,7 +1,7 @@
 """DARTS (Liu et al. 2019, arXiv 1806.09055): alphas by gradient descent on their own half of the data."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax import Array
 
 from dartformer.errors import InputError, unknown
 from dartformer.strategies import relax
-from dartformer.strategies.base import Problem, State, Strategy, Weights
+from dartformer.strategies.base import Problem, State, Strategy, Traits, Weights
 from dartformer.strategies.bilevel import HYPERGRADIENTS
 
 
@@ -23,6 +23,8 @@ class Darts:
       warmup: share of the steps in which only the weights move, so that slow learners are not judged too early.
       spread: standard deviation of the initial alphas.
     """
+
+    traits: ClassVar[Traits] = Traits("arXiv 1806.09055", ("argmax", "masked_drop", "sample", "top_k"))
 
     hypergradient: str = "first"
     warmup: float = 0.33
@@ -41,6 +43,16 @@ class Darts:
         """Derivatives taken of the network."""
         return 2 if self.hypergradient == "second" else 1
 
+    @property
+    def sampled(self) -> bool:
+        """Mixtures are one-hot samples."""
+        return False
+
+    @property
+    def vectorises(self) -> bool:
+        """Several seeds may run as one program."""
+        return True
+
     def __call__(self, problem: Problem) -> Strategy:
         """The strategy for a problem."""
         hypergradient = HYPERGRADIENTS[self.hypergradient]
@@ -53,7 +65,7 @@ class Darts:
             key, noise = jax.random.split(key)
             alphas = self.spread * jax.random.normal(noise, problem.alphas_shape)
             return State(jnp.zeros((), jnp.int32), key, weights, problem.weights_optimizer.init(weights),
-                         alphas, problem.alphas_optimizer.init(alphas))
+                         alphas, problem.alphas_optimizer.init(alphas), {})
 
         def alphas_step(state: State, weights_batch: Any, alphas_batch: Any,
                         key: Array) -> tuple[State, dict[str, Array]]:

@@ -8,7 +8,7 @@ import pytest
 
 from dartformer import optimizer
 from dartformer.errors import InputError
-from dartformer.strategies import STRATEGIES, Problem, make
+from dartformer.strategies import STRATEGIES, Problem, Traits, make, refusal
 from dartformer.strategies.bilevel import HYPERGRADIENTS
 from dartformer.strategies.darts import Darts
 
@@ -113,3 +113,13 @@ def test_alphas_read_their_own_data():
 def test_bad_options(options, message):
     with pytest.raises(InputError, match=message):
         make("darts", options)
+
+
+@pytest.mark.parametrize(("traits", "derivation", "reason"), [
+    (Traits("", ("argmax",)), "argmax", None), (Traits("", ("argmax",)), "grid", "made for another"),
+    (Traits("", ("evolution",), alphas=False), "argmax", "learns no alphas"),
+    (Traits("", ("argmax",), simplex=False), "sample", "no distribution"),
+    (Traits("", ("grid",), supernet=False), "masked_drop", "no supernet")])
+def test_unsupported_derivations_are_refused_with_the_reason(traits, derivation, reason):
+    found = refusal(traits, derivation)
+    assert found is None if reason is None else reason in found
