@@ -5,27 +5,20 @@ from the published distribution, but from a seed. There, always saying the major
 that reads nothing but the first symbol 36.2%.
 """
 
-import contextlib
 import hashlib
-import io
 import itertools
-import logging
-import math
 import random
 import re
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
-from rich.console import Console
-from rich.progress import track
 
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import Split, TaskTraits, counted, from_source
+from dartformer.tasks.prepare import prepared
 
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
 SYMBOLS = ("", *OPERATORS, "]", *"0123456789")
@@ -131,10 +124,25 @@ class ListOps:
         They are kept under `data_dir`, by default where TFDS keeps data. Raises `InputError` where the options
         allow too few distinct expressions, or the folder cannot be written.
         """
-        return {
-            name: from_source(source, self.length, self.vocabulary)
-            for name, source in _prepared(self, data_dir).as_data_source().items()
-        }
+        found = prepared(
+            "dartformer_listops", sorted(asdict(self).items()), f"ListOps expressions and their values: {self}.",
+            {"tokens": tfds.features.Tensor(shape=(None,), dtype=np.uint8),
+             "label": tfds.features.ClassLabel(names=self.labels)},
+            self._examples, data_dir, title="ListOps",
+            totals={name: getattr(self, name) for name in ("test", "valid", "train")},
+            label=f"depth{self.max_depth}-args{self.max_args}-length{self.min_length}to{self.max_length}-"
+                  f"seed{self.seed}")
+        return {name: from_source(source, self.length, self.vocabulary) for name, source in found.splits.items()}
+
+    def _examples(self, notes: dict[str, Any]) -> dict[str, Iterator[dict[str, Any]]]:
+        # One stream, test first: asking for more examples to train on leaves valid and test as they were.
+        stream = expressions(self)
+
+        def part(count: int) -> Iterator[dict[str, Any]]:
+            for tokens, label in itertools.islice(stream, count):
+                yield {"tokens": np.frombuffer(tokens, np.uint8), "label": label}
+
+        return {name: part(getattr(self, name)) for name in ("test", "valid", "train")}
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
         """`root_operator`: the most frequent label of `train` given the first token, scored on `split`."""
@@ -256,98 +264,3 @@ def expressions(options: ListOps) -> Iterator[tuple[bytes, int]]:
         f"{options.train + options.valid + options.test:,} asked for with {options}: ask for fewer, or allow more "
         f"lengths, depth or arguments."
     )
-
-
-class _Info(tfds.core.DatasetInfo):
-    def initialize_from_bucket(self) -> None:
-        """Ask no server about data that are made here."""
-
-
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Writes the splits of one `ListOps` as a TFDS data set."""
-
-    name = "dartformer_listops"
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, options: ListOps, **arguments: Any):
-        self.options = options
-        super().__init__(**arguments)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return _Info(
-            builder=self,
-            description=f"ListOps expressions and their values, made with {self.options}.",
-            features=tfds.features.FeaturesDict(
-                {"tokens": tfds.features.Tensor(shape=(None,), dtype=np.uint8),
-                 "label": tfds.features.ClassLabel(names=self.options.labels)}
-            ),
-            disable_shuffling=True,  # they are independent draws already
-        )
-
-    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        # One stream, test first: asking for more examples to train on leaves valid and test as they were.
-        stream = expressions(self.options)
-        return {name: self._generate_examples(name, itertools.islice(stream, getattr(self.options, name)))
-                for name in ("test", "valid", "train")}
-
-    def _generate_examples(
-        self, split: str, stream: Iterable[tuple[bytes, int]]
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        total = getattr(self.options, split)
-        for i, (tokens, label) in enumerate(_shown(stream, total, f"ListOps {split}")):
-            yield i, {"tokens": np.frombuffer(tokens, np.uint8), "label": label}
-
-
-def _prepared(options: ListOps, data_dir: str | None) -> _Builder:
-    """The data set of these options, generated under `data_dir` unless it is there."""
-    digest = hashlib.blake2b(repr(sorted(asdict(options).items())).encode(), digest_size=4).hexdigest()
-    name = (f"depth{options.max_depth}-args{options.max_args}-"
-            f"length{options.min_length}to{options.max_length}-seed{options.seed}-{digest}")
-    config = tfds.core.BuilderConfig(name=name)
-
-    def opened() -> _Builder:
-        return _Builder(options, data_dir=data_dir, config=config, file_format="array_record")
-
-    with _quiet():
-        builder = opened()
-        if builder.is_prepared():
-            return builder
-        try:
-            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-        except OSError as error:
-            # TFDS writes elsewhere and renames at the end: of two processes, the second finds the same data there.
-            builder = opened()
-            if not builder.is_prepared():
-                raise InputError(f"cannot write ListOps to {builder.data_path}: {error}") from error
-        return builder
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep TFDS from warning of a configuration it does not know, from its own bars, and from standard output."""
-    log = logging.getLogger("absl")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        log.setLevel(level)
-        tfds.enable_progress_bar()
-
-
-def _shown(stream: Iterable[Any], total: int, name: str) -> Iterator[Any]:
-    """`stream`, with a bar where standard error is a terminal, else a line every ten seconds and at the end."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        yield from track(stream, name, total, console=console)
-        return
-    started = last = time.monotonic()
-    for i, item in enumerate(stream, 1):
-        yield item
-        now = time.monotonic()
-        if i == total or now - last >= 10:
-            last = now
-            left = (now - started) * (total / i - 1)
-            print(f"{name}  {i:,}/{total:,}  {math.ceil(left)} s left", file=sys.stderr, flush=True)

@@ -347,11 +347,11 @@ def test_two_processes_at_once_end_with_the_same_data_and_no_tensorflow(tmp_path
 def test_a_killed_preparation_starts_again(tmp_path):
     stuck = """
 import sys, time
-from dartformer.tasks import listops
+from dartformer.tasks import prepare
 def shown(stream, total, name):
     print(name, file=sys.__stdout__, flush=True)
     time.sleep(30)
-listops._shown = shown
+prepare.shown = shown
 """
     process = run(stuck + PREPARE, str(tmp_path))
     assert process.stdout.readline() == "ListOps test\n", process.stderr.read()
@@ -361,6 +361,7 @@ listops._shown = shown
     task = ListOps(max_depth=4, max_args=4, min_length=5, max_length=40, train=3000, valid=60, test=60)
     assert {name: len(split) for name, split in task.load(str(tmp_path)).items()} == {
         "train": 3000, "valid": 60, "test": 60}
+    assert not list(tmp_path.glob("dartformer_listops/*/*incomplete*")), "what the killed process left is still there"
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):

@@ -1,0 +1,44 @@
+import re
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from dartformer.errors import InputError
+from dartformer.tasks.prepare import prepared
+
+FEATURES = {"tokens": tfds.features.Tensor(shape=(None,), dtype=np.uint8)}
+
+
+def squares(folder, count=5):
+    def splits(notes):
+        notes["dropped"] = {"empty": 2}
+        return {"train": ({"tokens": np.full(i, i, np.uint8)} for i in range(1, count + 1))}
+    return prepared("squares", ("squares", count), "Rows.", FEATURES, splits, str(folder), title="Squares")
+
+
+def test_rows_and_notes_come_back_and_the_second_time_nothing_is_made(tmp_path):
+    first = squares(tmp_path)
+    assert [row["tokens"].tolist() for row in first.splits["train"]] == [[i] * i for i in range(1, 6)]
+    assert first.notes == {"dropped": {"empty": 2}}
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.array_record*")}
+    assert squares(tmp_path).notes == first.notes
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.array_record*")} == files
+
+
+def test_other_options_are_another_set(tmp_path):
+    assert [len(squares(tmp_path, n).splits["train"]) for n in (3, 4, 3)] == [3, 4, 3]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_prepared_file_that_is_not_as_written_is_named(tmp_path, damage):
+    squares(tmp_path)
+    (file,) = tmp_path.rglob("*.array_record*")
+    data = bytearray(file.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+    file.write_bytes(data if damage == "flip" else data[:-1])
+    if damage == "gone":
+        file.unlink()
+    with pytest.raises(InputError, match=re.escape(file.name) + r".*Delete .* and run again"):
+        squares(tmp_path)
