@@ -17,16 +17,18 @@ from dartformer.attention.identity import Identity
 from dartformer.attention.linear import Linear
 from dartformer.attention.linformer import Linformer
 from dartformer.attention.local import Local
+from dartformer.attention.strided import Strided
 from dartformer.attention.uniform import Uniform
 from dartformer.errors import InputError
 
 __all__ = ["ATTENTIONS", "Attention", "ConformanceError", "Cost", "Full", "Identity", "Inputs", "Linear", "Linformer",
-           "Local", "Params", "Report", "Shape", "Traits", "Uniform", "check", "format", "names", "parse",
+           "Local", "Params", "Report", "Shape", "Strided", "Traits", "Uniform", "check", "format", "names", "parse",
            "register"]
 
 ATTENTIONS: dict[str, type] = {
     "full": Full,
     "local": Local,
+    "strided": Strided,
     "linear": Linear,
     "linformer": Linformer,
     "uniform": Uniform,

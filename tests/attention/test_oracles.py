@@ -114,8 +114,10 @@ def test_costs_grow_as_they_should():
     def cost(spec, n):
         return parse(spec).cost(Shape(n, 4, 32, 128))
 
-    for spec, power in (("full", 2), ("local(window=64)", 1), ("linear", 1), ("linformer", 1), ("uniform", 1)):
+    for spec, power in (("full", 2), ("local(window=64)", 1), ("strided", 2), ("linear", 1), ("linformer", 1),
+                        ("uniform", 1)):
         assert cost(spec, 8192).flops / cost(spec, 4096).flops == pytest.approx(2**power, rel=0.01)
+    assert cost("full", 4096).flops == 16 * cost("strided(stride=16)", 4096).flops
     assert cost("full", 4096).flops > 8 * cost("local(window=64)", 4096).flops
     assert cost("full", 4096).state_bytes == 2 * 4096 * 128 * 4
     assert cost("local(window=64)", 4096).state_bytes == 2 * 65 * 128 * 4

@@ -45,3 +45,12 @@ def uniform(e: Example) -> np.ndarray:
 def identity(e: Example) -> np.ndarray:
     """v."""
     return e.v
+
+
+@oracle("strided", "strided(stride=3)", by="softmax over the keys a multiple of 3 away", sizes=SMALL, **BY)
+@oracle("strided_causal", "strided(stride=3)", causal=True, by="softmax over the keys a multiple of 3 away", sizes=SMALL,
+        **BY)
+def strided(e: Example) -> np.ndarray:
+    """Child et al. 2019, section 4.2: A_i = {j : (i - j) mod stride = 0}."""
+    i = np.arange(e.q.shape[1])
+    return times(softmax(scores(e), seen(e, (i[:, None] - i) % 3 == 0)), e.v)
