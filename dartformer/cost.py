@@ -35,7 +35,8 @@ def attention_cost(config: TransformerConfig, genotype: Genotype, layer: int, *,
 def flops(config: TransformerConfig, genotype: Genotype, *, batch: int = 1, length: int | None = None) -> float:
     """FLOPs of a forward pass (a multiply-add counts two): attentions, projections, feed-forward, classifier.
 
-    Normalisations, activations and dropout, which are linear in the activations, are left out.
+    Embeddings and stem, which are look-ups, and normalisations, activations and dropout, which are linear in the
+    activations, are left out.
     """
     n = config.tokens if length is None else length
     e, inner, m = config.model_dim, config.heads * config.head_dim, config.mlp_dim

@@ -22,6 +22,7 @@ from dartformer.genotype import Genotype
 Weights = dict[str, Any]
 """Network parameters: a nested dict of arrays."""
 
+STEMS = ("none", "bigram")
 POSITIONS = ("learned", "sinusoidal", "none")
 POOLING = ("mean", "cls", "last", "none")
 CLASSIFIERS = ("linear", "mlp")
@@ -35,6 +36,8 @@ class TransformerConfig:
     Attributes:
       vocabulary, classes, length: token ids, labels, and the longest input in tokens.
       layers, heads, head_dim, model_dim, mlp_dim: L, H, D, E and the feed-forward width; each at least 1.
+      stem: what else a token's embedding holds: "none", or "bigram", a learned row for the token before it, so that
+        a single layer of attention can find what follows a given token.
       positions: "learned", "sinusoidal" or "none".
       pooling: over valid tokens: "mean", "cls" (a learned token put in front), "last" (for causal models),
         or "none" (an answer for every token).
@@ -54,6 +57,7 @@ class TransformerConfig:
     head_dim: int = 16
     model_dim: int = 64
     mlp_dim: int = 128
+    stem: str = "none"
     positions: str = "learned"
     pooling: str = "mean"
     classifier: str = "linear"
@@ -68,8 +72,8 @@ class TransformerConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"model.{name} must be a whole number of at least 1, got {value!r}.")
-        for name, allowed in (("positions", POSITIONS), ("pooling", POOLING), ("classifier", CLASSIFIERS),
-                              ("dtype", DTYPES)):
+        for name, allowed in (("stem", STEMS), ("positions", POSITIONS), ("pooling", POOLING),
+                              ("classifier", CLASSIFIERS), ("dtype", DTYPES)):
             if getattr(self, name) not in allowed:
                 raise unknown(f"model.{name}", getattr(self, name), allowed)
         if not 0 <= self.dropout < 1:
@@ -209,6 +213,9 @@ class Transformer(nnx.Module):
         self.config = config
         self.embed = nnx.Embed(config.vocabulary, e, dtype=dtype, rngs=rngs,
                                embedding_init=nnx.initializers.normal(1.0))
+        if config.stem == "bigram":
+            self.before = nnx.Embed(config.vocabulary, e, dtype=dtype, rngs=rngs,
+                                    embedding_init=nnx.initializers.normal(1.0))
         if config.positions == "learned":
             self.positions = nnx.Param(0.1 * jax.random.normal(rngs.params(), (config.tokens, e)))
         if config.pooling == "cls":
@@ -224,6 +231,10 @@ class Transformer(nnx.Module):
                  key: Array | None = None) -> Array:
         config = self.config
         x = self.embed(tokens)
+        if config.stem == "bigram":
+            # Row t of the second table is read at t + 1; nothing is added where no valid token comes before.
+            shifted = self.before(tokens[:, :-1]) * valid[:, :-1, None].astype(x.dtype)
+            x = x + jnp.pad(shifted, ((0, 0), (1, 0), (0, 0)))
         if config.pooling == "cls":
             cls = jnp.broadcast_to(self.cls[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))
             x = jnp.concatenate([cls, x], 1)

@@ -115,8 +115,9 @@ def test_branches_are_compared_by_use_not_by_size(batch):
         assert np.allclose(got, want, atol=1e-2) == same
 
 
-def test_causal_models_do_not_see_the_future():
-    config = sizes(causal=True, pooling="none")
+@pytest.mark.parametrize("stem", ["none", "bigram"])
+def test_causal_models_do_not_see_the_future(stem):
+    config = sizes(causal=True, pooling="none", stem=stem)
     names = ("full", "local(window=2)", "linear", "uniform", "identity")
     net = supernet(config, space_of(config, candidates=names))
     weights = net.init(jax.random.key(0))
@@ -130,8 +131,9 @@ def test_causal_models_do_not_see_the_future():
     assert not np.allclose(after[0, 7:], before[0, 7:], atol=1e-3)
 
 
-def test_padding_changes_nothing(batch):
-    config = sizes()
+@pytest.mark.parametrize("stem", ["none", "bigram"])
+def test_padding_changes_nothing(batch, stem):
+    config = sizes(stem=stem)
     net = supernet(config, space_of(config))
     weights = net.init(jax.random.key(0))
     mixture = jnp.full((2, 3, 6), 1 / 6)
@@ -140,6 +142,21 @@ def test_padding_changes_nothing(batch):
     want = apply(weights, tokens, valid, mixture)
     np.testing.assert_allclose(apply(weights, jnp.where(valid, tokens, 9), valid, mixture), want, atol=1e-5)
     np.testing.assert_allclose(apply(weights, tokens[1:2, :5], valid[1:2, :5], mixture), want[1:2], atol=1e-5)
+
+
+def test_the_bigram_stem_adds_the_token_before(batch):
+    """Where nothing else mixes, an answer depends on a token and the one before, and on no other."""
+    config = sizes(stem="bigram", pooling="none", positions="none", layers=1)
+    net = transformer(config, Genotype.homogeneous(parse("identity"), 1, 3))
+    weights, apply = net.init(jax.random.key(0)), jax.jit(net.apply)
+    tokens, valid = batch[0], jnp.ones((B, N), bool).at[:, 6].set(False)  # 7 comes after a token that is not there
+    out = apply(weights, tokens, valid)
+    moved = apply(weights, tokens.at[:, 4].set(tokens[:, 4] % 10 + 1).at[:, 6].set(3), valid)
+    changed = np.abs(np.asarray(moved - out)).max((0, 2)) > 1e-6
+    assert list(np.flatnonzero(changed[valid[0]])) == [4, 5]
+    plain = cost.model_parameters(transformer(sizes(pooling="none", positions="none", layers=1),
+                                              Genotype.homogeneous(parse("identity"), 1, 3)))
+    assert cost.parameters(weights) == plain + config.vocabulary * config.model_dim
 
 
 # (layers, heads) and parameter counts by the formula of the Wide Attention paper's authors' code: IMDb bytes, ListOps.
