@@ -61,7 +61,7 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
       strategy: a name of `dartformer list strategies`; its options become `config.search.strategy.*`.
       preset: "recommended", or "published" for the settings of the DARTS paper.
     """
-    task_type = tasks.find(task)
+    task_type: Any = tasks.find(task)
     if strategy not in strategies.STRATEGIES:
         raise unknown("strategy", strategy, strategies.STRATEGIES)
     if preset not in PRESETS:
@@ -86,6 +86,8 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
         "baselines": {"homogeneous": True, "random": True},
         "log": {"every": 20, "eval_every": 100, "checkpoint_every": 100},
     })
+    if task_type.traits.per_token:
+        config.model.pooling = "none"
     config.lock()
     override(config, PRESETS[preset])
     return config
@@ -235,6 +237,10 @@ def validate(config: ConfigDict) -> None:
     """Raise `InputError` for the first thing that cannot be, before anything is built, written or trained."""
     task = make_task(config)
     model = make_model(config, task)
+    if task.traits.per_token != (model.pooling == "none"):
+        what, allowed = ("token", "'none'") if task.traits.per_token else ("sequence", "'mean', 'cls' or 'last'")
+        raise InputError(f"the task {config.task.name} has a label for each {what}: model.pooling must be {allowed}, "
+                         f"got {model.pooling!r}.")
     if config.space.granularity not in GRANULARITIES:
         raise unknown("space.granularity", config.space.granularity, GRANULARITIES)
     space = make_space(config)

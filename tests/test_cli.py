@@ -42,6 +42,7 @@ BAD = {
     "zero layers": (["--config.model.layers=0"], "model.layers must be"),
     "dropout of one": (["--config.model.dropout=1.0"], "below 1"),
     "unknown pooling": (["--config.model.pooling=men"], "Did you mean 'mean'?"),
+    "pooling of a sequence's label": (["--config.model.pooling=none"], "must be 'mean', 'cls' or 'last', got 'none'"),
     "granularity": (["--config.space.granularity=heads"], "Did you mean 'head'?"),
     "no steps": (["--config.search.steps=0"], "search.steps must be at least 1"),
     "negative rate": (["--config.search.alphas.learning_rate=-1"], "search.alphas.learning_rate must be at least 0"),

@@ -10,8 +10,9 @@ from typing import Any
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import Task
 from dartformer.tasks.listops import ListOps
+from dartformer.tasks.planted import Planted
 
-TASKS: dict[str, type] = {"listops": ListOps}
+TASKS: dict[str, type] = {"listops": ListOps, "planted": Planted}
 """The tasks of this package. Other packages add theirs as entry points of the group `dartformer.task`."""
 
 

@@ -1,7 +1,7 @@
 """What a task is: where examples come from, how they are split and batched, and what guessing scores."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -26,12 +26,16 @@ IN_MEMORY_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class TaskTraits:
-    """What is known of a task without its data: one line, its paper, what is scored."""
+    """What is known of a task without its data: one line, its paper, what is scored.
+
+    `per_token`: every token has a label (or a negative number where it has none), so that nothing is pooled.
+    """
 
     summary: str
     paper: str
     metric: str = "accuracy"
     causal: bool = False
+    per_token: bool = False
 
 
 @runtime_checkable
@@ -143,6 +147,29 @@ class Subset:
         return self.split.take(self.indices[indices])
 
 
+class Endless:
+    """Examples made as they are taken, fresh ones for as long as they are asked for.
+
+    `make` gives the examples of the numbers [B], int64 of at least 0, each a function of its number alone; example i of
+    this split is number `first + every * i`. `len` is `count`: how many stand for all of them where labels are counted.
+    """
+
+    def __init__(self, make: Callable[[np.ndarray], Batch], count: int, first: int = 0, every: int = 1):
+        self.make, self.count, self.first, self.every = make, count, first, every
+
+    def __len__(self) -> int:
+        return self.count
+
+    def take(self, indices: np.ndarray) -> Batch:
+        """The examples at `indices` [B], which may lie beyond `len`."""
+        return self.make(self.first + self.every * np.asarray(indices, np.int64))
+
+    def halves(self) -> tuple["Endless", "Endless"]:
+        """Every other example, and the rest: two endless splits without a common example."""
+        return (Endless(self.make, (self.count + 1) // 2, self.first, 2 * self.every),
+                Endless(self.make, self.count // 2, self.first + self.every, 2 * self.every))
+
+
 def pack(records: Iterable[Mapping[str, Any]], count: int, length: int, dtype: np.dtype) -> ArraySplit:
     """`count` records `{"tokens": [n], "label": int}` as arrays [count, length] of `dtype`, [count] and [count].
 
@@ -173,11 +200,16 @@ def parts(task: Task, data_dir: str | None = None, seed: int = 0) -> dict[str, S
 
     Which examples of train fall in which part depends on `seed` and the number of examples alone. Where the data
     has no valid split, `VALID_FRACTION` of train becomes "valid" before the rest is halved; the test split is
-    never used for anything but "test". Raises `InputError` where train is too small for every part to have an
-    example.
+    never used for anything but "test". An `Endless` train is halved example by example. Raises `InputError` where
+    train is too small for every part to have an example, or is endless and there is no valid split.
     """
     splits = task.load(data_dir)
     train = splits["train"]
+    if isinstance(train, Endless):
+        if "valid" not in splits:
+            raise InputError("a task whose train split is endless needs a valid split.")
+        weights, alphas = train.halves()
+        return {"weights": weights, "alphas": alphas, "valid": splits["valid"], "test": splits["test"], "train": train}
     order = permutation(len(train), seed)
     carved = 0 if "valid" in splits else max(1, round(VALID_FRACTION * len(train)))
     rest = order[carved:]
@@ -199,9 +231,14 @@ def permutation(n: int, *seed: int) -> np.ndarray:
     NumPy promises that a bit generator's raw stream never changes between versions; it makes no such promise
     for `Generator.permutation`, and a split that moved with NumPy's version would leak train into valid.
     """
+    return np.argsort(_raw(n, *seed), kind="stable")
+
+
+def _raw(n: int, *seed: int) -> np.ndarray:
+    """`[n]` uniform uint64."""
     if min(seed, default=0) < 0:
         raise InputError(f"seed {min(seed)} is negative.")
-    return np.argsort(np.random.PCG64(seed).random_raw(n), kind="stable")
+    return np.random.PCG64(seed).random_raw(n)
 
 
 class _Epochs:
@@ -224,10 +261,26 @@ class _Epochs:
         return self.split.take(shuffled[1][i * self.batch_size : (i + 1) * self.batch_size])
 
 
+class _Fresh:
+    """Batch number `i` of an endless split; the seed says where in its 2^60 examples to start."""
+
+    def __init__(self, split: Endless, batch_size: int, seed: int):
+        self.split, self.batch_size = split, batch_size
+        self.start = int(_raw(1, seed)[0]) >> 4
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, step: Any) -> Batch:
+        first = self.start + int(step) * self.batch_size
+        return self.split.take(np.arange(first, first + self.batch_size))
+
+
 def batches(split: Split, batch_size: int, seed: int) -> grain.DatasetIterator:
     """An endless iterator of `Batch`es of exactly `batch_size` examples, reshuffled every epoch.
 
-    An epoch takes every example at most once and drops the remainder. `get_state()` is one small dictionary,
+    An epoch takes every example at most once and drops the remainder; an `Endless` split has no epochs, and no example
+    comes twice. `get_state()` is one small dictionary,
     and `set_state` of it on a fresh iterator of the same arguments continues with the same batches. Raises
     `InputError` where a batch is larger than the split.
 
@@ -236,7 +289,8 @@ def batches(split: Split, batch_size: int, seed: int) -> grain.DatasetIterator:
     if not 1 <= batch_size <= len(split):
         raise InputError(f"batch size {batch_size} is not between 1 and the split's {len(split)} examples.")
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    return iter(grain.MapDataset.source(_Epochs(split, batch_size, seed)).to_iter_dataset(options))
+    made = _Fresh(split, batch_size, seed) if isinstance(split, Endless) else _Epochs(split, batch_size, seed)
+    return iter(grain.MapDataset.source(made).to_iter_dataset(options))
 
 
 def examine(split: Split, batch_size: int) -> Iterator[Batch]:
