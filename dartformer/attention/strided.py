@@ -6,7 +6,18 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, positive, zero_invalid
+from dartformer.attention.base import (
+    POSITIONS,
+    Cost,
+    Inputs,
+    Params,
+    Shape,
+    Spelled,
+    Traits,
+    accept,
+    positive,
+    zero_invalid,
+)
 from dartformer.kernels.softmax import dense_allowed, dense_scores, masked_softmax, softmax_attention
 
 
@@ -29,7 +40,7 @@ class Strided(Spelled):
 
     traits: ClassVar[Traits] = Traits(
         summary="softmax over every so many tokens", paper="Child et al. 2019, arXiv:1904.10509", causal=True,
-        growth=2.0)
+        growth=2.0, positions=POSITIONS, dropout="weights")
 
     def __post_init__(self) -> None:
         positive(self, stride=self.stride)
@@ -41,6 +52,7 @@ class Strided(Spelled):
     def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
                  key: Array | None = None) -> Array:
         """See `Attention`."""
+        accept(self, inputs, causal=causal)
         batch, length, *rest = inputs.v.shape
         s = min(self.stride, length)
         rows = -(-length // s)
@@ -51,7 +63,8 @@ class Strided(Spelled):
             return x.reshape(batch, rows, s, *x.shape[2:]).swapaxes(1, 2).reshape(batch * s, rows, *x.shape[2:])
 
         out = softmax_attention(columns(inputs.q), columns(inputs.k), columns(inputs.v), causal=causal,
-                                valid=columns(inputs.mask))
+                                valid=columns(inputs.mask), dropout=inputs.rate(train), key=key,
+                                slopes=None if inputs.slopes is None else s * inputs.slopes)  # a row is s tokens away
         out = out.reshape(batch, s, rows, *rest).swapaxes(1, 2).reshape(batch, rows * s, *rest)[:, :length]
         return zero_invalid(out, inputs.mask)
 
@@ -60,7 +73,8 @@ class Strided(Spelled):
         position = jnp.arange(inputs.q.shape[1])
         allowed = (position[:, None] - position) % self.stride == 0
         rest = dense_allowed(len(position), causal=causal, valid=inputs.valid)
-        rows = masked_softmax(dense_scores(inputs.q, inputs.k), allowed if rest is None else allowed & rest)
+        scores = dense_scores(inputs.q, inputs.k, inputs.slopes)
+        rows = masked_softmax(scores, allowed if rest is None else allowed & rest)
         return rows * inputs.mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:

@@ -47,9 +47,8 @@ def identity(e: Example) -> np.ndarray:
     return e.v
 
 
-@oracle("strided", "strided(stride=3)", by="softmax over the keys a multiple of 3 away", sizes=SMALL, **BY)
-@oracle("strided_causal", "strided(stride=3)", causal=True, by="softmax over the keys a multiple of 3 away", sizes=SMALL,
-        **BY)
+@oracle("strided", "strided(stride=3)", by="softmax over every third key", sizes=SMALL, **BY)
+@oracle("strided_causal", "strided(stride=3)", causal=True, by="softmax over every third key", sizes=SMALL, **BY)
 def strided(e: Example) -> np.ndarray:
     """Child et al. 2019, section 4.2: A_i = {j : (i - j) mod stride = 0}."""
     i = np.arange(e.q.shape[1])
