@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 from dartformer.attention.base import Attention
+from dartformer.attention.parallel import Parallel
 from dartformer.errors import InputError, unknown
 from dartformer.genotype import Genotype
 
@@ -62,18 +63,31 @@ class SearchSpace:
 
     def choice(self, genotype: Genotype) -> np.ndarray:
         """`[L, H]` indices of a genotype's attentions among the candidates; raises if one is not among them."""
+        self._require_size(genotype)
+        return np.array([[self._index(a) for a in heads] for heads in genotype.layers])
+
+    def mixture(self, genotype: Genotype) -> np.ndarray:
+        """The mixture `[L, H, K]` of a genotype, float32: one-hot, or the shares where candidates are in parallel."""
+        self._require_size(genotype)
+        mixture = np.zeros(self.mixture_shape, np.float32)
+        for l, heads in enumerate(genotype.layers):
+            for h, one in enumerate(heads):
+                members: tuple[tuple[Attention, float], ...] = ((one, 1.0),)
+                if isinstance(one, Parallel) and one not in self.candidates:
+                    members = one.weighted
+                for member, share in members:
+                    mixture[l, h, self._index(member)] = share
+        return mixture
+
+    def _require_size(self, genotype: Genotype) -> None:
         if (len(genotype.layers), genotype.heads) != (self.layers, self.heads):
             raise InputError(f"the genotype is {len(genotype.layers)}x{genotype.heads} (layers x heads), "
                              f"the space is {self.layers}x{self.heads}.")
-        for heads in genotype.layers:
-            for one in heads:
-                if one not in self.candidates:
-                    raise InputError(f"{one!r} is not among the candidates {list(self.candidates)}.")
-        return np.array([[self.candidates.index(a) for a in heads] for heads in genotype.layers])
 
-    def mixture(self, genotype: Genotype) -> np.ndarray:
-        """The one-hot mixture `[L, H, K]` of a genotype, float32."""
-        return np.eye(len(self.candidates), dtype=np.float32)[self.choice(genotype)]
+    def _index(self, one: Attention) -> int:
+        if one not in self.candidates:
+            raise InputError(f"{one!r} is not among the candidates {list(self.candidates)}.")
+        return self.candidates.index(one)
 
     def homogeneous(self) -> tuple[Genotype, ...]:
         """The K genotypes with one attention everywhere."""

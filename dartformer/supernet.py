@@ -14,7 +14,8 @@ from flax import nnx
 from jax import Array
 
 from dartformer.attention.base import Attention
-from dartformer.errors import unknown
+from dartformer.attention.parallel import Parallel
+from dartformer.errors import InputError, unknown
 from dartformer.genotype import Genotype
 from dartformer.search_space import SearchSpace
 from dartformer.transformer import (
@@ -90,29 +91,39 @@ def supernet(config: TransformerConfig, space: SearchSpace, projections: str = "
 def inherit(weights: Weights, space: SearchSpace, genotype: Genotype) -> Weights:
     """Weights of the derived model of `genotype`, cut out of the supernet's `weights` along the head axis.
 
-    `transformer(config, genotype)` with them gives the logits of the supernet at the genotype's one-hot mixture.
+    `transformer(config, genotype)` with them gives the logits of the supernet at the genotype's mixture
+    (`space.mixture(genotype)`). Raises `InputError` where candidates in parallel have separate projections: the
+    derived layer has one set.
     """
-    choice = space.choice(genotype)
-    blocks = {l: {**block, "mixer": _inherit_layer(block["mixer"], choice[l], genotype, l, space)}
+    space.mixture(genotype)  # raises for an attention that the supernet lacks
+    blocks = {l: {**block, "mixer": _inherit_layer(block["mixer"], genotype, l, space)}
               for l, block in weights["blocks"].items()}
     return {**weights, "blocks": blocks}
 
 
-def _inherit_layer(mixer: dict[str, Any], choice: np.ndarray, genotype: Genotype, layer: int,
-                   space: SearchSpace) -> dict[str, Any]:
-    owners = mixer["projections"]
+def _inherit_layer(mixer: dict[str, Any], genotype: Genotype, layer: int, space: SearchSpace) -> dict[str, Any]:
+    owners, heads_of = mixer["projections"], genotype.layers[layer]
+    if len(owners) > 1 and not set(heads_of) <= set(space.candidates):
+        raise InputError("candidates in parallel cannot inherit weights from a supernet with separate projections.")
     head_axis = {"q": 1, "k": 1, "v": 1, "o": 0}
 
     def gather(name: str) -> Array:
         if len(owners) == 1:
             return owners[0][name]
-        heads = [jnp.take(owners[int(k)][name], jnp.array([h]), head_axis[name]) for h, k in enumerate(choice)]
+        heads = [jnp.take(owners[space.candidates.index(a)][name], jnp.array([h]), head_axis[name])
+                 for h, a in enumerate(heads_of)]
         return jnp.concatenate(heads, head_axis[name])
+
+    def own_of(attention: Attention) -> Any:
+        if attention in space.candidates:
+            return mixer.get("own", {}).get(space.candidates.index(attention), {})
+        assert isinstance(attention, Parallel)
+        members = {str(m): own_of(one) for m, one in enumerate(attention.members)}
+        return {m: params for m, params in members.items() if params}
 
     own = {}
     for g, (attention, heads) in enumerate(genotype.groups(layer)):
-        params = mixer.get("own", {}).get(space.candidates.index(attention), {})
-        if params:
+        if params := own_of(attention):
             own[g] = jax.tree.map(lambda p, heads=heads: p[np.array(heads)], params)
     new: dict[str, Any] = {"projections": {0: {name: gather(name) for name in head_axis}}}
     return {**new, "own": own} if own else new

@@ -16,6 +16,7 @@ from flax import nnx
 from jax import Array
 
 from dartformer.attention.base import Attention, Inputs, Params, Shape
+from dartformer.attention.parallel import Parallel
 from dartformer.errors import InputError, unknown
 from dartformer.genotype import Genotype
 
@@ -161,7 +162,13 @@ class GroupedHeads(nnx.Module):
 
 def attend(attention: Attention, params: Params, inputs: Inputs, config: TransformerConfig, *, train: bool,
            key: Array | None) -> Array:
-    """One attention on its heads, normalised if the config says so: `[B, N, H, D]`."""
+    """One attention on its heads, normalised if the config says so: `[B, N, H, D]`; each member of a parallel one."""
+    if isinstance(attention, Parallel):
+        total: Any = 0
+        for m, (one, share) in enumerate(attention.weighted):
+            y = attend(one, params.get(str(m), {}), inputs, config, train=train, key=attention.member_key(key, m))
+            total = total + y * jnp.asarray(share, y.dtype)
+        return total
     y = attention(params, inputs, causal=config.causal, train=train, key=key)
     return branch_norm(y) if config.branch_norm else y
 

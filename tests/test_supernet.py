@@ -7,6 +7,8 @@ import pytest
 
 from dartformer import cost
 from dartformer.attention import ATTENTIONS, parse
+from dartformer.derivations.base import Trained
+from dartformer.derivations.top_k import TopK
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype
 from dartformer.search_space import GRANULARITIES, SearchSpace
@@ -48,6 +50,30 @@ def test_one_hot_supernet_is_the_derived_model(batch, projections, pooling):
             derived = transformer(config, genotype)
             got = jax.jit(derived.apply)(inherit(weights, space, genotype), *batch)
             np.testing.assert_allclose(got, want, atol=1e-5, err_msg=str(genotype))
+
+
+def test_candidates_in_parallel_are_the_truncated_mixture(batch):
+    """The derived hybrid is the supernet with all but k candidates left out and the others scaled to sum to one."""
+    for norm in (True, False):
+        config = sizes(branch_norm=norm)
+        space = space_of(config, candidates=("full", "linformer(rank=4)", "linear", "identity"))
+        net = supernet(config, space)
+        weights = net.init(jax.random.key(1))
+        mixture = np.random.default_rng(4).dirichlet(np.ones(4), (2, 3)).astype(np.float32)
+        trained = Trained(space, mixture, None, None, None, None, None)
+        for k in (2, 3)[:1 + norm]:
+            genotype = TopK(k)(trained).genotype
+            kept = np.where(mixture >= np.sort(mixture, -1)[..., [-k]], mixture, 0)
+            np.testing.assert_allclose(space.mixture(genotype), kept / kept.sum(-1, keepdims=True), atol=2e-4)
+            want = jax.jit(net.apply)(weights, *batch, space.mixture(genotype))
+            derived = transformer(config, genotype)
+            inherited = inherit(weights, space, genotype)
+            assert jax.tree.map(jnp.shape, inherited) == jax.tree.map(
+                jnp.shape, jax.eval_shape(derived.init, jax.random.key(0)))
+            np.testing.assert_allclose(jax.jit(derived.apply)(inherited, *batch), want, atol=1e-5)
+    separate = supernet(config, space, "separate").init(jax.random.key(1))
+    with pytest.raises(InputError, match="separate projections"):
+        inherit(separate, space, genotype)
 
 
 def test_inherited_weights_have_the_derived_models_structure(batch):

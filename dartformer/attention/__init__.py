@@ -17,13 +17,14 @@ from dartformer.attention.identity import Identity
 from dartformer.attention.linear import Linear
 from dartformer.attention.linformer import Linformer
 from dartformer.attention.local import Local
+from dartformer.attention.parallel import Parallel
 from dartformer.attention.strided import Strided
 from dartformer.attention.uniform import Uniform
 from dartformer.errors import InputError
 
 __all__ = ["ATTENTIONS", "Attention", "ConformanceError", "Cost", "Full", "Identity", "Inputs", "Linear", "Linformer",
-           "Local", "Params", "Report", "Shape", "Strided", "Traits", "Uniform", "check", "format", "names", "parse",
-           "register"]
+           "Local", "Parallel", "Params", "Report", "Shape", "Strided", "Traits", "Uniform", "check", "format", "names",
+           "parse", "register"]
 
 ATTENTIONS: dict[str, type] = {
     "full": Full,
@@ -33,6 +34,7 @@ ATTENTIONS: dict[str, type] = {
     "linformer": Linformer,
     "uniform": Uniform,
     "identity": Identity,
+    "parallel": Parallel,
 }
 """Name in specs, and class. `register` adds to it."""
 

@@ -7,6 +7,7 @@ An attention never keeps state: its parameters are an argument, and so is its ra
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -158,9 +159,9 @@ class Attention(Protocol):
         ...
 
 
-def spelled(name: str, attention: Any) -> str:
+def spelled(name: str, attention: Any, text: Callable[[Any], str] = repr) -> str:
     """`name(field=value, ...)` with every field of the dataclass `attention`, or `name` if it has none."""
-    fields = ", ".join(f"{f.name}={getattr(attention, f.name)!r}" for f in dataclasses.fields(attention))
+    fields = ", ".join(f"{f.name}={text(getattr(attention, f.name))}" for f in dataclasses.fields(attention))
     return f"{name}({fields})" if fields else name
 
 

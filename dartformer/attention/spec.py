@@ -1,4 +1,4 @@
-"""Attentions as text: `local(window=16)`. Only constants are read; nothing is ever evaluated."""
+"""Attentions as text: `local(window=16)`, `parallel(members=(full, linear))`. Nothing is ever evaluated."""
 
 import ast
 import dataclasses
@@ -17,7 +17,7 @@ def parse(text: str, table: Mapping[str, type], kind: str = "attention") -> Any:
     Raises:
       InputError: not of this form, an unknown name or option, or a value of the wrong type or range.
     """
-    name, positional, keywords = _read(text, kind)
+    name, positional, keywords = _read(text, table, kind)
     if name not in table:
         raise unknown(kind, name, table)
     cls = table[name]
@@ -45,12 +45,19 @@ def format(attention: Attention, table: Mapping[str, type]) -> str:
     """The text that `parse` reads back as an equal attention; every field is written."""
     for name, cls in table.items():
         if type(attention) is cls:
-            return spelled(name, attention)
+            return spelled(name, attention, lambda value: _text(value, table))
     raise InputError(f"{attention!r} is of no registered attention type: register its class first. "
                      f"Known: {', '.join(table)}.")
 
 
-def _read(text: str, kind: str) -> tuple[str, list[Any], list[tuple[str, Any]]]:
+def _text(value: Any, table: Mapping[str, type]) -> str:
+    """A field's value as `_value` reads it."""
+    if isinstance(value, tuple) and value and all(isinstance(one, Attention) for one in value):
+        return "(" + ", ".join(format(one, table) for one in value) + ("," if len(value) == 1 else "") + ")"
+    return repr(value)
+
+
+def _read(text: str, table: Mapping[str, type], kind: str) -> tuple[str, list[Any], list[tuple[str, Any]]]:
     """Name, positional values and keyword values of a spec."""
     error = InputError(f"cannot read {kind} {text!r}: write a name, or name(option=value, ...) with plain values.")
     if not isinstance(text, str):
@@ -61,13 +68,22 @@ def _read(text: str, kind: str) -> tuple[str, list[Any], list[tuple[str, Any]]]:
             return body.id, [], []
         if not isinstance(body, ast.Call) or not isinstance(body.func, ast.Name):
             raise error
-        positional = [ast.literal_eval(node) for node in body.args]
-        keywords = [(str(k.arg), ast.literal_eval(k.value)) for k in body.keywords if k.arg is not None]
+        positional = [_value(node, table) for node in body.args]
+        keywords = [(str(k.arg), _value(k.value, table)) for k in body.keywords if k.arg is not None]
+    except InputError:  # of an attention inside
+        raise
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         raise error from None
     if len(keywords) < len(body.keywords):  # ** unpacking
         raise error
     return body.func.id, positional, keywords
+
+
+def _value(node: ast.expr, table: Mapping[str, type]) -> Any:
+    """A constant, or a tuple of attentions; raises what `ast.literal_eval` raises for anything else."""
+    if isinstance(node, ast.Tuple) and any(isinstance(one, (ast.Name, ast.Call)) for one in node.elts):
+        return tuple(parse(ast.unparse(one), table) for one in node.elts)
+    return ast.literal_eval(node)
 
 
 def _typed(name: str, option: str, value: Any, wanted: Any) -> Any:

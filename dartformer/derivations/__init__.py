@@ -5,15 +5,16 @@ A derivation is written as an attention is: its name, and its options in bracket
 
 from dartformer.attention import spec
 from dartformer.derivations.argmax import Argmax
-from dartformer.derivations.base import Derivation, Derived, Trained
+from dartformer.derivations.base import Derived, Rule, Trained
 from dartformer.derivations.evolution import Evolution
 from dartformer.derivations.grid import Grid
 from dartformer.derivations.masked import BestFour, Masked, Prune
 from dartformer.derivations.masked_drop import MaskedDrop
 from dartformer.derivations.random_search import RandomSearch
 from dartformer.derivations.sample import Sample
+from dartformer.derivations.top_k import TopK
 
-DERIVATIONS: dict[str, type] = {
+DERIVATIONS: dict[str, type[Rule]] = {
     "argmax": Argmax,
     "masked_drop": MaskedDrop,
     "masked": Masked,
@@ -22,17 +23,18 @@ DERIVATIONS: dict[str, type] = {
     "sample": Sample,
     "evolution": Evolution,
     "random_search": RandomSearch,
+    "top_k": TopK,
     "grid": Grid,
 }
 
-__all__ = ["DERIVATIONS", "Derivation", "Derived", "Trained", "name_of", "parse"]
+__all__ = ["DERIVATIONS", "Derived", "Rule", "Trained", "name_of", "parse"]
 
 
-def parse(text: str) -> Derivation:
+def parse(text: str) -> Rule:
     """The derivation that `text` spells; raises `InputError` for a name or an option that does not exist."""
     return spec.parse(text, DERIVATIONS, "derivation")
 
 
-def name_of(derivation: Derivation) -> str:
+def name_of(derivation: Rule) -> str:
     """Its name in the table."""
     return next(name for name, cls in DERIVATIONS.items() if type(derivation) is cls)

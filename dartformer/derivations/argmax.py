@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from dartformer.attention import format as spec
-from dartformer.derivations.base import Derived, Trained
+from dartformer.derivations.base import Derived, Rule, Trained
 
 
 @dataclass(frozen=True)
-class Argmax:
+class Argmax(Rule):
     """The largest weight of each row of the mixture; of equals, the first in the list of candidates."""
 
     def __call__(self, trained: Trained) -> Derived:

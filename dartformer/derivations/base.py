@@ -6,7 +6,7 @@ random numbers give the same genotype.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
@@ -61,10 +61,15 @@ class Derived(NamedTuple):
     details: dict[str, Any]
 
 
-class Derivation(Protocol):
-    """A frozen dataclass of a derivation's options, written `masked_drop(fine_tune=20)` in configs."""
+class Rule:
+    """A derivation: a frozen dataclass of its options, written `masked_drop(fine_tune=20)` in configs."""
 
-    def __call__(self, trained: Trained) -> Derived: ...
+    def check(self, space: SearchSpace) -> None:
+        """Raise `InputError` where the options do not fit the space; called before anything is trained."""
+
+    def __call__(self, trained: Trained) -> Derived:
+        """The genotype of a trained supernet."""
+        raise NotImplementedError
 
 
 def merit(scores: Scores, metric: str) -> np.ndarray:

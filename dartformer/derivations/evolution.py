@@ -6,6 +6,7 @@ import numpy as np
 
 from dartformer.derivations.base import (
     Derived,
+    Rule,
     Trained,
     at_least,
     check_metric,
@@ -22,7 +23,7 @@ TRIES = 10
 
 
 @dataclass(frozen=True)
-class Evolution:
+class Evolution(Rule):
     """A population of genotypes, scored with inherited weights; the best breed by mutation and crossover.
 
     Attributes:
@@ -53,7 +54,7 @@ class Evolution:
             raise InputError(f"evolution: probability must be above 0 and at most 1, got {self.probability}.")
 
     def __call__(self, trained: Trained) -> Derived:
-        """See `Derivation`. No genotype is scored twice; it ends early when the space has no new ones."""
+        """See `Rule`. No genotype is scored twice; it ends early when the space has no new ones."""
         space, rng = trained.space, trained.rng
         shape, candidates = space.alphas_shape[:2], space.alphas_shape[2]
         scored: dict[tuple[tuple[int, ...], ...], np.ndarray] = {}

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dartformer.derivations.base import Derived, Trained, as_good, merit, names
+from dartformer.derivations.base import Derived, Rule, Trained, as_good, merit, names
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(Rule):
     """Trains each candidate everywhere, from scratch, as the baselines are trained; needs no supernet."""
 
     def __call__(self, trained: Trained) -> Derived:

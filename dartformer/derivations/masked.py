@@ -13,6 +13,7 @@ import numpy as np
 
 from dartformer.derivations.base import (
     Derived,
+    Rule,
     Trained,
     as_good,
     at_least,
@@ -58,7 +59,7 @@ def require_room(rule: str, keep: int, space: SearchSpace) -> None:
 
 
 @dataclass(frozen=True)
-class Masked:
+class Masked(Rule):
     """The homogeneous choice: the candidate whose masking costs most, in every layer and head.
 
     Attributes:
@@ -89,7 +90,7 @@ class Masked:
 
 
 @dataclass(frozen=True)
-class BestFour:
+class BestFour(Rule):
     """The heterogeneous one-shot way: the `keep` candidates with the largest drops, in one pass.
 
     Attributes:
@@ -105,10 +106,13 @@ class BestFour:
         check_metric("best_four", self.metric)
         at_least("best_four", 1, keep=self.keep)
 
+    def check(self, space: SearchSpace) -> None:
+        """See `Rule`."""
+        require_room("best_four", self.keep, space)
+
     def __call__(self, trained: Trained) -> Derived:
         """A tie is a candidate left out whose drop is within noise of the last one's that was kept."""
         space = trained.space
-        require_room("best_four", self.keep, space)
         lost = drops(trained, trained.weights, trained.mixture, self.metric, self.renormalise)
         order = sorted(lost, key=lambda k: -lost[k].mean())
         kept, rest = order[:self.keep], order[self.keep:]
@@ -118,7 +122,7 @@ class BestFour:
 
 
 @dataclass(frozen=True)
-class Prune:
+class Prune(Rule):
     """The dearer heterogeneous way: remove the candidate with the smallest drop, fine-tune, until `keep` are left.
 
     Attributes:
@@ -137,10 +141,13 @@ class Prune:
         at_least("prune", 1, keep=self.keep)
         at_least("prune", 0, fine_tune=self.fine_tune)
 
+    def check(self, space: SearchSpace) -> None:
+        """See `Rule`."""
+        require_room("prune", self.keep, space)
+
     def __call__(self, trained: Trained) -> Derived:
         """A tie is a removal whose drop is within noise of that of one that stayed."""
         space = trained.space
-        require_room("prune", self.keep, space)
         mixture, weights = np.asarray(trained.mixture, np.float32), trained.weights
         ties, removed = [], []
         lost = drops(trained, weights, mixture, self.metric, self.renormalise)

@@ -10,6 +10,7 @@ import numpy as np
 
 from dartformer.derivations.base import (
     Derived,
+    Rule,
     Trained,
     as_good,
     at_least,
@@ -25,7 +26,7 @@ ORDERS = ("random", "given")
 
 
 @dataclass(frozen=True)
-class MaskedDrop:
+class MaskedDrop(Rule):
     """Place by place: mask each candidate there, keep the one that is missed most, fine-tune, go on.
 
     Attributes:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dartformer.derivations.base import Derived, Trained, at_least, check_metric, draw, merit, one_hot, pick
+from dartformer.derivations.base import Derived, Rule, Trained, at_least, check_metric, draw, merit, one_hot, pick
 
 
 @dataclass(frozen=True)
-class RandomSearch:
+class RandomSearch(Rule):
     """Many random genotypes on one batch of valid, the best few of them on all of it.
 
     Attributes:
@@ -28,7 +28,7 @@ class RandomSearch:
         at_least("random_search", 1, count=self.count, batch=self.batch, top=self.top)
 
     def __call__(self, trained: Trained) -> Derived:
-        """See `Derivation`."""
+        """See `Rule`."""
         space = trained.space
         drawn = dict.fromkeys(draw(space, trained.rng) for _ in range(self.count))
         first = {c: merit(trained.evaluate(trained.weights, one_hot(space, np.array(c)), self.batch),

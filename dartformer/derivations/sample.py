@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dartformer.derivations.base import Derived, Trained, at_least, check_metric, frozen, pick
+from dartformer.derivations.base import Derived, Rule, Trained, at_least, check_metric, frozen, pick
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Rule):
     """Draws each place from its row of the mixture, `count` times, and scores the distinct genotypes.
 
     Attributes:
@@ -27,7 +27,7 @@ class Sample:
         at_least("sample", 1, count=self.count)
 
     def __call__(self, trained: Trained) -> Derived:
-        """See `Derivation`."""
+        """See `Rule`."""
         rows, columns, _ = trained.space.alphas_shape
         free = np.asarray(trained.mixture, np.float64)[:rows, :columns]
         edges = np.cumsum(free / free.sum(-1, keepdims=True), -1)[..., :-1]

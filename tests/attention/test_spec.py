@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import pytest
 
 import dartformer.attention as attentions
-from dartformer.attention import ATTENTIONS, Full, Linformer, Local, format, names, parse, register
+from dartformer.attention import ATTENTIONS, Full, Linformer, Local, Parallel, format, names, parse, register
 from dartformer.attention.base import Traits
 from dartformer.attention.full import Full as Base
 from dartformer.errors import InputError
@@ -46,6 +46,17 @@ def test_parse(text, wanted):
     assert parse(text) == wanted
 
 
+def test_attentions_inside_attentions():
+    text = "parallel(members=(full, local(window=4), linformer(rank=2)), shares=(0.5, 0.25, 0.25))"
+    hybrid = parse(text)
+    assert hybrid == Parallel((Full(), Local(4), Linformer(2)), (0.5, 0.25, 0.25))
+    assert format(hybrid) == repr(hybrid) == text
+    assert [share for _, share in hybrid.weighted] == [0.5, 0.25, 0.25]
+    assert not hybrid.traits.causal
+    assert hybrid.traits.fixed_length
+    assert parse("parallel(members=(full, uniform))").traits.causal
+
+
 def test_format_writes_every_field_as_a_keyword():
     assert format(Local()) == "local(window=16)"
     assert format(Full()) == "full"
@@ -64,6 +75,14 @@ def test_format_writes_every_field_as_a_keyword():
     ("local(window=None)", "local: option 'window' must be int, got None"),
     ("local(window=-1)", "local: window must be a whole number of at least 0, got -1"),
     ("linformer(rank=0)", "linformer: rank must be a whole number of at least 1, got 0"),
+    ("parallel(members=(full, locl(4)))", "unknown attention 'locl'"),
+    ("parallel(members=(full,))", "at least two different attentions"),
+    ("parallel(members=(full, full))", "at least two different attentions"),
+    ("parallel(members=(full, parallel))", "none of them parallel"),
+    ("parallel(members=(full, 3))", "cannot read|unknown"),
+    ("parallel(members=(1, 2))", "at least two different attentions"),
+    ("parallel(shares=(1.0, 0.0))", "a positive number for each of the 2 members"),
+    ("parallel(shares=(1.0,))", "a positive number for each"),
     *((bad, "cannot read attention") for bad in (
         "", "local(", "local)", "local window", "local(window=f())", "local(window=__import__('os'))", "a.b(1)",
         "local(*[1])", "local(**{'window': 1})", "[]", "local(1)(2)", "lambda: 1", "local(window=1 if 1 else 2)",
@@ -76,6 +95,8 @@ def test_mistakes_are_named(text, message):
 
 def test_fields_of_every_kind(table):
     register("many", Many)
+    inside = Parallel((Full(), Many(1)))
+    assert parse(format(inside)) == inside
     for attention in (Many(3), Many(1, 0.1, "random", 7, True, "b, c)='", (3,)), Many(-2, 1e-30, sizes=())):
         assert parse(format(attention)) == attention
     assert parse("many(3, share=1)") == Many(3, 1.0)

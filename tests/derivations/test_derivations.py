@@ -192,7 +192,6 @@ def test_sample_follows_the_mixture():
 def test_the_same_seed_gives_the_same_genotype(name):
     first, second = (Toy(worth(), 0.5).derive(name, seed=4) for _ in range(2))
     assert first == second
-    assert parse(name) == DERIVATIONS[name]()
 
 
 def test_difference_is_paired():
@@ -217,5 +216,28 @@ def test_bad_rules(text, message):
 
 
 def test_more_kept_than_there_is_room_for():
-    with pytest.raises(InputError, match="keep=5 attentions, but the space has 5 candidates and 4 heads"):
-        Toy(worth()).derive("best_four(keep=5)")
+    for rule, message in (("best_four(keep=5)", "keep=5 attentions, but the space has 5 candidates and 4 heads"),
+                          ("prune(keep=5)", "prune: keep=5"), ("top_k(k=6)", "k=6, but the space has 5 candidates")):
+        with pytest.raises(InputError, match=message):
+            parse(rule).check(Toy(worth()).space)
+    for name, cls in DERIVATIONS.items():
+        cls().check(Toy(worth()).space)
+        assert parse(name) == cls()
+
+
+def test_top_k_keeps_the_largest_weights_in_parallel():
+    mixture = np.broadcast_to(np.array([0.1, 0.4, 0.2, 0.01, 0.29], np.float32), (LAYERS, HEADS, K))
+    toy = Toy(worth(), granularity="head", mixture=mixture)
+    found = toy.derive("top_k(k=3)")
+    (one,) = set(sum(found.genotype.layers, ()))
+    assert repr(one) == "parallel(members=(local(window=1), linear, identity), shares=(0.4494, 0.2247, 0.3258))"
+    assert Genotype.from_json(found.genotype.to_json()) == found.genotype
+    want = np.array([0, 0.4, 0.2, 0, 0.29]) / 0.89
+    np.testing.assert_allclose(toy.space.mixture(found.genotype)[1, 2], want, atol=2e-4)
+    assert toy.derive("top_k").ties == []
+    assert len(toy.derive("top_k(k=3)").ties) == 0
+    assert toy.derive("top_k(k=5)").ties == []
+    near = Toy(worth(), mixture=np.broadcast_to(np.array([0.3, 0.28, 0.27, 0.1, 0.05]), (LAYERS, HEADS, K)))
+    assert near.derive("top_k").ties[0] == "layer 0: local(window=1), kept, and linear, left out, are tied (0.28, 0.27)"
+    one_hot = Toy(worth(), mixture=np.broadcast_to(np.eye(K)[3], (LAYERS, HEADS, K)))
+    assert one_hot.derive("top_k").genotype == Genotype.homogeneous(CANDIDATES[3], LAYERS, HEADS)
