@@ -89,6 +89,9 @@ class Traits:
       bidirectional: it can be asked for `causal=False`.
       reads: which of "q", "k", "v", "x" its output depends on.
       fixed_length: its parameters are tied to `Shape.length`; longer inputs are refused.
+      matrix: its output is a matrix times v, which `weights` gives. Where there is none (it reads no v, or treats the
+        numbers of a token unlike one another) the class has `reference(params, inputs, *, causal) -> [B, N, H, D]`, the
+        output by definition, in place of it.
       stochastic: its output depends on `Inputs.head_keys` or on `key` in training.
       growth: exponent of N in time and in the largest array.
       order: how many times its output can be differentiated with respect to its inputs (2: exact bilevel search).
@@ -107,6 +110,7 @@ class Traits:
     bidirectional: bool = True
     reads: frozenset[str] = frozenset("qkv")
     fixed_length: bool = False
+    matrix: bool = True
     stochastic: bool = False
     growth: float = 1.0
     order: int = 2
@@ -151,7 +155,7 @@ class Attention(Protocol):
         ...
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array | None:
-        """`[B, H, N, N]` such that the output is `weights @ v`, by definition in O(N^2); None if there is none."""
+        """`[B, H, N, N]` such that the output is `weights @ v`, by definition; None if not `traits.matrix`."""
         ...
 
     def cost(self, shape: Shape) -> Cost:

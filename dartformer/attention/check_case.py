@@ -25,9 +25,21 @@ class NotApplicable(Exception):
     """A property has nothing to say about this attention; the message is the reason."""
 
 
+@functools.cache
+def _cheap() -> dict[str, Any]:
+    """Options that make compiling several times quicker, as far as this jaxlib knows them."""
+    options: dict[str, Any] = {"xla_backend_optimization_level": 0}
+    quicker = {**options, "xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda: 0, compiler_options=quicker).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return options
+    return quicker
+
+
 def quick(function: Callable, **options: Any) -> Any:
     """`jax.jit` for what runs a few times on tiny arrays: compiling is what takes long, so optimise less."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
+    return jax.jit(function, compiler_options=_cheap(), **options)
 
 
 def gap(found: Any, wanted: Any) -> float:
@@ -83,11 +95,15 @@ class Case:
     tolerance: float
 
     def __post_init__(self) -> None:
-        self.random = np.random.default_rng(self.seed)
+        self.random = self._generator(0)
         self.shape = Shape(self.length, self.heads, self.head_dim, self.heads * self.head_dim, batch=4)
         traits = self.attention.traits
         self.modes = tuple(causal for causal, able in ((False, traits.bidirectional), (True, traits.causal)) if able)
         self.reads = sorted(traits.reads)
+
+    def _generator(self, stream: int) -> np.random.Generator:
+        """Inputs, parameters and cotangent each have a stream, so that what was asked for first changes nothing."""
+        return np.random.default_rng([self.seed, stream])
 
     def normal(self, *shape: int) -> np.ndarray:
         """Standard normal numbers, float64."""
@@ -100,12 +116,15 @@ class Case:
     @functools.cached_property
     def initial(self) -> Params:
         """Parameters as `init` makes them."""
-        return jax.tree.map(np.asarray, self.attention.init(jax.random.key(self.seed), self.shape))
+        init = quick(lambda key: self.attention.init(key, self.shape))
+        return jax.tree.map(np.asarray, init(jax.random.key(self.seed)))
 
     @functools.cached_property
     def params(self) -> Params:
         """Parameters moved off their initial values, where a zero could hide what depends on them."""
-        return jax.tree.map(lambda p: p + 0.1 * self.normal(*p.shape) if p.dtype.kind == "f" else p, self.initial)
+        random = self._generator(1)
+        return jax.tree.map(lambda p: p + 0.1 * random.standard_normal(p.shape) if p.dtype.kind == "f" else p,
+                            self.initial)
 
     @functools.cached_property
     def inputs(self) -> Inputs:
@@ -115,13 +134,15 @@ class Case:
         valid[RIGHT, 2 * n // 3:] = False
         valid[HOLES, :n // 8 + 1] = valid[HOLES, n // 2:n // 2 + 5] = False
         valid[EMPTY] = False
-        q, k, v = (self.normal(4, n, self.heads, self.head_dim) for _ in range(3))
-        return Inputs(q, k, v, self.normal(4, n, self.shape.model_dim), valid, self.keys())  # type: ignore[arg-type]
+        random = self._generator(2)
+        q, k, v = (random.standard_normal((4, n, self.heads, self.head_dim)) for _ in range(3))
+        x: Any = random.standard_normal((4, n, self.shape.model_dim))
+        return Inputs(q, k, v, x, valid, self.keys())  # type: ignore[arg-type]
 
     @functools.cached_property
     def cotangent(self) -> np.ndarray:
         """A random direction in the outputs, `[4, N, H, D]`."""
-        return self.normal(4, self.length, self.heads, self.head_dim)
+        return self._generator(3).standard_normal((4, self.length, self.heads, self.head_dim))
 
     def replace(self, where: np.ndarray, scale: float = 10.0) -> Inputs:
         """The inputs with every number at the tokens `where` `[4, N]` changed to another."""
@@ -141,10 +162,19 @@ class Case:
         return Inputs(q, k, v, np.asarray(i.x)[rows, tokens] if "x" in self.reads else None,  # type: ignore[arg-type]
                       np.asarray(i.valid)[rows, tokens] if valid else None, i.head_keys)  # type: ignore[arg-type]
 
-    def defined(self, params: Params, inputs: Inputs, causal: bool) -> Array | None:
-        """The output by definition: weights times v."""
+    def defined(self, params: Params, inputs: Inputs, causal: bool) -> tuple[Array, Array | None]:
+        """The output by definition: weights times v, and the weights; or `reference`, and None."""
         weights = self.attention.weights(params, inputs, causal=causal)
-        return None if weights is None else jnp.einsum("bhnk,bkhd->bnhd", weights, inputs.v)
+        if (weights is not None) != self.attention.traits.matrix:
+            raise Failed(f"traits.matrix is {self.attention.traits.matrix}, and weights() is "
+                         f"{'None' if weights is None else 'an array'}")
+        if weights is not None:
+            return jnp.einsum("bhnk,bkhd->bnhd", weights, inputs.v), weights
+        reference = getattr(self.attention, "reference", None)
+        if reference is None:
+            raise Failed("traits.matrix is False: `reference(params, inputs, *, causal)` must give the output by "
+                         "definition")
+        return reference(params, inputs, causal=causal), None
 
     @functools.cached_property
     def _evaluate(self) -> Any:
@@ -167,15 +197,31 @@ class Case:
         """`evaluate` on the inputs, for every mode."""
         return {causal: self.evaluate(causal=causal) for causal in self.modes}
 
+    def forward(self, causal: bool) -> np.ndarray:
+        """The output of `results[causal]` alone, without gradients."""
+        run = quick(lambda params, inputs: self.attention(params, inputs, causal=causal))
+        return np.asarray(run(self.params, self.inputs))
+
     @functools.cached_property
     def influence(self) -> dict[bool, np.ndarray]:
-        """`[H, N, N]` for every mode: the gradient of a random direction of output i by token j (no padding).
+        """`[H, N, N]` for every mode: the gradient of a random direction of output i by token j (no padding)."""
+        return {causal: self._influence(self.attention, causal) for causal in self.modes}
 
-        In reverse, which every attention supports that can be trained; forward mode some fused ones do not.
-        """
-        def gradients(causal: bool) -> Array:
-            inputs = self.part(slice(1), slice(None), valid=False)
-            _, pull = jax.vjp(lambda given: self.attention(*_join((given, {}), self.params, inputs), causal=causal),
+    @functools.cached_property
+    def expected(self) -> dict[bool, np.ndarray]:
+        """`[H, N, N]` bool for every mode: whether output i depends on token j, by definition (no padding)."""
+        def seen(causal: bool) -> np.ndarray:
+            weights = self.definitions[causal][2]
+            if weights is None:
+                weights = self._influence(lambda p, i, causal: self.defined(p, i, causal)[0], causal)
+            size = np.abs(weights)
+            return size > 1e-12 * size.max()
+        return {causal: seen(causal) for causal in self.modes}
+
+    def _influence(self, function: Callable, causal: bool) -> np.ndarray:
+        """In reverse, which every attention supports that can be trained; forward mode some fused ones do not."""
+        def gradients(params: Params, inputs: Inputs) -> Array:
+            _, pull = jax.vjp(lambda given: function(*_join((given, {}), params, inputs), causal=causal),
                               _split({}, inputs)[0])
 
             def one(head: Array, token: Array) -> Array:
@@ -186,8 +232,19 @@ class Case:
             over_tokens = jax.vmap(one, (None, 0))
             return jax.vmap(over_tokens, (0, None))(jnp.arange(self.heads), jnp.arange(self.length))
 
-        compiled = quick(gradients, static_argnums=0)
-        return {causal: np.asarray(compiled(causal)) for causal in self.modes}
+        return np.asarray(quick(gradients)(self.params, self.part(slice(1), slice(None), valid=False)))
+
+    @functools.cached_property
+    def definitions(self) -> dict[bool, tuple[np.ndarray, Any, np.ndarray | None]]:
+        """As `results`, by definition; and the weights `[H, N, N]` of the example without padding."""
+        def evaluate(params: Params, inputs: Inputs, causal: bool) -> Any:
+            def loss(parts: Any) -> tuple[Array, Any]:
+                out, weights = self.defined(*_join(parts, params, inputs), causal)
+                return jnp.sum(out * self.cotangent), (out, None if weights is None else weights[FULL])
+            grads, (out, weights) = jax.grad(loss, has_aux=True)(_split(params, inputs))
+            return out, grads, weights
+        run = quick(evaluate, static_argnums=2)
+        return {causal: jax.tree.map(np.asarray, run(self.params, self.inputs, causal)) for causal in self.modes}
 
 
 def _split(params: Params, inputs: Inputs) -> tuple[dict[str, Any], Any]:
@@ -202,14 +259,3 @@ def _join(parts: Any, params: Params, inputs: Inputs) -> tuple[Params, Inputs]:
     if floating:
         params = jax.tree.map(lambda p, f: p if f is None else f, params, floating)
     return params, dataclasses.replace(inputs, **given)
-
-
-def definition_gradients(case: Case, causal: bool) -> tuple[np.ndarray, Any]:
-    """As `Case.evaluate` on its inputs, by definition; raises `NotApplicable` without weights."""
-    def loss(parts: Any) -> tuple[Array, Array]:
-        out = case.defined(*_join(parts, case.params, case.inputs), causal)
-        if out is None:
-            raise NotApplicable("weights() is None: this attention has no matrix by definition")
-        return jnp.sum(out * case.cotangent), out
-    grads, out = quick(jax.grad(loss, has_aux=True))(_split(case.params, case.inputs))
-    return np.asarray(out), jax.tree.map(np.asarray, grads)

@@ -1,6 +1,7 @@
 """The conformance suite passes on every attention, and finds each mistake planted in a wrong one."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
 
 import jax
@@ -8,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dartformer.attention import ATTENTIONS, ConformanceError, Inputs, check, parse
+from dartformer.attention import ATTENTIONS, ConformanceError, Inputs, check, check_process, parse
 from dartformer.attention import check_properties as properties
 from dartformer.attention.base import Cost, zero_invalid
 from dartformer.attention.check_case import Case, Failed, NotApplicable
 from dartformer.attention.full import Full
 from dartformer.attention.linformer import Linformer
 from dartformer.attention.local import Local
-from dartformer.kernels.softmax import masked_softmax, softmax_attention
+from dartformer.kernels.softmax import dense_allowed, masked_softmax, softmax_attention
 
 
 @pytest.mark.parametrize("text", [*ATTENTIONS, "local(window=0)", "local(window=3)", "linformer(rank=5)"])
@@ -94,8 +95,11 @@ class AlwaysCausal(Full):
     def __call__(self, params, inputs, *, causal=False, train=False, key=None):
         return Full.__call__(self, params, inputs, causal=True)
 
+
+@dataclass(frozen=True)
+class CausalByDefinition(AlwaysCausal):
     def weights(self, params, inputs, *, causal=False):
-        return None
+        return Full.weights(self, params, inputs, causal=True)
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,103 @@ class ScramblesHeadsAndTime(Full):
 
 
 @dataclass(frozen=True)
-class ScramblesUndefined(ScramblesHeadsAndTime):
+class ScramblesByDefinition(ScramblesHeadsAndTime):
+    traits = dataclasses.replace(Full.traits, matrix=False)
+
     def weights(self, params, inputs, *, causal=False):
         return None
+
+    def reference(self, params, inputs, *, causal=False):
+        return self(params, inputs, causal=causal)
+
+
+@dataclass(frozen=True)
+class HidesItsWeights(Full):
+    def weights(self, params, inputs, *, causal=False):
+        return None
+
+
+@dataclass(frozen=True)
+class HasNoReference(HidesItsWeights):
+    traits = dataclasses.replace(Full.traits, matrix=False)
+
+
+@dataclass(frozen=True)
+class OtherGraphInEachProcess(Full):
+    """Its graph hangs on Python's hash of a string, as that of the original BigBird code does."""
+
+    traits = dataclasses.replace(Full.traits, causal=False)
+
+    def graph(self, length):
+        return np.random.default_rng(abs(hash("bigbird"))).random((length, length)) < 0.3
+
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        return dense(inputs, self.graph(inputs.q.shape[1]))
+
+    def weights(self, params, inputs, *, causal=False):
+        scores = jnp.einsum("bnhd,bkhd->bhnk", inputs.q, inputs.k) / np.sqrt(inputs.q.shape[-1])
+        keys = inputs.mask[:, None, None, :]
+        return masked_softmax(scores, keys & self.graph(inputs.q.shape[1])) * inputs.mask[:, None, :, None]
+
+
+@dataclass(frozen=True)
+class EndsTheProcess(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        if os.environ.get("PYTHONHASHSEED") == check_process.HASH_SEED:
+            os._exit(3)
+        return Full.__call__(self, params, inputs, causal=causal)
+
+
+@dataclass(frozen=True)
+class DeadSortNet(Full):
+    """Sorts blocks as the original Sinkhorn code does: keys and the sorting matrix are summed apart, so that every
+    sorted block is the sum of all, the rows of the matrix sum to one, and its parameters get rounding for gradient."""
+
+    traits = dataclasses.replace(Full.traits, causal=False)
+
+    def init(self, key, shape):
+        return {"sort": jax.random.normal(key, (shape.heads, shape.head_dim, 4))}
+
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        keys = zero_invalid(inputs.k, inputs.mask)
+        length = keys.shape[1]
+        blocks = jnp.pad(keys, ((0, 0), (0, -length % 4), (0, 0), (0, 0)))
+        blocks = blocks.reshape(len(keys), 4, -1, *keys.shape[2:])
+        rows = jax.nn.softmax(jnp.einsum("buthd,hdm->bhum", blocks, params["sort"]))
+        k = jnp.einsum("bvthd,bhum->buthd", blocks, rows).reshape(len(keys), -1, *keys.shape[2:])[:, :length]
+        return Full.__call__(self, params, dataclasses.replace(inputs, k=k))
+
+
+@dataclass(frozen=True)
+class ExamplesTalk(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        out = Full.__call__(self, params, inputs, causal=causal)
+        return zero_invalid(out / jnp.sqrt(jnp.mean(out**2, axis=(0, 1), keepdims=True)), inputs.mask)
+
+
+@dataclass(frozen=True)
+class DividesByTheOthers(Full):
+    """Its gradient at one token is 0 / 0."""
+
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        out = Full.__call__(self, params, inputs, causal=causal)
+        spread = jnp.sqrt(jnp.var(inputs.v, axis=1, keepdims=True))
+        return out * (1 + zero_invalid(spread, inputs.mask))
+
+
+@dataclass(frozen=True)
+class ScoresInFloat16(Full):
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        scores = jnp.einsum("bnhd,bkhd->bhnk", inputs.q, inputs.k)  # in the dtype of q: over 65504 is infinite
+        rows = masked_softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) / np.sqrt(inputs.q.shape[-1]),
+                              dense_allowed(inputs.q.shape[1], causal=causal, valid=inputs.valid))
+        return zero_invalid(jnp.einsum("bhnk,bkhd->bnhd", rows, inputs.v).astype(inputs.v.dtype), inputs.mask)
+
+
+@dataclass(frozen=True)
+class CostsMoreThanItSays(Local):
+    def cost(self, shape):
+        return Full().cost(shape)
 
 
 @dataclass(frozen=True)
@@ -259,7 +357,7 @@ once.defvjp(lambda x: (x, None), lambda _, g: (reverse_only(g),))
 @dataclass(frozen=True)
 class DifferentiableOnce(Full):
     def __call__(self, params, inputs, *, causal=False, train=False, key=None):
-        return once(Full.__call__(self, params, inputs, causal=causal))
+        return once(Full.__call__(self, params, inputs, causal=causal, train=train, key=key))
 
 
 @dataclass(frozen=True)
@@ -309,10 +407,20 @@ class Mutable(Full.__bases__[0]):
     (SeesPadding(), ["definition", "padding_sends_nothing", "padding_content", "padding_holes", "padding_length"]),
     (OutputsAtPadding(), ["padded_rows_are_zero"]),
     (TrailingPaddingOnly(), ["definition", "padding_holes"]),
-    (AlwaysCausal(), ["looks_ahead"]),
+    (AlwaysCausal(), ["definition", "looks_ahead"]),
+    (CausalByDefinition(), ["looks_ahead"]),
     (NeverCausal(), ["causality"]),
     (ScramblesHeadsAndTime(), ["definition", "causality", "padded_rows_are_zero"]),
-    (ScramblesUndefined(), ["causality", "head_slicing", "padding_length"]),
+    (ScramblesByDefinition(), ["causality", "head_slicing", "padding_length"]),
+    (HidesItsWeights(), ["definition"]),
+    (HasNoReference(), ["definition"]),
+    (OtherGraphInEachProcess(), ["other_processes"]),
+    (EndsTheProcess(), ["other_processes"]),
+    (DeadSortNet(), ["parameters_live"]),
+    (ExamplesTalk(), ["vmap_and_remat"]),
+    (DividesByTheOthers(), ["tiny_gradients"]),
+    (ScoresInFloat16(), ["float16_range"]),
+    (CostsMoreThanItSays(), ["growth"]),
     (MeansWhereAllIsMasked(), ["padded_rows_are_zero", "padding_sends_nothing"]),
     (DetachedKeys(), ["definition_gradients_agree", "reads_what_it_says"]),
     (LowPrecision(), ["definition"]),
@@ -362,7 +470,11 @@ def test_the_error_lists_every_failure_with_numbers():
 
 
 def test_what_does_not_apply_says_why():
+    @dataclass(frozen=True)
+    class Inside(Full):
+        pass
+
     with jax.enable_x64(True):
-        case = Case(AlwaysCausal(), seed=0, heads=3, head_dim=8, length=53, tolerance=1e-6)
-        with pytest.raises(NotApplicable, match=r"weights\(\) is None"):
-            properties.definition(case)
+        case = Case(Inside(), seed=0, heads=3, head_dim=8, length=53, tolerance=1e-6)
+        with pytest.raises(NotApplicable, match=r"defined in .*<locals>\.Inside, which another process cannot import"):
+            properties.other_processes(case)
