@@ -1,7 +1,6 @@
 """The Python API: each stage on a config and a workdir. The command line calls the same functions."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from dartformer.stages import search as search_stage
 from dartformer.stages.base import Run
 from dartformer.stages.retrain import Model
 from dartformer.stages.search import SearchResult
-from dartformer.workdir import write_text
 
 load = export_stage.load
 
@@ -27,19 +25,13 @@ load = export_stage.load
 def search(config: ConfigDict, workdir: str | Path) -> SearchResult:
     """Search, or continue where an earlier call on this workdir stopped."""
     with Run(config, workdir) as run:
-        return _search(run)
-
-
-def _search(run: Run) -> SearchResult:
-    return replace(search_stage.search(run), folder=run.workdir.path)
+        return search_stage.search(run)
 
 
 def derive(found: SearchResult) -> Genotype:
     """The genotype of a finished search; also written to `genotype.json` in its workdir."""
-    genotype, _ = derive_stage.derive(found)
-    if found.folder is not None:
-        write_text(found.folder / "genotype.json", genotype.to_json())
-    return genotype
+    with found.run.reopen():
+        return derive_stage.derive(found).genotype
 
 
 def retrain(genotype: Genotype, config: ConfigDict, workdir: str | Path) -> Model:
@@ -87,10 +79,8 @@ def _derive_verb(run: Run) -> dict[str, Any]:
     found = search_stage.read(run)
     if found is None:
         raise InputError(f"there is no finished search in {run.workdir.path}: run `dartformer search` first.")
-    genotype, ties = derive_stage.derive(found)
-    run.record(genotype=genotype.to_dict(), ties=ties)
-    write_text(run.file("genotype.json"), genotype.to_json())
-    return {"genotype": genotype.to_dict(), "text": str(genotype), "ties": ties}
+    genotype, ties, details = derive_stage.derive(found)
+    return {"genotype": genotype.to_dict(), "text": str(genotype), "ties": ties, **details}
 
 
 def _retrain_verb(run: Run) -> dict[str, Any]:
@@ -100,7 +90,7 @@ def _retrain_verb(run: Run) -> dict[str, Any]:
 
 
 def _search_verb(run: Run) -> dict[str, Any]:
-    found = _search(run)
+    found = search_stage.search(run)
     return {"mixture": found.mixture.tolist(), "diagnostics": found.diagnostics, "seconds": found.seconds}
 
 

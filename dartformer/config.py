@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dartformer import optimizer, strategies, tasks
+from dartformer import derivations, optimizer, strategies, tasks
 from dartformer.attention.base import require
 from dartformer.errors import InputError, unknown
 from dartformer.genotype import parse_candidates
@@ -29,7 +29,9 @@ from dartformer.transformer import TransformerConfig
 from dartformer.workdir import jsonable
 
 SELECT = ("best", "last")
-RULES = ("argmax",)
+
+SECOND_OPINION = "masked_drop(fine_tune=0)"
+"""What is asked beside the alphas by default: the loss that rises without a candidate (arXiv 2108.04392)."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     # What a prototype found most reliable on planted answers: shared projections, normalised branches, weights
@@ -66,6 +68,7 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
         raise unknown("strategy", strategy, strategies.STRATEGIES)
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
+    traits = strategies.make(strategy, {}).traits
     model = {k: v for k, v in options(TransformerConfig).items() if k not in ("causal", "seed")}
     config = ConfigDict({
         "seed": 0,
@@ -77,11 +80,13 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
             "strategy": {"name": strategy, **options(strategies.STRATEGIES[strategy])},
             "projections": "shared",
             "steps": 300,
+            "seeds": 1,
             "weights": dict(optimizer.DEFAULTS),
             "alphas": {**optimizer.DEFAULTS, "name": "adam", "learning_rate": 0.1, "schedule": "constant",
                        "warmup": 0.0, "b1": 0.5, "weight_decay": 0.0},
         },
-        "derive": {"rule": "argmax", "tie_margin": 0.05},
+        "derive": {"rule": traits.derivations[0], "tie_margin": 0.05,
+                   "second_opinion": SECOND_OPINION if "masked_drop" in traits.derivations[1:] else ""},
         "retrain": {"steps": 600, "seeds": (0,), "select": "best", "optimizer": dict(optimizer.DEFAULTS)},
         "baselines": {"homogeneous": True, "random": True},
         "log": {"every": 20, "eval_every": 100, "checkpoint_every": 100},
@@ -249,13 +254,9 @@ def validate(config: ConfigDict) -> None:
         require(one, causal=model.causal, length=model.tokens, order=strategy.order)
     if config.search.projections not in PROJECTIONS:
         raise unknown("search.projections", config.search.projections, PROJECTIONS)
-    if config.derive.rule not in RULES:
-        raise unknown("derive.rule", config.derive.rule, RULES)
-    reason = strategies.refusal(strategy.traits, config.derive.rule)
-    if reason:
-        raise InputError(f"derive.rule = {config.derive.rule!r} cannot follow the strategy "
-                         f"{config.search.strategy.name!r}: {reason}. What can: "
-                         f"{', '.join(strategy.traits.derivations)}.")
+    _validate_rule("derive.rule", config.derive.rule, config, strategy.traits)
+    if config.derive.second_opinion:
+        _validate_rule("derive.second_opinion", config.derive.second_opinion, config, strategy.traits)
     if config.retrain.select not in SELECT:
         raise unknown("retrain.select", config.retrain.select, SELECT)
     for where in ("search.weights", "search.alphas", "retrain.optimizer"):
@@ -263,7 +264,8 @@ def validate(config: ConfigDict) -> None:
         for part in where.split("."):
             section = section[part]
         optimizer.validate(section, where)
-    for name, value in (("search.steps", config.search.steps), ("retrain.steps", config.retrain.steps),
+    for name, value in (("search.steps", config.search.steps), ("search.seeds", config.search.seeds),
+                        ("retrain.steps", config.retrain.steps),
                         ("data.batch_size", config.data.batch_size), ("log.every", config.log.every),
                         ("data.eval_batch_size", config.data.eval_batch_size),
                         ("log.eval_every", config.log.eval_every),
@@ -272,6 +274,23 @@ def validate(config: ConfigDict) -> None:
             raise InputError(f"{name} must be at least 1, got {value}.")
     if not 0 <= config.derive.tie_margin < 1:
         raise InputError(f"derive.tie_margin must be at least 0 and below 1, got {config.derive.tie_margin}.")
+    if config.search.seeds > 1 and not strategy.traits.supernet:
+        raise InputError(f"search.seeds must be 1 for the strategy {config.search.strategy.name!r}, which trains no "
+                         f"supernet: retrain.seeds are the ones it uses.")
     seeds = config.retrain.seeds
     if not seeds or len(set(seeds)) != len(seeds) or any(not isinstance(s, int) or s < 0 for s in seeds):
         raise InputError(f"retrain.seeds must be different whole numbers of at least 0, got {list(seeds)}.")
+
+
+def _validate_rule(where: str, text: str, config: ConfigDict, traits: strategies.Traits) -> None:
+    """Raise `InputError` where a derivation cannot be, or cannot follow the strategy or fit the space."""
+    rule = derivations.parse(text)
+    name = derivations.name_of(rule)
+    reason = strategies.refusal(traits, name)
+    if reason:
+        raise InputError(f"{where} = {name!r} cannot follow the strategy {config.search.strategy.name!r}: {reason}. "
+                         f"What can: {', '.join(traits.derivations)}.")
+    if name == "top_k" and config.search.projections == "separate":
+        raise InputError(f"{where} = 'top_k' needs search.projections = 'shared': candidates in parallel share their "
+                         f"queries, keys and values in the derived model.")
+    rule.check(make_space(config))

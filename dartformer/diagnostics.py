@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from dartformer.attention import format as spec
 from dartformer.search_space import SearchSpace
 
 LOW_ENTROPY, HIGH_ENTROPY = 0.5, 0.95
@@ -53,25 +52,6 @@ def of_search(mixture: np.ndarray, space: SearchSpace, evaluate: Callable[[np.nd
     return {"entropy": found["entropy"].tolist(), "margin": found["margin"].tolist(),
             "valid_soft": soft, "valid_discrete": hard, "discretisation_gap": gap,
             "verdicts": verdicts or ["no warning: the alphas have decided and the supernet keeps its accuracy"]}
-
-
-def ties(mixture: np.ndarray, space: SearchSpace, margin: float) -> list[str]:
-    """Lines such as "layer 1: full and linear are tied (0.41, 0.39)", for rows closer than `margin`."""
-    found = rows(mixture, space)
-    lines = []
-    for place in zip(*np.nonzero(found["margin"] < margin), strict=True):
-        row = np.asarray(mixture)[place]
-        first, second = np.argsort(-row, kind="stable")[:2]
-        lines.append(f"{place_name(space, *map(int, place))}: {spec(space.candidates[first])} and "
-                     f"{spec(space.candidates[second])} are tied ({row[first]:.2f}, {row[second]:.2f})")
-    return lines
-
-
-def place_name(space: SearchSpace, layer: int, head: int) -> str:
-    """How a free row of the alphas is called."""
-    if space.granularity == "model":
-        return "everywhere"
-    return f"layer {layer}" if space.granularity == "layer" else f"layer {layer}, head {head}"
 
 
 def spread(values: Sequence[float]) -> float:

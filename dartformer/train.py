@@ -132,20 +132,29 @@ class Evaluator:
         self.batch_size = batch_size
 
         @jax.jit
-        def totals(weights: Weights, mixture: Array | None, batch: Batch) -> tuple[Array, Array, Array]:
+        def sums(weights: Weights, mixture: Array | None, batch: Batch) -> Array:
             logits = network.apply(weights, batch["tokens"], batch["valid"], mixture)
-            losses, correct, weight = cross_entropy(logits, batch["label"])
-            rows = batch["weight"].reshape(-1, *(1,) * (weight.ndim - 1))
-            return (losses * rows).sum(), (correct * rows).sum(), (weight * rows).sum()
+            found = jnp.stack(cross_entropy(logits, batch["label"]))
+            return found.reshape(*found.shape[:2], -1).sum(-1) * batch["weight"]
 
-        self._totals = totals
+        self._sums = sums
+
+    def _each(self, weights: Weights, split: Split, mixture: ArrayLike | None) -> np.ndarray:
+        """`[3, S]`: loss, correctness and number of the labels of each example."""
+        size = min(self.batch_size, len(split))
+        sums = [self._sums(weights, mixture, batch) for batch in examine(split, size)]
+        return np.concatenate([np.asarray(s, np.float64) for s in jax.device_get(sums)], -1)[:, :len(split)]
 
     def __call__(self, weights: Weights, split: Split, mixture: ArrayLike | None = None) -> dict[str, float]:
         """`{"loss", "accuracy"}`, means over the split's labels."""
-        size = min(self.batch_size, len(split))
-        sums = [self._totals(weights, mixture, batch) for batch in examine(split, size)]
-        loss, correct, count = np.sum(np.array(jax.device_get(sums), np.float64), 0)
+        loss, correct, count = self._each(weights, split, mixture).sum(-1)
         return {"loss": float(loss / count), "accuracy": float(correct / count)}
+
+    def each(self, weights: Weights, split: Split, mixture: ArrayLike | None = None) -> dict[str, np.ndarray]:
+        """The same, `[S]` for the examples: their means are those of a call, whatever number of labels each has."""
+        loss, correct, count = self._each(weights, split, mixture)
+        scale = len(split) / count.sum()
+        return {"loss": loss * scale, "accuracy": correct * scale}
 
 
 class CompiledStep:

@@ -5,6 +5,7 @@ import pytest
 
 from dartformer import diagnostics
 from dartformer.attention import parse
+from dartformer.derivations import Argmax, Trained
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype, parse_candidates
 from dartformer.search_space import GRANULARITIES, SearchSpace
@@ -71,7 +72,7 @@ def test_ties_are_named():
     mixture = np.zeros((3, 4, 3), np.float32)
     mixture[..., 0], mixture[..., 1] = 0.6, 0.4
     mixture[1, 2] = [0.3, 0.34, 0.36]
-    assert diagnostics.ties(mixture, space(), 0.05) == [
+    assert Argmax()(Trained(space(), mixture, *[None] * 5)).ties == [
         "layer 1, head 2: linear and local(window=3) are tied (0.36, 0.34)"]
 
 

@@ -27,7 +27,7 @@ DERIVATIONS: dict[str, type[Rule]] = {
     "grid": Grid,
 }
 
-__all__ = ["DERIVATIONS", "Derived", "Rule", "Trained", "name_of", "parse"]
+__all__ = ["DERIVATIONS", "Argmax", "Derived", "Rule", "Trained", "name_of", "parse"]
 
 
 def parse(text: str) -> Rule:

@@ -11,8 +11,10 @@ from dartformer import config as configs
 from dartformer import optimizer
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype
+from dartformer.strategies import Problem, Strategy
+from dartformer.supernet import supernet
 from dartformer.tasks.base import Split, parts
-from dartformer.train import CompiledStep, Evaluator, plain_step
+from dartformer.train import CompiledStep, Evaluator, classification_loss, plain_step
 from dartformer.transformer import Network, transformer
 from dartformer.workdir import Workdir, read_json, write_json
 
@@ -24,6 +26,15 @@ class Program(NamedTuple):
     optimizer: optax.GradientTransformation
     step: CompiledStep
     evaluator: Evaluator
+
+
+class Supernet(NamedTuple):
+    """The supernet of a run with the strategy that trains it, shared by the stages."""
+
+    network: Network
+    strategy: Strategy
+    evaluator: Evaluator
+    rates: dict[str, optax.Schedule]
 
 
 class Run:
@@ -42,10 +53,28 @@ class Run:
         self._programs: dict[Genotype, Program] = {}
         self.workdir = Workdir(workdir, configs.to_dict(config))
 
+    def reopen(self) -> "Run":
+        """The same run, with what it has prepared and compiled, after it was closed."""
+        self.workdir = Workdir(self.workdir.path, configs.to_dict(self.config))
+        return self
+
     @cached_property
     def parts(self) -> dict[str, Split]:
         """The four disjoint parts (and "train", the union of the first two); prepared on first use."""
         return parts(self.task, self.config.data.dir or None, self.config.seed)
+
+    @cached_property
+    def supernet(self) -> Supernet:
+        """The supernet, and the strategy that trains it."""
+        config, space = self.config.search, self.space
+        net = supernet(self.model, space, config.projections)
+        strategy = self.strategy(Problem(
+            loss=classification_loss(net), alphas_shape=space.alphas_shape, mixture_shape=space.mixture_shape,
+            weights_optimizer=optimizer.build(config.weights, config.steps),
+            alphas_optimizer=optimizer.build(config.alphas, config.steps), steps=config.steps))
+        return Supernet(net, strategy, Evaluator(net, self.config.data.eval_batch_size),
+                        {"weights_rate": optimizer.schedule(config.weights, config.steps),
+                         "alphas_rate": optimizer.schedule(config.alphas, config.steps)})
 
     def program(self, genotype: Genotype) -> Program:
         """What trains and evaluates a genotype; made once."""

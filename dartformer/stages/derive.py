@@ -1,15 +1,146 @@
-"""Derive: from a mixture to a genotype, ties named."""
+"""Derive: from what each seed of a search found to one genotype, with ties and a second opinion."""
 
-from dartformer import diagnostics
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from dartformer import derivations, optimizer
+from dartformer.attention import format as spec
+from dartformer.derivations import Derived, Trained
 from dartformer.genotype import Genotype
-from dartformer.stages.search import SearchResult
+from dartformer.stages import retrain as retrain_stage
+from dartformer.stages.base import Run
+from dartformer.stages.search import SearchResult, read_states
+from dartformer.tasks.base import Subset, batches
+from dartformer.train import classification_loss
+from dartformer.transformer import Weights
+from dartformer.workdir import write_text
+
+FINE_TUNE_RATE = 0.1
+"""Of the search's learning rate, falling to zero along a cosine: DARTS-PT fine-tunes so (arXiv 2108.04392)."""
 
 
-def argmax(result: SearchResult) -> Genotype:
-    """The candidate with the largest weight in each free row; of equals, the first in the list."""
-    return result.space.genotype(diagnostics.rows(result.mixture, result.space)["winner"])
+def derive(found: SearchResult) -> Derived:
+    """Apply the config's rule to every seed, choose, ask for a second opinion; write `genotype.json`.
+
+    Of several seeds the genotype found most often is taken; of equally frequent ones the one with the lowest valid
+    loss, with the weights it inherits. Everything is chosen on valid.
+    """
+    run, config = found.run, found.run.config.derive
+    rule = derivations.parse(config.rule)
+    given = _given(found)
+    each = [rule(one) for one in given]
+    counts = Counter(one.genotype for one in each)
+    scores = [_inherited(one, d.genotype) for one, d in zip(given, each, strict=True)]
+    chosen = min(range(len(each)), key=lambda i: (-counts[each[i].genotype], scores[i].get("loss", 0.0)))
+    derived, ties = each[chosen], list(each[chosen].ties)
+    details: dict[str, Any] = {"rule": config.rule, **derived.details}
+    if len(each) > 1:
+        accuracy = [s["accuracy"] for s in scores]
+        ties += disagreements(found, [d.genotype for d in each])
+        details["seeds"] = {
+            "seeds": [s.seed for s in found.seeds], "chosen": found.seeds[chosen].seed,
+            "genotypes": [d.genotype.to_dict()["layers"] for d in each],
+            "agreement": counts[derived.genotype] / len(each),
+            "valid_accuracy": {"mean": float(np.mean(accuracy)), "spread": float(np.std(accuracy, ddof=1)),
+                               "per_seed": accuracy}}
+    if config.second_opinion:
+        other = derivations.parse(config.second_opinion)(given[chosen])
+        details["second_opinion"] = opinion = _compare(derived.genotype, other, config.second_opinion)
+        ties += opinion["differences"]
+    derived = Derived(derived.genotype, ties, details)
+    run.record(genotype=derived.genotype.to_dict(), ties=ties, derive=details)
+    write_text(run.file("genotype.json"), derived.genotype.to_json())
+    return derived
 
 
-def derive(result: SearchResult) -> tuple[Genotype, list[str]]:
-    """The genotype, and a line for each choice that was closer than the config's tie margin."""
-    return argmax(result), diagnostics.ties(result.mixture, result.space, result.tie_margin)
+def _given(found: SearchResult) -> list[Trained]:
+    """What the rule is given for each seed."""
+    run = found.run
+    supernet = run.strategy.traits.supernet
+    states = read_states(run) if supernet else [None]
+    valid = run.parts["valid"]
+    tune = fine_tuner(run)
+
+    def evaluate(weights: Weights, mixture: np.ndarray, examples: int | None) -> dict[str, np.ndarray]:
+        part = valid if examples is None or examples >= len(valid) else Subset(valid, np.arange(examples))
+        return run.supernet.evaluator.each(weights, part, mixture)
+
+    def standalone(genotype: Genotype) -> dict[str, np.ndarray]:
+        name = f"homogeneous.{spec(genotype.layers[0][0])}"
+        models = retrain_stage.retrain(run, genotype, retrain_stage.baseline_folder(name))
+        return {k: np.array([m.valid[k] for m in models]) for k in ("loss", "accuracy")}
+
+    return [Trained(run.space, seed.mixture, None if state is None else state.weights, evaluate, tune, standalone,
+                    np.random.default_rng([seed.seed, 1]), run.config.derive.tie_margin)
+            for seed, state in zip(found.seeds, states, strict=True)]
+
+
+def fine_tuner(run: Run) -> Callable[[Weights, np.ndarray, int, int], Weights]:
+    """(weights, mixture, steps, seed) -> weights, trained on their own part at a fixed mixture."""
+    loss = classification_loss(run.supernet.network)
+    compiled: dict[int, tuple[optax.GradientTransformation, Any]] = {}
+
+    def program(steps: int) -> tuple[optax.GradientTransformation, Any]:
+        section = run.config.search.weights.to_dict()
+        section.update(learning_rate=FINE_TUNE_RATE * section["learning_rate"], schedule="cosine", warmup=0.0,
+                       final=0.0)
+        chain = optimizer.build(section, steps)
+
+        @jax.jit
+        def step(weights: Weights, moments: optax.OptState, mixture: Any, batch: Any, key: jax.Array) -> Any:
+            gradient = jax.grad(lambda w: loss(w, mixture, batch, key)[0])(weights)
+            updates, moments = chain.update(gradient, moments, weights)
+            return optax.apply_updates(weights, updates), moments
+
+        return chain, step
+
+    def fine_tune(weights: Weights, mixture: np.ndarray, steps: int, seed: int) -> Weights:
+        if steps not in compiled:
+            compiled[steps] = program(steps)
+        chain, step = compiled[steps]
+        moments, key = chain.init(weights), jax.random.key(seed)
+        stream = batches(run.parts["weights"], run.config.data.batch_size, seed)
+        for i in range(steps):
+            weights, moments = step(weights, moments, mixture, next(stream), jax.random.fold_in(key, i))
+        return weights
+
+    return fine_tune
+
+
+def _inherited(trained: Trained, genotype: Genotype) -> dict[str, float]:
+    """Valid loss and accuracy of a genotype with the supernet's weights; nothing where there is no supernet."""
+    if trained.weights is None:
+        return {}
+    scores = trained.evaluate(trained.weights, trained.space.mixture(genotype), None)
+    return {k: float(np.mean(v)) for k, v in scores.items()}
+
+
+def disagreements(found: SearchResult, genotypes: list[Genotype]) -> list[str]:
+    """A line for each place where the seeds chose differently: "layer 1: the seeds chose full (2), linear (1)"."""
+    space = found.space
+    rows, columns, _ = space.alphas_shape
+    if any(g.layers[l][h] != g.layers[l % rows][h % columns] for g in genotypes
+           for l in range(space.layers) for h in range(space.heads)):
+        rows, columns = space.layers, space.heads  # spread over heads, whatever was searched
+    lines = []
+    for l, h in np.ndindex(rows, columns):
+        counts = Counter(spec(g.layers[l][h]) for g in genotypes)
+        if len(counts) > 1:
+            name = space.place_name((l, h)) if (rows, columns) == space.alphas_shape[:2] else f"layer {l}, head {h}"
+            lines.append(f"{name}: the seeds chose {', '.join(f'{a} ({n})' for a, n in counts.most_common())}")
+    return lines
+
+
+def _compare(genotype: Genotype, other: Derived, rule: str) -> dict[str, Any]:
+    """What the second opinion says, and a line for each layer where it differs."""
+    differences = [f"layer {l}: {rule} would choose {other.genotype.describe_layer(l)}, not "
+                   f"{genotype.describe_layer(l)}"
+                   for l in range(len(genotype.layers)) if genotype.layers[l] != other.genotype.layers[l]]
+    return {"rule": rule, "genotype": other.genotype.to_dict()["layers"], "agrees": not differences,
+            "differences": differences, "ties": other.ties, **other.details}
+

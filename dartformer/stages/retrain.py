@@ -93,6 +93,11 @@ def baseline_genotypes(config: ConfigDict, space: SearchSpace, found: Genotype) 
     return named
 
 
+def baseline_folder(name: str) -> str:
+    """Where the baseline `name` is trained."""
+    return f"baselines/{re.sub(r'[^A-Za-z0-9_.=-]+', '_', name).strip('_')}"
+
+
 def retrain_baselines(run: Run, found: Genotype, models: list[Model]) -> dict[str, list[Model]]:
     """The baselines, trained as the found genotype was; one that *is* the found genotype is not trained twice."""
     done: dict[Genotype, list[Model]] = {found: models}
@@ -101,7 +106,7 @@ def retrain_baselines(run: Run, found: Genotype, models: list[Model]) -> dict[st
         if genotype in done:
             say(f"baseline {name}: the same genotype is already trained")
         else:
-            done[genotype] = retrain(run, genotype, f"baselines/{re.sub(r'[^A-Za-z0-9_.=-]+', '_', name).strip('_')}")
+            done[genotype] = retrain(run, genotype, baseline_folder(name))
         named[name] = done[genotype]
     return named
 

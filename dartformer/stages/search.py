@@ -1,30 +1,42 @@
-"""Search: alphas and weights move together; what comes out is a mixture."""
+"""Search: alphas and weights move together; what comes out is a mixture, for each seed."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from dartformer import diagnostics, optimizer
+from dartformer import diagnostics
 from dartformer.attention import format as spec
+from dartformer.checkpoint import Checkpoints
+from dartformer.errors import InputError
 from dartformer.search_space import SearchSpace
 from dartformer.stages.base import Run
-from dartformer.strategies import Problem, State
-from dartformer.supernet import supernet
+from dartformer.strategies import State
 from dartformer.tasks.base import batches
-from dartformer.train import (
-    CompiledStep,
-    Evaluator,
-    Schedule,
-    Together,
-    classification_loss,
-    fit,
-    read_metrics,
-)
+from dartformer.train import CompiledStep, Schedule, Step, Stream, Together, fit, read_metrics
 from dartformer.transformer import Weights
 from dartformer.workdir import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Seed:
+    """What the search found with one seed.
+
+    Attributes:
+      seed: of the initial weights and alphas, of the order of the examples, and of the noise.
+      alphas: `[1 or L, 1 or H, K]`, after the last step.
+      mixture: `[L, H, K]`, what they stand for.
+      history: lines of `metrics.jsonl`.
+    """
+
+    seed: int
+    alphas: np.ndarray
+    mixture: np.ndarray
+    history: list[dict[str, Any]] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -32,81 +44,223 @@ class SearchResult:
     """What a search found.
 
     Attributes:
-      space: what was searched over.
-      alphas: `[1 or L, 1 or H, K]`, after the last step.
-      mixture: `[L, H, K]`, the point on the simplex they stand for.
-      history: lines of `search/metrics.jsonl`.
+      run: what it was run with.
+      seeds: one or more, in the order of the seeds.
       diagnostics: numbers and verdicts (see `dartformer.diagnostics`).
       seconds, compile_seconds: time spent training, and compiling.
-      weights: of the supernet (None where the result was read from a workdir).
-      tie_margin: derivation calls candidates tied whose mixture weights are closer than this.
-      folder: the workdir.
     """
 
-    space: SearchSpace
-    alphas: np.ndarray
-    mixture: np.ndarray
-    history: list[dict[str, Any]]
+    run: Run = field(repr=False)
+    seeds: tuple[Seed, ...]
     diagnostics: dict[str, Any]
     seconds: float
     compile_seconds: float
-    tie_margin: float
-    weights: Weights | None = None
-    folder: Path | None = None
+
+    @property
+    def space(self) -> SearchSpace:
+        """What was searched over."""
+        return self.run.space
+
+    @property
+    def alphas(self) -> np.ndarray:
+        """`[1 or L, 1 or H, K]` of the first seed."""
+        return self.seeds[0].alphas
+
+    @property
+    def mixture(self) -> np.ndarray:
+        """`[L, H, K]` of the first seed."""
+        return self.seeds[0].mixture
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Lines of the first seed's `metrics.jsonl`."""
+        return self.seeds[0].history
+
+    @property
+    def weights(self) -> Weights:
+        """The supernet's, of the first seed, read from its last checkpoint."""
+        return read_states(self.run)[0].weights
+
+
+@dataclass(frozen=True)
+class Group:
+    """Seeds that are searched in one program, in one folder."""
+
+    folder: Path
+    seeds: tuple[int, ...]
+
+    @property
+    def together(self) -> bool:
+        """Whether arrays lead with a seed axis."""
+        return len(self.seeds) > 1
+
+
+def groups(run: Run) -> list[Group]:
+    """One program for all seeds where the strategy's mixtures are soft, else one after the other.
+
+    Under `jax.vmap` a `lax.cond` computes both its sides, so a sampled strategy would pay for every candidate.
+    """
+    seeds = tuple(run.config.seed + i for i in range(run.config.search.seeds))
+    if len(seeds) == 1 or run.strategy.vectorises:
+        return [Group(run.file("search"), seeds)]
+    return [Group(run.file(f"search/seed{seed}"), (seed,)) for seed in seeds]
+
+
+# The state of seeds in one program: every leaf leads with them, save the step, which they share. It stays a scalar so
+# that a `cond` on it, such as that of a warm-up, stays a `cond`.
+AXES = State(*[0] * len(State._fields))._replace(step=None)  # type: ignore[arg-type]
+
+
+def initial(run: Run, group: Group) -> State:
+    """The state before the first step; everything in it follows from the seeds."""
+    network, strategy = run.supernet.network, run.supernet.strategy
+
+    def one(key: jax.Array) -> State:
+        weights_key, key = jax.random.split(key)
+        return strategy.init(key, network.init(weights_key))
+
+    keys = [jax.random.key(seed) for seed in group.seeds]
+    return jax.vmap(one, out_axes=AXES)(jnp.stack(keys)) if group.together else one(keys[0])
+
+
+def separate(state: State, group: Group) -> list[State]:
+    """The state of each seed."""
+    if not group.together:
+        return [state]
+    return [State(*(field if axis is None else jax.tree.map(lambda leaf, i=i: leaf[i], field)
+                    for field, axis in zip(state, AXES, strict=True))) for i in range(len(group.seeds))]
+
+
+class Stacked:
+    """The batches of several streams as one, each array leading with the streams."""
+
+    def __init__(self, streams: list[Stream]):
+        self.streams = Together(*streams)
+        self.get_state, self.set_state = self.streams.get_state, self.streams.set_state
+
+    def __next__(self) -> Any:
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *next(self.streams))
+
+
+def stream(run: Run, group: Group) -> Together:
+    """Batches of the two halves of train, in each seed's own order."""
+    size = run.config.data.batch_size
+
+    def part(name: str, offset: int) -> Stream:
+        each = [batches(run.parts[name], size, seed + offset) for seed in group.seeds]
+        return Stacked(each) if group.together else each[0]
+
+    return Together(part("weights", 0), part("alphas", 1))
+
+
+def step_of(run: Run, group: Group) -> Step:
+    """The strategy's step on a pair of batches; for several seeds at once, with the means of their metrics."""
+    strategy = run.supernet.strategy
+    if not group.together:
+        return lambda state, pair: strategy.step(state, *pair)
+
+    def step(state: State, pair: Any) -> tuple[State, dict[str, jax.Array]]:
+        state, metrics = jax.vmap(strategy.step, (AXES, 0, 0), (AXES, 0))(state, *pair)
+        return state, {k: jnp.all(v) if k == "finite" else jnp.mean(v) for k, v in metrics.items()}
+
+    return step
 
 
 def search(run: Run) -> SearchResult:
     """Run (or continue) the search of a run, and write `search/alphas.json`."""
+    if not run.strategy.traits.supernet:
+        return _without_supernet(run)
     config, space = run.config, run.space
-    net = supernet(run.model, space, config.search.projections)
-    weights_optimizer = optimizer.build(config.search.weights, config.search.steps)
-    alphas_optimizer = optimizer.build(config.search.alphas, config.search.steps)
-    strategy = run.strategy(Problem(
-        loss=classification_loss(net), alphas_shape=space.alphas_shape, mixture_shape=space.mixture_shape,
-        weights_optimizer=weights_optimizer, alphas_optimizer=alphas_optimizer, steps=config.search.steps))
-    weights_key, key = jax.random.split(jax.random.key(config.seed))
-    state: State = strategy.init(key, net.init(weights_key))
-    evaluator = Evaluator(net, config.data.eval_batch_size)
+    _, strategy, evaluator, rates = run.supernet
     mixture_of = jax.jit(strategy.mixture)
+    seeds: list[Seed] = []
+    states: list[State] = []
+    seconds = compile_seconds = 0.0
+    step: CompiledStep | None = None
+    for group in groups(run):
 
-    def evaluate(state: State) -> dict[str, float]:
-        return evaluator(state.weights, run.parts["valid"], mixture_of(state))
+        def evaluate(state: State, group: Group = group) -> dict[str, Any]:
+            found = [evaluator(one.weights, run.parts["valid"], mixture_of(one)) for one in separate(state, group)]
+            means = {k: float(np.mean([f[k] for f in found])) for k in found[0]}
+            return {**means, "per_seed": [f["accuracy"] for f in found]} if group.together else means
 
-    def describe(state: State) -> dict[str, Any]:
-        mixture = np.asarray(mixture_of(state))
-        rows = diagnostics.rows(mixture, space)
-        return {"entropy": float(rows["entropy"].mean()), "margin": float(rows["margin"].mean()),
-                "mixture": mixture.tolist()}
+        def describe(state: State, group: Group = group) -> dict[str, Any]:
+            mixtures = np.array([mixture_of(one) for one in separate(state, group)])
+            rows = [diagnostics.rows(m, space) for m in mixtures]
+            return {"entropy": float(np.mean([r["entropy"] for r in rows])),
+                    "margin": float(np.mean([r["margin"] for r in rows])),
+                    **({"mixtures": mixtures.tolist()} if group.together else {"mixture": mixtures[0].tolist()})}
 
-    stream = Together(batches(run.parts["weights"], config.data.batch_size, config.seed),
-                      batches(run.parts["alphas"], config.data.batch_size, config.seed + 1))
-    fitted = fit(
-        "search", CompiledStep(lambda s, b: strategy.step(s, *b)), state, stream,
-        Schedule(config.search.steps, config.log.every, config.log.eval_every, config.log.checkpoint_every),
-        run.file("search"), evaluate=evaluate, describe=describe,
-        rates={"weights_rate": optimizer.schedule(config.search.weights, config.search.steps),
-               "alphas_rate": optimizer.schedule(config.search.alphas, config.search.steps)})
-    mixture = np.asarray(mixture_of(fitted.state))
-    report = diagnostics.of_search(
-        mixture, space, lambda m: evaluator(fitted.state.weights, run.parts["valid"], m), config.derive.tie_margin)
-    run.record(diagnostics=report, seconds={**run.results().get("seconds", {}), "search": fitted.seconds,
-                                            "search.compile": fitted.compile_seconds})
+        step = step or CompiledStep(step_of(run, group))  # groups of one seed share it
+        name = "search" if len(groups(run)) == 1 else f"search seed {group.seeds[0]}"
+        fitted = fit(name, step, initial(run, group), stream(run, group),
+                     Schedule(config.search.steps, config.log.every, config.log.eval_every,
+                              config.log.checkpoint_every),
+                     group.folder, evaluate=evaluate, describe=describe, rates=rates)
+        seconds, compile_seconds = seconds + fitted.seconds, max(compile_seconds, fitted.compile_seconds)
+        for one, number, history in zip(separate(fitted.state, group), group.seeds, histories(group), strict=True):
+            states.append(one)
+            seeds.append(Seed(number, np.asarray(one.alphas), np.asarray(mixture_of(one)), history))
+    reports = []
+    for seed, state in zip(seeds, states, strict=True):
+        def score(mixture: np.ndarray, weights: Weights = state.weights) -> dict[str, float]:
+            return evaluator(weights, run.parts["valid"], mixture)
+        reports.append(diagnostics.of_search(seed.mixture, space, score, config.derive.tie_margin))
+    return _write(run, seeds, reports, seconds, compile_seconds)
+
+
+def _without_supernet(run: Run) -> SearchResult:
+    """What is written where no supernet is trained: a mixture that says nothing."""
+    alphas = np.zeros(run.space.alphas_shape, np.float32)
+    mixture = np.full(run.space.mixture_shape, 1 / alphas.shape[-1], np.float32)
+    run.file("search").mkdir(exist_ok=True)
+    seed = Seed(run.config.seed, alphas, mixture, [])
+    name = run.config.search.strategy.name
+    return _write(run, [seed], [{"verdicts": [f"{name} trains no supernet: nothing to judge"]}], 0.0, 0.0)
+
+
+def _write(run: Run, seeds: list[Seed], reports: list[dict[str, Any]], seconds: float,
+           compile_seconds: float) -> SearchResult:
+    report = reports[0]
+    run.record(diagnostics=report, seconds={**run.results().get("seconds", {}), "search": seconds,
+                                            "search.compile": compile_seconds})
     # Last, because it says that the search is finished.
     write_json(run.file("search/alphas.json"), {
-        "candidates": [spec(a) for a in space.candidates], "granularity": space.granularity,
-        "alphas": fitted.state.alphas, "mixture": mixture, "diagnostics": report,
-        "seconds": fitted.seconds, "compile_seconds": fitted.compile_seconds})
-    return SearchResult(space, np.asarray(fitted.state.alphas), mixture, read_metrics(run.file("search/metrics.jsonl")),
-                        report, fitted.seconds, fitted.compile_seconds, config.derive.tie_margin,
-                        fitted.state.weights)
+        "candidates": [spec(a) for a in run.space.candidates], "granularity": run.space.granularity,
+        "alphas": seeds[0].alphas, "mixture": seeds[0].mixture,
+        "seeds": [{"seed": s.seed, "alphas": s.alphas, "mixture": s.mixture} for s in seeds],
+        "diagnostics": report, "seconds": seconds, "compile_seconds": compile_seconds})
+    return SearchResult(run, tuple(seeds), report, seconds, compile_seconds)
+
+
+def histories(group: Group) -> Iterator[list[dict[str, Any]]]:
+    """The lines of `metrics.jsonl` as each seed's: with its own mixture, everything else being the mean."""
+    lines = read_metrics(group.folder / "metrics.jsonl")
+    for i in range(len(group.seeds)):
+        yield [{**{k: v for k, v in line.items() if k != "mixtures"}, "mixture": line["mixtures"][i]}
+               if "mixtures" in line else line for line in lines]
 
 
 def read(run: Run) -> SearchResult | None:
-    """The finished search of a workdir, without its weights; None if it is not finished."""
+    """The finished search of a workdir; None if it is not finished."""
     file = run.file("search/alphas.json")
     if not file.exists():
         return None
     data = read_json(file)
-    return SearchResult(run.space, np.array(data["alphas"], np.float32), np.array(data["mixture"], np.float32),
-                        read_metrics(run.file("search/metrics.jsonl")), data["diagnostics"], data["seconds"],
-                        data["compile_seconds"], run.config.derive.tie_margin)
+    lines = [history for group in groups(run) for history in histories(group)]
+    seeds = tuple(Seed(one["seed"], np.array(one["alphas"], np.float32), np.array(one["mixture"], np.float32), history)
+                  for one, history in zip(data["seeds"], lines, strict=False))
+    return SearchResult(run, seeds, data["diagnostics"], data["seconds"], data["compile_seconds"])
+
+
+def read_states(run: Run) -> list[State]:
+    """The last state of every seed of a finished search, from its checkpoints; raises `InputError` if one is gone."""
+    states = []
+    for group in groups(run):
+        with Checkpoints(group.folder / "checkpoints") as checkpoints:
+            found = checkpoints.latest(initial(run, group))
+        if found is None or found.step < run.config.search.steps:
+            raise InputError(f"the last checkpoint of the search is gone from {group.folder}: run `dartformer search` "
+                             f"again, in a new workdir.")
+        states += separate(found.state, group)
+    return states
