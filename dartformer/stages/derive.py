@@ -12,6 +12,7 @@ from dartformer import derivations, optimizer
 from dartformer.attention import format as spec
 from dartformer.derivations import Derived, Trained
 from dartformer.genotype import Genotype
+from dartformer.search_space import SearchSpace
 from dartformer.stages import retrain as retrain_stage
 from dartformer.stages.base import Run
 from dartformer.stages.search import SearchResult, read_states
@@ -41,7 +42,7 @@ def derive(found: SearchResult) -> Derived:
     details: dict[str, Any] = {"rule": config.rule, **derived.details}
     if len(each) > 1:
         accuracy = [s["accuracy"] for s in scores]
-        ties += disagreements(found, [d.genotype for d in each])
+        ties += disagreements(found.space, [d.genotype for d in each])
         details["seeds"] = {
             "seeds": [s.seed for s in found.seeds], "chosen": found.seeds[chosen].seed,
             "genotypes": [d.genotype.to_dict()["layers"] for d in each],
@@ -120,9 +121,8 @@ def _inherited(trained: Trained, genotype: Genotype) -> dict[str, float]:
     return {k: float(np.mean(v)) for k, v in scores.items()}
 
 
-def disagreements(found: SearchResult, genotypes: list[Genotype]) -> list[str]:
+def disagreements(space: SearchSpace, genotypes: list[Genotype]) -> list[str]:
     """A line for each place where the seeds chose differently: "layer 1: the seeds chose full (2), linear (1)"."""
-    space = found.space
     rows, columns, _ = space.alphas_shape
     if any(g.layers[l][h] != g.layers[l % rows][h % columns] for g in genotypes
            for l in range(space.layers) for h in range(space.heads)):
