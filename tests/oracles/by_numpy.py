@@ -1,5 +1,6 @@
 """Dense definitions in numpy float64, each written from the equation of its paper: for types that no package has."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,8 @@ from fixture import Example, differences, oracle
 
 BY = {"packages": ("numpy",), "differentiate": differences}
 SMALL = (3, 11, 2, 3, 6)
+LONG = (3, 70, 2, 2, 4)
+"""More tokens than a tile of ours has."""
 
 
 def seen(e: Example, allowed: Any = True) -> np.ndarray:
@@ -26,6 +29,16 @@ def softmax(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 def scores(e: Example) -> np.ndarray:
     """q_i . k_j / sqrt(D), `[B, H, N, N]`."""
     return np.einsum("bnhd,bkhd->bhnk", e.q, e.k) / np.sqrt(e.q.shape[-1])
+
+
+def attend(e: Example, allowed: Any = True) -> np.ndarray:
+    """Softmax attention over the allowed of the visible keys."""
+    return times(softmax(scores(e), seen(e, allowed)), e.v)
+
+
+def places(e: Example) -> tuple[np.ndarray, np.ndarray]:
+    """i and j, `[N, 1]` and `[1, N]`."""
+    return tuple(np.ogrid[:e.q.shape[1], :e.q.shape[1]])
 
 
 def times(weights: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -53,3 +66,132 @@ def strided(e: Example) -> np.ndarray:
     """Child et al. 2019, section 4.2: A_i = {j : (i - j) mod stride = 0}."""
     i = np.arange(e.q.shape[1])
     return times(softmax(scores(e), seen(e, (i[:, None] - i) % 3 == 0)), e.v)
+
+
+FIXED = "Child et al. 2019, section 4.3, pattern fixed, as a dense mask"
+
+
+@oracle("sparse_fixed", "sparse(stride=5, summary=2)", by=FIXED, **BY)
+@oracle("sparse_fixed_causal", "sparse(stride=5, summary=2)", causal=True, by=FIXED, **BY)
+def sparse_fixed(e: Example) -> np.ndarray:
+    """A1: the same block. A2: j mod l is one of the last c. Both in one head, which the paper calls merged."""
+    i, j = places(e)
+    return attend(e, (i // 5 == j // 5) | np.isin(j % 5, (3, 4)))
+
+
+STRIDED = "Child et al. 2019, section 4.3, pattern strided, as a dense mask"
+
+
+@oracle("sparse_strided", "sparse(stride=5, pattern='strided')", by=STRIDED, **BY)
+@oracle("sparse_strided_causal", "sparse(stride=5, pattern='strided')", causal=True, by=STRIDED, **BY)
+def sparse_strided(e: Example) -> np.ndarray:
+    """A1: the l tokens before (and after, where it is not causal). A2: (i - j) mod l = 0."""
+    i, j = places(e)
+    return attend(e, (abs(i - j) <= 5) | ((i - j) % 5 == 0))
+
+
+SINK = "Xiao et al. 2024, section 3.2, as a dense mask"
+
+
+@oracle("sink", "sink(window=3, sinks=2)", by=SINK, sizes=LONG, **BY)
+@oracle("sink_causal", "sink(window=3, sinks=2)", causal=True, by=SINK, sizes=LONG, **BY)
+def sink(e: Example) -> np.ndarray:
+    """The window and the first two tokens."""
+    i, j = places(e)
+    return attend(e, (abs(i - j) <= 3) | (j < 2))
+
+
+@oracle("longformer_causal", "longformer(window=3, globals=2)", causal=True, scale=0.4,
+        params={name: (2, 8, 4) for name in ("W_q", "W_k", "W_v")},
+        by="Beltagy et al. 2020, section 3.1, as two dense masks", **BY)
+def longformer(e: Example) -> np.ndarray:
+    """The first two tokens by projections of their own, the others by the window and those two."""
+    i, j = places(e)
+    q, k, v = (np.einsum("bne,hed->bnhd", e.x, e.params[name]) for name in ("W_q", "W_k", "W_v"))
+    first = attend(dataclasses.replace(e, q=q, k=k, v=v))
+    rest = attend(e, (abs(i - j) <= 3) | (j < 2))
+    return np.where(np.arange(len(i))[:, None, None] < 2, first, rest)
+
+
+NONE = (-1, -1)
+GRAPH = np.array([[NONE, NONE, NONE, (1, -1), (2, 1), (1, 3)], [NONE, NONE, NONE, (1, -1), (2, 1), (3, 2)]])
+"""Of 2 heads and 6 blocks: what a block sees besides the first, itself and the one before."""
+
+
+@oracle("bigbird_causal", "bigbird(block=4, randoms=2, globals=1)", causal=True, given={"random_blocks": GRAPH[None]},
+        by="Zaheer et al. 2020, section 2, as a dense mask, without what is later", **BY)
+def bigbird(e: Example) -> np.ndarray:
+    """22 tokens: the last block is short."""
+    i, j = places(e)
+    drawn = e.given["random_blocks"][0][:, i[:, 0] // 4]  # [H, N, randoms]
+    seen_blocks = (drawn[:, :, None, :] == (j[0] // 4)[:, None]).any(-1)  # [H, N, N]
+    near = np.isin(i // 4 - j // 4, (0, 1)) | (j // 4 == 0)
+    return times(softmax(scores(e), seen(e) & (near | seen_blocks)), e.v)
+
+
+SYNTHESIZER = "Tay et al. 2020 (Synthesizer), section 3.1"
+DENSE = {"W1": (2, 6, 3), "W2": (2, 3, 12)}
+FACTORS = {"R1": (2, 12, 2), "R2": (2, 12, 2)}
+
+
+@oracle("synthesizer_dense", "synthesizer(mode='dense', rank=3)", params=DENSE, scale=1.0, sizes=SMALL,
+        by=SYNTHESIZER, **BY)
+@oracle("synthesizer_dense_causal", "synthesizer(mode='dense', rank=3)", params=DENSE, scale=1.0, sizes=SMALL,
+        causal=True, by=SYNTHESIZER, **BY)
+@oracle("synthesizer_random", "synthesizer(mode='random')", params={"R": (2, 12, 12)}, scale=1.0, sizes=SMALL,
+        by=SYNTHESIZER, **BY)
+@oracle("synthesizer_random_causal", "synthesizer(mode='random')", params={"R": (2, 12, 12)}, scale=1.0, sizes=SMALL,
+        causal=True, by=SYNTHESIZER, **BY)
+@oracle("synthesizer_factorised", "synthesizer(mode='factorised', rank=2)", params=FACTORS, scale=1.0, sizes=SMALL,
+        by=SYNTHESIZER, **BY)
+@oracle("synthesizer_factorised_causal", "synthesizer(mode='factorised', rank=2)", params=FACTORS, scale=1.0,
+        sizes=SMALL, causal=True, by=SYNTHESIZER, **BY)
+def synthesizer(e: Example) -> np.ndarray:
+    """Built for 12 tokens and given 11. softmax(S) v with S of the token (3.1.1), free (3.1.2), or R1 R2^T (3.1.4)."""
+    length = e.v.shape[1]
+    if "W1" in e.params:
+        hidden = np.maximum(np.einsum("bne,hem->bhnm", e.x, e.params["W1"]), 0)
+        s = np.einsum("bhnm,hmk->bhnk", hidden, e.params["W2"][:, :, :length])
+    elif "R" in e.params:
+        s = e.params["R"][None, :, :length, :length]
+    else:
+        s = np.einsum("hnm,hkm->hnk", e.params["R1"][:, :length], e.params["R2"][:, :length])[None]
+    return times(softmax(np.repeat(s, len(e.v) // len(s), 0), seen(e)), e.v)
+
+
+@oracle("sinkhorn_padded", "sinkhorn(block=4, iterations=5, temperature=0.7)", params={"W": (2, 6, 4)}, scale=0.2,
+        sizes=(3, 14, 2, 3, 6), invalid=[(), (11, 12, 13), (0, 1, 2, 3, 5, 8)],
+        by="Tay et al. 2020 (Sinkhorn), section 3, token by token", **BY)
+def sinkhorn(e: Example) -> np.ndarray:
+    """What sinkhorn-transformer has no answer for: blocks that are padded in part, and one in front that is padding.
+
+    14 tokens: the last block is short. A sorted slot is made of the tokens that are valid, as if R were theirs alone:
+    its row keeps its sum, which is one but for the last few iterations. Its weight in the softmax is their share of R.
+    """
+    (batch, length, heads, _), out = e.q.shape, np.zeros_like(e.v)
+    blocks = [np.arange(start, min(start + 4, length)) for start in range(0, length, 4)]
+    for b, h in np.ndindex(batch, heads):
+        q, k, v, valid = e.q[b, :, h], e.k[b, :, h], e.v[b, :, h], e.valid[b]
+        sums = np.array([np.concatenate([x[t][valid[t]].sum(0) for x in (q, k)]) for t in blocks])
+        some = np.array([valid[t].any() for t in blocks])
+        r = np.exp(sums @ e.params["W"][h][:, :len(blocks)] / 0.7) * some[:, None] * some
+        for _ in range(5):
+            for axis in (1, 0):
+                total = r.sum(axis, keepdims=True)
+                r = r / np.where(total == 0, 1, total)
+        for u, tokens in enumerate(blocks):
+            keys, values, sizes = [], [], []
+            for t in tokens[valid[tokens]]:
+                keys.append(k[t]), values.append(v[t]), sizes.append(1.0)
+            for slot in range(4):
+                made_of = [(r[u, w], t[slot]) for w, t in enumerate(blocks) if slot < len(t) and valid[t[slot]]]
+                weight = sum(w for w, _ in made_of)
+                if weight > 0:
+                    share = weight / r[u].sum()
+                    keys.append(sum(w * k[t] for w, t in made_of) / share)
+                    values.append(sum(w * v[t] for w, t in made_of) / share)
+                    sizes.append(share)
+            for i in tokens[valid[tokens]]:
+                weights = np.array(sizes) * np.exp(np.array(keys) @ q[i] / np.sqrt(len(q[i])))
+                out[b, i, h] = weights @ np.array(values) / weights.sum()
+    return out
