@@ -1,5 +1,6 @@
 """The config file that `dartformer new` prints: a small space for a task, every line of it meant to be edited."""
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,36 @@ Expect:   about 44% on test; the majority class scores about 10%, a rule that se
           linear) lie within a few points of one another at this size: the report will call them ties. That is the
           truth about this task, not a failure of the search.
 """,
+    "planted": """\
+A planted answer for two CPU cores: symbols whose labels only one kind of attention can get right. A search that does
+not find it cannot be trusted on a task where nobody knows the answer.
+
+Command:  dartformer run --config={file} --workdir=runs/planted
+Takes:    about two minutes on two cores.
+Expect:   {expect}
+""",
 }
+
+EXPECT = {
+    "recall": """\
+`full`, at about 99% on test: a value must be found by its key, wherever that stands. The next best candidate
+          has about 35%, guessing 12.5%.""",
+    "local": """\
+`local(window=4)`, at 100% on test: the most frequent letter near by. Whatever cannot tell near from far stays
+          at about 53%, the token's own letter gives 49%.""",
+    "strided": """\
+`strided(stride=8)`, at 100% on test: the most frequent letter of every eighth. The others stay below 49%.""",
+    "global": """\
+one of `full`, `linear`, `linformer` and `uniform`, at about 95% on test: the most frequent letter of all.
+          They are equals here, and the report will call them ties. `strided` has about 47%.""",
+    "mix": """\
+one head `local(window=4)` and one `strided(stride=8)`: even positions need the one, odd ones the other. No
+          homogeneous model has both.""",
+    "relay": """\
+`local(window=4)`, then `strided(stride=8)`, at about 87% on test: the most frequent among every eighth of the
+          letters that are the most frequent near by. The other way round gives about 69%.""",
+}
+"""What to expect of each kind of planted task."""
 
 VALUES: dict[str, dict[str, Any]] = {
     "listops": {
@@ -31,9 +61,30 @@ VALUES: dict[str, dict[str, Any]] = {
     },
 }
 
+SEVEN = ("full", "local(window=4)", "strided(stride=8)", "linear", "linformer(rank=8)", "uniform", "identity")
+
+
+def planted(kind: str) -> dict[str, Any]:
+    """A space in which a kind of planted task has one answer, and the steps in which it is learned."""
+    steps = 300 if kind in ("recall", "mix", "relay") else 150
+    return {
+        "task.kind": kind,
+        "model.layers": 2 if kind == "relay" else 1, "model.heads": 2, "model.head_dim": 16, "model.model_dim": 32,
+        "model.mlp_dim": 64, "model.stem": "bigram",
+        "space.candidates": SEVEN[:4] if kind == "relay" else SEVEN,
+        "space.granularity": {"mix": "head", "relay": "layer"}.get(kind, "model"),
+        "data.batch_size": 16, "search.steps": steps, "search.weights.learning_rate": 5e-3,
+        "retrain.steps": steps, "retrain.seeds": (0, 1, 2), "retrain.optimizer.learning_rate": 5e-3,
+        "log.eval_every": 150, "log.checkpoint_every": 150,
+        "baselines.homogeneous": True, "baselines.random": True,
+    }
+
+
 NOTES = {
+    "task.kind": "which answer is planted (see `dartformer.tasks.planted`)",
     "task.max_depth": "how the data are made (see `dartformer list tasks`)",
     "model.layers": "sizes; heads * head_dim need not be model_dim",
+    "data.batch_size": "examples in a step",
     "space.candidates": "what is searched over (see `dartformer list attentions`)",
     "space.granularity": '"model": one attention everywhere; "layer"; "head"',
     "search.steps": "how long",
@@ -47,7 +98,10 @@ def starter(task: str, preset: str = "recommended", values: Mapping[str, Any] | 
     if task not in HEADS:
         raise unknown("task", task, HEADS)
     config = configs.defaults(task, preset=preset)
-    chosen = {**VALUES[task], **(values or {})}
+    kind = (values or {}).get("task.kind", "recall")
+    if task == "planted" and kind not in EXPECT:
+        raise unknown("kind of planted task", kind, EXPECT)
+    chosen = {**(planted(kind) if task == "planted" else VALUES[task]), **(values or {})}
     configs.override(config, chosen)
     arguments = f"task={task!r}" + (f", preset={preset!r}" if preset != "recommended" else "")
     lines = []
@@ -57,8 +111,11 @@ def starter(task: str, preset: str = "recommended", values: Mapping[str, Any] | 
             section = section[part]
         if name in NOTES:
             lines.append(f"    # {NOTES[name]}")
-        lines.append(f"    config.{name} = {section!r}".replace("'", '"'))
-    head = HEADS[task].format(file=file)
+        line = f"    config.{name} = {section!r}".replace("'", '"')
+        if len(line) > 120:
+            line = "\n".join(textwrap.wrap(line, 120, subsequent_indent=" " * (line.index("(") + 1)))
+        lines.append(line)
+    head = HEADS[task].format(file=file, expect=EXPECT.get(kind))
     return (f'"""{head}"""\n\nimport dartformer\n\n\ndef get_config():\n'
             f"    config = dartformer.defaults({arguments})\n".replace("'", '"') + "\n".join(lines)
             + "\n    return config\n")

@@ -13,6 +13,7 @@ from test_resume import finish, launch, outcome, write_config
 import dartformer
 from dartformer.__main__ import main
 from dartformer.starter import HEADS, starter
+from dartformer.tasks.planted import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -139,14 +140,20 @@ def test_new_prints_a_config_that_loads(task, tmp_path, capsys):
             assert (config.search.alphas.learning_rate, config.search.strategy.hypergradient) == (3e-4, "second")
 
 
-def test_the_quickstart_config_is_the_starter():
-    file = "search_spaces/listops_tiny.py"
-    assert (ROOT / file).read_text() == starter("listops", file=file)
+STARTERS = {"listops_tiny": ("listops", {}), **{f"planted_{kind}": ("planted", {"task.kind": kind}) for kind in KINDS}}
+
+
+@pytest.mark.parametrize("name", STARTERS)
+def test_a_config_of_the_repository_is_the_starter(name):
+    file, (task, values) = f"search_spaces/{name}.py", STARTERS[name]
+    assert (ROOT / file).read_text() == starter(task, values=values, file=file)
+    dartformer.load_config(ROOT / file)
 
 
 def test_new_refuses_what_there_is_not(capsys):
     assert "Did you mean 'listops'?" in error_of(capsys, "new", "--task=listop")
     assert "preset" in error_of(capsys, "new", "--preset=best")
+    assert "Did you mean 'mix'?" in error_of(capsys, "new", "--task=planted", "--config.task.kind=mixx")
 
 
 def test_disk_full_keeps_the_last_checkpoint(tmp_path, data_dir):

@@ -18,6 +18,7 @@ FLOORS = [
     ["train", "cost", "diagnostics", "plots"],
     ["stages"],
     ["api", "starter"],
+    ["selfcheck"],
     ["__init__"],
     ["__main__"],
 ]

@@ -98,7 +98,10 @@ class Served:
         return self.model.task.labels
 
     def logits(self, texts: Sequence[str] | Sequence[Sequence[int]]) -> np.ndarray:
-        """Logits `[B, C]` of texts or of lists of token ids; raises `InputError` for what the model cannot read."""
+        """Logits `[B, C]`, or `[B, N, C]` of a task that labels tokens, of texts or of lists of token ids.
+
+        Raises `InputError` for what the model cannot read.
+        """
         if isinstance(texts, str):
             raise InputError("give a list of texts, not one text.")
         ids = [self.model.task.encode(t) if isinstance(t, str) else self._checked(t) for t in texts]
@@ -110,12 +113,16 @@ class Served:
         return np.asarray(self.predict(tokens, valid))
 
     def __call__(self, texts: Sequence[str] | Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-        """`[{"label", "probability"}, ...]`, one for each text."""
+        """`[{"label", "probability"}, ...]`, one for each text; of a task that labels tokens, a list of each."""
         if not len(texts):
             return []
         logits = self.logits(texts)
         odds = np.exp(logits - logits.max(-1, keepdims=True))
         odds /= odds.sum(-1, keepdims=True)
+        if odds.ndim == 3:
+            lengths = [len(self.model.task.encode(t)) if isinstance(t, str) else len(t) for t in texts]
+            return [{"label": [self.labels[i] for i in row[:n].argmax(-1)], "probability": row[:n].max(-1).tolist()}
+                    for row, n in zip(odds, lengths, strict=True)]
         return [{"label": self.labels[int(row.argmax())], "probability": float(row.max())} for row in odds]
 
     def _checked(self, ids: Sequence[int]) -> list[int]:

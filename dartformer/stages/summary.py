@@ -78,6 +78,14 @@ def _show_results(console: Console, results: dict[str, Any], workdir: Path) -> N
     console.print(f"everything is in {workdir}: report.html, results.json, export/", markup=False, soft_wrap=True)
 
 
+def show_check(row: dict[str, Any]) -> None:
+    """One planted task of a self-check, on standard output."""
+    planted, found = (", then ".join(" and ".join(dict.fromkeys(heads)) for heads in row[name])
+                      for name in ("planted", "found"))
+    print(f"{row['kind']:8} {'found' if row['passed'] else 'MISSED'} {planted}"
+          f"{'' if row['passed'] else f': the search chose {found}'} ({row['seconds']:.0f} s)", flush=True)
+
+
 def listing(what: str) -> list[dict[str, Any]]:
     """Rows of `dartformer list`: plain data, each with at least `name`."""
     if what == "attentions":

@@ -9,7 +9,7 @@ import numpy as np
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import ArraySplit, Batch, Endless, Split, TaskTraits, counted
 
-KINDS = ("recall", "local", "strided", "global", "mix")
+KINDS = ("recall", "local", "strided", "global", "mix", "relay")
 
 WINDOW, STRIDE = 4, 8
 """What `local` and `strided` labels depend on: tokens at most WINDOW away; tokens a multiple of STRIDE away."""
@@ -21,6 +21,7 @@ ANSWERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "local": ((LOCAL,),),
     "strided": ((STRIDED,),),
     "mix": ((LOCAL, STRIDED),),
+    "relay": ((LOCAL,), (STRIDED,)),
 }
 """The right attentions by layer, and by head where the heads of a layer must differ (in any order). `global` has a
 set of them: whatever sees everything."""
@@ -36,8 +37,10 @@ class Planted:
     `recall`: pairs of a key and a value, then keys alone; the label of those is the key's value. Needs
     `model.stem = "bigram"` where there is one layer. `local`: the most frequent letter at most 4 tokens away, of equals
     the first. `strided`: the same over every eighth token. `global`: over all. `mix`: even positions as in `local`, odd
-    ones as in `strided`. Sequences have `length` tokens; `train`, `valid` and `test` say how many, `seed` which. With
-    `endless`, training never sees an example twice, and `train` is how many the simple rules are fitted on.
+    ones as in `strided`. `relay`, for two layers: the most frequent `local` label over every eighth token.
+
+    Sequences have `length` tokens; `train`, `valid` and `test` say how many, `seed` which. With `endless`, training
+    never sees an example twice, and `train` is how many the simple rules are fitted on.
     """
 
     kind: str = "recall"
@@ -49,7 +52,7 @@ class Planted:
     seed: int = 0
 
     traits: ClassVar[TaskTraits] = TaskTraits(
-        summary="labels of tokens for which the right attention is known: recall, local, strided, global, mix",
+        summary="labels of tokens of which the right attention is known: recall, local, strided, global, mix, relay",
         paper="recall: Arora et al. 2023 (Zoology), 2312.04927; the others are this package's", per_token=True,
     )
 
@@ -155,8 +158,10 @@ class Planted:
     def _majority(self, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Letters, and the most frequent of those that each position is to see, `[B, N]`."""
         letters = below(len(LETTERS), drawn[:, :self.length])
-        one_hot = np.eye(len(LETTERS), dtype=np.float32)[letters]
-        return 1 + letters, (sees(self.kind, self.length) @ one_hot).argmax(-1)
+        label = letters
+        for kind in ("local", "strided") if self.kind == "relay" else (self.kind,):
+            label = (sees(kind, self.length) @ np.eye(len(LETTERS), dtype=np.float32)[label]).argmax(-1)
+        return 1 + letters, label
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
         """`own_token`: the most frequent label of `train` given the token itself, scored on `split`."""

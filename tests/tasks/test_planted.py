@@ -1,5 +1,6 @@
 """Planted tasks: labels as their definitions say, parts that never overlap, an endless stream that resumes."""
 
+import json
 from collections import Counter
 
 import jax
@@ -9,9 +10,11 @@ import pytest
 import dartformer
 from dartformer import config as configs
 from dartformer import tasks
+from dartformer.__main__ import main
 from dartformer.attention import parse
 from dartformer.attention.base import Inputs
 from dartformer.errors import InputError
+from dartformer.starter import starter
 from dartformer.tasks.base import Endless, Subset, batches, majority, parts
 from dartformer.tasks.planted import ANSWERS, KINDS, LETTERS, LOCAL, STRIDED, Planted, sees
 
@@ -28,7 +31,10 @@ def wanted(kind, text, i):
     if kind == "recall":
         return text[text.index(text[i]) + 1] if i >= n // 2 else None
     near = [text[j] for j in range(n) if abs(i - j) <= 4]
-    column = [text[j] for j in range(n) if (i - j) % 8 == 0]
+    every_eighth = [j for j in range(n) if (i - j) % 8 == 0]
+    column = [text[j] for j in every_eighth]
+    if kind == "relay":
+        return most_frequent([wanted("local", text, j) for j in every_eighth])
     seen = {"local": near, "strided": column, "global": text, "mix": column if i % 2 else near}
     return most_frequent(seen[kind])
 
@@ -141,6 +147,7 @@ def test_the_planted_attentions_see_exactly_what_the_labels_need():
     ("local", [[LOCAL]], True), ("local", [["local(window=8)"]], False), ("strided", [[STRIDED, STRIDED]], True),
     ("mix", [[LOCAL, STRIDED]], True), ("mix", [[STRIDED, LOCAL]], True), ("mix", [[LOCAL, LOCAL]], False),
     ("mix", [["full", STRIDED]], False), ("global", [["uniform", "full"]], True),
+    ("relay", [[LOCAL] * 2, [STRIDED] * 2], True), ("relay", [[STRIDED], [LOCAL]], False), ("relay", [[LOCAL]], False),
     ("global", [["linear", LOCAL]], False), ("global", [["identity"]], False),
 ])
 def test_which_genotype_is_the_answer(kind, genotype, right):
@@ -174,6 +181,23 @@ def test_a_label_for_each_token_is_not_pooled():
     config.model.pooling = "mean"
     with pytest.raises(InputError, match=r"label for each token: model\.pooling must be 'none', got 'mean'"):
         configs.validate(config)
+
+
+def test_it_runs_to_an_export_that_labels_every_token(tmp_path, capsys):
+    values = {"task.kind": "local", "task.length": 32, "task.train": 80, "task.valid": 20, "task.test": 20,
+              "task.endless": True, "model.model_dim": 8, "model.head_dim": 4, "model.mlp_dim": 8, "search.steps": 4,
+              "space.candidates": ("local(window=4)", "uniform"), "retrain.steps": 4, "retrain.seeds": (0,),
+              "data.batch_size": 8, "data.eval_batch_size": 20, "baselines.homogeneous": False}
+    (tmp_path / "space.py").write_text(starter("planted", values=values))
+    assert main(["run", f"--config={tmp_path / 'space.py'}", f"--workdir={tmp_path / 'run'}", "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert set(results["baselines"]) == {"majority", "own_token", "random"}
+    folder = str(tmp_path / "run" / "export")
+    assert main(["predict", folder, "--text=a b c d", "--text=a", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [len(row["label"]) for row in rows] == [len(row["probability"]) for row in rows] == [4, 1]
+    assert main(["predict", folder, "--text=a b c d"]) == 0
+    assert capsys.readouterr().out.split("\t")[0] == " ".join(rows[0]["label"])
 
 
 def test_a_subset_of_an_endless_split_is_finite():
