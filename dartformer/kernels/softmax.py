@@ -4,6 +4,9 @@ The contract every kernel of this folder keeps: softmax and normalisers in float
 see no key gives exactly zero with exactly zero gradient, and the output has the dtype of v.
 """
 
+import functools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,15 +36,34 @@ def exponentials(scores: Array, allowed: Array | None) -> tuple[Array, Array]:
       exp(scores - row maximum) `[..., K]`, exactly zero where not allowed, and its sum `[..., 1]`, with 1 in
       place of 0 in rows where nothing is allowed.
     """
-    scores = scores.astype(wide(scores))
-    if allowed is not None:  # a sum and not a choice: its gradient needs no [N, N] mask, as the numerator is zero
-        scores = scores + jnp.where(allowed, 0, jnp.asarray(MASKED, scores.dtype))
-    top = jnp.maximum(jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)), FLOOR)
-    numerator = jnp.exp(scores - top)
-    total = jnp.sum(numerator, axis=-1, keepdims=True)
+    (numerator,), total = joint_exponentials([scores], [allowed])
+    return numerator, total
+
+
+def joint_exponentials(scores: Sequence[Array],
+                       allowed: Sequence[Array | np.ndarray | None]) -> tuple[list[Array], Array]:
+    """As `exponentials`, of one softmax over several sets of keys that are not joined in memory.
+
+    Args:
+      scores: `[..., K_1]`, `[..., K_2]`, ...
+      allowed: for each of them.
+
+    Returns:
+      The numerators, and their common denominator `[..., 1]`.
+    """
+    tops, masked = [], []
+    for part, may in zip(scores, allowed, strict=True):
+        part = part.astype(wide(part))
+        if may is not None:  # a sum and not a choice: its gradient needs no [N, N] mask, as the numerator is zero
+            part = part + jnp.where(may, 0, jnp.asarray(MASKED, part.dtype))
+        masked.append(part)
+        tops.append(jax.lax.stop_gradient(jnp.max(part, axis=-1, keepdims=True)))
+    top = jnp.maximum(functools.reduce(jnp.maximum, tops), FLOOR)
+    numerators = [jnp.exp(part - top) for part in masked]
+    total = functools.reduce(jnp.add, [jnp.sum(n, axis=-1, keepdims=True) for n in numerators])
     # The sum is zero where nothing is allowed; elsewhere the row maximum contributes 1. Adding a constant, where
     # `where` would do, halves the memory of the backward pass: XLA then need not keep a second [N, N] array.
-    return numerator, total + jax.lax.stop_gradient(total == 0)
+    return numerators, total + jax.lax.stop_gradient(total == 0)
 
 
 def masked_softmax(scores: Array, allowed: Array | None) -> Array:
@@ -118,3 +140,24 @@ def softmax_attention(q: Array, k: Array, v: Array, *, causal: bool = False, val
     numerator = drop(numerator, dropout, key)
     out = jnp.einsum("bhnk,bkhd->bhnd", numerator, v, preferred_element_type=wide(numerator, v)) / total
     return out.transpose(0, 2, 1, 3).astype(v.dtype)
+
+
+def dense_weights(q: Array, k: Array, pattern: Array | None, *, causal: bool, valid: Array | None,
+                  slopes: Array | None = None) -> Array:
+    """`[B, H, N, N]`: the softmax of all scores where `pattern` allows it, by definition, in O(N^2).
+
+    Args:
+      q, k: `[B, N, H, D]`.
+      pattern: bool, broadcastable to `[B, H, N, N]`, apart from causal and valid; None if all may see all.
+      causal, valid, slopes: as in `softmax_attention`.
+
+    Returns:
+      Rows that sum to one, and rows of zeros for queries that see no key or are not valid.
+    """
+    rest = dense_allowed(q.shape[1], causal=causal, valid=valid)
+    if pattern is None or rest is None:
+        allowed = rest if pattern is None else pattern
+    else:
+        allowed = pattern & rest
+    rows = masked_softmax(dense_scores(q, k, slopes), allowed)
+    return rows if valid is None else rows * valid[:, None, :, None]

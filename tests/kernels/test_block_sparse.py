@@ -107,3 +107,43 @@ def test_ids_are_a_set_and_must_exist():
         block_sparse_attention(q, q, q, np.full((1, 3, 2), [0, 3]), block=4)
     with pytest.raises(ValueError, match=r"ids must be \[1 or 2, 3, M\] .* got \[1, 2, 2\]"):
         block_sparse_attention(q, q, q, np.zeros((1, 2, 2), int), block=4)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_blocks_that_all_see_and_that_see_all(seed):
+    random = np.random.default_rng(seed)
+    length, block, slots = int(random.integers(1, 50)), int(random.integers(1, 9)), int(random.integers(1, 4))
+    heads, batch = 2, 3
+    blocks = -(-length // block)
+    ids = random.integers(-1, blocks, (batch if seed % 2 else 1, heads if seed % 3 else 1, blocks, slots))
+    everywhere = random.integers(-1, blocks, (batch if seed % 2 else 1, 3))  # repeats and empty slots on purpose
+    valid = random.random((batch, length)) < 0.8
+    causal, both_ways = seed == 4, seed != 3
+    number = np.arange(length) // block
+    allowed = np.zeros((len(ids), ids.shape[1], length, length), bool)
+    for b, h, row, m in np.ndindex(ids.shape):
+        allowed[b, h] |= (number[:, None] == row) & (number == ids[b, h, row, m])
+    everyone = (number == everywhere[..., None]).any(axis=1)[:, None]  # [B or 1, 1, N]
+    allowed = allowed | everyone[:, :, None] | (everyone[..., None] if both_ways else False)
+    allowed = allowed & valid[:, None, None, :] & (np.tri(length, dtype=bool) if causal else True)
+    with jax.enable_x64(True):
+        given = [jnp.asarray(a) if seed % 2 else a for a in (ids, everywhere)]
+        agree(lambda q, k, v: block_sparse_attention(
+            q, k, v, given[0], block=block, everywhere=given[1], both_ways=both_ways,
+            allowed=(lambda i, j: j <= i) if causal else None, valid=jnp.asarray(valid)),
+            lambda q, k, v: dense(q, k, v, allowed), seed, batch, length, heads)
+
+
+@pytest.mark.parametrize(("length", "window", "prefix"), [(1, 0, 3), (7, 0, 1), (53, 3, 4), (101, 33, 40), (70, 8, 99)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_band_with_a_prefix_counts_each_key_once(length, window, prefix, causal):
+    random = np.random.default_rng(length)
+    valid = random.random((2, length)) < 0.7
+    key = np.arange(length)
+    band = ((abs(key - key[:, None]) <= window) | (key < prefix)) & ((key <= key[:, None]) | (not causal))
+    with jax.enable_x64(True):
+        for given in (None, jnp.asarray(valid)):
+            allowed = band[None, None] if given is None else band & valid[:, None, None, :]
+            agree(lambda q, k, v, given=given: band_attention(q, k, v, window=window, prefix=prefix, causal=causal,
+                                                              valid=given),
+                  lambda q, k, v, allowed=allowed: dense(q, k, v, allowed), length, 2, length, 2)
