@@ -11,25 +11,35 @@ from typing import Any
 from dartformer.attention import check as _check
 from dartformer.attention import spec
 from dartformer.attention.base import Attention, Cost, Inputs, Params, Shape, Traits
+from dartformer.attention.bigbird import BigBird
+from dartformer.attention.block import Block
 from dartformer.attention.check import ConformanceError, Report
 from dartformer.attention.full import Full
 from dartformer.attention.identity import Identity
 from dartformer.attention.linear import Linear
 from dartformer.attention.linformer import Linformer
 from dartformer.attention.local import Local
+from dartformer.attention.longformer import Longformer
 from dartformer.attention.parallel import Parallel
+from dartformer.attention.sink import Sink
+from dartformer.attention.sparse import Sparse
 from dartformer.attention.strided import Strided
 from dartformer.attention.uniform import Uniform
 from dartformer.errors import InputError
 
-__all__ = ["ATTENTIONS", "Attention", "ConformanceError", "Cost", "Full", "Identity", "Inputs", "Linear", "Linformer",
-           "Local", "Parallel", "Params", "Report", "Shape", "Strided", "Traits", "Uniform", "check", "format", "names",
-           "parse", "register"]
+__all__ = ["ATTENTIONS", "Attention", "BigBird", "Block", "ConformanceError", "Cost", "Full", "Identity", "Inputs",
+           "Linear", "Linformer", "Local", "Longformer", "Parallel", "Params", "Report", "Shape", "Sink", "Sparse",
+           "Strided", "Traits", "Uniform", "check", "format", "names", "parse", "register"]
 
 ATTENTIONS: dict[str, type] = {
     "full": Full,
     "local": Local,
     "strided": Strided,
+    "block": Block,
+    "sparse": Sparse,
+    "longformer": Longformer,
+    "bigbird": BigBird,
+    "sink": Sink,
     "linear": Linear,
     "linformer": Linformer,
     "uniform": Uniform,

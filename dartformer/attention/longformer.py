@@ -1,0 +1,131 @@
+"""Longformer: a sliding window, and first tokens that see everything through projections of their own."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from dartformer.attention.base import (
+    POSITIONS,
+    Cost,
+    Inputs,
+    Params,
+    Shape,
+    Spelled,
+    Traits,
+    accept,
+    positive,
+    zero_invalid,
+)
+from dartformer.errors import InputError
+from dartformer.kernels.block_sparse import band_attention, band_scores
+from dartformer.kernels.softmax import dense_weights, distance_bias, drop, exponentials, wide
+
+
+@dataclass(frozen=True, repr=False)
+class Longformer(Spelled):
+    """Window and global tokens: for i >= g, y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over |i - j| <= w or j < g.
+
+    For the g global tokens, i < g: y_i = sum_j softmax_j(q'_i . k'_j / sqrt(D)) v'_j over all j, where q' = W_q x,
+    k' = W_k x, v' = W_v x are projected apart from the q, k, v of the layer.
+
+    Paper: Beltagy et al. 2020, arXiv:2004.05150, section 3.1.
+    Own parameters: W_q, W_k, W_v of the global tokens, `[H, E, D]` each, applied to the layer's input x.
+    Cost: O(N (w + g) D + N g E) time, O(N (w + g)) memory; no N x N array. The N keys and values k', v' are never
+    made: W_k goes to the side of the g queries, and W_v behind their sum over tokens.
+    Masks: invalid keys are left out of the softmax, and a global token that is padding is not seen; causal, which
+    the paper has without global tokens only, leaves out j > i in both parts. A query that sees no key gives zero.
+    Deviations: the first g tokens are global (the paper chooses by task, and for classification takes the CLS
+    token, which is first). W_q, W_k, W_v start independently in each head, and not as copies of the layer's
+    projections, which an attention does not own. No dilation. Rotary positions turn the layer's q and k only.
+
+    Attributes:
+      window: w, one-sided and inclusive, in tokens, at least 1; half of what other implementations call the window.
+      globals: g, at least 1; with none it is `local`.
+    """
+
+    window: int = 16
+    globals: int = 1
+
+    traits: ClassVar[Traits] = Traits(
+        summary="softmax over a sliding window and global tokens", paper="Beltagy et al. 2020, arXiv:2004.05150",
+        causal=True, reads=frozenset("qkvx"), matrix=False, positions=POSITIONS, dropout="weights")
+
+    def __post_init__(self) -> None:
+        positive(self, window=self.window, globals=self.globals)
+
+    def init(self, key: Array, shape: Shape) -> Params:
+        """W_q, W_k, W_v, `[H, E, D]`, of variance 1 / E, each head from a key of its own."""
+
+        def one_head(key: Array) -> Params:
+            size = (shape.model_dim, shape.head_dim)
+            return {name: jax.random.normal(k, size) * shape.model_dim**-0.5
+                    for name, k in zip(("W_q", "W_k", "W_v"), jax.random.split(key, 3), strict=True)}
+
+        return jax.vmap(one_head)(jax.random.split(key, shape.heads))
+
+    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
+                 key: Array | None = None) -> Array:
+        """See `Attention`."""
+        accept(self, inputs, causal=causal)
+        keys = (None, None) if key is None else jax.random.split(key)
+        rest = band_attention(inputs.q, inputs.k, inputs.v, window=self.window, prefix=self.globals, causal=causal,
+                              valid=inputs.valid, slopes=inputs.slopes, dropout=inputs.rate(train), key=keys[0])
+        x = self._read(inputs)
+        first = min(self.globals, x.shape[1])
+        q = jnp.einsum("bne,hed->bnhd", x[:, :first], params["W_q"])
+        q = jnp.einsum("bnhd,hed->bhne", q, params["W_k"]) * inputs.q.shape[-1] ** -0.5
+        scores = jnp.einsum("bhne,bke->bhnk", q, x)
+        i, j = np.arange(first)[:, None], np.arange(x.shape[1])
+        allowed = inputs.mask[:, None, None] & (j <= i if causal else True)
+        numerator, total = exponentials(distance_bias(scores, inputs.slopes, j - i), allowed)
+        mean = jnp.einsum("bhnk,bke->bhne", drop(numerator, inputs.rate(train), keys[1]), x) / total
+        out = jnp.einsum("bhne,hed->bnhd", mean, params["W_v"]).astype(inputs.v.dtype)
+        return zero_invalid(jnp.concatenate([out, rest[:, first:]], axis=1), inputs.mask)
+
+    def _read(self, inputs: Inputs) -> Array:
+        """x, in float32 or wider."""
+        if inputs.x is None:
+            raise InputError(f"{self!r} reads the layer's input, and inputs.x is None: give it [B, N, E].")
+        return inputs.x.astype(wide(inputs.x))
+
+    def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> None:
+        """None: rows of global tokens weigh v', and the others v. `rows` gives both as one picture."""
+        return None
+
+    def rows(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
+        """Each query's softmax over all tokens by definition, `[B, H, N, N]`: of v' in rows i < g, of v in others."""
+        position = jnp.arange(inputs.q.shape[1])
+        pattern = (abs(position[:, None] - position) <= self.window) | (position < self.globals)
+        rest = dense_weights(inputs.q, inputs.k, pattern, causal=causal, valid=inputs.valid, slopes=inputs.slopes)
+        q, k, _ = self._projected(params, inputs)
+        first = dense_weights(q, k, None, causal=causal, valid=inputs.valid, slopes=inputs.slopes)
+        return jnp.where(position[:, None] < self.globals, first, rest)
+
+    def reference(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
+        """The output by definition, in O(N^2), `[B, N, H, D]`."""
+        rows = self.rows(params, inputs, causal=causal)
+        first, rest = (jnp.einsum("bhnk,bkhd->bnhd", rows, v)
+                       for v in (self._projected(params, inputs)[2], inputs.v))
+        return jnp.where((jnp.arange(rows.shape[2]) < self.globals)[:, None, None], first, rest)
+
+    def _projected(self, params: Params, inputs: Inputs) -> list[Array]:
+        """q', k', v' of all tokens, `[B, N, H, D]`."""
+        return [jnp.einsum("bne,hed->bnhd", self._read(inputs), params[name]) for name in ("W_q", "W_k", "W_v")]
+
+    def cost(self, shape: Shape) -> Cost:
+        """As full attention, for the tiles and columns that are computed, and four products for the global tokens."""
+        first = min(self.globals, shape.length)
+        scores = band_scores(shape.length, self.window, self.globals)
+        own = shape.model_dim * shape.head_dim
+        rows = first * (6 * own + shape.length * (4 * shape.model_dim + 6))
+        heads = shape.batch * shape.heads
+        kept = min(shape.length, self.window + 1 + self.globals)
+        return Cost(
+            flops=heads * (scores * (4 * shape.head_dim + 6) + rows),
+            parameters=3 * shape.heads * own,
+            activation_bytes=2 * heads * (scores + first * shape.length) * max(4, shape.itemsize),
+            state_bytes=2 * shape.batch * kept * shape.heads * shape.head_dim * shape.itemsize)
