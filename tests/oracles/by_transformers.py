@@ -12,6 +12,8 @@ from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAtt
 from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention
 from transformers.models.fnet.modeling_fnet import FNetBasicFourierTransform
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
+from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
+from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
 
 def by(call: str) -> dict[str, Any]:
@@ -118,3 +120,25 @@ def fourier(e: Example) -> torch.Tensor:
     """Of the values of one head; scaled to be unitary, as ours is."""
     transform = FNetBasicFourierTransform(FNetConfig(use_tpu_fourier_optimizations=False))
     return torch.stack([transform(e.v[:, :, h])[0] for h in range(e.v.shape[2])], 2) / (e.v[0, :, 0].numel() ** 0.5)
+
+
+@oracle("ssd_causal", "ssd", causal=True, params={"dt": (2, 4), "dt_bias": (2,), "A_log": (2,), "D": (2,)},
+        sizes=(3, 70, 2, 2, 4), **by("mamba2_chunk_scan, the scan of Mamba2Mixer"))
+@without_padding
+def ssd(e: Example) -> torch.Tensor:
+    """q, k, v are its C, B and hidden states, with as many groups as heads."""
+    dt = torch.einsum("bne,he->bnh", e.x, e.params["dt"])
+    return mamba2_chunk_scan(e.v, dt, -e.params["A_log"].exp(), e.k, e.q, chunk_size=16, D=e.params["D"],
+                             dt_bias=e.params["dt_bias"], dt_softplus=True)
+
+
+@oracle("gated_delta_chunk_causal", "gated_delta", causal=True, sizes=(3, 24, 2, 4, 8),
+        params={"alpha": (2, 8), "beta": (2, 8), "A_log": (2,), "dt_bias": (2,)},
+        **by("torch_chunk_gated_delta_rule, the scan of Qwen3Next's gated DeltaNet"))
+@without_padding
+def gated_delta(e: Example) -> torch.Tensor:
+    """It normalises q and k itself."""
+    dt = nn.functional.softplus(torch.einsum("bne,he->bnh", e.x, e.params["alpha"]) + e.params["dt_bias"])
+    return torch_chunk_gated_delta_rule(
+        e.q, e.k, e.v, g=-e.params["A_log"].exp() * dt, use_qk_l2norm_in_kernel=True,
+        beta=torch.einsum("bne,he->bnh", e.x, e.params["beta"]).sigmoid())[0]

@@ -154,7 +154,7 @@ def without_padding(run: Callable[[Example], Any]) -> Callable[[Example], Any]:
 
 def autograd(this: Oracle, arrays: dict[str, np.ndarray], valid: np.ndarray,
              cotangent: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Output, zero where the query is padded, and gradients, by torch in float64."""
+    """Output, zero where the query is padded, and gradients, by torch in float64; none of a parameter left unread."""
     import torch
 
     tensors = {key: torch.tensor(a, dtype=torch.float64, requires_grad=True) for key, a in arrays.items()}
@@ -162,7 +162,7 @@ def autograd(this: Oracle, arrays: dict[str, np.ndarray], valid: np.ndarray,
     out = this.run(_example(this, tensors, mask)).double()
     out = torch.where(mask[:, :, None, None], out, 0.0)
     (out * torch.tensor(cotangent)).sum().backward()
-    zero = {key: np.zeros_like(a) for key, a in arrays.items()}
+    zero = {key: np.zeros_like(a) for key, a in arrays.items() if key in "qkvx"}
     return out.detach().numpy(), zero | {k: t.grad.numpy() for k, t in tensors.items() if t.grad is not None}
 
 
