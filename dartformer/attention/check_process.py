@@ -4,7 +4,6 @@ That process is started once, with another seed of Python's string hashes, and a
 fields and arrays go through pipes as JSON; nothing is pickled.
 """
 
-import ast
 import atexit
 import base64
 import dataclasses
@@ -27,9 +26,7 @@ HASH_SEED = "20"
 
 def elsewhere(case: Case, causal: bool) -> np.ndarray:
     """`case.results[causal][0]` as another process finds it; raises `Failed` if it finds none."""
-    cls = type(case.attention)
-    fields = {f.name: getattr(case.attention, f.name) for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-    request = {"path": sys.path, "module": cls.__module__, "class": cls.__qualname__, "fields": repr(fields),
+    request = {"path": sys.path, "attention": _as_json(case.attention),
                "case": [case.seed, case.heads, case.head_dim, case.length, case.tolerance], "causal": causal}
     process = _process()
     assert process.stdin is not None
@@ -44,6 +41,25 @@ def elsewhere(case: Case, causal: bool) -> np.ndarray:
     if "error" in answer:
         raise Failed(f"another process cannot compute it: {answer['error']}")
     return np.frombuffer(base64.b64decode(answer["out"])).reshape(answer["shape"])
+
+
+def _as_json(value: Any) -> Any:
+    """A field as JSON: an attention as its class and fields, a tuple as a list under its name, else itself."""
+    if dataclasses.is_dataclass(value):
+        cls: Any = type(value)
+        fields = {f.name: _as_json(getattr(value, f.name)) for f in dataclasses.fields(cls) if f.init}
+        return {"module": cls.__module__, "class": cls.__qualname__, "fields": fields}
+    return {"tuple": [_as_json(v) for v in value]} if isinstance(value, tuple) else value
+
+
+def _from_json(value: Any) -> Any:
+    """Inverse of `_as_json`."""
+    if not isinstance(value, dict):
+        return value
+    if "tuple" in value:
+        return tuple(map(_from_json, value["tuple"]))
+    cls: Any = functools.reduce(getattr, value["class"].split("."), importlib.import_module(value["module"]))
+    return cls(**{name: _from_json(field) for name, field in value["fields"].items()})
 
 
 @functools.cache
@@ -75,8 +91,7 @@ def serve() -> None:
 
 def _answer(request: dict) -> dict:
     sys.path[:] = request["path"]
-    cls: Any = functools.reduce(getattr, request["class"].split("."), importlib.import_module(request["module"]))
     with jax.enable_x64(True):
-        case = Case(cls(**ast.literal_eval(request["fields"])), *request["case"])
+        case = Case(_from_json(request["attention"]), *request["case"])
         out = np.ascontiguousarray(case.forward(request["causal"]))
     return {"out": base64.b64encode(out.tobytes()).decode(), "shape": out.shape}

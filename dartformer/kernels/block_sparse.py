@@ -73,7 +73,7 @@ def block_sparse_attention(q: Array, k: Array, v: Array, ids: np.ndarray | Array
         shape = (*index.shape[:2], 1 if index.ndim == 3 else blocks, 1, -1)
         position = (index[..., None] * block + np.arange(block)).reshape(shape)
         there = filled[..., None] & _take(jnp.asarray(exists)[:, None], index)
-        there = there.reshape(len(there), *shape[1:])
+        there = there.reshape(there.shape[0], *shape[1:])
         return Keys(flat(_take(k, index)), flat(_take(v, index)), position, see(there, q_position, position), axes)
 
     options: dict[str, Any] = {"slopes": slopes, "dropout": dropout}

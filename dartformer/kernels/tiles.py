@@ -51,7 +51,8 @@ def existing(length: int, block: int, valid: Array | None) -> Array | np.ndarray
     """`[B or 1, T, b]` bool, in tiles: which of the positions there is a key for. Static where `valid` is None."""
     if valid is None:
         return np.arange(length + -length % block).reshape(1, -1, block) < length
-    return jnp.pad(valid, ((0, 0), (0, -length % block))).reshape(len(valid), -1, block)
+    # Not len(valid): an exported model's B is a symbol.
+    return jnp.pad(valid, ((0, 0), (0, -length % block))).reshape(valid.shape[0], -1, block)
 
 
 def around(x: Array, before: int, after: int, axis: int) -> Array:
