@@ -12,6 +12,7 @@ from test_resume import finish, launch, outcome, write_config
 
 import dartformer
 from dartformer.__main__ import main
+from dartformer.attention import ATTENTIONS
 from dartformer.starter import HEADS, starter
 from dartformer.tasks.planted import KINDS
 
@@ -126,6 +127,26 @@ def test_list_is_a_table_or_json(capsys):
         assert some in [row["name"] for row in rows]
         assert main(["list", what]) == 0
         assert some in capsys.readouterr().out
+
+
+def test_attentions_are_listed_with_traits_cost_and_paper(capsys, monkeypatch):
+    assert main(["list", "attentions", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert set(rows) >= set(ATTENTIONS)
+    linformer, uniform = rows["linformer"], rows["uniform"]
+    assert (linformer["causal"], linformer["fixed_length"], linformer["growth"]) == (False, True, 1.0)
+    assert (linformer["positions"], linformer["dropout"]) == ([], "slots")
+    assert uniform["positions"] == ["rotary"]  # it reads neither q nor k, which are what is turned
+    n, h, d = (rows["full"]["cost"]["shape"][k] for k in ("length", "heads", "head_dim"))
+    assert rows["full"]["cost"]["flops"] == pytest.approx(4 * h * n * n * d, rel=0.1)
+    assert linformer["cost"]["parameters"] == 2 * h * 32 * n
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["list", "attentions"]) == 0
+    out = capsys.readouterr().out
+    for row in rows.values():
+        assert f"\n{row['spec']}\n" in out
+        assert row["summary"] in out
+        assert f"{row['cost']['flops'] / 1e6:.1f} " in out  # no column is cut off
 
 
 @pytest.mark.parametrize("task", HEADS)

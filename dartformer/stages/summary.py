@@ -8,9 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from dartformer import strategies, tasks
+from dartformer.attention import Shape, names, parse
 from dartformer.attention import format as spec
-from dartformer.attention import names, parse
 from dartformer.genotype import Genotype
+
+LISTED = Shape(length=1024, heads=4, head_dim=32, model_dim=128)
+"""The shape for which `dartformer list attentions` gives costs: one sequence, float32."""
 
 COLOURS = ("blue", "yellow", "green", "magenta", "cyan", "red", "white", "bright_black")
 
@@ -89,15 +92,7 @@ def show_check(row: dict[str, Any]) -> None:
 def listing(what: str) -> list[dict[str, Any]]:
     """Rows of `dartformer list`: plain data, each with at least `name`."""
     if what == "attentions":
-        rows = []
-        for name in names():
-            one = parse(name)
-            traits = one.traits
-            rows.append({"name": name, "spec": spec(one), "causal": traits.causal,
-                         "bidirectional": traits.bidirectional, "growth": traits.growth,
-                         "fixed_length": traits.fixed_length, "reads": sorted(traits.reads),
-                         "summary": traits.summary, "paper": traits.paper})
-        return rows
+        return [_attention(name) for name in names()]
     table: dict[str, Any] = strategies.STRATEGIES if what == "strategies" else {
         name: tasks.find(name) for name in tasks.names()}
     rows = []
@@ -108,17 +103,46 @@ def listing(what: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _attention(name: str) -> dict[str, Any]:
+    """A row of `dartformer list attentions`: the traits of one with its default options, and its cost at `LISTED`."""
+    one = parse(name)
+    traits, cost = one.traits, one.cost(LISTED)
+    positions = {*traits.positions, *(() if traits.reads & {"q", "k"} else ("rotary",))}  # which leaves v as it is
+    return {"name": name, "spec": spec(one), "causal": traits.causal, "bidirectional": traits.bidirectional,
+            "growth": traits.growth, "fixed_length": traits.fixed_length, "positions": sorted(positions),
+            "dropout": traits.dropout, "reads": sorted(traits.reads), "stochastic": traits.stochastic,
+            "order": traits.order, "summary": traits.summary, "paper": traits.paper,
+            "cost": {**dataclasses.asdict(cost), "shape": dataclasses.asdict(LISTED)}}
+
+
 def show_listing(what: str, rows: list[dict[str, Any]]) -> None:
     """A table of `listing`."""
     console = Console(highlight=False)
     if what == "attentions":
-        table = Table("spec", "causal", "both ways", "cost", "own length", "summary", "paper", box=None)
-        for row in rows:
-            table.add_row(row["spec"], *("yes" if row[k] else "no" for k in ("causal", "bidirectional")),
-                          f"N^{row['growth']:g}", "fixed" if row["fixed_length"] else "any", row["summary"],
-                          row["paper"])
-    else:
-        table = Table("name", "summary", "options", box=None)
-        for row in rows:
-            table.add_row(row["name"], row["summary"], ", ".join(f"{k}={v}" for k, v in row["options"].items()))
+        _show_attentions(console, rows)
+        return
+    table = Table("name", "summary", "options", box=None)
+    for row in rows:
+        table.add_row(row["name"], row["summary"], ", ".join(f"{k}={v}" for k, v in row["options"].items()))
     console.print(table)
+
+
+def _show_attentions(console: Console, rows: list[dict[str, Any]]) -> None:
+    """What each can do and costs; below, what each is."""
+    table = Table("name", "causal", "both", "time", "length", "positions", "dropout", box=None, padding=(0, 1, 0, 0))
+    for column in ("MFLOP", "MiB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row["name"], *("yes" if row[k] else "no" for k in ("causal", "bidirectional")),
+                      f"N^{row['growth']:g}", "fixed" if row["fixed_length"] else "any",
+                      " ".join(row["positions"]) or "-", row["dropout"] or "-", f"{row['cost']['flops'] / 1e6:.1f}",
+                      f"{row['cost']['activation_bytes'] / 2**20:.2f}")
+    console.print(table)
+    console.print(
+        "\nboth: both ways. time: how it grows with the length N. length: whether any, or tied to the one it was built "
+        "for. positions: which it can take beside learned and sinusoidal. dropout: what attention dropout drops. MFLOP "
+        f"and MiB: operations and intermediate arrays of one forward pass at N={LISTED.length}, {LISTED.heads} heads of "
+        f"{LISTED.head_dim}, float32, by formula. With the default options, which are:\n", markup=False)
+    for row in rows:
+        paper = "" if row["paper"] == "none" else f"; {row['paper']}"
+        console.print(f"{row['spec']}\n    {row['summary']}{paper}", markup=False, soft_wrap=True)
