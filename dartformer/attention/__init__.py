@@ -14,6 +14,7 @@ from dartformer.attention.base import Attention, Cost, Inputs, Params, Shape, Tr
 from dartformer.attention.bigbird import BigBird
 from dartformer.attention.block import Block
 from dartformer.attention.check import ConformanceError, Report
+from dartformer.attention.conv import Conv
 from dartformer.attention.full import Full
 from dartformer.attention.identity import Identity
 from dartformer.attention.linear import Linear
@@ -24,12 +25,13 @@ from dartformer.attention.parallel import Parallel
 from dartformer.attention.sink import Sink
 from dartformer.attention.sparse import Sparse
 from dartformer.attention.strided import Strided
+from dartformer.attention.synthesizer import Synthesizer
 from dartformer.attention.uniform import Uniform
 from dartformer.errors import InputError
 
-__all__ = ["ATTENTIONS", "Attention", "BigBird", "Block", "ConformanceError", "Cost", "Full", "Identity", "Inputs",
-           "Linear", "Linformer", "Local", "Longformer", "Parallel", "Params", "Report", "Shape", "Sink", "Sparse",
-           "Strided", "Traits", "Uniform", "check", "format", "names", "parse", "register"]
+__all__ = ["ATTENTIONS", "Attention", "BigBird", "Block", "ConformanceError", "Conv", "Cost", "Full", "Identity",
+           "Inputs", "Linear", "Linformer", "Local", "Longformer", "Parallel", "Params", "Report", "Shape", "Sink",
+           "Sparse", "Strided", "Synthesizer", "Traits", "Uniform", "check", "format", "names", "parse", "register"]
 
 ATTENTIONS: dict[str, type] = {
     "full": Full,
@@ -42,8 +44,10 @@ ATTENTIONS: dict[str, type] = {
     "sink": Sink,
     "linear": Linear,
     "linformer": Linformer,
+    "synthesizer": Synthesizer,
     "uniform": Uniform,
     "identity": Identity,
+    "conv": Conv,
     "parallel": Parallel,
 }
 """Name in specs, and class. `register` adds to it."""

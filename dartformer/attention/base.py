@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from dartformer.errors import InputError
-from dartformer.kernels.softmax import drop
+from dartformer.kernels.softmax import drop, wide
 
 POSITIONS = frozenset({"rotary", "alibi"})
 """Positions that act inside an attention, for `Traits.positions`."""
@@ -233,6 +233,13 @@ def drop_values(inputs: Inputs, train: bool, key: Array | None) -> Array:
     """v `[B, N, H, D]` with whole tokens dropped at `inputs.dropout` in training: the dropout called "values"."""
     rate = inputs.rate(train)
     return inputs.v if rate == 0 else inputs.v * drop(jnp.ones_like(inputs.v[..., :1]), rate, key)
+
+
+def layer_input(attention: Attention, inputs: Inputs) -> Array:
+    """x `[B, N, E]` in float32 or wider; raises `InputError` where it was not given."""
+    if inputs.x is None:
+        raise InputError(f"{attention!r} reads the layer's input, and inputs.x is None: give it [B, N, E].")
+    return inputs.x.astype(wide(inputs.x))
 
 
 def fits(attention: Any, length: int, limit: int) -> None:

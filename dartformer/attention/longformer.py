@@ -17,12 +17,12 @@ from dartformer.attention.base import (
     Spelled,
     Traits,
     accept,
+    layer_input,
     positive,
     zero_invalid,
 )
-from dartformer.errors import InputError
 from dartformer.kernels.block_sparse import band_attention, band_scores
-from dartformer.kernels.softmax import dense_weights, distance_bias, drop, exponentials, wide
+from dartformer.kernels.softmax import dense_weights, distance_bias, drop, exponentials
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,7 +74,7 @@ class Longformer(Spelled):
         keys = (None, None) if key is None else jax.random.split(key)
         rest = band_attention(inputs.q, inputs.k, inputs.v, window=self.window, prefix=self.globals, causal=causal,
                               valid=inputs.valid, slopes=inputs.slopes, dropout=inputs.rate(train), key=keys[0])
-        x = self._read(inputs)
+        x = layer_input(self, inputs)
         first = min(self.globals, x.shape[1])
         q = jnp.einsum("bne,hed->bnhd", x[:, :first], params["W_q"])
         q = jnp.einsum("bnhd,hed->bhne", q, params["W_k"]) * inputs.q.shape[-1] ** -0.5
@@ -85,12 +85,6 @@ class Longformer(Spelled):
         mean = jnp.einsum("bhnk,bke->bhne", drop(numerator, inputs.rate(train), keys[1]), x) / total
         out = jnp.einsum("bhne,hed->bnhd", mean, params["W_v"]).astype(inputs.v.dtype)
         return zero_invalid(jnp.concatenate([out, rest[:, first:]], axis=1), inputs.mask)
-
-    def _read(self, inputs: Inputs) -> Array:
-        """x, in float32 or wider."""
-        if inputs.x is None:
-            raise InputError(f"{self!r} reads the layer's input, and inputs.x is None: give it [B, N, E].")
-        return inputs.x.astype(wide(inputs.x))
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> None:
         """None: rows of global tokens weigh v', and the others v. `rows` gives both as one picture."""
@@ -114,7 +108,7 @@ class Longformer(Spelled):
 
     def _projected(self, params: Params, inputs: Inputs) -> list[Array]:
         """q', k', v' of all tokens, `[B, N, H, D]`."""
-        return [jnp.einsum("bne,hed->bnhd", self._read(inputs), params[name]) for name in ("W_q", "W_k", "W_v")]
+        return [jnp.einsum("bne,hed->bnhd", layer_input(self, inputs), params[name]) for name in ("W_q", "W_k", "W_v")]
 
     def cost(self, shape: Shape) -> Cost:
         """As full attention, for the tiles and columns that are computed, and four products for the global tokens."""

@@ -136,7 +136,24 @@ def softmax_attention(q: Array, k: Array, v: Array, *, causal: bool = False, val
       `[B, N, H, D]` in the dtype of v; zero for a query that sees no key.
     """
     allowed = dense_allowed(q.shape[1], causal=causal, valid=valid)
-    numerator, total = exponentials(dense_scores(q, k, slopes), allowed)
+    return softmax_values(dense_scores(q, k, slopes), allowed, v, dropout=dropout, key=key)
+
+
+def softmax_values(scores: Array, allowed: Array | None, v: Array, *, dropout: float = 0.0,
+                   key: Array | None = None) -> Array:
+    """softmax(scores) v.
+
+    Args:
+      scores: `[B, H, N, K]`, or `[1, H, N, K]` where they are the same for all examples.
+      allowed: bool, broadcastable to `scores`; None if everything is allowed.
+      v: `[B, K, H, D]`.
+      dropout, key: rate at which single weights are dropped, and the noise.
+
+    Returns:
+      `[B, N, H, D]` in the dtype of v; zero for a query that sees no key.
+    """
+    numerator, total = exponentials(scores, allowed)
+    numerator = jnp.broadcast_to(numerator, (v.shape[0], *numerator.shape[1:]))
     numerator = drop(numerator, dropout, key)
     out = jnp.einsum("bhnk,bkhd->bhnd", numerator, v, preferred_element_type=wide(numerator, v)) / total
     return out.transpose(0, 2, 1, 3).astype(v.dtype)
