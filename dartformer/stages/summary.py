@@ -140,9 +140,10 @@ def _show_attentions(console: Console, rows: list[dict[str, Any]]) -> None:
     console.print(table)
     console.print(
         "\nboth: both ways. time: how it grows with the length N. length: whether any, or tied to the one it was built "
-        "for. positions: which it can take beside learned and sinusoidal. dropout: what attention dropout drops. MFLOP "
-        f"and MiB: operations and intermediate arrays of one forward pass at N={LISTED.length}, {LISTED.heads} heads of "
-        f"{LISTED.head_dim}, float32, by formula. With the default options, which are:\n", markup=False)
+        "for. positions: which it can take beside learned and sinusoidal. dropout: what attention dropout drops. "
+        f"MFLOP and MiB: operations and intermediate arrays of one forward pass at N={LISTED.length}, "
+        f"{LISTED.heads} heads of {LISTED.head_dim}, float32, by formula. With the default options, which are:\n",
+        markup=False)
     for row in rows:
         paper = "" if row["paper"] == "none" else f"; {row['paper']}"
         console.print(f"{row['spec']}\n    {row['summary']}{paper}", markup=False, soft_wrap=True)
