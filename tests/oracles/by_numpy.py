@@ -113,6 +113,18 @@ def longformer(e: Example) -> np.ndarray:
     return np.where(np.arange(len(i))[:, None, None] < 2, first, rest)
 
 
+RELU = "Katharopoulos et al. 2020, equation 4, with max(x, 0) for features"
+
+
+@oracle("linear_relu", "linear(feature='relu')", by=RELU, sizes=SMALL, **BY)
+@oracle("linear_relu_causal", "linear(feature='relu')", causal=True, by=RELU, sizes=SMALL, **BY)
+def linear_relu(e: Example) -> np.ndarray:
+    """sim(q, k) = phi(q) . phi(k), divided by its sum over the visible keys; zero where that is."""
+    similar = np.einsum("bnhd,bkhd->bhnk", np.maximum(e.q, 0), np.maximum(e.k, 0)) * seen(e)
+    total = similar.sum(-1, keepdims=True)
+    return times(similar / np.where(total == 0, 1, total), e.v)
+
+
 NONE = (-1, -1)
 GRAPH = np.array([[NONE, NONE, NONE, (1, -1), (2, 1), (1, 3)], [NONE, NONE, NONE, (1, -1), (2, 1), (3, 2)]])
 """Of 2 heads and 6 blocks: what a block sees besides the first, itself and the one before."""

@@ -177,7 +177,7 @@ def differences(this: Oracle, arrays: dict[str, np.ndarray], valid: np.ndarray,
     output, gradients = loss()[1], {}
     for key, array in arrays.items():
         gradient, whole = np.zeros_like(array), array.copy()
-        array *= 1.5
+        array += array**2  # neither a factor nor a shift, which change nothing in some attentions
         read = (loss()[1] != output).any()
         array[...] = whole
         for place in np.ndindex(*array.shape if read else (0,)):
