@@ -10,7 +10,7 @@ from dartformer.errors import InputError
 
 
 @pytest.mark.parametrize(("spec", "message"), [
-    ("synthesizer(mode='sparse')", "must be 'dense' or 'random' or 'factorised', got 'sparse'"),
+    ("synthesizer(mode='sparse')", "synthesizer: option 'mode' must be 'dense' or"),
     ("synthesizer(mode='random', rank=4)", "mode 'random' has no rank, got rank=4"),
     ("synthesizer(rank=0)", "synthesizer: rank must be a whole number of at least 1, got 0"),
     ("conv(width=0)", "conv: width must be a whole number of at least 1, got 0"),
