@@ -1,57 +1,170 @@
 """Whether to believe a result: numbers about a search or a comparison, each with a verdict in plain words."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
 
+from dartformer.attention import format as spec
 from dartformer.search_space import SearchSpace
 
 LOW_ENTROPY, HIGH_ENTROPY = 0.5, 0.95
 """Shares of ln K: below the first a row of the mixture has decided, above the second it has hardly moved."""
 
 WIDE_GAP = 0.05
-"""A loss of accuracy by discretisation above this (5 points) means that the mixture, not its winner, was trained
-(the 'discretisation gap' of Zela et al., arXiv 1909.09656, and Wang et al., arXiv 2108.04392)."""
+"""A loss of accuracy by discretisation above this (5 points) means that the mixture, not its winner, was trained."""
+
+NAMED = 3
+"""Places that a verdict names; it counts the rest."""
+
+
+class Finding(NamedTuple):
+    """One number, held against a threshold.
+
+    Attributes:
+      name: what was measured.
+      value, threshold: the number and its limit; None where there is none.
+      source: where the threshold comes from.
+      fine: True, False for a warning, None where it cannot be judged.
+      verdict: a sentence.
+    """
+
+    name: str
+    value: float | None
+    threshold: float | None
+    source: str
+    fine: bool | None
+    verdict: str
 
 
 def rows(mixture: np.ndarray, space: SearchSpace) -> dict[str, np.ndarray]:
-    """For each free row of the alphas `[1 or L, 1 or H]`: the winner, entropy / ln K, and margin to the second."""
+    """For each free row of the alphas `[1 or L, 1 or H]`: the winner, entropy / ln K, and margin to the second.
+
+    Rows that are gates, and do not sum to one, are scaled to for the entropy.
+    """
     free = np.asarray(mixture, np.float64)[:space.alphas_shape[0], :space.alphas_shape[1]]
-    entropy = -(free * np.log(np.maximum(free, 1e-30))).sum(-1) / np.log(free.shape[-1])
+    share = free / np.maximum(free.sum(-1, keepdims=True), 1e-30)
+    entropy = -(share * np.log(np.maximum(share, 1e-30))).sum(-1) / np.log(free.shape[-1])
     order = np.sort(free, -1)
     return {"winner": free.argmax(-1), "entropy": entropy, "margin": order[..., -1] - order[..., -2]}
 
 
-def of_search(mixture: np.ndarray, space: SearchSpace, evaluate: Callable[[np.ndarray], dict[str, float]],
-              tie_margin: float) -> dict[str, Any]:
-    """Entropy, margin and discretisation gap of a finished search, with verdicts.
+def entropy(mixtures: np.ndarray, space: SearchSpace) -> Finding:
+    """Whether the alphas moved: mean entropy of the rows of `mixtures` `[S, L, H, K]`, as a share of ln K."""
+    value = float(np.mean([rows(m, space)["entropy"] for m in mixtures]))
+    if value > HIGH_ENTROPY:
+        verdict = f"the alphas hardly moved (entropy {value:.2f} of the maximum): the choice is close to a coin toss"
+    elif value < LOW_ENTROPY:
+        verdict = f"the alphas have decided (entropy {value:.2f} of the maximum)"
+    else:
+        verdict = f"the alphas moved, and keep several candidates alive (entropy {value:.2f} of the maximum)"
+    return Finding("entropy", value, HIGH_ENTROPY, "this package: with four candidates, a largest weight of 0.42",
+                   value <= HIGH_ENTROPY, verdict)
+
+
+def margin(mixtures: np.ndarray, space: SearchSpace, tie_margin: float) -> Finding:
+    """Whether first and second can be told apart in every place of `mixtures` `[S, L, H, K]`.
+
+    The first two are those of the mean over the seeds. With several seeds their difference is held against its
+    spread, the standard deviation over the seeds: a smaller one would be another seed's sign.
+    """
+    free = np.asarray(mixtures, np.float64)[:, :space.alphas_shape[0], :space.alphas_shape[1]]
+    seeds, tied, smallest, limit = len(free), [], np.inf, tie_margin
+    for place in np.ndindex(free.shape[1:3]):
+        values = free[(slice(None), *place)]
+        first, second = np.argsort(-values.mean(0), kind="stable")[:2]
+        gaps = values[:, first] - values[:, second]
+        noise = spread(gaps.tolist()) if seeds > 1 else 0.0
+        if gaps.mean() < smallest:
+            smallest, limit = float(gaps.mean()), max(noise, tie_margin)
+        if gaps.mean() <= max(noise, tie_margin):
+            what = f"seed noise {noise:.2f}" if noise > tie_margin else f"the tie margin {tie_margin:g}"
+            tied.append(f"{space.place_name(place)}: margin {gaps.mean():.2f} is within {what}: treat "
+                        f"{spec(space.candidates[first])} and {spec(space.candidates[second])} as tied")
+    more = f"; and so in {len(tied) - NAMED} more of {free[0, ..., 0].size} places" if len(tied) > NAMED else ""
+    source = f"spread over {seeds} seeds, at least derive.tie_margin" if seeds > 1 else "derive.tie_margin"
+    return Finding("margin", smallest, limit, source, not tied, "; ".join(tied[:NAMED]) + more if tied else
+                   f"every choice is clear (smallest margin {smallest:.2f})")
+
+
+def agreement(mixtures: np.ndarray, space: SearchSpace) -> Finding:
+    """Whether seeds choose alike: the mean over places of the share of `mixtures` `[S, L, H, K]` with the winner."""
+    winners = np.array([rows(m, space)["winner"] for m in mixtures])
+    seeds, source = len(winners), "this package: what is chosen must be chosen by more than half of the seeds"
+    if seeds < 2:
+        return Finding("seeds", None, 0.5, source, None, "one seed: another might choose differently (search.seeds)")
+    shares = np.array([Counter(winners[(slice(None), *place)].tolist()).most_common(1)[0][1] / seeds
+                       for place in np.ndindex(winners.shape[1:])])
+    value, split = float(shares.mean()), int((shares <= 0.5).sum())
+    if split:
+        verdict = f"in {split} of {shares.size} places no candidate is chosen by more than half of the {seeds} seeds"
+    else:
+        verdict = f"{100 * value:.0f}% of the choices of {seeds} seeds are the common one"
+    return Finding("seeds", value, 0.5, source, not split, verdict)
+
+
+def discretisation(soft: Sequence[float], hard: Sequence[float]) -> Finding:
+    """Valid accuracy of each seed's supernet at its mixture, and at the one-hot mixture of the largest weights."""
+    value = float(np.mean(soft) - np.mean(hard))
+    points = f"{100 * abs(value):.1f} points on valid against the mixture"
+    if value > WIDE_GAP:
+        verdict = f"the discretised supernet loses {points}: alphas and one-hot performance may disagree"
+    elif value > 0:
+        verdict = f"the discretised supernet keeps its accuracy (it loses {points})"
+    else:
+        verdict = f"the discretised supernet is no worse (it gains {points})"
+    source = "this package; the gap is that of arXiv 1909.09656 and 2108.04392, which give no threshold"
+    return Finding("discretisation", value, WIDE_GAP, source, value <= WIDE_GAP, verdict)
+
+
+def of_search(mixtures: np.ndarray, space: SearchSpace, evaluate: Callable[[int, np.ndarray], Mapping[str, float]],
+              tie_margin: float, *, learned: bool = True) -> dict[str, Any]:
+    """All that can be said of a finished search without training anything.
 
     Args:
-      mixture: `[L, H, K]` after the last step.
+      mixtures: `[S, L, H, K]`, where each seed ended.
       space: the search space.
-      evaluate: valid loss and accuracy of the supernet at a mixture.
+      evaluate: (number of the seed, mixture `[L, H, K]`) -> valid loss and accuracy of its supernet.
       tie_margin: candidates closer than this in the mixture count as tied.
+      learned: the strategy has alphas; without them a mixture is uniform and says nothing.
+
+    Returns:
+      Plain data: rows of entropy and margin (means over the seeds), valid at the mixture and at its argmax, each
+      candidate alone in the supernet, `findings` and `verdicts`.
     """
-    found = rows(mixture, space)
-    soft = evaluate(mixture.astype(np.float32))
-    hard = evaluate(space.mixture(space.genotype(found["winner"])))
-    gap = soft["accuracy"] - hard["accuracy"]
-    verdicts = []
-    if found["entropy"].mean() > HIGH_ENTROPY:
-        verdicts.append(f"the alphas hardly moved (entropy {found['entropy'].mean():.2f} of the maximum): "
-                        f"the choice is close to a coin toss")
-    tied = int((found["margin"] < tie_margin).sum())
-    if tied:
-        verdicts.append(f"{tied} of {found['margin'].size} choices are within the tie margin {tie_margin:g}: "
-                        f"treat the first two candidates there as tied")
-    if gap > WIDE_GAP:
-        verdicts.append(f"the discretised supernet loses {100 * gap:.1f} points on valid against the mixture: "
-                        f"alphas and one-hot performance may disagree")
-    return {"entropy": found["entropy"].tolist(), "margin": found["margin"].tolist(),
-            "valid_soft": soft, "valid_discrete": hard, "discretisation_gap": gap,
-            "verdicts": verdicts or ["no warning: the alphas have decided and the supernet keeps its accuracy"]}
+    each = range(len(mixtures))
+    found = [rows(m, space) for m in mixtures]
+    soft = [evaluate(i, mixtures[i].astype(np.float32)) for i in each]
+    alone = {spec(g.layers[0][0]): _mean([evaluate(i, space.mixture(g)) for i in each]) for g in space.homogeneous()}
+    data: dict[str, Any] = {
+        "entropy": np.mean([f["entropy"] for f in found], 0).tolist(),
+        "margin": np.mean([f["margin"] for f in found], 0).tolist(),
+        "valid_soft": _mean(soft), "alone": alone}
+    if not learned:
+        return {**data, **judged([Finding("margin", None, None, "", None, "the strategy learns no alphas: its mixture "
+                                          "is uniform, and the derivation decides")])}
+    hard = [evaluate(i, space.mixture(space.genotype(found[i]["winner"]))) for i in each]
+    findings = [entropy(mixtures, space), margin(mixtures, space, tie_margin), agreement(mixtures, space),
+                discretisation([s["accuracy"] for s in soft], [h["accuracy"] for h in hard])]
+    accuracy = [h["accuracy"] for h in hard]
+    return {**data, "valid_discrete": _mean(hard), "discretisation_gap": findings[-1].value,
+            "seeds": {"valid_discrete_accuracy": {"mean": float(np.mean(accuracy)), "spread": spread(accuracy),
+                                                  "per_seed": accuracy},
+                      "agreement": findings[2].value},
+            **judged(findings)}
+
+
+def judged(findings: Sequence[Finding | Mapping[str, Any]]) -> dict[str, Any]:
+    """`findings` as plain data and `verdicts`, the sentences of those that warn (or that nothing does)."""
+    plain = [f._asdict() if isinstance(f, Finding) else dict(f) for f in findings]
+    warnings = [f["verdict"] for f in plain if f["fine"] is False]
+    return {"findings": plain, "verdicts": warnings or ["no warning: " + "; ".join(f["verdict"] for f in plain)]}
+
+
+def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {k: float(np.mean([s[k] for s in scores])) for k in scores[0]}
 
 
 def spread(values: Sequence[float]) -> float:

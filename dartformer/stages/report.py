@@ -13,6 +13,7 @@ from dartformer._version import __version__
 from dartformer.attention import format as spec
 from dartformer.stages import search as search_stage
 from dartformer.stages.base import Run
+from dartformer.stages.summary import MARKS, number
 from dartformer.train import read_metrics
 from dartformer.workdir import write_text
 
@@ -52,7 +53,7 @@ def report(run: Run) -> str:
         if any("mixture" in line for line in searched.history):
             body += ["<h2>Search</h2>", _image(plots.trajectories(searched.history, run.space),
                                                "Weights of the mixture over the search")]
-        body += ["<ul>", *(f"<li>{html.escape(v)}</li>" for v in searched.diagnostics["verdicts"]), "</ul>"]
+        body.append(findings_table(results.get("diagnostics", searched.diagnostics)))
     histories = {str(f.parent.relative_to(run.workdir.path)): read_metrics(f)
                  for name in ("search", "retrain") for f in sorted(run.file(name).rglob("metrics.jsonl"))}
     if histories:
@@ -83,6 +84,18 @@ def _table(results: dict[str, Any]) -> str:
                  f"{100 * fields['valid']['accuracy']:.1f}" if "valid" in fields else "",
                  f"{fields['parameters']:,}" if "parameters" in fields else ""]
         rows.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
+    return f"<table>{''.join(rows)}</table>"
+
+
+def findings_table(diagnostics: dict[str, Any]) -> str:
+    """Every diagnosis of the search with its limit and where that comes from."""
+    if not diagnostics["findings"]:
+        return "<ul>" + "".join(f"<li>{html.escape(v)}</li>" for v in diagnostics["verdicts"]) + "</ul>"
+    rows = ["<tr><th>can it be believed?</th><th>value</th><th>limit</th><th>verdict</th><th>limit from</th></tr>"]
+    for one in diagnostics["findings"]:
+        cells = [f"{MARKS[one['fine']][0]} {one['name']}", number(one["value"]), number(one["threshold"]),
+                 one["verdict"], one["source"]]
+        rows.append("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>")
     return f"<table>{''.join(rows)}</table>"
 
 

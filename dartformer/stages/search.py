@@ -177,18 +177,28 @@ def search(run: Run) -> SearchResult:
     states: list[State] = []
     seconds = compile_seconds = 0.0
     step: CompiledStep | None = None
+
+    def scores(weights: Weights, mixture: np.ndarray) -> dict[str, float]:
+        """Valid loss and accuracy at the mixture; accuracy at its argmax, and the gap between them."""
+        soft = evaluator(weights, run.parts["valid"], mixture)
+        if not run.strategy.traits.alphas:
+            return soft
+        choice = space.genotype(diagnostics.rows(mixture, space)["winner"])
+        hard = evaluator(weights, run.parts["valid"], space.mixture(choice))["accuracy"]
+        return {**soft, "discrete_accuracy": hard, "discretisation_gap": soft["accuracy"] - hard}
+
     for group in groups(run):
 
         def evaluate(state: State, group: Group = group) -> dict[str, Any]:
-            found = [evaluator(one.weights, run.parts["valid"], mixture_of(one)) for one in separate(state, group)]
+            found = [scores(one.weights, np.asarray(mixture_of(one))) for one in separate(state, group)]
             means = {k: float(np.mean([f[k] for f in found])) for k in found[0]}
             return {**means, "per_seed": [f["accuracy"] for f in found]} if group.together else means
 
         def describe(state: State, group: Group = group) -> dict[str, Any]:
             mixtures = np.array([mixture_of(one) for one in separate(state, group)])
             rows = [diagnostics.rows(m, space) for m in mixtures]
-            return {"entropy": float(np.mean([r["entropy"] for r in rows])),
-                    "margin": float(np.mean([r["margin"] for r in rows])),
+            means = {k: np.mean([r[k] for r in rows], 0) for k in ("entropy", "margin")}
+            return {**{k: float(v.mean()) for k, v in means.items()}, **{f"{k}_rows": v for k, v in means.items()},
                     **({"mixtures": mixtures.tolist()} if group.together else {"mixture": mixtures[0].tolist()})}
 
         step = step or CompiledStep(step_of(run, group))  # groups of one seed share it
@@ -201,12 +211,11 @@ def search(run: Run) -> SearchResult:
         for one, number, history in zip(separate(fitted.state, group), group.seeds, histories(group), strict=True):
             states.append(one)
             seeds.append(Seed(number, np.asarray(one.alphas), np.asarray(mixture_of(one)), history))
-    reports = []
-    for seed, state in zip(seeds, states, strict=True):
-        def score(mixture: np.ndarray, weights: Weights = state.weights) -> dict[str, float]:
-            return evaluator(weights, run.parts["valid"], mixture)
-        reports.append(diagnostics.of_search(seed.mixture, space, score, config.derive.tie_margin))
-    return _write(run, seeds, reports, seconds, compile_seconds)
+    report = diagnostics.of_search(
+        np.array([seed.mixture for seed in seeds]), space,
+        lambda i, mixture: evaluator(states[i].weights, run.parts["valid"], mixture), config.derive.tie_margin,
+        learned=run.strategy.traits.alphas)
+    return _write(run, seeds, report, seconds, compile_seconds)
 
 
 def _without_supernet(run: Run) -> SearchResult:
@@ -216,12 +225,12 @@ def _without_supernet(run: Run) -> SearchResult:
     run.file("search").mkdir(exist_ok=True)
     seed = Seed(run.config.seed, alphas, mixture, [])
     name = run.config.search.strategy.name
-    return _write(run, [seed], [{"verdicts": [f"{name} trains no supernet: nothing to judge"]}], 0.0, 0.0)
+    nothing = {"findings": [], "verdicts": [f"{name} trains no supernet: nothing to judge"]}
+    return _write(run, [seed], nothing, 0.0, 0.0)
 
 
-def _write(run: Run, seeds: list[Seed], reports: list[dict[str, Any]], seconds: float,
+def _write(run: Run, seeds: list[Seed], report: dict[str, Any], seconds: float,
            compile_seconds: float) -> SearchResult:
-    report = reports[0]
     run.record(diagnostics=report, seconds={**run.results().get("seconds", {}), "search": seconds,
                                             "search.compile": compile_seconds})
     # Last, because it says that the search is finished.

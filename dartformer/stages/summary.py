@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dartformer import strategies, tasks
@@ -14,6 +15,9 @@ from dartformer.genotype import Genotype
 
 LISTED = Shape(length=1024, heads=4, head_dim=32, model_dim=128)
 """The shape for which `dartformer list attentions` gives costs: one sequence, float32."""
+
+MARKS = {True: ("ok", "green"), False: ("WARNING", "red"), None: ("?", "yellow")}
+"""How a finding is shown, by its `fine`."""
 
 COLOURS = ("blue", "yellow", "green", "magenta", "cyan", "red", "white", "bright_black")
 
@@ -38,8 +42,7 @@ def show(verb: str, data: dict[str, Any], workdir: Path) -> None:
         for line in data["ties"]:
             console.print(f"tie: {line}", markup=False)
     elif verb == "search":
-        for line in data["diagnostics"]["verdicts"]:
-            console.print(line, markup=False)
+        _show_findings(console, data["diagnostics"])
         console.print(f"searched for {data['seconds']:.1f} s; the mixture is in {workdir / 'search/alphas.json'}",
                       markup=False, soft_wrap=True)
     elif verb == "retrain":
@@ -74,11 +77,32 @@ def _show_results(console: Console, results: dict[str, Any], workdir: Path) -> N
     console.print(table)
     for sentence in results["verdict"]:
         console.print(f"* {sentence}", markup=False, soft_wrap=True)
+    if "diagnostics" in results:
+        _show_findings(console, results["diagnostics"])
     seconds = results["seconds"]
     running = sum(v for k, v in seconds.items() if not k.endswith(".compile"))
     compiling = sum(v for k, v in seconds.items() if k.endswith(".compile"))
     console.print(f"{running:.0f} s of training, {compiling:.0f} s of compiling", markup=False)
     console.print(f"everything is in {workdir}: report.html, results.json, export/", markup=False, soft_wrap=True)
+
+
+def _show_findings(console: Console, diagnostics: dict[str, Any]) -> None:
+    """What the search's diagnostics say: a line for each, warnings marked."""
+    if not diagnostics["findings"]:
+        for line in diagnostics["verdicts"]:
+            console.print(line, markup=False)
+        return
+    table = Table("search", "value", "limit", "verdict", box=None)
+    for one in diagnostics["findings"]:
+        mark, colour = MARKS[one["fine"]]
+        table.add_row(f"[{colour}]{mark} {one['name']}[/]", *(number(one[k]) for k in ("value", "threshold")),
+                      escape(one["verdict"]))
+    console.print(table)
+
+
+def number(value: float | None) -> str:
+    """A number of a diagnosis in three digits; nothing for None."""
+    return "" if value is None else f"{value:.3g}"
 
 
 def show_check(row: dict[str, Any]) -> None:

@@ -1,0 +1,111 @@
+"""Each diagnosis: its number on cases that can be computed by hand, and its verdict in both directions."""
+
+import numpy as np
+import pytest
+
+from dartformer import diagnostics
+from dartformer.attention import parse
+from dartformer.search_space import SearchSpace
+from dartformer.stages import report, summary
+
+SPACE = SearchSpace(tuple(map(parse, ("full", "local(window=4)", "linear", "uniform"))), 2, 1, "layer")
+
+
+def mixtures(*first_rows):
+    """`[S, 2, 1, 4]`: layer 0 as given for each seed, layer 1 sure of `full`."""
+    return np.array([[[row], [(0.97, 0.01, 0.01, 0.01)]] for row in first_rows])
+
+
+def test_entropy_and_margin_of_rows():
+    found = diagnostics.rows(np.array([[[0.25] * 4], [[0.5, 0.5, 0, 0]]]), SPACE)
+    np.testing.assert_allclose(found["entropy"], [[1.0], [0.5]])
+    np.testing.assert_allclose(found["margin"], [[0], [0]])
+    gates = diagnostics.rows(np.array([[[0.9] * 4], [[0.8, 0.2, 0, 0]]]), SPACE)
+    np.testing.assert_allclose(gates["entropy"][0], [1.0])
+    np.testing.assert_allclose(gates["margin"], [[0], [0.6]])
+
+
+@pytest.mark.parametrize(("row", "fine", "says"), [
+    ((0.28, 0.24, 0.24, 0.24), False, "hardly moved"),
+    ((0.6, 0.2, 0.1, 0.1), True, "keep several candidates alive"),
+    ((0.97, 0.01, 0.01, 0.01), True, "have decided")])
+def test_entropy_says_whether_the_alphas_moved(row, fine, says):
+    both = np.array([[[row], [row]]])
+    found = diagnostics.entropy(both, SPACE)
+    assert found.fine == fine
+    assert says in found.verdict
+
+
+@pytest.mark.parametrize(("rows", "fine", "says"), [
+    ([(0.4, 0.1, 0.38, 0.12)], False,
+     "layer 0: margin 0.02 is within the tie margin 0.05: treat full and linear as tied"),
+    ([(0.6, 0.2, 0.1, 0.1)], True, "every choice is clear (smallest margin 0.40)"),
+    # Over the seeds the margin is 0.1 on average and its spread 0.2 * sqrt(2): one seed is the other way round.
+    ([(0.55, 0.25, 0.1, 0.1), (0.35, 0.45, 0.1, 0.1)], False,
+     "layer 0: margin 0.10 is within seed noise 0.28: treat full and local(window=4) as tied"),
+    ([(0.6, 0.2, 0.1, 0.1), (0.62, 0.2, 0.1, 0.08)], True, "smallest margin 0.41")])
+def test_margin_is_held_against_the_seeds(rows, fine, says):
+    found = diagnostics.margin(mixtures(*rows), SPACE, 0.05)
+    assert found.fine == fine
+    assert says in found.verdict
+    assert (found.value <= found.threshold) == (not fine)
+
+
+def test_margin_names_some_places_and_counts_the_rest():
+    space = SearchSpace(SPACE.candidates, 5, 1, "layer")
+    found = diagnostics.margin(np.full((1, 5, 1, 4), 0.25), space, 0.05)
+    assert found.verdict.count("as tied") == diagnostics.NAMED
+    assert found.verdict.endswith("and so in 2 more of 5 places")
+
+
+@pytest.mark.parametrize(("winners", "value", "fine"), [((0, 0, 0, 1), 0.875, True), ((0, 0, 1, 2), 0.75, False),
+                                                         ((2, 2), 1.0, True), ((0,), None, None)])
+def test_seeds_agree_or_not(winners, value, fine):
+    found = diagnostics.agreement(mixtures(*np.eye(4)[list(winners)]), SPACE)
+    assert (found.value, found.fine) == (value, fine)
+
+
+@pytest.mark.parametrize(("hard", "fine", "says"), [
+    ((0.8, 0.82), False, "loses 9.0 points"), ((0.88, 0.9), True, "keeps its accuracy"), ((1, 1), True, "gains 10.0")])
+def test_discretisation(hard, fine, says):
+    found = diagnostics.discretisation((0.9, 0.9), hard)
+    assert found.value == pytest.approx(0.9 - np.mean(hard))
+    assert found.fine == fine
+    assert says in found.verdict
+
+
+def test_of_a_search():
+    def evaluate(seed, mixture):
+        return {"loss": 1.0 + seed, "accuracy": float(mixture[0, 0, 0])}
+
+    rows = (0.6, 0.2, 0.1, 0.1), (0.7, 0.1, 0.1, 0.1)
+    data = diagnostics.of_search(mixtures(*rows), SPACE, evaluate, 0.05)
+    assert data["valid_soft"] == pytest.approx({"loss": 1.5, "accuracy": 0.65})
+    assert data["valid_discrete"]["accuracy"] == 1.0
+    assert data["discretisation_gap"] == pytest.approx(-0.35)
+    assert {k: v["accuracy"] for k, v in data["alone"].items()} == {
+        "full": 1, "local(window=4)": 0, "linear": 0, "uniform": 0}
+    assert data["seeds"]["valid_discrete_accuracy"] == {"mean": 1.0, "spread": 0.0, "per_seed": [1.0, 1.0]}
+    assert [f["name"] for f in data["findings"]] == ["entropy", "margin", "seeds", "discretisation"]
+    assert all(f["source"] for f in data["findings"])
+    assert data["verdicts"][0].startswith("no warning")
+    tied = diagnostics.of_search(mixtures((0.3, 0.3, 0.2, 0.2)), SPACE, evaluate, 0.05)
+    assert len(tied["verdicts"]) == 1
+    assert "as tied" in tied["verdicts"][0]
+    blind = diagnostics.of_search(np.full((1, 2, 1, 4), 0.25), SPACE, evaluate, 0.05, learned=False)
+    assert "learns no alphas" in blind["verdicts"][0]
+    assert "valid_discrete" not in blind
+
+
+def test_the_terminal_and_the_report_show_every_verdict(capsys, tmp_path):
+    data = diagnostics.of_search(mixtures((0.3, 0.3, 0.2, 0.2)), SPACE, lambda *_: {"loss": 1.0, "accuracy": 0.5}, 0.05)
+    summary.show("search", {"diagnostics": data, "seconds": 1.0}, tmp_path)
+    shown = " ".join(capsys.readouterr().out.split())
+    page = report.findings_table(data)
+    for mark, one in zip(("ok", "WARNING", "?", "ok"), data["findings"], strict=True):
+        assert f"{mark} {one['name']}" in shown
+        assert f"{mark} {one['name']}" in page
+        assert one["verdict"] in page
+    summary.show("search", {"diagnostics": {"findings": [], "verdicts": ["nothing"]}, "seconds": 1.0}, tmp_path)
+    assert "nothing" in capsys.readouterr().out
+    assert "<li>nothing</li>" in report.findings_table({"findings": [], "verdicts": ["nothing"]})
