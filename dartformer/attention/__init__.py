@@ -15,6 +15,8 @@ from dartformer.attention.bigbird import BigBird
 from dartformer.attention.block import Block
 from dartformer.attention.check import ConformanceError, Report
 from dartformer.attention.conv import Conv
+from dartformer.attention.differential import Differential
+from dartformer.attention.fourier import Fourier
 from dartformer.attention.full import Full
 from dartformer.attention.identity import Identity
 from dartformer.attention.linear import Linear
@@ -29,9 +31,10 @@ from dartformer.attention.synthesizer import Synthesizer
 from dartformer.attention.uniform import Uniform
 from dartformer.errors import InputError
 
-__all__ = ["ATTENTIONS", "Attention", "BigBird", "Block", "ConformanceError", "Conv", "Cost", "Full", "Identity",
-           "Inputs", "Linear", "Linformer", "Local", "Longformer", "Parallel", "Params", "Report", "Shape", "Sink",
-           "Sparse", "Strided", "Synthesizer", "Traits", "Uniform", "check", "format", "names", "parse", "register"]
+__all__ = ["ATTENTIONS", "Attention", "BigBird", "Block", "ConformanceError", "Conv", "Cost", "Differential", "Fourier",
+           "Full", "Identity", "Inputs", "Linear", "Linformer", "Local", "Longformer", "Parallel", "Params", "Report",
+           "Shape", "Sink", "Sparse", "Strided", "Synthesizer", "Traits", "Uniform", "check", "format", "names",
+           "parse", "register"]
 
 ATTENTIONS: dict[str, type] = {
     "full": Full,
@@ -45,6 +48,8 @@ ATTENTIONS: dict[str, type] = {
     "linear": Linear,
     "linformer": Linformer,
     "synthesizer": Synthesizer,
+    "differential": Differential,
+    "fourier": Fourier,
     "uniform": Uniform,
     "identity": Identity,
     "conv": Conv,

@@ -1,4 +1,4 @@
-"""What is special to `synthesizer` and `conv`, and to other types that are no softmax over chosen tokens."""
+"""What is special to `synthesizer`, `conv`, `fourier` and `differential`."""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 
 from dartformer.attention import Inputs, Shape, parse
+from dartformer.attention.check_case import quick
 from dartformer.errors import InputError
+from dartformer.kernels.fourier import fourier
 
 
 @pytest.mark.parametrize(("spec", "message"), [
     ("synthesizer(mode='sparse')", "synthesizer: option 'mode' must be 'dense' or"),
     ("synthesizer(mode='random', rank=4)", "mode 'random' has no rank, got rank=4"),
     ("synthesizer(rank=0)", "synthesizer: rank must be a whole number of at least 1, got 0"),
+    ("differential(lambda_init=1.0)", "lambda_init must be a number of at least 0 and below 1, got 1.0"),
+    ("differential(lambda_init=-0.1)", "lambda_init must be a number of at least 0 and below 1, got -0.1"),
     ("conv(width=0)", "conv: width must be a whole number of at least 1, got 0"),
 ])
 def test_options_out_of_range(spec, message):
@@ -38,3 +42,33 @@ def test_scores_of_synthesizer_begin_near_one(mode):
     x, v = jax.random.normal(jax.random.key(1), (1, 64, 32)), jnp.ones((1, 64, 2, 16))
     scores = attention._scores(params, Inputs(v, v, v, x), False)
     assert 0.5 < np.std(scores) < 1.5
+
+
+def test_differential_refuses_an_odd_head_width():
+    attention, q = parse("differential"), jnp.ones((1, 6, 2, 3))
+    for call in (lambda: attention.init(jax.random.key(0), Shape(6, 2, 3, 6)), lambda: attention({}, Inputs(q, q, q))):
+        with pytest.raises(InputError, match=r"differential\(.*\) halves .* head width must be even, got 3"):
+            call()
+
+
+@pytest.mark.parametrize("length", [1, 2, 37, 1000])
+def test_fourier_of_padded_sequences_is_that_of_each_alone(length):
+    """To the last digits of float32 at a length where k^2 pi / n has none left."""
+    random = np.random.default_rng(length)
+    counts = np.unique(random.integers(1, length + 1, 4))
+    z = random.standard_normal((len(counts), length, 3)) + 1j * random.standard_normal((len(counts), length, 3))
+    z = z * (np.arange(length) < counts[:, None])[..., None]
+    out = np.asarray(quick(fourier)(z.astype(np.complex64), counts))
+    for b, n in enumerate(counts):
+        wanted = np.fft.fft(z[b, :n], axis=0)
+        np.testing.assert_allclose(out[b, :n], wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_fourier_keeps_the_scale_and_says_what_is_too_long():
+    v = jax.random.normal(jax.random.key(0), (1, 64, 2, 8))
+    assert np.std(parse("fourier")({}, Inputs(v, v, v))) == pytest.approx(float(np.std(v)) * 0.5**0.5, rel=0.1)
+    v = jax.ShapeDtypeStruct((1, 70_000, 1, 2), jnp.float32)
+    valid = jax.ShapeDtypeStruct((1, 70_000), bool)
+    jax.eval_shape(lambda v: parse("fourier")({}, Inputs(v, v, v)), v)
+    with pytest.raises(InputError, match="fourier takes at most 65535 tokens where some may be padding, got 70000"):
+        jax.eval_shape(lambda v, valid: parse("fourier")({}, Inputs(v, v, v, None, valid)), v, valid)
