@@ -8,7 +8,7 @@ from dartformer.attention import parse
 from dartformer.search_space import SearchSpace
 from dartformer.stages import report, summary
 
-SPACE = SearchSpace(tuple(map(parse, ("full", "local(window=4)", "linear", "uniform"))), 2, 1, "layer")
+SPACE = SearchSpace(tuple(map(parse, ("full", "local(window=4)", "identity", "uniform"))), 2, 1, "layer")
 
 
 def mixtures(*first_rows):
@@ -38,7 +38,7 @@ def test_entropy_says_whether_the_alphas_moved(row, fine, says):
 
 @pytest.mark.parametrize(("rows", "fine", "says"), [
     ([(0.4, 0.1, 0.38, 0.12)], False,
-     "layer 0: margin 0.02 is within the tie margin 0.05: treat full and linear as tied"),
+     "layer 0: margin 0.02 is within the tie margin 0.05: treat full and identity as tied"),
     ([(0.6, 0.2, 0.1, 0.1)], True, "every choice is clear (smallest margin 0.40)"),
     # Over the seeds the margin is 0.1 on average and its spread 0.2 * sqrt(2): one seed is the other way round.
     ([(0.55, 0.25, 0.1, 0.1), (0.35, 0.45, 0.1, 0.1)], False,
@@ -84,7 +84,7 @@ def test_of_a_search():
     assert data["valid_discrete"]["accuracy"] == 1.0
     assert data["discretisation_gap"] == pytest.approx(-0.35)
     assert {k: v["accuracy"] for k, v in data["alone"].items()} == {
-        "full": 1, "local(window=4)": 0, "linear": 0, "uniform": 0}
+        "full": 1, "local(window=4)": 0, "identity": 0, "uniform": 0}
     assert data["seeds"]["valid_discrete_accuracy"] == {"mean": 1.0, "spread": 0.0, "per_seed": [1.0, 1.0]}
     assert [f["name"] for f in data["findings"]] == ["entropy", "margin", "seeds", "discretisation"]
     assert all(f["source"] for f in data["findings"])
