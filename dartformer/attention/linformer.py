@@ -1,7 +1,7 @@
 """Linformer: keys and values projected along the sequence to a fixed number of slots."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from dartformer.attention.base import (
     positive,
     zero_invalid,
 )
+from dartformer.errors import InputError
 from dartformer.kernels.low_rank import low_rank_attention, project, slot_scores
 from dartformer.kernels.softmax import masked_softmax
 
@@ -28,19 +29,23 @@ class Linformer(Spelled):
     """Low-rank attention: y_i = softmax(q_i (E K)^T / sqrt(D)) (F V), with E, F of rank x N.
 
     Paper: Wang et al. 2020, arXiv:2006.04768, equation 7.
-    Own parameters: E and F, `[H, rank, N_max]` each, for every head its own. Cost: O(N rank D) time, O(N rank) memory.
+    Own parameters: E and F, `[H, rank, N_max]` each, for every head its own; E alone where F = E.
+    Cost: O(N rank D) time, O(N rank) memory.
     Masks: invalid keys and values are set to zero *before* they are projected, since afterwards tokens
     cannot be told apart; a slot that holds no token still takes part in the softmax, as a zero. Not causal:
     every slot mixes all tokens.
     Deviations: entries are drawn with variance 1 / N_max, so that a slot has the scale of a token and the
     softmax begins as unsaturated as that of full attention; with the 1 / rank of the paper's proof, scores begin
-    sqrt(N / rank) times larger. Inputs shorter than N_max use the first columns; longer ones are refused.
+    sqrt(N / rank) times larger. Inputs shorter than N_max use the first columns; longer ones are refused. Of the
+    paper's sharing, that between heads and between layers is not offered: a head must be cut out with its parameters.
 
     Attributes:
       rank: number of slots.
+      sharing: "none", or "kv": F = E, the paper's key-value sharing within a head.
     """
 
     rank: int = 32
+    sharing: Literal["none", "kv"] = "none"
 
     traits: ClassVar[Traits] = Traits(
         summary="softmax over learned projections of the sequence", paper="Wang et al. 2020, arXiv:2006.04768",
@@ -48,14 +53,21 @@ class Linformer(Spelled):
 
     def __post_init__(self) -> None:
         positive(self, rank=self.rank)
+        if self.sharing not in ("none", "kv"):
+            raise InputError(f"linformer: sharing must be 'none' or 'kv', got {self.sharing!r}.")
+
+    @property
+    def _names(self) -> str:
+        """The parameters there are, each one letter."""
+        return "E" if self.sharing == "kv" else "EF"
 
     def init(self, key: Array, shape: Shape) -> Params:
-        """E and F, `[H, rank, N_max]`, each head from a key of its own."""
+        """E, and F if it is not shared, `[H, rank, N_max]`, each head from a key of its own."""
 
         def one_head(key: Array) -> Params:
             size = (self.rank, shape.length)
             return {name: jax.random.normal(k, size) * shape.length**-0.5
-                    for name, k in zip("EF", jax.random.split(key), strict=True)}
+                    for name, k in zip(self._names, jax.random.split(key, len(self._names)), strict=True)}
 
         return jax.vmap(one_head)(jax.random.split(key, shape.heads))
 
@@ -64,7 +76,7 @@ class Linformer(Spelled):
         length = inputs.q.shape[1]
         accept(self, inputs, causal=causal)
         fits(self, length, params["E"].shape[-1])
-        return params["E"][..., :length], params["F"][..., :length]
+        return params["E"][..., :length], params[self._names[-1]][..., :length]
 
     def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
                  key: Array | None = None) -> Array:
@@ -89,6 +101,6 @@ class Linformer(Spelled):
         slots = 2 * shape.batch * shape.heads * self.rank * shape.head_dim
         return Cost(
             flops=scores * (8 * shape.head_dim + 5),
-            parameters=2 * shape.heads * self.rank * shape.length,
+            parameters=len(self._names) * shape.heads * self.rank * shape.length,
             activation_bytes=(2 * scores + slots) * max(4, shape.itemsize),
             state_bytes=0)

@@ -19,7 +19,7 @@ from dartformer.attention.local import Local
 from dartformer.kernels.softmax import dense_allowed, masked_softmax, softmax_attention
 
 
-@pytest.mark.parametrize("text", [*ATTENTIONS, "local(window=0)", "local(window=3)", "linformer(rank=5)",
+@pytest.mark.parametrize("text", [*ATTENTIONS, "local(window=0)", "local(window=3)", "linformer(rank=5, sharing='kv')",
                                   "linear(feature='relu')", "sparse(stride=5, pattern='strided')",
                                   "synthesizer(mode='factorised')"])
 def test_every_attention_keeps_the_protocol(text):

@@ -17,6 +17,7 @@ from dartformer.kernels.fourier import fourier
     ("synthesizer(rank=0)", "synthesizer: rank must be a whole number of at least 1, got 0"),
     ("differential(lambda_init=1.0)", "lambda_init must be a number of at least 0 and below 1, got 1.0"),
     ("differential(lambda_init=-0.1)", "lambda_init must be a number of at least 0 and below 1, got -0.1"),
+    ("linformer(sharing='layer')", "linformer: option 'sharing' must be 'none' or 'kv', got 'layer'"),
     ("conv(width=0)", "conv: width must be a whole number of at least 1, got 0"),
 ])
 def test_options_out_of_range(spec, message):
