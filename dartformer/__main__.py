@@ -33,7 +33,11 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("--workdir", required=True, metavar="DIR", help="where everything is written")
         verb.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     new = verbs.add_parser("new", help="print a starting config", description="Print a config file to start from.")
-    new.add_argument("--task", default="listops", help="see `dartformer list tasks`")
+    new.add_argument("--task", help="see `dartformer list tasks`; listops if nothing is said")
+    new.add_argument("--data", metavar="FILE", help="your own file or folder: look at it, and write a config that runs "
+                     "at once. Says what it guessed on standard error")
+    new.add_argument("--text", metavar="COLUMN", help="with --data: the column of texts")
+    new.add_argument("--label", metavar="COLUMN", help="with --data: the column of labels")
     new.add_argument("--preset", default="recommended", help="'recommended', or 'published' for the DARTS paper's")
     new.add_argument("--json", action="store_true", help="print the config's values as JSON")
     listing = verbs.add_parser("list", help="what there is to choose from")
@@ -169,13 +173,27 @@ def _print_json(data: Any) -> None:
 
 def _new(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     from dartformer import config as configs
-    config = configs.defaults(arguments.task, preset=arguments.preset)
-    configs.override(config, values)
-    if arguments.json:
-        _print_json(configs.to_dict(config))
+    from dartformer.errors import InputError
+    if arguments.data:
+        from dartformer.starter import for_data
+        if arguments.task not in (None, "files") or arguments.preset != "recommended":
+            raise InputError("--data writes a config of the task files with the recommended preset: leave --task and "
+                             "--preset out.")
+        text, values, found = for_data(arguments.data, arguments.text or "", arguments.label or "", values)
+        print("".join(f"guessed: {sentence}\n" for sentence in found.sentences), end="", file=sys.stderr)
+        task = "files"
+    elif arguments.text or arguments.label:
+        raise InputError("--text and --label name columns of a file: give it with --data FILE.")
     else:
         from dartformer.starter import starter
-        print(starter(arguments.task, arguments.preset, values), end="")
+        task = arguments.task or "listops"
+        text = starter(task, arguments.preset, values)
+    if arguments.json:
+        config = configs.defaults(task, preset=arguments.preset)
+        configs.override(config, values)
+        _print_json(configs.to_dict(config))
+    else:
+        print(text, end="")
     return 0
 
 

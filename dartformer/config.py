@@ -72,7 +72,7 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
     model = {k: v for k, v in options(TransformerConfig).items() if k not in ("causal", "seed")}
     config = ConfigDict({
         "seed": 0,
-        "task": {"name": task, **options(task_type)},
+        "task": {"name": task, **{k: v for k, v in options(task_type).items() if k in tasks.options_of(task_type)}},
         "data": {"dir": "", "batch_size": 32, "eval_batch_size": 250},
         "model": model,
         "space": {"candidates": ("full", "local(window=4)", "linear", "uniform"), "granularity": "layer"},
@@ -241,6 +241,9 @@ def make_space(config: ConfigDict) -> SearchSpace:
 def validate(config: ConfigDict) -> None:
     """Raise `InputError` for the first thing that cannot be, before anything is built, written or trained."""
     task = make_task(config)
+    if not task.labels:
+        raise InputError(f"the task {config.task.name} has no classes: list them as task.label_names, or let "
+                         f"`dartformer new --data FILE` find them.")
     model = make_model(config, task)
     if task.traits.per_token != (model.pooling == "none"):
         what, allowed = ("token", "'none'") if task.traits.per_token else ("sequence", "'mean', 'cls' or 'last'")

@@ -1,11 +1,12 @@
 """The config file that `dartformer new` prints: a small space for a task, every line of it meant to be edited."""
 
-import textwrap
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from dartformer import config as configs
-from dartformer.errors import unknown
+from dartformer.errors import InputError, unknown
+from dartformer.tasks.guess import Guess, guess
 
 HEADS = {
     "listops": """\
@@ -93,15 +94,17 @@ NOTES = {
 
 
 def starter(task: str, preset: str = "recommended", values: Mapping[str, Any] | None = None,
-            file: str = "my_space.py") -> str:
-    """The text of a config file for a task; `values` are set on top of the starting ones."""
-    if task not in HEADS:
+            file: str = "my_space.py", head: str = "") -> str:
+    """The text of a config file for a task; `values` are set on top of the starting ones, `head` is its docstring."""
+    if task == "files" and not head:
+        raise InputError("which file? `dartformer new --data FILE` looks at it and writes a config for it.")
+    if task not in HEADS and not head:
         raise unknown("task", task, HEADS)
     config = configs.defaults(task, preset=preset)
     kind = (values or {}).get("task.kind", "recall")
     if task == "planted" and kind not in EXPECT:
         raise unknown("kind of planted task", kind, EXPECT)
-    chosen = {**(planted(kind) if task == "planted" else VALUES[task]), **(values or {})}
+    chosen = {**(planted(kind) if task == "planted" else VALUES.get(task, {})), **(values or {})}
     configs.override(config, chosen)
     arguments = f"task={task!r}" + (f", preset={preset!r}" if preset != "recommended" else "")
     lines = []
@@ -111,11 +114,57 @@ def starter(task: str, preset: str = "recommended", values: Mapping[str, Any] | 
             section = section[part]
         if name in NOTES:
             lines.append(f"    # {NOTES[name]}")
-        line = f"    config.{name} = {section!r}".replace("'", '"')
-        if len(line) > 120:
-            line = "\n".join(textwrap.wrap(line, 120, subsequent_indent=" " * (line.index("(") + 1)))
-        lines.append(line)
-    head = HEADS[task].format(file=file, expect=EXPECT.get(kind))
+        lines.append(assignment(f"    config.{name} = ", section))
+    head = head or HEADS[task].format(file=file, expect=EXPECT.get(kind))
     return (f'"""{head}"""\n\nimport dartformer\n\n\ndef get_config():\n'
             f"    config = dartformer.defaults({arguments})\n".replace("'", '"') + "\n".join(lines)
             + "\n    return config\n")
+
+
+def assignment(start: str, value: Any) -> str:
+    """A line of Python that assigns a value, in several lines where it is long and a tuple."""
+    if not isinstance(value, tuple):
+        return start + literal(value)
+    items = [literal(one) + "," for one in value]
+    if len(items) > 1:
+        items[-1] = items[-1][:-1]
+    lines = [start + "("]
+    for i, item in enumerate(items):
+        last = i == len(items) - 1
+        gap = "" if lines[-1].endswith("(") or not lines[-1].strip() else " "
+        if len(lines[-1]) + len(gap) + len(item) + last > 120 and gap:
+            lines.append(" " * (len(start) + 1))
+            gap = ""
+        lines[-1] += gap + item
+    return "\n".join(lines) + ")"
+
+
+def literal(value: Any) -> str:
+    """A value as Python, texts in double quotes."""
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(literal, value)) + ("," if len(value) == 1 else "") + ")"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+def for_data(file: str, text: str = "", label: str = "",
+             values: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any], Guess]:
+    """A config for the user's own file, the values it sets, and what was guessed of the file."""
+    found = guess(file, text, label)
+    batch = max(1, min(32, found.train // 4))
+    steps = min(400, max(50, 10 * found.train // batch))
+    chosen: dict[str, Any] = {
+        **{f"task.{k}": v for k, v in found.options.items()},
+        "data.batch_size": batch,
+        "model.layers": 2, "model.heads": 4, "model.head_dim": 16, "model.model_dim": 64, "model.mlp_dim": 128,
+        "space.candidates": ("full", "local(window=4)", "linear", "uniform"), "space.granularity": "layer",
+        "search.steps": steps, "retrain.steps": steps, "retrain.seeds": (0, 1, 2),
+        "log.eval_every": max(10, steps // 4), "log.checkpoint_every": max(10, steps // 4),
+        "baselines.homogeneous": True, "baselines.random": True, **(values or {})}
+    guessed = "\n          ".join(f"* {sentence}." for sentence in found.sentences)
+    head = f"""\
+Your own data: {file}, about {found.train:,} rows to train on.
+
+Command:  dartformer run --config=my_space.py --workdir=runs/mine
+Guessed:  {guessed}
+""".replace("\\", "/").replace('"""', "'''")
+    return starter("files", values=chosen, head=head), chosen, found

@@ -13,7 +13,7 @@ from dartformer.errors import InputError
 from dartformer.genotype import Genotype
 from dartformer.strategies import Problem, Strategy
 from dartformer.supernet import supernet
-from dartformer.tasks.base import Split, parts
+from dartformer.tasks.base import Learns, Split, Task, parts
 from dartformer.train import CompiledStep, Evaluator, classification_loss, plain_step
 from dartformer.transformer import Network, transformer
 from dartformer.workdir import Workdir, read_json, write_json
@@ -47,6 +47,8 @@ class Run:
         configs.validate(config)
         self.config = config
         self.task = configs.make_task(config)
+        if isinstance(self.task, Learns):
+            self.task.check(config.data.dir or None)
         self.model = configs.make_model(config, self.task)
         self.space = configs.make_space(config)
         self.strategy = configs.make_strategy(config)
@@ -62,6 +64,11 @@ class Run:
     def parts(self) -> dict[str, Split]:
         """The four disjoint parts (and "train", the union of the first two); prepared on first use."""
         return parts(self.task, self.config.data.dir or None, self.config.seed)
+
+    @cached_property
+    def fitted(self) -> Task:
+        """The task, with what its training part taught where it learns something."""
+        return self.task.fitted(self.config.data.dir or None) if isinstance(self.task, Learns) else self.task
 
     @cached_property
     def supernet(self) -> Supernet:

@@ -7,7 +7,7 @@ import numpy as np
 from dartformer import cost, diagnostics
 from dartformer.stages.base import Run
 from dartformer.stages.retrain import Model
-from dartformer.tasks.base import majority
+from dartformer.tasks.base import Learns, majority
 
 
 def evaluate(run: Run, models: list[Model], baselines: dict[str, list[Model]] | None = None) -> dict[str, Any]:
@@ -27,6 +27,8 @@ def evaluate(run: Run, models: list[Model], baselines: dict[str, list[Model]] | 
     fields.update({name: score(trained) for name, trained in baselines.items()})
     ours = score(models)
     seconds = run.results().get("seconds", {})
+    if isinstance(run.task, Learns):
+        run.record(data=run.task.facts(run.config.data.dir or None))
     return run.record(
         **ours, seeds=list(run.config.retrain.seeds), baselines=fields, seconds=seconds,
         verdict=verdict(ours, fields, len(parts["test"])))

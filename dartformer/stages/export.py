@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,15 @@ from dartformer.checkpoint import named_leaves
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype
 from dartformer.stages.retrain import Model
+from dartformer.tasks.base import Learns
 from dartformer.transformer import Network, Weights, transformer
 from dartformer.workdir import read_json, write_json, write_text
 
 FORMAT = 1
 PLATFORMS = ("cpu", "cuda", "tpu")
 CHECKSUMS = "checksums.json"
+LEARNED = "learned.json"
+"""What the task learned from its training part, such as a tokenizer."""
 
 
 def export(model: Model, folder: str | Path, results: dict[str, Any] | None = None) -> Path:
@@ -65,6 +68,8 @@ def _write(model: Model, folder: Path, results: dict[str, Any]) -> None:
     write_json(folder / "config.json", {"format": FORMAT, "dartformer": __version__, "seed": model.seed,
                                         "step": model.step, "labels": list(model.task.labels),
                                         "config": configs.to_dict(model.config)})
+    if isinstance(model.task, Learns):
+        write_text(folder / LEARNED, model.task.learned)
     (folder / "model.stablehlo").write_bytes(stablehlo(net, model))
     write_text(folder / "README.md", card(model, results))
     files = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != CHECKSUMS)
@@ -159,6 +164,10 @@ def load(folder: str | Path) -> Served:
         raise InputError(f"{folder} has export format {header.get('format')!r}, this dartformer reads {FORMAT}.")
     config = configs.from_dict(header["config"])
     task = configs.make_task(config)
+    if isinstance(task, Learns):
+        if LEARNED not in noted:
+            raise InputError(f"{folder / CHECKSUMS} is damaged: it does not list {LEARNED}.")
+        task = replace(task, learned=(folder / LEARNED).read_text(encoding="utf-8"))  # type: ignore[type-var]
     shape = configs.make_model(config, task)
     genotype = Genotype.from_json((folder / "genotype.json").read_text(encoding="utf-8"))
     net = transformer(shape, genotype)

@@ -58,6 +58,8 @@ def report(run: Run) -> str:
                  for name in ("search", "retrain") for f in sorted(run.file(name).rglob("metrics.jsonl"))}
     if histories:
         body += ["<h2>Training</h2>", _image(plots.curves(histories, "loss", "training loss"), "Training loss")]
+    if "data" in results:
+        body += ["<h2>Data</h2>", f"<pre>{html.escape(json.dumps(results['data'], indent=2))}</pre>"]
     body += ["<h2>How</h2>", f"<p><small>dartformer {__version__}; seeds {list(run.config.retrain.seeds)}; every "
              "number above is on test unless it says otherwise.</small></p>",
              f"<pre>{html.escape(json.dumps(run.config.to_dict(), indent=2, default=list))}</pre>"]

@@ -61,7 +61,7 @@ def retrain(run: Run, genotype: Genotype, folder: str = "retrain") -> list[Model
             if best is not None:
                 state = best.state
                 valid = next(e for e in fitted.evaluations if e["step"] == best.step)
-        models.append(Model(run.config, run.task, run.model, genotype, state.weights, seed, int(state.step), valid))
+        models.append(Model(run.config, run.fitted, run.model, genotype, state.weights, seed, int(state.step), valid))
         seconds.append((fitted.seconds, fitted.compile_seconds))
     _remember(run, folder, seconds)
     return models

@@ -9,10 +9,11 @@ from typing import Any
 
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import Task
+from dartformer.tasks.files import Files
 from dartformer.tasks.listops import ListOps
 from dartformer.tasks.planted import Planted
 
-TASKS: dict[str, type] = {"listops": ListOps, "planted": Planted}
+TASKS: dict[str, type] = {"listops": ListOps, "planted": Planted, "files": Files}
 """The tasks of this package. Other packages add theirs as entry points of the group `dartformer.task`."""
 
 
@@ -36,6 +37,11 @@ def find(name: str) -> type:
     raise unknown("task", name, names())
 
 
+def options_of(kind: type) -> dict[str, Any]:
+    """The options of a task type with their defaults; what a task learns from its data is none."""
+    return {f.name: f.default for f in fields(kind) if f.init and f.metadata.get("option", True)}
+
+
 def make(name: str, options: Mapping[str, Any]) -> Task:
     """The task `name` with these options, the rest at their defaults.
 
@@ -43,7 +49,7 @@ def make(name: str, options: Mapping[str, Any]) -> Task:
     the task refuses. An int serves where a float is asked for, and a list where a tuple is.
     """
     kind = find(name)
-    known = [field.name for field in fields(kind) if field.init]
+    known = list(options_of(kind))
     hints = typing.get_type_hints(kind)
     for option in options:
         if option not in known:

@@ -95,6 +95,26 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class Learns(Protocol):
+    """A task that also learns something from its training part, such as a tokenizer, and knows its data's oddities."""
+
+    learned: str
+    """JSON of what was learned; empty before `fitted`."""
+
+    def fitted(self, data_dir: str | None = None) -> Any:
+        """The task with what it learned; the data are prepared on first use."""
+        ...
+
+    def check(self, data_dir: str | None = None) -> None:
+        """Raise `InputError` for what is wrong with the data at first sight, before anything is prepared."""
+        ...
+
+    def facts(self, data_dir: str | None = None) -> dict[str, Any]:
+        """What was counted while preparing, by split."""
+        ...
+
+
 class ArraySplit:
     """Examples in memory: `tokens` [S, N] of any integer type, `lengths` [S], `labels` [S] or [S, N]."""
 

@@ -1,0 +1,329 @@
+"""What tasks on texts have in common: rows by the rules, a tokenizer of the training part, splits, a simple rule."""
+
+import itertools
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from dartformer.errors import InputError, unknown
+from dartformer.tasks import tokens as tokenizers
+from dartformer.tasks.base import Split, TaskTraits, counted, from_source, permutation
+from dartformer.tasks.prepare import Examples, Notes, Prepared, prepared
+from dartformer.tasks.rows import Labels, Row, Rules, Tally, digest, kept, without_leaks
+
+CROPS = ("head", "tail", "ends")
+
+HASHED = 2**16
+"""Buckets of the simple rule's four-grams, where tokens are bytes or characters."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows of a split come from: a function that starts reading, and whatever changes if they change."""
+
+    rows: Callable[[], Iterable[Row]]
+    identity: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTask:
+    """Texts as tokens: "bytes", "characters", "words" or "bpe", at most `vocabulary_size` of them (0: the default).
+
+    A text of more than `length` tokens is cropped: its "head", its "tail", or half of each ("ends"). Where the source
+    has no valid (or test) split, `valid_fraction` (`test_fraction`) of train becomes one, by `seed`. Rows that occur in
+    two splits, blank texts, labels outside the classes and bytes that are no UTF-8 follow `on_duplicate`, `on_empty`,
+    `on_bad_label` and `on_invalid` (see `dartformer.tasks.rows`); how many there were is printed and kept.
+    """
+
+    tokens: str = "bytes"
+    vocabulary_size: int = 0
+    length: int = 512
+    crop: str = "head"
+    valid_fraction: float = 0.1
+    test_fraction: float = 0.1
+    seed: int = 0
+    on_empty: str = "drop"
+    on_duplicate: str = "drop"
+    on_bad_label: str = "error"
+    on_invalid: str = "replace"
+    learned: str = field(default="", repr=False, metadata={"option": False})
+
+    traits: ClassVar[TaskTraits]
+    inputs: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        tokenizers.size_of(self.tokens, self.vocabulary_size)
+        if self.length < 1:
+            raise InputError(f"task.length must be at least 1, got {self.length}.")
+        if self.crop not in CROPS:
+            raise unknown("task.crop", self.crop, CROPS)
+        for name in ("valid_fraction", "test_fraction"):
+            if not 0 < getattr(self, name) < 0.5:
+                raise InputError(f"task.{name} must be above 0 and below 0.5, got {getattr(self, name)}.")
+        if self.seed < 0:
+            raise InputError(f"task.seed must be at least 0, got {self.seed}.")
+        self.rules  # noqa: B018 - raises for a rule that there is not
+
+    # What a task says of itself.
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
+
+    @property
+    def kind(self) -> str:
+        """ "classification", "regression" or "labelling" """
+        return "classification"
+
+    @property
+    def rules(self) -> Rules:
+        """What is done with odd rows."""
+        return Rules(self.on_empty, self.on_duplicate, self.on_bad_label, self.on_invalid)
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids there may be, with padding; the tokenizer of little data uses fewer."""
+        return tokenizers.size_of(self.tokens, self.vocabulary_size)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        raise NotImplementedError
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return len(self.labels)
+
+    def sources(self, data_dir: str | None) -> dict[str, Source]:
+        """The source of "train" and, if the data have them, "valid" and "test"; `InputError` says what is missing."""
+        raise NotImplementedError
+
+    # From texts to token ids.
+
+    @property
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        """What the training part taught; `InputError` before `fitted`."""
+        if self.tokens == "bytes":
+            return tokenizers.Bytes()
+        if not self.learned:
+            raise InputError(f"{self.title} has not learned its {self.tokens} yet: prepare its data first.")
+        return _restored(self.learned)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, cropped as in training; `InputError` for a blank one."""
+        if not text.strip():
+            raise InputError("the text is empty.")
+        ids = self.tokenizer.encode([text])[0]
+        if not ids:
+            raise InputError(f"the text {text[:40]!r} has no tokens.")
+        return self.cropped(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, padding left out; `InputError` for an id beyond the vocabulary."""
+        tokenizer = self.tokenizer
+        for i in ids:
+            if not 0 <= i < tokenizer.size:
+                raise InputError(f"token id {i} is not between 0 and {tokenizer.size - 1}.")
+        return tokenizer.decode([int(i) for i in ids])
+
+    def cropped(self, ids: list[int]) -> list[int]:
+        """At most `length` of the ids."""
+        n = self.length
+        if len(ids) <= n:
+            return ids
+        if self.crop == "head":
+            return ids[:n]
+        return ids[-n:] if self.crop == "tail" else ids[:n - n // 2] + ids[len(ids) - n // 2:]
+
+    # Preparing.
+
+    def check(self, data_dir: str | None = None) -> None:
+        """Raise `InputError` where the data are not there, or their first row will not do."""
+        for name, source in self.sources(data_dir).items():
+            first = next(iter(source.rows()), None)
+            if first is None:
+                raise InputError(f"{self.title}: {name} has no rows.")
+
+    def fitted(self, data_dir: str | None = None) -> "TextTask":
+        """This task with what its training part taught; prepared on first use."""
+        return replace(self, learned=json.dumps(self._prepared(data_dir).notes["learned"], sort_keys=True))
+
+    def facts(self, data_dir: str | None = None) -> dict[str, Any]:
+        """What was counted while preparing, by split: rows, why some were left out, labels, share of padding."""
+        return self._prepared(data_dir).notes["splits"]
+
+    def load(self, data_dir: str | None = None) -> Mapping[str, Split]:
+        """Splits "train", "valid" and "test", prepared on first use under `data_dir`, by default where TFDS keeps data.
+
+        Raises `InputError` for whatever the rules call an error, or a class of which train has no example.
+        """
+        found = self._prepared(data_dir)
+        return {name: from_source(source, self.length, self.vocabulary) for name, source in found.splits.items()}
+
+    def _prepared(self, data_dir: str | None) -> Prepared:
+        sources = self.sources(data_dir)
+        options = {k: v for k, v in vars(self).items() if k != "learned"}
+        identity = [(name, source.identity) for name, source in sorted(sources.items())]
+        dtype = np.min_scalar_type(self.vocabulary - 1)
+        token_feature = tfds.features.Tensor(shape=(None,), dtype=dtype.type)
+        features: dict[str, Any] = {"tokens": token_feature, "label": self._label_feature()}
+        if self.inputs == 2:
+            features["tokens2"] = token_feature
+        return prepared(f"dartformer_{type(self).__name__.lower()}", (sorted(options.items()), identity),
+                        f"{self.title}: {self}.", features, lambda notes: self._splits(sources, notes), data_dir,
+                        title=self.title, label=f"{self.tokens}-{self.length}")
+
+    def _label_feature(self) -> Any:
+        if self.kind == "regression":
+            return tfds.features.Scalar(np.float32)
+        return tfds.features.Tensor(shape=(None,), dtype=np.int32) if self.kind == "labelling" \
+            else tfds.features.Scalar(np.int32)
+
+    def _splits(self, sources: dict[str, Source], notes: Notes) -> dict[str, Examples]:
+        """Three passes over the source: which rows go where, the tokenizer, and the examples."""
+        labels, tallies = Labels(self.kind, self.labels), {name: Tally() for name in sources}
+        numbers, digests, classes = {}, {}, {}
+        for name, source in sources.items():
+            found = [(number, digest(texts), label if self.kind == "classification" else 0)
+                     for number, texts, label in kept(source.rows(), self.rules, labels, tallies[name])]
+            if not found:
+                raise InputError(f"{self.title}: {name} has no rows that can be used "
+                                 f"({tallies[name].text() or 'it is empty'}).")
+            numbers[name] = np.array([n for n, _, _ in found], np.int64)
+            digests[name] = np.array([d for _, d, _ in found], np.uint64)
+            classes[name] = np.array([c for _, _, c in found], np.int64)
+        rows = self._divided({name: len(n) for name, n in numbers.items()})
+        stay, leaks = without_leaks({part: digests[name][at] for part, (name, at) in rows.items()}, self.on_duplicate)
+        rows = {part: (name, at[stay[part]]) for part, (name, at) in rows.items()}
+        for part, (_, at) in rows.items():
+            if not len(at):
+                raise InputError(f"{self.title}: no rows are left for {part}.")
+        if self.kind == "classification":
+            missing = np.setdiff1d(np.arange(self.classes), classes["train"][rows["train"][1]])
+            if len(missing):
+                raise InputError(f"{self.title}: train has no row of the class "
+                                 f"{', '.join(self.labels[c] for c in missing)}.")
+        repeated = {part: int(len(d) - len(np.unique(d))) for part, d in digests.items()}
+
+        def chosen(part: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+            name, wanted = rows[part]
+            here = iter(numbers[name][wanted].tolist())
+            at = next(here, None)
+            for number, texts, label in kept(sources[name].rows(), self.rules, labels, Tally()):
+                if number == at:
+                    yield texts, label
+                    at = next(here, None)
+
+        tokenizer = tokenizers.train(self.tokens, (t for texts, _ in chosen("train") for t in texts), self.vocabulary,
+                                     split=self.kind == "labelling")
+        notes["learned"] = {**tokenizer.state(), **self._learned(chosen)}
+        notes["splits"] = {}
+
+        def examples(part: str) -> Iterator[dict[str, Any]]:
+            name = rows[part][0]
+            facts: dict[str, Any] = {"rows": 0, "left out or odd": {k: v for k, v in tallies[name].counts.items() if v},
+                                     "also in a later split": leaks[part], "repeated in the source": repeated[name],
+                                     "labels": Counter(), "cropped": 0}
+            used = 0
+            stream = chosen(part)
+            while chunk := list(itertools.islice(stream, 500)):
+                flat = tokenizer.encode([t for texts, _ in chunk for t in texts])
+                for i, (_, label) in enumerate(chunk):
+                    each = flat[i * self.inputs:(i + 1) * self.inputs]
+                    example = self._example([self.cropped(ids) or [1] for ids in each], label)
+                    facts["rows"] += 1
+                    facts["cropped"] += any(len(ids) > self.length for ids in each)
+                    used += sum(min(len(ids), self.length) for ids in each)
+                    if self.kind == "classification":
+                        facts["labels"][self.labels[label]] += 1
+                    yield example
+            facts["padded share"] = round(1 - used / (facts["rows"] * self.length * self.inputs), 4)
+            facts["labels"] = dict(sorted(facts["labels"].items()))
+            notes["splits"][part] = facts
+            self._say(part, facts)
+
+        return {part: examples(part) for part in ("test", "valid", "train")}
+
+    def _learned(self, chosen: Callable[[str], Iterator[tuple[tuple[str, ...], Any]]]) -> dict[str, Any]:
+        """What else than the tokenizer train teaches."""
+        return {}
+
+    def _example(self, ids: list[list[int]], label: Any) -> dict[str, Any]:
+        dtype = np.min_scalar_type(self.vocabulary - 1)
+        example = {"tokens": np.array(ids[0], dtype), "label": label}
+        if self.inputs == 2:
+            example["tokens2"] = np.array(ids[1], dtype)
+        return example
+
+    def _divided(self, counts: dict[str, int]) -> dict[str, tuple[str, np.ndarray]]:
+        """Source and positions of the rows of each split; what the data lack is cut out of train, by `seed`."""
+        whole = {name: (name, np.arange(n)) for name, n in counts.items()}
+        order, n, at = permutation(counts["train"], self.seed), counts["train"], 0
+        for part, fraction in (("test", self.test_fraction), ("valid", self.valid_fraction)):
+            if part not in whole:
+                count = max(1, round(fraction * n))
+                whole[part] = ("train", np.sort(order[at:at + count]))
+                at += count
+        whole["train"] = ("train", np.sort(order[at:]))
+        return whole
+
+    def _say(self, part: str, facts: dict[str, Any]) -> None:
+        odd = [f"{n:,} {name}" for name, n in facts["left out or odd"].items()]
+        if facts["also in a later split"]:
+            done = {"drop": ", left out", "keep": ", kept", "error": ""}[self.on_duplicate]
+            odd.append(f"{facts['also in a later split']:,} also in a later split{done}")
+        if facts["repeated in the source"]:
+            odd.append(f"{facts['repeated in the source']:,} repeated in the source")
+        if facts["cropped"]:
+            odd.append(f"{facts['cropped']:,} cropped to {self.length} tokens")
+        largest = max(facts["labels"].values(), default=0) / facts["rows"]
+        if largest > 0.9:
+            odd.append(f"{100 * largest:.0f}% are of one class")
+        print(f"{self.title} {part}: {facts['rows']:,} rows, {100 * facts['padded share']:.0f}% padding"
+              f"{'; ' if odd else ''}{', '.join(odd)}", file=sys.stderr, flush=True)
+
+    # The simple rule.
+
+    def baselines(self, train: Split, split: Split) -> dict[str, float]:
+        """`naive_bayes`: which words (or hashed four-grams of bytes or characters) occur, fitted on `train`."""
+        if self.kind != "classification":
+            return {}
+        width = self.vocabulary if self.tokens in ("words", "bpe") else HASHED
+        seen, per_class = np.zeros((self.classes, width)), np.zeros(self.classes)
+        for batch in counted(train):
+            classes = np.eye(self.classes, dtype=np.float32)[batch["label"]]
+            seen += classes.T @ self._occurs(batch, width)
+            per_class += classes.sum(0)
+        likelihood = np.log(seen + 1) - np.log((seen + 1).sum(1, keepdims=True))
+        prior = np.log(np.maximum(per_class, 1e-9) / per_class.sum())
+        right = sum(int(((self._occurs(batch, width) @ likelihood.T.astype(np.float32) + prior).argmax(1)
+                         == batch["label"]).sum()) for batch in counted(split))
+        return {"naive_bayes": right / len(split)}
+
+    def _occurs(self, batch: Mapping[str, np.ndarray], width: int) -> np.ndarray:
+        """`[B, width]` 0 or 1: which tokens, or four-grams, an example has."""
+        tokens, valid = (batch[k].reshape(len(batch["label"]), -1) for k in ("tokens", "valid"))
+        ids = tokens.astype(np.int64)
+        if width == HASHED and self.tokens in ("bytes", "characters"):
+            grams = min(4, ids.shape[1])
+            n = ids.shape[1] - grams + 1
+            ids = sum(ids[:, i:i + n] * pow(1_000_003, i) for i in range(grams)) % width
+            valid = valid[:, grams - 1:]
+        found = np.zeros((len(ids), width), np.float32)
+        at, position = np.nonzero(valid)
+        found[at, ids[at, position]] = 1
+        return found
+
+
+@lru_cache(maxsize=8)
+def _restored(learned: str) -> tokenizers.Tokenizer:
+    return tokenizers.restored(json.loads(learned))
