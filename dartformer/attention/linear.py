@@ -1,8 +1,7 @@
-"""Linear attention: a positive feature map in place of the softmax."""
+"""Linear attention: positive features in place of the softmax."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,11 @@ from jax import Array
 
 from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, accept, drop_values, zero_invalid
 from dartformer.errors import unknown
-from dartformer.kernels.linear_scan import linear_attention, ratio
+from dartformer.kernels.linear_scan import linear_attention, linear_weights
+from dartformer.kernels.log_linear import log_linear_attention, log_linear_weights
 from dartformer.kernels.softmax import dense_allowed, wide
+
+Feature = Literal["elu", "relu", "exp", "softmax"]
 
 
 def elu_feature(x: Array) -> Array:
@@ -23,72 +25,74 @@ def elu_feature(x: Array) -> Array:
     return jnp.where(x > 0, x + 1, jnp.exp(jnp.where(x > 0, 0, x)))
 
 
-def relu_feature(x: Array) -> Array:
-    """max(x, 0), in float32 or wider."""
-    return jax.nn.relu(x.astype(wide(x)))
-
-
-FEATURES: dict[str, tuple[Callable[[Array], Array], int]] = {
-    "elu": (elu_feature, 4), "relu": (relu_feature, 1)}
-"""By name: phi, and its operations for each number, exponentials apart."""
-
-
 @dataclass(frozen=True, repr=False)
 class Linear(Spelled):
     """Kernel attention: y_i = phi(q_i)^T sum_j phi(k_j) v_j^T / phi(q_i)^T sum_j phi(k_j).
 
     Paper: Katharopoulos et al. 2020, arXiv:2006.16236, equations 5 and 7 (bidirectional), 9 to 12 (causal).
-    Own parameters: none. Cost: O(N D^2) time, O(N D) memory; causal by a recurrence with a D x D state.
+    Own parameters: none. Cost: O(N D^2) time, O(N D) memory; causal by a recurrence with a D x D state, and 16 N D
+    exponentials more for "exp" and "softmax".
     Masks: features of invalid keys are zero, so they add nothing; causal sums over j <= i.
-    Deviations: no epsilon is added to the denominator; where it is zero (relu only), so is the output.
+    Deviations: no epsilon is added to the denominator. It is positive wherever a key is seen, but for "relu": where no
+    feature of a query meets one of a key, the output is zero. "exp" and "softmax" are computed from their logarithms,
+    and do not overflow.
 
     Attributes:
       feature: phi. "elu": elu(x) + 1, that of the paper. "relu": max(x, 0), which leaves out tokens entirely (as
-        Choromanski et al. 2021, arXiv:2009.14794, section 4.1, without random features).
+        Choromanski et al. 2021, arXiv:2009.14794, section 4.1, without random features). "exp": exp(x), which may weigh
+        one token far above the others. "softmax": exp(x) / sum_d exp(x_d), so that no key weighs more for its size.
     """
 
-    feature: Literal["elu", "relu"] = "elu"
+    feature: Feature = "elu"
 
     traits: ClassVar[Traits] = Traits(
-        summary="features elu(x) + 1 or relu(x) in place of the softmax, linear in length",
+        summary="positive features in place of the softmax, linear in length",
         paper="Katharopoulos et al. 2020, arXiv:2006.16236", causal=True, dropout="values")
 
     def __post_init__(self) -> None:
-        if self.feature not in FEATURES:
-            raise unknown("feature of linear", self.feature, FEATURES)
-
-    def features(self, inputs: Inputs) -> tuple[Array, Array]:
-        """phi(q) and phi(k), `[B, N, H, D]`."""
-        phi = FEATURES[self.feature][0]
-        return phi(inputs.q), phi(inputs.k)
+        if self.feature not in get_args(Feature):
+            raise unknown("feature of linear", self.feature, get_args(Feature))
 
     def init(self, key: Array, shape: Shape) -> Params:
         """No parameters."""
         return {}
 
+    def phi(self, x: Array) -> Array:
+        """The features of "elu" and "relu", and the logarithms of those of "exp" and "softmax"."""
+        x = x.astype(wide(x))
+        if self.feature == "elu":
+            return elu_feature(x)
+        if self.feature == "relu":
+            return jax.nn.relu(x)
+        return x if self.feature == "exp" else jax.nn.log_softmax(x)
+
+    @property
+    def exponential(self) -> bool:
+        """Whether `phi` gives logarithms."""
+        return self.feature in ("exp", "softmax")
+
     def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
                  key: Array | None = None) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
-        out = linear_attention(*self.features(inputs), drop_values(inputs, train, key), causal=causal,
-                               valid=inputs.valid)
+        kernel = log_linear_attention if self.exponential else linear_attention
+        q = inputs.q if self.exponential else self.phi(inputs.q)  # what is the same for all features of a query cancels
+        out = kernel(q, self.phi(inputs.k), drop_values(inputs, train, key), causal=causal, valid=inputs.valid)
         return zero_invalid(out, inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """phi(q_i) . phi(k_j), rows divided by their sum, `[B, H, N, N]`."""
-        products = jnp.einsum("bnhd,bkhd->bhnk", *self.features(inputs))
         allowed = dense_allowed(inputs.q.shape[1], causal=causal, valid=inputs.valid)
-        if allowed is not None:
-            products = jnp.where(allowed, products, 0)
-        return ratio(products, products.sum(-1, keepdims=True)) * inputs.mask[:, None, :, None]
+        dense = log_linear_weights if self.exponential else linear_weights
+        return dense(self.phi(inputs.q), self.phi(inputs.k), allowed) * inputs.mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:
-        """Two products with the D x D state, and a few operations for each number of q, k and v."""
+        """Two products with the D x D state, and about 12 operations for each number of q, k and v."""
         numbers = shape.batch * shape.length * shape.heads * shape.head_dim
         state = shape.batch * shape.heads * shape.head_dim * (shape.head_dim + 1)
         wide_size = max(4, shape.itemsize)
         return Cost(
-            flops=numbers * (4 * shape.head_dim + 8 + 2 * FEATURES[self.feature][1]),
+            flops=numbers * (4 * shape.head_dim + 16),
             parameters=0,
             activation_bytes=(3 * numbers + state) * wide_size,
             state_bytes=state * wide_size)

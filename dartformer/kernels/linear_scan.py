@@ -46,36 +46,58 @@ def linear_attention(phi_q: Array, phi_k: Array, v: Array, *, causal: bool = Fal
     return ratio(numerator, denominator[..., None]).astype(v.dtype)
 
 
-def _recurrent(phi_q: Array, phi_k: Array, v: Array, dtype: jnp.dtype, chunk: int) -> Array:
-    """The causal sums: within a chunk by a masked product, from earlier chunks by a carried state.
+def linear_weights(phi_q: Array, phi_k: Array, allowed: Array | None) -> Array:
+    """The matrix of `linear_attention` by definition, `[B, H, N, N]`: products of features, divided by their sum.
 
-    The state is S `[B, H, M, D]` = sum phi_k v^T and z `[B, H, M]` = sum phi_k. A decay enters in two places only: as a
-    factor on `within`, and as a factor on the state (inside the chunk and from one chunk to the next).
+    `allowed` is as in `dense_allowed`.
     """
-    batch, length, heads, _ = v.shape
+    products = jnp.einsum("bnhm,bkhm->bhnk", phi_q, phi_k, preferred_element_type=wide(phi_q, phi_k))
+    if allowed is not None:
+        products = jnp.where(allowed, products, 0)
+    return ratio(products, products.sum(-1, keepdims=True))
+
+
+def chunked(x: Array, chunk: int, fill: float = 0) -> Array:
+    """`[B, N, H, F]` to `[T, B, H, chunk, F]`, the last chunk filled up with `fill`."""
+    batch, length, heads, width = x.shape
+    x = jnp.pad(x, ((0, 0), (0, -length % chunk), (0, 0), (0, 0)), constant_values=fill)
+    return x.reshape(batch, -1, chunk, heads, width).transpose(1, 0, 3, 2, 4)
+
+
+def joined(x: Array, length: int) -> Array:
+    """`[T, B, H, chunk, F]` to `[B, N, H, F]`: the inverse of `chunked`."""
+    chunks, batch, heads, chunk, width = x.shape
+    return x.transpose(1, 0, 3, 2, 4).reshape(batch, chunks * chunk, heads, width)[:, :length]
+
+
+def carry(decay: Array | None, update: Array) -> Array:
+    """States before each chunk, `[T, B, H, M, D]`: S_0 = 0, S_{t+1} = decay_t S_t + update_t.
+
+    What costs most, the updates and what is read from the states, is computed for all chunks at once; only this runs
+    from chunk to chunk.
+
+    Args:
+      decay: factors, broadcastable to `update`; None for 1.
+      update: `[T, B, H, M, D]`.
+    """
+    start = jnp.zeros_like(update[0])
+    if len(update) == 1:  # one chunk: no loop
+        return start[None]
+
+    def step(state: Array, part: tuple[Array | None, Array]) -> tuple[Array, Array]:
+        factor, new = part
+        return (state if factor is None else factor * state) + new, state
+
+    return jax.lax.scan(step, start, (decay, update))[1]
+
+
+def _recurrent(phi_q: Array, phi_k: Array, v: Array, dtype: jnp.dtype, chunk: int) -> Array:
+    """The causal sums: within a chunk by a masked product, from earlier ones by the states sum phi_k v^T, sum phi_k."""
+    q, k, value = (chunked(x.astype(dtype), chunk) for x in (phi_q, phi_k, v))
     past = jnp.tril(jnp.ones((chunk, chunk), bool))
-
-    def chunks(x: Array) -> Array:  # [B, N, H, F] to [chunks, B, H, chunk, F]
-        x = jnp.pad(x, ((0, 0), (0, -length % chunk), (0, 0), (0, 0)))
-        return x.reshape(batch, -1, chunk, heads, x.shape[-1]).transpose(1, 0, 3, 2, 4)
-
-    def step(carry: tuple[Array, Array], part: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
-        state, total = carry
-        q, k, value = part
-        within = jnp.where(past, jnp.einsum("bhim,bhjm->bhij", q, k, preferred_element_type=dtype), 0)
-        numerator = (jnp.einsum("bhij,bhjd->bhid", within, value, preferred_element_type=dtype)
-                     + jnp.einsum("bhim,bhmd->bhid", q, state, preferred_element_type=dtype))
-        denominator = (jnp.sum(within, axis=-1)
-                       + jnp.einsum("bhim,bhm->bhi", q, total, preferred_element_type=dtype))
-        state = state + jnp.einsum("bhjm,bhjd->bhmd", k, value, preferred_element_type=dtype)
-        total = total + jnp.sum(k, axis=2, dtype=dtype)
-        return (state, total), ratio(numerator, denominator[..., None])
-
-    start = (jnp.zeros((batch, heads, phi_k.shape[-1], v.shape[-1]), dtype),
-             jnp.zeros((batch, heads, phi_k.shape[-1]), dtype))
-    parts = (chunks(phi_q), chunks(phi_k), chunks(v))
-    if length == chunk:  # one chunk: no loop
-        out = step(start, jax.tree.map(lambda x: x[0], parts))[1][None]
-    else:
-        out = jax.lax.scan(step, start, parts)[1]  # [chunks, B, H, chunk, D]
-    return out.transpose(1, 0, 3, 2, 4).reshape(batch, -1, heads, v.shape[-1])[:, :length]
+    within = jnp.where(past, jnp.einsum("tbhim,tbhjm->tbhij", q, k), 0)
+    state = carry(None, jnp.einsum("tbhjm,tbhjd->tbhmd", k, value))
+    total = carry(None, jnp.sum(k, axis=3)[..., None])
+    numerator = jnp.einsum("tbhij,tbhjd->tbhid", within, value) + jnp.einsum("tbhim,tbhmd->tbhid", q, state)
+    denominator = jnp.sum(within, axis=-1, keepdims=True) + jnp.einsum("tbhim,tbhmd->tbhid", q, total)
+    return joined(ratio(numerator, denominator), v.shape[1])

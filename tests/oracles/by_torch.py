@@ -1,5 +1,7 @@
 """Oracles that torch itself has."""
 
+import functools
+
 import torch
 from fixture import Example, autograd, oracle
 from torch.nn import functional
@@ -30,6 +32,25 @@ def full_alibi(e: Example) -> torch.Tensor:
     q, k, v = (t.transpose(1, 2) for t in (e.q, e.k, e.v))
     return functional.scaled_dot_product_attention(
         q, k, v, attn_mask=torch.where(allowed, bias, -torch.inf)).transpose(1, 2)
+
+
+FEATURES = {"exp": torch.exp, "softmax": lambda x: x.softmax(-1)}
+KERNEL = "Katharopoulos et al. 2020, equation 4, as a dense matrix in torch"
+
+
+def linear(feature: str, e: Example) -> torch.Tensor:
+    """phi(q_i) . phi(k_j) over its sum."""
+    weights = torch.einsum("bnhd,bkhd->bhnk", *map(FEATURES[feature], (e.q, e.k))) * e.valid[:, None, None, :]
+    if e.causal:
+        weights = weights.tril()
+    weights = weights / torch.where(e.valid[:, None, :, None], weights.sum(-1, keepdim=True), 1.0)
+    return torch.einsum("bhnk,bkhd->bnhd", weights, e.v)
+
+
+for name in FEATURES:
+    for mode, causal in (("", False), ("_causal", True)):
+        oracle(f"linear_{name}{mode}", f"linear(feature={name!r})", causal=causal, by=KERNEL, **BY)(
+            functools.partial(linear, name))
 
 
 PARALLEL = f"{SDPA}, and the quotient of its positive features"
