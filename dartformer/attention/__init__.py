@@ -97,13 +97,15 @@ _TABLE = _Table()
 
 
 def register(name: str, cls: type) -> type:
-    """Make `cls`, a frozen dataclass that keeps the protocol, known as `name`; returns `cls`.
+    """Make `cls`, a frozen dataclass that keeps the protocol, known as `name`; returns `cls`. Twice is as good as once.
 
     Raises:
-      InputError: the name is taken or is no identifier, or `cls` is no frozen dataclass with `traits`.
+      InputError: the name is another's, or is no identifier, or `cls` is no frozen dataclass with `traits`.
     """
     if not name.isidentifier():
         raise InputError(f"attention name {name!r} must be an identifier, such as 'my_attention'.")
+    if ATTENTIONS.get(name) is cls:
+        return cls
     if name in ATTENTIONS:
         raise InputError(f"attention {name!r} is already registered, as {ATTENTIONS[name].__qualname__}.")
     parameters: Any = getattr(cls, "__dataclass_params__", None)
