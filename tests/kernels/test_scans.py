@@ -1,0 +1,70 @@
+"""The chunked recurrences against their definition, one token at a time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dartformer.attention.check_case import quick
+from dartformer.kernels.decay_scan import decay_scan
+from dartformer.kernels.delta_scan import delta_scan
+from dartformer.kernels.gated_scan import gated_scan
+from dartformer.kernels.recurrence import recurrence
+
+
+def arrays(length, channels, scale=1.0):
+    """q, k, v, log-decays (and beta), which tokens are valid, and a cotangent."""
+    random = np.random.default_rng(length)
+    q, k = (random.standard_normal((2, length, 3, 4)) for _ in range(2))
+    v, c = (random.standard_normal((2, length, 3, 5)) for _ in range(2))
+    g = -scale * random.exponential(size=(2, length, 3, 4)[:3 + channels])
+    valid = random.random((2, length)) < 0.7
+    valid[1, :3] = False
+    return [jnp.asarray(x) for x in (q, k, v, g, valid, c)]
+
+
+def agree(ours, length, channels, causal, scale=1.0, delta=False):
+    """Outputs and gradients of `ours` are those of the definition."""
+    with jax.enable_x64(True):
+        q, k, v, g, valid, c = arrays(length, channels, scale)
+        beta = [jax.nn.sigmoid(q[..., 0] * v[..., 1])] if delta else []
+        k = k / jnp.linalg.norm(k, axis=-1, keepdims=True) if delta else k
+
+        def both(f):
+            out, pull = jax.vjp(lambda *a: f(*a[:4], **({"beta": a[4]} if delta else {}), causal=causal, valid=valid),
+                                q, k, v, g, *beta)
+            return out, *pull(c)
+
+        for found, wanted in zip(*quick(lambda: (both(ours), both(recurrence)))(), strict=True):
+            np.testing.assert_allclose(found, wanted, atol=1e-11)
+
+
+BOTH = pytest.mark.parametrize("causal", [False, True])
+LENGTHS = pytest.mark.parametrize("length", [37, 16, 1])
+
+
+@BOTH
+@LENGTHS
+def test_a_decay_of_each_token(length, causal):
+    agree(lambda *a, **o: decay_scan(*a, chunk=16, **o), length, False, causal)
+
+
+@BOTH
+@LENGTHS
+def test_a_decay_of_each_channel(length, causal):
+    agree(lambda *a, **o: gated_scan(*a, chunk=16, leaf=2, **o), length, True, causal)
+
+
+@BOTH
+@LENGTHS
+def test_the_delta_rule(length, causal):
+    agree(lambda *a, **o: delta_scan(*a, chunk=16, **o), length, False, causal, delta=True)
+
+
+@BOTH
+def test_decays_that_would_overflow_if_divided(causal):
+    """Sums of log-decays of some hundreds within a chunk, in float32 too."""
+    agree(lambda *a, **o: gated_scan(*a, chunk=16, leaf=2, **o), 37, True, causal, scale=100.0)
+    q, k, v, g, _, c = (x.astype(jnp.float32) for x in arrays(37, True, 100.0))
+    grads = quick(jax.grad(lambda *a: jnp.sum(c * gated_scan(*a, causal=causal)), argnums=(0, 1, 2, 3)))(q, k, v, g)
+    assert all(jnp.isfinite(x).all() for x in grads)
