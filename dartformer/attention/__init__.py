@@ -18,23 +18,27 @@ from dartformer.attention.conv import Conv
 from dartformer.attention.differential import Differential
 from dartformer.attention.fourier import Fourier
 from dartformer.attention.full import Full
+from dartformer.attention.gated_delta import GatedDelta
+from dartformer.attention.gated_linear import GatedLinear
 from dartformer.attention.identity import Identity
 from dartformer.attention.linear import Linear
 from dartformer.attention.linformer import Linformer
 from dartformer.attention.local import Local
 from dartformer.attention.longformer import Longformer
 from dartformer.attention.parallel import Parallel
+from dartformer.attention.retention import Retention
 from dartformer.attention.sink import Sink
 from dartformer.attention.sparse import Sparse
+from dartformer.attention.ssd import Ssd
 from dartformer.attention.strided import Strided
 from dartformer.attention.synthesizer import Synthesizer
 from dartformer.attention.uniform import Uniform
 from dartformer.errors import InputError
 
-__all__ = ["ATTENTIONS", "Attention", "BigBird", "Block", "ConformanceError", "Conv", "Cost", "Differential", "Fourier",
-           "Full", "Identity", "Inputs", "Linear", "Linformer", "Local", "Longformer", "Parallel", "Params", "Report",
-           "Shape", "Sink", "Sparse", "Strided", "Synthesizer", "Traits", "Uniform", "check", "format", "names",
-           "parse", "register"]
+__all__ = ["ATTENTIONS", "Attention", "BigBird", "Block", "ConformanceError", "Conv", "Cost", "Differential",
+           "Fourier", "Full", "GatedDelta", "GatedLinear", "Identity", "Inputs", "Linear", "Linformer", "Local",
+           "Longformer", "Parallel", "Params", "Report", "Retention", "Shape", "Sink", "Sparse", "Ssd", "Strided",
+           "Synthesizer", "Traits", "Uniform", "check", "format", "names", "parse", "register"]
 
 ATTENTIONS: dict[str, type] = {
     "full": Full,
@@ -46,6 +50,10 @@ ATTENTIONS: dict[str, type] = {
     "bigbird": BigBird,
     "sink": Sink,
     "linear": Linear,
+    "retention": Retention,
+    "gated_linear": GatedLinear,
+    "gated_delta": GatedDelta,
+    "ssd": Ssd,
     "linformer": Linformer,
     "synthesizer": Synthesizer,
     "differential": Differential,

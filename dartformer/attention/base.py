@@ -170,10 +170,20 @@ def spelled(name: str, attention: Any, text: Callable[[Any], str] = repr) -> str
 
 
 class Spelled:
-    """Prints an attention as the text that configs use: `local(window=16)`. For `@dataclass(repr=False)`."""
+    """Prints an attention as the text that configs use: `local(window=16)`. For `@dataclass(repr=False)`.
+
+    Attributes:
+      spelling: its name there, where it is not that of the class in small letters.
+    """
+
+    spelling: ClassVar[str] = ""
 
     def __repr__(self) -> str:
-        return spelled(type(self).__name__.lower(), self)
+        return spelled(_name(self), self)
+
+
+def _name(attention: Any) -> str:
+    return getattr(attention, "spelling", "") or type(attention).__name__.lower()
 
 
 def require(attention: Attention, *, causal: bool, length: int, order: int = 1, positions: str = "none",
@@ -220,7 +230,7 @@ def positive(attention: Any, **fields: int) -> None:
     """Raise `InputError` for the first of `fields` that is not a whole number of at least 1."""
     for name, value in fields.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{type(attention).__name__.lower()}: {name} must be a whole number of at least 1, "
+            raise InputError(f"{_name(attention)}: {name} must be a whole number of at least 1, "
                              f"got {value!r}.")
 
 

@@ -1,0 +1,90 @@
+"""Gated DeltaNet: a linear recurrence that replaces what its state holds at a key, and forgets."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, accept, drop_values, zero_invalid
+from dartformer.attention.ssd import step_start
+from dartformer.kernels.delta_scan import delta_scan, delta_scan_work
+from dartformer.kernels.recurrence import recurrence_weights
+from dartformer.kernels.softmax import wide
+
+
+def unit(x: Array) -> Array:
+    """x / sqrt(|x|^2 + 1e-6) over D, in float32 or wider."""
+    x = x.astype(wide(x))
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
+
+
+@dataclass(frozen=True, repr=False)
+class GatedDelta(Spelled):
+    """Gated delta rule: S_i = a_i (I - b_i k_i k_i^T) S_{i-1} + b_i k_i v_i^T, y_i = S_i^T q_i / sqrt(D), |q| = |k| =
+    1.
+
+    What the state holds at k_i is replaced by v_i, by the share b_i = sigmoid(w_b . x_i); and all of it is forgotten by
+    a_i = exp(-A softplus(w_a . x_i + c)).
+
+    Paper: Yang et al. 2025 (Gated DeltaNet), arXiv:2412.06464, section 3, equation 10; the delta rule of Schlag et al.
+    2021, arXiv:2102.11174.
+    Own parameters: `alpha` `[H, E]` (w_a), `beta` `[H, E]` (w_b), `A_log` `[H]` (A = exp), `dt_bias` `[H]` (c).
+    Cost: O(N (C + D) D) time in chunks of C = 32; state D x D. No weight is divided by a sum.
+    Masks: an invalid token is not written and the state does not decay for it.
+    Both ways: a second recurrence from the last token to the first, added, in which each token reads before it is
+    written: the own token is counted once.
+    Deviations: the short convolutions before it and the gate and norm behind it are left out (`model.branch_norm` is
+    a norm for each head).
+    """
+
+    spelling: ClassVar[str] = "gated_delta"
+
+    traits: ClassVar[Traits] = Traits(
+        summary="linear recurrence that replaces what it holds at a key, and forgets",
+        paper="Yang et al. 2025, arXiv:2412.06464", causal=True, reads=frozenset("qkvx"),
+        positions=frozenset({"rotary"}), dropout="values")
+
+    def init(self, key: Array, shape: Shape) -> Params:
+        """w of variance 1 / E, steps from 0.001 to 0.1, A from 1 to 16."""
+        alpha, beta, bias, a = jax.random.split(key, 4)
+        size = (shape.heads, shape.model_dim)
+        return {"alpha": jax.random.normal(alpha, size) * shape.model_dim**-0.5,
+                "beta": jax.random.normal(beta, size) * shape.model_dim**-0.5,
+                "dt_bias": step_start(bias, (shape.heads,)),
+                "A_log": jnp.log(jax.random.uniform(a, (shape.heads,), minval=1, maxval=16))}
+
+    def _recurrence(self, params: Params, inputs: Inputs) -> tuple[Array, Array, Array, Array]:
+        """Unit q / sqrt(D), unit k, the log-decays and the shares b `[B, N, H]`."""
+        assert inputs.x is not None
+        dtype = wide(inputs.q, inputs.k, inputs.x)
+        own = {name: value.astype(dtype) for name, value in params.items()}
+        read = {name: jnp.einsum("bne,he->bnh", inputs.x.astype(dtype), own[name]) for name in ("alpha", "beta")}
+        decay = -jnp.exp(own["A_log"]) * jax.nn.softplus(read["alpha"] + own["dt_bias"])
+        return (unit(inputs.q) * inputs.q.shape[-1] ** -0.5, unit(inputs.k), decay,
+                jax.nn.sigmoid(read["beta"]))
+
+    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
+                 key: Array | None = None) -> Array:
+        """See `Attention`."""
+        accept(self, inputs, causal=causal)
+        q, k, decay, beta = self._recurrence(params, inputs)
+        out = delta_scan(q, k, drop_values(inputs, train, key), decay, beta, causal=causal, valid=inputs.valid)
+        return zero_invalid(out, inputs.mask)
+
+    def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
+        """The recurrence, one token at a time, of the unit vectors, `[B, H, N, N]`."""
+        q, k, decay, beta = self._recurrence(params, inputs)
+        return recurrence_weights(q, k, decay, beta=beta, causal=causal, valid=inputs.valid)
+
+    def cost(self, shape: Shape) -> Cost:
+        """The scan, the gates of each token, and the norms of q and k."""
+        heads = shape.batch * shape.heads
+        tokens = heads * shape.length
+        flops, numbers = delta_scan_work(shape.length, shape.head_dim)
+        return Cost(
+            flops=flops * heads + tokens * (4 * shape.model_dim + 12 + 8 * shape.head_dim),
+            parameters=2 * shape.heads * (shape.model_dim + 1),
+            activation_bytes=(numbers * heads + 2 * tokens) * max(4, shape.itemsize),
+            state_bytes=heads * shape.head_dim**2 * max(4, shape.itemsize))
