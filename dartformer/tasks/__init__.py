@@ -10,10 +10,12 @@ from typing import Any
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import Task
 from dartformer.tasks.files import Files
+from dartformer.tasks.imdb import ImdbBytes, ImdbTokens
 from dartformer.tasks.listops import ListOps
 from dartformer.tasks.planted import Planted
 
-TASKS: dict[str, type] = {"listops": ListOps, "planted": Planted, "files": Files}
+TASKS: dict[str, type] = {"listops": ListOps, "planted": Planted, "imdb_bytes": ImdbBytes,
+                          "imdb_tokens": ImdbTokens, "files": Files}
 """The tasks of this package. Other packages add theirs as entry points of the group `dartformer.task`."""
 
 

@@ -27,7 +27,7 @@ from dartformer.errors import InputError, unknown
 
 Record = dict[str, Any]
 
-OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+OPENERS: dict[str, Any] = {".gz": gzip.open, ".tgz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet", ".npz", ".txt")
 
 DAMAGE = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile)
@@ -36,6 +36,8 @@ DAMAGE = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, tarfile.TarErr
 
 def suffix(path: Path) -> str:
     """The suffix that says what a file holds, compression left out."""
+    if path.suffix.lower() == ".tgz":
+        return ".tar"
     return Path(path.stem).suffix.lower() if path.suffix.lower() in OPENERS else path.suffix.lower()
 
 
@@ -250,7 +252,7 @@ def _tfds(path: Path, split: str) -> Iterator[Record]:
 def _array_records(file: Path) -> Iterator[bytes]:
     from array_record.python.array_record_module import ArrayRecordReader
     try:
-        reader = ArrayRecordReader(str(file), options="index_storage_option:offloaded")
+        reader = ArrayRecordReader(str(file))
         for start in range(0, reader.num_records(), 1000):
             yield from reader.read(start, min(start + 1000, reader.num_records()))
         reader.close()
@@ -356,12 +358,7 @@ def members(archive: Path) -> Iterator[tuple[str, BinaryIO]]:
     in it, absolute, with `..`, or of a link, can touch anything."""
     if not archive.is_file():
         raise InputError(f"there is no file {archive}.")
-    try:
-        with tarfile.open(archive, "r|*") as files:
-            for member in files:
-                if member.isfile() and (data := files.extractfile(member)) is not None:
-                    yield member.name.removeprefix("./"), data  # type: ignore[misc]
-    except DAMAGE as error:
-        raise InputError(f"{archive} is damaged or cut short: {error}.") from None
-    except OSError as error:
-        raise InputError(f"cannot read {archive}: {error.strerror or error}.") from None
+    with opened(archive) as file, tarfile.open(fileobj=file, mode="r|") as files:
+        for member in files:
+            if member.isfile() and (data := files.extractfile(member)) is not None:
+                yield member.name.removeprefix("./"), data  # type: ignore[misc]
