@@ -81,6 +81,7 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
             "projections": "shared",
             "steps": 300,
             "seeds": 1,
+            "observe": True,
             "weights": dict(optimizer.DEFAULTS),
             "alphas": {**optimizer.DEFAULTS, "name": "adam", "learning_rate": 0.1, "schedule": "constant",
                        "warmup": 0.0, "b1": 0.5, "weight_decay": 0.0},

@@ -16,6 +16,19 @@ LOW_ENTROPY, HIGH_ENTROPY = 0.5, 0.95
 WIDE_GAP = 0.05
 """A loss of accuracy by discretisation above this (5 points) means that the mixture, not its winner, was trained."""
 
+SILENT = 1e-3
+"""RMS of a branch below which it is dead: there the 1e-6 under the root of the branch norm begins to count."""
+
+LOUD = 10.0
+"""Times the median RMS of its layer above which a branch drowns the others, where nothing normalises it."""
+
+UNTAUGHT = 1e-2
+"""Of the median gradient of its layer's queries and keys, below which a branch's hardly learn."""
+
+SHARPER, WINDOW = 1.3, 5
+"""The rule of RobustDARTS (Zela et al. 2020, arXiv 1909.09656, as in its code): the dominant eigenvalue, averaged over
+five evaluations, has grown by more than this since four evaluations ago."""
+
 NAMED = 3
 """Places that a verdict names; it counts the rest."""
 
@@ -119,8 +132,70 @@ def discretisation(soft: Sequence[float], hard: Sequence[float]) -> Finding:
     return Finding("discretisation", value, WIDE_GAP, source, value <= WIDE_GAP, verdict)
 
 
+def loudness(rms: np.ndarray, space: SearchSpace, branch_norm: bool) -> Finding:
+    """Dead or shouting branches, by the RMS `[L, K]` of their outputs before any norm."""
+    each = np.asarray(rms, np.float64)
+    ratio = each / np.maximum(np.median(each, 1, keepdims=True), 1e-30)
+    dead = [f"{_branch(space, i)} is dead (RMS {each[i]:.1g})" for i in np.ndindex(each.shape) if each[i] < SILENT]
+    loud = [f"{_branch(space, i)} has {ratio[i]:.0f} times the median RMS of its layer"
+            for i in np.ndindex(each.shape) if ratio[i] > LOUD]
+    said, value = dead + ([] if branch_norm else loud), float(ratio.max())
+    if said:
+        verdict = _some(said) + ("" if dead else ": the mixture measures scale (model.branch_norm evens it out)")
+    else:
+        verdict = f"no branch is dead; the loudest has {value:.1f} times the median RMS of its layer"
+        verdict += ", which the branch norm evens out" if loud else ""
+    source = f"this package; dead is below {SILENT:g}, where the branch norm's epsilon counts"
+    return Finding("output RMS", value, LOUD, source, not said, verdict)
+
+
+def learning(gradient: np.ndarray, space: SearchSpace) -> Finding:
+    """Branches whose queries and keys hardly learn, by the norms `[L, K]` of their gradients for a unit of weight.
+
+    Branches that read neither, or have no weight in the mixture, are left out.
+    """
+    smallest, said = np.inf, []
+    for l, row in enumerate(np.asarray(gradient, np.float64)):
+        alive = [k for k, a in enumerate(space.candidates) if a.traits.reads & {"q", "k"} and np.isfinite(row[k])]
+        if len(alive) < 2:
+            continue
+        ratios = {k: float(row[k] / max(np.median(row[alive]), 1e-30)) for k in alive}
+        smallest = min(smallest, *ratios.values())
+        said += [f"the queries and keys of {_branch(space, (l, k))} hardly learn ({r:.1g} of the median gradient)"
+                 for k, r in ratios.items() if r < UNTAUGHT]
+    source = "this package: a hundredth of the median of the layer"
+    if smallest == np.inf:
+        return Finding("query and key gradients", None, UNTAUGHT, source, None,
+                       "fewer than two candidates read queries and keys: nothing to compare")
+    return Finding("query and key gradients", smallest, UNTAUGHT, source, not said, _some(said) if said else
+                   f"every branch learns (the smallest gradient is {smallest:.2g} of the median of its layer)")
+
+
+def curvature(values: Sequence[float]) -> Finding:
+    """Whether the dominant eigenvalue of d2 L/d alpha2, at each evaluation of a search, keeps growing."""
+    smooth = [float(np.mean(values[max(0, i + 1 - WINDOW):i + 1])) for i in range(len(values))]
+    source = "RobustDARTS, arXiv 1909.09656: growth of its moving average over four evaluations"
+    if len(values) < 2 or smooth[max(0, len(smooth) - WINDOW)] <= 0:
+        why = "fewer than two evaluations" if len(values) < 2 else "it was not positive before"
+        return Finding("curvature", None, SHARPER, source, None, f"growth of the alphas' curvature is unknown: {why}")
+    earlier, now = smooth[max(0, len(smooth) - WINDOW)], smooth[-1]
+    numbers = f"dominant eigenvalue of d2L/dalpha2 from {earlier:.3g} to {now:.3g}"
+    return Finding("curvature", now / earlier, SHARPER, source, now / earlier <= SHARPER,
+                   f"the minimum gets sharper ({numbers}): earlier alphas may discretise better"
+                   if now / earlier > SHARPER else f"the minimum does not get sharper ({numbers})")
+
+
+def _branch(space: SearchSpace, where: tuple[int, ...]) -> str:
+    return f"{spec(space.candidates[where[1]])} in layer {where[0]}"
+
+
+def _some(said: list[str]) -> str:
+    more = f"; and {len(said) - NAMED} more" if len(said) > NAMED else ""
+    return "; ".join(said[:NAMED]) + more
+
+
 def of_search(mixtures: np.ndarray, space: SearchSpace, evaluate: Callable[[int, np.ndarray], Mapping[str, float]],
-              tie_margin: float, *, learned: bool = True) -> dict[str, Any]:
+              tie_margin: float, *, learned: bool = True, observed: Sequence[Finding] = ()) -> dict[str, Any]:
     """All that can be said of a finished search without training anything.
 
     Args:
@@ -129,6 +204,7 @@ def of_search(mixtures: np.ndarray, space: SearchSpace, evaluate: Callable[[int,
       evaluate: (number of the seed, mixture `[L, H, K]`) -> valid loss and accuracy of its supernet.
       tie_margin: candidates closer than this in the mixture count as tied.
       learned: the strategy has alphas; without them a mixture is uniform and says nothing.
+      observed: what else was found, on the way.
 
     Returns:
       Plain data: rows of entropy and margin (means over the seeds), valid at the mixture and at its argmax, each
@@ -144,7 +220,7 @@ def of_search(mixtures: np.ndarray, space: SearchSpace, evaluate: Callable[[int,
         "valid_soft": _mean(soft), "alone": alone}
     if not learned:
         return {**data, **judged([Finding("margin", None, None, "", None, "the strategy learns no alphas: its mixture "
-                                          "is uniform, and the derivation decides")])}
+                                          "is uniform, and the derivation decides"), *observed])}
     hard = [evaluate(i, space.mixture(space.genotype(found[i]["winner"]))) for i in each]
     findings = [entropy(mixtures, space), margin(mixtures, space, tie_margin), agreement(mixtures, space),
                 discretisation([s["accuracy"] for s in soft], [h["accuracy"] for h in hard])]
@@ -153,7 +229,7 @@ def of_search(mixtures: np.ndarray, space: SearchSpace, evaluate: Callable[[int,
             "seeds": {"valid_discrete_accuracy": {"mean": float(np.mean(accuracy)), "spread": spread(accuracy),
                                                   "per_seed": accuracy},
                       "agreement": findings[2].value},
-            **judged(findings)}
+            **judged([*findings, *observed])}
 
 
 def judged(findings: Sequence[Finding | Mapping[str, Any]]) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def selfcheck(kinds: Sequence[str] | None = None, *, seed: int = 0,
     for kind in KINDS if kinds is None else kinds:
         started = time.monotonic()
         config = configs.defaults("planted")
-        configs.override(config, {**starter.planted(kind), "space.candidates": CANDIDATES, "seed": seed})
+        configs.override(config, {**starter.planted(kind), "space.candidates": CANDIDATES, "seed": seed,
+                                   "search.observe": False})
         with tempfile.TemporaryDirectory() as folder:
             result = api.search(config, Path(folder) / "run")
             genotype = api.derive(result)

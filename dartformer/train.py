@@ -199,6 +199,7 @@ class Schedule:
 def fit(name: str, step: CompiledStep, state: Any, stream: Stream, schedule: Schedule, folder: Path, *,
         evaluate: Callable[[Any], Mapping[str, Any]] | None = None,
         describe: Callable[[Any], Mapping[str, Any]] | None = None,
+        observe: Callable[[Any], Mapping[str, Any]] | None = None,
         rates: dict[str, optax.Schedule] | None = None) -> Fitted:
     """Run `schedule.steps` steps from `state`, or from where an earlier call in the same folder stopped.
 
@@ -211,6 +212,7 @@ def fit(name: str, step: CompiledStep, state: Any, stream: Stream, schedule: Sch
       folder: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
       evaluate: state -> numbers, every `eval_every` steps and at the end; its `accuracy` decides the best checkpoint.
       describe: state -> anything cheap to be logged with the metrics.
+      observe: state -> anything dearer, logged with each evaluation.
       rates: learning-rate schedules, logged by name (and told when training diverges).
 
     Raises:
@@ -268,7 +270,8 @@ def fit(name: str, step: CompiledStep, state: Any, stream: Stream, schedule: Sch
                     if evaluate is not None and due["eval"]:
                         found = evaluate(state)
                         evaluations.append({"step": done, **found})
-                        log.write(done, {f"valid_{k}": v for k, v in found.items()})
+                        log.write(done, {**{f"valid_{k}": v for k, v in found.items()},
+                                         **(observe(state) if observe else {})})
                         score = found.get("accuracy")
                     if due["save"] or score is not None or stop.number:
                         save(score)

@@ -109,3 +109,34 @@ def test_the_terminal_and_the_report_show_every_verdict(capsys, tmp_path):
     summary.show("search", {"diagnostics": {"findings": [], "verdicts": ["nothing"]}, "seconds": 1.0}, tmp_path)
     assert "nothing" in capsys.readouterr().out
     assert "<li>nothing</li>" in report.findings_table({"findings": [], "verdicts": ["nothing"]})
+
+
+@pytest.mark.parametrize(("rms", "norm", "fine", "says"), [
+    ((1, 1, 2, 1), False, True, "the loudest has 2.0 times"),
+    ((1, 1, 40, 1), False, False, "identity in layer 0 has 40 times the median RMS of its layer: the mixture measures"),
+    ((1, 1, 40, 1), True, True, "which the branch norm evens out"),
+    ((1, 1e-4, 1, 1), True, False, "local(window=4) in layer 0 is dead (RMS 0.0001)")])
+def test_loudness(rms, norm, fine, says):
+    found = diagnostics.loudness(np.array([rms, (1, 1, 1, 1)]), SPACE, norm)
+    assert found.fine == fine
+    assert says in found.verdict
+
+
+@pytest.mark.parametrize(("gradient", "fine", "says"), [
+    ((3, 1, 0, 0), True, "every branch learns (the smallest gradient is 0.5 of the median of its layer)"),
+    ((3, 1e-3, 0, 0), False, "the queries and keys of local(window=4) in layer 0 hardly learn"),
+    ((3, np.nan, 0, 0), None, "nothing to compare")])
+def test_learning(gradient, fine, says):
+    found = diagnostics.learning(np.array([gradient, (1, np.nan, 0, 0)]), SPACE)
+    assert found.fine == fine
+    assert says in found.verdict
+
+
+@pytest.mark.parametrize(("values", "growth", "fine"), [
+    ([1.0, 1.2], 1.1, True), ([1.0, 2.0], 1.5, False), ([4, 3, 2, 1], 0.625, True), ([1.0], None, None),
+    # Averages over five: the last (3 + 4 + 5 + 6 + 7) / 5, four evaluations ago (1 + 2 + 3) / 3.
+    ([1, 2, 3, 4, 5, 6, 7], 2.5, False), ([-1.0, 1.0], None, None)])
+def test_curvature(values, growth, fine):
+    found = diagnostics.curvature(values)
+    assert found.value == (growth if growth is None else pytest.approx(growth))
+    assert found.fine == fine

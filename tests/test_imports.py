@@ -15,7 +15,7 @@ FLOORS = [
     ["workdir", "progress", "transformer", "derivations"],
     ["supernet", "optimizer", "checkpoint"],
     ["config"],
-    ["train", "cost", "diagnostics", "plots"],
+    ["train", "cost", "diagnostics", "branches", "plots"],
     ["stages"],
     ["api", "starter"],
     ["selfcheck"],

@@ -15,6 +15,7 @@ from dartformer.checkpoint import Checkpoints
 from dartformer.errors import InputError
 from dartformer.search_space import SearchSpace
 from dartformer.stages.base import Run
+from dartformer.stages.observe import observing, once
 from dartformer.strategies import State
 from dartformer.tasks.base import batches
 from dartformer.train import CompiledStep, Schedule, Step, Stream, Together, fit, read_metrics
@@ -187,6 +188,7 @@ def search(run: Run) -> SearchResult:
         hard = evaluator(weights, run.parts["valid"], space.mixture(choice))["accuracy"]
         return {**soft, "discrete_accuracy": hard, "discretisation_gap": soft["accuracy"] - hard}
 
+    look = observing(run) if config.search.observe else None
     for group in groups(run):
 
         def evaluate(state: State, group: Group = group) -> dict[str, Any]:
@@ -201,21 +203,51 @@ def search(run: Run) -> SearchResult:
             return {**{k: float(v.mean()) for k, v in means.items()}, **{f"{k}_rows": v for k, v in means.items()},
                     **({"mixtures": mixtures.tolist()} if group.together else {"mixture": mixtures[0].tolist()})}
 
+        def observe(state: State, group: Group = group) -> dict[str, Any]:
+            return means_of([look(one) for one in separate(state, group)]) if look else {}
+
         step = step or CompiledStep(step_of(run, group))  # groups of one seed share it
         name = "search" if len(groups(run)) == 1 else f"search seed {group.seeds[0]}"
         fitted = fit(name, step, initial(run, group), stream(run, group),
                      Schedule(config.search.steps, config.log.every, config.log.eval_every,
                               config.log.checkpoint_every),
-                     group.folder, evaluate=evaluate, describe=describe, rates=rates)
+                     group.folder, evaluate=evaluate, describe=describe, observe=observe if look else None,
+                     rates=rates)
         seconds, compile_seconds = seconds + fitted.seconds, max(compile_seconds, fitted.compile_seconds)
         for one, number, history in zip(separate(fitted.state, group), group.seeds, histories(group), strict=True):
             states.append(one)
             seeds.append(Seed(number, np.asarray(one.alphas), np.asarray(mixture_of(one)), history))
+    seen = means_of([look(state) for state in states]) if look else {}
     report = diagnostics.of_search(
         np.array([seed.mixture for seed in seeds]), space,
         lambda i, mixture: evaluator(states[i].weights, run.parts["valid"], mixture), config.derive.tie_margin,
-        learned=run.strategy.traits.alphas)
-    return _write(run, seeds, report, seconds, compile_seconds)
+        learned=run.strategy.traits.alphas, observed=_judge(run, seen, seeds))
+    return _write(run, seeds, {**report, **seen}, seconds, compile_seconds)
+
+
+def means_of(seen: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    """Means over seeds and heads of what was observed: `[L, K]` for branches (NaN without any weight), and a number."""
+    rms, gradient = (np.stack([one[k] for one in seen]) for k in ("rms", "gradient"))
+    alive = np.isfinite(gradient)
+    count = alive.sum((0, -1))
+    learnt = np.where(alive, gradient, 0).sum((0, -1)) / np.where(count, count, np.nan)
+    return {"branch_rms": np.sqrt(np.mean(rms ** 2, (0, -1))), "branch_gradient": learnt,
+            **({"curvature": float(np.mean([one["curvature"] for one in seen]))} if "curvature" in seen[0] else {})}
+
+
+def _judge(run: Run, seen: dict[str, Any], seeds: list[Seed]) -> list[diagnostics.Finding]:
+    """What was observed, judged; the curvature by its course."""
+    if not seen:
+        return []
+    found = [diagnostics.loudness(seen["branch_rms"], run.space, run.model.branch_norm),
+             diagnostics.learning(seen["branch_gradient"], run.space)]
+    if "curvature" in seen:
+        courses = [[line["curvature"] for line in seed.history if line.get("curvature") is not None] for seed in seeds]
+        found.append(diagnostics.curvature(np.mean([c[-min(map(len, courses)):] for c in courses], 0).tolist()))
+    elif run.strategy.traits.alphas:
+        found.append(diagnostics.Finding("curvature", None, None, "", None, "the curvature is unknown: these can be "
+                                         f"differentiated only once: {', '.join(once(run))}"))
+    return found
 
 
 def _without_supernet(run: Run) -> SearchResult:

@@ -1,0 +1,81 @@
+"""What is seen of a supernet's branches is what an independent computation gives."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dartformer import config as configs
+from dartformer.attention import parse
+from dartformer.branches import gauge, observer
+from dartformer.search_space import SearchSpace
+from dartformer.stages.base import Run
+from dartformer.stages.observe import loss
+from dartformer.stages.search import search
+from dartformer.supernet import supernet
+from dartformer.transformer import Projections, TransformerConfig
+
+CONFIG = TransformerConfig(vocabulary=8, classes=3, length=6, layers=1, heads=2, head_dim=4, model_dim=8, mlp_dim=8)
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    return {"tokens": rng.integers(1, 8, (3, 6)).astype(np.int32), "valid": np.arange(6) < np.array([[6], [4], [1]]),
+            "label": np.array([0, 1, 2], np.int32)}
+
+
+def test_a_gauge_reads_the_norm_and_changes_nothing():
+    x = jnp.arange(16.0).reshape(1, 2, 2, 4)
+    value, (dx, needle) = jax.value_and_grad(lambda x, n: jnp.sum(gauge(x, n) ** 3), (0, 1))(x, jnp.zeros(2))
+    assert value == jnp.sum(x ** 3)
+    np.testing.assert_allclose(dx, 3 * x ** 2)
+    np.testing.assert_allclose(needle, jnp.sum((3 * x ** 2) ** 2, (0, 1, 3)))
+
+
+@pytest.mark.parametrize("projections", ["shared", "separate"])
+def test_branches_against_another_way(projections, monkeypatch):
+    space = SearchSpace(tuple(map(parse, ("full", "identity", "uniform"))), 1, 2, "layer")
+    mixture = jnp.array([[[0.25, 0.75, 0.0], [0.5, 0.5, 0.0]]])
+    net, given = supernet(CONFIG, space, projections), batch()
+    weights = net.init(jax.random.key(0))
+    seen = jax.jit(observer(CONFIG, space, projections, loss))(weights, mixture, given)
+    assert seen.rms.shape == (1, 3, 2)
+    assert np.isnan(seen.gradient[0, 2]).all()
+    np.testing.assert_array_equal(seen.gradient[0, 1], 0)
+
+    # Of these only `full` reads queries and keys: its gradients are those of all. `identity` gives the values back.
+    inputs, values = Projections.inputs, []
+
+    def total(q, k):
+        def shifted(self, *arguments):
+            made = inputs(self, *arguments)
+            values.append(made.v)
+            return dataclasses.replace(made, q=made.q + q, k=made.k + k)
+
+        monkeypatch.setattr(Projections, "inputs", shifted)
+        return loss(net.apply(weights, given["tokens"], given["valid"], mixture), given["label"]), values[0]
+
+    zeros = jnp.zeros((3, 6, 2, 4))
+    (dq, dk), v = jax.jit(jax.grad(total, (0, 1), has_aux=True))(zeros, zeros)
+    want = jnp.sqrt(jnp.sum(dq ** 2 + dk ** 2, (0, 1, 3))) / mixture[0, :, 0]
+    np.testing.assert_allclose(seen.gradient[0, 0], want, rtol=1e-4)
+    if projections == "shared":
+        np.testing.assert_allclose(seen.rms[0, 1], jnp.sqrt(jnp.mean(v[given["valid"]] ** 2, (0, 2))), rtol=1e-5)
+
+
+def test_a_search_logs_what_it_observes(tiny, tmp_path):
+    configs.override(tiny, {"search.observe": True, "model.layers": 1, "search.steps": 6, "log.eval_every": 3,
+                            "space.granularity": "layer"})
+    with Run(tiny, tmp_path) as run:
+        found = search(run)
+        lines = [line for line in found.history if "branch_rms" in line]
+        assert [line["step"] for line in lines] == [3, 6]
+        assert np.shape(lines[0]["branch_gradient"]) == (1, 3)
+        assert np.isfinite([line["curvature"] for line in lines]).all()
+        names = [f["name"] for f in found.diagnostics["findings"]]
+        assert names[-3:] == ["output RMS", "query and key gradients", "curvature"]
+        assert found.diagnostics["curvature"] == pytest.approx(lines[-1]["curvature"], rel=1e-5)
+        assert np.shape(found.history[0]["entropy_rows"]) == np.shape(found.history[0]["margin_rows"]) == (1, 1)
+        assert any("valid_discretisation_gap" in line for line in found.history)
