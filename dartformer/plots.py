@@ -113,3 +113,47 @@ def comparison(results: dict[str, Any]) -> Figure:
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="test accuracy, %")
     return figure
+
+
+def growth(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Time and memory over length, on logarithmic axes, a line for each attention, named where it ends.
+
+    Args:
+      rows: each with "spec", "lengths", "ms" and "temp_mib", as `experiments/benchmarks/attention.py` prints them.
+    """
+    figure = Figure(figsize=(11, 3.2 + 0.13 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, field, label in zip(panels, ("ms", "temp_mib"), ("forward and backward, ms", "kept meanwhile, MiB"),
+                                  strict=True):
+        ends = []
+        for i, row in enumerate(rows):
+            points = [(n, v) for n, v in zip(row["lengths"], row[field], strict=True) if v > 0]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=colour(i), linewidth=1.3, marker="o", markersize=2.5,
+                          linestyle=("-", "--", ":")[i // len(PALETTE) % 3])
+                ends.append((points[-1], row["spec"], colour(i)))
+        axes.set(xscale="log", yscale="log", xlabel="length N", ylabel=label)
+        ticks = sorted({n for row in rows for n in row["lengths"]})
+        axes.set_xticks(ticks, [f"{n:,}" for n in ticks], fontsize=7)
+        axes.minorticks_off()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=GREY)
+        _name_ends(axes, ends)
+    return figure
+
+
+def _name_ends(axes: Any, ends: list[tuple[tuple[float, float], str, str]]) -> None:
+    """Write the name of each line to the right of the axes, near the height at which it ends, none over another."""
+    low, high = np.log(axes.get_ylim())
+    ends = sorted(ends, key=lambda end: end[0][1])
+    gap = 1 / max(len(ends), 36)
+    places: list[float] = []
+    for (_, y), _, _ in ends:
+        place = float((np.log(y) - low) / (high - low))
+        places.append(max(place, places[-1] + gap) if places else place)
+    for i, place in enumerate(places):  # those that were pushed above the axes push back
+        places[i] = min(place, 1 - gap * (len(places) - 1 - i))
+    for (end, name, tone), place in zip(ends, places, strict=True):
+        axes.annotate(name if len(name) < 36 else name.split("(")[0] + "(...)", end, (1.06, place),
+                      textcoords="axes fraction", va="center", fontsize=6.5, annotation_clip=False,
+                      arrowprops={"arrowstyle": "-", "color": tone, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 1})

@@ -8,9 +8,7 @@ is not counted.
 """
 
 import argparse
-import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,8 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from measure import machine, median_ratio, ratios, say
 
-import dartformer
 from dartformer import optimizer, strategies
 from dartformer.attention import parse
 from dartformer.genotype import Genotype
@@ -32,29 +30,6 @@ from dartformer.train import CompiledStep, Schedule, begin, classification_loss,
 from dartformer.transformer import TransformerConfig, transformer
 
 SIX = ("full", "local(window=16)", "linear", "linformer(rank=32)", "uniform", "identity")
-
-
-def say(**numbers: Any) -> None:
-    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in numbers.items()}
-    print(json.dumps(rounded), flush=True)
-
-
-def ratios(parts: dict[str, Callable[[], None]], seconds: float) -> dict[str, list[float]]:
-    """Seconds of every part in each of several rounds; the parts take turns."""
-    for part in parts.values():
-        part()
-    times: dict[str, list[float]] = {name: [] for name in parts}
-    until = time.perf_counter() + seconds * len(parts)
-    while time.perf_counter() < until or len(next(iter(times.values()))) < 5:
-        for name, part in parts.items():
-            started = time.perf_counter()
-            part()
-            times[name].append(time.perf_counter() - started)
-    return times
-
-
-def median_ratio(times: dict[str, list[float]], over: str, under: str) -> float:
-    return float(np.median(np.array(times[over]) / np.array(times[under])))
 
 
 def random_batch(config: TransformerConfig, size: int) -> dict[str, jax.Array]:
@@ -183,8 +158,7 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=4.0, help="for each thing compared")
     parser.add_argument("--only", default="loop,order,supernet,one_hot")
     arguments = parser.parse_args()
-    say(name="machine", cores=os.cpu_count(), system=platform.machine(), device=jax.devices()[0].device_kind,
-        jax=jax.__version__, dartformer=dartformer.__version__)
+    machine()
     for one in arguments.only.split(","):
         {"loop": loop, "order": order, "supernet": lambda s: mixtures(s, False),
          "one_hot": lambda s: mixtures(s, True)}[one](arguments.seconds)
