@@ -28,6 +28,7 @@ from dartformer.attention.longformer import Longformer
 from dartformer.attention.parallel import Parallel
 from dartformer.attention.retention import Retention
 from dartformer.attention.sink import Sink
+from dartformer.attention.sinkhorn import Sinkhorn
 from dartformer.attention.sparse import Sparse
 from dartformer.attention.ssd import Ssd
 from dartformer.attention.strided import Strided
@@ -35,9 +36,9 @@ from dartformer.attention.synthesizer import Synthesizer
 from dartformer.attention.uniform import Uniform
 from dartformer.errors import InputError
 
-__all__ = ["ATTENTIONS", "Attention", "BigBird", "Block", "ConformanceError", "Conv", "Cost", "Differential",
-           "Fourier", "Full", "GatedDelta", "GatedLinear", "Identity", "Inputs", "Linear", "Linformer", "Local",
-           "Longformer", "Parallel", "Params", "Report", "Retention", "Shape", "Sink", "Sparse", "Ssd", "Strided",
+__all__ = ["ATTENTIONS", "Attention", "BigBird", "Block", "ConformanceError", "Conv", "Cost", "Differential", "Fourier",
+           "Full", "GatedDelta", "GatedLinear", "Identity", "Inputs", "Linear", "Linformer", "Local", "Longformer",
+           "Parallel", "Params", "Report", "Retention", "Shape", "Sink", "Sinkhorn", "Sparse", "Ssd", "Strided",
            "Synthesizer", "Traits", "Uniform", "check", "format", "names", "parse", "register"]
 
 ATTENTIONS: dict[str, type] = {
@@ -55,6 +56,7 @@ ATTENTIONS: dict[str, type] = {
     "gated_delta": GatedDelta,
     "ssd": Ssd,
     "linformer": Linformer,
+    "sinkhorn": Sinkhorn,
     "synthesizer": Synthesizer,
     "differential": Differential,
     "fourier": Fourier,

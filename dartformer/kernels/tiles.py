@@ -20,6 +20,7 @@ class Keys(NamedTuple):
       allowed: which key each query may see, bool, broadcastable to `[B, H, T, b, K]`; None if all.
       axes: "bhtkd": each tile has keys of its own. "bhkd": `[B, H, K, D]`, the same for all tiles. "bhkqd":
         `[B, H, K, b, D]`, the i-th query of each tile sees the i-th key of K tiles, a column.
+      bias: added to the scaled scores, broadcastable to `[B, H, T, b, K]`; None if nothing.
     """
 
     k: Array
@@ -27,6 +28,7 @@ class Keys(NamedTuple):
     position: Array | np.ndarray
     allowed: Array | np.ndarray | None = None
     axes: str = "bhtkd"
+    bias: Array | None = None
 
 
 def tile(x: Array, block: int) -> Array:
@@ -99,6 +101,7 @@ def attend(q: Array, sets: Sequence[Keys], *, position: Array | np.ndarray | Non
     scale, scores = q.shape[-1] ** -0.5, []
     for keys in sets:
         dots = jnp.einsum(f"bhtqd,{keys.axes}->bhtqk", q, keys.k, preferred_element_type=wide(q, keys.k)) * scale
+        dots = dots if keys.bias is None else dots + keys.bias
         scores.append(dots if slopes is None else distance_bias(dots, slopes, keys.position - position))
     numerators, total = joint_exponentials(scores, [keys.allowed for keys in sets])
     parts = []
