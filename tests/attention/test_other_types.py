@@ -1,4 +1,4 @@
-"""What is special to `synthesizer`, `conv`, `fourier` and `differential`."""
+"""What is special to `synthesizer`, `conv`, `fourier`, `differential` and `sinkhorn`."""
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ from dartformer.kernels.fourier import fourier
     ("differential(lambda_init=1.0)", "lambda_init must be a number of at least 0 and below 1, got 1.0"),
     ("differential(lambda_init=-0.1)", "lambda_init must be a number of at least 0 and below 1, got -0.1"),
     ("linformer(sharing='layer')", "linformer: option 'sharing' must be 'none' or 'kv', got 'layer'"),
+    ("sinkhorn(block=0)", "sinkhorn: block must be a whole number of at least 1, got 0"),
+    ("sinkhorn(iterations=0)", "sinkhorn: iterations must be a whole number of at least 1, got 0"),
+    ("sinkhorn(temperature=0.0)", "sinkhorn: temperature must be a number above 0, got 0.0"),
     ("conv(width=0)", "conv: width must be a whole number of at least 1, got 0"),
 ])
 def test_options_out_of_range(spec, message):
@@ -73,3 +76,17 @@ def test_fourier_keeps_the_scale_and_says_what_is_too_long():
     jax.eval_shape(lambda v: parse("fourier")({}, Inputs(v, v, v)), v)
     with pytest.raises(InputError, match="fourier takes at most 65535 tokens where some may be padding, got 70000"):
         jax.eval_shape(lambda v, valid: parse("fourier")({}, Inputs(v, v, v, None, valid)), v, valid)
+
+
+def test_sinkhorn_sorts_blocks():
+    """A sort net that says which block comes where: each token sees its own block and the one sorted to it alone."""
+    length, block, hot = 12, 3, np.eye(12)
+    order = np.array([2, 0, 3, 1])  # block t sees block order[t]
+    net = np.zeros((1, 2 * length, 4))
+    for t, u in enumerate(order):
+        net[0, t * block:(t + 1) * block, u] = 40.0
+    q = np.broadcast_to(hot[:, None], (1, length, 1, length)).astype(np.float32)
+    out = quick(parse("sinkhorn(block=3, iterations=20, temperature=1.0)"))({"W": net}, Inputs(q, 0 * q, q))
+    number = np.arange(length) // block
+    wanted = (number[:, None] == number) | (order[number][:, None] == number)
+    np.testing.assert_allclose(out[0, :, 0], wanted / wanted.sum(1, keepdims=True), atol=1e-5)
