@@ -89,7 +89,7 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
         "derive": {"rule": traits.derivations[0], "tie_margin": 0.05,
                    "second_opinion": SECOND_OPINION if "masked_drop" in traits.derivations[1:] else ""},
         "retrain": {"steps": 600, "seeds": (0,), "select": "best", "optimizer": dict(optimizer.DEFAULTS)},
-        "baselines": {"homogeneous": True, "random": True},
+        "baselines": {"homogeneous": True, "random": True, "uniform": True},
         "log": {"every": 20, "eval_every": 100, "checkpoint_every": 100},
     })
     if task_type.traits.per_token:
@@ -116,7 +116,13 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> None:
                 section = section[part]
         current = section[parts[-1]]
         if isinstance(current, ConfigDict):
-            raise InputError(f"config field {name!r} is a section; set one of {', '.join(current.keys())} in it.")
+            switches = all(isinstance(v, bool) for v in current.values())
+            if not switches:
+                raise InputError(f"config field {name!r} is a section; set one of {', '.join(current.keys())} in it.")
+            whole = convert(name, value, True)  # a section of switches is turned on or off as one
+            for one in current:
+                current[one] = whole
+            continue
         section[parts[-1]] = convert(name, value, current)
 
 

@@ -185,6 +185,47 @@ def curvature(values: Sequence[float]) -> Finding:
                    if now / earlier > SHARPER else f"the minimum does not get sharper ({numbers})")
 
 
+def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
+    """tau-b of two lists of at least two numbers, with Kendall's correction for ties; NaN where one is all ties."""
+    i, j = np.triu_indices(len(a), 1)
+    x, y = np.sign(np.subtract(np.take(a, i), np.take(a, j))), np.sign(np.subtract(np.take(b, i), np.take(b, j)))
+    pairs = np.sqrt(np.count_nonzero(x)) * np.sqrt(np.count_nonzero(y))
+    return float((x * y).sum() / pairs) if pairs else float("nan")
+
+
+def critical_tau(n: int) -> float | None:
+    """The smallest tau of n untied items that at most 5% of their orders reach; None if there are too few orders."""
+    counts = np.ones(1)  # of orders with 0, 1, 2, ... inversions
+    for i in range(2, n + 1):
+        counts = np.convolve(counts, np.ones(i))
+    allowed = np.flatnonzero(np.cumsum(counts) / counts.sum() <= 0.05)
+    return float(1 - 4 * allowed[-1] / (n * (n - 1))) if len(allowed) else None
+
+
+def ranking(supernet: Mapping[str, float], alone: Mapping[str, Sequence[float]]) -> Finding:
+    """Whether the supernet ranks candidates as training them does.
+
+    Args:
+      supernet: accuracy of each candidate everywhere, with the supernet's weights.
+      alone: accuracies of each trained alone, one for each seed.
+    """
+    names = list(alone)
+    means = [float(np.mean(alone[n])) for n in names]
+    tau, limit = kendall_tau([supernet[n] for n in names], means), critical_tau(len(names))
+    source = "one-sided exact test at 5% (Kendall 1938)"
+    best = max(names, key=supernet.__getitem__)
+    lost = 100 * (max(means) - means[names.index(best)])
+    regret = f"its favourite, {best}, is {lost:.1f} points below the best alone"
+    if not np.isfinite(tau) or limit is None:
+        why = f"{len(names)} candidates are too few" if limit is None else "all are equal"
+        return Finding("ranking", tau if np.isfinite(tau) else None, limit, source, None,
+                       f"whether the supernet ranks as training alone does cannot be told: {why}; {regret}")
+    fine = tau >= limit
+    return Finding("ranking", tau, limit, source, bool(fine), f"the supernet ranks candidates "
+                   f"{'as' if fine else 'no more like'} training alone does{'' if fine else ' than chance might'} "
+                   f"(Kendall tau {tau:.2f}); {regret}")
+
+
 def _branch(space: SearchSpace, where: tuple[int, ...]) -> str:
     return f"{spec(space.candidates[where[1]])} in layer {where[0]}"
 

@@ -93,6 +93,16 @@ class SearchSpace:
         """The K genotypes with one attention everywhere."""
         return tuple(Genotype.homogeneous(a, self.layers, self.heads) for a in self.candidates)
 
+    def mixed(self) -> Genotype:
+        """All candidates in parallel, everywhere, with equal shares: the supernet's uniform mixture as a model."""
+        shares: dict[Attention, float] = {}
+        for one in self.candidates:
+            for member, share in one.weighted if isinstance(one, Parallel) else ((one, 1.0),):
+                shares[member] = shares.get(member, 0.0) + share
+        equal = len(set(shares.values())) == 1
+        return Genotype.homogeneous(Parallel(tuple(shares), () if equal else tuple(shares.values())), self.layers,
+                                    self.heads)
+
     def random(self, rng: np.random.Generator) -> Genotype:
         """A genotype drawn uniformly from the space."""
         rows, columns, candidates = self.alphas_shape

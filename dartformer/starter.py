@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from dartformer import config as configs
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.guess import Guess, guess
@@ -58,7 +60,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "space.candidates": ("full", "local(window=4)", "linear", "uniform"), "space.granularity": "layer",
         "search.steps": 300, "retrain.steps": 500, "retrain.seeds": (0, 1, 2), "log.eval_every": 250,
         "log.checkpoint_every": 250,
-        "baselines.homogeneous": True, "baselines.random": True,
+        "baselines.homogeneous": True, "baselines.random": True, "baselines.uniform": True,
     },
 }
 
@@ -77,7 +79,7 @@ def planted(kind: str) -> dict[str, Any]:
         "data.batch_size": 16, "search.steps": steps, "search.weights.learning_rate": 5e-3,
         "retrain.steps": steps, "retrain.seeds": (0, 1, 2), "retrain.optimizer.learning_rate": 5e-3,
         "log.eval_every": 150, "log.checkpoint_every": 150,
-        "baselines.homogeneous": True, "baselines.random": True,
+        "baselines.homogeneous": True, "baselines.random": True, "baselines.uniform": True,
     }
 
 
@@ -89,7 +91,7 @@ NOTES = {
     "space.candidates": "what is searched over (see `dartformer list attentions`)",
     "space.granularity": '"model": one attention everywhere; "layer"; "head"',
     "search.steps": "how long",
-    "baselines.homogeneous": "train every candidate alone, too, and a random genotype",
+    "baselines.homogeneous": "compare with every candidate alone, a random genotype, and all candidates mixed",
 }
 
 
@@ -112,6 +114,8 @@ def starter(task: str, preset: str = "recommended", values: Mapping[str, Any] | 
         section: Any = config
         for part in name.split("."):
             section = section[part]
+        if isinstance(section, ConfigDict):
+            continue  # a section of switches set as one; its fields are written below it
         if name in NOTES:
             lines.append(f"    # {NOTES[name]}")
         lines.append(assignment(f"    config.{name} = ", section))
@@ -159,7 +163,7 @@ def for_data(file: str, text: str = "", label: str = "",
         "space.candidates": ("full", "local(window=4)", "linear", "uniform"), "space.granularity": "layer",
         "search.steps": steps, "retrain.steps": steps, "retrain.seeds": (0, 1, 2),
         "log.eval_every": max(10, steps // 4), "log.checkpoint_every": max(10, steps // 4),
-        "baselines.homogeneous": True, "baselines.random": True, **(values or {})}
+        "baselines.homogeneous": True, "baselines.random": True, "baselines.uniform": True, **(values or {})}
     guessed = "\n          ".join(f"* {sentence}." for sentence in found.sentences)
     head = f"""\
 Your own data: {file}, about {found.train:,} rows to train on.

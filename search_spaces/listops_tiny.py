@@ -37,7 +37,8 @@ def get_config():
     config.retrain.seeds = (0, 1, 2)
     config.log.eval_every = 250
     config.log.checkpoint_every = 250
-    # train every candidate alone, too, and a random genotype
+    # compare with every candidate alone, a random genotype, and all candidates mixed
     config.baselines.homogeneous = True
     config.baselines.random = True
+    config.baselines.uniform = True
     return config

@@ -36,7 +36,8 @@ def get_config():
     config.retrain.optimizer.learning_rate = 0.005
     config.log.eval_every = 150
     config.log.checkpoint_every = 150
-    # train every candidate alone, too, and a random genotype
+    # compare with every candidate alone, a random genotype, and all candidates mixed
     config.baselines.homogeneous = True
     config.baselines.random = True
+    config.baselines.uniform = True
     return config

@@ -20,7 +20,8 @@ TINY = {
     "data.batch_size": 16, "data.eval_batch_size": 50,
     "model.layers": 2, "model.heads": 2, "model.head_dim": 4, "model.model_dim": 8, "model.mlp_dim": 16,
     "space.candidates": ("full", "local(window=1)", "uniform"), "space.granularity": "head",
-    "search.steps": 12, "search.observe": False, "retrain.steps": 10, "retrain.seeds": (0, 1),
+    "search.steps": 12, "search.observe": False, "baselines.uniform": False,
+    "retrain.steps": 10, "retrain.seeds": (0, 1),
     "log.every": 4, "log.eval_every": 5, "log.checkpoint_every": 3,
 }
 

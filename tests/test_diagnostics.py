@@ -1,7 +1,10 @@
 """Each diagnosis: its number on cases that can be computed by hand, and its verdict in both directions."""
 
+import itertools
+
 import numpy as np
 import pytest
+import scipy.stats
 
 from dartformer import diagnostics
 from dartformer.attention import parse
@@ -140,3 +143,35 @@ def test_curvature(values, growth, fine):
     found = diagnostics.curvature(values)
     assert found.value == (growth if growth is None else pytest.approx(growth))
     assert found.fine == fine
+
+
+def test_kendall_tau_is_scipys():
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 5, 9):
+        a, b = rng.integers(0, 5, (2, n)).tolist()
+        want = scipy.stats.kendalltau(a, b).statistic
+        np.testing.assert_allclose(diagnostics.kendall_tau(a, b), want, atol=1e-12)
+    assert diagnostics.kendall_tau([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("n", "tau"), [(2, None), (3, None), (4, 1.0), (5, 0.8), (6, 11 / 15), (7, 13 / 21)])
+def test_critical_tau_by_counting_orders(n, tau):
+    """Kendall's table, checked against every order of so few."""
+    assert diagnostics.critical_tau(n) == (None if tau is None else pytest.approx(tau))
+    if tau is not None:
+        orders = itertools.permutations(range(n)) if n < 7 else ()
+        taus = np.array([diagnostics.kendall_tau(range(n), order) for order in orders])
+        next_lower = tau - 4 / (n * (n - 1))
+        assert not taus.size or np.mean(taus > tau - 1e-9) <= 0.05 < np.mean(taus > next_lower - 1e-9)
+
+
+@pytest.mark.parametrize(("supernet", "fine", "says"), [
+    ((4, 3, 2, 1), True, "ranks candidates as training alone does (Kendall tau 1.00); its favourite, a, is 0.0 points"),
+    ((1, 2, 3, 4), False, "no more like training alone does than chance might (Kendall tau -1.00); its favourite, d"),
+    ((1, 1, 1, 1), None, "cannot be told: all are equal"), ((3, 2, 1), None, "3 candidates are too few")])
+def test_ranking(supernet, fine, says):
+    names = "abcd"[:len(supernet)]
+    found = diagnostics.ranking(dict(zip(names, supernet, strict=True)),
+                                {name: [0.9 - 0.1 * i, 0.92 - 0.1 * i] for i, name in enumerate(names)})
+    assert found.fine == fine
+    assert says in found.verdict

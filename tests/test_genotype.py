@@ -81,3 +81,10 @@ def test_ties_are_named():
     ([0.5, 0.6, 0.4], [0.45, 0.55, 0.35], "ties with"), ([0.5], [0.5], "ties with")])
 def test_a_winner_is_named_only_beyond_the_noise(ours, theirs, says):
     assert f"found {says} other" in diagnostics.compare("found", ours, "other", theirs, rows_counted=1000)
+
+
+def test_all_candidates_mixed_is_the_supernets_uniform_mixture():
+    space = SearchSpace(tuple(map(parse, ("full", "uniform", "identity"))), 2, 2, "head")
+    np.testing.assert_allclose(space.mixture(space.mixed()), np.full((2, 2, 3), 1 / 3), rtol=1e-6)
+    nested = SearchSpace(tuple(map(parse, ("full", "parallel(members=(full, uniform))"))), 1, 1)
+    assert nested.mixed() == Genotype(((parse("parallel(members=(full, uniform), shares=(1.5, 0.5))"),),))

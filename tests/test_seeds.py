@@ -97,3 +97,14 @@ def test_defaults_follow_the_strategy():
         config = dartformer.defaults("listops", name)
         assert config.derive.rule == dartformer.strategies.make(name, {}).traits.derivations[0]
         configs.validate(config)
+
+
+def test_a_section_of_switches_is_set_as_one(tiny):
+    configs.override(tiny, {"baselines": "false", "baselines.random": True})
+    assert tiny.baselines.to_dict() == {"homogeneous": False, "random": True, "uniform": False}
+    configs.override(tiny, {"baselines": True})
+    assert all(tiny.baselines.values())
+    with pytest.raises(InputError, match="'baselines' takes true or false"):
+        configs.override(tiny, {"baselines": "none"})
+    with pytest.raises(InputError, match="'search' is a section"):
+        configs.override(tiny, {"search": True})

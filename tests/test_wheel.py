@@ -22,6 +22,6 @@ def test_the_wheel_works_without_a_clone(tmp_path):
     (tmp_path / "my_space.py").write_text(run(command, "new", "--task", "listops"))
     run(command, "run", "--config=my_space.py", "--workdir=run", f"--config.data.dir={tmp_path}",
         "--config.search.steps=6", "--config.retrain.steps=5", "--config.retrain.seeds=0",
-        "--config.baselines.homogeneous=false", "--config.task.train=500")
+        "--config.baselines=false", "--config.task.train=500")
     assert run(command, "predict", "run/export", "--text", "[MAX 2 9 [MIN 4 7 ] 0 ]").split("\t")[0] in "0123456789"
     run(command, "list", "attentions", "--json")

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from dartformer import cost, diagnostics
+from dartformer.attention import format as spec
 from dartformer.stages.base import Run
 from dartformer.stages.retrain import Model
 from dartformer.tasks.base import Learns, majority
@@ -29,9 +30,22 @@ def evaluate(run: Run, models: list[Model], baselines: dict[str, list[Model]] | 
     seconds = run.results().get("seconds", {})
     if isinstance(run.task, Learns):
         run.record(data=run.task.facts(run.config.data.dir or None))
+    ranked = _ranking(run, fields)
     return run.record(
-        **ours, seeds=list(run.config.retrain.seeds), baselines=fields, seconds=seconds,
-        verdict=verdict(ours, fields, len(parts["test"])))
+        **({"diagnostics": ranked} if ranked else {}), **ours, seeds=list(run.config.retrain.seeds),
+        baselines=fields, seconds=seconds, verdict=verdict(ours, fields, len(parts["test"])))
+
+
+def _ranking(run: Run, fields: dict[str, Any]) -> dict[str, Any]:
+    """The search's diagnostics with the agreement of its ranking and that of the candidates trained alone, on valid."""
+    found = run.results().get("diagnostics", {})
+    names = {spec(g.layers[0][0]) for g in run.space.homogeneous()}
+    trained = {n: fields[f"homogeneous.{n}"]["valid"]["per_seed"] for n in names if f"homogeneous.{n}" in fields}
+    if "alone" not in found or set(trained) != names:
+        return {}
+    finding = diagnostics.ranking({n: found["alone"][n]["accuracy"] for n in trained}, trained)
+    others = [f for f in found["findings"] if f["name"] != finding.name]
+    return {**found, **diagnostics.judged([*others, finding])}
 
 
 def _score(run: Run, trained: list[Model]) -> dict[str, Any]:
@@ -64,9 +78,10 @@ def verdict(ours: dict[str, Any], baselines: dict[str, Any], examples: int) -> l
             sentences.append(diagnostics.compare(
                 "the found model", mine, f"the best homogeneous one ({best.removeprefix('homogeneous.')})",
                 homogeneous[best]["test"]["per_seed"], rows_counted=examples))
-    if "random" in baselines:
-        sentences.append(diagnostics.compare("the found model", mine, "a random genotype",
-                                             baselines["random"]["test"]["per_seed"], rows_counted=examples))
+    for name, words in (("random", "a random genotype"), ("uniform_mixing", "all candidates mixed uniformly")):
+        if name in baselines:
+            sentences.append(diagnostics.compare("the found model", mine, words, baselines[name]["test"]["per_seed"],
+                                                 rows_counted=examples))
     simple = {n: b["test"]["accuracy"] for n, b in baselines.items() if "valid" not in b}
     name = max(simple, key=simple.__getitem__)
     gap = 100 * (np.mean(mine) - simple[name])

@@ -76,7 +76,8 @@ def _remember(run: Run, folder: str, seconds: list[tuple[float, float]]) -> None
 
 
 def baseline_genotypes(config: ConfigDict, space: SearchSpace, found: Genotype) -> dict[str, Genotype]:
-    """Names and genotypes of the baselines the config asks for: `homogeneous.<spec>` for every candidate, `random`.
+    """Names and genotypes of the baselines the config asks for: `homogeneous.<spec>` for every candidate, `random`,
+    and `uniform_mixing`, which is all candidates side by side.
 
     The random genotype is drawn from the space by the config's seed, again until it differs from the found one
     where the space has another.
@@ -90,6 +91,8 @@ def baseline_genotypes(config: ConfigDict, space: SearchSpace, found: Genotype) 
         while drawn == found:
             drawn = space.random(rng)
         named["random"] = drawn
+    if config.baselines.uniform:
+        named["uniform_mixing"] = space.mixed()
     return named
 
 

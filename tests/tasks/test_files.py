@@ -223,9 +223,8 @@ def test_a_guess_of_a_file(tmp_path):
 
 SMALL = ["--config.model.layers=1", "--config.model.heads=2", "--config.model.head_dim=4", "--config.model.model_dim=8",
          "--config.model.mlp_dim=8", "--config.space.candidates=full,uniform", "--config.search.steps=6",
-         "--config.retrain.steps=40", "--config.retrain.seeds=0", "--config.baselines.random=false",
-         "--config.retrain.optimizer.learning_rate=0.05", "--config.data.batch_size=8",
-         "--config.baselines.homogeneous=false"]
+         "--config.retrain.steps=40", "--config.retrain.seeds=0", "--config.baselines=false",
+         "--config.retrain.optimizer.learning_rate=0.05", "--config.data.batch_size=8"]
 
 
 def test_from_a_csv_to_a_prediction(tmp_path, capsys):

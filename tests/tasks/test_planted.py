@@ -1,5 +1,6 @@
 """Planted tasks: labels as their definitions say, parts that never overlap, an endless stream that resumes."""
 
+import html
 import json
 from collections import Counter
 
@@ -187,11 +188,18 @@ def test_it_runs_to_an_export_that_labels_every_token(tmp_path, capsys):
     values = {"task.kind": "local", "task.length": 32, "task.train": 80, "task.valid": 20, "task.test": 20,
               "task.endless": True, "model.model_dim": 8, "model.head_dim": 4, "model.mlp_dim": 8, "search.steps": 4,
               "space.candidates": ("local(window=4)", "uniform"), "retrain.steps": 4, "retrain.seeds": (0,),
-              "data.batch_size": 8, "data.eval_batch_size": 20, "baselines.homogeneous": False}
+              "data.batch_size": 8, "data.eval_batch_size": 20, "baselines.random": False}
     (tmp_path / "space.py").write_text(starter("planted", values=values))
     assert main(["run", f"--config={tmp_path / 'space.py'}", f"--workdir={tmp_path / 'run'}", "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
-    assert set(results["baselines"]) == {"majority", "own_token", "random"}
+    assert set(results["baselines"]) == {"majority", "own_token", "uniform_mixing", "homogeneous.local(window=4)",
+                                         "homogeneous.uniform"}
+    mixed = {"parallel(members=(local(window=4), uniform), shares=())"}
+    assert {a for heads in results["baselines"]["uniform_mixing"]["genotype"]["layers"] for a in heads} == mixed
+    findings = {f["name"]: f["verdict"] for f in results["diagnostics"]["findings"]}
+    assert "2 candidates are too few" in findings["ranking"]
+    page = (tmp_path / "run/report.html").read_text()
+    assert all(html.escape(verdict) in page for verdict in findings.values())
     folder = str(tmp_path / "run" / "export")
     assert main(["predict", folder, "--text=a b c d", "--text=a", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
