@@ -10,7 +10,7 @@ from dartformer.errors import InputError
 from dartformer.genotype import Genotype, parse_candidates
 from dartformer.search_space import GRANULARITIES, SearchSpace
 
-CANDIDATES = tuple(parse(c) for c in ("full", "local(window=3)", "linear"))
+CANDIDATES = tuple(parse(c) for c in ("full", "local(window=3)", "identity"))
 
 
 def space(granularity="head"):
@@ -43,8 +43,8 @@ def test_mutation_changes_one_place(granularity, size, places):
 
 def test_text_forms():
     mixed = Genotype((CANDIDATES[:1] * 2, CANDIDATES[1:]))
-    assert str(mixed) == "full | local(window=3) x1 + linear x1"
-    assert str(Genotype.homogeneous(CANDIDATES[2], 2, 4)) == "linear everywhere (2x4)"
+    assert str(mixed) == "full | local(window=3) x1 + identity x1"
+    assert str(Genotype.homogeneous(CANDIDATES[2], 2, 4)) == "identity everywhere (2x4)"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2, "layers": []}', '{"format": 1, "layers": []}',
@@ -73,7 +73,7 @@ def test_ties_are_named():
     mixture[..., 0], mixture[..., 1] = 0.6, 0.4
     mixture[1, 2] = [0.3, 0.34, 0.36]
     assert Argmax()(Trained(space(), mixture, *[None] * 5)).ties == [
-        "layer 1, head 2: linear and local(window=3) are tied (0.36, 0.34)"]
+        "layer 1, head 2: identity and local(window=3) are tied (0.36, 0.34)"]
 
 
 @pytest.mark.parametrize(("ours", "theirs", "says"), [
