@@ -25,6 +25,7 @@ from dartformer.attention.linear import Linear
 from dartformer.attention.linformer import Linformer
 from dartformer.attention.local import Local
 from dartformer.attention.longformer import Longformer
+from dartformer.attention.nystrom import Nystrom
 from dartformer.attention.parallel import Parallel
 from dartformer.attention.retention import Retention
 from dartformer.attention.sink import Sink
@@ -38,8 +39,8 @@ from dartformer.errors import InputError
 
 __all__ = ["ATTENTIONS", "Attention", "BigBird", "Block", "ConformanceError", "Conv", "Cost", "Differential", "Fourier",
            "Full", "GatedDelta", "GatedLinear", "Identity", "Inputs", "Linear", "Linformer", "Local", "Longformer",
-           "Parallel", "Params", "Report", "Retention", "Shape", "Sink", "Sinkhorn", "Sparse", "Ssd", "Strided",
-           "Synthesizer", "Traits", "Uniform", "check", "format", "names", "parse", "register"]
+           "Nystrom", "Parallel", "Params", "Report", "Retention", "Shape", "Sink", "Sinkhorn", "Sparse", "Ssd",
+           "Strided", "Synthesizer", "Traits", "Uniform", "check", "format", "names", "parse", "register"]
 
 ATTENTIONS: dict[str, type] = {
     "full": Full,
@@ -56,6 +57,7 @@ ATTENTIONS: dict[str, type] = {
     "gated_delta": GatedDelta,
     "ssd": Ssd,
     "linformer": Linformer,
+    "nystrom": Nystrom,
     "sinkhorn": Sinkhorn,
     "synthesizer": Synthesizer,
     "differential": Differential,

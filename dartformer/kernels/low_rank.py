@@ -1,6 +1,9 @@
 """Softmax attention over a few slots in place of N keys."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from dartformer.kernels.softmax import drop, exponentials, wide
@@ -34,3 +37,72 @@ def low_rank_attention(q: Array, k_slots: Array, v_slots: Array, allowed: Array 
     numerator = drop(numerator, dropout, key)
     out = jnp.einsum("bhnm,bhmd->bhnd", numerator, v_slots, preferred_element_type=wide(numerator, v_slots)) / total
     return out.transpose(0, 2, 1, 3)
+
+
+def slot_attention(q_slots: Array, k: Array, v: Array, allowed: Array | None = None) -> Array:
+    """softmax(q_slots k^T / sqrt(D)) v: what a few slots take from N tokens.
+
+    Args:
+      q_slots: `[B, H, M, D]`.
+      k, v: `[B, N, H, D]`.
+      allowed: bool, broadcastable to `[B, H, M, N]`; None if every token may be seen.
+
+    Returns:
+      `[B, H, M, D]` in float32 or wider.
+    """
+    scale = k.shape[-1] ** -0.5
+    scores = jnp.einsum("bhmd,bnhd->bhmn", q_slots, k, preferred_element_type=wide(q_slots, k)) * scale
+    numerator, total = exponentials(scores, allowed)
+    return jnp.einsum("bhmn,bnhd->bhmd", numerator, v, preferred_element_type=wide(numerator, v)) / total
+
+
+def segments(arrays: Sequence[Array], count: int, valid: Array | None) -> tuple[list[Array], Array | None]:
+    """Means over `count` runs of the valid tokens, as equal in length as can be: token r of n is in run r count // n.
+
+    Args:
+      arrays: each `[B, N, H, D]`.
+      count: M.
+      valid: `[B, N]` bool, which tokens exist; None if all do.
+
+    Returns:
+      The means, each `[B, H, M, D]`, float32 or wider, zero where a run holds no token; and which runs hold one,
+      `[B, M]` or `[1, M]`, or None if all do.
+    """
+    length = arrays[0].shape[1]
+    if valid is None and length % count == 0:
+        def mean(x: Array) -> Array:
+            runs = x.reshape(x.shape[0], count, length // count, *x.shape[2:])
+            return runs.mean(2, dtype=wide(x)).swapaxes(1, 2)
+        return [mean(x) for x in arrays], None
+    there: np.ndarray | Array
+    run: np.ndarray | Array
+    if valid is None:
+        there = np.ones((1, length), bool)
+        run = np.arange(length)[None] * count // length
+    else:
+        there, n = valid, jnp.maximum(valid.sum(1, keepdims=True), 1)
+        run = (jnp.cumsum(valid, axis=1) - 1) * count // n
+    member = (run[:, None] == np.arange(count)[:, None]) & there[:, None]  # [B or 1, M, N]
+    sizes = member.sum(-1)
+    held = None if valid is None and length >= count else jnp.asarray(sizes > 0)
+    means = []
+    for x in arrays:
+        matrix = jnp.broadcast_to(member, (x.shape[0], count, length)).astype(wide(x))
+        sums = jnp.einsum("bmn,bnhd->bhmd", matrix, x, preferred_element_type=wide(x))
+        means.append(sums / jnp.maximum(sizes, 1)[:, None, :, None].astype(wide(x)))
+    return means, held
+
+
+def pseudo_inverse(a: Array, iterations: int) -> Array:
+    """Approximate Moore-Penrose inverse of `a` `[..., M, M]`, none of whose entries is negative.
+
+    z <- z (13 I - a z (15 I - a z (7 I - a z))) / 4, from z = a^T / (largest row sum times largest column sum): Razavi
+    et al. 2014, as in Xiong et al. 2021, arXiv:2102.03902, equation 14. A matrix of zeros gives zeros.
+    """
+    size = jnp.max(a.sum(-1), -1) * jnp.max(a.sum(-2), -1)
+    z = a.swapaxes(-1, -2) / jnp.where(size == 0, 1, size)[..., None, None]
+    eye = jnp.eye(a.shape[-1], dtype=a.dtype)
+    for _ in range(iterations):
+        az = a @ z
+        z = z @ (13 * eye - az @ (15 * eye - az @ (7 * eye - az))) / 4
+    return z

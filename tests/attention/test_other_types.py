@@ -1,4 +1,4 @@
-"""What is special to `synthesizer`, `conv`, `fourier`, `differential` and `sinkhorn`."""
+"""What is special to `synthesizer`, `conv`, `fourier`, `differential`, `sinkhorn` and `nystrom`."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from dartformer.attention import Inputs, Shape, parse
 from dartformer.attention.check_case import quick
 from dartformer.errors import InputError
 from dartformer.kernels.fourier import fourier
+from dartformer.kernels.low_rank import pseudo_inverse, segments
 
 
 @pytest.mark.parametrize(("spec", "message"), [
@@ -21,6 +22,7 @@ from dartformer.kernels.fourier import fourier
     ("sinkhorn(block=0)", "sinkhorn: block must be a whole number of at least 1, got 0"),
     ("sinkhorn(iterations=0)", "sinkhorn: iterations must be a whole number of at least 1, got 0"),
     ("sinkhorn(temperature=0.0)", "sinkhorn: temperature must be a number above 0, got 0.0"),
+    ("nystrom(landmarks=0)", "nystrom: landmarks must be a whole number of at least 1, got 0"),
     ("conv(width=0)", "conv: width must be a whole number of at least 1, got 0"),
 ])
 def test_options_out_of_range(spec, message):
@@ -90,3 +92,34 @@ def test_sinkhorn_sorts_blocks():
     number = np.arange(length) // block
     wanted = (number[:, None] == number) | (order[number][:, None] == number)
     np.testing.assert_allclose(out[0, :, 0], wanted / wanted.sum(1, keepdims=True), atol=1e-5)
+
+
+def test_nystrom_is_full_where_tokens_are_no_more_than_landmarks():
+    q, k, v = (jax.random.normal(jax.random.key(s), (3, 20, 2, 8)) for s in range(3))
+    valid = jnp.arange(20) < jnp.array([[5], [8], [9]])
+    inputs = Inputs(q, k, v, None, valid)
+    found, full = (quick(parse(name))({}, inputs) for name in ("nystrom(landmarks=8)", "full"))
+    np.testing.assert_allclose(found[:2], full[:2], atol=1e-6)
+    assert np.abs(found[2] - full[2]).max() > 1e-3
+    np.testing.assert_allclose(quick(parse("nystrom(landmarks=20)"))({}, Inputs(q, k, v)),
+                               quick(parse("full"))({}, Inputs(q, k, v)), atol=1e-6)
+
+
+@pytest.mark.parametrize(("length", "count"), [(12, 4), (13, 4), (3, 5), (1, 1)])
+def test_segments_are_as_equal_as_can_be_and_padding_is_in_none(length, count):
+    x, held = segments([jnp.arange(1.0, length + 1).reshape(1, length, 1, 1)], count, None)
+    tokens = np.array_split(np.arange(1.0, length + 1), np.flatnonzero(np.diff(np.arange(length) * count // length)) + 1)
+    some = np.ones(count, bool) if held is None else np.asarray(held)[0]
+    np.testing.assert_allclose(np.asarray(x[0]).ravel()[some], [t.mean() for t in tokens])
+    sizes = [len(t) for t in tokens]
+    assert max(sizes) - min(sizes) <= 1
+    padded = jnp.concatenate([jnp.full((1, 2, 1, 1), 99.0), jnp.arange(1.0, length + 1).reshape(1, length, 1, 1)], 1)
+    again, there = segments([padded], count, jnp.arange(length + 2)[None] >= 2)
+    np.testing.assert_allclose(again[0], x[0], rtol=1e-6)
+    np.testing.assert_array_equal(there[0], some)
+
+
+def test_the_pseudo_inverse():
+    a = jax.nn.softmax(3 * jax.random.normal(jax.random.key(0), (2, 6, 6)))
+    np.testing.assert_allclose(pseudo_inverse(a, 12), np.linalg.pinv(a), atol=1e-3)
+    assert (pseudo_inverse(jnp.zeros((3, 3)), 6) == 0).all()
