@@ -63,7 +63,7 @@ def test_bad_spaces():
     with pytest.raises(InputError, match="list of attentions"):
         parse_candidates("full")
     with pytest.raises(InputError, match="not among the candidates"):
-        space().choice(Genotype.homogeneous(parse("identity"), 3, 4))
+        space().choice(Genotype.homogeneous(parse("uniform"), 3, 4))
     with pytest.raises(InputError, match="2x4"):
         space().choice(Genotype.homogeneous(CANDIDATES[0], 2, 4))
 
