@@ -5,6 +5,7 @@ Layers, heads, head width, model width and feed-forward width are free of one an
 need not be the model width (Wide Attention, arXiv 2210.00640, widens the heads and leaves E alone).
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -19,6 +20,7 @@ from dartformer.attention.base import Attention, Inputs, Params, Shape
 from dartformer.attention.parallel import Parallel
 from dartformer.errors import InputError, unknown
 from dartformer.genotype import Genotype
+from dartformer.kernels.flash import KERNELS, choose
 
 Weights = dict[str, Any]
 """Network parameters: a nested dict of arrays."""
@@ -47,6 +49,8 @@ class TransformerConfig:
       branch_norm: parameter-free RMS norm of every attention's output, per token and head (see `supernet`).
       causal: no token sees a later one.
       dtype: of activations; parameters are float32 (float64 if that is asked for), and so is softmax.
+      kernel: how softmax over all tokens is computed: "auto", the first that can of "cudnn" (on a GPU), "chunked" (no
+        array of N x N) and "dense"; or one of these by name.
       seed: of fixed randomness inside attentions (random graphs, features, rotations).
     """
 
@@ -66,6 +70,7 @@ class TransformerConfig:
     branch_norm: bool = True
     causal: bool = False
     dtype: str = "float32"
+    kernel: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -74,11 +79,12 @@ class TransformerConfig:
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"model.{name} must be a whole number of at least 1, got {value!r}.")
         for name, allowed in (("stem", STEMS), ("positions", POSITIONS), ("pooling", POOLING),
-                              ("classifier", CLASSIFIERS), ("dtype", DTYPES)):
+                              ("classifier", CLASSIFIERS), ("dtype", DTYPES), ("kernel", KERNELS)):
             if getattr(self, name) not in allowed:
                 raise unknown(f"model.{name}", getattr(self, name), allowed)
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout must be at least 0 and below 1, got {self.dropout!r}.")
+        choose(self.kernel, jnp.dtype(self.dtype), self.head_dim, self.tokens)  # raises where what is named cannot be
         if self.causal and self.pooling in ("mean", "cls"):
             raise InputError(f"model.pooling={self.pooling!r} cannot be causal: use 'last' or 'none'.")
 
@@ -125,13 +131,14 @@ class Projections(nnx.Module):
         def normal(shape: tuple[int, ...], fan_in: int) -> nnx.Param:
             return nnx.Param(jax.random.normal(rngs.params(), shape) / np.sqrt(fan_in))
 
+        self.kernel = config.kernel
         self.q, self.k, self.v = (normal((e, h, d), e) for _ in "qkv")
         self.o = normal((h, d, e), h * d)
 
     def inputs(self, x: Array, valid: Array, keys: Array | None) -> Inputs:
         """Queries, keys and values `[B, N, H, D]` of x `[B, N, E]`, in its dtype."""
         q, k, v = (jnp.einsum("bne,ehd->bnhd", x, w[...].astype(x.dtype)) for w in (self.q, self.k, self.v))
-        return Inputs(q, k, v, x, valid, keys)
+        return Inputs(q, k, v, x, valid, keys, kernel=self.kernel)
 
     def output(self, y: Array) -> Array:
         """`[B, N, H, D]` to `[B, N, E]`."""
@@ -187,8 +194,8 @@ def take_heads(inputs: Inputs, heads: tuple[int, ...]) -> Inputs:
     """The inputs of some heads."""
     index = np.array(heads)
     keys = None if inputs.head_keys is None else inputs.head_keys[index]
-    return Inputs(inputs.q[:, :, index], inputs.k[:, :, index], inputs.v[:, :, index], inputs.x, inputs.valid,
-                  keys)
+    return dataclasses.replace(inputs, q=inputs.q[:, :, index], k=inputs.k[:, :, index], v=inputs.v[:, :, index],
+                               head_keys=keys)
 
 
 class Block(nnx.Module):

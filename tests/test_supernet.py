@@ -218,3 +218,18 @@ def test_every_attention_trains_in_every_place(batch):
     for block in gradient["blocks"].values():
         for leaf in jax.tree.leaves(block["mixer"].get("own", {})):
             assert np.abs(leaf).max() > 0
+
+
+def test_a_kernel_that_cannot_be_is_refused_before_anything_is_built():
+    with pytest.raises(InputError, match="'cudnn' cannot be taken: it needs a CUDA GPU"):
+        sizes(kernel="cudnn")
+    with pytest.raises(InputError, match=r"unknown model.kernel 'flash'.*chunked"):
+        sizes(kernel="flash")
+
+
+def test_kernels_are_the_same_function_in_the_model(batch):
+    genotype = Genotype.homogeneous(parse("full"), 2, 3)
+    nets = [transformer(sizes(kernel=kernel), genotype) for kernel in ("dense", "chunked")]
+    weights = nets[0].init(jax.random.key(0))
+    dense, chunked = (jax.jit(net.apply)(weights, *batch) for net in nets)
+    np.testing.assert_allclose(chunked, dense, atol=1e-5)

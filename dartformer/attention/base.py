@@ -57,6 +57,8 @@ class Inputs:
         al. 2022, arXiv:2108.12409, section 3). Rotary positions need nothing here: the layer has turned q and k.
       dropout: rate of attention dropout, a Python number; it holds in training only (see `rate`), with noise
         from `key`. `Traits.dropout` says what is dropped.
+      kernel: how softmax over all tokens is computed, one of `dartformer.kernels.flash.KERNELS`; nothing else has a
+        choice.
     """
 
     q: Array
@@ -67,6 +69,7 @@ class Inputs:
     head_keys: Array | None = None
     slopes: Array | None = None
     dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
+    kernel: str = dataclasses.field(default="auto", metadata={"static": True})
 
     def rate(self, train: bool) -> float:
         """The rate of attention dropout that holds: `dropout` in training, 0 outside."""

@@ -6,7 +6,9 @@ from typing import ClassVar
 from jax import Array
 
 from dartformer.attention.base import POSITIONS, Cost, Inputs, Params, Shape, Spelled, Traits, accept, zero_invalid
-from dartformer.kernels.softmax import dense_allowed, dense_scores, masked_softmax, softmax_attention
+from dartformer.kernels.chunked import TILE
+from dartformer.kernels.flash import full_attention
+from dartformer.kernels.softmax import dense_allowed, dense_scores, masked_softmax
 
 
 @dataclass(frozen=True, repr=False)
@@ -14,7 +16,7 @@ class Full(Spelled):
     """The attention of the Transformer: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j.
 
     Paper: Vaswani et al. 2017, arXiv:1706.03762, equation 1.
-    Own parameters: none. Cost: O(N^2 D) time, O(N^2) memory.
+    Own parameters: none. Cost: O(N^2 D) time, O(N) memory beyond a tile's length (`Inputs.kernel`).
     Masks: invalid keys are left out of the softmax; causal leaves out j > i. A query that sees no key gives zero.
     Deviations: none.
     """
@@ -31,8 +33,8 @@ class Full(Spelled):
                  key: Array | None = None) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
-        out = softmax_attention(inputs.q, inputs.k, inputs.v, causal=causal, valid=inputs.valid,
-                                slopes=inputs.slopes, dropout=inputs.rate(train), key=key)
+        out = full_attention(inputs.q, inputs.k, inputs.v, kernel=inputs.kernel, causal=causal, valid=inputs.valid,
+                             slopes=inputs.slopes, dropout=inputs.rate(train), key=key)
         return zero_invalid(out, inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
@@ -47,5 +49,5 @@ class Full(Spelled):
         return Cost(
             flops=scores * (4 * shape.head_dim + 5),
             parameters=0,
-            activation_bytes=2 * scores * max(4, shape.itemsize),
+            activation_bytes=2 * scores / shape.length * min(shape.length, TILE) * max(4, shape.itemsize),
             state_bytes=2 * shape.batch * shape.length * shape.heads * shape.head_dim * shape.itemsize)

@@ -1,5 +1,6 @@
 """What every stage needs, made once from a config: a run."""
 
+import dataclasses
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from dartformer import config as configs
 from dartformer import optimizer
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype
+from dartformer.kernels.flash import without_cudnn
 from dartformer.strategies import Problem, Strategy
 from dartformer.supernet import supernet
 from dartformer.tasks.base import Learns, Split, Task, parts
@@ -74,7 +76,9 @@ class Run:
     def supernet(self) -> Supernet:
         """The supernet, and the strategy that trains it."""
         config, space = self.config.search, self.space
-        net = supernet(self.model, space, config.projections)
+        # Seeds in one program are a vmap of gradients, which cuDNN's did wrongly before JAX 0.11.1.
+        kernel = without_cudnn(self.model.kernel, self.model.tokens) if config.seeds > 1 else self.model.kernel
+        net = supernet(dataclasses.replace(self.model, kernel=kernel), space, config.projections)
         strategy = self.strategy(Problem(
             loss=classification_loss(net), alphas_shape=space.alphas_shape, mixture_shape=space.mixture_shape,
             weights_optimizer=optimizer.build(config.weights, config.steps),

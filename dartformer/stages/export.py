@@ -1,5 +1,6 @@
 """Export: a folder that outsiders can use; and `load`, which runs no code from it."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -21,6 +22,7 @@ from dartformer._version import __version__
 from dartformer.checkpoint import named_leaves
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype
+from dartformer.kernels.flash import without_cudnn
 from dartformer.stages.retrain import Model
 from dartformer.tasks.base import Learns
 from dartformer.transformer import Network, Weights, transformer
@@ -61,13 +63,17 @@ def export(model: Model, folder: str | Path, results: dict[str, Any] | None = No
 
 
 def _write(model: Model, folder: Path, results: dict[str, Any]) -> None:
-    net = transformer(model.shape, model.genotype)
+    # Who loads it may have another device: the StableHLO file takes what all have, and a loaded model what there is.
+    kernel = without_cudnn("auto", model.shape.tokens)
+    net = transformer(dataclasses.replace(model.shape, kernel=kernel), model.genotype)
+    config = configs.to_dict(model.config)
+    config["model"]["kernel"] = "auto"
     save_file({name: np.asarray(leaf) for name, leaf in named_leaves(model.weights)}, folder / "weights.safetensors")
     (folder / "weights.safetensors").chmod(0o644)  # safetensors makes it private
     write_text(folder / "genotype.json", model.genotype.to_json())
     write_json(folder / "config.json", {"format": FORMAT, "dartformer": __version__, "seed": model.seed,
                                         "step": model.step, "labels": list(model.task.labels),
-                                        "config": configs.to_dict(model.config)})
+                                        "config": config})
     if isinstance(model.task, Learns):
         write_text(folder / LEARNED, model.task.learned)
     (folder / "model.stablehlo").write_bytes(stablehlo(net, model))
