@@ -263,8 +263,8 @@ def validate(config: ConfigDict) -> None:
     for one in space.candidates:
         require(one, causal=model.causal, length=model.tokens, order=strategy.order)
     if config.search.seeds > 1 and model.kernel == "cudnn":
-        raise InputError("model.kernel = 'cudnn' cannot be taken with search.seeds above 1, whose gradients are one vmap: "
-                         "use 'auto'.")
+        raise InputError("model.kernel = 'cudnn' cannot be taken with search.seeds above 1, whose gradients are one "
+                         "vmap: use 'auto'.")
     if config.search.projections not in PROJECTIONS:
         raise unknown("search.projections", config.search.projections, PROJECTIONS)
     _validate_rule("derive.rule", config.derive.rule, config, strategy.traits)

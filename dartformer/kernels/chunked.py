@@ -60,7 +60,7 @@ def chunked_attention(q: Array, k: Array, v: Array, *, causal: bool = False, val
         parts = []
         for first, last in itertools.pairwise(bounds):
             end = min(last * rows, length) if causal else length
-            keys = {name: given[name][:, :end] for name in ("k", "v", "valid") if name in given}
+            keys: dict[str, Any] = {name: given[name][:, :end] for name in ("k", "v", "valid") if name in given}
             one = functools.partial(_tile, rest={**given, **keys}, causal=causal, dropout=dropout, dtype=dtype)
             queries = given["q"][:, first * rows:last * rows].reshape(-1, last - first, rows, width).swapaxes(0, 1)
             policy = jax.checkpoint_policies.save_only_these_names("statistics")

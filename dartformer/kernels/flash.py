@@ -5,7 +5,7 @@ CPU, with XLA's form of the same function in its place.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def full_attention(q: Array, k: Array, v: Array, *, kernel: str = "auto", causal
 
 
 def cudnn_attention(q: Array, k: Array, v: Array, *, causal: bool, valid: Array | None,
-                    implementation: str = "cudnn") -> Array:
+                    implementation: Literal["cudnn", "xla"] = "cudnn") -> Array:
     """Full attention by cuDNN, with exact derivatives of every order: those after the first by `chunked_attention`.
 
     A mask would cost cuDNN an array of N x N, but lengths do not: valid tokens are moved to the front, in order.
