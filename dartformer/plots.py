@@ -154,6 +154,6 @@ def _name_ends(axes: Any, ends: list[tuple[tuple[float, float], str, str]]) -> N
     for i, place in enumerate(places):  # those that were pushed above the axes push back
         places[i] = min(place, 1 - gap * (len(places) - 1 - i))
     for (end, name, tone), place in zip(ends, places, strict=True):
-        axes.annotate(name if len(name) < 36 else name.split("(")[0] + "(...)", end, (1.06, place),
+        axes.annotate(name if len(name) < 36 else name.split("(")[0] + "(...)", end, (1.1, place),
                       textcoords="axes fraction", va="center", fontsize=6.5, annotation_clip=False,
-                      arrowprops={"arrowstyle": "-", "color": tone, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 1})
+                      arrowprops={"arrowstyle": "-", "color": tone, "linewidth": 0.7, "relpos": (0, 0.5), "shrinkB": 1})
