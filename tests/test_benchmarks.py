@@ -22,6 +22,35 @@ def benchmark(monkeypatch, capsys):
     sys.modules.pop("measure", None)
 
 
+PEER = """#!{python}
+import json, sys
+for line in sys.stdin:
+    made = "make" in json.loads(line)
+    if made and '"linformer' in line:
+        print(json.dumps({{"error": "it cannot"}}), flush=True)
+    else:
+        print(json.dumps({{"packages": {{"theirs": "1.0"}}}} if made else {{"seconds": 1e-9}}), flush=True)
+"""
+
+
+def test_peers(benchmark, tmp_path):
+    """With a stand-in for their interpreter, which says that it took no time at all."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(PEER.format(python=sys.executable))
+    stand_in.chmod(0o755)
+    _, torch, linformer, skipped, verdict = benchmark(
+        "peers.py", f"--python={stand_in}", "--only=torch,linformer,fla-retention", "--sizes=1,16,2,4",
+        "--seconds=0", "--threads=1000")
+    assert (torch["spec"], torch["packages"], torch["met"]) == ("full", {"theirs": "1.0"}, False)
+    assert torch["eager_over_ours"] < 1e-3
+    assert skipped["peers"] == ["fla-retention"]
+    assert "it cannot" in linformer["error"]
+    assert verdict["missed"].keys() == {"torch"}
+    assert verdict["not_measured"] == ["linformer"]
+    with pytest.raises(SystemExit, match="no peer is called nobody"):
+        benchmark("peers.py", "--only=nobody", "--threads=1000")
+
+
 def test_attention(benchmark, tmp_path):
     lines = benchmark("attention.py", "--only=local(window=2),full", "--lengths=16,1024,2048", "--seconds=0",
                       "--device=yes", "--device-lengths=16", "--device-size=32", f"--plot={tmp_path / 'growth.png'}")

@@ -20,18 +20,16 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measure import machine, median_ratio, ratios, say
+from measure import Program, machine, median_ratio, program, ratios, say
 
 from dartformer import attention as attentions
 from dartformer import plots
-from dartformer.attention import Attention, Inputs, Shape
-from dartformer.attention.check_case import arrays
+from dartformer.attention import Shape
 from dartformer.config import split_list
 
 LENGTHS = (128, 512, 1024, 2048, 4096, 8192)
@@ -43,40 +41,6 @@ QUADRATIC_LIMIT = 4096
 
 EXTRA = ("local(window=64)",)
 SLACK = 0.15
-
-
-@dataclass(frozen=True)
-class Program:
-    """One attention at one shape, compiled: `run` once, and what it needs."""
-
-    run: Callable[[], Any]
-    temp_bytes: int
-    largest_array: int
-
-
-def program(attention: Attention, shape: Shape, *, causal: bool, backward: bool = True,
-            dtype: Any = jnp.float32) -> Program:
-    """Compile the forward pass, with gradients by all that is read and by the parameters if `backward`."""
-    keys = iter(jax.random.split(jax.random.key(0), 8))
-    sizes = (shape.batch, shape.length, shape.heads, shape.head_dim)
-    read = {n: jax.random.normal(next(keys), sizes, dtype) for n in "qkv"}
-    if "x" in attention.traits.reads:
-        read["x"] = jax.random.normal(next(keys), (shape.batch, shape.length, shape.model_dim), dtype)
-    params = jax.jit(lambda key: attention.init(key, shape))(next(keys))
-    cotangent = jax.random.normal(next(keys), sizes, dtype)
-    head_keys, noise = jax.random.split(next(keys), shape.heads), next(keys)
-
-    def forward(params: Any, read: dict[str, jax.Array]) -> jax.Array:
-        inputs = Inputs(**{"x": None, **read}, head_keys=head_keys)
-        return attention(params, inputs, causal=causal, train=True, key=noise)
-
-    def loss(params: Any, read: dict[str, jax.Array]) -> jax.Array:
-        return jnp.sum(forward(params, read) * cotangent, dtype=jnp.float32)
-
-    traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)) if backward else forward).trace(params, read)
-    compiled = traced.lower().compile()
-    return Program(lambda: jax.block_until_ready(compiled(params, read)),
-                   int(compiled.memory_analysis().temp_size_in_bytes), max(arrays(traced.jaxpr)))
 
 
 def exponent(lengths: list[int], values: Any) -> float:

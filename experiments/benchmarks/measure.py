@@ -1,16 +1,20 @@
-"""What the benchmarks share: JSON lines, and things compared that take turns."""
+"""What the benchmarks share: JSON lines, things compared that take turns, one attention compiled."""
 
 import json
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import dartformer
+from dartformer.attention import Attention, Inputs, Shape
+from dartformer.attention.check_case import arrays
 
 
 def say(**numbers: Any) -> dict[str, Any]:
@@ -58,3 +62,37 @@ def ratios(parts: Mapping[str, Callable[[], Any]], seconds: float, least: int = 
 def median_ratio(times: Mapping[str, list[float]], over: str, under: str) -> float:
     """The median of the rounds' ratios: a machine whose speed drifts changes both sides alike."""
     return float(np.median(np.array(times[over]) / np.array(times[under])))
+
+
+@dataclass(frozen=True)
+class Program:
+    """One attention at one shape, compiled: `run` once, and what it needs."""
+
+    run: Callable[[], Any]
+    temp_bytes: int
+    largest_array: int
+
+
+def program(attention: Attention, shape: Shape, *, causal: bool, backward: bool = True,
+            dtype: Any = jnp.float32) -> Program:
+    """Compile the forward pass, with gradients by all that is read and by the parameters if `backward`."""
+    keys = iter(jax.random.split(jax.random.key(0), 8))
+    sizes = (shape.batch, shape.length, shape.heads, shape.head_dim)
+    read = {n: jax.random.normal(next(keys), sizes, dtype) for n in "qkv"}
+    if "x" in attention.traits.reads:
+        read["x"] = jax.random.normal(next(keys), (shape.batch, shape.length, shape.model_dim), dtype)
+    params = jax.jit(lambda key: attention.init(key, shape))(next(keys))
+    cotangent = jax.random.normal(next(keys), sizes, dtype)
+    head_keys, noise = jax.random.split(next(keys), shape.heads), next(keys)
+
+    def forward(params: Any, read: dict[str, jax.Array]) -> jax.Array:
+        inputs = Inputs(**{"x": None, **read}, head_keys=head_keys)
+        return attention(params, inputs, causal=causal, train=True, key=noise)
+
+    def loss(params: Any, read: dict[str, jax.Array]) -> jax.Array:
+        return jnp.sum(forward(params, read) * cotangent, dtype=jnp.float32)
+
+    traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)) if backward else forward).trace(params, read)
+    compiled = traced.lower().compile()
+    return Program(lambda: jax.block_until_ready(compiled(params, read)),
+                   int(compiled.memory_analysis().temp_size_in_bytes), max(arrays(traced.jaxpr)))
