@@ -1,0 +1,129 @@
+"""What the benchmarks of searches share: planted tasks on which searches and trainings run without workdirs to resume.
+
+Training a genotype alone goes through the supernet at its fixed one-hot mixture. That is the derived model (tests of
+the package hold them equal), and the mixture is data: one compiled program trains every genotype of a space.
+"""
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import dartformer
+from dartformer import config as configs
+from dartformer import derivations, optimizer, starter
+from dartformer.derivations import Derived, Trained
+from dartformer.genotype import Genotype
+from dartformer.stages.base import Run
+from dartformer.stages.derive import fine_tuner
+from dartformer.stages.search import Group, initial, step_of, stream
+from dartformer.tasks.base import Subset, batches
+from dartformer.train import classification_loss
+
+
+class Lab:
+    """One planted task with one strategy, everything compiled once; seconds exclude compiling.
+
+    Args:
+      run: made from the config; see `open_lab`.
+    """
+
+    def __init__(self, run: Run):
+        self.run, self.space = run, run.space
+        self._alone: dict[tuple[bytes, int], dict[str, float]] = {}
+        self._step: Any = None
+
+    @cached_property
+    def _fixed(self) -> tuple[Any, Any]:
+        """(begin, step): plain training of the supernet at a mixture that is handed in."""
+        net, config = self.run.supernet.network, self.run.config.retrain
+        loss, chain = classification_loss(net), optimizer.build(config.optimizer, config.steps)
+
+        @jax.jit
+        def begin(key: jax.Array) -> Any:
+            weights = net.init(key)
+            return weights, chain.init(weights)
+
+        def step(state: Any, mixture: Any, batch: Any, key: jax.Array) -> Any:
+            weights, moments = state
+            gradient = jax.grad(lambda w: loss(w, mixture, batch, key)[0])(weights)
+            updates, moments = chain.update(gradient, moments, weights)
+            return optax.apply_updates(weights, updates), moments
+
+        return begin, jax.jit(step, donate_argnums=0)
+
+    def alone(self, genotype: Genotype, seed: int) -> dict[str, float]:
+        """Valid and test accuracy, valid loss and seconds of a genotype trained from scratch at `retrain`'s budget."""
+        mixture = jnp.asarray(self.space.mixture(genotype))
+        known = np.asarray(mixture).tobytes(), seed
+        if known not in self._alone:
+            run, (begin, step) = self.run, self._fixed
+            first, key = jax.random.split(jax.random.key(seed))
+            given = batches(run.parts["train"], run.config.data.batch_size, seed)
+            # Compiled on a copy, before the clock is started.
+            jax.block_until_ready(step(begin(first), mixture, next(given), key))
+            state, started = begin(first), time.perf_counter()
+            for i in range(run.config.retrain.steps):
+                state = step(state, mixture, next(given), jax.random.fold_in(key, i))
+            jax.block_until_ready(state)
+            seconds = time.perf_counter() - started
+            valid, test = (run.supernet.evaluator(state[0], run.parts[name], mixture) for name in ("valid", "test"))
+            self._alone[known] = {"valid": valid["accuracy"], "valid_loss": valid["loss"], "test": test["accuracy"],
+                                  "seconds": seconds}
+        return self._alone[known]
+
+    def search(self, seed: int) -> tuple[Trained, float]:
+        """What a search with `seed` gives a derivation, and its seconds (0 where no supernet is trained)."""
+        run, state, seconds = self.run, None, 0.0
+        mixture = np.full(self.space.mixture_shape, 1 / len(self.space.candidates), np.float32)
+        if run.strategy.traits.supernet:
+            group = Group(run.file("search"), (seed,))
+            state, given = initial(run, group), stream(run, group)
+            if self._step is None:
+                self._step = jax.jit(step_of(run, group), donate_argnums=0)
+                jax.block_until_ready(self._step(initial(run, group), next(stream(run, group))))
+            started = time.perf_counter()
+            for _ in range(run.config.search.steps):
+                state, _ = self._step(state, next(given))
+            jax.block_until_ready(state)
+            seconds = time.perf_counter() - started
+            mixture = np.asarray(run.supernet.strategy.mixture(state))
+        valid = run.parts["valid"]
+
+        def evaluate(weights: Any, mixture: np.ndarray, examples: int | None) -> dict[str, np.ndarray]:
+            part = valid if examples is None or examples >= len(valid) else Subset(valid, np.arange(examples))
+            return run.supernet.evaluator.each(weights, part, mixture)
+
+        def standalone(genotype: Genotype) -> dict[str, np.ndarray]:
+            trained = [self.alone(genotype, s) for s in run.config.retrain.seeds]
+            return {"loss": np.array([t["valid_loss"] for t in trained]),
+                    "accuracy": np.array([t["valid"] for t in trained])}
+
+        return Trained(self.space, mixture, None if state is None else state.weights, evaluate, fine_tuner(run),
+                       standalone, np.random.default_rng([seed, 1]), run.config.derive.tie_margin), seconds
+
+    def derive(self, trained: Trained, rule: str | None = None) -> tuple[Derived, float]:
+        """What a rule (the config's own if None) makes of it, and its seconds."""
+        started = time.perf_counter()
+        return derivations.parse(rule or self.run.config.derive.rule)(trained), time.perf_counter() - started
+
+    def found(self, genotype: Genotype) -> bool:
+        """Whether it is the planted answer."""
+        return self.run.task.found(genotype.to_dict()["layers"])
+
+
+@contextlib.contextmanager
+def open_lab(kind: str, strategy: str = "darts", values: Mapping[str, Any] | None = None) -> Iterator[Lab]:
+    """A lab for a kind of planted task with the settings of `search_spaces/planted_<kind>.py`, and `values` on top."""
+    config = dartformer.defaults("planted", strategy)
+    configs.override(config, {**starter.planted(kind), **(values or {})})
+    with tempfile.TemporaryDirectory() as folder, Run(config, Path(folder) / "run") as run:
+        yield Lab(run)

@@ -1,0 +1,110 @@
+"""Planted tasks: have they the gap they claim, and does the default recipe find what is planted?
+
+    python experiments/benchmarks/planted.py --only=gap > planted_gap.jsonl
+    python experiments/benchmarks/planted.py --only=finding --seeds=20 > planted_finding.jsonl
+
+`gap`: every candidate alone (and the planted genotype, where it is none of these; for `relay` every pair), over the
+seeds: test accuracy at the budget of `search_spaces/planted_<kind>.py`. A line for each model, then one for each task:
+the planted answer's worst seed against the runner-up's best.
+
+`finding`: the default recipe from every seed, on the finite set of 8,000 examples and on an endless stream; a line for
+each search, with what masked drop would have chosen and what the alphas held in the end, then the rates. Seeds come
+outermost: a run cut short has the same seeds of every task.
+
+`--summary=FILE` prints the rates of a file of such lines.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lab import Lab, open_lab
+from measure import machine, say
+
+from dartformer.attention import format as spec
+from dartformer.genotype import Genotype
+from dartformer.tasks.planted import ANSWERS, KINDS
+
+SECOND = "masked_drop(fine_tune=0)"
+
+
+def planted_genotype(lab: Lab, kind: str) -> Genotype | None:
+    """The planted answer as a genotype of the lab's size; None for `global`, which has a set of them."""
+    if kind not in ANSWERS:
+        return None
+    heads = lab.space.heads
+    return Genotype.from_dict({"format": 1, "layers": [[layer[h % len(layer)] for h in range(heads)]
+                                                       for layer in ANSWERS[kind]]})
+
+
+def gap(kind: str, seeds: range) -> None:
+    with open_lab(kind) as lab:
+        candidates = lab.space.candidates
+        if kind == "relay":
+            models = [Genotype(((a,) * 2, (b,) * 2)) for a, b in itertools.product(candidates, repeat=2)]
+        else:
+            models = list(lab.space.homogeneous())
+        answer = planted_genotype(lab, kind)
+        models += [answer] if answer is not None and answer not in models else []
+        rows: dict[bool, list[list[float]]] = {True: [], False: []}
+        for genotype in models:
+            test = [lab.alone(genotype, seed)["test"] for seed in seeds]
+            right = lab.found(genotype)
+            rows[right].append(test)
+            say(name="alone", kind=kind, genotype=str(genotype), planted=right, test=test,
+                mean=float(np.mean(test)), steps=lab.run.config.retrain.steps)
+        worst, best = min(min(r) for r in rows[True]), max(max(r) for r in rows[False])
+        say(name="gap", kind=kind, seeds=len(seeds), planted_worst_seed=worst, runner_up_best_seed=best,
+            gap_points=100 * (worst - best), planted_mean=float(np.mean(rows[True])),
+            runner_up_mean=max(float(np.mean(r)) for r in rows[False]))
+
+
+def finding(kinds: list[str], seeds: range) -> None:
+    with contextlib.ExitStack() as stack:
+        labs = {(kind, endless): stack.enter_context(open_lab(kind, values={"task.endless": endless}))
+                for kind in kinds for endless in (False, True)}
+        for seed, ((kind, endless), lab) in itertools.product(seeds, labs.items()):
+            trained, seconds = lab.search(seed)
+            chosen, second = (lab.derive(trained, rule)[0].genotype for rule in ("argmax", SECOND))
+            rows, columns, _ = lab.space.alphas_shape
+            say(name="search", kind=kind, endless=endless, seed=seed, found=lab.found(chosen), genotype=str(chosen),
+                masked_drop_found=lab.found(second), masked_drop=str(second), seconds=seconds,
+                weights=[{spec(a): round(float(w), 3) for a, w in zip(lab.space.candidates, row, strict=True)}
+                         for row in trained.mixture[:rows, :columns].reshape(rows * columns, -1)])
+
+
+def summary(lines: list[dict[str, Any]]) -> None:
+    counts: dict[tuple[str, bool], list[dict[str, Any]]] = defaultdict(list)
+    for line in lines:
+        if line.get("name") == "search":
+            counts[line["kind"], line["endless"]].append(line)
+    for (kind, endless), found in counts.items():
+        say(name="finding", kind=kind, endless=endless, seeds=len(found), found=sum(f["found"] for f in found),
+            masked_drop_found=sum(f["masked_drop_found"] for f in found),
+            missed={f["seed"]: f["genotype"] for f in found if not f["found"]},
+            seconds=float(np.mean([f["seconds"] for f in found])))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--only", default="gap,finding")
+    parser.add_argument("--summary", type=Path, help="print the rates of a file of lines, and run nothing")
+    arguments = parser.parse_args()
+    if arguments.summary:
+        summary([json.loads(line) for line in arguments.summary.read_text().splitlines()])
+    else:
+        machine()
+        seeds, kinds = range(arguments.first, arguments.first + arguments.seeds), arguments.kinds.split(",")
+        if "gap" in arguments.only:
+            for kind in kinds:
+                gap(kind, seeds)
+        if "finding" in arguments.only:
+            finding(kinds, seeds)
