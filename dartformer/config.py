@@ -19,6 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dartformer import derivations, optimizer, strategies, tasks
+from dartformer.attention import spec
 from dartformer.attention.base import require
 from dartformer.errors import InputError, unknown
 from dartformer.genotype import parse_candidates
@@ -68,7 +69,9 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
         raise unknown("strategy", strategy, strategies.STRATEGIES)
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
-    traits = strategies.make(strategy, {}).traits
+    if preset == "published" and strategy != "darts":
+        raise InputError(f"the preset 'published' holds the settings of the DARTS paper; the strategy is {strategy!r}.")
+    brought = brings(strategy)
     model = {k: v for k, v in options(TransformerConfig).items() if k not in ("causal", "seed")}
     config = ConfigDict({
         "seed": 0,
@@ -77,8 +80,8 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
         "model": model,
         "space": {"candidates": ("full", "local(window=4)", "linear", "uniform"), "granularity": "layer"},
         "search": {
-            "strategy": {"name": strategy, **options(strategies.STRATEGIES[strategy])},
-            "projections": "shared",
+            "strategy": brought["search.strategy"],
+            "projections": brought["search.projections"],
             "steps": 300,
             "seeds": 1,
             "observe": True,
@@ -86,8 +89,8 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
             "alphas": {**optimizer.DEFAULTS, "name": "adam", "learning_rate": 0.1, "schedule": "constant",
                        "warmup": 0.0, "b1": 0.5, "weight_decay": 0.0},
         },
-        "derive": {"rule": traits.derivations[0], "tie_margin": 0.05,
-                   "second_opinion": SECOND_OPINION if "masked_drop" in traits.derivations[1:] else ""},
+        "derive": {"rule": brought["derive.rule"], "tie_margin": 0.05,
+                   "second_opinion": brought["derive.second_opinion"]},
         "retrain": {"steps": 600, "seeds": (0,), "select": "best", "optimizer": dict(optimizer.DEFAULTS)},
         "baselines": {"homogeneous": True, "random": True, "uniform": True},
         "log": {"every": 20, "eval_every": 100, "checkpoint_every": 100},
@@ -99,11 +102,36 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
     return config
 
 
+def brings(strategy: str) -> dict[str, Any]:
+    """The fields whose defaults come with a strategy: its options, its projections, what follows it."""
+    traits = strategies.make(strategy, {}).traits
+    return {"search.strategy": {"name": strategy, **options(strategies.STRATEGIES[strategy])},
+            "search.projections": traits.projections, "derive.rule": traits.derivations[0],
+            "derive.second_opinion": SECOND_OPINION if "masked_drop" in traits.derivations[1:] else ""}
+
+
+def choose_strategy(config: ConfigDict, name: str) -> None:
+    """Change the strategy, and with it every field it brings that still has the default of the one before."""
+    if name not in strategies.STRATEGIES:
+        raise unknown("search.strategy.name", name, strategies.STRATEGIES)
+    before, after = brings(config.search.strategy.name), brings(name)
+    with config.unlocked():
+        config.search.strategy = ConfigDict(after["search.strategy"])
+    if config.search.projections == before["search.projections"]:
+        config.search.projections = after["search.projections"]
+    for field in ("rule", "second_opinion"):
+        if config.derive[field] == before[f"derive.{field}"]:
+            config.derive[field] = after[f"derive.{field}"]
+
+
 def override(config: ConfigDict, values: Mapping[str, Any]) -> None:
     """Set dotted fields, e.g. `{"search.steps": 200}`; texts are read as the type the field has.
 
+    Another `search.strategy.name` is set first, with its own options in place of the other's (see `choose_strategy`).
     Raises `InputError` for a field that does not exist (with the nearest name) or a value of another type.
     """
+    if values.get("search.strategy.name", config.search.strategy.name) != config.search.strategy.name:
+        choose_strategy(config, values["search.strategy.name"])
     for name, value in values.items():
         section, parts = config, name.split(".")
         for depth, part in enumerate(parts):
@@ -228,8 +256,12 @@ def make_task(config: ConfigDict) -> Task:
 
 
 def make_strategy(config: ConfigDict) -> strategies.StrategyOptions:
-    """The strategy of a config."""
+    """The strategy of a config, with what is spelled in it (hypergradient, extras) parsed."""
     section = config.search.strategy.to_dict()
+    if "hypergradient" in section:
+        section["hypergradient"] = spec.parse(section["hypergradient"], strategies.HYPERGRADIENTS, "hypergradient")
+    if "extras" in section:
+        section["extras"] = tuple(spec.parse(text, strategies.EXTRAS, "extra") for text in section["extras"])
     return strategies.make(section.pop("name"), section)
 
 
@@ -265,6 +297,7 @@ def validate(config: ConfigDict) -> None:
     if config.search.seeds > 1 and model.kernel == "cudnn":
         raise InputError("model.kernel = 'cudnn' cannot be taken with search.seeds above 1, whose gradients are one "
                          "vmap: use 'auto'.")
+    strategy.check(len(space.candidates), config.search.steps)
     if config.search.projections not in PROJECTIONS:
         raise unknown("search.projections", config.search.projections, PROJECTIONS)
     _validate_rule("derive.rule", config.derive.rule, config, strategy.traits)

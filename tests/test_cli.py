@@ -129,6 +129,21 @@ def test_list_is_a_table_or_json(capsys):
         assert some in capsys.readouterr().out
 
 
+def test_strategies_are_listed_with_paper_and_what_goes_with_them(capsys):
+    assert main(["list", "strategies", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len({row["name"] for row in rows}) == len(rows)
+    kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("strategy", "hypergradient", "extra")}
+    assert sum(map(len, kinds.values())) == len(rows)
+    for row in kinds["strategy"]:
+        assert row["paper"].startswith("arXiv") or row["name"] == "grid"
+        assert row["derivations"]
+    assert all(row["summary"].endswith(".") for row in rows)
+    assert main(["list", "strategies"]) == 0
+    shown = capsys.readouterr().out
+    assert all(row["name"] in shown for row in rows)
+
+
 def test_attentions_are_listed_with_traits_cost_and_paper(capsys, monkeypatch):
     assert main(["list", "attentions", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}

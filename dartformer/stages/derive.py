@@ -82,11 +82,11 @@ def _given(found: SearchResult) -> list[Trained]:
 
 
 def fine_tuner(run: Run) -> Callable[[Weights, np.ndarray, int, int], Weights]:
-    """(weights, mixture, steps, seed) -> weights, trained on their own part at a fixed mixture."""
-    loss = classification_loss(run.supernet.network)
+    """(weights, mixture, steps, seed) -> weights, trained on what the search trained them on, at a fixed mixture."""
     compiled: dict[int, tuple[optax.GradientTransformation, Any]] = {}
 
     def program(steps: int) -> tuple[optax.GradientTransformation, Any]:
+        loss = classification_loss(run.supernet.network)
         section = run.config.search.weights.to_dict()
         section.update(learning_rate=FINE_TUNE_RATE * section["learning_rate"], schedule="cosine", warmup=0.0,
                        final=0.0)
@@ -105,7 +105,8 @@ def fine_tuner(run: Run) -> Callable[[Weights, np.ndarray, int, int], Weights]:
             compiled[steps] = program(steps)
         chain, step = compiled[steps]
         moments, key = chain.init(weights), jax.random.key(seed)
-        stream = batches(run.parts["weights"], run.config.data.batch_size, seed)
+        part = "weights" if run.strategy.traits.halves else "train"
+        stream = batches(run.parts[part], run.config.data.batch_size, seed)
         for i in range(steps):
             weights, moments = step(weights, moments, mixture, next(stream), jax.random.fold_in(key, i))
         return weights

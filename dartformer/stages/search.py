@@ -144,24 +144,26 @@ class Stacked:
 
 
 def stream(run: Run, group: Group) -> Together:
-    """Batches of the two halves of train, in each seed's own order."""
+    """Batches of the two halves of train, in each seed's own order; of all of it where there is but one level."""
     size = run.config.data.batch_size
 
     def part(name: str, offset: int) -> Stream:
         each = [batches(run.parts[name], size, seed + offset) for seed in group.seeds]
         return Stacked(each) if group.together else each[0]
 
+    if not run.strategy.traits.halves:
+        return Together(part("train", 0))
     return Together(part("weights", 0), part("alphas", 1))
 
 
 def step_of(run: Run, group: Group) -> Step:
-    """The strategy's step on a pair of batches; for several seeds at once, with the means of their metrics."""
+    """The strategy's step on a pair of batches (or one batch twice); for several seeds, with the means of metrics."""
     strategy = run.supernet.strategy
     if not group.together:
-        return lambda state, pair: strategy.step(state, *pair)
+        return lambda state, pair: strategy.step(state, pair[0], pair[-1])
 
     def step(state: State, pair: Any) -> tuple[State, dict[str, jax.Array]]:
-        state, metrics = jax.vmap(strategy.step, (AXES, 0, 0), (AXES, 0))(state, *pair)
+        state, metrics = jax.vmap(strategy.step, (AXES, 0, 0), (AXES, 0))(state, pair[0], pair[-1])
         return state, {k: jnp.all(v) if k == "finite" else jnp.mean(v) for k, v in metrics.items()}
 
     return step

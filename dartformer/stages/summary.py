@@ -117,14 +117,29 @@ def listing(what: str) -> list[dict[str, Any]]:
     """Rows of `dartformer list`: plain data, each with at least `name`."""
     if what == "attentions":
         return [_attention(name) for name in names()]
-    table: dict[str, Any] = strategies.STRATEGIES if what == "strategies" else {
-        name: tasks.find(name) for name in tasks.names()}
+    if what == "strategies":
+        tables: dict[str, Any] = {"strategy": strategies.STRATEGIES, "hypergradient": strategies.HYPERGRADIENTS,
+                                  "extra": strategies.EXTRAS}
+        return [_strategy(name, kind, cls) for kind, table in tables.items() for name, cls in table.items()]
     rows = []
-    for name, cls in table.items():
-        summary = cls.traits.summary if what == "tasks" else (cls.__doc__ or "").split("\n")[0]
-        rows.append({"name": name, "summary": summary, "options": {
-            f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}})
+    for name in tasks.names():
+        cls: Any = tasks.find(name)
+        rows.append({"name": name, "summary": cls.traits.summary, "options": _options(cls)})
     return rows
+
+
+def _options(cls: Any) -> dict[str, Any]:
+    return {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
+
+
+def _strategy(name: str, kind: str, cls: Any) -> dict[str, Any]:
+    """A row of `dartformer list strategies`: a strategy, a hypergradient, or an extra to put on top."""
+    row = {"name": name, "kind": kind, "summary": (cls.__doc__ or "").split("\n")[0], "options": _options(cls)}
+    if kind == "strategy":
+        traits, made = cls.traits, strategies.make(name, {})
+        row.update(paper=traits.paper, derivations=list(traits.derivations), alphas=traits.alphas,
+                   supernet=traits.supernet, sampled=made.sampled)
+    return row
 
 
 def _attention(name: str) -> dict[str, Any]:
@@ -145,10 +160,30 @@ def show_listing(what: str, rows: list[dict[str, Any]]) -> None:
     if what == "attentions":
         _show_attentions(console, rows)
         return
+    if what == "strategies":
+        _show_strategies(console, rows)
+        return
     table = Table("name", "summary", "options", box=None)
     for row in rows:
         table.add_row(row["name"], row["summary"], ", ".join(f"{k}={v}" for k, v in row["options"].items()))
     console.print(table)
+
+
+def _show_strategies(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Strategies with their papers; below, what can be chosen within them."""
+    table = Table("strategy", "paper", "then", "what it does", "options", box=None, padding=(0, 1, 0, 0))
+    for row in (r for r in rows if r["kind"] == "strategy"):
+        table.add_row(row["name"], escape(row["paper"]), row["derivations"][0], escape(row["summary"]),
+                      ", ".join(f"{k}={escape(str(v))}" for k, v in row["options"].items()))
+    console.print(table)
+    for kind, where in (("hypergradient", "search.strategy.hypergradient"), ("extra", "search.strategy.extras")):
+        table = Table(kind, "options", "what it does", title=where, title_justify="left", box=None,
+                      padding=(0, 1, 0, 0))
+        for row in (r for r in rows if r["kind"] == kind):
+            table.add_row(row["name"], ", ".join(f"{k}={v}" for k, v in row["options"].items()),
+                          escape(row["summary"]))
+        console.print()
+        console.print(table)
 
 
 def _show_attentions(console: Console, rows: list[dict[str, Any]]) -> None:

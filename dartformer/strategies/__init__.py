@@ -6,14 +6,44 @@ from typing import Any
 
 from dartformer.errors import InputError, unknown
 from dartformer.strategies.base import Loss, Problem, State, Strategy, StrategyOptions, Traits, refusal
+from dartformer.strategies.beta_decay import BetaDecay
 from dartformer.strategies.darts import Darts
+from dartformer.strategies.dirichlet import Dirichlet
+from dartformer.strategies.drop import Drop
+from dartformer.strategies.early_stop import EarlyStop
+from dartformer.strategies.entropy import Entropy
+from dartformer.strategies.extra import Extra
+from dartformer.strategies.grid import Grid
+from dartformer.strategies.gumbel import Gumbel
+from dartformer.strategies.hypergradients import HYPERGRADIENTS
+from dartformer.strategies.masked import Masked
+from dartformer.strategies.perturb import Adversarial, Smoothing
+from dartformer.strategies.proxyless import Proxyless
+from dartformer.strategies.random_sharing import RandomSharing
+from dartformer.strategies.sigmoid import Sigmoid
+from dartformer.strategies.single_level import SingleLevel
+from dartformer.strategies.spos import Spos
 
 STRATEGIES: dict[str, type] = {
     "darts": Darts,
+    "single_level": SingleLevel,
+    "gumbel": Gumbel,
+    "dirichlet": Dirichlet,
+    "sigmoid": Sigmoid,
+    "proxyless": Proxyless,
+    "masked": Masked,
+    "spos": Spos,
+    "random_sharing": RandomSharing,
+    "grid": Grid,
 }
 
-__all__ = ["STRATEGIES", "Darts", "Loss", "Problem", "State", "Strategy", "StrategyOptions", "Traits", "make",
-           "refusal"]
+EXTRAS: dict[str, type[Extra]] = {
+    one.name: one for one in (BetaDecay, Entropy, Smoothing, Adversarial, Drop, EarlyStop)
+}
+"""What can be put on top of the strategies that learn alphas."""
+
+__all__ = ["EXTRAS", "HYPERGRADIENTS", "STRATEGIES", "Darts", "Extra", "Gumbel", "Loss", "Problem", "State",
+           "Strategy", "StrategyOptions", "Traits", "make", "refusal"]
 
 
 def make(name: str, options: Mapping[str, Any]) -> StrategyOptions:

@@ -77,6 +77,8 @@ class Traits:
       alphas: it learns alphas; without them every row of its mixture stays uniform and says nothing.
       simplex: rows of its mixture sum to one; otherwise they are gates between 0 and 1, each for itself.
       supernet: it trains a supernet; otherwise it has no steps, and its work is done by its derivation.
+      halves: weights and alphas learn from their own half of train; otherwise there is one level, which has it all.
+      projections: what the candidates of a layer have in the method as published, "shared" or "separate".
     """
 
     paper: str
@@ -84,6 +86,8 @@ class Traits:
     alphas: bool = True
     simplex: bool = True
     supernet: bool = True
+    halves: bool = True
+    projections: str = "shared"
 
 
 def refusal(traits: Traits, derivation: str) -> str | None:
@@ -108,6 +112,7 @@ class StrategyOptions(Protocol):
       sampled: mixtures are one-hot samples (after any warm-up), so that a step computes few of the candidates.
       vectorises: several seeds may run as one `jax.vmap`ped program at no more than their own price. Not where
         `lax.cond` saves work: under `vmap` both its sides are computed.
+      check: (candidates, steps) -> None, or `InputError` where the options do not fit them.
     """
 
     traits: ClassVar[Traits]
@@ -121,4 +126,29 @@ class StrategyOptions(Protocol):
     @property
     def vectorises(self) -> bool: ...
 
+    def check(self, candidates: int, steps: int) -> None: ...
     def __call__(self, problem: Problem) -> Strategy: ...
+
+
+class Options:
+    """What most strategies answer to `StrategyOptions`."""
+
+    traits: ClassVar[Traits]
+
+    @property
+    def order(self) -> int:
+        """Derivatives taken of the network."""
+        return 1
+
+    @property
+    def sampled(self) -> bool:
+        """Mixtures are one-hot samples."""
+        return False
+
+    @property
+    def vectorises(self) -> bool:
+        """Several seeds may run as one program."""
+        return not self.sampled
+
+    def check(self, candidates: int, steps: int) -> None:
+        """Raise `InputError` where the options do not fit the number of candidates or of steps."""

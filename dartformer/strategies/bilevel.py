@@ -9,7 +9,8 @@ Sources: DARTS, arXiv 1806.09055, eq. 5-8.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -32,47 +33,70 @@ class Upper(NamedTuple):
     metrics: dict[str, Array]
 
 
-Hypergradient = Callable[[Scalar, Scalar, Update, Weights, Array], Upper]
+class Hypergradient(Protocol):
+    """A frozen dataclass of its options.
+
+    Attributes:
+      order: derivatives it takes of the network.
+    """
+
+    order: ClassVar[int]
+
+    def __call__(self, lower: Scalar, upper: Scalar, update: Update, weights: Weights, alphas: Array) -> Upper: ...
 
 
-def first(lower: Scalar, upper: Scalar, update: Update, weights: Weights, alphas: Array) -> Upper:
+@dataclass(frozen=True)
+class First:
     """w'(a) := w. Half the truth at a quarter of the price (xi = 0 in the paper)."""
-    (loss, metrics), gradient = jax.value_and_grad(upper, argnums=1, has_aux=True)(weights, alphas)
-    return Upper(gradient, loss, metrics)
+
+    order: ClassVar[int] = 1
+
+    def __call__(self, lower: Scalar, upper: Scalar, update: Update, weights: Weights, alphas: Array) -> Upper:
+        """See `Hypergradient`."""
+        (loss, metrics), gradient = jax.value_and_grad(upper, argnums=1, has_aux=True)(weights, alphas)
+        return Upper(gradient, loss, metrics)
 
 
-def second(lower: Scalar, upper: Scalar, update: Update, weights: Weights, alphas: Array) -> Upper:
+@dataclass(frozen=True)
+class Second:
     """Exact: differentiates through the inner optimiser step itself (eq. 6, with no approximation)."""
 
-    def through(alphas: Array) -> tuple[Array, dict[str, Array]]:
-        gradient = jax.grad(lambda w: lower(w, alphas)[0])(weights)
-        return upper(update(gradient), alphas)
+    order: ClassVar[int] = 2
 
-    (loss, metrics), gradient = jax.value_and_grad(through, has_aux=True)(alphas)
-    return Upper(gradient, loss, metrics)
+    def __call__(self, lower: Scalar, upper: Scalar, update: Update, weights: Weights, alphas: Array) -> Upper:
+        """See `Hypergradient`."""
+
+        def through(alphas: Array) -> tuple[Array, dict[str, Array]]:
+            gradient = jax.grad(lambda w: lower(w, alphas)[0])(weights)
+            return upper(update(gradient), alphas)
+
+        (loss, metrics), gradient = jax.value_and_grad(through, has_aux=True)(alphas)
+        return Upper(gradient, loss, metrics)
 
 
-def finite(lower: Scalar, upper: Scalar, update: Update, weights: Weights, alphas: Array) -> Upper:
+@dataclass(frozen=True)
+class Finite:
     """The published approximation (eq. 8): the mixed derivative as a difference of two alpha gradients.
 
     With c the upper level's gradient pulled back through the optimiser step (c = -xi * grad_w' L_v for plain SGD),
     d_a <grad_w L_t(w, a), c> = [grad_a L_t(w + h c, a) - grad_a L_t(w - h c, a)] / 2h, where |h c| = 0.01 as
     in the authors' code.
     """
-    lower_gradient = jax.grad(lambda w: lower(w, alphas)[0])(weights)
-    moved, pull_back = jax.vjp(update, lower_gradient)
-    (loss, metrics), (at_moved, direct) = jax.value_and_grad(upper, argnums=(0, 1), has_aux=True)(moved, alphas)
-    (direction,) = pull_back(at_moved)
-    norm = optax.tree.norm(direction)
-    h = 0.01 / jnp.where(norm == 0, 1, norm)
 
-    def alpha_gradient(sign: float) -> Array:
-        shifted = jax.tree.map(lambda w, c: w + (sign * h * c).astype(w.dtype), weights, direction)
-        return jax.grad(lambda a: lower(shifted, a)[0])(alphas)
+    order: ClassVar[int] = 1
 
-    mixed = (alpha_gradient(1.0) - alpha_gradient(-1.0)) / (2 * h)
-    return Upper(direct + mixed, loss, metrics)
+    def __call__(self, lower: Scalar, upper: Scalar, update: Update, weights: Weights, alphas: Array) -> Upper:
+        """See `Hypergradient`."""
+        lower_gradient = jax.grad(lambda w: lower(w, alphas)[0])(weights)
+        moved, pull_back = jax.vjp(update, lower_gradient)
+        (loss, metrics), (at_moved, direct) = jax.value_and_grad(upper, argnums=(0, 1), has_aux=True)(moved, alphas)
+        (direction,) = pull_back(at_moved)
+        norm = optax.tree.norm(direction)
+        h = 0.01 / jnp.where(norm == 0, 1, norm)
 
+        def alpha_gradient(sign: float) -> Array:
+            shifted = jax.tree.map(lambda w, c: w + (sign * h * c).astype(w.dtype), weights, direction)
+            return jax.grad(lambda a: lower(shifted, a)[0])(alphas)
 
-HYPERGRADIENTS: dict[str, Hypergradient] = {"first": first, "second": second, "finite": finite}
-HypergradientName = Literal["first", "second", "finite"]
+        mixed = (alpha_gradient(1.0) - alpha_gradient(-1.0)) / (2 * h)
+        return Upper(direct + mixed, loss, metrics)

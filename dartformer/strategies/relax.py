@@ -1,10 +1,67 @@
-"""From alphas to a mixture: points on the simplex for each layer and head."""
+"""Relaxations: from alphas to the mixtures at which weights and alphas take their steps.
+
+All work on rows `[1 or L, 1 or H, K]`, the free places of the search; `alive` of that shape marks the candidates that
+are still in play (None: all), and a dropped one has weight zero, exactly.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+Alive = Array | None
+Draw = Callable[[Array, Alive, Array, Array], Array]
+"""(alphas, alive, key, progress between 0 and 1) -> rows, differentiable with respect to the alphas."""
 
-def softmax(alphas: Array, mixture_shape: tuple[int, int, int]) -> Array:
-    """softmax over K, broadcast from `[1 or L, 1 or H, K]` to `[L, H, K]` (DARTS, arXiv 1806.09055, eq. 2)."""
-    return jnp.broadcast_to(jax.nn.softmax(alphas, -1), mixture_shape)
+
+class Relaxation(NamedTuple):
+    """How alphas become rows of a mixture.
+
+    soft: (alphas, alive) -> rows: what the alphas stand for, without chance.
+    lower: rows at which the weights take a step.
+    upper: rows through which the alphas' loss is differentiated.
+    settle: (alphas before, alphas after, alive, key of `upper`) -> alphas: what follows the alphas' step.
+    """
+
+    soft: Callable[[Array, Alive], Array]
+    lower: Draw
+    upper: Draw
+    settle: Callable[[Array, Array, Alive, Array], Array] = lambda before, after, alive, key: after
+
+
+def living(alphas: Array, alive: Alive) -> Array:
+    """Alphas, minus infinity where a candidate is dropped."""
+    return alphas if alive is None else jnp.where(alive, alphas, -jnp.inf)
+
+
+def softmax(alphas: Array, alive: Alive = None) -> Array:
+    """softmax over K (DARTS, arXiv 1806.09055, eq. 2)."""
+    return jax.nn.softmax(living(alphas, alive), -1)
+
+
+def everywhere(rows: Array, mixture_shape: tuple[int, int, int]) -> Array:
+    """Rows broadcast from `[1 or L, 1 or H, K]` to a mixture `[L, H, K]`."""
+    return jnp.broadcast_to(rows, mixture_shape)
+
+
+def one_hot(choice: Array, like: Array) -> Array:
+    """`[..., K]` of the integer choices `[...]`, as many candidates and of the dtype of `like`."""
+    return jax.nn.one_hot(choice, like.shape[-1], dtype=like.dtype)
+
+
+def uniform_path(alphas: Array, alive: Alive, key: Array, progress: Array) -> Array:
+    """One candidate in each row, all equally likely (Guo et al. 2020, arXiv 1904.00420, eq. 7)."""
+    return one_hot(jax.random.randint(key, alphas.shape[:-1], 0, alphas.shape[-1]), alphas)
+
+
+def without_chance(soft: Callable[[Array, Alive], Array]) -> Relaxation:
+    """A relaxation that draws nothing: every step is taken at what the alphas stand for."""
+    def draw(alphas: Array, alive: Alive, key: Array, progress: Array) -> Array:
+        return soft(alphas, alive)
+
+    return Relaxation(soft, draw, draw)
+
+
+SOFTMAX = without_chance(softmax)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from dartformer import optimizer
-from dartformer.strategies.bilevel import HYPERGRADIENTS
+from dartformer.strategies.hypergradients import HYPERGRADIENTS
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def sgd(xi, w):
 @pytest.mark.parametrize("xi", [0.0, 0.1, 0.25, 0.5])
 def test_toy_of_the_darts_paper_reaches_its_fixed_point(name, xi):
     """Figure 2 of 1806.09055: alternating descent ends at 2 / (1 + 2 xi), at xi = 1/2 in the true optimum (1, 1)."""
-    hypergradient = HYPERGRADIENTS["first" if xi == 0 else name]
+    hypergradient = HYPERGRADIENTS["first" if xi == 0 else name]()
 
     @jax.jit
     def step(state, _):
@@ -52,7 +52,7 @@ def test_toy_of_the_darts_paper_reaches_its_fixed_point(name, xi):
 ])
 def test_first_step_of_the_toy(name, xi, want):
     w, a = jnp.array(-2.0), jnp.array(2.0)
-    found = HYPERGRADIENTS[name](lower, upper, sgd(xi, w), w, a)
+    found = HYPERGRADIENTS[name]()(lower, upper, sgd(xi, w), w, a)
     np.testing.assert_allclose(found.gradient, want, rtol=1e-9)
 
 
@@ -89,16 +89,16 @@ def test_exact_agrees_with_finite_differences(name, clip):
     def through(a):
         return valid(update(jax.grad(lambda w: train(w, a)[0])(weights)), a)[0]
 
-    exact = HYPERGRADIENTS["second"](train, valid, update, weights, alphas)
+    exact = HYPERGRADIENTS["second"]()(train, valid, update, weights, alphas)
     np.testing.assert_allclose(exact.loss, through(alphas), rtol=1e-12)
-    finite = HYPERGRADIENTS["finite"](train, valid, update, weights, alphas)
+    finite = HYPERGRADIENTS["finite"]()(train, valid, update, weights, alphas)
     np.testing.assert_allclose(finite.gradient, exact.gradient, rtol=5e-3, atol=1e-6)
     h = 1e-6
     for place in np.ndindex(alphas.shape):
         e = jnp.zeros_like(alphas).at[place].set(h)
         np.testing.assert_allclose((through(alphas + e) - through(alphas - e)) / (2 * h), exact.gradient[place],
                                    rtol=1e-5, atol=1e-8)
-    first = HYPERGRADIENTS["first"](train, valid, update, weights, alphas).gradient
+    first = HYPERGRADIENTS["first"]()(train, valid, update, weights, alphas).gradient
     assert np.abs(first - exact.gradient).max() > 1e-4  # the orders differ, or this test would prove nothing
 
 
@@ -111,6 +111,6 @@ def test_a_parameter_without_gradient_gives_no_nan():
     def loss(w, a):
         return jnp.sum((w["used"] - a) ** 2) + 0 * jnp.sum(w["unused"] * a), {}
 
-    found = HYPERGRADIENTS["second"](
+    found = HYPERGRADIENTS["second"]()(
         loss, loss, lambda g: optax.apply_updates(weights, chain.update(g, state, weights)[0]), weights, jnp.array(0.5))
     assert np.isfinite(found.gradient)

@@ -7,61 +7,132 @@ import optax
 import pytest
 
 from dartformer import optimizer
+from dartformer.checkpoint import Checkpoints
 from dartformer.errors import InputError
 from dartformer.strategies import STRATEGIES, Problem, Traits, make, refusal
-from dartformer.strategies.bilevel import HYPERGRADIENTS
 from dartformer.strategies.darts import Darts
+from dartformer.strategies.hypergradients import HYPERGRADIENTS
 
 LAYERS, HEADS, CANDIDATES, BEST = 2, 3, 4, 2
+SHAPES = [(1, 1, CANDIDATES), (LAYERS, 1, CANDIDATES), (LAYERS, HEADS, CANDIDATES)]
+SUPERNETS = [name for name in STRATEGIES if make(name, {}).traits.supernet]
+LEARNED = [name for name in SUPERNETS if make(name, {}).traits.alphas]
+CASES = [(name, {}, SHAPES[1 + i % 2]) for i, name in enumerate(LEARNED)] + [
+    ("darts", {}, SHAPES[0]), ("gumbel", {"hard": False, "temperature": (1.0, 0.33)}, SHAPES[0])]
 
 
 def loss(weights, mixture, batch, key):
-    """Candidate `BEST` is worth most, in every place; weights want to be `batch`."""
-    worth = jnp.linspace(0.1, 0.2, CANDIDATES).at[BEST].set(1.0)
+    """Candidate `BEST` is worth something in every place, the others less than nothing; weights want `batch`."""
+    worth = jnp.linspace(-0.2, -0.1, CANDIDATES).at[BEST].set(0.8)
     value = jnp.sum((weights["w"] - batch) ** 2) - jnp.mean(mixture @ worth)
     return value, {"accuracy": -value}
 
 
-def problem(steps=60, shape=(LAYERS, HEADS, CANDIDATES)):
+def switched(chain):
+    """An optimiser with a switch in its state, so that a frozen level needs no other program."""
+    def update(gradient, state, values):
+        updates, moments = chain.update(gradient, state[1], values)
+        return jax.tree.map(lambda u: u * state[0], updates), (state[0], moments)
+
+    return optax.GradientTransformation(lambda values: (jnp.ones(()), chain.init(values)), update)
+
+
+def problem(steps=60, shape=(LAYERS, HEADS, CANDIDATES), loss=loss):
     return Problem(loss, shape, (LAYERS, HEADS, CANDIDATES),
-                   optimizer.build({**optimizer.DEFAULTS, "warmup": 0.0}, steps),
-                   optimizer.build({**optimizer.DEFAULTS, "name": "adam", "learning_rate": 0.1, "schedule": "constant",
-                                    "warmup": 0.0, "b1": 0.5, "weight_decay": 0.0}, steps), steps)
+                   switched(optimizer.build({**optimizer.DEFAULTS, "warmup": 0.0}, steps)),
+                   switched(optimizer.build({**optimizer.DEFAULTS, "name": "adam", "learning_rate": 0.1, "b1": 0.5,
+                                             "schedule": "constant", "warmup": 0.0, "weight_decay": 0.0}, steps)),
+                   steps)
 
 
 def start(strategy):
     return strategy.init(jax.random.key(0), {"w": jnp.zeros(3)})
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-@pytest.mark.parametrize("shape", [(1, 1, CANDIDATES), (LAYERS, 1, CANDIDATES), (LAYERS, HEADS, CANDIDATES)])
-def test_finds_the_best_arm(name, shape):
-    strategy = make(name, {})(problem(shape=shape))
+def equal(a, b):
+    return all((x == y).all() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.mark.parametrize(("name", "options", "shape"), CASES)
+def test_finds_the_best_arm_resumes_anywhere_and_leaves_the_other_level_alone(name, options, shape, tmp_path):
+    made = make(name, options)
+    strategy = made(problem(shape=shape))
     state = start(strategy)
     assert state.alphas.shape == shape
     step = jax.jit(strategy.step)
+
+    def batch(i):
+        return jnp.full(3, 0.1 * (i % 2)), jnp.zeros(3)
+
     for i in range(60):
-        state, metrics = step(state, jnp.full(3, 0.1 * (i % 2)), jnp.zeros(3))
+        state, metrics = step(state, *batch(i))
         assert metrics["finite"]
+        if i == 24:
+            with Checkpoints(tmp_path) as checkpoints:
+                checkpoints.save(25, state, {})
     mixture = strategy.mixture(state)
     assert mixture.shape == (LAYERS, HEADS, CANDIDATES)
-    np.testing.assert_allclose(mixture.sum(-1), 1, atol=1e-6)
+    if made.traits.simplex:
+        np.testing.assert_allclose(mixture.sum(-1), 1, atol=1e-6)
     assert (mixture.argmax(-1) == BEST).all()
     assert int(state.step) == 60
 
+    with Checkpoints(tmp_path) as checkpoints:
+        again = middle = checkpoints.latest(start(strategy)).state
+    assert int(middle.step) == 25
+    for i in range(25, 60):
+        again, _ = step(again, *batch(i))
+    assert equal(again, state)
+
+    # Alphas in the weights' optimiser, or the reverse, is the commonest bug of re-implementations (DARTS-PyTorch#5).
+    for which, other in (("alphas", "weights"), ("weights", "alphas")):
+        field = f"{which}_optimizer"
+        frozen = middle._replace(**{field: (jnp.zeros(()), getattr(middle, field)[1])})
+        new, _ = step(frozen, *batch(0))
+        assert equal(getattr(new, which), getattr(middle, which))
+        assert not equal(getattr(new, other), getattr(middle, other))
+
+
+@pytest.mark.parametrize("name", [n for n in SUPERNETS if n not in LEARNED])
+def test_without_alphas_every_candidate_is_trained_and_the_mixture_stays_uniform(name, tmp_path):
+    """Weights of a candidate move where it is in the mixture: all of them, equally often."""
+    def each(weights, mixture, batch, key):
+        return -jnp.sum(weights["w"] * mixture), {}
+
+    made = make(name, {})
+    sgd = problem(200, loss=each)
+    sgd = Problem(**{**sgd.__dict__, "weights_optimizer": optax.sgd(1.0)})
+    strategy = made(sgd)
+    state = strategy.init(jax.random.key(0), {"w": jnp.zeros((LAYERS, HEADS, CANDIDATES))})
+    step = jax.jit(strategy.step)
+    before = state
+    for i in range(200):
+        after, _ = step(before, None, None)
+        given = np.asarray(after.weights["w"] - before.weights["w"])
+        np.testing.assert_allclose(given.sum(-1), 1, atol=1e-4)
+        if made.sampled and i < 20:
+            np.testing.assert_allclose(given.max(-1), 1, atol=1e-4)
+        before = after
+        if i == 189:
+            with Checkpoints(tmp_path) as checkpoints:
+                checkpoints.save(190, after, {})
+                again = checkpoints.latest(state).state
+    for _ in range(10):
+        again, _ = step(again, None, None)
+    assert equal(again, before)
+    assert (before.alphas == 0).all()
+    np.testing.assert_array_equal(strategy.mixture(before), np.float32(1 / CANDIDATES))
+    np.testing.assert_allclose(before.weights["w"], 50, atol=0.01 if not made.sampled else 4 * 6.2)
+
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_is_deterministic_and_resumes_anywhere(name):
-    strategy = make(name, {})(problem(20))
-    step = jax.jit(strategy.step)
-    states = [start(strategy)]
-    for _ in range(20):
-        states.append(step(states[-1], jnp.ones(3), jnp.zeros(3))[0])
-    again = jax.tree.map(lambda leaf: leaf.copy(), states[9])
-    for _ in range(11):
-        again, _ = step(again, jnp.ones(3), jnp.zeros(3))
-    for a, b in zip(jax.tree.leaves(states[-1]), jax.tree.leaves(again), strict=True):
-        assert (a == b).all()
+def test_traits_are_true(name):
+    made = make(name, {})
+    assert made.traits.derivations
+    assert not (made.sampled and made.vectorises)
+    if not made.traits.supernet:
+        with pytest.raises(ValueError, match="no supernet"):
+            made(problem())
 
 
 @pytest.mark.parametrize("hypergradient", HYPERGRADIENTS)

@@ -1,0 +1,83 @@
+"""Every strategy through the stages, with the derivation it brings: a search of a few steps, then a genotype."""
+
+import numpy as np
+import pytest
+
+from dartformer import config as configs
+from dartformer.errors import InputError
+from dartformer.stages.base import Run
+from dartformer.stages.derive import derive
+from dartformer.stages.search import groups, search, stream
+from dartformer.strategies import STRATEGIES
+
+FEW = {"model.layers": 1, "space.candidates": ("full", "uniform"), "search.steps": 4, "retrain.steps": 2,
+       "retrain.seeds": (0,), "log.every": 2, "log.eval_every": 4, "log.checkpoint_every": 4}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_search_and_derive(name, tiny, tmp_path):
+    configs.override(tiny, {"search.strategy.name": name, **FEW})
+    with Run(tiny, tmp_path) as run:
+        found = search(run)
+        genotype = derive(found).genotype
+        assert len(genotype.layers) == 1
+        if not run.strategy.traits.supernet:
+            return
+        (group,) = groups(run)
+        halves = len(next(stream(run, group)))
+        assert halves == (2 if run.strategy.traits.halves else 1)
+    assert np.isfinite(found.alphas).all()
+    assert found.history[-1]["step"] == 4
+    if run.strategy.traits.alphas:
+        assert np.ptp(found.alphas) > 0
+    else:
+        np.testing.assert_array_equal(found.mixture, 0.5)
+
+
+def test_batches_advance_and_the_halves_do_not_meet(tiny, tmp_path):
+    """A loader that is made anew at every step gives the first batch for ever (tinyml-tensorlab#15, PC-DARTS)."""
+    configs.override(tiny, FEW)
+    with Run(tiny, tmp_path) as run:
+        pairs = stream(run, groups(run)[0])
+        seen = [next(pairs) for _ in range(5)]
+    for part in range(2):
+        texts = [batch[part]["tokens"].tobytes() for batch in seen]
+        assert len(set(texts)) == len(texts)
+    rows = [{row.tobytes() for batch in seen for row in batch[part]["tokens"]} for part in range(2)]
+    assert not rows[0] & rows[1]
+
+
+def test_a_strategy_brings_its_options_and_what_follows_it(tiny):
+    configs.override(tiny, {"search.strategy.name": "masked"})
+    assert tiny.search.strategy.to_dict() == {"name": "masked"}
+    assert (tiny.search.projections, tiny.derive.rule) == ("separate", "masked")
+    configs.override(tiny, {"search.strategy.temperature": "5,0.5", "search.strategy.name": "gumbel",
+                            "derive.rule": "sample"})
+    assert tiny.search.strategy.temperature == (5.0, 0.5)
+    assert (tiny.search.projections, tiny.derive.rule) == ("shared", "sample")
+    configs.validate(tiny)
+    assert configs.from_dict(configs.to_dict(tiny)).to_dict() == tiny.to_dict()
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"search.strategy.name": "dart"}, "Did you mean 'darts'"),
+    ({"search.strategy.name": "spos", "derive.rule": "argmax"}, "learns no alphas"),
+    ({"search.strategy.name": "grid", "derive.rule": "masked_drop"}, "trains no supernet"),
+    ({"search.strategy.name": "grid", "search.seeds": 2}, "search.seeds must be 1"),
+    ({"search.strategy.name": "spos", "search.strategy.warmup": 0.1}, "unknown config field"),
+    ({"search.strategy.hypergradient": "frist"}, "unknown hypergradient 'frist'. Did you mean 'first'"),
+    ({"search.strategy.hypergradient": "second(2)"}, "takes 0 options"),
+    ({"search.strategy.extras": "nothing"}, "unknown extra 'nothing'")])
+def test_what_makes_no_sense_is_refused(values, message, tiny):
+    def validate():
+        configs.override(tiny, values)
+        configs.validate(tiny)
+
+    with pytest.raises(InputError, match=message):
+        validate()
+
+
+def test_sampled_strategies_never_share_a_program(tiny, tmp_path):
+    configs.override(tiny, {**FEW, "search.seeds": 2, "search.strategy.name": "spos"})
+    with Run(tiny, tmp_path) as run:
+        assert [g.seeds for g in groups(run)] == [(0,), (1,)]
