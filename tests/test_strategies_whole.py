@@ -11,7 +11,7 @@ from dartformer.stages.search import groups, search, stream
 from dartformer.strategies import STRATEGIES
 
 FEW = {"model.layers": 1, "space.candidates": ("full", "uniform"), "search.steps": 4, "retrain.steps": 2,
-       "retrain.seeds": (0,), "log.every": 2, "log.eval_every": 4, "log.checkpoint_every": 4}
+       "retrain.seeds": (0,), "log.every": 2, "log.eval_every": 4, "log.checkpoint_every": 4, "search.observe": False}
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

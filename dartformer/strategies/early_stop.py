@@ -79,4 +79,4 @@ class EarlyStop(Extra):
             return state, jnp.full((), jnp.nan, state.alphas.dtype)
 
         state, found = jax.lax.cond((progress > 0) & (state.step % self.every == 0), measure, rest, state)
-        return state, {"curvature": found, "stopped": state.memory["stopped"].astype(jnp.float32)}
+        return state, {"alphas_curvature": found, "stopped": state.memory["stopped"].astype(jnp.float32)}
