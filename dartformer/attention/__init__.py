@@ -27,6 +27,7 @@ from dartformer.attention.local import Local
 from dartformer.attention.longformer import Longformer
 from dartformer.attention.nystrom import Nystrom
 from dartformer.attention.parallel import Parallel
+from dartformer.attention.performer import Performer
 from dartformer.attention.retention import Retention
 from dartformer.attention.sink import Sink
 from dartformer.attention.sinkhorn import Sinkhorn
@@ -39,8 +40,8 @@ from dartformer.errors import InputError
 
 __all__ = ["ATTENTIONS", "Attention", "BigBird", "Block", "ConformanceError", "Conv", "Cost", "Differential", "Fourier",
            "Full", "GatedDelta", "GatedLinear", "Identity", "Inputs", "Linear", "Linformer", "Local", "Longformer",
-           "Nystrom", "Parallel", "Params", "Report", "Retention", "Shape", "Sink", "Sinkhorn", "Sparse", "Ssd",
-           "Strided", "Synthesizer", "Traits", "Uniform", "check", "format", "names", "parse", "register"]
+           "Nystrom", "Parallel", "Params", "Performer", "Report", "Retention", "Shape", "Sink", "Sinkhorn", "Sparse",
+           "Ssd", "Strided", "Synthesizer", "Traits", "Uniform", "check", "format", "names", "parse", "register"]
 
 ATTENTIONS: dict[str, type] = {
     "full": Full,
@@ -52,6 +53,7 @@ ATTENTIONS: dict[str, type] = {
     "bigbird": BigBird,
     "sink": Sink,
     "linear": Linear,
+    "performer": Performer,
     "retention": Retention,
     "gated_linear": GatedLinear,
     "gated_delta": GatedDelta,

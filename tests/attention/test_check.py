@@ -20,8 +20,7 @@ from dartformer.kernels.softmax import dense_allowed, masked_softmax, softmax_at
 
 
 @pytest.mark.parametrize("text", [*ATTENTIONS, "local(window=0)", "local(window=3)", "linformer(rank=5, sharing='kv')",
-                                  "linear(feature='relu')", "linear(feature='softmax')",
-                                  "sparse(stride=5, pattern='strided')",
+                                  "linear(feature='relu')", "sparse(stride=5, pattern='strided')",
                                   "synthesizer(mode='factorised')"])
 def test_every_attention_keeps_the_protocol(text):
     report = check(parse(text), tolerance=1e-9)

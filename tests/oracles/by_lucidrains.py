@@ -1,5 +1,6 @@
 """Oracles from the packages local-attention, linformer, performer-pytorch, nystrom-attention, sinkhorn-transformer."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,40 @@ def linear(e: Example) -> torch.Tensor:
     q, k, v = (t.transpose(1, 2) for t in (e.q, e.k, e.v))
     phi_q, phi_k = (nn.functional.elu(t) + 1 for t in (q, k))
     return performer_pytorch.linear_attention(phi_q, phi_k * e.valid[:, None, :, None], v).transpose(1, 2)
+
+
+PERFORMER = by("performer-pytorch", "performer_pytorch.softmax_kernel with eps=0, and its linear attention") | {
+    "given": {"projections": np.random.default_rng(6).standard_normal((2, 6, 4))}}
+
+
+@oracle("performer", "performer(features=6)", **PERFORMER)
+@oracle("performer_causal", "performer(features=6)", causal=True, **PERFORMER)
+@without_padding
+def performer(e: Example) -> torch.Tensor:
+    """With an epsilon its causal form errs by much more than that."""
+    return favor(e, lambda t, w, is_query: performer_pytorch.softmax_kernel(
+        t, projection_matrix=w, is_query=is_query, eps=0.0))
+
+
+@oracle("performer_relu", "performer(features=6, kernel='relu')", **PERFORMER | {
+    "by": "performer_pytorch.generalized_kernel, and its linear attention"})
+@without_padding
+def performer_relu(e: Example) -> torch.Tensor:
+    """Its kernel_epsilon is 0.001."""
+    return favor(e, lambda t, w, is_query: performer_pytorch.generalized_kernel(t, projection_matrix=w))
+
+
+def favor(e: Example, phi: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """Their linear attention of features `phi`, with a matrix for each head, where theirs is of all."""
+    outputs = []
+    for h in range(e.q.shape[2]):
+        q, k, v = (t[:, None, :, h] for t in (e.q, e.k, e.v))
+        w = torch.tensor(e.given["projections"][h])
+        phi_q, phi_k = phi(q, w, is_query=True), phi(k, w, is_query=False)
+        out = (performer_pytorch.causal_linear_attention_noncuda(phi_q, phi_k, v, eps=0.0) if e.causal
+               else performer_pytorch.linear_attention(phi_q, phi_k, v))
+        outputs.append(out[:, 0])
+    return torch.stack(outputs, 2)
 
 
 BLOCK = by("local-attention", "local_attention.LocalAttention(look_backward=0, look_forward=0)")
