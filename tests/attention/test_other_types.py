@@ -108,7 +108,8 @@ def test_nystrom_is_full_where_tokens_are_no_more_than_landmarks():
 @pytest.mark.parametrize(("length", "count"), [(12, 4), (13, 4), (3, 5), (1, 1)])
 def test_segments_are_as_equal_as_can_be_and_padding_is_in_none(length, count):
     x, held = segments([jnp.arange(1.0, length + 1).reshape(1, length, 1, 1)], count, None)
-    tokens = np.array_split(np.arange(1.0, length + 1), np.flatnonzero(np.diff(np.arange(length) * count // length)) + 1)
+    cuts = np.flatnonzero(np.diff(np.arange(length) * count // length)) + 1
+    tokens = np.array_split(np.arange(1.0, length + 1), cuts)
     some = np.ones(count, bool) if held is None else np.asarray(held)[0]
     np.testing.assert_allclose(np.asarray(x[0]).ravel()[some], [t.mean() for t in tokens])
     sizes = [len(t) for t in tokens]
