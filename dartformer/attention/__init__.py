@@ -28,6 +28,7 @@ from dartformer.attention.longformer import Longformer
 from dartformer.attention.nystrom import Nystrom
 from dartformer.attention.parallel import Parallel
 from dartformer.attention.performer import Performer
+from dartformer.attention.reformer import Reformer
 from dartformer.attention.retention import Retention
 from dartformer.attention.sink import Sink
 from dartformer.attention.sinkhorn import Sinkhorn
@@ -40,8 +41,9 @@ from dartformer.errors import InputError
 
 __all__ = ["ATTENTIONS", "Attention", "BigBird", "Block", "ConformanceError", "Conv", "Cost", "Differential", "Fourier",
            "Full", "GatedDelta", "GatedLinear", "Identity", "Inputs", "Linear", "Linformer", "Local", "Longformer",
-           "Nystrom", "Parallel", "Params", "Performer", "Report", "Retention", "Shape", "Sink", "Sinkhorn", "Sparse",
-           "Ssd", "Strided", "Synthesizer", "Traits", "Uniform", "check", "format", "names", "parse", "register"]
+           "Nystrom", "Parallel", "Params", "Performer", "Reformer", "Report", "Retention", "Shape", "Sink", "Sinkhorn",
+           "Sparse", "Ssd", "Strided", "Synthesizer", "Traits", "Uniform", "check", "format", "names", "parse",
+           "register"]
 
 ATTENTIONS: dict[str, type] = {
     "full": Full,
@@ -58,6 +60,7 @@ ATTENTIONS: dict[str, type] = {
     "gated_linear": GatedLinear,
     "gated_delta": GatedDelta,
     "ssd": Ssd,
+    "reformer": Reformer,
     "linformer": Linformer,
     "nystrom": Nystrom,
     "sinkhorn": Sinkhorn,

@@ -1,4 +1,4 @@
-"""What is special to `synthesizer`, `conv`, `fourier`, `differential`, `sinkhorn` and `nystrom`."""
+"""What is special to `synthesizer`, `conv`, `fourier`, `differential`, `sinkhorn`, `nystrom` and `reformer`."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,10 @@ import pytest
 
 from dartformer.attention import Inputs, Shape, parse
 from dartformer.attention.check_case import quick
+from dartformer.attention.reformer import rotations
 from dartformer.errors import InputError
 from dartformer.kernels.fourier import fourier
+from dartformer.kernels.hashed import permute, sort_by_bucket
 from dartformer.kernels.low_rank import pseudo_inverse, segments
 
 
@@ -23,6 +25,9 @@ from dartformer.kernels.low_rank import pseudo_inverse, segments
     ("sinkhorn(iterations=0)", "sinkhorn: iterations must be a whole number of at least 1, got 0"),
     ("sinkhorn(temperature=0.0)", "sinkhorn: temperature must be a number above 0, got 0.0"),
     ("nystrom(landmarks=0)", "nystrom: landmarks must be a whole number of at least 1, got 0"),
+    ("reformer(buckets=5)", "reformer: buckets must be an even number, got 5"),
+    ("reformer(hashes=0)", "reformer: hashes must be a whole number of at least 1, got 0"),
+    ("reformer(chunk=0)", "reformer: chunk must be a whole number of at least 1, got 0"),
     ("conv(width=0)", "conv: width must be a whole number of at least 1, got 0"),
 ])
 def test_options_out_of_range(spec, message):
@@ -124,3 +129,53 @@ def test_the_pseudo_inverse():
     a = jax.nn.softmax(3 * jax.random.normal(jax.random.key(0), (2, 6, 6)))
     np.testing.assert_allclose(pseudo_inverse(a, 12), np.linalg.pinv(a), atol=1e-3)
     assert (pseudo_inverse(jnp.zeros((3, 3)), 6) == 0).all()
+
+
+def test_reformer_must_be_given_what_it_draws_from():
+    q = jnp.ones((1, 60, 2, 4))
+    with pytest.raises(InputError, match=r"reformer\(.*\) draws its rotations from inputs.head_keys, which is None"):
+        parse("reformer")({}, Inputs(q, q, q))
+
+
+def test_rotations_are_those_of_the_head_alone():
+    keys = jax.random.split(jax.random.key(0), 3)
+    one = rotations(keys, 2, 4, 8)
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(rotations(keys[np.array([2, 0])], 2, 4, 8), one[np.array([2, 0])])
+    assert len(np.unique(one)) == one.size
+
+
+def test_reformer_finds_equal_tokens_wherever_they_are():
+    """Four kinds of tokens, shuffled: each sees the others of its kind, and no more than chance lets it of the rest."""
+    random = np.random.default_rng(0)
+    kind = random.permutation(np.repeat(np.arange(4), 16))
+    q = 8 * random.standard_normal((4, 16))[kind][None, :, None] / 4
+    rows = parse("reformer(buckets=16, hashes=4, chunk=16)").weights(
+        {}, Inputs(*3 * (jnp.asarray(q, jnp.float32),), head_keys=jax.random.split(jax.random.key(1), 1)))[0, 0]
+    assert float((rows * (kind == kind[:, None])).sum(1).min()) > 0.9
+    assert (np.diag(rows) == 0).all()
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_order_of_buckets(count):
+    bucket = np.random.default_rng(count).integers(0, count + 1, (2, 3, 2, 13))
+    found = sort_by_bucket(jnp.asarray(bucket, jnp.int32), count, 5)
+    wanted = np.argsort(np.pad(bucket, [(0, 0)] * 3 + [(0, 2)], constant_values=count), kind="stable")
+    np.testing.assert_array_equal(found.order, wanted)
+    np.testing.assert_array_equal(found.inverse, np.argsort(wanted))
+    np.testing.assert_array_equal(found.bucket.reshape(wanted.shape)[..., :13],
+                                  np.sort(np.pad(bucket, [(0, 0)] * 3 + [(0, 2)], constant_values=count))[..., :13])
+
+
+def test_permuting_has_the_gradients_of_a_gather():
+    order = jax.random.permutation(jax.random.key(0), 7)
+    x = jax.random.normal(jax.random.key(1), (7, 3))
+
+    def loss(take):
+        return lambda x: jnp.sum(take(x) ** 3 * jnp.arange(21.0).reshape(7, 3))
+
+    ours, plain = loss(lambda x: permute(x, order, jnp.argsort(order))), loss(lambda x: x[order])
+    np.testing.assert_allclose(jax.grad(ours)(x), jax.grad(plain)(x), rtol=1e-6)
+    for second in (lambda f: jax.jvp(jax.grad(f), (x,), (x,))[1],
+                   lambda f: jax.grad(lambda x: jnp.sum(jax.grad(f)(x) ** 2))(x)):
+        np.testing.assert_allclose(second(ours), second(plain), rtol=1e-5)

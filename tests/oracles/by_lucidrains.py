@@ -165,13 +165,12 @@ REFORMER = by("reformer-pytorch", "reformer_pytorch.LSHAttention(attend_across_b
 
 
 @oracle("reformer", "reformer(buckets=4, hashes=2, chunk=4)", **REFORMER)
-@oracle("reformer_causal", "reformer(buckets=4, hashes=2, chunk=4)", causal=True, **REFORMER)
 @without_padding
 def reformer(e: Example) -> torch.Tensor:
     """Numbers of valid tokens are multiples of two chunks, as it needs."""
     outputs = []
     for h in range(e.q.shape[2]):
-        module = Rotated(bucket_size=4, n_hashes=2, causal=e.causal, attend_across_buckets=False).eval()
+        module = Rotated(bucket_size=4, n_hashes=2, attend_across_buckets=False).eval()
         module.rotations = torch.tensor(e.given["rotations"][h])
         outputs.append(module(e.q[:, :, h], e.v[:, :, h])[0])
     return torch.stack(outputs, 2)

@@ -207,3 +207,23 @@ def sinkhorn(e: Example) -> np.ndarray:
                 weights = np.array(sizes) * np.exp(np.array(keys) @ q[i] / np.sqrt(len(q[i])))
                 out[b, i, h] = weights @ np.array(values) / weights.sum()
     return out
+
+
+@oracle("reformer_causal", "reformer(buckets=4, hashes=2, chunk=2)", causal=True, sizes=(3, 14, 2, 3, 6),
+        given={"rotations": np.random.default_rng(5).standard_normal((2, 2, 3, 2))},
+        by="Kitaev et al. 2020, equations 4 to 7, over the two tokens of a bucket before each, token by token", **BY)
+def reformer(e: Example) -> np.ndarray:
+    """Its own code cuts chunks of all tokens, so that later ones change what earlier ones see: it is not causal."""
+    out = np.zeros_like(e.v)
+    for b, h in np.ndindex(len(e.q), e.q.shape[2]):
+        q, v = e.q[b, :, h], e.v[b, :, h]
+        for i in np.flatnonzero(e.valid[b]):
+            values, sizes = [], []
+            for r in e.given["rotations"][h]:
+                buckets = np.argmax(np.concatenate([q @ r, -q @ r], -1), -1)
+                before = [j for j in range(i) if e.valid[b, j] and buckets[j] == buckets[i]]
+                for j in before[-2:]:
+                    values.append(v[j])
+                    sizes.append(np.exp(q[i] @ q[j] / np.linalg.norm(q[j]) / np.sqrt(len(q[i]))))
+            out[b, i, h] = np.array(sizes) @ np.array(values) / sum(sizes) if sizes else v[i]
+    return out
