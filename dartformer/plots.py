@@ -1,12 +1,17 @@
 """Figures, each as a matplotlib figure: for the report, for notebooks, for papers."""
 
+import dataclasses
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from dartformer.attention import Attention, Inputs, Shape
 from dartformer.attention import format as spec
 from dartformer.genotype import Genotype
 from dartformer.search_space import SearchSpace
@@ -157,3 +162,54 @@ def _name_ends(axes: Any, ends: list[tuple[tuple[float, float], str, str]]) -> N
         axes.annotate(name if len(name) < 36 else name.split("(")[0] + "(...)", end, (1.1, place),
                       textcoords="axes fraction", va="center", fontsize=6.5, annotation_clip=False,
                       arrowprops={"arrowstyle": "-", "color": tone, "linewidth": 0.7, "relpos": (0, 0.5), "shrinkB": 1})
+
+
+def matrices(attentions: Sequence[Attention], text: str = "abacabad eebbccdd abacabad", *, causal: bool = False,
+             seed: int = 0) -> Figure:
+    """What each attention's outputs take from which tokens, on one small input: queries downward, keys to the right.
+
+    Each letter of `text` is a random vector, which is query, key and input alike but for a little noise: letters attend
+    to their like, as far as an attention lets them. Parameters are those of `init`. Drawn are the weights; of a type
+    that has none, how much each output changes with the value and the input of each token, by its definition.
+    """
+    keys = iter(jax.random.split(jax.random.key(seed), 9))
+    n, width = len(text), 16
+    shape = Shape(length=n, heads=1, head_dim=width, model_dim=width)
+    letters = jax.random.normal(next(keys), (128, width))[np.frombuffer(text.encode("ascii"), np.uint8)]
+    q, k, x = (1.1 * letters + 0.2 * jax.random.normal(next(keys), (n, width)) for _ in range(3))
+    inputs = Inputs(q[None, :, None], k[None, :, None], jax.random.normal(next(keys), (1, n, 1, width)), x[None],
+                    head_keys=jax.random.split(next(keys), 1))
+    init_key = next(keys)
+    wide = min(len(attentions), 5)
+    tall = -(-len(attentions) // wide)
+    figure = Figure(figsize=(0.4 + 2.1 * wide, 2.35 * tall), layout="constrained")
+    grid = figure.subplots(tall, wide, squeeze=False)
+    for axes in grid.flat[len(attentions):]:
+        axes.set_visible(False)
+    for axes, attention in zip(grid.flat, attentions, strict=False):
+        matrix = _matrix(attention, attention.init(init_key, shape), inputs,
+                         causal=causal or not attention.traits.bidirectional)
+        top, signed = np.abs(matrix).max(), matrix.min() < 0
+        axes.imshow(matrix, cmap="PuOr" if signed else "Blues", vmin=-top if signed else 0, vmax=top,
+                    interpolation="nearest")
+        axes.set_title(textwrap.fill(spec(attention).replace("(", "( ", 1), 34).replace("( ", "("), fontsize=6.5)
+        axes.set_xticks(range(n), text, fontsize=5)
+        axes.set_yticks(range(n), text, fontsize=5)
+        axes.tick_params(length=0, pad=1, colors=GREY)
+        axes.spines[:].set_color("#d1d5db")
+    return figure
+
+
+def _matrix(attention: Attention, params: Any, inputs: Inputs, *, causal: bool) -> np.ndarray:
+    """`[N, N]` of the first head: its weights, or the size of the derivatives of its definition by v and x."""
+    found = attention.weights(params, inputs, causal=causal)
+    if found is not None:
+        return np.asarray(found[0, 0])
+    reference: Any = attention.reference  # type: ignore[attr-defined]
+
+    def output(v: jax.Array, x: jax.Array) -> jax.Array:
+        return reference(params, dataclasses.replace(inputs, v=v, x=x), causal=causal)[0, :, 0]
+
+    by_v, by_x = jax.jacobian(output, (0, 1))(inputs.v, inputs.x)
+    parts = jnp.sum(by_v[:, :, 0, :, 0] ** 2, (1, 3)), jnp.sum(by_x[:, :, 0] ** 2, (1, 3))
+    return np.asarray(jnp.sqrt(parts[0] + parts[1]))
