@@ -47,7 +47,7 @@ def test_parse(text, wanted):
 
 
 def test_attentions_inside_attentions():
-    text = "parallel(members=(full, local(window=4), linformer(rank=2)), shares=(0.5, 0.25, 0.25))"
+    text = "parallel(members=(full, local(window=4), linformer(rank=2, sharing='none')), shares=(0.5, 0.25, 0.25))"
     hybrid = parse(text)
     assert hybrid == Parallel((Full(), Local(4), Linformer(2)), (0.5, 0.25, 0.25))
     assert format(hybrid) == repr(hybrid) == text
