@@ -15,6 +15,7 @@ from dartformer.attention.bigbird import BigBird
 from dartformer.attention.block import Block
 from dartformer.attention.check import ConformanceError, Report
 from dartformer.attention.conv import Conv
+from dartformer.attention.cosformer import Cosformer
 from dartformer.attention.differential import Differential
 from dartformer.attention.fourier import Fourier
 from dartformer.attention.full import Full
@@ -39,11 +40,11 @@ from dartformer.attention.synthesizer import Synthesizer
 from dartformer.attention.uniform import Uniform
 from dartformer.errors import InputError
 
-__all__ = ["ATTENTIONS", "Attention", "BigBird", "Block", "ConformanceError", "Conv", "Cost", "Differential", "Fourier",
-           "Full", "GatedDelta", "GatedLinear", "Identity", "Inputs", "Linear", "Linformer", "Local", "Longformer",
-           "Nystrom", "Parallel", "Params", "Performer", "Reformer", "Report", "Retention", "Shape", "Sink", "Sinkhorn",
-           "Sparse", "Ssd", "Strided", "Synthesizer", "Traits", "Uniform", "check", "format", "names", "parse",
-           "register"]
+__all__ = ["ATTENTIONS", "Attention", "BigBird", "Block", "ConformanceError", "Conv", "Cosformer", "Cost",
+           "Differential", "Fourier", "Full", "GatedDelta", "GatedLinear", "Identity", "Inputs", "Linear", "Linformer",
+           "Local", "Longformer", "Nystrom", "Parallel", "Params", "Performer", "Reformer", "Report", "Retention",
+           "Shape", "Sink", "Sinkhorn", "Sparse", "Ssd", "Strided", "Synthesizer", "Traits", "Uniform", "check",
+           "format", "names", "parse", "register"]
 
 ATTENTIONS: dict[str, type] = {
     "full": Full,
@@ -55,6 +56,7 @@ ATTENTIONS: dict[str, type] = {
     "bigbird": BigBird,
     "sink": Sink,
     "linear": Linear,
+    "cosformer": Cosformer,
     "performer": Performer,
     "retention": Retention,
     "gated_linear": GatedLinear,

@@ -38,7 +38,8 @@ class Performer(Spelled):
     of phi(q) . phi(k) / features is exp(q . k / sqrt(D)): with many features this is full attention. The kernel "relu"
     has phi(x) = max(W x', 0) + 0.001 instead.
 
-    Paper: Choromanski et al. 2021, arXiv:2009.14794, equation 5, lemma 1 and section 2.4 (softmax); section 4.2 (ReLU).
+    Paper: Choromanski et al. 2021, arXiv:2009.14794, equation 5, lemma 1 and section 2.4; "relu" is its generalised
+    attention.
     Own parameters: none. Cost: O(N m D) time, O(N (m + D)) memory; causal by a recurrence with an m x D state, and
     16 N m exponentials more.
     Randomness: W of a head depends on its key in `Inputs.head_keys` and on nothing else: it is the same in training,

@@ -125,6 +125,31 @@ def linear_relu(e: Example) -> np.ndarray:
     return times(similar / np.where(total == 0, 1, total), e.v)
 
 
+COSFORMER = "Qin et al. 2022, section 3, the re-weighting by a cosine, as a dense matrix"
+
+
+@oracle("cosformer", "cosformer", by=COSFORMER, sizes=SMALL, **BY)
+@oracle("cosformer_causal", "cosformer", causal=True, by=COSFORMER, sizes=SMALL, **BY)
+def cosformer(e: Example) -> np.ndarray:
+    """M is the number of tokens from the first valid one of an example to the last."""
+    return cosine(e, np.array([np.ptp(np.flatnonzero(v)) + 1 for v in e.valid])[:, None, None, None])
+
+
+@oracle("cosformer_horizon_causal", "cosformer(horizon=20)", causal=True, by=COSFORMER, sizes=SMALL, **BY)
+def cosformer_horizon(e: Example) -> np.ndarray:
+    """M is given."""
+    return cosine(e, 20)
+
+
+def cosine(e: Example, m: Any) -> np.ndarray:
+    """s(q_i, k_j) = relu(q_i) . relu(k_j) cos(pi / 2 (i - j) / M), over its sum; zero where that is."""
+    i, j = places(e)
+    similar = np.einsum("bnhd,bkhd->bhnk", np.maximum(e.q, 0), np.maximum(e.k, 0)) * seen(e)
+    similar = similar * np.cos(np.pi * (i - j) / (2 * m))
+    total = similar.sum(-1, keepdims=True)
+    return times(similar / np.where(total == 0, 1, total), e.v)
+
+
 NONE = (-1, -1)
 GRAPH = np.array([[NONE, NONE, NONE, (1, -1), (2, 1), (1, 3)], [NONE, NONE, NONE, (1, -1), (2, 1), (3, 2)]])
 """Of 2 heads and 6 blocks: what a block sees besides the first, itself and the one before."""
