@@ -26,6 +26,7 @@ from dartformer.stages.base import Run
 from dartformer.stages.derive import fine_tuner
 from dartformer.stages.search import Group, initial, step_of, stream
 from dartformer.tasks.base import Subset, batches
+from dartformer.tasks.planted import ANSWERS
 from dartformer.train import classification_loss
 
 
@@ -34,10 +35,11 @@ class Lab:
 
     Args:
       run: made from the config; see `open_lab`.
+      reference: another lab of the same task and space, which trains genotypes alone for this one too.
     """
 
-    def __init__(self, run: Run):
-        self.run, self.space = run, run.space
+    def __init__(self, run: Run, reference: "Lab | None" = None):
+        self.run, self.space, self.reference = run, run.space, reference
         self._alone: dict[tuple[bytes, int], dict[str, float]] = {}
         self._step: Any = None
 
@@ -62,6 +64,8 @@ class Lab:
 
     def alone(self, genotype: Genotype, seed: int) -> dict[str, float]:
         """Valid and test accuracy, valid loss and seconds of a genotype trained from scratch at `retrain`'s budget."""
+        if self.reference is not None:
+            return self.reference.alone(genotype, seed)
         mixture = jnp.asarray(self.space.mixture(genotype))
         known = np.asarray(mixture).tobytes(), seed
         if known not in self._alone:
@@ -115,15 +119,22 @@ class Lab:
         started = time.perf_counter()
         return derivations.parse(rule or self.run.config.derive.rule)(trained), time.perf_counter() - started
 
+    def planted(self) -> Genotype | None:
+        """The planted answer as a genotype of this size; None for `global`, which has a set of them."""
+        answer = ANSWERS.get(self.run.task.kind)
+        return None if answer is None else Genotype.from_dict({"format": 1, "layers": [
+            [layer[h % len(layer)] for h in range(self.space.heads)] for layer in answer]})
+
     def found(self, genotype: Genotype) -> bool:
         """Whether it is the planted answer."""
         return self.run.task.found(genotype.to_dict()["layers"])
 
 
 @contextlib.contextmanager
-def open_lab(kind: str, strategy: str = "darts", values: Mapping[str, Any] | None = None) -> Iterator[Lab]:
+def open_lab(kind: str, strategy: str = "darts", values: Mapping[str, Any] | None = None,
+             reference: Lab | None = None) -> Iterator[Lab]:
     """A lab for a kind of planted task with the settings of `search_spaces/planted_<kind>.py`, and `values` on top."""
     config = dartformer.defaults("planted", strategy)
     configs.override(config, {**starter.planted(kind), **(values or {})})
     with tempfile.TemporaryDirectory() as folder, Run(config, Path(folder) / "run") as run:
-        yield Lab(run)
+        yield Lab(run, reference)

@@ -23,23 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lab import Lab, open_lab
+from lab import open_lab
 from measure import machine, say
 
 from dartformer.attention import format as spec
 from dartformer.genotype import Genotype
-from dartformer.tasks.planted import ANSWERS, KINDS
+from dartformer.tasks.planted import KINDS
 
 SECOND = "masked_drop(fine_tune=0)"
-
-
-def planted_genotype(lab: Lab, kind: str) -> Genotype | None:
-    """The planted answer as a genotype of the lab's size; None for `global`, which has a set of them."""
-    if kind not in ANSWERS:
-        return None
-    heads = lab.space.heads
-    return Genotype.from_dict({"format": 1, "layers": [[layer[h % len(layer)] for h in range(heads)]
-                                                       for layer in ANSWERS[kind]]})
 
 
 def gap(kind: str, seeds: range) -> None:
@@ -49,8 +40,7 @@ def gap(kind: str, seeds: range) -> None:
             models = [Genotype(((a,) * 2, (b,) * 2)) for a, b in itertools.product(candidates, repeat=2)]
         else:
             models = list(lab.space.homogeneous())
-        answer = planted_genotype(lab, kind)
-        models += [answer] if answer is not None and answer not in models else []
+        models += [answer] if (answer := lab.planted()) is not None and answer not in models else []
         rows: dict[bool, list[list[float]]] = {True: [], False: []}
         for genotype in models:
             test = [lab.alone(genotype, seed)["test"] for seed in seeds]
