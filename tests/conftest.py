@@ -39,3 +39,11 @@ def tiny(data_dir):
     config = dartformer.defaults("listops")
     configs.override(config, {**TINY, "data.dir": data_dir})
     return config
+
+
+@pytest.fixture
+def compile_quickly():
+    """For what runs a few times on tiny arrays: compiling is what takes long, so optimise less."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -11,7 +11,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "experiments/benchmarks"
 
 
 @pytest.fixture
-def benchmark(monkeypatch, capsys):
+def benchmark(monkeypatch, capsys, compile_quickly):
     """From the name of a script and its arguments, the lines it prints."""
     def run(name, *arguments):
         monkeypatch.syspath_prepend(FOLDER)

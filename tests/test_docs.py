@@ -7,7 +7,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -60,14 +59,6 @@ def installed(tmp_path, monkeypatch):
     monkeypatch.setattr(attentions, "ATTENTIONS", dict(attentions.ATTENTIONS))
     yield tmp_path
     sys.modules.pop("agent_attention", None)
-
-
-@pytest.fixture
-def compile_quickly():
-    """What runs a few steps need not run fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_add_your_own_in_five_steps(installed, capsys, compile_quickly):

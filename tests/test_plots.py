@@ -7,7 +7,7 @@ from dartformer import plots
 from dartformer.attention import parse
 
 
-def test_matrices_of_weights_and_of_derivatives():
+def test_matrices_of_weights_and_of_derivatives(compile_quickly):
     """`conv` has no matrix: what is drawn is which tokens its outputs change with."""
     figure = plots.matrices([parse("local(window=1)"), parse("conv(width=3)")], "abcab")
     local, conv = (axes.images[0].get_array() for axes in figure.axes[:2])
