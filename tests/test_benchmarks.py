@@ -52,14 +52,14 @@ def test_peers(benchmark, tmp_path):
 
 
 def test_attention(benchmark, tmp_path):
-    lines = benchmark("attention.py", "--only=local(window=2),full", "--lengths=16,1024,2048", "--seconds=0",
+    lines = benchmark("attention.py", "--only=local(window=2),strided", "--lengths=1024,2048", "--seconds=0",
                       "--device=yes", "--device-lengths=16", "--device-size=32", f"--plot={tmp_path / 'growth.png'}")
     named = {name: [line for line in lines if line["name"] == name] for name in
              ("attention", "growth", "crossover", "ceilings", "device")}
-    local, full = named["attention"]
+    local, strided = named["attention"]
     assert local["growth_array"] == pytest.approx(1, abs=0.01)
-    assert full["growth_array"] == pytest.approx(2, abs=0.01)
-    assert set(local["full_over_this"]) == {"16", "1024", "2048"}
+    assert strided["growth_array"] == pytest.approx(2, abs=0.01)
+    assert set(local["full_over_this"]) == {"1024", "2048"}
     assert "crossover" in local
     assert named["growth"][0]["types"] == 1
     assert [line["forward"].keys() for line in named["device"]] == 2 * [{"ms", "temp_mib", "of_matmul", "of_copy"}]
