@@ -37,7 +37,7 @@ def search(strategy, steps, loss, *, rate=0.1, start=None):
         state, found = step(state, jnp.ones(3), jnp.zeros(3))
         states.append(state)
         metrics.append(found)
-    return made, states, metrics
+    return made._replace(step=step), states, metrics
 
 
 def quadratic(weights, mixture, batch, key):
@@ -189,6 +189,12 @@ def test_all_at_once_finds_the_best_arm_and_resumes():
     strategy = make("darts", {"warmup": 0.1, "extras": extras})
     made, states, _ = search(strategy, 60, quadratic, rate=1.0)
     assert (made.mixture(states[-1]).argmax(-1) == BEST).all()
+    again = states[23]
+    for _ in range(23, 60):
+        again, _ = made.step(again, jnp.ones(3), jnp.zeros(3))
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(states[-1]), strict=True):
+        np.testing.assert_array_equal(*(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+                                        for x in (a, b)))
     assert set(states[-1].memory) == {"alive", "stopped", "eigenvalues", "earlier"}
     assert strategy.order == 2
     assert not strategy.vectorises
