@@ -51,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("folder", help="what `export` wrote")
     source = predict.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", action="append", help="a text to classify; may be given several times")
-    source.add_argument("--file", help="a file with a text on each line; - for standard input")
+    source.add_argument("--pair", action="append", nargs=2, metavar=("A", "B"), help="two texts to compare")
+    source.add_argument("--file", help="a file with a text on each line (two, with a tab between them, for a model "
+                        "that compares two); - for standard input")
     predict.add_argument("--json", action="store_true")
     return top
 
@@ -222,8 +224,14 @@ def _selfcheck(arguments: argparse.Namespace) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     from dartformer.errors import InputError
     from dartformer.stages.export import load
-    if arguments.text is not None:
-        texts = arguments.text
+    served = load(arguments.folder)
+    pairs = served.model.shape.inputs == 2
+    texts: list[Any]
+    if pairs != (arguments.pair is not None) and arguments.file is None:
+        raise InputError("this model compares two texts: give them as --pair A B." if pairs else
+                         "this model reads one text: give it as --text.")
+    if arguments.text is not None or arguments.pair is not None:
+        texts = arguments.text or arguments.pair
     else:
         try:
             data = sys.stdin.buffer.read() if arguments.file == "-" else Path(arguments.file).read_bytes()
@@ -232,12 +240,20 @@ def _predict(arguments: argparse.Namespace) -> int:
             raise InputError(f"cannot read {arguments.file}: {error.strerror}.") from None
         except UnicodeDecodeError as error:
             raise InputError(f"{arguments.file} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
-    answers = load(arguments.folder)(texts)
+        if pairs:
+            texts = [line.split("\t") for line in texts]
+            for i, one in enumerate(texts, 1):
+                if len(one) != 2:
+                    raise InputError(f"{arguments.file}: text {i} must be two texts with one tab between them.")
+    answers = served(texts)
     if arguments.json:
         _print_json([{"text": text, **answer} for text, answer in zip(texts, answers, strict=True)])
     else:
         for text, answer in zip(texts, answers, strict=True):
-            if isinstance(answer["label"], list):  # one for each token
+            text = "\t".join(text) if pairs else text
+            if "value" in answer:
+                print(f"{answer['value']:.6g}\t{text}")
+            elif isinstance(answer["label"], list):  # one for each token
                 print(f"{' '.join(answer['label'])}\t{min(answer['probability']):.3f}\t{text}")
             else:
                 print(f"{answer['label']}\t{answer['probability']:.3f}\t{text}")

@@ -85,7 +85,7 @@ def _derive_verb(run: Run) -> dict[str, Any]:
 
 def _retrain_verb(run: Run) -> dict[str, Any]:
     models = retrain_stage.retrain(run, run.genotype())
-    return {"genotype": models[0].genotype.to_dict(), "steps": run.config.retrain.steps,
+    return {"genotype": models[0].genotype.to_dict(), "steps": run.config.retrain.steps, "metric": run.metric.name,
             "valid": [{"seed": m.seed, **m.valid} for m in models]}
 
 

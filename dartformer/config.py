@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dartformer import derivations, optimizer, strategies, tasks
+from dartformer import derivations, metric, optimizer, strategies, tasks
 from dartformer.attention import spec
 from dartformer.attention.base import require
 from dartformer.errors import InputError, unknown
@@ -72,7 +72,7 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
     if preset == "published" and strategy != "darts":
         raise InputError(f"the preset 'published' holds the settings of the DARTS paper; the strategy is {strategy!r}.")
     brought = brings(strategy)
-    model = {k: v for k, v in options(TransformerConfig).items() if k not in ("causal", "seed")}
+    model = {k: v for k, v in options(TransformerConfig).items() if k not in ("causal", "seed", "inputs", "features")}
     config = ConfigDict({
         "seed": 0,
         "task": {"name": task, **{k: v for k, v in options(task_type).items() if k in tasks.options_of(task_type)}},
@@ -266,9 +266,11 @@ def make_strategy(config: ConfigDict) -> strategies.StrategyOptions:
 
 
 def make_model(config: ConfigDict, task: Task) -> TransformerConfig:
-    """Sizes of the network for a task."""
+    """Sizes of the network for a task; one without `inputs` and `features` reads one document of ids."""
     return TransformerConfig(vocabulary=task.vocabulary, classes=task.classes, length=task.length,
-                             causal=task.traits.causal, seed=config.seed, **config.model.to_dict())
+                             causal=task.traits.causal, seed=config.seed,
+                             inputs=getattr(task, "inputs", 1), features=getattr(task, "features", 0),
+                             **config.model.to_dict())
 
 
 def make_space(config: ConfigDict) -> SearchSpace:
@@ -280,6 +282,7 @@ def make_space(config: ConfigDict) -> SearchSpace:
 def validate(config: ConfigDict) -> None:
     """Raise `InputError` for the first thing that cannot be, before anything is built, written or trained."""
     task = make_task(config)
+    known = metric.find(task.traits.metric)
     if not task.labels:
         raise InputError(f"the task {config.task.name} has no classes: list them as task.label_names, or let "
                          f"`dartformer new --data FILE` find them.")
@@ -300,9 +303,9 @@ def validate(config: ConfigDict) -> None:
     strategy.check(len(space.candidates), config.search.steps)
     if config.search.projections not in PROJECTIONS:
         raise unknown("search.projections", config.search.projections, PROJECTIONS)
-    _validate_rule("derive.rule", config.derive.rule, config, strategy.traits)
+    _validate_rule("derive.rule", config.derive.rule, config, strategy.traits, known.name)
     if config.derive.second_opinion:
-        _validate_rule("derive.second_opinion", config.derive.second_opinion, config, strategy.traits)
+        _validate_rule("derive.second_opinion", config.derive.second_opinion, config, strategy.traits, known.name)
     if config.retrain.select not in SELECT:
         raise unknown("retrain.select", config.retrain.select, SELECT)
     for where in ("search.weights", "search.alphas", "retrain.optimizer"):
@@ -328,9 +331,12 @@ def validate(config: ConfigDict) -> None:
         raise InputError(f"retrain.seeds must be different whole numbers of at least 0, got {list(seeds)}.")
 
 
-def _validate_rule(where: str, text: str, config: ConfigDict, traits: strategies.Traits) -> None:
+def _validate_rule(where: str, text: str, config: ConfigDict, traits: strategies.Traits, score: str) -> None:
     """Raise `InputError` where a derivation cannot be, or cannot follow the strategy or fit the space."""
     rule = derivations.parse(text)
+    if score == "r2" and getattr(rule, "metric", "loss") == "accuracy":
+        raise InputError(f"{where} = {text!r} compares accuracies, and where numbers are predicted there are none: "
+                         f"write it with metric=loss.")
     name = derivations.name_of(rule)
     reason = strategies.refusal(traits, name)
     if reason:

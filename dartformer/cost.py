@@ -35,16 +35,23 @@ def attention_cost(config: TransformerConfig, genotype: Genotype, layer: int, *,
 def flops(config: TransformerConfig, genotype: Genotype, *, batch: int = 1, length: int | None = None) -> float:
     """FLOPs of a forward pass (a multiply-add counts two): attentions, projections, feed-forward, classifier.
 
-    Embeddings and stem, which are look-ups, and normalisations, activations and dropout, which are linear in the
+    Embeddings of ids and stem, which are look-ups, and normalisations, activations and dropout, which are linear in the
     activations, are left out.
     """
     n = config.tokens if length is None else length
     e, inner, m = config.model_dim, config.heads * config.head_dim, config.mlp_dim
     per_token = 8 * e * inner + 4 * e * m
+    documents, pooled = batch * config.inputs, config.pooled
     rows = batch * (n if config.pooling == "none" else 1)
-    head = 2 * (e * config.classes if config.classifier == "linear" else e * m + m * config.classes)
-    mixing = sum(attention_cost(config, genotype, l, batch=batch, length=n).flops for l in range(config.layers))
-    return mixing + batch * n * config.layers * per_token + rows * head
+    if config.classifier == "linear":
+        head = 2 * pooled * config.classes
+    elif config.inputs == 1:
+        head = 2 * (pooled * m + m * config.classes)
+    else:
+        head = 2 * (pooled * m + m * (m // 2) + m // 2 * config.classes)
+    mixing = sum(attention_cost(config, genotype, l, batch=documents, length=n).flops for l in range(config.layers))
+    embed = 2 * config.features * e
+    return mixing + documents * n * (config.layers * per_token + embed) + rows * head
 
 
 def latency(call: Callable[..., Any], *args: Any, repeats: int = 20) -> dict[str, float]:
@@ -65,5 +72,5 @@ def forward_latency(config: TransformerConfig, genotype: Genotype, *, batch: int
     n = config.length if length is None else length
     net = transformer(config, genotype)
     weights = net.init(jax.random.key(0))
-    tokens, valid = jnp.ones((batch, n), jnp.int32), jnp.ones((batch, n), bool)
+    tokens, valid = (jnp.ones(a.shape, a.dtype) for a in config.blank(batch, n))
     return latency(jax.jit(net.apply), weights, tokens, valid, repeats=repeats)

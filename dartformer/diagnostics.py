@@ -8,6 +8,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from dartformer.attention import format as spec
+from dartformer.metric import ACCURACY, Metric
 from dartformer.search_space import SearchSpace
 
 LOW_ENTROPY, HIGH_ENTROPY = 0.5, 0.95
@@ -236,7 +237,8 @@ def _some(said: list[str]) -> str:
 
 
 def of_search(mixtures: np.ndarray, space: SearchSpace, evaluate: Callable[[int, np.ndarray], Mapping[str, float]],
-              tie_margin: float, *, learned: bool = True, observed: Sequence[Finding] = ()) -> dict[str, Any]:
+              tie_margin: float, *, learned: bool = True, observed: Sequence[Finding] = (),
+              share: str = "accuracy") -> dict[str, Any]:
     """All that can be said of a finished search without training anything.
 
     Args:
@@ -244,6 +246,7 @@ def of_search(mixtures: np.ndarray, space: SearchSpace, evaluate: Callable[[int,
       space: the search space.
       evaluate: (number of the seed, mixture `[L, H, K]`) -> valid loss and accuracy of its supernet.
       tie_margin: candidates closer than this in the mixture count as tied.
+      share: the score that is looked at: "accuracy", or "r2" where numbers are predicted.
       learned: the strategy has alphas; without them a mixture is uniform and says nothing.
       observed: what else was found, on the way.
 
@@ -264,10 +267,10 @@ def of_search(mixtures: np.ndarray, space: SearchSpace, evaluate: Callable[[int,
                                           "is uniform, and the derivation decides"), *observed])}
     hard = [evaluate(i, space.mixture(space.genotype(found[i]["winner"]))) for i in each]
     findings = [entropy(mixtures, space), margin(mixtures, space, tie_margin), agreement(mixtures, space),
-                discretisation([s["accuracy"] for s in soft], [h["accuracy"] for h in hard])]
-    accuracy = [h["accuracy"] for h in hard]
+                discretisation([s[share] for s in soft], [h[share] for h in hard])]
+    accuracy = [h[share] for h in hard]
     return {**data, "valid_discrete": _mean(hard), "discretisation_gap": findings[-1].value,
-            "seeds": {"valid_discrete_accuracy": {"mean": float(np.mean(accuracy)), "spread": spread(accuracy),
+            "seeds": {f"valid_discrete_{share}": {"mean": float(np.mean(accuracy)), "spread": spread(accuracy),
                                                   "per_seed": accuracy},
                       "agreement": findings[2].value},
             **judged([*findings, *observed])}
@@ -299,23 +302,24 @@ def welch(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def compare(name: str, ours: Sequence[float], other_name: str, theirs: Sequence[float], *, better: str = "beats",
-            rows_counted: int | None = None) -> str:
+            rows_counted: int | None = None, metric: Metric = ACCURACY) -> str:
     """One sentence: does `ours` differ from `theirs` by more than seeds (and finite test data) explain?
 
     The difference of means is held against Welch's 95% interval from the spread over seeds; with one seed, against
-    twice the binomial error of an accuracy over `rows_counted` examples.
+    twice the binomial error of an accuracy over `rows_counted` examples (of another metric there is none).
     """
     a, b = float(np.mean(ours)), float(np.mean(theirs))
     if len(ours) > 1 and len(theirs) > 1:
         error = welch(ours, theirs)
         source = f"over {len(ours)} seeds"
-    elif rows_counted:
+    elif rows_counted and metric.percent:
         error = 2 * np.sqrt((a * (1 - a) + b * (1 - b)) / rows_counted)
         source = f"for one seed and {rows_counted} examples"
     else:
-        return f"{name} ({100 * a:.1f}%) and {other_name} ({100 * b:.1f}%): too few seeds to compare"
-    difference = f"{100 * (a - b):+.1f} points, noise {100 * error:.1f} {source}"
+        return f"{name} ({metric.text(a)}) and {other_name} ({metric.text(b)}): too few seeds to compare"
+    noise = metric.gap(error).removesuffix(" points")
+    difference = f"{'-' if a < b else '+'}{metric.gap(abs(a - b))}, noise {noise} {source}"
     if abs(a - b) <= error:
         return f"{name} ties with {other_name} ({difference})"
-    return f"{name} {better} {other_name} ({difference})" if a > b else \
+    return f"{name} {better} {other_name} ({difference})" if (a > b) == metric.higher else \
         f"{name} loses to {other_name} ({difference})"

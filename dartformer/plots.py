@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from dartformer import metric
 from dartformer.attention import Attention, Inputs, Shape
 from dartformer.attention import format as spec
 from dartformer.genotype import Genotype
@@ -104,19 +105,21 @@ def curves(histories: Mapping[str, Sequence[dict[str, Any]]], field: str, label:
 
 
 def comparison(results: dict[str, Any]) -> Figure:
-    """Test accuracy of the found model and of every baseline: a dot for each seed, a bar for the mean."""
+    """The metric on test of the found model and of every baseline: a dot for each seed, a bar for the mean."""
+    shown = metric.of(results)
     rows = [("found", results["test"])] + [(n, b["test"]) for n, b in results["baselines"].items()]
     figure, axes = _figure(7, 0.7 + 0.34 * len(rows))
     for i, (name, test) in enumerate(rows):
         tone = PALETTE[0] if name == "found" else "#c3c9d1"
-        axes.barh(i, 100 * test["accuracy"], color=tone, height=0.65)
-        axes.plot([100 * a for a in test.get("per_seed", [])], [i] * len(test.get("per_seed", [])), "o",
+        axes.barh(i, shown.number(test[shown.name]), color=tone, height=0.65)
+        axes.plot([shown.number(a) for a in test.get("per_seed", [])], [i] * len(test.get("per_seed", [])), "o",
                   color="#1f2937", markersize=3.5)
-        right = max([test["accuracy"], *test.get("per_seed", [])])
-        axes.text(100 * right + 0.8, i - 0.05, f"{100 * test['accuracy']:.1f}", va="center", fontsize=8,
+        right = max([test[shown.name], *test.get("per_seed", [])])
+        axes.annotate(shown.text(test[shown.name]).removesuffix("%"), (shown.number(right), i - 0.05), (4, 0),
+                      textcoords="offset points", va="center", fontsize=8,
                   color=GREY, ha="left", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7})
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="test accuracy, %")
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"test {shown.title}{', %' if shown.percent else ''}")
     return figure
 
 

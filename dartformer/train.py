@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from tensorboardX import SummaryWriter
 
 from dartformer.checkpoint import Checkpoints
+from dartformer.metric import ACCURACY, Metric
 from dartformer.progress import Bar, say
 from dartformer.tasks.base import Batch, Split, examine
 from dartformer.transformer import Network, Weights
@@ -78,34 +79,22 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
 
 
-def cross_entropy(logits: Array, labels: ArrayLike) -> tuple[Array, Array, Array]:
-    """Loss, correctness and weight of each label, all in float32 or wider and shaped like `labels`.
+def training_loss(network: Network, metric: Metric = ACCURACY) -> Callable[..., tuple[Array, Metrics]]:
+    """loss(weights, mixture, batch, key) -> (mean loss, what else is logged), in training mode.
 
-    A negative label does not count: its weight is 0.
+    The loss is cross-entropy (with {"accuracy"}), or the squared error where numbers are predicted.
     """
-    labels = jnp.asarray(labels)
-    counts = labels >= 0
-    safe = jnp.where(counts, labels, 0)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, safe)
-    weight = counts.astype(loss.dtype)
-    return loss * weight, (jnp.argmax(logits, -1) == safe) * weight, weight
-
-
-def classification_loss(network: Network) -> Callable[..., tuple[Array, Metrics]]:
-    """loss(weights, mixture, batch, key) -> (mean cross-entropy, {"accuracy"}), in training mode."""
 
     def loss(weights: Weights, mixture: Array | None, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         logits = network.apply(weights, batch["tokens"], batch["valid"], mixture, train=True, key=key)
-        losses, correct, weight = cross_entropy(logits, batch["label"])
-        total = jnp.maximum(weight.sum(), 1)
-        return losses.sum() / total, {"accuracy": correct.sum() / total}
+        return metric.training(metric.losses(logits, batch["label"]))
 
     return loss
 
 
-def plain_step(network: Network, optimizer: optax.GradientTransformation) -> Step:
+def plain_step(network: Network, optimizer: optax.GradientTransformation, metric: Metric = ACCURACY) -> Step:
     """One step of ordinary training of a network without a mixture."""
-    loss = classification_loss(network)
+    loss = training_loss(network, metric)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
@@ -126,35 +115,34 @@ def begin(network: Network, optimizer: optax.GradientTransformation, seed: int) 
 
 
 class Evaluator:
-    """Loss and accuracy of a network over a whole split; compiled once for all weights and mixtures."""
+    """Loss and metric of a network over a whole split; compiled once for all weights and mixtures."""
 
-    def __init__(self, network: Network, batch_size: int):
-        self.batch_size = batch_size
+    def __init__(self, network: Network, batch_size: int, metric: Metric = ACCURACY):
+        self.batch_size, self.metric = batch_size, metric
 
         @jax.jit
         def sums(weights: Weights, mixture: Array | None, batch: Batch) -> Array:
             logits = network.apply(weights, batch["tokens"], batch["valid"], mixture)
-            found = jnp.stack(cross_entropy(logits, batch["label"]))
+            found = jnp.stack(metric.losses(logits, batch["label"]))
             return found.reshape(*found.shape[:2], -1).sum(-1) * batch["weight"]
 
         self._sums = sums
 
     def _each(self, weights: Weights, split: Split, mixture: ArrayLike | None) -> np.ndarray:
-        """`[3, S]`: loss, correctness and number of the labels of each example."""
+        """`[3, S]`: sums over the labels of each example (see `Metric.losses`)."""
         size = min(self.batch_size, len(split))
         sums = [self._sums(weights, mixture, batch) for batch in examine(split, size)]
         return np.concatenate([np.asarray(s, np.float64) for s in jax.device_get(sums)], -1)[:, :len(split)]
 
     def __call__(self, weights: Weights, split: Split, mixture: ArrayLike | None = None) -> dict[str, float]:
-        """`{"loss", "accuracy"}`, means over the split's labels."""
-        loss, correct, count = self._each(weights, split, mixture).sum(-1)
-        return {"loss": float(loss / count), "accuracy": float(correct / count)}
+        """`{"loss", "accuracy"}`, means over the split's labels; `{"loss", "r2"}` where numbers are predicted."""
+        return self.metric.over(*self._each(weights, split, mixture))
 
     def each(self, weights: Weights, split: Split, mixture: ArrayLike | None = None) -> dict[str, np.ndarray]:
         """The same, `[S]` for the examples: their means are those of a call, whatever number of labels each has."""
         loss, correct, count = self._each(weights, split, mixture)
         scale = len(split) / count.sum()
-        return {"loss": loss * scale, "accuracy": correct * scale}
+        return {"loss": loss * scale, **({} if self.metric.name == "r2" else {"accuracy": correct * scale})}
 
 
 class CompiledStep:
@@ -200,7 +188,7 @@ def fit(name: str, step: CompiledStep, state: Any, stream: Stream, schedule: Sch
         evaluate: Callable[[Any], Mapping[str, Any]] | None = None,
         describe: Callable[[Any], Mapping[str, Any]] | None = None,
         observe: Callable[[Any], Mapping[str, Any]] | None = None,
-        rates: dict[str, optax.Schedule] | None = None) -> Fitted:
+        rates: dict[str, optax.Schedule] | None = None, metric: Metric = ACCURACY) -> Fitted:
     """Run `schedule.steps` steps from `state`, or from where an earlier call in the same folder stopped.
 
     Args:
@@ -210,10 +198,11 @@ def fit(name: str, step: CompiledStep, state: Any, stream: Stream, schedule: Sch
       stream: batches; its position is saved with every checkpoint.
       schedule: how long and how often.
       folder: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
-      evaluate: state -> numbers, every `eval_every` steps and at the end; its `accuracy` decides the best checkpoint.
+      evaluate: state -> numbers, every `eval_every` steps and at the end; its `metric` decides the best checkpoint.
       describe: state -> anything cheap to be logged with the metrics.
       observe: state -> anything dearer, logged with each evaluation.
       rates: learning-rate schedules, logged by name (and told when training diverges).
+      metric: what is scored.
 
     Raises:
       Diverged: a loss or parameter is not finite; the last good checkpoint is kept.
@@ -272,7 +261,7 @@ def fit(name: str, step: CompiledStep, state: Any, stream: Stream, schedule: Sch
                         evaluations.append({"step": done, **found})
                         log.write(done, {**{f"valid_{k}": v for k, v in found.items()},
                                          **(observe(state) if observe else {})})
-                        score = found.get("accuracy")
+                        score = metric.better(found)
                     if due["save"] or score is not None or stop.number:
                         save(score)
                     if stop.number and not last:

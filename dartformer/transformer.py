@@ -29,6 +29,7 @@ STEMS = ("none", "bigram")
 POSITIONS = ("learned", "sinusoidal", "none")
 POOLING = ("mean", "cls", "last", "none")
 CLASSIFIERS = ("linear", "mlp")
+PAIRS = ("interaction", "concat")
 DTYPES = ("float32", "bfloat16", "float64")
 
 
@@ -44,7 +45,10 @@ class TransformerConfig:
       positions: "learned", "sinusoidal" or "none".
       pooling: over valid tokens: "mean", "cls" (a learned token put in front), "last" (for causal models),
         or "none" (an answer for every token).
-      classifier: "linear", or "mlp" (one hidden ReLU layer of mlp_dim, as in Long Range Arena).
+      classifier: "linear", or "mlp" (one hidden ReLU layer of mlp_dim, as in Long Range Arena; for two documents a
+        second one of half the width).
+      pair: what the classifier sees of two documents u and v: "interaction", [u, v, u*v, u-v] (as published for
+        natural-language inference), or "concat", [u, v].
       dropout: rate on embeddings and on both residual branches, in training.
       branch_norm: parameter-free RMS norm of every attention's output, per token and head (see `supernet`).
       causal: no token sees a later one.
@@ -52,6 +56,8 @@ class TransformerConfig:
       kernel: how softmax over all tokens is computed: "auto", the first that can of "cudnn" (on a GPU), "chunked" (no
         array of N x N) and "dense"; or one of these by name.
       seed: of fixed randomness inside attentions (random graphs, features, rotations).
+      inputs: documents of an example: 1, or 2, which one encoder reads one by one.
+      features: numbers of a token, `[B, N, F]`, where tokens are not ids; 0 where they are.
     """
 
     vocabulary: int
@@ -66,12 +72,15 @@ class TransformerConfig:
     positions: str = "learned"
     pooling: str = "mean"
     classifier: str = "linear"
+    pair: str = "interaction"
     dropout: float = 0.0
     branch_norm: bool = True
     causal: bool = False
     dtype: str = "float32"
     kernel: str = "auto"
     seed: int = 0
+    inputs: int = 1
+    features: int = 0
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "classes", "length", "layers", "heads", "head_dim", "model_dim", "mlp_dim"):
@@ -79,7 +88,8 @@ class TransformerConfig:
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"model.{name} must be a whole number of at least 1, got {value!r}.")
         for name, allowed in (("stem", STEMS), ("positions", POSITIONS), ("pooling", POOLING),
-                              ("classifier", CLASSIFIERS), ("dtype", DTYPES), ("kernel", KERNELS)):
+                              ("classifier", CLASSIFIERS), ("pair", PAIRS), ("dtype", DTYPES),
+                              ("kernel", KERNELS)):
             if getattr(self, name) not in allowed:
                 raise unknown(f"model.{name}", getattr(self, name), allowed)
         if not 0 <= self.dropout < 1:
@@ -87,6 +97,26 @@ class TransformerConfig:
         choose(self.kernel, jnp.dtype(self.dtype), self.head_dim, self.tokens)  # raises where what is named cannot be
         if self.causal and self.pooling in ("mean", "cls"):
             raise InputError(f"model.pooling={self.pooling!r} cannot be causal: use 'last' or 'none'.")
+
+        if self.inputs not in (1, 2):
+            raise InputError(f"a model reads 1 or 2 documents, got {self.inputs!r}.")
+        if self.inputs == 2 and self.pooling == "none":
+            raise InputError("model.pooling='none' labels tokens, and cannot compare two documents.")
+        if self.features and self.stem != "none":
+            raise InputError(f"model.stem={self.stem!r} needs tokens that are ids; this task's are numbers.")
+
+    @property
+    def pooled(self) -> int:
+        """Numbers that the classifier sees of an example."""
+        return self.model_dim * (1 if self.inputs == 1 else 4 if self.pair == "interaction" else 2)
+
+    def blank(self, batch: Any, length: int | None = None) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """Shapes of tokens `[B, N]`, `[B, 2, N]` or `[B, N, F]` and of `valid`, without the last."""
+        n = self.length if length is None else length
+        shape = (batch, 2, n) if self.inputs == 2 else (batch, n)
+        ids = jax.ShapeDtypeStruct(shape, jnp.int32)
+        return (jax.ShapeDtypeStruct((*shape, self.features), jnp.float32) if self.features else ids,
+                jax.ShapeDtypeStruct(shape, jnp.bool_))
 
     @property
     def tokens(self) -> int:
@@ -219,14 +249,20 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """tokens `[B, N]`, valid `[B, N]`, mixture `[L, H, K]` or None, to logits `[B, C]` (or `[B, N, C]`)."""
+    """tokens `[B, N]`, valid `[B, N]`, mixture `[L, H, K]` or None, to logits `[B, C]` (or `[B, N, C]`).
+
+    Of two documents tokens and valid are `[B, 2, N]`; tokens that are not ids are `[B, N, F]`.
+    """
 
     def __init__(self, config: TransformerConfig, mixers: Callable[[int, nnx.Rngs], Mixer], *,
                  rngs: nnx.Rngs) -> None:
         e, dtype = config.model_dim, jnp.dtype(config.dtype)
         self.config = config
-        self.embed = nnx.Embed(config.vocabulary, e, dtype=dtype, rngs=rngs,
-                               embedding_init=nnx.initializers.normal(1.0))
+        if config.features:
+            self.embed: nnx.Module = nnx.Linear(config.features, e, dtype=dtype, rngs=rngs)
+        else:
+            self.embed = nnx.Embed(config.vocabulary, e, dtype=dtype, rngs=rngs,
+                                   embedding_init=nnx.initializers.normal(1.0))
         if config.stem == "bigram":
             self.before = nnx.Embed(config.vocabulary, e, dtype=dtype, rngs=rngs,
                                     embedding_init=nnx.initializers.normal(1.0))
@@ -237,13 +273,18 @@ class Transformer(nnx.Module):
         self.blocks = nnx.List([Block(config, mixers(l, rngs), rngs=rngs) for l in range(config.layers)])
         self.norm = nnx.LayerNorm(e, dtype=dtype, rngs=rngs)
         if config.classifier == "mlp":
-            self.hidden = nnx.Linear(e, config.mlp_dim, dtype=dtype, rngs=rngs)
-        last = config.mlp_dim if config.classifier == "mlp" else e
+            self.hidden = nnx.Linear(config.pooled, config.mlp_dim, dtype=dtype, rngs=rngs)
+        last = config.mlp_dim if config.classifier == "mlp" else config.pooled
+        if config.classifier == "mlp" and config.inputs == 2:
+            last = max(config.mlp_dim // 2, 1)
+            self.hidden_half = nnx.Linear(config.mlp_dim, last, dtype=dtype, rngs=rngs)
         self.head = nnx.Linear(last, config.classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Array, valid: Array, mixture: Array | None = None, *, train: bool = False,
                  key: Array | None = None) -> Array:
         config = self.config
+        if config.inputs == 2:
+            tokens, valid = (a.reshape(-1, *a.shape[2:]) for a in (tokens, valid))  # 2 B documents, u v u v ...
         x = self.embed(tokens)
         if config.stem == "bigram":
             # Row t of the second table is read at t + 1; nothing is added where no valid token comes before.
@@ -260,8 +301,13 @@ class Transformer(nnx.Module):
             row = None if mixture is None else mixture[l]
             x = block(x, valid, row, train=train, key=keys[l])
         x = pool(self.norm(x), valid, config.pooling)
+        if config.inputs == 2:
+            u, v = x.reshape(-1, 2, x.shape[-1]).swapaxes(0, 1)
+            x = jnp.concatenate([u, v, u * v, u - v] if config.pair == "interaction" else [u, v], -1)
         if config.classifier == "mlp":
             x = nnx.relu(self.hidden(x))
+            if config.inputs == 2:
+                x = nnx.relu(self.hidden_half(x))
         return self.head(x).astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def position_table(self, length: int, dtype: Any) -> Array:

@@ -10,9 +10,9 @@ import pytest
 from dartformer import config as configs
 from dartformer.attention import parse
 from dartformer.branches import gauge, observer
+from dartformer.metric import ACCURACY
 from dartformer.search_space import SearchSpace
 from dartformer.stages.base import Run
-from dartformer.stages.observe import loss
 from dartformer.stages.search import search
 from dartformer.supernet import supernet
 from dartformer.transformer import Projections, TransformerConfig
@@ -40,7 +40,7 @@ def test_branches_against_another_way(projections, monkeypatch):
     mixture = jnp.array([[[0.25, 0.75, 0.0], [0.5, 0.5, 0.0]]])
     net, given = supernet(CONFIG, space, projections), batch()
     weights = net.init(jax.random.key(0))
-    seen = jax.jit(observer(CONFIG, space, projections, loss))(weights, mixture, given)
+    seen = jax.jit(observer(CONFIG, space, projections, ACCURACY.mean))(weights, mixture, given)
     assert seen.rms.shape == (1, 3, 2)
     assert np.isnan(seen.gradient[0, 2]).all()
     np.testing.assert_array_equal(seen.gradient[0, 1], 0)
@@ -55,7 +55,8 @@ def test_branches_against_another_way(projections, monkeypatch):
             return dataclasses.replace(made, q=made.q + q, k=made.k + k)
 
         monkeypatch.setattr(Projections, "inputs", shifted)
-        return loss(net.apply(weights, given["tokens"], given["valid"], mixture), given["label"]), values[0]
+        outputs = net.apply(weights, given["tokens"], given["valid"], mixture)
+        return ACCURACY.mean(outputs, given["label"]), values[0]
 
     zeros = jnp.zeros((3, 6, 2, 4))
     (dq, dk), v = jax.jit(jax.grad(total, (0, 1), has_aux=True))(zeros, zeros)

@@ -13,7 +13,7 @@ FLOORS = [
     ["genotype"],
     ["search_space"],
     ["workdir", "progress", "transformer", "derivations"],
-    ["supernet", "optimizer", "checkpoint"],
+    ["supernet", "optimizer", "checkpoint", "metric"],
     ["config"],
     ["train", "cost", "diagnostics", "branches", "plots"],
     ["stages"],

@@ -14,10 +14,14 @@ class Grid(Rule):
     def __call__(self, trained: Trained) -> Derived:
         """Ties are models within the noise of the seeds they were trained with."""
         space = trained.space
-        merits = {k: merit(trained.standalone(g), "accuracy") for k, g in enumerate(space.homogeneous())}
+        scores = {k: trained.standalone(g) for k, g in enumerate(space.homogeneous())}
+        # Where numbers are predicted there is no accuracy.
+        metric = "accuracy" if "accuracy" in scores[0] else "loss"
+        merits = {k: merit(s, metric) for k, s in scores.items()}
+        sign = 1 if metric == "accuracy" else -1
         best = max(merits, key=lambda k: merits[k].mean())
         equal = as_good(merits, best)
-        ties = [f"everywhere: {names(space, (best, *equal))} are tied (valid accuracy "
-                f"{', '.join(f'{merits[k].mean():.3f}' for k in (best, *equal))})"] if equal else []
+        ties = [f"everywhere: {names(space, (best, *equal))} are tied (valid {metric} "
+                f"{', '.join(f'{sign * merits[k].mean():.3f}' for k in (best, *equal))})"] if equal else []
         return Derived(space.genotype(np.array([[best]])), ties, {
-            "valid_accuracy": {names(space, [k]): float(m.mean()) for k, m in merits.items()}})
+            f"valid_{metric}": {names(space, [k]): float(sign * m.mean()) for k, m in merits.items()}})

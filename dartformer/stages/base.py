@@ -9,14 +9,14 @@ import optax
 from ml_collections import ConfigDict
 
 from dartformer import config as configs
-from dartformer import optimizer
+from dartformer import metric, optimizer
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype
 from dartformer.kernels.flash import without_cudnn
 from dartformer.strategies import Problem, Strategy
 from dartformer.supernet import supernet
 from dartformer.tasks.base import Learns, Split, Task, parts
-from dartformer.train import CompiledStep, Evaluator, classification_loss, plain_step
+from dartformer.train import CompiledStep, Evaluator, plain_step, training_loss
 from dartformer.transformer import Network, transformer
 from dartformer.workdir import Workdir, read_json, write_json
 
@@ -49,6 +49,7 @@ class Run:
         configs.validate(config)
         self.config = config
         self.task = configs.make_task(config)
+        self.metric = metric.find(self.task.traits.metric)
         if isinstance(self.task, Learns):
             self.task.check(config.data.dir or None)
         self.model = configs.make_model(config, self.task)
@@ -80,10 +81,10 @@ class Run:
         kernel = without_cudnn(self.model.kernel, self.model.tokens) if config.seeds > 1 else self.model.kernel
         net = supernet(dataclasses.replace(self.model, kernel=kernel), space, config.projections)
         strategy = self.strategy(Problem(
-            loss=classification_loss(net), alphas_shape=space.alphas_shape, mixture_shape=space.mixture_shape,
+            loss=training_loss(net, self.metric), alphas_shape=space.alphas_shape, mixture_shape=space.mixture_shape,
             weights_optimizer=optimizer.build(config.weights, config.steps),
             alphas_optimizer=optimizer.build(config.alphas, config.steps), steps=config.steps))
-        return Supernet(net, strategy, Evaluator(net, self.config.data.eval_batch_size),
+        return Supernet(net, strategy, Evaluator(net, self.config.data.eval_batch_size, self.metric),
                         {"weights_rate": optimizer.schedule(config.weights, config.steps),
                          "alphas_rate": optimizer.schedule(config.alphas, config.steps)})
 
@@ -92,8 +93,8 @@ class Run:
         if genotype not in self._programs:
             net = transformer(self.model, genotype)
             chain = optimizer.build(self.config.retrain.optimizer, self.config.retrain.steps)
-            self._programs[genotype] = Program(net, chain, CompiledStep(plain_step(net, chain)),
-                                               Evaluator(net, self.config.data.eval_batch_size))
+            self._programs[genotype] = Program(net, chain, CompiledStep(plain_step(net, chain, self.metric)),
+                                               Evaluator(net, self.config.data.eval_batch_size, self.metric))
         return self._programs[genotype]
 
     def file(self, name: str) -> Path:

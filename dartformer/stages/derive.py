@@ -17,7 +17,7 @@ from dartformer.stages import retrain as retrain_stage
 from dartformer.stages.base import Run
 from dartformer.stages.search import SearchResult, read_states
 from dartformer.tasks.base import Subset, batches
-from dartformer.train import classification_loss
+from dartformer.train import training_loss
 from dartformer.transformer import Weights
 from dartformer.workdir import write_text
 
@@ -41,13 +41,13 @@ def derive(found: SearchResult) -> Derived:
     derived, ties = each[chosen], list(each[chosen].ties)
     details: dict[str, Any] = {"rule": config.rule, **derived.details}
     if len(each) > 1:
-        accuracy = [s["accuracy"] for s in scores]
+        accuracy = [s[run.metric.share] for s in scores]
         ties += disagreements(found.space, [d.genotype for d in each])
         details["seeds"] = {
             "seeds": [s.seed for s in found.seeds], "chosen": found.seeds[chosen].seed,
             "genotypes": [d.genotype.to_dict()["layers"] for d in each],
             "agreement": counts[derived.genotype] / len(each),
-            "valid_accuracy": {"mean": float(np.mean(accuracy)), "spread": float(np.std(accuracy, ddof=1)),
+            f"valid_{run.metric.share}": {"mean": float(np.mean(accuracy)), "spread": float(np.std(accuracy, ddof=1)),
                                "per_seed": accuracy}}
     if config.second_opinion:
         other = derivations.parse(config.second_opinion)(given[chosen])
@@ -74,7 +74,8 @@ def _given(found: SearchResult) -> list[Trained]:
     def standalone(genotype: Genotype) -> dict[str, np.ndarray]:
         name = f"homogeneous.{spec(genotype.layers[0][0])}"
         models = retrain_stage.retrain(run, genotype, retrain_stage.baseline_folder(name))
-        return {k: np.array([m.valid[k] for m in models]) for k in ("loss", "accuracy")}
+        return {k: np.array([m.valid[k] for m in models]) for k in ("loss", "accuracy")
+                if k in models[0].valid}
 
     return [Trained(run.space, seed.mixture, None if state is None else state.weights, evaluate, tune, standalone,
                     np.random.default_rng([seed.seed, 1]), run.config.derive.tie_margin)
@@ -86,7 +87,7 @@ def fine_tuner(run: Run) -> Callable[[Weights, np.ndarray, int, int], Weights]:
     compiled: dict[int, tuple[optax.GradientTransformation, Any]] = {}
 
     def program(steps: int) -> tuple[optax.GradientTransformation, Any]:
-        loss = classification_loss(run.supernet.network)
+        loss = training_loss(run.supernet.network, run.metric)
         section = run.config.search.weights.to_dict()
         section.update(learning_rate=FINE_TUNE_RATE * section["learning_rate"], schedule="cosine", warmup=0.0,
                        final=0.0)

@@ -6,6 +6,7 @@ import numpy as np
 
 from dartformer import cost, diagnostics
 from dartformer.attention import format as spec
+from dartformer.metric import ACCURACY, Metric
 from dartformer.stages.base import Run
 from dartformer.stages.retrain import Model
 from dartformer.tasks.base import Learns, majority
@@ -22,9 +23,10 @@ def evaluate(run: Run, models: list[Model], baselines: dict[str, list[Model]] | 
         return scored[id(trained)]
 
     parts = run.parts
-    simple = {"majority": majority(parts["train"], parts["test"]),
+    metric = run.metric.name
+    simple = {**({"majority": majority(parts["train"], parts["test"])} if metric == "accuracy" else {}),
               **run.task.baselines(parts["train"], parts["test"])}
-    fields: dict[str, Any] = {name: {"test": {"accuracy": value}} for name, value in simple.items()}
+    fields: dict[str, Any] = {name: {"test": {metric: value}} for name, value in simple.items()}
     fields.update({name: score(trained) for name, trained in baselines.items()})
     ours = score(models)
     seconds = run.results().get("seconds", {})
@@ -32,18 +34,20 @@ def evaluate(run: Run, models: list[Model], baselines: dict[str, list[Model]] | 
         run.record(data=run.task.facts(run.config.data.dir or None))
     ranked = _ranking(run, fields)
     return run.record(
-        **({"diagnostics": ranked} if ranked else {}), **ours, seeds=list(run.config.retrain.seeds),
-        baselines=fields, seconds=seconds, verdict=verdict(ours, fields, len(parts["test"])))
+        **({"diagnostics": ranked} if ranked else {}), **ours, metric=metric, seeds=list(run.config.retrain.seeds),
+        baselines=fields, seconds=seconds, verdict=verdict(ours, fields, len(parts["test"]), run.metric))
 
 
 def _ranking(run: Run, fields: dict[str, Any]) -> dict[str, Any]:
     """The search's diagnostics with the agreement of its ranking and that of the candidates trained alone, on valid."""
     found = run.results().get("diagnostics", {})
     names = {spec(g.layers[0][0]) for g in run.space.homogeneous()}
-    trained = {n: fields[f"homogeneous.{n}"]["valid"]["per_seed"] for n in names if f"homogeneous.{n}" in fields}
+    sign = 1 if run.metric.higher else -1
+    trained = {n: [sign * v for v in fields[f"homogeneous.{n}"]["valid"]["per_seed"]]
+               for n in names if f"homogeneous.{n}" in fields}
     if "alone" not in found or set(trained) != names:
         return {}
-    finding = diagnostics.ranking({n: found["alone"][n]["accuracy"] for n in trained}, trained)
+    finding = diagnostics.ranking({n: found["alone"][n][run.metric.share] for n in trained}, trained)
     others = [f for f in found["findings"] if f["name"] != finding.name]
     return {**found, **diagnostics.judged([*others, finding])}
 
@@ -51,12 +55,13 @@ def _ranking(run: Run, fields: dict[str, Any]) -> dict[str, Any]:
 def _score(run: Run, trained: list[Model]) -> dict[str, Any]:
     evaluator = run.program(trained[0].genotype).evaluator
     test = [evaluator(model.weights, run.parts["test"]) for model in trained]
-    per_seed = [found["accuracy"] for found in test]
-    valid = [model.valid["accuracy"] for model in trained]
+    metric = run.metric.name
+    per_seed = [found[metric] for found in test]
+    valid = [model.valid[metric] for model in trained]
     return {
-        "test": {"accuracy": float(np.mean(per_seed)), "spread": diagnostics.spread(per_seed), "per_seed": per_seed,
+        "test": {metric: float(np.mean(per_seed)), "spread": diagnostics.spread(per_seed), "per_seed": per_seed,
                  "loss": float(np.mean([found["loss"] for found in test])), "examples": len(run.parts["test"])},
-        "valid": {"accuracy": float(np.mean(valid)), "per_seed": valid},
+        "valid": {metric: float(np.mean(valid)), "per_seed": valid},
         "parameters": cost.parameters(trained[0].weights),
         "flops": cost.flops(run.model, trained[0].genotype),
         "steps": run.config.retrain.steps,
@@ -64,27 +69,30 @@ def _score(run: Run, trained: list[Model]) -> dict[str, Any]:
     }
 
 
-def verdict(ours: dict[str, Any], baselines: dict[str, Any], examples: int) -> list[str]:
+def verdict(ours: dict[str, Any], baselines: dict[str, Any], examples: int,
+            metric: Metric = ACCURACY) -> list[str]:
     """Sentences: how the found model compares with each kind of baseline; a winner only beyond the seeds' noise."""
     mine = ours["test"]["per_seed"]
     sentences = []
     homogeneous = {n: b for n, b in baselines.items() if n.startswith("homogeneous.")}
     if homogeneous:
         # Chosen on valid, like everything that is chosen; its test accuracy is only reported.
-        best = max(homogeneous, key=lambda n: homogeneous[n]["valid"]["accuracy"])
+        best = max(homogeneous, key=lambda n: metric.better(homogeneous[n]["valid"]))
         if homogeneous[best]["genotype"] == ours["genotype"]:
             sentences.append(f"the found model is the best homogeneous one ({best.removeprefix('homogeneous.')})")
         else:
             sentences.append(diagnostics.compare(
                 "the found model", mine, f"the best homogeneous one ({best.removeprefix('homogeneous.')})",
-                homogeneous[best]["test"]["per_seed"], rows_counted=examples))
+                homogeneous[best]["test"]["per_seed"], rows_counted=examples, metric=metric))
     for name, words in (("random", "a random genotype"), ("uniform_mixing", "all candidates mixed uniformly")):
         if name in baselines:
             sentences.append(diagnostics.compare("the found model", mine, words, baselines[name]["test"]["per_seed"],
-                                                 rows_counted=examples))
-    simple = {n: b["test"]["accuracy"] for n, b in baselines.items() if "valid" not in b}
-    name = max(simple, key=simple.__getitem__)
-    gap = 100 * (np.mean(mine) - simple[name])
-    sentences.append(f"it is {abs(gap):.1f} points {'above' if gap >= 0 else 'below'} the rule {name!r} "
-                     f"({100 * simple[name]:.1f}%)")
+                                                 rows_counted=examples, metric=metric))
+    simple = {n: b["test"] for n, b in baselines.items() if "valid" not in b}
+    if simple:
+        name = max(simple, key=lambda n: metric.better(simple[n]))
+        value = simple[name][metric.name]
+        gap = float(np.mean(mine)) - value
+        sentences.append(f"it is {metric.gap(abs(gap))} {'above' if gap >= 0 else 'below'} the rule {name!r} "
+                         f"({metric.text(value)})")
     return sentences

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from dartformer import config as configs
-from dartformer import cost
+from dartformer import cost, metric
 from dartformer._version import __version__
 from dartformer.checkpoint import named_leaves
 from dartformer.errors import InputError
@@ -85,20 +85,20 @@ def _write(model: Model, folder: Path, results: dict[str, Any]) -> None:
 def stablehlo(net: Network, model: Model) -> bytes:
     """`(tokens [b, N] int32, valid [b, N] bool) -> logits`, weights inside, any batch size, for `PLATFORMS`.
 
+    Of two documents `[b, 2, N]`; of tokens that are numbers `[b, N, F]` float32.
+
     Read it with `jax.export.deserialize`; neither dartformer nor flax is needed.
     """
     weights = jax.tree.map(np.asarray, model.weights)
     (batch,) = jax_export.symbolic_shape("b")
-    n = model.shape.length
     function = jax.jit(lambda tokens, valid: net.apply(weights, tokens, valid))
-    made = jax_export.export(function, platforms=PLATFORMS)(
-        jax.ShapeDtypeStruct((batch, n), jnp.int32), jax.ShapeDtypeStruct((batch, n), jnp.bool_))
+    made = jax_export.export(function, platforms=PLATFORMS)(*model.shape.blank(batch))
     return bytes(made.serialize())
 
 
 @dataclass(frozen=True)
 class Served:
-    """A loaded model: call it with texts, or with token ids."""
+    """A loaded model: call it with texts, or with token ids; for two documents, with pairs of either."""
 
     predict: Callable[[np.ndarray, np.ndarray], np.ndarray]
     model: Model
@@ -108,36 +108,52 @@ class Served:
         """Names of the classes."""
         return self.model.task.labels
 
-    def logits(self, texts: Sequence[str] | Sequence[Sequence[int]]) -> np.ndarray:
+    def logits(self, texts: Sequence[Any]) -> np.ndarray:
         """Logits `[B, C]`, or `[B, N, C]` of a task that labels tokens, of texts or of lists of token ids.
 
-        Raises `InputError` for what the model cannot read.
+        Where the model compares two documents, of pairs of these. Raises `InputError` for what the model cannot read.
         """
+        return np.asarray(self.predict(*self.arrays(texts)))
+
+    def arrays(self, texts: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """What the model reads: tokens and valid, `[B, N]`, or `[B, 2, N]` of pairs, or tokens `[B, N, F]`."""
         if isinstance(texts, str):
             raise InputError("give a list of texts, not one text.")
-        ids = [self.model.task.encode(t) if isinstance(t, str) else self._checked(t) for t in texts]
-        tokens = np.zeros((len(ids), self.model.shape.length), np.int32)
-        for row, one in zip(tokens, ids, strict=True):
-            row[:len(one)] = one
-        lengths = np.array([len(one) for one in ids], np.int32)
-        valid = np.arange(tokens.shape[1]) < lengths[:, None]
-        return np.asarray(self.predict(tokens, valid))
+        shape = self.model.shape
+        if shape.inputs == 2 and any(isinstance(pair, str) or len(pair) != 2 for pair in texts):
+            raise InputError("this model compares two documents: give pairs of texts.")
+        tokens, valid = (np.zeros(a.shape, a.dtype) for a in shape.blank(len(texts)))
+        for i, one in enumerate(texts):
+            for at, document in enumerate(one if shape.inputs == 2 else [one]):
+                ids = self.model.task.encode(document) if isinstance(document, str) else self._checked(document)
+                where = (i, at) if shape.inputs == 2 else (i,)
+                tokens[where][:len(ids)], valid[where][:len(ids)] = ids, True
+        return tokens, valid
 
-    def __call__(self, texts: Sequence[str] | Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-        """`[{"label", "probability"}, ...]`, one for each text; of a task that labels tokens, a list of each."""
+    def __call__(self, texts: Sequence[Any]) -> list[dict[str, Any]]:
+        """`[{"label", "probability"}, ...]`, one for each text; of a task that labels tokens, a list of each; where
+        numbers are predicted, `[{"value"}, ...]`."""
         if not len(texts):
             return []
-        logits = self.logits(texts)
+        tokens, valid = self.arrays(texts)
+        logits = np.asarray(self.predict(tokens, valid))
+        if self.model.task.traits.metric == "r2":
+            return [{"value": self.model.task.value(float(row[0]))} for row in logits]  # type: ignore[attr-defined]
         odds = np.exp(logits - logits.max(-1, keepdims=True))
         odds /= odds.sum(-1, keepdims=True)
         if odds.ndim == 3:
-            lengths = [len(self.model.task.encode(t)) if isinstance(t, str) else len(t) for t in texts]
             return [{"label": [self.labels[i] for i in row[:n].argmax(-1)], "probability": row[:n].max(-1).tolist()}
-                    for row, n in zip(odds, lengths, strict=True)]
+                    for row, n in zip(odds, valid.sum(1), strict=True)]
         return [{"label": self.labels[int(row.argmax())], "probability": float(row.max())} for row in odds]
 
-    def _checked(self, ids: Sequence[int]) -> list[int]:
+    def _checked(self, ids: Any) -> Any:
         shape = self.model.shape
+        if shape.features:
+            found = np.asarray(ids, np.float32)
+            if found.ndim != 2 or not 0 < len(found) <= shape.length or found.shape[1] != shape.features:
+                raise InputError(f"the model takes 1 to {shape.length} tokens of {shape.features} numbers, got an "
+                                 f"array of shape {found.shape}.")
+            return found
         if not 0 < len(ids) <= shape.length:
             raise InputError(f"the model takes 1 to {shape.length} tokens, got {len(ids)}.")
         if min(ids) < 0 or max(ids) >= shape.vocabulary:
@@ -202,28 +218,35 @@ def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+def described(array: jax.ShapeDtypeStruct) -> str:
+    """ "`[b, N]` int32", N being the number """
+    return f"`[b, {', '.join(map(str, array.shape[1:]))}]` {array.dtype}"
+
+
 def card(model: Model, results: dict[str, Any]) -> str:
     """The model card, in Markdown."""
+    tokens, valid = model.shape.blank(1)
     lines = [f"# {model.config.task.name} model found by dartformer", "",
              f"Genotype: {model.genotype}.", ""]
     if "test" in results:
-        lines += ["| model | test accuracy | seeds |", "|---|---|---|",
-                  f"| **this genotype** | {100 * results['test']['accuracy']:.1f}% | {len(results['seeds'])} |"]
-        lines += [f"| {name} | {100 * b['test']['accuracy']:.1f}% | {len(b['test'].get('per_seed', [])) or '-'} |"
+        shown = metric.of(results)
+        lines += [f"| model | test {shown.title} | seeds |", "|---|---|---|",
+                  f"| **this genotype** | {shown.text(results['test'][shown.name])} | {len(results['seeds'])} |"]
+        lines += [f"| {name} | {shown.text(b['test'][shown.name])} | {len(b['test'].get('per_seed', [])) or '-'} |"
                   for name, b in results["baselines"].items()]
         lines += ["", *(f"* {sentence}." for sentence in results["verdict"]), ""]
     lines += [
         f"* Weights of seed {model.seed} after step {model.step}; {cost.parameters(model.weights):,} parameters; "
         f"at most {model.shape.length} tokens.",
-        f"* Classes: {', '.join(model.task.labels)}.",
+        f"* Classes: {', '.join(model.task.labels[:100])}{', ...' if len(model.task.labels) > 100 else ''}.",
         "* Intended use: the task above, on text of the kind it was trained on; nothing is known of any other use.",
         "",
-        "`model.stablehlo` takes tokens `[b, N]` int32 and valid `[b, N]` bool and gives logits:", "",
+        f"`model.stablehlo` takes tokens {described(tokens)} and valid {described(valid)} and gives "
+        f"{'numbers' if model.task.traits.metric == 'r2' else 'logits'}:", "",
         "```python",
         "import jax.export, numpy",
         'run = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))',
-        f"run.call(numpy.zeros((1, {model.shape.length}), numpy.int32), "
-        f"numpy.ones((1, {model.shape.length}), bool))",
+        f"run.call(numpy.zeros({tokens.shape}, numpy.{tokens.dtype}), numpy.ones({valid.shape}, bool))",
         "```", "",
         "Task options:", "", "```json", json.dumps(model.config.task.to_dict(), indent=2), "```", ""]
     return "\n".join(lines)

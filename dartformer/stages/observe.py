@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -13,7 +12,6 @@ from dartformer.branches import observer
 from dartformer.stages.base import Run
 from dartformer.strategies import State
 from dartformer.strategies.curvature import dominant_eigenvalue
-from dartformer.train import cross_entropy
 
 EXAMPLES = 16
 """How many of the alphas' data are looked at, always the same ones."""
@@ -26,15 +24,10 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 """On a CPU these halve the time to compile, of which there is more here than of running."""
 
 
-def loss(logits: Array, labels: Any) -> Array:
-    """Mean cross-entropy."""
-    losses, _, weight = cross_entropy(logits, labels)
-    return losses.sum() / jnp.maximum(weight.sum(), 1)
-
-
 def observing(run: Run) -> Callable[[State], dict[str, np.ndarray]]:
     """state -> `rms` and `gradient` `[L, K, H]` (see `Branches`), and `curvature`, a scalar, where it can be had."""
     config, part = run.config, run.parts["alphas"]
+    loss = run.metric.mean
     strategy, net = run.supernet.strategy, run.supernet.network
     batch = part.take(np.arange(min(EXAMPLES, len(part))))
     quick = QUICK if jax.default_backend() == "cpu" else None

@@ -16,7 +16,8 @@ def profile(run: Run, genotype: Genotype, batch: int = 1, repeats: int = 20) -> 
     named = {"found": genotype, **{str(g): g for g in run.space.homogeneous()}}
     rows = []
     for name, one in named.items():
-        layers = [cost.attention_cost(run.model, one, l, batch=batch) for l in range(run.model.layers)]
+        documents = batch * run.model.inputs
+        layers = [cost.attention_cost(run.model, one, l, batch=documents) for l in range(run.model.layers)]
         rows.append({
             "name": name, "genotype": one.to_dict()["layers"],
             "parameters": cost.model_parameters(transformer(run.model, one)),

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from dartformer import plots
+from dartformer import metric, plots
 from dartformer._version import __version__
 from dartformer.attention import format as spec
 from dartformer.stages import search as search_stage
@@ -46,8 +46,9 @@ def report(run: Run) -> str:
         body += ["<h2>Genotype</h2>",
                  _image(plots.genotype(found, [spec(a) for a in run.space.candidates]), f"Genotype: {found}")]
     if "baselines" in results:
-        body += ["<h2>Test accuracy</h2>", _image(plots.comparison(results), "Test accuracy of the found model and of "
-                 "the baselines; dots are seeds"), _table(results)]
+        scored = f"Test {metric.of(results).title}"
+        body += [f"<h2>{scored}</h2>", _image(plots.comparison(results), f"{scored} of the found model and of the "
+                 "baselines; dots are seeds"), _table(results)]
     searched = search_stage.read(run)
     if searched is not None:
         if any("mixture" in line for line in searched.history):
@@ -73,17 +74,21 @@ def report(run: Run) -> str:
 def _headline(results: dict[str, Any]) -> str:
     test = results["test"]
     seeds = f"{len(test['per_seed'])} seed{'s' * (len(test['per_seed']) > 1)}"
-    return html.escape(f"{100 * test['accuracy']:.1f}% on test ({seeds}), majority class "
-                       f"{100 * results['baselines']['majority']['test']['accuracy']:.1f}%.")
+    shown, baselines = metric.of(results), results["baselines"]
+    value = f"{'' if shown.percent else f'{shown.title} '}{shown.text(test[shown.name])} on test ({seeds})"
+    if "majority" not in baselines:
+        return html.escape(f"{value}.")
+    return html.escape(f"{value}, majority class {shown.text(baselines['majority']['test'][shown.name])}.")
 
 
 def _table(results: dict[str, Any]) -> str:
-    rows = ["<tr><th>model</th><th>test %</th><th>spread</th><th>valid %</th><th>parameters</th></tr>"]
+    shown = metric.of(results)
+    rows = [f"<tr><th>model</th><th>test {shown.title}</th><th>spread</th><th>valid</th><th>parameters</th></tr>"]
     for name, fields in [("found", results), *results["baselines"].items()]:
         test = fields["test"]
-        cells = [html.escape(name), f"{100 * test['accuracy']:.1f}",
-                 "" if test.get("spread") is None else f"{100 * test['spread']:.1f}",
-                 f"{100 * fields['valid']['accuracy']:.1f}" if "valid" in fields else "",
+        cells = [html.escape(name), shown.text(test[shown.name]),
+                 "" if test.get("spread") is None else shown.gap(test["spread"]).removesuffix(" points"),
+                 shown.text(fields["valid"][shown.name]) if "valid" in fields else "",
                  f"{fields['parameters']:,}" if "parameters" in fields else ""]
         rows.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
     return f"<table>{''.join(rows)}</table>"

@@ -12,6 +12,7 @@ from dartformer.attention import format as spec
 from dartformer.checkpoint import Checkpoints
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype
+from dartformer.metric import find
 from dartformer.progress import say
 from dartformer.search_space import SearchSpace
 from dartformer.stages.base import Run
@@ -38,7 +39,7 @@ def retrain(run: Run, genotype: Genotype, folder: str = "retrain") -> list[Model
     """Train `genotype` from scratch for every seed of `retrain.seeds`; raises what `fit` raises.
 
     Each seed gives its own initial weights and order of examples. The weights kept are the last ones, or those
-    with the best valid accuracy, as `retrain.select` says.
+    that are best on valid, as `retrain.select` says.
     """
     config = run.config.retrain
     net, chain, step, evaluator = run.program(genotype)
@@ -53,7 +54,8 @@ def retrain(run: Run, genotype: Genotype, folder: str = "retrain") -> list[Model
                      batches(run.parts["train"], run.config.data.batch_size, seed),
                      Schedule(config.steps, run.config.log.every, run.config.log.eval_every,
                               run.config.log.checkpoint_every),
-                     where, evaluate=evaluate, rates={"rate": optimizer.schedule(config.optimizer, config.steps)})
+                     where, evaluate=evaluate, rates={"rate": optimizer.schedule(config.optimizer, config.steps)},
+                     metric=run.metric)
         state, valid = fitted.state, fitted.evaluations[-1]
         if config.select == "best":
             with Checkpoints(where / "checkpoints") as checkpoints:
@@ -115,8 +117,9 @@ def retrain_baselines(run: Run, found: Genotype, models: list[Model]) -> dict[st
 
 
 def best(models: list[Model]) -> Model:
-    """The model with the best valid accuracy, of equals the first."""
-    return max(models, key=lambda model: model.valid["accuracy"])
+    """The model that is best on valid by the task's metric, of equals the first."""
+    metric = find(models[0].task.traits.metric)
+    return max(models, key=lambda model: metric.better(model.valid))
 
 
 def require_trained(run: Run, folder: str = "retrain") -> None:

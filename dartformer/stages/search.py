@@ -180,15 +180,16 @@ def search(run: Run) -> SearchResult:
     states: list[State] = []
     seconds = compile_seconds = 0.0
     step: CompiledStep | None = None
+    share = run.metric.share
 
     def scores(weights: Weights, mixture: np.ndarray) -> dict[str, float]:
-        """Valid loss and accuracy at the mixture; accuracy at its argmax, and the gap between them."""
+        """Valid loss and accuracy (or r2) at the mixture; the same at its argmax, and the gap between them."""
         soft = evaluator(weights, run.parts["valid"], mixture)
         if not run.strategy.traits.alphas:
             return soft
         choice = space.genotype(diagnostics.rows(mixture, space)["winner"])
-        hard = evaluator(weights, run.parts["valid"], space.mixture(choice))["accuracy"]
-        return {**soft, "discrete_accuracy": hard, "discretisation_gap": soft["accuracy"] - hard}
+        hard = evaluator(weights, run.parts["valid"], space.mixture(choice))[share]
+        return {**soft, f"discrete_{share}": hard, "discretisation_gap": soft[share] - hard}
 
     look = observing(run) if config.search.observe else None
     for group in groups(run):
@@ -196,7 +197,7 @@ def search(run: Run) -> SearchResult:
         def evaluate(state: State, group: Group = group) -> dict[str, Any]:
             found = [scores(one.weights, np.asarray(mixture_of(one))) for one in separate(state, group)]
             means = {k: float(np.mean([f[k] for f in found])) for k in found[0]}
-            return {**means, "per_seed": [f["accuracy"] for f in found]} if group.together else means
+            return {**means, "per_seed": [f[share] for f in found]} if group.together else means
 
         def describe(state: State, group: Group = group) -> dict[str, Any]:
             mixtures = np.array([mixture_of(one) for one in separate(state, group)])
@@ -214,7 +215,7 @@ def search(run: Run) -> SearchResult:
                      Schedule(config.search.steps, config.log.every, config.log.eval_every,
                               config.log.checkpoint_every),
                      group.folder, evaluate=evaluate, describe=describe, observe=observe if look else None,
-                     rates=rates)
+                     rates=rates, metric=run.metric)
         seconds, compile_seconds = seconds + fitted.seconds, max(compile_seconds, fitted.compile_seconds)
         for one, number, history in zip(separate(fitted.state, group), group.seeds, histories(group), strict=True):
             states.append(one)
@@ -223,7 +224,7 @@ def search(run: Run) -> SearchResult:
     report = diagnostics.of_search(
         np.array([seed.mixture for seed in seeds]), space,
         lambda i, mixture: evaluator(states[i].weights, run.parts["valid"], mixture), config.derive.tie_margin,
-        learned=run.strategy.traits.alphas, observed=_judge(run, seen, seeds))
+        learned=run.strategy.traits.alphas, observed=_judge(run, seen, seeds), share=share)
     return _write(run, seeds, {**report, **seen}, seconds, compile_seconds)
 
 

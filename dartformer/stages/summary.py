@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dartformer import strategies, tasks
+from dartformer import metric, strategies, tasks
 from dartformer.attention import Shape, names, parse
 from dartformer.attention import format as spec
 from dartformer.genotype import Genotype
@@ -47,7 +47,9 @@ def show(verb: str, data: dict[str, Any], workdir: Path) -> None:
                       markup=False, soft_wrap=True)
     elif verb == "retrain":
         for one in data["valid"]:
-            console.print(f"seed {one['seed']}: valid accuracy {100 * one['accuracy']:.1f}% at step {one['step']}")
+            shown = metric.of(data)
+            value = shown.text(one[shown.name])
+            console.print(f"seed {one['seed']}: valid {shown.title} {value} at step {one['step']}")
     elif verb == "profile":
         table = Table("model", "parameters", "FLOPs", "latency ms", box=None,
                       title=f"batch {data['batch']}, length {data['length']}, {data['device']}")
@@ -64,15 +66,16 @@ def _show_results(console: Console, results: dict[str, Any], workdir: Path) -> N
     for line in results.get("ties", []):
         console.print(f"tie: {line}", markup=False)
     examples, seeds = results["test"]["examples"], len(results["seeds"])
-    table = Table("model", "test accuracy", "seeds' spread", "valid", "parameters", box=None,
+    shown = metric.of(results)
+    table = Table("model", f"test {shown.title}", "seeds' spread", "valid", "parameters", box=None,
                   title=f"{results['task']}: {seeds} seed{'s' * (seeds > 1)}, {results['steps']} steps, "
                         f"{examples} test examples")
     for name, fields in [("found", results), *results["baselines"].items()]:
         test = fields["test"]
         table.add_row(
-            f"[bold]{name}[/]" if name == "found" else name, f"{100 * test['accuracy']:.1f}%",
-            "" if test.get("spread") is None else f"{100 * test['spread']:.1f}",
-            f"{100 * fields['valid']['accuracy']:.1f}%" if "valid" in fields else "",
+            f"[bold]{name}[/]" if name == "found" else name, shown.text(test[shown.name]),
+            "" if test.get("spread") is None else shown.gap(test["spread"]).removesuffix(" points"),
+            shown.text(fields["valid"][shown.name]) if "valid" in fields else "",
             f"{fields['parameters']:,}" if "parameters" in fields else "")
     console.print(table)
     for sentence in results["verdict"]:

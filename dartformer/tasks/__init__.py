@@ -10,12 +10,17 @@ from typing import Any
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import Task
 from dartformer.tasks.files import Files
+from dartformer.tasks.image import Image
 from dartformer.tasks.imdb import ImdbBytes, ImdbTokens
+from dartformer.tasks.language import Language
 from dartformer.tasks.listops import ListOps
+from dartformer.tasks.matching import Matching
 from dartformer.tasks.planted import Planted
+from dartformer.tasks.recall import Recall
 
 TASKS: dict[str, type] = {"listops": ListOps, "planted": Planted, "imdb_bytes": ImdbBytes,
-                          "imdb_tokens": ImdbTokens, "files": Files}
+                          "imdb_tokens": ImdbTokens, "matching": Matching,
+                          "image": Image, "language": Language, "recall": Recall, "files": Files}
 """The tasks of this package. Other packages add theirs as entry points of the group `dartformer.task`."""
 
 

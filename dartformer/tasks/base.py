@@ -12,7 +12,10 @@ from dartformer.errors import InputError
 
 Batch = dict[str, np.ndarray]
 """`tokens` [B, N] int32, 0 where padded; `valid` [B, N] bool, from lengths and never from token ids;
-`label` [B] int32 (or [B, N] where every token has one; a negative label does not count)."""
+`label` [B] int32 (or [B, N] where every token has one; a negative label does not count).
+
+Of two documents tokens and valid are [B, 2, N]; tokens that are F numbers are [B, N, F] float32; labels that are
+numbers are float32."""
 
 PARTS = ("weights", "alphas", "valid", "test")
 """The four disjoint parts: two halves of train for the two levels of a search, one to choose on, one to report."""
@@ -36,6 +39,8 @@ class TaskTraits:
     metric: str = "accuracy"
     causal: bool = False
     per_token: bool = False
+    """`metric` is a name of `dartformer.metric`. A task that compares two documents has an attribute `inputs` = 2, one
+    whose tokens are F numbers each has `features` = F; what predicts numbers has `value`, from an output to one."""
 
 
 @runtime_checkable
@@ -116,7 +121,10 @@ class Learns(Protocol):
 
 
 class ArraySplit:
-    """Examples in memory: `tokens` [S, N] of any integer type, `lengths` [S], `labels` [S] or [S, N]."""
+    """Examples in memory: `tokens` [S, N] of any integer type, `lengths` [S], `labels` [S] or [S, N].
+
+    Of two documents `tokens` [S, 2, N] and `lengths` [S, 2]; labels may be float32.
+    """
 
     def __init__(self, tokens: np.ndarray, lengths: np.ndarray, labels: np.ndarray):
         if not len(tokens) == len(lengths) == len(labels):
@@ -133,8 +141,8 @@ class ArraySplit:
         """Rows `indices` [B] as a `Batch`."""
         return {
             "tokens": self.tokens[indices].astype(np.int32),
-            "valid": np.arange(self.tokens.shape[1]) < self.lengths[indices][:, None],
-            "label": self.labels[indices].astype(np.int32),
+            "valid": np.arange(self.tokens.shape[-1]) < self.lengths[indices][..., None],
+            "label": self.labels[indices].astype(np.float32 if self.labels.dtype.kind == "f" else np.int32),
         }
 
 
@@ -193,14 +201,29 @@ class Endless:
 def pack(records: Iterable[Mapping[str, Any]], count: int, length: int, dtype: np.dtype) -> ArraySplit:
     """`count` records `{"tokens": [n], "label": int}` as arrays [count, length] of `dtype`, [count] and [count].
 
-    Raises `InputError` where a record is longer than `length`.
+    A label may be a float, or [n], one for each token; a second document is `tokens2`. Raises `InputError` where a
+    record is longer than `length`.
     """
     tokens, lengths, labels = np.zeros((count, length), dtype), np.zeros(count, np.int32), np.zeros(count, np.int32)
     for i, record in enumerate(records):
-        n = len(record["tokens"])
-        if n > length:
-            raise InputError(f"an example has {n} tokens, more than the task's length {length}.")
-        tokens[i, :n], lengths[i], labels[i] = record["tokens"], n, record["label"]
+        if i == 0:
+            label = np.asarray(record["label"])
+            if label.ndim:
+                labels = np.full((count, length), -1, np.int32)
+            elif label.dtype.kind == "f":
+                labels = np.zeros(count, np.float32)
+            if "tokens2" in record:
+                tokens, lengths = np.zeros((count, 2, length), dtype), np.zeros((count, 2), np.int32)
+        documents = [(i, 0), (i, 1)] if tokens.ndim == 3 else [(i,)]
+        for at, name in zip(documents, ("tokens", "tokens2"), strict=False):
+            n = len(record[name])
+            if n > length:
+                raise InputError(f"an example has {n} tokens, more than the task's length {length}.")
+            tokens[at][:n], lengths[at] = record[name], n
+        if labels.ndim == 2:
+            labels[i, :len(record["label"])] = record["label"]
+        else:
+            labels[i] = record["label"]
     return ArraySplit(tokens, lengths, labels)
 
 

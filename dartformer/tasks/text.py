@@ -13,15 +13,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dartformer.errors import InputError, unknown
+from dartformer.tasks import simple
 from dartformer.tasks import tokens as tokenizers
-from dartformer.tasks.base import Split, TaskTraits, counted, from_source, permutation
+from dartformer.tasks.base import Split, TaskTraits, from_source, permutation
 from dartformer.tasks.prepare import Examples, Notes, Prepared, prepared
 from dartformer.tasks.rows import Labels, Row, Rules, Tally, digest, kept, without_leaks
 
 CROPS = ("head", "tail", "ends")
-
-HASHED = 2**16
-"""Buckets of the simple rule's four-grams, where tokens are bytes or characters."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,6 @@ class TextTask:
     learned: str = field(default="", repr=False, metadata={"option": False})
 
     traits: ClassVar[TaskTraits]
-    inputs: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         tokenizers.size_of(self.tokens, self.vocabulary_size)
@@ -80,8 +77,13 @@ class TextTask:
 
     @property
     def kind(self) -> str:
-        """ "classification", "regression" or "labelling" """
+        """ "classification", "regression", "labelling" (a class for each token) or "language" (the next token) """
         return "classification"
+
+    @property
+    def inputs(self) -> int:
+        """Documents of an example."""
+        return 1
 
     @property
     def rules(self) -> Rules:
@@ -135,9 +137,9 @@ class TextTask:
                 raise InputError(f"token id {i} is not between 0 and {tokenizer.size - 1}.")
         return tokenizer.decode([int(i) for i in ids])
 
-    def cropped(self, ids: list[int]) -> list[int]:
-        """At most `length` of the ids."""
-        n = self.length
+    def cropped(self, ids: list[int], more: int = 0) -> list[int]:
+        """At most `length` of the ids, and `more`."""
+        n = self.length + more
         if len(ids) <= n:
             return ids
         if self.crop == "head":
@@ -185,7 +187,7 @@ class TextTask:
     def _label_feature(self) -> Any:
         if self.kind == "regression":
             return tfds.features.Scalar(np.float32)
-        return tfds.features.Tensor(shape=(None,), dtype=np.int32) if self.kind == "labelling" \
+        return tfds.features.Tensor(shape=(None,), dtype=np.int32) if self.kind in ("labelling", "language") \
             else tfds.features.Scalar(np.int32)
 
     def _splits(self, sources: dict[str, Source], notes: Notes) -> dict[str, Examples]:
@@ -225,7 +227,7 @@ class TextTask:
 
         tokenizer = tokenizers.train(self.tokens, (t for texts, _ in chosen("train") for t in texts), self.vocabulary,
                                      split=self.kind == "labelling")
-        notes["learned"] = {**tokenizer.state(), **self._learned(chosen)}
+        notes["learned"] = learned = {**tokenizer.state(), **self._scale(chosen)}
         notes["splits"] = {}
 
         def examples(part: str) -> Iterator[dict[str, Any]]:
@@ -239,7 +241,7 @@ class TextTask:
                 flat = tokenizer.encode([t for texts, _ in chunk for t in texts])
                 for i, (_, label) in enumerate(chunk):
                     each = flat[i * self.inputs:(i + 1) * self.inputs]
-                    example = self._example([self.cropped(ids) or [1] for ids in each], label)
+                    example = self._example([ids or [1] for ids in each], label, learned)
                     facts["rows"] += 1
                     facts["cropped"] += any(len(ids) > self.length for ids in each)
                     used += sum(min(len(ids), self.length) for ids in each)
@@ -253,16 +255,31 @@ class TextTask:
 
         return {part: examples(part) for part in ("test", "valid", "train")}
 
-    def _learned(self, chosen: Callable[[str], Iterator[tuple[tuple[str, ...], Any]]]) -> dict[str, Any]:
-        """What else than the tokenizer train teaches."""
-        return {}
+    def _scale(self, chosen: Callable[[str], Iterator[tuple[tuple[str, ...], Any]]]) -> dict[str, float]:
+        """Mean and standard deviation of numbers to be predicted: training sees them scaled to 0 and 1."""
+        if self.kind != "regression":
+            return {}
+        values = np.array([label for _, label in chosen("train")], np.float64)
+        return {"mean": float(values.mean()), "scale": float(values.std()) or 1.0}
 
-    def _example(self, ids: list[list[int]], label: Any) -> dict[str, Any]:
+    def value(self, output: float) -> float:
+        """The number that an output of the model stands for."""
+        learned = json.loads(self.learned)
+        return output * learned["scale"] + learned["mean"]
+
+    def _example(self, ids: list[list[int]], label: Any, learned: dict[str, Any]) -> dict[str, Any]:
         dtype = np.min_scalar_type(self.vocabulary - 1)
-        example = {"tokens": np.array(ids[0], dtype), "label": label}
-        if self.inputs == 2:
-            example["tokens2"] = np.array(ids[1], dtype)
-        return example
+        tokens = [np.array(self.cropped(one), dtype) for one in ids]
+        if self.kind == "language":
+            whole = np.array(self.cropped(ids[0], 1), np.int32)
+            tokens, label = [whole[:-1].astype(dtype)], whole[1:]
+            if not len(label):  # a single token: nothing follows it
+                tokens, label = [whole.astype(dtype)], np.array([-1], np.int32)
+        elif self.kind == "labelling":
+            label = np.array(self.cropped(label), np.int32)
+        elif self.kind == "regression":
+            label = (label - learned["mean"]) / learned["scale"]
+        return {"tokens": tokens[0], "label": label, **({"tokens2": tokens[1]} if self.inputs == 2 else {})}
 
     def _divided(self, counts: dict[str, int]) -> dict[str, tuple[str, np.ndarray]]:
         """Source and positions of the rows of each split; what the data lack is cut out of train, by `seed`."""
@@ -291,39 +308,32 @@ class TextTask:
         print(f"{self.title} {part}: {facts['rows']:,} rows, {100 * facts['padded share']:.0f}% padding"
               f"{'; ' if odd else ''}{', '.join(odd)}", file=sys.stderr, flush=True)
 
-    # The simple rule.
+    # Simple rules.
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
-        """`naive_bayes`: which words (or hashed four-grams of bytes or characters) occur, fitted on `train`."""
-        if self.kind != "classification":
-            return {}
-        width = self.vocabulary if self.tokens in ("words", "bpe") else HASHED
-        seen, per_class = np.zeros((self.classes, width)), np.zeros(self.classes)
-        for batch in counted(train):
-            classes = np.eye(self.classes, dtype=np.float32)[batch["label"]]
-            seen += classes.T @ self._occurs(batch, width)
-            per_class += classes.sum(0)
-        likelihood = np.log(seen + 1) - np.log((seen + 1).sum(1, keepdims=True))
-        prior = np.log(np.maximum(per_class, 1e-9) / per_class.sum())
-        right = sum(int(((self._occurs(batch, width) @ likelihood.T.astype(np.float32) + prior).argmax(1)
-                         == batch["label"]).sum()) for batch in counted(split))
-        return {"naive_bayes": right / len(split)}
-
-    def _occurs(self, batch: Mapping[str, np.ndarray], width: int) -> np.ndarray:
-        """`[B, width]` 0 or 1: which tokens, or four-grams, an example has."""
-        tokens, valid = (batch[k].reshape(len(batch["label"]), -1) for k in ("tokens", "valid"))
-        ids = tokens.astype(np.int64)
-        if width == HASHED and self.tokens in ("bytes", "characters"):
-            grams = min(4, ids.shape[1])
-            n = ids.shape[1] - grams + 1
-            ids = sum(ids[:, i:i + n] * pow(1_000_003, i) for i in range(grams)) % width
-            valid = valid[:, grams - 1:]
-        found = np.zeros((len(ids), width), np.float32)
-        at, position = np.nonzero(valid)
-        found[at, ids[at, position]] = 1
+        """Rules of `dartformer.tasks.simple` that fit the kind of labels, fitted on `train` and scored on `split`."""
+        grams = self.tokens in ("bytes", "characters")
+        features = simple.occurs(simple.HASHED if grams else self.vocabulary, 4 if grams else 1)
+        if self.kind == "regression":
+            return {"mean": simple.mean_of_train(train, split)}
+        if self.kind == "labelling":
+            return {"own_token": simple.own_token(train, split, self.vocabulary, self.classes)}
+        if self.kind == "language":
+            return simple.bigram(train, split, self.vocabulary)
+        found = {"naive_bayes": simple.naive_bayes(train, split, self.classes, features)}
+        if self.inputs == 2 and self.classes == 2:
+            found["overlap"] = simple.overlap(train, split, features)
         return found
 
 
 @lru_cache(maxsize=8)
 def _restored(learned: str) -> tokenizers.Tokenizer:
     return tokenizers.restored(json.loads(learned))
+
+
+def token_names(task: TextTask) -> tuple[str, ...]:
+    """The text of every token id; before the task has learned them, their numbers."""
+    if task.tokens == "bytes" or task.learned:
+        names = task.tokenizer.names()
+        return tuple(names + [f"#{i}" for i in range(len(names), task.vocabulary)])
+    return tuple(f"#{i}" for i in range(task.vocabulary))

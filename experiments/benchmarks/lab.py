@@ -27,7 +27,7 @@ from dartformer.stages.derive import fine_tuner
 from dartformer.stages.search import Group, initial, step_of, stream
 from dartformer.tasks.base import Subset, batches
 from dartformer.tasks.planted import ANSWERS
-from dartformer.train import classification_loss
+from dartformer.train import training_loss
 
 
 class Lab:
@@ -47,7 +47,7 @@ class Lab:
     def _fixed(self) -> tuple[Any, Any]:
         """(begin, step): plain training of the supernet at a mixture that is handed in."""
         net, config = self.run.supernet.network, self.run.config.retrain
-        loss, chain = classification_loss(net), optimizer.build(config.optimizer, config.steps)
+        loss, chain = training_loss(net), optimizer.build(config.optimizer, config.steps)
 
         @jax.jit
         def begin(key: jax.Array) -> Any:

@@ -26,7 +26,7 @@ from dartformer.genotype import Genotype
 from dartformer.search_space import SearchSpace
 from dartformer.supernet import supernet
 from dartformer.tasks.base import ArraySplit, batches
-from dartformer.train import CompiledStep, Schedule, begin, classification_loss, fit, plain_step
+from dartformer.train import CompiledStep, Schedule, begin, fit, plain_step, training_loss
 from dartformer.transformer import TransformerConfig, transformer
 
 SIX = ("full", "local(window=16)", "linear", "linformer(rank=32)", "uniform", "identity")
@@ -96,7 +96,7 @@ def loop(seconds: float) -> None:
 def problem(config: TransformerConfig, space: SearchSpace) -> tuple[Any, strategies.Problem]:
     net = supernet(config, space)
     return net, strategies.Problem(
-        classification_loss(net), space.alphas_shape, space.mixture_shape, optimizer.build(optimizer.DEFAULTS, 100),
+        training_loss(net), space.alphas_shape, space.mixture_shape, optimizer.build(optimizer.DEFAULTS, 100),
         optimizer.build({**optimizer.DEFAULTS, "name": "adam", "warmup": 0.0}, 100), 100)
 
 

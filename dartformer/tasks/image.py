@@ -1,0 +1,228 @@
+"""Grey CIFAR-10 as a sequence of 1,024 pixels, as in Long Range Arena, or of patches, as in vision transformers.
+
+There, pixel values are token ids and 0 is padding, so that a black pixel is not seen. Here the id of a pixel is its
+value and one more, and every pixel is valid.
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dartformer.errors import InputError
+from dartformer.tasks.base import Batch, Split, TaskTraits, counted, permutation
+from dartformer.tasks.files import located
+from dartformer.tasks.records import members, opened, read, suffix
+
+LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+ROWS = {"train": 50_000, "test": 10_000}
+BATCHES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
+SIDE = 32
+GREY = np.array([0.2989, 0.587, 0.114], np.float32)
+"""Shares of red, green and blue, those of Long Range Arena's conversion."""
+
+
+class Pixels:
+    """Images `[S, 32, 32]` uint8 in memory, as tokens: ids of pixels `[B, 1024]`, or patches `[B, N, P * P]`."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, patch: int):
+        self.images, self.labels, self.patch = images, labels, patch
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, indices: np.ndarray) -> Batch:
+        """Images `indices` [B] as a `Batch`."""
+        tokens = tokens_of(self.images[indices], self.patch)
+        return {"tokens": tokens, "valid": np.ones(tokens.shape[:2], bool),
+                "label": self.labels[indices].astype(np.int32)}
+
+
+def tokens_of(images: np.ndarray, patch: int) -> np.ndarray:
+    """Images `[B, 32, 32]` uint8 to ids `[B, 1024]` int32, value + 1; or to patches `[B, N, P * P]`, about -2 to 2."""
+    if not patch:
+        return images.reshape(len(images), -1).astype(np.int32) + 1
+    n = SIDE // patch
+    cut = images.reshape(-1, n, patch, n, patch).swapaxes(2, 3).reshape(-1, n * n, patch * patch)
+    return (cut.astype(np.float32) - 127.5) / 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """`patch`: 0 for a token a pixel, or the side of square patches, each a token of `patch`^2 numbers.
+
+    `path` is a folder, or a tar archive (which is read, never unpacked), with CIFAR-10's own binary batches, or a
+    folder with `train_gray.npy`, `train_labels.npy`, `test_gray.npy`, `test_labels.npy` (`[S, 32, 32]` and `[S]` uint8,
+    compressed or not). Left empty, TFDS's `cifar10` is read where it is prepared. `rows` says whether all 50,000 and
+    10,000 must be there. `valid_fraction` of train, by `seed`, is the valid split.
+    """
+
+    path: str = ""
+    patch: int = 0
+    rows: bool = True
+    valid_fraction: float = 0.1
+    seed: int = 0
+
+    traits: ClassVar[TaskTraits] = TaskTraits(
+        summary="what is on a grey image of 32 x 32 pixels? (CIFAR-10)",
+        paper="Krizhevsky 2009; as a sequence Tay et al. 2020, 2011.04006; patches Dosovitskiy et al. 2020, 2010.11929")
+
+    def __post_init__(self) -> None:
+        if self.patch < 0 or (self.patch and SIDE % self.patch):
+            raise InputError(f"task.patch must be 0 or divide {SIDE}, got {self.patch}.")
+        if not 0 < self.valid_fraction < 0.5:
+            raise InputError(f"task.valid_fraction must be above 0 and below 0.5, got {self.valid_fraction}.")
+
+    @property
+    def vocabulary(self) -> int:
+        """256 values, and padding."""
+        return 257
+
+    @property
+    def features(self) -> int:
+        """Numbers of a patch; 0 for pixels."""
+        return self.patch ** 2
+
+    @property
+    def length(self) -> int:
+        """Pixels, or patches."""
+        return (SIDE // self.patch) ** 2 if self.patch else SIDE ** 2
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Airplane to truck."""
+        return LABELS
+
+    @property
+    def classes(self) -> int:
+        """Ten."""
+        return len(LABELS)
+
+    def encode(self, text: str) -> Any:
+        """Tokens of an image given as its 1,024 values, 0 to 255, row by row; `InputError` for anything else."""
+        try:
+            values = np.array([int(one) for one in text.replace(",", " ").split()])
+        except ValueError as error:
+            raise InputError(f"an image is {SIDE ** 2} whole numbers: {error}.") from None
+        if values.size != SIDE ** 2 or values.min() < 0 or values.max() > 255:
+            raise InputError(f"an image is {SIDE ** 2} whole numbers from 0 to 255, got {values.size}.")
+        return tokens_of(values.reshape(1, SIDE, SIDE).astype(np.uint8), self.patch)[0].tolist()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The values of pixels, padding left out; `InputError` for an id beyond the vocabulary."""
+        for i in ids:
+            if not 0 <= i < self.vocabulary:
+                raise InputError(f"token id {i} is not between 0 and {self.vocabulary - 1}.")
+        return " ".join(str(i - 1) for i in ids if i)
+
+    def load(self, data_dir: str | None = None) -> Mapping[str, Split]:
+        """Splits "train", "valid" and "test"; `InputError` says what was looked for, and where."""
+        images, labels = {}, {}
+        for part in ROWS:
+            images[part], labels[part] = self._read(part, data_dir)
+        order = permutation(len(images["train"]), self.seed)
+        cut = max(1, round(self.valid_fraction * len(order)))
+        rows = {"train": ("train", np.sort(order[cut:])), "valid": ("train", np.sort(order[:cut]))}
+        found: dict[str, Split] = {part: Pixels(images[name][at], labels[name][at], self.patch)
+                                   for part, (name, at) in rows.items()}
+        return {**found, "test": Pixels(images["test"], labels["test"], self.patch)}
+
+    def _read(self, part: str, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
+        path = self._place(data_dir)
+        if path.is_dir() and _array(path, f"{part}_gray") is not None:
+            images, labels = (_npy(path, f"{part}_{name}") for name in ("gray", "labels"))
+        elif (path / "dataset_info.json").is_file():
+            images, labels = _tfds(path, part)
+        else:
+            images, labels = _binary(path, part)
+        if images.shape[1:] != (SIDE, SIDE) or labels.shape != images.shape[:1] or images.dtype != np.uint8:
+            raise InputError(f"{part} in {path}: images [S, {SIDE}, {SIDE}] uint8 and labels [S] are needed, got "
+                             f"{images.shape} {images.dtype} and {labels.shape}.")
+        if self.rows and len(images) != ROWS[part]:
+            raise InputError(f"{part} in {path} has {len(images):,} images; it should have {ROWS[part]:,} (task.rows).")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(LABELS):
+            raise InputError(f"{part} in {path} has labels from {labels.min()} to {labels.max()}; they must be 0 to 9.")
+        return images, labels
+
+    def _place(self, data_dir: str | None) -> Path:
+        try:
+            return located(self.path or "tfds:cifar10", data_dir)
+        except InputError as error:
+            if self.path:
+                raise
+            raise InputError(f"no CIFAR-10: task.path is empty, and {str(error).rstrip('.')}. Set task.path to "
+                             f"cifar-10-binary.tar.gz, to its folder, or to a folder with train_gray.npy.") from None
+
+    def baselines(self, train: Split, split: Split) -> dict[str, float]:
+        """`nearest_mean`: the class whose mean image, of `train`, is nearest."""
+        total, count = np.zeros((self.classes, self.length * max(1, self.features))), np.zeros(self.classes)
+        for batch in counted(train):
+            one_hot = np.eye(self.classes)[batch["label"]]
+            total += one_hot.T @ batch["tokens"].reshape(len(one_hot), -1)
+            count += one_hot.sum(0)
+        means = total / np.maximum(count, 1)[:, None]
+        right = 0
+        for batch in counted(split):
+            flat = batch["tokens"].reshape(len(batch["label"]), -1)
+            right += int(((2 * flat @ means.T - (means ** 2).sum(1)).argmax(1) == batch["label"]).sum())
+        return {"nearest_mean": right / len(split)}
+
+
+def _array(folder: Path, name: str) -> Path | None:
+    return next((file for file in sorted(folder.glob(f"{name}.npy*")) if suffix(file) == ".npy"), None)
+
+
+def _npy(folder: Path, name: str) -> np.ndarray:
+    file = _array(folder, name)
+    if file is None:
+        raise InputError(f"there is no {name}.npy in {folder}.")
+    with opened(file) as data:
+        try:
+            return np.load(io.BytesIO(data.read()), allow_pickle=False)
+        except ValueError as error:
+            raise InputError(f"{file} cannot be read as npy: {error}.") from None
+
+
+def _binary(path: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """CIFAR-10's own batches: for each image a byte for its label, then 1,024 bytes each of red, green and blue."""
+    found = {}
+    for name, data in _contents(path, BATCHES[part]):
+        if len(data) % 3073:
+            raise InputError(f"{name} in {path} has {len(data):,} bytes, which is no multiple of 3,073.")
+        found[name] = np.frombuffer(data, np.uint8).reshape(-1, 3073)
+    missing = [name for name in BATCHES[part] if name not in found]
+    if missing:
+        raise InputError(f"no CIFAR-10 {part} in {path}: looked for {part}_gray.npy, for {', '.join(missing)}, and for "
+                         f"a TFDS folder.")
+    rows = np.concatenate([found[name] for name in BATCHES[part]])
+    return grey(rows[:, 1:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)), rows[:, 0].copy()
+
+
+def _contents(path: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
+    if path.is_dir():
+        for name in names:
+            if (path / name).is_file():
+                yield name, (path / name).read_bytes()
+    else:
+        for full, data in members(path):
+            if (name := full.rpartition("/")[2]) in names:
+                yield name, data.read()
+
+
+def _tfds(path: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    from PIL import Image as Picture
+    images, labels = [], []
+    for row in read(path, part):
+        with Picture.open(io.BytesIO(row["image"].encode("utf-8", "surrogateescape"))) as picture:
+            images.append(grey(np.asarray(picture.convert("RGB"))))
+        labels.append(LABELS.index(row["label"]) if isinstance(row["label"], str) else row["label"])
+    return np.array(images), np.array(labels)
+
+
+def grey(images: np.ndarray) -> np.ndarray:
+    """`[..., 3]` to `[...]`, both uint8."""
+    return np.concatenate([np.rint(chunk @ GREY).astype(np.uint8) for chunk in np.array_split(images, max(
+        1, len(images) // 5000))])
