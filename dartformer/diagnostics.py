@@ -53,21 +53,25 @@ class Finding(NamedTuple):
     verdict: str
 
 
-def rows(mixture: np.ndarray, space: SearchSpace) -> dict[str, np.ndarray]:
+def rows(mixture: np.ndarray, space: SearchSpace, simplex: bool = True) -> dict[str, np.ndarray]:
     """For each free row of the alphas `[1 or L, 1 or H]`: the winner, entropy / ln K, and margin to the second.
 
-    Rows that are gates, and do not sum to one, are scaled to for the entropy.
+    Where rows are no distributions (`simplex` False) but gates, each between 0 and 1, the entropy is the mean of the
+    gates', as a share of ln 2.
     """
     free = np.asarray(mixture, np.float64)[:space.alphas_shape[0], :space.alphas_shape[1]]
-    share = free / np.maximum(free.sum(-1, keepdims=True), 1e-30)
-    entropy = -(share * np.log(np.maximum(share, 1e-30))).sum(-1) / np.log(free.shape[-1])
+    entropy = -(free * np.log(np.maximum(free, 1e-30))).sum(-1)
+    if simplex:
+        entropy /= np.log(free.shape[-1])
+    else:
+        entropy = (entropy - ((1 - free) * np.log(np.maximum(1 - free, 1e-30))).sum(-1)) / (free.shape[-1] * np.log(2))
     order = np.sort(free, -1)
     return {"winner": free.argmax(-1), "entropy": entropy, "margin": order[..., -1] - order[..., -2]}
 
 
-def entropy(mixtures: np.ndarray, space: SearchSpace) -> Finding:
-    """Whether the alphas moved: mean entropy of the rows of `mixtures` `[S, L, H, K]`, as a share of ln K."""
-    value = float(np.mean([rows(m, space)["entropy"] for m in mixtures]))
+def entropy(mixtures: np.ndarray, space: SearchSpace, simplex: bool = True) -> Finding:
+    """Whether the alphas moved: mean entropy of the rows of `mixtures` `[S, L, H, K]` (see `rows`)."""
+    value = float(np.mean([rows(m, space, simplex)["entropy"] for m in mixtures]))
     if value > HIGH_ENTROPY:
         verdict = f"the alphas hardly moved (entropy {value:.2f} of the maximum): the choice is close to a coin toss"
     elif value < LOW_ENTROPY:
@@ -237,7 +241,7 @@ def _some(said: list[str]) -> str:
 
 
 def of_search(mixtures: np.ndarray, space: SearchSpace, evaluate: Callable[[int, np.ndarray], Mapping[str, float]],
-              tie_margin: float, *, learned: bool = True, observed: Sequence[Finding] = (),
+              tie_margin: float, *, learned: bool = True, simplex: bool = True, observed: Sequence[Finding] = (),
               share: str = "accuracy") -> dict[str, Any]:
     """All that can be said of a finished search without training anything.
 
@@ -248,6 +252,7 @@ def of_search(mixtures: np.ndarray, space: SearchSpace, evaluate: Callable[[int,
       tie_margin: candidates closer than this in the mixture count as tied.
       share: the score that is looked at: "accuracy", or "r2" where numbers are predicted.
       learned: the strategy has alphas; without them a mixture is uniform and says nothing.
+      simplex: rows of a mixture are distributions, not gates.
       observed: what else was found, on the way.
 
     Returns:
@@ -255,7 +260,7 @@ def of_search(mixtures: np.ndarray, space: SearchSpace, evaluate: Callable[[int,
       candidate alone in the supernet, `findings` and `verdicts`.
     """
     each = range(len(mixtures))
-    found = [rows(m, space) for m in mixtures]
+    found = [rows(m, space, simplex) for m in mixtures]
     soft = [evaluate(i, mixtures[i].astype(np.float32)) for i in each]
     alone = {spec(g.layers[0][0]): _mean([evaluate(i, space.mixture(g)) for i in each]) for g in space.homogeneous()}
     data: dict[str, Any] = {
@@ -266,7 +271,7 @@ def of_search(mixtures: np.ndarray, space: SearchSpace, evaluate: Callable[[int,
         return {**data, **judged([Finding("margin", None, None, "", None, "the strategy learns no alphas: its mixture "
                                           "is uniform, and the derivation decides"), *observed])}
     hard = [evaluate(i, space.mixture(space.genotype(found[i]["winner"]))) for i in each]
-    findings = [entropy(mixtures, space), margin(mixtures, space, tie_margin), agreement(mixtures, space),
+    findings = [entropy(mixtures, space, simplex), margin(mixtures, space, tie_margin), agreement(mixtures, space),
                 discretisation([s[share] for s in soft], [h[share] for h in hard])]
     accuracy = [h[share] for h in hard]
     return {**data, "valid_discrete": _mean(hard), "discretisation_gap": findings[-1].value,

@@ -34,7 +34,7 @@ Expect:   {expect}
 EXPECT = {
     "recall": """\
 `full`, at about 99% on test: a value must be found by its key, wherever that stands. The next best candidate
-          has about 35%, guessing 12.5%.""",
+          has about 28%, guessing 12.5%.""",
     "local": """\
 `local(window=4)`, at 100% on test: the most frequent letter near by. Whatever cannot tell near from far stays
           at about 53%, the token's own letter gives 49%.""",

@@ -4,7 +4,7 @@ not find it cannot be trusted on a task where nobody knows the answer.
 Command:  dartformer run --config=search_spaces/planted_recall.py --workdir=runs/planted
 Takes:    about two minutes on two cores.
 Expect:   `full`, at about 99% on test: a value must be found by its key, wherever that stands. The next best candidate
-          has about 35%, guessing 12.5%.
+          has about 28%, guessing 12.5%.
 """
 
 import dartformer

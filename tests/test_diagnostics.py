@@ -23,9 +23,9 @@ def test_entropy_and_margin_of_rows():
     found = diagnostics.rows(np.array([[[0.25] * 4], [[0.5, 0.5, 0, 0]]]), SPACE)
     np.testing.assert_allclose(found["entropy"], [[1.0], [0.5]])
     np.testing.assert_allclose(found["margin"], [[0], [0]])
-    gates = diagnostics.rows(np.array([[[0.9] * 4], [[0.8, 0.2, 0, 0]]]), SPACE)
-    np.testing.assert_allclose(gates["entropy"][0], [1.0])
-    np.testing.assert_allclose(gates["margin"], [[0], [0.6]])
+    gates = diagnostics.rows(np.array([[[0.5] * 4], [[1, 0.5, 1, 0]]]), SPACE, simplex=False)
+    np.testing.assert_allclose(gates["entropy"], [[1.0], [0.25]])
+    np.testing.assert_allclose(gates["margin"], [[0], [0]])
 
 
 @pytest.mark.parametrize(("row", "fine", "says"), [

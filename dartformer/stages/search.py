@@ -201,7 +201,7 @@ def search(run: Run) -> SearchResult:
 
         def describe(state: State, group: Group = group) -> dict[str, Any]:
             mixtures = np.array([mixture_of(one) for one in separate(state, group)])
-            rows = [diagnostics.rows(m, space) for m in mixtures]
+            rows = [diagnostics.rows(m, space, run.strategy.traits.simplex) for m in mixtures]
             means = {k: np.mean([r[k] for r in rows], 0) for k in ("entropy", "margin")}
             return {**{k: float(v.mean()) for k, v in means.items()}, **{f"{k}_rows": v for k, v in means.items()},
                     **({"mixtures": mixtures.tolist()} if group.together else {"mixture": mixtures[0].tolist()})}
@@ -224,7 +224,8 @@ def search(run: Run) -> SearchResult:
     report = diagnostics.of_search(
         np.array([seed.mixture for seed in seeds]), space,
         lambda i, mixture: evaluator(states[i].weights, run.parts["valid"], mixture), config.derive.tie_margin,
-        learned=run.strategy.traits.alphas, observed=_judge(run, seen, seeds), share=share)
+        learned=run.strategy.traits.alphas, simplex=run.strategy.traits.simplex, observed=_judge(run, seen, seeds),
+        share=share)
     return _write(run, seeds, {**report, **seen}, seconds, compile_seconds)
 
 
