@@ -296,7 +296,12 @@ def validate(config: ConfigDict) -> None:
     space = make_space(config)
     strategy = make_strategy(config)
     for one in space.candidates:
-        require(one, causal=model.causal, length=model.tokens, order=strategy.order)
+        require(one, causal=model.causal, length=model.tokens, order=strategy.order, positions=model.positions,
+                dropout=model.attention_dropout)
+    if model.sharing > 1 and config.search.projections == "separate" and config.space.granularity == "head":
+        raise InputError(f"model.kv_heads = {model.kv_heads} cannot go with search.projections = 'separate' and "
+                         f"space.granularity = 'head': heads that share keys and values could want different ones; use "
+                         f"'shared' projections, or granularity 'layer' or 'model'.")
     if config.search.seeds > 1 and model.kernel == "cudnn":
         raise InputError("model.kernel = 'cudnn' cannot be taken with search.seeds above 1, whose gradients are one "
                          "vmap: use 'auto'.")

@@ -28,7 +28,9 @@ def attention_cost(config: TransformerConfig, genotype: Genotype, layer: int, *,
     """Analytic cost of one layer's attentions (projections excluded): the sum over the groups of heads."""
     total = Cost(0, 0, 0, 0)
     for attention, heads in genotype.groups(layer):
-        total = total + attention.cost(config.attention_shape(len(heads), batch=batch, length=length))
+        shape = config.attention_shape(len(heads), kv_heads=len({h // config.sharing for h in heads}), batch=batch,
+                                       length=length)
+        total = total + attention.cost(shape)
     return total
 
 
@@ -40,7 +42,7 @@ def flops(config: TransformerConfig, genotype: Genotype, *, batch: int = 1, leng
     """
     n = config.tokens if length is None else length
     e, inner, m = config.model_dim, config.heads * config.head_dim, config.mlp_dim
-    per_token = 8 * e * inner + 4 * e * m
+    per_token = 4 * e * inner * (1 + 1 / config.sharing) + 4 * e * m
     documents, pooled = batch * config.inputs, config.pooled
     rows = batch * (n if config.pooling == "none" else 1)
     if config.classifier == "linear":

@@ -27,6 +27,7 @@ from dartformer.transformer import (
     head_keys,
     network,
     own_parameters,
+    require_all,
     values,
 )
 
@@ -85,6 +86,7 @@ def supernet(config: TransformerConfig, space: SearchSpace, projections: str = "
     """
     if projections not in PROJECTIONS:
         raise unknown("search.projections", projections, PROJECTIONS)
+    require_all(space.candidates, config)
     return network(config, lambda l, rngs: MixedAttention(config, space.candidates, projections, l, rngs=rngs))
 
 
@@ -105,13 +107,18 @@ def _inherit_layer(mixer: dict[str, Any], genotype: Genotype, layer: int, space:
     owners, heads_of = mixer["projections"], genotype.layers[layer]
     if len(owners) > 1 and not set(heads_of) <= set(space.candidates):
         raise InputError("candidates in parallel cannot inherit weights from a supernet with separate projections.")
-    head_axis = {"q": 1, "k": 1, "v": 1, "o": 0}
+    head_axis = {"q": 1, "k": 1, "v": 1, "o": 0, "q_norm": 0, "k_norm": 0}
+    sharing = len(heads_of) // owners[0]["k"].shape[1]
 
     def gather(name: str) -> Array:
         if len(owners) == 1:
             return owners[0][name]
+        step = sharing if name in ("k", "v", "k_norm") else 1
+        if any(set(heads_of[h:h + step]) != {heads_of[h]} for h in range(0, len(heads_of), step)):
+            raise InputError(f"each {sharing} heads that share keys and values must have one attention to inherit from "
+                             f"separate projections; layer {layer} has {genotype.describe_layer(layer)}.")
         heads = [jnp.take(owners[space.candidates.index(a)][name], jnp.array([h]), head_axis[name])
-                 for h, a in enumerate(heads_of)]
+                 for h, a in enumerate(heads_of[::step])]
         return jnp.concatenate(heads, head_axis[name])
 
     def own_of(attention: Attention) -> Any:
@@ -125,5 +132,5 @@ def _inherit_layer(mixer: dict[str, Any], genotype: Genotype, layer: int, space:
     for g, (attention, heads) in enumerate(genotype.groups(layer)):
         if params := own_of(attention):
             own[g] = jax.tree.map(lambda p, heads=heads: p[np.array(heads)], params)
-    new: dict[str, Any] = {"projections": {0: {name: gather(name) for name in head_axis}}}
+    new: dict[str, Any] = {"projections": {0: {name: gather(name) for name in owners[0]}}}
     return {**new, "own": own} if own else new

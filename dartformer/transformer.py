@@ -6,7 +6,7 @@ need not be the model width (Wide Attention, arXiv 2210.00640, widens the heads 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from dartformer.attention.base import Attention, Inputs, Params, Shape
+from dartformer.attention.base import Attention, Inputs, Params, Shape, require
 from dartformer.attention.parallel import Parallel
 from dartformer.errors import InputError, unknown
 from dartformer.genotype import Genotype
@@ -26,7 +26,7 @@ Weights = dict[str, Any]
 """Network parameters: a nested dict of arrays."""
 
 STEMS = ("none", "bigram")
-POSITIONS = ("learned", "sinusoidal", "none")
+POSITIONS = ("learned", "sinusoidal", "rotary", "alibi", "none")
 POOLING = ("mean", "cls", "last", "none")
 CLASSIFIERS = ("linear", "mlp")
 PAIRS = ("interaction", "concat")
@@ -40,9 +40,14 @@ class TransformerConfig:
     Attributes:
       vocabulary, classes, length: token ids, labels, and the longest input in tokens.
       layers, heads, head_dim, model_dim, mlp_dim: L, H, D, E and the feed-forward width; each at least 1.
+      kv_heads: heads of keys and values, each shared by heads / kv_heads neighbouring heads of queries (Ainslie et al.
+        2023, arXiv:2305.13245); it must divide heads. 0: as many as heads.
       stem: what else a token's embedding holds: "none", or "bigram", a learned row for the token before it, so that
         a single layer of attention can find what follows a given token.
-      positions: "learned", "sinusoidal" or "none".
+      positions: added to the embeddings, "learned" or "sinusoidal"; inside the attentions, where these can take them,
+        "rotary" (see `rotate`) or "alibi" (see `alibi_slopes`); or "none".
+      qk_norm: RMS norm of every query and key, with a learned gain for each head and number (Henry et al. 2020,
+        arXiv:2010.04245; in this form Gemma Team 2025, arXiv:2503.19786), before positions.
       pooling: over valid tokens: "mean", "cls" (a learned token put in front), "last" (for causal models),
         or "none" (an answer for every token).
       classifier: "linear", or "mlp" (one hidden ReLU layer of mlp_dim, as in Long Range Arena; for two documents a
@@ -50,6 +55,7 @@ class TransformerConfig:
       pair: what the classifier sees of two documents u and v: "interaction", [u, v, u*v, u-v] (as published for
         natural-language inference), or "concat", [u, v].
       dropout: rate on embeddings and on both residual branches, in training.
+      attention_dropout: rate inside the attentions, in training; what it drops is the attention's `Traits.dropout`.
       branch_norm: parameter-free RMS norm of every attention's output, per token and head (see `supernet`).
       causal: no token sees a later one.
       dtype: of activations; parameters are float32 (float64 if that is asked for), and so is softmax.
@@ -68,12 +74,15 @@ class TransformerConfig:
     head_dim: int = 16
     model_dim: int = 64
     mlp_dim: int = 128
+    kv_heads: int = 0
     stem: str = "none"
     positions: str = "learned"
+    qk_norm: bool = False
     pooling: str = "mean"
     classifier: str = "linear"
     pair: str = "interaction"
     dropout: float = 0.0
+    attention_dropout: float = 0.0
     branch_norm: bool = True
     causal: bool = False
     dtype: str = "float32"
@@ -92,9 +101,17 @@ class TransformerConfig:
                               ("kernel", KERNELS)):
             if getattr(self, name) not in allowed:
                 raise unknown(f"model.{name}", getattr(self, name), allowed)
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"model.dropout must be at least 0 and below 1, got {self.dropout!r}.")
-        choose(self.kernel, jnp.dtype(self.dtype), self.head_dim, self.tokens)  # raises where what is named cannot be
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"model.{name} must be at least 0 and below 1, got {getattr(self, name)!r}.")
+        if not isinstance(self.kv_heads, int) or self.kv_heads < 0 or self.heads % (self.kv_heads or self.heads):
+            raise InputError(f"model.kv_heads must divide model.heads = {self.heads}, or be 0 for as many; "
+                             f"got {self.kv_heads!r}.")
+        if self.positions == "rotary" and self.head_dim % 2:
+            raise InputError(f"model.positions = 'rotary' turns pairs of numbers: model.head_dim must be even, "
+                             f"got {self.head_dim}.")
+        choose(self.kernel, jnp.dtype(self.dtype), self.head_dim, self.tokens, slopes=self.positions == "alibi",
+               dropout=self.attention_dropout)  # raises where what is named cannot be
         if self.causal and self.pooling in ("mean", "cls"):
             raise InputError(f"model.pooling={self.pooling!r} cannot be causal: use 'last' or 'none'.")
 
@@ -123,9 +140,15 @@ class TransformerConfig:
         """The longest sequence inside the network: `length`, and one more for a CLS token."""
         return self.length + (self.pooling == "cls")
 
-    def attention_shape(self, heads: int | None = None, *, batch: int = 1, length: int | None = None) -> Shape:
-        """The `Shape` of an attention over `heads` of the heads."""
-        return Shape(length=self.tokens if length is None else length, heads=heads or self.heads,
+    @property
+    def sharing(self) -> int:
+        """How many heads of queries share one of keys and values."""
+        return self.heads // (self.kv_heads or self.heads)
+
+    def attention_shape(self, heads: int | None = None, *, kv_heads: int = 0, batch: int = 1,
+                        length: int | None = None) -> Shape:
+        """The `Shape` of an attention over `heads` of the heads, whose keys and values are those of `kv_heads`."""
+        return Shape(length=self.tokens if length is None else length, heads=heads or self.heads, kv_heads=kv_heads,
                      head_dim=self.head_dim, model_dim=self.model_dim, batch=batch,
                      itemsize=np.dtype(jnp.dtype(self.dtype)).itemsize)
 
@@ -143,32 +166,74 @@ def head_keys(config: TransformerConfig, layer: int) -> Array:
     return jax.vmap(lambda h: jax.random.fold_in(key, h))(jnp.arange(config.heads))
 
 
+def rms_norm(y: Array, gain: Array | None = None) -> Array:
+    """`gain y / sqrt(mean(y^2) + 1e-6)` over the last axis, in float32 or wider."""
+    wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)
+    return (wide if gain is None else wide * gain).astype(y.dtype)
+
+
 def branch_norm(y: Array) -> Array:
-    """RMS norm over D without parameters, in float32: `y / sqrt(mean(y^2) + 1e-6)` for each token and head.
+    """RMS norm over D without parameters for each token and head.
 
     Without it a mixture's weights measure how large an attention's outputs are, not how useful.
     """
-    wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
-    return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)).astype(y.dtype)
+    return rms_norm(y)
+
+
+def rotate(x: Array) -> Array:
+    """x `[B, N, H, D]` with the pairs (i, i + D/2) of token n turned by the angle n / 10000^(2 i / D).
+
+    The dot product of a turned query and a turned key depends on their distance and on no position (Su et al. 2021,
+    arXiv:2104.09864, equation 34; halves for pairs, as in GPT-NeoX). In float32 or wider.
+    """
+    half = x.shape[-1] // 2
+    angle = np.arange(x.shape[1])[:, None] / 10_000 ** (np.arange(half) / half)
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    cos, sin = (jnp.asarray(f(angle), dtype)[:, None] for f in (np.cos, np.sin))
+    first, second = x[..., :half].astype(dtype), x[..., half:].astype(dtype)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
+
+
+def alibi_slopes(heads: int) -> np.ndarray:
+    """`[H]`: 2^(-8 (h + 1) / H); if H is not a power of two, of the next smaller one, and every second of its double.
+
+    Press et al. 2022, arXiv:2108.12409, section 3 and the authors' code.
+    """
+    power = 2 ** int(np.log2(heads))
+    slopes = 2.0 ** (-8 * np.arange(1, power + 1) / power)
+    between = 2.0 ** (-4 * np.arange(1, 2 * power + 1, 2) / power)
+    return np.concatenate([slopes, between[:heads - power]])
 
 
 class Projections(nnx.Module):
-    """W_q, W_k, W_v `[E, H, D]` and W_o `[H, D, E]`, without biases."""
+    """W_q `[E, H, D]`, W_k and W_v `[E, kv_heads, D]` and W_o `[H, D, E]`, without biases; gains of q/k norm."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
         e, h, d = config.model_dim, config.heads, config.head_dim
+        kv = h // config.sharing
 
         def normal(shape: tuple[int, ...], fan_in: int) -> nnx.Param:
             return nnx.Param(jax.random.normal(rngs.params(), shape) / np.sqrt(fan_in))
 
-        self.kernel = config.kernel
-        self.q, self.k, self.v = (normal((e, h, d), e) for _ in "qkv")
+        self.q, self.k, self.v = (normal((e, n, d), e) for n in (h, kv, kv))
         self.o = normal((h, d, e), h * d)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (nnx.Param(jnp.ones((n, d))) for n in (h, kv))
 
     def inputs(self, x: Array, valid: Array, keys: Array | None) -> Inputs:
-        """Queries, keys and values `[B, N, H, D]` of x `[B, N, E]`, in its dtype."""
+        """Queries, keys and values `[B, N, H, D]` of x `[B, N, E]`, in its dtype; shared heads are repeated."""
+        config = self.config
         q, k, v = (jnp.einsum("bne,ehd->bnhd", x, w[...].astype(x.dtype)) for w in (self.q, self.k, self.v))
-        return Inputs(q, k, v, x, valid, keys, kernel=self.kernel)
+        if config.qk_norm:
+            q, k = (rms_norm(y, g[...]) for y, g in ((q, self.q_norm), (k, self.k_norm)))
+        if config.positions == "rotary":
+            q, k = rotate(q), rotate(k)
+        if config.sharing > 1:
+            k, v = (jnp.repeat(y, config.sharing, axis=2) for y in (k, v))
+        slopes = jnp.asarray(alibi_slopes(config.heads), q.dtype) if config.positions == "alibi" else None
+        return Inputs(q, k, v, x, valid, keys, slopes, config.attention_dropout, config.kernel)
 
     def output(self, y: Array) -> Array:
         """`[B, N, H, D]` to `[B, N, E]`."""
@@ -190,7 +255,8 @@ class GroupedHeads(nnx.Module):
             (attention, _), = self.groups
             y = attend(attention, values(self.own[0]), inputs, self.config, train=train, key=key)
         else:
-            parts = [attend(a, values(own), take_heads(inputs, heads), self.config, train=train, key=key)
+            parts = [attend(a, values(own), take_heads(inputs, heads), self.config, train=train,
+                            key=None if key is None else jax.random.fold_in(key, heads[0]))
                      for (a, heads), own in zip(self.groups, self.own, strict=True)]
             order = np.argsort(np.concatenate([heads for _, heads in self.groups]))
             y = jnp.concatenate(parts, axis=2)[:, :, order]
@@ -210,6 +276,13 @@ def attend(attention: Attention, params: Params, inputs: Inputs, config: Transfo
     return branch_norm(y) if config.branch_norm else y
 
 
+def require_all(attentions: Iterable[Attention], config: TransformerConfig) -> None:
+    """Raise `InputError` for the first of `attentions` that cannot do what the model asks of it."""
+    for one in attentions:
+        require(one, causal=config.causal, length=config.tokens, positions=config.positions,
+                dropout=config.attention_dropout)
+
+
 def own_parameters(attention: Attention, config: TransformerConfig, heads: int, rngs: nnx.Rngs) -> Any:
     """An attention's own parameters as NNX variables."""
     return jax.tree.map(nnx.Param, attention.init(rngs.params(), config.attention_shape(heads)))
@@ -224,8 +297,9 @@ def take_heads(inputs: Inputs, heads: tuple[int, ...]) -> Inputs:
     """The inputs of some heads."""
     index = np.array(heads)
     keys = None if inputs.head_keys is None else inputs.head_keys[index]
+    slopes = None if inputs.slopes is None else inputs.slopes[index]
     return dataclasses.replace(inputs, q=inputs.q[:, :, index], k=inputs.k[:, :, index], v=inputs.v[:, :, index],
-                               head_keys=keys)
+                               head_keys=keys, slopes=slopes)
 
 
 class Block(nnx.Module):
@@ -390,4 +464,5 @@ def transformer(config: TransformerConfig, genotype: Genotype) -> Network:
     if (len(genotype.layers), genotype.heads) != (config.layers, config.heads):
         raise InputError(f"the genotype is {len(genotype.layers)}x{genotype.heads} (layers x heads), the model "
                          f"{config.layers}x{config.heads}.")
+    require_all(dict.fromkeys(a for heads in genotype.layers for a in heads), config)
     return network(config, lambda l, rngs: GroupedHeads(config, genotype, l, rngs=rngs))

@@ -39,6 +39,13 @@ class Shape:
     batch: int = 1
     itemsize: int = 4
     """Bytes of one activation: 4 for float32, 2 for bfloat16."""
+    kv_heads: int = 0
+    """Different heads of keys and values among `heads`, whose k and v are kept when decoding; 0: all differ."""
+
+    @property
+    def kept_heads(self) -> int:
+        """Heads whose keys and values are kept when decoding."""
+        return self.kv_heads or self.heads
 
 
 @jax.tree_util.register_dataclass

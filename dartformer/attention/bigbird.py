@@ -134,7 +134,7 @@ class BigBird(Spelled):
             flops=scores * (4 * shape.head_dim + 6),
             parameters=0,
             activation_bytes=2 * scores * max(4, shape.itemsize),
-            state_bytes=2 * shape.batch * kept * shape.heads * shape.head_dim * shape.itemsize)
+            state_bytes=2 * shape.batch * kept * shape.kept_heads * shape.head_dim * shape.itemsize)
 
 
 def random_blocks(keys: Array, blocks: int, start: int, stop: np.ndarray | Array, count: int) -> Array:

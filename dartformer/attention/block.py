@@ -72,4 +72,4 @@ class Block(Spelled):
             flops=scores * (4 * shape.head_dim + 6),
             parameters=0,
             activation_bytes=2 * scores * max(4, shape.itemsize),
-            state_bytes=2 * shape.batch * size * shape.heads * shape.head_dim * shape.itemsize)
+            state_bytes=2 * shape.batch * size * shape.kept_heads * shape.head_dim * shape.itemsize)

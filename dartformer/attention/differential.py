@@ -86,4 +86,4 @@ class Differential(Spelled):
             flops=scores * (4 * shape.head_dim + 14),
             parameters=4 * shape.heads * (shape.head_dim // 2),
             activation_bytes=3 * scores * max(4, shape.itemsize),
-            state_bytes=2 * shape.batch * shape.length * shape.heads * shape.head_dim * shape.itemsize)
+            state_bytes=2 * shape.batch * shape.length * shape.kept_heads * shape.head_dim * shape.itemsize)

@@ -50,4 +50,4 @@ class Full(Spelled):
             flops=scores * (4 * shape.head_dim + 5),
             parameters=0,
             activation_bytes=2 * scores / shape.length * min(shape.length, TILE) * max(4, shape.itemsize),
-            state_bytes=2 * shape.batch * shape.length * shape.heads * shape.head_dim * shape.itemsize)
+            state_bytes=2 * shape.batch * shape.length * shape.kept_heads * shape.head_dim * shape.itemsize)

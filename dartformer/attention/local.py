@@ -69,4 +69,4 @@ class Local(Spelled):
             parameters=0,
             activation_bytes=2 * scores * max(4, shape.itemsize)
             + 2 * shape.batch * shape.heads * tiles * span * shape.head_dim * shape.itemsize,
-            state_bytes=2 * shape.batch * kept * shape.heads * shape.head_dim * shape.itemsize)
+            state_bytes=2 * shape.batch * kept * shape.kept_heads * shape.head_dim * shape.itemsize)

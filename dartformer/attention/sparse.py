@@ -111,7 +111,7 @@ class Sparse(Spelled):
             flops=scores * (4 * shape.head_dim + 6),
             parameters=0,
             activation_bytes=2 * scores * max(4, shape.itemsize),
-            state_bytes=2 * shape.batch * self._kept(shape.length) * shape.heads * shape.head_dim * shape.itemsize)
+            state_bytes=2 * shape.batch * self._kept(shape.length) * shape.kept_heads * shape.head_dim * shape.itemsize)
 
     def _kept(self, length: int) -> int:
         """Tokens that a decoder keeps: in "strided" all may be seen again."""
