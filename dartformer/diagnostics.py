@@ -108,19 +108,19 @@ def margin(mixtures: np.ndarray, space: SearchSpace, tie_margin: float) -> Findi
 
 
 def agreement(mixtures: np.ndarray, space: SearchSpace) -> Finding:
-    """Whether seeds choose alike: the mean over places of the share of `mixtures` `[S, L, H, K]` with the winner."""
+    """Whether seeds choose alike: the share of `mixtures` `[S, L, H, K]` with the common winner, in the worst place."""
     winners = np.array([rows(m, space)["winner"] for m in mixtures])
     seeds, source = len(winners), "this package: what is chosen must be chosen by more than half of the seeds"
     if seeds < 2:
         return Finding("seeds", None, 0.5, source, None, "one seed: another might choose differently (search.seeds)")
     shares = np.array([Counter(winners[(slice(None), *place)].tolist()).most_common(1)[0][1] / seeds
                        for place in np.ndindex(winners.shape[1:])])
-    value, split = float(shares.mean()), int((shares <= 0.5).sum())
+    split = int((shares <= 0.5).sum())
     if split:
         verdict = f"in {split} of {shares.size} places no candidate is chosen by more than half of the {seeds} seeds"
     else:
-        verdict = f"{100 * value:.0f}% of the choices of {seeds} seeds are the common one"
-    return Finding("seeds", value, 0.5, source, not split, verdict)
+        verdict = f"{100 * shares.mean():.0f}% of the choices of {seeds} seeds are the common one"
+    return Finding("seeds", float(shares.min()), 0.5, source, not split, verdict)
 
 
 def discretisation(soft: Sequence[float], hard: Sequence[float]) -> Finding:

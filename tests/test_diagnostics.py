@@ -61,7 +61,7 @@ def test_margin_names_some_places_and_counts_the_rest():
     assert found.verdict.endswith("and so in 2 more of 5 places")
 
 
-@pytest.mark.parametrize(("winners", "value", "fine"), [((0, 0, 0, 1), 0.875, True), ((0, 0, 1, 2), 0.75, False),
+@pytest.mark.parametrize(("winners", "value", "fine"), [((0, 0, 0, 1), 0.75, True), ((0, 0, 1, 2), 0.5, False),
                                                          ((2, 2), 1.0, True), ((0,), None, None)])
 def test_seeds_agree_or_not(winners, value, fine):
     found = diagnostics.agreement(mixtures(*np.eye(4)[list(winners)]), SPACE)
