@@ -52,6 +52,7 @@ def test_seeds_in_one_program_are_the_seeds_alone(seeded, tmp_path, monkeypatch)
     assert seeds["seeds"] == [0, 1]
     assert seeds["agreement"] in (0.5, 1.0)
     assert (seeds["agreement"] == 1) == (not any("the seeds chose" in line for line in derived.ties))
+    assert seeds["verdict"].startswith(f"{round(2 * seeds['agreement'])} of 2 seeds of the search found this genotype")
     valid = seeds["valid_accuracy"]
     assert valid["mean"] == pytest.approx(np.mean(valid["per_seed"]))
     assert valid["spread"] == pytest.approx(np.std(valid["per_seed"], ddof=1))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from dartformer import derivations, optimizer
+from dartformer import derivations, diagnostics, optimizer
 from dartformer.attention import format as spec
 from dartformer.derivations import Derived, Trained
 from dartformer.genotype import Genotype
@@ -43,12 +43,14 @@ def derive(found: SearchResult) -> Derived:
     if len(each) > 1:
         accuracy = [s[run.metric.share] for s in scores]
         ties += disagreements(found.space, [d.genotype for d in each])
+        mean, spread = float(np.mean(accuracy)), diagnostics.spread(accuracy)
         details["seeds"] = {
+            "verdict": f"{counts[derived.genotype]} of {len(each)} seeds of the search found this genotype; what they "
+                       f"found scores {mean:.3f} on valid in their supernets, spread {spread:.3f} ({run.metric.share})",
             "seeds": [s.seed for s in found.seeds], "chosen": found.seeds[chosen].seed,
             "genotypes": [d.genotype.to_dict()["layers"] for d in each],
             "agreement": counts[derived.genotype] / len(each),
-            f"valid_{run.metric.share}": {"mean": float(np.mean(accuracy)), "spread": float(np.std(accuracy, ddof=1)),
-                               "per_seed": accuracy}}
+            f"valid_{run.metric.share}": {"mean": mean, "spread": spread, "per_seed": accuracy}}
     if config.second_opinion:
         other = derivations.parse(config.second_opinion)(given[chosen])
         details["second_opinion"] = opinion = _compare(derived.genotype, other, config.second_opinion)

@@ -54,6 +54,8 @@ def report(run: Run) -> str:
         if any("mixture" in line for line in searched.history):
             body += ["<h2>Search</h2>", _image(plots.trajectories(searched.history, run.space),
                                                "Weights of the mixture over the search")]
+        if "seeds" in results.get("derive", {}):
+            body.append(f"<p>{html.escape(results['derive']['seeds']['verdict'])}</p>")
         body.append(findings_table(results.get("diagnostics", searched.diagnostics)))
     histories = {str(f.parent.relative_to(run.workdir.path)): read_metrics(f)
                  for name in ("search", "retrain") for f in sorted(run.file(name).rglob("metrics.jsonl"))}

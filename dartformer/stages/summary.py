@@ -39,6 +39,7 @@ def show(verb: str, data: dict[str, Any], workdir: Path) -> None:
         _show_results(console, data, workdir)
     elif verb == "derive":
         console.print(drawing(Genotype.from_dict(data["genotype"])))
+        _show_seeds(console, data)
         for line in data["ties"]:
             console.print(f"tie: {line}", markup=False)
     elif verb == "search":
@@ -63,6 +64,7 @@ def show(verb: str, data: dict[str, Any], workdir: Path) -> None:
 
 def _show_results(console: Console, results: dict[str, Any], workdir: Path) -> None:
     console.print(drawing(Genotype.from_dict(results["genotype"])))
+    _show_seeds(console, results.get("derive", {}))
     for line in results.get("ties", []):
         console.print(f"tie: {line}", markup=False)
     examples, seeds = results["test"]["examples"], len(results["seeds"])
@@ -87,6 +89,12 @@ def _show_results(console: Console, results: dict[str, Any], workdir: Path) -> N
     compiling = sum(v for k, v in seconds.items() if k.endswith(".compile"))
     console.print(f"{running:.0f} s of training, {compiling:.0f} s of compiling", markup=False)
     console.print(f"everything is in {workdir}: report.html, results.json, export/", markup=False, soft_wrap=True)
+
+
+def _show_seeds(console: Console, derived: dict[str, Any]) -> None:
+    """How far the seeds of a search agree, where there are several."""
+    if "seeds" in derived:
+        console.print(derived["seeds"]["verdict"], markup=False, soft_wrap=True)
 
 
 def _show_findings(console: Console, diagnostics: dict[str, Any]) -> None:
