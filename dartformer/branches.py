@@ -62,6 +62,9 @@ class _Observed(MixedAttention):
         keys = head_keys(config, self.layer) if any(a.traits.stochastic for a in self.candidates) else None
         bare = dataclasses.replace(config, branch_norm=False)
         total, seen = jnp.zeros((), x.dtype), []
+        if len(self.mixed) < config.heads:
+            total = self.projections[0].output(self.bypass(self.projections[0].inputs(x, valid, keys)))
+            mixture = mixture * jnp.zeros((config.heads, 1), mixture.dtype).at[jnp.array(self.mixed)].set(1)
         for k, attention in enumerate(self.candidates):
             projections = self.projections[0 if shared else k]
 
@@ -83,21 +86,22 @@ class _Observed(MixedAttention):
 
 
 def observer(config: TransformerConfig, space: SearchSpace, projections: str,
-             loss: Callable[[Array, Any], Array]) -> Callable[[Weights, Array, Batch], Branches]:
+             loss: Callable[[Array, Any], Array], partial: int = 1) -> Callable[[Weights, Array, Batch], Branches]:
     """(weights of the supernet, mixture `[L, H, K]`, batch) -> `Branches`; one forward and backward pass.
 
     Args:
-      config, space, projections: of the supernet.
+      config, space, projections, partial: of the supernet.
       loss: (logits, labels) -> scalar.
     """
     sight = _Sight()
 
     def mixer(layer: int, rngs: Any) -> _Observed:
-        made = _Observed(config, space.candidates, projections, layer, rngs=rngs)
+        made = _Observed(config, space.candidates, projections, layer, partial, rngs=rngs)
         made.sight = sight
         return made
 
     net = network(config, mixer)
+    mixed = jnp.arange(config.heads) % partial == jnp.arange(config.layers)[:, None] % partial
 
     def observe(weights: Weights, mixture: Array, batch: Batch) -> Branches:
         columns = jnp.swapaxes(mixture, 1, 2)
@@ -108,6 +112,7 @@ def observer(config: TransformerConfig, space: SearchSpace, projections: str,
             return loss(logits, batch["label"]), jnp.stack([sight.rms[l] for l in range(config.layers)])
 
         squared, rms = jax.grad(total, has_aux=True)(jnp.zeros_like(columns))
-        return Branches(rms, jnp.where(columns > 0, jnp.sqrt(squared) / columns, jnp.nan))
+        weighs = (columns > 0) & mixed[:, None]
+        return Branches(rms, jnp.where(weighs, jnp.sqrt(squared) / jnp.where(weighs, columns, 1), jnp.nan))
 
     return observe

@@ -24,7 +24,7 @@ from dartformer.attention.base import require
 from dartformer.errors import InputError, unknown
 from dartformer.genotype import parse_candidates
 from dartformer.search_space import GRANULARITIES, SearchSpace
-from dartformer.supernet import PROJECTIONS
+from dartformer.supernet import PROJECTIONS, check_partial
 from dartformer.tasks.base import Task
 from dartformer.transformer import TransformerConfig
 from dartformer.workdir import jsonable
@@ -82,6 +82,7 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
         "search": {
             "strategy": brought["search.strategy"],
             "projections": brought["search.projections"],
+            "partial": 1,
             "steps": 300,
             "seeds": 1,
             "observe": True,
@@ -308,6 +309,7 @@ def validate(config: ConfigDict) -> None:
     strategy.check(len(space.candidates), config.search.steps)
     if config.search.projections not in PROJECTIONS:
         raise unknown("search.projections", config.search.projections, PROJECTIONS)
+    check_partial(config.model.heads, config.space.granularity, config.search.projections, config.search.partial)
     _validate_rule("derive.rule", config.derive.rule, config, strategy.traits, known.name)
     if config.derive.second_opinion:
         _validate_rule("derive.second_opinion", config.derive.second_opinion, config, strategy.traits, known.name)

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from dartformer.attention.base import Attention
+from dartformer.attention.base import Attention, Inputs
 from dartformer.attention.parallel import Parallel
 from dartformer.errors import InputError, unknown
 from dartformer.genotype import Genotype
@@ -24,10 +24,12 @@ from dartformer.transformer import (
     TransformerConfig,
     Weights,
     attend,
+    branch_norm,
     head_keys,
     network,
     own_parameters,
     require_all,
+    take_heads,
     values,
 )
 
@@ -39,14 +41,24 @@ class MixedAttention(nnx.Module):
 
     A candidate whose column is zero is not computed. The branch is rematerialised inside the `cond`: without
     that, an untaken branch still emits zero-filled residuals as large as the taken one's.
+
+    With `partial` = p above 1, candidates are computed for one in p heads alone; the others hand on their values, as
+    `identity` would (PC-DARTS, arXiv 1907.05737, with heads for channels). Which ones rotates from layer to layer.
     """
 
     def __init__(self, config: TransformerConfig, candidates: tuple[Attention, ...], projections: str, layer: int,
-                 *, rngs: nnx.Rngs) -> None:
+                 partial: int = 1, *, rngs: nnx.Rngs) -> None:
         self.config, self.candidates, self.layer = config, candidates, layer
         owners = 1 if projections == "shared" else len(candidates)
         self.projections = nnx.List([Projections(config, rngs=rngs) for _ in range(owners)])
         self.own = nnx.data([own_parameters(a, config, config.heads, rngs) for a in candidates])
+        self.mixed = tuple(range(layer % partial, config.heads, partial))
+
+    def bypass(self, inputs: Inputs) -> Array:
+        """`[B, N, H, D]`: the values of the heads that are not mixed, zero in the others."""
+        rest = np.delete(np.arange(self.config.heads), self.mixed)
+        v = jnp.where(inputs.mask[..., None, None], inputs.v[:, :, rest], 0)
+        return jnp.zeros_like(inputs.v).at[:, :, rest].set(branch_norm(v) if self.config.branch_norm else v)
 
     def __call__(self, x: Array, valid: Array, mixture: Array | None, *, train: bool, key: Array | None) -> Array:
         if mixture is None:
@@ -54,10 +66,16 @@ class MixedAttention(nnx.Module):
         keys = head_keys(self.config, self.layer) if any(a.traits.stochastic for a in self.candidates) else None
         shared = len(self.projections) == 1
         inputs = self.projections[0].inputs(x, valid, keys)
+        some = len(self.mixed) < self.config.heads
+        every = inputs
+        if some:
+            inputs = take_heads(inputs, self.mixed)
+            mixture = mixture[np.array(self.mixed)]
         total = jnp.zeros_like(inputs.v) if shared else jnp.zeros_like(x)
         for k, attention in enumerate(self.candidates):
             noise = None if key is None else jax.random.fold_in(key, k)
             own = values(self.own[k])
+            own = jax.tree.map(lambda p: p[np.array(self.mixed)], own) if some else own
             projections = self.projections[0 if shared else k]
 
             def branch(column, own, attention=attention, projections=projections, noise=noise):
@@ -72,10 +90,24 @@ class MixedAttention(nnx.Module):
             total = jax.lax.cond(jnp.any(column != 0),
                                  lambda total, column, own, branch=branch: total + jax.checkpoint(branch)(column, own),
                                  lambda total, column, own: total, total, column, own)
+        if some:
+            total = self.bypass(every).at[:, :, np.array(self.mixed)].set(total)
         return self.projections[0].output(total) if shared else total
 
 
-def supernet(config: TransformerConfig, space: SearchSpace, projections: str = "shared") -> Network:
+def check_partial(heads: int, granularity: str, projections: str, partial: int) -> None:
+    """Raise `InputError` where one in `partial` heads cannot stand for all of them."""
+    if partial < 1 or heads % partial:
+        raise InputError(f"search.partial must divide the {heads} heads of a layer, got {partial}.")
+    if partial > 1 and granularity == "head":
+        raise InputError("search.partial above 1 cannot be taken with space.granularity = 'head': heads that are not "
+                         "mixed would learn no alphas.")
+    if partial > 1 and projections == "separate":
+        raise InputError("search.partial above 1 cannot be taken with search.projections = 'separate': a head that is "
+                         "not mixed has no candidate whose values it could hand on.")
+
+
+def supernet(config: TransformerConfig, space: SearchSpace, projections: str = "shared", partial: int = 1) -> Network:
     """A `Network` whose `apply` takes a mixture `[L, H, K]` over the candidates of `space`.
 
     Args:
@@ -83,11 +115,15 @@ def supernet(config: TransformerConfig, space: SearchSpace, projections: str = "
       space: candidates, layers and heads.
       projections: "shared": all candidates of a layer read the same q, k, v and share W_o;
         "separate": each has its own four matrices.
+      partial: candidates mix one in so many heads; 1 for all. Above 1, weights cut out for a derived model hold
+        queries and keys that were not trained.
     """
     if projections not in PROJECTIONS:
         raise unknown("search.projections", projections, PROJECTIONS)
     require_all(space.candidates, config)
-    return network(config, lambda l, rngs: MixedAttention(config, space.candidates, projections, l, rngs=rngs))
+    check_partial(config.heads, space.granularity, projections, partial)
+    return network(config, lambda l, rngs: MixedAttention(config, space.candidates, projections, l, partial,
+                                                          rngs=rngs))
 
 
 def inherit(weights: Weights, space: SearchSpace, genotype: Genotype) -> Weights:

@@ -233,3 +233,43 @@ def test_kernels_are_the_same_function_in_the_model(batch):
     weights = nets[0].init(jax.random.key(0))
     dense, chunked = (jax.jit(net.apply)(weights, *batch) for net in nets)
     np.testing.assert_allclose(chunked, dense, atol=1e-5)
+
+
+def test_partial_heads_hand_on_their_values(batch):
+    """PC-DARTS with heads for channels: what is not mixed is as `identity` leaves it, and learns no query or key."""
+    config = sizes(heads=4)
+    space = space_of(config, "layer", ("full", "linformer(rank=4)", "identity"))
+    whole, half = supernet(config, space), supernet(config, space, partial=2)
+    weights = half.init(jax.random.key(1))
+    assert jax.tree.map(jnp.shape, weights) == jax.tree.map(jnp.shape, whole.init(jax.random.key(1)))
+    identity = jnp.zeros(space.mixture_shape).at[..., 2].set(1)
+    run = jax.jit(half.apply)
+    np.testing.assert_allclose(run(weights, *batch, identity), whole.apply(weights, *batch, identity), atol=1e-6)
+
+    mixture = jax.nn.softmax(jax.random.normal(jax.random.key(2), space.mixture_shape), -1)
+    moved = jax.jit(jax.grad(lambda w, m: jnp.sum(half.apply(w, *batch, m) ** 2), (0, 1)))(weights, mixture)
+    for layer in range(2):
+        mixer = moved[0]["blocks"][layer]["mixer"]
+        held = np.arange(4) % 2 == layer
+        for name in "qk":
+            by_head = np.abs(mixer["projections"][0][name]).max((0, 2))
+            assert ((by_head > 0) == held).all()
+        assert (np.abs(mixer["projections"][0]["v"]).max((0, 2)) > 0).all()
+        assert ((np.abs(moved[1][layer]).max(-1) > 0) == held).all()
+
+    # By definition, for the first layer's heads: the mixture where it is mixed, identity where it is not.
+    def mixed(l):
+        return jnp.where((np.arange(4) % 2 == l)[:, None], mixture[l], identity[l])
+
+    same = whole.apply(weights, *batch, jnp.stack([mixed(0), mixed(1)]))
+    np.testing.assert_allclose(run(weights, *batch, mixture), same, atol=1e-5)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (("layer", "shared", 3), "must divide the 4 heads"), (("layer", "shared", 0), "must divide"),
+    (("head", "shared", 2), "granularity = 'head'"), (("layer", "separate", 2), "projections = 'separate'")])
+def test_partial_heads_that_make_no_sense_are_refused(options, message):
+    granularity, projections, partial = options
+    config = sizes(heads=4)
+    with pytest.raises(InputError, match=message):
+        supernet(config, space_of(config, granularity), projections, partial)

@@ -79,7 +79,8 @@ class Run:
         config, space = self.config.search, self.space
         # Seeds in one program are a vmap of gradients, which cuDNN's did wrongly before JAX 0.11.1.
         kernel = without_cudnn(self.model.kernel, self.model.tokens) if config.seeds > 1 else self.model.kernel
-        net = supernet(dataclasses.replace(self.model, kernel=kernel), space, config.projections)
+        net = supernet(dataclasses.replace(self.model, kernel=kernel), space, config.projections,
+                       config.partial)
         strategy = self.strategy(Problem(
             loss=training_loss(net, self.metric), alphas_shape=space.alphas_shape, mixture_shape=space.mixture_shape,
             weights_optimizer=optimizer.build(config.weights, config.steps),

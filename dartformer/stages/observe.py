@@ -31,7 +31,8 @@ def observing(run: Run) -> Callable[[State], dict[str, np.ndarray]]:
     strategy, net = run.supernet.strategy, run.supernet.network
     batch = part.take(np.arange(min(EXAMPLES, len(part))))
     quick = QUICK if jax.default_backend() == "cpu" else None
-    look = jax.jit(observer(run.model, run.space, config.search.projections, loss), compiler_options=quick)
+    look = jax.jit(observer(run.model, run.space, config.search.projections, loss, config.search.partial),
+                   compiler_options=quick)
     sharp = run.strategy.traits.alphas and not once(run)
 
     def curvature(state: State, batch: Any) -> Array:
