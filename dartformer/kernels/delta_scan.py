@@ -1,5 +1,7 @@
 """The gated delta rule in chunks: a recurrence that corrects what its state holds at a key, and does not add to it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -55,7 +57,7 @@ def delta_scan_work(length: int, width: int, chunk: int = 32) -> tuple[float, fl
         chunk //= 2
     chunks = -(-length // chunk)
     scores, states = 2 * chunks * chunk**2, (chunks > 1) * 2 * chunks * width**2
-    flops = (scores * (8 * width + 8) + scores * (2 * chunk + 6) / 3 + scores * 2 * width * (chunks > 1)
+    flops = (scores * (8 * width + 8) + scores * (2 * chunk + 40) / 3 + scores * 2 * width * (chunks > 1)
              + states * (6 * chunk + 2) + 2 * chunks * chunk * width * (2 + 4 * (chunks > 1)))
     return flops, 4 * scores + 2 * states + 6 * length * width
 
@@ -87,23 +89,33 @@ def _chunks(q: Array, k: Array, v: Array, decays: Array, beta: Array, reads: Arr
             + jnp.einsum("tbhim,tbhmd->tbhid", q * jnp.exp(upto), states))
 
 
-def unit_triangular_inverse(lower: Array) -> Array:
+@functools.partial(jax.jit, static_argnames="leaf")  # many small operations: one program where nothing else is jitted
+def unit_triangular_inverse(lower: Array, leaf: int = 8) -> Array:
     """(I + lower)^-1 `[..., C, C]` of a strictly lower triangle, C a power of two.
 
-    From the inverses A, B of the two halves of the diagonal, [[A, 0], [-B L A, B]]: products only, log C deep, which
-    run as batches on any device and can be differentiated as often as one likes.
+    Of blocks of `leaf` on the diagonal by (I - L)(I + L^2)(I + L^4)..., which ends, and is kept short since its terms
+    grow; from the inverses A, B of two neighbours that of both, [[A, 0], [-B L A, B]]. Products only, so it runs as
+    batches on any device and can be differentiated as often as one likes.
     """
-    size = lower.shape[-1]
-    if size == 1:
-        return jnp.ones_like(lower)
-    half, blocks = 1, jnp.ones((*lower.shape[:-2], size, 1, 1), lower.dtype)
+    size, half = lower.shape[-1], min(leaf, lower.shape[-1])
+    blocks = _diagonal(lower, size // half, (slice(None), slice(None)))
+    power, reach = blocks, 2
+    blocks = jnp.eye(half, dtype=lower.dtype) - blocks
+    while reach < half:
+        power = power @ power
+        blocks, reach = blocks + blocks @ power, 2 * reach
     while half < size:
-        count = size // (2 * half)
-        grid = lower.reshape(*lower.shape[:-2], count, 2, half, count, 2, half)
-        below = jnp.stack([grid[..., c, 1, :, c, 0, :] for c in range(count)], axis=-3)
-        upper, last = blocks[..., 0::2, :, :], blocks[..., 1::2, :, :]
-        corner = -jnp.einsum("...ij,...jk,...kl->...il", last, below, upper)
-        blocks = jnp.concatenate([jnp.concatenate([upper, jnp.zeros_like(upper)], axis=-1),
-                                  jnp.concatenate([corner, last], axis=-1)], axis=-2)
+        below = _diagonal(lower, size // (2 * half), (slice(half, None), slice(half)))
+        first, second = blocks[..., 0::2, :, :], blocks[..., 1::2, :, :]
+        corner = -second @ (below @ first)
+        blocks = jnp.concatenate([jnp.concatenate([first, jnp.zeros_like(first)], axis=-1),
+                                  jnp.concatenate([corner, second], axis=-1)], axis=-2)
         half *= 2
     return blocks[..., 0, :, :]
+
+
+def _diagonal(x: Array, count: int, part: tuple[slice, slice]) -> Array:
+    """A part of each of `count` blocks on the diagonal of x `[..., C, C]`: `[..., count, rows, columns]`."""
+    size = x.shape[-1] // count
+    blocks = [x[..., c * size:(c + 1) * size, c * size:(c + 1) * size] for c in range(count)]
+    return jnp.stack([block[..., part[0], part[1]] for block in blocks], axis=-3)

@@ -8,7 +8,7 @@ from dartformer.kernels.softmax import wide
 
 
 def gated_scan(q: Array, k: Array, v: Array, log_decay: Array, *, causal: bool = True, valid: Array | None = None,
-               chunk: int = 32, leaf: int = 4) -> Array:
+               chunk: int = 32, leaf: int = 8) -> Array:
     """As `recurrence.recurrence` with a decay for each channel: y_i = sum_j sum_m q_im exp(decays between) k_jm v_j.
 
     A product of matrices needs the decay between i and j as a factor of i and one of j, relative to a place between
@@ -52,12 +52,12 @@ def gated_scan(q: Array, k: Array, v: Array, log_decay: Array, *, causal: bool =
     return joined(out, length).astype(v.dtype)
 
 
-def gated_scan_work(length: int, width: int, chunk: int = 32, leaf: int = 4) -> tuple[float, float]:
+def gated_scan_work(length: int, width: int, chunk: int = 32, leaf: int = 8) -> tuple[float, float]:
     """FLOPs of one head both ways, exponentials not counted, and how many numbers it holds; M and D are `width`."""
     chunk = chunk_of(length, chunk, leaf)
     chunks, levels = -(-length // chunk), (chunk // leaf).bit_length() - 1
     tokens, states = chunks * chunk, (chunks > 1) * 2 * chunks * width**2
-    flops = (tokens * leaf * 8 * width + tokens * (chunk - leaf) * 4 * width + levels * tokens * 5 * width
+    flops = (tokens * leaf * 12 * width + tokens * (chunk - leaf) * 4 * width + levels * tokens * 5 * width
              + states * (4 * chunk + 3) + tokens * width * (2 + 6 * (chunks > 1)))
     return flops, tokens * (2 * leaf * width + levels * 5 * width + 2 * chunk) + 2 * states
 

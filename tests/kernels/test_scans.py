@@ -7,7 +7,7 @@ import pytest
 
 from dartformer.attention.check_case import quick
 from dartformer.kernels.decay_scan import decay_scan
-from dartformer.kernels.delta_scan import delta_scan
+from dartformer.kernels.delta_scan import delta_scan, unit_triangular_inverse
 from dartformer.kernels.gated_scan import gated_scan
 from dartformer.kernels.recurrence import recurrence
 
@@ -68,3 +68,15 @@ def test_decays_that_would_overflow_if_divided(causal):
     q, k, v, g, _, c = (x.astype(jnp.float32) for x in arrays(37, True, 100.0))
     grads = quick(jax.grad(lambda *a: jnp.sum(c * gated_scan(*a, causal=causal)), argnums=(0, 1, 2, 3)))(q, k, v, g)
     assert all(jnp.isfinite(x).all() for x in grads)
+
+
+@pytest.mark.parametrize("size", [1, 2, 32])
+def test_the_inverse_of_a_unit_triangle(size):
+    """Also where all keys are the same, so that the terms of the series are largest, in float32."""
+    lower = np.tril(np.random.default_rng(size).standard_normal((3, size, size)), -1)
+    with jax.enable_x64(True):
+        found = np.asarray(unit_triangular_inverse(jnp.asarray(lower)))
+    np.testing.assert_allclose(found @ (np.eye(size) + lower), np.broadcast_to(np.eye(size), lower.shape), atol=1e-9)
+    ones = np.tril(np.ones((size, size), np.float32), -1)
+    exact = np.linalg.inv(np.eye(size) + ones)
+    np.testing.assert_allclose(unit_triangular_inverse(jnp.asarray(ones)), exact, atol=1e-5)
