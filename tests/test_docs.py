@@ -1,5 +1,6 @@
 """What docs/attention.md tells a newcomer to write and to type, done as it stands there."""
 
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import dartformer as df
 from dartformer import attention as attentions
 from dartformer.__main__ import main
+from dartformer.kernels.flash import KERNELS
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs/attention.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, re.S)
@@ -40,6 +42,14 @@ def test_one_on_its_own():
     np.testing.assert_allclose(made["y"], y, atol=1e-5)
     assert np.all(np.triu(made["matrix"][0, 0], 1) == 0)
     assert made["cost"].flops > 0
+
+
+def test_the_fields_and_kernels_it_names_are_there():
+    fields = set(re.findall(r"`model\.(\w+)`", PAGE))
+    assert {"kv_heads", "positions", "qk_norm", "attention_dropout", "kernel"} <= fields
+    assert fields <= {f.name for f in dataclasses.fields(df.TransformerConfig)}
+    named = re.findall(r"^\| `(\w+)` \| ", PAGE.split("## Kernels")[1].split("##")[0], re.M)
+    assert ("auto", *named) == KERNELS
 
 
 @pytest.fixture
