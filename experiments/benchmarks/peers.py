@@ -95,7 +95,7 @@ def compare(pair: Pair, peers: Peers, sizes: list[int], seconds: float, limit: i
     shape = attentions.Shape(length=n, heads=h, head_dim=d, model_dim=h * d, batch=b)
     parts = {"ours": program(attention, shape, causal=pair.causal).run,
              "eager": lambda: peers.run(pair.peer, False)}
-    if pair.compile:
+    if pair.compile and limit:
         compiled = peers.ask(make=pair.peer, sizes=sizes, compile=True, limit=limit)
         if "error" in compiled:
             row["compile_error"] = compiled["error"]
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="4,2048,4,32", help="B, N, H, D")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each thing compared; at least 5 rounds")
     parser.add_argument("--threads", type=int, default=2, help="of each side")
-    parser.add_argument("--compile-limit", type=int, default=120, help="seconds that torch.compile may take")
+    parser.add_argument("--compile-limit", type=int, default=120, help="seconds that torch.compile may take; 0: leave it out")
     arguments = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):  # XLA has as many threads as there are cores to run on
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:arguments.threads])

@@ -43,7 +43,7 @@ class Copies(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., E]` to `[..., count E]`."""
-        return x if self.count == 1 else torch.cat([x] * self.count, -1)
+        return torch.cat([x] * self.count, -1)  # a copy of one, too: some change what a projection made in place
 
 
 def leaves(count: int, *sizes: int) -> list[torch.Tensor]:
