@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="4,2048,4,32", help="B, N, H, D")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each thing compared; at least 5 rounds")
     parser.add_argument("--threads", type=int, default=2, help="of each side")
-    parser.add_argument("--compile-limit", type=int, default=120, help="seconds that torch.compile may take; 0: leave it out")
+    parser.add_argument("--compile-limit", type=int, default=120, help="seconds for torch.compile; 0: without it")
     arguments = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):  # XLA has as many threads as there are cores to run on
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:arguments.threads])
