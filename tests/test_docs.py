@@ -45,7 +45,7 @@ def test_one_on_its_own():
 
 
 def test_the_fields_and_kernels_it_names_are_there():
-    fields = set(re.findall(r"`model\.(\w+)`", PAGE))
+    fields = set(re.findall(r"^\| `model\.(\w+)` \| ", PAGE, re.M))
     assert {"kv_heads", "positions", "qk_norm", "attention_dropout", "kernel"} <= fields
     assert fields <= {f.name for f in dataclasses.fields(df.TransformerConfig)}
     named = re.findall(r"^\| `(\w+)` \| ", PAGE.split("## Kernels")[1].split("##")[0], re.M)
