@@ -15,12 +15,14 @@ from dartformer.tasks.imdb import ImdbBytes, ImdbTokens
 from dartformer.tasks.language import Language
 from dartformer.tasks.listops import ListOps
 from dartformer.tasks.matching import Matching
+from dartformer.tasks.pathfinder import Pathfinder
 from dartformer.tasks.planted import Planted
 from dartformer.tasks.recall import Recall
 
 TASKS: dict[str, type] = {"listops": ListOps, "planted": Planted, "imdb_bytes": ImdbBytes,
                           "imdb_tokens": ImdbTokens, "matching": Matching,
-                          "image": Image, "language": Language, "recall": Recall, "files": Files}
+                          "image": Image, "pathfinder": Pathfinder, "language": Language,
+                          "recall": Recall, "files": Files}
 """The tasks of this package. Other packages add theirs as entry points of the group `dartformer.task`."""
 
 
