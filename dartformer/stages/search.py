@@ -1,5 +1,6 @@
 """Search: alphas and weights move together; what comes out is a mixture, for each seed."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,7 +192,11 @@ def search(run: Run) -> SearchResult:
         hard = evaluator(weights, run.parts["valid"], space.mixture(choice))[share]
         return {**soft, f"discrete_{share}": hard, "discretisation_gap": soft[share] - hard}
 
-    look = observing(run) if config.search.observe else None
+    look, looking = observing(run) if config.search.observe else None, 0.0
+    if look:  # compiled before any clock runs that counts training
+        started = time.perf_counter()
+        look(separate(initial(run, groups(run)[0]), groups(run)[0])[0])
+        looking = time.perf_counter() - started
     for group in groups(run):
 
         def evaluate(state: State, group: Group = group) -> dict[str, Any]:
@@ -226,7 +231,7 @@ def search(run: Run) -> SearchResult:
         lambda i, mixture: evaluator(states[i].weights, run.parts["valid"], mixture), config.derive.tie_margin,
         learned=run.strategy.traits.alphas, simplex=run.strategy.traits.simplex, observed=_judge(run, seen, seeds),
         share=share)
-    return _write(run, seeds, {**report, **seen}, seconds, compile_seconds)
+    return _write(run, seeds, {**report, **seen}, seconds, compile_seconds + looking)
 
 
 def means_of(seen: list[dict[str, np.ndarray]]) -> dict[str, Any]:
