@@ -14,7 +14,8 @@ its favourite, and by Kendall's tau-b with mean test accuracy. Regrets of random
 import argparse
 import itertools
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,16 @@ class Table:
         write_text(self.file, f'{head[:-1]}, "tasks": {{\n {body}}}}}\n')
 
 
-def make(table: Table) -> None:
-    for kind in KINDS:
+def random_regret(test: np.ndarray, n: int) -> float:
+    """Expected regret in points of the best of `n` genotypes drawn without replacement."""
+    total, ordered = len(test), np.sort(test)[::-1]
+    # The chance that the genotype of rank r is drawn, and none before it.
+    chances = [math.comb(total - r - 1, n - 1) / math.comb(total, n) for r in range(total)]
+    return 100 * float(ordered[0] - np.dot(chances, ordered))
+
+
+def make(table: Table, kinds: Sequence[str] = KINDS) -> None:
+    for kind in kinds:
         with open_lab(kind, values=VALUES) as lab:
             for seed, i in itertools.product(range(SEEDS), range(len(table.choices))):
                 if np.isnan(table.tasks[kind]["test"][i, seed]):
@@ -122,20 +131,15 @@ def strategy(table: Table, kind: str, lab: Lab, name: str, seed: int) -> None:
         say(name="inherited", kind=kind, strategy=name, seed=seed, **table.score(kind, ranking))
 
 
-def score(table: Table, what: str, seeds: int) -> None:
-    for kind in KINDS:
+def score(table: Table, what: str, seeds: int, kinds: Sequence[str] = KINDS) -> None:
+    for kind in kinds:
         test = table.test(kind)
         if np.isnan(test).any():
             raise SystemExit(f"the table lacks {int(np.isnan(test).sum())} genotypes of {kind}: run --make first.")
-        ordered = np.sort(test)[::-1]
-        # The best of n drawn without replacement: sum over ranks of the chance that it is the best one drawn.
-        chance = {n: float(100 * (ordered[0] - sum(
-            ordered[r] * np.prod((len(ordered) - r - 1 - np.arange(n - 1)) / (len(ordered) - 1 - np.arange(n - 1)))
-            * n / len(ordered) for r in range(len(ordered))))) for n in (1, 4, 16)}
         say(name="table", kind=kind, best=str(table.genotype(int(test.argmax()))), best_test=float(test.max()),
             median_test=float(np.median(test)),
             spread_over_seeds=float(np.std(table.tasks[kind]["test"], 1, ddof=1).mean()),
-            regret_points_of_the_best_of_random=chance)
+            regret_points_of_the_best_of_random={n: random_regret(test, n) for n in (1, 4, 16)})
         with open_lab(kind, "darts" if what == "proxies" else what, values=VALUES) as lab:
             if what == "proxies":
                 proxies(table, kind, lab)
@@ -149,9 +153,10 @@ if __name__ == "__main__":
     parser.add_argument("--make", action="store_true")
     parser.add_argument("--score", help='"proxies", or the name of a strategy')
     parser.add_argument("--seeds", type=int, default=3, help="of a strategy's searches")
+    parser.add_argument("--kinds", default=",".join(KINDS))
     arguments = parser.parse_args()
     machine()
     if arguments.make:
-        make(Table())
+        make(Table(), arguments.kinds.split(","))
     if arguments.score:
-        score(Table(), arguments.score, arguments.seeds)
+        score(Table(), arguments.score, arguments.seeds, arguments.kinds.split(","))
