@@ -34,6 +34,10 @@ SELECT = ("best", "last")
 SECOND_OPINION = "masked_drop(fine_tune=0)"
 """What is asked beside the alphas by default: the loss that rises without a candidate (arXiv 2108.04392)."""
 
+ALPHAS: dict[str, Any] = {**optimizer.DEFAULTS, "name": "adam", "learning_rate": 0.1, "schedule": "constant",
+                          "warmup": 0.0, "b1": 0.5, "weight_decay": 0.0}
+"""The alphas' optimiser by default."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     # What a prototype found most reliable on planted answers: shared projections, normalised branches, weights
     # alone for a third of the search, then a fast Adam on the alphas.
@@ -87,8 +91,7 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
             "seeds": 1,
             "observe": True,
             "weights": dict(optimizer.DEFAULTS),
-            "alphas": {**optimizer.DEFAULTS, "name": "adam", "learning_rate": 0.1, "schedule": "constant",
-                       "warmup": 0.0, "b1": 0.5, "weight_decay": 0.0},
+            "alphas": dict(ALPHAS),
         },
         "derive": {"rule": brought["derive.rule"], "tie_margin": 0.05,
                    "second_opinion": brought["derive.second_opinion"]},
@@ -259,6 +262,11 @@ def make_task(config: ConfigDict) -> Task:
 def make_strategy(config: ConfigDict) -> strategies.StrategyOptions:
     """The strategy of a config, with what is spelled in it (hypergradient, extras) parsed."""
     section = config.search.strategy.to_dict()
+    name = section["name"]
+    if name in strategies.STRATEGIES and section.keys() - {"name"} != options(strategies.STRATEGIES[name]).keys():
+        raise InputError(f"search.strategy.name is {name!r}, but the options beside it are another strategy's: write "
+                         f"dartformer.defaults(strategy={name!r}), or --config.search.strategy.name={name}, which "
+                         f"bring its own.")
     if "hypergradient" in section:
         section["hypergradient"] = spec.parse(section["hypergradient"], strategies.HYPERGRADIENTS, "hypergradient")
     if "extras" in section:
@@ -307,6 +315,8 @@ def validate(config: ConfigDict) -> None:
         raise InputError("model.kernel = 'cudnn' cannot be taken with search.seeds above 1, whose gradients are one "
                          "vmap: use 'auto'.")
     strategy.check(len(space.candidates), config.search.steps)
+    if not strategy.traits.alphas and config.search.alphas.to_dict() != ALPHAS:
+        raise InputError(f"search.alphas has no effect: the strategy {config.search.strategy.name!r} learns no alphas.")
     if config.search.projections not in PROJECTIONS:
         raise unknown("search.projections", config.search.projections, PROJECTIONS)
     check_partial(config.model.heads, config.space.granularity, config.search.projections, config.search.partial)

@@ -102,13 +102,16 @@ def starter(task: str, preset: str = "recommended", values: Mapping[str, Any] | 
         raise InputError("which file? `dartformer new --data FILE` looks at it and writes a config for it.")
     if task not in HEADS and not head:
         raise unknown("task", task, HEADS)
-    config = configs.defaults(task, preset=preset)
-    kind = (values or {}).get("task.kind", "recall")
+    values = dict(values or {})
+    strategy = values.pop("search.strategy.name", "darts")
+    config = configs.defaults(task, strategy, preset)
+    kind = values.get("task.kind", "recall")
     if task == "planted" and kind not in EXPECT:
         raise unknown("kind of planted task", kind, EXPECT)
-    chosen = {**(planted(kind) if task == "planted" else VALUES.get(task, {})), **(values or {})}
+    chosen = {**(planted(kind) if task == "planted" else VALUES.get(task, {})), **values}
     configs.override(config, chosen)
-    arguments = f"task={task!r}" + (f", preset={preset!r}" if preset != "recommended" else "")
+    arguments = f"task={task!r}" + (f", strategy={strategy!r}" if strategy != "darts" else "") \
+        + (f", preset={preset!r}" if preset != "recommended" else "")
     lines = []
     for name in chosen:
         section: Any = config

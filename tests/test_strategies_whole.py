@@ -8,6 +8,7 @@ from dartformer.errors import InputError
 from dartformer.stages.base import Run
 from dartformer.stages.derive import derive
 from dartformer.stages.search import groups, search, stream
+from dartformer.starter import starter
 from dartformer.strategies import STRATEGIES
 
 FEW = {"model.layers": 1, "space.candidates": ("full", "uniform"), "search.steps": 4, "retrain.steps": 2,
@@ -67,6 +68,11 @@ def test_a_strategy_brings_its_options_and_what_follows_it(tiny):
     ({"search.strategy.name": "spos", "search.strategy.warmup": 0.1}, "unknown config field"),
     ({"search.strategy.hypergradient": "frist"}, "unknown hypergradient 'frist'. Did you mean 'first'"),
     ({"search.strategy.hypergradient": "second(2)"}, "takes 0 options"),
+    ({"search.strategy.name": "spos", "search.alphas.learning_rate": 0.5}, "search.alphas has no effect"),
+    ({"search.strategy.extras": "smoothing,smoothing"}, "holds smoothing twice"),
+    ({"search.strategy.extras": "drop(keep=3)"}, "keep=3 of 3 candidates drops none"),
+    ({"search.strategy.name": "gumbel", "search.strategy.extras": "smoothing"}, "cannot be put on top of gumbel"),
+    ({"search.partial": 2}, "cannot be taken with space.granularity = 'head'"),
     ({"search.strategy.extras": "nothing"}, "unknown extra 'nothing'")])
 def test_what_makes_no_sense_is_refused(values, message, tiny):
     def validate():
@@ -75,6 +81,34 @@ def test_what_makes_no_sense_is_refused(values, message, tiny):
 
     with pytest.raises(InputError, match=message):
         validate()
+
+
+def test_a_starting_config_for_a_strategy(tmp_path):
+    file = tmp_path / "space.py"
+    file.write_text(starter("listops", values={"search.strategy.name": "gumbel", "search.strategy.hard": "false"}))
+    config = configs.load_config(file)
+    assert config.search.strategy.name == "gumbel"
+    assert config.search.strategy.hard is False
+    file.write_text(file.read_text().replace(', strategy="gumbel"', "").replace(
+        "config.search.strategy.hard = False", 'config.search.strategy.name = "gumbel"'))
+    with pytest.raises(InputError, match=r"dartformer\.defaults\(strategy='gumbel'\)"):
+        configs.load_config(file)
+
+
+def test_extras_hypergradient_and_partial_heads_from_a_config(tiny, tmp_path):
+    """Spelled in a config, all at once, through the stages."""
+    configs.override(tiny, {**FEW, "space.candidates": ("full", "uniform", "identity"), "space.granularity": "layer",
+                            "search.partial": 2, "search.steps": 6, "search.strategy.warmup": 0.0,
+                            "search.strategy.hypergradient": "neumann(terms=2)",
+                            "search.strategy.extras": "smoothing,drop(stages=1),early_stop(every=1, window=1, "
+                                                      "patience=1, iterations=2)"})
+    with Run(tiny, tmp_path) as run:
+        found = search(run)
+        genotype = derive(found).genotype
+    assert (np.count_nonzero(found.mixture, axis=-1) == 1).all()
+    assert run.space.choice(genotype)[0, 0] == found.mixture[0, 0].argmax()
+    assert found.history[-1]["step"] == 6
+    assert any("alphas_curvature" in line for line in found.history)
 
 
 def test_sampled_strategies_never_share_a_program(tiny, tmp_path):
