@@ -1,5 +1,8 @@
 """Linear recurrence with one decay for each token and head, in chunks: retention, and the state space of Mamba-2."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -7,6 +10,7 @@ from dartformer.kernels.linear_scan import carry, chunked, joined
 from dartformer.kernels.softmax import wide
 
 
+@functools.partial(jax.jit, static_argnames=("causal", "chunk"))  # traced once, and one program outside jit too
 def decay_scan(q: Array, k: Array, v: Array, log_decay: Array, *, causal: bool = True, valid: Array | None = None,
                chunk: int = 64) -> Array:
     """As `recurrence.recurrence` with a scalar decay: y_i = sum_j exp(decays between i and j) (q_i . k_j) v_j.

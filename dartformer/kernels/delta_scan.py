@@ -10,6 +10,7 @@ from dartformer.kernels.linear_scan import chunked, joined
 from dartformer.kernels.softmax import wide
 
 
+@functools.partial(jax.jit, static_argnames=("causal", "chunk"))  # traced once, and one program outside jit too
 def delta_scan(q: Array, k: Array, v: Array, log_decay: Array, beta: Array, *, causal: bool = True,
                valid: Array | None = None, chunk: int = 32) -> Array:
     """As `recurrence.recurrence` with `beta`: S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, y_t =
@@ -89,7 +90,6 @@ def _chunks(q: Array, k: Array, v: Array, decays: Array, beta: Array, reads: Arr
             + jnp.einsum("tbhim,tbhmd->tbhid", q * jnp.exp(upto), states))
 
 
-@functools.partial(jax.jit, static_argnames="leaf")  # many small operations: one program where nothing else is jitted
 def unit_triangular_inverse(lower: Array, leaf: int = 8) -> Array:
     """(I + lower)^-1 `[..., C, C]` of a strictly lower triangle, C a power of two.
 

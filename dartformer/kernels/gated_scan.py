@@ -1,5 +1,8 @@
 """Linear recurrence with a decay for each token and channel, in chunks: gated linear attention."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -7,6 +10,7 @@ from dartformer.kernels.linear_scan import carry, chunked, joined
 from dartformer.kernels.softmax import wide
 
 
+@functools.partial(jax.jit, static_argnames=("causal", "chunk", "leaf"))  # traced once, and one program outside jit too
 def gated_scan(q: Array, k: Array, v: Array, log_decay: Array, *, causal: bool = True, valid: Array | None = None,
                chunk: int = 32, leaf: int = 8) -> Array:
     """As `recurrence.recurrence` with a decay for each channel: y_i = sum_j sum_m q_im exp(decays between) k_jm v_j.
