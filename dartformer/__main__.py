@@ -34,6 +34,8 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     new = verbs.add_parser("new", help="print a starting config", description="Print a config file to start from.")
     new.add_argument("--task", help="see `dartformer list tasks`; listops if nothing is said")
+    new.add_argument("--size", default="small", help="'small', for two CPU cores, or 'published', the size that the "
+                     "task is known for")
     new.add_argument("--data", metavar="FILE", help="your own file or folder: look at it, and write a config that runs "
                      "at once. Says what it guessed on standard error")
     new.add_argument("--text", metavar="COLUMN", help="with --data: the column of texts")
@@ -189,7 +191,7 @@ def _new(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     else:
         from dartformer.starter import starter
         task = arguments.task or "listops"
-        text = starter(task, arguments.preset, values)
+        text = starter(task, arguments.preset, values, size=arguments.size)
     if arguments.json:
         config = configs.defaults(task, preset=arguments.preset)
         configs.override(config, values)

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from dartformer import config as configs
 from dartformer.errors import InputError, unknown
+from dartformer.examples import EXAMPLES, SIZES, text_of
 from dartformer.tasks.guess import Guess, guess
 
 HEADS = {
@@ -96,19 +97,29 @@ NOTES = {
 
 
 def starter(task: str, preset: str = "recommended", values: Mapping[str, Any] | None = None,
-            file: str = "my_space.py", head: str = "") -> str:
-    """The text of a config file for a task; `values` are set on top of the starting ones, `head` is its docstring."""
+            file: str = "my_space.py", head: str = "", size: str = "small") -> str:
+    """The text of a config file for a task; `values` are set on top of the starting ones, `head` is its docstring.
+
+    `size` is "small", for two CPU cores, or "published", the one that the task is known for.
+    """
+    if size not in SIZES:
+        raise unknown("size", size, SIZES)
     if task == "files" and not head:
         raise InputError("which file? `dartformer new --data FILE` looks at it and writes a config for it.")
-    if task not in HEADS and not head:
-        raise unknown("task", task, HEADS)
+    example = EXAMPLES[size].get(task)
+    known = list(dict.fromkeys([*HEADS, *EXAMPLES["small"]]))
+    if task not in known and not head:
+        raise unknown("task", task, known)
+    if not example and not head and (size != "small" or task not in HEADS):
+        raise InputError(f"there is no {size} size of the task {task}.")
     values = dict(values or {})
     strategy = values.pop("search.strategy.name", "darts")
     config = configs.defaults(task, strategy, preset)
     kind = values.get("task.kind", "recall")
     if task == "planted" and kind not in EXPECT:
         raise unknown("kind of planted task", kind, EXPECT)
-    chosen = {**(planted(kind) if task == "planted" else VALUES.get(task, {})), **values}
+    start = example.values if example else planted(kind) if task == "planted" else VALUES.get(task, {})
+    chosen = {**start, **values}
     configs.override(config, chosen)
     arguments = f"task={task!r}" + (f", strategy={strategy!r}" if strategy != "darts" else "") \
         + (f", preset={preset!r}" if preset != "recommended" else "")
@@ -122,9 +133,11 @@ def starter(task: str, preset: str = "recommended", values: Mapping[str, Any] | 
         if name in NOTES:
             lines.append(f"    # {NOTES[name]}")
         lines.append(assignment(f"    config.{name} = ", section))
+    if example:
+        head = text_of(example, task, file, size)
     head = head or HEADS[task].format(file=file, expect=EXPECT.get(kind))
-    return (f'"""{head}"""\n\nimport dartformer\n\n\ndef get_config():\n'
-            f"    config = dartformer.defaults({arguments})\n".replace("'", '"') + "\n".join(lines)
+    made = f"    config = dartformer.defaults({arguments})\n".replace("'", '"')
+    return (f'"""{head}"""\n\nimport dartformer\n\n\ndef get_config():\n' + made + "\n".join(lines)
             + "\n    return config\n")
 
 

@@ -4,7 +4,7 @@ not find it cannot be trusted on a task where nobody knows the answer.
 Command:  dartformer run --config=search_spaces/planted_local.py --workdir=runs/planted
 Takes:    about two minutes on two cores.
 Expect:   `local(window=4)`, at 100% on test: the most frequent letter near by. Whatever cannot tell near from far stays
-          at about 53%, the token"s own letter gives 49%.
+          at about 53%, the token's own letter gives 49%.
 """
 
 import dartformer

@@ -13,6 +13,7 @@ from test_resume import finish, launch, outcome, write_config
 import dartformer
 from dartformer.__main__ import main
 from dartformer.attention import ATTENTIONS
+from dartformer.examples import EXAMPLES
 from dartformer.starter import HEADS, starter
 from dartformer.tasks.planted import KINDS
 
@@ -164,7 +165,7 @@ def test_attentions_are_listed_with_traits_cost_and_paper(capsys, monkeypatch):
         assert f"{row['cost']['flops'] / 1e6:.1f} " in out  # no column is cut off
 
 
-@pytest.mark.parametrize("task", HEADS)
+@pytest.mark.parametrize("task", dict.fromkeys([*HEADS, *EXAMPLES["small"]]))
 def test_new_prints_a_config_that_loads(task, tmp_path, capsys):
     for extra in ([], ["--preset=published"], ["--config.search.steps=7"]):
         assert main(["new", f"--task={task}", *extra]) == 0
@@ -186,9 +187,19 @@ def test_a_config_of_the_repository_is_the_starter(name):
     dartformer.load_config(ROOT / file)
 
 
+@pytest.mark.parametrize("size", EXAMPLES)
+def test_every_task_has_a_config_at_both_sizes(size):
+    for task in EXAMPLES[size]:
+        file = f"search_spaces/{task}{'_small' if size == 'small' else '_published'}.py"
+        assert (ROOT / file).read_text() == starter(task, file=file, size=size)
+        dartformer.load_config(ROOT / file)
+
+
 def test_new_refuses_what_there_is_not(capsys):
     assert "Did you mean 'listops'?" in error_of(capsys, "new", "--task=listop")
     assert "preset" in error_of(capsys, "new", "--preset=best")
+    assert "unknown size 'tiny'" in error_of(capsys, "new", "--size=tiny")
+    assert "no published size of the task planted" in error_of(capsys, "new", "--task=planted", "--size=published")
     assert "Did you mean 'mix'?" in error_of(capsys, "new", "--task=planted", "--config.task.kind=mixx")
 
 

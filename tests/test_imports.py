@@ -16,7 +16,7 @@ FLOORS = [
     ["supernet", "optimizer", "checkpoint", "metric"],
     ["config"],
     ["train", "cost", "diagnostics", "branches", "plots"],
-    ["stages"],
+    ["stages", "examples"],
     ["api", "starter"],
     ["selfcheck"],
     ["__init__"],
