@@ -1,15 +1,23 @@
 """Every strategy through the stages, with the derivation it brings: a search of a few steps, then a genotype."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from dartformer import config as configs
+from dartformer.attention import parse
 from dartformer.errors import InputError
+from dartformer.search_space import SearchSpace
 from dartformer.stages.base import Run
 from dartformer.stages.derive import derive
 from dartformer.stages.search import groups, search, stream
 from dartformer.starter import starter
-from dartformer.strategies import STRATEGIES
+from dartformer.strategies import STRATEGIES, Problem, make
+from dartformer.strategies.drop import Drop
+from dartformer.supernet import supernet
+from dartformer.transformer import TransformerConfig
 
 FEW = {"model.layers": 1, "space.candidates": ("full", "uniform"), "search.steps": 4, "retrain.steps": 2,
        "retrain.seeds": (0,), "log.every": 2, "log.eval_every": 4, "log.checkpoint_every": 4, "search.observe": False}
@@ -115,3 +123,35 @@ def test_sampled_strategies_never_share_a_program(tiny, tmp_path):
     configs.override(tiny, {**FEW, "search.seeds": 2, "search.strategy.name": "spos"})
     with Run(tiny, tmp_path) as run:
         assert [g.seeds for g in groups(run)] == [(0,), (1,)]
+
+
+def test_a_dropped_candidate_is_not_computed():
+    """Its weights turned to NaN poison a step as long as it is in play, and no longer."""
+    shape = TransformerConfig(vocabulary=7, classes=3, length=6, layers=1, heads=2, head_dim=4, model_dim=8, mlp_dim=8)
+    space = SearchSpace((parse("linformer(rank=2)"), parse("uniform")), 1, 2, "layer")
+    net = supernet(shape, space)
+
+    def loss(weights, mixture, batch, key):
+        logits = net.apply(weights, batch, batch > 0, mixture, train=True, key=key)
+        return jnp.mean(logits ** 2), {}
+
+    strategy = make("darts", {"warmup": 0.0, "extras": (Drop(stages=1),)})(
+        Problem(loss, space.alphas_shape, space.mixture_shape, optax.sgd(0.01), optax.sgd(0.01), 6))
+    state = strategy.init(jax.random.key(0), net.init(jax.random.key(1)))
+    state = state._replace(alphas=jnp.array([[[-1.0, 1.0]]]))
+    step = jax.jit(strategy.step)
+    tokens = jnp.ones((2, 6), jnp.int32)
+
+    def poisoned(state):
+        own = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), state.weights["blocks"][0]["mixer"]["own"])
+        blocks = {0: {**state.weights["blocks"][0], "mixer": {**state.weights["blocks"][0]["mixer"], "own": own}}}
+        return bool(jnp.isfinite(step(state._replace(weights={**state.weights, "blocks": blocks}), tokens,
+                                      tokens)[1]["loss"]))
+
+    found = []
+    for _ in range(6):
+        found.append(poisoned(state))
+        state, metrics = step(state, tokens, tokens)
+        assert metrics["finite"]
+    assert found == [False, False, False, True, True, True]
+    assert state.memory["alive"].tolist() == [[[False, True]]]
