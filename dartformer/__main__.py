@@ -38,7 +38,8 @@ def parser() -> argparse.ArgumentParser:
                      "task is known for")
     new.add_argument("--data", metavar="FILE", help="your own file or folder: look at it, and write a config that runs "
                      "at once. Says what it guessed on standard error")
-    new.add_argument("--text", metavar="COLUMN", help="with --data: the column of texts")
+    new.add_argument("--text", metavar="COLUMN", action="append", help="with --data: the column of texts; twice for "
+                     "two that are compared")
     new.add_argument("--label", metavar="COLUMN", help="with --data: the column of labels")
     new.add_argument("--preset", default="recommended", help="'recommended', or 'published' for the DARTS paper's")
     new.add_argument("--json", action="store_true", help="print the config's values as JSON")
@@ -183,7 +184,7 @@ def _new(arguments: argparse.Namespace, values: dict[str, str]) -> int:
         if arguments.task not in (None, "files") or arguments.preset != "recommended":
             raise InputError("--data writes a config of the task files with the recommended preset: leave --task and "
                              "--preset out.")
-        text, values, found = for_data(arguments.data, arguments.text or "", arguments.label or "", values)
+        text, values, found = for_data(arguments.data, arguments.text or (), arguments.label or "", values)
         print("".join(f"guessed: {sentence}\n" for sentence in found.sentences), end="", file=sys.stderr)
         task = "files"
     elif arguments.text or arguments.label:

@@ -1,7 +1,7 @@
 """The config file that `dartformer new` prints: a small space for a task, every line of it meant to be edited."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -166,15 +166,16 @@ def literal(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
-def for_data(file: str, text: str = "", label: str = "",
+def for_data(file: str, texts: Sequence[str] = (), label: str = "",
              values: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any], Guess]:
     """A config for the user's own file, the values it sets, and what was guessed of the file."""
-    found = guess(file, text, label)
+    found = guess(file, texts, label)
     batch = max(1, min(32, found.train // 4))
     steps = min(400, max(50, 10 * found.train // batch))
     chosen: dict[str, Any] = {
         **{f"task.{k}": v for k, v in found.options.items()},
         "data.batch_size": batch,
+        **({"model.pooling": "none"} if found.options["kind"] == "labelling" else {}),
         "model.layers": 2, "model.heads": 4, "model.head_dim": 16, "model.model_dim": 64, "model.mlp_dim": 128,
         "space.candidates": ("full", "local(window=4)", "linear", "uniform"), "space.granularity": "layer",
         "search.steps": steps, "retrain.steps": steps, "retrain.seeds": (0, 1, 2),

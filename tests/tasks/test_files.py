@@ -210,10 +210,11 @@ def test_a_guess_of_a_file(tmp_path):
     write(tmp_path / "a.csv", ROWS)
     found = guess(str(tmp_path / "a.csv"))
     assert found.options == {"path": str(tmp_path / "a.csv"), "text": "review", "label": "stars",
-                             "label_names": ("neg", "pos"), "tokens": "words", "length": 16}
+                             "label_names": ("neg", "pos"), "tokens": "words", "length": 16,
+                             "kind": "classification"}
     assert found.train == 48
     with pytest.raises(InputError, match=r"unknown column of .* 'reviw'. Did you mean 'review'"):
-        guess(str(tmp_path / "a.csv"), text="reviw")
+        guess(str(tmp_path / "a.csv"), ["reviw"])
     with pytest.raises(InputError, match="no file or folder"):
         guess(str(tmp_path / "b.csv"))
     write(tmp_path / "one.csv", [{**row, "stars": "5"} for row in ROWS])

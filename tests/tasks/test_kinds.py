@@ -111,6 +111,23 @@ def test_labels_that_will_not_do(row, options, message, file, tmp_path, capsys):
         tasks.make("files", {"path": str(path), "length": 12, **options}).load(str(tmp_path))
 
 
+@pytest.mark.parametrize(("texts", "label", "kind"), [
+    (["a", "b"], "same", "classification"), (["a"], "number", "classification"), (["b"], "many", "regression"),
+    (["a"], "kinds", "labelling"),
+])
+def test_a_guess_of_each_kind_gives_a_config_that_loads(texts, label, kind, file, tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({**row, "many": i / 7}) + "\n" for i, row in enumerate(rows())))
+    columns = [f"--text={name}" for name in texts]
+    assert main(["new", "--data", str(path), *columns, "--label", label]) == 0
+    (tmp_path / "space.py").write_text(capsys.readouterr().out)
+    config = dartformer.load_config(tmp_path / "space.py")
+    assert (config.task.kind, config.task.text2) == (kind, texts[1] if texts[1:] else "")
+    assert config.model.pooling == ("none" if kind == "labelling" else "mean")
+    assert config.task.label_names == {"same": ("no", "yes"), "kinds": ("0", "1"), "many": (),
+                                       "number": ("-1.5", "-0.5", "0.5")}[label]
+
+
 SIZES = {"layers": 1, "heads": 1, "head_dim": 4, "model_dim": 4, "mlp_dim": 6}
 
 
