@@ -36,8 +36,8 @@ KINDS, LAYERS, HEADS, SEEDS, STEPS = ("recall", "relay"), 3, 2, 3, 300
 
 VALUES: dict[str, Any] = {
     "model.layers": LAYERS, "model.heads": HEADS, "space.candidates": CANDIDATES, "space.granularity": "layer",
-    "task.length": 32, "task.train": 4_000, "search.steps": STEPS, "retrain.steps": STEPS,
-    "retrain.seeds": tuple(range(SEEDS))}
+    "task.length": 32, "task.train": 4_000, "task.valid": 300, "data.batch_size": 8,
+    "search.steps": STEPS, "retrain.steps": STEPS, "retrain.seeds": tuple(range(SEEDS))}
 
 SPACE = SearchSpace(parse_candidates(CANDIDATES), LAYERS, HEADS, "layer")
 
