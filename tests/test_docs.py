@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from dartformer import attention as attentions
 from dartformer.__main__ import main
 from dartformer.kernels.flash import KERNELS
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs/attention.md").read_text()
+FOLDER = Path(__file__).resolve().parents[1] / "docs"
+PAGE = (FOLDER / "attention.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, re.S)
 
 
@@ -42,6 +44,11 @@ def test_one_on_its_own():
     np.testing.assert_allclose(made["y"], y, atol=1e-5)
     assert np.all(np.triu(made["matrix"][0, 0], 1) == 0)
     assert made["cost"].flops > 0
+
+
+def test_the_table_of_types_is_what_the_script_makes():
+    made = runpy.run_path(str(FOLDER / "make.py"))["page"](PAGE)
+    assert made == PAGE, "run `python docs/make.py`"
 
 
 def test_the_fields_and_kernels_it_names_are_there():
