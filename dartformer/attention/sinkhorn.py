@@ -71,10 +71,10 @@ class Sinkhorn(Spelled):
         size = (shape.heads, fan_in, -(-shape.length // self.block))
         return {"W": jax.random.normal(key, size) * (fan_in * self.block) ** -0.5}
 
-    def _sorting(self, params: Params, inputs: Inputs, causal: bool) -> tuple[Array, ...]:
+    def _sorting(self, params: Params, inputs: Inputs, causal: bool) -> tuple[Array, Array, Array, Array, Array | None]:
         """q, k, v in tiles `[B, H, T, b, D]`, zero where there is no token; R `[B, H, T, T]`; the share of each place.
 
-        The share, `[B or 1, H or 1, T, b]`, is the part of R's row that is valid tokens: 1 in unpadded, whole blocks.
+        The share, `[B, H, T, b]`, is the part of R's row that is valid tokens; None where no block has a token missing.
         """
         accept(self, inputs, causal=causal)
         length = inputs.q.shape[1]
@@ -90,7 +90,7 @@ class Sinkhorn(Spelled):
             keep = jnp.asarray(some[..., None] & some[..., None, :])
         r = sinkhorn(scores, self.iterations, keep)
         if isinstance(exists, np.ndarray) and exists.all():
-            return q, k, v, r, jnp.ones((1, 1, *exists.shape[1:]), dtype)
+            return q, k, v, r, None
         total = r.sum(-1)[..., None]
         share = jnp.einsum("bhtu,bus->bhts", r, jnp.broadcast_to(exists, (len(r), *exists.shape[1:])).astype(dtype))
         return q, k, v, r, share / jnp.where(total == 0, 1, total)
@@ -99,14 +99,16 @@ class Sinkhorn(Spelled):
                  key: Array | None = None) -> Array:
         """See `Attention`."""
         q, k, v, r, share = self._sorting(params, inputs, causal)
-        there = share > LEAST
-        held = jnp.where(there, share, 1)[..., None]
-        sorted_k, sorted_v = (jnp.einsum("bhtu,bhusd->bhtsd", r, x, preferred_element_type=wide(r, x)) / held
-                              for x in (k, v))
-        own: Any = existing(inputs.q.shape[1], self.block, inputs.valid)
-        own = own[:, None, :, None, :]
-        sets = [Keys(k, v, np.zeros(1), own),
-                Keys(sorted_k, sorted_v, np.zeros(1), there[..., None, :], bias=jnp.log(held.swapaxes(-1, -2)))]
+        both = jnp.concatenate([k, v], axis=-1).astype(wide(r, k, v))
+        both = (r @ both.reshape(*both.shape[:3], -1)).reshape(both.shape)  # one product of plain matrices
+        sorted_k, sorted_v = jnp.split(both, [k.shape[-1]], axis=-1)
+        own, there, bias = None, None, None
+        if share is not None:
+            exists: Any = existing(inputs.q.shape[1], self.block, inputs.valid)
+            own, there = exists[:, None, :, None, :], (share > LEAST)[..., None, :]
+            held = jnp.where(share > LEAST, share, 1)[..., None]
+            sorted_k, sorted_v, bias = sorted_k / held, sorted_v / held, jnp.log(held.swapaxes(-1, -2))
+        sets = [Keys(k, v, np.zeros(1), own), Keys(sorted_k, sorted_v, np.zeros(1), there, bias=bias)]
         out = untile(attend(q, sets, dropout=inputs.rate(train), key=key), inputs.q.shape[1])
         return zero_invalid(out, inputs.mask)
 
@@ -116,6 +118,7 @@ class Sinkhorn(Spelled):
         length, scale = inputs.q.shape[1], q.shape[-1] ** -0.5
         tiles = r.shape[-1]
         exists = jnp.broadcast_to(existing(length, self.block, inputs.valid), (len(q), tiles, self.block))
+        share = jnp.ones((1, 1, *exists.shape[1:])) if share is None else share
         there = share > LEAST
         held = jnp.where(there, share, 1)
         # What each place is made of: [B, H, T, place, U, b], zero but where the token's place is the same.
