@@ -80,7 +80,7 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
     config = ConfigDict({
         "seed": 0,
         "task": {"name": task, **{k: v for k, v in options(task_type).items() if k in tasks.options_of(task_type)}},
-        "data": {"dir": "", "batch_size": 32, "eval_batch_size": 250},
+        "data": {"dir": "", "batch_size": 32, "eval_batch_size": 250, "buckets": 1},
         "model": model,
         "space": {"candidates": ("full", "local(window=4)", "linear", "uniform"), "granularity": "layer"},
         "search": {
@@ -317,6 +317,10 @@ def validate(config: ConfigDict) -> None:
     strategy.check(len(space.candidates), config.search.steps)
     if not strategy.traits.alphas and config.search.alphas.to_dict() != ALPHAS:
         raise InputError(f"search.alphas has no effect: the strategy {config.search.strategy.name!r} learns no alphas.")
+    for one in space.candidates:
+        if config.data.buckets > 1 and one.traits.fixed_length:
+            raise InputError(f"data.buckets = {config.data.buckets} gives batches of several lengths, and {one} has "
+                             f"parameters for one length alone.")
     if config.search.projections not in PROJECTIONS:
         raise unknown("search.projections", config.search.projections, PROJECTIONS)
     check_partial(config.model.heads, config.space.granularity, config.search.projections, config.search.partial)
@@ -332,7 +336,8 @@ def validate(config: ConfigDict) -> None:
         optimizer.validate(section, where)
     for name, value in (("search.steps", config.search.steps), ("search.seeds", config.search.seeds),
                         ("retrain.steps", config.retrain.steps),
-                        ("data.batch_size", config.data.batch_size), ("log.every", config.log.every),
+                        ("data.batch_size", config.data.batch_size), ("data.buckets", config.data.buckets),
+                        ("log.every", config.log.every),
                         ("data.eval_batch_size", config.data.eval_batch_size),
                         ("log.eval_every", config.log.eval_every),
                         ("log.checkpoint_every", config.log.checkpoint_every)):

@@ -146,22 +146,27 @@ class Evaluator:
 
 
 class CompiledStep:
-    """A step compiled once, ahead of time, so that compiling is counted apart from running."""
+    """A step compiled once for each shape of a batch, so that compiling is counted apart from running."""
 
     def __init__(self, step: Step):
         self._jitted = jax.jit(step, donate_argnums=0)
-        self._compiled: Any = None
+        self._compiled: dict[Any, Any] = {}
         self.compile_seconds = 0.0
 
     def prepare(self, state: Any, batch: Any) -> None:
         """Compile for these shapes, unless that is done."""
-        if self._compiled is None:
+        self._for(state, batch)
+
+    def _for(self, state: Any, batch: Any) -> Any:
+        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
+        if shapes not in self._compiled:
             started = time.perf_counter()
-            self._compiled = self._jitted.lower(state, batch).compile()
-            self.compile_seconds = time.perf_counter() - started
+            self._compiled[shapes] = self._jitted.lower(state, batch).compile()
+            self.compile_seconds += time.perf_counter() - started
+        return self._compiled[shapes]
 
     def __call__(self, state: Any, batch: Any) -> tuple[Any, Metrics]:
-        return self._compiled(state, batch)
+        return self._for(state, batch)(state, batch)
 
 
 @dataclass
@@ -228,6 +233,7 @@ def fit(name: str, step: CompiledStep, state: Any, stream: Stream, schedule: Sch
         batch = next(stream)
         step.prepare(state, batch)
         compile_seconds = max(compile_seconds, step.compile_seconds)
+        compiled = step.compile_seconds
         pending: list[Metrics] = []
         started = time.perf_counter()
 
@@ -271,7 +277,8 @@ def fit(name: str, step: CompiledStep, state: Any, stream: Stream, schedule: Sch
                 if last:
                     break
                 batch = next(stream)
-        return Fitted(state, seconds + time.perf_counter() - started, compile_seconds, evaluations)
+        late = step.compile_seconds - compiled  # for lengths that came up on the way
+        return Fitted(state, seconds + time.perf_counter() - started - late, compile_seconds + late, evaluations)
 
 
 def _look(pending: list[dict[str, Any]], done: int, rates_at: Callable[[int], dict[str, float]],

@@ -141,6 +141,15 @@ def test_the_log_is_json_without_nan(tmp_path):
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
 
 
+def test_a_step_is_compiled_for_each_shape_of_a_batch():
+    step = CompiledStep(lambda state, batch: (state + batch.sum(), {}))
+    state = jnp.zeros(())
+    for n in (2, 3, 2, 3):
+        state, _ = step(state, jnp.ones(n))
+    assert float(state) == 10
+    assert len(step._compiled) == 2
+
+
 def test_cross_entropy_leaves_negative_labels_out():
     logits = jnp.array([[2.0, 0.0], [0.0, 2.0], [5.0, 5.0]])
     losses, correct, weight = ACCURACY.losses(logits, jnp.array([0, 0, -1]))

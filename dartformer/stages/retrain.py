@@ -51,7 +51,7 @@ def retrain(run: Run, genotype: Genotype, folder: str = "retrain") -> list[Model
             return evaluator(state.weights, run.parts["valid"])
 
         fitted = fit(f"{folder} seed {seed}", step, begin(net, chain, seed),
-                     batches(run.parts["train"], run.config.data.batch_size, seed),
+                     batches(run.parts["train"], run.config.data.batch_size, seed, run.config.data.buckets),
                      Schedule(config.steps, run.config.log.every, run.config.log.eval_every,
                               run.config.log.checkpoint_every),
                      where, evaluate=evaluate, rates={"rate": optimizer.schedule(config.optimizer, config.steps)},

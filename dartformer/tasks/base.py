@@ -284,12 +284,38 @@ def _raw(n: int, *seed: int) -> np.ndarray:
     return np.random.PCG64(seed).random_raw(n)
 
 
-class _Epochs:
-    """Batch number `i` of an endless stream that passes over the split in a new order every epoch."""
+def lengths(split: Split) -> np.ndarray:
+    """`[S]` tokens of each example (of two documents, of the longer); `InputError` where they have no end."""
+    if isinstance(split, Subset):
+        return lengths(split.split)[split.indices]
+    if isinstance(split, ArraySplit):
+        return split.lengths.reshape(len(split), -1).max(1)
+    if isinstance(split, Endless):
+        raise InputError("data.buckets above 1 sorts examples by length, and these are made without end.")
+    return np.concatenate([batch["valid"].sum(-1).reshape(len(batch["label"]), -1).max(1) for batch in counted(split)])
 
-    def __init__(self, split: Split, batch_size: int, seed: int):
-        self.split, self.batch_size, self.seed = split, batch_size, seed
+
+def padded_share(split: Split, batch_size: int, buckets: int = 1) -> float:
+    """Share of the tokens of an epoch's batches that are padding."""
+    made = _Epochs(split, batch_size, 0, buckets)
+    valid = [made[i]["valid"] for i in range(made.steps)]
+    return 1 - sum(int(v.sum()) for v in valid) / sum(v.size for v in valid)
+
+
+class _Epochs:
+    """Batch number `i` of an endless stream that passes over the split in a new order every epoch.
+
+    With `buckets` above 1 a batch holds examples of about the same length, and is cut to the shortest of that many
+    equal steps of the full length that holds them all.
+    """
+
+    def __init__(self, split: Split, batch_size: int, seed: int, buckets: int = 1):
+        self.split, self.batch_size, self.seed, self.buckets = split, batch_size, seed, buckets
         self.steps = len(split) // batch_size
+        if buckets > 1:
+            whole = split.take(np.arange(1))["valid"].shape[-1]
+            self.step = -(-whole // buckets)
+            self.bucket = -(-lengths(split) // self.step)
         self.shuffled = (-1, np.empty(0, np.int64))
 
     def __len__(self) -> int:
@@ -300,8 +326,25 @@ class _Epochs:
         shuffled = self.shuffled
         if shuffled[0] != epoch:
             # One assignment: a reading thread must never see one epoch's order under another's number.
-            self.shuffled = shuffled = (epoch, permutation(len(self.split), self.seed, epoch))
-        return self.split.take(shuffled[1][i * self.batch_size : (i + 1) * self.batch_size])
+            self.shuffled = shuffled = (epoch, self._order(epoch))
+        rows = shuffled[1][i * self.batch_size : (i + 1) * self.batch_size]
+        batch = self.split.take(rows)
+        if self.buckets == 1:
+            return batch
+        n = max(int(self.bucket[rows].max()), 1) * self.step
+        axis = batch["valid"].ndim - 1
+        cut = (slice(None),) * axis + (slice(n),)
+        names = ("tokens", "valid") + (("label",) if batch["label"].ndim > 1 else ())
+        return {**batch, **{name: batch[name][cut] for name in names}}
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Examples in the order of the epoch's batches."""
+        order = permutation(len(self.split), self.seed, epoch)
+        if self.buckets == 1:
+            return order
+        order = order[:self.steps * self.batch_size]  # what is left over is left over at random
+        order = order[np.argsort(self.bucket[order], kind="stable")].reshape(self.steps, self.batch_size)
+        return order[permutation(self.steps, self.seed, epoch)].reshape(-1)
 
 
 class _Fresh:
@@ -319,11 +362,12 @@ class _Fresh:
         return self.split.take(np.arange(first, first + self.batch_size))
 
 
-def batches(split: Split, batch_size: int, seed: int) -> grain.DatasetIterator:
+def batches(split: Split, batch_size: int, seed: int, buckets: int = 1) -> grain.DatasetIterator:
     """An endless iterator of `Batch`es of exactly `batch_size` examples, reshuffled every epoch.
 
     An epoch takes every example at most once and drops the remainder; an `Endless` split has no epochs, and no example
-    comes twice. `get_state()` is one small dictionary,
+    comes twice. With `buckets` above 1 batches have at most so many lengths, and hold examples of like length.
+    `get_state()` is one small dictionary,
     and `set_state` of it on a fresh iterator of the same arguments continues with the same batches. Raises
     `InputError` where a batch is larger than the split.
 
@@ -332,7 +376,9 @@ def batches(split: Split, batch_size: int, seed: int) -> grain.DatasetIterator:
     if not 1 <= batch_size <= len(split):
         raise InputError(f"batch size {batch_size} is not between 1 and the split's {len(split)} examples.")
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    made = _Fresh(split, batch_size, seed) if isinstance(split, Endless) else _Epochs(split, batch_size, seed)
+    if buckets > 1 and isinstance(split, Endless):
+        lengths(split)
+    made = _Fresh(split, batch_size, seed) if isinstance(split, Endless) else _Epochs(split, batch_size, seed, buckets)
     return iter(grain.MapDataset.source(made).to_iter_dataset(options))
 
 

@@ -13,6 +13,7 @@ from dartformer.tasks.base import (
     PARTS,
     VALID_FRACTION,
     ArraySplit,
+    Endless,
     RecordSplit,
     Split,
     Subset,
@@ -21,6 +22,7 @@ from dartformer.tasks.base import (
     from_source,
     majority,
     pack,
+    padded_share,
     parts,
     permutation,
 )
@@ -173,6 +175,30 @@ def test_examine_weighs_every_example_once(size):
     assert weight.dtype == np.float32
     assert rows[weight == 1].tolist() == list(range(10))
     assert all(batch["valid"].any(1).all() for batch in found), "a filled-up row has no token to attend to"
+
+
+def test_buckets_hold_examples_of_like_length_and_lose_none():
+    split = in_memory(100)
+    stream = batches(split, 7, 3, buckets=3)
+    epochs = [[next(stream) for _ in range(14)] for _ in range(8)]
+    for epoch in epochs:
+        seen = np.concatenate([batch["tokens"][:, 0] for batch in epoch])
+        assert len(set(seen.tolist())) == 98
+        for batch in epoch:
+            n = batch["tokens"].shape[1]
+            assert n in (3, 6, 7)
+            assert batch["valid"].shape == batch["tokens"].shape
+            lengths = 1 + batch["tokens"][:, 0] % LENGTH
+            np.testing.assert_array_equal(batch["valid"].sum(1), lengths)
+            assert lengths.max() > n - 3
+    assert set(np.concatenate([b["tokens"][:, 0] for e in epochs for b in e])) == set(range(100)), "one is never used"
+    assert [b["tokens"].shape[1] for b in epochs[0]] != sorted(b["tokens"].shape[1] for b in epochs[0])
+    assert padded_share(split, 7, 3) < 0.75 * padded_share(split, 7)
+    again = batches(split, 7, 3, buckets=3)
+    again.set_state(stream.get_state())
+    assert same(next(again), next(stream))
+    with pytest.raises(InputError, match="made without end"):
+        batches(Endless(lambda i: {}, 10), 2, 0, buckets=2)
 
 
 def test_examine_refuses_an_empty_batch():
