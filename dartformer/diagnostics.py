@@ -14,6 +14,10 @@ from dartformer.search_space import SearchSpace
 LOW_ENTROPY, HIGH_ENTROPY = 0.5, 0.95
 """Shares of ln K: below the first a row of the mixture has decided, above the second it has hardly moved."""
 
+DECIDED = 0.75
+"""Largest weight of a row from which on a choice is one. Of 80 searches of planted tasks, those that had it in every row
+were right 56 times of 56, the others 10 times of 24 (experiments/benchmarks/README.md)."""
+
 WIDE_GAP = 0.05
 """A loss of accuracy by discretisation above this (5 points) means that the mixture, not its winner, was trained."""
 
@@ -80,6 +84,21 @@ def entropy(mixtures: np.ndarray, space: SearchSpace, simplex: bool = True) -> F
         verdict = f"the alphas moved, and keep several candidates alive (entropy {value:.2f} of the maximum)"
     return Finding("entropy", value, HIGH_ENTROPY, "this package: with four candidates, a largest weight of 0.42",
                    value <= HIGH_ENTROPY, verdict)
+
+
+def decision(mixtures: np.ndarray, space: SearchSpace) -> Finding:
+    """Whether every row of the mean of `mixtures` `[S, L, H, K]` has one candidate that outweighs the others by far."""
+    free = np.mean(np.asarray(mixtures, np.float64), 0)[:space.alphas_shape[0], :space.alphas_shape[1]]
+    largest = free.max(-1)
+    value, open_ = float(largest.min()), int((largest < DECIDED).sum())
+    if open_:
+        row, column = divmod(int(largest.argmin()), largest.shape[1])
+        verdict = (f"{open_} of {largest.size} places are not decided, least of all {space.place_name((row, column))} "
+                   f"(largest weight {value:.2f}): longer searches may choose differently")
+    else:
+        verdict = f"every place has a candidate of weight {value:.2f} or more"
+    source = "this package: of 80 searches of planted tasks, 56 of 56 above it were right, and 10 of 24 below"
+    return Finding("decision", value, DECIDED, source, not open_, verdict)
 
 
 def margin(mixtures: np.ndarray, space: SearchSpace, tie_margin: float) -> Finding:
@@ -271,13 +290,15 @@ def of_search(mixtures: np.ndarray, space: SearchSpace, evaluate: Callable[[int,
         return {**data, **judged([Finding("margin", None, None, "", None, "the strategy learns no alphas: its mixture "
                                           "is uniform, and the derivation decides"), *observed])}
     hard = [evaluate(i, space.mixture(space.genotype(found[i]["winner"]))) for i in each]
-    findings = [entropy(mixtures, space, simplex), margin(mixtures, space, tie_margin), agreement(mixtures, space),
+    seeds = agreement(mixtures, space)
+    findings = [entropy(mixtures, space, simplex), *([decision(mixtures, space)] if simplex else []),
+                margin(mixtures, space, tie_margin), seeds,
                 discretisation([s[share] for s in soft], [h[share] for h in hard])]
     accuracy = [h[share] for h in hard]
     return {**data, "valid_discrete": _mean(hard), "discretisation_gap": findings[-1].value,
             "seeds": {f"valid_discrete_{share}": {"mean": float(np.mean(accuracy)), "spread": spread(accuracy),
                                                   "per_seed": accuracy},
-                      "agreement": findings[2].value},
+                      "agreement": seeds.value},
             **judged([*findings, *observed])}
 
 

@@ -54,6 +54,16 @@ def test_margin_is_held_against_the_seeds(rows, fine, says):
     assert (found.value <= found.threshold) == (not fine)
 
 
+@pytest.mark.parametrize(("rows", "fine", "says"), [
+    ([(0.6, 0.2, 0.1, 0.1)], False, "1 of 2 places are not decided, least of all layer 0 (largest weight 0.60)"),
+    ([(0.8, 0.1, 0.05, 0.05)], True, "every place has a candidate of weight 0.80 or more"),
+    ([(0.9, 0.1, 0, 0), (0.1, 0.9, 0, 0)], False, "largest weight 0.50")])
+def test_decision(rows, fine, says):
+    found = diagnostics.decision(mixtures(*rows), SPACE)
+    assert found.fine == fine
+    assert says in found.verdict
+
+
 def test_margin_names_some_places_and_counts_the_rest():
     space = SearchSpace(SPACE.candidates, 5, 1, "layer")
     found = diagnostics.margin(np.full((1, 5, 1, 4), 0.25), space, 0.05)
@@ -81,20 +91,20 @@ def test_of_a_search():
     def evaluate(seed, mixture):
         return {"loss": 1.0 + seed, "accuracy": float(mixture[0, 0, 0])}
 
-    rows = (0.6, 0.2, 0.1, 0.1), (0.7, 0.1, 0.1, 0.1)
+    rows = (0.8, 0.2, 0.0, 0.0), (0.9, 0.1, 0.0, 0.0)
     data = diagnostics.of_search(mixtures(*rows), SPACE, evaluate, 0.05)
-    assert data["valid_soft"] == pytest.approx({"loss": 1.5, "accuracy": 0.65})
+    assert data["valid_soft"] == pytest.approx({"loss": 1.5, "accuracy": 0.85})
     assert data["valid_discrete"]["accuracy"] == 1.0
-    assert data["discretisation_gap"] == pytest.approx(-0.35)
+    assert data["discretisation_gap"] == pytest.approx(-0.15)
     assert {k: v["accuracy"] for k, v in data["alone"].items()} == {
         "full": 1, "local(window=4)": 0, "identity": 0, "uniform": 0}
     assert data["seeds"]["valid_discrete_accuracy"] == {"mean": 1.0, "spread": 0.0, "per_seed": [1.0, 1.0]}
-    assert [f["name"] for f in data["findings"]] == ["entropy", "margin", "seeds", "discretisation"]
+    assert [f["name"] for f in data["findings"]] == ["entropy", "decision", "margin", "seeds", "discretisation"]
     assert all(f["source"] for f in data["findings"])
     assert data["verdicts"][0].startswith("no warning")
     tied = diagnostics.of_search(mixtures((0.3, 0.3, 0.2, 0.2)), SPACE, evaluate, 0.05)
-    assert len(tied["verdicts"]) == 1
-    assert "as tied" in tied["verdicts"][0]
+    assert len(tied["verdicts"]) == 2
+    assert "as tied" in tied["verdicts"][1]
     blind = diagnostics.of_search(np.full((1, 2, 1, 4), 0.25), SPACE, evaluate, 0.05, learned=False)
     assert "learns no alphas" in blind["verdicts"][0]
     assert "valid_discrete" not in blind
@@ -105,7 +115,7 @@ def test_the_terminal_and_the_report_show_every_verdict(capsys, tmp_path):
     summary.show("search", {"diagnostics": data, "seconds": 1.0}, tmp_path)
     shown = " ".join(capsys.readouterr().out.split())
     page = report.findings_table(data)
-    for mark, one in zip(("ok", "WARNING", "?", "ok"), data["findings"], strict=True):
+    for mark, one in zip(("ok", "WARNING", "WARNING", "?", "ok"), data["findings"], strict=True):
         assert f"{mark} {one['name']}" in shown
         assert f"{mark} {one['name']}" in page
         assert one["verdict"] in page
