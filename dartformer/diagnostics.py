@@ -15,7 +15,7 @@ LOW_ENTROPY, HIGH_ENTROPY = 0.5, 0.95
 """Shares of ln K: below the first a row of the mixture has decided, above the second it has hardly moved."""
 
 DECIDED = 0.75
-"""Largest weight of a row from which on a choice is one. Of 80 searches of planted tasks, those that had it in every row
+"""Largest weight of a row from which on a choice is one. Of 80 searches of planted tasks, those with it in every row
 were right 56 times of 56, the others 10 times of 24 (experiments/benchmarks/README.md)."""
 
 WIDE_GAP = 0.05
