@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dartformer.errors import InputError, unknown
+from dartformer.strategies import relax
 from dartformer.strategies.base import Loss, Problem, State, Strategy, StrategyOptions, Traits, refusal
 from dartformer.strategies.beta_decay import BetaDecay
 from dartformer.strategies.darts import Darts
@@ -43,7 +44,7 @@ EXTRAS: dict[str, type[Extra]] = {
 """What can be put on top of the strategies that learn alphas."""
 
 __all__ = ["EXTRAS", "HYPERGRADIENTS", "STRATEGIES", "Darts", "Extra", "Gumbel", "Loss", "Problem", "State",
-           "Strategy", "StrategyOptions", "Traits", "make", "refusal"]
+           "Strategy", "StrategyOptions", "Traits", "make", "refusal", "relax"]
 
 
 def make(name: str, options: Mapping[str, Any]) -> StrategyOptions:
