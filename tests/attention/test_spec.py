@@ -1,7 +1,9 @@
 """Attentions as text: parse and format are inverse, and every mistake is named."""
 
+import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from types import UnionType
+from typing import ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -148,3 +150,22 @@ def test_entry_points_are_imported_when_asked_for(table, monkeypatch):
     points.append(Point("full", Many))
     with pytest.raises(InputError, match=r"'full' .* is already registered"):
         names()
+
+
+WRONG = {int: ("-1", "True", "1.5"), float: ("-1.0", "1e999", "'a'"), str: ("'nonsense'", "1")}
+"""Of every kind of option, what no attention takes."""
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_every_option_refuses_what_is_out_of_range(name):
+    hints = get_type_hints(ATTENTIONS[name])
+    for option in (f.name for f in dataclasses.fields(ATTENTIONS[name])):
+        hint = hints[option]
+        kinds = [type(get_args(k)[0]) if get_origin(k) is Literal else k
+                 for k in (get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,))]
+        wrong = [text for kind in kinds for text in WRONG.get(kind, ("-1", "()" if kind is tuple else "('a',)"))]
+        assert wrong
+        for text in wrong:
+            with pytest.raises(InputError, match=name) as caught:
+                parse(f"{name}({option}={text})")
+            assert "\n" not in str(caught.value)
