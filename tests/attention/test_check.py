@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dartformer.attention import ATTENTIONS, ConformanceError, Inputs, check, check_process, parse
+from dartformer.attention import ATTENTIONS, ConformanceError, Inputs, Shape, check, check_process, parse
 from dartformer.attention import check_properties as properties
 from dartformer.attention.base import Cost, zero_invalid
 from dartformer.attention.check_case import Case, Failed, NotApplicable
 from dartformer.attention.full import Full
 from dartformer.attention.linformer import Linformer
 from dartformer.attention.local import Local
+from dartformer.attention.reformer import Reformer
+from dartformer.errors import InputError
 from dartformer.kernels.softmax import dense_allowed, masked_softmax, softmax_attention
 
 
@@ -35,6 +37,7 @@ def fails(attention, *names):
     with jax.enable_x64(True):
         case = Case(attention, seed=0, heads=3, head_dim=8, length=53, tolerance=1e-6)
         for name in names:
+            assert getattr(properties, name) in properties.PROPERTIES  # so that `check` fails
             with pytest.raises(Failed):
                 getattr(properties, name)(case)
 
@@ -183,6 +186,21 @@ class DeadSortNet(Full):
         rows = jax.nn.softmax(jnp.einsum("buthd,hdm->bhum", blocks, params["sort"]))
         k = jnp.einsum("bvthd,bhum->buthd", blocks, rows).reshape(len(keys), -1, *keys.shape[2:])[:, :length]
         return Full.__call__(self, params, dataclasses.replace(inputs, k=k))
+
+
+@dataclass(frozen=True)
+class ChunksOfAllTokens(Reformer):
+    """Causal as published: later keys are masked, and the chunks are still cut among all tokens, later ones too."""
+
+    def _times(self, inputs, causal):
+        i, bucket = square(inputs), self.hashed(inputs, causal=causal)[0]
+        other = bucket[..., None, :]
+        rank = ((other < bucket[..., None]) | ((other == bucket[..., None]) & (i[1] < i[0]))).sum(-1) // self.chunk
+        back = rank[..., None] - rank[..., None, :]
+        return ((other == bucket[..., None]) & ((back == 0) | (back == 1)) & (i[1] < i[0])).sum(2)
+
+    def __call__(self, params, inputs, *, causal=False, train=False, key=None):
+        return jnp.einsum("bhnk,bkhd->bnhd", self.weights(params, inputs, causal=True), inputs.v)
 
 
 @dataclass(frozen=True)
@@ -419,6 +437,7 @@ class Mutable(Full.__bases__[0]):
     (OtherGraphInEachProcess(), ["other_processes"]),
     (EndsTheProcess(), ["other_processes"]),
     (DeadSortNet(), ["parameters_live"]),
+    (ChunksOfAllTokens(buckets=4, chunk=4), ["causality"]),
     (ExamplesTalk(), ["vmap_and_remat"]),
     (DividesByTheOthers(), ["tiny_gradients"]),
     (ScoresInFloat16(), ["float16_range"]),
@@ -447,7 +466,7 @@ class Mutable(Full.__bases__[0]):
     (DropsWithoutRescaling(), ["attention_dropout"]),
     (TakesAnything(), ["refuses_what_it_cannot_take"]),
     (Mutable(), ["frozen_dataclass"]),
-], ids=lambda a: type(a).__name__ if isinstance(a, Full | Linformer | Local | Mutable) else "")
+], ids=lambda a: type(a).__name__ if isinstance(a, Full | Linformer | Local | Mutable | Reformer) else "")
 def test_planted_mistakes_are_found(attention, names):
     fails(attention, *names)
 
@@ -480,3 +499,13 @@ def test_what_does_not_apply_says_why():
         case = Case(Inside(), seed=0, heads=3, head_dim=8, length=53, tolerance=1e-6)
         with pytest.raises(NotApplicable, match=r"defined in .*<locals>\.Inside, which another process cannot import"):
             properties.other_processes(case)
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_no_tokens_at_all_are_refused(name):
+    attention, shape = parse(name), Shape(length=8, heads=2, head_dim=4, model_dim=8)
+    params = jax.eval_shape(lambda key: attention.init(key, shape), jax.random.key(0))
+    q, x = np.zeros((1, 0, 2, 4), np.float32), np.zeros((1, 0, 8), np.float32)
+    inputs = Inputs(q, q, q, x, np.zeros((1, 0), bool), jax.random.split(jax.random.key(0), 2))
+    with pytest.raises(InputError, match="length must be at least 1, got 0"):
+        jax.eval_shape(lambda p, i: attention(p, i, causal=not attention.traits.bidirectional), params, inputs)
