@@ -25,6 +25,7 @@ def delta_scan(q: Array, k: Array, v: Array, log_decay: Array, beta: Array, *, c
       q, k: `[B, N, H, M]`; the norm of k at most 1, or the state may grow without bound.
       v: `[B, N, H, D]`.
       log_decay: `[B, N, H]`, at most zero; of token t it is what the state decays by before t is read or written.
+        Strong ones cost digits, as in `decay_scan`.
       beta: `[B, N, H]`, 0 to 1 (or 2).
       causal: one scan; otherwise a second from the right, in which token t is read before it is written.
       valid: `[B, N]` bool; the others neither write to the state nor let it decay. None if all are.

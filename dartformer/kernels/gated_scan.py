@@ -23,6 +23,7 @@ def gated_scan(q: Array, k: Array, v: Array, log_decay: Array, *, causal: bool =
       q, k: `[B, N, H, M]`.
       v: `[B, N, H, D]`.
       log_decay: `[B, N, H, M]`, at most zero; of token t it is what the state decays by before t is read or written.
+        Strong ones cost digits, as in `decay_scan`.
       causal: over j <= i; otherwise over all j, by the decays of j + 1 to i, or of i to j - 1.
       valid: `[B, N]` bool; the others neither write to the state nor let it decay. None if all are.
       chunk: tokens handled together; `leaf` times a power of two.
