@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from dartformer import config as configs
+from dartformer import diagnostics
 from dartformer.attention import parse
+from dartformer.attention.full import Full
 from dartformer.branches import gauge, observer
 from dartformer.metric import ACCURACY
 from dartformer.search_space import SearchSpace
@@ -80,3 +82,21 @@ def test_a_search_logs_what_it_observes(tiny, tmp_path):
         assert found.diagnostics["curvature"] == pytest.approx(lines[-1]["curvature"], rel=1e-5)
         assert np.shape(found.history[0]["entropy_rows"]) == np.shape(found.history[0]["margin_rows"]) == (1, 1)
         assert any("valid_discretisation_gap" in line for line in found.history)
+
+
+def test_a_branch_rescaled_changes_its_rms_and_no_normalised_mixture(monkeypatch):
+    """Without a norm the mixture measures scale; with one a constant is nothing."""
+    given, mixture, call = batch(), jnp.full((1, 2, 3), 1 / 3), Full.__call__
+    space = SearchSpace(tuple(map(parse, ("full", "identity", "uniform"))), 1, 2, "layer")
+    net, outputs, seen, verdicts = supernet(CONFIG, space), {}, {}, {}
+    weights = net.init(jax.random.key(0))
+    for by in (1.0, 1e2, 1e-5):
+        monkeypatch.setattr(Full, "__call__", lambda *a, by=by, **options: by * call(*a, **options))
+        if by >= 1:
+            outputs[by] = jax.jit(lambda *a: net.apply(*a))(weights, given["tokens"], given["valid"], mixture)
+        seen[by] = jax.jit(observer(CONFIG, space, "shared", ACCURACY.mean))(weights, mixture, given).rms
+        verdicts[by] = [diagnostics.loudness(seen[by].mean(-1), space, norm).fine for norm in (True, False)]
+    np.testing.assert_allclose(outputs[1e2], outputs[1.0], rtol=1e-3)
+    np.testing.assert_allclose(seen[1e2][0, 0], 1e2 * seen[1.0][0, 0], rtol=1e-4)
+    np.testing.assert_allclose(seen[1e2][0, 1:], seen[1.0][0, 1:], rtol=1e-4)
+    assert verdicts == {1.0: [True, True], 1e2: [True, False], 1e-5: [False, False]}
