@@ -15,7 +15,7 @@ from dartformer.genotype import Genotype
 from dartformer.kernels.flash import without_cudnn
 from dartformer.strategies import Problem, Strategy
 from dartformer.supernet import supernet
-from dartformer.tasks.base import Learns, Split, Task, parts
+from dartformer.tasks.base import Checks, Learns, Split, Task, parts
 from dartformer.train import CompiledStep, Evaluator, plain_step, training_loss
 from dartformer.transformer import Network, transformer
 from dartformer.workdir import Workdir, read_json, write_json
@@ -50,7 +50,7 @@ class Run:
         self.config = config
         self.task = configs.make_task(config)
         self.metric = metric.find(self.task.traits.metric)
-        if isinstance(self.task, Learns):
+        if isinstance(self.task, Checks):
             self.task.check(config.data.dir or None)
         self.model = configs.make_model(config, self.task)
         self.space = configs.make_space(config)

@@ -101,6 +101,15 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class Checks(Protocol):
+    """A task whose data may be missing or wrong."""
+
+    def check(self, data_dir: str | None = None) -> None:
+        """Raise `InputError` for what is wrong with the data at first sight, before anything is prepared."""
+        ...
+
+
+@runtime_checkable
 class Learns(Protocol):
     """A task that also learns something from its training part, such as a tokenizer, and knows its data's oddities."""
 
@@ -109,10 +118,6 @@ class Learns(Protocol):
 
     def fitted(self, data_dir: str | None = None) -> Any:
         """The task with what it learned; the data are prepared on first use."""
-        ...
-
-    def check(self, data_dir: str | None = None) -> None:
-        """Raise `InputError` for what is wrong with the data at first sight, before anything is prepared."""
         ...
 
     def facts(self, data_dir: str | None = None) -> dict[str, Any]:

@@ -118,6 +118,10 @@ class Image:
                 raise InputError(f"token id {i} is not between 0 and {self.vocabulary - 1}.")
         return " ".join(str(i - 1) for i in ids if i)
 
+    def check(self, data_dir: str | None = None) -> None:
+        """Raise `InputError` where the data are not there, or test is not as it should be."""
+        self._read("test", data_dir)
+
     def load(self, data_dir: str | None = None) -> Mapping[str, Split]:
         """Splits "train", "valid" and "test"; `InputError` says what was looked for, and where."""
         images, labels = {}, {}
