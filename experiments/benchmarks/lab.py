@@ -42,6 +42,7 @@ class Lab:
         self.run, self.space, self.reference = run, run.space, reference
         self._alone: dict[tuple[bytes, int], dict[str, float]] = {}
         self._step: Any = None
+        self._owed = 0.0
 
     @cached_property
     def _fixed(self) -> tuple[Any, Any]:
@@ -107,7 +108,10 @@ class Lab:
             return run.supernet.evaluator.each(weights, part, mixture)
 
         def standalone(genotype: Genotype) -> dict[str, np.ndarray]:
+            started = time.perf_counter()
             trained = [self.alone(genotype, s) for s in run.config.retrain.seeds]
+            # What training took when it was done, whether that was now or for another strategy.
+            self._owed += sum(t["seconds"] for t in trained) - (time.perf_counter() - started)
             return {"loss": np.array([t["valid_loss"] for t in trained]),
                     "accuracy": np.array([t["valid"] for t in trained])}
 
@@ -116,8 +120,9 @@ class Lab:
 
     def derive(self, trained: Trained, rule: str | None = None) -> tuple[Derived, float]:
         """What a rule (the config's own if None) makes of it, and its seconds."""
-        started = time.perf_counter()
-        return derivations.parse(rule or self.run.config.derive.rule)(trained), time.perf_counter() - started
+        self._owed, started = 0.0, time.perf_counter()
+        derived = derivations.parse(rule or self.run.config.derive.rule)(trained)
+        return derived, time.perf_counter() - started + self._owed
 
     def planted(self) -> Genotype | None:
         """The planted answer as a genotype of this size; None for `global`, which has a set of them."""
