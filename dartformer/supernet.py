@@ -5,6 +5,7 @@
 The mixture is an input, never a state: one compiled supernet evaluates any architecture of the space.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from dartformer.attention.parallel import Parallel
 from dartformer.errors import InputError, unknown
 from dartformer.genotype import Genotype
 from dartformer.search_space import SearchSpace
+from dartformer.skipping import Branch, sum_of_active
 from dartformer.transformer import (
     Network,
     Projections,
@@ -39,8 +41,7 @@ PROJECTIONS = ("shared", "separate")
 class MixedAttention(nnx.Module):
     """All candidates of one layer, weighted per head by the mixture's row `[H, K]`.
 
-    A candidate whose column is zero is not computed. The branch is rematerialised inside the `cond`: without
-    that, an untaken branch still emits zero-filled residuals as large as the taken one's.
+    A candidate whose column is zero is not computed (`sum_of_active`).
 
     With `partial` = p above 1, candidates are computed for one in p heads alone; the others hand on their values, as
     `identity` would (PC-DARTS, arXiv 1907.05737, with heads for channels). Which ones rotates from layer to layer.
@@ -71,25 +72,32 @@ class MixedAttention(nnx.Module):
         if some:
             inputs = take_heads(inputs, self.mixed)
             mixture = mixture[np.array(self.mixed)]
-        total = jnp.zeros_like(inputs.v) if shared else jnp.zeros_like(x)
-        for k, attention in enumerate(self.candidates):
-            noise = None if key is None else jax.random.fold_in(key, k)
-            own = values(self.own[k])
-            own = jax.tree.map(lambda p: p[np.array(self.mixed)], own) if some else own
-            projections = self.projections[0 if shared else k]
+        structure = nnx.graphdef(self.projections[0])
 
-            def branch(column, own, attention=attention, projections=projections, noise=noise):
-                given = inputs if shared else projections.inputs(x, valid, keys)
-                y = attend(attention, own, given, self.config, train=train, key=noise)
+        def branch_of(k: int) -> Branch:
+            def branch(given: Any, own: Any, fixed: Any) -> Array:
+                column, params, state = own
+                noise = None if fixed["noise"] is None else jax.random.fold_in(fixed["noise"], k)
+                if shared:
+                    known = dataclasses.replace(inputs, **given, valid=fixed["valid"], head_keys=fixed["keys"],
+                                                slopes=fixed["slopes"])
+                else:
+                    projections = nnx.merge(structure, state)
+                    known = projections.inputs(given["x"], fixed["valid"], fixed["keys"])
+                y = attend(self.candidates[k], params, known, self.config, train=train, key=noise)
                 y = y * column.astype(y.dtype)[:, None]
                 return y if shared else projections.output(y)
+            return branch
 
-            # The sum so far goes through the `cond`, so that a skipped branch neither writes nor adds zeros; what a
-            # branch does not read is not an operand, so that skipping it emits no gradient of zeros for it either.
-            column = mixture[:, k]
-            total = jax.lax.cond(jnp.any(column != 0),
-                                 lambda total, column, own, branch=branch: total + jax.checkpoint(branch)(column, own),
-                                 lambda total, column, own: total, total, column, own)
+        owned = []
+        for k in range(len(self.candidates)):
+            params = values(self.own[k])
+            params = jax.tree.map(lambda p: p[np.array(self.mixed)], params) if some else params
+            state = {} if shared else nnx.to_pure_dict(nnx.state(self.projections[k]))
+            owned.append((mixture[:, k], params, state))
+        given = {"q": inputs.q, "k": inputs.k, "v": inputs.v, "x": x} if shared else {"x": x}
+        total = sum_of_active([branch_of(k) for k in range(len(self.candidates))], jnp.any(mixture != 0, axis=0), given,
+                              owned, {"valid": valid, "keys": inputs.head_keys, "slopes": inputs.slopes, "noise": key})
         if some:
             total = self.bypass(every).at[:, :, np.array(self.mixed)].set(total)
         return self.projections[0].output(total) if shared else total

@@ -12,7 +12,7 @@ FLOORS = [
     ["attention", "strategies", "tasks"],
     ["genotype"],
     ["search_space"],
-    ["workdir", "progress", "transformer", "derivations"],
+    ["workdir", "progress", "transformer", "derivations", "skipping"],
     ["supernet", "optimizer", "checkpoint", "metric"],
     ["config"],
     ["train", "cost", "diagnostics", "branches", "plots"],
