@@ -70,11 +70,12 @@ class Table:
         return self.tasks[kind]["test"].mean(1)
 
     def score(self, kind: str, ranking: Mapping[Genotype, float]) -> dict[str, float | None]:
-        """Regret of the favourite in points, and tau-b (None if all are equal), of a ranking of some genotypes."""
+        """Regret of the favourite in points (of equal ones, their mean), and tau-b (None if all are equal)."""
         numbers, test = [self.number(g) for g in ranking], self.test(kind)
-        favourite = numbers[int(np.argmax(list(ranking.values())))]
-        tau = kendall_tau(list(ranking.values()), test[numbers].tolist())
-        return {"regret_points": 100 * float(test.max() - test[favourite]), "tau": None if np.isnan(tau) else tau}
+        values = np.array(list(ranking.values()))
+        favourites = np.array(numbers)[values == values.max()]
+        tau = kendall_tau(values.tolist(), test[numbers].tolist())
+        return {"regret_points": 100 * float(test.max() - test[favourites].mean()), "tau": None if np.isnan(tau) else tau}
 
     def save(self) -> None:
         """Write the file: a line for each genotype."""
