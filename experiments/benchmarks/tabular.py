@@ -75,7 +75,8 @@ class Table:
         values = np.array(list(ranking.values()))
         favourites = np.array(numbers)[values == values.max()]
         tau = kendall_tau(values.tolist(), test[numbers].tolist())
-        return {"regret_points": 100 * float(test.max() - test[favourites].mean()), "tau": None if np.isnan(tau) else tau}
+        return {"regret_points": 100 * float(test.max() - test[favourites].mean()),
+                "tau": None if np.isnan(tau) else tau}
 
     def save(self) -> None:
         """Write the file: a line for each genotype."""
