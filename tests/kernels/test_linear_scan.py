@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dartformer.attention.check_case import quick
 from dartformer.kernels.linear_scan import linear_attention, ratio
 
 
@@ -29,8 +30,8 @@ def test_linear_attention_is_the_quadratic_form(length, chunk, causal):
             out, pull = jax.vjp(f, phi_q, phi_k, v)
             return out, *pull(c)
 
-        ours = jax.jit(lambda: both(lambda *a: linear_attention(*a, causal=causal, valid=valid, chunk=chunk)))()
-        theirs = jax.jit(lambda: both(lambda *a: quadratic(*a, causal, valid)))()
+        ours = quick(lambda: both(lambda *a: linear_attention(*a, causal=causal, valid=valid, chunk=chunk)))()
+        theirs = quick(lambda: both(lambda *a: quadratic(*a, causal, valid)))()
         for found, wanted in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(found, wanted, atol=1e-12)
 
@@ -42,8 +43,8 @@ def test_tiny_features_lose_nothing(causal):
     v = random.standard_normal((1, 40, 2, 4)).astype(np.float32)
 
     def run(size):
-        f = jax.value_and_grad(lambda q: jnp.sum(linear_attention(
-            q, jnp.float32(k * size), jnp.asarray(v), causal=causal, chunk=16) ** 2))
+        f = quick(jax.value_and_grad(lambda q: jnp.sum(linear_attention(
+            q, jnp.float32(k * size), jnp.asarray(v), causal=causal, chunk=16) ** 2)))
         value, gradient = f(jnp.float32(q * size))
         return value, gradient * size
 
@@ -60,6 +61,6 @@ def test_a_zero_denominator_gives_zero_with_finite_gradients():
 def test_the_state_is_float32_for_bfloat16_inputs():
     v = jnp.ones((1, 600, 1, 1), jnp.bfloat16)
     for causal in (False, True):
-        out = linear_attention(v, v, v, causal=causal)
+        out = quick(lambda v, c=causal: linear_attention(v, v, v, causal=c))(v)
         assert out.dtype == jnp.bfloat16
         np.testing.assert_array_equal(out, 1)  # a bfloat16 sum of ones stops at 256

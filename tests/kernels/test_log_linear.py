@@ -39,6 +39,11 @@ def test_it_is_the_quadratic_form_whatever_the_size_of_the_features(length, chun
 def test_no_query_loses_its_keys_in_float32(causal):
     log_k = np.float32([[0, -500, 900, -1000]]).reshape(1, 4, 1, 1)
     v = np.float32([1, 2, 3, 4]).reshape(1, 4, 1, 1)
-    out, pull = jax.vjp(lambda k: log_linear_attention(jnp.zeros_like(k), k, v, causal=causal), log_k)
+
+    def loss(k):
+        out = log_linear_attention(jnp.zeros_like(k), k, v, causal=causal)
+        return jnp.sum(out), out
+
+    gradient, out = quick(jax.grad(loss, has_aux=True))(log_k)
     np.testing.assert_array_equal(out[0, :, 0, 0], [1, 1, 3, 3] if causal else 3)
-    assert jnp.isfinite(pull(jnp.ones_like(out))[0]).all()
+    assert np.isfinite(gradient).all()
