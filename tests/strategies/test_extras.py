@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import QUICK
 
 from dartformer.errors import InputError
 from dartformer.strategies import EXTRAS, Problem, make
@@ -16,9 +17,6 @@ from dartformer.strategies.early_stop import EarlyStop
 from dartformer.strategies.entropy import Entropy, entropy
 from dartformer.strategies.hypergradients import HYPERGRADIENTS
 from dartformer.strategies.perturb import Adversarial, Smoothing
-
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""Compiles in half the time, and there is little to run."""
 
 KEY, K, BEST = jax.random.key(1), 6, 4
 ROWS = jax.nn.softmax(jax.random.normal(KEY, (2, 1, K)), -1)

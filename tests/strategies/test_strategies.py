@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import QUICK
 
 from dartformer import optimizer
 from dartformer.checkpoint import Checkpoints
@@ -59,7 +60,7 @@ def test_finds_the_best_arm_resumes_anywhere_and_leaves_the_other_level_alone(na
     strategy = made(problem(shape=shape))
     state = start(strategy)
     assert state.alphas.shape == shape
-    step = jax.jit(strategy.step)
+    step = jax.jit(strategy.step, compiler_options=QUICK)
 
     def batch(i):
         return jnp.full(3, 0.1 * (i % 2)), jnp.zeros(3)
@@ -104,7 +105,7 @@ def test_without_alphas_every_candidate_is_trained_and_the_mixture_stays_uniform
     sgd = Problem(**{**sgd.__dict__, "weights_optimizer": optax.sgd(1.0)})
     strategy = made(sgd)
     state = strategy.init(jax.random.key(0), {"w": jnp.zeros((LAYERS, HEADS, CANDIDATES))})
-    step = jax.jit(strategy.step)
+    step = jax.jit(strategy.step, compiler_options=QUICK)
     before = state
     for i in range(200):
         after, _ = step(before, None, None)
@@ -144,7 +145,7 @@ def test_each_level_leaves_the_other_bit_identical(hypergradient):
         kwargs = {f"{which}_optimizer": frozen}
         strategy = Darts(hypergradient, warmup=0.0)(Problem(**{**base.__dict__, **kwargs}))
         state = start(strategy)
-        new, _ = jax.jit(strategy.step)(state, jnp.ones(3), jnp.zeros(3))
+        new, _ = jax.jit(strategy.step, compiler_options=QUICK)(state, jnp.ones(3), jnp.zeros(3))
         other = {"alphas": "weights", "weights": "alphas"}[which]
         for a, b in zip(jax.tree.leaves(getattr(state, which)), jax.tree.leaves(getattr(new, which)), strict=True):
             assert (a == b).all(), which
@@ -155,7 +156,7 @@ def test_each_level_leaves_the_other_bit_identical(hypergradient):
 def test_warmup_moves_weights_alone():
     strategy = Darts(warmup=0.5)(problem(10))
     state = start(strategy)
-    step = jax.jit(strategy.step)
+    step = jax.jit(strategy.step, compiler_options=QUICK)
     for i in range(10):
         new, metrics = step(state, jnp.ones(3), jnp.zeros(3))
         assert (new.alphas == state.alphas).all() == (i < 5)
@@ -173,7 +174,7 @@ def test_alphas_read_their_own_data():
     base = problem()
     strategy = Darts("first", warmup=0.0, spread=0.0)(Problem(**{**base.__dict__, "loss": by_batch}))
     state = start(strategy)
-    step = jax.jit(strategy.step)
+    step = jax.jit(strategy.step, compiler_options=QUICK)
     assert (step(state, jnp.array(5.0), jnp.array(0.0))[0].alphas == state.alphas).all()
     assert (step(state, jnp.array(0.0), jnp.array(5.0))[0].alphas != state.alphas).any()
 

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import QUICK
 
 from dartformer.strategies import STRATEGIES, Problem, State, make
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 SHAPE = (2, 1, 4)
 TABLE = [(name, {}) for name in STRATEGIES if make(name, {}).vectorises and make(name, {}).traits.supernet] + [
     ("gumbel", {"hard": False})]
