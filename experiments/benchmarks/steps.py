@@ -118,7 +118,7 @@ def order(seconds: float) -> None:
 
 
 def mixtures(seconds: float, one_hot: bool) -> None:
-    """A weight step of the six-way supernet: against the six models alone, or with one-hot mixtures."""
+    """A weight step of the six-way supernet: against the six models alone; with one-hot mixtures, against both."""
     config = TransformerConfig(vocabulary=16, classes=10, length=128)
     space = SearchSpace(tuple(map(parse, SIX)), config.layers, config.heads, "model")
     net, given = problem(config, space)
@@ -134,19 +134,22 @@ def mixtures(seconds: float, one_hot: bool) -> None:
     state = weights, given.weights_optimizer.init(weights)
     uniform = jnp.full(space.mixture_shape, 1 / len(SIX), jnp.float32)
     parts = {"supernet": runner(step, state, uniform)}
-    if one_hot:
-        for spec, genotype in zip(SIX, space.homogeneous(), strict=True):
-            parts[spec] = runner(step, state, jnp.asarray(space.mixture(genotype)))
-        times = ratios(parts, seconds)
-        shares = {spec: median_ratio(times, spec, "supernet") for spec in SIX}
-        say(name="one_hot", length=128, batch=32, supernet_ms=1e3 * float(np.median(times["supernet"])),
-            **shares, target="each <= 0.5")
-        return
     chain = optimizer.build(optimizer.DEFAULTS, 100)
     for spec, genotype in zip(SIX, space.homogeneous(), strict=True):
         single = transformer(config, genotype)
         parts[spec] = runner(plain_step(single, chain), begin(single, chain, 0), batch)
+        if one_hot:
+            parts[f"one_hot {spec}"] = runner(step, state, jnp.asarray(space.mixture(genotype)))
     times = ratios(parts, seconds)
+    if one_hot:
+        milliseconds = {f"{spec}_ms": 1e3 * float(np.median(times[spec])) for spec in SIX}
+        say(name="one_hot_over_mixture", length=128, batch=32, mixture_ms=1e3 * float(np.median(times["supernet"])),
+            **{spec: median_ratio(times, f"one_hot {spec}", "supernet") for spec in SIX}, target="each <= 0.5")
+        say(name="one_hot_over_alone", length=128, batch=32, **milliseconds,
+            **{spec: median_ratio(times, f"one_hot {spec}", spec) for spec in SIX}, target="each <= 1.3")
+        say(name="alone_over_mixture", length=128, batch=32,
+            **{spec: median_ratio(times, spec, "supernet") for spec in SIX})
+        return
     total = np.sum([times[spec] for spec in SIX], 0)
     say(name="supernet", length=128, batch=32, supernet_ms=1e3 * float(np.median(times["supernet"])),
         **{f"{spec}_ms": 1e3 * float(np.median(times[spec])) for spec in SIX},
