@@ -91,6 +91,16 @@ def test_what_makes_no_sense_is_refused(values, message, tiny):
         validate()
 
 
+def test_one_level_of_several_seeds_shares_a_program(tiny, tmp_path):
+    configs.override(tiny, {**FEW, "search.seeds": 2, "search.strategy.name": "single_level",
+                            "search.strategy.warmup": 0.0})
+    with Run(tiny, tmp_path) as run:
+        assert [g.seeds for g in groups(run)] == [(0, 1)]
+        first, second = search(run).seeds
+    assert np.isfinite([first.alphas, second.alphas]).all()
+    assert np.abs(first.alphas - second.alphas).max() > 1e-3
+
+
 def test_a_starting_config_for_a_strategy(tmp_path):
     file = tmp_path / "space.py"
     file.write_text(starter("listops", values={"search.strategy.name": "gumbel", "search.strategy.hard": "false"}))
