@@ -92,7 +92,7 @@ class Sinkhorn(Spelled):
         if isinstance(exists, np.ndarray) and exists.all():
             return q, k, v, r, None
         total = r.sum(-1)[..., None]
-        share = jnp.einsum("bhtu,bus->bhts", r, jnp.broadcast_to(exists, (len(r), *exists.shape[1:])).astype(dtype))
+        share = jnp.einsum("bhtu,bus->bhts", r, jnp.broadcast_to(exists, (r.shape[0], *exists.shape[1:])).astype(dtype))
         return q, k, v, r, share / jnp.where(total == 0, 1, total)
 
     def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
@@ -117,7 +117,7 @@ class Sinkhorn(Spelled):
         q, k, _, r, share = self._sorting(params, inputs, causal)
         length, scale = inputs.q.shape[1], q.shape[-1] ** -0.5
         tiles = r.shape[-1]
-        exists = jnp.broadcast_to(existing(length, self.block, inputs.valid), (len(q), tiles, self.block))
+        exists = jnp.broadcast_to(existing(length, self.block, inputs.valid), (q.shape[0], tiles, self.block))
         share = jnp.ones((1, 1, *exists.shape[1:])) if share is None else share
         there = share > LEAST
         held = jnp.where(there, share, 1)

@@ -102,8 +102,8 @@ def _take(x: Array, index: np.ndarray | Array) -> Array:
     within: dict[str, Any] = {"mode": "promise_in_bounds", "wrap_negative_indices": False}
     after = (1,) * (index.ndim - 2)
     heads = np.arange(x.shape[1]).reshape(-1, *after)
-    if index.shape[0] > 1:
-        return x.at[np.arange(x.shape[0]).reshape(-1, 1, *after), heads[None], index].get(**within)
+    if index.shape[0] != 1:  # an exported model's B is a symbol, which `>` and numpy do not take
+        return x.at[jnp.arange(x.shape[0]).reshape(-1, 1, *after), heads[None], index].get(**within)
     if index.shape[1] > 1:
         return x.at[:, heads, index[0]].get(**within)
     return x.at[:, :, index[0, 0]].get(**within)

@@ -38,7 +38,8 @@ def fourier(z: Array, counts: Array | None = None) -> Array:
     # Modulo the period, in integers: the cosine of pi N in float32 would have few digits left.
     angle = np.pi * (squares % (2 * n)).astype(z.real.dtype) / n.astype(z.real.dtype)
     chirp = jax.lax.complex(jnp.cos(angle), jnp.sin(angle))  # [B, N]
-    around = jnp.concatenate([chirp, jnp.zeros((len(chirp), size - 2 * length + 1), chirp.dtype), chirp[:, :0:-1]], 1)
+    between = jnp.zeros((chirp.shape[0], size - 2 * length + 1), chirp.dtype)
+    around = jnp.concatenate([chirp, between, chirp[:, :0:-1]], axis=1)
     trailing = (1,) * (z.ndim - 2)
     turn, filter_ = (a.reshape(*a.shape, *trailing) for a in (chirp.conj(), jnp.fft.fft(around)))
     return jnp.fft.ifft(jnp.fft.fft(z * turn, size, axis=1) * filter_, axis=1)[:, :length] * turn

@@ -50,7 +50,7 @@ def sort_by_bucket(bucket: Array, count: int, chunk: int) -> Sorted:
     packed = jnp.sort(bucket * size + jnp.arange(size, dtype=jnp.int32))
     order = packed % size
     places = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), order.shape)
-    b, h, r = (np.arange(n).reshape(-1, *(1,) * after) for n, after in zip(order.shape, (3, 2, 1), strict=False))
+    b, h, r = (jnp.arange(n).reshape(-1, *(1,) * after) for n, after in zip(order.shape, (3, 2, 1), strict=False))
     inverse = jnp.zeros_like(order).at[b, h, r, order].set(places, unique_indices=True, mode="promise_in_bounds")
     return Sorted(order, inverse, (packed // size).reshape(*order.shape[:3], -1, chunk))
 

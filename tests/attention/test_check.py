@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -509,3 +510,18 @@ def test_no_tokens_at_all_are_refused(name):
     inputs = Inputs(q, q, q, x, np.zeros((1, 0), bool), jax.random.split(jax.random.key(0), 2))
     with pytest.raises(InputError, match="length must be at least 1, got 0"):
         jax.eval_shape(lambda p, i: attention(p, i, causal=not attention.traits.bidirectional), params, inputs)
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_the_batch_may_be_a_symbol_in_exports(name):
+    attention, length = parse(name), 53
+    params = attention.init(jax.random.key(0), Shape(length, heads=2, head_dim=4, model_dim=8))
+    batch, keys = jax.export.symbolic_shape("b")[0], jax.random.split(jax.random.key(0), 2)
+
+    def run(q, x, valid):
+        return attention(params, Inputs(q, q, q, x, valid, keys), causal=not attention.traits.bidirectional)
+
+    exported = jax.export.export(jax.jit(run))(
+        jax.ShapeDtypeStruct((batch, length, 2, 4), jnp.float32), jax.ShapeDtypeStruct((batch, length, 8), jnp.float32),
+        jax.ShapeDtypeStruct((batch, length), bool))
+    assert str(exported.out_avals[0].shape[0]) == "b"
