@@ -77,7 +77,7 @@ def planted(kind: str) -> dict[str, Any]:
         "model.mlp_dim": 64, "model.stem": "bigram",
         "space.candidates": SEVEN[:4] if kind == "relay" else SEVEN,
         "space.granularity": {"mix": "head", "relay": "layer"}.get(kind, "model"),
-        "data.batch_size": 16, "search.steps": steps, "search.weights.learning_rate": 5e-3,
+        "data.batch_size": 16, "search.steps": 600 if kind == "relay" else steps, "search.weights.learning_rate": 5e-3,
         "retrain.steps": steps, "retrain.seeds": (0, 1, 2), "retrain.optimizer.learning_rate": 5e-3,
         "log.eval_every": 150, "log.checkpoint_every": 150,
         "baselines.homogeneous": True, "baselines.random": True, "baselines.uniform": True,

@@ -28,7 +28,7 @@ def get_config():
     # examples in a step
     config.data.batch_size = 16
     # how long
-    config.search.steps = 300
+    config.search.steps = 600
     config.search.weights.learning_rate = 0.005
     config.retrain.steps = 300
     config.retrain.seeds = (0, 1, 2)
