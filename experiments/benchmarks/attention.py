@@ -32,7 +32,7 @@ from dartformer import plots
 from dartformer.attention import Shape
 from dartformer.config import split_list
 
-LENGTHS = (128, 512, 1024, 2048, 4096, 8192)
+LENGTHS = (256, 1024, 2048, 4096, 8192)
 GROWTH = (1024, 8192)
 """Exponents are taken between these."""
 
