@@ -198,7 +198,7 @@ def main() -> None:
         else:
             say(name="ceilings", skipped=f"no accelerator here: {jax.devices()[0].device_kind}")
     if arguments.plot:
-        plots.growth([r for r in rows if r["name"] == "attention"]).savefig(arguments.plot, dpi=120)
+        plots.growth([r for r in rows if r["name"] == "attention"]).savefig(arguments.plot, dpi=80)
         print(f"wrote {arguments.plot}", file=sys.stderr)
 
 
