@@ -10,7 +10,7 @@ from dartformer.errors import InputError
 from dartformer.genotype import Genotype
 from dartformer.search_space import SearchSpace
 
-CANDIDATES = tuple(attention(c) for c in ("full", "local(window=1)", "linear", "uniform", "identity"))
+CANDIDATES = tuple(attention(c) for c in ("full", "local(window=1)", "retention", "uniform", "identity"))
 LAYERS, HEADS, K, EXAMPLES = 3, 4, len(CANDIDATES), 400
 BEST = 2
 
@@ -121,10 +121,10 @@ def test_a_tie_of_all_is_reported(rule):
 
 def test_a_tie_of_two_names_the_two():
     toy = Toy(np.array([0.1, 0.6, 0.6, 0.1, 0.1]), granularity="model")
-    assert toy.derive("masked_drop").ties == ["everywhere: local(window=1) and linear are tied (removing them costs "
+    assert toy.derive("masked_drop").ties == ["everywhere: local(window=1) and retention are tied (removing them costs "
                                               "0.1200, 0.1200 of loss)"]
-    assert "local(window=1) and linear are tied" in toy.derive("masked").ties[0]
-    assert "local(window=1) and linear are tied" in toy.derive("grid").ties[0]
+    assert "local(window=1) and retention are tied" in toy.derive("masked").ties[0]
+    assert "local(window=1) and retention are tied" in toy.derive("grid").ties[0]
 
 
 def test_grid_names_what_the_seeds_cannot_tell_apart():
@@ -134,7 +134,7 @@ def test_grid_names_what_the_seeds_cannot_tell_apart():
     found = toy.derive("grid")
     assert found.genotype.is_homogeneous
     assert len(found.ties) == 1
-    assert found.details["valid_accuracy"].keys() == {"full", "local(window=1)", "linear", "uniform", "identity"}
+    assert found.details["valid_accuracy"].keys() == {"full", "local(window=1)", "retention", "uniform", "identity"}
 
 
 def test_best_four_and_prune_spread_the_same_set_over_the_heads_of_every_layer():
@@ -143,7 +143,7 @@ def test_best_four_and_prune_spread_the_same_set_over_the_heads_of_every_layer()
         found = toy.derive(rule)
         want = [[2, 4, 2, 4]] * LAYERS
         assert (toy.space.choice(found.genotype) == want).all()
-        assert found.details["kept"] == ["linear", "identity"]
+        assert found.details["kept"] == ["retention", "identity"]
         assert [s for _, s, _ in toy.tuned] == steps
         for mixture, *_ in toy.tuned:
             np.testing.assert_allclose(mixture.sum(-1), 1, atol=1e-6)
@@ -161,8 +161,8 @@ def test_prune_sees_what_fine_tuning_changes():
 
     toy.evaluate = evaluate
     kept = toy.derive("prune(keep=2, fine_tune=0)").details["kept"]
-    assert kept == ["local(window=1)", "linear"]
-    assert toy.derive("best_four(keep=2)").details["kept"] == ["linear", "uniform"]
+    assert kept == ["local(window=1)", "retention"]
+    assert toy.derive("best_four(keep=2)").details["kept"] == ["retention", "uniform"]
 
 
 def test_random_search_has_two_rounds():
@@ -230,7 +230,7 @@ def test_top_k_keeps_the_largest_weights_in_parallel():
     toy = Toy(worth(), granularity="head", mixture=mixture)
     found = toy.derive("top_k(k=3)")
     (one,) = set(sum(found.genotype.layers, ()))
-    assert repr(one) == "parallel(members=(local(window=1), linear, identity), shares=(0.4494, 0.2247, 0.3258))"
+    assert repr(one) == "parallel(members=(local(window=1), retention, identity), shares=(0.4494, 0.2247, 0.3258))"
     assert Genotype.from_json(found.genotype.to_json()) == found.genotype
     want = np.array([0, 0.4, 0.2, 0, 0.29]) / 0.89
     np.testing.assert_allclose(toy.space.mixture(found.genotype)[1, 2], want, atol=2e-4)
@@ -238,6 +238,7 @@ def test_top_k_keeps_the_largest_weights_in_parallel():
     assert len(toy.derive("top_k(k=3)").ties) == 0
     assert toy.derive("top_k(k=5)").ties == []
     near = Toy(worth(), mixture=np.broadcast_to(np.array([0.3, 0.28, 0.27, 0.1, 0.05]), (LAYERS, HEADS, K)))
-    assert near.derive("top_k").ties[0] == "layer 0: local(window=1), kept, and linear, left out, are tied (0.28, 0.27)"
+    assert near.derive("top_k").ties[0] == ("layer 0: local(window=1), kept, and retention, left out, are tied "
+                                           "(0.28, 0.27)")
     one_hot = Toy(worth(), mixture=np.broadcast_to(np.eye(K)[3], (LAYERS, HEADS, K)))
     assert one_hot.derive("top_k").genotype == Genotype.homogeneous(CANDIDATES[3], LAYERS, HEADS)
