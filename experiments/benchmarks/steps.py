@@ -60,35 +60,43 @@ def loop(seconds: float) -> None:
     rng = np.random.default_rng(0)
     split = ArraySplit(rng.integers(1, 16, (10_000, 26)).astype(np.uint8), np.full(10_000, 26, np.int32),
                        rng.integers(10, size=10_000).astype(np.int32))
-    step, steps = CompiledStep(plain_step(net, chain)), 300
+    step, short, long = CompiledStep(plain_step(net, chain)), 300, 900
     fixed = {k: jnp.asarray(v) for k, v in split.take(np.arange(32)).items()}
     step.prepare(begin(net, chain, 0), fixed)
 
     def bare() -> None:
         state = begin(net, chain, 0)
-        for _ in range(steps):
+        for _ in range(short):
             state, _ = step(state, fixed)
         jax.block_until_ready(state)
 
-    def fed() -> None:
-        state, stream = begin(net, chain, 0), batches(split, 32, 0)
-        for _ in range(steps):
-            state, _ = step(state, next(stream))
-        jax.block_until_ready(state)
+    def fed(steps: int) -> Callable[[], None]:
+        def run() -> None:
+            state, stream = begin(net, chain, 0), batches(split, 32, 0)
+            for _ in range(steps):
+                state, _ = step(state, next(stream))
+            jax.block_until_ready(state)
+        return run
 
-    def whole(**every: int) -> Callable[[], None]:
+    def whole(steps: int, **every: int) -> Callable[[], None]:
         def run() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 fit("loop", step, begin(net, chain, 0), batches(split, 32, 0),
-                    Schedule(steps, **every), Path(folder), rates={"rate": optimizer.schedule(optimizer.DEFAULTS, 600)})
+                    Schedule(steps, **{"log_every": 20, "eval_every": 10**9, "checkpoint_every": 10**9, **every}),
+                    Path(folder), rates={"rate": optimizer.schedule(optimizer.DEFAULTS, 900)})
         return run
 
     os.environ["CI"] = "true"
-    times = ratios({"bare": bare, "fed": fed, "fit": whole(log_every=20, eval_every=10**9, checkpoint_every=10**9),
-                    "fit_checkpoints": whole(log_every=20, eval_every=10**9, checkpoint_every=100)}, seconds)
-    say(name="loop", steps=steps, bare_ms=1e3 * float(np.median(times["bare"])) / steps,
+    times = ratios({"bare": bare, "fed": fed(short), "fed_long": fed(long), "fit": whole(short),
+                    "fit_long": whole(long), "fit_checkpoints": whole(short, checkpoint_every=100)}, seconds)
+    took = {name: np.array(of) for name, of in times.items()}
+    # What each further step costs, and what is paid once for each run: a line through the two lengths.
+    further = float(np.median((took["fit_long"] - took["fit"]) / (took["fed_long"] - took["fed"])))
+    say(name="loop", steps=short, bare_ms=1e3 * float(np.median(took["bare"])) / short,
         fed_over_bare=median_ratio(times, "fed", "bare"), fit_over_fed=median_ratio(times, "fit", "fed"),
-        fit_over_bare=median_ratio(times, "fit", "bare"),
+        fit_over_bare=median_ratio(times, "fit", "bare"), long=long,
+        fit_over_fed_long=median_ratio(times, "fit_long", "fed_long"), each_further_step=further,
+        once_seconds=float(np.median(took["fit"] - further * took["fed"])),
         fit_with_checkpoints_every_100_over_fed=median_ratio(times, "fit_checkpoints", "fed"),
         target="fit_over_fed <= 1.05")
 
