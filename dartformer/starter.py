@@ -130,7 +130,7 @@ def starter(task: str, preset: str = "recommended", values: Mapping[str, Any] | 
             section = section[part]
         if isinstance(section, ConfigDict):
             continue  # a section of switches set as one; its fields are written below it
-        if name in NOTES:
+        if name in NOTES and (name != "task.kind" or task == "planted"):
             lines.append(f"    # {NOTES[name]}")
         lines.append(assignment(f"    config.{name} = ", section))
     if example:

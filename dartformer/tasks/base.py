@@ -1,7 +1,7 @@
 """What a task is: where examples come from, how they are split and batched, and what guessing scores."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -22,9 +22,6 @@ PARTS = ("weights", "alphas", "valid", "test")
 
 VALID_FRACTION = 0.1
 """How much of train becomes the valid part where the data has no valid split of its own."""
-
-IN_MEMORY_BYTES = 512 * 2**20
-"""A split that would take more than this is read from disk as it is needed."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ class Learns(Protocol):
 class ArraySplit:
     """Examples in memory: `tokens` [S, N] of any integer type, `lengths` [S], `labels` [S] or [S, N].
 
-    Of two documents `tokens` [S, 2, N] and `lengths` [S, 2]; labels may be float32.
+    Of two documents `tokens` [S, 2, N] and `lengths` [S, 2]; labels may be float32. The arrays may be mapped files.
     """
 
     def __init__(self, tokens: np.ndarray, lengths: np.ndarray, labels: np.ndarray):
@@ -149,21 +146,6 @@ class ArraySplit:
             "valid": np.arange(self.tokens.shape[-1]) < self.lengths[indices][..., None],
             "label": self.labels[indices].astype(np.float32 if self.labels.dtype.kind == "f" else np.int32),
         }
-
-
-class RecordSplit:
-    """Examples read from disk when taken, from a TFDS data source of `{"tokens": [n], "label": int}`."""
-
-    def __init__(self, source: Any, length: int):
-        self.source, self.length = source, length
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def take(self, indices: np.ndarray) -> Batch:
-        """Records `indices` [B] as a `Batch`, padded to `length`; `InputError` where a record is longer."""
-        records = self.source.__getitems__([int(i) for i in indices])
-        return pack(records, len(records), self.length, np.dtype(np.int32)).take(np.arange(len(records)))
 
 
 class Subset:
@@ -201,46 +183,6 @@ class Endless:
         """Every other example, and the rest: two endless splits without a common example."""
         return (Endless(self.make, (self.count + 1) // 2, self.first, 2 * self.every),
                 Endless(self.make, self.count // 2, self.first + self.every, 2 * self.every))
-
-
-def pack(records: Iterable[Mapping[str, Any]], count: int, length: int, dtype: np.dtype) -> ArraySplit:
-    """`count` records `{"tokens": [n], "label": int}` as arrays [count, length] of `dtype`, [count] and [count].
-
-    A label may be a float, or [n], one for each token; a second document is `tokens2`. Raises `InputError` where a
-    record is longer than `length`.
-    """
-    tokens, lengths, labels = np.zeros((count, length), dtype), np.zeros(count, np.int32), np.zeros(count, np.int32)
-    for i, record in enumerate(records):
-        if i == 0:
-            label = np.asarray(record["label"])
-            if label.ndim:
-                labels = np.full((count, length), -1, np.int32)
-            elif label.dtype.kind == "f":
-                labels = np.zeros(count, np.float32)
-            if "tokens2" in record:
-                tokens, lengths = np.zeros((count, 2, length), dtype), np.zeros((count, 2), np.int32)
-        documents = [(i, 0), (i, 1)] if tokens.ndim == 3 else [(i,)]
-        for at, name in zip(documents, ("tokens", "tokens2"), strict=False):
-            n = len(record[name])
-            if n > length:
-                raise InputError(f"an example has {n} tokens, more than the task's length {length}.")
-            tokens[at][:n], lengths[at] = record[name], n
-        if labels.ndim == 2:
-            labels[i, :len(record["label"])] = record["label"]
-        else:
-            labels[i] = record["label"]
-    return ArraySplit(tokens, lengths, labels)
-
-
-def from_source(source: Any, length: int, vocabulary: int, in_memory: int = IN_MEMORY_BYTES) -> Split:
-    """A split over a TFDS data source: in memory where it takes at most `in_memory` bytes, else read as needed."""
-    dtype = np.min_scalar_type(vocabulary - 1)
-    if len(source) * length * dtype.itemsize > in_memory:
-        return RecordSplit(source, length)
-    # A thousand at a time: records weigh several times what is kept of them.
-    chunks = (range(start, min(start + 1000, len(source))) for start in range(0, len(source), 1000))
-    records = (record for chunk in chunks for record in source.__getitems__(list(chunk)))
-    return pack(records, len(source), length, dtype)
 
 
 def parts(task: Task, data_dir: str | None = None, seed: int = 0) -> dict[str, Split]:

@@ -17,8 +17,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dartformer.errors import InputError, unknown
-from dartformer.tasks.base import Split, TaskTraits, counted, from_source
+from dartformer.tasks.base import Split, TaskTraits, counted
 from dartformer.tasks.prepare import prepared
+from dartformer.tasks.sources import from_source
 
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
 SYMBOLS = ("", *OPERATORS, "]", *"0123456789")

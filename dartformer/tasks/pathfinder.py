@@ -15,8 +15,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dartformer.errors import InputError
-from dartformer.tasks.base import Split, TaskTraits, counted, from_source
+from dartformer.tasks.base import Split, TaskTraits, counted
 from dartformer.tasks.prepare import Notes, prepared
+from dartformer.tasks.sources import from_source
 
 SPACING = {32: (1.0, 1.8, 2.3), 64: (2.0, 2.0, 3.0), 128: (3.0, 2.0, 4.0)}
 """Pixels by size: of a dash, between two of them, and between two paths."""

@@ -109,7 +109,7 @@ def prepared(name: str, options: Any, description: str, features: Mapping[str, A
         builder = opened()
         if not builder.is_prepared():
             try:
-                with _alone(Path(builder.data_path)):
+                with alone(Path(builder.data_path)):
                     builder = opened()  # another process may have made it while this one waited
                     if not builder.is_prepared():
                         for left in Path(builder.data_path).parent.glob("incomplete.*"):
@@ -149,7 +149,7 @@ def _crc(file: Path) -> int:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Hold the lock of a set; another process that prepares the same one waits. A killed one lets go of it."""
     config = folder.parent
     config.parent.mkdir(parents=True, exist_ok=True)

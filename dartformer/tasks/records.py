@@ -131,6 +131,8 @@ def _csv(path: Path, separator: str) -> Iterator[Record]:
             header = next(reader, None)
             if header is None:
                 raise InputError(f"{path} is empty.")
+            # Spreadsheets leave columns without a name at the end of every line.
+            header = [name or f"column{i}" for i, name in enumerate(header, 1)]
             if len(set(header)) != len(header):
                 twice = next(name for name in header if header.count(name) > 1)
                 raise InputError(f"{path} has two columns named {twice!r}.")

@@ -15,9 +15,10 @@ import tensorflow_datasets as tfds
 from dartformer.errors import InputError, unknown
 from dartformer.tasks import simple
 from dartformer.tasks import tokens as tokenizers
-from dartformer.tasks.base import Split, TaskTraits, from_source, permutation
+from dartformer.tasks.base import Split, TaskTraits, permutation
 from dartformer.tasks.prepare import Examples, Notes, Prepared, prepared
 from dartformer.tasks.rows import Labels, Row, Rules, Tally, digest, kept, without_leaks
+from dartformer.tasks.sources import from_source
 
 CROPS = ("head", "tail", "ends")
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from dartformer import tasks
-from dartformer.tasks.base import IN_MEMORY_BYTES, batches, from_source, padded_share
+from dartformer.tasks.base import batches, padded_share
 from dartformer.tasks.files import Files
+from dartformer.tasks.sources import IN_MEMORY_BYTES, from_source
 
 QUICKSTART = 32 * 60 / 0.0068
 """Examples a minute that the quickstart trains on: 32 in a step of 6.8 ms, see README.md."""
@@ -56,12 +57,15 @@ def main() -> None:
         report(f"prepare {tokens}", rows, time.process_time() - started)
         source = task._prepared(str(path.parent)).splits["train"]
         for name, memory in (("memory", IN_MEMORY_BYTES), ("disk", 0)):
-            stream = batches(from_source(source, LENGTH, task.vocabulary, memory), BATCH, 0)
+            started = time.process_time()
+            split = from_source(source, LENGTH, task.vocabulary, memory)
+            report(f"unpack {tokens} into {name}", len(split), time.process_time() - started)
+            stream = batches(split, BATCH, 0)
             next(stream)
-            started = time.perf_counter()
+            started = time.process_time()
             for _ in range(STEPS):
                 next(stream)
-            report(f"feed {tokens} from {name}", STEPS * BATCH, time.perf_counter() - started)
+            report(f"feed {tokens} from {name}", STEPS * BATCH, time.process_time() - started)
     for buckets in (1, 4, 8):
         print(json.dumps({"name": "padding", "buckets": buckets,
                           "share": round(padded_share(found["train"], BATCH, buckets), 3)}), flush=True)

@@ -3,29 +3,27 @@
 import itertools
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from dartformer.errors import InputError
 from dartformer.tasks.base import (
-    IN_MEMORY_BYTES,
     PARTS,
     VALID_FRACTION,
     ArraySplit,
     Endless,
-    RecordSplit,
     Split,
     Subset,
     batches,
     examine,
-    from_source,
     majority,
-    pack,
     padded_share,
     parts,
     permutation,
 )
+from dartformer.tasks.sources import IN_MEMORY_BYTES, from_source, pack
 
 LENGTH = 7
 
@@ -36,7 +34,13 @@ def record(i):
 
 
 class Records(list):
-    """What a TFDS data source offers."""
+    """What a TFDS data source offers; `folder` is where the set lies."""
+
+    split = "train"
+
+    def __init__(self, records, folder=None):
+        super().__init__(records)
+        self.dataset_info = SimpleNamespace(data_dir=folder)
 
     def __getitems__(self, indices):
         return [self[i] for i in indices]
@@ -76,18 +80,45 @@ def test_a_batch_has_the_stated_shapes_and_valid_comes_from_lengths():
     np.testing.assert_array_equal(batch["label"], [0, 0, 1])
 
 
-def test_a_split_in_memory_and_one_on_disk_are_the_same():
-    source = Records(record(i) for i in range(50))
-    lazy, quick = from_source(source, LENGTH, 64, in_memory=0), from_source(source, LENGTH, 64)
-    assert isinstance(lazy, RecordSplit)
-    assert isinstance(quick, ArraySplit)
-    assert isinstance(lazy, Split)
-    assert quick.tokens.dtype == np.uint8, "a vocabulary of 64 fits one byte"
+def test_a_split_in_memory_and_one_on_disk_are_the_same(tmp_path):
+    source = Records((record(i) for i in range(50)), tmp_path)
+    mapped, quick = from_source(source, LENGTH, 64, in_memory=0), from_source(source, LENGTH, 64)
+    assert isinstance(mapped, Split)
+    assert isinstance(mapped.tokens.base, np.memmap)
+    assert quick.tokens.dtype == mapped.tokens.dtype == np.uint8, "a vocabulary of 64 fits one byte"
     assert 50 * LENGTH < IN_MEMORY_BYTES
     for indices in ([3], [49, 0, 0, 7], range(50)):
-        assert same(lazy.take(np.array(indices)), quick.take(np.array(indices)))
-    pairs = zip(batches(lazy, 8, 1), batches(quick, 8, 1), strict=True)
+        assert same(mapped.take(np.array(indices)), quick.take(np.array(indices)))
+    pairs = zip(batches(mapped, 8, 1), batches(quick, 8, 1), strict=True)
     assert all(same(a, b) for a, b in itertools.islice(pairs, 20))
+
+
+@pytest.mark.parametrize("kind", ["pairs", "a label for each token", "numbers"])
+def test_other_examples_are_mapped_as_they_are_packed(tmp_path, kind):
+    more = {"pairs": lambda i: {"tokens2": np.arange(i % 4), "label": 1},
+            "a label for each token": lambda i: {"label": np.arange(1 + i % LENGTH)},
+            "numbers": lambda i: {"label": np.float32(i / 3)}}[kind]
+    source = Records(({**record(i), **more(i)} for i in range(9)), tmp_path)
+    mapped, quick = from_source(source, LENGTH, 64, in_memory=0), from_source(source, LENGTH, 64)
+    assert same(mapped.take(np.arange(9)), quick.take(np.arange(9)))
+
+
+def test_rows_on_disk_appear_whole_and_once(tmp_path):
+    source = Records((record(i) for i in range(9)), tmp_path)
+
+    class Killed(Records):
+        def __getitems__(self, indices):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        from_source(Killed(source, tmp_path), LENGTH, 64, in_memory=0)
+    wrong = Records((record(0) for i in range(9)), tmp_path)
+    assert same(from_source(source, LENGTH, 64, in_memory=0).take(np.arange(9)),
+                from_source(wrong, LENGTH, 64, in_memory=0).take(np.arange(9))), "made again though they were there"
+    (file,) = tmp_path.rglob("tokens.npy")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"is not as it was written.*Delete it and run again"):
+        from_source(source, LENGTH, 64, in_memory=0)
 
 
 def test_the_largest_token_id_fits_the_type_in_memory():
@@ -144,10 +175,9 @@ def test_batches_are_endless_and_every_epoch_is_a_new_order():
     assert other != epochs[0]
 
 
-@pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("taken", [0, 1, 2, 3, 4, 11])
-def test_an_iterator_resumes_exactly(lazy, taken):
-    split = RecordSplit(Records(record(i) for i in range(10)), LENGTH) if lazy else in_memory(10)
+def test_an_iterator_resumes_exactly(taken):
+    split = in_memory(10)
     whole = [next(stream) for stream in [batches(split, 3, 5)] for _ in range(20)]  # 3 batches an epoch
     first, second = batches(split, 3, 5), batches(split, 3, 5)
     for _ in range(taken):

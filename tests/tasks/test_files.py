@@ -14,6 +14,7 @@ from dartformer.__main__ import main
 from dartformer.errors import InputError
 from dartformer.tasks.base import parts
 from dartformer.tasks.guess import guess
+from dartformer.tasks.records import read
 
 GOOD, BAD = ("good fine lovely great", "bad dull awful poor")
 
@@ -163,6 +164,14 @@ def test_labels_outside_the_classes(tmp_path, capsys):
     assert task.facts(str(tmp_path))["train"]["left out or odd"] == {"bad label": 1}
     with pytest.raises(InputError, match="train has no row of the class none"):
         files(tmp_path / "a.csv", on_bad_label="drop", label_names=("neg", "pos", "none")).load(str(tmp_path))
+
+
+def test_columns_without_a_name_are_numbered(tmp_path):
+    (tmp_path / "sheet.csv").write_text('v1,v2,,,\nham,"ok, fine",,,\nspam,win,more,,\n')
+    assert next(read(tmp_path / "sheet.csv")) == {"v1": "ham", "v2": "ok, fine", "column3": "", "column4": "",
+                                                  "column5": ""}
+    assert {k: v for k, v in guess(str(tmp_path / "sheet.csv")).options.items() if k in ("text", "label")} == {
+        "text": "v2", "label": "v1"}
 
 
 def test_a_changed_file_is_prepared_anew(tmp_path, capsys):

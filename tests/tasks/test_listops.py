@@ -1,5 +1,6 @@
 """ListOps: its language, its distribution, and how it is prepared."""
 
+import functools
 import itertools
 import os
 import random
@@ -15,8 +16,9 @@ import pytest
 
 from dartformer.errors import InputError
 from dartformer.tasks import listops
-from dartformer.tasks.base import PARTS, ArraySplit, RecordSplit, majority, parts
+from dartformer.tasks.base import PARTS, ArraySplit, majority, parts
 from dartformer.tasks.listops import END, SYMBOLS, ListOps, draw, evaluate, expressions
+from dartformer.tasks.sources import from_source
 
 SMALL = ListOps(max_depth=4, max_args=4, min_length=5, max_length=40, train=300, valid=60, test=60)
 DATA = Path(os.environ.get("DARTFORMER_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
@@ -281,10 +283,11 @@ def test_what_is_read_is_what_was_generated(folder):
 
 def test_read_as_needed_is_the_same_as_read_whole(folder, monkeypatch):
     quick = SMALL.load(folder)["train"]
-    monkeypatch.setattr(listops, "from_source", lambda source, length, vocabulary: RecordSplit(source, length))
-    lazy = SMALL.load(folder)["train"]
+    monkeypatch.setattr(listops, "from_source", functools.partial(from_source, in_memory=0))
+    mapped = SMALL.load(folder)["train"]
+    assert isinstance(mapped.tokens.base, np.memmap)
     for indices in (np.arange(300), np.array([7, 7, 299, 0])):
-        a, b = quick.take(indices), lazy.take(indices)
+        a, b = quick.take(indices), mapped.take(indices)
         assert all(np.array_equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
 
 
