@@ -141,7 +141,7 @@ def _dispatch(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
         data = api.run_all(config, arguments.workdir)
     else:
         with Run(config, arguments.workdir) as run:
-            data = api.VERBS[arguments.verb](run)
+            data = api.do(run, arguments.verb)
     if arguments.json:
         _print_json(data)
     else:

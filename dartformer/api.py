@@ -1,6 +1,7 @@
 """The Python API: each stage on a config and a workdir. The command line calls the same functions."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from dartformer.stages import derive as derive_stage
 from dartformer.stages import evaluate as evaluate_stage
 from dartformer.stages import export as export_stage
 from dartformer.stages import profile as profile_stage
+from dartformer.stages import provenance
 from dartformer.stages import report as report_stage
 from dartformer.stages import retrain as retrain_stage
 from dartformer.stages import search as search_stage
@@ -24,26 +26,33 @@ load = export_stage.load
 
 def search(config: ConfigDict, workdir: str | Path) -> SearchResult:
     """Search, or continue where an earlier call on this workdir stopped."""
-    with Run(config, workdir) as run:
+    with Run(config, workdir) as run, staged(run, "search"):
         return search_stage.search(run)
 
 
 def derive(found: SearchResult) -> Genotype:
     """The genotype of a finished search; also written to `genotype.json` in its workdir."""
-    with found.run.reopen():
+    with found.run.reopen() as run, staged(run, "derive"):
         return derive_stage.derive(found).genotype
 
 
 def retrain(genotype: Genotype, config: ConfigDict, workdir: str | Path) -> Model:
     """Train a genotype from scratch for every seed of the config; returns the model that is best on valid."""
-    with Run(config, workdir) as run:
+    with Run(config, workdir) as run, staged(run, "retrain"):
         return retrain_stage.best(retrain_stage.retrain(run, genotype))
 
 
 def evaluate(genotype: Genotype, config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Train the baselines that the config asks for, read test once, write and return `results.json`."""
-    with Run(config, workdir) as run:
+    with Run(config, workdir) as run, staged(run, "evaluate"):
         return _evaluate(run, genotype)
+
+
+@contextmanager
+def staged(run: Run, verb: str) -> Iterator[None]:
+    """Around a stage: note it in `provenance.json`."""
+    with provenance.noted(run.workdir.path, verb):
+        yield
 
 
 def _evaluate(run: Run, genotype: Genotype) -> dict[str, Any]:
@@ -59,17 +68,27 @@ def export(model: Model, folder: str | Path) -> Path:
 def run_all(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """All stages in order, resuming where an earlier call on this workdir stopped; returns `results.json`."""
     with Run(config, workdir) as run:
-        for verb, function in VERBS.items():
+        for verb in VERBS:
             if not finished(run, verb):
-                function(run)
+                do(run, verb)
         return run.results()
+
+
+def do(run: Run, verb: str) -> dict[str, Any]:
+    """What the verb returns, noted and reported."""
+    if verb == "report":
+        return _report_verb(run)
+    with staged(run, verb):
+        return VERBS[verb](run)
 
 
 def finished(run: Run, verb: str) -> bool:
     """Whether a stage has left its last file, which each writes whole, at its end. Asked in the order of the stages:
     a workdir has one config, so what stands there is what would be made again."""
     left = {"search": "search/alphas.json", "derive": "genotype.json", "profile": "profile.json",
-            "export": f"export/{export_stage.CHECKSUMS}", "report": "report.html"}
+            "export": f"export/{export_stage.CHECKSUMS}"}
+    if verb == "report":
+        return False  # written again whenever it is asked for: it is quick
     if verb in ("retrain", "evaluate"):
         return "verdict" in run.results()
     return run.file(left[verb]).exists()

@@ -140,9 +140,15 @@ class Evaluator:
 
     def each(self, weights: Weights, split: Split, mixture: ArrayLike | None = None) -> dict[str, np.ndarray]:
         """The same, `[S]` for the examples: their means are those of a call, whatever number of labels each has."""
+        return self.both(weights, split, mixture)[1]
+
+    def both(self, weights: Weights, split: Split,
+             mixture: ArrayLike | None = None) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """What a call gives, and what `each` gives, of one pass over the split."""
         loss, correct, count = self._each(weights, split, mixture)
         scale = len(split) / count.sum()
-        return {"loss": loss * scale, **({} if self.metric.name == "r2" else {"accuracy": correct * scale})}
+        each = {"loss": loss * scale, **({} if self.metric.name == "r2" else {"accuracy": correct * scale})}
+        return self.metric.over(loss, correct, count), each
 
 
 class CompiledStep:

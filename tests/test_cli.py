@@ -1,5 +1,6 @@
 """The command line: bad input is one clear line, exit code 2, nothing written; good input is what is asked for."""
 
+import base64
 import contextlib
 import json
 import os
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_resume import finish, launch, outcome, write_config
 
@@ -14,6 +16,7 @@ import dartformer
 from dartformer.__main__ import main
 from dartformer.attention import ATTENTIONS
 from dartformer.examples import EXAMPLES
+from dartformer.stages import provenance, scores
 from dartformer.starter import HEADS, starter
 from dartformer.tasks.planted import KINDS
 
@@ -257,6 +260,14 @@ def test_predict_and_exports(tmp_path, data_dir, capsys):
                             "verdict"}
     assert set(results["baselines"]) == {"majority", "root_operator", "random"}
     assert outcome(workdir)
+    stored = scores.read(workdir)
+    assert stored["models"]["random"].mean() == pytest.approx(results["baselines"]["random"]["test"]["accuracy"])
+    seen = json.loads((workdir / "attention.json").read_text())
+    maps = np.frombuffer(base64.b64decode(seen["examples"][0]["maps"]["data"]), np.int8)
+    n = len(seen["examples"][0]["tokens"])
+    assert maps.shape == (2 * 2 * n * n,)
+    assert maps.reshape(2, 2, n, n).max() == 127
+    assert [entry["state"] for entry in provenance.read(workdir)] == ["done"] * 6
 
     folder = str(workdir / "export")
     assert main(["predict", folder, "--text", "[MAX 2 9 ]", "--text", "[MIN 2 [SM 1 1 ] ]", "--json"]) == 0

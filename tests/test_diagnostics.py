@@ -185,3 +185,17 @@ def test_ranking(supernet, fine, says):
                                 {name: [0.9 - 0.1 * i, 0.92 - 0.1 * i] for i, name in enumerate(names)})
     assert found.fine == fine
     assert says in found.verdict
+
+
+def test_paired_bootstrap_sees_through_the_spread_that_pairs_share():
+    """Both err on the same examples, one of them on a few more: the difference is real."""
+    rng = np.random.default_rng(0)
+    easy = rng.random(400) < 0.7
+    better = np.array([easy | (rng.random(400) < 0.2) for _ in range(2)], float)
+    plain = np.array([easy, easy], float)
+    found = diagnostics.paired_bootstrap(better, plain, samples=300)
+    assert found.low > 0
+    assert found.p <= 2 / 300
+    assert found.difference == pytest.approx(better.mean() - plain.mean())
+    same = diagnostics.paired_bootstrap(plain, plain, samples=50)
+    assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)

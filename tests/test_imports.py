@@ -15,7 +15,7 @@ FLOORS = [
     ["workdir", "progress", "transformer", "derivations", "skipping"],
     ["supernet", "optimizer", "checkpoint", "metric"],
     ["config"],
-    ["train", "cost", "diagnostics", "branches", "plots"],
+    ["train", "cost", "diagnostics", "branches", "attention_maps", "plots"],
     ["stages", "examples"],
     ["api", "starter"],
     ["selfcheck"],

@@ -1,4 +1,5 @@
-"""Evaluate: the one place that reads the test part, after everything is chosen; writes `results.json`."""
+"""Evaluate: the one place that reads the test part, after everything is chosen; writes `results.json`,
+`test_scores.json` and `attention.json`."""
 
 from typing import Any
 
@@ -7,8 +8,9 @@ import numpy as np
 from dartformer import cost, diagnostics
 from dartformer.attention import format as spec
 from dartformer.metric import ACCURACY, Metric
+from dartformer.stages import maps, scores
 from dartformer.stages.base import Run
-from dartformer.stages.retrain import Model
+from dartformer.stages.retrain import Model, best
 from dartformer.tasks.base import Learns, majority
 
 
@@ -16,10 +18,11 @@ def evaluate(run: Run, models: list[Model], baselines: dict[str, list[Model]] | 
     """Score models and baselines on test and put everything into `results.json`; returns its content."""
     baselines = baselines or {}
     scored: dict[int, dict[str, Any]] = {}
+    examples: dict[int, list[dict[str, np.ndarray]]] = {}
 
     def score(trained: list[Model]) -> dict[str, Any]:
         if id(trained) not in scored:
-            scored[id(trained)] = _score(run, trained)
+            scored[id(trained)], examples[id(trained)] = _score(run, trained)
         return scored[id(trained)]
 
     parts = run.parts
@@ -32,6 +35,8 @@ def evaluate(run: Run, models: list[Model], baselines: dict[str, list[Model]] | 
     seconds = run.results().get("seconds", {})
     if isinstance(run.task, Learns):
         run.record(data=run.task.facts(run.config.data.dir or None))
+    scores.write(run, {name: examples[id(trained)] for name, trained in {"found": models, **baselines}.items()})
+    maps.maps(run, best(models))
     ranked = _ranking(run, fields)
     return run.record(
         **({"diagnostics": ranked} if ranked else {}), **ours, metric=metric, seeds=list(run.config.retrain.seeds),
@@ -52,9 +57,10 @@ def _ranking(run: Run, fields: dict[str, Any]) -> dict[str, Any]:
     return {**found, **diagnostics.judged([*others, finding])}
 
 
-def _score(run: Run, trained: list[Model]) -> dict[str, Any]:
+def _score(run: Run, trained: list[Model]) -> tuple[dict[str, Any], list[dict[str, np.ndarray]]]:
+    """The fields of `results.json`, and what `Evaluator.each` gives, for each seed."""
     evaluator = run.program(trained[0].genotype).evaluator
-    test = [evaluator(model.weights, run.parts["test"]) for model in trained]
+    test, each = zip(*(evaluator.both(model.weights, run.parts["test"]) for model in trained), strict=True)
     metric = run.metric.name
     per_seed = [found[metric] for found in test]
     valid = [model.valid[metric] for model in trained]
@@ -66,7 +72,7 @@ def _score(run: Run, trained: list[Model]) -> dict[str, Any]:
         "flops": cost.flops(run.model, trained[0].genotype),
         "steps": run.config.retrain.steps,
         "genotype": trained[0].genotype.to_dict(),
-    }
+    }, list(each)
 
 
 def verdict(ours: dict[str, Any], baselines: dict[str, Any], examples: int,
