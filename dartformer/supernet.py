@@ -6,6 +6,7 @@ The mixture is an input, never a state: one compiled supernet evaluates any arch
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -43,17 +44,21 @@ class MixedAttention(nnx.Module):
 
     A candidate whose column is zero is not computed (`sum_of_active`).
 
+    Those whose index is not in `left` are not even compiled: a program over fewer candidates needs less memory. Their
+    parameters stay where they are.
+
     With `partial` = p above 1, candidates are computed for one in p heads alone; the others hand on their values, as
     `identity` would (PC-DARTS, arXiv 1907.05737, with heads for channels). Which ones rotates from layer to layer.
     """
 
     def __init__(self, config: TransformerConfig, candidates: tuple[Attention, ...], projections: str, layer: int,
-                 partial: int = 1, *, rngs: nnx.Rngs) -> None:
+                 partial: int = 1, left: Sequence[int] | None = None, *, rngs: nnx.Rngs) -> None:
         self.config, self.candidates, self.layer = config, candidates, layer
         owners = 1 if projections == "shared" else len(candidates)
         self.projections = nnx.List([Projections(config, rngs=rngs) for _ in range(owners)])
         self.own = nnx.data([own_parameters(a, config, config.heads, rngs) for a in candidates])
         self.mixed = tuple(range(layer % partial, config.heads, partial))
+        self.left = tuple(range(len(candidates)) if left is None else left)
 
     def bypass(self, inputs: Inputs) -> Array:
         """`[B, N, H, D]`: the values of the heads that are not mixed, zero in the others."""
@@ -90,14 +95,15 @@ class MixedAttention(nnx.Module):
             return branch
 
         owned = []
-        for k in range(len(self.candidates)):
+        for k in self.left:
             params = values(self.own[k])
             params = jax.tree.map(lambda p: p[np.array(self.mixed)], params) if some else params
             state = {} if shared else nnx.to_pure_dict(nnx.state(self.projections[k]))
             owned.append((mixture[:, k], params, state))
         given = {"q": inputs.q, "k": inputs.k, "v": inputs.v, "x": x} if shared else {"x": x}
-        total = sum_of_active([branch_of(k) for k in range(len(self.candidates))], jnp.any(mixture != 0, axis=0), given,
-                              owned, {"valid": valid, "keys": inputs.head_keys, "slopes": inputs.slopes, "noise": key})
+        active = jnp.any(mixture[:, np.array(self.left)] != 0, axis=0)
+        total = sum_of_active([branch_of(k) for k in self.left], active, given, owned,
+                              {"valid": valid, "keys": inputs.head_keys, "slopes": inputs.slopes, "noise": key})
         if some:
             total = self.bypass(every).at[:, :, np.array(self.mixed)].set(total)
         return self.projections[0].output(total) if shared else total
@@ -115,7 +121,8 @@ def check_partial(heads: int, granularity: str, projections: str, partial: int) 
                          "not mixed has no candidate whose values it could hand on.")
 
 
-def supernet(config: TransformerConfig, space: SearchSpace, projections: str = "shared", partial: int = 1) -> Network:
+def supernet(config: TransformerConfig, space: SearchSpace, projections: str = "shared", partial: int = 1,
+             left: Sequence[Sequence[int]] | None = None) -> Network:
     """A `Network` whose `apply` takes a mixture `[L, H, K]` over the candidates of `space`.
 
     Args:
@@ -125,13 +132,15 @@ def supernet(config: TransformerConfig, space: SearchSpace, projections: str = "
         "separate": each has its own four matrices.
       partial: candidates mix one in so many heads; 1 for all. Above 1, weights cut out for a derived model hold
         queries and keys that were not trained.
+      left: for each layer, the indices of the candidates that are computed; all if None. The others count as if the
+        mixture had zero for them; the weights are those of the whole supernet.
     """
     if projections not in PROJECTIONS:
         raise unknown("search.projections", projections, PROJECTIONS)
     require_all(space.candidates, config)
     check_partial(config.heads, space.granularity, projections, partial)
     return network(config, lambda l, rngs: MixedAttention(config, space.candidates, projections, l, partial,
-                                                          rngs=rngs))
+                                                          None if left is None else left[l], rngs=rngs))
 
 
 def inherit(weights: Weights, space: SearchSpace, genotype: Genotype) -> Weights:

@@ -152,11 +152,16 @@ class Evaluator:
 
 
 class CompiledStep:
-    """A step compiled once for each shape of a batch, so that compiling is counted apart from running."""
+    """A step compiled once for each shape of a batch, so that compiling is counted apart from running.
+
+    Attributes:
+      programs: compiled so far, by the shapes of a batch's arrays.
+      compile_seconds: what they took to compile.
+    """
 
     def __init__(self, step: Step):
         self._jitted = jax.jit(step, donate_argnums=0)
-        self._compiled: dict[Any, Any] = {}
+        self.programs: dict[Any, Any] = {}
         self.compile_seconds = 0.0
 
     def prepare(self, state: Any, batch: Any) -> None:
@@ -165,11 +170,11 @@ class CompiledStep:
 
     def _for(self, state: Any, batch: Any) -> Any:
         shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
-        if shapes not in self._compiled:
+        if shapes not in self.programs:
             started = time.perf_counter()
-            self._compiled[shapes] = self._jitted.lower(state, batch).compile()
+            self.programs[shapes] = self._jitted.lower(state, batch).compile()
             self.compile_seconds += time.perf_counter() - started
-        return self._compiled[shapes]
+        return self.programs[shapes]
 
     def __call__(self, state: Any, batch: Any) -> tuple[Any, Metrics]:
         return self._for(state, batch)(state, batch)

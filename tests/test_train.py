@@ -147,7 +147,7 @@ def test_a_step_is_compiled_for_each_shape_of_a_batch():
     for n in (2, 3, 2, 3):
         state, _ = step(state, jnp.ones(n))
     assert float(state) == 10
-    assert len(step._compiled) == 2
+    assert len(step.programs) == 2
 
 
 def test_cross_entropy_leaves_negative_labels_out():

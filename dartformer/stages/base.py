@@ -1,6 +1,7 @@
 """What every stage needs, made once from a config: a run."""
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,18 +77,21 @@ class Run:
     @cached_property
     def supernet(self) -> Supernet:
         """The supernet, and the strategy that trains it."""
-        config, space = self.config.search, self.space
-        # Seeds in one program are a vmap of gradients, which cuDNN's did wrongly before JAX 0.11.1.
-        kernel = without_cudnn(self.model.kernel, self.model.tokens) if config.seeds > 1 else self.model.kernel
-        net = supernet(dataclasses.replace(self.model, kernel=kernel), space, config.projections,
-                       config.partial)
-        strategy = self.strategy(Problem(
-            loss=training_loss(net, self.metric), alphas_shape=space.alphas_shape, mixture_shape=space.mixture_shape,
-            weights_optimizer=optimizer.build(config.weights, config.steps),
-            alphas_optimizer=optimizer.build(config.alphas, config.steps), steps=config.steps))
+        config, (net, strategy) = self.config.search, self.supernet_of()
         return Supernet(net, strategy, Evaluator(net, self.config.data.eval_batch_size, self.metric),
                         {"weights_rate": optimizer.schedule(config.weights, config.steps),
                          "alphas_rate": optimizer.schedule(config.alphas, config.steps)})
+
+    def supernet_of(self, left: Sequence[Sequence[int]] | None = None) -> tuple[Network, Strategy]:
+        """A supernet and its strategy that compute no candidates but those `left` in each layer (None: all)."""
+        config, space = self.config.search, self.space
+        # Seeds in one program are a vmap of gradients, which cuDNN's did wrongly before JAX 0.11.1.
+        kernel = without_cudnn(self.model.kernel, self.model.tokens) if config.seeds > 1 else self.model.kernel
+        net = supernet(dataclasses.replace(self.model, kernel=kernel), space, config.projections, config.partial, left)
+        return net, self.strategy(Problem(
+            loss=training_loss(net, self.metric), alphas_shape=space.alphas_shape, mixture_shape=space.mixture_shape,
+            weights_optimizer=optimizer.build(config.weights, config.steps),
+            alphas_optimizer=optimizer.build(config.alphas, config.steps), steps=config.steps))
 
     def program(self, genotype: Genotype) -> Program:
         """What trains and evaluates a genotype; made once."""

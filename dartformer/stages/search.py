@@ -16,8 +16,9 @@ from dartformer.checkpoint import Checkpoints
 from dartformer.errors import InputError
 from dartformer.search_space import SearchSpace
 from dartformer.stages.base import Run
+from dartformer.stages.narrow import Narrowing
 from dartformer.stages.observe import observing, once
-from dartformer.strategies import State
+from dartformer.strategies import State, Strategy
 from dartformer.tasks.base import batches
 from dartformer.train import CompiledStep, Schedule, Step, Stream, Together, fit, read_metrics
 from dartformer.transformer import Weights
@@ -157,9 +158,9 @@ def stream(run: Run, group: Group) -> Together:
     return Together(part("weights", 0), part("alphas", 1))
 
 
-def step_of(run: Run, group: Group) -> Step:
+def step_of(run: Run, group: Group, strategy: Strategy | None = None) -> Step:
     """The strategy's step on a pair of batches (or one batch twice); for several seeds, with the means of metrics."""
-    strategy = run.supernet.strategy
+    strategy = strategy or run.supernet.strategy
     if not group.together:
         return lambda state, pair: strategy.step(state, pair[0], pair[-1])
 
@@ -168,6 +169,14 @@ def step_of(run: Run, group: Group) -> Step:
         return state, {k: jnp.all(v) if k == "finite" else jnp.mean(v) for k, v in metrics.items()}
 
     return step
+
+
+def compiled_step(run: Run, group: Group) -> CompiledStep:
+    """The step of a group; one that is compiled again as candidates fall, where the strategy drops some."""
+    falls = run.strategy.falls(len(run.space.candidates), run.config.search.steps)
+    if not falls:
+        return CompiledStep(step_of(run, group))
+    return Narrowing(lambda left: step_of(run, group, run.supernet_of(left)[1]), run.space.mixture_shape, falls)
 
 
 def search(run: Run) -> SearchResult:
@@ -214,7 +223,7 @@ def search(run: Run) -> SearchResult:
         def observe(state: State, group: Group = group) -> dict[str, Any]:
             return means_of([look(one) for one in separate(state, group)]) if look else {}
 
-        step = step or CompiledStep(step_of(run, group))  # groups of one seed share it
+        step = step or compiled_step(run, group)  # groups of one seed share it
         name = "search" if len(groups(run)) == 1 else f"search seed {group.seeds[0]}"
         fitted = fit(name, step, initial(run, group), stream(run, group),
                      Schedule(config.search.steps, config.log.every, config.log.eval_every,

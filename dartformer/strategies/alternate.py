@@ -77,6 +77,11 @@ class Alternating(Options):
         """What the strategy itself adds to the alphas' loss."""
         return 0.0
 
+    def falls(self, candidates: int, steps: int) -> frozenset[int]:
+        """See `StrategyOptions`."""
+        warmup = round(self.warmup * steps)
+        return frozenset(warmup + s for extra in self.extras for s in extra.falls(candidates, steps - warmup))
+
     def check(self, candidates: int, steps: int) -> None:
         """See `StrategyOptions`."""
         for extra in self.extras:

@@ -112,6 +112,8 @@ class StrategyOptions(Protocol):
       sampled: mixtures are one-hot samples (after any warm-up), so that a step computes few of the candidates.
       vectorises: several seeds may run as one `jax.vmap`ped program at no more than their own price. Not where
         `lax.cond` saves work: under `vmap` both its sides are computed.
+      falls: (candidates, steps) -> the numbers of steps after which candidates can have been dropped for good
+        (`memory["alive"]`), so that the step should be compiled anew without them.
       check: (candidates, steps) -> None, or `InputError` where the options do not fit them.
     """
 
@@ -126,6 +128,7 @@ class StrategyOptions(Protocol):
     @property
     def vectorises(self) -> bool: ...
 
+    def falls(self, candidates: int, steps: int) -> frozenset[int]: ...
     def check(self, candidates: int, steps: int) -> None: ...
     def __call__(self, problem: Problem) -> Strategy: ...
 
@@ -149,6 +152,10 @@ class Options:
     def vectorises(self) -> bool:
         """Several seeds may run as one program."""
         return not self.sampled
+
+    def falls(self, candidates: int, steps: int) -> frozenset[int]:
+        """See `StrategyOptions`."""
+        return frozenset()
 
     def check(self, candidates: int, steps: int) -> None:
         """Raise `InputError` where the options do not fit the number of candidates or of steps."""

@@ -1,7 +1,7 @@
 """Progressive dropping (P-DARTS, Chen et al. 2019, arXiv 1904.12760): candidates leave in stages, the worst first.
 
 A dropped candidate has weight zero from then on; where no head of a layer has it any more, the supernet does not
-compute it, so that steps become cheaper as the search goes on.
+compute it, so that steps become cheaper as the search goes on, in time and (compiled again) in memory.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from dartformer.errors import InputError
@@ -24,6 +25,8 @@ class Drop(Extra):
     Attributes:
       keep: how many each row ends with.
       stages: how many times some are dropped, evenly over the alphas' steps and as evenly in number as can be.
+      recompile: compile the step again without what was dropped, so that it also needs less memory. Without that, steps
+        become as fast, and nothing is compiled on the way.
     """
 
     name: ClassVar[str] = "drop"
@@ -31,6 +34,7 @@ class Drop(Extra):
 
     keep: int = 1
     stages: int = 3
+    recompile: bool = True
 
     def __post_init__(self) -> None:
         for name in ("keep", "stages"):
@@ -48,6 +52,13 @@ class Drop(Extra):
     def memory(self, alphas: Array) -> dict[str, Array]:
         """See `Extra`."""
         return {"alive": jnp.ones(alphas.shape, bool)}
+
+    def falls(self, candidates: int, steps: int) -> frozenset[int]:
+        """See `Extra`; with the steps next to them, should a compiler round the progress another way."""
+        if not self.recompile:
+            return frozenset()
+        left = np.asarray(self.left(candidates, jnp.arange(steps + 1) / max(steps, 1)))
+        return frozenset(int(s) + d for s in np.flatnonzero(np.diff(left)) + 1 for d in (-1, 0, 1))
 
     def left(self, candidates: int, progress: Array) -> Array:
         """How many of a row's candidates are in play, int32."""

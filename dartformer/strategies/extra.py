@@ -31,6 +31,10 @@ class Extra:
     def check(self, candidates: int, steps: int) -> None:
         """Raise `InputError` where the options do not fit the number of candidates or of alphas' steps."""
 
+    def falls(self, candidates: int, steps: int) -> frozenset[int]:
+        """After how many steps of the alphas candidates can have been dropped, so that compiling again saves memory."""
+        return frozenset()
+
     def memory(self, alphas: Array) -> dict[str, Array]:
         """What it must remember, at the start."""
         return {}

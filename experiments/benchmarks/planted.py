@@ -8,8 +8,9 @@ seeds: test accuracy at the budget of `search_spaces/planted_<kind>.py`. A line 
 the planted answer's worst seed against the runner-up's best.
 
 `finding`: the default recipe from every seed, on the finite set of 8,000 examples and on an endless stream; a line for
-each search, with what masked drop would have chosen and what the alphas held in the end, then the rates. Seeds come
-outermost: a run cut short has the same seeds of every task.
+each search, with what masked drop would have chosen and what the alphas held in the end. Seeds come outermost: a run
+cut short has the same seeds of every task. `--set=search.strategy.warmup=0.5`, any number of times, tries another
+recipe; `--only-seeds=6,8,10` some seeds.
 
 `--summary=FILE` prints the rates of a file of such lines.
 """
@@ -19,6 +20,7 @@ import contextlib
 import itertools
 import json
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from dartformer.tasks.planted import KINDS
 SECOND = "masked_drop(fine_tune=0)"
 
 
-def gap(kind: str, seeds: range) -> None:
+def gap(kind: str, seeds: Sequence[int]) -> None:
     with open_lab(kind) as lab:
         candidates = lab.space.candidates
         if kind == "relay":
@@ -54,9 +56,11 @@ def gap(kind: str, seeds: range) -> None:
             runner_up_mean=max(float(np.mean(r)) for r in rows[False]))
 
 
-def finding(kinds: list[str], seeds: range) -> None:
+def finding(kinds: list[str], seeds: Sequence[int], values: Mapping[str, str]) -> None:
     with contextlib.ExitStack() as stack:
-        labs = {(kind, endless): stack.enter_context(open_lab(kind, values={"task.endless": endless}))
+        if values:
+            say(name="values", **values)
+        labs = {(kind, endless): stack.enter_context(open_lab(kind, values={"task.endless": endless, **values}))
                 for kind in kinds for endless in (False, True)}
         for seed, ((kind, endless), lab) in itertools.product(seeds, labs.items()):
             trained, seconds = lab.search(seed)
@@ -84,7 +88,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--only-seeds", default="", help="these seeds, instead of so many from the first on")
     parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the config")
     parser.add_argument("--only", default="gap,finding")
     parser.add_argument("--summary", type=Path, help="print the rates of a file of lines, and run nothing")
     arguments = parser.parse_args()
@@ -92,9 +98,12 @@ if __name__ == "__main__":
         summary([json.loads(line) for line in arguments.summary.read_text().splitlines()])
     else:
         machine()
-        seeds, kinds = range(arguments.first, arguments.first + arguments.seeds), arguments.kinds.split(",")
+        kinds = arguments.kinds.split(",")
+        seeds: Sequence[int] = range(arguments.first, arguments.first + arguments.seeds)
+        if arguments.only_seeds:
+            seeds = [int(seed) for seed in arguments.only_seeds.split(",")]
         if "gap" in arguments.only:
             for kind in kinds:
                 gap(kind, seeds)
         if "finding" in arguments.only:
-            finding(kinds, seeds)
+            finding(kinds, seeds, dict(one.split("=", 1) for one in arguments.set))

@@ -1,0 +1,63 @@
+"""A step of a search that is compiled again over the candidates that are left, whenever some have been dropped."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import numpy as np
+
+from dartformer.strategies import State
+from dartformer.train import CompiledStep, Metrics, Step
+
+Left = tuple[tuple[int, ...], ...]
+"""For each layer, the candidates that are in play in one of its heads at least."""
+
+
+class Narrowing(CompiledStep):
+    """A `CompiledStep` for each set of candidates that comes up.
+
+    Memory is set aside when a program is compiled, for every candidate it could have to compute; so only a program that
+    lacks the dropped ones needs less. It computes the same: what is left out would have been multiplied by zero.
+
+    Attributes:
+      programs: the steps so far.
+
+    Args:
+      step_of: what is left -> a step over that alone, on the same state.
+      mixture_shape: `[L, H, K]`.
+      falls: numbers of steps after which candidates can have been dropped. Only there is the state looked at, because
+        looking waits for the device.
+    """
+
+    def __init__(self, step_of: Callable[[Left], Step], mixture_shape: tuple[int, int, int], falls: Collection[int]):
+        self._step_of, self._shape, self._falls = step_of, mixture_shape, frozenset(falls)
+        self.programs: dict[Left, CompiledStep] = {}
+        self._done = 0
+
+    @property
+    def compile_seconds(self) -> float:  # type: ignore[override]
+        """Of all programs so far."""
+        return sum(step.compile_seconds for step in self.programs.values())
+
+    def left(self, state: State) -> Left:
+        """What a state has in play."""
+        alive = np.any(np.broadcast_to(jax.device_get(state.memory["alive"]), self._shape), axis=1, keepdims=True)
+        return tuple(tuple(np.flatnonzero(row).tolist()) for row in alive)
+
+    def _look(self, state: State) -> None:
+        left = self.left(state)
+        if left not in self.programs:
+            self.programs[left] = CompiledStep(self._step_of(left))
+        self._step = self.programs[left]
+
+    def prepare(self, state: State, batch: Any) -> None:
+        """See `CompiledStep`; steps are counted from this state's on."""
+        self._done = int(state.step)
+        self._look(state)
+        self._step.prepare(state, batch)
+
+    def __call__(self, state: State, batch: Any) -> tuple[State, Metrics]:
+        if self._done in self._falls:
+            self._look(state)
+        self._done += 1
+        return self._step(state, batch)
