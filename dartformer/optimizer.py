@@ -18,7 +18,7 @@ leaves the step as it was, sqrt(1e-16) being Adam's own eps."""
 
 DEFAULTS: dict[str, Any] = {
     "name": "adamw", "learning_rate": 3e-3, "schedule": "cosine", "warmup": 0.05, "final": 0.05,
-    "weight_decay": 1e-3, "clip": 1.0, "b1": 0.9, "b2": 0.999, "momentum": 0.9,
+    "weight_decay": 1e-3, "clip": 1.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "momentum": 0.9,
 }
 """What an optimiser section of a config holds. `warmup` and `final` are shares: of the steps, of the peak rate."""
 
@@ -49,7 +49,8 @@ def build(section: Mapping[str, Any], steps: int) -> optax.GradientTransformatio
     their authors have it), the schedule."""
     rate, decay = schedule(section, steps), float(section["weight_decay"])
     chain = [optax.clip_by_global_norm(float(section["clip"]))] if section["clip"] else []
-    adam = dict(b1=float(section["b1"]), b2=float(section["b2"]), eps_root=EPS_ROOT)
+    adam = dict(b1=float(section["b1"]), b2=float(section["b2"]), eps=float(section["eps"]),
+                eps_root=EPS_ROOT)
     if section["name"] == "adamw":
         chain += [optax.scale_by_adam(**adam), optax.add_decayed_weights(decay)]
     elif section["name"] == "adam":
@@ -66,7 +67,7 @@ def validate(section: Mapping[str, Any], where: str) -> None:
     if section["schedule"] not in SCHEDULES:
         raise unknown(f"{where}.schedule", section["schedule"], SCHEDULES)
     limits = {"learning_rate": (0, None), "warmup": (0, 1), "final": (0, 1), "weight_decay": (0, None),
-              "clip": (0, None), "b1": (0, 1), "b2": (0, 1), "momentum": (0, 1)}
+              "clip": (0, None), "b1": (0, 1), "b2": (0, 1), "eps": (0, None), "momentum": (0, 1)}
     for name, (low, high) in limits.items():
         value = section[name]
         if not low <= value or (high is not None and value > high):

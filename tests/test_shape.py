@@ -1,0 +1,48 @@
+"""Layers, heads and widths are free of one another; parameters are the Wide Attention paper's, to the last."""
+
+import dataclasses
+import math
+
+import jax
+import pytest
+
+from dartformer import attention
+from dartformer.errors import InputError
+from dartformer.genotype import Genotype
+from dartformer.transformer import TransformerConfig, transformer
+
+FULL = attention.parse("full")
+TEXT = TransformerConfig(vocabulary=257, classes=2, length=1000, head_dim=64, model_dim=512, mlp_dim=2048,
+                         positions="sinusoidal", pooling="cls", classifier="mlp", pair="concat")
+LISTOPS = dataclasses.replace(TEXT, vocabulary=17, classes=10, length=2000)
+MATCHING = dataclasses.replace(TEXT, inputs=2, length=4000, head_dim=32, model_dim=128, mlp_dim=512)
+
+PUBLISHED = [
+    (TEXT, {(6, 8): 20_089_858, (3, 16): 13_784_578, (2, 24): 11_682_818, (1, 48): 9_581_058}),
+    (LISTOPS, {(6, 8): 19_983_370, (3, 16): 13_678_090, (2, 24): 11_576_330, (1, 48): 9_474_570}),
+    (MATCHING, {(4, 4): 1_087_746, (2, 8): 823_298, (1, 16): 691_074}),
+]
+"""Independent counts: two of them agree with those that others report of Long Range Arena's models."""
+
+
+def parameters(config, layers, heads):
+    """Counted on shapes alone; nothing is allocated."""
+    sized = dataclasses.replace(config, layers=layers, heads=heads)
+    made = jax.eval_shape(transformer(sized, Genotype.homogeneous(FULL, layers, heads)).init, jax.random.key(0))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(made))
+
+
+@pytest.mark.parametrize(("config", "shapes"), PUBLISHED, ids=["imdb_bytes", "listops", "matching"])
+def test_parameters_are_the_published_ones(config, shapes):
+    assert {shape: parameters(config, *shape) for shape in shapes} == shapes
+
+
+def test_widths_are_free_of_one_another():
+    config = TransformerConfig(vocabulary=5, classes=3, length=7, head_dim=3, model_dim=11, mlp_dim=2)
+    assert parameters(config, 2, 5) == 5 * 11 + 7 * 11 + 2 * (4 * 11 * 15 + 4 * 11 + 2 * 22 + 2 + 11) + 22 + 36
+
+
+@pytest.mark.parametrize("name", ["layers", "heads", "head_dim", "model_dim", "mlp_dim"])
+def test_nothing_of_a_size_is_zero(name):
+    with pytest.raises(InputError, match=f"model.{name} must be a whole number of at least 1, got 0"):
+        dataclasses.replace(TEXT, **{name: 0})
