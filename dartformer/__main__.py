@@ -29,9 +29,12 @@ def parser() -> argparse.ArgumentParser:
     for name, text in stages.items():
         verb = verbs.add_parser(name, help=text, description=f"{text}. Any field of the config can be set with "
                                 "--config.section.field=VALUE.")
-        verb.add_argument("--config", required=True, metavar="FILE", help="a config file, see `dartformer new`")
-        verb.add_argument("--workdir", required=True, metavar="DIR", help="where everything is written")
+        free = name == "profile"  # it can also price what no workdir holds
+        verb.add_argument("--config", required=not free, metavar="FILE", help="a config file, see `dartformer new`")
+        verb.add_argument("--workdir", required=not free, metavar="DIR", help="where everything is written")
         verb.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+        if name == "profile":
+            _profile_arguments(verb)
     new = verbs.add_parser("new", help="print a starting config", description="Print a config file to start from.")
     new.add_argument("--task", help="see `dartformer list tasks`; listops if nothing is said")
     new.add_argument("--size", default="small", help="'small', for two CPU cores, or 'published', the size that the "
@@ -59,6 +62,19 @@ def parser() -> argparse.ArgumentParser:
                         "that compares two); - for standard input")
     predict.add_argument("--json", action="store_true")
     return top
+
+
+def _profile_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--genotype", metavar="FILE", help="price this genotype at the sizes of --config; without it and "
+                      "without --workdir, the homogeneous models of the config's search space")
+    verb.add_argument("--export", metavar="DIR", help="price an exported model; needs no --config")
+    verb.add_argument("--batch", type=int, default=1, help="examples at once (1)")
+    verb.add_argument("--length", default="", metavar="N[,N...]", help="tokens; several are a sweep. The longest the "
+                      "model takes if nothing is said")
+    verb.add_argument("--phase", default="forward", help="'forward'; 'train', a forward and a backward pass; 'decode', "
+                      "one more token after --length tokens, by formula")
+    verb.add_argument("--repeats", type=int, default=20, help="calls that are timed (20)")
+    verb.add_argument("--plot", metavar="FILE", help="draw it: .svg, .png or .pdf")
 
 
 def overrides(extra: Sequence[str]) -> dict[str, str]:
@@ -132,6 +148,8 @@ def _dispatch(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     if arguments.verb in ("list", "predict", "selfcheck"):
         overrides(extra and [f"{extra[0]}"])
         return {"list": _list, "predict": _predict, "selfcheck": _selfcheck}[arguments.verb](arguments)
+    if arguments.verb == "profile":
+        return _profile(arguments, overrides(extra))
     from dartformer.config import load_config
     config = load_config(arguments.config, overrides(extra))
     use_compile_cache()
@@ -147,6 +165,42 @@ def _dispatch(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     else:
         from dartformer.stages import summary
         summary.show(arguments.verb, data, Path(arguments.workdir))
+    return 0
+
+
+def _profile(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    from dartformer.config import load_config
+    from dartformer.errors import InputError
+    from dartformer.stages import profile, summary
+    from dartformer.stages.base import Run
+    asked = [name for name in ("workdir", "genotype", "export") if getattr(arguments, name)]
+    if len(asked) > 1:
+        raise InputError(f"--{asked[0]} and --{asked[1]} are two things to profile: give one.")
+    if arguments.export and (arguments.config or values):
+        raise InputError("an export has its own config: leave --config out.")
+    if not arguments.export and not arguments.config:
+        raise InputError("profile needs --config (with --workdir, --genotype or neither), or --export.")
+    at = profile.At(arguments.batch, profile.parse_lengths(arguments.length), arguments.phase, arguments.repeats)
+    use_compile_cache()
+    if arguments.export:
+        from dartformer.stages.export import load
+        model = load(arguments.export).model
+        data = profile.profile_all(model.shape, {"exported": model.genotype}, at, True)
+    else:
+        config = load_config(arguments.config, values)
+        if arguments.workdir:
+            with Run(config, arguments.workdir) as run:
+                data = profile.profile(run, run.genotype(), at, detail=True)
+        else:
+            given = {"given": profile.read_genotype(arguments.genotype)} if arguments.genotype else {}
+            data = profile.profile_asked(config, given, at)
+    if arguments.plot:
+        from dartformer import plots
+        plots.save(plots.profile(data), arguments.plot)
+    if arguments.json:
+        _print_json(data)
+    else:
+        summary.show_profile(data)
     return 0
 
 

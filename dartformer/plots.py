@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from dartformer import metric
 from dartformer.attention import Attention, Inputs, Shape
 from dartformer.attention import format as spec
+from dartformer.errors import InputError
 from dartformer.genotype import Genotype
 from dartformer.search_space import SearchSpace
 
@@ -148,6 +149,45 @@ def growth(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.tick_params(colors=GREY)
         _name_ends(axes, ends)
     return figure
+
+
+def profile(data: Mapping[str, Any]) -> Figure:
+    """What `dartformer profile` found: over lengths, on logarithmic axes, where several were asked for; else bars."""
+    fields = [("latency, ms", lambda r: r.get("latency_seconds") and 1e3 * r["latency_seconds"]["median"]),
+              ("MFLOP executed", lambda r: r.get("flops") and r["flops"] / 1e6),
+              ("state when decoding, KiB", lambda r: r["state_bytes"] / 2**10)]
+    rows = data.get("sweep") or data["models"]
+    fields = [(label, get) for label, get in fields if any(get(r) for r in rows)]
+    names = list(dict.fromkeys(r["name"] for r in rows))
+    sweep = len({r["length"] for r in rows}) > 1
+    figure = Figure(figsize=(3.6 * len(fields) + 2, 3.2 if sweep else 1.2 + 0.3 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(fields), squeeze=False, sharey=not sweep)[0]
+    for axes, (label, get) in zip(panels, fields, strict=True):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=GREY)
+        for i, name in enumerate(names):
+            points = [(r["length"], get(r)) for r in rows if r["name"] == name and get(r)]
+            if sweep and points:
+                axes.plot(*zip(*points, strict=True), color=colour(i), marker="o", markersize=3, label=name)
+            elif points:
+                axes.barh(i, points[0][1], color=colour(i))
+        if sweep:
+            axes.set(xscale="log", yscale="log", xlabel="length", ylabel=label)
+        else:
+            axes.set_yticks(range(len(names)), names, fontsize=7)
+            axes.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
+    if sweep:
+        figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, fontsize=7, loc="outside right upper")
+    figure.suptitle(f"{data['device']}; batch {data['batch']}, {data['phase']}", fontsize=8, color=GREY)
+    return figure
+
+
+def save(figure: Figure, file: str) -> None:
+    """Write a figure as its ending says; raises `InputError` for one that matplotlib does not know."""
+    try:
+        figure.savefig(file)
+    except (ValueError, OSError) as error:
+        raise InputError(f"cannot draw to {file}: {error}.") from None
 
 
 def _name_ends(axes: Any, ends: list[tuple[tuple[float, float], str, str]]) -> None:

@@ -1,6 +1,7 @@
 """Summary: what the terminal shows at the end of a verb, and the tables of `dartformer list`."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,49 @@ def show(verb: str, data: dict[str, Any], workdir: Path) -> None:
             value = shown.text(one[shown.name])
             console.print(f"seed {one['seed']}: valid {shown.title} {value} at step {one['step']}")
     elif verb == "profile":
-        table = Table("model", "parameters", "FLOPs", "latency ms", box=None,
-                      title=f"batch {data['batch']}, length {data['length']}, {data['device']}")
-        for row in data["models"]:
-            table.add_row(row["name"], f"{row['parameters']:,}", f"{row['flops']:.3g}",
-                          f"{1e3 * row['latency_seconds']['median']:.2f}")
-        console.print(table)
+        show_profile(data)
     else:
         console.print(f"wrote {data.get('folder') or data.get('file')}", markup=False, soft_wrap=True)
+
+
+def show_profile(data: dict[str, Any]) -> None:
+    """Tables of `dartformer profile`: whole models, layers, attentions, and the sweep of lengths."""
+    console = Console(highlight=False)
+    console.print(f"{data['device']}; batch {data['batch']}, length {data['length']}, phase {data['phase']}, "
+                  f"{data['dtype']}", markup=False)
+    for title, keys, rows in (("model", ("name",), data["models"]), ("layer", ("layer", "attentions"),
+                               data.get("layers", ())), ("attention", ("attention", "heads"), data["attentions"]),
+                               ("sweep", ("name", "length"), data.get("sweep", ()))):
+        shown = [c for c in COSTS if any(any(row.get(k) is not None for k in c[1]) for row in rows)]
+        if not rows:
+            continue
+        table = Table(*keys, box=None, title=TITLES[title],
+                      title_justify="left", padding=(0, 1, 0, 0))
+        for label, *_ in shown:
+            table.add_column(label, justify="right", no_wrap=True)
+        for row in rows:
+            cells = [next((form(row[f]) for f in fields if row.get(f) is not None), "-") for _, fields, form in shown]
+            table.add_row(*(escape(str(row[k])) for k in keys), *cells)
+        console.print(table)
+    if "note" in data:
+        console.print(data["note"] + ".", markup=False)
+
+
+TITLES = {"model": "whole models", "layer": "layers: measured whole; by formula, their attentions alone",
+          "attention": "attentions, each on its group of heads, without projections", "sweep": "over lengths"}
+COSTS: tuple[tuple[str, tuple[str, ...], Callable[[Any], str]], ...] = (
+    ("parameters", ("parameters", "attention_parameters"), lambda v: f"{v:,}"),
+    ("MFLOP", ("flops", "attention_flops"), lambda v: f"{v / 1e6:.3g}"),
+    ("useful", ("useful_flops",), lambda v: f"{v / 1e6:.3g}"),
+    ("act. MiB", ("activation_bytes", "attention_activation_bytes"), lambda v: f"{v / 2**20:.3g}"),
+    ("kept to train MiB", ("training_bytes", "attention_training_bytes"), lambda v: f"{v / 2**20:.3g}"),
+    ("XLA temp MiB", ("xla_temp_bytes",), lambda v: f"{v / 2**20:.3g}"),
+    ("state KiB", ("state_bytes",), lambda v: f"{v / 2**10:.3g}"),
+    ("ms", ("latency_seconds",), lambda v: f"{1e3 * v['median']:.3g}"),
+    ("p90", ("latency_seconds",), lambda v: f"{1e3 * v['p90']:.3g}"),
+    ("examples/s", ("throughput",), lambda v: f"{v:.4g}"),
+)
+"""Columns of a profile: title, fields of which a row has one, and how it is written."""
 
 
 def _show_results(console: Console, results: dict[str, Any], workdir: Path) -> None:
