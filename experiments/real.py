@@ -1,0 +1,102 @@
+"""Real runs on real data: for each task and seed a search, the model derived from it, and every candidate alone.
+
+    python experiments/real.py --imdb=FOLDER --matching=ARCHIVE --image=FOLDER --language=FILE --csv=FILE > real.jsonl
+
+A task whose data are not named is left out; `--only=imdb_tokens,image` takes these alone. Each starts from the config of
+`search_spaces/` (for `--csv` from that of `dartformer new --data`) and changes what `SETTINGS` says. Seeds come outermost:
+a run cut short has the same seeds of every task. Run again with the same `--workdir`, it goes on where it stopped. When a
+task is done with a seed there is a JSON line for each of its models and rules, then one for the task.
+
+`--summary=FILE` prints means and spreads of a file of such lines, and runs nothing.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import dartformer
+from dartformer.starter import for_data
+
+SPACES = Path(__file__).resolve().parent.parent / "search_spaces"
+
+SMALL = {"model.heads": 2, "model.head_dim": 16, "model.model_dim": 32, "model.mlp_dim": 32}
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    # The two ends of a review, where it is summed up; a large rate, because each word is seen but a few times.
+    "imdb_tokens": {**SMALL, "task.crop": "ends", "model.dropout": 0.3, "retrain.optimizer.learning_rate": 0.01,
+                    "search.weights.learning_rate": 0.01, "retrain.steps": 700, "search.steps": 100},
+    "imdb_bytes": {**SMALL, "task.crop": "ends", "model.stem": "bigram", "retrain.optimizer.learning_rate": 0.01,
+                   "search.weights.learning_rate": 0.01, "retrain.steps": 500, "search.steps": 60},
+    "language": {"retrain.steps": 500, "search.steps": 100},
+    # Words, because a thousand bytes of both are a fifth of the text at four times the cost.
+    "matching": {**SMALL, "task.tokens": "words", "task.length": 256, "model.dropout": 0.2, "data.batch_size": 32,
+                 "retrain.optimizer.learning_rate": 0.01, "search.weights.learning_rate": 0.01, "retrain.steps": 400,
+                 "search.steps": 60},
+    "image": {"retrain.steps": 1000, "search.steps": 150},
+    "csv": {"retrain.steps": 200, "search.steps": 100},
+}
+"""What differs from where a task starts."""
+
+ALL = {"space.candidates": ("full", "local(window=8)", "linear"), "baselines.random": False, "baselines.uniform": False,
+       "search.observe": False}
+"""What differs in every task: three candidates, and no more baselines than these alone."""
+
+
+def run(name: str, seed: int, path: str, data: str, workdir: Path) -> None:
+    """Search, derive, retrain with every candidate alone, evaluate; print what came out."""
+    started = time.perf_counter()
+    steps = SETTINGS[name]["retrain.steps"]
+    values = {**ALL, **SETTINGS[name], "task.path": path, "data.dir": data, "seed": seed, "retrain.seeds": (seed,),
+              "log.eval_every": steps // 2, "log.checkpoint_every": steps // 2}
+    if name == "csv":
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "csv.py").write_text(for_data(path)[0])
+        config = dartformer.load_config(workdir / "csv.py", values)
+    else:
+        config = dartformer.load_config(SPACES / f"{name}_small.py", values)
+    genotype = dartformer.derive(dartformer.search(config, workdir / f"{name}-{seed}"))
+    results = dartformer.evaluate(genotype, config, workdir / f"{name}-{seed}")
+    metric = results["metric"]
+    for model, found in {"found": results, **results["baselines"]}.items():
+        trained = {"valid": found["valid"][metric], "parameters": found["parameters"]} if "valid" in found else {}
+        say(task=name, seed=seed, model=model, metric=metric, test=found["test"][metric], **trained)
+    say(task=name, seed=seed, genotype=str(genotype), steps=steps, search_steps=config.search.steps,
+        verdict=results["verdict"], seconds=round(time.perf_counter() - started))
+
+
+def summary(lines: list[dict[str, Any]]) -> None:
+    """Mean, lowest and highest test score of every model over its seeds."""
+    found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for line in lines:
+        if "model" in line:
+            found[line["task"], line["model"], line["metric"]].append(line["test"])
+    for (task, model, metric), test in found.items():
+        say(task=task, model=model, metric=metric, seeds=len(test), mean=round(sum(test) / len(test), 4),
+            lowest=round(min(test), 4), highest=round(max(test), 4))
+
+
+def say(**line: Any) -> None:
+    """One line of JSON."""
+    print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for option in ("imdb", "matching", "image", "language", "csv"):
+        parser.add_argument(f"--{option}", default="", help="where its data are")
+    parser.add_argument("--only", default=",".join(SETTINGS), help="tasks, separated by commas")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/real"))
+    parser.add_argument("--data", default="", help="where prepared sets are kept; by default where TFDS keeps data")
+    parser.add_argument("--seeds", default="0,1,2", help="separated by commas")
+    parser.add_argument("--summary", type=Path, help="print the means of a file of lines, and run nothing")
+    arguments = parser.parse_args()
+    if arguments.summary:
+        summary([json.loads(line) for line in arguments.summary.read_text().splitlines()])
+    else:
+        for seed, task in itertools.product(arguments.seeds.split(","), arguments.only.split(",")):
+            if where := getattr(arguments, task.split("_")[0]):
+                run(task, int(seed), where, arguments.data, arguments.workdir)
