@@ -115,10 +115,10 @@ def begin(network: Network, optimizer: optax.GradientTransformation, seed: int) 
 
 
 class Evaluator:
-    """Loss and metric of a network over a whole split; compiled once for all weights and mixtures."""
+    """Loss and metric of a network over a whole split; compiled once for all weights and mixtures, for each length."""
 
-    def __init__(self, network: Network, batch_size: int, metric: Metric = ACCURACY):
-        self.batch_size, self.metric = batch_size, metric
+    def __init__(self, network: Network, batch_size: int, metric: Metric = ACCURACY, buckets: int = 1):
+        self.batch_size, self.metric, self.buckets = batch_size, metric, buckets
 
         @jax.jit
         def sums(weights: Weights, mixture: Array | None, batch: Batch) -> Array:
@@ -131,8 +131,12 @@ class Evaluator:
     def _each(self, weights: Weights, split: Split, mixture: ArrayLike | None) -> np.ndarray:
         """`[3, S]`: sums over the labels of each example (see `Metric.losses`)."""
         size = min(self.batch_size, len(split))
-        sums = [self._sums(weights, mixture, batch) for batch in examine(split, size)]
-        return np.concatenate([np.asarray(s, np.float64) for s in jax.device_get(sums)], -1)[:, :len(split)]
+        rows, sums = [], []
+        for batch in examine(split, size, self.buckets):
+            rows.append(batch.pop("row"))
+            sums.append(self._sums(weights, mixture, batch))
+        found = np.concatenate([np.asarray(s, np.float64) for s in jax.device_get(sums)], -1)[:, :len(split)]
+        return found[:, np.argsort(np.concatenate(rows)[:len(split)])]
 
     def __call__(self, weights: Weights, split: Split, mixture: ArrayLike | None = None) -> dict[str, float]:
         """`{"loss", "accuracy"}`, means over the split's labels; `{"loss", "r2"}` where numbers are predicted."""

@@ -2,10 +2,10 @@
 
     python experiments/real.py --imdb=FOLDER --matching=ARCHIVE --image=FOLDER --language=FILE --csv=FILE > real.jsonl
 
-A task whose data are not named is left out; `--only=imdb_tokens,image` takes these alone. Each starts from the config of
-`search_spaces/` (for `--csv` from that of `dartformer new --data`) and changes what `SETTINGS` says. Seeds come outermost:
-a run cut short has the same seeds of every task. Run again with the same `--workdir`, it goes on where it stopped. When a
-task is done with a seed there is a JSON line for each of its models and rules, then one for the task.
+A task whose data are not named is left out; `--only=imdb_tokens,image` takes these alone. Each starts from the config
+of `search_spaces/` (for `--csv` from that of `dartformer new --data`) and changes what `SETTINGS` says. Seeds come
+outermost: a run cut short has the same seeds of every task. Run again with the same `--workdir`, it goes on where it
+stopped. When a task is done with a seed there is a JSON line for each of its models and rules, then one for the task.
 
 `--summary=FILE` prints means and spreads of a file of such lines, and runs nothing.
 """

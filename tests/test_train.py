@@ -166,3 +166,19 @@ def test_evaluation_counts_every_example_once(size):
     net = Network(lambda key: {}, lambda weights, tokens, valid, mixture: jax.nn.one_hot(tokens[:, 0], 3))
     found = Evaluator(net, size)({}, ArraySplit(tokens, np.full(7, 2), labels))
     assert found["accuracy"] == pytest.approx(4 / 7)
+
+
+@pytest.mark.parametrize("size", [2, 3, 50])
+def test_evaluation_in_buckets_is_that_of_whole_examples_in_their_order(size):
+    tokens = np.array([[1, 0, 0, 0], [3, 1, 1, 1], [2, 1, 0, 0], [0, 0, 0, 0], [1, 2, 2, 0]])
+    seen = set()
+
+    def apply(weights, tokens, valid, mixture):
+        seen.add(tokens.shape[1])
+        return jax.nn.one_hot(jnp.sum(tokens * valid, 1), 9)
+
+    split = ArraySplit(tokens, np.array([1, 4, 2, 0, 3]), np.array([1, 6, 0, 0, 0]))
+    found = [Evaluator(Network(lambda key: {}, apply), size, buckets=buckets).each({}, split) for buckets in (1, 2)]
+    np.testing.assert_array_equal(found[1]["accuracy"], [1, 1, 0, 1, 0])
+    np.testing.assert_array_equal(found[0]["loss"], found[1]["loss"])
+    assert seen == ({2, 4} if size < 5 else {4})

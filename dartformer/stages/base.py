@@ -78,7 +78,7 @@ class Run:
     def supernet(self) -> Supernet:
         """The supernet, and the strategy that trains it."""
         config, (net, strategy) = self.config.search, self.supernet_of()
-        return Supernet(net, strategy, Evaluator(net, self.config.data.eval_batch_size, self.metric),
+        return Supernet(net, strategy, self._evaluator(net),
                         {"weights_rate": optimizer.schedule(config.weights, config.steps),
                          "alphas_rate": optimizer.schedule(config.alphas, config.steps)})
 
@@ -93,13 +93,16 @@ class Run:
             weights_optimizer=optimizer.build(config.weights, config.steps),
             alphas_optimizer=optimizer.build(config.alphas, config.steps), steps=config.steps))
 
+    def _evaluator(self, net: Network) -> Evaluator:
+        return Evaluator(net, self.config.data.eval_batch_size, self.metric, self.config.data.buckets)
+
     def program(self, genotype: Genotype) -> Program:
         """What trains and evaluates a genotype; made once."""
         if genotype not in self._programs:
             net = transformer(self.model, genotype)
             chain = optimizer.build(self.config.retrain.optimizer, self.config.retrain.steps)
             self._programs[genotype] = Program(net, chain, CompiledStep(plain_step(net, chain, self.metric)),
-                                               Evaluator(net, self.config.data.eval_batch_size, self.metric))
+                                               self._evaluator(net))
         return self._programs[genotype]
 
     def file(self, name: str) -> Path:

@@ -109,7 +109,7 @@ def fine_tuner(run: Run) -> Callable[[Weights, np.ndarray, int, int], Weights]:
         chain, step = compiled[steps]
         moments, key = chain.init(weights), jax.random.key(seed)
         part = "weights" if run.strategy.traits.halves else "train"
-        stream = batches(run.parts[part], run.config.data.batch_size, seed)
+        stream = batches(run.parts[part], run.config.data.batch_size, seed, run.config.data.buckets)
         for i in range(steps):
             weights, moments = step(weights, moments, mixture, next(stream), jax.random.fold_in(key, i))
         return weights

@@ -19,7 +19,7 @@ from dartformer.stages.base import Run
 from dartformer.stages.narrow import Narrowing
 from dartformer.stages.observe import observing, once
 from dartformer.strategies import State, Strategy
-from dartformer.tasks.base import batches
+from dartformer.tasks.base import batches, resized
 from dartformer.train import CompiledStep, Schedule, Step, Stream, Together, fit, read_metrics
 from dartformer.transformer import Weights
 from dartformer.workdir import read_json, write_json
@@ -134,28 +134,35 @@ def separate(state: State, group: Group) -> list[State]:
                     for field, axis in zip(state, AXES, strict=True))) for i in range(len(group.seeds))]
 
 
-class Stacked:
-    """The batches of several streams as one, each array leading with the streams."""
+class Feed:
+    """A batch of each part for a step, of all seeds where they go together: then each array leads with them.
 
-    def __init__(self, streams: list[Stream]):
-        self.streams = Together(*streams)
+    Where batches have several lengths, those of a step are padded to the longest, so that no more pairs of lengths than
+    there are lengths must be compiled.
+    """
+
+    def __init__(self, parts: list[list[Stream]], together: bool):
+        self.streams, self.count, self.together = Together(*(s for part in parts for s in part)), len(parts), together
         self.get_state, self.set_state = self.streams.get_state, self.streams.set_state
 
-    def __next__(self) -> Any:
-        return jax.tree.map(lambda *arrays: np.stack(arrays), *next(self.streams))
+    def __next__(self) -> tuple[Any, ...]:
+        found = next(self.streams)
+        widths = [batch["valid"].shape[-1] for batch in found]
+        if min(widths) < max(widths):
+            found = tuple(resized(batch, max(widths)) for batch in found)
+        if not self.together:
+            return found
+        each = len(found) // self.count
+        return tuple(jax.tree.map(lambda *arrays: np.stack(arrays), *found[i:i + each])
+                     for i in range(0, len(found), each))
 
 
-def stream(run: Run, group: Group) -> Together:
+def stream(run: Run, group: Group) -> Feed:
     """Batches of the two halves of train, in each seed's own order; of all of it where there is but one level."""
-    size = run.config.data.batch_size
-
-    def part(name: str, offset: int) -> Stream:
-        each = [batches(run.parts[name], size, seed + offset) for seed in group.seeds]
-        return Stacked(each) if group.together else each[0]
-
-    if not run.strategy.traits.halves:
-        return Together(part("train", 0))
-    return Together(part("weights", 0), part("alphas", 1))
+    data = run.config.data
+    parts = ("weights", "alphas") if run.strategy.traits.halves else ("train",)
+    return Feed([[batches(run.parts[part], data.batch_size, seed + offset, data.buckets, lengths_seed=run.config.seed)
+                  for seed in group.seeds] for offset, part in enumerate(parts)], group.together)
 
 
 def step_of(run: Run, group: Group, strategy: Strategy | None = None) -> Step:

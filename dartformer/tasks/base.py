@@ -242,6 +242,40 @@ def lengths(split: Split) -> np.ndarray:
     return np.concatenate([batch["valid"].sum(-1).reshape(len(batch["label"]), -1).max(1) for batch in counted(split)])
 
 
+class Buckets:
+    """Which of at most `count` lengths each example is cut to: equal steps of the full length.
+
+    `of` `[S]` is the number of steps, at least 1, that hold an example; 1 for all where there is but one bucket.
+    """
+
+    def __init__(self, split: Split, count: int):
+        self.count, self.of = count, np.ones(len(split), np.int64)
+        if count > 1:
+            self.whole = split.take(np.arange(1))["valid"].shape[-1]
+            self.step = -(-self.whole // count)
+            self.of = np.maximum(-(-lengths(split) // self.step), 1)
+
+    def cut(self, batch: Batch, rows: np.ndarray) -> Batch:
+        """`batch`, of the examples `rows` [B], without the padding that none of them needs."""
+        return batch if self.count == 1 else resized(batch, min(int(self.of[rows].max()) * self.step, self.whole))
+
+
+def resized(batch: Batch, n: int) -> Batch:
+    """A batch cut, or padded, to `n` tokens; what is padded is not valid, and its labels do not count."""
+    axis = batch["valid"].ndim - 1
+
+    def one(array: np.ndarray, fill: int) -> np.ndarray:
+        more = n - array.shape[axis]
+        if more <= 0:
+            return array[(slice(None),) * axis + (slice(n),)]
+        return np.pad(array, [(0, more if i == axis else 0) for i in range(array.ndim)], constant_values=fill)
+
+    changed = {"tokens": one(batch["tokens"], 0), "valid": one(batch["valid"], 0)}
+    if batch["label"].ndim > 1:
+        changed["label"] = one(batch["label"], -1)
+    return {**batch, **changed}
+
+
 def padded_share(split: Split, batch_size: int, buckets: int = 1) -> float:
     """Share of the tokens of an epoch's batches that are padding."""
     made = _Epochs(split, batch_size, 0, buckets)
@@ -256,13 +290,11 @@ class _Epochs:
     equal steps of the full length that holds them all.
     """
 
-    def __init__(self, split: Split, batch_size: int, seed: int, buckets: int = 1):
-        self.split, self.batch_size, self.seed, self.buckets = split, batch_size, seed, buckets
+    def __init__(self, split: Split, batch_size: int, seed: int, buckets: int = 1, lengths_seed: int | None = None):
+        self.split, self.batch_size, self.seed = split, batch_size, seed
+        self.lengths_seed = seed if lengths_seed is None else lengths_seed
         self.steps = len(split) // batch_size
-        if buckets > 1:
-            whole = split.take(np.arange(1))["valid"].shape[-1]
-            self.step = -(-whole // buckets)
-            self.bucket = -(-lengths(split) // self.step)
+        self.buckets = Buckets(split, buckets)
         self.shuffled = (-1, np.empty(0, np.int64))
 
     def __len__(self) -> int:
@@ -275,23 +307,16 @@ class _Epochs:
             # One assignment: a reading thread must never see one epoch's order under another's number.
             self.shuffled = shuffled = (epoch, self._order(epoch))
         rows = shuffled[1][i * self.batch_size : (i + 1) * self.batch_size]
-        batch = self.split.take(rows)
-        if self.buckets == 1:
-            return batch
-        n = max(int(self.bucket[rows].max()), 1) * self.step
-        axis = batch["valid"].ndim - 1
-        cut = (slice(None),) * axis + (slice(n),)
-        names = ("tokens", "valid") + (("label",) if batch["label"].ndim > 1 else ())
-        return {**batch, **{name: batch[name][cut] for name in names}}
+        return self.buckets.cut(self.split.take(rows), rows)
 
     def _order(self, epoch: int) -> np.ndarray:
         """Examples in the order of the epoch's batches."""
         order = permutation(len(self.split), self.seed, epoch)
-        if self.buckets == 1:
+        if self.buckets.count == 1:
             return order
         order = order[:self.steps * self.batch_size]  # what is left over is left over at random
-        order = order[np.argsort(self.bucket[order], kind="stable")].reshape(self.steps, self.batch_size)
-        return order[permutation(self.steps, self.seed, epoch)].reshape(-1)
+        order = order[np.argsort(self.buckets.of[order], kind="stable")].reshape(self.steps, self.batch_size)
+        return order[permutation(self.steps, self.lengths_seed, epoch)].reshape(-1)
 
 
 class _Fresh:
@@ -309,12 +334,14 @@ class _Fresh:
         return self.split.take(np.arange(first, first + self.batch_size))
 
 
-def batches(split: Split, batch_size: int, seed: int, buckets: int = 1) -> grain.DatasetIterator:
+def batches(split: Split, batch_size: int, seed: int, buckets: int = 1,
+            lengths_seed: int | None = None) -> grain.DatasetIterator:
     """An endless iterator of `Batch`es of exactly `batch_size` examples, reshuffled every epoch.
 
     An epoch takes every example at most once and drops the remainder; an `Endless` split has no epochs, and no example
-    comes twice. With `buckets` above 1 batches have at most so many lengths, and hold examples of like length.
-    `get_state()` is one small dictionary,
+    comes twice. With `buckets` above 1 batches have at most so many lengths, and hold examples of like length; short
+    and long ones come in an order of `lengths_seed` (of `seed` where it is None), so that streams over halves of the
+    same data can keep step. `get_state()` is one small dictionary,
     and `set_state` of it on a fresh iterator of the same arguments continues with the same batches. Raises
     `InputError` where a batch is larger than the split.
 
@@ -325,22 +352,26 @@ def batches(split: Split, batch_size: int, seed: int, buckets: int = 1) -> grain
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     if buckets > 1 and isinstance(split, Endless):
         lengths(split)
-    made = _Fresh(split, batch_size, seed) if isinstance(split, Endless) else _Epochs(split, batch_size, seed, buckets)
+    made = _Fresh(split, batch_size, seed) if isinstance(split, Endless) else _Epochs(split, batch_size, seed, buckets,
+                                                                                      lengths_seed)
     return iter(grain.MapDataset.source(made).to_iter_dataset(options))
 
 
-def examine(split: Split, batch_size: int) -> Iterator[Batch]:
-    """Every example once, in order, in batches of exactly `batch_size`, for evaluation.
+def examine(split: Split, batch_size: int, buckets: int = 1) -> Iterator[Batch]:
+    """Every example once in batches of exactly `batch_size`, for evaluation.
 
-    Each batch also has `weight` [B] float32: 1 for an example, 0 for the copies of the last one that fill the
-    last batch, so that one compiled function serves them all and a weighted mean counts every example once.
+    Each batch also has `row` [B], the examples' positions, and `weight` [B] float32: 1 for an example, 0 for the copies
+    of the last one that fill the last batch, so that one compiled function serves them all and a weighted mean counts
+    every example once. With `buckets` above 1 the shorter come first, and batches have at most so many lengths.
     """
     if batch_size < 1:
         raise InputError(f"batch size {batch_size} is less than 1.")
+    found = Buckets(split, buckets)
+    order = np.argsort(found.of, kind="stable")
     for start in range(0, len(split), batch_size):
-        rows = np.arange(start, start + batch_size)
-        batch = split.take(np.minimum(rows, len(split) - 1))
-        yield {**batch, "weight": (rows < len(split)).astype(np.float32)}
+        at = np.arange(start, start + batch_size)
+        rows = order[np.minimum(at, len(split) - 1)]
+        yield {**found.cut(split.take(rows), rows), "row": rows, "weight": (at < len(split)).astype(np.float32)}
 
 
 def counted(split: Split, chunk: int = 512) -> Iterator[Batch]:

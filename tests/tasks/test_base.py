@@ -22,6 +22,7 @@ from dartformer.tasks.base import (
     padded_share,
     parts,
     permutation,
+    resized,
 )
 from dartformer.tasks.sources import IN_MEMORY_BYTES, from_source, pack
 
@@ -229,6 +230,27 @@ def test_buckets_hold_examples_of_like_length_and_lose_none():
     assert same(next(again), next(stream))
     with pytest.raises(InputError, match="made without end"):
         batches(Endless(lambda i: {}, 10), 2, 0, buckets=2)
+
+
+def test_two_streams_over_halves_keep_step_in_length():
+    split = in_memory(200)
+    halves = [Subset(split, permutation(200, 7)[i::2]) for i in (0, 1)]
+    streams = [batches(half, 5, seed, buckets=3, lengths_seed=0) for seed, half in enumerate(halves)]
+    widths = [[next(stream)["valid"].shape[1] for _ in range(40)] for stream in streams]
+    assert len(set(widths[0])) == 3
+    assert sum(a != b for a, b in zip(*widths, strict=True)) <= 8, "two batches an epoch lie across two buckets"
+    batch = halves[0].take(np.arange(9))
+    wide = resized(batch, LENGTH + 2)
+    assert same(resized(wide, LENGTH), batch)
+    assert not wide["valid"][:, LENGTH:].any()
+
+
+def test_examine_in_buckets_has_every_row_once():
+    found = list(examine(in_memory(10), 4, buckets=3))
+    rows = np.concatenate([batch["row"][batch["weight"] > 0] for batch in found])
+    assert sorted(rows) == list(range(10))
+    np.testing.assert_array_equal(rows, np.concatenate([b["tokens"][b["weight"] > 0, 0] for b in found]))
+    assert [batch["valid"].shape[1] for batch in found] == [3, 6, 7]
 
 
 def test_examine_refuses_an_empty_batch():

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 import dartformer
+from dartformer import config as configs
 from dartformer import tasks
 from dartformer.__main__ import main
 from dartformer.errors import InputError
+from dartformer.stages import search
+from dartformer.stages.base import Run
 from dartformer.tasks.base import parts
 from dartformer.tasks.guess import guess
 from dartformer.tasks.records import read
@@ -260,6 +263,22 @@ def test_from_a_csv_to_a_prediction(tmp_path, capsys):
     assert main([*run[:2], f"--workdir={tmp_path / 'other'}"]) == 2
     assert "there is no file or folder" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_the_batches_of_a_search_step_have_one_length(tmp_path, capsys):
+    write(tmp_path / "a.csv", [{"review": " ".join(["word"] * (1 + 3 * i % 11)) + f" {i}", "stars": "ab"[i % 2]}
+                               for i in range(100)])
+    config = dartformer.defaults("files")
+    configs.override(config, {
+        "task.path": str(tmp_path / "a.csv"), "task.text": "review", "task.label": "stars", "task.length": 12,
+        "task.label_names": "a,b", "task.tokens": "words", "data.dir": str(tmp_path), "data.batch_size": 4,
+        "data.buckets": 3, "search.seeds": 2})
+    with Run(config, tmp_path / "run") as run:
+        feed = search.stream(run, search.groups(run)[0])
+        pairs = [next(feed) for _ in range(10)]
+    assert {pair[0]["valid"].shape for pair in pairs} == {(2, 4, 4), (2, 4, 8), (2, 4, 12)}
+    assert all(pair[0]["tokens"].shape == pair[1]["tokens"].shape for pair in pairs)
+    assert not any(pair[i]["tokens"][~pair[i]["valid"]].any() for pair in pairs for i in (0, 1))
 
 
 def test_new_refuses_what_does_not_go_together(tmp_path, capsys):
