@@ -104,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.verb is None:
         parser().print_help()
         return USER_ERROR
+    from dartformer.allocator import keep_freed_memory
     from dartformer.errors import InputError
+    keep_freed_memory()
     try:
         return _dispatch(arguments, extra)
     except InputError as error:

@@ -5,8 +5,9 @@
 
 The interpreters are those of the two environments of `tests/oracles/README.md`; without one, its peers are skipped.
 Prints one JSON line for each peer: milliseconds of ours, of theirs as it is, and of theirs under `torch.compile`
-where that works, and theirs over ours, the median of the rounds. Both sides have the same number of threads and take
-turns, one at a time. On a machine that does other work besides, torch's threads wait for one another at great length.
+where that works, and theirs over ours, the median of the rounds. Both sides have the same number of threads, keep
+freed memory, and take turns, one at a time. On a machine that does other work besides, torch's threads wait for one
+another at great length.
 """
 
 import argparse
@@ -18,6 +19,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from dartformer.allocator import OPTIONS
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,9 @@ class Peers:
 
     def __init__(self, python: str, threads: int) -> None:
         command = [python, str(Path(__file__).with_name("peers_torch.py")), str(threads)]
+        kept = {f"MALLOC_{name[2:]}_": str(value) for name, (_, value) in OPTIONS.items()}  # as ours keeps it
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL, text=True)
+                                        stderr=subprocess.DEVNULL, text=True, env={**os.environ, **kept})
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """The answer, or {"error": ...}."""
