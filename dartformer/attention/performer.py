@@ -113,7 +113,7 @@ class Performer(Spelled):
         width = inputs.q.shape[-1]
         w = projections(keys, self.features, width, wide(inputs.q, inputs.k))
         q, k = (x.astype(w.dtype) * width**-0.25 for x in (inputs.q, inputs.k))
-        phi_q, phi_k = (jnp.einsum("bnhd,hmd->bnhm", x, w) for x in (q, k))
+        phi_q, phi_k = (jnp.einsum("bhnd,hmd->bhnm", x.swapaxes(1, 2), w).swapaxes(1, 2) for x in (q, k))
         if self.kernel == "softmax":
             return phi_q, phi_k - jnp.sum(k * k, axis=-1, keepdims=True) / 2
         return jax.nn.relu(phi_q) + RELU_FLOOR, jax.nn.relu(phi_k) + RELU_FLOOR

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer.kernels.linear_scan import carry, chunked, joined, ratio
+from dartformer.kernels.linear_scan import carry, chunked, joined, ratio, two_products
 from dartformer.kernels.softmax import FLOOR, MASKED, masked_softmax, wide
 
 
@@ -37,9 +37,7 @@ def log_linear_attention(log_q: Array, log_k: Array, v: Array, *, causal: bool =
     phi_k = jnp.exp(log_k - top)
     terms = log_q + top
     phi_q = jnp.exp(terms - _top(terms, -1))
-    numerator = jnp.einsum("bnhm,bhmd->bnhd", phi_q, jnp.einsum("bnhm,bnhd->bhmd", phi_k, value))
-    denominator = jnp.einsum("bnhm,bhm->bnh", phi_q, jnp.sum(phi_k, axis=1))
-    return ratio(numerator, denominator[..., None]).astype(v.dtype)
+    return two_products(phi_q, phi_k, value, dtype).astype(v.dtype)
 
 
 def log_linear_weights(log_q: Array, log_k: Array, allowed: Array | None) -> Array:
