@@ -11,10 +11,9 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-import settings
+import arena
 from summary import summary
 from trial import Lines, provenance, trained
 
@@ -24,21 +23,12 @@ from dartformer.progress import say
 from dartformer.stages.base import Run
 
 RESULTS = Path(__file__).parent / "results"
-STEPS = {"listops": 300, "imdb_tokens": 250, "imdb_bytes": 250, "matching": 200}
-"""Of a training at CPU size."""
-
-
-def data_of(task: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Where a task's data are."""
-    path = arguments.matching if task == "matching" else arguments.imdb if task.startswith("imdb") else None
-    return ({"task.path": path} if path else {}) | ({"data.dir": arguments.data_dir} if arguments.data_dir else {})
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("cpu", "published"), default="cpu")
-    parser.add_argument("--tasks", default=",".join(settings.TASKS))
-    parser.add_argument("--types", default="", help="names, as in settings.py; all ten by default")
+    parser.add_argument("--tasks", default=",".join(arena.TASKS))
+    parser.add_argument("--types", default="", help="names, as in experiments/arena.py; all ten by default")
     parser.add_argument("--shapes", choices=("ends", "all"), default="", help="the deepest and the widest alone, which "
                         "is the default at CPU size, or those between too")
     parser.add_argument("--imdb", default="", help="see search_spaces/imdb_bytes_small.py")
@@ -52,11 +42,11 @@ def main() -> None:
     if arguments.summary:
         print(summary(lines.rows))
         return
-    types = settings.TYPES[arguments.size]
-    chosen = arguments.types.split(",") if arguments.types else list(types)
+    types = arena.TYPES[arguments.size]
+    chosen = arguments.types.split(",") if arguments.types else list(arena.WIDE)
     small = arguments.size == "cpu"
     for task in arguments.tasks.split(","):
-        shapes = settings.shapes(task, arguments.size)
+        shapes = arena.shapes(task, arguments.size)
         if (arguments.shapes or ("ends" if small else "all")) == "ends":
             shapes = [shapes[0], shapes[-1]]
         for name in chosen:
@@ -64,8 +54,8 @@ def main() -> None:
                 key = {"task": task, "type": name, "shape": f"{shape[0]}x{shape[1]}"}
                 if lines.find(**key):
                     continue
-                steps = arguments.steps or (STEPS[task] if small else 0)
-                config = settings.config(task, arguments.size, shape, steps, data_of(task, arguments))
+                data = arena.data_of(task, arguments.imdb, arguments.matching, arguments.data_dir)
+                config = arena.config(task, arguments.size, shape, arguments.steps, data)
                 if name == "Sinkhorn":
                     config.model.pooling = "mean"  # as in the authors' code
                 say(f"{task} {name} {key['shape']}")

@@ -1,8 +1,8 @@
-"""What the Wide Attention paper (Brown et al. 2022, arXiv 2210.00640) trains, at its size and at one for a CPU core.
+"""The settings of the two papers, at their size and at one for a CPU core: DARTFormer (Brown et al. 2022, arXiv
+2210.00641) and Wide Attention (2210.00640) train Long Range Arena's tasks with its eleven types of attention.
 
 The published settings are those of the first author's public code (a port of Long Range Arena): optimiser, schedule,
-widths, lengths, options of the attentions. Which ten types
-and which middle shapes the paper has was inferred, not read.
+widths, lengths, options of the attentions. Which types each paper has was inferred in part.
 """
 
 from typing import Any
@@ -19,18 +19,27 @@ TYPES: dict[str, dict[str, str]] = {
         "Transformer": "full", "BigBird": "bigbird(block=64, randoms=3)", "Linear": "linear",
         "Linformer": "linformer(rank=16)", "Local": "block(size=50)", "Longformer": "longformer(window=256)",
         "Performer": "performer(features=256, kernel='relu')", "Sinkhorn": "sinkhorn(block=20)",
-        "Sparse": "sparse(stride=50, summary=10)", "Synthesizer": "synthesizer(mode='factorised', rank=32)"},
+        "Sparse": "sparse(stride=50, summary=10)", "Reformer": "reformer(buckets=10, hashes=1, chunk=10)",
+        "Synthesizer": "synthesizer(mode='factorised', rank=32)"},
     "cpu": {
         "Transformer": "full", "BigBird": "bigbird(block=4, randoms=1)", "Linear": "linear",
         "Linformer": "linformer(rank=16)", "Local": "block(size=16)", "Longformer": "longformer(window=8)",
         "Performer": "performer(features=16, kernel='relu')", "Sinkhorn": "sinkhorn(block=16)",
-        "Sparse": "sparse(stride=16, summary=2)", "Synthesizer": "synthesizer(mode='factorised', rank=8)"}}
-"""The ten: Long Range Arena's eleven less Reformer, which there has no width of its own."""
+        "Sparse": "sparse(stride=16, summary=2)", "Reformer": "reformer(buckets=4, hashes=1, chunk=8)",
+        "Synthesizer": "synthesizer(mode='factorised', rank=8)"}}
+"""The eleven. Options differ from Long Range Arena's where those were mistakes: Local's blocks are contiguous, Sparse
+sees both ways, Longformer's first token is global."""
+
+WIDE = tuple(name for name in TYPES["cpu"] if name != "Reformer")
+"""The ten of Wide Attention: Reformer there has no width of its own."""
+
+DARTFORMER = tuple(name for name in TYPES["cpu"] if name not in ("Transformer", "Sinkhorn"))
+"""The nine of DARTFormer."""
 
 DEEP: dict[str, dict[str, tuple[int, int]]] = {
     "published": {"listops": (6, 8), "imdb_bytes": (6, 8), "imdb_tokens": (6, 8), "matching": (4, 4)},
     "cpu": dict.fromkeys(TASKS, (4, 4))}
-"""Layers and heads of the deepest shape; the others have as many heads in all."""
+"""Layers and heads of Wide Attention's deepest shape; the others have as many heads in all."""
 
 PUBLISHED: dict[str, Any] = {
     "model.head_dim": 64, "model.model_dim": 512, "model.mlp_dim": 2048, "model.positions": "sinusoidal",
@@ -42,6 +51,9 @@ PUBLISHED: dict[str, Any] = {
     "retrain.optimizer.b1": 0.9, "retrain.optimizer.b2": 0.98, "retrain.optimizer.eps": 1e-9,
     "retrain.optimizer.weight_decay": 0.1, "retrain.optimizer.clip": 0.0,
     "log.every": 100, "log.eval_every": 200, "log.checkpoint_every": 1000}
+
+CPU_STEPS = {"listops": 300, "imdb_tokens": 250, "imdb_bytes": 250, "matching": 200}
+"""Of a training at CPU size."""
 
 STEPS = {"listops": (10_001, 1_000), "imdb_bytes": (30_001, 8_000), "imdb_tokens": (30_001, 8_000),
          "matching": (10_001, 8_000)}
@@ -66,25 +78,28 @@ OF_TASK: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def config(task: str, size: str, shape: tuple[int, int], steps: int = 0,
-           data: dict[str, Any] | None = None) -> ConfigDict:
-    """The config of one cell of the table.
+           data: dict[str, Any] | None = None, strategy: str = "darts") -> ConfigDict:
+    """The config of one model; its search's weights are optimised as it is.
 
     Args:
       task: one of `TASKS`.
       size: "published" or "cpu".
       shape: layers and heads.
-      steps: of training; 0 for those published.
+      steps: of training; 0 for those of the size.
       data: further fields: where the data are.
+      strategy: of a search, if there is one.
     """
-    made = dartformer.defaults(task)
+    made = dartformer.defaults(task, strategy)
     published, warmup = STEPS[task]
-    steps = steps or published
+    steps = steps or (published if size == "published" else CPU_STEPS[task])
     values: dict[str, Any] = {
         **(PUBLISHED if size == "published" else CPU), **OF_TASK[size][task], "model.layers": shape[0],
         "model.heads": shape[1], "retrain.steps": steps}
     if size == "published":
         values["retrain.optimizer.warmup"] = warmup / published
-    configs.override(made, {**values, **(data or {})})
+    values.update({name.replace("retrain.optimizer", "search.weights"): value for name, value in values.items()
+                   if name.startswith("retrain.optimizer")})
+    configs.override(made, {**values, "search.steps": steps, **(data or {})})
     return made
 
 
@@ -92,3 +107,9 @@ def shapes(task: str, size: str) -> list[tuple[int, int]]:
     """Shapes of a task with as many heads in all, the deepest first."""
     layers, heads = DEEP[size][task]
     return [(n, layers * heads // n) for n in range(layers, 0, -1) if layers % n == 0]
+
+
+def data_of(task: str, imdb: str, matching: str, data_dir: str) -> dict[str, Any]:
+    """The fields that say where a task's data are; texts may be empty."""
+    path = matching if task == "matching" else imdb if task.startswith("imdb") else ""
+    return ({"task.path": path} if path else {}) | ({"data.dir": data_dir} if data_dir else {})
