@@ -56,8 +56,9 @@ class _Observed(MixedAttention):
 
     sight: _Sight
 
-    def __call__(self, x: Array, valid: Array, mixture: Array | None, *, train: bool, key: Array | None) -> Array:
-        assert mixture is not None
+    def __call__(self, x: Array, valid: Array, mixture: Array | None, *, train: bool, key: Array | None,
+                 layer: Array | None = None) -> Array:
+        assert mixture is not None and layer is None  # what is seen leaves by the side, which a scan cannot
         config, shared = self.config, len(self.projections) == 1
         keys = head_keys(config, self.layer) if any(a.traits.stochastic for a in self.candidates) else None
         bare = dataclasses.replace(config, branch_norm=False)

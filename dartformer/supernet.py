@@ -66,10 +66,12 @@ class MixedAttention(nnx.Module):
         v = jnp.where(inputs.mask[..., None, None], inputs.v[:, :, rest], 0)
         return jnp.zeros_like(inputs.v).at[:, :, rest].set(branch_norm(v) if self.config.branch_norm else v)
 
-    def __call__(self, x: Array, valid: Array, mixture: Array | None, *, train: bool, key: Array | None) -> Array:
+    def __call__(self, x: Array, valid: Array, mixture: Array | None, *, train: bool, key: Array | None,
+                 layer: Array | None = None) -> Array:
         if mixture is None:
             raise ValueError("a supernet needs a mixture [L, H, K].")
-        keys = head_keys(self.config, self.layer) if any(a.traits.stochastic for a in self.candidates) else None
+        number = self.layer if layer is None else layer
+        keys = head_keys(self.config, number) if any(a.traits.stochastic for a in self.candidates) else None
         shared = len(self.projections) == 1
         inputs = self.projections[0].inputs(x, valid, keys)
         some = len(self.mixed) < self.config.heads
@@ -139,8 +141,10 @@ def supernet(config: TransformerConfig, space: SearchSpace, projections: str = "
         raise unknown("search.projections", projections, PROJECTIONS)
     require_all(space.candidates, config)
     check_partial(config.heads, space.granularity, projections, partial)
+    alike = partial == 1 and len(set(map(tuple, left or ()))) <= 1
     return network(config, lambda l, rngs: MixedAttention(config, space.candidates, projections, l, partial,
-                                                          None if left is None else left[l], rngs=rngs))
+                                                          None if left is None else left[l], rngs=rngs),
+                   scan=alike and 0 < config.scan <= config.layers)
 
 
 def inherit(weights: Weights, space: SearchSpace, genotype: Genotype) -> Weights:

@@ -61,6 +61,8 @@ class TransformerConfig:
       dtype: of activations; parameters are float32 (float64 if that is asked for), and so is softmax.
       kernel: how softmax over all tokens is computed: "auto", the first that can of "cudnn" (on a GPU), "chunked" (no
         array of N x N) and "dense"; or one of these by name.
+      scan: a supernet of at least so many layers runs them as one loop, which compiles one layer in place of all; 0:
+        never.
       seed: of fixed randomness inside attentions (random graphs, features, rotations).
       inputs: documents of an example: 1, or 2, which one encoder reads one by one.
       features: numbers of a token, `[B, N, F]`, where tokens are not ids; 0 where they are.
@@ -87,6 +89,7 @@ class TransformerConfig:
     causal: bool = False
     dtype: str = "float32"
     kernel: str = "auto"
+    scan: int = 3
     seed: int = 0
     inputs: int = 1
     features: int = 0
@@ -101,6 +104,8 @@ class TransformerConfig:
                               ("kernel", KERNELS)):
             if getattr(self, name) not in allowed:
                 raise unknown(f"model.{name}", getattr(self, name), allowed)
+        if not isinstance(self.scan, int) or self.scan < 0:
+            raise InputError(f"model.scan must be a whole number of at least 0, got {self.scan!r}.")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"model.{name} must be at least 0 and below 1, got {getattr(self, name)!r}.")
@@ -154,13 +159,16 @@ class TransformerConfig:
 
 
 class Mixer(Protocol):
-    """What a block puts between its two normalisations: tokens in, tokens out, `[B, N, E]`."""
+    """What a block puts between its two normalisations: tokens in, tokens out, `[B, N, E]`.
+
+    One that can stand for any layer of a scan also takes `layer`, a number that is traced.
+    """
 
     def __call__(self, x: Array, valid: Array, mixture: Array | None, *, train: bool,
                  key: Array | None) -> Array: ...
 
 
-def head_keys(config: TransformerConfig, layer: int) -> Array:
+def head_keys(config: TransformerConfig, layer: int | Array) -> Array:
     """`[H]` PRNG keys of a layer's heads, from (seed, layer, head) alone."""
     key = jax.random.fold_in(jax.random.key(config.seed), layer)
     return jax.vmap(lambda h: jax.random.fold_in(key, h))(jnp.arange(config.heads))
@@ -314,9 +322,10 @@ class Block(nnx.Module):
         self.down = nnx.Linear(config.mlp_dim, config.model_dim, dtype=dtype, rngs=rngs)
         self.rate = config.dropout
 
-    def __call__(self, x: Array, valid: Array, mixture: Array | None, *, train: bool, key: Array | None) -> Array:
+    def __call__(self, x: Array, valid: Array, mixture: Array | None, *, train: bool, key: Array | None,
+                 **of_scan: Array) -> Array:
         keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
-        y = self.mixer(self.norm_mixer(x), valid, mixture, train=train, key=keys[0])
+        y = self.mixer(self.norm_mixer(x), valid, mixture, train=train, key=keys[0], **of_scan)
         x = x + dropout(y, self.rate, train, keys[1])
         y = self.down(nnx.gelu(self.up(self.norm_mlp(x))))
         return x + dropout(y, self.rate, train, keys[2])
@@ -325,13 +334,14 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """tokens `[B, N]`, valid `[B, N]`, mixture `[L, H, K]` or None, to logits `[B, C]` (or `[B, N, C]`).
 
-    Of two documents tokens and valid are `[B, 2, N]`; tokens that are not ids are `[B, N, F]`.
+    Of two documents tokens and valid are `[B, 2, N]`; tokens that are not ids are `[B, N, F]`. With `scan` the layers,
+    which must be alike, are one loop: weights are stacked on the way in, and stand layer by layer outside.
     """
 
-    def __init__(self, config: TransformerConfig, mixers: Callable[[int, nnx.Rngs], Mixer], *,
+    def __init__(self, config: TransformerConfig, mixers: Callable[[int, nnx.Rngs], Mixer], scan: bool = False, *,
                  rngs: nnx.Rngs) -> None:
         e, dtype = config.model_dim, jnp.dtype(config.dtype)
-        self.config = config
+        self.config, self.scan = config, scan
         if config.features:
             self.embed: nnx.Module = nnx.Linear(config.features, e, dtype=dtype, rngs=rngs)
         else:
@@ -369,11 +379,15 @@ class Transformer(nnx.Module):
             x = jnp.concatenate([cls, x], 1)
             valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
         x = x + self.position_table(x.shape[1], x.dtype)
-        keys = [None] * (config.layers + 1) if key is None else list(jax.random.split(key, config.layers + 1))
-        x = dropout(x, config.dropout, train, keys[-1])
-        for l, block in enumerate(self.blocks):
-            row = None if mixture is None else mixture[l]
-            x = block(x, valid, row, train=train, key=keys[l])
+        keys = None if key is None else jax.random.split(key, config.layers + 1)
+        x = dropout(x, config.dropout, train, None if keys is None else keys[-1])
+        layers = None if keys is None else keys[:-1]
+        if self.scan:
+            x = self.loop(x, valid, mixture, layers, train)
+        else:
+            for l, block in enumerate(self.blocks):
+                row, noise = (None if a is None else a[l] for a in (mixture, layers))
+                x = block(x, valid, row, train=train, key=noise)
         x = pool(self.norm(x), valid, config.pooling)
         if config.inputs == 2:
             u, v = x.reshape(-1, 2, x.shape[-1]).swapaxes(0, 1)
@@ -383,6 +397,17 @@ class Transformer(nnx.Module):
             if config.inputs == 2:
                 x = nnx.relu(self.hidden_half(x))
         return self.head(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    def loop(self, x: Array, valid: Array, mixture: Array | None, keys: Array | None, train: bool) -> Array:
+        """All blocks as one `lax.scan` over their weights."""
+        structure = nnx.graphdef(self.blocks[0])
+        stacked = jax.tree.map(lambda *w: jnp.stack(w), *(nnx.to_pure_dict(nnx.state(b)) for b in self.blocks))
+
+        def body(x: Array, of_layer: Any) -> tuple[Array, None]:
+            weights, row, key, layer = of_layer
+            return nnx.merge(structure, weights)(x, valid, row, train=train, key=key, layer=layer), None
+
+        return jax.lax.scan(body, x, (stacked, mixture, keys, jnp.arange(len(self.blocks))))[0]
 
     def position_table(self, length: int, dtype: Any) -> Array:
         """What is added to the embeddings of `length` tokens: `[N, E]`, or 0."""
@@ -437,11 +462,11 @@ class Network(NamedTuple):
     apply: Callable[..., Array]
 
 
-def network(config: TransformerConfig, mixers: Callable[[int, nnx.Rngs], Mixer]) -> Network:
-    """The pure functions behind a `Transformer` with `mixers(layer, rngs)` in its blocks."""
+def network(config: TransformerConfig, mixers: Callable[[int, nnx.Rngs], Mixer], scan: bool = False) -> Network:
+    """The pure functions behind a `Transformer` with `mixers(layer, rngs)` in its blocks, as one loop if `scan`."""
 
     def make(key: Array) -> Transformer:
-        return Transformer(config, mixers, rngs=nnx.Rngs(params=key))
+        return Transformer(config, mixers, scan, rngs=nnx.Rngs(params=key))
 
     structure, _ = nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0))))
 

@@ -42,7 +42,7 @@ def test_widths_are_free_of_one_another():
     assert parameters(config, 2, 5) == 5 * 11 + 7 * 11 + 2 * (4 * 11 * 15 + 4 * 11 + 2 * 22 + 2 + 11) + 22 + 36
 
 
-@pytest.mark.parametrize("name", ["layers", "heads", "head_dim", "model_dim", "mlp_dim"])
+@pytest.mark.parametrize("name", ["layers", "heads", "head_dim", "model_dim", "mlp_dim", "vocabulary", "length"])
 def test_nothing_of_a_size_is_zero(name):
     with pytest.raises(InputError, match=f"model.{name} must be a whole number of at least 1, got 0"):
         dataclasses.replace(TEXT, **{name: 0})

@@ -185,24 +185,25 @@ def test_the_bigram_stem_adds_the_token_before(batch):
     assert cost.parameters(weights) == plain + config.vocabulary * config.model_dim
 
 
-# (layers, heads) and parameter counts by the formula of the Wide Attention paper's authors' code: IMDb bytes, ListOps.
-WIDE = [(257, 2, 6, 8, 20_089_858), (257, 2, 3, 16, 13_784_578), (257, 2, 2, 24, 11_682_818),
-        (257, 2, 1, 48, 9_581_058), (17, 10, 6, 8, 19_983_370), (17, 10, 1, 48, 9_474_570)]
+def test_layers_as_one_loop_are_the_same_function(batch, compile_quickly):
+    """Gradients by weights and mixture, with dropout, random projections, and a candidate that one layer skips."""
+    candidates = ("full", "performer(features=4)", "linformer(rank=4)")
+    with jax.enable_x64(True):
+        found = []
+        for scan in (0, 3):
+            config = sizes(layers=3, dropout=0.3, dtype="float64", scan=scan)
+            space = space_of(config, candidates=candidates)
+            net = supernet(config, space)
+            assert ("scan[" in str(jax.make_jaxpr(net.apply)(net.init(jax.random.key(1)), *batch,
+                                                             jnp.ones(space.mixture_shape)))) == bool(scan)
+            mixture = jnp.linspace(0.1, 0.9, 27).reshape(space.mixture_shape).at[1, :, 0].set(0)
 
+            def loss(weights, mixture, net=net):
+                logits = net.apply(weights, *batch, mixture, train=True, key=jax.random.key(2))
+                return (logits ** 2).sum()
 
-@pytest.mark.parametrize(("vocabulary", "classes", "layers", "heads", "count"), WIDE)
-def test_published_parameter_counts(vocabulary, classes, layers, heads, count):
-    config = TransformerConfig(vocabulary=vocabulary, classes=classes, length=1000, layers=layers, heads=heads,
-                               head_dim=64, model_dim=512, mlp_dim=2048, positions="sinusoidal", pooling="cls",
-                               classifier="mlp")
-    full = Genotype.homogeneous(parse("full"), layers, heads)
-    assert cost.model_parameters(transformer(config, full)) == count
-
-
-@pytest.mark.parametrize("field", ["layers", "heads", "head_dim", "model_dim", "mlp_dim", "vocabulary", "length"])
-def test_sizes_below_one_are_refused(field):
-    with pytest.raises(InputError, match=f"model.{field} must be .* got 0"):
-        sizes(**{field: 0})
+            found.append(jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(net.init(jax.random.key(1)), mixture))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), *found)
 
 
 def test_every_attention_trains_in_every_place(batch):
