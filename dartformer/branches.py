@@ -58,7 +58,8 @@ class _Observed(MixedAttention):
 
     def __call__(self, x: Array, valid: Array, mixture: Array | None, *, train: bool, key: Array | None,
                  layer: Array | None = None) -> Array:
-        assert mixture is not None and layer is None  # what is seen leaves by the side, which a scan cannot
+        assert mixture is not None
+        assert layer is None  # what is seen leaves by the side, which a scan cannot
         config, shared = self.config, len(self.projections) == 1
         keys = head_keys(config, self.layer) if any(a.traits.stochastic for a in self.candidates) else None
         bare = dataclasses.replace(config, branch_norm=False)
