@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import os
 import random
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from dartformer.errors import InputError
 from dartformer.tasks import listops
 from dartformer.tasks.base import PARTS, ArraySplit, majority, parts
+from dartformer.tasks.files import Files
 from dartformer.tasks.listops import END, SYMBOLS, ListOps, draw, evaluate, expressions
 from dartformer.tasks.sources import from_source
 
@@ -322,26 +324,39 @@ def test_preparing_tells_standard_error_and_leaves_standard_output_alone(tmp_pat
 
 
 PREPARE = """
-import hashlib, sys
+import functools, hashlib, sys
 import numpy as np
+from dartformer.tasks import text
+from dartformer.tasks.files import Files
 from dartformer.tasks.listops import ListOps
-task = ListOps(max_depth=4, max_args=4, min_length=5, max_length=40, train=3000, valid=60, test=60)
-loaded = task.load(sys.argv[1])
-found = {k: s.take(np.arange(len(s)))["tokens"] for k, s in loaded.items()}
-print(hashlib.sha256(b"".join(found[k].tobytes() for k in sorted(found))).hexdigest())
+from dartformer.tasks.sources import from_source
+text.from_source = functools.partial(from_source, in_memory=0)  # texts are unpacked into a file, too
+tasks = [Files(path=f"{sys.argv[1]}/a.jsonl", label_names=("0", "1"), tokens="words", length=8),
+         ListOps(max_depth=4, max_args=4, min_length=5, max_length=40, train=3000, valid=60, test=60)]
+found = [s.take(np.arange(len(s)))["tokens"] for task in tasks for _, s in sorted(task.load(sys.argv[1]).items())]
+print(hashlib.sha256(b"".join(one.tobytes() for one in found)).hexdigest())
 print("tensorflow" in sys.modules)
 """
 
 
+def write_texts(folder):
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": f"row {i} of words", "label": i % 2}) + "\n"
+                                            for i in range(2000)))
+    return Files(path=f"{folder}/a.jsonl", label_names=("0", "1"), tokens="words", length=8)
+
+
 def test_two_processes_at_once_end_with_the_same_data_and_no_tensorflow(tmp_path):
+    write_texts(tmp_path)
     both = [run(PREPARE, str(tmp_path)) for _ in range(2)]
     outputs = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     digests, tensorflow = zip(*(out.split() for out, _ in outputs), strict=True)
     assert len(set(digests)) == 1
     assert set(tensorflow) == {"False"}
-    names = [path.name for path in tmp_path.glob("dartformer_listops/*/*")]
-    assert names == ["1.0.0"], "an unfinished copy is left behind"
+    names = [path.name for path in tmp_path.glob("dartformer_*/*/*")]
+    assert names == ["1.0.0"] * 2, "an unfinished copy is left behind"
+    assert sorted(path.name for path in tmp_path.glob("dartformer_files/*/*/rows*")) == [
+        f"rows-{part}-8-uint16" for part in ("test", "train", "valid")]
     task = ListOps(max_depth=4, max_args=4, min_length=5, max_length=40, train=3000, valid=60, test=60)
     here = [text for name in ("test", "valid", "train") for text in texts(task, task.load(str(tmp_path))[name])]
     assert here == [task.decode(tokens) for tokens, _ in itertools.islice(expressions(task), 3120)]
@@ -356,15 +371,15 @@ def shown(stream, total, name):
     time.sleep(30)
 prepare.shown = shown
 """
+    task = write_texts(tmp_path)
     process = run(stuck + PREPARE, str(tmp_path))
-    assert process.stdout.readline() == "ListOps test\n", process.stderr.read()
-    assert list(tmp_path.glob("dartformer_listops/*/*incomplete*"))
+    assert process.stdout.readline() == "a.jsonl test\n", process.stderr.read()
+    assert list(tmp_path.glob("dartformer_files/*/*incomplete*"))
     process.kill()
     process.communicate()
-    task = ListOps(max_depth=4, max_args=4, min_length=5, max_length=40, train=3000, valid=60, test=60)
     assert {name: len(split) for name, split in task.load(str(tmp_path)).items()} == {
-        "train": 3000, "valid": 60, "test": 60}
-    assert not list(tmp_path.glob("dartformer_listops/*/*incomplete*")), "what the killed process left is still there"
+        "train": 1600, "valid": 200, "test": 200}
+    assert not list(tmp_path.glob("dartformer_files/*/*incomplete*")), "what the killed process left is still there"
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
