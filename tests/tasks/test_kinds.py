@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 import dartformer
+from dartformer import config as configs
 from dartformer import tasks
 from dartformer.__main__ import main
 from dartformer.attention.full import Full
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype
 from dartformer.metric import METRICS
+from dartformer.stages.base import Run
+from dartformer.stages.retrain import Model
 from dartformer.tasks.base import parts
 from dartformer.transformer import TransformerConfig, transformer
 
@@ -214,6 +217,51 @@ def test_from_two_texts_to_a_number(file, tmp_path, capsys):
     run = jax.export.deserialize(bytearray((tmp_path / "run/export/model.stablehlo").read_bytes()))
     pairs = [("red a", "red b"), ("gold", "pink c")]
     np.testing.assert_allclose(run.call(*served.arrays(pairs)), served.logits(pairs), rtol=1e-4, atol=1e-5)
+
+
+def pictures(folder):
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 40), ("test", 20)):
+        np.save(folder / f"{part}_gray.npy", rng.integers(0, 256, (n, 32, 32), np.uint8))
+        np.save(folder / f"{part}_labels.npy", np.arange(n, dtype=np.uint8) % 10)
+    return {"task.path": str(folder), "task.patch": 16, "task.rows": False}, " ".join(map(str, range(256))) + " 7" * 768, 4
+
+
+def letters(folder):
+    (folder / "a.txt").write_text("the cat sat on the mat. " * 40)
+    return {"task.path": str(folder / "a.txt"), "task.length": 12, "task.vocabulary_size": 16}, "the cat", 7
+
+
+def labels_of_words(folder):
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    return {f"task.{k}": v for k, v in {**KINDS["words"], "path": str(folder / "a.jsonl"), "length": 12}.items()} | {
+        "model.pooling": "none"}, "red blue 7", 3
+
+
+def recall(folder):
+    return {"task.pairs": 2, "task.keys": 4, "task.length": 12, "task.train": 40, "task.valid": 8, "task.test": 8}, (
+        tasks.make("recall", {"pairs": 2, "keys": 4, "length": 12}).decode([1, 5, 2, 6])), 4
+
+
+@pytest.mark.parametrize(("name", "made"), [("image", pictures), ("language", letters), ("files", labels_of_words),
+                                            ("recall", recall)])
+def test_a_loaded_export_answers_as_the_model(name, made, tmp_path, capsys):
+    """Of what has patches for tokens, or a label for each token. (Training does not differ by task.)"""
+    values, text, tokens = made(tmp_path)
+    config = dartformer.defaults(name)
+    configs.override(config, {**values, **TINY, "data.dir": str(tmp_path)})
+    with Run(config, tmp_path / "run") as run:
+        net = transformer(run.model, genotype := Genotype.homogeneous(Full(), 1, 1))
+        model = Model(config, run.fitted, run.model, genotype, net.init(jax.random.key(0)), 0, 0, {})
+        assert set(run.parts) == {"weights", "alphas", "valid", "test", "train"}
+    served = dartformer.load(dartformer.export(model, tmp_path / "export"))
+    arrays = served.arrays([text])
+    assert arrays[1].sum() == tokens
+    (answer,) = served([text])
+    want = np.asarray(net.apply(model.weights, *arrays)).argmax(-1)
+    found = answer["label"] if name != "image" else [answer["label"]]
+    assert found == [served.labels[i] for i in want.reshape(-1)[:len(found)]]
+    assert len(found) == (tokens if name != "image" else 1)
 
 
 # Matching.
