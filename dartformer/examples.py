@@ -69,9 +69,11 @@ SMALL = {
         BYTES.format("bytes"), "naive Bayes on four-grams of bytes has 77.8% on test at this length.",
         {"task.path": ARCHIVE, "task.length": 512, **small(600, {"data.eval_batch_size": 100})}),
     "imdb_tokens": Example(
-        BYTES.format("words"), "naive Bayes on the same words has 83.1% on test.",
-        {"task.path": ARCHIVE, "task.length": 256,
-         **small(400, {"model.dropout": 0.2, "data.eval_batch_size": 100})}),
+        BYTES.format("words"), "one layer of `full` has about 85% on test after these 700 steps, one epoch; naive "
+        "Bayes on the same words 84.1%.",
+        {"task.path": ARCHIVE, "task.length": 256, "task.crop": "ends",
+         **small(700, {"model.heads": 2, "model.model_dim": 32, "model.mlp_dim": 32, "model.dropout": 0.3,
+                       "search.steps": 200, "data.eval_batch_size": 100}, rate=1e-2)}),
     "matching": Example(
         PAIRS, "on pairs of ACL papers a threshold on the overlap of four-grams has 70.8% on test at this length, "
         "naive Bayes 48.4%.",

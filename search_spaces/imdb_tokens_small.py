@@ -2,7 +2,8 @@
 folder with train.jsonl and test.jsonl; leave it empty for TFDS's imdb_reviews. For two CPU cores.
 
 Command:  dartformer run --config=search_spaces/imdb_tokens_small.py --workdir=runs/imdb_tokens
-Compare:  naive Bayes on the same words has 83.1% on test.
+Compare:  one layer of `full` has about 85% on test after these 700 steps, one epoch; naive Bayes on the same words
+          84.1%.
 """
 
 import dartformer
@@ -12,12 +13,13 @@ def get_config():
     config = dartformer.defaults(task="imdb_tokens")
     config.task.path = "aclImdb_v1.tar.gz"
     config.task.length = 256
+    config.task.crop = "ends"
     # sizes; heads * head_dim need not be model_dim
     config.model.layers = 1
-    config.model.heads = 4
+    config.model.heads = 2
     config.model.head_dim = 16
-    config.model.model_dim = 64
-    config.model.mlp_dim = 128
+    config.model.model_dim = 32
+    config.model.mlp_dim = 32
     # what is searched over (see `dartformer list attentions`)
     config.space.candidates = ("full", "local(window=8)", "linear", "uniform")
     # "model": one attention everywhere; "layer"; "head"
@@ -25,17 +27,17 @@ def get_config():
     # examples in a step
     config.data.batch_size = 32
     # how long
-    config.search.steps = 400
-    config.search.weights.learning_rate = 0.003
-    config.retrain.steps = 400
+    config.search.steps = 200
+    config.search.weights.learning_rate = 0.01
+    config.retrain.steps = 700
     config.retrain.seeds = (0, 1, 2)
-    config.retrain.optimizer.learning_rate = 0.003
-    config.log.eval_every = 100
-    config.log.checkpoint_every = 100
+    config.retrain.optimizer.learning_rate = 0.01
+    config.log.eval_every = 175
+    config.log.checkpoint_every = 175
     # compare with every candidate alone, a random genotype, and all candidates mixed
     config.baselines.homogeneous = True
     config.baselines.random = True
     config.baselines.uniform = True
-    config.model.dropout = 0.2
+    config.model.dropout = 0.3
     config.data.eval_batch_size = 100
     return config

@@ -224,7 +224,8 @@ def pictures(folder):
     for part, n in (("train", 40), ("test", 20)):
         np.save(folder / f"{part}_gray.npy", rng.integers(0, 256, (n, 32, 32), np.uint8))
         np.save(folder / f"{part}_labels.npy", np.arange(n, dtype=np.uint8) % 10)
-    return {"task.path": str(folder), "task.patch": 16, "task.rows": False}, " ".join(map(str, range(256))) + " 7" * 768, 4
+    image = " ".join(map(str, range(256))) + " 7" * 768
+    return {"task.path": str(folder), "task.patch": 16, "task.rows": False}, image, 4
 
 
 def letters(folder):
