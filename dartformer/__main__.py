@@ -33,6 +33,8 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("--config", required=not free, metavar="FILE", help="a config file, see `dartformer new`")
         verb.add_argument("--workdir", required=not free, metavar="DIR", help="where everything is written")
         verb.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+        if name == "derive":
+            _budget_arguments(verb)
         if name == "profile":
             _profile_arguments(verb)
     new = verbs.add_parser("new", help="print a starting config", description="Print a config file to start from.")
@@ -62,6 +64,15 @@ def parser() -> argparse.ArgumentParser:
                         "that compares two); - for standard input")
     predict.add_argument("--json", action="store_true")
     return top
+
+
+def _budget_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--budget", action="append", metavar="KEY=VALUE[,...]", help="answer the search again for this "
+                      "budget, in seconds: latency_ms, parameters, flops, memory_bytes, kv_bytes, at batch, length and "
+                      "phase; also writes the front of accuracy against cost, pareto.json")
+    verb.add_argument("--table", metavar="FILE", help="measured latencies; the user's cache folder if nothing is said")
+    verb.add_argument("--trust-table", action="store_true", help="take it although another device measured it")
+    verb.add_argument("--plot", metavar="FILE", help="draw the front: .svg, .png or .pdf")
 
 
 def _profile_arguments(verb: argparse.ArgumentParser) -> None:
@@ -152,6 +163,8 @@ def _dispatch(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
         return {"list": _list, "predict": _predict, "selfcheck": _selfcheck}[arguments.verb](arguments)
     if arguments.verb == "profile":
         return _profile(arguments, overrides(extra))
+    if arguments.verb == "derive" and (arguments.budget or arguments.table or arguments.trust_table or arguments.plot):
+        return _derive_within(arguments, overrides(extra))
     from dartformer.config import load_config
     config = load_config(arguments.config, overrides(extra))
     use_compile_cache()
@@ -167,6 +180,32 @@ def _dispatch(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     else:
         from dartformer.stages import summary
         summary.show(arguments.verb, data, Path(arguments.workdir))
+    return 0
+
+
+def _derive_within(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    from dartformer.budget import Budget, parse
+    from dartformer.config import load_config
+    from dartformer.errors import InputError
+    if not arguments.budget:
+        raise InputError("--table, --trust-table and --plot go with --budget.")
+    given = parse(arguments.budget)
+    given.update({"table": arguments.table} if arguments.table else {})
+    given.update({"trust_table": True} if arguments.trust_table else {})
+    budget = Budget.of(given, "--budget")
+    config = load_config(arguments.config, values)
+    use_compile_cache()
+    from dartformer import api, plots
+    from dartformer.stages import summary
+    from dartformer.stages.base import Run
+    with Run(config, arguments.workdir) as run:
+        data = api.derive_within(run, budget)
+    if arguments.plot:
+        plots.save(plots.pareto(data), arguments.plot)
+    if arguments.json:
+        _print_json(data)
+    else:
+        summary.show_budget(data, Path(arguments.workdir))
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from dartformer.budget import Budget
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype
 from dartformer.stages import derive as derive_stage
@@ -94,11 +95,20 @@ def finished(run: Run, verb: str) -> bool:
     return run.file(left[verb]).exists()
 
 
-def _derive_verb(run: Run) -> dict[str, Any]:
+def _finished_search(run: Run) -> SearchResult:
     found = search_stage.read(run)
     if found is None:
         raise InputError(f"there is no finished search in {run.workdir.path}: run `dartformer search` first.")
-    genotype, ties, details = derive_stage.derive(found)
+    return found
+
+
+def derive_within(run: Run, budget: Budget) -> dict[str, Any]:
+    """The best genotype of a finished search within a budget, and the front of accuracy against cost."""
+    return derive_stage.derive_within(_finished_search(run), budget)
+
+
+def _derive_verb(run: Run) -> dict[str, Any]:
+    genotype, ties, details = derive_stage.derive(_finished_search(run))
     return {"genotype": genotype.to_dict(), "text": str(genotype), "ties": ties, **details}
 
 

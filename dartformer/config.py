@@ -18,6 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from dartformer import budget as budgets
 from dartformer import derivations, metric, optimizer, strategies, tasks
 from dartformer.attention import spec
 from dartformer.attention.base import require
@@ -30,6 +31,9 @@ from dartformer.transformer import TransformerConfig
 from dartformer.workdir import jsonable
 
 SELECT = ("best", "last")
+
+BUDGET = "search.budget"
+"""The field of which keys are added and not changed: see `dartformer.budget`."""
 
 SECOND_OPINION = "masked_drop(fine_tune=0)"
 """What is asked beside the alphas by default: the loss that rises without a candidate (arXiv 2108.04392)."""
@@ -87,6 +91,7 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
             "strategy": brought["search.strategy"],
             "projections": brought["search.projections"],
             "partial": 1,
+            "budget": {},
             "steps": 300,
             "seeds": 1,
             "observe": True,
@@ -137,6 +142,9 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> None:
     if values.get("search.strategy.name", config.search.strategy.name) != config.search.strategy.name:
         choose_strategy(config, values["search.strategy.name"])
     for name, value in values.items():
+        if name == BUDGET or name.startswith(f"{BUDGET}."):
+            _override_budget(config, name.removeprefix(BUDGET).lstrip("."), value)
+            continue
         section, parts = config, name.split(".")
         for depth, part in enumerate(parts):
             if not isinstance(section, ConfigDict) or part not in section:
@@ -156,6 +164,16 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> None:
                 current[one] = whole
             continue
         section[parts[-1]] = convert(name, value, current)
+
+
+def _override_budget(config: ConfigDict, key: str, value: Any) -> None:
+    """A budget has the keys that it is given: `search.budget = "latency_ms=12"`, `search.budget.latency_ms = 12`."""
+    if not key:
+        found = budgets.parse([value], BUDGET) if isinstance(value, str) else dict(value)
+    else:
+        one = budgets.parse([f"{key}={value}"], BUDGET) if isinstance(value, str) else {key: value}
+        found = {**config.search.budget.to_dict(), **one}
+    config.search.budget = ConfigDict(found)
 
 
 def convert(name: str, value: Any, like: Any) -> Any:
@@ -317,6 +335,15 @@ def validate(config: ConfigDict) -> None:
     strategy.check(len(space.candidates), config.search.steps)
     if not strategy.traits.alphas and config.search.alphas.to_dict() != ALPHAS:
         raise InputError(f"search.alphas has no effect: the strategy {config.search.strategy.name!r} learns no alphas.")
+    if config.search.budget:
+        budgets.Budget.of(config.search.budget.to_dict(), BUDGET)
+        reason = strategies.budget_refusal(strategy.traits)
+        if derivations.name_of(derivations.parse(config.derive.rule)) == "top_k":
+            raise InputError(f"{BUDGET} cannot be taken with derive.rule = 'top_k': prices are of one candidate in "
+                             f"each place.")
+        if reason:
+            raise InputError(f"{BUDGET} cannot be taken with the strategy {config.search.strategy.name!r}: {reason}. "
+                             f"`dartformer derive --budget` can choose within a budget after any search.")
     for one in space.candidates:
         if config.data.buckets > 1 and one.traits.fixed_length:
             raise InputError(f"data.buckets = {config.data.buckets} gives batches of several lengths, and {one} has "

@@ -182,6 +182,24 @@ def profile(data: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def pareto(data: Mapping[str, Any]) -> Figure:
+    """Accuracy with inherited weights against cost, from `pareto.json` (points) or what `derive --budget` returns."""
+    points, share = data.get("points") or data["front"], data["metric"]
+    figure, axes = _figure(7, 4)
+    best = [p for p in points if p["front"]]
+    axes.step([p["cost"] for p in best], [p[share] for p in best], where="post", color=PALETTE[0], linewidth=1.2)
+    for p in points:
+        tone = PALETTE[5] if p["chosen"] else PALETTE[0] if p["front"] else GREY
+        axes.plot(p["cost"], p[share], "D" if p["chosen"] else "o", color=tone, markersize=7 if p["chosen"] else 4)
+        if p["name"]:
+            axes.annotate(p["name"], (p["cost"], p[share]), (4, 4), textcoords="offset points", fontsize=7, color=GREY)
+    limit = data.get("budget", {}).get(data["quantity"])
+    if limit:
+        axes.axvline(limit, color=PALETTE[5], linewidth=0.8, linestyle="--")
+    axes.set(xlabel=data["quantity"], ylabel=f"{share} on valid, inherited weights")
+    return figure
+
+
 def save(figure: Figure, file: str) -> None:
     """Write a figure as its ending says; raises `InputError` for one that matplotlib does not know."""
     try:

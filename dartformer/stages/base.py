@@ -11,10 +11,14 @@ from ml_collections import ConfigDict
 
 from dartformer import config as configs
 from dartformer import metric, optimizer
+from dartformer.attention import format as spec
+from dartformer.budget import Budget, Price, ratios, require_possible
+from dartformer.cost import device
+from dartformer.cost.prices import prices
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype
 from dartformer.kernels.flash import without_cudnn
-from dartformer.strategies import Problem, Strategy
+from dartformer.strategies import Constraint, Problem, Strategy
 from dartformer.supernet import supernet
 from dartformer.tasks.base import Checks, Learns, Split, Task, parts
 from dartformer.train import CompiledStep, Evaluator, plain_step, training_loss
@@ -88,10 +92,37 @@ class Run:
         # Seeds in one program are a vmap of gradients, which cuDNN's did wrongly before JAX 0.11.1.
         kernel = without_cudnn(self.model.kernel, self.model.tokens) if config.seeds > 1 else self.model.kernel
         net = supernet(dataclasses.replace(self.model, kernel=kernel), space, config.projections, config.partial, left)
+        constraint = None
+        if self.budget:
+            limits = tuple(key for key, _ in self.budget.limits)
+            constraint = Constraint(ratios(self.budget, self.prices, space.granularity != "head"), limits,
+                                    self.budget.floor, self.budget.rate)
         return net, self.strategy(Problem(
             loss=training_loss(net, self.metric), alphas_shape=space.alphas_shape, mixture_shape=space.mixture_shape,
             weights_optimizer=optimizer.build(config.weights, config.steps),
-            alphas_optimizer=optimizer.build(config.alphas, config.steps), steps=config.steps))
+            alphas_optimizer=optimizer.build(config.alphas, config.steps), steps=config.steps,
+            constraint=constraint))
+
+    @cached_property
+    def budget(self) -> Budget | None:
+        """The budget of the search, if it has one."""
+        found = self.config.search.budget.to_dict()
+        return Budget.of(found) if found else None
+
+    @cached_property
+    def prices(self) -> dict[str, Price]:
+        """What the search's budget is held against: measured or computed once, and kept in `search/prices.json`, so
+        that a search that is resumed goes on with the same. Raises `InputError` for a budget that cannot be met."""
+        assert self.budget is not None
+        file = self.file("search/prices.json")
+        if file.exists():
+            return {one["quantity"]: Price.from_dict(one) for one in read_json(file)["prices"]}
+        found = prices(self.model, self.space, self.budget)
+        require_possible(self.budget, found, self.space)
+        write_json(file, {"device": device(), "budget": self.budget.to_dict(),
+                          "candidates": [spec(one) for one in self.space.candidates],
+                          "prices": [price.to_dict() for price in found.values()]})
+        return found
 
     def _evaluator(self, net: Network) -> Evaluator:
         return Evaluator(net, self.config.data.eval_batch_size, self.metric, self.config.data.buckets)

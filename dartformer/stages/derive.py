@@ -10,9 +10,11 @@ import optax
 
 from dartformer import derivations, diagnostics, optimizer
 from dartformer.attention import format as spec
+from dartformer.budget import Budget
 from dartformer.derivations import Derived, Trained
 from dartformer.genotype import Genotype
 from dartformer.search_space import SearchSpace
+from dartformer.stages import resolve as resolve_stage
 from dartformer.stages import retrain as retrain_stage
 from dartformer.stages.base import Run
 from dartformer.stages.search import SearchResult, read_states
@@ -55,10 +57,42 @@ def derive(found: SearchResult) -> Derived:
         other = derivations.parse(config.second_opinion)(given[chosen])
         details["second_opinion"] = opinion = _compare(derived.genotype, other, config.second_opinion)
         ties += opinion["differences"]
-    derived = Derived(derived.genotype, ties, details)
+    genotype = derived.genotype
+    if run.budget:
+        genotype, details["budget"] = resolve_stage.enforce(run, given, genotype, _mean_inherited(run, given))
+        if not details["budget"]["kept"]:
+            ties = details["budget"]["ties"]
+    derived = Derived(genotype, ties, details)
     run.record(genotype=derived.genotype.to_dict(), ties=ties, derive=details)
     write_text(run.file("genotype.json"), derived.genotype.to_json())
     return derived
+
+
+def derive_within(found: SearchResult, budget: Budget) -> dict[str, Any]:
+    """The best genotype of a finished search within another budget, and the front of accuracy against cost.
+
+    Writes `budget.json` and `pareto.json`, and `genotype.json` where nothing has been trained from it yet; returns what
+    `resolve` does, with "written".
+    """
+    run = found.run
+    given = _given(found)
+    data = resolve_stage.resolve(run, given, budget, _mean_inherited(run, given))
+    data["written"] = not run.file("retrain").exists()
+    if data["written"]:
+        genotype = Genotype.from_dict({"format": 1, "layers": data["genotype"]})
+        run.record(genotype=genotype.to_dict(), ties=data["ties"],
+                   derive={"rule": f"budget: {budget}", "budget": {k: v for k, v in data.items() if k != "front"}})
+        write_text(run.file("genotype.json"), genotype.to_json())
+    return data
+
+
+def _mean_inherited(run: Run, given: list[Trained]) -> Callable[[Genotype], dict[str, float]]:
+    """genotype -> valid loss and the metric, with inherited weights, the mean over seeds."""
+    def inherits(genotype: Genotype) -> dict[str, float]:
+        scores = [_inherited(one, genotype) for one in given]
+        return {k: float(np.mean([s[k] for s in scores])) for k in scores[0]}
+
+    return inherits
 
 
 def _given(found: SearchResult) -> list[Trained]:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dartformer import budget as budgets
 from dartformer import metric, strategies, tasks
 from dartformer.attention import Shape, names, parse
 from dartformer.attention import format as spec
@@ -41,6 +42,10 @@ def show(verb: str, data: dict[str, Any], workdir: Path) -> None:
     elif verb == "derive":
         console.print(drawing(Genotype.from_dict(data["genotype"])))
         _show_seeds(console, data)
+        if "budget" in data:
+            console.print(f"budget: {data['budget']['note']}", markup=False, soft_wrap=True)
+            if not data["budget"]["kept"]:
+                show_limits(console, data["budget"])
         for line in data["ties"]:
             console.print(f"tie: {line}", markup=False)
     elif verb == "search":
@@ -79,6 +84,35 @@ def show_profile(data: dict[str, Any]) -> None:
         console.print(table)
     if "note" in data:
         console.print(data["note"] + ".", markup=False)
+
+
+def show_budget(data: dict[str, Any], workdir: Path) -> None:
+    """What `dartformer derive --budget` found: the genotype, its costs against the limits, and the front."""
+    console = Console(highlight=False)
+    console.print(drawing(Genotype.from_dict({"format": 1, "layers": data["genotype"]})))
+    show_limits(console, data)
+    for line in data["ties"]:
+        console.print(f"tie: {line}", markup=False)
+    table = Table(data["quantity"], f"valid {data['metric']}", "", "genotype", box=None, title_justify="left",
+                  title="accuracy with inherited weights against cost")
+    for row in data["front"]:
+        mark = "chosen" if row["chosen"] else "front" if row["front"] else ""
+        table.add_row(budgets.number(row["cost"]), f"{row[data['metric']]:.3f}", mark, escape(row["text"]))
+    console.print(table)
+    where = f"{workdir / 'budget.json'} and {workdir / 'pareto.json'}"
+    console.print(f"written to {where}" + (f", and {workdir / 'genotype.json'}" if data["written"] else
+                  "; genotype.json stays, as a model is trained from it: to train this one, take a new workdir"),
+                  markup=False, soft_wrap=True)
+
+
+def show_limits(console: Console, data: dict[str, Any]) -> None:
+    """A line for each limit: predicted, measured, slack."""
+    for row in data["limits"]:
+        measured = "" if row["measured"] is None else f", measured {budgets.number(row['measured'])}"
+        left = f"{budgets.number(row['slack'])} to spare" if row["met"] else \
+            f"ABOVE it by {budgets.number(-row['slack'])} ({-row['slack'] / row['limit']:.1%})"
+        console.print(f"{row['quantity']}: limit {budgets.number(row['limit'])}, predicted "
+                      f"{budgets.number(row['predicted'])}{measured}: {left}", markup=False, soft_wrap=True)
 
 
 TITLES = {"model": "whole models", "layer": "layers: measured whole; by formula, their attentions alone",

@@ -6,7 +6,17 @@ from typing import Any
 
 from dartformer.errors import InputError, unknown
 from dartformer.strategies import relax
-from dartformer.strategies.base import Loss, Problem, State, Strategy, StrategyOptions, Traits, refusal
+from dartformer.strategies.base import (
+    Constraint,
+    Loss,
+    Problem,
+    State,
+    Strategy,
+    StrategyOptions,
+    Traits,
+    budget_refusal,
+    refusal,
+)
 from dartformer.strategies.beta_decay import BetaDecay
 from dartformer.strategies.darts import Darts
 from dartformer.strategies.dirichlet import Dirichlet
@@ -43,8 +53,8 @@ EXTRAS: dict[str, type[Extra]] = {
 }
 """What can be put on top of the strategies that learn alphas."""
 
-__all__ = ["EXTRAS", "HYPERGRADIENTS", "STRATEGIES", "Darts", "Extra", "Gumbel", "Loss", "Problem", "State",
-           "Strategy", "StrategyOptions", "Traits", "make", "refusal", "relax"]
+__all__ = ["EXTRAS", "HYPERGRADIENTS", "STRATEGIES", "Constraint", "Darts", "Extra", "Gumbel", "Loss", "Problem",
+           "State", "Strategy", "StrategyOptions", "Traits", "budget_refusal", "make", "refusal", "relax"]
 
 
 def make(name: str, options: Mapping[str, Any]) -> StrategyOptions:

@@ -14,6 +14,7 @@ import optax
 from jax import Array
 
 from dartformer.errors import InputError, unknown
+from dartformer.strategies import constrain
 from dartformer.strategies.base import Options, Problem, State, Strategy, Weights
 from dartformer.strategies.bilevel import First, Hypergradient
 from dartformer.strategies.extra import Extra
@@ -131,6 +132,7 @@ def alternate(problem: Problem, options: Alternating, hypergradient: Hypergradie
         key, noise = jax.random.split(key)
         alphas = options.spread * jax.random.normal(noise, problem.alphas_shape)
         memory = {name: value for extra in extras for name, value in extra.memory(alphas).items()}
+        memory.update(constrain.start(problem.constraint))
         return State(jnp.zeros((), jnp.int32), key, weights, problem.weights_optimizer.init(weights),
                      alphas, problem.alphas_optimizer.init(alphas), memory)
 
@@ -142,7 +144,9 @@ def alternate(problem: Problem, options: Alternating, hypergradient: Hypergradie
 
     def penalty(alphas: Array, state: State) -> Array | float:
         alive, progress = state.memory.get("alive"), progress_of(state)
-        return options.penalty(alphas, alive) + sum(extra.penalty(alphas, alive, progress) for extra in extras)
+        soft = everywhere(relaxation.soft(alphas, alive), problem.mixture_shape)
+        return (options.penalty(alphas, alive) + sum(extra.penalty(alphas, alive, progress) for extra in extras)
+                + constrain.pressure(problem.constraint, soft, state.memory))
 
     def alphas_moved(state: State, gradient: Array, key: Array) -> State:
         alphas, optimizer = move(problem.alphas_optimizer, gradient, state.alphas_optimizer, state.alphas)
@@ -207,6 +211,7 @@ def alternate(problem: Problem, options: Alternating, hypergradient: Hypergradie
             return state, jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes)
 
         upper: dict[str, Array] = {}
+        moves = active(state)
         if options.joint:
             state, lower = both(state, weights_batch, lower_key)
         else:
@@ -226,6 +231,9 @@ def alternate(problem: Problem, options: Alternating, hypergradient: Hypergradie
                 return loss_at(state.weights, rows, alphas_batch, upper_key)[0]
             state, found = extra.after(state, progress_of(state), upper_key, soft_loss)
             noted.update(found)
+        memory, spent = constrain.ascend(problem.constraint, mixture(state), state.memory, moves)
+        state = state._replace(memory=memory)
+        noted.update(spent)
         finite = jnp.isfinite(lower["loss"]) & jnp.all(jnp.isfinite(state.alphas))
         return state, {**lower, **upper, **noted, "finite": finite}
 

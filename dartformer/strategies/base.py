@@ -34,6 +34,21 @@ class State(NamedTuple):
     memory: dict[str, Array]
 
 
+class Constraint(NamedTuple):
+    """Limits on what a mixture costs, held by multipliers (see `dartformer.strategies.constrain`).
+
+    ratios: mixture `[L, H, K]` -> `[M]`, cost over limit, differentiable.
+    names: of the M limits, for what is logged.
+    floor: ratio below which there is no pressure.
+    rate: of dual ascent.
+    """
+
+    ratios: Callable[[Array], Array]
+    names: tuple[str, ...]
+    floor: float = 0.9
+    rate: float = 0.1
+
+
 @dataclass(frozen=True)
 class Problem:
     """What a strategy is given to solve.
@@ -44,6 +59,7 @@ class Problem:
       mixture_shape: `[L, H, K]`.
       weights_optimizer, alphas_optimizer: optax transformations.
       steps: how many steps the search will take.
+      constraint: limits on the mixture that the alphas stand for; None for none.
     """
 
     loss: Loss
@@ -52,6 +68,7 @@ class Problem:
     weights_optimizer: optax.GradientTransformation
     alphas_optimizer: optax.GradientTransformation
     steps: int
+    constraint: Constraint | None = None
 
 
 class Strategy(NamedTuple):
@@ -101,6 +118,17 @@ def refusal(traits: Traits, derivation: str) -> str | None:
     if not traits.simplex and derivation == "sample":
         return "its gates are no distribution that could be sampled"
     return "it is made for another"
+
+
+def budget_refusal(traits: Traits) -> str | None:
+    """Why a budget on the expected cost makes no sense in a search with these traits; None if it does."""
+    if not traits.supernet:
+        return "it trains no supernet"
+    if not traits.alphas:
+        return "it learns no alphas that a budget could move"
+    if not traits.simplex:
+        return "its gates are no distribution, so that there is no expected cost"
+    return None
 
 
 class StrategyOptions(Protocol):
