@@ -51,9 +51,12 @@ def evaluate(genotype: Genotype, config: ConfigDict, workdir: str | Path) -> dic
 
 @contextmanager
 def staged(run: Run, verb: str) -> Iterator[None]:
-    """Around a stage: note it in `provenance.json`."""
-    with provenance.noted(run.workdir.path, verb):
-        yield
+    """Around a stage: note it in `provenance.json`, and refresh `report.html`, however it ends."""
+    try:
+        with provenance.noted(run.workdir.path, verb):
+            yield
+    finally:
+        report_stage.refresh(run.workdir.path)
 
 
 def _evaluate(run: Run, genotype: Genotype) -> dict[str, Any]:
@@ -142,7 +145,7 @@ def _export_verb(run: Run) -> dict[str, Any]:
 
 
 def _report_verb(run: Run) -> dict[str, Any]:
-    report_stage.report(run)
+    report_stage.report(run.workdir.path)
     return {"file": str(run.file("report.html"))}
 
 

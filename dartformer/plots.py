@@ -18,8 +18,9 @@ from dartformer.errors import InputError
 from dartformer.genotype import Genotype
 from dartformer.search_space import SearchSpace
 
-# Okabe and Ito's palette: told apart with every common colour blindness, and in print.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999", "#000000",
+# Okabe and Ito's palette: told apart with every common colour blindness, and in print; its
+# black, unseen on a dark page, is a violet, and three of Tol's follow.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999", "#7A4FB5",
            "#882255", "#44AA99", "#DDCC77")
 GREY = "#6b7280"
 

@@ -1,5 +1,8 @@
 """What tests share: a compile cache of their own, and a search small enough to run in seconds."""
 
+import contextlib
+import io
+import json
 import os
 from pathlib import Path
 
@@ -50,3 +53,16 @@ def compile_quickly():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory, data_dir):
+    """A workdir in which `dartformer run` is done (two seeds, the random baseline), and what it printed. Read only."""
+    from test_resume import write_config
+
+    from dartformer.__main__ import main
+    folder = tmp_path_factory.mktemp("whole_run")
+    config = write_config(folder, **{"data.dir": data_dir, "baselines.homogeneous": False})
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(["run", f"--config={config}", f"--workdir={folder / 'run'}", "--json"]) == 0
+    return folder / "run", json.loads(out.getvalue())

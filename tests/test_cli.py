@@ -250,12 +250,9 @@ def test_no_tensorflow_anywhere(tmp_path, data_dir):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_predict_and_exports(tmp_path, data_dir, capsys):
+def test_predict_and_exports(tmp_path, whole_run, capsys):
     """One short run through the command line, and everything one can ask of its export."""
-    config = write_config(tmp_path, **{"data.dir": data_dir, "baselines.homogeneous": False, "retrain.seeds": (0,)})
-    workdir = tmp_path / "run"
-    assert main(["run", f"--config={config}", f"--workdir={workdir}", "--json"]) == 0
-    results = json.loads(capsys.readouterr().out)
+    workdir, results = whole_run
     assert set(results) >= {"task", "seeds", "test", "valid", "baselines", "genotype", "parameters", "steps", "seconds",
                             "verdict"}
     assert set(results["baselines"]) == {"majority", "root_operator", "random"}

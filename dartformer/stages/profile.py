@@ -117,7 +117,9 @@ def whole(config: TransformerConfig, name: str, genotype: Genotype, at: At, leng
         **({"useful_flops": _useful(config, parts, executed)} if useful and at.phase != "decode" else {}),
         "attention_activation_bytes": max(c.activation_bytes for c in layers),
         "attention_training_bytes": sum(cost.training_bytes(a, s, causal=config.causal) for a, s in parts),
-        "state_bytes": sum(c.state_bytes for c in layers)}
+        "state_bytes": sum(c.state_bytes for c in layers),
+        "layers": [{"flops": c.flops, "activation_bytes": c.activation_bytes, "state_bytes": c.state_bytes}
+                   for c in layers]}
     if at.phase == "decode":
         able = all(cost.decodes(a) for a, _ in parts)
         return {**row, "decodes": able, "latency_seconds": None, "throughput": None,

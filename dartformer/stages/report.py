@@ -1,117 +1,250 @@
-"""Report: what was found, in one self-contained page that needs no network."""
+"""Report: what was found so far, in one self-contained page that needs no network, nor the run to be over."""
 
-import base64
-import html
-import io
 import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+import jinja2
 
-from dartformer import metric, plots
+from dartformer import charts, metric, vega
 from dartformer._version import __version__
-from dartformer.attention import format as spec
-from dartformer.stages import search as search_stage
-from dartformer.stages.base import Run
+from dartformer.plots import colour
+from dartformer.progress import say
+from dartformer.stages.reading import Reading, describe, describe_layer, read
 from dartformer.stages.summary import MARKS, number
-from dartformer.train import read_metrics
-from dartformer.workdir import write_text
+from dartformer.workdir import jsonable, write_text
 
-STYLE = """
-:root{color-scheme:light dark;--ink:#1f2937;--soft:#6b7280;--line:#d1d5db;--paper:#fff;--card:#f8fafc}
-@media(prefers-color-scheme:dark){:root{--ink:#e5e7eb;--soft:#9ca3af;--line:#374151;--paper:#111827;--card:#1f2937}}
-body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:60rem;margin:auto;
-padding:1rem}
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}
-.verdict{background:var(--card);border-left:4px solid #0072B2;padding:.75rem 1rem}
-table{border-collapse:collapse;display:block;overflow-x:auto}th,td{padding:.3rem .7rem;text-align:right;
-border-bottom:1px solid var(--line)}th:first-child,td:first-child{text-align:left}
-img{max-width:100%;background:#fff;border-radius:6px;padding:.4rem}pre{overflow-x:auto;background:var(--card);
-padding:.75rem}small,figcaption{color:var(--soft)}figure{margin:1rem 0}
-"""
+TITLED = 400
+"""A drawing of a genotype with more cells than this has neither letters nor titles in them."""
+
+TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("dartformer", "templates"), autoescape=True,
+                               trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+"""Everything that is put into a page is escaped, names of tasks and texts of examples above all."""
+
+LINKS = {"config.json": "the whole config", "genotype.json": "layers and heads", "results.json": "every number",
+         "search/alphas.json": "alphas and mixtures", "test_scores.json": "each test example's score",
+         "attention.json": "attention maps", "profile.json": "cost on this device", "pareto.json": "models over cost",
+         "provenance.json": "commands, versions, devices", "export/README.md": "the exported model's card"}
 
 
-def report(run: Run) -> str:
-    """Write `report.html` from what the workdir holds so far; returns the page."""
-    results = run.results()
-    title = f"dartformer: {run.config.task.name}"
-    body = [f"<h1>{html.escape(title)}</h1>"]
-    if "verdict" in results:
-        body += ['<div class="verdict">', f"<p><strong>{_headline(results)}</strong></p><ul>",
-                 *(f"<li>{html.escape(s)}</li>" for s in results["verdict"]), "</ul></div>"]
-    else:
-        body.append('<p class="verdict">Not evaluated yet: the test part has not been read.</p>')
-    if run.file("genotype.json").exists():
-        found = run.genotype()
-        body += ["<h2>Genotype</h2>",
-                 _image(plots.genotype(found, [spec(a) for a in run.space.candidates]), f"Genotype: {found}")]
-    if "baselines" in results:
-        scored = f"Test {metric.of(results).title}"
-        body += [f"<h2>{scored}</h2>", _image(plots.comparison(results), f"{scored} of the found model and of the "
-                 "baselines; dots are seeds"), _table(results)]
-    searched = search_stage.read(run)
-    if searched is not None:
-        if any("mixture" in line for line in searched.history):
-            body += ["<h2>Search</h2>", _image(plots.trajectories(searched.history, run.space),
-                                               "Weights of the mixture over the search")]
-        if "seeds" in results.get("derive", {}):
-            body.append(f"<p>{html.escape(results['derive']['seeds']['verdict'])}</p>")
-        body.append(findings_table(results.get("diagnostics", searched.diagnostics)))
-    histories = {str(f.parent.relative_to(run.workdir.path)): read_metrics(f)
-                 for name in ("search", "retrain") for f in sorted(run.file(name).rglob("metrics.jsonl"))}
-    if histories:
-        body += ["<h2>Training</h2>", _image(plots.curves(histories, "loss", "training loss"), "Training loss")]
-    if "data" in results:
-        body += ["<h2>Data</h2>", f"<pre>{html.escape(json.dumps(results['data'], indent=2))}</pre>"]
-    body += ["<h2>How</h2>", f"<p><small>dartformer {__version__}; seeds {list(run.config.retrain.seeds)}; every "
-             "number above is on test unless it says otherwise.</small></p>",
-             f"<pre>{html.escape(json.dumps(run.config.to_dict(), indent=2, default=list))}</pre>"]
-    page = (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
-            f'content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title>'
-            f"<style>{STYLE}</style><body>{''.join(body)}</body></html>\n")
-    write_text(run.file("report.html"), page)
+def report(path: str | Path, *, live: bool = False) -> str:
+    """Write `report.html` from what the workdir holds so far; returns the page. `live` is for a page that is served."""
+    page = render(read(path), live=live)
+    if not live:
+        write_text(Path(path) / "report.html", page)
     return page
 
 
-def _headline(results: dict[str, Any]) -> str:
-    test = results["test"]
-    seeds = f"{len(test['per_seed'])} seed{'s' * (len(test['per_seed']) > 1)}"
-    shown, baselines = metric.of(results), results["baselines"]
-    value = f"{'' if shown.percent else f'{shown.title} '}{shown.text(test[shown.name])} on test ({seeds})"
-    if "majority" not in baselines:
-        return html.escape(f"{value}.")
-    return html.escape(f"{value}, majority class {shown.text(baselines['majority']['test'][shown.name])}.")
+def refresh(path: str | Path) -> None:
+    """`report`, of which nothing that goes wrong may stop a run: it is said in one line."""
+    try:
+        report(path)
+    except Exception as error:
+        say(f"report.html is not refreshed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
-def _table(results: dict[str, Any]) -> str:
+def render(found: Reading, *, live: bool = False) -> str:
+    """The page of a workdir."""
+    results, config = found.results, found.config
     shown = metric.of(results)
-    rows = [f"<tr><th>model</th><th>test {shown.title}</th><th>spread</th><th>valid</th><th>parameters</th></tr>"]
+    figures: dict[str, charts.Chart] = {}
+    extra: dict[str, Any] = {}
+
+    def add(chart: charts.Chart | None) -> None:
+        if chart is not None:
+            figures[chart.name] = chart
+
+    if "baselines" in results:
+        add(charts.comparison(results, shown))
+        add(charts.accuracy_cost(costs(found), shown, "test"))
+    if found.trajectory is not None:
+        chart, extra["trajectories"] = charts.trajectories(found.trajectory, found.candidates)
+        add(chart)
+        rows, columns = found.places
+        if rows * columns > 1:
+            add(charts.winners(rows, found.candidates))
+    add(charts.curves(found.curves))
+    if found.profile:
+        add(charts.layers(found.profile))
+    if found.attention and found.attention["examples"]:
+        add(charts.attention_map())
+        extra["attention"] = found.attention
+    if found.genotype:
+        extra["genotype"] = {"columns": ("layer", "head", "attention"), "rows": [
+            (l, h, a) for l, row in enumerate(found.genotype) for h, a in enumerate(row)]}
+    diagnostics = results.get("diagnostics") or (found.searched or {}).get("diagnostics")
+    return page("report.html", title=f"{config['task']['name']}: {_short(found)}", figures=figures, extra=extra,
+                live=live, found=found, results=results, config=config, verdict=headline(found),
+                genotype=drawing(found.genotype, found.candidates) if found.genotype else None,
+                stages=stages(found), models=table(found), findings=(diagnostics or {}).get("findings", []),
+                verdicts=(diagnostics or {}).get("verdicts", []), marks=MARKS, number=number,
+                config_text=json.dumps(config, indent=2), facts=facts(found),
+                prepared=json.dumps(results["data"], indent=2) if "data" in results else "",
+                links=[(name, what) for name, what in LINKS.items() if (found.path / name).exists()],
+                describe_layer=describe_layer)
+
+
+def page(template: str, *, figures: dict[str, charts.Chart], extra: dict[str, Any], **given: Any) -> str:
+    """A page with its charts, their numbers and every script and style within it."""
+    data = json.dumps(jsonable({"charts": [c.to_dict() for c in figures.values()], **extra}),
+                      separators=(",", ":")).replace("<", "\\u003c")
+    source: Any = TEMPLATES.loader
+    style, script = (source.get_source(TEMPLATES, name)[0] for name in ("report.css", "report.js"))
+    return TEMPLATES.get_template(template).render(
+        figures=figures, extra=extra, data=data, style=style, script=script, vega=vega.script() if figures else "",
+        version=__version__, **given)
+
+
+def _short(found: Reading) -> str:
+    return describe(found.genotype)[:80] if found.genotype else "no genotype yet"
+
+
+def headline(found: Reading) -> list[str]:
+    """What was found in sentences: the first says the score, the others hold it against every kind of baseline."""
+    results = found.results
+    if "verdict" not in results:
+        if found.genotype:
+            return [f"The search chose {describe(found.genotype)}. It is not evaluated yet: the test part has not been "
+                    "read, and nothing can be said about how good it is."]
+        return ["Nothing is found yet."]
+    shown, test = metric.of(results), results["test"]
+    seeds = len(test["per_seed"])
+    spread = test.get("spread")
+    noise = f", spread {shown.gap(spread)}" if spread is not None and math.isfinite(spread) else ""
+    first = (f"{describe(found.genotype or results['genotype']['layers'])} has {shown.title} "
+             f"{shown.text(test[shown.name])} on test ({'mean of ' if seeds > 1 else ''}{seeds} "
+             f"seed{'s' * (seeds > 1)}{noise})")
+    if "majority" in results["baselines"]:
+        first += f"; the majority class has {shown.text(results['baselines']['majority']['test'][shown.name])}"
+    return [first + ".", *(f"{line[0].upper()}{line[1:]}." for line in results["verdict"])]
+
+
+def drawing(layers: list[list[str]], candidates: Sequence[str]) -> dict[str, Any]:
+    """Layers by heads as shapes of an SVG: the cells of an attention are one path, with a letter in each if few.
+
+    Letters and titles let a drawing be read without colours.
+    """
+    rows, columns = len(layers), len(layers[0])
+    names = list(dict.fromkeys([*candidates, *(a for row in layers for a in row)]))
+    counts = {n: sum(row.count(n) for row in layers) for n in names}
+    used = [n for n in names if counts[n]]
+    few = rows * columns <= TITLED
+    size = 34 if few else 10
+    paths = {n: "".join(f"M{h * size + 1} {l * size + 1}h{size - 2}v{size - 2}h{2 - size}z" for l in range(rows)
+                        for h in range(columns) if layers[l][h] == n) for n in used}
+    letters = {n: chr(65 + i) if i < 26 else str(i) for i, n in enumerate(used)}
+    tones = {n: colour(names.index(n)) for n in used}
+    return {"rows": rows, "columns": columns, "size": size, "few": few, "layers": layers, "letters": letters,
+            "width": columns * size + 44, "height": rows * size + 24, "text": describe(layers),
+            "every": max(1, rows // 20 if not few else 1), "inks": {n: ink(t) for n, t in tones.items()},
+            "legend": [{"name": n, "letter": letters[n], "colour": tones[n], "ink": ink(tones[n]), "path": paths[n],
+                        "count": counts[n]} for n in used]}
+
+
+def ink(tone: str) -> str:
+    """Black or white, whichever is read better on a colour (the larger contrast of WCAG 2)."""
+    parts = [int(tone[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+    light = sum(w * (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4)
+                for w, p in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
+    return "#000000" if (light + 0.05) / 0.05 > 1.05 / (light + 0.05) else "#ffffff"
+
+
+def costs(found: Reading) -> list[dict[str, Any]]:
+    """Every trained model with its score on test and what it costs, as far as that is known."""
+    results, name = found.results, metric.of(found.results).name
+    profiled = {json.dumps(m["genotype"]): m for m in (found.profile or {}).get("models", [])}
+    models = []
+    same = [n for n, b in results["baselines"].items() if b.get("genotype") == results["genotype"]]
+    for model, fields in [("found", results), *results["baselines"].items()]:
+        if "genotype" not in fields or model in same:
+            continue
+        measured = profiled.get(json.dumps(fields["genotype"]["layers"]), {})
+        latency = (measured.get("latency_seconds") or {}).get("median")
+        named = f"found, which is {same[0]}" if model == "found" and same else model
+        models.append({"model": named, "score": fields["test"][name], "FLOPs of a forward pass": fields.get("flops"),
+                       "parameters": fields.get("parameters"),
+                       "latency, ms": None if latency is None else 1e3 * latency,
+                       "bytes of the attentions' activations": measured.get("attention_activation_bytes")})
+    return models
+
+
+def table(found: Reading) -> list[dict[str, Any]]:
+    """Rows of the table of models: each cell a text and what it is sorted by."""
+    results = found.results
+    if "baselines" not in results:
+        return []
+    shown = metric.of(results)
+    rows = []
     for name, fields in [("found", results), *results["baselines"].items()]:
-        test = fields["test"]
-        cells = [html.escape(name), shown.text(test[shown.name]),
-                 "" if test.get("spread") is None else shown.gap(test["spread"]).removesuffix(" points"),
-                 shown.text(fields["valid"][shown.name]) if "valid" in fields else "",
-                 f"{fields['parameters']:,}" if "parameters" in fields else ""]
-        rows.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
-    return f"<table>{''.join(rows)}</table>"
+        test, valid = fields["test"], fields.get("valid", {})
+        spread = test.get("spread")
+        cells: list[tuple[str, Any]] = [
+            (name, name), (shown.text(test[shown.name]), test[shown.name]),
+            ("", "") if spread is None else (shown.gap(spread).removesuffix(" points"), spread),
+            (shown.text(valid[shown.name]), valid[shown.name]) if valid else ("", ""),
+            (f"{fields['parameters']:,}", fields["parameters"]) if "parameters" in fields else ("", ""),
+            (f"{fields['flops']:.3g}", fields["flops"]) if "flops" in fields else ("", "")]
+        rows.append({"found": name == "found", "cells": cells})
+    return rows
 
 
-def findings_table(diagnostics: dict[str, Any]) -> str:
-    """Every diagnosis of the search with its limit and where that comes from."""
-    if not diagnostics["findings"]:
-        return "<ul>" + "".join(f"<li>{html.escape(v)}</li>" for v in diagnostics["verdicts"]) + "</ul>"
-    rows = ["<tr><th>can it be believed?</th><th>value</th><th>limit</th><th>verdict</th><th>limit from</th></tr>"]
-    for one in diagnostics["findings"]:
-        cells = [f"{MARKS[one['fine']][0]} {one['name']}", number(one["value"]), number(one["threshold"]),
-                 one["verdict"], one["source"]]
-        rows.append("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>")
-    return f"<table>{''.join(rows)}</table>"
+def stages(found: Reading) -> list[tuple[str, str, str]]:
+    """For each stage its name, "done", "begun" or "open", and how far it is."""
+    config, results, path = found.config, found.results, found.path
+    steps = {(c.model, c.seed): c.points[-1][0] for c in found.curves if c.field == "loss"}
+    searched = max([s for (m, _), s in steps.items() if m == "search"], default=0)
+    seeds = config["retrain"]["seeds"]
+    trained = [steps.get(("found", seed), 0) for seed in seeds]
+    baselines = [s for (m, _), s in steps.items() if m not in ("search", "found")]
+    whole = config["retrain"]["steps"]
+
+    def of(done: bool, begun: bool, detail: str = "") -> tuple[str, str]:
+        return ("done", "") if done else ("begun", detail) if begun else ("open", "")
+
+    states = {
+        "search": of(found.searched is not None, searched > 0, f"step {searched} of {config['search']['steps']}"),
+        "derive": of(found.genotype is not None, False),
+        "retrain": of(all(s >= whole for s in trained), any(trained),
+                      f"{sum(s >= whole for s in trained)} of {len(seeds)} seeds, the last at step "
+                      f"{max([s for s in trained if s < whole], default=whole)} of {whole}"),
+        "evaluate": of("verdict" in results, bool(baselines),
+                       f"{sum(s >= whole for s in baselines)} trainings of baselines finished"),
+        "profile": of(found.profile is not None, False),
+        "export": of((path / "export/README.md").exists(), False)}
+    return [(name, *state) for name, state in states.items()]
 
 
-def _image(figure: Figure, caption: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    data = base64.b64encode(buffer.getvalue()).decode()
-    text = html.escape(caption)
-    return (f'<figure><img alt="{text}" src="data:image/svg+xml;base64,{data}"><figcaption>{text}</figcaption>'
-            f"</figure>")
+def facts(found: Reading) -> list[tuple[str, str]]:
+    """How the numbers came about."""
+    config, seconds = found.config, found.results.get("seconds", {})
+    last = found.runs[-1] if found.runs else {}
+    spent = sum(v for v in seconds.values())
+    compiling = sum(v for k, v in seconds.items() if k.endswith(".compile"))
+    commands = list(dict.fromkeys(one["command"] for one in found.runs))
+    rows = [("command", "\n".join(commands[-6:])),
+            ("device", "; ".join(dict.fromkeys(one["device"] for one in found.runs))),
+            ("versions", ", ".join(f"{k} {v}" for k, v in last.get("versions", {}).items())),
+            ("seeds", f"search {', '.join(str(config['seed'] + i) for i in range(config['search']['seeds']))}; retrain "
+                      f"{', '.join(map(str, config['retrain']['seeds']))}"),
+            ("steps", f"search {config['search']['steps']:,}; retrain {config['retrain']['steps']:,}"),
+            ("time", f"{hours(spent)}, of which {hours(compiling)} compiling" if seconds else ""),
+            ("written", last.get("started", ""))]
+    return [(name, text) for name, text in rows if text]
+
+
+def hours(seconds: float) -> str:
+    """ "41 s", "12.3 min" or "5.2 h" """
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else \
+        f"{seconds / 3600:.1f} h"
+
+
+def stopped(found: Reading) -> str:
+    """Why the last command stopped, or nothing if it did not."""
+    last = found.runs[-1] if found.runs else {}
+    return f"{last['verb']} stopped: {last['why']}" if last.get("state") == "stopped" else ""
+
+
+TEMPLATES.globals.update(stopped=stopped, hours=hours)
+

@@ -1,0 +1,159 @@
+"""The report: what a reader finds on the page, with and without JavaScript, of whole runs and of halves."""
+
+import json
+import re
+import shutil
+import tempfile
+
+import pytest
+
+from dartformer import charts
+from dartformer.stages import provenance, reading, report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync")
+
+
+def shown(page):
+    """What a reader without JavaScript sees: no scripts, no tags."""
+    text = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.S)
+    return " ".join(re.sub(r"<[^>]+>", " ", text).split())
+
+
+def test_a_whole_run(whole_run):
+    workdir, results = whole_run
+    page = (workdir / "report.html").read_text()
+    assert len(page) < 5e6
+    text = shown(page)
+    for line in results["verdict"]:
+        assert line[1:].replace("'", "&#39;") in text
+    assert "the majority class has" in text
+    for one in results["diagnostics"]["findings"]:
+        assert one["verdict"].replace("'", "&#39;") in text
+    assert re.search(r"random \d+\.\d% ", text)
+    for link in re.findall(r'<a href="([^"]+)"', page):
+        assert (workdir / link).exists()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S).group(1))
+    drawn = {chart["name"] for chart in data["charts"]}
+    assert drawn == {"comparison", "accuracy_cost", "trajectories", "winners", "curves", "cost_per_layer", "attention"}
+    assert data["trajectories"]["shape"] == [1, 8, 2, 2, 3]
+    assert {f'data-chart="{name}"' in page for name in drawn} == {True}
+
+
+def test_half_a_run_says_how_far_it_is(whole_run, tmp_path):
+    whole, _ = whole_run
+    (tmp_path / "search").mkdir()
+    config = json.loads((whole / "config.json").read_text())
+    config["task"]["name"] = "<img src=x onerror=alert(1)>"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    text = shown(report.report(tmp_path))
+    assert "Nothing is found yet." in text
+    assert "search not yet" in text
+    lines = (whole / "search/metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "search/metrics.jsonl").write_text("".join(lines[:2]) + lines[2][:40])
+    with pytest.raises(ValueError, match="too <hot>"), provenance.noted(tmp_path, "search"):
+        raise ValueError("too <hot>")
+    page = report.report(tmp_path)
+    assert "search under way step 4 of 12" in shown(page)
+    assert "search stopped: too &lt;hot&gt;" in page
+    assert "<img" not in page.split("</style>")[1].split('<script type="application/json"')[0]
+    assert "<hot>" not in page
+    for name in ("genotype.json", "search/alphas.json"):
+        shutil.copy(whole / name, tmp_path / name)
+    assert "It is not evaluated yet" in shown(report.report(tmp_path))
+
+
+def test_texts_of_examples_cannot_leave_their_place(whole_run, tmp_path):
+    whole, _ = whole_run
+    for name in ("config.json", "genotype.json", "results.json"):
+        shutil.copy(whole / name, tmp_path / name)
+    seen = json.loads((whole / "attention.json").read_text())
+    evil = "</script><script>alert(1)</script>"
+    seen["examples"][0].update(text=evil, tokens=[evil] * len(seen["examples"][0]["tokens"]))
+    (tmp_path / "attention.json").write_text(json.dumps(seen))
+    assert "<script>alert" not in report.report(tmp_path)
+
+
+def test_thinning_keeps_extremes_and_ends():
+    points = [(i, float(i == 4321) - float(i == 77)) for i in range(10_000)]
+    kept = reading.thinned(points, 100)
+    assert len(kept) <= 102
+    assert {0, 77, 4321, 9999} <= {step for step, _ in kept}
+    assert reading.thinned(points[:50], 100) == tuple(points[:50])
+
+
+def test_the_front_is_what_nothing_beats():
+    points = [(3.0, 0.9), (1.0, 0.5), (2.0, 0.4), (2.0, 0.7), (4.0, 0.9)]
+    assert charts.frontier(points, higher=True) == [1, 3, 0]
+    assert charts.frontier(points, higher=False) == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    driver = shutil.which("chromedriver")
+    if CHROMIUM is None or driver is None:
+        pytest.skip("no Chromium with its driver here: apt-get install chromium chromium-driver")
+    options = selenium.ChromeOptions()
+    options.binary_location = CHROMIUM
+    profile = tempfile.mkdtemp()
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    made = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
+    yield made
+    made.quit()
+    shutil.rmtree(profile, ignore_errors=True)
+
+
+DRAW = """const done = arguments[0];
+Promise.all([...dartformerReport.charts.keys()].map(dartformerReport.draw))
+  .then(() => done("drawn"), (e) => done(e.stack))"""
+
+
+def test_every_part_works_in_a_browser(browser, whole_run):
+    """From a file: no error, no request, every control does something, and nothing is wider than a phone."""
+    workdir, _ = whole_run
+    address = (workdir / "report.html").as_uri()
+    browser.get_log("performance")
+    for width, scheme in ((1200, "light"), (760, "dark"), (380, "light")):
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
+            "width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {
+            "features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        browser.get(address)
+        assert browser.execute_async_script(DRAW) == "drawn"
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        assert browser.execute_script("return document.querySelector('.verdict').getBoundingClientRect().bottom") < 800
+        small = ("return [...document.querySelectorAll('[data-chart]')].filter(e => "
+                 "e.querySelector('svg, canvas').getBoundingClientRect().height < 40).length")
+        assert browser.execute_script(small) == 0
+    # Every select takes its last option and every slider its first step: a picture changes, or words do.
+    changed = """const one = arguments[0], before = document.body.innerHTML;
+      if (one.tagName === "SELECT") one.selectedIndex = one.options.length - 1; else one.value = one.min;
+      for (const kind of ["input", "change"]) one.dispatchEvent(new Event(kind, {bubbles: true}));
+      setTimeout(() => arguments[1](document.body.innerHTML !== before), 150);"""
+    controls = browser.find_elements("css selector", "select, input[type=range]")
+    names = [one.get_attribute("id") or one.get_attribute("name") for one in controls]
+    assert {"t-layer", "t-head", "t-step", "a-example", "a-layer", "a-head", "measure", "number", "model"} <= set(names)
+    for name, one in zip(names, controls, strict=True):
+        assert one.accessible_name, name
+        assert browser.execute_async_script(changed, one), name
+    for one in browser.find_elements("css selector", "button.csv"):
+        one.click()
+        name, rows = browser.execute_script("return document.documentElement.dataset.saved").split()
+        assert int(rows) > 0, name
+    for head in browser.find_elements("css selector", "#table-models th button"):
+        for order in ("ascending", "descending"):
+            head.click()
+            assert head.find_element("xpath", "..").get_attribute("aria-sort") == order
+    for one in browser.find_elements("css selector", "summary"):
+        one.click()
+    errors = [line for line in browser.get_log("browser") if line["level"] != "INFO"]
+    assert not errors
+    asked = [m["params"]["request"]["url"] for m in
+             (json.loads(line["message"])["message"] for line in browser.get_log("performance"))
+             if m["method"] == "Network.requestWillBeSent" and "new-tab-page" not in json.dumps(m)]
+    assert {url.split(":")[0] for url in asked} <= {"file", "data", "blob"}
+    assert address in asked
