@@ -1,6 +1,7 @@
 """The command line: dartformer VERB --config=FILE --workdir=DIR [--config.a.b=VALUE ...]."""
 
 import argparse
+import contextlib
 import errno
 import json
 import os
@@ -37,6 +38,9 @@ def parser() -> argparse.ArgumentParser:
             _budget_arguments(verb)
         if name == "profile":
             _profile_arguments(verb)
+        if name == "export":
+            verb.add_argument("--format", action="append", metavar="NAMES", help="further formats, with "
+                              "commas between: onnx, tensorflow, torch; each needs the extra of its name")
     new = verbs.add_parser("new", help="print a starting config", description="Print a config file to start from.")
     new.add_argument("--task", help="see `dartformer list tasks`; listops if nothing is said")
     new.add_argument("--size", default="small", help="'small', for two CPU cores, or 'published', the size that the "
@@ -62,7 +66,19 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument("--pair", action="append", nargs=2, metavar=("A", "B"), help="two texts to compare")
     source.add_argument("--file", help="a file with a text on each line (two, with a tab between them, for a model "
                         "that compares two); - for standard input")
+    source.add_argument("--jsonl", metavar="FILE", help='a stream of JSON lines, {"text": "..."}, {"texts": ["...", '
+                        '"..."]} or {"tokens": [...]}, answered in the same form; - for standard input')
+    predict.add_argument("--batch", type=int, default=64, help="with --jsonl: lines that are answered together; 1 "
+                         "answers each before the next is read")
+    predict.add_argument("--device", help="cpu, gpu or tpu; the best there is if nothing is said")
     predict.add_argument("--json", action="store_true")
+    push = verbs.add_parser("push", help="upload an exported model to the Hugging Face hub")
+    push.add_argument("folder", help="what `export` wrote")
+    push.add_argument("--repo", required=True, metavar="OWNER/NAME", help="the model's name on the hub")
+    push.add_argument("--private", action="store_true", help="if it is made, for its owner alone")
+    push.add_argument("--dry-run", action="store_true", help="check the folder and say what would be uploaded; needs "
+                      "no network")
+    push.add_argument("--json", action="store_true")
     return top
 
 
@@ -86,6 +102,11 @@ def _profile_arguments(verb: argparse.ArgumentParser) -> None:
                       "one more token after --length tokens, by formula")
     verb.add_argument("--repeats", type=int, default=20, help="calls that are timed (20)")
     verb.add_argument("--plot", metavar="FILE", help="draw it: .svg, .png or .pdf")
+
+
+def formats(given: Sequence[str] | None) -> tuple[str, ...]:
+    """The names in `--format=onnx,torch` (which may be given several times), each once."""
+    return tuple(dict.fromkeys(name.strip() for text in given or () for name in text.split(",") if name.strip()))
 
 
 def overrides(extra: Sequence[str]) -> dict[str, str]:
@@ -158,9 +179,10 @@ def _no_space(error: BaseException | None) -> bool:
 def _dispatch(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     if arguments.verb == "new":
         return _new(arguments, overrides(extra))
-    if arguments.verb in ("list", "predict", "selfcheck"):
+    others = {"list": _list, "predict": _predict, "selfcheck": _selfcheck, "push": _push}
+    if arguments.verb in others:
         overrides(extra and [f"{extra[0]}"])
-        return {"list": _list, "predict": _predict, "selfcheck": _selfcheck}[arguments.verb](arguments)
+        return others[arguments.verb](arguments)
     if arguments.verb == "profile":
         return _profile(arguments, overrides(extra))
     if arguments.verb == "derive" and (arguments.budget or arguments.table or arguments.trust_table or arguments.plot):
@@ -174,7 +196,10 @@ def _dispatch(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
         data = api.run_all(config, arguments.workdir)
     else:
         with Run(config, arguments.workdir) as run:
-            data = api.do(run, arguments.verb)
+            if arguments.verb == "export":
+                data = api.do(run, "export", formats=formats(arguments.format))
+            else:
+                data = api.do(run, arguments.verb)
     if arguments.json:
         _print_json(data)
     else:
@@ -224,7 +249,7 @@ def _profile(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     at = profile.At(arguments.batch, profile.parse_lengths(arguments.length), arguments.phase, arguments.repeats)
     use_compile_cache()
     if arguments.export:
-        from dartformer.stages.export import load
+        from dartformer.stages.served import load
         model = load(arguments.export).model
         data = profile.profile_all(model.shape, {"exported": model.genotype}, at, True)
     else:
@@ -321,8 +346,10 @@ def _selfcheck(arguments: argparse.Namespace) -> int:
 
 def _predict(arguments: argparse.Namespace) -> int:
     from dartformer.errors import InputError
-    from dartformer.stages.export import load
-    served = load(arguments.folder)
+    from dartformer.stages.served import load
+    served = load(arguments.folder, arguments.device)
+    if arguments.jsonl is not None:
+        return _predict_jsonl(arguments, served)
     pairs = served.model.shape.inputs == 2
     texts: list[Any]
     if pairs != (arguments.pair is not None) and arguments.file is None:
@@ -355,6 +382,41 @@ def _predict(arguments: argparse.Namespace) -> int:
                 print(f"{' '.join(answer['label'])}\t{min(answer['probability']):.3f}\t{text}")
             else:
                 print(f"{answer['label']}\t{answer['probability']:.3f}\t{text}")
+    return 0
+
+
+def _predict_jsonl(arguments: argparse.Namespace, served: Any) -> int:
+    from dartformer.errors import InputError
+    from dartformer.stages.predict import stream
+    from dartformer.workdir import jsonable
+    failed = total = 0
+    try:
+        with contextlib.ExitStack() as stack:
+            source = sys.stdin if arguments.jsonl == "-" else stack.enter_context(
+                open(arguments.jsonl, encoding="utf-8"))
+            for answer in stream(served, source, arguments.batch):
+                print(json.dumps(jsonable(answer), ensure_ascii=False), flush=True)
+                failed, total = failed + ("error" in answer), total + 1
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise InputError(f"cannot read {arguments.jsonl}: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{arguments.jsonl} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
+    if failed:
+        raise InputError(f"{failed} of {total} lines could not be read; their 'error' says why.")
+    return 0
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from dartformer.stages.push import push
+    found = push(arguments.folder, arguments.repo, private=arguments.private, dry_run=arguments.dry_run)
+    if arguments.json:
+        _print_json(found)
+    else:
+        for name, size in found["files"].items():
+            print(f"{size:>12,}  {name}")
+        print(f"{'uploaded to' if found['uploaded'] else 'dry run: nothing was sent; would upload to'} {found['url']}")
     return 0
 
 

@@ -1,6 +1,6 @@
 """The Python API: each stage on a config and a workdir. The command line calls the same functions."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,21 @@ from ml_collections import ConfigDict
 from dartformer.budget import Budget
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype
+from dartformer.stages import checksums, provenance
 from dartformer.stages import derive as derive_stage
 from dartformer.stages import evaluate as evaluate_stage
 from dartformer.stages import export as export_stage
 from dartformer.stages import profile as profile_stage
-from dartformer.stages import provenance
 from dartformer.stages import report as report_stage
 from dartformer.stages import retrain as retrain_stage
 from dartformer.stages import search as search_stage
+from dartformer.stages import served as served_stage
 from dartformer.stages.base import Run
+from dartformer.stages.formats import check as check_formats
 from dartformer.stages.retrain import Model
 from dartformer.stages.search import SearchResult
 
-load = export_stage.load
+load = served_stage.load
 
 
 def search(config: ConfigDict, workdir: str | Path) -> SearchResult:
@@ -64,9 +66,9 @@ def _evaluate(run: Run, genotype: Genotype) -> dict[str, Any]:
     return evaluate_stage.evaluate(run, models, retrain_stage.retrain_baselines(run, genotype, models))
 
 
-def export(model: Model, folder: str | Path) -> Path:
-    """Write a model as a folder that outsiders can use; see `dartformer.stages.export`."""
-    return export_stage.export(model, folder)
+def export(model: Model, folder: str | Path, formats: Sequence[str] = ()) -> Path:
+    """Write a model as a folder that outsiders can use; `formats` beside it, see `dartformer.stages.export`."""
+    return export_stage.export(model, folder, formats=formats)
 
 
 def run_all(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -78,19 +80,19 @@ def run_all(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         return run.results()
 
 
-def do(run: Run, verb: str) -> dict[str, Any]:
-    """What the verb returns, noted and reported."""
+def do(run: Run, verb: str, **options: Any) -> dict[str, Any]:
+    """What the verb returns, given its `options` (such as `formats` of export), noted and reported."""
     if verb == "report":
         return _report_verb(run)
     with staged(run, verb):
-        return VERBS[verb](run)
+        return VERBS[verb](run, **options)
 
 
 def finished(run: Run, verb: str) -> bool:
     """Whether a stage has left its last file, which each writes whole, at its end. Asked in the order of the stages:
     a workdir has one config, so what stands there is what would be made again."""
     left = {"search": "search/alphas.json", "derive": "genotype.json", "profile": "profile.json",
-            "export": f"export/{export_stage.CHECKSUMS}"}
+            "export": f"export/{checksums.CHECKSUMS}"}
     if verb == "report":
         return False  # written again whenever it is asked for: it is quick
     if verb in ("retrain", "evaluate"):
@@ -136,11 +138,12 @@ def _profile_verb(run: Run) -> dict[str, Any]:
     return profile_stage.profile(run, run.genotype())
 
 
-def _export_verb(run: Run) -> dict[str, Any]:
+def _export_verb(run: Run, formats: Sequence[str] = ()) -> dict[str, Any]:
+    check_formats(formats)
     genotype = run.genotype()
     retrain_stage.require_trained(run)
     model = retrain_stage.best(retrain_stage.retrain(run, genotype))
-    folder = export_stage.export(model, run.file("export"), run.results())
+    folder = export_stage.export(model, run.file("export"), run.results(), formats)
     return {"folder": str(folder), "files": sorted(p.name for p in folder.iterdir())}
 
 

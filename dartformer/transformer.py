@@ -132,7 +132,7 @@ class TransformerConfig:
         """Numbers that the classifier sees of an example."""
         return self.model_dim * (1 if self.inputs == 1 else 4 if self.pair == "interaction" else 2)
 
-    def blank(self, batch: Any, length: int | None = None) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    def blank(self, batch: Any, length: Any = None) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """Shapes of tokens `[B, N]`, `[B, 2, N]` or `[B, N, F]` and of `valid`, without the last."""
         n = self.length if length is None else length
         shape = (batch, 2, n) if self.inputs == 2 else (batch, n)

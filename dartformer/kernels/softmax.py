@@ -106,7 +106,9 @@ def dense_scores(q: Array, k: Array, slopes: Array | None = None) -> Array:
     """
     scale = q.shape[-1] ** -0.5
     scores = jnp.einsum("bnhd,bkhd->bhnk", q, k, preferred_element_type=wide(q, k)) * scale
-    return distance_bias(scores, slopes, np.arange(k.shape[1]) - np.arange(q.shape[1])[:, None])
+    if slopes is None:
+        return scores
+    return distance_bias(scores, slopes, jnp.arange(k.shape[1]) - jnp.arange(q.shape[1])[:, None])  # N may be a symbol
 
 
 def dense_allowed(length: int, *, causal: bool, valid: Array | None) -> Array | None:
