@@ -1,7 +1,7 @@
 """Summary: what the terminal shows at the end of a verb, and the tables of `dartformer list`."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -244,27 +244,28 @@ def show_listing(what: str, rows: list[dict[str, Any]]) -> None:
     if what == "strategies":
         _show_strategies(console, rows)
         return
-    table = Table("name", "summary", "options", box=None)
-    for row in rows:
-        table.add_row(row["name"], row["summary"], ", ".join(f"{k}={v}" for k, v in row["options"].items()))
-    console.print(table)
+    console.print(_entries([(row, ()) for row in rows]))
 
 
 def _show_strategies(console: Console, rows: list[dict[str, Any]]) -> None:
-    """Strategies with their papers; below, what can be chosen within them."""
-    table = Table("strategy", "paper", "then", "what it does", "options", box=None, padding=(0, 1, 0, 0))
-    for row in (r for r in rows if r["kind"] == "strategy"):
-        table.add_row(row["name"], escape(row["paper"]), row["derivations"][0], escape(row["summary"]),
-                      ", ".join(f"{k}={escape(str(v))}" for k, v in row["options"].items()))
-    console.print(table)
-    for kind, where in (("hypergradient", "search.strategy.hypergradient"), ("extra", "search.strategy.extras")):
-        table = Table(kind, "options", "what it does", title=where, title_justify="left", box=None,
-                      padding=(0, 1, 0, 0))
-        for row in (r for r in rows if r["kind"] == kind):
-            table.add_row(row["name"], ", ".join(f"{k}={v}" for k, v in row["options"].items()),
-                          escape(row["summary"]))
+    """Strategies with their papers and what follows them; below, what can be chosen within them."""
+    for kind, title in (("strategy", "search.strategy.name"), ("hypergradient", "search.strategy.hypergradient"),
+                        ("extra", "search.strategy.extras")):
+        console.print(f"[bold]{title}[/bold]")
+        console.print(_entries([(row, (f"then {row['derivations'][0]}; {row['paper']}",) if kind == "strategy" else ())
+                                for row in rows if row["kind"] == kind]))
         console.print()
-        console.print(table)
+
+
+def _entries(rows: Iterable[tuple[dict[str, Any], Iterable[str]]]) -> Table:
+    """Names, and beside each what it does, further lines, and its options: readable however narrow a terminal is."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for row, lines in rows:
+        options = ", ".join(f"{k}={v}" for k, v in row["options"].items())
+        table.add_row(row["name"], escape("\n".join(filter(None, (row["summary"], *lines, options)))))
+    return table
 
 
 def _show_attentions(console: Console, rows: list[dict[str, Any]]) -> None:
