@@ -1,6 +1,6 @@
 """What a step costs: the loop against bare JAX, second against first order, the supernet against its candidates alone.
 
-    python experiments/benchmarks/steps.py [--seconds=4] [--only=loop,order,supernet,one_hot]
+    python experiments/benchmarks/steps.py [--seconds=4] [--only=loop,order,supernet,one_hot,sampled,drop]
 
 Prints one JSON line for each measurement. The things compared take turns within one process, in short rounds, and each
 ratio is the median of the rounds' ratios, so that a machine whose speed drifts changes both sides alike. Compiling
@@ -11,7 +11,7 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +39,30 @@ def random_batch(config: TransformerConfig, size: int) -> dict[str, jax.Array]:
             "label": jnp.asarray(rng.integers(config.classes, size=size), jnp.int32)}
 
 
-def runner(step: Any, state: Any, *arguments: Any) -> Callable[[], None]:
-    """One step each time it is called, compiled, on a state that moves on."""
-    compiled = jax.jit(step, donate_argnums=0).lower(state, *arguments).compile()
+def compile_step(step: Any, state: Any, *arguments: Any) -> Any:
+    return jax.jit(step, donate_argnums=0).lower(state, *arguments).compile()
+
+
+def mebibytes(compiled: Any) -> float:
+    """Temporary memory that XLA plans for a program."""
+    return float(compiled.memory_analysis().temp_size_in_bytes) / 2**20
+
+
+def stepper(compiled: Any, state: Any, *arguments: Any, steps: int = 1) -> Callable[[], None]:
+    """So many steps each time it is called, on a state that moves on."""
     held = [jax.tree.map(jnp.copy, state)]
 
     def once() -> None:
-        held[0], _ = compiled(held[0], *arguments)
+        for _ in range(steps):
+            held[0], _ = compiled(held[0], *arguments)
         jax.block_until_ready(held[0])
 
     return once
+
+
+def runner(step: Any, state: Any, *arguments: Any) -> Callable[[], None]:
+    """One step each time it is called, compiled, on a state that moves on."""
+    return stepper(compile_step(step, state, *arguments), state, *arguments)
 
 
 def loop(seconds: float) -> None:
@@ -101,28 +115,31 @@ def loop(seconds: float) -> None:
         target="fit_over_fed <= 1.05")
 
 
-def problem(config: TransformerConfig, space: SearchSpace) -> tuple[Any, strategies.Problem]:
-    net = supernet(config, space)
+def problem(config: TransformerConfig, space: SearchSpace,
+            left: Sequence[Sequence[int]] | None = None) -> tuple[Any, strategies.Problem]:
+    net = supernet(config, space, left=left)
     return net, strategies.Problem(
         training_loss(net), space.alphas_shape, space.mixture_shape, optimizer.build(optimizer.DEFAULTS, 100),
         optimizer.build({**optimizer.DEFAULTS, "name": "adam", "warmup": 0.0}, 100), 100)
 
 
 def order(seconds: float) -> None:
-    """A search step with exact second-order, and with finite-difference gradients, against first order."""
+    """A search step with exact second-order, and with finite-difference gradients, against first order; and memory."""
     config = TransformerConfig(vocabulary=16, classes=10, length=128)
     net, given = problem(config, SearchSpace(tuple(map(parse, SIX)), config.layers, config.heads))
-    batch, parts, compiling = random_batch(config, 32), {}, {}
+    batch, parts, compiling, memory = random_batch(config, 32), {}, {}, {}
     for name in ("first", "second", "finite"):
         strategy = strategies.make("darts", {"hypergradient": name, "warmup": 0.0})(given)
         state = strategy.init(jax.random.key(0), net.init(jax.random.key(1)))
         started = time.perf_counter()
-        parts[name] = runner(strategy.step, state, batch, batch)
-        compiling[name] = time.perf_counter() - started
+        compiled = compile_step(strategy.step, state, batch, batch)
+        compiling[name], memory[name] = time.perf_counter() - started, mebibytes(compiled)
+        parts[name] = stepper(compiled, state, batch, batch)
     times = ratios(parts, seconds)
     say(name="order", length=128, batch=32, candidates=6, first_ms=1e3 * float(np.median(times["first"])),
         second_ratio=median_ratio(times, "second", "first"), finite_ratio=median_ratio(times, "finite", "first"),
-        **{f"{k}_compile_seconds": v for k, v in compiling.items()}, target="second_ratio <= 3")
+        **{f"{k}_compile_seconds": v for k, v in compiling.items()},
+        **{f"{k}_temp_mib": v for k, v in memory.items()}, target="second_ratio <= 3")
 
 
 def mixtures(seconds: float, one_hot: bool) -> None:
@@ -164,12 +181,57 @@ def mixtures(seconds: float, one_hot: bool) -> None:
         supernet_over_sum=float(np.median(np.array(times["supernet"]) / total)), target="supernet_over_sum <= 0.6")
 
 
+PATHS = {"spos": 1, "random_sharing": 1, "gumbel": 2, "proxyless": 3}
+"""Forward and backward passes of one path that a step takes: of the weights; of weights and alphas; of weights and
+two paths for the alphas."""
+
+
+def sampled(seconds: float) -> None:
+    """A step of the strategies that sample paths, against the models of the space alone, all equally often."""
+    config = TransformerConfig(vocabulary=16, classes=10, length=128)
+    space = SearchSpace(tuple(map(parse, SIX)), config.layers, config.heads, "layer")
+    net, given = problem(config, space)
+    batch, chain, parts = random_batch(config, 32), optimizer.build(optimizer.DEFAULTS, 100), {}
+    for spec, genotype in zip(SIX, space.homogeneous(), strict=True):
+        single = transformer(config, genotype)
+        parts[spec] = runner(plain_step(single, chain), begin(single, chain, 0), batch)
+    for name in PATHS:
+        strategy = strategies.make(name, {"warmup": 0.0} if PATHS[name] > 1 else {})(given)
+        state = strategy.init(jax.random.key(0), net.init(jax.random.key(1)))
+        parts[name] = stepper(compile_step(strategy.step, state, batch, batch), state, batch, batch, steps=len(SIX))
+    times = ratios(parts, seconds)
+    alone = np.sum([times[spec] for spec in SIX], 0)
+    over = {name: float(np.median(np.array(times[name]) / alone)) for name in PATHS}
+    say(name="sampled", length=128, batch=32, candidates=6, alone_ms=1e3 * float(np.median(alone)) / len(SIX),
+        step_over_alone=over, for_each_path={name: over[name] / n for name, n in PATHS.items()},
+        target="for_each_path <= 1.3")
+
+
+def drop(seconds: float) -> None:
+    """A DARTS step compiled over fewer and fewer candidates, as `drop` leaves them."""
+    config = TransformerConfig(vocabulary=16, classes=10, length=512, layers=2, heads=4)
+    space = SearchSpace(tuple(map(parse, SIX)), config.layers, config.heads)
+    batch, parts, memory = random_batch(config, 16), {}, {}
+    options = strategies.make("darts", {"warmup": 0.0, "extras": (strategies.EXTRAS["drop"](),)})
+    for left in (SIX, ("local(window=16)",), ("full", "linear", "uniform"), ("linear", "uniform"), ("uniform",)):
+        net, given = problem(config, space, [[SIX.index(spec) for spec in left]] * config.layers)
+        strategy, key = options(given), ", ".join(left)
+        state = strategy.init(jax.random.key(0), net.init(jax.random.key(1)))
+        alive = jnp.broadcast_to(jnp.array([spec in left for spec in SIX]), space.alphas_shape)
+        state = state._replace(memory={"alive": alive})
+        compiled = compile_step(strategy.step, state, batch, batch)
+        memory[key], parts[key] = mebibytes(compiled), stepper(compiled, state, batch, batch)
+    times = ratios(parts, seconds)
+    say(name="drop", length=512, batch=16, layers=2, heads=4, temp_mib=memory,
+        ms={k: 1e3 * float(np.median(v)) for k, v in times.items()})
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4.0, help="for each thing compared")
-    parser.add_argument("--only", default="loop,order,supernet,one_hot")
+    parser.add_argument("--only", default="loop,order,supernet,one_hot,sampled,drop")
     arguments = parser.parse_args()
     machine()
     for one in arguments.only.split(","):
         {"loop": loop, "order": order, "supernet": lambda s: mixtures(s, False),
-         "one_hot": lambda s: mixtures(s, True)}[one](arguments.seconds)
+         "one_hot": lambda s: mixtures(s, True), "sampled": sampled, "drop": drop}[one](arguments.seconds)
