@@ -23,6 +23,7 @@ from dartformer.derivations.base import (
 from dartformer.errors import unknown
 
 ORDERS = ("random", "given")
+EQUALS = ("loss", "weight")
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,15 @@ class MaskedDrop(Rule):
       metric: what is lost: "loss" (its rise) or "accuracy", which is coarser.
       order: of the places: "random" as published, or "given", from the first layer to the last.
       fine_tune: steps of the weights after each decision (the paper: 5 epochs).
+      equals: which of the candidates that are missed as much, within the noise, is kept: the one with the largest
+        "loss" (as published), or with the largest "weight" in the mixture, so that noise alone overrules no alphas.
       renormalise: scale the other weights up to fill the gap; the authors' code leaves them as they are.
     """
 
     metric: str = "loss"
     order: str = "random"
     fine_tune: int = 20
+    equals: str = "loss"
     renormalise: bool = False
 
     def __post_init__(self) -> None:
@@ -46,6 +50,8 @@ class MaskedDrop(Rule):
         at_least("masked_drop", 0, fine_tune=self.fine_tune)
         if self.order not in ORDERS:
             raise unknown("masked_drop: order", self.order, ORDERS)
+        if self.equals not in EQUALS:
+            raise unknown("masked_drop: equals", self.equals, EQUALS)
 
     def __call__(self, trained: Trained) -> Derived:
         """Ties are places where another candidate is missed as much, within the noise of the examples of valid."""
@@ -69,6 +75,9 @@ class MaskedDrop(Rule):
                 ties[place] = (f"{name}: no significant preference" if len(equal) + 1 == len(lost) > 2 else
                                f"{name}: {names(space, (best, *equal))} are tied") + \
                     f" (removing them costs {shown} of {self.metric})"
+                if self.equals == "weight":
+                    row = mixture[:rows, :columns][place]
+                    best = max((best, *equal), key=lambda k: row[k])
             drops[place] = {names(space, [k]): float(values.mean()) for k, values in lost.items()}
             choice[place] = best
             mixture[where] = np.eye(mixture.shape[-1], dtype=np.float32)[best]

@@ -33,6 +33,7 @@ from dartformer.genotype import Genotype
 from dartformer.tasks.planted import KINDS
 
 SECOND = "masked_drop(fine_tune=0)"
+BY_WEIGHT = "masked_drop(fine_tune=0, equals='weight')"
 
 
 def gap(kind: str, seeds: Sequence[int]) -> None:
@@ -64,10 +65,12 @@ def finding(kinds: list[str], seeds: Sequence[int], values: Mapping[str, str]) -
                 for kind in kinds for endless in (False, True)}
         for seed, ((kind, endless), lab) in itertools.product(seeds, labs.items()):
             trained, seconds = lab.search(seed)
-            chosen, second = (lab.derive(trained, rule)[0].genotype for rule in ("argmax", SECOND))
+            chosen, second, by_weight = (lab.derive(trained, rule)[0].genotype
+                                         for rule in ("argmax", SECOND, BY_WEIGHT))
             rows, columns, _ = lab.space.alphas_shape
             say(name="search", kind=kind, endless=endless, seed=seed, found=lab.found(chosen), genotype=str(chosen),
-                masked_drop_found=lab.found(second), masked_drop=str(second), seconds=seconds,
+                masked_drop_found=lab.found(second), masked_drop=str(second), by_weight_found=lab.found(by_weight),
+                by_weight=str(by_weight), seconds=seconds,
                 weights=[{spec(a): round(float(w), 3) for a, w in zip(lab.space.candidates, row, strict=True)}
                          for row in trained.mixture[:rows, :columns].reshape(rows * columns, -1)])
 
@@ -80,6 +83,7 @@ def summary(lines: list[dict[str, Any]]) -> None:
     for (kind, endless), found in counts.items():
         say(name="finding", kind=kind, endless=endless, seeds=len(found), found=sum(f["found"] for f in found),
             masked_drop_found=sum(f["masked_drop_found"] for f in found),
+            by_weight_found=sum(f.get("by_weight_found", 0) for f in found),
             missed={f["seed"]: f["genotype"] for f in found if not f["found"]},
             seconds=float(np.mean([f["seconds"] for f in found])))
 

@@ -80,6 +80,17 @@ def test_masked_drop_disagrees_with_argmax_where_the_weights_mislead():
     assert (toy.space.choice(toy.derive("masked_drop").genotype) == BEST).all()
 
 
+def test_of_equals_masked_drop_can_keep_the_largest_weight():
+    """Two arms are worth the same; noise puts one before the other, the alphas know better. A third one's weight is the
+    largest, but it is worth less."""
+    mixture = np.full((LAYERS, HEADS, K), 0.05, np.float32)
+    mixture[..., 1], mixture[..., 3], mixture[..., 0] = 0.2, 0.3, 0.4
+    toy = Toy(np.array([0.2, 0.9, 0.2, 0.6, 0.2]), mixture=mixture)  # 0.2 * 0.9 = 0.3 * 0.6
+    assert (toy.space.choice(toy.derive("masked_drop(equals='weight')").genotype) == 3).all()
+    toy = Toy(np.array([0.2, 0.95, 0.2, 0.6, 0.2]), mixture=mixture)
+    assert (toy.space.choice(toy.derive("masked_drop(equals='weight')").genotype) == 1).all()
+
+
 def test_masked_drop_fixes_each_place_before_the_next_and_fine_tunes_between():
     toy = Toy(worth())
     toy.derive("masked_drop(fine_tune=7, order='given')")
@@ -206,6 +217,7 @@ def test_difference_is_paired():
 @pytest.mark.parametrize(("text", "message"), [
     ("masked_dorp", "unknown derivation 'masked_dorp'. Did you mean 'masked_drop'?"),
     ("masked_drop(metric='acc')", "unknown masked_drop: metric 'acc'"), ("sample(count=0)", "count must be at least 1"),
+    ("masked_drop(equals='first')", "unknown masked_drop: equals"),
     ("masked_drop(order='first')", "unknown masked_drop: order"), ("prune(keep=0)", "keep must be at least 1"),
     ("evolution(mutations=40)", "are more than population=50"), ("evolution(probability=0.0)", "above 0"),
     ("argmax(2)", "argmax takes 0 options"), ("masked_drop(", "cannot read derivation")])
