@@ -42,9 +42,17 @@ ALPHAS: dict[str, Any] = {**optimizer.DEFAULTS, "name": "adam", "learning_rate":
                           "warmup": 0.0, "b1": 0.5, "weight_decay": 0.0}
 """The alphas' optimiser by default."""
 
+RECOMMENDED: dict[str, dict[str, Any]] = {
+    # What found planted answers most reliably (experiments/benchmarks/README.md): slower alphas, which a quick learner
+    # does not carry away, and the loss without a candidate asked where they have not decided between some.
+    "darts": {"search.alphas.learning_rate": 0.05, "derive.rule": "masked_drop(fine_tune=0, equals='weight')",
+              "derive.second_opinion": "argmax"},
+}
+"""What the recommended preset changes of a strategy's own defaults."""
+
 PRESETS: dict[str, dict[str, Any]] = {
-    # What a prototype found most reliable on planted answers: shared projections, normalised branches, weights
-    # alone for a third of the search, then a fast Adam on the alphas.
+    # Shared projections, normalised branches, weights alone for a third of the search, then a fast Adam on the alphas;
+    # and `RECOMMENDED`.
     "recommended": {},
     # The settings of the DARTS paper and code (arXiv 1806.09055, cnn/train_search.py).
     "published": {
@@ -54,7 +62,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "search.weights.clip": 5.0,
         "search.alphas.name": "adam", "search.alphas.learning_rate": 3e-4, "search.alphas.schedule": "constant",
         "search.alphas.b1": 0.5, "search.alphas.b2": 0.999, "search.alphas.weight_decay": 1e-3,
-        "search.alphas.clip": 0.0,
+        "search.alphas.clip": 0.0, "derive.rule": "argmax", "derive.second_opinion": SECOND_OPINION,
     },
 }
 
@@ -96,7 +104,7 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
             "seeds": 1,
             "observe": True,
             "weights": dict(optimizer.DEFAULTS),
-            "alphas": dict(ALPHAS),
+            "alphas": brought["search.alphas"],
         },
         "derive": {"rule": brought["derive.rule"], "tie_margin": 0.05,
                    "second_opinion": brought["derive.second_opinion"]},
@@ -112,11 +120,14 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
 
 
 def brings(strategy: str) -> dict[str, Any]:
-    """The fields whose defaults come with a strategy: its options, its projections, what follows it."""
+    """The fields whose defaults come with a strategy: its options, its projections, its alphas, what follows it."""
     traits = strategies.make(strategy, {}).traits
+    recommended = RECOMMENDED.get(strategy, {})
+    alphas = {name: recommended.get(f"search.alphas.{name}", value) for name, value in ALPHAS.items()}
     return {"search.strategy": {"name": strategy, **options(strategies.STRATEGIES[strategy])},
-            "search.projections": traits.projections, "derive.rule": traits.derivations[0],
-            "derive.second_opinion": SECOND_OPINION if "masked_drop" in traits.derivations[1:] else ""}
+            "search.projections": traits.projections, "search.alphas": alphas, "derive.rule": traits.derivations[0],
+            "derive.second_opinion": SECOND_OPINION if "masked_drop" in traits.derivations[1:] else "",
+            **{name: value for name, value in recommended.items() if name.startswith("derive.")}}
 
 
 def choose_strategy(config: ConfigDict, name: str) -> None:
@@ -128,6 +139,9 @@ def choose_strategy(config: ConfigDict, name: str) -> None:
         config.search.strategy = ConfigDict(after["search.strategy"])
     if config.search.projections == before["search.projections"]:
         config.search.projections = after["search.projections"]
+    for field, value in after["search.alphas"].items():
+        if config.search.alphas[field] == before["search.alphas"][field]:
+            config.search.alphas[field] = value
     for field in ("rule", "second_opinion"):
         if config.derive[field] == before[f"derive.{field}"]:
             config.derive[field] = after[f"derive.{field}"]

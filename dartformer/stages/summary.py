@@ -13,6 +13,7 @@ from dartformer import budget as budgets
 from dartformer import metric, strategies, tasks
 from dartformer.attention import Shape, names, parse
 from dartformer.attention import format as spec
+from dartformer.config import brings
 from dartformer.genotype import Genotype
 
 LISTED = Shape(length=1024, heads=4, head_dim=32, model_dim=128)
@@ -218,7 +219,8 @@ def _strategy(name: str, kind: str, cls: Any) -> dict[str, Any]:
     row = {"name": name, "kind": kind, "summary": (cls.__doc__ or "").split("\n")[0], "options": _options(cls)}
     if kind == "strategy":
         traits, made = cls.traits, strategies.make(name, {})
-        row.update(paper=traits.paper, derivations=list(traits.derivations), alphas=traits.alphas,
+        row.update(paper=traits.paper, derivations=list(traits.derivations), rule=brings(name)["derive.rule"],
+                   alphas=traits.alphas,
                    supernet=traits.supernet, sampled=made.sampled)
     return row
 
@@ -252,7 +254,7 @@ def _show_strategies(console: Console, rows: list[dict[str, Any]]) -> None:
     for kind, title in (("strategy", "search.strategy.name"), ("hypergradient", "search.strategy.hypergradient"),
                         ("extra", "search.strategy.extras")):
         console.print(f"[bold]{title}[/bold]")
-        console.print(_entries([(row, (f"then {row['derivations'][0]}; {row['paper']}",) if kind == "strategy" else ())
+        console.print(_entries([(row, (f"then {row['rule']}; {row['paper']}",) if kind == "strategy" else ())
                                 for row in rows if row["kind"] == kind]))
         console.print()
 

@@ -11,6 +11,7 @@ import pytest
 
 import dartformer
 from dartformer import config as configs
+from dartformer.config import brings
 from dartformer.errors import InputError
 from dartformer.strategies import EXTRAS, HYPERGRADIENTS, STRATEGIES, Problem, make
 
@@ -28,7 +29,7 @@ def test_the_tables_are_those_of_the_program():
     assert list(found) == list(STRATEGIES)
     for name, (_, learns, computes, together, then) in found.items():
         made = make(name, {})
-        assert then == f"`{made.traits.derivations[0]}`"
+        assert then == f"`{brings(name)['derive.rule']}`"
         assert learns.startswith("yes") == made.traits.alphas
         if made.traits.supernet:
             assert together.startswith("yes") == made.vectorises
