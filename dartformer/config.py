@@ -22,6 +22,7 @@ from dartformer import budget as budgets
 from dartformer import derivations, metric, optimizer, strategies, tasks
 from dartformer.attention import spec
 from dartformer.attention.base import require
+from dartformer.devices import how_many
 from dartformer.errors import InputError, unknown
 from dartformer.genotype import parse_candidates
 from dartformer.search_space import GRANULARITIES, SearchSpace
@@ -92,7 +93,7 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
     config = ConfigDict({
         "seed": 0,
         "task": {"name": task, **{k: v for k, v in options(task_type).items() if k in tasks.options_of(task_type)}},
-        "data": {"dir": "", "batch_size": 32, "eval_batch_size": 250, "buckets": 1},
+        "data": {"dir": "", "batch_size": 32, "eval_batch_size": 250, "buckets": 1, "devices": 0},
         "model": model,
         "space": {"candidates": ("full", "local(window=4)", "linear", "uniform"), "granularity": "layer"},
         "search": {
@@ -384,6 +385,7 @@ def validate(config: ConfigDict) -> None:
                         ("log.checkpoint_every", config.log.checkpoint_every)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}.")
+    how_many(config.data.devices, config.data.batch_size)
     if not 0 <= config.derive.tie_margin < 1:
         raise InputError(f"derive.tie_margin must be at least 0 and below 1, got {config.derive.tie_margin}.")
     if config.search.seeds > 1 and not strategy.traits.supernet:

@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from tensorboardX import SummaryWriter
 
 from dartformer.checkpoint import Checkpoints
+from dartformer.devices import Shared
 from dartformer.metric import ACCURACY, Metric
 from dartformer.progress import Bar, say
 from dartformer.tasks.base import Batch, Split, examine
@@ -161,10 +162,17 @@ class CompiledStep:
     Attributes:
       programs: compiled so far, by the shapes of a batch's arrays.
       compile_seconds: what they took to compile.
+
+    Args:
+      step: what is compiled.
+      shared: how the examples of a batch are shared out among devices; None: there is one.
     """
 
-    def __init__(self, step: Step):
-        self._jitted = jax.jit(step, donate_argnums=0)
+    def __init__(self, step: Step, shared: Shared | None = None):
+        self._shared = shared
+        where: dict[str, Any] = {} if shared is None else {
+            "in_shardings": (shared.everywhere, shared.parts), "out_shardings": shared.everywhere}
+        self._jitted = jax.jit(step, donate_argnums=0, **where)
         self.programs: dict[Any, Any] = {}
         self.compile_seconds = 0.0
 
@@ -181,6 +189,8 @@ class CompiledStep:
         return self.programs[shapes]
 
     def __call__(self, state: Any, batch: Any) -> tuple[Any, Metrics]:
+        if self._shared is not None:
+            state, batch = self._shared.place(state, batch)
         return self._for(state, batch)(state, batch)
 
 

@@ -8,6 +8,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dartformer"
 # From the ground up. What stands on one line may not import one another, save that a module may import its own.
 FLOORS = [
     ["errors", "_version", "allocator"],
+    ["devices"],
     ["kernels"],
     ["attention", "strategies", "tasks"],
     ["genotype"],

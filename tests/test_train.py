@@ -11,6 +11,8 @@ import optax
 import pytest
 
 from dartformer.checkpoint import Checkpoints
+from dartformer.devices import how_many
+from dartformer.errors import InputError
 from dartformer.metric import ACCURACY
 from dartformer.tasks.base import ArraySplit, batches
 from dartformer.train import (
@@ -182,3 +184,10 @@ def test_evaluation_in_buckets_is_that_of_whole_examples_in_their_order(size):
     np.testing.assert_array_equal(found[1]["accuracy"], [1, 1, 0, 1, 0])
     np.testing.assert_array_equal(found[0]["loss"], found[1]["loss"])
     assert seen == ({2, 4} if size < 5 else {4})
+
+
+@pytest.mark.parametrize(("asked", "batch", "message"), [(3, 32, "must be a multiple"), (9, 32, "to 8, the number"),
+                                                         (-1, 32, "got -1")])
+def test_devices_that_cannot_share_a_batch_are_refused(asked, batch, message):
+    with pytest.raises(InputError, match=message):
+        how_many(asked, batch, there=8)

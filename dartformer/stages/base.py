@@ -15,6 +15,7 @@ from dartformer.attention import format as spec
 from dartformer.budget import Budget, Price, ratios, require_possible
 from dartformer.cost import device
 from dartformer.cost.prices import prices
+from dartformer.devices import Shared, shared
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype
 from dartformer.kernels.flash import without_cudnn
@@ -127,13 +128,17 @@ class Run:
     def _evaluator(self, net: Network) -> Evaluator:
         return Evaluator(net, self.config.data.eval_batch_size, self.metric, self.config.data.buckets)
 
+    def shared(self, axis: int = 0) -> Shared | None:
+        """How the examples of a batch, along `axis` of its arrays, are shared out among devices; None for one."""
+        return shared(self.config.data.devices, self.config.data.batch_size, axis)
+
     def program(self, genotype: Genotype) -> Program:
         """What trains and evaluates a genotype; made once."""
         if genotype not in self._programs:
             net = transformer(self.model, genotype)
             chain = optimizer.build(self.config.retrain.optimizer, self.config.retrain.steps)
-            self._programs[genotype] = Program(net, chain, CompiledStep(plain_step(net, chain, self.metric)),
-                                               self._evaluator(net))
+            step = CompiledStep(plain_step(net, chain, self.metric), self.shared())
+            self._programs[genotype] = Program(net, chain, step, self._evaluator(net))
         return self._programs[genotype]
 
     def file(self, name: str) -> Path:

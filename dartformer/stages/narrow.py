@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dartformer.devices import Shared
 from dartformer.strategies import State
 from dartformer.train import CompiledStep, Metrics, Step
 
@@ -27,9 +28,12 @@ class Narrowing(CompiledStep):
       mixture_shape: `[L, H, K]`.
       falls: numbers of steps after which candidates can have been dropped. Only there is the state looked at, because
         looking waits for the device.
+      shared: see `CompiledStep`.
     """
 
-    def __init__(self, step_of: Callable[[Left], Step], mixture_shape: tuple[int, int, int], falls: Collection[int]):
+    def __init__(self, step_of: Callable[[Left], Step], mixture_shape: tuple[int, int, int], falls: Collection[int],
+                 shared: Shared | None = None):
+        self._shared = shared
         self._step_of, self._shape, self._falls = step_of, mixture_shape, frozenset(falls)
         self.programs: dict[Left, CompiledStep] = {}
         self._done = 0
@@ -47,7 +51,7 @@ class Narrowing(CompiledStep):
     def _look(self, state: State) -> None:
         left = self.left(state)
         if left not in self.programs:
-            self.programs[left] = CompiledStep(self._step_of(left))
+            self.programs[left] = CompiledStep(self._step_of(left), self._shared)
         self._step = self.programs[left]
 
     def prepare(self, state: State, batch: Any) -> None:

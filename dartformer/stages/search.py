@@ -181,9 +181,10 @@ def step_of(run: Run, group: Group, strategy: Strategy | None = None) -> Step:
 def compiled_step(run: Run, group: Group) -> CompiledStep:
     """The step of a group; one that is compiled again as candidates fall, where the strategy drops some."""
     falls = run.strategy.falls(len(run.space.candidates), run.config.search.steps)
+    among = run.shared(axis=1 if group.together else 0)
     if not falls:
-        return CompiledStep(step_of(run, group))
-    return Narrowing(lambda left: step_of(run, group, run.supernet_of(left)[1]), run.space.mixture_shape, falls)
+        return CompiledStep(step_of(run, group), among)
+    return Narrowing(lambda left: step_of(run, group, run.supernet_of(left)[1]), run.space.mixture_shape, falls, among)
 
 
 def search(run: Run) -> SearchResult:
