@@ -4,7 +4,10 @@ The data are Maas et al. 2011's: 25,000 reviews to train on and 25,000 to test. 
 of train, and never out of test (both public code bases select on test).
 """
 
+import contextlib
 import os
+import sys
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ from dartformer.tasks.text import Source, TextTask
 
 LABELS = ("neg", "pos")
 ROWS = 25_000
+SERVER = "http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
 PAPER = "Maas et al. 2011; as bytes in Long Range Arena, Tay et al. 2020, 2011.04006"
 
 
@@ -71,12 +75,7 @@ class _Imdb(TextTask):
                     f"no IMDb data: task.path is empty, and {str(error).rstrip('.')}. Set task.path to a folder "
                     f"aclImdb/, to aclImdb_v1.tar.gz, or to a folder with train.jsonl and test.jsonl; or set "
                     f"task.download = True.") from None
-        import tensorflow_datasets as tfds
-        try:
-            tfds.builder("imdb_reviews", data_dir=data_dir, file_format="array_record").download_and_prepare()
-        except Exception as error:
-            raise InputError(f"TFDS could not download imdb_reviews: {error!r}. Fetch aclImdb_v1.tar.gz by hand, and "
-                             f"set task.path to it.") from error
+        _download(data_dir)
         return located("tfds:imdb_reviews", data_dir)
 
     def _counted(self, path: Path, split: str) -> Iterator[Row]:
@@ -88,6 +87,21 @@ class _Imdb(TextTask):
                       f"{path.name} {split}, row {count}")
         if self.rows and count != self.rows:
             raise InputError(f"IMDb {split} in {path} has {count:,} rows; it should have {self.rows:,} (task.rows).")
+
+
+def _download(data_dir: str | None) -> None:
+    """Have TFDS fetch and prepare the data; `InputError` within seconds where the server cannot be reached, which TFDS
+    itself would try for minutes."""
+    import tensorflow_datasets as tfds
+    try:
+        with urllib.request.urlopen(urllib.request.Request(SERVER, method="HEAD"), timeout=20):
+            pass
+        with contextlib.redirect_stdout(sys.stderr):  # standard output may be JSON
+            tfds.builder("imdb_reviews", data_dir=data_dir, file_format="array_record").download_and_prepare()
+    except Exception as error:
+        reason = getattr(error, "reason", error)
+        raise InputError(f"TFDS cannot download imdb_reviews from {SERVER}: {reason}. Fetch aclImdb_v1.tar.gz where "
+                         f"there is a network, and set task.path to it.") from error
 
 
 def records(path: Path, split: str) -> Iterator[Record]:

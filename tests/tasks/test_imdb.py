@@ -12,6 +12,7 @@ import pytest
 
 from dartformer import tasks
 from dartformer.errors import InputError
+from dartformer.tasks import imdb
 from dartformer.tasks.records import example, masked_crc32c, tfrecords
 
 DATA = Path(os.environ.get("DARTFORMER_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
@@ -123,6 +124,15 @@ def test_what_was_looked_for_is_said(tmp_path):
     (tmp_path / "cut.tar.gz").write_bytes(b"\x1f\x8b\x08nothing")
     with pytest.raises(InputError, match="damaged or cut short"):
         tasks.make("imdb_tokens", {"path": str(tmp_path / "cut.tar.gz")}).check()
+
+
+def test_without_a_network_a_download_is_one_clear_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(imdb, "SERVER", "http://no-such-host.invalid/aclImdb_v1.tar.gz")
+    with pytest.raises(InputError, match=r"^TFDS cannot download imdb_reviews from http://no-such-host\.invalid/\S+: .*"
+                                         r"\. Fetch aclImdb_v1\.tar\.gz where there is a network, and set task\.path"):
+        tasks.make("imdb_bytes", {"download": True}).check(str(tmp_path))
+    assert capsys.readouterr() == ("", "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_tfrecords_that_are_damaged(tmp_path):
