@@ -1,17 +1,79 @@
-"""dartformer: which attention should my Transformer use, in which layer, in which head?"""
+"""dartformer: which attention should my Transformer use, in which layer, in which head?
+
+The names below are imported when they are first asked for, so that `import dartformer` and `dartformer --help` are
+quick: neither imports JAX.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from dartformer._version import __version__
-from dartformer.api import derive, evaluate, export, load, retrain, run_all, search
-from dartformer.attention import check, parse, register
-from dartformer.config import defaults, load_config
 from dartformer.errors import InputError
-from dartformer.genotype import Genotype
-from dartformer.search_space import SearchSpace
-from dartformer.supernet import supernet
-from dartformer.transformer import TransformerConfig, transformer
+
+if TYPE_CHECKING:
+    from dartformer.api import derive, evaluate, export, load, retrain, run_all, search
+    from dartformer.attention import check, parse, register
+    from dartformer.config import defaults, load_config
+    from dartformer.genotype import Genotype
+    from dartformer.search_space import SearchSpace
+    from dartformer.supernet import supernet
+    from dartformer.transformer import TransformerConfig, transformer
 
 __all__ = [
     "Genotype", "InputError", "SearchSpace", "TransformerConfig", "__version__", "check", "defaults", "derive",
     "evaluate", "export", "load", "load_config", "parse", "register", "retrain", "run_all", "search", "supernet",
     "transformer",
 ]
+
+_HOME = {
+    **dict.fromkeys(("derive", "evaluate", "export", "load", "retrain", "run_all", "search"), "api"),
+    **dict.fromkeys(("check", "parse", "register"), "attention"),
+    **dict.fromkeys(("defaults", "load_config"), "config"),
+    "Genotype": "genotype", "SearchSpace": "search_space", "TransformerConfig": "transformer",
+}
+"""The module of each public name that is not imported above, but for two functions named as their module."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        try:
+            if not name.startswith("_"):
+                return import_module(f"dartformer.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"dartformer.{name}":
+                raise
+        raise AttributeError(f"module 'dartformer' has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(f"dartformer.{_HOME[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """`dartformer.supernet` and `dartformer.transformer` are functions, each in a module of its own name, which the
+    import system would put in their place."""
+
+    @property
+    def supernet(self) -> Any:
+        """See `dartformer.supernet.supernet`."""
+        return import_module("dartformer.supernet").supernet
+
+    @supernet.setter
+    def supernet(self, module: ModuleType) -> None:
+        pass
+
+    @property
+    def transformer(self) -> Any:
+        """See `dartformer.transformer.transformer`."""
+        return import_module("dartformer.transformer").transformer
+
+    @transformer.setter
+    def transformer(self, module: ModuleType) -> None:
+        pass
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,6 +1,8 @@
 """Imports go down only, in the order of the design; siblings of a folder import `base`, never their own `__init__`."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dartformer"
@@ -67,3 +69,16 @@ def test_every_folder_is_a_package():
     """A folder without `__init__.py` works from a checkout and is missing from the wheel."""
     for file in PACKAGE.rglob("*.py"):
         assert (file.parent / "__init__.py").exists(), file
+
+
+def test_importing_and_asking_for_help_is_quick():
+    """Neither imports JAX or NumPy; the names come when they are asked for, functions before modules of their name."""
+    code = ("import sys, dartformer as df\n"
+            "from dartformer.__main__ import main\n"
+            "try:\n    main(['run', '--help'])\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+            "assert not {'jax', 'numpy', 'flax', 'rich'} & set(sys.modules), set(sys.modules)\n"
+            "import dartformer.transformer\n"
+            "assert callable(df.transformer) and callable(df.supernet) and df.attention.ATTENTIONS\n"
+            "assert all(getattr(df, name) is not None and name in dir(df) for name in df.__all__)\n"
+            "assert not hasattr(df, 'nothing')")
+    subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], check=True, capture_output=True)
