@@ -25,8 +25,7 @@ def parser() -> argparse.ArgumentParser:
     stages = {"run": "all stages in order, resuming where an earlier run stopped",
               "search": "search for a mixture of attentions", "derive": "the genotype of a finished search",
               "retrain": "train the genotype from scratch", "evaluate": "train the baselines, read test, judge",
-              "profile": "parameters, FLOPs, latency on this device", "export": "write the trained model as a folder",
-              "report": "write report.html"}
+              "profile": "parameters, FLOPs, latency on this device", "export": "write the trained model as a folder"}
     for name, text in stages.items():
         verb = verbs.add_parser(name, help=text, description=f"{text}. Any field of the config can be set with "
                                 "--config.section.field=VALUE.")
@@ -41,6 +40,23 @@ def parser() -> argparse.ArgumentParser:
         if name == "export":
             verb.add_argument("--format", action="append", metavar="NAMES", help="further formats, with "
                               "commas between: onnx, tensorflow, torch; each needs the extra of its name")
+    shown = verbs.add_parser("report", help="write report.html, or serve it during a run", description="Write "
+                             "report.html from what a workdir holds so far; every stage does so, too. Another process "
+                             "may be running in it.", epilog="dartformer report runs/demo --watch")
+    shown.add_argument("folder", nargs="?", metavar="DIR", help="the workdir")
+    shown.add_argument("--workdir", metavar="DIR", help="the workdir, as with the other verbs")
+    shown.add_argument("--config", metavar="FILE", help="refuse a workdir that was made with another config")
+    shown.add_argument("--watch", nargs="?", const="", metavar="DIR", help="serve the page on this machine alone and "
+                       "refresh it whenever the run writes something; Ctrl-C stops")
+    shown.add_argument("--port", type=int, default=0, help="with --watch: where; 0, the default, is any that is free")
+    shown.add_argument("--figures", metavar="KIND", help="also write every figure to DIR/figures, as pdf, svg or png")
+    shown.add_argument("--json", action="store_true", help="print the names of the files as JSON")
+    beside = verbs.add_parser("compare", help="several runs side by side", description="Compare workdirs: seeds and "
+                              "spread, whether their difference is real, where their genotypes differ.",
+                              epilog="dartformer compare runs/a runs/b --html=compare.html")
+    beside.add_argument("folders", nargs="+", metavar="DIR", help="two or more workdirs")
+    beside.add_argument("--html", metavar="FILE", help="write a page with overlaid curves")
+    beside.add_argument("--json", action="store_true", help="print the comparison as JSON")
     new = verbs.add_parser("new", help="print a starting config", description="Print a config file to start from.")
     new.add_argument("--task", help="see `dartformer list tasks`; listops if nothing is said")
     new.add_argument("--size", default="small", help="'small', for two CPU cores, or 'published', the size that the "
@@ -183,6 +199,13 @@ def _dispatch(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     if arguments.verb in others:
         overrides(extra and [f"{extra[0]}"])
         return others[arguments.verb](arguments)
+    if arguments.verb == "report":
+        return _report(arguments, extra)
+    if arguments.verb == "compare":
+        if extra:
+            from dartformer.errors import InputError
+            raise InputError(f"unknown argument {extra[0]!r}: compare reads workdirs as they are.")
+        return _compare(arguments)
     if arguments.verb == "profile":
         return _profile(arguments, overrides(extra))
     if arguments.verb == "derive" and (arguments.budget or arguments.table or arguments.trust_table or arguments.plot):
@@ -231,6 +254,56 @@ def _derive_within(arguments: argparse.Namespace, values: dict[str, str]) -> int
         _print_json(data)
     else:
         summary.show_budget(data, Path(arguments.workdir))
+    return 0
+
+
+def _report(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
+    from dartformer.errors import InputError
+    values = overrides(extra)
+    named = [name for name in (arguments.folder, arguments.workdir, arguments.watch) if name]
+    if len(named) != 1:
+        raise InputError(f"report takes one workdir, got {', '.join(named) or 'none'}.")
+    if values and arguments.config is None:
+        raise InputError("--config.section.field=VALUE changes a config: give it with --config=FILE.")
+    if arguments.watch is None and arguments.port:
+        raise InputError("--port is where --watch serves: give both.")
+    from dartformer.stages import report, summary
+    if arguments.config is not None:
+        from dartformer.config import load_config
+        from dartformer.stages.base import Run
+        with Run(load_config(arguments.config, values), named[0]):
+            pass
+    files = []
+    if arguments.figures is not None:
+        from dartformer.stages import figures
+        files = figures.save(named[0], arguments.figures)
+    if arguments.watch is not None:
+        from dartformer.stages.watch import watch
+        try:
+            watch(named[0], arguments.port)
+        except KeyboardInterrupt:
+            return 0
+    report.report(named[0])
+    data = {"file": str(Path(named[0]) / "report.html"), "figures": [str(f) for f in files]}
+    if arguments.json:
+        _print_json(data)
+    else:
+        summary.show_report(named[0])
+        print("".join(f"wrote {f}\n" for f in [data["file"], *data["figures"]]), end="")
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from dartformer.stages import compare, summary
+    data = compare.compare(arguments.folders)
+    if arguments.html:
+        compare.write(data, arguments.html)
+    if arguments.json:
+        _print_json(data)
+    else:
+        summary.show_comparison(data)
+        if arguments.html:
+            print(f"wrote {arguments.html}")
     return 0
 
 

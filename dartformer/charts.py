@@ -55,10 +55,10 @@ TIDY = {"tooltip": {"content": "data"}}
 LEGEND = {"orient": "bottom", "labelLimit": 320, "title": None, "symbolOpacity": 1}
 
 
-def comparison(results: Mapping[str, Any], metric: Metric) -> Chart:
+def comparison(results: Mapping[str, Any], metric: Metric, first: str = "found") -> Chart:
     """The metric on test of the found model and of every baseline: a bar for the mean, a dot for each seed."""
     rows: list[list[Any]] = []
-    for name, fields in [("found", results), *results["baselines"].items()]:
+    for name, fields in [(first, results), *results["baselines"].items()]:
         test = fields["test"]
         rows.append([name, "mean", None, metric.number(test[metric.name])])
         seeds = results.get("seeds", [])
@@ -139,6 +139,32 @@ def accuracy_cost(models: Sequence[Mapping[str, Any]], metric: Metric, part: str
         ("measure", "model", "cost", "score", "front"), rows,
         "The dashed line is the Pareto front: nothing left of it scores as well." if metric.higher else
         "The dashed line is the Pareto front: nothing left of it scores as low.")
+
+
+def pareto(data: Mapping[str, Any]) -> Chart:
+    """The front of a search space that `derive --budget` wrote to `pareto.json`: inherited weights, on valid."""
+    share = data["metric"]
+    rows = [[p["name"] or "", p["cost"], p[share], bool(p["front"]), bool(p["chosen"])] for p in data["points"]]
+    x = {"field": "cost", "type": "quantitative", "title": data["quantity"], "scale": {"zero": False, "padding": 20},
+         "axis": {"format": "~s", "tickCount": 5}}
+    y = {"field": "score", "type": "quantitative", "title": f"{share} on valid, inherited weights",
+         "scale": {"zero": False, "padding": 14}}
+    tone = {"condition": [{"test": "datum.chosen", "value": "#D55E00"}, {"test": "datum.front", "value": colour(0)}],
+            "value": "#7b8494"}
+    shape = {"condition": {"test": "datum.chosen", "value": "diamond"}, "value": "circle"}
+    chosen = [f"{row[1]:.4g} with {row[2]:.3f}" for row in rows if row[4]]
+    return Chart(
+        "pareto", "The space within a budget", f"Points: {share} of genotypes over {data['quantity']}; "
+        f"{sum(row[3] for row in rows)} of {len(rows)} are on the front. Chosen: {', '.join(chosen) or 'none'}",
+        {"height": 300, "layer": [
+            {"transform": [{"filter": "datum.front"}],
+             "mark": {"type": "line", "interpolate": "step-after", "color": colour(0)}, "encoding": {"x": x, "y": y}},
+            {"mark": {"type": "point", "filled": True, "size": 70, "opacity": 1, **TIDY},
+             "encoding": {"x": x, "y": y, "color": tone, "shape": shape}},
+            {"mark": {"type": "text", "fontSize": 11, "dy": -11, "limit": 170, "color": "#7b8494"},
+             "encoding": {"x": x, "y": y, "text": {"field": "genotype", "type": "nominal"}}}]},
+        ("genotype", "cost", "score", "front", "chosen"), rows, "The diamond is what the budget chose; the line "
+        "joins the front. Scored on valid with the weights of the supernet, which nothing was trained from.")
 
 
 FIELDS = {"loss": "training loss", "valid_loss": "valid loss", "accuracy": "training accuracy",

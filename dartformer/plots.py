@@ -42,16 +42,23 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
 
 def genotype(found: Genotype, candidates: Sequence[str] | None = None) -> Figure:
     """Layers by heads, coloured by attention, with a legend."""
-    texts = [[spec(a) for a in heads] for heads in found.layers]
+    return drawing([[spec(a) for a in heads] for heads in found.layers], candidates)
+
+
+def drawing(texts: Sequence[Sequence[str]], candidates: Sequence[str] | None = None) -> Figure:
+    """`genotype` of attentions that are given as texts."""
+    rows, columns = len(texts), len(texts[0])
     names = list(dict.fromkeys([*(candidates or ()), *(t for row in texts for t in row)]))
-    figure, axes = _figure(1.4 + 0.55 * found.heads + 2.2, 1.0 + 0.5 * len(texts))
+    cell = min(0.5, 12 / max(rows, columns))
+    figure, axes = _figure(1.4 + 1.1 * cell * columns + 2.2, 1.0 + cell * rows)
     for l, row in enumerate(texts):
         for h, text in enumerate(row):
             axes.add_patch(matplotlib.patches.Rectangle((h + 0.04, l + 0.04), 0.92, 0.92,
                                                         color=colour(names.index(text))))
-    axes.set(xlim=(0, found.heads), ylim=(len(texts), 0), xlabel="head", ylabel="layer", aspect="equal")
-    axes.set_xticks(np.arange(found.heads) + 0.5, [str(h) for h in range(found.heads)])
-    axes.set_yticks(np.arange(len(texts)) + 0.5, [str(l) for l in range(len(texts))])
+    axes.set(xlim=(0, columns), ylim=(rows, 0), xlabel="head", ylabel="layer", aspect="equal")
+    for set_ticks, n in ((axes.set_xticks, columns), (axes.set_yticks, rows)):
+        every = np.arange(0, n, max(1, n // 24))
+        set_ticks(every + 0.5, [str(i) for i in every])
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(length=0)
     used = [n for n in names if any(n in row for row in texts)]
@@ -61,11 +68,17 @@ def genotype(found: Genotype, candidates: Sequence[str] | None = None) -> Figure
 
 
 def trajectories(history: Sequence[dict[str, Any]], space: SearchSpace) -> Figure:
-    """Mixture weights over search steps, a panel for each free row of the alphas (at most 24)."""
-    rows, columns, candidates = space.alphas_shape
+    """Mixture weights over the steps of a seed's `history`; see `weights`."""
+    rows, columns, _ = space.alphas_shape
     lines = [line for line in history if "mixture" in line]
-    steps = [line["step"] for line in lines]
     values = np.array([line["mixture"] for line in lines]).reshape(len(lines), *space.mixture_shape)
+    return weights([line["step"] for line in lines], values[None, :, :rows, :columns],
+                   [spec(a) for a in space.candidates], space.granularity)
+
+
+def weights(steps: Sequence[int], values: np.ndarray, candidates: Sequence[str], granularity: str = "head") -> Figure:
+    """Mixture weights `[S, T, 1 or L, 1 or H, K]` over steps `[T]`, a panel for each of up to 24 places."""
+    seeds, _, rows, columns, _ = values.shape
     shown = [(l, h) for l in range(rows) for h in range(columns)][:24]
     wide = min(len(shown), 4)
     tall = -(-len(shown) // wide)
@@ -74,10 +87,11 @@ def trajectories(history: Sequence[dict[str, Any]], space: SearchSpace) -> Figur
     for axes in grid.flat[len(shown):]:
         axes.set_visible(False)
     for axes, (l, h) in zip(grid.flat, shown, strict=False):
-        for k in range(candidates):
-            axes.plot(steps, values[:, l, h, k], color=colour(k), marker="o", markersize=3,
-                      label=spec(space.candidates[k]))
-        axes.set_title(_row_name(space, l, h), fontsize=9)
+        for k, name in enumerate(candidates):
+            for s in range(seeds):
+                axes.plot(steps, values[s, :, l, h, k], color=colour(k), linewidth=1.4, alpha=1 / seeds ** 0.5,
+                          label=name if s == 0 else None)
+        axes.set_title(_row_name(granularity, l, h), fontsize=9)
         axes.set_ylim(0, 1)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(colors=GREY)
@@ -88,10 +102,10 @@ def trajectories(history: Sequence[dict[str, Any]], space: SearchSpace) -> Figur
     return figure
 
 
-def _row_name(space: SearchSpace, layer: int, head: int) -> str:
-    if space.granularity == "model":
+def _row_name(granularity: str, layer: int, head: int) -> str:
+    if granularity == "model":
         return "all layers"
-    return f"layer {layer}" if space.granularity == "layer" else f"layer {layer}, head {head}"
+    return f"layer {layer}" if granularity == "layer" else f"layer {layer}, head {head}"
 
 
 def curves(histories: Mapping[str, Sequence[dict[str, Any]]], field: str, label: str) -> Figure:
@@ -122,6 +136,54 @@ def comparison(results: dict[str, Any]) -> Figure:
                   color=GREY, ha="left", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7})
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"test {shown.title}{', %' if shown.percent else ''}")
+    return figure
+
+
+def cost(models: Sequence[tuple[str, float, float]], measure: str, shown: metric.Metric,
+         front: Sequence[int]) -> Figure:
+    """Score over cost of `models` (name, cost, score), with the Pareto front, numbers of models by rising cost."""
+    figure, axes = _figure(6, 3.6)
+    line = [(models[i][1], shown.number(models[i][2])) for i in front]
+    axes.step(*zip(*line, strict=True), where="post", color=PALETTE[5], linestyle="--", linewidth=1.2)
+    for name, x, score in models:
+        found = name.startswith("found")
+        axes.plot(x, shown.number(score), "D" if found else "o", color=PALETTE[0] if found else GREY)
+        axes.annotate(name.removeprefix("homogeneous."), (x, shown.number(score)), (0, -12 if found else 5),
+                      textcoords="offset points", ha="center", fontsize=7, color=PALETTE[0] if found else GREY)
+    axes.margins(0.15)
+    axes.set(xlabel=measure, ylabel=f"test {shown.title}{', %' if shown.percent else ''}")
+    return figure
+
+
+def layers(models: Sequence[Mapping[str, Any]], field: str, label: str) -> Figure:
+    """A cost of each layer, a step line for each model: `models` are rows of `profile.json`."""
+    figure, axes = _figure(7, 3)
+    for i, model in enumerate(models):
+        axes.plot([one[field] for one in model["layers"]], color=colour(i), label=model["name"], marker="o",
+                  markersize=3, drawstyle="steps-mid")
+    axes.set(xlabel="layer", ylabel=label, ylim=(0, None))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
+    return figure
+
+
+def maps(weights: np.ndarray, tokens: Sequence[str], layers: Sequence[int], heads: Sequence[int]) -> Figure:
+    """Attention maps `[L, H, n, n]` on one example, at most 48: queries downward, keys to the right."""
+    tall, wide = min(len(layers), 6), min(len(heads), 8)
+    figure = Figure(figsize=(0.6 + 1.7 * wide, 0.4 + 1.85 * tall), layout="constrained")
+    grid = figure.subplots(tall, wide, squeeze=False)
+    for l in range(tall):
+        for h in range(wide):
+            axes, matrix = grid[l, h], weights[l, h]
+            top, signed = max(np.abs(matrix).max(), 1e-12), matrix.min() < 0
+            axes.imshow(matrix, cmap="PuOr" if signed else "Blues", vmin=-top if signed else 0, vmax=top,
+                        interpolation="nearest")
+            axes.set_title(f"layer {layers[l]}, head {heads[h]}", fontsize=7)
+            few = len(tokens) <= 16
+            axes.set_xticks(range(len(tokens)) if few else [], tokens if few else [], fontsize=4.5, rotation=90)
+            axes.set_yticks(range(len(tokens)) if few else [], tokens if few else [], fontsize=4.5)
+            axes.tick_params(length=0, pad=1, colors=GREY)
+            axes.spines[:].set_color("#d1d5db")
     return figure
 
 

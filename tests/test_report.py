@@ -1,14 +1,18 @@
 """The report: what a reader finds on the page, with and without JavaScript, of whole runs and of halves."""
 
+import http.client
 import json
 import re
 import shutil
 import tempfile
+import threading
 
 import pytest
 
 from dartformer import charts
-from dartformer.stages import provenance, reading, report
+from dartformer.__main__ import main
+from dartformer.errors import InputError
+from dartformer.stages import compare, provenance, reading, report, watch
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -87,6 +91,88 @@ def test_the_front_is_what_nothing_beats():
     points = [(3.0, 0.9), (1.0, 0.5), (2.0, 0.4), (2.0, 0.7), (4.0, 0.9)]
     assert charts.frontier(points, higher=True) == [1, 3, 0]
     assert charts.frontier(points, higher=False) == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def another(whole_run, tmp_path_factory):
+    """A run like the whole one that found another genotype, and answers every test example as `random` did there."""
+    whole, results = whole_run
+    path = tmp_path_factory.mktemp("another")
+    for name in ("config.json", "search/alphas.json", "search/metrics.jsonl", "test_scores.json"):
+        (path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(whole / name, path / name)
+    random = results["baselines"]["random"]
+    (path / "results.json").write_text(json.dumps({**results, **random}))
+    (path / "genotype.json").write_text(json.dumps(random["genotype"]))
+    kept = json.loads((path / "test_scores.json").read_text())
+    kept["models"]["found"] = kept["models"]["random"]
+    (path / "test_scores.json").write_text(json.dumps(kept))
+    return path
+
+
+def test_compare_pairs_examples_and_names_places(whole_run, another, tmp_path, capsys):
+    whole, results = whole_run
+    assert main(["compare", str(whole), str(another), "--json", f"--html={tmp_path / 'both.html'}"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    (pair,) = data["pairs"]
+    difference = results["test"]["accuracy"] - results["baselines"]["random"]["test"]["accuracy"]
+    assert pair["bootstrap"]["difference"] == pytest.approx(difference)
+    assert pair["bootstrap"]["low"] <= difference <= pair["bootstrap"]["high"]
+    here, there = results["genotype"]["layers"], results["baselines"]["random"]["genotype"]["layers"]
+    assert pair["genotypes"]["count"] == sum(a != b for x, y in zip(here, there, strict=True)
+                                             for a, b in zip(x, y, strict=True))
+    text = shown((tmp_path / "both.html").read_text())
+    assert pair["examples"] in text
+    assert main(["compare", str(whole), str(another)]) == 0
+    assert " ".join(pair["seeds"].split()) in " ".join(capsys.readouterr().out.split())
+    (another / "test_scores.json").unlink()
+    (pair,) = compare.compare([whole, another])["pairs"]
+    assert "kept no scores of test examples" in pair["examples"]
+    for wrong in ([whole], [whole, whole], [whole, tmp_path]):
+        with pytest.raises(InputError):
+            compare.compare(wrong)
+
+
+def test_the_terminal_draws_what_the_page_says(whole_run, capsys):
+    workdir, results = whole_run
+    assert main(["report", str(workdir), "--figures=svg"]) == 0
+    out = capsys.readouterr().out
+    assert report.headline(reading.read(workdir))[0] in out
+    letters = re.findall(r"^ *layers? [\d-]+  ([A-Z ]+)$", out, re.M)
+    names = dict(re.findall(r"^ *([A-Z])  (\S+) in \d of 4 heads$", out, re.M))
+    rows = [[names[sign] for sign in row.split()] for row in letters]
+    assert rows in (results["genotype"]["layers"], results["genotype"]["layers"][:1])
+    drawn = {file.stem: file.read_text() for file in (workdir / "figures").iterdir()}
+    assert {"genotype", "comparison", "trajectories", "loss", "valid_accuracy", "cost_per_layer",
+            "attention_0"} <= set(drawn)
+    assert ">weight in the mixture</text>" in drawn["trajectories"]
+    shutil.rmtree(workdir / "figures")
+
+
+def test_watching_serves_this_machine_alone_and_notices_news(another):
+    with watch.server(another) as serving:
+        assert serving.server_address[0] == "127.0.0.1"
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+
+        def ask(path, host="localhost"):
+            connection = http.client.HTTPConnection(*serving.server_address)
+            connection.request("GET", path, headers={"Host": f"{host}:{serving.server_address[1]}"})
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+
+        status, page = ask("/")
+        assert status == 200
+        assert 'id="live"' in page
+        assert not (another / "report.html").exists()
+        before = ask("/version")[1]
+        assert ask("/version")[1] == before
+        (another / "genotype.json").unlink()
+        assert ask("/version")[1] != before
+        assert "Layers downward" not in ask("/")[1]
+        assert ask("/config.json")[0] == 200
+        assert ask("/../../etc/passwd")[0] == ask("/.lock")[0] == 404
+        assert ask("/", host="evil.example")[0] == 403
+        serving.shutdown()
 
 
 @pytest.fixture(scope="module")

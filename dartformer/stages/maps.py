@@ -119,3 +119,10 @@ def _answer(run: Run, label: np.ndarray, logits: np.ndarray) -> dict[str, str]:
     if np.ndim(label):
         return {}
     return {"label": run.task.labels[int(label)], "answer": run.task.labels[int(logits.argmax())]}
+
+
+def unpack(example: dict[str, Any], layers: int, heads: int) -> np.ndarray:
+    """The maps `[L, H, n, n]` of an example of `attention.json`."""
+    n, scale = len(example["tokens"]), np.array(example["maps"]["scale"])
+    whole = np.frombuffer(base64.b64decode(example["maps"]["data"]), np.int8).reshape(layers, heads, n, n)
+    return whole * scale[..., None, None] / 127

@@ -1,12 +1,12 @@
 """Provenance: which command, with which versions, on which device, for how long: `provenance.json`."""
 
+import contextlib
 import importlib.metadata
 import platform
 import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ FILE, KEPT = "provenance.json", 100
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
 
-@contextmanager
+@contextlib.contextmanager
 def noted(folder: Path, verb: str) -> Iterator[None]:
     """Note a verb in the workdir `folder`: as it begins, when it ends, and what stopped it where something does."""
     entry: dict[str, Any] = {"verb": verb, "command": command(), "started": time.strftime("%Y-%m-%dT%H:%M:%SZ",
@@ -36,7 +36,8 @@ def noted(folder: Path, verb: str) -> Iterator[None]:
         yield
     except BaseException as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        write(state="stopped", why=text[:500], seconds=time.monotonic() - started)
+        with contextlib.suppress(OSError):  # a full disk must not replace the error with its own
+            write(state="stopped", why=text[:500], seconds=time.monotonic() - started)
         raise
     write(state="done", seconds=time.monotonic() - started)
 

@@ -81,13 +81,12 @@ class Reading:
 def read(path: str | Path) -> Reading:
     """Everything that a page shows; raises `InputError` where the folder is no workdir, or a file is damaged."""
     path = Path(path)
-    if not (path / "config.json").is_file():
-        raise InputError(f"{path} is no workdir: it has no config.json.")
+    config = config_of(path)
 
     def maybe(name: str) -> Any:
         return read_json(path / name) if (path / name).is_file() else None
 
-    config, genotype = read_json(path / "config.json"), maybe("genotype.json")
+    genotype = maybe("genotype.json")
     results = maybe("results.json") or {"task": config["task"]["name"]}
     logs = sorted(path.glob("search/**/metrics.jsonl")) + sorted(path.glob("retrain/*/metrics.jsonl")) \
         + sorted(path.glob("baselines/*/*/metrics.jsonl"))
@@ -101,6 +100,16 @@ def read(path: str | Path) -> Reading:
         _trajectory(path, config, [log for log in logs if log.relative_to(path).parts[0] == "search"]),
         tuple(Curve(c.model, c.seed, c.field, thinned(c.points, most), c.logged) for c in curves),
         maybe("profile.json"), maybe("pareto.json"), maybe("attention.json"), provenance.read(path))
+
+
+def config_of(path: Path) -> dict[str, Any]:
+    """The config of a workdir, plain; raises `InputError` where the folder is none."""
+    if not (path / "config.json").is_file():
+        raise InputError(f"{path} is no workdir: it has no config.json.")
+    config = read_json(path / "config.json")
+    if not isinstance(config, dict) or not {"task", "model", "space", "search", "retrain"} <= config.keys():
+        raise InputError(f"{path} is no workdir: its config.json is not dartformer's.")
+    return config
 
 
 def _folder_of(name: str) -> str:

@@ -59,6 +59,8 @@ def render(found: Reading, *, live: bool = False) -> str:
     if "baselines" in results:
         add(charts.comparison(results, shown))
         add(charts.accuracy_cost(costs(found), shown, "test"))
+    if found.pareto and found.pareto.get("points"):
+        add(charts.pareto(found.pareto))
     if found.trajectory is not None:
         chart, extra["trajectories"] = charts.trajectories(found.trajectory, found.candidates)
         add(chart)
@@ -134,7 +136,7 @@ def drawing(layers: list[list[str]], candidates: Sequence[str]) -> dict[str, Any
     size = 34 if few else 10
     paths = {n: "".join(f"M{h * size + 1} {l * size + 1}h{size - 2}v{size - 2}h{2 - size}z" for l in range(rows)
                         for h in range(columns) if layers[l][h] == n) for n in used}
-    letters = {n: chr(65 + i) if i < 26 else str(i) for i, n in enumerate(used)}
+    letters = {n: chr(65 + i) if i < 26 else str(i) for i, n in enumerate(names)}
     tones = {n: colour(names.index(n)) for n in used}
     return {"rows": rows, "columns": columns, "size": size, "few": few, "layers": layers, "letters": letters,
             "width": columns * size + 44, "height": rows * size + 24, "text": describe(layers),

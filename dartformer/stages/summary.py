@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from dartformer import budget as budgets
 from dartformer import metric, strategies, tasks
@@ -25,14 +26,64 @@ MARKS = {True: ("ok", "green"), False: ("WARNING", "red"), None: ("?", "yellow")
 COLOURS = ("blue", "yellow", "green", "magenta", "cyan", "red", "white", "bright_black")
 
 
-def drawing(genotype: Genotype) -> Table:
-    """Layers by heads, one cell for each attention, coloured."""
-    order = list(dict.fromkeys(spec(a) for heads in genotype.layers for a in heads))
-    table = Table("layer", *(f"head {h}" for h in range(genotype.heads)), box=None)
-    for l, heads in enumerate(genotype.layers):
-        cells = [spec(a) for a in heads]
-        table.add_row(str(l), *(f"[{COLOURS[order.index(c) % len(COLOURS)]}]{c}[/]" for c in cells))
-    return table
+def drawing(genotype: Genotype) -> Text:
+    """Layers by heads, a coloured letter for each attention, and what the letters stand for."""
+    return letters(genotype.to_dict()["layers"])
+
+
+def letters(layers: list[list[str]]) -> Text:
+    """`drawing` of attentions that are given as texts; rows that repeat the one above them are drawn once."""
+    names = list(dict.fromkeys(a for row in layers for a in row))
+    signs = {n: (chr(65 + i) if i < 26 else str(i), COLOURS[i % len(COLOURS)]) for i, n in enumerate(names)}
+    drawn = Text()
+    l = 0
+    while l < len(layers):
+        last = l
+        while last + 1 < len(layers) and layers[last + 1] == layers[l]:
+            last += 1
+        drawn.append(f"{f'layer {l}' if l == last else f'layers {l}-{last}':>13}  ")
+        for a in layers[l]:
+            drawn.append(f"{signs[a][0]} ", f"bold {signs[a][1]}")
+        drawn.append("\n")
+        l = last + 1
+    for n in names:
+        count = sum(row.count(n) for row in layers)
+        drawn.append(f"{signs[n][0]:>13}  ", f"bold {signs[n][1]}")
+        drawn.append(f"{n} in {count} of {len(layers) * len(layers[0])} heads\n")
+    drawn.rstrip()
+    return drawn
+
+
+def show_report(workdir: str | Path) -> None:
+    """The verdict of a workdir, which need not be finished, and its genotype."""
+    from dartformer.stages.reading import read
+    from dartformer.stages.report import headline
+    console, found = Console(highlight=False), read(workdir)
+    if found.genotype:
+        console.print(letters(found.genotype))
+    for line in headline(found):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def show_comparison(data: dict[str, Any]) -> None:
+    """Several runs as a table, then each pair in sentences (see `stages.compare`)."""
+    console, shown = Console(highlight=False), metric.find(data["metric"])
+    table = Table("run", f"test {shown.title}", "spread", "majority", "seeds", "genotype", box=None)
+    for row in data["runs"]:
+        table.add_row(*(escape(cell) for cell in (
+            row["run"], "not yet" if row["test"] is None else shown.text(row["test"]),
+            "" if row["spread"] is None else shown.gap(row["spread"]).removesuffix(" points"),
+            "" if row["majority"] is None else shown.text(row["majority"]), ", ".join(map(str, row["seeds"] or [])),
+            row["genotype"] or "none yet")))
+    console.print(table)
+    for one in data["pairs"]:
+        for line in (f"over seeds: {one['seeds']}", f"over test examples, paired: {one['examples']}"):
+            console.print(line, markup=False, soft_wrap=True)
+        apart = one["genotypes"]
+        if apart is not None and apart["count"] != 0:
+            where = "different sizes" if apart["count"] is None else \
+                f"they differ in {apart['count']} of {apart['places']} heads"
+            console.print(f"genotypes: {where}: {'; '.join(apart['lines'][:6])}", markup=False, soft_wrap=True)
 
 
 def show(verb: str, data: dict[str, Any], workdir: Path) -> None:
@@ -151,7 +202,9 @@ def _show_results(console: Console, results: dict[str, Any], workdir: Path) -> N
             shown.text(fields["valid"][shown.name]) if "valid" in fields else "",
             f"{fields['parameters']:,}" if "parameters" in fields else "")
     console.print(table)
-    for sentence in results["verdict"]:
+    from dartformer.stages.reading import read
+    from dartformer.stages.report import headline
+    for sentence in headline(read(workdir)):
         console.print(f"* {sentence}", markup=False, soft_wrap=True)
     if "diagnostics" in results:
         _show_findings(console, results["diagnostics"])

@@ -220,7 +220,9 @@
     setInterval(async () => {
       if (paused.checked) { words.textContent = "Live, but paused"; return; }
       try {
-        const now = await (await fetch("version")).text();
+        const answer = await fetch("version");
+        if (!answer.ok) return;
+        const now = await answer.text();
         if (version !== null && now !== version) location.reload();
         version ??= now;
         words.textContent = "Live: refreshed whenever the run writes something";
