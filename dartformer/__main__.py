@@ -5,21 +5,64 @@ import contextlib
 import errno
 import json
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Sequence
+import textwrap
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-NOT_FOUND, USER_ERROR, DIVERGED = 1, 2, 3
-"""Exit codes: a self-check that misses an answer; something the user can mend; training that is no longer finite. A
-signal n exits with 128 + n."""
+NOT_FOUND, USER_ERROR, DIVERGED, UNEXPECTED = 1, 2, 3, 4
+
+EXIT_CODES = """exit codes:
+  0  done
+  1  selfcheck misses an answer, or doctor finds something missing
+  2  something you can mend; the line on standard error says what
+  3  training diverged; the last good checkpoint is kept
+  4  an error in dartformer or beneath it; --debug shows where
+  128 + n  stopped by signal n (130: Ctrl-C), everything saved; the same command continues"""
+
+EXAMPLES = {
+    "run": ("dartformer run --config=my_space.py --workdir=runs/mine",
+            "dartformer run --config=my_space.py --workdir=runs/other --config.search.steps=500 --quiet --json"),
+    "search": ("dartformer search --config=my_space.py --workdir=runs/mine",),
+    "derive": ("dartformer derive --config=my_space.py --workdir=runs/mine",
+               "dartformer derive --config=my_space.py --workdir=runs/mine --budget=latency_ms=2"),
+    "retrain": ("dartformer retrain --config=my_space.py --workdir=runs/mine",),
+    "evaluate": ("dartformer evaluate --config=my_space.py --workdir=runs/mine --json",),
+    "profile": ("dartformer profile --config=my_space.py --workdir=runs/mine",
+                "dartformer profile --export=runs/mine/export --batch=8"),
+    "export": ("dartformer export --config=my_space.py --workdir=runs/mine --format=onnx,torch",),
+    "report": ("dartformer report runs/mine --watch",),
+    "compare": ("dartformer compare runs/a runs/b --html=compare.html",),
+    "new": ("dartformer new --task=listops > my_space.py", "dartformer new --data=reviews.csv > my_space.py"),
+    "list": ("dartformer list attentions", "dartformer list tasks --json"),
+    "selfcheck": ("dartformer selfcheck",),
+    "predict": ('dartformer predict runs/mine/export --text "[MAX 2 9 ]"',
+                "dartformer predict runs/mine/export --jsonl=- < questions.jsonl > answers.jsonl"),
+    "push": ("dartformer push runs/mine/export --repo=me/found --dry-run",),
+    "doctor": ("dartformer doctor", "dartformer doctor --json"),
+    "completion": ("source <(dartformer completion bash)", "dartformer completion fish > "
+                   "~/.config/fish/completions/dartformer.fish"),
+}
+"""What `--help` of a verb ends with."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are those of everything else: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `InputError`."""
+        from dartformer.errors import InputError
+        raise InputError(f"{message}. See {self.prog} --help.")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    top = argparse.ArgumentParser(prog="dartformer", description=__doc__,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = Parser(prog="dartformer", description=__doc__, epilog=EXIT_CODES,
+                 formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--version", action="store_true", help="print the version and exit")
     verbs = top.add_subparsers(dest="verb", metavar="VERB")
     stages = {"run": "all stages in order, resuming where an earlier run stopped",
@@ -42,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
                               "commas between: onnx, tensorflow, torch; each needs the extra of its name")
     shown = verbs.add_parser("report", help="write report.html, or serve it during a run", description="Write "
                              "report.html from what a workdir holds so far; every stage does so, too. Another process "
-                             "may be running in it.", epilog="dartformer report runs/demo --watch")
+                             "may be running in it.")
     shown.add_argument("folder", nargs="?", metavar="DIR", help="the workdir")
     shown.add_argument("--workdir", metavar="DIR", help="the workdir, as with the other verbs")
     shown.add_argument("--config", metavar="FILE", help="refuse a workdir that was made with another config")
@@ -52,8 +95,7 @@ def parser() -> argparse.ArgumentParser:
     shown.add_argument("--figures", metavar="KIND", help="also write every figure to DIR/figures, as pdf, svg or png")
     shown.add_argument("--json", action="store_true", help="print the names of the files as JSON")
     beside = verbs.add_parser("compare", help="several runs side by side", description="Compare workdirs: seeds and "
-                              "spread, whether their difference is real, where their genotypes differ.",
-                              epilog="dartformer compare runs/a runs/b --html=compare.html")
+                              "spread, whether their difference is real, where their genotypes differ.")
     beside.add_argument("folders", nargs="+", metavar="DIR", help="two or more workdirs")
     beside.add_argument("--html", metavar="FILE", help="write a page with overlaid curves")
     beside.add_argument("--json", action="store_true", help="print the comparison as JSON")
@@ -95,7 +137,24 @@ def parser() -> argparse.ArgumentParser:
     push.add_argument("--dry-run", action="store_true", help="check the folder and say what would be uploaded; needs "
                       "no network")
     push.add_argument("--json", action="store_true")
+    doctor = verbs.add_parser("doctor", help="versions, devices, caches, free space, missing extras", description="Say "
+                              "what is installed, what it runs on, where it keeps things, and what a missing extra "
+                              "would add. Exits with 1 if something needed is missing.")
+    doctor.add_argument("--json", action="store_true", help="print it as JSON")
+    completion = verbs.add_parser("completion", help="a script that completes commands in your shell")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    for name, verb in verbs.choices.items():
+        verb.formatter_class = argparse.RawDescriptionHelpFormatter
+        verb.description = textwrap.fill(verb.description or f"{verbs_help(verbs)[name]}.", 78)
+        verb.epilog = "examples:\n" + "\n".join(f"  {example}" for example in EXAMPLES[name])
+        verb.add_argument("--quiet", action="store_true", help="no progress: only the result, and errors")
+        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return top
+
+
+def verbs_help(verbs: Any) -> dict[str, str]:
+    """The one line of each verb."""
+    return {choice.dest: choice.help or "" for choice in verbs._choices_actions}
 
 
 def _budget_arguments(verb: argparse.ArgumentParser) -> None:
@@ -144,30 +203,39 @@ def overrides(extra: Sequence[str]) -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments, extra = parser().parse_known_args(argv)
-    if arguments.version:
-        from dartformer._version import __version__
-        print(__version__)
-        return 0
-    if arguments.verb is None:
-        parser().print_help()
-        return USER_ERROR
-    from dartformer.allocator import keep_freed_memory
     from dartformer.errors import InputError
-    keep_freed_memory()
+    given = list(sys.argv[1:] if argv is None else argv)
+    debug, again = "--debug" in given, shlex.join(["dartformer", *given])
     try:
-        return _dispatch(arguments, extra)
+        top = parser()
+        _known_verb(top, given)
+        arguments, extra = top.parse_known_args(given)
+        if arguments.version:
+            from dartformer._version import __version__
+            print(__version__)
+            return 0
+        if arguments.verb is None:
+            top.print_help()
+            return USER_ERROR
+        from dartformer.allocator import keep_freed_memory
+        keep_freed_memory()
+        with _quiet(arguments.quiet):
+            return _dispatch(arguments, extra)
     except InputError as error:
+        if debug:
+            traceback.print_exc()
         return _fail(str(error), USER_ERROR)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing it is quiet too
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
-        return _fail("stopped.", 128 + signal.SIGINT)
+        return _fail(f"stopped; what was saved is kept. To continue: {again}", 128 + signal.SIGINT)
     except Exception as error:
+        if debug:
+            traceback.print_exc()
         from dartformer.train import Diverged, Interrupted
         if isinstance(error, Interrupted):
-            print(f"dartformer: {error}", file=sys.stderr)
+            print(f"dartformer: {error}\ndartformer: {again}", file=sys.stderr)
             return 128 + error.signal
         if isinstance(error, Diverged):
             return _fail(str(error), DIVERGED)
@@ -175,7 +243,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             _fail("no space left on the device. The last checkpoint is intact: free some space and run the same "
                   "command again.", USER_ERROR)
             os._exit(USER_ERROR)  # libraries' exit handlers would fail for want of space too, with tracebacks
-        raise
+        return _fail(f"unexpected {type(error).__name__}: {str(error)[:500]}"
+                     + ("" if debug else " (the same command with --debug shows where)"), UNEXPECTED)
+
+
+def _known_verb(top: argparse.ArgumentParser, given: Sequence[str]) -> None:
+    """Raise `InputError`, with the nearest name, for a verb that there is not."""
+    verbs = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction)).choices
+    if given and not given[0].startswith("-") and given[0] not in verbs:
+        from dartformer.errors import unknown
+        raise unknown("verb", given[0], verbs)
+
+
+@contextlib.contextmanager
+def _quiet(quiet: bool) -> Iterator[None]:
+    """No progress inside, if `quiet`."""
+    if not quiet:
+        yield
+        return
+    from dartformer.progress import console
+    console.quiet = True
+    try:
+        yield
+    finally:
+        console.quiet = False
 
 
 def _fail(text: str, code: int) -> int:
@@ -195,7 +286,8 @@ def _no_space(error: BaseException | None) -> bool:
 def _dispatch(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     if arguments.verb == "new":
         return _new(arguments, overrides(extra))
-    others = {"list": _list, "predict": _predict, "selfcheck": _selfcheck, "push": _push}
+    others = {"list": _list, "predict": _predict, "selfcheck": _selfcheck, "push": _push, "doctor": _doctor,
+              "completion": _completion}
     if arguments.verb in others:
         overrides(extra and [f"{extra[0]}"])
         return others[arguments.verb](arguments)
@@ -346,21 +438,14 @@ def _profile(arguments: argparse.Namespace, values: dict[str, str]) -> int:
 def use_compile_cache() -> None:
     """Keep compiled programs in the user's cache folder, so that the second run starts at once.
 
-    `JAX_COMPILATION_CACHE_DIR` chooses another folder. The folder's name holds the kind of machine: a program
-    compiled for one CPU may use instructions that another lacks.
+    `JAX_COMPILATION_CACHE_DIR` chooses another folder.
     """
-    import hashlib
-    import platform
-
     import jax
+
+    from dartformer.doctor import compile_cache
     if jax.config.values["jax_compilation_cache_dir"]:
         return
-    cpu = Path("/proc/cpuinfo")
-    flags = next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "") \
-        if cpu.exists() else platform.processor()
-    kind = hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(base / "dartformer" / f"compiled-{kind}"))
+    jax.config.update("jax_compilation_cache_dir", str(compile_cache()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
@@ -490,6 +575,22 @@ def _push(arguments: argparse.Namespace) -> int:
         for name, size in found["files"].items():
             print(f"{size:>12,}  {name}")
         print(f"{'uploaded to' if found['uploaded'] else 'dry run: nothing was sent; would upload to'} {found['url']}")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from dartformer import doctor
+    found = doctor.examine()
+    if arguments.json:
+        _print_json(found)
+    else:
+        print(doctor.text(found))
+    return NOT_FOUND if found["problems"] else 0
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    from dartformer.completion import script
+    print(script(arguments.shell, parser()), end="")
     return 0
 
 

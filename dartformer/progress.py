@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False)
-"""Everything but results goes to standard error."""
+"""Everything but results goes to standard error; nothing goes there while its `quiet` is set. Without colours where it
+is no terminal, or where NO_COLOR is set."""
 
 
 class Bar:
@@ -21,7 +22,7 @@ class Bar:
         self._bar: Progress | None = None
 
     def __enter__(self) -> "Bar":
-        if console.is_terminal:
+        if console.is_terminal and not console.quiet:
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=console)
@@ -41,7 +42,7 @@ class Bar:
         note = "  ".join([*(f"{name} {_text(value)}" for name, value in numbers.items()), f"{rate:.1f} steps/s"])
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
-        elif done == self.total or now - self.last_line >= 5:
+        elif not console.quiet and (done == self.total or now - self.last_line >= 5):
             self.last_line = now
             left = (self.total - done) / rate if rate > 0 else float("inf")
             print(f"{self.name}  {done}/{self.total}  {note}  {left:.0f} s left", file=sys.stderr, flush=True)

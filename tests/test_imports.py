@@ -9,13 +9,13 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dartformer"
 
 # From the ground up. What stands on one line may not import one another, save that a module may import its own.
 FLOORS = [
-    ["errors", "_version", "allocator"],
+    ["errors", "_version", "progress", "allocator"],
     ["devices"],
-    ["kernels"],
+    ["doctor", "completion", "kernels"],
     ["attention", "strategies", "tasks"],
     ["genotype"],
     ["search_space"],
-    ["workdir", "progress", "transformer", "budget", "skipping"],
+    ["workdir", "transformer", "budget", "skipping"],
     ["supernet", "optimizer", "checkpoint", "metric", "derivations"],
     ["config"],
     ["train", "cost", "diagnostics", "branches", "attention_maps", "plots", "vega"],

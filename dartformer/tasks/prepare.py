@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
-from rich.console import Console
 from rich.progress import track
 
 from dartformer.errors import InputError
+from dartformer.progress import console
 
 Examples = Iterable[Mapping[str, Any]]
 Notes = dict[str, Any]
@@ -178,8 +178,11 @@ def _quiet() -> Iterator[None]:
 
 
 def shown(stream: Iterable[Any], total: int | None, name: str) -> Iterator[Any]:
-    """`stream`, with a bar where standard error is a terminal, else a line every ten seconds and at the end."""
-    console = Console(stderr=True)
+    """`stream`, with a bar where standard error is a terminal, else a line every ten seconds and at the end; with
+    neither where progress is not to be shown."""
+    if console.quiet:
+        yield from stream
+        return
     if console.is_terminal:
         yield from track(stream, name, total, console=console)
         return

@@ -1,0 +1,96 @@
+"""Doctor: what is installed here, what it runs on, where it keeps things, and what a missing extra would add."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dartformer._version import __version__
+
+NEEDED = ("jax", "jaxlib", "flax", "optax", "chex", "ml-collections", "tensorflow-datasets", "array_record", "grain",
+          "tokenizers", "pyarrow", "orbax-checkpoint", "safetensors", "tensorboardX", "matplotlib", "numpy", "scipy")
+"""Distributions whose versions tell how something came about."""
+
+EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
+    "onnx": (("jax2onnx", "onnxruntime"), "dartformer export --format=onnx"),
+    "tensorflow": (("tensorflow",), "dartformer export --format=tensorflow, a SavedModel"),
+    "torch": (("torch",), "dartformer export --format=torch, a plain PyTorch module"),
+    "hub": (("huggingface_hub",), "dartformer push, to the Hugging Face hub"),
+    "test": (("pytest", "ruff", "mypy", "build"), "make test"),
+}
+"""For each extra that adds an ability: the modules it brings, and the ability."""
+
+
+def compile_cache() -> Path:
+    """The folder of compiled programs; its name holds the kind of machine, since a program compiled for one CPU may
+    use instructions that another lacks. `JAX_COMPILATION_CACHE_DIR` chooses another."""
+    import hashlib
+    if chosen := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return Path(chosen)
+    cpu = Path("/proc/cpuinfo")
+    flags = next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "") \
+        if cpu.exists() else platform.processor()
+    kind = hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "dartformer" / f"compiled-{kind}"
+
+
+def examine() -> dict[str, Any]:
+    """All that is found, as plain data; `problems` is empty where nothing is missing."""
+    versions = {name: _version(name) for name in NEEDED}
+    problems = [f"{name} is not installed: pip install dartformer brings it." for name, v in versions.items() if not v]
+    devices: list[str] = []
+    try:
+        import jax
+        devices = [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()]
+    except Exception as error:  # a broken driver shows itself in many ways
+        problems.append(f"JAX finds no device: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    cache, data = compile_cache(), Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
+    places = {"working folder": Path.cwd(), "compile cache": cache, "data sets": data,
+              "temporary files": Path(tempfile.gettempdir())}
+    return {
+        "dartformer": __version__, "python": sys.version.split()[0], "executable": sys.executable,
+        "platform": platform.platform(), "cores": os.cpu_count(), "versions": versions, "devices": devices,
+        "places": {name: _place(path) for name, path in places.items()},
+        "extras": {name: {"installed": all(importlib.util.find_spec(m) is not None for m in modules), "adds": adds}
+                   for name, (modules, adds) in EXTRAS.items()},
+        "problems": problems}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _place(path: Path) -> dict[str, Any]:
+    """A folder, the bytes in it where it is a cache, and the bytes free on its disk."""
+    above = next(p for p in (path, *path.parents) if p.exists())
+    kept = sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.name.startswith("compiled-") else None
+    return {"path": str(path), "exists": path.exists(), "writable": os.access(above, os.W_OK),
+            "free_bytes": shutil.disk_usage(above).free, **({"kept_bytes": kept} if kept is not None else {})}
+
+
+def text(found: dict[str, Any]) -> str:
+    """What `examine` found, for people."""
+    lines = [f"dartformer {found['dartformer']}, Python {found['python']} ({found['executable']})",
+             f"{found['platform']}, {found['cores']} cores", "",
+             "devices   " + (", ".join(found["devices"]) or "none"), "",
+             "versions  " + ", ".join(f"{n} {v or 'MISSING'}" for n, v in found["versions"].items()), ""]
+    for name, place in found["places"].items():
+        notes = [f"{place['free_bytes'] / 1e9:.1f} GB free"]
+        notes += [f"{place['kept_bytes'] / 1e6:.0f} MB kept"] if place.get("kept_bytes") else []
+        notes += ["" if place["exists"] else "made when needed", "" if place["writable"] else "NOT WRITABLE"]
+        lines.append(f"{name:16}{place['path']}  ({', '.join(filter(None, notes))})")
+    lines.append("")
+    for name, extra in found["extras"].items():
+        state = "installed" if extra["installed"] else f"missing; pip install 'dartformer[{name}]' enables"
+        lines.append(f"extra {name:11}{state}{': ' if extra['installed'] else ' '}{extra['adds']}")
+    lines += ["", *(f"PROBLEM: {p}" for p in found["problems"])] if found["problems"] else ["", "nothing is missing."]
+    return "\n".join(lines)

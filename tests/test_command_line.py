@@ -1,0 +1,126 @@
+"""Manners of the command line: help with examples, one line for an error, quiet, completion, the doctor."""
+
+import json
+import shlex
+import shutil
+import subprocess
+
+import pytest
+
+from dartformer import __main__ as command_line
+from dartformer import completion, doctor
+from dartformer.__main__ import EXAMPLES, main, parser
+from dartformer.progress import Bar, console, say
+
+VERBS = next(a for a in parser()._actions if a.dest == "verb").choices
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_examples_that_parse(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    for example in EXAMPLES[verb]:
+        assert f"  {example}\n" in shown
+        words = shlex.split(example.removeprefix("source <(").removesuffix(")"))
+        words = words[:next((i for i, w in enumerate(words) if w in "<>"), None)]
+        assert words[:2] == ["dartformer", verb]
+        arguments, extra = parser().parse_known_args(words[1:])
+        assert arguments.verb == verb
+        assert all(one.startswith("--config.") for one in extra)
+
+
+def test_exit_codes_are_documented(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    for code in (0, command_line.NOT_FOUND, command_line.USER_ERROR, command_line.DIVERGED, command_line.UNEXPECTED):
+        assert f"\n  {code}  " in shown
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    (["serach"], "unknown verb 'serach'. Did you mean 'search'?"),
+    (["run", "--workdir=x"], "required: --config. See dartformer run --help."),
+    (["list", "attention"], "invalid choice: 'attention'"),
+    (["predict", "x", "--batch=y", "--text=z"], "argument --batch: invalid int value: 'y'")])
+def test_what_cannot_be_parsed_is_one_line(given, message, capsys):
+    assert main(given) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("dartformer: error: ")
+    assert message in err
+
+
+def test_an_error_is_one_line_and_a_traceback_where_asked(capsys, monkeypatch):
+    errors = [ZeroDivisionError("two\nlines"), KeyboardInterrupt()]
+
+    def fail(arguments):
+        raise errors[0]
+
+    monkeypatch.setattr(command_line, "_list", fail)
+    assert main(["list", "tasks"]) == command_line.UNEXPECTED
+    assert capsys.readouterr().err == ("dartformer: error: unexpected ZeroDivisionError: two lines (the same command "
+                                       "with --debug shows where)\n")
+    assert main(["list", "tasks", "--debug"]) == command_line.UNEXPECTED
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert err.endswith("error: unexpected ZeroDivisionError: two lines\n")
+    errors.pop(0)
+    assert main(["list", "tasks"]) == 130
+    assert "To continue: dartformer list tasks\n" in capsys.readouterr().err
+
+
+def test_quiet_and_without_colours(capsys, monkeypatch):
+    """Progress, in words or in bars, is not shown inside a quiet command, and is again after it."""
+    def work(arguments):
+        say("working")
+        with Bar("work", 2) as bar:
+            bar.update(2, {"loss": 0.5})
+        return 0
+
+    monkeypatch.setattr(command_line, "_doctor", work)
+    assert main(["doctor", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert console.quiet is False
+    assert main(["doctor"]) == 0
+    err = capsys.readouterr().err
+    assert "working" in err
+    assert "s left" in err
+    assert main(["list", "tasks"]) == 0
+    assert "\x1b" not in capsys.readouterr().out + err
+
+
+def test_the_doctor(capsys, monkeypatch):
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["devices"]
+    assert found["versions"]["jax"]
+    assert found["places"]["compile cache"]["free_bytes"] > 0
+    assert set(found["extras"]) == set(doctor.EXTRAS)
+    monkeypatch.setattr(doctor, "NEEDED", ("jax", "no-such-thing"))
+    monkeypatch.setattr(doctor, "EXTRAS", {"fly": (("no_such_module",), "wings")})
+    assert main(["doctor"]) == command_line.NOT_FOUND
+    shown = capsys.readouterr().out
+    assert "PROBLEM: no-such-thing is not installed" in shown
+    assert "missing; pip install 'dartformer[fly]' enables wings" in shown
+
+
+@pytest.mark.parametrize("shell", completion.SHELLS)
+def test_completion_knows_the_grammar(shell, tmp_path, capsys):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for name, _, options, words in completion.grammar(parser()):
+        for one in (name, *(option.removeprefix("--") for option, _, _ in options), *words):
+            assert one in script
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed: what it makes of the script was not tried")
+    (tmp_path / "script").write_text(script)
+    subprocess.run([shell, "-n", tmp_path / "script"], check=True)
+    if shell == "bash":
+        ask = ("COMP_WORDS=({0}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _dartformer; echo ${{COMPREPLY[*]}}\n")
+        code = script + "".join(ask.format(words) for words in ("dartformer se", "dartformer list at",
+                                                                "dartformer push --d"))
+        done = subprocess.run(["bash", "-c", code], check=True, capture_output=True, text=True)
+        assert done.stdout.splitlines() == ["search selfcheck", "attentions", "--dry-run --debug"]
