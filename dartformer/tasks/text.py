@@ -252,7 +252,7 @@ class TextTask:
             facts["padded share"] = round(1 - used / (facts["rows"] * self.length * self.inputs), 4)
             facts["labels"] = dict(sorted(facts["labels"].items()))
             notes["splits"][part] = facts
-            self._say(part, facts)
+            self._say(part, facts, own=name == part)
 
         return {part: examples(part) for part in ("test", "valid", "train")}
 
@@ -294,12 +294,13 @@ class TextTask:
         whole["train"] = ("train", np.sort(order[at:]))
         return whole
 
-    def _say(self, part: str, facts: dict[str, Any]) -> None:
-        odd = [f"{n:,} {name}" for name, n in facts["left out or odd"].items()]
+    def _say(self, part: str, facts: dict[str, Any], own: bool) -> None:
+        """One line; what was odd in a source is said once, of the part that has its name."""
+        odd = [f"{n:,} {name}" for name, n in facts["left out or odd"].items() if own]
         if facts["also in a later split"]:
             done = {"drop": ", left out", "keep": ", kept", "error": ""}[self.on_duplicate]
             odd.append(f"{facts['also in a later split']:,} also in a later split{done}")
-        if facts["repeated in the source"]:
+        if facts["repeated in the source"] and own:
             odd.append(f"{facts['repeated in the source']:,} repeated in the source")
         if facts["cropped"]:
             odd.append(f"{facts['cropped']:,} cropped to {self.length} tokens")

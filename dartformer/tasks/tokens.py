@@ -4,7 +4,9 @@ Whatever is learned (the characters, the words, the merges) is learned from the 
 `state` goes with the model and `restored` reads it, running no code.
 """
 
+import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -17,6 +19,27 @@ DEFAULT_SIZE = {"bytes": 257, "characters": 256, "words": 8000, "bpe": 8000}
 """How many ids there are by default, padding (and the unknown) included."""
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
+
+
+PIECE = 2**16
+"""Characters that the library is given at once: it needs 140 bytes for each, of a text of 5 MB 0.7 GB."""
+
+SPACE = re.compile(r"(?<=\S) (?=\S)")
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text in parts of about `PIECE` characters, cut before a single space, so that they have the whole's tokens.
+
+    Where no such space comes for another `PIECE` characters, it is cut there.
+    """
+    start = 0
+    while len(text) - start > PIECE:
+        found = SPACE.search(text, start + PIECE, start + 2 * PIECE)
+        end = found.start() if found else start + 2 * PIECE
+        yield text[start:end]
+        start = end
+    if start < len(text) or not text:
+        yield text[start:]
 
 
 class Tokenizer(Protocol):
@@ -98,7 +121,9 @@ class Learned:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """One list of ids for each text."""
-        return [one.ids for one in self._library.encode_batch_fast(list(texts))]
+        if all(len(text) <= PIECE for text in texts):
+            return [one.ids for one in self._library.encode_batch_fast(list(texts))]
+        return [[i for piece in pieces(text) for i in self._library.encode(piece).ids] for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, padding left out; of words, with spaces between them."""
@@ -165,7 +190,7 @@ def train(kind: str, texts: Iterable[str], size: int, *, split: bool = False) ->
 
 def _chunks(texts: Iterable[str], size: int = 1000) -> Iterator[list[str]]:
     chunk: list[str] = []
-    for text in texts:
+    for text in itertools.chain.from_iterable(map(pieces, texts)):
         chunk.append(text)
         if len(chunk) == size:
             yield chunk

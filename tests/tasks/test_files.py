@@ -15,6 +15,7 @@ from dartformer.__main__ import main
 from dartformer.errors import InputError
 from dartformer.stages import search
 from dartformer.stages.base import Run
+from dartformer.tasks import tokens as tokenizers
 from dartformer.tasks.base import parts
 from dartformer.tasks.guess import guess
 from dartformer.tasks.records import read
@@ -301,3 +302,17 @@ def test_parts_are_the_task_s_own_splits(tmp_path, capsys):
     write(tmp_path / "a.csv", ROWS)
     found = parts(files(tmp_path / "a.csv"), str(tmp_path))
     assert {k: len(v) for k, v in found.items()} == {"weights": 24, "alphas": 24, "valid": 6, "test": 6, "train": 48}
+
+
+@pytest.mark.parametrize("kind", ["words", "bpe"])
+def test_a_huge_text_is_read_in_pieces_and_has_the_same_tokens(kind, monkeypatch):
+    text = "".join(f"word{i % 7}{' , '[i % 3]}{'  ' * (i % 5 == 0)}\n" * (i % 4 == 0) + f" {i % 11}é"
+                   for i in range(300))
+    whole = tokenizers.train(kind, [text], 400)
+    ids = whole.encode([text, "a b", text[:50]])
+    monkeypatch.setattr(tokenizers, "PIECE", 40)
+    assert "".join(tokenizers.pieces(text)) == text
+    assert 1 < max(map(len, tokenizers.pieces(text))) <= 80
+    assert tokenizers.train(kind, [text], 400).state() == whole.state()
+    assert whole.encode([text, "a b", text[:50]]) == ids
+    assert list(tokenizers.pieces("x" * 100)) == ["x" * 80, "x" * 20]
