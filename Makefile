@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test lint types suite test-slow wheel clean
+.PHONY: help quickstart install test lint types suite test-slow docs wheel clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ suite: $(VENV)/.tested  ## the tests that take seconds
 
 test-slow: $(VENV)/.tested  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+docs: $(VENV)/.tested  ## build the documentation into build/site/
+	$(BIN)/mkdocs build --strict
 
 wheel: $(VENV)/.tested  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel

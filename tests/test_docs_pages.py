@@ -1,0 +1,112 @@
+"""What README.md and the other pages of docs/ tell a newcomer to type: every command is one, and the tutorial runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dartformer as df
+from dartformer import config as configs
+from dartformer.__main__ import main, overrides, parser
+from dartformer.stages.base import Run
+from dartformer.tasks import TASKS
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+FEW = ["search.steps=4", "search.observe=false", "retrain.steps=4", "retrain.seeds=0", "derive.second_opinion=",
+       "space.candidates=uniform,identity", "model.layers=1", "model.heads=2", "model.head_dim=4", "model.model_dim=8",
+       "model.mlp_dim=8"]
+"""For a run that has only to work."""
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text("utf-8"), re.S)
+
+
+def commands(page):
+    """The dartformer commands of a page, as lists of arguments; alternatives `a|b` one after the other."""
+    for block in [*blocks(page, "console"), *blocks(page, "sh")]:
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                words.pop(0)
+            if words[:1] != ["dartformer"]:
+                continue
+            words = words[1:words.index(">")] if ">" in words else words[1:]
+            if "|" in words:
+                words = words[:words.index("|")]
+            place, choices = next(((i, w.split("|")) for i, w in enumerate(words) if "|" in w), (0, words[:1]))
+            for one in choices:
+                yield [*words[:place], one, *words[place + 1:]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_is_one(page):
+    """It parses, and the fields it sets are fields."""
+    for words in commands(page):
+        if len(words) > 1 or words[0] not in ("search", "derive", "retrain", "evaluate", "export", "report"):
+            arguments, extra = parser().parse_known_args(words)
+            found = overrides(extra)
+            task = getattr(arguments, "task", None) or ("files" if getattr(arguments, "data", None) else "listops")
+            configs.override(df.defaults(task), {k: v for k, v in found.items() if not k.startswith("task.")})
+        else:
+            assert words[0] in parser().format_help()
+
+
+def test_from_a_csv_to_a_model(tmp_path, monkeypatch, capsys, compile_quickly):
+    """The tutorial, with a tiny model, and without the stages that look at what was made."""
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs/tutorial.md"
+    make, use = blocks(page, "python")
+    exec(compile(make, page.name, "exec"), {})
+    new, run, predict, again = (words for words in commands(page))
+    assert main(new) == 0
+    out, err = capsys.readouterr()
+    assert "label column 'verdict'" in err
+    Path("my_space.py").write_text(out, "utf-8")
+    flags = [*run[1:], *(f"--config.{one}" for one in FEW), "--config.data.dir=."]
+    for verb in ("search", "derive", "retrain", "export"):
+        assert main([verb, *flags]) == 0
+    capsys.readouterr()
+    assert main(predict) == 0
+    assert capsys.readouterr().out.split("\t")[0] in ("stay", "leave")
+    exec(compile(use, page.name, "exec"), {})
+    assert capsys.readouterr().out.split()[0] in ("stay", "leave")
+    df.load_config("my_space.py", overrides(again[3:]))
+
+
+def test_a_task_of_ones_own(tmp_path, monkeypatch):
+    task, space = blocks(ROOT / "docs/tasks.md", "python")
+    (tmp_path / "mirror_task.py").write_text(task)
+    (tmp_path / "mirror_space.py").write_text(space)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("dartformer.tasks.TASKS", dict(TASKS))
+    try:
+        config = df.load_config(tmp_path / "mirror_space.py")
+        with Run(config, tmp_path / "run") as run:
+            test = run.parts["test"].take(np.arange(200))
+            texts = [run.task.decode(row) for row in test["tokens"]]
+            assert [text == text[::-1] for text in texts] == test["label"].astype(bool).tolist()
+            assert run.task.encode(texts[0]) == test["tokens"][0].tolist()
+            assert 0.5 < run.task.baselines(run.parts["train"], run.parts["test"])["ends"] < 0.7
+        with pytest.raises(df.InputError, match="mirror takes 1 to 16 letters"):
+            run.task.encode("abcx")
+        with pytest.raises(df.InputError, match="must be even"):
+            df.load_config(tmp_path / "mirror_space.py", {"task.length": "7"})
+    finally:
+        sys.modules.pop("mirror_task", None)
+
+
+def test_the_site_builds(tmp_path):
+    """Strictly: no broken link, no page without a place, nothing that the API pages name and is not there."""
+    pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
+    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+                          cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "not included in the" not in done.stderr, done.stderr
+    assert "SearchResult" in (tmp_path / "site/api.html").read_text("utf-8")
