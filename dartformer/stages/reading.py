@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ WEIGHTS = 300_000
 POINTS, FEWEST = 24_000, 60
 """Points of all curves together, and at least of each."""
 
-MIXTURE = ('"mixture": ', '"mixtures": ')
+MIXTURE = re.compile(rb', "mixtures?": \[')
 
 
 @dataclass(frozen=True)
@@ -128,19 +129,22 @@ def _model_of(folder: Path, names: dict[str, str]) -> tuple[str, int | None]:
 
 
 def heads(file: Path) -> Iterator[tuple[dict[str, Any], int | None]]:
-    """The lines of a `metrics.jsonl` without their mixtures, and where a line with one begins.
+    """The lines of a `metrics.jsonl`; of those with a mixture only what stands before the first list, and their place.
 
-    A mixture stands last; leaving it unread is what makes a search of thousands of places quick to look at.
+    Numbers stand before lists there. Leaving lists unread makes a search of thousands of places quick to look at.
     """
     with open(file, "rb") as handle:
         place = 0
         for line in handle:
             if not line.endswith(b"\n"):
                 return  # being written, or cut short by a crash
-            text = line.decode("utf-8", "replace")
-            at = max(text.find(f", {name}") for name in MIXTURE)
+            mixed = MIXTURE.search(line)
             try:
-                yield (json.loads(text), None) if at < 0 else (json.loads(text[:at] + "}"), place)
+                if mixed is None:
+                    yield json.loads(line), None
+                else:
+                    head = line[:line.index(b": [")]
+                    yield json.loads(head[:head.rindex(b", ")] + b"}"), place
             except json.JSONDecodeError:
                 return
             place += len(line)
