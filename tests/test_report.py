@@ -3,17 +3,20 @@
 import http.client
 import json
 import re
+import shlex
 import shutil
 import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 
 from dartformer import charts
-from dartformer.__main__ import main
+from dartformer.__main__ import main, parser
 from dartformer.errors import InputError
 from dartformer.stages import compare, provenance, reading, report, watch
 
+ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync")
@@ -133,20 +136,33 @@ def test_compare_pairs_examples_and_names_places(whole_run, another, tmp_path, c
             compare.compare(wrong)
 
 
-def test_the_terminal_draws_what_the_page_says(whole_run, capsys):
+def test_the_terminal_draws_what_the_page_says(whole_run, tmp_path, monkeypatch, capsys):
+    """And docs/report.md's commands and code do what it says; with svg, in which text can be searched."""
     workdir, results = whole_run
-    assert main(["report", str(workdir), "--figures=svg"]) == 0
+    (tmp_path / "runs").mkdir()
+    for name in ("demo", "full", "mine"):
+        shutil.copytree(workdir, tmp_path / "runs" / name, ignore=shutil.ignore_patterns("checkpoints", "export"))
+    monkeypatch.chdir(tmp_path)
+    typed = re.findall(r"dartformer (?:report|compare) [^`\n]+", (ROOT / "docs/report.md").read_text())
+    watching, comparing, drawing = (shlex.split(one)[1:] for one in typed)
+    assert parser().parse_args(watching).watch == "runs/demo"
+    assert main(comparing) == 0
+    assert (tmp_path / "compare.html").exists()
+    capsys.readouterr()
+    assert main([one.replace("=pdf", "=svg") for one in drawing]) == 0
     out = capsys.readouterr().out
     assert report.headline(reading.read(workdir))[0] in out
     letters = re.findall(r"^ *layers? [\d-]+  ([A-Z ]+)$", out, re.M)
     names = dict(re.findall(r"^ *([A-Z])  (\S+) in \d of 4 heads$", out, re.M))
     rows = [[names[sign] for sign in row.split()] for row in letters]
     assert rows in (results["genotype"]["layers"], results["genotype"]["layers"][:1])
-    drawn = {file.stem: file.read_text() for file in (workdir / "figures").iterdir()}
+    drawn = {file.stem: file.read_text() for file in (tmp_path / "runs/demo/figures").iterdir()}
     assert {"genotype", "comparison", "trajectories", "loss", "valid_accuracy", "cost_per_layer",
             "attention_0"} <= set(drawn)
     assert ">weight in the mixture</text>" in drawn["trajectories"]
-    shutil.rmtree(workdir / "figures")
+    made = {}
+    exec(re.search(r"```python\n(.*?)```", (ROOT / "docs/report.md").read_text(), re.S).group(1), made)
+    assert set(made["made"]) == set(drawn)
 
 
 def test_watching_serves_this_machine_alone_and_notices_news(another):

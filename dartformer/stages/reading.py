@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ WEIGHTS = 300_000
 
 POINTS, FEWEST = 24_000, 60
 """Points of all curves together, and at least of each."""
+
+LONG = 200
+"""Letters of a genotype that is spelled out, layer by layer."""
 
 MIXTURE = re.compile(rb', "mixtures?": \[')
 
@@ -206,12 +210,15 @@ def _trajectory(path: Path, config: dict[str, Any], logs: list[Path]) -> Traject
 
 
 def describe(layers: list[list[str]]) -> str:
-    """A genotype in short, as `str(Genotype)` has it, from its texts alone."""
+    """A genotype in short, as `str(Genotype)` has it, from its texts alone; counts where that is long."""
     if len({a for row in layers for a in row}) == 1:
         return f"{layers[0][0]} everywhere ({len(layers)}x{len(layers[0])})"
-    rows = [describe_layer(row) for row in layers]
-    return " | ".join(rows) if len(rows) <= 6 else \
-        " | ".join(rows[:4]) + f" | ... {len(rows) - 5} more layers ... | {rows[-1]}"
+    text = " | ".join(describe_layer(row) for row in layers)
+    if len(text) <= LONG:
+        return text
+    heads = Counter(a for row in layers for a in row)
+    return (f"a mixed genotype of {len(layers)} layers of {len(layers[0])} heads ("
+            + ", ".join(f"{a} in {n}" for a, n in heads.most_common(6)) + ("..." if len(heads) > 6 else "") + ")")
 
 
 def describe_layer(row: list[str]) -> str:

@@ -4,8 +4,8 @@
 
 Makes a workdir with files of that size (most of it mixtures; removed afterwards unless --workdir names one), writes
 its report, and opens it in headless Chromium with a fresh profile. Prints one JSON line. `first` is from the start
-of the navigation until what the window shows is drawn, `loaded` until the load event, `all` until every chart of the page
-is drawn one after the other, which a reader who scrolls never waits for at once.
+of the navigation until what the window shows is drawn, `loaded` until the load event, `all` until every chart of the
+page is drawn, which a reader who scrolls never waits for at once.
 """
 
 import argparse
@@ -126,7 +126,8 @@ def main() -> None:
     page = report(folder)
     seconds = time.perf_counter() - started
     runs = [opened(folder / "report.html") for _ in range(arguments.times)]
-    say(**machine(), layers=arguments.layers, heads=arguments.heads, steps=arguments.steps, page_bytes=len(page),
+    machine()
+    say(name="report", layers=arguments.layers, heads=arguments.heads, steps=arguments.steps, page_bytes=len(page),
         write_seconds=round(seconds, 2), times=arguments.times,
         **{f"{name}_ms": round(statistics.median(r[name] for r in runs)) for name in runs[0]},
         worst_first_ms=round(max(r["first"] for r in runs)))
