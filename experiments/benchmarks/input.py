@@ -66,6 +66,13 @@ def main() -> None:
             for _ in range(STEPS):
                 next(stream)
             report(f"feed {tokens} from {name}", STEPS * BATCH, time.process_time() - started)
+    for name in ("recall", "planted"):
+        stream = batches(tasks.make(name, {"endless": True}).load()["train"], BATCH, 0)
+        next(stream)
+        started = time.process_time()
+        for _ in range(STEPS):
+            next(stream)
+        report(f"feed {name} as it is made", STEPS * BATCH, time.process_time() - started)
     for buckets in (1, 4, 8):
         print(json.dumps({"name": "padding", "buckets": buckets,
                           "share": round(padded_share(found["train"], BATCH, buckets), 3)}), flush=True)
