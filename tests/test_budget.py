@@ -13,6 +13,7 @@ from dartformer.attention import parse
 from dartformer.budget import Budget, Price, require_possible
 from dartformer.budget import parse as parse_budget
 from dartformer.cost import flops, model_parameters
+from dartformer.cost.measure import temp_bytes
 from dartformer.cost.prices import prices
 from dartformer.errors import InputError
 from dartformer.search_space import SearchSpace
@@ -126,3 +127,15 @@ def test_budget_in_a_config(tiny):
         configs.override(tiny, {"search.strategy.name": name})
         with pytest.raises(InputError, match=reason):
             configs.validate(tiny)
+
+
+@pytest.mark.parametrize("phase", ["forward", pytest.param("train", marks=pytest.mark.slow)])
+def test_memory_of_a_mixed_genotype_is_that_of_xla(phase, compile_quickly):
+    """Exact for homogeneous models, by how it is found; here layers and heads are mixed."""
+    config = TransformerConfig(20, 10, 96, layers=2, heads=2, head_dim=8, model_dim=16, mlp_dim=32)
+    space = SearchSpace(tuple(parse(t) for t in ("full", "linear")), 2, 2, "head")
+    price = prices(config, space, Budget.of({"memory_bytes": 1e9, "batch": 4, "phase": phase}))["memory_bytes"]
+    for choice in ([[0, 0], [1, 1]], [[0, 1], [1, 1]]):
+        genotype = space.genotype(np.array(choice))
+        found = temp_bytes(config, genotype, batch=4, phase=phase)
+        assert price.of(genotype, space) == pytest.approx(found, rel=0.1)

@@ -68,7 +68,7 @@ def lines(file):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, data_dir):
     folder = tmp_path_factory.mktemp("whole")
-    config = write_config(folder, **{"data.dir": data_dir, "baselines.random": False,
+    config = write_config(folder, **{"data.dir": data_dir, "baselines.random": False, "search.budget": {"flops": 19e3},
                                      "space.candidates": ("full", "uniform")})
     finish(launch(config, folder / "run"))
     return config, outcome(folder / "run")

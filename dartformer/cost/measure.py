@@ -19,6 +19,7 @@ from dartformer.genotype import Genotype
 from dartformer.transformer import (
     Block,
     GroupedHeads,
+    Network,
     TransformerConfig,
     alibi_slopes,
     attend,
@@ -30,6 +31,9 @@ from dartformer.transformer import (
 
 PHASES = ("forward", "train", "decode")
 """A forward pass; a forward and a backward pass; one more token after `length` tokens."""
+
+clock: Callable[[], float] = time.perf_counter
+"""What tells the time. On one core of a busy machine a benchmark may take `time.process_time` instead."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,9 @@ def latency(call: Callable[..., Any], *args: Any, repeats: int = 20) -> dict[str
         jax.block_until_ready(call(*args))
     times = []
     for _ in range(repeats):
-        started = time.perf_counter()
+        started = clock()
         jax.block_until_ready(call(*args))
-        times.append(time.perf_counter() - started)
+        times.append(clock() - started)
     return {"median": float(np.median(times)), "p90": float(np.quantile(times, 0.9)), "min": min(times)}
 
 
@@ -102,11 +106,30 @@ def model(config: TransformerConfig, genotype: Genotype, *, batch: int, length: 
     tokens, valid = (jnp.ones(a.shape, a.dtype) for a in config.blank(batch, length))
     if phase == "forward":
         return measured(net.apply, weights, tokens, valid, repeats=repeats)
+    return measured(jax.value_and_grad(_loss_of(net)), weights, tokens, valid, jax.random.key(1), repeats=repeats)
 
+
+def temp_bytes(config: TransformerConfig, genotype: Genotype, *, batch: int, length: int | None = None,
+               phase: str = "forward") -> int:
+    """XLA's `temp_size_in_bytes` of a whole model: compiled, not run."""
+    check_phase(phase, ("forward", "train"))
+    net = transformer(config, genotype)
+    weights, key = (jax.eval_shape(f) for f in (lambda: net.init(jax.random.key(0)), lambda: jax.random.key(0)))
+    blank = config.blank(batch, length)
+    if phase == "forward":
+        lowered = jax.jit(net.apply).lower(weights, *blank)
+    else:
+        lowered = jax.jit(jax.value_and_grad(_loss_of(net))).lower(weights, *blank, key)
+    memory = lowered.compile().memory_analysis()
+    assert memory is not None
+    return int(memory.temp_size_in_bytes)
+
+
+def _loss_of(net: Network) -> Callable[..., Any]:
     def loss(weights: Any, tokens: Any, valid: Any, key: Any) -> Any:
         return jnp.mean(net.apply(weights, tokens, valid, train=True, key=key) ** 2)
 
-    return measured(jax.value_and_grad(loss), weights, tokens, valid, jax.random.key(1), repeats=repeats)
+    return loss
 
 
 def forward_latency(config: TransformerConfig, genotype: Genotype, *, batch: int, length: int | None = None,

@@ -13,10 +13,10 @@ from dartformer.cost.analytic import (
     flops,
     model_parameters,
     nothing,
-    training_bytes,
 )
 from dartformer.cost.table import Table
 from dartformer.errors import InputError
+from dartformer.genotype import Genotype
 from dartformer.search_space import SearchSpace
 from dartformer.transformer import TransformerConfig, transformer
 
@@ -82,12 +82,15 @@ def _price(key: str, config: TransformerConfig, space: SearchSpace, budget: Budg
         return Price(key, times * flops(config, plain, batch=budget.batch, length=n),
                      groups(lambda one, heads: times * one.cost(shape(heads)).flops))
     if key == "memory_bytes":
-        tokens = n - (config.tokens - config.length)
-        rest = measure.model(config, plain, batch=budget.batch, length=tokens, phase=phase, repeats=1).temp_bytes
-        if phase == "train":
-            return Price(key, rest, groups(
-                lambda one, heads: training_bytes(one, shape(heads), causal=config.causal)))
-        return Price(key, rest, groups(lambda one, heads: one.cost(shape(heads)).activation_bytes), largest=True)
+        def whole(genotype: Genotype) -> int:
+            return measure.temp_bytes(config, genotype, batch=budget.batch, phase=phase,
+                                      length=n - (config.tokens - config.length))
+
+        rest, layers = whole(plain), config.layers if phase == "train" else 1
+        # Of homogeneous models, and by heads in between. What is kept for a backward pass adds up over layers.
+        more = {one: max(whole(g) - rest, 0) / layers
+                for one, g in zip(space.candidates, space.homogeneous(), strict=True)}
+        return Price(key, rest, groups(lambda one, heads: more[one] * heads / config.heads), largest=phase != "train")
     table = table or Table(budget.table or None, budget.trust_table)
     at = {"batch": budget.batch, "length": n, "phase": phase}
     rest_seconds, regroup = table.rest(config, **at)  # type: ignore[arg-type]
