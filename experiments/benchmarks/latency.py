@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--granularity", default="head")
     parser.add_argument("--candidates", nargs="+", default=CANDIDATES)
     parser.add_argument("--table")
-    parser.add_argument("--cpu-time", action="store_true", help="processor time, for one core (taskset) of a busy machine")
+    parser.add_argument("--cpu-time", action="store_true", help="processor time: for one core of a busy machine")
     given = parser.parse_args()
     if given.cpu_time:
         measure_model.clock = time.process_time
