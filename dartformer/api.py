@@ -7,9 +7,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from dartformer import config as configs
+from dartformer import cost
 from dartformer.budget import Budget
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype
+from dartformer.progress import say
 from dartformer.stages import checksums, provenance
 from dartformer.stages import derive as derive_stage
 from dartformer.stages import evaluate as evaluate_stage
@@ -23,6 +26,7 @@ from dartformer.stages.base import Run
 from dartformer.stages.formats import check as check_formats
 from dartformer.stages.retrain import Model
 from dartformer.stages.search import SearchResult
+from dartformer.workdir import Workdir, write_json, write_text
 
 load = served_stage.load
 
@@ -73,11 +77,43 @@ def export(model: Model, folder: str | Path, formats: Sequence[str] = ()) -> Pat
 
 def run_all(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """All stages in order, resuming where an earlier call on this workdir stopped; returns `results.json`."""
+    if config.space.aspect != "given":
+        return _run_shapes(config, workdir)
     with Run(config, workdir) as run:
         for verb in VERBS:
             if not finished(run, verb):
                 do(run, verb)
         return run.results()
+
+
+def _run_shapes(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """A search for each shape of the space, in `shapes/LxH`; the stages after retraining for the one best on valid.
+
+    Of equals the one with fewest parameters is taken. `results.json` is the chosen shape's, with `shape` and `shapes`.
+    """
+    configs.validate(config)
+    with Workdir(workdir, configs.to_dict(config)) as folder:
+        found: dict[str, dict[str, Any]] = {}
+        scores: dict[str, tuple[float, int]] = {}
+        every = configs.of_shapes(config)
+        for name, one in every.items():
+            with Run(one, folder / f"shapes/{name}") as run:
+                for verb in ("search", "derive"):
+                    if not finished(run, verb):
+                        do(run, verb)
+                models = do(run, "retrain")["valid"]
+                genotype, share = run.genotype(), run.metric.share
+                parameters = cost.model_parameters(run.program(genotype).network)
+            scores[name] = sum(run.metric.better(m) for m in models) / len(models), -parameters
+            found[name] = {"valid": {share: sum(m[share] for m in models) / len(models),
+                                     "per_seed": [m[share] for m in models]},
+                           "parameters": parameters, "genotype": genotype.to_dict()}
+            say(f"shape {name}: valid {share} {found[name]['valid'][share]:.3f}, {parameters:,} parameters")
+        chosen = max(scores, key=lambda name: scores[name])
+        results = {**run_all(every[chosen], folder / f"shapes/{chosen}"), "shape": chosen, "shapes": found}
+        write_text(folder / "genotype.json", Genotype.from_dict(results["genotype"]).to_json())
+        write_json(folder / "results.json", results)
+        return results
 
 
 def do(run: Run, verb: str, **options: Any) -> dict[str, Any]:

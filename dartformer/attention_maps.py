@@ -36,7 +36,8 @@ class _Seen(GroupedHeads):
 
     notes: list[Array]
 
-    def __call__(self, x: Array, valid: Array, mixture: Array | None, *, train: bool, key: Array | None) -> Array:
+    def __call__(self, x: Array, valid: Array, mixture: Array | None, *, train: bool, key: Array | None,
+                 first: bool = False) -> Array:
         inputs = self.projections[0].inputs(x, valid, head_keys(self.config, self.layer))
         b, n, h = inputs.q.shape[:3]
         seen = jnp.full((b, h, n, n), jnp.nan, jnp.float32)
@@ -46,7 +47,7 @@ class _Seen(GroupedHeads):
             if found is not None:
                 seen = seen.at[:, jnp.array(heads)].set(found.astype(jnp.float32))
         self.notes.append(seen)
-        return super().__call__(x, valid, mixture, train=train, key=key)
+        return super().__call__(x, valid, mixture, train=train, key=key, first=first)
 
 
 def mapper(config: TransformerConfig, genotype: Genotype) -> Callable[[Weights, Any, Any], Maps]:

@@ -25,7 +25,7 @@ from dartformer.attention.base import require
 from dartformer.devices import how_many
 from dartformer.errors import InputError, unknown
 from dartformer.genotype import parse_candidates
-from dartformer.search_space import GRANULARITIES, SearchSpace
+from dartformer.search_space import GRANULARITIES, SearchSpace, shapes
 from dartformer.supernet import PROJECTIONS, check_partial
 from dartformer.tasks.base import Task
 from dartformer.transformer import TransformerConfig
@@ -95,7 +95,8 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
         "task": {"name": task, **{k: v for k, v in options(task_type).items() if k in tasks.options_of(task_type)}},
         "data": {"dir": "", "batch_size": 32, "eval_batch_size": 250, "buckets": 1, "devices": 0},
         "model": model,
-        "space": {"candidates": ("full", "local(window=4)", "linear", "uniform"), "granularity": "layer"},
+        "space": {"candidates": ("full", "local(window=4)", "linear", "uniform"), "granularity": "layer",
+                  "aspect": "given"},
         "search": {
             "strategy": brought["search.strategy"],
             "projections": brought["search.projections"],
@@ -321,6 +322,16 @@ def make_space(config: ConfigDict) -> SearchSpace:
                        config.space.granularity)
 
 
+def of_shapes(config: ConfigDict) -> dict[str, ConfigDict]:
+    """The config of each shape of the space by name, such as "6x8"; the deepest first."""
+    model, found = config.model, {}
+    for layers, heads in shapes(model.layers, model.heads, config.space.aspect):
+        one = config.copy_and_resolve_references()
+        override(one, {"model.layers": layers, "model.heads": heads, "space.aspect": "given"})
+        found[f"{layers}x{heads}"] = one
+    return found
+
+
 def validate(config: ConfigDict) -> None:
     """Raise `InputError` for the first thing that cannot be, before anything is built, written or trained."""
     task = make_task(config)
@@ -335,6 +346,10 @@ def validate(config: ConfigDict) -> None:
                          f"got {model.pooling!r}.")
     if config.space.granularity not in GRANULARITIES:
         raise unknown("space.granularity", config.space.granularity, GRANULARITIES)
+    others = of_shapes(config)
+    if config.space.aspect != "given":
+        for one in others.values():
+            validate(one)
     space = make_space(config)
     strategy = make_strategy(config)
     for one in space.candidates:

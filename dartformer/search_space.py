@@ -12,6 +12,18 @@ from dartformer.genotype import Genotype
 
 Granularity = Literal["model", "layer", "head"]
 GRANULARITIES = ("model", "layer", "head")
+ASPECTS = ("given", "constant_heads")
+
+
+def shapes(layers: int, heads: int, aspect: str) -> tuple[tuple[int, int], ...]:
+    """Layers and heads of every shape of a space, the deepest first: the given one, or with "constant_heads" all that
+    have as many heads in all and a number of layers that divides L (Wide Attention, arXiv 2210.00640): of 6 x 8 also
+    3 x 16, 2 x 24 and 1 x 48.
+    """
+    if aspect not in ASPECTS:
+        raise unknown("space.aspect", aspect, ASPECTS)
+    fewer = range(layers, 0, -1) if aspect == "constant_heads" else (layers,)
+    return tuple((n, layers * heads // n) for n in fewer if layers % n == 0)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from flax import nnx
 from jax import Array
 
 from dartformer.attention.base import Attention, Inputs, Params, Shape, require
+from dartformer.attention.full import Full
 from dartformer.attention.parallel import Parallel
 from dartformer.errors import InputError, unknown
 from dartformer.genotype import Genotype
@@ -161,7 +162,8 @@ class TransformerConfig:
 class Mixer(Protocol):
     """What a block puts between its two normalisations: tokens in, tokens out, `[B, N, E]`.
 
-    One that can stand for any layer of a scan also takes `layer`, a number that is traced.
+    One that can stand for any layer of a scan also takes `layer`, a number that is traced; one that can save work where
+    nothing but the first token is wanted takes `first`, and gives `[B, 1, E]`.
     """
 
     def __call__(self, x: Array, valid: Array, mixture: Array | None, *, train: bool,
@@ -230,10 +232,14 @@ class Projections(nnx.Module):
         if config.qk_norm:
             self.q_norm, self.k_norm = (nnx.Param(jnp.ones((n, d))) for n in (h, kv))
 
-    def inputs(self, x: Array, valid: Array, keys: Array | None) -> Inputs:
-        """Queries, keys and values `[B, N, H, D]` of x `[B, N, E]`, in its dtype; shared heads are repeated."""
+    def inputs(self, x: Array, valid: Array, keys: Array | None, queries: int | None = None) -> Inputs:
+        """Queries, keys and values `[B, N, H, D]` of x `[B, N, E]`, in its dtype; shared heads are repeated.
+
+        Queries of the first `queries` tokens alone; of all if None.
+        """
         config = self.config
-        q, k, v = (jnp.einsum("bne,ehd->bnhd", x, w[...].astype(x.dtype)) for w in (self.q, self.k, self.v))
+        q, k, v = (jnp.einsum("bne,ehd->bnhd", y, w[...].astype(x.dtype))
+                   for y, w in ((x[:, :queries], self.q), (x, self.k), (x, self.v)))
         if config.qk_norm:
             q, k = (rms_norm(y, g[...]) for y, g in ((q, self.q_norm), (k, self.k_norm)))
         if config.positions == "rotary":
@@ -256,14 +262,17 @@ class GroupedHeads(nnx.Module):
         self.projections = nnx.List([Projections(config, rngs=rngs)])
         self.own = nnx.data([own_parameters(a, config, len(heads), rngs) for a, heads in self.groups])
 
-    def __call__(self, x: Array, valid: Array, mixture: Array | None, *, train: bool, key: Array | None) -> Array:
+    def __call__(self, x: Array, valid: Array, mixture: Array | None, *, train: bool, key: Array | None,
+                 first: bool = False) -> Array:
         stochastic = any(a.traits.stochastic for a, _ in self.groups)
-        inputs = self.projections[0].inputs(x, valid, head_keys(self.config, self.layer) if stochastic else None)
+        alone = first and all(isinstance(a, Full) for a, _ in self.groups)
+        inputs = self.projections[0].inputs(x, valid, head_keys(self.config, self.layer) if stochastic else None,
+                                            1 if alone else None)
         if len(self.groups) == 1:
             (attention, _), = self.groups
-            y = attend(attention, values(self.own[0]), inputs, self.config, train=train, key=key)
+            y = attend(attention, values(self.own[0]), inputs, self.config, train=train, key=key, first=first)
         else:
-            parts = [attend(a, values(own), take_heads(inputs, heads), self.config, train=train,
+            parts = [attend(a, values(own), take_heads(inputs, heads), self.config, train=train, first=first,
                             key=None if key is None else jax.random.fold_in(key, heads[0]))
                      for (a, heads), own in zip(self.groups, self.own, strict=True)]
             order = np.argsort(np.concatenate([heads for _, heads in self.groups]))
@@ -272,15 +281,23 @@ class GroupedHeads(nnx.Module):
 
 
 def attend(attention: Attention, params: Params, inputs: Inputs, config: TransformerConfig, *, train: bool,
-           key: Array | None) -> Array:
-    """One attention on its heads, normalised if the config says so: `[B, N, H, D]`; each member of a parallel one."""
+           key: Array | None, first: bool = False) -> Array:
+    """One attention on its heads, normalised if the config says so: `[B, N, H, D]`; each member of a parallel one.
+
+    Of the first token alone, `[B, 1, H, D]`, if `first`: then full attention needs one query.
+    """
     if isinstance(attention, Parallel):
         total: Any = 0
         for m, (one, share) in enumerate(attention.weighted):
-            y = attend(one, params.get(str(m), {}), inputs, config, train=train, key=attention.member_key(key, m))
+            y = attend(one, params.get(str(m), {}), inputs, config, train=train, key=attention.member_key(key, m),
+                       first=first)
             total = total + y * jnp.asarray(share, y.dtype)
         return total
-    y = attention(params, inputs, causal=config.causal, train=train, key=key)
+    if first and isinstance(attention, Full):
+        y = attention.first(inputs, train=train, key=key)
+    else:
+        y = attention(params, inputs, causal=config.causal, train=train, key=key)
+        y = y[:, :1] if first else y
     return branch_norm(y) if config.branch_norm else y
 
 
@@ -323,9 +340,10 @@ class Block(nnx.Module):
         self.rate = config.dropout
 
     def __call__(self, x: Array, valid: Array, mixture: Array | None, *, train: bool, key: Array | None,
-                 **of_scan: Array) -> Array:
+                 **special: Any) -> Array:
         keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
-        y = self.mixer(self.norm_mixer(x), valid, mixture, train=train, key=keys[0], **of_scan)
+        y = self.mixer(self.norm_mixer(x), valid, mixture, train=train, key=keys[0], **special)
+        x = x[:, :1] if special.get("first") else x
         x = x + dropout(y, self.rate, train, keys[1])
         y = self.down(nnx.gelu(self.up(self.norm_mlp(x))))
         return x + dropout(y, self.rate, train, keys[2])
@@ -387,7 +405,10 @@ class Transformer(nnx.Module):
         else:
             for l, block in enumerate(self.blocks):
                 row, noise = (None if a is None else a[l] for a in (mixture, layers))
-                x = block(x, valid, row, train=train, key=noise)
+                # Nothing reads what the last layer makes of other tokens than CLS: all of it but their keys and values
+                # is left out, forward and backward.
+                first = config.pooling == "cls" and l == config.layers - 1 and isinstance(block.mixer, GroupedHeads)
+                x = block(x, valid, row, train=train, key=noise, **({"first": True} if first else {}))
         x = pool(self.norm(x), valid, config.pooling)
         if config.inputs == 2:
             u, v = x.reshape(-1, 2, x.shape[-1]).swapaxes(0, 1)
@@ -470,8 +491,8 @@ def network(config: TransformerConfig, mixers: Callable[[int, nnx.Rngs], Mixer],
 
     structure, _ = nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0))))
 
-    @jax.jit
     def init(key: Array) -> Weights:
+        # Not one program: drawing compiles once for each shape, where a program would compile it for each parameter.
         weights = nnx.to_pure_dict(nnx.state(make(key)))
         if config.dtype == "float64":
             weights = jax.tree.map(lambda w: w.astype(jnp.float64), weights)

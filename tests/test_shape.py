@@ -1,14 +1,19 @@
 """Layers, heads and widths are free of one another; parameters are the Wide Attention paper's, to the last."""
 
 import dataclasses
+import json
 import math
 
 import jax
+import numpy as np
 import pytest
 
+import dartformer
 from dartformer import attention
+from dartformer import config as configs
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype
+from dartformer.search_space import shapes
 from dartformer.transformer import TransformerConfig, transformer
 
 FULL = attention.parse("full")
@@ -46,3 +51,28 @@ def test_widths_are_free_of_one_another():
 def test_nothing_of_a_size_is_zero(name):
     with pytest.raises(InputError, match=f"model.{name} must be a whole number of at least 1, got 0"):
         dataclasses.replace(TEXT, **{name: 0})
+
+
+def test_several_shapes_are_searched_and_the_best_on_valid_is_evaluated(tiny, tmp_path):
+    configs.override(tiny, {"space.aspect": "constant_heads", "search.steps": 3, "retrain.steps": 3,
+                            "retrain.seeds": (0,), "space.granularity": "model", "baselines.homogeneous": False,
+                            "baselines.random": False, "derive.second_opinion": "", "task.valid": 50})
+    assert list(configs.of_shapes(tiny)) == ["2x2", "1x4"]
+    with pytest.raises(InputError, match=r"several shapes \(2x2, 1x4\)"):
+        dartformer.search(tiny, tmp_path / "one")
+    results = dartformer.run_all(tiny, tmp_path / "run")
+    best = max(results["shapes"], key=lambda name: results["shapes"][name]["valid"]["accuracy"])
+    assert results["shape"] == best
+    layers, heads = map(int, best.split("x"))
+    assert Genotype.from_dict(results["genotype"]) == Genotype.from_json((tmp_path / "run/genotype.json").read_text())
+    assert np.shape(results["genotype"]["layers"]) == (layers, heads)
+    others = [name for name in results["shapes"] if name != best]
+    assert not any((tmp_path / f"run/shapes/{name}/results.json").exists() and
+                   "test" in json.loads((tmp_path / f"run/shapes/{name}/results.json").read_text()) for name in others)
+
+
+def test_shapes_have_as_many_heads():
+    assert shapes(6, 8, "constant_heads") == ((6, 8), (3, 16), (2, 24), (1, 48))
+    assert shapes(6, 8, "given") == ((6, 8),)
+    with pytest.raises(InputError, match=r"space\.aspect"):
+        shapes(6, 8, "wide")

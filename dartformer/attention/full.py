@@ -8,7 +8,7 @@ from jax import Array
 from dartformer.attention.base import POSITIONS, Cost, Inputs, Params, Shape, Spelled, Traits, accept, zero_invalid
 from dartformer.kernels.chunked import TILE
 from dartformer.kernels.flash import full_attention
-from dartformer.kernels.softmax import dense_allowed, dense_scores, masked_softmax
+from dartformer.kernels.softmax import dense_allowed, dense_scores, masked_softmax, softmax_attention
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,6 +36,12 @@ class Full(Spelled):
         out = full_attention(inputs.q, inputs.k, inputs.v, kernel=inputs.kernel, causal=causal, valid=inputs.valid,
                              slopes=inputs.slopes, dropout=inputs.rate(train), key=key)
         return zero_invalid(out, inputs.mask)
+
+    def first(self, inputs: Inputs, *, train: bool = False, key: Array | None = None) -> Array:
+        """Row 0 of the output, `[B, 1, H, D]`, which needs one query; both ways."""
+        out = softmax_attention(inputs.q[:, :1], inputs.k, inputs.v, valid=inputs.valid, slopes=inputs.slopes,
+                                dropout=inputs.rate(train), key=key)
+        return zero_invalid(out, inputs.mask[:, :1])
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The softmax itself, `[B, H, N, N]`."""

@@ -53,6 +53,11 @@ class Run:
 
     def __init__(self, config: ConfigDict, workdir: str | Path):
         configs.validate(config)
+        if config.space.aspect != "given":
+            raise InputError(f"space.aspect = {config.space.aspect!r} is several shapes "
+                             f"({', '.join(configs.of_shapes(config))}), which `dartformer run` searches one by one; "
+                             f"for a stage of one of them, use a config with space.aspect = 'given' and its "
+                             f"model.layers and model.heads.")
         self.config = config
         self.task = configs.make_task(config)
         self.metric = metric.find(self.task.traits.metric)

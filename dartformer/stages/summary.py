@@ -212,6 +212,11 @@ def _show_results(console: Console, results: dict[str, Any], workdir: Path) -> N
     running = sum(v for k, v in seconds.items() if not k.endswith(".compile"))
     compiling = sum(v for k, v in seconds.items() if k.endswith(".compile"))
     console.print(f"{running:.0f} s of training, {compiling:.0f} s of compiling", markup=False)
+    for name, one in results.get("shapes", {}).items():
+        valid = one["valid"][metric.of(results).share]
+        console.print(f"shape {name}: valid {metric.of(results).share} {valid:.3f}, {one['parameters']:,} parameters"
+                      f"{', chosen' if name == results['shape'] else ''}")
+    workdir = workdir / f"shapes/{results['shape']}" if "shapes" in results else workdir
     console.print(f"everything is in {workdir}: report.html, results.json, export/", markup=False, soft_wrap=True)
 
 
