@@ -78,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
         if name == "derive":
             _budget_arguments(verb)
+        verb.add_argument("--no-compile-cache", action="store_true", help="compile everything anew, and keep nothing "
+                          "of it in the user's cache folder")
         if name == "profile":
             _profile_arguments(verb)
         if name == "export":
@@ -304,7 +306,9 @@ def _dispatch(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
         return _derive_within(arguments, overrides(extra))
     from dartformer.config import load_config
     config = load_config(arguments.config, overrides(extra))
-    use_compile_cache()
+    if arguments.no_compile_cache:
+        from dartformer.compile_cache import VARIABLE
+        os.environ[VARIABLE] = "off"
     from dartformer import api
     from dartformer.stages.base import Run
     if arguments.verb == "run":
@@ -334,7 +338,8 @@ def _derive_within(arguments: argparse.Namespace, values: dict[str, str]) -> int
     given.update({"trust_table": True} if arguments.trust_table else {})
     budget = Budget.of(given, "--budget")
     config = load_config(arguments.config, values)
-    use_compile_cache()
+    from dartformer import compile_cache
+    compile_cache.use()
     from dartformer import api, plots
     from dartformer.stages import summary
     from dartformer.stages.base import Run
@@ -412,7 +417,8 @@ def _profile(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     if not arguments.export and not arguments.config:
         raise InputError("profile needs --config (with --workdir, --genotype or neither), or --export.")
     at = profile.At(arguments.batch, profile.parse_lengths(arguments.length), arguments.phase, arguments.repeats)
-    use_compile_cache()
+    from dartformer import compile_cache
+    compile_cache.use()
     if arguments.export:
         from dartformer.stages.served import load
         model = load(arguments.export).model
@@ -433,20 +439,6 @@ def _profile(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     else:
         summary.show_profile(data)
     return 0
-
-
-def use_compile_cache() -> None:
-    """Keep compiled programs in the user's cache folder, so that the second run starts at once.
-
-    `JAX_COMPILATION_CACHE_DIR` chooses another folder.
-    """
-    import jax
-
-    from dartformer.doctor import compile_cache
-    if jax.config.values["jax_compilation_cache_dir"]:
-        return
-    jax.config.update("jax_compilation_cache_dir", str(compile_cache()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def _print_json(data: Any) -> None:
@@ -491,7 +483,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _selfcheck(arguments: argparse.Namespace) -> int:
-    use_compile_cache()
+    from dartformer import compile_cache
+    compile_cache.use()
     from dartformer.selfcheck import selfcheck
     from dartformer.stages import summary
     found = selfcheck(report=None if arguments.json else summary.show_check)

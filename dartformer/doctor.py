@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from dartformer import compile_cache
 from dartformer._version import __version__
 
 NEEDED = ("jax", "jaxlib", "flax", "optax", "chex", "ml-collections", "tensorflow-datasets", "array_record", "grain",
@@ -26,20 +27,6 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
 """For each extra that adds an ability: the modules it brings, and the ability."""
 
 
-def compile_cache() -> Path:
-    """The folder of compiled programs; its name holds the kind of machine, since a program compiled for one CPU may
-    use instructions that another lacks. `JAX_COMPILATION_CACHE_DIR` chooses another."""
-    import hashlib
-    if chosen := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return Path(chosen)
-    cpu = Path("/proc/cpuinfo")
-    flags = next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "") \
-        if cpu.exists() else platform.processor()
-    kind = hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "dartformer" / f"compiled-{kind}"
-
-
 def examine() -> dict[str, Any]:
     """All that is found, as plain data; `problems` is empty where nothing is missing."""
     versions = {name: _version(name) for name in NEEDED}
@@ -50,7 +37,7 @@ def examine() -> dict[str, Any]:
         devices = [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()]
     except Exception as error:  # a broken driver shows itself in many ways
         problems.append(f"JAX finds no device: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    cache, data = compile_cache(), Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
+    cache, data = compile_cache.folder(), Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
     places = {"working folder": Path.cwd(), "compile cache": cache, "data sets": data,
               "temporary files": Path(tempfile.gettempdir())}
     return {

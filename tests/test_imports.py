@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dartformer"
 # From the ground up. What stands on one line may not import one another, save that a module may import its own.
 FLOORS = [
     ["errors", "_version", "progress", "allocator"],
-    ["devices"],
+    ["devices", "compile_cache"],
     ["doctor", "completion", "kernels"],
     ["attention", "strategies", "tasks"],
     ["genotype"],

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import optax
 from ml_collections import ConfigDict
 
+from dartformer import compile_cache, metric, optimizer
 from dartformer import config as configs
-from dartformer import metric, optimizer
 from dartformer.attention import format as spec
 from dartformer.budget import Budget, Price, ratios, require_possible
 from dartformer.cost import device
@@ -58,6 +58,7 @@ class Run:
                              f"({', '.join(configs.of_shapes(config))}), which `dartformer run` searches one by one; "
                              f"for a stage of one of them, use a config with space.aspect = 'given' and its "
                              f"model.layers and model.heads.")
+        compile_cache.use()
         self.config = config
         self.task = configs.make_task(config)
         self.metric = metric.find(self.task.traits.metric)
