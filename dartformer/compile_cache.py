@@ -15,7 +15,8 @@ VARIABLE = "DARTFORMER_COMPILE_CACHE"
 def folder() -> Path:
     """Where programs for this machine are kept.
 
-    `JAX_COMPILATION_CACHE_DIR` chooses another. The folder's name holds the kind of machine: a program compiled for one CPU may use instructions that another lacks.
+    `JAX_COMPILATION_CACHE_DIR` chooses another. The folder's name holds the kind of machine: a program compiled for one
+    CPU may use instructions that another lacks.
     """
     if given := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return Path(given)
