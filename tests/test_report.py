@@ -9,6 +9,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dartformer import charts
@@ -88,6 +89,26 @@ def test_thinning_keeps_extremes_and_ends():
     assert len(kept) <= 102
     assert {0, 77, 4321, 9999} <= {step for step, _ in kept}
     assert reading.thinned(points[:50], 100) == tuple(points[:50])
+
+
+def test_several_seeds_in_one_log_and_in_several(whole_run, tmp_path):
+    config = json.loads((whole_run[0] / "config.json").read_text())
+    config["search"]["seeds"], config["space"]["granularity"] = 2, "layer"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = np.random.default_rng(0).dirichlet((1, 1, 1), (2, 50, 2, 1)).round(3)  # [S, T, L, 1, K]
+    whole = np.broadcast_to(weights, (2, 50, 2, 2, 3)).tolist()
+    together = [{"step": t + 1, "loss": 1.0, "margin_rows": [0.5], "mixtures": [whole[0][t], whole[1][t]]}
+                for t in range(50)]
+    apart = {f"seed{s}/": [{"step": t + 1, "loss": 1.0, "mixture": whole[s][t]} for t in range(50)] for s in range(2)}
+    for logs in ({"": together}, apart):
+        shutil.rmtree(tmp_path / "search", ignore_errors=True)
+        for name, lines in logs.items():
+            (tmp_path / "search" / name).mkdir(parents=True)
+            (tmp_path / "search" / name / "metrics.jsonl").write_text("".join(json.dumps(o) + "\n" for o in lines))
+        found = reading.read(tmp_path).trajectory
+        assert (found.seeds, found.logged) == ((0, 1), 50)
+        np.testing.assert_allclose(found.weights, weights[:, [t - 1 for t in found.steps]], atol=1e-6)
+    assert len({line["loss"] for line, _ in reading.heads(tmp_path / "search/seed0/metrics.jsonl")}) == 1
 
 
 def test_the_front_is_what_nothing_beats():

@@ -216,14 +216,15 @@
     const words = by("live").querySelector("[role=status]"), paused = by("paused");
     paused.checked = sessionStorage.getItem("paused") === "yes";
     paused.addEventListener("change", () => sessionStorage.setItem("paused", paused.checked ? "yes" : "no"));
-    let version = null;
+    let version = null, touched = -Infinity; // a page in somebody's hands is not taken away
+    for (const kind of ["pointerdown", "keydown", "input", "wheel"]) addEventListener(kind, () => { touched = performance.now(); });
     setInterval(async () => {
       if (paused.checked) { words.textContent = "Live, but paused"; return; }
       try {
         const answer = await fetch("version");
         if (!answer.ok) return;
         const now = await answer.text();
-        if (version !== null && now !== version) location.reload();
+        if (version !== null && now !== version && performance.now() - touched > 10000) location.reload();
         version ??= now;
         words.textContent = "Live: refreshed whenever the run writes something";
       } catch { words.textContent = "The server has stopped"; }
