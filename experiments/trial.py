@@ -101,6 +101,7 @@ def trained(run: Run, genotype: Genotype, *, together: bool, test_examples: int,
         batch, started = take(), time.perf_counter()
         program = compiled.lower(state, batch).compile()
         compile_seconds += time.perf_counter() - started
+        found["temp_bytes"] = int(program.memory_analysis().temp_size_in_bytes)
         started, cpu, losses = time.perf_counter(), time.process_time(), []
         for i in range(config.steps):
             state, metrics = program(state, batch)
