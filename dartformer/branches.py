@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from dartformer.attention.base import Attention
 from dartformer.search_space import SearchSpace
 from dartformer.supernet import MixedAttention
 from dartformer.tasks.base import Batch
@@ -70,7 +71,8 @@ class _Observed(MixedAttention):
         for k, attention in enumerate(self.candidates):
             projections = self.projections[0 if shared else k]
 
-            def branch(column, needle, own, attention=attention, projections=projections):
+            def branch(column: Array, needle: Array, own: Any, attention: Attention = attention,
+                       projections: Any = projections) -> tuple[Array, Array]:
                 given = projections.inputs(x, valid, keys)
                 given = dataclasses.replace(given, q=gauge(given.q, needle), k=gauge(given.k, needle))
                 y = attend(attention, own, given, config, train=False, key=None)

@@ -82,8 +82,7 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
       preset: "recommended", or "published" for the settings of the DARTS paper.
     """
     task_type: Any = tasks.find(task)
-    if strategy not in strategies.STRATEGIES:
-        raise unknown("strategy", strategy, strategies.STRATEGIES)
+    strategies.find(strategy, "strategy")
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
     if preset == "published" and strategy != "darts":
@@ -126,7 +125,7 @@ def brings(strategy: str) -> dict[str, Any]:
     traits = strategies.make(strategy, {}).traits
     recommended = RECOMMENDED.get(strategy, {})
     alphas = {name: recommended.get(f"search.alphas.{name}", value) for name, value in ALPHAS.items()}
-    return {"search.strategy": {"name": strategy, **options(strategies.STRATEGIES[strategy])},
+    return {"search.strategy": {"name": strategy, **options(strategies.find(strategy))},
             "search.projections": traits.projections, "search.alphas": alphas, "derive.rule": traits.derivations[0],
             "derive.second_opinion": SECOND_OPINION if "masked_drop" in traits.derivations[1:] else "",
             **{name: value for name, value in recommended.items() if name.startswith("derive.")}}
@@ -134,8 +133,7 @@ def brings(strategy: str) -> dict[str, Any]:
 
 def choose_strategy(config: ConfigDict, name: str) -> None:
     """Change the strategy, and with it every field it brings that still has the default of the one before."""
-    if name not in strategies.STRATEGIES:
-        raise unknown("search.strategy.name", name, strategies.STRATEGIES)
+    strategies.find(name)
     before, after = brings(config.search.strategy.name), brings(name)
     with config.unlocked():
         config.search.strategy = ConfigDict(after["search.strategy"])
@@ -297,7 +295,7 @@ def make_strategy(config: ConfigDict) -> strategies.StrategyOptions:
     """The strategy of a config, with what is spelled in it (hypergradient, extras) parsed."""
     section = config.search.strategy.to_dict()
     name = section["name"]
-    if name in strategies.STRATEGIES and section.keys() - {"name"} != options(strategies.STRATEGIES[name]).keys():
+    if section.keys() - {"name"} != options(strategies.find(name)).keys():
         raise InputError(f"search.strategy.name is {name!r}, but the options beside it are another strategy's: write "
                          f"dartformer.defaults(strategy={name!r}), or --config.search.strategy.name={name}, which "
                          f"bring its own.")

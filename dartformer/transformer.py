@@ -224,7 +224,7 @@ class Projections(nnx.Module):
         e, h, d = config.model_dim, config.heads, config.head_dim
         kv = h // config.sharing
 
-        def normal(shape: tuple[int, ...], fan_in: int) -> nnx.Param:
+        def normal(shape: tuple[int, ...], fan_in: int) -> nnx.Param[Any]:
             return nnx.Param(jax.random.normal(rngs.params(), shape) / np.sqrt(fan_in))
 
         self.q, self.k, self.v = (normal((e, n, d), e) for n in (h, kv, kv))

@@ -37,7 +37,7 @@ def _cheap() -> dict[str, Any]:
     return quicker
 
 
-def quick(function: Callable, **options: Any) -> Any:
+def quick(function: Callable[..., Any], **options: Any) -> Any:
     """`jax.jit` for what runs a few times on tiny arrays: compiling is what takes long, so optimise less."""
     return jax.jit(function, compiler_options=_cheap(), **options)
 
@@ -218,7 +218,7 @@ class Case:
             return size > 1e-12 * size.max()
         return {causal: seen(causal) for causal in self.modes}
 
-    def _influence(self, function: Callable, causal: bool) -> np.ndarray:
+    def _influence(self, function: Callable[..., Any], causal: bool) -> np.ndarray:
         """In reverse, which every attention supports that can be trained; forward mode some fused ones do not."""
         def gradients(params: Params, inputs: Inputs) -> Array:
             _, pull = jax.vjp(lambda given: function(*_join((given, {}), params, inputs), causal=causal),

@@ -89,7 +89,7 @@ def serve() -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def _answer(request: dict) -> dict:
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
     sys.path[:] = request["path"]
     with jax.enable_x64(True):
         case = Case(_from_json(request["attention"]), *request["case"])

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dartformer.attention import spec
-from dartformer.attention.base import DROPOUTS, POSITIONS, Attention, Inputs, Shape, Traits
+from dartformer.attention.base import DROPOUTS, POSITIONS, Attention, Inputs, Params, Shape, Traits
 from dartformer.attention.check_case import (
     EMPTY,
     HOLES,
@@ -198,7 +198,7 @@ def odd_lengths(case: Case) -> str:
     """Lengths shorter than a block or window, or no multiple of one."""
     lengths = (1, 2, 3, 5, SHORT)
 
-    def both(params: dict, given: tuple[Inputs, ...], causal_at: tuple[bool, ...]) -> list[tuple]:
+    def both(params: Params, given: tuple[Inputs, ...], causal_at: tuple[bool, ...]) -> list[Any]:
         return [(case.attention(params, inputs, causal=causal), case.defined(params, inputs, causal)[0])
                 for inputs, causal in zip(given, causal_at, strict=True)]
 
@@ -216,7 +216,7 @@ def tiny_gradients(case: Case) -> str:
     """A gradient that is not finite at one token or at fewer than a block, or where all of them are padding."""
     lengths = (1, 3)
 
-    def gradients(params: dict, given: tuple[Inputs, ...], causal_at: tuple[bool, ...]) -> list[dict]:
+    def gradients(params: Params, given: tuple[Inputs, ...], causal_at: tuple[bool, ...]) -> list[Any]:
         return [jax.grad(lambda parts, i=inputs, c=causal: jnp.sum(
                     case.attention(params, dataclasses.replace(i, **parts), causal=c) ** 2))(
                         {name: getattr(inputs, name) for name in case.reads})
@@ -272,8 +272,8 @@ def vmap_and_remat(case: Case) -> str:
     """Examples that depend on one another or on their number; a program that cannot be batched or rematerialised."""
     causal = case.modes[-1]
 
-    def gradients(params: dict, inputs: Inputs) -> tuple[jax.Array, dict]:
-        def one(parts: dict, valid: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def gradients(params: Params, inputs: Inputs) -> tuple[jax.Array, Params]:
+        def one(parts: Params, valid: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
             alone = Inputs(**{name: part[None] for name, part in parts.items()}, valid=valid[None],
                            head_keys=inputs.head_keys)
             out = jax.checkpoint(lambda i: case.attention(params, i, causal=causal))(alone)[0]
@@ -417,7 +417,7 @@ def second_order(case: Case) -> str:
     causal = case.modes[-1]
     given = case.part(slice(4), slice(case.length // 2, case.length // 2 + 7))
 
-    def loss(qkv: tuple) -> jax.Array:
+    def loss(qkv: tuple[jax.Array, ...]) -> jax.Array:
         inputs = dataclasses.replace(given, q=qkv[0], k=qkv[1], v=qkv[2])
         return jnp.sum(case.attention(case.params, inputs, causal=causal) ** 2)
 
@@ -522,7 +522,7 @@ def _rounded(case: Case, inputs: Inputs, *dtypes: Any) -> list[np.ndarray]:
     """
     causal = case.modes[-1]
     with jax.enable_x64(False):
-        def each(params: dict, inputs: Inputs) -> list[jax.Array]:
+        def each(params: Params, inputs: Inputs) -> list[jax.Array]:
             return [case.attention(params, _cast(inputs, dtype), causal=causal) for dtype in dtypes]
         return [np.asarray(out, np.float64) for out in quick(each)(_cast(case.params, np.float32), inputs)]
 
@@ -570,7 +570,7 @@ def _abstract(case: Case, shape: Shape) -> tuple[Any, Inputs]:
 
 def _traced(case: Case, shape: Shape, causal: bool, gradients: bool) -> Any:
     """The program of one forward pass, or of its gradients by q, k and v, at `shape`."""
-    def run(params: dict, inputs: Inputs) -> Any:
+    def run(params: Params, inputs: Inputs) -> Any:
         def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             return jnp.sum(case.attention(params, dataclasses.replace(inputs, q=q, k=k, v=v), causal=causal))
         return (jax.grad(loss, argnums=(0, 1, 2)) if gradients else loss)(inputs.q, inputs.k, inputs.v)

@@ -1,6 +1,8 @@
 """Evolution over the genotypes of a supernet (SPOS, Guo et al. 2019, arXiv 1904.00420, algorithm 1)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +76,7 @@ class Evolution(Rule):
         def crossed() -> np.ndarray:
             return np.where(rng.random(shape) < 0.5, parent(), parent())
 
-        def new(make, count: int, children: list) -> None:
+        def new(make: Callable[[], Any], count: int, children: list[tuple[tuple[int, ...], ...]]) -> None:
             wanted = len(children) + count
             for _ in range(TRIES * count):
                 child = frozen(np.array(make()))

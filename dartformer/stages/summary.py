@@ -258,7 +258,8 @@ def listing(what: str) -> list[dict[str, Any]]:
     if what == "attentions":
         return [_attention(name) for name in names()]
     if what == "strategies":
-        tables: dict[str, Any] = {"strategy": strategies.STRATEGIES, "hypergradient": strategies.HYPERGRADIENTS,
+        tables: dict[str, Any] = {"strategy": {name: strategies.find(name) for name in strategies.names()},
+                                  "hypergradient": strategies.HYPERGRADIENTS,
                                   "extra": strategies.EXTRAS}
         return [_strategy(name, kind, cls) for kind, table in tables.items() for name, cls in table.items()]
     rows = []

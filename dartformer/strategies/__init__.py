@@ -1,7 +1,8 @@
-"""Search strategies: how alphas and weights move. The table below is the whole list."""
+"""Search strategies: how alphas and weights move. The table below, and the entry points of other packages."""
 
 import dataclasses
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import Any
 
 from dartformer.errors import InputError, unknown
@@ -47,6 +48,7 @@ STRATEGIES: dict[str, type] = {
     "random_sharing": RandomSharing,
     "grid": Grid,
 }
+"""The strategies of this package. Other packages add theirs as entry points of the group `dartformer.strategy`."""
 
 EXTRAS: dict[str, type[Extra]] = {
     one.name: one for one in (BetaDecay, Entropy, Smoothing, Adversarial, Drop, EarlyStop)
@@ -54,18 +56,40 @@ EXTRAS: dict[str, type[Extra]] = {
 """What can be put on top of the strategies that learn alphas."""
 
 __all__ = ["EXTRAS", "HYPERGRADIENTS", "STRATEGIES", "Constraint", "Darts", "Extra", "Gumbel", "Loss", "Problem",
-           "State", "Strategy", "StrategyOptions", "Traits", "budget_refusal", "make", "refusal", "relax"]
+           "State", "Strategy", "StrategyOptions", "Traits", "budget_refusal", "find", "make", "names",
+           "refusal", "relax"]
+
+
+def names() -> list[str]:
+    """Every strategy that `find` knows, this package's first."""
+    return list(dict.fromkeys([*STRATEGIES, *sorted(entry_points(group="dartformer.strategy").names)]))
+
+
+def find(name: str, field: str = "search.strategy.name") -> type:
+    """The strategy type of that name; `InputError` where there is none, or another package's does not load."""
+    if name in STRATEGIES:
+        return STRATEGIES[name]
+    for entry in entry_points(group="dartformer.strategy", name=name):
+        try:
+            found = entry.load()
+        except Exception as error:
+            raise InputError(f"strategy {name!r}, which is {entry.value}, does not load: {error}") from error
+        if not (isinstance(found, type) and dataclasses.is_dataclass(found)
+                and isinstance(getattr(found, "traits", None), Traits)):
+            raise InputError(f"strategy {name!r}, which is {entry.value}, is not a dataclass with `traits`.")
+        return found
+    raise unknown(field, name, names())
 
 
 def make(name: str, options: Mapping[str, Any]) -> StrategyOptions:
     """The strategy `name` with `options`; raises `InputError` for a name or an option that does not exist."""
-    if name not in STRATEGIES:
-        raise unknown("search.strategy.name", name, STRATEGIES)
-    fields = [f.name for f in dataclasses.fields(STRATEGIES[name])]
+    kind: Any = find(name)
+    fields = [f.name for f in dataclasses.fields(kind)]
     for option in options:
         if option not in fields:
             raise unknown(f"option of the strategy {name}", option, fields)
     try:
-        return STRATEGIES[name](**options)
+        made: StrategyOptions = kind(**options)
+        return made
     except TypeError as error:
         raise InputError(f"strategy {name}: {error}.") from None

@@ -11,7 +11,7 @@ and Rajeswaran et al. 2019, arXiv 1909.04630 (conjugate gradient).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,7 @@ class ConjugateGradient:
             square = optax.tree.vdot
             first = square(b, b)
 
-            def iterate(_: int, carry: tuple[Weights, Weights, Weights, Array]) -> tuple:
+            def iterate(_: int, carry: tuple[Weights, Weights, Weights, Array]) -> tuple[Any, ...]:
                 x, residual, direction, on = carry
                 image = optax.tree.add_scale(curved(direction), self.damping, direction)
                 curvature, before = square(direction, image), square(residual, residual)

@@ -7,7 +7,8 @@ import optax
 import pytest
 from conftest import QUICK
 
-from dartformer import optimizer
+from dartformer import config as configs
+from dartformer import optimizer, strategies
 from dartformer.checkpoint import Checkpoints
 from dartformer.errors import InputError
 from dartformer.strategies import STRATEGIES, Problem, Traits, make, refusal
@@ -195,3 +196,24 @@ def test_bad_options(options, message):
 def test_unsupported_derivations_are_refused_with_the_reason(traits, derivation, reason):
     found = refusal(traits, derivation)
     assert found is None if reason is None else reason in found
+
+
+def test_another_packages_strategy_by_its_entry_point(tmp_path, monkeypatch):
+    """It is listed, brings its options to the config, and is made; one that is no strategy, or fails, says so."""
+    (tmp_path / "theirs.py").write_text(
+        "from dataclasses import dataclass\nfrom dartformer.strategies.darts import Darts\n"
+        "@dataclass(frozen=True)\nclass Theirs(Darts):\n    patience: int = 3\n")
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[dartformer.strategy]\ntheirs = theirs:Theirs\nnone = theirs:dataclass\n"
+                                           "gone = no_such_module:Thing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = configs.defaults(strategy="theirs")
+    assert config.search.strategy.patience == 3
+    configs.override(config, {"search.strategy.patience": "5"})
+    assert configs.make_strategy(config).patience == 5
+    assert strategies.names()[-3:] == ["gone", "none", "theirs"]
+    for name, message in (("none", "not a dataclass"), ("gone", "does not load"), ("their", "Did you mean 'theirs'")):
+        with pytest.raises(InputError, match=message):
+            strategies.make(name, {})
