@@ -30,7 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     # because each word is seen but a few times.
     "imdb_tokens": {"search.steps": 100},
     "imdb_bytes": {**SMALL, "task.crop": "ends", "model.stem": "bigram", "retrain.optimizer.learning_rate": 0.01,
-                   "search.weights.learning_rate": 0.01, "retrain.steps": 250, "search.steps": 40},
+                   "search.weights.learning_rate": 0.01, "retrain.steps": 200, "search.steps": 20},
     "language": {"data.batch_size": 16, "retrain.steps": 400, "search.steps": 60},
     # Words, because a thousand bytes of both are a fifth of the text at four times the cost.
     "matching": {**SMALL, "task.tokens": "words", "task.length": 256, "model.dropout": 0.2, "data.batch_size": 32,

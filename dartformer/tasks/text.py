@@ -226,8 +226,9 @@ class TextTask:
                     yield texts, label
                     at = next(here, None)
 
-        tokenizer = tokenizers.train(self.tokens, (t for texts, _ in chosen("train") for t in texts), self.vocabulary,
-                                     split=self.kind == "labelling")
+        texts_of_train = (t for texts, _ in chosen("train") for t in texts)
+        tokenizer = tokenizers.train(self.tokens, distinct(texts_of_train) if self.inputs == 2 else texts_of_train,
+                                     self.vocabulary, split=self.kind == "labelling")
         notes["learned"] = learned = {**tokenizer.state(), **self._scale(chosen)}
         notes["splits"] = {}
 
@@ -237,15 +238,15 @@ class TextTask:
                                      "also in a later split": leaks[part], "repeated in the source": repeated[name],
                                      "labels": Counter(), "cropped": 0}
             used = 0
-            stream = chosen(part)
+            stream, encode = chosen(part), Encoder(self, tokenizer)
             while chunk := list(itertools.islice(stream, 500)):
-                flat = tokenizer.encode([t for texts, _ in chunk for t in texts])
+                flat = encode([t for texts, _ in chunk for t in texts])
                 for i, (_, label) in enumerate(chunk):
                     each = flat[i * self.inputs:(i + 1) * self.inputs]
-                    example = self._example([ids or [1] for ids in each], label, learned)
+                    example = self._example([ids if len(ids) else [1] for ids, _ in each], label, learned)
                     facts["rows"] += 1
-                    facts["cropped"] += any(len(ids) > self.length for ids in each)
-                    used += sum(min(len(ids), self.length) for ids in each)
+                    facts["cropped"] += any(n > self.length for _, n in each)
+                    used += sum(min(n, self.length) for _, n in each)
                     if self.kind == "classification":
                         facts["labels"][self.labels[label]] += 1
                     yield example
@@ -268,7 +269,7 @@ class TextTask:
         learned = json.loads(self.learned)
         return output * learned["scale"] + learned["mean"]
 
-    def _example(self, ids: list[list[int]], label: Any, learned: dict[str, Any]) -> dict[str, Any]:
+    def _example(self, ids: list[Any], label: Any, learned: dict[str, Any]) -> dict[str, Any]:
         dtype = np.min_scalar_type(self.vocabulary - 1)
         tokens = [np.array(self.cropped(one), dtype) for one in ids]
         if self.kind == "language":
@@ -326,6 +327,44 @@ class TextTask:
         if self.inputs == 2 and self.classes == 2:
             found["overlap"] = simple.overlap(train, split, features)
         return found
+
+
+class Encoder:
+    """Token ids of texts, and how many each text has.
+
+    The documents of pairs come again and again: there ids are cropped, and kept for the next time.
+    """
+
+    HELD = 2**25
+    """Ids that are kept at most."""
+
+    def __init__(self, task: TextTask, tokenizer: tokenizers.Tokenizer):
+        self.task, self.tokenizer = task, tokenizer
+        self.known: dict[int, tuple[Any, int]] = {}
+        self.held = 0
+
+    def __call__(self, texts: list[str]) -> list[tuple[Any, int]]:
+        """(ids, number) of each text."""
+        if self.task.inputs == 1:
+            return [(ids, len(ids)) for ids in self.tokenizer.encode(texts)]
+        if self.held > self.HELD:
+            self.known, self.held = {}, 0
+        keys = [digest([text]) for text in texts]
+        fresh = {key: text for key, text in zip(keys, texts, strict=True) if key not in self.known}
+        dtype = np.min_scalar_type(self.task.vocabulary - 1)
+        for key, ids in zip(fresh, self.tokenizer.encode(list(fresh.values())), strict=True):
+            self.known[key] = np.array(self.task.cropped(ids), dtype), len(ids)
+            self.held += min(len(ids), self.task.length)
+        return [self.known[key] for key in keys]
+
+
+def distinct(texts: Iterable[str]) -> Iterator[str]:
+    """Each text once: a document that is in many pairs says no more about its words."""
+    seen = set()
+    for text in texts:
+        if (key := digest([text])) not in seen:
+            seen.add(key)
+            yield text
 
 
 @lru_cache(maxsize=8)
