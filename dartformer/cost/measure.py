@@ -141,6 +141,20 @@ def forward_latency(config: TransformerConfig, genotype: Genotype, *, batch: int
 def layer(config: TransformerConfig, genotype: Genotype, index: int, *, batch: int, length: int | None = None,
           phase: str = "forward", repeats: int = 20) -> Measured:
     """One block of a model: norms, projections, attentions, feed-forward."""
+    function, args = _block(config, genotype, index, batch, length, phase)
+    return measured(function, *args, repeats=repeats)
+
+
+def block(config: TransformerConfig, genotype: Genotype, index: int, *, batch: int, length: int | None = None,
+          phase: str = "forward") -> Callable[[], Any]:
+    """The same block, compiled, to be called."""
+    function, args = _block(config, genotype, index, batch, length, phase)
+    compiled = jax.jit(function).lower(*args).compile()
+    return lambda: compiled(*args)
+
+
+def _block(config: TransformerConfig, genotype: Genotype, index: int, batch: int, length: int | None,
+           phase: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     check_phase(phase, ("forward", "train"))
     n = config.tokens if length is None else length
     documents = batch * config.inputs
@@ -157,7 +171,7 @@ def layer(config: TransformerConfig, genotype: Genotype, index: int, *, batch: i
     def apply(weights: Any, x: Any, key: Any) -> Any:
         return nnx.merge(structure, weights)(x, valid, None, train=phase == "train", key=key)
 
-    return _forward_or_gradient(apply, phase, weights, x, repeats=repeats)
+    return _forward_or_gradient(apply, phase), (weights, x, jax.random.key(2))
 
 
 def attention(config: TransformerConfig, one: Attention, heads: int, *, batch: int, length: int | None = None,
@@ -169,7 +183,7 @@ def attention(config: TransformerConfig, one: Attention, heads: int, *, batch: i
     def apply(params: Any, given: Any, key: Any) -> Any:
         return attend(one, params, Inputs(**given, **fixed(config, heads)), config, train=phase == "train", key=key)
 
-    return _forward_or_gradient(apply, phase, params, given, repeats=repeats)
+    return measured(_forward_or_gradient(apply, phase), params, given, jax.random.key(2), repeats=repeats)
 
 
 def attention_inputs(config: TransformerConfig, one: Attention, heads: int, *, batch: int,
@@ -191,13 +205,11 @@ def fixed(config: TransformerConfig, heads: int) -> dict[str, Any]:
             "slopes": None if slopes is None else jnp.asarray(slopes, jnp.dtype(config.dtype))}
 
 
-def _forward_or_gradient(apply: Callable[[Any, Any, Any], Any], phase: str, params: Any, x: Any, *,
-                         repeats: int) -> Measured:
-    key = jax.random.key(2)
+def _forward_or_gradient(apply: Callable[[Any, Any, Any], Any], phase: str) -> Callable[[Any, Any, Any], Any]:
     if phase == "forward":
-        return measured(apply, params, x, key, repeats=repeats)
+        return apply
 
     def loss(params: Any, x: Any, key: Any) -> Any:
         return jnp.sum(apply(params, x, key).astype(jnp.float32) ** 2)
 
-    return measured(jax.grad(loss, (0, 1)), params, x, key, repeats=repeats)
+    return jax.grad(loss, (0, 1))

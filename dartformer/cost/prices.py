@@ -92,12 +92,9 @@ def _price(key: str, config: TransformerConfig, space: SearchSpace, budget: Budg
                 for one, g in zip(space.candidates, space.homogeneous(), strict=True)}
         return Price(key, rest, groups(lambda one, heads: more[one] * heads / config.heads), largest=phase != "train")
     table = table or Table(budget.table or None, budget.trust_table)
-    at = {"batch": budget.batch, "length": n, "phase": phase}
-    rest_seconds, regroup = table.rest(config, **at)  # type: ignore[arg-type]
+    known = table
 
     def milliseconds(one: Attention, heads: int) -> float:
-        # Grouping, where a layer has several groups, is shared out by heads, so that a layer's groups add up to it.
-        seconds = table.attention(config, one, heads, **at)  # type: ignore[arg-type]
-        return 1e3 * (seconds + (regroup * heads / config.heads if heads < config.heads else 0.0))
+        return 1e3 * known.attention(config, one, heads, batch=budget.batch, length=n, phase=phase)
 
-    return Price(key, 1e3 * rest_seconds, groups(milliseconds))
+    return Price(key, 1e3 * table.rest(config, batch=budget.batch, length=n, phase=phase), groups(milliseconds))

@@ -1,7 +1,7 @@
 """A table of measured latencies: attention x heads in its group x batch x length x phase, in a JSON file.
 
-An attention is measured as it is used, inside a compiled program: a loop that feeds its output back, less the same loop
-without it. A call by itself would be mostly the start of a program.
+An attention is measured as it is used, in a compiled block with its norms, projections and feed-forward: the block with
+it, less the same block with heads that do nothing. A call by itself would be mostly the start of a program.
 """
 
 import dataclasses
@@ -12,29 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dartformer._version import __version__
 from dartformer.attention import format as spec
-from dartformer.attention.base import Attention, Inputs
+from dartformer.attention.base import Attention
 from dartformer.attention.identity import Identity
 from dartformer.attention.uniform import Uniform
 from dartformer.cost import measure
 from dartformer.cost.analytic import nothing
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype
-from dartformer.transformer import TransformerConfig, attend, take_heads
+from dartformer.transformer import TransformerConfig
 from dartformer.workdir import read_json, write_json
 
 FORMAT = 1
-FEEDBACK = 1e-6
-"""Share of an attention's output that goes into its next inputs: enough that no pass can be left out."""
-
-ROUND = 0.01
-"""Seconds of a round of calls, about."""
-
-ROUNDS = 15
+ROUNDS = 40
 """The least of these is taken: what else the machine does can only add."""
 
 REPEATS = 40
@@ -87,37 +80,40 @@ class Table:
 
     def attention(self, config: TransformerConfig, one: Attention, heads: int, *, batch: int, length: int,
                   phase: str) -> float:
-        """Seconds that `heads` heads of an attention add to a layer; between measured numbers of heads, linear."""
+        """Seconds that a group of `heads` heads of an attention adds to a layer; between measured numbers, linear.
+
+        What grouping costs a layer with several groups is shared out to them by heads.
+        """
         known = measured_heads(config.heads)
-        if heads in known:
-            return self._get({"attention": spec(one), "heads": heads, **_place(config, batch, length, phase)},
-                             lambda: attention_seconds(config, one, heads, batch=batch, length=length, phase=phase))
-        low = max(n for n in known if n < heads)
-        high = min(n for n in known if n > heads)
-        below, above = (self.attention(config, one, n, batch=batch, length=length, phase=phase) for n in (low, high))
-        return below + (above - below) * (heads - low) / (high - low)
+        if heads not in known:
+            low, high = max(n for n in known if n < heads), min(n for n in known if n > heads)
+            below, above = (self.attention(config, one, n, batch=batch, length=length, phase=phase)
+                            for n in (low, high))
+            return below + (above - below) * (heads - low) / (high - low)
+        if heads == config.heads:
+            return self._added(config, one, heads, batch, length, phase)
+        # The cheapest second group stands for what grouping costs; the heads that do nothing have had their part of it.
+        grouping = self._added(config, Uniform(), measured_heads(config.heads)[-2], batch, length, phase)
+        if isinstance(one, Identity):
+            return grouping * heads / config.heads
+        added = self._added(config, one, heads, batch, length, phase)
+        return max(added - grouping * (1 - heads / config.heads), 0.0)
 
-    def rest(self, config: TransformerConfig, *, batch: int, length: int, phase: str) -> tuple[float, float]:
-        """Seconds of a model without its attentions; and what grouping heads adds to a layer with several groups."""
-        where = {"model": _sizes(config), **_place(config, batch, length, phase)}
+    def _added(self, config: TransformerConfig, one: Attention, heads: int, batch: int, length: int,
+               phase: str) -> float:
+        if isinstance(one, Identity):
+            return 0.0
+        of = {"attention": spec(one), "heads": heads, **_place(config, batch, length, phase)}
+        return self._get(of, lambda: attention_seconds(config, one, heads, batch=batch, length=length, phase=phase))
 
-        def one(attention: Attention, heads: int) -> float:
-            return self.attention(config, attention, heads, batch=batch, length=length, phase=phase)
-
-        def whole(genotype: Genotype) -> float:
+    def rest(self, config: TransformerConfig, *, batch: int, length: int, phase: str) -> float:
+        """Seconds of a model whose heads do nothing."""
+        def whole() -> float:
             tokens = length - (config.tokens - config.length)
-            found = measure.model(config, genotype, batch=batch, length=tokens, phase=phase, repeats=REPEATS)
-            return found.seconds["min"]
+            return measure.model(config, nothing(config), batch=batch, length=tokens, phase=phase,
+                                 repeats=REPEATS).seconds["min"]
 
-        plain = self._get({"rest": "identity", **where}, lambda: whole(nothing(config)))
-        rest = plain - config.layers * one(Identity(), config.heads)
-        if config.heads < 2:
-            return max(rest, 0.0), 0.0
-        half = config.heads // 2
-        two = Genotype(((Uniform(),) * half + (Identity(),) * (config.heads - half),) * config.layers)
-        mixed = self._get({"rest": "two groups", **where}, lambda: whole(two))
-        groups = one(Uniform(), half) + one(Identity(), config.heads - half)
-        return max(rest, 0.0), max((mixed - rest) / config.layers - groups, 0.0)
+        return self._get({"rest": _sizes(config), "batch": batch, "length": length, "phase": phase}, whole)
 
     def _get(self, of: dict[str, Any], call: Callable[[], float]) -> float:
         key = _key(of)
@@ -146,9 +142,11 @@ def measured_heads(heads: int) -> tuple[int, ...]:
 
 def _place(config: TransformerConfig, batch: int, length: int, phase: str) -> dict[str, Any]:
     """What an attention's latency depends on beside itself."""
-    return {"batch": batch * config.inputs, "length": length, "phase": phase, "head_dim": config.head_dim,
+    return {"batch": batch * config.inputs, "length": length, "phase": phase, "heads_of_layer": config.heads,
+            "head_dim": config.head_dim, "mlp_dim": config.mlp_dim, "kv_heads": config.kv_heads,
+            "qk_norm": config.qk_norm, "positions": config.positions, "dropout": config.dropout,
             "model_dim": config.model_dim, "dtype": config.dtype, "causal": config.causal, "kernel": config.kernel,
-            "branch_norm": config.branch_norm, "alibi": config.positions == "alibi",
+            "branch_norm": config.branch_norm,
             "attention_dropout": config.attention_dropout}
 
 
@@ -162,55 +160,17 @@ def _key(of: dict[str, Any]) -> str:
 
 def attention_seconds(config: TransformerConfig, one: Attention, heads: int, *, batch: int, length: int,
                       phase: str) -> float:
-    """Seconds of one attention inside a program: of a loop with it, less the same loop without."""
-    with_it, without = (_loop(config, one, heads, batch, length, phase, real) for real in (True, False))
-    turns = 1
-    while True:  # as many turns as fill a round
-        spent = _spent(with_it, turns)
-        if spent >= ROUND or turns >= 4096:
-            break
-        turns = min(4096, max(turns + 1, int(turns * 1.2 * ROUND / max(spent, 1e-6))))
-    times = np.array([(_spent(with_it, turns), _spent(without, turns)) for _ in range(ROUNDS)]) / turns
+    """Seconds that `heads` heads of an attention add to a block whose other heads do nothing (`identity`)."""
+    rows = tuple((one,) * n + (Identity(),) * (config.heads - n) for n in (heads, 0))
+    calls = [measure.block(config, Genotype((row,)), 0, batch=batch, length=length, phase=phase) for row in rows]
+    for call in calls:
+        call()
+    times = np.array([[_spent(call) for call in calls] for _ in range(ROUNDS)])  # they take turns
     most, least = times.min(0)
     return max(float(most - least), 0.0)
 
 
-def _spent(call: Callable[[int], Any], turns: int) -> float:
+def _spent(call: Callable[[], Any]) -> float:
     started = measure.clock()
-    jax.block_until_ready(call(turns))
+    jax.block_until_ready(call())
     return measure.clock() - started
-
-
-def _loop(config: TransformerConfig, one: Attention, heads: int, batch: int, length: int, phase: str,
-          real: bool) -> Callable[[int], Any]:
-    """turns -> the inputs after so many passes; without the attention, v stands for its output."""
-    # As a layer does it: all heads are there, and a group takes its own out of them, here as far apart as they can be.
-    given, params = measure.attention_inputs(config, one, config.heads, batch=batch, length=length)
-    if heads < config.heads:
-        _, params = measure.attention_inputs(config, one, heads, batch=batch, length=length)
-    if "x" not in one.traits.reads:
-        given.pop("x")
-    rest, valid = measure.fixed(config, config.heads), jnp.ones(given["v"].shape[:2], bool)
-    group = tuple(h * config.heads // heads for h in range(heads))
-
-    def forward(params: Any, given: dict[str, Any]) -> Any:
-        inputs = Inputs(given["q"], given["k"], given["v"], given.get("x"), valid, **rest)
-        inputs = take_heads(inputs, group) if heads < config.heads else inputs
-        return attend(one, params, inputs, config, train=phase == "train", key=jax.random.key(0))
-
-    def change(params: Any, given: dict[str, Any]) -> Any:
-        if not real:
-            return given["v"]
-        if phase == "forward":
-            return forward(params, given)
-        y, back = jax.vjp(forward, params, given)
-        return back(y)
-
-    def turn(i: Any, state: Any) -> Any:
-        made = jax.lax.optimization_barrier(change(*state))  # all of it is made, though little is used
-        moved = FEEDBACK * sum(leaf.ravel()[0].astype(jnp.float32) for leaf in jax.tree.leaves(made))
-        return jax.tree.map(lambda a: (a * (1 + moved)).astype(a.dtype), state)
-
-    compiled = jax.jit(lambda turns, state: jax.lax.fori_loop(0, turns, turn, state)).lower(
-        1, (params, given)).compile()
-    return lambda turns: compiled(turns, (params, given))
