@@ -51,13 +51,13 @@ def effects(run: Run, genotype: Genotype, weights: Any, batch: dict[str, Any]) -
 
 def draw(file: Path, reviews: list[dict[str, Any]]) -> None:
     """A panel of words over a panel of heads for each review."""
-    figure = Figure(figsize=(13, 3.6 * len(reviews)), layout="constrained")
-    axes = figure.subplots(2 * len(reviews), 1, height_ratios=[1, 1.1] * len(reviews), squeeze=False)[:, 0]
+    figure = Figure(figsize=(13, 2.9 * len(reviews)), layout="constrained")
+    axes = figure.subplots(2 * len(reviews), 1, height_ratios=[0.6, 1.1] * len(reviews), squeeze=False)[:, 0]
     for r, review in enumerate(reviews):
         text, heads, words = axes[2 * r], axes[2 * r + 1], review["words"]
         scale = max(abs(review["effect"]).max(), 1e-9)
         bold = set(np.argsort(-review["attention"].mean(0))[:6].tolist())
-        text.set(xlim=(0, 130), ylim=(5.2, -0.8))
+        text.set(xlim=(0, 130), ylim=(2.8, -0.8))
         text.axis("off")
         x, y = 0.0, 0
         for i, word in enumerate(words):
