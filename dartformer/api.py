@@ -13,7 +13,7 @@ from dartformer.budget import Budget
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype
 from dartformer.progress import say
-from dartformer.stages import checksums, provenance
+from dartformer.stages import checksums, provenance, tracking
 from dartformer.stages import derive as derive_stage
 from dartformer.stages import evaluate as evaluate_stage
 from dartformer.stages import export as export_stage
@@ -67,7 +67,9 @@ def staged(run: Run, verb: str) -> Iterator[None]:
 
 def _evaluate(run: Run, genotype: Genotype) -> dict[str, Any]:
     models = retrain_stage.retrain(run, genotype)
-    return evaluate_stage.evaluate(run, models, retrain_stage.retrain_baselines(run, genotype, models))
+    results = evaluate_stage.evaluate(run, models, retrain_stage.retrain_baselines(run, genotype, models))
+    tracking.track(run, results)
+    return results
 
 
 def export(model: Model, folder: str | Path, formats: Sequence[str] = ()) -> Path:

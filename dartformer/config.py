@@ -19,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dartformer import budget as budgets
-from dartformer import derivations, metric, optimizer, strategies, tasks
+from dartformer import derivations, metric, optimizer, strategies, tasks, trackers
 from dartformer.attention import spec
 from dartformer.attention.base import require
 from dartformer.devices import how_many
@@ -111,7 +111,7 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
                    "second_opinion": brought["derive.second_opinion"]},
         "retrain": {"steps": 600, "seeds": (0,), "select": "best", "optimizer": dict(optimizer.DEFAULTS)},
         "baselines": {"homogeneous": True, "random": True, "uniform": True},
-        "log": {"every": 20, "eval_every": 100, "checkpoint_every": 100},
+        "log": {"every": 20, "eval_every": 100, "checkpoint_every": 100, "trackers": ()},
     })
     if task_type.traits.per_token:
         config.model.pooling = "none"
@@ -337,6 +337,7 @@ def validate(config: ConfigDict) -> None:
     if not task.labels:
         raise InputError(f"the task {config.task.name} has no classes: list them as task.label_names, or let "
                          f"`dartformer new --data FILE` find them.")
+    trackers.check(config.log.trackers)
     model = make_model(config, task)
     if task.traits.per_token != (model.pooling == "none"):
         what, allowed = ("token", "'none'") if task.traits.per_token else ("sequence", "'mean', 'cls' or 'last'")

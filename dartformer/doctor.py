@@ -22,6 +22,8 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "tensorflow": (("tensorflow",), "dartformer export --format=tensorflow, a SavedModel"),
     "torch": (("torch",), "dartformer export --format=torch, a plain PyTorch module"),
     "hub": (("huggingface_hub",), "dartformer push, to the Hugging Face hub"),
+    "wandb": (("wandb",), "--config.log.trackers=wandb, Weights & Biases beside TensorBoard"),
+    "mlflow": (("mlflow",), "--config.log.trackers=mlflow, MLflow beside TensorBoard"),
     "test": (("pytest", "ruff", "mypy", "build"), "make test"),
 }
 """For each extra that adds an ability: the modules it brings, and the ability."""

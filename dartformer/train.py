@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,8 +17,8 @@ import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
-from tensorboardX import SummaryWriter
 
+from dartformer import trackers
 from dartformer.checkpoint import Checkpoints
 from dartformer.devices import Shared
 from dartformer.metric import ACCURACY, Metric
@@ -206,12 +206,13 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long, and how often: all in steps."""
+    """How long, and how often, all in steps; and who else is told, names of `dartformer.trackers.TRACKERS`."""
 
     steps: int
     log_every: int = 20
     eval_every: int = 100
     checkpoint_every: int = 100
+    trackers: tuple[str, ...] = ()
 
 
 def fit(name: str, step: CompiledStep, state: Any, stream: Stream, schedule: Schedule, folder: Path, *,
@@ -254,7 +255,7 @@ def fit(name: str, step: CompiledStep, state: Any, stream: Stream, schedule: Sch
             return Fitted(state, seconds, compile_seconds, evaluations)
         if done:
             say(f"{name}: resuming at step {done} of {schedule.steps}")
-        log = _Log(folder, done)
+        log = _Log(folder, done, trackers.start(schedule.trackers, folder, name, done))
         batch = next(stream)
         step.prepare(state, batch)
         compile_seconds = max(compile_seconds, step.compile_seconds)
@@ -322,13 +323,13 @@ def _look(pending: list[dict[str, Any]], done: int, rates_at: Callable[[int], di
 
 
 class _Log:
-    """`metrics.jsonl` and TensorBoard events; lines after the step resumed from are dropped."""
+    """`metrics.jsonl` and the trackers; lines after the step resumed from are dropped."""
 
-    def __init__(self, folder: Path, done: int):
+    def __init__(self, folder: Path, done: int, told: Sequence[trackers.Tracker]):
         self.file = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(self.file) if line["step"] <= done]
         write_text(self.file, "".join(json.dumps(line) + "\n" for line in kept))
-        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
+        self.told = told
 
     def __enter__(self) -> "_Log":
         self.handle = open(self.file, "a", encoding="utf-8")
@@ -339,15 +340,16 @@ class _Log:
             if kind is not None:  # an error is under way: a full disk must not replace it with its own
                 stack.enter_context(contextlib.suppress(OSError))
             self.handle.close()
-            self.events.close()
+            for one in self.told:
+                one.close()
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> None:
         self.handle.write(json.dumps(jsonable({"step": step, **numbers})) + "\n")
         self.handle.flush()
-        for name, value in numbers.items():
-            if not isinstance(value, (int, float)):
-                continue  # a search also notes its whole mixture, which TensorBoard has no plot for
-            self.events.add_scalar(name, value, step)
+        # A search also notes its whole mixture, which trackers have no plot for.
+        scalars = {name: value for name, value in numbers.items() if isinstance(value, (int, float))}
+        for one in self.told:
+            one.scalars(step, scalars)
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ FLOORS = [
     ["genotype"],
     ["search_space"],
     ["workdir", "transformer", "budget", "skipping"],
-    ["supernet", "optimizer", "checkpoint", "metric", "derivations"],
+    ["supernet", "optimizer", "checkpoint", "metric", "trackers", "derivations"],
     ["config"],
     ["train", "cost", "diagnostics", "branches", "attention_maps", "plots", "vega"],
     ["charts"],

@@ -53,7 +53,7 @@ def retrain(run: Run, genotype: Genotype, folder: str = "retrain") -> list[Model
         fitted = fit(f"{folder} seed {seed}", step, begin(net, chain, seed),
                      batches(run.parts["train"], run.config.data.batch_size, seed, run.config.data.buckets),
                      Schedule(config.steps, run.config.log.every, run.config.log.eval_every,
-                              run.config.log.checkpoint_every),
+                              run.config.log.checkpoint_every, run.config.log.trackers),
                      where, evaluate=evaluate, rates={"rate": optimizer.schedule(config.optimizer, config.steps)},
                      metric=run.metric)
         state, valid = fitted.state, fitted.evaluations[-1]

@@ -235,7 +235,7 @@ def search(run: Run) -> SearchResult:
         name = "search" if len(groups(run)) == 1 else f"search seed {group.seeds[0]}"
         fitted = fit(name, step, initial(run, group), stream(run, group),
                      Schedule(config.search.steps, config.log.every, config.log.eval_every,
-                              config.log.checkpoint_every),
+                              config.log.checkpoint_every, config.log.trackers),
                      group.folder, evaluate=evaluate, describe=describe, observe=observe if look else None,
                      rates=rates, metric=run.metric)
         seconds, compile_seconds = seconds + fitted.seconds, max(compile_seconds, fitted.compile_seconds)

@@ -1,0 +1,156 @@
+"""Where a run's numbers go beside `metrics.jsonl`: TensorBoard always, Weights & Biases and MLflow where asked for.
+
+All of them keep one small interface, `Tracker`; another is a class and a line in `TRACKERS`.
+"""
+
+import importlib.util
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from dartformer.errors import InputError, unknown
+
+PROJECT = "dartformer"
+"""The project, or the experiment, in which services file a run."""
+
+
+class Tracker(Protocol):
+    """One stage of a run, or its summary, as a service sees it. Made as `(folder, name, step)`: a folder of its own in
+    the workdir, what to call it, and the step resumed from, or 0."""
+
+    def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Numbers of a step."""
+        ...
+
+    def image(self, name: str, pixels: np.ndarray) -> None:
+        """A picture `[height, width, 3]` uint8."""
+        ...
+
+    def summary(self, settings: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+        """The config's fields by their dotted names, and what was scored in the end."""
+        ...
+
+    def close(self) -> None:
+        """Hand over what is not yet written."""
+        ...
+
+
+class TensorBoard:
+    """Event files in `tensorboard/`, by tensorboardX: no TensorFlow."""
+
+    def __init__(self, folder: Path, name: str, step: int):
+        self.folder = folder / "tensorboard"
+        self.events = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+
+    def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        for name, value in numbers.items():
+            self.events.add_scalar(name, value, step)
+
+    def image(self, name: str, pixels: np.ndarray) -> None:
+        """See `Tracker`."""
+        self.events.add_image(name, pixels, dataformats="HWC")
+
+    def summary(self, settings: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+        """As hparams: a row of TensorBoard's table, in a folder of its own."""
+        shutil.rmtree(self.folder / "hparams", ignore_errors=True)
+        plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
+        self.events.add_hparams(plain, dict(scores), name="hparams")
+
+    def close(self) -> None:
+        """See `Tracker`."""
+        self.events.close()
+
+
+class WandB:
+    """A run of Weights & Biases; its own environment variables (WANDB_MODE=offline, WANDB_PROJECT) hold."""
+
+    def __init__(self, folder: Path, name: str, step: int):
+        import os
+
+        import wandb
+        self._wandb = wandb
+        file = folder / "wandb.id"
+        if not file.exists():
+            file.write_text(uuid.uuid4().hex[:8])
+        self.run = wandb.init(project=os.environ.get("WANDB_PROJECT", PROJECT), dir=str(folder), name=name,
+                              id=file.read_text(), resume="allow")
+
+    def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        self.run.log(dict(numbers), step=step)
+
+    def image(self, name: str, pixels: np.ndarray) -> None:
+        """See `Tracker`."""
+        self.run.log({name: self._wandb.Image(pixels)})
+
+    def summary(self, settings: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        self.run.config.update(dict(settings), allow_val_change=True)
+        self.run.summary.update(dict(scores))
+
+    def close(self) -> None:
+        """See `Tracker`."""
+        self.run.finish()
+
+
+class MLflow:
+    """A run of MLflow; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME hold."""
+
+    def __init__(self, folder: Path, name: str, step: int):
+        import os
+
+        import mlflow
+        self.client = mlflow.MlflowClient()
+        file = folder / "mlflow.id"
+        if not file.exists():
+            called = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+            experiment = self.client.get_experiment_by_name(called)
+            number = experiment.experiment_id if experiment else self.client.create_experiment(called)
+            file.write_text(self.client.create_run(number, run_name=name).info.run_id)
+        self.run = file.read_text()
+
+    def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        for name, value in numbers.items():
+            self.client.log_metric(self.run, name.replace("@", "_"), value, step=step)
+
+    def image(self, name: str, pixels: np.ndarray) -> None:
+        """See `Tracker`."""
+        self.client.log_image(self.run, pixels, f"{name}.png")
+
+    def summary(self, settings: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        for name, value in settings.items():
+            self.client.log_param(self.run, name, str(value)[:500])
+        for name, value in scores.items():
+            self.client.log_metric(self.run, name.replace("@", "_"), value)
+
+    def close(self) -> None:
+        """See `Tracker`."""
+        self.client.set_terminated(self.run)
+
+
+TRACKERS: dict[str, tuple[str, type]] = {"wandb": ("wandb", WandB), "mlflow": ("mlflow", MLflow)}
+"""What `log.trackers` can name: the module that must be installed, by the extra of the same name, and the class."""
+
+
+def check(names: Sequence[str]) -> None:
+    """Raise `InputError` for a tracker that there is not, or whose package is not installed."""
+    for name in names:
+        if name not in TRACKERS:
+            raise unknown("log.trackers", name, TRACKERS)
+        if importlib.util.find_spec(TRACKERS[name][0]) is None:
+            raise InputError(f"log.trackers names {name}, which is not installed: pip install 'dartformer[{name}]'.")
+
+
+def start(names: Sequence[str], folder: Path, name: str, step: int = 0) -> list[Tracker]:
+    """TensorBoard and the trackers of `names`, for what happens in `folder` of a workdir."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds: list[Any] = [TensorBoard, *(TRACKERS[one][1] for one in names)]
+    return [kind(folder, name, step) for kind in kinds]

@@ -1,0 +1,112 @@
+"""Where numbers go: TensorBoard's files read back, and the services, offline, where they are installed."""
+
+import struct
+import types
+
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+import dartformer as df
+from dartformer import config as configs
+from dartformer import metric, trackers
+from dartformer.stages.tracking import track
+from dartformer.train import _Log, read_metrics
+
+RESULTS = {"test": {"accuracy": 0.5}, "valid": {"accuracy": 0.6}, "parameters": 10, "flops": 1e3,
+           "baselines": {"majority": {"test": {"accuracy": 0.1}}, "homogeneous.full": {"test": {"accuracy": 0.4}}},
+           "genotype": {"format": 1, "layers": [["full", "uniform"]]}}
+
+
+def values(folder):
+    """Tag and value of everything in the event files of a folder."""
+    found = []
+    for file in sorted(folder.rglob("events*")):
+        data, at = file.read_bytes(), 0
+        while at < len(data):
+            (size,) = struct.unpack_from("<Q", data, at)
+            found += [(v.tag, v) for v in Event.FromString(data[at + 12:at + 12 + size]).summary.value]
+            at += 16 + size
+    return found
+
+
+def stub(tmp_path, *names):
+    config = df.defaults("listops")
+    config.log.trackers = names
+    return types.SimpleNamespace(config=config, metric=metric.ACCURACY, file=lambda name: tmp_path / name,
+                                 workdir=types.SimpleNamespace(path=tmp_path))
+
+
+def test_tensorboard_has_scalars_hparams_and_the_genotype(tmp_path):
+    with _Log(tmp_path / "search", 0, trackers.start((), tmp_path / "search", "search")) as log:
+        log.write(3, {"loss": 0.25, "mixture": [[1.0]]})
+    assert [(tag, v.simple_value) for tag, v in values(tmp_path / "search")] == [("loss", 0.25)]
+    assert read_metrics(tmp_path / "search/metrics.jsonl") == [{"step": 3, "loss": 0.25, "mixture": [[1.0]]}]
+    for _ in range(2):  # evaluated again: one row
+        track(stub(tmp_path), RESULTS)
+    found = values(tmp_path / "summary/tensorboard/hparams")
+    rows = [v for tag, v in found if tag == "_hparams_/session_start_info"]
+    assert len(rows) == 1
+    assert b"search.weights.learning_rate" in rows[0].metadata.plugin_data.content
+    scores = {tag: v.simple_value for tag, v in found if not tag.startswith("_")}
+    assert scores["test_accuracy"] == 0.5
+    assert scores["baseline_homogeneous_1_test_accuracy"] == pytest.approx(0.4)
+    image = next(v.image for tag, v in values(tmp_path / "summary") if tag == "genotype")
+    assert image.encoded_image_string.startswith(b"\x89PNG")
+    assert image.width > image.height > 20
+
+
+class Fake:
+    """A tracker that remembers."""
+
+    def __init__(self, folder, name, step):
+        self.calls = []
+        Fake.made = self
+
+    def __getattr__(self, name):
+        return lambda *given: self.calls.append((name, *given))
+
+
+def test_another_tracker_is_a_line_in_the_table(tmp_path, monkeypatch):
+    monkeypatch.setitem(trackers.TRACKERS, "fake", ("json", Fake))
+    trackers.check(("fake",))
+    with _Log(tmp_path, 0, trackers.start(("fake",), tmp_path, "search")) as log:
+        log.write(3, {"loss": 0.25, "mixture": [[1.0]]})
+    assert Fake.made.calls == [("scalars", 3, {"loss": 0.25}), ("close",)]
+    track(stub(tmp_path, "fake"), RESULTS)
+    assert [call[0] for call in Fake.made.calls] == ["summary", "image", "close"]
+    assert Fake.made.calls[0][1]["search.steps"] == 300
+    assert Fake.made.calls[1][2].dtype == np.uint8
+    monkeypatch.setitem(trackers.TRACKERS, "gone", ("no_such_module", Fake))
+    config = df.defaults("listops")
+    for name, message in (("gone", "pip install 'dartformer.gone.'"), ("fak", "Did you mean 'fake'")):
+        configs.override(config, {"log.trackers": name})
+        with pytest.raises(df.InputError, match=message):
+            configs.validate(config)
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_service_offline(name, tmp_path, monkeypatch):
+    """What the service keeps on disk, resumed once."""
+    pytest.importorskip(name, reason=f"needs the extra {name}")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.chdir(tmp_path)
+    for step in (0, 3):
+        _, service = trackers.start((name,), tmp_path / "search", "search", step)
+        service.scalars(step + 3, {"loss": 0.25})
+        service.close()
+    track(stub(tmp_path, name), RESULTS)
+    if name == "mlflow":
+        import mlflow
+        client = mlflow.MlflowClient()
+        history = client.get_metric_history((tmp_path / "search/mlflow.id").read_text(), "loss")
+        assert [(m.step, m.value) for m in history] == [(3, 0.25), (6, 0.25)]
+        kept = client.get_run((tmp_path / "summary/mlflow.id").read_text()).data
+        assert kept.metrics["test_accuracy"] == 0.5
+        assert kept.params["search.steps"] == "300"
+    else:
+        assert len(list((tmp_path / "search/wandb").glob("offline-run-*"))) == 2
+        assert len(list((tmp_path / "summary/wandb").glob("offline-run-*/*.wandb"))) == 1
