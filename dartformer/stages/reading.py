@@ -95,13 +95,16 @@ def read(path: str | Path) -> Reading:
     results = maybe("results.json") or {"task": config["task"]["name"]}
     logs = sorted(path.glob("search/**/metrics.jsonl")) + sorted(path.glob("retrain/*/metrics.jsonl")) \
         + sorted(path.glob("baselines/*/*/metrics.jsonl"))
-    names = {_folder_of(name): name for name in results.get("baselines", {})}
+    searched = maybe("search/alphas.json")
+    candidates = (searched or config["space"])["candidates"]
+    names = {_folder_of(name): name for name in [*(f"homogeneous.{c}" for c in candidates),
+                                                 *results.get("baselines", {})]}
     curves: list[Curve] = []
     for log in logs:
         curves += _curves(log, _model_of(log.parent.relative_to(path), names))
     most = max(POINTS // max(len(curves), 1), FEWEST)
     return Reading(
-        path, config, results, genotype["layers"] if genotype else None, maybe("search/alphas.json"),
+        path, config, results, genotype["layers"] if genotype else None, searched,
         _trajectory(path, config, [log for log in logs if log.relative_to(path).parts[0] == "search"]),
         tuple(Curve(c.model, c.seed, c.field, thinned(c.points, most), c.logged) for c in curves),
         maybe("profile.json"), maybe("pareto.json"), maybe("attention.json"), provenance.read(path))
