@@ -14,8 +14,6 @@ from dartformer.tasks.planted import ANSWERS, Planted
 KINDS = ("recall", "local", "mix")
 """A slow learner, which must not be judged too early; a quick one; and two heads that must divide the work."""
 
-CANDIDATES = ("full", "local(window=4)", "strided(stride=8)", "linear", "uniform")
-
 
 def selfcheck(kinds: Sequence[str] | None = None, *, seed: int = 0,
               report: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
@@ -33,8 +31,7 @@ def selfcheck(kinds: Sequence[str] | None = None, *, seed: int = 0,
     for kind in KINDS if kinds is None else kinds:
         started = time.monotonic()
         config = configs.defaults("planted")
-        configs.override(config, {**starter.planted(kind), "space.candidates": CANDIDATES, "seed": seed,
-                                   "search.observe": False})
+        configs.override(config, {**starter.planted(kind), "seed": seed, "search.observe": False})
         with tempfile.TemporaryDirectory() as folder:
             result = api.search(config, Path(folder) / "run")
             genotype = api.derive(result)
