@@ -110,3 +110,11 @@ def test_the_site_builds(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "not included in the" not in done.stderr, done.stderr
     assert "SearchResult" in (tmp_path / "site/api.html").read_text("utf-8")
+
+
+def test_a_budget_in_a_config():
+    (code,) = blocks(ROOT / "docs/cost.md", "python")
+    config = df.defaults("listops")
+    exec(code, {"config": config})
+    configs.validate(config)
+    assert dict(config.search.budget)["latency_ms"] == 12
