@@ -1,5 +1,6 @@
 """The report: what a reader finds on the page, with and without JavaScript, of whole runs and of halves."""
 
+import dataclasses
 import http.client
 import json
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dartformer import charts
+from dartformer import charts, metric
 from dartformer.__main__ import main, parser
 from dartformer.errors import InputError
 from dartformer.stages import compare, provenance, reading, report, watch
@@ -152,6 +153,10 @@ def test_compare_pairs_examples_and_names_places(whole_run, another, tmp_path, c
     (another / "test_scores.json").unlink()
     (pair,) = compare.compare([whole, another])["pairs"]
     assert "kept no scores of test examples" in pair["examples"]
+    config = json.loads((another / "config.json").read_text())
+    config["task"]["name"] = "recall"
+    found = {"a": reading.read(whole), "b": dataclasses.replace(reading.read(another), config=config)}
+    assert compare.pair("a", "b", found, {}, metric.ACCURACY)["seeds"] == "different tasks: listops and recall"
     for wrong in ([whole], [whole, whole], [whole, tmp_path]):
         with pytest.raises(InputError):
             compare.compare(wrong)

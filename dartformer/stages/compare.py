@@ -56,6 +56,9 @@ def pair(a: str, b: str, found: dict[str, Reading], given: dict[str, Any], shown
     layers = found[a].genotype, found[b].genotype
     made: dict[str, Any] = {"a": a, "b": b, "bootstrap": None,
                             "genotypes": differences(layers[0], layers[1]) if layers[0] and layers[1] else None}
+    tasks = [found[name].config["task"]["name"] for name in (a, b)]
+    if tasks[0] != tasks[1]:
+        return {**made, "seeds": f"different tasks: {' and '.join(tasks)}", "examples": "different tasks"}
     if ours is None or theirs is None:
         late = ", ".join(name for name, test in ((a, ours), (b, theirs)) if test is None)
         return {**made, "seeds": f"not evaluated yet: {late}", "examples": f"not evaluated yet: {late}"}

@@ -1,6 +1,7 @@
 """Summary: what the terminal shows at the end of a verb, and the tables of `dartformer list`."""
 
 import dataclasses
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -130,12 +131,27 @@ def show_profile(data: dict[str, Any]) -> None:
                       title_justify="left", padding=(0, 1, 0, 0))
         for label, *_ in shown:
             table.add_column(label, justify="right", no_wrap=True)
-        for row in rows:
-            cells = [next((form(row[f]) for f in fields if row.get(f) is not None), "-") for _, fields, form in shown]
-            table.add_row(*(escape(str(row[k])) for k in keys), *cells)
+        texts = [[*(str(row[k]) for k in keys),
+                  *(next((form(row[f]) for f in fields if row.get(f) is not None), "-") for _, fields, form in shown)]
+                 for row in rows]
+        heads = [*keys, *(label for label, *_ in shown)]
+        if sum(max(map(len, column)) + 1 for column in zip(heads, *texts, strict=True)) > console.width:
+            _print_lines(console, TITLES[title], heads, texts, len(keys))
+            continue
+        for cells in texts:
+            table.add_row(*map(escape, cells))
         console.print(table)
     if "note" in data:
         console.print(data["note"] + ".", markup=False)
+
+
+def _print_lines(console: Console, title: str, heads: list[str], rows: list[list[str]], names: int) -> None:
+    """A table too wide for the terminal: for each row what names it, then its numbers, as many in a line as fit."""
+    console.print(title, style="italic", markup=False)
+    for row in rows:
+        console.print(" ".join(row[:names]), style="bold", markup=False, soft_wrap=True)
+        numbers = [f"{label} {cell}" for label, cell in zip(heads[names:], row[names:], strict=True)]
+        console.print(textwrap.indent(textwrap.fill("; ".join(numbers), console.width - 2), "  "), markup=False)
 
 
 def show_budget(data: dict[str, Any], workdir: Path) -> None:
