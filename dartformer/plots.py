@@ -108,13 +108,12 @@ def _row_name(granularity: str, layer: int, head: int) -> str:
     return f"layer {layer}" if granularity == "layer" else f"layer {layer}, head {head}"
 
 
-def curves(histories: Mapping[str, Sequence[dict[str, Any]]], field: str, label: str) -> Figure:
-    """One line for each named history, of `field` over steps."""
+def curves(models: Mapping[str, Sequence[Sequence[tuple[int, float]]]], label: str) -> Figure:
+    """Something over steps: a colour for each model by name, a line of (step, value) for each of its seeds."""
     figure, axes = _figure(7, 3)
-    for i, (name, history) in enumerate(histories.items()):
-        points = [(line["step"], line[field]) for line in history if line.get(field) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), color=colour(i), label=name)
+    for i, (name, seeds) in enumerate(models.items()):
+        for number, points in enumerate(seeds):
+            axes.plot(*zip(*points, strict=True), color=colour(i), linewidth=1, label=None if number else name)
     axes.set(xlabel="step", ylabel=label)
     figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     return figure

@@ -36,10 +36,12 @@ def figures(found: Reading) -> dict[str, Figure]:
         made["trajectories"] = plots.weights(found.trajectory.steps, found.trajectory.weights, found.candidates,
                                              found.config["space"]["granularity"])
     for field, label in (("loss", "training loss"), (f"valid_{shown.name}", f"valid {shown.title}")):
-        lines = {f"{c.model}{'' if c.seed is None else f' seed {c.seed}'}":
-                 [{"step": step, field: value} for step, value in c.points] for c in found.curves if c.field == field}
+        lines: dict[str, list[Any]] = {}
+        for curve in found.curves:
+            if curve.field == field:
+                lines.setdefault(curve.model, []).append(curve.points)
         if lines:
-            made[field] = plots.curves(lines, field, label)
+            made[field] = plots.curves(lines, label)
     if found.profile and "layers" in found.profile["models"][0]:
         made["cost_per_layer"] = plots.layers(found.profile["models"], "flops", charts.COSTS["flops"])
     for i, one in enumerate((found.attention or {}).get("examples", [])):

@@ -201,14 +201,26 @@
       id === "a-example" ? (maps.rows(), draw("attention")) : show("attention", maps.rows()));
   }
 
-  // Charts are drawn as they come near the window, so that a long page opens at once.
+  // Charts are drawn as they come near the window, so that a long page opens at once; the rest when there is nothing
+  // else to do, so that they are there when the page is printed or captured.
+  const begun = new Set();
+  async function begin(name) {
+    if (begun.has(name)) return;
+    begun.add(name);
+    await draw(name);
+  }
   const seen = new IntersectionObserver((entries) => {
-    for (const one of entries) if (one.isIntersecting) { seen.unobserve(one.target); draw(one.target.dataset.chart); }
+    for (const one of entries) if (one.isIntersecting) { seen.unobserve(one.target); begin(one.target.dataset.chart); }
   }, {rootMargin: "300px"});
   for (const place of document.querySelectorAll("[data-chart]")) seen.observe(place);
   const redraw = () => Promise.all([...views.keys()].map(draw));
   dark.addEventListener("change", redraw);
-  addEventListener("beforeprint", () => { for (const name of charts.keys()) if (!views.has(name)) draw(name); });
+  const idle = window.requestIdleCallback ?? ((task) => setTimeout(task, 50));
+  const rest = () => {
+    const name = [...charts.keys()].find((one) => !begun.has(one));
+    if (name !== undefined) begin(name).finally(() => idle(rest));
+  };
+  addEventListener("load", () => idle(rest));
   window.dartformerReport = {draw, views, charts, ready: true};
 
   // ---- served while a run is under way ---------------------------------------------------------------------------
