@@ -53,27 +53,18 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
+def _function(name: str) -> property:
+    """The function `name` of the module `name`, which the import system would put in its place."""
+    def ignored(package: ModuleType, module: ModuleType) -> None: ...
+
+    return property(lambda package: getattr(import_module(f"dartformer.{name}"), name), ignored)
+
+
 class _Package(ModuleType):
-    """`dartformer.supernet` and `dartformer.transformer` are functions, each in a module of its own name, which the
-    import system would put in their place."""
+    """This package, with two functions that are named as the module they stand in."""
 
-    @property
-    def supernet(self) -> Any:
-        """See `dartformer.supernet.supernet`."""
-        return import_module("dartformer.supernet").supernet
-
-    @supernet.setter
-    def supernet(self, module: ModuleType) -> None:
-        pass
-
-    @property
-    def transformer(self) -> Any:
-        """See `dartformer.transformer.transformer`."""
-        return import_module("dartformer.transformer").transformer
-
-    @transformer.setter
-    def transformer(self, module: ModuleType) -> None:
-        pass
+    supernet = _function("supernet")
+    transformer = _function("transformer")
 
 
 sys.modules[__name__].__class__ = _Package

@@ -286,6 +286,9 @@ def _no_space(error: BaseException | None) -> bool:
 
 
 def _dispatch(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
+    if getattr(arguments, "no_compile_cache", False):
+        from dartformer.compile_cache import VARIABLE
+        os.environ[VARIABLE] = "off"
     if arguments.verb == "new":
         return _new(arguments, overrides(extra))
     others = {"list": _list, "predict": _predict, "selfcheck": _selfcheck, "push": _push, "doctor": _doctor,
@@ -306,9 +309,6 @@ def _dispatch(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
         return _derive_within(arguments, overrides(extra))
     from dartformer.config import load_config
     config = load_config(arguments.config, overrides(extra))
-    if arguments.no_compile_cache:
-        from dartformer.compile_cache import VARIABLE
-        os.environ[VARIABLE] = "off"
     from dartformer import api
     from dartformer.stages.base import Run
     if arguments.verb == "run":

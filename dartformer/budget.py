@@ -22,6 +22,8 @@ QUANTITIES = {
 """What can be limited, of a whole model at the stated batch, length and phase."""
 
 PHASES = ("forward", "train", "decode")
+"""A forward pass; a forward and a backward pass; one more token after `length` tokens."""
+
 PLACE = {"batch": 1, "length": 0, "phase": "forward", "floor": 0.9, "rate": 0.1, "table": "", "trust_table": False}
 TEXTS = ("phase", "table")
 

@@ -6,6 +6,7 @@ import platform
 import tempfile
 from pathlib import Path
 
+from dartformer import user_cache
 from dartformer.progress import say
 
 VARIABLE = "DARTFORMER_COMPILE_CACHE"
@@ -24,8 +25,7 @@ def folder() -> Path:
     flags = next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "") \
         if cpu.exists() else platform.processor()
     kind = hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "dartformer" / f"compiled-{kind}"
+    return user_cache.folder() / f"compiled-{kind}"
 
 
 def use() -> Path | None:

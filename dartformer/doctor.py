@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -13,10 +14,6 @@ from typing import Any
 from dartformer import compile_cache
 from dartformer._version import __version__
 
-NEEDED = ("jax", "jaxlib", "flax", "optax", "chex", "ml-collections", "tensorflow-datasets", "array_record", "grain",
-          "tokenizers", "pyarrow", "orbax-checkpoint", "safetensors", "tensorboardX", "matplotlib", "numpy", "scipy")
-"""Distributions whose versions tell how something came about."""
-
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "onnx": (("jax2onnx", "onnxruntime"), "dartformer export --format=onnx"),
     "tensorflow": (("tensorflow",), "dartformer export --format=tensorflow, a SavedModel"),
@@ -24,6 +21,8 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "hub": (("huggingface_hub",), "dartformer push, to the Hugging Face hub"),
     "wandb": (("wandb",), "--config.log.trackers=wandb, Weights & Biases beside TensorBoard"),
     "mlflow": (("mlflow",), "--config.log.trackers=mlflow, MLflow beside TensorBoard"),
+    "notebooks": (("ipykernel", "nbclient"), "to run the notebooks of the repository"),
+    "docs": (("mkdocs", "mkdocstrings"), "make docs"),
     "test": (("pytest", "ruff", "mypy", "build"), "make test"),
 }
 """For each extra that adds an ability: the modules it brings, and the ability."""
@@ -31,7 +30,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
 
 def examine() -> dict[str, Any]:
     """All that is found, as plain data; `problems` is empty where nothing is missing."""
-    versions = {name: _version(name) for name in NEEDED}
+    versions = {name: _version(name) for name in needed()}
     problems = [f"{name} is not installed: pip install dartformer brings it." for name, v in versions.items() if not v]
     devices: list[str] = []
     try:
@@ -49,6 +48,15 @@ def examine() -> dict[str, Any]:
         "extras": {name: {"installed": all(importlib.util.find_spec(m) is not None for m in modules), "adds": adds}
                    for name, (modules, adds) in EXTRAS.items()},
         "problems": problems}
+
+
+def needed() -> list[str]:
+    """The distributions that dartformer requires, by its own metadata, after JAX's compiled part."""
+    try:
+        lines = importlib.metadata.requires("dartformer") or []
+    except importlib.metadata.PackageNotFoundError:  # a checkout that was never installed
+        return ["jax", "jaxlib"]
+    return ["jaxlib", *(re.split(r"[^A-Za-z0-9._-]", line)[0] for line in lines if "extra ==" not in line)]
 
 
 def _version(name: str) -> str | None:

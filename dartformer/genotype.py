@@ -75,16 +75,24 @@ class Genotype:
         return cls.from_dict(data)
 
     def __str__(self) -> str:
-        if self.is_homogeneous:
-            return f"{attention.format(self.layers[0][0])} everywhere ({len(self.layers)}x{self.heads})"
-        return " | ".join(self.describe_layer(l) for l in range(len(self.layers)))
+        return in_words(self.to_dict()["layers"])
 
     def describe_layer(self, layer: int) -> str:
         """A layer in short: "full" or "full x2 + linear x2"."""
-        counts: Counter[Attention] = Counter(self.layers[layer])
-        if len(counts) == 1:
-            return attention.format(self.layers[layer][0])
-        return " + ".join(f"{attention.format(a)} x{n}" for a, n in counts.items())
+        return layer_in_words(self.to_dict()["layers"][layer])
+
+
+def in_words(layers: Sequence[Sequence[str]]) -> str:
+    """A genotype in short, from the texts of its attentions alone, which need not be known here."""
+    if len({a for heads in layers for a in heads}) == 1:
+        return f"{layers[0][0]} everywhere ({len(layers)}x{len(layers[0])})"
+    return " | ".join(map(layer_in_words, layers))
+
+
+def layer_in_words(heads: Sequence[str]) -> str:
+    """A layer in short: "full" or "full x2 + linear x2"."""
+    counts = Counter(heads)
+    return heads[0] if len(counts) == 1 else " + ".join(f"{a} x{n}" for a, n in counts.items())
 
 
 def parse_candidates(texts: Sequence[str]) -> tuple[Attention, ...]:

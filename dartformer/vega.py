@@ -2,12 +2,11 @@
 
 import contextlib
 import functools
-import os
 from importlib.metadata import version
-from pathlib import Path
 
 import vl_convert
 
+from dartformer import user_cache
 from dartformer.workdir import write_text
 
 
@@ -17,8 +16,7 @@ def script() -> str:
 
     Putting it together takes seconds, so it is kept in the user's cache folder, where that can be written, by version.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    file = base / "dartformer" / f"vega-{version('vl-convert-python')}.js"
+    file = user_cache.folder() / f"vega-{version('vl-convert-python')}.js"
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return file.read_text(encoding="utf-8")
     made: str = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]  # its stub lacks the default

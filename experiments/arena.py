@@ -5,6 +5,9 @@ The published settings are those of the first author's public code (a port of Lo
 widths, lengths, options of the attentions. Which types each paper has was inferred in part.
 """
 
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -113,3 +116,17 @@ def data_of(task: str, imdb: str, matching: str, data_dir: str) -> dict[str, Any
     """The fields that say where a task's data are; texts may be empty."""
     path = matching if task == "matching" else imdb if task.startswith("imdb") else ""
     return ({"task.path": path} if path else {}) | ({"data.dir": data_dir} if data_dir else {})
+
+
+def parser(about: str | None, tasks: Sequence[str]) -> argparse.ArgumentParser:
+    """What both experiments can be told on the command line."""
+    made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--size", choices=("cpu", "published"), default="cpu")
+    made.add_argument("--tasks", default=",".join(tasks))
+    made.add_argument("--imdb", default="", help="see search_spaces/imdb_bytes_small.py")
+    made.add_argument("--matching", default="", help="see search_spaces/matching_small.py")
+    made.add_argument("--data-dir", default="", help="where data are prepared")
+    made.add_argument("--steps", type=int, default=0, help="of every training and search, instead of its own number")
+    made.add_argument("--results", type=Path, help="file of JSON lines")
+    made.add_argument("--summary", action="store_true", help="print the tables of what is there, and train nothing")
+    return made

@@ -99,7 +99,7 @@ def test_the_doctor(capsys, monkeypatch):
     assert found["versions"]["jax"]
     assert found["places"]["compile cache"]["free_bytes"] > 0
     assert set(found["extras"]) == set(doctor.EXTRAS)
-    monkeypatch.setattr(doctor, "NEEDED", ("jax", "no-such-thing"))
+    monkeypatch.setattr(doctor, "needed", lambda: ["jax", "no-such-thing"])
     monkeypatch.setattr(doctor, "EXTRAS", {"fly": (("no_such_module",), "wings")})
     assert main(["doctor"]) == command_line.NOT_FOUND
     shown = capsys.readouterr().out

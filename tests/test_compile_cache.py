@@ -6,6 +6,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from dartformer import compile_cache
+from dartformer.__main__ import main
 
 
 @pytest.fixture
@@ -56,3 +57,13 @@ def test_a_folder_that_cannot_be_written_is_told_of_and_done_without(own, capsys
     assert "compiled anew" in "".join(capsys.readouterr())
     assert compile_cache.use() is None
     assert not "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("command", [("run", "--workdir=run"), ("profile",),
+                                     ("derive", "--workdir=run", "--budget=flops=9")])
+def test_the_flag_turns_it_off_in_every_verb_that_has_it(own, command, tmp_path, monkeypatch):
+    monkeypatch.setenv(compile_cache.VARIABLE, "")
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "--config=missing.py", "--no-compile-cache"]) == 2
+    assert compile_cache.use() is None
+    assert not own.exists()

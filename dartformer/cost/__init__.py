@@ -11,8 +11,8 @@ from dartformer.cost.analytic import (
     training_bytes,
     useful_flops,
 )
-from dartformer.cost.measure import PHASES, Measured, attention, device, forward_latency, latency, layer, model
+from dartformer.cost.measure import Measured, attention, check_phase, device, forward_latency, latency, layer, model
 
-__all__ = ["PHASES", "Measured", "attention", "attention_cost", "decodes", "decoding_flops", "device", "flops",
+__all__ = ["Measured", "attention", "attention_cost", "check_phase", "decodes", "decoding_flops", "device", "flops",
            "forward_latency", "latency", "layer", "model", "model_parameters", "parameters", "training_bytes",
            "useful_flops"]

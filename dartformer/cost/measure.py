@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from dartformer.attention.base import Attention, Inputs
+from dartformer.budget import PHASES
 from dartformer.errors import unknown
 from dartformer.genotype import Genotype
 from dartformer.transformer import (
@@ -28,9 +29,6 @@ from dartformer.transformer import (
     transformer,
     values,
 )
-
-PHASES = ("forward", "train", "decode")
-"""A forward pass; a forward and a backward pass; one more token after `length` tokens."""
 
 clock: Callable[[], float] = time.perf_counter
 """What tells the time. On one core of a busy machine a benchmark may take `time.process_time` instead."""

@@ -6,7 +6,6 @@ it, less the same block with heads that do nothing. A call by itself would be mo
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dartformer import user_cache
 from dartformer._version import __version__
 from dartformer.attention import format as spec
 from dartformer.attention.base import Attention
@@ -41,9 +41,8 @@ def versions() -> dict[str, str]:
 
 def cache_file() -> Path:
     """The table of this device and these versions in the user's cache folder."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     kind = hashlib.sha256(f"{measure.device()} {versions()}".encode()).hexdigest()[:12]
-    return base / "dartformer" / f"latency-{kind}.json"
+    return user_cache.folder() / f"latency-{kind}.json"
 
 
 class Table:

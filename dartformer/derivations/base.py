@@ -4,6 +4,7 @@ Weights go in and come out as an argument, so that a derivation is a pure functi
 random numbers give the same genotype.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -61,15 +62,15 @@ class Derived(NamedTuple):
     details: dict[str, Any]
 
 
-class Rule:
+class Rule(ABC):
     """A derivation: a frozen dataclass of its options, written `masked_drop(fine_tune=20)` in configs."""
 
-    def check(self, space: SearchSpace) -> None:
+    def check(self, space: SearchSpace) -> None:  # noqa: B027 - most fit every space
         """Raise `InputError` where the options do not fit the space; called before anything is trained."""
 
+    @abstractmethod
     def __call__(self, trained: Trained) -> Derived:
         """The genotype of a trained supernet."""
-        raise NotImplementedError
 
 
 def merit(scores: Scores, metric: str) -> np.ndarray:

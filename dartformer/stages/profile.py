@@ -33,7 +33,7 @@ class At:
     Attributes:
       batch: examples at once.
       lengths: tokens of an example; of several, the first is the one of the tables and all are the sweep.
-      phase: one of `cost.PHASES`.
+      phase: one of `budget.PHASES`.
       repeats: calls that are timed.
     """
 
@@ -48,8 +48,7 @@ class At:
         for name, value in (("batch", self.batch), ("repeats", self.repeats), *(("length", n) for n in lengths)):
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} must be a whole number of at least 1, got {value!r}.")
-        if self.phase not in cost.PHASES:
-            raise InputError(f"phase must be one of {', '.join(cost.PHASES)}, got {self.phase!r}.")
+        cost.check_phase(self.phase)
         if max(lengths) > config.length:
             raise InputError(f"the model takes at most {config.length} tokens, got a length of {max(lengths)}: set "
                              f"the task's length with --config.")

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from dartformer import cost
 from dartformer._version import __version__
 from dartformer.workdir import read_json, write_json
 
@@ -56,9 +57,8 @@ def command() -> str:
 
 
 def device() -> str:
-    """Kind and number of the devices, as JAX names them."""
-    all_ = jax.devices()
-    return f"{len(all_)} x {all_[0].platform}: {all_[0].device_kind}"
+    """Number and kind of the devices."""
+    return f"{len(jax.devices())} x {cost.device()}"
 
 
 def versions() -> dict[str, str]:

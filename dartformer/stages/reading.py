@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dartformer.errors import InputError
+from dartformer.genotype import in_words
 from dartformer.stages import provenance
 from dartformer.workdir import read_json
 
@@ -213,18 +214,10 @@ def _trajectory(path: Path, config: dict[str, Any], logs: list[Path]) -> Traject
 
 
 def describe(layers: list[list[str]]) -> str:
-    """A genotype in short, as `str(Genotype)` has it, from its texts alone; counts where that is long."""
-    if len({a for row in layers for a in row}) == 1:
-        return f"{layers[0][0]} everywhere ({len(layers)}x{len(layers[0])})"
-    text = " | ".join(describe_layer(row) for row in layers)
+    """A genotype in short; counts where that is long."""
+    text = in_words(layers)
     if len(text) <= LONG:
         return text
     heads = Counter(a for row in layers for a in row)
     return (f"a mixed genotype of {len(layers)} layers of {len(layers[0])} heads ("
             + ", ".join(f"{a} in {n}" for a, n in heads.most_common(6)) + ("..." if len(heads) > 6 else "") + ")")
-
-
-def describe_layer(row: list[str]) -> str:
-    """A layer in short: "full" or "full x2 + linear x2"."""
-    counts = {a: row.count(a) for a in dict.fromkeys(row)}
-    return row[0] if len(counts) == 1 else " + ".join(f"{a} x{n}" for a, n in counts.items())

@@ -10,9 +10,10 @@ import jinja2
 
 from dartformer import charts, metric, vega
 from dartformer._version import __version__
+from dartformer.genotype import layer_in_words
 from dartformer.plots import colour
 from dartformer.progress import say
-from dartformer.stages.reading import Reading, describe, describe_layer, read
+from dartformer.stages.reading import Reading, describe, read
 from dartformer.stages.summary import MARKS, number
 from dartformer.workdir import jsonable, write_text
 
@@ -85,7 +86,7 @@ def render(found: Reading, *, live: bool = False) -> str:
                 config_text=json.dumps(config, indent=2), facts=facts(found),
                 prepared=json.dumps(results["data"], indent=2) if "data" in results else "",
                 links=[(name, what) for name, what in LINKS.items() if (found.path / name).exists()],
-                describe_layer=describe_layer)
+                describe_layer=layer_in_words)
 
 
 def page(template: str, *, figures: dict[str, charts.Chart], extra: dict[str, Any], **given: Any) -> str:

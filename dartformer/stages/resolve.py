@@ -1,6 +1,5 @@
 """Resolve: a finished search answered again under a budget, in seconds; and the front of accuracy against cost."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -159,9 +158,3 @@ def enforce(run: Run, given: list[Trained], genotype: Genotype, inherits: Inheri
         **details, "kept": False,
         "note": f"the rule's own genotype is above the budget ({', '.join(over)}): this is the best within it by the "
                 f"mixture"}
-
-
-def with_table(budget: Budget, table: str | None, trust: bool) -> Budget:
-    """The budget, to be held against another table of latencies."""
-    return dataclasses.replace(budget, table=table or budget.table, trust_table=trust or budget.trust_table)
-

@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from typing import Any
 
+from dartformer import plugins
 from dartformer.errors import InputError, unknown
 from dartformer.strategies import relax
 from dartformer.strategies.base import (
@@ -60,25 +60,21 @@ __all__ = ["EXTRAS", "HYPERGRADIENTS", "STRATEGIES", "Constraint", "Darts", "Ext
            "refusal", "relax"]
 
 
+GROUP = "dartformer.strategy"
+
+
 def names() -> list[str]:
     """Every strategy that `find` knows, this package's first."""
-    return list(dict.fromkeys([*STRATEGIES, *sorted(entry_points(group="dartformer.strategy").names)]))
+    return plugins.names(STRATEGIES, GROUP)
 
 
 def find(name: str, field: str = "search.strategy.name") -> type:
     """The strategy type of that name; `InputError` where there is none, or another package's does not load."""
-    if name in STRATEGIES:
-        return STRATEGIES[name]
-    for entry in entry_points(group="dartformer.strategy", name=name):
-        try:
-            found = entry.load()
-        except Exception as error:
-            raise InputError(f"strategy {name!r}, which is {entry.value}, does not load: {error}") from error
-        if not (isinstance(found, type) and dataclasses.is_dataclass(found)
-                and isinstance(getattr(found, "traits", None), Traits)):
-            raise InputError(f"strategy {name!r}, which is {entry.value}, is not a dataclass with `traits`.")
-        return found
-    raise unknown(field, name, names())
+    def refusal(found: object) -> str:
+        fits = isinstance(found, type) and dataclasses.is_dataclass(found)
+        return "" if fits and isinstance(getattr(found, "traits", None), Traits) else "is not a dataclass with `traits`"
+
+    return plugins.find(name, STRATEGIES, GROUP, "strategy", refusal, field)
 
 
 def make(name: str, options: Mapping[str, Any]) -> StrategyOptions:

@@ -4,6 +4,7 @@ A strategy is a relaxation (how alphas become a mixture), a hypergradient (how t
 penalty on the alphas, and extras on top.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -29,7 +30,7 @@ SAMPLE = 0x5A3B1E
 
 
 @dataclass(frozen=True, kw_only=True)
-class Alternating(Options):
+class Alternating(Options, ABC):
     """Options of all strategies that learn alphas by gradient.
 
     Attributes:
@@ -70,9 +71,9 @@ class Alternating(Options):
         """See `StrategyOptions`."""
         return not self.sampled and all(extra.vectorises for extra in self.extras)
 
+    @abstractmethod
     def relaxation(self) -> Relaxation:
         """How alphas become mixtures."""
-        raise NotImplementedError
 
     def penalty(self, alphas: Array, alive: Alive) -> Array | float:
         """What the strategy itself adds to the alphas' loss."""

@@ -1,5 +1,6 @@
 """The loop of strategies that learn no alphas: steps of the weights alone, at mixtures that nobody learns."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from dartformer.strategies.base import Options, Problem, State, Strategy, Weight
 from dartformer.strategies.relax import everywhere, softmax
 
 
-class WeightsOnly(Options):
+class WeightsOnly(Options, ABC):
     """A strategy whose weights learn at the rows that `rows` gives; its alphas stay zero."""
 
     draws: ClassVar[bool]
@@ -22,9 +23,9 @@ class WeightsOnly(Options):
         """See `StrategyOptions`."""
         return self.draws
 
+    @abstractmethod
     def rows(self) -> Callable[[Array, Array], Array]:
         """(alphas, key) -> `[1 or L, 1 or H, K]`, for one step."""
-        raise NotImplementedError
 
     def __call__(self, problem: Problem) -> Strategy:
         """The strategy for a problem."""

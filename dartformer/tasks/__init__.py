@@ -4,9 +4,9 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from importlib.metadata import entry_points
 from typing import Any
 
+from dartformer import plugins
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import Task
 from dartformer.tasks.files import Files
@@ -26,24 +26,18 @@ TASKS: dict[str, type] = {"listops": ListOps, "planted": Planted, "imdb_bytes": 
 """The tasks of this package. Other packages add theirs as entry points of the group `dartformer.task`."""
 
 
+GROUP = "dartformer.task"
+
+
 def names() -> list[str]:
     """Every task that `find` knows, this package's first."""
-    return list(dict.fromkeys([*TASKS, *sorted(entry_points(group="dartformer.task").names)]))
+    return plugins.names(TASKS, GROUP)
 
 
 def find(name: str) -> type:
     """The task type of that name; `InputError` where there is none, or another package's does not load."""
-    if name in TASKS:
-        return TASKS[name]
-    for entry in entry_points(group="dartformer.task", name=name):
-        try:
-            found = entry.load()
-        except Exception as error:
-            raise InputError(f"task {name!r}, which is {entry.value}, does not load: {error}") from error
-        if not (isinstance(found, type) and is_dataclass(found)):
-            raise InputError(f"task {name!r}, which is {entry.value}, is not a dataclass.")
-        return found
-    raise unknown("task", name, names())
+    return plugins.find(name, TASKS, GROUP, "task", lambda found: "" if isinstance(found, type) and is_dataclass(found)
+                        else "is not a dataclass")
 
 
 def options_of(kind: type) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextTask:
+class TextTask(ABC):
     """Texts as tokens: "bytes", "characters", "words" or "bpe", at most `vocabulary_size` of them (0: the default).
 
     A text of more than `length` tokens is cropped: its "head", its "tail", or half of each ("ends"). Where the source
@@ -97,18 +98,18 @@ class TextTask:
         return tokenizers.size_of(self.tokens, self.vocabulary_size)
 
     @property
+    @abstractmethod
     def labels(self) -> tuple[str, ...]:
         """Names of the classes."""
-        raise NotImplementedError
 
     @property
     def classes(self) -> int:
         """How many there are."""
         return len(self.labels)
 
+    @abstractmethod
     def sources(self, data_dir: str | None) -> dict[str, Source]:
         """The source of "train" and, if the data have them, "valid" and "test"; `InputError` says what is missing."""
-        raise NotImplementedError
 
     # From texts to token ids.
 

@@ -15,7 +15,6 @@ For each task, each written to `results/<size>.jsonl` as it comes and not done a
 `--summary` prints the tables.
 """
 
-import argparse
 import sys
 import tempfile
 import time
@@ -168,15 +167,7 @@ class Experiment:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("cpu", "published"), default="cpu")
-    parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--imdb", default="", help="see search_spaces/imdb_bytes_small.py")
-    parser.add_argument("--matching", default="", help="see search_spaces/matching_small.py")
-    parser.add_argument("--data-dir", default="", help="where data are prepared")
-    parser.add_argument("--steps", type=int, default=0, help="of everything, instead of its own number")
-    parser.add_argument("--results", type=Path, help="file of JSON lines")
-    parser.add_argument("--summary", action="store_true", help="print the tables of what is there, and train nothing")
+    parser = arena.parser(__doc__, TASKS)
     arguments = parser.parse_args()
     file = arguments.results or Path(__file__).parent / "results" / f"{arguments.size}.jsonl"
     lines = Lines(file, ("task", "kind", "name"))

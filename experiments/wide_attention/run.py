@@ -7,7 +7,6 @@ A line of JSON for each task, type and shape is added to `results/<size>.jsonl` 
 trained again, so that the same command goes on where it was stopped. `--summary` prints the tables.
 """
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -25,18 +24,10 @@ from dartformer.stages.base import Run
 RESULTS = Path(__file__).parent / "results"
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("cpu", "published"), default="cpu")
-    parser.add_argument("--tasks", default=",".join(arena.TASKS))
+    parser = arena.parser(__doc__, arena.TASKS)
     parser.add_argument("--types", default="", help="names, as in experiments/arena.py; all ten by default")
     parser.add_argument("--shapes", choices=("ends", "all"), default="", help="the deepest and the widest alone, which "
                         "is the default at CPU size, or those between too")
-    parser.add_argument("--imdb", default="", help="see search_spaces/imdb_bytes_small.py")
-    parser.add_argument("--matching", default="", help="see search_spaces/matching_small.py")
-    parser.add_argument("--data-dir", default="", help="where data are prepared")
-    parser.add_argument("--steps", type=int, default=0, help="of a training, instead of its own number")
-    parser.add_argument("--results", type=Path, help="file of JSON lines")
-    parser.add_argument("--summary", action="store_true", help="print the tables of what is there, and train nothing")
     arguments = parser.parse_args()
     lines = Lines(arguments.results or RESULTS / f"{arguments.size}.jsonl", ("task", "type", "shape"))
     if arguments.summary:
