@@ -94,6 +94,7 @@ def _run_shapes(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     Of equals the one with fewest parameters is taken. `results.json` is the chosen shape's, with `shape` and `shapes`.
     """
     configs.validate(config)
+    configs.require_here(config)
     with Workdir(workdir, configs.to_dict(config)) as folder:
         found: dict[str, dict[str, Any]] = {}
         scores: dict[str, tuple[float, int]] = {}

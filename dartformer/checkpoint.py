@@ -153,8 +153,12 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _plain(leaf: Any) -> Any:
-    """A leaf as orbax takes it: PRNG keys as their bits."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+    """A leaf as orbax takes it: PRNG keys as their bits, and of what several devices hold a copy of, one.
+
+    Orbax notes on which devices an array lay, and restores it nowhere else.
+    """
+    array = jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+    return jax.device_put(array, jax.local_devices()[0]) if len(array.devices()) > 1 else array
 
 
 def _like(array: Any, leaf: Any) -> Any:

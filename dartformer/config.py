@@ -399,7 +399,6 @@ def validate(config: ConfigDict) -> None:
                         ("log.checkpoint_every", config.log.checkpoint_every)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}.")
-    how_many(config.data.devices, config.data.batch_size)
     if not 0 <= config.derive.tie_margin < 1:
         raise InputError(f"derive.tie_margin must be at least 0 and below 1, got {config.derive.tie_margin}.")
     if config.search.seeds > 1 and not strategy.traits.supernet:
@@ -408,6 +407,15 @@ def validate(config: ConfigDict) -> None:
     seeds = config.retrain.seeds
     if not seeds or len(set(seeds)) != len(seeds) or any(not isinstance(s, int) or s < 0 for s in seeds):
         raise InputError(f"retrain.seeds must be different whole numbers of at least 0, got {list(seeds)}.")
+
+
+def require_here(config: ConfigDict) -> None:
+    """Raise `InputError` for what the config asks of this machine and it has not: devices, trackers' packages.
+
+    Apart from `validate`, because a model that was trained elsewhere can be loaded all the same.
+    """
+    how_many(config.data.devices, config.data.batch_size)
+    trackers.require_installed(config.log.trackers)
 
 
 def _validate_rule(where: str, text: str, config: ConfigDict, traits: strategies.Traits, score: str) -> None:

@@ -141,10 +141,15 @@ TRACKERS: dict[str, tuple[str, type]] = {"wandb": ("wandb", WandB), "mlflow": ("
 
 
 def check(names: Sequence[str]) -> None:
-    """Raise `InputError` for a tracker that there is not, or whose package is not installed."""
+    """Raise `InputError` for a tracker that there is not."""
     for name in names:
         if name not in TRACKERS:
             raise unknown("log.trackers", name, TRACKERS)
+
+
+def require_installed(names: Sequence[str]) -> None:
+    """Raise `InputError` for a tracker whose package is not installed."""
+    for name in names:
         if importlib.util.find_spec(TRACKERS[name][0]) is None:
             raise InputError(f"log.trackers names {name}, which is not installed: pip install 'dartformer[{name}]'.")
 

@@ -10,6 +10,7 @@ from tensorboardX.proto.event_pb2 import Event
 import dartformer as df
 from dartformer import config as configs
 from dartformer import metric, trackers
+from dartformer.stages.base import Run
 from dartformer.stages.tracking import track
 from dartformer.train import _Log, read_metrics
 
@@ -79,10 +80,22 @@ def test_another_tracker_is_a_line_in_the_table(tmp_path, monkeypatch):
     assert Fake.made.calls[1][2].dtype == np.uint8
     monkeypatch.setitem(trackers.TRACKERS, "gone", ("no_such_module", Fake))
     config = df.defaults("listops")
-    for name, message in (("gone", "pip install 'dartformer.gone.'"), ("fak", "Did you mean 'fake'")):
-        configs.override(config, {"log.trackers": name})
+    configs.override(config, {"log.trackers": "fak"})
+    with pytest.raises(df.InputError, match="Did you mean 'fake'"):
+        configs.validate(config)
+
+
+def test_what_this_machine_lacks_stops_a_run_and_no_model(tmp_path, monkeypatch):
+    """A config of another machine, with its trackers and devices, is read; a run with it is refused."""
+    monkeypatch.setitem(trackers.TRACKERS, "gone", ("no_such_module", Fake))
+    for values, message in (({"log.trackers": "gone"}, "pip install 'dartformer.gone.'"),
+                            ({"data.devices": "4096", "data.batch_size": "4096"}, "data.devices must be 0")):
+        config = df.defaults("listops")
+        configs.override(config, values)
+        assert configs.from_dict(configs.to_dict(config)) == config
         with pytest.raises(df.InputError, match=message):
-            configs.validate(config)
+            Run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

@@ -53,6 +53,7 @@ class Run:
 
     def __init__(self, config: ConfigDict, workdir: str | Path):
         configs.validate(config)
+        configs.require_here(config)
         if config.space.aspect != "given":
             raise InputError(f"space.aspect = {config.space.aspect!r} is several shapes "
                              f"({', '.join(configs.of_shapes(config))}), which `dartformer run` searches one by one; "

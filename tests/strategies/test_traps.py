@@ -61,7 +61,10 @@ def test_seeds_in_one_program_are_the_seeds_alone(name, options):
 
 
 MESH = """
+import sys
+from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
+from dartformer.checkpoint import Checkpoints
 from test_traps import QUICK, problem, start
 from dartformer.devices import how_many, shared
 from dartformer.strategies import make
@@ -83,15 +86,21 @@ for name in ("darts", "gumbel"):
     assert len(shards) == 8
     assert all(s.shape == one.alphas.shape and (s == shards[0]).all() for s in shards), name
     np.testing.assert_allclose(shards[0], one.alphas, rtol=1e-4, atol=1e-5)
+    with Checkpoints(Path(sys.argv[1]) / name) as kept:  # what many devices saved goes on on one
+        kept.save(8, many, {})
+        back = kept.latest(one).state
+    assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(back))
+    assert (np.asarray(back.alphas) == shards[0]).all()
 print("same")
 """
 
 
-def test_alphas_are_the_same_on_all_devices_of_a_mesh():
+def test_alphas_are_the_same_on_all_devices_of_a_mesh(tmp_path):
     """Each process deriving an architecture of its own is nni#5013. A step shared out is that of one device."""
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu",
            "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])}
-    done = subprocess.run([sys.executable, "-c", MESH], env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", MESH, str(tmp_path)], env=env, capture_output=True, text=True,
+                          timeout=300)
     assert done.stdout.strip() == "same", done.stderr
 
 
