@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
-from dartformer import tasks
+from dartformer import plugins, tasks
 from dartformer.errors import InputError
 from dartformer.tasks.base import Task
 
@@ -26,7 +26,7 @@ def installed(monkeypatch):
               EntryPoint("listops", f"{__name__}:Other", "dartformer.task"),
               EntryPoint("absent", "no_such_module:Task", "dartformer.task"),
               EntryPoint("odd", f"{__name__}:pytest", "dartformer.task")]
-    monkeypatch.setattr(tasks, "entry_points", lambda **chosen: EntryPoints(points).select(**chosen))
+    monkeypatch.setattr(plugins, "entry_points", lambda **chosen: EntryPoints(points).select(**chosen))
 
 
 def test_every_task_is_a_task_and_hashable():
