@@ -100,6 +100,7 @@ def defaults(task: str = "listops", strategy: str = "darts", preset: str = "reco
             "strategy": brought["search.strategy"],
             "projections": brought["search.projections"],
             "partial": 1,
+            "remat": True,
             "budget": {},
             "steps": 300,
             "seeds": 1,
@@ -380,6 +381,9 @@ def validate(config: ConfigDict) -> None:
     if config.search.projections not in PROJECTIONS:
         raise unknown("search.projections", config.search.projections, PROJECTIONS)
     check_partial(config.model.heads, config.space.granularity, config.search.projections, config.search.partial)
+    if not config.search.remat and (reason := strategies.remat_refusal(strategy)):
+        raise InputError(f"search.remat = False computes every candidate in every step, and cannot be taken with the "
+                         f"strategy {config.search.strategy.name!r}: {reason}.")
     _validate_rule("derive.rule", config.derive.rule, config, strategy.traits, known.name)
     if config.derive.second_opinion:
         _validate_rule("derive.second_opinion", config.derive.second_opinion, config, strategy.traits, known.name)

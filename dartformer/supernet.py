@@ -6,6 +6,7 @@ The mixture is an input, never a state: one compiled supernet evaluates any arch
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,7 +43,9 @@ PROJECTIONS = ("shared", "separate")
 class MixedAttention(nnx.Module):
     """All candidates of one layer, weighted per head by the mixture's row `[H, K]`.
 
-    A candidate whose column is zero is not computed (`sum_of_active`).
+    A candidate whose column is zero is not computed (`sum_of_active`), and what one computes is computed again in the
+    backward pass. Without `remat` it is kept instead, and all candidates are computed whatever their columns: one needs
+    not wait for another, so that several cores or a wide device are put to better use, at the sum of their memories.
 
     Those whose index is not in `left` are not even compiled: a program over fewer candidates needs less memory. Their
     parameters stay where they are.
@@ -52,8 +55,8 @@ class MixedAttention(nnx.Module):
     """
 
     def __init__(self, config: TransformerConfig, candidates: tuple[Attention, ...], projections: str, layer: int,
-                 partial: int = 1, left: Sequence[int] | None = None, *, rngs: nnx.Rngs) -> None:
-        self.config, self.candidates, self.layer = config, candidates, layer
+                 partial: int = 1, left: Sequence[int] | None = None, remat: bool = True, *, rngs: nnx.Rngs) -> None:
+        self.config, self.candidates, self.layer, self.remat = config, candidates, layer, remat
         owners = 1 if projections == "shared" else len(candidates)
         self.projections = nnx.List([Projections(config, rngs=rngs) for _ in range(owners)])
         self.own = nnx.data([own_parameters(a, config, config.heads, rngs) for a in candidates])
@@ -103,9 +106,14 @@ class MixedAttention(nnx.Module):
             state = {} if shared else nnx.to_pure_dict(nnx.state(self.projections[k]))
             owned.append((mixture[:, k], params, state))
         given = {"q": inputs.q, "k": inputs.k, "v": inputs.v, "x": x} if shared else {"x": x}
-        active = jnp.any(mixture[:, np.array(self.left)] != 0, axis=0)
-        total = sum_of_active([branch_of(k) for k in self.left], active, given, owned,
-                              {"valid": valid, "keys": inputs.head_keys, "slopes": inputs.slopes, "noise": key})
+        fixed = {"valid": valid, "keys": inputs.head_keys, "slopes": inputs.slopes, "noise": key}
+        branches = [branch_of(k) for k in self.left]
+        if self.remat:
+            active = jnp.any(mixture[:, np.array(self.left)] != 0, axis=0)
+            total = sum_of_active(branches, active, given, owned, fixed)
+        else:
+            total = functools.reduce(jnp.add, [branch(given, own, fixed)
+                                               for branch, own in zip(branches, owned, strict=True)])
         if some:
             total = self.bypass(every).at[:, :, np.array(self.mixed)].set(total)
         return self.projections[0].output(total) if shared else total
@@ -124,7 +132,7 @@ def check_partial(heads: int, granularity: str, projections: str, partial: int) 
 
 
 def supernet(config: TransformerConfig, space: SearchSpace, projections: str = "shared", partial: int = 1,
-             left: Sequence[Sequence[int]] | None = None) -> Network:
+             left: Sequence[Sequence[int]] | None = None, remat: bool = True) -> Network:
     """A `Network` whose `apply` takes a mixture `[L, H, K]` over the candidates of `space`.
 
     Args:
@@ -136,6 +144,7 @@ def supernet(config: TransformerConfig, space: SearchSpace, projections: str = "
         queries and keys that were not trained.
       left: for each layer, the indices of the candidates that are computed; all if None. The others count as if the
         mixture had zero for them; the weights are those of the whole supernet.
+      remat: compute candidates again in the backward pass (see `MixedAttention`).
     """
     if projections not in PROJECTIONS:
         raise unknown("search.projections", projections, PROJECTIONS)
@@ -143,7 +152,7 @@ def supernet(config: TransformerConfig, space: SearchSpace, projections: str = "
     check_partial(config.heads, space.granularity, projections, partial)
     alike = partial == 1 and len(set(map(tuple, left or ()))) <= 1
     return network(config, lambda l, rngs: MixedAttention(config, space.candidates, projections, l, partial,
-                                                          None if left is None else left[l], rngs=rngs),
+                                                          None if left is None else left[l], remat, rngs=rngs),
                    scan=alike and 0 < config.scan <= config.layers)
 
 

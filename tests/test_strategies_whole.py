@@ -82,6 +82,9 @@ def test_a_strategy_brings_its_options_and_what_follows_it(tiny):
     ({"search.strategy.extras": "drop(keep=3)"}, "keep=3 of 3 candidates drops none"),
     ({"search.strategy.name": "gumbel", "search.strategy.extras": "smoothing"}, "cannot be put on top of gumbel"),
     ({"search.partial": 2}, "cannot be taken with space.granularity = 'head'"),
+    ({"search.strategy.name": "spos", "search.remat": False}, "it samples, so that a step needs few"),
+    ({"search.strategy.extras": "drop(stages=1, recompile=False)", "search.remat": False},
+     "drop without compiling again"),
     ({"search.strategy.extras": "nothing"}, "unknown extra 'nothing'")])
 def test_what_makes_no_sense_is_refused(values, message, tiny):
     def validate():
@@ -128,6 +131,21 @@ def test_extras_hypergradient_and_partial_heads_from_a_config(tiny, tmp_path):
     assert run.space.choice(genotype)[0, 0] == found.mixture[0, 0].argmax()
     assert found.history[-1]["step"] == 6
     assert any("alphas_curvature" in line for line in found.history)
+
+
+def test_a_search_that_keeps_its_branches_finds_the_same(tiny, tmp_path):
+    """With candidates that are dropped on the way, too: the step is then compiled without them."""
+    found = []
+    for remat in (True, False):
+        configs.override(tiny, {**FEW, "search.strategy.warmup": 0.0, "search.strategy.extras": "drop(stages=1)",
+                                "search.remat": remat})
+        with Run(tiny, tmp_path / str(remat)) as run:
+            result = search(run)
+            found.append((result.mixture, derive(result).genotype, result.history[-1]))
+    (mixture, genotype, last), (other_mixture, other_genotype, other_last) = found
+    np.testing.assert_allclose(other_mixture, mixture, atol=1e-4)
+    assert other_genotype == genotype
+    assert other_last["valid_loss"] == pytest.approx(last["valid_loss"], abs=1e-3)
 
 
 def test_sampled_strategies_never_share_a_program(tiny, tmp_path):

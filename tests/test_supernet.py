@@ -206,6 +206,27 @@ def test_layers_as_one_loop_are_the_same_function(batch, compile_quickly):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), *found)
 
 
+@pytest.mark.parametrize("projections", ["shared", "separate"])
+def test_kept_branches_are_the_same_function(batch, projections, compile_quickly):
+    """Values and gradients are those of branches that are computed again; but then none is passed over."""
+    with jax.enable_x64(True):
+        found = []
+        for remat in (True, False):
+            config = sizes(dropout=0.3, dtype="float64", scan=2)
+            space = space_of(config, candidates=("full", "performer(features=4)", "linformer(rank=4)"))
+            net = supernet(config, space, projections, remat=remat)
+            mixture = jnp.linspace(0.1, 0.9, 18).reshape(space.mixture_shape)
+
+            def loss(weights, mixture, net=net):
+                logits = net.apply(weights, *batch, mixture, train=True, key=jax.random.key(2))
+                return (logits ** 2).sum()
+
+            weights = net.init(jax.random.key(1))
+            assert ("cond[" in str(jax.make_jaxpr(loss)(weights, mixture))) == remat
+            found.append(jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(weights, mixture))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), *found)
+
+
 def test_every_attention_trains_in_every_place(batch):
     """Gradients of the loss are finite for every parameter, and reach every branch's own parameters."""
     config = sizes()

@@ -90,16 +90,16 @@ class Run:
     def supernet(self) -> Supernet:
         """The supernet, and the strategy that trains it."""
         config, (net, strategy) = self.config.search, self.supernet_of()
-        return Supernet(net, strategy, self._evaluator(net),
+        # Genotypes are evaluated at one-hot mixtures, where the others must cost nothing.
+        skipping = net if config.remat else self._supernet_network(None, remat=True)
+        return Supernet(net, strategy, self._evaluator(skipping),
                         {"weights_rate": optimizer.schedule(config.weights, config.steps),
                          "alphas_rate": optimizer.schedule(config.alphas, config.steps)})
 
     def supernet_of(self, left: Sequence[Sequence[int]] | None = None) -> tuple[Network, Strategy]:
         """A supernet and its strategy that compute no candidates but those `left` in each layer (None: all)."""
         config, space = self.config.search, self.space
-        # Seeds in one program are a vmap of gradients, which cuDNN's did wrongly before JAX 0.11.1.
-        kernel = without_cudnn(self.model.kernel, self.model.tokens) if config.seeds > 1 else self.model.kernel
-        net = supernet(dataclasses.replace(self.model, kernel=kernel), space, config.projections, config.partial, left)
+        net = self._supernet_network(left, config.remat)
         constraint = None
         if self.budget:
             limits = tuple(key for key, _ in self.budget.limits)
@@ -110,6 +110,13 @@ class Run:
             weights_optimizer=optimizer.build(config.weights, config.steps),
             alphas_optimizer=optimizer.build(config.alphas, config.steps), steps=config.steps,
             constraint=constraint))
+
+    def _supernet_network(self, left: Sequence[Sequence[int]] | None, remat: bool) -> Network:
+        config = self.config.search
+        # Seeds in one program are a vmap of gradients, which cuDNN's did wrongly before JAX 0.11.1.
+        kernel = without_cudnn(self.model.kernel, self.model.tokens) if config.seeds > 1 else self.model.kernel
+        return supernet(dataclasses.replace(self.model, kernel=kernel), self.space, config.projections, config.partial,
+                        left, remat)
 
     @cached_property
     def budget(self) -> Budget | None:

@@ -17,6 +17,7 @@ from dartformer.strategies.base import (
     Traits,
     budget_refusal,
     refusal,
+    remat_refusal,
 )
 from dartformer.strategies.beta_decay import BetaDecay
 from dartformer.strategies.darts import Darts
@@ -57,7 +58,7 @@ EXTRAS: dict[str, type[Extra]] = {
 
 __all__ = ["EXTRAS", "HYPERGRADIENTS", "STRATEGIES", "Constraint", "Darts", "Extra", "Gumbel", "Loss", "Problem",
            "State", "Strategy", "StrategyOptions", "Traits", "budget_refusal", "find", "make", "names",
-           "refusal", "relax"]
+           "refusal", "relax", "remat_refusal"]
 
 
 GROUP = "dartformer.strategy"

@@ -131,6 +131,16 @@ def budget_refusal(traits: Traits) -> str | None:
     return None
 
 
+def remat_refusal(strategy: Any) -> str | None:
+    """Why a supernet that always computes every candidate makes no sense with a strategy; None if it does."""
+    if not strategy.traits.supernet:
+        return "it trains no supernet"
+    if strategy.sampled:
+        return "it samples, so that a step needs few of the candidates"
+    skipping = [extra.name for extra in getattr(strategy, "extras", ()) if extra.skips]
+    return f"{skipping[0]} without compiling again saves what it drops only as a step runs" if skipping else None
+
+
 class StrategyOptions(Protocol):
     """A frozen dataclass of a strategy's options; calling it with a problem gives the strategy.
 

@@ -41,6 +41,11 @@ class Drop(Extra):
             if getattr(self, name) < 1:
                 raise InputError(f"drop: {name} must be at least 1, got {getattr(self, name)}.")
 
+    @property
+    def skips(self) -> bool:
+        """See `Extra`."""
+        return not self.recompile
+
     def check(self, candidates: int, steps: int) -> None:
         """See `Extra`."""
         if self.keep >= candidates:

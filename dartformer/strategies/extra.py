@@ -18,11 +18,17 @@ class Extra:
       name: in the table and in messages.
       order: derivatives it takes of the network.
       vectorises: it leaves seeds in one program at no more than their own price.
+      skips: what it saves is candidates without weight that are passed over as a step runs.
     """
 
     name: ClassVar[str]
     order: ClassVar[int] = 1
     vectorises: ClassVar[bool] = True
+
+    @property
+    def skips(self) -> bool:
+        """See above."""
+        return False
 
     def refusal(self, strategy: Any) -> str | None:
         """Why it makes no sense on top of a strategy; None if it does."""

@@ -4,9 +4,10 @@
     python experiments/benchmarks/search_cost.py --only=compile    # how long 11 candidates in 6 layers take to compile
 
 For K of eleven candidates, on one planted task: search + derive + retrain against training K models, all with as many
-steps of one batch size, one seed, in one process. Twice: with the soft mixture (`single_level`, every candidate in each
-step), and with sampled paths (`gumbel`, one candidate in each place and step). Targets at K = 11: 0.35 and 0.2 of the
-grid's seconds, at an equal or better choice; temporaries of the soft supernet's step at most 1.5 times those of the
+steps of one batch size, one seed, in one process: with the soft mixture (`single_level`, every candidate in each step),
+the same while candidates are dropped, the same with branches kept (`search.remat = False`), and with sampled paths
+(`spos`, one candidate in each place and step). Targets at K = 11: 0.35 of the grid's seconds for a soft one and 0.2 for
+a sampled one, at an equal or better choice; temporaries of the soft supernet's step at most 1.5 times those of the
 dearest model's. Seconds are the wall's and, on a busy machine the steadier ones, the processor's; compiling is apart.
 
 `--only=growth` times one step of the soft supernet and its temporaries over length, layers, heads and candidates;
@@ -41,6 +42,15 @@ ELEVEN = ("local(window=4)", "full", "linear", "uniform", "strided(stride=8)", "
 """The first four tell a user's favourites apart; `full` is the answer to recall."""
 
 LAYERS, LENGTH = 2, 64
+
+WARMUP = {"search.strategy.warmup": 0.2}
+
+SEARCHES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("soft", "single_level", WARMUP),
+    ("soft, dropping", "single_level", {**WARMUP, "search.strategy.extras": ("drop(stages=1, recompile=False)",)}),
+    ("soft, kept", "single_level", {**WARMUP, "search.remat": False}),
+    ("sampled", "spos", {}))
+"""Kind, strategy and what else is set."""
 
 
 @contextmanager
@@ -81,8 +91,8 @@ def against_grid(k: int, steps: int) -> None:
     dearest = max(one["temp_bytes"] for one in alone.values()) / 2**20
     say(name="grid", candidates=k, steps=steps, best=best, test=alone[best]["test"][0], dearest_temp_mib=dearest,
         **grid)
-    for kind, strategy in (("soft", "single_level"), ("sampled", "gumbel")):
-        with opened(strategy, {**values, "search.strategy.warmup": 0.2}) as run:
+    for kind, strategy, more_values in SEARCHES:
+        with opened(strategy, {**values, **more_values}) as run:
             lab = Lab(run)
             cost = compiled(lab)
             cpu = time.process_time()
@@ -142,7 +152,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("grid", "compile", "growth"), default="")
     parser.add_argument("--candidates", default="2,4,8,11")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--plot", type=Path, help="where to draw the growth")
     arguments = parser.parse_args()
     machine()
