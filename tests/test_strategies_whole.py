@@ -13,7 +13,7 @@ from dartformer.search_space import SearchSpace
 from dartformer.stages.base import Run
 from dartformer.stages.derive import derive
 from dartformer.stages.narrow import Narrowing
-from dartformer.stages.search import groups, search, stream
+from dartformer.stages.search import groups, initial, search, step_of, stream
 from dartformer.starter import starter
 from dartformer.strategies import STRATEGIES, Problem, make
 from dartformer.strategies.drop import Drop
@@ -146,6 +146,20 @@ def test_a_search_that_keeps_its_branches_finds_the_same(tiny, tmp_path):
     np.testing.assert_allclose(other_mixture, mixture, atol=1e-4)
     assert other_genotype == genotype
     assert other_last["valid_loss"] == pytest.approx(last["valid_loss"], abs=1e-3)
+
+
+def test_kept_branches_are_for_the_steps_alone(tiny, tmp_path):
+    """A genotype is evaluated and fine-tuned through a network that passes over the others."""
+    configs.override(tiny, {**FEW, "search.strategy.name": "single_level", "search.remat": False})
+    with Run(tiny, tmp_path) as run:
+        group = groups(run)[0]
+        state, batch = initial(run, group), next(stream(run, group))
+        skips = [str(jax.make_jaxpr(of)(*given)).count("cond[") for of, given in (
+            (run.supernet.network.apply, (state.weights, batch[0]["tokens"], batch[0]["valid"],
+                                          np.ones(run.space.mixture_shape, np.float32))),
+            (step_of(run, group), (state, batch)))]
+    assert skips[0] >= len(run.space.candidates)
+    assert skips[1] == 0
 
 
 def test_sampled_strategies_never_share_a_program(tiny, tmp_path):

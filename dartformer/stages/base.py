@@ -37,7 +37,11 @@ class Program(NamedTuple):
 
 
 class Supernet(NamedTuple):
-    """The supernet of a run with the strategy that trains it, shared by the stages."""
+    """The supernet of a run with the strategy that trains it, shared by the stages.
+
+    Whatever `search.remat` says of the strategy's steps, `network` and `evaluator` pass over what has no weight: a
+    genotype is evaluated, fine-tuned and looked at for the price of what it holds.
+    """
 
     network: Network
     strategy: Strategy
@@ -89,15 +93,13 @@ class Run:
     @cached_property
     def supernet(self) -> Supernet:
         """The supernet, and the strategy that trains it."""
-        config, (net, strategy) = self.config.search, self.supernet_of()
-        # Genotypes are evaluated at one-hot mixtures, where the others must cost nothing.
-        skipping = net if config.remat else self._supernet_network(None, remat=True)
-        return Supernet(net, strategy, self._evaluator(skipping),
+        config, net = self.config.search, self._supernet_network()
+        return Supernet(net, self.strategy_of(), self._evaluator(net),
                         {"weights_rate": optimizer.schedule(config.weights, config.steps),
                          "alphas_rate": optimizer.schedule(config.alphas, config.steps)})
 
-    def supernet_of(self, left: Sequence[Sequence[int]] | None = None) -> tuple[Network, Strategy]:
-        """A supernet and its strategy that compute no candidates but those `left` in each layer (None: all)."""
+    def strategy_of(self, left: Sequence[Sequence[int]] | None = None) -> Strategy:
+        """The strategy over a supernet that computes no candidates but those `left` in each layer (None: all)."""
         config, space = self.config.search, self.space
         net = self._supernet_network(left, config.remat)
         constraint = None
@@ -105,13 +107,13 @@ class Run:
             limits = tuple(key for key, _ in self.budget.limits)
             constraint = Constraint(ratios(self.budget, self.prices, space.granularity != "head"), limits,
                                     self.budget.floor, self.budget.rate)
-        return net, self.strategy(Problem(
+        return self.strategy(Problem(
             loss=training_loss(net, self.metric), alphas_shape=space.alphas_shape, mixture_shape=space.mixture_shape,
             weights_optimizer=optimizer.build(config.weights, config.steps),
             alphas_optimizer=optimizer.build(config.alphas, config.steps), steps=config.steps,
             constraint=constraint))
 
-    def _supernet_network(self, left: Sequence[Sequence[int]] | None, remat: bool) -> Network:
+    def _supernet_network(self, left: Sequence[Sequence[int]] | None = None, remat: bool = True) -> Network:
         config = self.config.search
         # Seeds in one program are a vmap of gradients, which cuDNN's did wrongly before JAX 0.11.1.
         kernel = without_cudnn(self.model.kernel, self.model.tokens) if config.seeds > 1 else self.model.kernel

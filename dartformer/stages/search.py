@@ -184,7 +184,7 @@ def compiled_step(run: Run, group: Group) -> CompiledStep:
     among = run.shared(axis=1 if group.together else 0)
     if not falls:
         return CompiledStep(step_of(run, group), among)
-    return Narrowing(lambda left: step_of(run, group, run.supernet_of(left)[1]), run.space.mixture_shape, falls, among)
+    return Narrowing(lambda left: step_of(run, group, run.strategy_of(left)), run.space.mixture_shape, falls, among)
 
 
 def search(run: Run) -> SearchResult:
