@@ -1,20 +1,25 @@
 """What a search costs beside what a user would do instead: train every candidate, and take the best.
 
     python experiments/benchmarks/search_cost.py > experiments/benchmarks/results/search_cost_cpu2.jsonl
-    python experiments/benchmarks/search_cost.py --only=compile    # how long 11 candidates in 6 layers take to compile
+    python experiments/benchmarks/search_cost.py --only=compile    # how long 11 candidates in 6 layers take to compile,
+                                                                   # the first time and through the compile cache
 
 For K of eleven candidates, on one planted task: search + derive + retrain against training K models, all with as many
 steps of one batch size, one seed, in one process: with the soft mixture (`single_level`, every candidate in each step),
-the same while candidates are dropped, the same with branches kept (`search.remat = False`), and with sampled paths
+the same while candidates are dropped, with branches kept (`search.remat = False`), with both, and with sampled paths
 (`spos`, one candidate in each place and step). Targets at K = 11: 0.35 of the grid's seconds for a soft one and 0.2 for
 a sampled one, at an equal or better choice; temporaries of the soft supernet's step at most 1.5 times those of the
-dearest model's. Seconds are the wall's and, on a busy machine the steadier ones, the processor's; compiling is apart.
+dearest model's. Seconds are the wall's and, on a busy machine the steadier ones, the processor's; compiling is apart
+(but for the processor's seconds where a step is compiled again because candidates were dropped).
 
-`--only=growth` times one step of the soft supernet and its temporaries over length, layers, heads and candidates;
-`--plot=FILE` draws them. JSON lines.
+`--only=growth` times one step of the soft supernet and its temporaries (of one device) over length, layers, heads,
+candidates and devices, fakes of one CPU where there is no other; `--plot=FILE` draws them. JSON lines.
 """
 
 import argparse
+import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +40,8 @@ from dartformer import config as configs
 from dartformer import starter
 from dartformer.attention import format as spec
 from dartformer.stages.base import Run
-from dartformer.stages.search import Group, initial, step_of, stream
+from dartformer.stages.search import Group, compiled_step, initial, stream
+from dartformer.train import CompiledStep
 
 ELEVEN = ("local(window=4)", "full", "linear", "uniform", "strided(stride=8)", "linformer(rank=8)", "block(size=8)",
           "sparse(stride=8)", "longformer(window=4)", "performer(features=16)", "synthesizer(mode='factorised')")
@@ -43,12 +49,17 @@ ELEVEN = ("local(window=4)", "full", "linear", "uniform", "strided(stride=8)", "
 
 LAYERS, LENGTH = 2, 64
 
+MIDDLE, REPEATS = {"task.length": 64, "model.layers": 2, "model.heads": 4}, 20
+"""From where one size is changed at a time, with four candidates; and steps that are timed."""
+
 WARMUP = {"search.strategy.warmup": 0.2}
 
 SEARCHES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("soft", "single_level", WARMUP),
     ("soft, dropping", "single_level", {**WARMUP, "search.strategy.extras": ("drop(stages=1, recompile=False)",)}),
     ("soft, kept", "single_level", {**WARMUP, "search.remat": False}),
+    ("soft, kept, dropping", "single_level", {**WARMUP, "search.remat": False,
+                                              "search.strategy.extras": ("drop(stages=1)",)}),
     ("sampled", "spos", {}))
 """Kind, strategy and what else is set."""
 
@@ -63,20 +74,19 @@ def opened(strategy: str, values: Mapping[str, Any]) -> Iterator[Run]:
         yield run
 
 
-def compiled(lab: Lab) -> dict[str, Any]:
-    """Compile the search's step, and say what that took."""
-    run = lab.run
-    group = Group(run.file("search"), (0,))
-    times = [time.perf_counter()]
+def temporaries(step: CompiledStep) -> float:
+    """MiB of the hungriest program of a step, on one device."""
+    return max(temporaries(one) if isinstance(one, CompiledStep) else one.memory_analysis().temp_size_in_bytes / 2**20
+               for one in step.programs.values())
+
+
+def compiled(run: Run) -> tuple[CompiledStep, dict[str, Any]]:
+    """The search's step, compiled, and what that took."""
+    group, started = Group(run.file("search"), (0,)), time.perf_counter()
     state, batch = initial(run, group), next(stream(run, group))
-    times.append(time.perf_counter())
-    lowered = jax.jit(step_of(run, group), donate_argnums=0).lower(state, batch)
-    times.append(time.perf_counter())
-    lab._step = lowered.compile()
-    times.append(time.perf_counter())
-    drawn, traced, built = np.diff(times).tolist()
-    return {"draw_seconds": drawn, "trace_seconds": traced, "compile_seconds": built,
-            "temp_mib": lab._step.memory_analysis().temp_size_in_bytes / 2**20}
+    drawn, step = time.perf_counter() - started, compiled_step(run, group)
+    step.prepare(state, batch)
+    return step, {"draw_seconds": drawn, "compile_seconds": step.compile_seconds, "temp_mib": temporaries(step)}
 
 
 def against_grid(k: int, steps: int) -> None:
@@ -94,11 +104,12 @@ def against_grid(k: int, steps: int) -> None:
     for kind, strategy, more_values in SEARCHES:
         with opened(strategy, {**values, **more_values}) as run:
             lab = Lab(run)
-            cost = compiled(lab)
+            lab.step, cost = compiled(run)
             cpu = time.process_time()
             found, seconds = lab.search(0)
             derived, more = lab.derive(found)
             cpu = time.process_time() - cpu
+            cost.update(compile_seconds=lab.step.compile_seconds, temp_mib=temporaries(lab.step))
             chosen = spec(derived.genotype.layers[0][0])
         after = alone[chosen]
         say(name="search", kind=kind, strategy=strategy, candidates=k, steps=steps, chosen=chosen,
@@ -108,44 +119,66 @@ def against_grid(k: int, steps: int) -> None:
             temp_over_dearest=cost["temp_mib"] / dearest, **cost)
 
 
-def growth(repeats: int) -> list[dict[str, Any]]:
+def growth() -> list[dict[str, Any]]:
     """A step of the soft supernet, one size changed at a time."""
-    middle = {"task.length": 64, "model.layers": 2, "model.heads": 4, "candidates": 4}
     rows = []
     for name, values in (("task.length", (32, 64, 128, 256)), ("model.layers", (1, 2, 4, 8)),
                          ("model.heads", (2, 4, 8, 16)), ("candidates", (2, 4, 8, 11))):
         for value in values:
-            sizes = {**middle, name: value}
+            sizes = {**MIDDLE, "candidates": 4, name: value}
             k = sizes.pop("candidates")
-            with opened("single_level", {**sizes, "space.candidates": ELEVEN[:k]}) as run:
-                lab = Lab(run)
-                cost = compiled(lab)
-                group = Group(run.file("search"), (0,))
-                state, given, spent = initial(run, group), stream(run, group), []
-                for _ in range(repeats + 1):
-                    started = time.process_time()
-                    state, _ = lab._step(state, next(given))
-                    jax.block_until_ready(state)
-                    spent.append(time.process_time() - started)
-            rows.append(say(name="growth", over=name, value=value, processor_ms=1e3 * float(np.median(spent[1:])),
-                            **cost))
+            cost = one_step({**sizes, "space.candidates": ELEVEN[:k]})
+            rows.append(say(name="growth", over=name, value=value, **cost))
+    for devices in (1, 2, 4):
+        row = apart("--devices", str(devices), XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+        rows.append(say(**row))
     return rows
 
 
+def one_step(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Median milliseconds of a step of the soft supernet, the wall's and the processor's, and what it took to make."""
+    with opened("single_level", values) as run:
+        step, cost = compiled(run)
+        group = Group(run.file("search"), (0,))
+        state, given, spent = initial(run, group), stream(run, group), []
+        for _ in range(REPEATS + 1):
+            started = time.perf_counter(), time.process_time()
+            state, _ = step(state, next(given))
+            jax.block_until_ready(state)
+            spent.append((time.perf_counter() - started[0], time.process_time() - started[1]))
+    wall, processor = 1e3 * np.median(spent[1:], 0)
+    return {"wall_ms": float(wall), "processor_ms": float(processor), **cost}
+
+
+def apart(*options: str, **environment: str) -> dict[str, Any]:
+    """The last line of this script with these options, in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, *options], env={**os.environ, **environment}, check=True,
+                          stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
-    """Time and temporaries of a step over each size, on logarithmic axes."""
+    """Time and temporaries of a step over each size, on logarithmic axes that the panels of a row share."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
     names = list(dict.fromkeys(row["over"] for row in rows))
-    figure = Figure(figsize=(3 * len(names), 5), layout="constrained")
-    axes = figure.subplots(2, len(names), squeeze=False)
+    figure = Figure(figsize=(2.6 * len(names), 5), layout="constrained")
+    axes = figure.subplots(2, len(names), squeeze=False, sharex="col", sharey="row")
     for column, name in enumerate(names):
         of = [row for row in rows if row["over"] == name]
-        for row, what in enumerate(("processor_ms", "temp_mib")):
+        sizes = [one["value"] for one in of]
+        for row, what in enumerate(("wall_ms", "temp_mib")):
             at = axes[row, column]
-            at.loglog([one["value"] for one in of], [one[what] for one in of], marker="o", base=2)
-            at.set(title=name if row == 0 else "", ylabel=what if column == 0 else "")
-            at.grid(alpha=0.3, which="both")
-    figure.savefig(file)
+            at.loglog(sizes, [one[what] for one in of], marker="o", base=2)
+            at.set_xticks(sizes, labels=[str(size) for size in sizes])
+            at.yaxis.set_major_formatter(ScalarFormatter())
+            at.xaxis.set_minor_formatter(NullFormatter())
+            at.grid(alpha=0.3)
+        axes[1, column].set_xlabel(name)
+    axes[0, 0].set_ylabel("a step, ms of the wall")
+    axes[1, 0].set_ylabel("temporaries of a device, MiB")
+    figure.savefig(file, dpi=110)
 
 
 if __name__ == "__main__":
@@ -154,16 +187,29 @@ if __name__ == "__main__":
     parser.add_argument("--candidates", default="2,4,8,11")
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--plot", type=Path, help="where to draw the growth")
+    parser.add_argument("--strategy", default="", help="compile for this one alone, in this process")
+    parser.add_argument("--devices", type=int, default=0, help="time one step on so many devices, in this process")
     arguments = parser.parse_args()
+    if arguments.strategy:
+        with opened(arguments.strategy, {"space.candidates": ELEVEN, "model.layers": 6}) as run:
+            say(name="compile", strategy=arguments.strategy, candidates=11, layers=6, **compiled(run)[1])
+        sys.exit()
+    if arguments.devices:
+        say(name="growth", over="devices", value=arguments.devices,
+            **one_step({**MIDDLE, "space.candidates": ELEVEN[:4], "data.devices": arguments.devices}))
+        sys.exit()
     machine()
     if arguments.only in ("", "grid"):
         for k in map(int, arguments.candidates.split(",")):
             against_grid(k, arguments.steps)
     if arguments.only in ("", "compile"):
-        for strategy in ("single_level", "darts"):
-            with opened(strategy, {"space.candidates": ELEVEN, "model.layers": 6}) as run:
-                say(name="compile", strategy=strategy, candidates=11, layers=6, **compiled(Lab(run)))
+        for strategy in ("single_level", "darts", "spos"):
+            with tempfile.TemporaryDirectory() as cache:
+                for again in (False, True):
+                    started = time.perf_counter()
+                    found = apart("--strategy", strategy, XDG_CACHE_HOME=cache)
+                    say(**found, from_cache=again, process_seconds=time.perf_counter() - started)
     if arguments.only in ("", "growth"):
-        rows = growth(5)
+        rows = growth()
         if arguments.plot:
             plot(rows, arguments.plot)
