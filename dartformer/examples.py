@@ -75,10 +75,12 @@ SMALL = {
          **small(700, {"model.heads": 2, "model.model_dim": 32, "model.mlp_dim": 32, "model.dropout": 0.3,
                        "search.steps": 200, "data.eval_batch_size": 100}, rate=1e-2)}),
     "matching": Example(
-        PAIRS, "on pairs of ACL papers a threshold on the overlap of four-grams has 70.8% on test at this length, "
-        "naive Bayes 48.4%.",
-        {"task.path": "minaan.tar.xz", "task.length": 1024,
-         **small(400, {"model.classifier": "mlp", "data.batch_size": 16, "data.eval_batch_size": 50})}),
+        PAIRS, "on pairs of ACL papers one layer of `full` has about 75% on test, a threshold on the overlap of these "
+        "words 69.8%, naive Bayes 48.4%.",
+        {"task.path": "minaan.tar.xz", "task.tokens": "words", "task.length": 128,
+         **small(600, {"model.classifier": "mlp", "model.positions": "none", "model.heads": 2, "model.model_dim": 128,
+                       "retrain.optimizer.weight_decay": 0.3, "search.steps": 200, "data.batch_size": 64,
+                       "data.eval_batch_size": 100})}),
     "image": Example(
         PICTURES, "the nearest mean image has 24.2% on test.",
         {"task.path": "cifar10_gray", "task.patch": 4,

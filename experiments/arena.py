@@ -55,7 +55,7 @@ PUBLISHED: dict[str, Any] = {
     "retrain.optimizer.weight_decay": 0.1, "retrain.optimizer.clip": 0.0,
     "log.every": 100, "log.eval_every": 200, "log.checkpoint_every": 1000}
 
-CPU_STEPS = {"listops": 300, "imdb_tokens": 250, "imdb_bytes": 250, "matching": 200}
+CPU_STEPS = {"listops": 300, "imdb_tokens": 250, "imdb_bytes": 500, "matching": 300}
 """Of a training at CPU size."""
 
 STEPS = {"listops": (10_001, 1_000), "imdb_bytes": (30_001, 8_000), "imdb_tokens": (30_001, 8_000),
@@ -76,8 +76,14 @@ OF_TASK: dict[str, dict[str, dict[str, Any]]] = {
     "cpu": {
         "listops": {"task.max_depth": 3, "task.max_args": 4, "task.min_length": 8, "task.max_length": 64,
                     "task.train": 10_000, "task.valid": 1_000, "task.test": 2_000},
-        "imdb_bytes": {"task.length": 128}, "imdb_tokens": {"task.length": 64, "task.vocabulary_size": 2_000},
-        "matching": {"task.length": 128, "data.batch_size": 8}}}
+        "imdb_tokens": {"task.length": 64, "task.vocabulary_size": 2_000},
+        # At CLS, or as the first bytes, or as bytes of two papers, both stay at chance for as long as there is time.
+        "imdb_bytes": {"task.length": 128, "task.crop": "ends", "model.stem": "bigram", "model.pooling": "mean",
+                       "data.batch_size": 32, "retrain.optimizer.learning_rate": 0.01},
+        "matching": {"task.length": 64, "task.tokens": "words", "task.vocabulary_size": 4_000, "model.model_dim": 64,
+                     "model.positions": "none", "model.pooling": "mean", "model.pair": "interaction",
+                     "data.batch_size": 32, "retrain.optimizer.learning_rate": 0.004,
+                     "retrain.optimizer.weight_decay": 0.1}}}
 
 
 def config(task: str, size: str, shape: tuple[int, int], steps: int = 0,

@@ -236,7 +236,7 @@ def browser():
 
 
 DRAW = """const done = arguments[0];
-Promise.all([...dartformerReport.charts.keys()].map(dartformerReport.draw))
+Promise.all([...dartformerReport.charts.keys()].map(dartformerReport.begin))
   .then(() => done("drawn"), (e) => done(e.stack))"""
 
 

@@ -5,6 +5,7 @@ value and one more, and every pixel is valid.
 """
 
 import io
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from dartformer.errors import InputError
 from dartformer.tasks.base import Batch, Split, TaskTraits, counted, permutation
 from dartformer.tasks.files import located
 from dartformer.tasks.records import members, opened, read, suffix
+from dartformer.tasks.rows import Rules, digest, without_leaks
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ROWS = {"train": 50_000, "test": 10_000}
@@ -57,12 +59,14 @@ class Image:
     `path` is a folder, or a tar archive (which is read, never unpacked), with CIFAR-10's own binary batches, or a
     folder with `train_gray.npy`, `train_labels.npy`, `test_gray.npy`, `test_labels.npy` (`[S, 32, 32]` and `[S]` uint8,
     compressed or not). Left empty, TFDS's `cifar10` is read where it is prepared. `rows` says whether all 50,000 and
-    10,000 must be there. `valid_fraction` of train, by `seed`, is the valid split.
+    10,000 must be there. `valid_fraction` of train, by `seed`, is the valid split. Images that stand in two splits,
+    pixel by pixel, follow `on_duplicate` ("drop", "keep" or "error"), as texts do.
     """
 
     path: str = ""
     patch: int = 0
     rows: bool = True
+    on_duplicate: str = "drop"
     valid_fraction: float = 0.1
     seed: int = 0
 
@@ -71,6 +75,7 @@ class Image:
         paper="Krizhevsky 2009; as a sequence Tay et al. 2020, 2011.04006; patches Dosovitskiy et al. 2020, 2010.11929")
 
     def __post_init__(self) -> None:
+        Rules(duplicate=self.on_duplicate)
         if self.patch < 0 or (self.patch and SIDE % self.patch):
             raise InputError(f"task.patch must be 0 or divide {SIDE}, got {self.patch}.")
         if not 0 < self.valid_fraction < 0.5:
@@ -130,9 +135,15 @@ class Image:
         order = permutation(len(images["train"]), self.seed)
         cut = max(1, round(self.valid_fraction * len(order)))
         rows = {"train": ("train", np.sort(order[cut:])), "valid": ("train", np.sort(order[:cut]))}
-        found: dict[str, Split] = {part: Pixels(images[name][at], labels[name][at], self.patch)
-                                   for part, (name, at) in rows.items()}
-        return {**found, "test": Pixels(images["test"], labels["test"], self.patch)}
+        rows["test"] = ("test", np.arange(len(images["test"])))
+        seen = {name: np.array([digest(one.tobytes()) for one in some], np.uint64) for name, some in images.items()}
+        stay, leaks = without_leaks({part: seen[name][at] for part, (name, at) in rows.items()}, self.on_duplicate)
+        for part, count in leaks.items():
+            if count:
+                print(f"CIFAR-10 {part}: {count:,} images also in a later split"
+                      f"{', left out' if self.on_duplicate == 'drop' else ', kept'}", file=sys.stderr, flush=True)
+        return {part: Pixels(images[name][at[stay[part]]], labels[name][at[stay[part]]], self.patch)
+                for part, (name, at) in rows.items()}
 
     def _read(self, part: str, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
         path = self._place(data_dir)

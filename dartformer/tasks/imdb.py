@@ -30,18 +30,13 @@ PAPER = "Maas et al. 2011; as bytes in Long Range Arena, Tay et al. 2020, 2011.0
 class _Imdb(TextTask):
     """`path` is a folder `aclImdb/`, the archive `aclImdb_v1.tar.gz` (which is read, never unpacked), or a folder with
     `train.jsonl` and `test.jsonl` (compressed or not; columns `text` and `label`). Left empty, TFDS's `imdb_reviews` is
-    read where it is prepared, as array_record or TFRecord; with `download`, TFDS fetches it first. `rows` is how many
-    rows each split must have; 0 for any number, for parts of the data."""
+    read where it is prepared, as array_record or TFRecord; with `download`, TFDS fetches it first. `rows` says whether
+    all 25,000 of each split must be there; False for parts of the data."""
 
     path: str = ""
     download: bool = False
-    rows: int = ROWS
+    rows: bool = True
     valid_fraction: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rows < 0:
-            raise InputError(f"task.rows must be at least 0, got {self.rows}.")
 
     @property
     def title(self) -> str:
@@ -85,8 +80,8 @@ class _Imdb(TextTask):
             label = record["label"]
             yield Row((str(record["text"]),), LABELS[label] if label in (0, 1) else label,
                       f"{path.name} {split}, row {count}")
-        if self.rows and count != self.rows:
-            raise InputError(f"IMDb {split} in {path} has {count:,} rows; it should have {self.rows:,} (task.rows).")
+        if self.rows and count != ROWS:
+            raise InputError(f"IMDb {split} in {path} has {count:,} rows; it should have {ROWS:,} (task.rows).")
 
 
 def _download(data_dir: str | None) -> None:

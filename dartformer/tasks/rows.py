@@ -141,9 +141,11 @@ def damaged(text: str) -> bool:
         return True
 
 
-def digest(texts: Sequence[str]) -> int:
-    """64 bits that stand for the texts."""
-    return int.from_bytes(hashlib.blake2b("\x1f".join(texts).encode("utf-8", "replace"), digest_size=8).digest(), "big")
+def digest(content: Sequence[str] | bytes) -> int:
+    """64 bits that stand for texts, or for bytes."""
+    if not isinstance(content, bytes):
+        content = "\x1f".join(content).encode("utf-8", "replace")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
 
 
 def without_leaks(found: dict[str, np.ndarray], rule: str) -> tuple[dict[str, np.ndarray], dict[str, int]]:

@@ -77,7 +77,14 @@
             axis: {labelColor: soft, titleColor: soft, gridColor: line, domainColor: line, tickColor: line, titleFontWeight: 400},
             legend: {columns: innerWidth < 560 ? 1 : 3, labelColor: ink, titleColor: soft, labelFontSize: 12, symbolStrokeWidth: 3}};
   }
-  async function draw(name) {
+  const drawing = new Map(); // one drawing of a chart after the other: two at once would leave one's controls dead
+  function draw(name) {
+    const made = (drawing.get(name) ?? Promise.resolve()).catch(() => {}).then(() => embed(name));
+    drawing.set(name, made);
+    return made;
+  }
+  const begin = (name) => drawing.get(name) ?? draw(name);
+  async function embed(name) {
     const place = document.querySelector(`[data-chart="${name}"]`), chart = charts.get(name);
     if (!place || !chart) return;
     const rows = rowsOf[name] ? rowsOf[name]() : objects(chart);
@@ -203,12 +210,6 @@
 
   // Charts are drawn as they come near the window, so that a long page opens at once; the rest when there is nothing
   // else to do, so that they are there when the page is printed or captured.
-  const begun = new Set();
-  async function begin(name) {
-    if (begun.has(name)) return;
-    begun.add(name);
-    await draw(name);
-  }
   const seen = new IntersectionObserver((entries) => {
     for (const one of entries) if (one.isIntersecting) { seen.unobserve(one.target); begin(one.target.dataset.chart); }
   }, {rootMargin: "300px"});
@@ -217,11 +218,11 @@
   dark.addEventListener("change", redraw);
   const idle = window.requestIdleCallback ?? ((task) => setTimeout(task, 50));
   const rest = () => {
-    const name = [...charts.keys()].find((one) => !begun.has(one));
+    const name = [...charts.keys()].find((one) => !drawing.has(one));
     if (name !== undefined) begin(name).finally(() => idle(rest));
   };
   addEventListener("load", () => idle(rest));
-  window.dartformerReport = {draw, views, charts, ready: true};
+  window.dartformerReport = {begin, views, charts, ready: true};
 
   // ---- served while a run is under way ---------------------------------------------------------------------------
   if (by("live")) {

@@ -34,7 +34,7 @@ DRAWN = """const done = arguments[0], near = [...document.querySelectorAll("[dat
 const wait = () => near.every((one) => one.dataset.drawn) ? done(performance.now()) : setTimeout(wait, 5);
 wait();"""
 ALL = """const done = arguments[0], began = performance.now();
-Promise.all([...dartformerReport.charts.keys()].map(dartformerReport.draw))
+Promise.all([...dartformerReport.charts.keys()].map(dartformerReport.begin))
   .then(() => done(performance.now() - began));"""
 
 

@@ -47,7 +47,7 @@ def test_every_example_of_test_counts():
 @pytest.mark.parametrize("name", ["imdb_bytes", "imdb_tokens"])
 def test_valid_is_cut_from_train_and_never_is_test(name, tmp_path, capsys):
     """There (and in the code of the papers on this project's search) models are chosen on IMDb's test set."""
-    task = tasks.make(name, {"rows": 20, "length": 64, **lay_out("jsonl", tmp_path)})
+    task = tasks.make(name, {"rows": False, "length": 64, **lay_out("jsonl", tmp_path)})
     found, fitted = parts(task, str(tmp_path)), task.fitted(str(tmp_path))
     texts = {part: {fitted.decode(row.tolist()) for row in split.take(np.arange(len(split)))["tokens"]}
              for part, split in found.items()}
@@ -95,7 +95,7 @@ def test_a_set_that_lacks_rows_is_an_error_and_not_a_smaller_set(tmp_path, capsy
     info = next(tmp_path.rglob("dataset_info.json"))
     info.write_text(info.read_text().replace('"20"', '"21"'))
     with pytest.raises(InputError, match=r"has 20 rows, and its dataset_info.json says 21"):
-        tasks.make("imdb_bytes", {"rows": 0}).load(str(tmp_path))
+        tasks.make("imdb_bytes", {"rows": False}).load(str(tmp_path))
 
 
 def test_an_error_while_preparing_leaves_nothing_that_looks_whole(tmp_path, capsys):

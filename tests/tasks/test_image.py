@@ -82,6 +82,23 @@ def test_every_layout_gives_the_same_images(kind, tmp_path):
     assert 0 <= task.baselines(found["train"], found["test"])["nearest_mean"] <= 1
 
 
+def test_an_image_in_two_splits_is_left_out_of_the_earlier(tmp_path, capsys):
+    values = {"rows": False, **lay_out("npy", tmp_path)}
+    before = tasks.make("image", values).load(str(tmp_path))
+    images = grey(colours(0, 50)[0])
+    with lzma.open(tmp_path / "test_gray.npy.xz", "wb") as file:
+        np.save(file, np.concatenate([images[:3], images[7:14]]))
+    counts = {part: len(split) for part, split in tasks.make("image", values).load(str(tmp_path)).items()}
+    assert counts["train"] + counts["valid"] == 40
+    assert counts["test"] == 10
+    assert "also in a later split, left out" in capsys.readouterr().err
+    kept = tasks.make("image", {**values, "on_duplicate": "keep"}).load(str(tmp_path))
+    assert {part: len(split) for part, split in kept.items()} == {part: len(split) for part, split in before.items()}
+    for wrong, reason in (("error", "also occur in"), ("drip", "unknown task.on_duplicate 'drip'")):
+        with pytest.raises(InputError, match=reason):
+            tasks.make("image", {**values, "on_duplicate": wrong}).load(str(tmp_path))
+
+
 def test_a_black_pixel_is_not_padding(tmp_path):
     task = tasks.make("image", {"rows": False, **lay_out("npy", tmp_path)})
     black = tokens_of(np.zeros((1, 32, 32), np.uint8), 0)
