@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from dartformer import config as configs
 from dartformer import cost
-from dartformer.budget import Budget
+from dartformer.budget import Budget, BudgetTooSmall
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype
 from dartformer.progress import say
@@ -92,6 +92,7 @@ def _run_shapes(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """A search for each shape of the space, in `shapes/LxH`; the stages after retraining for the one best on valid.
 
     Of equals the one with fewest parameters is taken. `results.json` is the chosen shape's, with `shape` and `shapes`.
+    A shape of which no genotype is within `search.budget` is left out; `BudgetTooSmall` where that leaves none.
     """
     configs.validate(config)
     configs.require_here(config)
@@ -99,11 +100,17 @@ def _run_shapes(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         found: dict[str, dict[str, Any]] = {}
         scores: dict[str, tuple[float, int]] = {}
         every = configs.of_shapes(config)
+        dear: dict[str, str] = {}
         for name, one in every.items():
             with Run(one, folder / f"shapes/{name}") as run:
-                for verb in ("search", "derive"):
-                    if not finished(run, verb):
-                        do(run, verb)
+                try:
+                    for verb in ("search", "derive"):
+                        if not finished(run, verb):
+                            do(run, verb)
+                except BudgetTooSmall as error:
+                    say(f"shape {name} is left out: {error}")
+                    dear[name] = str(error)
+                    continue
                 models = do(run, "retrain")["valid"]
                 genotype, share = run.genotype(), run.metric.share
                 parameters = cost.model_parameters(run.program(genotype).network)
@@ -112,8 +119,11 @@ def _run_shapes(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                                      "per_seed": [m[share] for m in models]},
                            "parameters": parameters, "genotype": genotype.to_dict()}
             say(f"shape {name}: valid {share} {found[name]['valid'][share]:.3f}, {parameters:,} parameters")
+        if not scores:
+            raise BudgetTooSmall("; ".join(f"shape {name}: {why.rstrip('.')}" for name, why in dear.items()) + ".")
         chosen = max(scores, key=lambda name: scores[name])
-        results = {**run_all(every[chosen], folder / f"shapes/{chosen}"), "shape": chosen, "shapes": found}
+        results = {**run_all(every[chosen], folder / f"shapes/{chosen}"), "shape": chosen, "shapes": found,
+                   **({"shapes_left_out": dear} if dear else {})}
         write_text(folder / "genotype.json", Genotype.from_dict(results["genotype"]).to_json())
         write_json(folder / "results.json", results)
         return results
@@ -148,7 +158,8 @@ def _finished_search(run: Run) -> SearchResult:
 
 def derive_within(run: Run, budget: Budget) -> dict[str, Any]:
     """The best genotype of a finished search within a budget, and the front of accuracy against cost."""
-    return derive_stage.derive_within(_finished_search(run), budget)
+    with staged(run, "derive"):
+        return derive_stage.derive_within(_finished_search(run), budget)
 
 
 def _derive_verb(run: Run) -> dict[str, Any]:

@@ -200,14 +200,18 @@ class Price:
         return cls(data["quantity"], data["rest"], np.array(data["groups"], np.float64), data["largest"])
 
 
+class BudgetTooSmall(InputError):
+    """No genotype of the space is within the budget."""
+
+
 def require_possible(budget: Budget, prices: Mapping[str, Price], space: SearchSpace) -> None:
-    """Raise `InputError` for a limit below the cheapest genotype of the space, with what that costs."""
+    """Raise `BudgetTooSmall` for a limit below the cheapest genotype of the space, with what that costs."""
     for key, limit in budget.limits:
         least, genotype = prices[key].cheapest(space)
         if limit < least:
-            raise InputError(f"the budget {key} = {number(limit)} is below the cheapest genotype of the space, which "
-                             f"costs {number(least)} ({genotype}; {number(prices[key].rest)} of it without any "
-                             f"attention).")
+            raise BudgetTooSmall(f"the budget {key} = {number(limit)} is below the cheapest genotype of the space, "
+                                 f"which costs {number(least)} ({genotype}; {number(prices[key].rest)} of it without "
+                                 f"any attention).")
 
 
 def ratios(budget: Budget, prices: Mapping[str, Price], tied: bool) -> Callable[[Array], Array]:

@@ -143,10 +143,11 @@ def accuracy_cost(models: Sequence[Mapping[str, Any]], metric: Metric, part: str
 
 def pareto(data: Mapping[str, Any]) -> Chart:
     """The front of a search space that `derive --budget` wrote to `pareto.json`: inherited weights, on valid."""
-    share = data["metric"]
+    share, dearest = data["metric"], max(p["cost"] for p in data["points"])
+    limit = data["budget"].get(data["quantity"])
     rows = [[p["name"] or "", p["cost"], p[share], bool(p["front"]), bool(p["chosen"])] for p in data["points"]]
     x = {"field": "cost", "type": "quantitative", "title": data["quantity"], "scale": {"zero": False, "padding": 20},
-         "axis": {"format": "~s", "tickCount": 5}}
+         "axis": {"format": "~s" if dearest >= 1e4 else "~g", "tickCount": 5}}
     y = {"field": "score", "type": "quantitative", "title": f"{share} on valid, inherited weights",
          "scale": {"zero": False, "padding": 14}}
     tone = {"condition": [{"test": "datum.chosen", "value": "#D55E00"}, {"test": "datum.front", "value": colour(0)}],
@@ -160,11 +161,16 @@ def pareto(data: Mapping[str, Any]) -> Chart:
             {"transform": [{"filter": "datum.front"}],
              "mark": {"type": "line", "interpolate": "step-after", "color": colour(0)}, "encoding": {"x": x, "y": y}},
             {"mark": {"type": "point", "filled": True, "size": 70, "opacity": 1, **TIDY},
-             "encoding": {"x": x, "y": y, "color": tone, "shape": shape}},
+             "encoding": {"x": x, "y": y, "color": tone, "shape": shape,
+                          "size": {"condition": {"test": "datum.chosen", "value": 200}, "value": 70}}},
             {"mark": {"type": "text", "fontSize": 11, "dy": -11, "limit": 170, "color": "#7b8494"},
-             "encoding": {"x": x, "y": y, "text": {"field": "genotype", "type": "nominal"}}}]},
+             "encoding": {"x": x, "y": y, "text": {"field": "genotype", "type": "nominal"}}},
+            *([{"mark": {"type": "rule", "strokeDash": [5, 4], "color": "#D55E00"},
+                "encoding": {"x": {"datum": limit}}}] if limit and limit < 1.3 * dearest else [])]},
         ("genotype", "cost", "score", "front", "chosen"), rows, "The diamond is what the budget chose; the line "
-        "joins the front. Scored on valid with the weights of the supernet, which nothing was trained from.")
+        "joins the front. Scored on valid with the weights of the supernet, which nothing was trained from."
+        + (f" The budget, {limit:,.4g}, is " + ("dashed." if limit < 1.3 * dearest else "far to the right.")
+           if limit else ""))
 
 
 FIELDS = {"loss": "training loss", "valid_loss": "valid loss", "accuracy": "training accuracy",

@@ -250,14 +250,22 @@ def pareto(data: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(7, 4)
     best = [p for p in points if p["front"]]
     axes.step([p["cost"] for p in best], [p[share] for p in best], where="post", color=PALETTE[0], linewidth=1.2)
+    kinds = {"chosen": (PALETTE[5], "D", 7, lambda p: p["chosen"]),
+             "front": (PALETTE[0], "o", 4, lambda p: p["front"] and not p["chosen"]),
+             "others": (GREY, "o", 4, lambda p: not p["front"] and not p["chosen"])}
+    for label, (tone, marker, size, belongs) in kinds.items():
+        some = [p for p in points if belongs(p)]
+        axes.plot([p["cost"] for p in some], [p[share] for p in some], marker, color=tone, markersize=size, label=label)
     for p in points:
-        tone = PALETTE[5] if p["chosen"] else PALETTE[0] if p["front"] else GREY
-        axes.plot(p["cost"], p[share], "D" if p["chosen"] else "o", color=tone, markersize=7 if p["chosen"] else 4)
         if p["name"]:
-            axes.annotate(p["name"], (p["cost"], p[share]), (4, 4), textcoords="offset points", fontsize=7, color=GREY)
-    limit = data.get("budget", {}).get(data["quantity"])
-    if limit:
-        axes.axvline(limit, color=PALETTE[5], linewidth=0.8, linestyle="--")
+            axes.annotate(p["name"], (p["cost"], p[share]), (6, -3), textcoords="offset points", fontsize=7, color=GREY)
+    limit, dearest = data.get("budget", {}).get(data["quantity"]), max(p["cost"] for p in points)
+    if limit and limit < 1.3 * dearest:
+        axes.axvline(limit, color=PALETTE[5], linewidth=0.8, linestyle="--", label="budget")
+    elif limit:  # drawn to scale, it would press all points together
+        axes.plot([], [], color=PALETTE[5], linewidth=0.8, linestyle="--", label=f"budget: {limit:.4g}, to the right")
+    axes.margins(x=0.12)
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set(xlabel=data["quantity"], ylabel=f"{share} on valid, inherited weights")
     return figure
 

@@ -12,10 +12,10 @@ from dartformer.attention import parse
 from dartformer.budget import Price
 from dartformer.derivations.budgeted import near_ties, solve, within
 from dartformer.errors import InputError
-from dartformer.genotype import Genotype
 from dartformer.search_space import SearchSpace
 from dartformer.stages.base import Run
 from dartformer.stages.derive import derive
+from dartformer.stages.resolve import cheaper_and_better
 from dartformer.stages.search import search
 from dartformer.workdir import read_json, write_json
 
@@ -55,6 +55,15 @@ def test_ties_are_named_where_both_are_within_the_budget():
     assert near_ties(space, mixture, choice, [(UNEVEN, 13.0)], 0.03) == []
 
 
+def test_what_costs_no_more_and_scores_more_is_better():
+    every = SearchSpace(CANDIDATES, 1, 1, "layer").homogeneous()
+    points = [{"cost": cost, "accuracy": accuracy, "genotype": one.to_dict()["layers"]}
+              for one, cost, accuracy in zip(every, (2, 1, 3), (0.5, 0.6, 0.7), strict=True)]
+    assert cheaper_and_better(points, every[0], "accuracy") == every[1]
+    assert cheaper_and_better(points, every[1], "accuracy") is None
+    assert cheaper_and_better(points, every[2], "accuracy") is None
+
+
 def test_a_search_under_a_budget_and_its_answers_to_others(tiny, tmp_path, capsys):
     configs.override(tiny, {"search.budget": "flops=19000", "space.candidates": ("full", "uniform"),
                             "search.strategy.warmup": 0.0, "derive.second_opinion": ""})
@@ -89,7 +98,10 @@ def test_a_search_under_a_budget_and_its_answers_to_others(tiny, tmp_path, capsy
     assert limit["met"]
     assert limit["slack"] == pytest.approx(most - limit["predicted"])
     # With room for everything the choice is the largest weight in each place.
-    assert Genotype.from_dict({"format": 1, "layers": data["genotype"]}) == run.space.genotype(found.mixture.argmax(-1))
+    assert data["programme"] == str(run.space.genotype(found.mixture.argmax(-1)))
+    own, chosen = (next(p for p in points if p["text"] == data[key]) for key in ("programme", "text"))
+    assert chosen["chosen"]
+    assert chosen == own or (chosen["cost"] <= own["cost"] and chosen["accuracy"] > own["accuracy"])
     assert plot.stat().st_size > 1000
     for wrong, said in ((["--budget=flops=100"], "below the cheapest genotype"), (["--budget=flop=1"], "Did you mean"),
                         (["--budget=flops=0"], "above 0"), (["--table=x"], "go with --budget"),

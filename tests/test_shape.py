@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import dartformer
-from dartformer import attention
+from dartformer import attention, cost
 from dartformer import config as configs
+from dartformer.budget import BudgetTooSmall
 from dartformer.errors import InputError
 from dartformer.genotype import Genotype
 from dartformer.search_space import shapes
@@ -69,6 +70,29 @@ def test_several_shapes_are_searched_and_the_best_on_valid_is_evaluated(tiny, tm
     others = [name for name in results["shapes"] if name != best]
     assert not any((tmp_path / f"run/shapes/{name}/results.json").exists() and
                    "test" in json.loads((tmp_path / f"run/shapes/{name}/results.json").read_text()) for name in others)
+
+
+def test_a_shape_above_the_budget_is_left_out(tiny, tmp_path, capsys):
+    """Of parameters, which the deeper shape has more of whatever its attentions."""
+    configs.override(tiny, {"space.aspect": "constant_heads", "search.steps": 3, "retrain.steps": 3,
+                            "retrain.seeds": (0,), "space.granularity": "model", "baselines.homogeneous": False,
+                            "baselines.random": False, "derive.second_opinion": "", "task.valid": 50})
+    counts = {}
+    for name, one in configs.of_shapes(tiny).items():
+        task = configs.make_task(one)
+        net = transformer(configs.make_model(one, task), next(iter(configs.make_space(one).homogeneous())))
+        counts[name] = cost.model_parameters(net)
+    deep, wide = counts.values()
+    assert wide < deep
+    configs.override(tiny, {"search.budget": {"parameters": (wide + deep) // 2}})
+    results = dartformer.run_all(tiny, tmp_path / "run")
+    assert results["shape"] == "1x4"
+    assert list(results["shapes"]) == ["1x4"]
+    assert list(results["shapes_left_out"]) == ["2x2"]
+    assert "shape 2x2 is left out: the budget parameters" in capsys.readouterr().err
+    configs.override(tiny, {"search.budget": {"parameters": wide // 2}})
+    with pytest.raises(BudgetTooSmall, match=r"shape 2x2: .*; shape 1x4: .*costs"):
+        dartformer.run_all(tiny, tmp_path / "none")
 
 
 def test_shapes_have_as_many_heads():

@@ -42,7 +42,9 @@ def resolve(run: Run, given: list[Trained], budget: Budget, inherits: Inherits,
 
     Returns:
       What `budget.json` holds: "budget", "genotype" (layers), "text", "limits" (a row for each: limit, predicted,
-      measured or None, slack, met), "ties", "scores", "front" (the points of `pareto.json`).
+      measured or None, slack, met), "ties", "scores", "front" (the points of `pareto.json`), "programme": what the
+      integer programme chose, in whose place "genotype" is a model of the front that costs less and scores more on
+      valid with inherited weights, where there is one.
 
     Raises:
       InputError: the budget is below the cheapest genotype, or no supernet was trained.
@@ -68,18 +70,26 @@ def resolve(run: Run, given: list[Trained], budget: Budget, inherits: Inherits,
         if not over or attempt == 2 or any(known[key].cheapest(space)[0] > aim for key, aim in tighter.items()):
             break
         aims.update(tighter)
+    quantity = budget.limits[0][0]
+    points = front(run, known[quantity], scores, inherits, genotype)
+    said, better = str(genotype), cheaper_and_better(points, genotype, run.metric.share)
+    if better is not None and all(known[key].of(better, space) <= limit for key, limit in budget.limits):
+        again = measure(run, budget, better)
+        if all(again[key] <= limit for key, limit in budget.limits if key in again):
+            genotype, measured, choice = better, again, space.choice(better)
+            for row in points:
+                row["chosen"] = row["genotype"] == genotype.to_dict()["layers"]
     told = []
     for key, limit in budget.limits:
         predicted, found = known[key].of(genotype, space), measured.get(key)
         last = predicted if found is None else found
         told.append({"quantity": key, "limit": limit, "predicted": predicted, "measured": found, "aimed": aims[key],
                      "slack": limit - last, "met": last <= limit})
-    quantity = budget.limits[0][0]
-    points = front(run, known[quantity], scores, inherits, genotype)
     learned = run.strategy.traits.alphas
     ties = near_ties(space, mixture, choice, limits, run.config.derive.tie_margin) if learned else []
     at = {"device": cost.device(), "budget": budget.to_dict()}
-    data = {**at, "genotype": genotype.to_dict()["layers"], "text": str(genotype), "limits": told, "ties": ties,
+    data = {**at, "genotype": genotype.to_dict()["layers"], "text": str(genotype), "programme": said, "limits": told,
+            "ties": ties,
             "scores": "log of the mixture" if learned else "valid loss of each place alone, all else uniform"}
     write_json(run.file("budget.json"), data)
     write_json(run.file("pareto.json"), {**at, "quantity": quantity, "metric": run.metric.share,
@@ -142,6 +152,13 @@ def front(run: Run, price: Price, scores: np.ndarray, inherits: Inherits, chosen
         row["front"] = row[share] > best
         best = max(best, row[share])
     return rows
+
+
+def cheaper_and_better(points: list[dict[str, Any]], genotype: Genotype, share: str) -> Genotype | None:
+    """Of the `points` of a front, the best that costs no more than `genotype` and has more of `share`, if any."""
+    own = next(row for row in points if row["genotype"] == genotype.to_dict()["layers"])
+    best = max((row for row in points if row["cost"] <= own["cost"]), key=lambda row: row[share])
+    return Genotype.from_dict({"format": 1, "layers": best["genotype"]}) if best[share] > own[share] else None
 
 
 def enforce(run: Run, given: list[Trained], genotype: Genotype, inherits: Inherits) -> tuple[Genotype, dict[str, Any]]:

@@ -161,6 +161,9 @@ def show_budget(data: dict[str, Any], workdir: Path) -> None:
     show_limits(console, data)
     for line in data["ties"]:
         console.print(f"tie: {line}", markup=False)
+    if data["programme"] != data["text"]:
+        console.print(f"instead of {data['programme']}, which has the highest sum of log weights, but costs more and "
+                      f"scores less with inherited weights", markup=False, soft_wrap=True)
     table = Table(data["quantity"], f"valid {data['metric']}", "", "genotype", box=None, title_justify="left",
                   title="accuracy with inherited weights against cost")
     for row in data["front"]:
