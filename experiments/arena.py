@@ -55,7 +55,7 @@ PUBLISHED: dict[str, Any] = {
     "retrain.optimizer.weight_decay": 0.1, "retrain.optimizer.clip": 0.0,
     "log.every": 100, "log.eval_every": 200, "log.checkpoint_every": 1000}
 
-CPU_STEPS = {"listops": 300, "imdb_tokens": 250, "imdb_bytes": 500, "matching": 300}
+CPU_STEPS = {"listops": 300, "imdb_tokens": 250, "imdb_bytes": 400, "matching": 400}
 """Of a training at CPU size."""
 
 STEPS = {"listops": (10_001, 1_000), "imdb_bytes": (30_001, 8_000), "imdb_tokens": (30_001, 8_000),
@@ -80,9 +80,9 @@ OF_TASK: dict[str, dict[str, dict[str, Any]]] = {
         # At CLS, or as the first bytes, or as bytes of two papers, both stay at chance for as long as there is time.
         "imdb_bytes": {"task.length": 128, "task.crop": "ends", "model.stem": "bigram", "model.pooling": "mean",
                        "data.batch_size": 32, "retrain.optimizer.learning_rate": 0.01},
-        "matching": {"task.length": 64, "task.tokens": "words", "task.vocabulary_size": 4_000, "model.model_dim": 64,
+        "matching": {"task.length": 32, "task.tokens": "words", "task.vocabulary_size": 4_000, "model.model_dim": 64,
                      "model.positions": "none", "model.pooling": "mean", "model.pair": "interaction",
-                     "data.batch_size": 32, "retrain.optimizer.learning_rate": 0.004,
+                     "data.batch_size": 32, "retrain.optimizer.learning_rate": 0.006,
                      "retrain.optimizer.weight_decay": 0.1}}}
 
 

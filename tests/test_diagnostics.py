@@ -64,6 +64,13 @@ def test_decision(rows, fine, says):
     assert says in found.verdict
 
 
+def test_an_undecided_search_of_many_candidates_is_told_of_sampling():
+    many = SearchSpace(tuple(parse(f"local(window={2 * i})") for i in range(1, 9)), 1, 1, "layer")
+    assert "with 8 candidates" in diagnostics.decision(np.full((1, 1, 1, 8), 1 / 8), many).verdict
+    assert "spos" not in diagnostics.decision(np.eye(8)[None, None, :1], many).verdict
+    assert "spos" not in diagnostics.decision(mixtures((0.6, 0.2, 0.1, 0.1)), SPACE).verdict
+
+
 def test_margin_names_some_places_and_counts_the_rest():
     space = SearchSpace(SPACE.candidates, 5, 1, "layer")
     found = diagnostics.margin(np.full((1, 5, 1, 4), 0.25), space, 0.05)

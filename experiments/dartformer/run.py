@@ -8,9 +8,11 @@ For each task, each written to `results/<size>.jsonl` as it comes and not done a
 * `grid`: each of the nine types (and Long Range Arena's own Reformer, on ListOps) in every layer and head, three seeds;
 * `masked`: the paper's search, one layer, candidates with their own projections averaged, three seeds: the drop of
   accuracy and of loss when each is masked, what that would choose, the four best, and what pruning leaves;
-* `darts`: this package's default search at full depth, for one attention everywhere (three seeds) and for each layer;
+* `darts`, `spos`: this package's default search, and one that trains one path at a time (three times the steps, each a
+  fraction of the cost), at full depth, for one attention everywhere (three seeds) and for each layer; and the accuracy
+  that each type has alone, everywhere, with the weights of that search;
 * `mixed`: the heterogeneous models: the paper's four best and what pruning left, side by side in every layer; four
-  drawn at random; and what our search found layer by layer.
+  drawn at random; and what our searches found layer by layer.
 
 `--summary` prints the tables.
 """
@@ -44,7 +46,8 @@ TASKS = ("listops", "imdb_bytes", "matching")
 SHAPE = {"published": arena.DEEP["published"], "cpu": dict.fromkeys(TASKS, (2, 4))}
 """Layers and heads of what is trained in the end."""
 
-SEEDS, KEEP = 3, 4
+SEEDS, KEEP, SAMPLED = 3, 4, 3
+"""Of searches; types kept; how many times the steps of a mixture a search of single paths has."""
 
 
 class Experiment:
@@ -134,23 +137,32 @@ class Experiment:
         """The type behind an attention's text, however fully it is written."""
         return next(n for n, spec in self.types.items() if attention.parse(spec) == attention.parse(text))
 
-    def darts(self) -> None:
-        """Our search: for one attention everywhere, and layer by layer."""
-        for granularity, seeds in (("model", SEEDS), ("layer", 1)):
-            if all(self.has("darts", f"{granularity} {seed}") for seed in range(seeds)):
+    def ours(self) -> None:
+        """Our searches: for one attention everywhere, and layer by layer."""
+        for strategy, more in (("darts", {"model.branch_norm": True}), ("spos", {})):
+            for granularity, seeds in (("model", SEEDS), ("layer", 1)):
+                if all(self.has(strategy, f"{granularity} {seed}") for seed in range(seeds)):
+                    continue
+                with self.run(strategy, **{"space.granularity": granularity, **more}) as run:
+                    if strategy == "spos":
+                        run.config.search.steps *= SAMPLED
+                    self.search(run, granularity, seeds)
+
+    def search(self, run: Run, granularity: str, seeds: int) -> None:
+        """Searches from several seeds, unless they are there."""
+        strategy, lab = run.config.search.strategy.name, Lab(run)
+        for seed in range(seeds):
+            if self.has(strategy, f"{granularity} {seed}"):
                 continue
-            values = {"space.granularity": granularity, "model.branch_norm": True}
-            with self.run("darts", **values) as run:
-                lab = Lab(run)
-                for seed in range(seeds):
-                    if self.has("darts", f"{granularity} {seed}"):
-                        continue
-                    say(f"{self.task} darts by {granularity}, seed {seed}")
-                    found, seconds = lab.search(seed)
-                    derived, more = lab.derive(found)
-                    self.add("darts", f"{granularity} {seed}", genotype=derived.genotype.to_dict()["layers"],
-                             mixture=found.mixture[:, 0].tolist(), search_seconds=seconds, derive_seconds=more,
-                             steps=run.config.search.steps, ties=derived.ties)
+            say(f"{self.task} {strategy} by {granularity}, seed {seed}")
+            found, seconds = lab.search(seed)
+            derived, more = lab.derive(found)
+            alone = {name: float(np.mean(found.evaluate(
+                found.weights, run.space.mixture(Genotype.homogeneous(attention.parse(spec), *self.shape)),
+                None)["accuracy"])) for name, spec in self.types.items()}
+            self.add(strategy, f"{granularity} {seed}", genotype=derived.genotype.to_dict()["layers"], alone=alone,
+                     mixture=found.mixture[:, 0].tolist(), search_seconds=seconds, derive_seconds=more,
+                     steps=run.config.search.steps, ties=derived.ties)
 
     def mixed(self) -> None:
         """Heterogeneous models, trained as the homogeneous ones are."""
@@ -162,8 +174,9 @@ class Experiment:
         for name, kept in (("one-shot", four), ("prune", pruned), ("random four", drawn)):
             layer = tuple(attention.parse(self.types[kept[h % KEEP]]) for h in range(self.shape[1]))
             self.train("mixed", name, Genotype((layer,) * self.shape[0]))
-        ours = next(row["genotype"] for row in rows if row["kind"] == "darts" and row["name"] == "layer 0")
-        self.train("mixed", "darts by layer", Genotype.from_dict({"format": 1, "layers": ours}))
+        for strategy in ("darts", "spos"):
+            ours = next(row["genotype"] for row in rows if (row["kind"], row["name"]) == (strategy, "layer 0"))
+            self.train("mixed", f"{strategy} by layer", Genotype.from_dict({"format": 1, "layers": ours}))
 
 
 def main() -> None:
@@ -177,7 +190,7 @@ def main() -> None:
     for task in arguments.tasks.split(","):
         data = arena.data_of(task, arguments.imdb, arguments.matching, arguments.data_dir)
         one = Experiment(task, arguments.size, data, arguments.steps, lines)
-        for part in (one.baselines, one.masked, one.grid, one.darts, one.mixed):
+        for part in (one.baselines, one.masked, one.grid, one.ours, one.mixed):
             part()
 
 

@@ -25,8 +25,12 @@ def summary(rows: list[dict[str, Any]]) -> str:
     for task in dict.fromkeys(row["task"] for row in rows):
         here = [row for row in rows if row["task"] == task]
         of = {kind: {row["name"]: row for row in here if row["kind"] == kind}
-              for kind in ("baseline", "grid", "masked", "darts", "mixed")}
-        text.append(f"\n**{task}**\n")
+              for kind in ("baseline", "grid", "masked", "darts", "spos", "mixed")}
+        steps = {row["steps"] for kind in ("grid", "mixed") for row in of[kind].values()}
+        if len(steps) > 1:
+            raise SystemExit(f"{task}: trainings of {sorted(steps)} steps stand in one file, and say nothing of each "
+                             f"other: take out those of another number.")
+        text.append(f"\n**{task}** ({', '.join(map(str, steps)) or 'no'} steps)\n")
         nine = {name: row for name, row in of["grid"].items() if name != "Reformer as in LRA"}
         accuracy, loss = ((mean_drops(here, metric) if of["masked"] else {}) for metric in ("accuracy", "loss"))
         text += ["| model | valid % | test % | accuracy lost when masked, points | rise of loss when masked |",
@@ -54,15 +58,23 @@ def answers(nine: dict[str, Any], of: dict[str, dict[str, Any]], accuracy: dict[
     best = max(valid, key=lambda n: valid[n])
     chosen = [row["chosen"]["accuracy"] for row in of["masked"].values()]
     by_loss = [row["chosen"]["loss"] for row in of["masked"].values()]
-    ours = [row["genotype"][0][0] for name, row in of["darts"].items() if name.startswith("model")]
     names = list(valid)
     known = critical_tau(len(names))
     lines = ["", f"* grid, on valid: {best}. The masked search's choices over its seeds: by accuracy "
-             f"{', '.join(chosen)}; by loss {', '.join(by_loss)}; ours: {', '.join(ours) or 'not run'}."]
+             f"{', '.join(chosen)}; by loss {', '.join(by_loss)}."]
     for what, drops in (("accuracy", accuracy), ("loss", loss)):
         tau = kendall_tau([drops[n] for n in names], [test[n] for n in names])
         lines.append(f"* rank correlation (Kendall's tau) of drops by {what} and retrained test accuracy: {tau:+.2f}"
                      + (f" (5% of random orders reach {known:.2f})" if known else ""))
+    for strategy in ("darts", "spos"):
+        searches = [row for name, row in of[strategy].items() if name.startswith("model")]
+        if searches:
+            means = {n: float(np.mean([row["alone"][n] for row in searches])) for n in names}
+            tau = kendall_tau([means[n] for n in names], [test[n] for n in names])
+            lines.append(f"* `{strategy}` chooses {', '.join(row['genotype'][0][0].split('(')[0] for row in searches)} "
+                         f"in {np.mean([row['search_seconds'] for row in searches]):.0f} s each; best alone with its "
+                         f"weights: {', '.join(max(row['alone'], key=row['alone'].get) for row in searches)}; rank "
+                         f"correlation of that accuracy, mean over seeds, with the retrained one: {tau:+.2f}")
     average = float(np.mean(list(test.values())))
     for name, row in of["mixed"].items():
         gap = 100 * (np.mean(row["test"]) - test[best])
