@@ -20,7 +20,7 @@ the 56 with it in every row, and in 10 of the others. Then 120 from other seeds:
 (experiments/benchmarks/README.md)."""
 
 MANY = 8
-"""Candidates from which on an undecided mixture is better replaced by sampled paths (experiments/dartformer/README.md)."""
+"""Candidates from which on an undecided mixture is better replaced by sampling (experiments/dartformer/README.md)."""
 
 WIDE_GAP = 0.05
 """A loss of accuracy by discretisation above this (5 points) means that the mixture, not its winner, was trained."""
