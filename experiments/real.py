@@ -24,12 +24,8 @@ from dartformer.starter import for_data
 SPACES = Path(__file__).resolve().parent.parent / "search_spaces"
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    # Its small size as it is, but for the search: the two ends of a review, where it is summed up; a large rate,
-    # because each word is seen but a few times.
     "imdb_tokens": {"search.steps": 100},
-    # Four heads, pairs of bytes, the two ends of a review: what lets so short a training see more than chance.
-    "imdb_bytes": {"task.crop": "ends", "model.stem": "bigram", "retrain.optimizer.learning_rate": 0.005,
-                   "search.weights.learning_rate": 0.005, "retrain.steps": 700, "search.steps": 100},
+    "imdb_bytes": {"search.steps": 100},
     "language": {"data.batch_size": 16, "retrain.steps": 400, "search.steps": 60},
     "matching": {"search.steps": 100},
     "image": {"retrain.steps": 600, "search.steps": 80},
