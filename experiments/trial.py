@@ -53,6 +53,15 @@ class Lines:
         return row
 
 
+def steps_of(task: str, rows: Sequence[dict[str, Any]]) -> int:
+    """The number of steps of all `rows`; ends the program where they differ, since they say nothing of each other."""
+    found = sorted({row["steps"] for row in rows})
+    if len(found) > 1:
+        raise SystemExit(f"{task}: trainings of {' and '.join(map(str, found))} steps stand in one file: take out "
+                         f"those that are not wanted.")
+    return found[0] if found else 0
+
+
 def provenance() -> dict[str, Any]:
     """Commit and device of a run."""
     here = Path(__file__).parent

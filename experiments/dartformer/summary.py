@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from trial import steps_of
 
 from dartformer.diagnostics import critical_tau, kendall_tau, welch
 
@@ -26,11 +27,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
         here = [row for row in rows if row["task"] == task]
         of = {kind: {row["name"]: row for row in here if row["kind"] == kind}
               for kind in ("baseline", "grid", "masked", "darts", "spos", "mixed")}
-        steps = {row["steps"] for kind in ("grid", "mixed") for row in of[kind].values()}
-        if len(steps) > 1:
-            raise SystemExit(f"{task}: trainings of {sorted(steps)} steps stand in one file, and say nothing of each "
-                             f"other: take out those of another number.")
-        text.append(f"\n**{task}** ({', '.join(map(str, steps)) or 'no'} steps)\n")
+        steps = steps_of(task, [*of["grid"].values(), *of["mixed"].values()])
+        text.append(f"\n**{task}** ({steps} steps)\n")
         nine = {name: row for name, row in of["grid"].items() if name != "Reformer as in LRA"}
         accuracy, loss = ((mean_drops(here, metric) if of["masked"] else {}) for metric in ("accuracy", "loss"))
         text += ["| model | valid % | test % | accuracy lost when masked, points | rise of loss when masked |",

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from trial import interval
+from trial import interval, steps_of
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
@@ -18,7 +18,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
         by = {(row["type"], row["shape"]): row for row in of_task}
         shapes = sorted({row["shape"] for row in of_task}, key=lambda s: -int(s.split("x")[0]))
         deep, wide = shapes[0], shapes[-1]
-        text += [f"\n**{task}** ({of_task[0]['steps']} steps, seeds {of_task[0]['seeds']}, test examples "
+        text += [f"\n**{task}** ({steps_of(task, of_task)} steps, seeds {of_task[0]['seeds']}, test examples "
                  f"{of_task[0]['test_examples']})\n", f"| type | {' | '.join(shapes)} | {wide} - {deep}, points | "
                  f"parameters, {deep} : {wide} | processor time of training, {deep} : {wide} |",
                  "|---" * (len(shapes) + 4) + "|"]
