@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dartformer.metric import Metric
-from dartformer.plots import colour
+from dartformer.plots import FAR, colour
 
 
 @dataclass(frozen=True)
@@ -166,10 +166,10 @@ def pareto(data: Mapping[str, Any]) -> Chart:
             {"mark": {"type": "text", "fontSize": 11, "dy": -11, "limit": 170, "color": "#7b8494"},
              "encoding": {"x": x, "y": y, "text": {"field": "genotype", "type": "nominal"}}},
             *([{"mark": {"type": "rule", "strokeDash": [5, 4], "color": "#D55E00"},
-                "encoding": {"x": {"datum": limit}}}] if limit and limit < 1.3 * dearest else [])]},
+                "encoding": {"x": {"datum": limit}}}] if limit and limit < FAR * dearest else [])]},
         ("genotype", "cost", "score", "front", "chosen"), rows, "The diamond is what the budget chose; the line "
         "joins the front. Scored on valid with the weights of the supernet, which nothing was trained from."
-        + (f" The budget, {limit:,.4g}, is " + ("dashed." if limit < 1.3 * dearest else "far to the right.")
+        + (f" The budget, {limit:,.4g}, is " + ("dashed." if limit < FAR * dearest else "far to the right.")
            if limit else ""))
 
 

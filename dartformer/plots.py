@@ -244,6 +244,10 @@ def profile(data: Mapping[str, Any]) -> Figure:
     return figure
 
 
+FAR = 1.3
+"""A budget beyond this many times the dearest genotype is told and not drawn: it would press all points together."""
+
+
 def pareto(data: Mapping[str, Any]) -> Figure:
     """Accuracy with inherited weights against cost, from `pareto.json` (points) or what `derive --budget` returns."""
     points, share = data.get("points") or data["front"], data["metric"]
@@ -260,9 +264,9 @@ def pareto(data: Mapping[str, Any]) -> Figure:
         if p["name"]:
             axes.annotate(p["name"], (p["cost"], p[share]), (6, -3), textcoords="offset points", fontsize=7, color=GREY)
     limit, dearest = data.get("budget", {}).get(data["quantity"]), max(p["cost"] for p in points)
-    if limit and limit < 1.3 * dearest:
+    if limit and limit < FAR * dearest:
         axes.axvline(limit, color=PALETTE[5], linewidth=0.8, linestyle="--", label="budget")
-    elif limit:  # drawn to scale, it would press all points together
+    elif limit:
         axes.plot([], [], color=PALETTE[5], linewidth=0.8, linestyle="--", label=f"budget: {limit:.4g}, to the right")
     axes.margins(x=0.12)
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -4,6 +4,7 @@ import dataclasses
 import http.client
 import json
 import re
+import runpy
 import shlex
 import shutil
 import tempfile
@@ -186,8 +187,9 @@ def test_the_terminal_draws_what_the_page_says(whole_run, tmp_path, monkeypatch,
     assert {"genotype", "comparison", "trajectories", "loss", "valid_accuracy", "cost_per_layer",
             "attention_0"} <= set(drawn)
     assert ">weight in the mixture</text>" in drawn["trajectories"]
-    made = {}
-    exec(re.search(r"```python\n(.*?)```", (ROOT / "docs/report.md").read_text(), re.S).group(1), made)
+    example = tmp_path / "example.py"
+    example.write_text(re.search(r"```python\n(.*?)```", (ROOT / "docs/report.md").read_text(), re.S).group(1))
+    made = runpy.run_path(str(example))
     assert set(made["made"]) == set(drawn)
 
 

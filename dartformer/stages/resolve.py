@@ -43,7 +43,7 @@ def resolve(run: Run, given: list[Trained], budget: Budget, inherits: Inherits,
     Returns:
       What `budget.json` holds: "budget", "genotype" (layers), "text", "limits" (a row for each: limit, predicted,
       measured or None, slack, met), "ties", "scores", "front" (the points of `pareto.json`), "programme": what the
-      integer programme chose, in whose place "genotype" is a model of the front that costs less and scores more on
+      integer programme chose, in whose place "genotype" is a model of the front that costs no more and scores more on
       valid with inherited weights, where there is one.
 
     Raises:
@@ -173,5 +173,4 @@ def enforce(run: Run, given: list[Trained], genotype: Genotype, inherits: Inheri
         return genotype, {**details, "kept": True, "note": "the rule's own genotype is within the budget"}
     return Genotype.from_dict({"format": 1, "layers": found["genotype"]}), {
         **details, "kept": False,
-        "note": f"the rule's own genotype is above the budget ({', '.join(over)}): this is the best within it by the "
-                f"mixture"}
+        "note": f"the rule's own genotype is above the budget ({', '.join(over)}): this is the best within it"}
