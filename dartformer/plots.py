@@ -262,14 +262,15 @@ def pareto(data: Mapping[str, Any]) -> Figure:
         axes.plot([p["cost"] for p in some], [p[share] for p in some], marker, color=tone, markersize=size, label=label)
     for p in points:
         if p["name"]:
-            axes.annotate(p["name"], (p["cost"], p[share]), (6, -3), textcoords="offset points", fontsize=7, color=GREY)
+            axes.annotate(p["name"], (p["cost"], p[share]), (5, -10), textcoords="offset points", fontsize=7,
+                          color=GREY)
     limit, dearest = data.get("budget", {}).get(data["quantity"]), max(p["cost"] for p in points)
     if limit and limit < FAR * dearest:
         axes.axvline(limit, color=PALETTE[5], linewidth=0.8, linestyle="--", label="budget")
     elif limit:
         axes.plot([], [], color=PALETTE[5], linewidth=0.8, linestyle="--", label=f"budget: {limit:.4g}, to the right")
     axes.margins(x=0.12)
-    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(frameon=False, fontsize=7, loc="upper left")  # a front rises to the right
     axes.set(xlabel=data["quantity"], ylabel=f"{share} on valid, inherited weights")
     return figure
 
