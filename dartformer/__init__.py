@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from dartformer._version import __version__
 from dartformer.errors import InputError
+from dartformer.xla_flags import protect
+
+protect()  # XLA reads its flags when JAX starts its first backend, so this cannot wait
 
 if TYPE_CHECKING:
     from dartformer.api import derive, evaluate, export, load, retrain, run_all, search

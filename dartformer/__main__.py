@@ -220,7 +220,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             top.print_help()
             return USER_ERROR
         from dartformer.allocator import keep_freed_memory
+        from dartformer.xla_flags import protect
         keep_freed_memory()
+        protect(may_probe=True)
         with _quiet(arguments.quiet):
             return _dispatch(arguments, extra)
     except InputError as error:

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dartformer import compile_cache
+from dartformer import compile_cache, xla_flags
 from dartformer._version import __version__
 
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -32,6 +32,10 @@ def examine() -> dict[str, Any]:
     """All that is found, as plain data; `problems` is empty where nothing is missing."""
     versions = {name: _version(name) for name in needed()}
     problems = [f"{name} is not installed: pip install dartformer brings it." for name, v in versions.items() if not v]
+    reductions = _reductions()
+    if reductions["in_use"] in _FAULTY:
+        problems.append(f"reductions of jaxlib {versions['jaxlib']} on this CPU: {reductions['in_use']}. "
+                        f"Set XLA_FLAGS={xla_flags.DOTS_ONLY}.")
     devices: list[str] = []
     try:
         import jax
@@ -45,9 +49,23 @@ def examine() -> dict[str, Any]:
         "dartformer": __version__, "python": sys.version.split()[0], "executable": sys.executable,
         "platform": platform.platform(), "cores": os.cpu_count(), "versions": versions, "devices": devices,
         "places": {name: _place(path) for name, path in places.items()},
+        "reductions": reductions,
         "extras": {name: {"installed": all(importlib.util.find_spec(m) is not None for m in modules), "adds": adds}
                    for name, (modules, adds) in EXTRAS.items()},
         "problems": problems}
+
+
+_FAULTY = (xla_flags.Verdict.CRASHES.value, xla_flags.Verdict.WRONG.value, xla_flags.Verdict.HANGS.value)
+
+
+def _reductions() -> dict[str, str]:
+    """What XLA's reductions on this CPU do without a flag and with the one in use, and who chose that."""
+    protection = xla_flags.protect(may_probe=True)
+    words = os.environ.get("XLA_FLAGS", "").split()
+    flag = next((word for word in words if word.startswith(xla_flags.FLAG)), "")
+    bare = xla_flags.probe()
+    in_use = xla_flags.probe(flag) if flag else bare
+    return {"flag": flag, "protection": protection.value, "without_flag": bare.value, "in_use": in_use.value}
 
 
 def needed() -> list[str]:
@@ -85,6 +103,11 @@ def text(found: dict[str, Any]) -> str:
         notes += [f"{place['kept_bytes'] / 1e6:.0f} MB kept"] if place.get("kept_bytes") else []
         notes += ["" if place["exists"] else "made when needed", "" if place["writable"] else "NOT WRITABLE"]
         lines.append(f"{name:16}{place['path']}  ({', '.join(filter(None, notes))})")
+    reductions = found["reductions"]
+    if reductions["flag"]:
+        lines += ["", f"XLA flag  {reductions['flag']} ({reductions['protection']})",
+                  f"          sums on this CPU: {reductions['in_use']} with it, "
+                  f"{reductions['without_flag']} without it"]
     lines.append("")
     for name, extra in found["extras"].items():
         state = "installed" if extra["installed"] else f"missing; pip install 'dartformer[{name}]' enables"

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dartformer"
 # From the ground up. What stands on one line may not import one another, save that a module may import its own.
 FLOORS = [
     ["errors", "_version", "progress", "allocator", "user_cache"],
-    ["devices", "compile_cache", "plugins"],
+    ["devices", "compile_cache", "plugins", "xla_flags"],
     ["doctor", "completion", "kernels"],
     ["attention", "strategies", "tasks"],
     ["genotype"],

@@ -76,7 +76,9 @@ def chunk_of(length: int, chunk: int, leaf: int) -> int:
 
 def _leaves(q: Array, k: Array, v: Array, upto: Array, before: Array, leaf: int, causal: bool) -> Array:
     """What tokens of a leaf read of one another, `[T, B, H, C, D]`."""
-    q, k, v, upto, before = (x.reshape(*x.shape[:3], -1, leaf, x.shape[-1]) for x in (q, k, v, upto, before))
+    # Heads and leaves share an axis: sums over arrays of seven axes crash in some releases of jaxlib (xla_flags.py).
+    shape = v.shape
+    q, k, v, upto, before = (x.reshape(*x.shape[:2], -1, leaf, x.shape[-1]) for x in (q, k, v, upto, before))
     past = jnp.tril(jnp.ones((leaf, leaf), bool))[..., None]
     between = upto[..., :, None, :] - upto[..., None, :, :]
     if causal:
@@ -84,8 +86,7 @@ def _leaves(q: Array, k: Array, v: Array, upto: Array, before: Array, leaf: int,
     else:
         between = jnp.where(past, between, before[..., None, :, :] - before[..., :, None, :])
     within = jnp.sum(q[..., :, None, :] * k[..., None, :, :] * jnp.exp(between), axis=-1)
-    out = jnp.einsum("tbhlij,tbhljd->tbhlid", within, v)
-    return out.reshape(*out.shape[:3], -1, out.shape[-1])
+    return jnp.einsum("tblij,tbljd->tblid", within, v).reshape(shape)
 
 
 def _halves(q: Array, k: Array, v: Array, upto: Array, before: Array, half: int, causal: bool) -> Array:

@@ -1,0 +1,117 @@
+"""XLA's faulty reductions: users are protected, and attentions do not meet the crash even without the flag."""
+
+import subprocess
+import sys
+
+import pytest
+
+from dartformer import xla_flags
+from dartformer.attention import ATTENTIONS
+from dartformer.xla_flags import DOTS_ONLY, FLAG, Protection, Verdict
+
+WITH_REDUCTIONS = f"{FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+"""What jaxlib does by itself; `protect` takes it for the user's choice and leaves it."""
+
+GRADIENTS = """
+import sys
+import jax, jax.numpy as jnp
+from dartformer import attention
+from dartformer.attention.base import Inputs, Shape
+kind = attention.parse(sys.argv[1])
+for batch, length, heads, width in [(1, 64, 4, 64), (1, 33, 2, 8), (1, 31, 1, 2), (2, 96, 1, 8), (1, 128, 8, 16)]:
+    for causal in [True] * kind.traits.causal + [False] * kind.traits.bidirectional:
+        keys = jax.random.split(jax.random.key(0), heads)
+        shape = Shape(length=length, heads=heads, head_dim=width, model_dim=heads * width, batch=batch, itemsize=4)
+        params = kind.init(keys[0], shape)
+        q = jax.random.normal(keys[0], (batch, length, heads, width))
+        x = jax.random.normal(keys[0], (batch, length, heads * width))
+
+        def loss(params, q, k, v, x):
+            inputs = Inputs(q, k, v, x, None, keys, None)
+            return jnp.sum(kind(params, inputs, causal=causal, train=True, key=keys[0]) ** 2)
+
+        jax.block_until_ready(jax.jit(jax.value_and_grad(loss, range(5)))(params, q, q, q, x))
+"""
+
+
+def test_a_process_that_imports_dartformer_computes_right_sums(monkeypatch):
+    """The probe after the import: fails on a faulty jaxlib if `protect` does nothing."""
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(xla_flags, "PROBE", "import dartformer" + xla_flags.PROBE)
+    assert xla_flags.probe() is Verdict.SOUND
+
+
+def test_jaxlib_here_is_faulty_as_its_release_says():
+    verdict = xla_flags.probe()
+    if verdict is Verdict.SOUND:
+        pytest.skip(f"jaxlib {xla_flags.jaxlib_version()} on this processor: not affected here")
+    assert verdict in (Verdict.CRASHES, Verdict.WRONG, Verdict.HANGS)
+    assert xla_flags.probe(DOTS_ONLY) is Verdict.SOUND
+
+
+@pytest.mark.parametrize(("version", "protection"), [
+    (None, Protection.UNNEEDED), ("0.10.1", Protection.UNNEEDED),
+    ("0.10.2", Protection.SET), ("0.11.0", Protection.SET),
+    ("0.11.2.dev3", Protection.SET)])
+def test_faulty_releases_get_the_flag(version, protection, monkeypatch):
+    monkeypatch.setattr(xla_flags, "jaxlib_version", lambda: version)
+    monkeypatch.setattr(xla_flags, "_backend_is_running", lambda: False)
+    variables = {"XLA_FLAGS": "--xla_dump_to=there"}
+    assert xla_flags.protect(variables) is protection
+    added = f" {DOTS_ONLY}" if protection is Protection.SET else ""
+    assert variables["XLA_FLAGS"] == "--xla_dump_to=there" + added
+    assert xla_flags.protect(variables) is protection
+
+
+def test_the_users_flag_is_left_alone():
+    variables = {"XLA_FLAGS": f"{FLAG}="}
+    assert xla_flags.protect(variables) is Protection.CHOSEN
+    assert variables == {"XLA_FLAGS": f"{FLAG}="}
+
+
+def test_too_late_is_said(monkeypatch):
+    monkeypatch.setattr(xla_flags, "jaxlib_version", lambda: "0.10.2")
+    monkeypatch.setattr(xla_flags, "_backend_is_running", lambda: True)
+    variables = {}
+    with pytest.warns(RuntimeWarning, match=r"jaxlib 0\.10\.2 on a CPU can crash or be wrong"):
+        assert xla_flags.protect(variables) is Protection.TOO_LATE
+    assert not variables
+
+
+@pytest.mark.parametrize("verdict", [Verdict.CRASHES, Verdict.SOUND])
+def test_a_newer_jaxlib_is_probed_once(verdict, tmp_path, monkeypatch):
+    probes = []
+
+    def probe(flag=""):
+        probes.append(flag)
+        return Verdict.SOUND if flag else verdict
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(xla_flags, "jaxlib_version", lambda: "1.0.0")
+    monkeypatch.setattr(xla_flags, "_backend_is_running", lambda: False)
+    monkeypatch.setattr(xla_flags, "probe", probe)
+    assert xla_flags.protect({}) is Protection.UNNEEDED
+    assert not probes
+    protection = Protection.UNNEEDED if verdict is Verdict.SOUND else Protection.SET
+    assert xla_flags.protect({}, may_probe=True) is protection
+    count = len(probes)
+    assert count == (1 if verdict is Verdict.SOUND else 2)
+    assert xla_flags.protect({}) is protection
+    assert len(probes) == count
+
+
+def gradients(name, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", WITH_REDUCTIONS)
+    return subprocess.run([sys.executable, "-c", GRADIENTS, name], capture_output=True, text=True)
+
+
+def test_gated_linear_avoids_the_crash_without_the_flag(monkeypatch):
+    process = gradients("gated_linear", monkeypatch)
+    assert process.returncode == 0, process.stderr[-500:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ATTENTIONS))
+def test_every_attention_avoids_the_crash_without_the_flag(name, monkeypatch):
+    process = gradients(name, monkeypatch)
+    assert process.returncode == 0, process.stderr[-500:]
