@@ -1,8 +1,7 @@
 """dartformer: which attention should my Transformer use, in which layer, in which head?
 
-The names below are imported when they are first asked for, so that `import dartformer` and `dartformer --help` are
-quick: neither imports JAX.
-"""
+The names below are imported when they are first asked for, so that `import dartformer` and
+`dartformer --help` are quick: neither imports JAX."""
 
 import sys
 from importlib import import_module
@@ -25,18 +24,39 @@ if TYPE_CHECKING:
     from dartformer.transformer import TransformerConfig, transformer
 
 __all__ = [
-    "Genotype", "InputError", "SearchSpace", "TransformerConfig", "__version__", "check", "defaults", "derive",
-    "evaluate", "export", "load", "load_config", "parse", "register", "retrain", "run_all", "search", "supernet",
+    "Genotype",
+    "InputError",
+    "SearchSpace",
+    "TransformerConfig",
+    "__version__",
+    "check",
+    "defaults",
+    "derive",
+    "evaluate",
+    "export",
+    "load",
+    "load_config",
+    "parse",
+    "register",
+    "retrain",
+    "run_all",
+    "search",
+    "supernet",
     "transformer",
 ]
 
 _HOME = {
-    **dict.fromkeys(("derive", "evaluate", "export", "load", "retrain", "run_all", "search"), "api"),
+    **dict.fromkeys(
+        ("derive", "evaluate", "export", "load", "retrain", "run_all", "search"), "api"
+    ),
     **dict.fromkeys(("check", "parse", "register"), "attention"),
     **dict.fromkeys(("defaults", "load_config"), "config"),
-    "Genotype": "genotype", "SearchSpace": "search_space", "TransformerConfig": "transformer",
+    "Genotype": "genotype",
+    "SearchSpace": "search_space",
+    "TransformerConfig": "transformer",
 }
-"""The module of each public name that is not imported above, but for two functions named as their module."""
+"""The module of each public name that is not imported above, but for two functions named as their
+module."""
 
 
 def __getattr__(name: str) -> Any:
@@ -58,6 +78,7 @@ def __dir__() -> list[str]:
 
 def _function(name: str) -> property:
     """The function `name` of the module `name`, which the import system would put in its place."""
+
     def ignored(package: ModuleType, module: ModuleType) -> None: ...
 
     return property(lambda package: getattr(import_module(f"dartformer.{name}"), name), ignored)

@@ -25,27 +25,40 @@ EXIT_CODES = """exit codes:
   128 + n  stopped by signal n (130: Ctrl-C), everything saved; the same command continues"""
 
 EXAMPLES = {
-    "run": ("dartformer run --config=my_space.py --workdir=runs/mine",
-            "dartformer run --config=my_space.py --workdir=runs/other --config.search.steps=500 --quiet --json"),
+    "run": (
+        "dartformer run --config=my_space.py --workdir=runs/mine",
+        "dartformer run --config=my_space.py --workdir=runs/other --config.search.steps=500 --quiet --json",
+    ),
     "search": ("dartformer search --config=my_space.py --workdir=runs/mine",),
-    "derive": ("dartformer derive --config=my_space.py --workdir=runs/mine",
-               "dartformer derive --config=my_space.py --workdir=runs/mine --budget=latency_ms=2"),
+    "derive": (
+        "dartformer derive --config=my_space.py --workdir=runs/mine",
+        "dartformer derive --config=my_space.py --workdir=runs/mine --budget=latency_ms=2",
+    ),
     "retrain": ("dartformer retrain --config=my_space.py --workdir=runs/mine",),
     "evaluate": ("dartformer evaluate --config=my_space.py --workdir=runs/mine --json",),
-    "profile": ("dartformer profile --config=my_space.py --workdir=runs/mine",
-                "dartformer profile --export=runs/mine/export --batch=8"),
+    "profile": (
+        "dartformer profile --config=my_space.py --workdir=runs/mine",
+        "dartformer profile --export=runs/mine/export --batch=8",
+    ),
     "export": ("dartformer export --config=my_space.py --workdir=runs/mine --format=onnx,torch",),
     "report": ("dartformer report runs/mine --watch",),
     "compare": ("dartformer compare runs/a runs/b --html=compare.html",),
-    "new": ("dartformer new --task=listops > my_space.py", "dartformer new --data=reviews.csv > my_space.py"),
+    "new": (
+        "dartformer new --task=listops > my_space.py",
+        "dartformer new --data=reviews.csv > my_space.py",
+    ),
     "list": ("dartformer list attentions", "dartformer list tasks --json"),
     "selfcheck": ("dartformer selfcheck",),
-    "predict": ('dartformer predict runs/mine/export --text "[MAX 2 9 ]"',
-                "dartformer predict runs/mine/export --jsonl=- < questions.jsonl > answers.jsonl"),
+    "predict": (
+        'dartformer predict runs/mine/export --text "[MAX 2 9 ]"',
+        "dartformer predict runs/mine/export --jsonl=- < questions.jsonl > answers.jsonl",
+    ),
     "push": ("dartformer push runs/mine/export --repo=me/found --dry-run",),
     "doctor": ("dartformer doctor", "dartformer doctor --json"),
-    "completion": ("source <(dartformer completion bash)", "dartformer completion fish > "
-                   "~/.config/fish/completions/dartformer.fish"),
+    "completion": (
+        "source <(dartformer completion bash)",
+        "dartformer completion fish > ~/.config/fish/completions/dartformer.fish",
+    ),
 }
 """What `--help` of a verb ends with."""
 
@@ -56,100 +69,205 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise `InputError`."""
         from dartformer.errors import InputError
+
         raise InputError(f"{message}. See {self.prog} --help.")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    top = Parser(prog="dartformer", description=__doc__, epilog=EXIT_CODES,
-                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = Parser(
+        prog="dartformer",
+        description=__doc__,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     top.add_argument("--version", action="store_true", help="print the version and exit")
     verbs = top.add_subparsers(dest="verb", metavar="VERB")
-    stages = {"run": "all stages in order, resuming where an earlier run stopped",
-              "search": "search for a mixture of attentions", "derive": "the genotype of a finished search",
-              "retrain": "train the genotype from scratch", "evaluate": "train the baselines, read test, judge",
-              "profile": "parameters, FLOPs, latency on this device", "export": "write the trained model as a folder"}
+    stages = {
+        "run": "all stages in order, resuming where an earlier run stopped",
+        "search": "search for a mixture of attentions",
+        "derive": "the genotype of a finished search",
+        "retrain": "train the genotype from scratch",
+        "evaluate": "train the baselines, read test, judge",
+        "profile": "parameters, FLOPs, latency on this device",
+        "export": "write the trained model as a folder",
+    }
     for name, text in stages.items():
-        verb = verbs.add_parser(name, help=text, description=f"{text}. Any field of the config can be set with "
-                                "--config.section.field=VALUE.")
+        verb = verbs.add_parser(
+            name,
+            help=text,
+            description=f"{text}. Any field of the config can be set with "
+            "--config.section.field=VALUE.",
+        )
         free = name == "profile"  # it can also price what no workdir holds
-        verb.add_argument("--config", required=not free, metavar="FILE", help="a config file, see `dartformer new`")
-        verb.add_argument("--workdir", required=not free, metavar="DIR", help="where everything is written")
-        verb.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+        verb.add_argument(
+            "--config",
+            required=not free,
+            metavar="FILE",
+            help="a config file, see `dartformer new`",
+        )
+        verb.add_argument(
+            "--workdir", required=not free, metavar="DIR", help="where everything is written"
+        )
+        verb.add_argument(
+            "--json", action="store_true", help="print the result as JSON on standard output"
+        )
         if name == "derive":
             _budget_arguments(verb)
-        verb.add_argument("--no-compile-cache", action="store_true", help="compile everything anew, and keep nothing "
-                          "of it in the user's cache folder")
+        verb.add_argument(
+            "--no-compile-cache",
+            action="store_true",
+            help="compile everything anew, and keep nothing of it in the user's cache folder",
+        )
         if name == "profile":
             _profile_arguments(verb)
         if name == "export":
-            verb.add_argument("--format", action="append", metavar="NAMES", help="further formats, with "
-                              "commas between: onnx, tensorflow, torch; each needs the extra of its name")
-    shown = verbs.add_parser("report", help="write report.html, or serve it during a run", description="Write "
-                             "report.html from what a workdir holds so far; every stage does so, too. Another process "
-                             "may be running in it.")
+            verb.add_argument(
+                "--format",
+                action="append",
+                metavar="NAMES",
+                help="further formats, with "
+                "commas between: onnx, tensorflow, torch; each needs the extra of its name",
+            )
+    shown = verbs.add_parser(
+        "report",
+        help="write report.html, or serve it during a run",
+        description="Write "
+        "report.html from what a workdir holds so far; every stage does so, too. Another process "
+        "may be running in it.",
+    )
     shown.add_argument("folder", nargs="?", metavar="DIR", help="the workdir")
     shown.add_argument("--workdir", metavar="DIR", help="the workdir, as with the other verbs")
-    shown.add_argument("--config", metavar="FILE", help="refuse a workdir that was made with another config")
-    shown.add_argument("--watch", nargs="?", const="", metavar="DIR", help="serve the page on this machine alone and "
-                       "refresh it whenever the run writes something; Ctrl-C stops")
-    shown.add_argument("--port", type=int, default=0, help="with --watch: where; 0, the default, is any that is free")
-    shown.add_argument("--figures", metavar="KIND", help="also write every figure to DIR/figures, as pdf, svg or png")
+    shown.add_argument(
+        "--config", metavar="FILE", help="refuse a workdir that was made with another config"
+    )
+    shown.add_argument(
+        "--watch",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="serve the page on this machine alone and "
+        "refresh it whenever the run writes something; Ctrl-C stops",
+    )
+    shown.add_argument(
+        "--port",
+        type=int,
+        default=0,
+        help="with --watch: where; 0, the default, is any that is free",
+    )
+    shown.add_argument(
+        "--figures",
+        metavar="KIND",
+        help="also write every figure to DIR/figures, as pdf, svg or png",
+    )
     shown.add_argument("--json", action="store_true", help="print the names of the files as JSON")
-    beside = verbs.add_parser("compare", help="several runs side by side", description="Compare workdirs: seeds and "
-                              "spread, whether their difference is real, where their genotypes differ.")
+    beside = verbs.add_parser(
+        "compare",
+        help="several runs side by side",
+        description="Compare workdirs: seeds and "
+        "spread, whether their difference is real, where their genotypes differ.",
+    )
     beside.add_argument("folders", nargs="+", metavar="DIR", help="two or more workdirs")
     beside.add_argument("--html", metavar="FILE", help="write a page with overlaid curves")
     beside.add_argument("--json", action="store_true", help="print the comparison as JSON")
-    new = verbs.add_parser("new", help="print a starting config", description="Print a config file to start from.")
+    new = verbs.add_parser(
+        "new", help="print a starting config", description="Print a config file to start from."
+    )
     new.add_argument("--task", help="see `dartformer list tasks`; listops if nothing is said")
-    new.add_argument("--size", default="small", help="'small', for two CPU cores, or 'published', the size that the "
-                     "task is known for")
-    new.add_argument("--data", metavar="FILE", help="your own file or folder: look at it, and write a config that runs "
-                     "at once. Says what it guessed on standard error")
-    new.add_argument("--text", metavar="COLUMN", action="append", help="with --data: the column of texts; twice for "
-                     "two that are compared")
+    new.add_argument(
+        "--size",
+        default="small",
+        help="'small', for two CPU cores, or 'published', the size that the task is known for",
+    )
+    new.add_argument(
+        "--data",
+        metavar="FILE",
+        help="your own file or folder: look at it, and write a config that runs "
+        "at once. Says what it guessed on standard error",
+    )
+    new.add_argument(
+        "--text",
+        metavar="COLUMN",
+        action="append",
+        help="with --data: the column of texts; twice for two that are compared",
+    )
     new.add_argument("--label", metavar="COLUMN", help="with --data: the column of labels")
-    new.add_argument("--preset", default="recommended", help="'recommended', or 'published' for the DARTS paper's")
+    new.add_argument(
+        "--preset",
+        default="recommended",
+        help="'recommended', or 'published' for the DARTS paper's",
+    )
     new.add_argument("--json", action="store_true", help="print the config's values as JSON")
     listing = verbs.add_parser("list", help="what there is to choose from")
     listing.add_argument("what", choices=("attentions", "strategies", "tasks"))
     listing.add_argument("--json", action="store_true")
     check = verbs.add_parser(
-        "selfcheck", help="does this installation find answers that are known?", description="Search three planted "
-        "tasks, whose right attention is known: about a minute on two cores. Exits with 0 if all are found, else 1.")
+        "selfcheck",
+        help="does this installation find answers that are known?",
+        description="Search three planted "
+        "tasks, whose right attention is known: about a minute on two cores. Exits with 0 if all are found, else 1.",
+    )
     check.add_argument("--json", action="store_true")
     predict = verbs.add_parser("predict", help="use an exported model")
     predict.add_argument("folder", help="what `export` wrote")
     source = predict.add_mutually_exclusive_group(required=True)
-    source.add_argument("--text", action="append", help="a text to classify; may be given several times")
-    source.add_argument("--pair", action="append", nargs=2, metavar=("A", "B"), help="two texts to compare")
-    source.add_argument("--file", help="a file with a text on each line (two, with a tab between them, for a model "
-                        "that compares two); - for standard input")
-    source.add_argument("--jsonl", metavar="FILE", help='a stream of JSON lines, {"text": "..."}, {"texts": ["...", '
-                        '"..."]} or {"tokens": [...]}, answered in the same form; - for standard input')
-    predict.add_argument("--batch", type=int, default=64, help="with --jsonl: lines that are answered together; 1 "
-                         "answers each before the next is read")
+    source.add_argument(
+        "--text", action="append", help="a text to classify; may be given several times"
+    )
+    source.add_argument(
+        "--pair", action="append", nargs=2, metavar=("A", "B"), help="two texts to compare"
+    )
+    source.add_argument(
+        "--file",
+        help="a file with a text on each line (two, with a tab between them, for a model "
+        "that compares two); - for standard input",
+    )
+    source.add_argument(
+        "--jsonl",
+        metavar="FILE",
+        help='a stream of JSON lines, {"text": "..."}, {"texts": ["...", '
+        '"..."]} or {"tokens": [...]}, answered in the same form; - for standard input',
+    )
+    predict.add_argument(
+        "--batch",
+        type=int,
+        default=64,
+        help="with --jsonl: lines that are answered together; 1 "
+        "answers each before the next is read",
+    )
     predict.add_argument("--device", help="cpu, gpu or tpu; the best there is if nothing is said")
     predict.add_argument("--json", action="store_true")
     push = verbs.add_parser("push", help="upload an exported model to the Hugging Face hub")
     push.add_argument("folder", help="what `export` wrote")
-    push.add_argument("--repo", required=True, metavar="OWNER/NAME", help="the model's name on the hub")
+    push.add_argument(
+        "--repo", required=True, metavar="OWNER/NAME", help="the model's name on the hub"
+    )
     push.add_argument("--private", action="store_true", help="if it is made, for its owner alone")
-    push.add_argument("--dry-run", action="store_true", help="check the folder and say what would be uploaded; needs "
-                      "no network")
+    push.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check the folder and say what would be uploaded; needs no network",
+    )
     push.add_argument("--json", action="store_true")
-    doctor = verbs.add_parser("doctor", help="versions, devices, caches, free space, missing extras", description="Say "
-                              "what is installed, what it runs on, where it keeps things, and what a missing extra "
-                              "would add. Exits with 1 if something needed is missing.")
+    doctor = verbs.add_parser(
+        "doctor",
+        help="versions, devices, caches, free space, missing extras",
+        description="Say "
+        "what is installed, what it runs on, where it keeps things, and what a missing extra "
+        "would add. Exits with 1 if something needed is missing.",
+    )
     doctor.add_argument("--json", action="store_true", help="print it as JSON")
-    completion = verbs.add_parser("completion", help="a script that completes commands in your shell")
+    completion = verbs.add_parser(
+        "completion", help="a script that completes commands in your shell"
+    )
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     for name, verb in verbs.choices.items():
         verb.formatter_class = argparse.RawDescriptionHelpFormatter
         verb.description = textwrap.fill(verb.description or f"{verbs_help(verbs)[name]}.", 78)
         verb.epilog = "examples:\n" + "\n".join(f"  {example}" for example in EXAMPLES[name])
-        verb.add_argument("--quiet", action="store_true", help="no progress: only the result, and errors")
+        verb.add_argument(
+            "--quiet", action="store_true", help="no progress: only the result, and errors"
+        )
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return top
 
@@ -160,40 +278,71 @@ def verbs_help(verbs: Any) -> dict[str, str]:
 
 
 def _budget_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--budget", action="append", metavar="KEY=VALUE[,...]", help="answer the search again for this "
-                      "budget, in seconds: latency_ms, parameters, flops, memory_bytes, kv_bytes, at batch, length and "
-                      "phase; also writes the front of accuracy against cost, pareto.json")
-    verb.add_argument("--table", metavar="FILE", help="measured latencies; the user's cache folder if nothing is said")
-    verb.add_argument("--trust-table", action="store_true", help="take it although another device measured it")
+    verb.add_argument(
+        "--budget",
+        action="append",
+        metavar="KEY=VALUE[,...]",
+        help="answer the search again for this "
+        "budget, in seconds: latency_ms, parameters, flops, memory_bytes, kv_bytes, at batch, length and "
+        "phase; also writes the front of accuracy against cost, pareto.json",
+    )
+    verb.add_argument(
+        "--table",
+        metavar="FILE",
+        help="measured latencies; the user's cache folder if nothing is said",
+    )
+    verb.add_argument(
+        "--trust-table", action="store_true", help="take it although another device measured it"
+    )
     verb.add_argument("--plot", metavar="FILE", help="draw the front: .svg, .png or .pdf")
 
 
 def _profile_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--genotype", metavar="FILE", help="price this genotype at the sizes of --config; without it and "
-                      "without --workdir, the homogeneous models of the config's search space")
+    verb.add_argument(
+        "--genotype",
+        metavar="FILE",
+        help="price this genotype at the sizes of --config; without it and "
+        "without --workdir, the homogeneous models of the config's search space",
+    )
     verb.add_argument("--export", metavar="DIR", help="price an exported model; needs no --config")
     verb.add_argument("--batch", type=int, default=1, help="examples at once (1)")
-    verb.add_argument("--length", default="", metavar="N[,N...]", help="tokens; several are a sweep. The longest the "
-                      "model takes if nothing is said")
-    verb.add_argument("--phase", default="forward", help="'forward'; 'train', a forward and a backward pass; 'decode', "
-                      "one more token after --length tokens, by formula")
+    verb.add_argument(
+        "--length",
+        default="",
+        metavar="N[,N...]",
+        help="tokens; several are a sweep. The longest the model takes if nothing is said",
+    )
+    verb.add_argument(
+        "--phase",
+        default="forward",
+        help="'forward'; 'train', a forward and a backward pass; 'decode', "
+        "one more token after --length tokens, by formula",
+    )
     verb.add_argument("--repeats", type=int, default=20, help="calls that are timed (20)")
     verb.add_argument("--plot", metavar="FILE", help="draw it: .svg, .png or .pdf")
 
 
 def formats(given: Sequence[str] | None) -> tuple[str, ...]:
     """The names in `--format=onnx,torch` (which may be given several times), each once."""
-    return tuple(dict.fromkeys(name.strip() for text in given or () for name in text.split(",") if name.strip()))
+    return tuple(
+        dict.fromkeys(
+            name.strip() for text in given or () for name in text.split(",") if name.strip()
+        )
+    )
 
 
 def overrides(extra: Sequence[str]) -> dict[str, str]:
-    """`--config.a.b=1` (or `--config.a.b 1`) as `{"a.b": "1"}`; anything else left over is an error."""
+    """`--config.a.b=1` (or `--config.a.b 1`) as `{"a.b": "1"}`; anything else left over is an
+    error."""
     from dartformer.errors import InputError
+
     found, rest = {}, list(extra)
     while rest:
         one = rest.pop(0)
         if not one.startswith("--config."):
-            raise InputError(f"unknown argument {one!r}. Config fields are set as --config.section.field=VALUE.")
+            raise InputError(
+                f"unknown argument {one!r}. Config fields are set as --config.section.field=VALUE."
+            )
         name, equals, value = one.removeprefix("--config.").partition("=")
         if not equals:
             if not rest or rest[0].startswith("--"):
@@ -206,6 +355,7 @@ def overrides(extra: Sequence[str]) -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     from dartformer.errors import InputError
+
     given = list(sys.argv[1:] if argv is None else argv)
     debug, again = "--debug" in given, shlex.join(["dartformer", *given])
     try:
@@ -214,6 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments, extra = top.parse_known_args(given)
         if arguments.version:
             from dartformer._version import __version__
+
             print(__version__)
             return 0
         if arguments.verb is None:
@@ -221,6 +372,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return USER_ERROR
         from dartformer.allocator import keep_freed_memory
         from dartformer.xla_flags import protect
+
         keep_freed_memory()
         protect(may_probe=True)
         with _quiet(arguments.quiet):
@@ -230,7 +382,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         return _fail(str(error), USER_ERROR)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing it is quiet too
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # so that closing it is quiet too
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return _fail(f"stopped; what was saved is kept. To continue: {again}", 128 + signal.SIGINT)
@@ -238,17 +392,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         from dartformer.train import Diverged, Interrupted
+
         if isinstance(error, Interrupted):
             print(f"dartformer: {error}\ndartformer: {again}", file=sys.stderr)
             return 128 + error.signal
         if isinstance(error, Diverged):
             return _fail(str(error), DIVERGED)
         if _no_space(error):
-            _fail("no space left on the device. The last checkpoint is intact: free some space and run the same "
-                  "command again.", USER_ERROR)
-            os._exit(USER_ERROR)  # libraries' exit handlers would fail for want of space too, with tracebacks
-        return _fail(f"unexpected {type(error).__name__}: {str(error)[:500]}"
-                     + ("" if debug else " (the same command with --debug shows where)"), UNEXPECTED)
+            _fail(
+                "no space left on the device. The last checkpoint is intact: free some space and run the same "
+                "command again.",
+                USER_ERROR,
+            )
+            os._exit(
+                USER_ERROR
+            )  # libraries' exit handlers would fail for want of space too, with tracebacks
+        return _fail(
+            f"unexpected {type(error).__name__}: {str(error)[:500]}"
+            + ("" if debug else " (the same command with --debug shows where)"),
+            UNEXPECTED,
+        )
 
 
 def _known_verb(top: argparse.ArgumentParser, given: Sequence[str]) -> None:
@@ -256,6 +419,7 @@ def _known_verb(top: argparse.ArgumentParser, given: Sequence[str]) -> None:
     verbs = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction)).choices
     if given and not given[0].startswith("-") and given[0] not in verbs:
         from dartformer.errors import unknown
+
         raise unknown("verb", given[0], verbs)
 
 
@@ -266,6 +430,7 @@ def _quiet(quiet: bool) -> Iterator[None]:
         yield
         return
     from dartformer.progress import console
+
     console.quiet = True
     try:
         yield
@@ -280,8 +445,11 @@ def _fail(text: str, code: int) -> int:
 
 def _no_space(error: BaseException | None) -> bool:
     while error is not None:
-        if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) \
-                or "No space left on device" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
+        if (
+            (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
+            or "No space left on device" in str(error)
+            or "RESOURCE_EXHAUSTED" in str(error)
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -290,11 +458,18 @@ def _no_space(error: BaseException | None) -> bool:
 def _dispatch(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     if getattr(arguments, "no_compile_cache", False):
         from dartformer.compile_cache import VARIABLE
+
         os.environ[VARIABLE] = "off"
     if arguments.verb == "new":
         return _new(arguments, overrides(extra))
-    others = {"list": _list, "predict": _predict, "selfcheck": _selfcheck, "push": _push, "doctor": _doctor,
-              "completion": _completion}
+    others = {
+        "list": _list,
+        "predict": _predict,
+        "selfcheck": _selfcheck,
+        "push": _push,
+        "doctor": _doctor,
+        "completion": _completion,
+    }
     if arguments.verb in others:
         overrides(extra and [f"{extra[0]}"])
         return others[arguments.verb](arguments)
@@ -303,16 +478,21 @@ def _dispatch(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     if arguments.verb == "compare":
         if extra:
             from dartformer.errors import InputError
+
             raise InputError(f"unknown argument {extra[0]!r}: compare reads workdirs as they are.")
         return _compare(arguments)
     if arguments.verb == "profile":
         return _profile(arguments, overrides(extra))
-    if arguments.verb == "derive" and (arguments.budget or arguments.table or arguments.trust_table or arguments.plot):
+    if arguments.verb == "derive" and (
+        arguments.budget or arguments.table or arguments.trust_table or arguments.plot
+    ):
         return _derive_within(arguments, overrides(extra))
     from dartformer.config import load_config
+
     config = load_config(arguments.config, overrides(extra))
     from dartformer import api
     from dartformer.stages.base import Run
+
     if arguments.verb == "run":
         data = api.run_all(config, arguments.workdir)
     else:
@@ -325,6 +505,7 @@ def _dispatch(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
         _print_json(data)
     else:
         from dartformer.stages import summary
+
         summary.show(arguments.verb, data, Path(arguments.workdir))
     return 0
 
@@ -333,6 +514,7 @@ def _derive_within(arguments: argparse.Namespace, values: dict[str, str]) -> int
     from dartformer.budget import Budget, parse
     from dartformer.config import load_config
     from dartformer.errors import InputError
+
     if not arguments.budget:
         raise InputError("--table, --trust-table and --plot go with --budget.")
     given = parse(arguments.budget)
@@ -341,10 +523,12 @@ def _derive_within(arguments: argparse.Namespace, values: dict[str, str]) -> int
     budget = Budget.of(given, "--budget")
     config = load_config(arguments.config, values)
     from dartformer import compile_cache
+
     compile_cache.use()
     from dartformer import api, plots
     from dartformer.stages import summary
     from dartformer.stages.base import Run
+
     with Run(config, arguments.workdir) as run:
         data = api.derive_within(run, budget)
     if arguments.plot:
@@ -358,26 +542,33 @@ def _derive_within(arguments: argparse.Namespace, values: dict[str, str]) -> int
 
 def _report(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     from dartformer.errors import InputError
+
     values = overrides(extra)
     named = [name for name in (arguments.folder, arguments.workdir, arguments.watch) if name]
     if len(named) != 1:
         raise InputError(f"report takes one workdir, got {', '.join(named) or 'none'}.")
     if values and arguments.config is None:
-        raise InputError("--config.section.field=VALUE changes a config: give it with --config=FILE.")
+        raise InputError(
+            "--config.section.field=VALUE changes a config: give it with --config=FILE."
+        )
     if arguments.watch is None and arguments.port:
         raise InputError("--port is where --watch serves: give both.")
     from dartformer.stages import report, summary
+
     if arguments.config is not None:
         from dartformer.config import load_config
         from dartformer.stages.base import Run
+
         with Run(load_config(arguments.config, values), named[0]):
             pass
     files = []
     if arguments.figures is not None:
         from dartformer.stages import figures
+
         files = figures.save(named[0], arguments.figures)
     if arguments.watch is not None:
         from dartformer.stages.watch import watch
+
         try:
             watch(named[0], arguments.port)
         except KeyboardInterrupt:
@@ -394,6 +585,7 @@ def _report(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from dartformer.stages import compare, summary
+
     data = compare.compare(arguments.folders)
     if arguments.html:
         compare.write(data, arguments.html)
@@ -411,18 +603,25 @@ def _profile(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     from dartformer.errors import InputError
     from dartformer.stages import profile, summary
     from dartformer.stages.base import Run
+
     asked = [name for name in ("workdir", "genotype", "export") if getattr(arguments, name)]
     if len(asked) > 1:
         raise InputError(f"--{asked[0]} and --{asked[1]} are two things to profile: give one.")
     if arguments.export and (arguments.config or values):
         raise InputError("an export has its own config: leave --config out.")
     if not arguments.export and not arguments.config:
-        raise InputError("profile needs --config (with --workdir, --genotype or neither), or --export.")
-    at = profile.At(arguments.batch, profile.parse_lengths(arguments.length), arguments.phase, arguments.repeats)
+        raise InputError(
+            "profile needs --config (with --workdir, --genotype or neither), or --export."
+        )
+    at = profile.At(
+        arguments.batch, profile.parse_lengths(arguments.length), arguments.phase, arguments.repeats
+    )
     from dartformer import compile_cache
+
     compile_cache.use()
     if arguments.export:
         from dartformer.stages.served import load
+
         model = load(arguments.export).model
         data = profile.profile_all(model.shape, {"exported": model.genotype}, at, True)
     else:
@@ -431,10 +630,13 @@ def _profile(arguments: argparse.Namespace, values: dict[str, str]) -> int:
             with Run(config, arguments.workdir) as run:
                 data = profile.profile(run, run.genotype(), at, detail=True)
         else:
-            given = {"given": profile.read_genotype(arguments.genotype)} if arguments.genotype else {}
+            given = (
+                {"given": profile.read_genotype(arguments.genotype)} if arguments.genotype else {}
+            )
             data = profile.profile_asked(config, given, at)
     if arguments.plot:
         from dartformer import plots
+
         plots.save(plots.profile(data), arguments.plot)
     if arguments.json:
         _print_json(data)
@@ -445,24 +647,36 @@ def _profile(arguments: argparse.Namespace, values: dict[str, str]) -> int:
 
 def _print_json(data: Any) -> None:
     from dartformer.workdir import jsonable
+
     print(json.dumps(jsonable(data), indent=2))
 
 
 def _new(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     from dartformer import config as configs
     from dartformer.errors import InputError
+
     if arguments.data:
         from dartformer.starter import for_data
+
         if arguments.task not in (None, "files") or arguments.preset != "recommended":
-            raise InputError("--data writes a config of the task files with the recommended preset: leave --task and "
-                             "--preset out.")
-        text, values, found = for_data(arguments.data, arguments.text or (), arguments.label or "", values)
-        print("".join(f"guessed: {sentence}\n" for sentence in found.sentences), end="", file=sys.stderr)
+            raise InputError(
+                "--data writes a config of the task files with the recommended preset: leave --task and "
+                "--preset out."
+            )
+        text, values, found = for_data(
+            arguments.data, arguments.text or (), arguments.label or "", values
+        )
+        print(
+            "".join(f"guessed: {sentence}\n" for sentence in found.sentences),
+            end="",
+            file=sys.stderr,
+        )
         task = "files"
     elif arguments.text or arguments.label:
         raise InputError("--text and --label name columns of a file: give it with --data FILE.")
     else:
         from dartformer.starter import starter
+
         task = arguments.task or "listops"
         text = starter(task, arguments.preset, values, size=arguments.size)
     if arguments.json:
@@ -476,6 +690,7 @@ def _new(arguments: argparse.Namespace, values: dict[str, str]) -> int:
 
 def _list(arguments: argparse.Namespace) -> int:
     from dartformer.stages import summary
+
     rows = summary.listing(arguments.what)
     if arguments.json:
         _print_json(rows)
@@ -486,9 +701,11 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _selfcheck(arguments: argparse.Namespace) -> int:
     from dartformer import compile_cache
+
     compile_cache.use()
     from dartformer.selfcheck import selfcheck
     from dartformer.stages import summary
+
     found = selfcheck(report=None if arguments.json else summary.show_check)
     if arguments.json:
         _print_json(found)
@@ -500,29 +717,41 @@ def _selfcheck(arguments: argparse.Namespace) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     from dartformer.errors import InputError
     from dartformer.stages.served import load
+
     served = load(arguments.folder, arguments.device)
     if arguments.jsonl is not None:
         return _predict_jsonl(arguments, served)
     pairs = served.model.shape.inputs == 2
     texts: list[Any]
     if pairs != (arguments.pair is not None) and arguments.file is None:
-        raise InputError("this model compares two texts: give them as --pair A B." if pairs else
-                         "this model reads one text: give it as --text.")
+        raise InputError(
+            "this model compares two texts: give them as --pair A B."
+            if pairs
+            else "this model reads one text: give it as --text."
+        )
     if arguments.text is not None or arguments.pair is not None:
         texts = arguments.text or arguments.pair
     else:
         try:
-            data = sys.stdin.buffer.read() if arguments.file == "-" else Path(arguments.file).read_bytes()
+            data = (
+                sys.stdin.buffer.read()
+                if arguments.file == "-"
+                else Path(arguments.file).read_bytes()
+            )
             texts = [line for line in data.decode("utf-8").splitlines() if line.strip()]
         except OSError as error:
             raise InputError(f"cannot read {arguments.file}: {error.strerror}.") from None
         except UnicodeDecodeError as error:
-            raise InputError(f"{arguments.file} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
+            raise InputError(
+                f"{arguments.file} is not UTF-8 text: {error.reason} at byte {error.start}."
+            ) from None
         if pairs:
             texts = [line.split("\t") for line in texts]
             for i, one in enumerate(texts, 1):
                 if len(one) != 2:
-                    raise InputError(f"{arguments.file}: text {i} must be two texts with one tab between them.")
+                    raise InputError(
+                        f"{arguments.file}: text {i} must be two texts with one tab between them."
+                    )
     answers = served(texts)
     if arguments.json:
         _print_json([{"text": text, **answer} for text, answer in zip(texts, answers, strict=True)])
@@ -542,11 +771,15 @@ def _predict_jsonl(arguments: argparse.Namespace, served: Any) -> int:
     from dartformer.errors import InputError
     from dartformer.stages.predict import stream
     from dartformer.workdir import jsonable
+
     failed = total = 0
     try:
         with contextlib.ExitStack() as stack:
-            source = sys.stdin if arguments.jsonl == "-" else stack.enter_context(
-                open(arguments.jsonl, encoding="utf-8"))
+            source = (
+                sys.stdin
+                if arguments.jsonl == "-"
+                else stack.enter_context(open(arguments.jsonl, encoding="utf-8"))
+            )
             for answer in stream(served, source, arguments.batch):
                 print(json.dumps(jsonable(answer), ensure_ascii=False), flush=True)
                 failed, total = failed + ("error" in answer), total + 1
@@ -555,7 +788,9 @@ def _predict_jsonl(arguments: argparse.Namespace, served: Any) -> int:
             raise
         raise InputError(f"cannot read {arguments.jsonl}: {error.strerror}.") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{arguments.jsonl} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
+        raise InputError(
+            f"{arguments.jsonl} is not UTF-8 text: {error.reason} at byte {error.start}."
+        ) from None
     if failed:
         raise InputError(f"{failed} of {total} lines could not be read; their 'error' says why.")
     return 0
@@ -563,18 +798,24 @@ def _predict_jsonl(arguments: argparse.Namespace, served: Any) -> int:
 
 def _push(arguments: argparse.Namespace) -> int:
     from dartformer.stages.push import push
-    found = push(arguments.folder, arguments.repo, private=arguments.private, dry_run=arguments.dry_run)
+
+    found = push(
+        arguments.folder, arguments.repo, private=arguments.private, dry_run=arguments.dry_run
+    )
     if arguments.json:
         _print_json(found)
     else:
         for name, size in found["files"].items():
             print(f"{size:>12,}  {name}")
-        print(f"{'uploaded to' if found['uploaded'] else 'dry run: nothing was sent; would upload to'} {found['url']}")
+        print(
+            f"{'uploaded to' if found['uploaded'] else 'dry run: nothing was sent; would upload to'} {found['url']}"
+        )
     return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from dartformer import doctor
+
     found = doctor.examine()
     if arguments.json:
         _print_json(found)
@@ -585,6 +826,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _completion(arguments: argparse.Namespace) -> int:
     from dartformer.completion import script
+
     print(script(arguments.shell, parser()), end="")
     return 0
 

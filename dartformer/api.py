@@ -1,4 +1,5 @@
-"""The Python API: each stage on a config and a workdir. The command line calls the same functions."""
+"""The Python API: each stage on a config and a workdir. The command line calls the same
+functions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,13 +45,15 @@ def derive(found: SearchResult) -> Genotype:
 
 
 def retrain(genotype: Genotype, config: ConfigDict, workdir: str | Path) -> Model:
-    """Train a genotype from scratch for every seed of the config; returns the model that is best on valid."""
+    """Train a genotype from scratch for every seed of the config; returns the model that is best on
+    valid."""
     with Run(config, workdir) as run, staged(run, "retrain"):
         return retrain_stage.best(retrain_stage.retrain(run, genotype))
 
 
 def evaluate(genotype: Genotype, config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Train the baselines that the config asks for, read test once, write and return `results.json`."""
+    """Train the baselines that the config asks for, read test once, write and return
+    `results.json`."""
     with Run(config, workdir) as run, staged(run, "evaluate"):
         return _evaluate(run, genotype)
 
@@ -67,18 +70,22 @@ def staged(run: Run, verb: str) -> Iterator[None]:
 
 def _evaluate(run: Run, genotype: Genotype) -> dict[str, Any]:
     models = retrain_stage.retrain(run, genotype)
-    results = evaluate_stage.evaluate(run, models, retrain_stage.retrain_baselines(run, genotype, models))
+    results = evaluate_stage.evaluate(
+        run, models, retrain_stage.retrain_baselines(run, genotype, models)
+    )
     tracking.track(run, results)
     return results
 
 
 def export(model: Model, folder: str | Path, formats: Sequence[str] = ()) -> Path:
-    """Write a model as a folder that outsiders can use; `formats` beside it, see `dartformer.stages.export`."""
+    """Write a model as a folder that outsiders can use; `formats` beside it, see
+    `dartformer.stages.export`."""
     return export_stage.export(model, folder, formats=formats)
 
 
 def run_all(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """All stages in order, resuming where an earlier call on this workdir stopped; returns `results.json`."""
+    """All stages in order, resuming where an earlier call on this workdir stopped; returns
+    `results.json`."""
     if config.space.aspect != "given":
         return _run_shapes(config, workdir)
     with Run(config, workdir) as run:
@@ -89,11 +96,12 @@ def run_all(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 
 
 def _run_shapes(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """A search for each shape of the space, in `shapes/LxH`; the stages after retraining for the one best on valid.
+    """A search for each shape of the space, in `shapes/LxH`; the stages after retraining for the
+    one best on valid.
 
-    Of equals the one with fewest parameters is taken. `results.json` is the chosen shape's, with `shape` and `shapes`.
-    A shape of which no genotype is within `search.budget` is left out; `BudgetTooSmall` where that leaves none.
-    """
+    Of equals the one with fewest parameters is taken. `results.json` is the chosen shape's, with
+    `shape` and `shapes`. A shape of which no genotype is within `search.budget` is left out;
+    `BudgetTooSmall` where that leaves none."""
     configs.validate(config)
     configs.require_here(config)
     with Workdir(workdir, configs.to_dict(config)) as folder:
@@ -115,22 +123,36 @@ def _run_shapes(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 genotype, share = run.genotype(), run.metric.share
                 parameters = cost.model_parameters(run.program(genotype).network)
             scores[name] = sum(run.metric.better(m) for m in models) / len(models), -parameters
-            found[name] = {"valid": {share: sum(m[share] for m in models) / len(models),
-                                     "per_seed": [m[share] for m in models]},
-                           "parameters": parameters, "genotype": genotype.to_dict()}
-            say(f"shape {name}: valid {share} {found[name]['valid'][share]:.3f}, {parameters:,} parameters")
+            found[name] = {
+                "valid": {
+                    share: sum(m[share] for m in models) / len(models),
+                    "per_seed": [m[share] for m in models],
+                },
+                "parameters": parameters,
+                "genotype": genotype.to_dict(),
+            }
+            say(
+                f"shape {name}: valid {share} {found[name]['valid'][share]:.3f}, {parameters:,} parameters"
+            )
         if not scores:
-            raise BudgetTooSmall("; ".join(f"shape {name}: {why.rstrip('.')}" for name, why in dear.items()) + ".")
+            raise BudgetTooSmall(
+                "; ".join(f"shape {name}: {why.rstrip('.')}" for name, why in dear.items()) + "."
+            )
         chosen = max(scores, key=lambda name: scores[name])
-        results = {**run_all(every[chosen], folder / f"shapes/{chosen}"), "shape": chosen, "shapes": found,
-                   **({"shapes_left_out": dear} if dear else {})}
+        results = {
+            **run_all(every[chosen], folder / f"shapes/{chosen}"),
+            "shape": chosen,
+            "shapes": found,
+            **({"shapes_left_out": dear} if dear else {}),
+        }
         write_text(folder / "genotype.json", Genotype.from_dict(results["genotype"]).to_json())
         write_json(folder / "results.json", results)
         return results
 
 
 def do(run: Run, verb: str, **options: Any) -> dict[str, Any]:
-    """What the verb returns, given its `options` (such as `formats` of export), noted and reported."""
+    """What the verb returns, given its `options` (such as `formats` of export), noted and
+    reported."""
     if verb == "report":
         return _report_verb(run)
     with staged(run, verb):
@@ -138,10 +160,15 @@ def do(run: Run, verb: str, **options: Any) -> dict[str, Any]:
 
 
 def finished(run: Run, verb: str) -> bool:
-    """Whether a stage has left its last file, which each writes whole, at its end. Asked in the order of the stages:
-    a workdir has one config, so what stands there is what would be made again."""
-    left = {"search": "search/alphas.json", "derive": "genotype.json", "profile": "profile.json",
-            "export": f"export/{checksums.CHECKSUMS}"}
+    """Whether a stage has left its last file, which each writes whole, at its end. Asked in the
+    order of the stages: a workdir has one config, so what stands there is what would be made
+    again."""
+    left = {
+        "search": "search/alphas.json",
+        "derive": "genotype.json",
+        "profile": "profile.json",
+        "export": f"export/{checksums.CHECKSUMS}",
+    }
     if verb == "report":
         return False  # written again whenever it is asked for: it is quick
     if verb in ("retrain", "evaluate"):
@@ -152,12 +179,15 @@ def finished(run: Run, verb: str) -> bool:
 def _finished_search(run: Run) -> SearchResult:
     found = search_stage.read(run)
     if found is None:
-        raise InputError(f"there is no finished search in {run.workdir.path}: run `dartformer search` first.")
+        raise InputError(
+            f"there is no finished search in {run.workdir.path}: run `dartformer search` first."
+        )
     return found
 
 
 def derive_within(run: Run, budget: Budget) -> dict[str, Any]:
-    """The best genotype of a finished search within a budget, and the front of accuracy against cost."""
+    """The best genotype of a finished search within a budget, and the front of accuracy against
+    cost."""
     with staged(run, "derive"):
         return derive_stage.derive_within(_finished_search(run), budget)
 
@@ -169,13 +199,21 @@ def _derive_verb(run: Run) -> dict[str, Any]:
 
 def _retrain_verb(run: Run) -> dict[str, Any]:
     models = retrain_stage.retrain(run, run.genotype())
-    return {"genotype": models[0].genotype.to_dict(), "steps": run.config.retrain.steps, "metric": run.metric.name,
-            "valid": [{"seed": m.seed, **m.valid} for m in models]}
+    return {
+        "genotype": models[0].genotype.to_dict(),
+        "steps": run.config.retrain.steps,
+        "metric": run.metric.name,
+        "valid": [{"seed": m.seed, **m.valid} for m in models],
+    }
 
 
 def _search_verb(run: Run) -> dict[str, Any]:
     found = search_stage.search(run)
-    return {"mixture": found.mixture.tolist(), "diagnostics": found.diagnostics, "seconds": found.seconds}
+    return {
+        "mixture": found.mixture.tolist(),
+        "diagnostics": found.diagnostics,
+        "seconds": found.seconds,
+    }
 
 
 def _evaluate_verb(run: Run) -> dict[str, Any]:
@@ -203,7 +241,13 @@ def _report_verb(run: Run) -> dict[str, Any]:
 
 
 VERBS: Mapping[str, Any] = {
-    "search": _search_verb, "derive": _derive_verb, "retrain": _retrain_verb, "evaluate": _evaluate_verb,
-    "profile": _profile_verb, "export": _export_verb, "report": _report_verb,
+    "search": _search_verb,
+    "derive": _derive_verb,
+    "retrain": _retrain_verb,
+    "evaluate": _evaluate_verb,
+    "profile": _profile_verb,
+    "export": _export_verb,
+    "report": _report_verb,
 }
-"""What the command line runs: each takes a `Run`, reads what the one before left, returns plain data."""
+"""What the command line runs: each takes a `Run`, reads what the one before left, returns plain
+data."""

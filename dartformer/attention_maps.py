@@ -22,8 +22,8 @@ from dartformer.transformer import (
 class Maps(NamedTuple):
     """What was seen of a batch.
 
-    logits: of the model.
-    weights: `[L, B, H, N, N]`, queries before keys, NaN for heads whose attention has no matrix (`Traits.matrix`); B
+    logits: of the model. weights: `[L, B, H, N, N]`, queries before keys, NaN for heads whose
+    attention has no matrix (`Traits.matrix`); B
       counts documents, and N a CLS token that comes first.
     """
 
@@ -36,8 +36,16 @@ class _Seen(GroupedHeads):
 
     notes: list[Array]
 
-    def __call__(self, x: Array, valid: Array, mixture: Array | None, *, train: bool, key: Array | None,
-                 first: bool = False) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        valid: Array,
+        mixture: Array | None,
+        *,
+        train: bool,
+        key: Array | None,
+        first: bool = False,
+    ) -> Array:
         inputs = self.projections[0].inputs(x, valid, head_keys(self.config, self.layer))
         b, n, h = inputs.q.shape[:3]
         seen = jnp.full((b, h, n, n), jnp.nan, jnp.float32)
@@ -51,7 +59,8 @@ class _Seen(GroupedHeads):
 
 
 def mapper(config: TransformerConfig, genotype: Genotype) -> Callable[[Weights, Any, Any], Maps]:
-    """(weights of the model, tokens `[B, N]`, valid `[B, N]`) -> `Maps`, by definition: O(N^2) for every head."""
+    """(weights of the model, tokens `[B, N]`, valid `[B, N]`) -> `Maps`, by definition: O(N^2) for
+    every head."""
     notes: list[Array] = []
 
     def mixer(layer: int, rngs: Any) -> _Seen:

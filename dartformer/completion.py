@@ -22,8 +22,11 @@ def script(shell: str, top: argparse.ArgumentParser) -> str:
     return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](list(grammar(top)))
 
 
-def grammar(top: argparse.ArgumentParser) -> Iterator[tuple[str, str, list[tuple[str, str, bool]], list[str]]]:
-    """For each verb: its name, its help, its options (name, help, whether a value follows), and words it can take."""
+def grammar(
+    top: argparse.ArgumentParser,
+) -> Iterator[tuple[str, str, list[tuple[str, str, bool]], list[str]]]:
+    """For each verb: its name, its help, its options (name, help, whether a value follows), and
+    words it can take."""
     for action in top._actions:
         if not isinstance(action, argparse._SubParsersAction):
             continue
@@ -41,13 +44,15 @@ def grammar(top: argparse.ArgumentParser) -> Iterator[tuple[str, str, list[tuple
 
 
 def _bash(verbs: list[tuple[str, str, list[tuple[str, str, bool]], list[str]]]) -> str:
-    cases = "\n".join(f"    {name}) words=\"{' '.join([*(o for o, _, _ in options), *words])}\" ;;"
-                      for name, _, options, words in verbs)
-    return f"""# {INSTALL['bash']}
+    cases = "\n".join(
+        f'    {name}) words="{" ".join([*(o for o, _, _ in options), *words])}" ;;'
+        for name, _, options, words in verbs
+    )
+    return f"""# {INSTALL["bash"]}
 _dartformer() {{
   local current="${{COMP_WORDS[COMP_CWORD]}}" words
   if [ "$COMP_CWORD" -eq 1 ]; then
-    COMPREPLY=($(compgen -W "{' '.join(name for name, *_ in verbs)}" -- "$current"))
+    COMPREPLY=($(compgen -W "{" ".join(name for name, *_ in verbs)}" -- "$current"))
     return
   fi
   case "${{COMP_WORDS[1]}}" in
@@ -66,13 +71,22 @@ def _zsh(verbs: list[tuple[str, str, list[tuple[str, str, bool]], list[str]]]) -
 
     listed = "\n".join(f"    '{name}:{quoted(text)}'" for name, text, _, _ in verbs)
     cases = "\n".join(
-        f"    {name}) _arguments " + " ".join(
-            [*(f"'{option}{'=' if value else ''}[{quoted(text)}]{':value:_files' if value else ''}'"
-               for option, text, value in options),
-             *([f"'2:what:({' '.join(words)})'"] if words else []), "'*:file:_files'"]) + " ;;"
-        for name, _, options, words in verbs)
+        f"    {name}) _arguments "
+        + " ".join(
+            [
+                *(
+                    f"'{option}{'=' if value else ''}[{quoted(text)}]{':value:_files' if value else ''}'"
+                    for option, text, value in options
+                ),
+                *([f"'2:what:({' '.join(words)})'"] if words else []),
+                "'*:file:_files'",
+            ]
+        )
+        + " ;;"
+        for name, _, options, words in verbs
+    )
     return f"""#compdef dartformer
-# {INSTALL['zsh']}
+# {INSTALL["zsh"]}
 _dartformer() {{
   local -a verbs
   verbs=(
@@ -96,9 +110,13 @@ def _fish(verbs: list[tuple[str, str, list[tuple[str, str, bool]], list[str]]]) 
 
     lines = [f"# {INSTALL['fish']}"]
     for name, text, options, words in verbs:
-        lines.append(f"complete -c dartformer -n __fish_use_subcommand -f -a {name} -d {quoted(text)}")
+        lines.append(
+            f"complete -c dartformer -n __fish_use_subcommand -f -a {name} -d {quoted(text)}"
+        )
         on = f"complete -c dartformer -n '__fish_seen_subcommand_from {name}'"
-        lines += [f"{on} -l {option[2:]}{' -r' if value else ''} -d {quoted(about)}"
-                  for option, about, value in options]
+        lines += [
+            f"{on} -l {option[2:]}{' -r' if value else ''} -d {quoted(about)}"
+            for option, about, value in options
+        ]
         lines += [f"{on} -f -a {quoted(' '.join(words))}"] if words else []
     return "\n".join(lines) + "\n"

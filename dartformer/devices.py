@@ -1,8 +1,7 @@
 """Data parallelism: the examples of a batch shared out among the devices of this process.
 
-Everything else, weights, alphas, optimiser, is the same on every device; XLA adds up the gradients. A step is that of
-one device, up to rounding.
-"""
+Everything else, weights, alphas, optimiser, is the same on every device; XLA adds up the gradients.
+A step is that of one device, up to rounding."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +26,15 @@ def how_many(asked: int, batch_size: int, there: int | None = None) -> int:
     """
     there = jax.local_device_count() if there is None else there
     if asked < 0 or asked > there:
-        raise InputError(f"data.devices must be 0 (all that divide the batch) to {there}, the number of devices here, "
-                         f"got {asked}.")
+        raise InputError(
+            f"data.devices must be 0 (all that divide the batch) to {there}, the number of devices here, "
+            f"got {asked}."
+        )
     if asked and batch_size % asked:
-        raise InputError(f"data.devices = {asked} cannot share a batch of {batch_size} equally: data.batch_size must "
-                         f"be a multiple.")
+        raise InputError(
+            f"data.devices = {asked} cannot share a batch of {batch_size} equally: data.batch_size must "
+            f"be a multiple."
+        )
     return asked or max(n for n in range(1, there + 1) if batch_size % n == 0)
 
 
@@ -59,7 +62,7 @@ class Shared:
 
     @property
     def _mesh(self) -> Mesh:
-        return Mesh(np.array(jax.local_devices()[:self.count]), ("examples",))
+        return Mesh(np.array(jax.local_devices()[: self.count]), ("examples",))
 
     def place(self, state: Any, batch: Any) -> tuple[Any, Any]:
         """Both where they belong; what is there already stays."""

@@ -5,11 +5,13 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something asked for cannot be done: the message names the value, what is wrong with it, and what is allowed."""
+    """Something asked for cannot be done: the message names the value, what is wrong with it, and
+    what is allowed."""
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
-    """The error for a name that is not in a table, with the nearest known name and the whole list."""
+    """The error for a name that is not in a table, with the nearest known name and the whole
+    list."""
     known = list(known)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -15,15 +15,18 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Genotype:
-    """Plain data: `layers[l][h]` is the attention of head h in layer l; every layer has as many heads."""
+    """Plain data: `layers[l][h]` is the attention of head h in layer l; every layer has as many
+    heads."""
 
     layers: tuple[tuple[Attention, ...], ...]
 
     def __post_init__(self) -> None:
         widths = {len(heads) for heads in self.layers}
         if not self.layers or widths == {0} or len(widths) != 1:
-            raise InputError(f"a genotype needs at least one layer, and layers of equally many heads; "
-                             f"got {[len(heads) for heads in self.layers]} heads.")
+            raise InputError(
+                f"a genotype needs at least one layer, and layers of equally many heads; "
+                f"got {[len(heads) for heads in self.layers]} heads."
+            )
 
     @classmethod
     def homogeneous(cls, one: Attention, layers: int, heads: int) -> "Genotype":
@@ -41,13 +44,19 @@ class Genotype:
         return len({a for heads in self.layers for a in heads}) == 1
 
     def groups(self, layer: int) -> tuple[tuple[Attention, tuple[int, ...]], ...]:
-        """The heads of a layer grouped by attention, in the order in which the attentions first appear."""
+        """The heads of a layer grouped by attention, in the order in which the attentions first
+        appear."""
         heads = self.layers[layer]
-        return tuple((a, tuple(h for h, b in enumerate(heads) if b == a)) for a in dict.fromkeys(heads))
+        return tuple(
+            (a, tuple(h for h, b in enumerate(heads) if b == a)) for a in dict.fromkeys(heads)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Explicit lists: `{"format": 1, "layers": [["full", "local(window=16)"], ...]}`."""
-        return {"format": FORMAT, "layers": [[attention.format(a) for a in heads] for heads in self.layers]}
+        return {
+            "format": FORMAT,
+            "layers": [[attention.format(a) for a in heads] for heads in self.layers],
+        }
 
     @classmethod
     def from_dict(cls, data: Any) -> "Genotype":
@@ -56,8 +65,11 @@ class Genotype:
             raise InputError(f"not a genotype of format {FORMAT}: {str(data)[:80]!r}.")
         layers = data.get("layers")
         if not isinstance(layers, list) or not all(
-                isinstance(heads, list) and all(isinstance(a, str) for a in heads) for heads in layers):
-            raise InputError("a genotype's 'layers' must be a list of lists of attentions written as text.")
+            isinstance(heads, list) and all(isinstance(a, str) for a in heads) for heads in layers
+        ):
+            raise InputError(
+                "a genotype's 'layers' must be a list of lists of attentions written as text."
+            )
         return cls(tuple(tuple(attention.parse(a) for a in heads) for heads in layers))
 
     def to_json(self) -> str:
@@ -96,11 +108,14 @@ def layer_in_words(heads: Sequence[str]) -> str:
 
 
 def parse_candidates(texts: Sequence[str]) -> tuple[Attention, ...]:
-    """Candidates from their texts; raises `InputError` for fewer than two, or for one that stands twice."""
+    """Candidates from their texts; raises `InputError` for fewer than two, or for one that stands
+    twice."""
     if isinstance(texts, str):
         raise InputError(f"space.candidates must be a list of attentions, got the text {texts!r}.")
     if len(texts) < 2:
-        raise InputError(f"space.candidates needs at least two attentions to choose among, got {list(texts)}.")
+        raise InputError(
+            f"space.candidates needs at least two attentions to choose among, got {list(texts)}."
+        )
     candidates = tuple(attention.parse(text) for text in texts)
     for text, one in zip(texts, candidates, strict=True):
         if candidates.count(one) > 1:

@@ -1,4 +1,5 @@
-"""What is scored: accuracy, the share of variance explained (of numbers), or bits per character (of language)."""
+"""What is scored: accuracy, the share of variance explained (of numbers), or bits per character (of
+language)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ class Metric:
     Attributes:
       name: the field of `results.json`, of the metrics' lines and of evaluations.
       title: in words.
-      share: the field, in which more is better and 1 is perfect, that diagnoses of a search look at.
+      share: the field, in which more is better and 1 is perfect, that diagnoses of a search look
+        at.
       higher: more is better.
       percent: shown as a percentage.
     """
@@ -34,9 +36,8 @@ class Metric:
     def losses(self, outputs: Array, labels: ArrayLike) -> tuple[Array, Array, Array]:
         """Loss, what else is needed, and weight, each shaped like `labels`, in float32 or wider.
 
-        Cross-entropy and correctness of classes, a negative label having the weight 0; of numbers, with outputs
-        `[B, 1]`, the squared error and the number itself.
-        """
+        Cross-entropy and correctness of classes, a negative label having the weight 0; of numbers,
+        with outputs `[B, 1]`, the squared error and the number itself."""
         labels = jnp.asarray(labels)
         if self.name == "r2":
             wide = labels.astype(outputs.dtype)
@@ -65,7 +66,11 @@ class Metric:
             variance = float(other.var())
             return {"loss": mean, "r2": 1 - mean / variance if variance else float("nan")}
         found = {"loss": mean, "accuracy": float(other.sum() / count)}
-        return {**found, "bits_per_character": mean / float(np.log(2))} if self.name == "bits_per_character" else found
+        return (
+            {**found, "bits_per_character": mean / float(np.log(2))}
+            if self.name == "bits_per_character"
+            else found
+        )
 
     def better(self, scores: Mapping[str, float]) -> float:
         """A number that is larger the better the scores are."""
@@ -85,9 +90,14 @@ class Metric:
 
 
 ACCURACY = Metric("accuracy", "accuracy", percent=True)
-METRICS = {m.name: m for m in (
-    ACCURACY, Metric("r2", "share of variance explained", share="r2"),
-    Metric("bits_per_character", "bits per character", higher=False))}
+METRICS = {
+    m.name: m
+    for m in (
+        ACCURACY,
+        Metric("r2", "share of variance explained", share="r2"),
+        Metric("bits_per_character", "bits per character", higher=False),
+    )
+}
 
 
 def find(name: str) -> Metric:

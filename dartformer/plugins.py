@@ -1,4 +1,5 @@
-"""Tables that other packages add to by entry points: what is here comes first, what is theirs loads when asked for."""
+"""Tables that other packages add to by entry points: what is here comes first, what is theirs loads
+when asked for."""
 
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
@@ -11,8 +12,14 @@ def names(table: Mapping[str, type], group: str) -> list[str]:
     return list(dict.fromkeys([*table, *sorted(entry_points(group=group).names)]))
 
 
-def find(name: str, table: Mapping[str, type], group: str, kind: str, refusal: Callable[[object], str],
-         field: str = "") -> type:
+def find(
+    name: str,
+    table: Mapping[str, type],
+    group: str,
+    kind: str,
+    refusal: Callable[[object], str],
+    field: str = "",
+) -> type:
     """The class of that name in the table or among the entry points of `group`.
 
     Args:
@@ -24,7 +31,8 @@ def find(name: str, table: Mapping[str, type], group: str, kind: str, refusal: C
       field: where the name stands, if that is not `kind`.
 
     Raises:
-      InputError: there is none (with the nearest name), or another package's does not load or is something else.
+      InputError: there is none (with the nearest name), or another package's does not load or is
+        something else.
     """
     if name in table:
         return table[name]
@@ -32,7 +40,9 @@ def find(name: str, table: Mapping[str, type], group: str, kind: str, refusal: C
         try:
             found = entry.load()
         except Exception as error:
-            raise InputError(f"{kind} {name!r}, which is {entry.value}, does not load: {error}") from error
+            raise InputError(
+                f"{kind} {name!r}, which is {entry.value}, does not load: {error}"
+            ) from error
         reason = refusal(found)
         if reason:
             raise InputError(f"{kind} {name!r}, which is {entry.value}, {reason}.")

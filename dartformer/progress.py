@@ -1,4 +1,5 @@
-"""What a person sees while something runs: rich bars in a terminal, plain lines in a pipe or in CI."""
+"""What a person sees while something runs: rich bars in a terminal, plain lines in a pipe or in
+CI."""
 
 import sys
 import time
@@ -9,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False)
-"""Everything but results goes to standard error; nothing goes there while its `quiet` is set. Without colours where it
-is no terminal, or where NO_COLOR is set."""
+"""Everything but results goes to standard error; nothing goes there while its `quiet` is set.
+Without colours where it is no terminal, or where NO_COLOR is set."""
 
 
 class Bar:
@@ -24,28 +25,46 @@ class Bar:
     def __enter__(self) -> "Bar":
         if console.is_terminal and not console.quiet:
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=console)
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=28),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=console,
+            )
             self._bar.start()
-            self._task = self._bar.add_task(self.name, total=self.total, completed=self.first, note="")
+            self._task = self._bar.add_task(
+                self.name, total=self.total, completed=self.first, note=""
+            )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
 
     def update(self, done: int, numbers: dict[str, Any]) -> None:
-        """Show that `done` steps are done, with a few numbers; plain lines every five seconds, and at the end."""
+        """Show that `done` steps are done, with a few numbers; plain lines every five seconds, and
+        at the end."""
         now = time.monotonic()
         rate = (done - self.first) / max(now - self.started, 1e-9)
-        note = "  ".join([*(f"{name} {_text(value)}" for name, value in numbers.items()), f"{rate:.1f} steps/s"])
+        note = "  ".join(
+            [*(f"{name} {_text(value)}" for name, value in numbers.items()), f"{rate:.1f} steps/s"]
+        )
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
         elif not console.quiet and (done == self.total or now - self.last_line >= 5):
             self.last_line = now
             left = (self.total - done) / rate if rate > 0 else float("inf")
-            print(f"{self.name}  {done}/{self.total}  {note}  {left:.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"{self.name}  {done}/{self.total}  {note}  {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _text(value: Any) -> str:

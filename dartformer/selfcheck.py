@@ -12,12 +12,18 @@ from dartformer.attention import format as spec
 from dartformer.tasks.planted import ANSWERS, Planted
 
 KINDS = ("recall", "local", "mix")
-"""A slow learner, which must not be judged too early; a quick one; and two heads that must divide the work."""
+"""A slow learner, which must not be judged too early; a quick one; and two heads that must divide
+the work."""
 
 
-def selfcheck(kinds: Sequence[str] | None = None, *, seed: int = 0,
-              report: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-    """Search each kind of planted task with the recommended settings and compare with the planted answer.
+def selfcheck(
+    kinds: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Search each kind of planted task with the recommended settings and compare with the planted
+    answer.
 
     Args:
       kinds: of `dartformer.tasks.planted`; `KINDS` if None.
@@ -36,10 +42,18 @@ def selfcheck(kinds: Sequence[str] | None = None, *, seed: int = 0,
             result = api.search(config, Path(folder) / "run")
             genotype = api.derive(result)
         names = [[spec(a) for a in heads] for heads in genotype.layers]
-        row = {"kind": kind, "planted": [list(heads) for heads in ANSWERS[kind]], "found": names,
-               "passed": Planted(kind).found(names), "seconds": time.monotonic() - started}
+        row = {
+            "kind": kind,
+            "planted": [list(heads) for heads in ANSWERS[kind]],
+            "found": names,
+            "passed": Planted(kind).found(names),
+            "seconds": time.monotonic() - started,
+        }
         rows.append(row)
         if report is not None:
             report(row)
-    return {"passed": all(row["passed"] for row in rows), "seconds": sum(row["seconds"] for row in rows),
-            "tasks": rows}
+    return {
+        "passed": all(row["passed"] for row in rows),
+        "seconds": sum(row["seconds"] for row in rows),
+        "tasks": rows,
+    }

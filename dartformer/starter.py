@@ -1,4 +1,5 @@
-"""The config file that `dartformer new` prints: a small space for a task, every line of it meant to be edited."""
+"""The config file that `dartformer new` prints: a small space for a task, every line of it meant to
+be edited."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -55,32 +56,67 @@ one head `local(window=4)` and one `strided(stride=8)`: even positions need the 
 
 VALUES: dict[str, dict[str, Any]] = {
     "listops": {
-        "task.max_depth": 3, "task.max_args": 4, "task.min_length": 8, "task.max_length": 64,
-        "task.train": 10_000, "task.valid": 1_000, "task.test": 2_000,
-        "model.layers": 2, "model.heads": 4, "model.head_dim": 16, "model.model_dim": 64, "model.mlp_dim": 128,
-        "space.candidates": ("full", "local(window=4)", "linear", "uniform"), "space.granularity": "layer",
-        "search.steps": 300, "retrain.steps": 500, "retrain.seeds": (0, 1, 2), "log.eval_every": 250,
+        "task.max_depth": 3,
+        "task.max_args": 4,
+        "task.min_length": 8,
+        "task.max_length": 64,
+        "task.train": 10_000,
+        "task.valid": 1_000,
+        "task.test": 2_000,
+        "model.layers": 2,
+        "model.heads": 4,
+        "model.head_dim": 16,
+        "model.model_dim": 64,
+        "model.mlp_dim": 128,
+        "space.candidates": ("full", "local(window=4)", "linear", "uniform"),
+        "space.granularity": "layer",
+        "search.steps": 300,
+        "retrain.steps": 500,
+        "retrain.seeds": (0, 1, 2),
+        "log.eval_every": 250,
         "log.checkpoint_every": 250,
-        "baselines.homogeneous": True, "baselines.random": True, "baselines.uniform": True,
+        "baselines.homogeneous": True,
+        "baselines.random": True,
+        "baselines.uniform": True,
     },
 }
 
-SEVEN = ("full", "local(window=4)", "strided(stride=8)", "linear", "linformer(rank=8)", "uniform", "identity")
+SEVEN = (
+    "full",
+    "local(window=4)",
+    "strided(stride=8)",
+    "linear",
+    "linformer(rank=8)",
+    "uniform",
+    "identity",
+)
 
 
 def planted(kind: str) -> dict[str, Any]:
-    """A space in which a kind of planted task has one answer, and the steps in which it is learned."""
+    """A space in which a kind of planted task has one answer, and the steps in which it is
+    learned."""
     steps = 300 if kind in ("recall", "mix", "relay") else 150
     return {
         "task.kind": kind,
-        "model.layers": 2 if kind == "relay" else 1, "model.heads": 2, "model.head_dim": 16, "model.model_dim": 32,
-        "model.mlp_dim": 64, "model.stem": "bigram",
+        "model.layers": 2 if kind == "relay" else 1,
+        "model.heads": 2,
+        "model.head_dim": 16,
+        "model.model_dim": 32,
+        "model.mlp_dim": 64,
+        "model.stem": "bigram",
         "space.candidates": SEVEN[:4] if kind == "relay" else SEVEN,
         "space.granularity": {"mix": "head", "relay": "layer"}.get(kind, "model"),
-        "data.batch_size": 16, "search.steps": 600 if kind == "relay" else steps, "search.weights.learning_rate": 5e-3,
-        "retrain.steps": steps, "retrain.seeds": (0, 1, 2), "retrain.optimizer.learning_rate": 5e-3,
-        "log.eval_every": 150, "log.checkpoint_every": 150,
-        "baselines.homogeneous": True, "baselines.random": True, "baselines.uniform": True,
+        "data.batch_size": 16,
+        "search.steps": 600 if kind == "relay" else steps,
+        "search.weights.learning_rate": 5e-3,
+        "retrain.steps": steps,
+        "retrain.seeds": (0, 1, 2),
+        "retrain.optimizer.learning_rate": 5e-3,
+        "log.eval_every": 150,
+        "log.checkpoint_every": 150,
+        "baselines.homogeneous": True,
+        "baselines.random": True,
+        "baselines.uniform": True,
     }
 
 
@@ -96,16 +132,25 @@ NOTES = {
 }
 
 
-def starter(task: str, preset: str = "recommended", values: Mapping[str, Any] | None = None,
-            file: str = "my_space.py", head: str = "", size: str = "small") -> str:
-    """The text of a config file for a task; `values` are set on top of the starting ones, `head` is its docstring.
+def starter(
+    task: str,
+    preset: str = "recommended",
+    values: Mapping[str, Any] | None = None,
+    file: str = "my_space.py",
+    head: str = "",
+    size: str = "small",
+) -> str:
+    """The text of a config file for a task; `values` are set on top of the starting ones, `head` is
+    its docstring.
 
     `size` is "small", for two CPU cores, or "published", the one that the task is known for.
     """
     if size not in SIZES:
         raise unknown("size", size, SIZES)
     if task == "files" and not head:
-        raise InputError("which file? `dartformer new --data FILE` looks at it and writes a config for it.")
+        raise InputError(
+            "which file? `dartformer new --data FILE` looks at it and writes a config for it."
+        )
     example = EXAMPLES[size].get(task)
     known = list(dict.fromkeys([*HEADS, *EXAMPLES["small"]]))
     if task not in known and not head:
@@ -118,11 +163,16 @@ def starter(task: str, preset: str = "recommended", values: Mapping[str, Any] | 
     kind = values.get("task.kind", "recall")
     if task == "planted" and kind not in EXPECT:
         raise unknown("kind of planted task", kind, EXPECT)
-    start = example.values if example else planted(kind) if task == "planted" else VALUES.get(task, {})
+    start = (
+        example.values if example else planted(kind) if task == "planted" else VALUES.get(task, {})
+    )
     chosen = {**start, **values}
     configs.override(config, chosen)
-    arguments = f"task={task!r}" + (f", strategy={strategy!r}" if strategy != "darts" else "") \
+    arguments = (
+        f"task={task!r}"
+        + (f", strategy={strategy!r}" if strategy != "darts" else "")
         + (f", preset={preset!r}" if preset != "recommended" else "")
+    )
     lines = []
     for name in chosen:
         section: Any = config
@@ -137,8 +187,12 @@ def starter(task: str, preset: str = "recommended", values: Mapping[str, Any] | 
         head = text_of(example, task, file, size)
     head = head or HEADS[task].format(file=file, expect=EXPECT.get(kind))
     made = f"    config = dartformer.defaults({arguments})\n".replace("'", '"')
-    return (f'"""{head}"""\n\nimport dartformer\n\n\ndef get_config():\n' + made + "\n".join(lines)
-            + "\n    return config\n")
+    return (
+        f'"""{head}"""\n\nimport dartformer\n\n\ndef get_config():\n'
+        + made
+        + "\n".join(lines)
+        + "\n    return config\n"
+    )
 
 
 def assignment(start: str, value: Any) -> str:
@@ -166,8 +220,9 @@ def literal(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
-def for_data(file: str, texts: Sequence[str] = (), label: str = "",
-             values: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any], Guess]:
+def for_data(
+    file: str, texts: Sequence[str] = (), label: str = "", values: Mapping[str, Any] | None = None
+) -> tuple[str, dict[str, Any], Guess]:
     """A config for the user's own file, the values it sets, and what was guessed of the file."""
     found = guess(file, texts, label)
     batch = max(1, min(32, found.train // 4))
@@ -176,11 +231,23 @@ def for_data(file: str, texts: Sequence[str] = (), label: str = "",
         **{f"task.{k}": v for k, v in found.options.items()},
         "data.batch_size": batch,
         **({"model.pooling": "none"} if found.options["kind"] == "labelling" else {}),
-        "model.layers": 2, "model.heads": 4, "model.head_dim": 16, "model.model_dim": 64, "model.mlp_dim": 128,
-        "space.candidates": ("full", "local(window=4)", "linear", "uniform"), "space.granularity": "layer",
-        "search.steps": steps, "retrain.steps": steps, "retrain.seeds": (0, 1, 2),
-        "log.eval_every": max(10, steps // 4), "log.checkpoint_every": max(10, steps // 4),
-        "baselines.homogeneous": True, "baselines.random": True, "baselines.uniform": True, **(values or {})}
+        "model.layers": 2,
+        "model.heads": 4,
+        "model.head_dim": 16,
+        "model.model_dim": 64,
+        "model.mlp_dim": 128,
+        "space.candidates": ("full", "local(window=4)", "linear", "uniform"),
+        "space.granularity": "layer",
+        "search.steps": steps,
+        "retrain.steps": steps,
+        "retrain.seeds": (0, 1, 2),
+        "log.eval_every": max(10, steps // 4),
+        "log.checkpoint_every": max(10, steps // 4),
+        "baselines.homogeneous": True,
+        "baselines.random": True,
+        "baselines.uniform": True,
+        **(values or {}),
+    }
     guessed = "\n          ".join(f"* {sentence}." for sentence in found.sentences)
     head = f"""\
 Your own data: {file}, about {found.train:,} rows to train on.

@@ -1,4 +1,5 @@
-"""Where a run's numbers go beside `metrics.jsonl`: TensorBoard always, Weights & Biases and MLflow where asked for.
+"""Where a run's numbers go beside `metrics.jsonl`: TensorBoard always, Weights & Biases and MLflow
+where asked for.
 
 All of them keep one small interface, `Tracker`; another is a class and a line in `TRACKERS`.
 """
@@ -20,8 +21,8 @@ PROJECT = "dartformer"
 
 
 class Tracker(Protocol):
-    """One stage of a run, or its summary, as a service sees it. Made as `(folder, name, step)`: a folder of its own in
-    the workdir, what to call it, and the step resumed from, or 0."""
+    """One stage of a run, or its summary, as a service sees it. Made as `(folder, name, step)`: a
+    folder of its own in the workdir, what to call it, and the step resumed from, or 0."""
 
     def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
         """Numbers of a step."""
@@ -59,7 +60,9 @@ class TensorBoard:
     def summary(self, settings: Mapping[str, Any], scores: Mapping[str, float]) -> None:
         """As hparams: a row of TensorBoard's table, in a folder of its own."""
         shutil.rmtree(self.folder / "hparams", ignore_errors=True)
-        plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
+        plain = {
+            k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()
+        }
         self.events.add_hparams(plain, dict(scores), name="hparams")
 
     def close(self) -> None:
@@ -68,18 +71,25 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases; its own environment variables (WANDB_MODE=offline, WANDB_PROJECT) hold."""
+    """A run of Weights & Biases; its own environment variables (WANDB_MODE=offline, WANDB_PROJECT)
+    hold."""
 
     def __init__(self, folder: Path, name: str, step: int):
         import os
 
         import wandb
+
         self._wandb = wandb
         file = folder / "wandb.id"
         if not file.exists():
             file.write_text(uuid.uuid4().hex[:8])
-        self.run = wandb.init(project=os.environ.get("WANDB_PROJECT", PROJECT), dir=str(folder), name=name,
-                              id=file.read_text(), resume="allow")
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            dir=str(folder),
+            name=name,
+            id=file.read_text(),
+            resume="allow",
+        )
 
     def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
         """See `Tracker`."""
@@ -106,12 +116,15 @@ class MLflow:
         import os
 
         import mlflow
+
         self.client = mlflow.MlflowClient()
         file = folder / "mlflow.id"
         if not file.exists():
             called = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
             experiment = self.client.get_experiment_by_name(called)
-            number = experiment.experiment_id if experiment else self.client.create_experiment(called)
+            number = (
+                experiment.experiment_id if experiment else self.client.create_experiment(called)
+            )
             file.write_text(self.client.create_run(number, run_name=name).info.run_id)
         self.run = file.read_text()
 
@@ -137,7 +150,8 @@ class MLflow:
 
 
 TRACKERS: dict[str, tuple[str, type]] = {"wandb": ("wandb", WandB), "mlflow": ("mlflow", MLflow)}
-"""What `log.trackers` can name: the module that must be installed, by the extra of the same name, and the class."""
+"""What `log.trackers` can name: the module that must be installed, by the extra of the same name,
+and the class."""
 
 
 def check(names: Sequence[str]) -> None:
@@ -151,7 +165,9 @@ def require_installed(names: Sequence[str]) -> None:
     """Raise `InputError` for a tracker whose package is not installed."""
     for name in names:
         if importlib.util.find_spec(TRACKERS[name][0]) is None:
-            raise InputError(f"log.trackers names {name}, which is not installed: pip install 'dartformer[{name}]'.")
+            raise InputError(
+                f"log.trackers names {name}, which is not installed: pip install 'dartformer[{name}]'."
+            )
 
 
 def start(names: Sequence[str], folder: Path, name: str, step: int = 0) -> list[Tracker]:

@@ -1,4 +1,5 @@
-"""The only training loop, for search and for retraining: step, log, evaluate, checkpoint, stop when it diverges."""
+"""The only training loop, for search and for retraining: step, log, evaluate, checkpoint, stop when
+it diverges."""
 
 import contextlib
 import json
@@ -80,30 +81,47 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
 
 
-def training_loss(network: Network, metric: Metric = ACCURACY) -> Callable[..., tuple[Array, Metrics]]:
+def training_loss(
+    network: Network, metric: Metric = ACCURACY
+) -> Callable[..., tuple[Array, Metrics]]:
     """loss(weights, mixture, batch, key) -> (mean loss, what else is logged), in training mode.
 
     The loss is cross-entropy (with {"accuracy"}), or the squared error where numbers are predicted.
     """
 
-    def loss(weights: Weights, mixture: Array | None, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-        logits = network.apply(weights, batch["tokens"], batch["valid"], mixture, train=True, key=key)
+    def loss(
+        weights: Weights, mixture: Array | None, batch: Batch, key: Array
+    ) -> tuple[Array, Metrics]:
+        logits = network.apply(
+            weights, batch["tokens"], batch["valid"], mixture, train=True, key=key
+        )
         return metric.training(metric.losses(logits, batch["label"]))
 
     return loss
 
 
-def plain_step(network: Network, optimizer: optax.GradientTransformation, metric: Metric = ACCURACY) -> Step:
+def plain_step(
+    network: Network, optimizer: optax.GradientTransformation, metric: Metric = ACCURACY
+) -> Step:
     """One step of ordinary training of a network without a mixture."""
     loss = training_loss(network, metric)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.weights, None, batch, key)
+        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(
+            state.weights, None, batch, key
+        )
         updates, moments = optimizer.update(gradient, state.optimizer, state.weights)
         norm = optax.tree.norm(gradient)
-        metrics = {"loss": value, **metrics, "gradient_norm": norm, "finite": jnp.isfinite(value + norm)}
-        return TrainState(state.step + 1, state.key, optax.apply_updates(state.weights, updates), moments), metrics
+        metrics = {
+            "loss": value,
+            **metrics,
+            "gradient_norm": norm,
+            "finite": jnp.isfinite(value + norm),
+        }
+        return TrainState(
+            state.step + 1, state.key, optax.apply_updates(state.weights, updates), moments
+        ), metrics
 
     return step
 
@@ -116,9 +134,12 @@ def begin(network: Network, optimizer: optax.GradientTransformation, seed: int) 
 
 
 class Evaluator:
-    """Loss and metric of a network over a whole split; compiled once for all weights and mixtures, for each length."""
+    """Loss and metric of a network over a whole split; compiled once for all weights and mixtures,
+    for each length."""
 
-    def __init__(self, network: Network, batch_size: int, metric: Metric = ACCURACY, buckets: int = 1):
+    def __init__(
+        self, network: Network, batch_size: int, metric: Metric = ACCURACY, buckets: int = 1
+    ):
         self.batch_size, self.metric, self.buckets = batch_size, metric, buckets
 
         @jax.jit
@@ -136,28 +157,41 @@ class Evaluator:
         for batch in examine(split, size, self.buckets):
             rows.append(batch.pop("row"))
             sums.append(self._sums(weights, mixture, batch))
-        found = np.concatenate([np.asarray(s, np.float64) for s in jax.device_get(sums)], -1)[:, :len(split)]
-        return found[:, np.argsort(np.concatenate(rows)[:len(split)])]
+        found = np.concatenate([np.asarray(s, np.float64) for s in jax.device_get(sums)], -1)[
+            :, : len(split)
+        ]
+        return found[:, np.argsort(np.concatenate(rows)[: len(split)])]
 
-    def __call__(self, weights: Weights, split: Split, mixture: ArrayLike | None = None) -> dict[str, float]:
-        """`{"loss", "accuracy"}`, means over the split's labels; `{"loss", "r2"}` where numbers are predicted."""
+    def __call__(
+        self, weights: Weights, split: Split, mixture: ArrayLike | None = None
+    ) -> dict[str, float]:
+        """`{"loss", "accuracy"}`, means over the split's labels; `{"loss", "r2"}` where numbers are
+        predicted."""
         return self.metric.over(*self._each(weights, split, mixture))
 
-    def each(self, weights: Weights, split: Split, mixture: ArrayLike | None = None) -> dict[str, np.ndarray]:
-        """The same, `[S]` for the examples: their means are those of a call, whatever number of labels each has."""
+    def each(
+        self, weights: Weights, split: Split, mixture: ArrayLike | None = None
+    ) -> dict[str, np.ndarray]:
+        """The same, `[S]` for the examples: their means are those of a call, whatever number of
+        labels each has."""
         return self.both(weights, split, mixture)[1]
 
-    def both(self, weights: Weights, split: Split,
-             mixture: ArrayLike | None = None) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    def both(
+        self, weights: Weights, split: Split, mixture: ArrayLike | None = None
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """What a call gives, and what `each` gives, of one pass over the split."""
         loss, correct, count = self._each(weights, split, mixture)
         scale = len(split) / count.sum()
-        each = {"loss": loss * scale, **({} if self.metric.name == "r2" else {"accuracy": correct * scale})}
+        each = {
+            "loss": loss * scale,
+            **({} if self.metric.name == "r2" else {"accuracy": correct * scale}),
+        }
         return self.metric.over(loss, correct, count), each
 
 
 class CompiledStep:
-    """A step compiled once for each shape of a batch, so that compiling is counted apart from running.
+    """A step compiled once for each shape of a batch, so that compiling is counted apart from
+    running.
 
     Attributes:
       programs: compiled so far, by the shapes of a batch's arrays.
@@ -170,8 +204,14 @@ class CompiledStep:
 
     def __init__(self, step: Step, shared: Shared | None = None):
         self._shared = shared
-        where: dict[str, Any] = {} if shared is None else {
-            "in_shardings": (shared.everywhere, shared.parts), "out_shardings": shared.everywhere}
+        where: dict[str, Any] = (
+            {}
+            if shared is None
+            else {
+                "in_shardings": (shared.everywhere, shared.parts),
+                "out_shardings": shared.everywhere,
+            }
+        )
         self._jitted = jax.jit(step, donate_argnums=0, **where)
         self.programs: dict[Any, Any] = {}
         self.compile_seconds = 0.0
@@ -206,7 +246,8 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long, and how often, all in steps; and who else is told, names of `dartformer.trackers.TRACKERS`."""
+    """How long, and how often, all in steps; and who else is told, names of
+    `dartformer.trackers.TRACKERS`."""
 
     steps: int
     log_every: int = 20
@@ -215,12 +256,22 @@ class Schedule:
     trackers: tuple[str, ...] = ()
 
 
-def fit(name: str, step: CompiledStep, state: Any, stream: Stream, schedule: Schedule, folder: Path, *,
-        evaluate: Callable[[Any], Mapping[str, Any]] | None = None,
-        describe: Callable[[Any], Mapping[str, Any]] | None = None,
-        observe: Callable[[Any], Mapping[str, Any]] | None = None,
-        rates: dict[str, optax.Schedule] | None = None, metric: Metric = ACCURACY) -> Fitted:
-    """Run `schedule.steps` steps from `state`, or from where an earlier call in the same folder stopped.
+def fit(
+    name: str,
+    step: CompiledStep,
+    state: Any,
+    stream: Stream,
+    schedule: Schedule,
+    folder: Path,
+    *,
+    evaluate: Callable[[Any], Mapping[str, Any]] | None = None,
+    describe: Callable[[Any], Mapping[str, Any]] | None = None,
+    observe: Callable[[Any], Mapping[str, Any]] | None = None,
+    rates: dict[str, optax.Schedule] | None = None,
+    metric: Metric = ACCURACY,
+) -> Fitted:
+    """Run `schedule.steps` steps from `state`, or from where an earlier call in the same folder
+    stopped.
 
     Args:
       name: shown in the progress bar.
@@ -229,7 +280,8 @@ def fit(name: str, step: CompiledStep, state: Any, stream: Stream, schedule: Sch
       stream: batches; its position is saved with every checkpoint.
       schedule: how long and how often.
       folder: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
-      evaluate: state -> numbers, every `eval_every` steps and at the end; its `metric` decides the best checkpoint.
+      evaluate: state -> numbers, every `eval_every` steps and at the end; its `metric` decides the
+        best checkpoint.
       describe: state -> anything cheap to be logged with the metrics.
       observe: state -> anything dearer, logged with each evaluation.
       rates: learning-rate schedules, logged by name (and told when training diverges).
@@ -265,8 +317,17 @@ def fit(name: str, step: CompiledStep, state: Any, stream: Stream, schedule: Sch
 
         def save(score: float | None = None) -> None:
             spent = seconds + time.perf_counter() - started
-            checkpoints.save(done, state, {"stream": position, "evaluations": evaluations, "seconds": spent,
-                                           "compile_seconds": compile_seconds}, score)
+            checkpoints.save(
+                done,
+                state,
+                {
+                    "stream": position,
+                    "evaluations": evaluations,
+                    "seconds": spent,
+                    "compile_seconds": compile_seconds,
+                },
+                score,
+            )
 
         def rates_at(s: int) -> dict[str, float]:
             return {rate: float(of(s)) for rate, of in rates.items()}
@@ -277,48 +338,76 @@ def fit(name: str, step: CompiledStep, state: Any, stream: Stream, schedule: Sch
                 pending.append(metrics)
                 done += 1
                 last = done == schedule.steps
-                due = {kind: last or done % every == 0 for kind, every in
-                       (("log", schedule.log_every), ("eval", schedule.eval_every),
-                        ("save", schedule.checkpoint_every))}
+                due = {
+                    kind: last or done % every == 0
+                    for kind, every in (
+                        ("log", schedule.log_every),
+                        ("eval", schedule.eval_every),
+                        ("save", schedule.checkpoint_every),
+                    )
+                }
                 if any(due.values()) or stop.number:
-                    # Nothing is saved or believed before the steps since the last look are known to be finite.
+                    # Nothing is saved or believed before the steps since the last look are known to
+                    # be finite.
                     position = stream.get_state()
                     numbers = _look(jax.device_get(pending), done, rates_at, name)
                     pending.clear()
-                    log.write(done, {**numbers, **rates_at(done - 1), **(describe(state) if describe else {})})
+                    log.write(
+                        done,
+                        {**numbers, **rates_at(done - 1), **(describe(state) if describe else {})},
+                    )
                     bar.update(done, {k: numbers[k] for k in ("loss", "accuracy") if k in numbers})
                     score = None
                     if evaluate is not None and due["eval"]:
                         found = evaluate(state)
                         evaluations.append({"step": done, **found})
-                        log.write(done, {**{f"valid_{k}": v for k, v in found.items()},
-                                         **(observe(state) if observe else {})})
+                        log.write(
+                            done,
+                            {
+                                **{f"valid_{k}": v for k, v in found.items()},
+                                **(observe(state) if observe else {}),
+                            },
+                        )
                         score = metric.better(found)
                     if due["save"] or score is not None or stop.number:
                         save(score)
                     if stop.number and not last:
                         checkpoints.close()
-                        raise Interrupted(f"stopped at step {done} of {schedule.steps} of {name}; everything is saved. "
-                                          f"Run the same command again to continue.", stop.number)
+                        raise Interrupted(
+                            f"stopped at step {done} of {schedule.steps} of {name}; everything is saved. "
+                            f"Run the same command again to continue.",
+                            stop.number,
+                        )
                 if last:
                     break
                 batch = next(stream)
         late = step.compile_seconds - compiled  # for lengths that came up on the way
-        return Fitted(state, seconds + time.perf_counter() - started - late, compile_seconds + late, evaluations)
+        return Fitted(
+            state,
+            seconds + time.perf_counter() - started - late,
+            compile_seconds + late,
+            evaluations,
+        )
 
 
-def _look(pending: list[dict[str, Any]], done: int, rates_at: Callable[[int], dict[str, float]],
-          name: str) -> dict[str, float]:
-    """Means of the metrics over the steps since the last look; raises `Diverged` at the first that is not finite."""
+def _look(
+    pending: list[dict[str, Any]], done: int, rates_at: Callable[[int], dict[str, float]], name: str
+) -> dict[str, float]:
+    """Means of the metrics over the steps since the last look; raises `Diverged` at the first that
+    is not finite."""
     first = done - len(pending)
     for i, metrics in enumerate(pending):
         if not metrics["finite"]:
             rates = ", ".join(f"{rate} {value:.3g}" for rate, value in rates_at(first + i).items())
-            raise Diverged(f"{name}: the loss or a parameter is not finite at step {first + i + 1} "
-                           f"(loss {float(metrics['loss']):.4g}; {rates or 'no rates'}). The last good checkpoint is "
-                           f"kept; try a lower learning rate, more warm-up or a smaller clip.")
+            raise Diverged(
+                f"{name}: the loss or a parameter is not finite at step {first + i + 1} "
+                f"(loss {float(metrics['loss']):.4g}; {rates or 'no rates'}). The last good checkpoint is "
+                f"kept; try a lower learning rate, more warm-up or a smaller clip."
+            )
     names = [k for k in pending[0] if k != "finite"]
-    means = {k: float(np.mean([m[k] for m in pending if np.isfinite(m[k])] or [math.nan])) for k in names}
+    means = {
+        k: float(np.mean([m[k] for m in pending if np.isfinite(m[k])] or [math.nan])) for k in names
+    }
     return {k: v for k, v in means.items() if math.isfinite(v)}
 
 
@@ -337,7 +426,9 @@ class _Log:
 
     def __exit__(self, kind: Any, *_: object) -> None:
         with contextlib.ExitStack() as stack:
-            if kind is not None:  # an error is under way: a full disk must not replace it with its own
+            if (
+                kind is not None
+            ):  # an error is under way: a full disk must not replace it with its own
                 stack.enter_context(contextlib.suppress(OSError))
             self.handle.close()
             for one in self.told:
@@ -347,7 +438,9 @@ class _Log:
         self.handle.write(json.dumps(jsonable({"step": step, **numbers})) + "\n")
         self.handle.flush()
         # A search also notes its whole mixture, which trackers have no plot for.
-        scalars = {name: value for name, value in numbers.items() if isinstance(value, (int, float))}
+        scalars = {
+            name: value for name, value in numbers.items() if isinstance(value, (int, float))
+        }
         for one in self.told:
             one.scalars(step, scalars)
 
@@ -365,10 +458,11 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 class _StopSignal:
-    """Notes SIGTERM and SIGINT instead of dying of them, so that the step under way is finished and saved.
+    """Notes SIGTERM and SIGINT instead of dying of them, so that the step under way is finished and
+    saved.
 
-    A second one acts as usual. Outside the main thread, where Python allows no handlers, it does nothing.
-    """
+    A second one acts as usual. Outside the main thread, where Python allows no handlers, it does
+    nothing."""
 
     number = 0
 
@@ -388,4 +482,3 @@ class _StopSignal:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-

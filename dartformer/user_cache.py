@@ -5,5 +5,6 @@ from pathlib import Path
 
 
 def folder() -> Path:
-    """`~/.cache/dartformer`, or below `XDG_CACHE_HOME`; `RuntimeError` where there is no home folder."""
+    """`~/.cache/dartformer`, or below `XDG_CACHE_HOME`; `RuntimeError` where there is no home
+    folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dartformer"

@@ -12,10 +12,11 @@ from dartformer.workdir import write_text
 
 @functools.cache
 def script() -> str:
-    """The script that defines `vegaEmbed`, from the package vl-convert-python; safe inside a `<script>` element.
+    """The script that defines `vegaEmbed`, from the package vl-convert-python; safe inside a
+    `<script>` element.
 
-    Putting it together takes seconds, so it is kept in the user's cache folder, where that can be written, by version.
-    """
+    Putting it together takes seconds, so it is kept in the user's cache folder, where that can be
+    written, by version."""
     file = user_cache.folder() / f"vega-{version('vl-convert-python')}.js"
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return file.read_text(encoding="utf-8")

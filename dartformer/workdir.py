@@ -1,4 +1,5 @@
-"""A folder of one run: text a person can read, state a program can resume, one configuration, one process at a time."""
+"""A folder of one run: text a person can read, state a program can resume, one configuration, one
+process at a time."""
 
 import contextlib
 import fcntl
@@ -71,10 +72,9 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> I
 class Workdir:
     """The folder of a run with one configuration.
 
-    Opening makes the folder and writes `config.json`, or checks that the one there says the same. While it is
-    held, no other process can open it. Raises `InputError` where the folder cannot be written, belongs to another
-    configuration (the differences are named), or is in use.
-    """
+    Opening makes the folder and writes `config.json`, or checks that the one there says the same.
+    While it is held, no other process can open it. Raises `InputError` where the folder cannot be
+    written, belongs to another configuration (the differences are named), or is in use."""
 
     def __init__(self, path: str | Path, config: dict[str, Any]):
         self.path = Path(path)
@@ -83,7 +83,9 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 - held open as long as the workdir
         except OSError as error:
-            raise InputError(f"cannot write to the workdir {self.path}: {error.strerror}.") from None
+            raise InputError(
+                f"cannot write to the workdir {self.path}: {error.strerror}."
+            ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -100,14 +102,18 @@ class Workdir:
         if not file.exists():
             others = [p.name for p in self.path.iterdir() if p.name != ".lock"]
             if others:
-                raise InputError(f"the workdir {self.path} holds other files ({', '.join(sorted(others)[:3])}) and no "
-                                 f"config.json: choose an empty or a new folder.")
+                raise InputError(
+                    f"the workdir {self.path} holds other files ({', '.join(sorted(others)[:3])}) and no "
+                    f"config.json: choose an empty or a new folder."
+                )
             write_json(file, config)
             return
         found = list(differences(read_json(file), config))
         if found:
-            raise InputError(f"the workdir {self.path} belongs to another config; it differs in "
-                             f"{'; '.join(found)}. Choose another workdir, or the config it was made with.")
+            raise InputError(
+                f"the workdir {self.path} belongs to another config; it differs in "
+                f"{'; '.join(found)}. Choose another workdir, or the config it was made with."
+            )
 
     def close(self) -> None:
         """Let go of the folder."""

@@ -2,14 +2,14 @@
 
 From jaxlib 0.10.2 on, XLA hands reductions on a CPU to the YNNPACK library, with two faults:
 
-* A sum of products over seven axes, one of them of length 1, can end the process with a segmentation fault, or hang
-  (github.com/jax-ml/jax/issues/39257 and 40412).
-* Sums of squares over many short rows can come out wrong in the last rows (github.com/jax-ml/jax/issues/39103).
+* A sum of products over seven axes, one of them of length 1, can end the process with a
+  segmentation fault, or hang (github.com/jax-ml/jax/issues/39257 and 40412).
+* Sums of squares over many short rows can come out wrong in the last rows
+  (github.com/jax-ml/jax/issues/39103).
 
-The processor and the tile sizes decide which shapes are hit; no x86-64 processor is known to be safe. `DOTS_ONLY`
-leaves matrix products to the library and takes reductions from it. XLA reads its flags once, when the first backend
-starts.
-"""
+The processor and the tile sizes decide which shapes are hit; no x86-64 processor is known to be
+safe. `DOTS_ONLY` leaves matrix products to the library and takes reductions from it. XLA reads its
+flags once, when the first backend starts."""
 
 import enum
 import importlib.metadata
@@ -59,14 +59,19 @@ class Protection(enum.Enum):
     TOO_LATE = "not set: JAX had started before dartformer was imported"
 
 
-def protect(environment: MutableMapping[str, str] = os.environ, *, may_probe: bool = False) -> Protection:
-    """Add `DOTS_ONLY` to `XLA_FLAGS` where the installed jaxlib needs it and the user has not set the flag.
+def protect(
+    environment: MutableMapping[str, str] = os.environ, *, may_probe: bool = False
+) -> Protection:
+    """Add `DOTS_ONLY` to `XLA_FLAGS` where the installed jaxlib needs it and the user has not set
+    the flag.
 
-    Warns with `RuntimeWarning` if the CPU backend runs already, because the flag would then have no effect.
+    Warns with `RuntimeWarning` if the CPU backend runs already, because the flag would then have no
+    effect.
 
     Args:
       environment: the variables to read and change.
-      may_probe: whether to probe a jaxlib that is newer than this code, which takes seconds, once for each release.
+      may_probe: whether to probe a jaxlib that is newer than this code, which takes seconds, once
+        for each release.
     """
     flags = environment.get("XLA_FLAGS", "")
     if FLAG in flags:
@@ -78,7 +83,9 @@ def protect(environment: MutableMapping[str, str] = os.environ, *, may_probe: bo
         warnings.warn(
             f"JAX was started before dartformer was imported, and reductions of jaxlib {version} on a CPU can crash or "
             f"be wrong. Import dartformer before the first computation, or set XLA_FLAGS={DOTS_ONLY}.",
-            RuntimeWarning, stacklevel=2)
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return Protection.TOO_LATE
     environment["XLA_FLAGS"] = f"{flags} {DOTS_ONLY}".strip()
     return Protection.SET
@@ -93,12 +100,18 @@ def jaxlib_version() -> str | None:
 
 
 def probe(flag: str = "", seconds: float = 120) -> Verdict:
-    """Run `PROBE` in a process of its own, on a CPU, with `flag` and no other choice of YNNPACK's fusions."""
+    """Run `PROBE` in a process of its own, on a CPU, with `flag` and no other choice of YNNPACK's
+    fusions."""
     others = [word for word in os.environ.get("XLA_FLAGS", "").split() if not word.startswith(FLAG)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join([*others, flag])}
     try:
-        process = subprocess.run([sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True,
-                                 timeout=seconds)
+        process = subprocess.run(
+            [sys.executable, "-c", PROBE],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+        )
     except subprocess.TimeoutExpired:
         return Verdict.HANGS
     if process.returncode < 0 and "Unknown flag" not in process.stderr:
@@ -118,7 +131,9 @@ def _is_faulty(version: str, may_probe: bool) -> bool:
             return note.read_text() == "faulty"
         if not may_probe:
             return False
-        faulty = probe() not in (Verdict.SOUND, Verdict.FAILED) and probe(DOTS_ONLY) is Verdict.SOUND
+        faulty = (
+            probe() not in (Verdict.SOUND, Verdict.FAILED) and probe(DOTS_ONLY) is Verdict.SOUND
+        )
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text("faulty" if faulty else "sound")
     except (OSError, RuntimeError):  # RuntimeError: there is no home folder

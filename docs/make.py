@@ -1,4 +1,5 @@
-"""Make what docs/attention.md shows of the types: the table, and the picture of their weight matrices.
+"""Make what docs/attention.md shows of the types: the table, and the picture of their weight
+matrices.
 
     python docs/make.py
 
@@ -18,10 +19,17 @@ RESULTS = FOLDER.parent / "experiments/benchmarks/results/attention_cpu2.jsonl"
 BEGIN, END = "<!-- made by docs/make.py -->\n", "<!-- until here -->\n"
 
 DRAWN = {
-    "local": "local(window=3)", "strided": "strided(stride=4)", "block": "block(size=8)",
-    "sparse": "sparse(stride=6)", "longformer": "longformer(window=2)", "bigbird": "bigbird(block=3, randoms=1)",
-    "sink": "sink(window=3, sinks=2)", "linformer": "linformer(rank=8)", "nystrom": "nystrom(landmarks=6)",
-    "sinkhorn": "sinkhorn(block=6)", "reformer": "reformer(buckets=4, hashes=2, chunk=6)",
+    "local": "local(window=3)",
+    "strided": "strided(stride=4)",
+    "block": "block(size=8)",
+    "sparse": "sparse(stride=6)",
+    "longformer": "longformer(window=2)",
+    "bigbird": "bigbird(block=3, randoms=1)",
+    "sink": "sink(window=3, sinks=2)",
+    "linformer": "linformer(rank=8)",
+    "nystrom": "nystrom(landmarks=6)",
+    "sinkhorn": "sinkhorn(block=6)",
+    "reformer": "reformer(buckets=4, hashes=2, chunk=6)",
     "parallel": "parallel(members=(local(window=2), uniform))",
 }
 """Options small enough for the small input; others have their own."""
@@ -40,17 +48,41 @@ def crossings() -> dict[str, str]:
 
 def table() -> str:
     """The types, in Markdown."""
+
     def cells(row: dict[str, Any]) -> list[str]:
         paper = "" if row["paper"] == "none" else row["paper"]
-        ways = " and ".join(w for w, able in (("both", row["bidirectional"]), ("causal", row["causal"])) if able)
-        return [f"`{row['spec']}`", row["summary"], ways, f"N^{row['growth']:g}",
-                "fixed" if row["fixed_length"] else "any", ", ".join(row["positions"]) or "-", row["dropout"] or "-",
-                crossing.get(row["name"], "-"), paper]
+        ways = " and ".join(
+            w for w, able in (("both", row["bidirectional"]), ("causal", row["causal"])) if able
+        )
+        return [
+            f"`{row['spec']}`",
+            row["summary"],
+            ways,
+            f"N^{row['growth']:g}",
+            "fixed" if row["fixed_length"] else "any",
+            ", ".join(row["positions"]) or "-",
+            row["dropout"] or "-",
+            crossing.get(row["name"], "-"),
+            paper,
+        ]
 
     crossing = crossings()
-    head = ["spec, with its defaults", "what it is", "ways", "growth", "length", "positions", "dropout", "faster from",
-            "paper"]
-    rows = [head, ["---"] * len(head), *(cells(row) for row in listing("attentions") if row["name"] in ATTENTIONS)]
+    head = [
+        "spec, with its defaults",
+        "what it is",
+        "ways",
+        "growth",
+        "length",
+        "positions",
+        "dropout",
+        "faster from",
+        "paper",
+    ]
+    rows = [
+        head,
+        ["---"] * len(head),
+        *(cells(row) for row in listing("attentions") if row["name"] in ATTENTIONS),
+    ]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

@@ -21,14 +21,30 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 """`compiler_options` that halve the time to compile, for programs of which little is run."""
 
 TINY = {
-    "task.max_depth": 3, "task.max_args": 4, "task.min_length": 3, "task.max_length": 9,
-    "task.train": 300, "task.valid": 60, "task.test": 80,
-    "data.batch_size": 16, "data.eval_batch_size": 50,
-    "model.layers": 2, "model.heads": 2, "model.head_dim": 4, "model.model_dim": 8, "model.mlp_dim": 16,
-    "space.candidates": ("full", "local(window=1)", "uniform"), "space.granularity": "head",
-    "search.steps": 12, "search.observe": False, "baselines.uniform": False,
-    "retrain.steps": 10, "retrain.seeds": (0, 1),
-    "log.every": 4, "log.eval_every": 5, "log.checkpoint_every": 3,
+    "task.max_depth": 3,
+    "task.max_args": 4,
+    "task.min_length": 3,
+    "task.max_length": 9,
+    "task.train": 300,
+    "task.valid": 60,
+    "task.test": 80,
+    "data.batch_size": 16,
+    "data.eval_batch_size": 50,
+    "model.layers": 2,
+    "model.heads": 2,
+    "model.head_dim": 4,
+    "model.model_dim": 8,
+    "model.mlp_dim": 16,
+    "space.candidates": ("full", "local(window=1)", "uniform"),
+    "space.granularity": "head",
+    "search.steps": 12,
+    "search.observe": False,
+    "baselines.uniform": False,
+    "retrain.steps": 10,
+    "retrain.seeds": (0, 1),
+    "log.every": 4,
+    "log.eval_every": 5,
+    "log.checkpoint_every": 3,
 }
 
 
@@ -42,6 +58,7 @@ def data_dir(tmp_path_factory):
 def tiny(data_dir):
     """A config whose whole run takes seconds."""
     from dartformer import config as configs
+
     config = dartformer.defaults("listops")
     configs.override(config, {**TINY, "data.dir": data_dir})
     return config
@@ -57,10 +74,12 @@ def compile_quickly():
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory, data_dir):
-    """A workdir in which `dartformer run` is done (two seeds, the random baseline), and what it printed. Read only."""
+    """A workdir in which `dartformer run` is done (two seeds, the random baseline), and what it
+    printed. Read only."""
     from test_resume import write_config
 
     from dartformer.__main__ import main
+
     folder = tmp_path_factory.mktemp("whole_run")
     config = write_config(folder, **{"data.dir": data_dir, "baselines.homogeneous": False})
     with contextlib.redirect_stdout(io.StringIO()) as out:

@@ -27,8 +27,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_large_arrays_are_mapped_once(decision):
     """Page faults of the third of three equal blocks: one for each page of it, or none."""
     file = Path(allocator.__file__)
-    kept, faults = subprocess.run([sys.executable, "-c", PROGRAM, str(file), decision], check=True, text=True,
-                                  capture_output=True).stdout.split()
+    kept, faults = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(file), decision],
+        check=True,
+        text=True,
+        capture_output=True,
+    ).stdout.split()
     assert kept == str(decision == "keep")
     assert (int(faults) < 100) == (decision == "keep")
 

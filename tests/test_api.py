@@ -24,8 +24,10 @@ def test_the_readmes_python_example_runs_as_written(tmp_path, data_dir, monkeypa
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "search_spaces").mkdir()
-    write_config(tmp_path / "search_spaces", **{"data.dir": data_dir, "retrain.seeds": (0,), "task.max_length": 20}
-                 ).rename("search_spaces/listops_tiny.py")
+    write_config(
+        tmp_path / "search_spaces",
+        **{"data.dir": data_dir, "retrain.seeds": (0,), "task.max_length": 20},
+    ).rename("search_spaces/listops_tiny.py")
     code = code.replace('"search.steps": 200', '"search.steps": 6')
     namespace = {}
     exec(compile(code, "README.md", "exec"), namespace)
@@ -36,20 +38,25 @@ def test_the_readmes_python_example_runs_as_written(tmp_path, data_dir, monkeypa
 def test_a_loaded_model_is_the_exported_one(tiny, tmp_path):
     """Save, load, same logits: in another process too, for single texts and for batches."""
     genotype = df.SearchSpace(tuple(map(df.parse, TINY["space.candidates"])), 2, 2, "head").random(
-        np.random.default_rng(1))
+        np.random.default_rng(1)
+    )
     with Run(tiny, tmp_path / "run") as run:
         model = retrain_stage(run, genotype)[0]
         batch = run.parts["test"].take(np.arange(20))
         want = run.program(genotype).network.apply(model.weights, batch["tokens"], batch["valid"])
-        texts = [run.task.decode(row[valid].tolist()) for row, valid in
-                 zip(batch["tokens"], batch["valid"], strict=True)]
+        texts = [
+            run.task.decode(row[valid].tolist())
+            for row, valid in zip(batch["tokens"], batch["valid"], strict=True)
+        ]
     df.export(model, tmp_path / "out")
     served = df.load(tmp_path / "out")
     assert served.model.genotype == genotype
     np.testing.assert_allclose(served.logits(texts), want, atol=1e-6)
     np.testing.assert_allclose(served.logits(texts[:1]), want[:1], atol=1e-6)
-    code = (f"import dartformer, json; served = dartformer.load({str(tmp_path / 'out')!r})\n"
-            f"print(json.dumps(served.logits({texts!r}).tolist()))")
+    code = (
+        f"import dartformer, json; served = dartformer.load({str(tmp_path / 'out')!r})\n"
+        f"print(json.dumps(served.logits({texts!r}).tolist()))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     np.testing.assert_allclose(json.loads(done.stdout), want, atol=1e-6)
     assert served([]) == []
@@ -61,6 +68,7 @@ def test_a_loaded_model_is_the_exported_one(tiny, tmp_path):
 def test_test_is_read_by_evaluate_alone(tiny, tmp_path, monkeypatch):
     """Searching, deriving and retraining never touch the test part."""
     from dartformer.tasks import base
+
     genuine = base.parts
 
     def without_test(*arguments, **options):

@@ -39,7 +39,10 @@ def test_regret_and_tau(table):
     wrong = {g: -value for g, value in right.items()}
     assert table.score("recall", wrong) == pytest.approx({"regret_points": 63, "tau": -1})
     assert table.score("recall", {genotypes[60]: 1.0})["regret_points"] == pytest.approx(3)
-    assert table.score("recall", dict.fromkeys(genotypes, 1.0)) == {"regret_points": pytest.approx(31.5), "tau": None}
+    assert table.score("recall", dict.fromkeys(genotypes, 1.0)) == {
+        "regret_points": pytest.approx(31.5),
+        "tau": None,
+    }
 
 
 def test_the_regret_of_random_choices_by_counting_them():

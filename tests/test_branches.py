@@ -20,21 +20,28 @@ from dartformer.stages.search import search
 from dartformer.supernet import supernet
 from dartformer.transformer import Projections, TransformerConfig
 
-CONFIG = TransformerConfig(vocabulary=8, classes=3, length=6, layers=1, heads=2, head_dim=4, model_dim=8, mlp_dim=8)
+CONFIG = TransformerConfig(
+    vocabulary=8, classes=3, length=6, layers=1, heads=2, head_dim=4, model_dim=8, mlp_dim=8
+)
 
 
 def batch():
     rng = np.random.default_rng(0)
-    return {"tokens": rng.integers(1, 8, (3, 6)).astype(np.int32), "valid": np.arange(6) < np.array([[6], [4], [1]]),
-            "label": np.array([0, 1, 2], np.int32)}
+    return {
+        "tokens": rng.integers(1, 8, (3, 6)).astype(np.int32),
+        "valid": np.arange(6) < np.array([[6], [4], [1]]),
+        "label": np.array([0, 1, 2], np.int32),
+    }
 
 
 def test_a_gauge_reads_the_norm_and_changes_nothing():
     x = jnp.arange(16.0).reshape(1, 2, 2, 4)
-    value, (dx, needle) = jax.value_and_grad(lambda x, n: jnp.sum(gauge(x, n) ** 3), (0, 1))(x, jnp.zeros(2))
-    assert value == jnp.sum(x ** 3)
-    np.testing.assert_allclose(dx, 3 * x ** 2)
-    np.testing.assert_allclose(needle, jnp.sum((3 * x ** 2) ** 2, (0, 1, 3)))
+    value, (dx, needle) = jax.value_and_grad(lambda x, n: jnp.sum(gauge(x, n) ** 3), (0, 1))(
+        x, jnp.zeros(2)
+    )
+    assert value == jnp.sum(x**3)
+    np.testing.assert_allclose(dx, 3 * x**2)
+    np.testing.assert_allclose(needle, jnp.sum((3 * x**2) ** 2, (0, 1, 3)))
 
 
 @pytest.mark.parametrize("projections", ["shared", "separate"])
@@ -48,9 +55,12 @@ def test_branches_against_another_way(projections, monkeypatch):
     assert np.isnan(seen.gradient[0, 2]).all()
     np.testing.assert_array_equal(seen.gradient[0, 1], 0)
 
-    # Of these only `full` reads queries and keys: its gradients are those of all. `identity` gives the values back.
+    # Of these only `full` reads queries and keys: its gradients are those of all. `identity` gives
+    # the values back.
     inputs, values = Projections.inputs, []
-    # What is differentiated here goes into the branches from outside, which the sum that skips does not allow.
+
+    # What is differentiated here goes into the branches from outside, which the sum that skips does
+    # not allow.
     def plain(branches, active, given, own, fixed):
         return sum(branch(given, mine, fixed) for branch, mine in zip(branches, own, strict=True))
 
@@ -68,15 +78,25 @@ def test_branches_against_another_way(projections, monkeypatch):
 
     zeros = jnp.zeros((3, 6, 2, 4))
     (dq, dk), v = jax.jit(jax.grad(total, (0, 1), has_aux=True))(zeros, zeros)
-    want = jnp.sqrt(jnp.sum(dq ** 2 + dk ** 2, (0, 1, 3))) / mixture[0, :, 0]
+    want = jnp.sqrt(jnp.sum(dq**2 + dk**2, (0, 1, 3))) / mixture[0, :, 0]
     np.testing.assert_allclose(seen.gradient[0, 0], want, rtol=1e-4)
     if projections == "shared":
-        np.testing.assert_allclose(seen.rms[0, 1], jnp.sqrt(jnp.mean(v[given["valid"]] ** 2, (0, 2))), rtol=1e-5)
+        np.testing.assert_allclose(
+            seen.rms[0, 1], jnp.sqrt(jnp.mean(v[given["valid"]] ** 2, (0, 2))), rtol=1e-5
+        )
 
 
 def test_a_search_logs_what_it_observes(tiny, tmp_path):
-    configs.override(tiny, {"search.observe": True, "model.layers": 1, "search.steps": 6, "log.eval_every": 3,
-                            "space.granularity": "layer"})
+    configs.override(
+        tiny,
+        {
+            "search.observe": True,
+            "model.layers": 1,
+            "search.steps": 6,
+            "log.eval_every": 3,
+            "space.granularity": "layer",
+        },
+    )
     with Run(tiny, tmp_path) as run:
         found = search(run)
         lines = [line for line in found.history if "branch_rms" in line]
@@ -86,7 +106,11 @@ def test_a_search_logs_what_it_observes(tiny, tmp_path):
         names = [f["name"] for f in found.diagnostics["findings"]]
         assert names[-3:] == ["output RMS", "query and key gradients", "curvature"]
         assert found.diagnostics["curvature"] == pytest.approx(lines[-1]["curvature"], rel=1e-5)
-        assert np.shape(found.history[0]["entropy_rows"]) == np.shape(found.history[0]["margin_rows"]) == (1, 1)
+        assert (
+            np.shape(found.history[0]["entropy_rows"])
+            == np.shape(found.history[0]["margin_rows"])
+            == (1, 1)
+        )
         assert any("valid_discretisation_gap" in line for line in found.history)
 
 
@@ -99,9 +123,15 @@ def test_a_branch_rescaled_changes_its_rms_and_no_normalised_mixture(monkeypatch
     for by in (1.0, 1e2, 1e-5):
         monkeypatch.setattr(Full, "__call__", lambda *a, by=by, **options: by * call(*a, **options))
         if by >= 1:
-            outputs[by] = jax.jit(lambda *a: net.apply(*a))(weights, given["tokens"], given["valid"], mixture)
-        seen[by] = jax.jit(observer(CONFIG, space, "shared", ACCURACY.mean))(weights, mixture, given).rms
-        verdicts[by] = [diagnostics.loudness(seen[by].mean(-1), space, norm).fine for norm in (True, False)]
+            outputs[by] = jax.jit(lambda *a: net.apply(*a))(
+                weights, given["tokens"], given["valid"], mixture
+            )
+        seen[by] = jax.jit(observer(CONFIG, space, "shared", ACCURACY.mean))(
+            weights, mixture, given
+        ).rms
+        verdicts[by] = [
+            diagnostics.loudness(seen[by].mean(-1), space, norm).fine for norm in (True, False)
+        ]
     np.testing.assert_allclose(outputs[1e2], outputs[1.0], rtol=1e-3)
     np.testing.assert_allclose(seen[1e2][0, 0], 1e2 * seen[1.0][0, 0], rtol=1e-4)
     np.testing.assert_allclose(seen[1e2][0, 1:], seen[1.0][0, 1:], rtol=1e-4)

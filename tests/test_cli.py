@@ -1,4 +1,5 @@
-"""The command line: bad input is one clear line, exit code 2, nothing written; good input is what is asked for."""
+"""The command line: bad input is one clear line, exit code 2, nothing written; good input is what
+is asked for."""
 
 import base64
 import contextlib
@@ -24,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def error_of(capsys, *arguments):
-    """The one line that a failing command prints; checks the exit code and that nothing else is printed."""
+    """The one line that a failing command prints; checks the exit code and that nothing else is
+    printed."""
     assert main(list(arguments)) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -38,20 +40,32 @@ BAD = {
     "mistyped field": (["--config.search.stepps=3"], "unknown config field 'search.stepps'"),
     "section": (["--config.search=3"], "is a section"),
     "not a number": (["--config.search.steps=many"], "takes a whole number (as 12), got 'many'"),
-    "unknown attention": (["--config.space.candidates=full,locl(window=2)"], "Did you mean 'local'?"),
+    "unknown attention": (
+        ["--config.space.candidates=full,locl(window=2)"],
+        "Did you mean 'local'?",
+    ),
     "unknown option": (["--config.space.candidates=full,local(windw=2)"], "windw"),
     "negative window": (["--config.space.candidates=full,local(window=-2)"], "-2"),
     "one candidate": (["--config.space.candidates=full"], "at least two"),
     "no candidate": (["--config.space.candidates="], "at least two"),
     "twice the same": (["--config.space.candidates=full,full"], "holds 'full' twice"),
-    "zero heads": (["--config.model.heads=0"], "model.heads must be a whole number of at least 1, got 0"),
+    "zero heads": (
+        ["--config.model.heads=0"],
+        "model.heads must be a whole number of at least 1, got 0",
+    ),
     "zero layers": (["--config.model.layers=0"], "model.layers must be"),
     "dropout of one": (["--config.model.dropout=1.0"], "below 1"),
     "unknown pooling": (["--config.model.pooling=men"], "Did you mean 'mean'?"),
-    "pooling of a sequence's label": (["--config.model.pooling=none"], "must be 'mean', 'cls' or 'last', got 'none'"),
+    "pooling of a sequence's label": (
+        ["--config.model.pooling=none"],
+        "must be 'mean', 'cls' or 'last', got 'none'",
+    ),
     "granularity": (["--config.space.granularity=heads"], "Did you mean 'head'?"),
     "no steps": (["--config.search.steps=0"], "search.steps must be at least 1"),
-    "negative rate": (["--config.search.alphas.learning_rate=-1"], "search.alphas.learning_rate must be at least 0"),
+    "negative rate": (
+        ["--config.search.alphas.learning_rate=-1"],
+        "search.alphas.learning_rate must be at least 0",
+    ),
     "optimizer": (["--config.retrain.optimizer.name=adamm"], "Did you mean 'adam'?"),
     "no seeds": (["--config.retrain.seeds="], "retrain.seeds must be"),
     "seed twice": (["--config.retrain.seeds=1,1"], "retrain.seeds must be"),
@@ -82,26 +96,37 @@ def test_a_causal_task_refuses_an_attention_that_is_not(tmp_path, capsys, monkey
     from dataclasses import replace
 
     from dartformer.tasks.listops import ListOps
+
     monkeypatch.setattr(ListOps, "traits", replace(ListOps.traits, causal=True))
-    config = write_config(tmp_path, **{"space.candidates": ("full", "linformer(rank=2)"), "model.pooling": "last"})
+    config = write_config(
+        tmp_path, **{"space.candidates": ("full", "linformer(rank=2)"), "model.pooling": "last"}
+    )
     line = error_of(capsys, "search", f"--config={config}", f"--workdir={tmp_path / 'run'}")
     assert "linformer(rank=2, sharing='none') cannot be causal" in line
 
 
 def test_config_files_that_will_not_do(tmp_path, capsys):
-    cases = {"x = 1": "no function get_config()", "def get_config(:": "line 1",
-             "def get_config():\n    return 3": "must return a config",
-             "import dartformer\ndef get_config():\n    c = dartformer.defaults()\n    c.serach.steps = 3": "serach",
-             "import dartformer\ndef get_config():\n    c = dartformer.defaults()\n    c.search.steps = 'x'": "steps"}
+    cases = {
+        "x = 1": "no function get_config()",
+        "def get_config(:": "line 1",
+        "def get_config():\n    return 3": "must return a config",
+        "import dartformer\ndef get_config():\n    c = dartformer.defaults()\n    c.serach.steps = 3": "serach",
+        "import dartformer\ndef get_config():\n    c = dartformer.defaults()\n    c.search.steps = 'x'": "steps",
+    }
     for text, message in cases.items():
         (tmp_path / "bad.py").write_text(text)
-        assert message in error_of(capsys, "run", f"--config={tmp_path / 'bad.py'}", f"--workdir={tmp_path / 'run'}")
-    assert "no config file" in error_of(capsys, "run", "--config=nowhere.py", f"--workdir={tmp_path / 'run'}")
+        assert message in error_of(
+            capsys, "run", f"--config={tmp_path / 'bad.py'}", f"--workdir={tmp_path / 'run'}"
+        )
+    assert "no config file" in error_of(
+        capsys, "run", "--config=nowhere.py", f"--workdir={tmp_path / 'run'}"
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_workdirs_that_will_not_do(tmp_path, capsys, tiny):
     from dartformer.stages.base import Run
+
     config = write_config(tmp_path)
     Run(dartformer.load_config(config), tmp_path / "run").close()
     flags = f"--config={config}", f"--workdir={tmp_path / 'run'}"
@@ -109,10 +134,13 @@ def test_workdirs_that_will_not_do(tmp_path, capsys, tiny):
     assert "belongs to another config; it differs in search.steps: 12 -> 13; seed: 0 -> 1" in line
     (tmp_path / "file").write_text("")
     assert "cannot write to the workdir" in error_of(
-        capsys, "run", flags[0], f"--workdir={tmp_path / 'file' / 'run'}")
+        capsys, "run", flags[0], f"--workdir={tmp_path / 'file' / 'run'}"
+    )
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").write_text("")
-    assert "holds other files (thesis.tex)" in error_of(capsys, "run", flags[0], f"--workdir={tmp_path / 'full'}")
+    assert "holds other files (thesis.tex)" in error_of(
+        capsys, "run", flags[0], f"--workdir={tmp_path / 'full'}"
+    )
     with Run(dartformer.load_config(config), tmp_path / "run"):
         assert "in use by another process" in error_of(capsys, "search", *flags)
 
@@ -137,7 +165,10 @@ def test_strategies_are_listed_with_paper_and_what_goes_with_them(capsys):
     assert main(["list", "strategies", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert len({row["name"] for row in rows}) == len(rows)
-    kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("strategy", "hypergradient", "extra")}
+    kinds = {
+        kind: [row for row in rows if row["kind"] == kind]
+        for kind in ("strategy", "hypergradient", "extra")
+    }
     assert sum(map(len, kinds.values())) == len(rows)
     for row in kinds["strategy"]:
         assert row["paper"].startswith("arXiv") or row["name"] == "grid"
@@ -153,7 +184,11 @@ def test_attentions_are_listed_with_traits_cost_and_paper(capsys, monkeypatch):
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert set(rows) >= set(ATTENTIONS)
     linformer, uniform = rows["linformer"], rows["uniform"]
-    assert (linformer["causal"], linformer["fixed_length"], linformer["growth"]) == (False, True, 1.0)
+    assert (linformer["causal"], linformer["fixed_length"], linformer["growth"]) == (
+        False,
+        True,
+        1.0,
+    )
     assert (linformer["positions"], linformer["dropout"]) == ([], "slots")
     assert uniform["positions"] == ["rotary"]  # it reads neither q nor k, which are what is turned
     n, h, d = (rows["full"]["cost"]["shape"][k] for k in ("length", "heads", "head_dim"))
@@ -177,10 +212,16 @@ def test_new_prints_a_config_that_loads(task, tmp_path, capsys):
         if extra == ["--config.search.steps=7"]:
             assert config.search.steps == 7
         if extra == ["--preset=published"]:
-            assert (config.search.alphas.learning_rate, config.search.strategy.hypergradient) == (3e-4, "second")
+            assert (config.search.alphas.learning_rate, config.search.strategy.hypergradient) == (
+                3e-4,
+                "second",
+            )
 
 
-STARTERS = {"listops_tiny": ("listops", {}), **{f"planted_{kind}": ("planted", {"task.kind": kind}) for kind in KINDS}}
+STARTERS = {
+    "listops_tiny": ("listops", {}),
+    **{f"planted_{kind}": ("planted", {"task.kind": kind}) for kind in KINDS},
+}
 
 
 @pytest.mark.parametrize("name", STARTERS)
@@ -202,19 +243,33 @@ def test_new_refuses_what_there_is_not(capsys):
     assert "Did you mean 'listops'?" in error_of(capsys, "new", "--task=listop")
     assert "preset" in error_of(capsys, "new", "--preset=best")
     assert "unknown size 'tiny'" in error_of(capsys, "new", "--size=tiny")
-    assert "no published size of the task planted" in error_of(capsys, "new", "--task=planted", "--size=published")
-    assert "Did you mean 'mix'?" in error_of(capsys, "new", "--task=planted", "--config.task.kind=mixx")
+    assert "no published size of the task planted" in error_of(
+        capsys, "new", "--task=planted", "--size=published"
+    )
+    assert "Did you mean 'mix'?" in error_of(
+        capsys, "new", "--task=planted", "--config.task.kind=mixx"
+    )
 
 
 def test_disk_full_keeps_the_last_checkpoint(tmp_path, data_dir):
-    """On a small file system that fills up during the search: one line, and after room is made the run goes on."""
+    """On a small file system that fills up during the search: one line, and after room is made the
+    run goes on."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], capture_output=True
+    ).returncode:
         pytest.skip("mounting a small file system is not permitted here")
     try:
-        config = write_config(tmp_path, **{"data.dir": data_dir, "log.checkpoint_every": 1, "baselines.random": False,
-                                           "baselines.homogeneous": False})
+        config = write_config(
+            tmp_path,
+            **{
+                "data.dir": data_dir,
+                "log.checkpoint_every": 1,
+                "baselines.random": False,
+                "baselines.homogeneous": False,
+            },
+        )
         workdir = disk / "run"
         process = launch(config, workdir, "search")
         filler = disk / "filler"
@@ -242,23 +297,37 @@ def test_disk_full_keeps_the_last_checkpoint(tmp_path, data_dir):
 def test_no_tensorflow_anywhere(tmp_path, data_dir):
     """A whole search, data made and read, imports no TensorFlow."""
     config = write_config(tmp_path, **{"data.dir": str(tmp_path), "search.steps": 2})
-    code = ("import sys\n"
-            "from dartformer.__main__ import main\n"
-            f"assert main(['search', '--config={config}', '--workdir={tmp_path / 'run'}']) == 0\n"
-            "assert 'tensorflow_datasets' in sys.modules\n"
-            "assert not [m for m in sys.modules if m == 'tensorflow' or m.startswith('tensorflow.')]")
+    code = (
+        "import sys\n"
+        "from dartformer.__main__ import main\n"
+        f"assert main(['search', '--config={config}', '--workdir={tmp_path / 'run'}']) == 0\n"
+        "assert 'tensorflow_datasets' in sys.modules\n"
+        "assert not [m for m in sys.modules if m == 'tensorflow' or m.startswith('tensorflow.')]"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_predict_and_exports(tmp_path, whole_run, capsys):
     """One short run through the command line, and everything one can ask of its export."""
     workdir, results = whole_run
-    assert set(results) >= {"task", "seeds", "test", "valid", "baselines", "genotype", "parameters", "steps", "seconds",
-                            "verdict"}
+    assert set(results) >= {
+        "task",
+        "seeds",
+        "test",
+        "valid",
+        "baselines",
+        "genotype",
+        "parameters",
+        "steps",
+        "seconds",
+        "verdict",
+    }
     assert set(results["baselines"]) == {"majority", "root_operator", "random"}
     assert outcome(workdir)
     stored = scores.read(workdir)
-    assert stored["models"]["random"].mean() == pytest.approx(results["baselines"]["random"]["test"]["accuracy"])
+    assert stored["models"]["random"].mean() == pytest.approx(
+        results["baselines"]["random"]["test"]["accuracy"]
+    )
     seen = json.loads((workdir / "attention.json").read_text())
     maps = np.frombuffer(base64.b64decode(seen["examples"][0]["maps"]["data"]), np.int8)
     n = len(seen["examples"][0]["tokens"])
@@ -267,7 +336,10 @@ def test_predict_and_exports(tmp_path, whole_run, capsys):
     assert [entry["state"] for entry in provenance.read(workdir)] == ["done"] * 6
 
     folder = str(workdir / "export")
-    assert main(["predict", folder, "--text", "[MAX 2 9 ]", "--text", "[MIN 2 [SM 1 1 ] ]", "--json"]) == 0
+    assert (
+        main(["predict", folder, "--text", "[MAX 2 9 ]", "--text", "[MIN 2 [SM 1 1 ] ]", "--json"])
+        == 0
+    )
     rows = json.loads(capsys.readouterr().out)
     assert [row["text"] for row in rows] == ["[MAX 2 9 ]", "[MIN 2 [SM 1 1 ] ]"]
     (tmp_path / "texts").write_text("[MAX 2 9 ]\n\n[MIN 2 3 ]\n")
@@ -276,9 +348,15 @@ def test_predict_and_exports(tmp_path, whole_run, capsys):
     assert "'[MAXX'" in error_of(capsys, "predict", folder, "--text", "[MAXX 2 9 ]")
     long = error_of(capsys, "predict", folder, "--text", "[MAX 1 2 3 4 5 6 7 8 9 ]")
     assert "11 tokens; at most 8" in long
-    assert "cannot read nowhere: No such file" in error_of(capsys, "predict", folder, "--file=nowhere")
-    assert "no folder" in error_of(capsys, "predict", str(tmp_path / "nowhere"), "--text", "[MAX 2 9 ]")
-    assert "not an exported model" in error_of(capsys, "predict", str(tmp_path), "--text", "[MAX 2 9 ]")
+    assert "cannot read nowhere: No such file" in error_of(
+        capsys, "predict", folder, "--file=nowhere"
+    )
+    assert "no folder" in error_of(
+        capsys, "predict", str(tmp_path / "nowhere"), "--text", "[MAX 2 9 ]"
+    )
+    assert "not an exported model" in error_of(
+        capsys, "predict", str(tmp_path), "--text", "[MAX 2 9 ]"
+    )
     for name in ("weights.safetensors", "genotype.json", "model.stablehlo", "config.json"):
         file = workdir / "export" / name
         whole = file.read_bytes()
@@ -288,16 +366,28 @@ def test_predict_and_exports(tmp_path, whole_run, capsys):
         assert f"lacks {name}" in error_of(capsys, "predict", folder, "--text", "[MAX 2 9 ]")
         file.write_bytes(whole)
 
-    # The StableHLO file in a process that never imports dartformer or flax, as the model card says to use it.
+    # The StableHLO file in a process that never imports dartformer or flax, as the model card says
+    # to use it.
     served = dartformer.load(folder)
     ids = served.model.task.encode("[MAX 2 9 ]")
     code = (workdir / "export/README.md").read_text().split("```python\n")[1].split("```")[0]
     n, k = served.model.shape.length, len(ids)
-    code += (f"tokens = numpy.zeros((2, {n}), numpy.int32); tokens[:, :{k}] = {ids}\n"
-             f"valid = numpy.zeros((2, {n}), bool); valid[:, :{k}] = True\n"
-             "import json, sys; print(json.dumps(run.call(tokens, valid).tolist()))\n"
-             "assert not {'dartformer', 'flax'} & set(sys.modules)")
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    code += (
+        f"tokens = numpy.zeros((2, {n}), numpy.int32); tokens[:, :{k}] = {ids}\n"
+        f"valid = numpy.zeros((2, {n}), bool); valid[:, :{k}] = True\n"
+        "import json, sys; print(json.dumps(run.call(tokens, valid).tolist()))\n"
+        "assert not {'dartformer', 'flax'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    )
     logits = json.loads(done.stdout.splitlines()[-1])
     want = served.logits(["[MAX 2 9 ]", ids])
-    assert max(abs(a - b) for x, y in zip(logits, want.tolist(), strict=True) for a, b in zip(x, y, strict=True)) < 1e-5
+    assert (
+        max(
+            abs(a - b)
+            for x, y in zip(logits, want.tolist(), strict=True)
+            for a, b in zip(x, y, strict=True)
+        )
+        < 1e-5
+    )

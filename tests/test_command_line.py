@@ -1,4 +1,5 @@
-"""Manners of the command line: help with examples, one line for an error, quiet, completion, the doctor."""
+"""Manners of the command line: help with examples, one line for an error, quiet, completion, the
+doctor."""
 
 import json
 import shlex
@@ -24,7 +25,7 @@ def test_every_verb_has_help_with_examples_that_parse(verb, capsys):
     for example in EXAMPLES[verb]:
         assert f"  {example}\n" in shown
         words = shlex.split(example.removeprefix("source <(").removesuffix(")"))
-        words = words[:next((i for i, w in enumerate(words) if w in "<>"), None)]
+        words = words[: next((i for i, w in enumerate(words) if w in "<>"), None)]
         assert words[:2] == ["dartformer", verb]
         arguments, extra = parser().parse_known_args(words[1:])
         assert arguments.verb == verb
@@ -35,15 +36,25 @@ def test_exit_codes_are_documented(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = capsys.readouterr().out
-    for code in (0, command_line.NOT_FOUND, command_line.USER_ERROR, command_line.DIVERGED, command_line.UNEXPECTED):
+    for code in (
+        0,
+        command_line.NOT_FOUND,
+        command_line.USER_ERROR,
+        command_line.DIVERGED,
+        command_line.UNEXPECTED,
+    ):
         assert f"\n  {code}  " in shown
 
 
-@pytest.mark.parametrize(("given", "message"), [
-    (["serach"], "unknown verb 'serach'. Did you mean 'search'?"),
-    (["run", "--workdir=x"], "required: --config. See dartformer run --help."),
-    (["list", "attention"], "invalid choice: 'attention'"),
-    (["predict", "x", "--batch=y", "--text=z"], "argument --batch: invalid int value: 'y'")])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["serach"], "unknown verb 'serach'. Did you mean 'search'?"),
+        (["run", "--workdir=x"], "required: --config. See dartformer run --help."),
+        (["list", "attention"], "invalid choice: 'attention'"),
+        (["predict", "x", "--batch=y", "--text=z"], "argument --batch: invalid int value: 'y'"),
+    ],
+)
 def test_what_cannot_be_parsed_is_one_line(given, message, capsys):
     assert main(given) == 2
     out, err = capsys.readouterr()
@@ -61,8 +72,10 @@ def test_an_error_is_one_line_and_a_traceback_where_asked(capsys, monkeypatch):
 
     monkeypatch.setattr(command_line, "_list", fail)
     assert main(["list", "tasks"]) == command_line.UNEXPECTED
-    assert capsys.readouterr().err == ("dartformer: error: unexpected ZeroDivisionError: two lines (the same command "
-                                       "with --debug shows where)\n")
+    assert capsys.readouterr().err == (
+        "dartformer: error: unexpected ZeroDivisionError: two lines (the same command "
+        "with --debug shows where)\n"
+    )
     assert main(["list", "tasks", "--debug"]) == command_line.UNEXPECTED
     err = capsys.readouterr().err
     assert err.startswith("Traceback")
@@ -74,6 +87,7 @@ def test_an_error_is_one_line_and_a_traceback_where_asked(capsys, monkeypatch):
 
 def test_quiet_and_without_colours(capsys, monkeypatch):
     """Progress, in words or in bars, is not shown inside a quiet command, and is again after it."""
+
     def work(arguments):
         say("working")
         with Bar("work", 2) as bar:
@@ -119,8 +133,10 @@ def test_completion_knows_the_grammar(shell, tmp_path, capsys):
     (tmp_path / "script").write_text(script)
     subprocess.run([shell, "-n", tmp_path / "script"], check=True)
     if shell == "bash":
-        ask = ("COMP_WORDS=({0}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _dartformer; echo ${{COMPREPLY[*]}}\n")
-        code = script + "".join(ask.format(words) for words in ("dartformer se", "dartformer list at",
-                                                                "dartformer push --d"))
+        ask = "COMP_WORDS=({0}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _dartformer; echo ${{COMPREPLY[*]}}\n"
+        code = script + "".join(
+            ask.format(words)
+            for words in ("dartformer se", "dartformer list at", "dartformer push --d")
+        )
         done = subprocess.run(["bash", "-c", code], check=True, capture_output=True, text=True)
         assert done.stdout.splitlines() == ["search selfcheck", "attentions", "--dry-run --debug"]

@@ -1,4 +1,5 @@
-"""The compile cache is on by default where users keep caches, can be turned off, and never breaks a run."""
+"""The compile cache is on by default where users keep caches, can be turned off, and never breaks a
+run."""
 
 import jax
 import jax.numpy as jnp
@@ -59,8 +60,10 @@ def test_a_folder_that_cannot_be_written_is_told_of_and_done_without(own, capsys
     assert not "".join(capsys.readouterr())
 
 
-@pytest.mark.parametrize("command", [("run", "--workdir=run"), ("profile",),
-                                     ("derive", "--workdir=run", "--budget=flops=9")])
+@pytest.mark.parametrize(
+    "command",
+    [("run", "--workdir=run"), ("profile",), ("derive", "--workdir=run", "--budget=flops=9")],
+)
 def test_the_flag_turns_it_off_in_every_verb_that_has_it(own, command, tmp_path, monkeypatch):
     monkeypatch.setenv(compile_cache.VARIABLE, "")
     monkeypatch.chdir(tmp_path)

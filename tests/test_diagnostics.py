@@ -1,4 +1,5 @@
-"""Each diagnosis: its number on cases that can be computed by hand, and its verdict in both directions."""
+"""Each diagnosis: its number on cases that can be computed by hand, and its verdict in both
+directions."""
 
 import itertools
 
@@ -11,7 +12,9 @@ from dartformer.attention import parse
 from dartformer.search_space import SearchSpace
 from dartformer.stages import summary
 
-SPACE = SearchSpace(tuple(map(parse, ("full", "local(window=4)", "identity", "uniform"))), 2, 1, "layer")
+SPACE = SearchSpace(
+    tuple(map(parse, ("full", "local(window=4)", "identity", "uniform"))), 2, 1, "layer"
+)
 
 
 def mixtures(*first_rows):
@@ -28,10 +31,14 @@ def test_entropy_and_margin_of_rows():
     np.testing.assert_allclose(gates["margin"], [[0], [0]])
 
 
-@pytest.mark.parametrize(("row", "fine", "says"), [
-    ((0.28, 0.24, 0.24, 0.24), False, "hardly moved"),
-    ((0.6, 0.2, 0.1, 0.1), True, "keep several candidates alive"),
-    ((0.97, 0.01, 0.01, 0.01), True, "have decided")])
+@pytest.mark.parametrize(
+    ("row", "fine", "says"),
+    [
+        ((0.28, 0.24, 0.24, 0.24), False, "hardly moved"),
+        ((0.6, 0.2, 0.1, 0.1), True, "keep several candidates alive"),
+        ((0.97, 0.01, 0.01, 0.01), True, "have decided"),
+    ],
+)
 def test_entropy_says_whether_the_alphas_moved(row, fine, says):
     both = np.array([[[row], [row]]])
     found = diagnostics.entropy(both, SPACE)
@@ -39,14 +46,25 @@ def test_entropy_says_whether_the_alphas_moved(row, fine, says):
     assert says in found.verdict
 
 
-@pytest.mark.parametrize(("rows", "fine", "says"), [
-    ([(0.4, 0.1, 0.38, 0.12)], False,
-     "layer 0: margin 0.02 is within the tie margin 0.05: treat full and identity as tied"),
-    ([(0.6, 0.2, 0.1, 0.1)], True, "every choice is clear (smallest margin 0.40)"),
-    # Over the seeds the margin is 0.1 on average and its spread 0.2 * sqrt(2): one seed is the other way round.
-    ([(0.55, 0.25, 0.1, 0.1), (0.35, 0.45, 0.1, 0.1)], False,
-     "layer 0: margin 0.10 is within seed noise 0.28: treat full and local(window=4) as tied"),
-    ([(0.6, 0.2, 0.1, 0.1), (0.62, 0.2, 0.1, 0.08)], True, "smallest margin 0.41")])
+@pytest.mark.parametrize(
+    ("rows", "fine", "says"),
+    [
+        (
+            [(0.4, 0.1, 0.38, 0.12)],
+            False,
+            "layer 0: margin 0.02 is within the tie margin 0.05: treat full and identity as tied",
+        ),
+        ([(0.6, 0.2, 0.1, 0.1)], True, "every choice is clear (smallest margin 0.40)"),
+        # Over the seeds the margin is 0.1 on average and its spread 0.2 * sqrt(2): one seed is the
+        # other way round.
+        (
+            [(0.55, 0.25, 0.1, 0.1), (0.35, 0.45, 0.1, 0.1)],
+            False,
+            "layer 0: margin 0.10 is within seed noise 0.28: treat full and local(window=4) as tied",
+        ),
+        ([(0.6, 0.2, 0.1, 0.1), (0.62, 0.2, 0.1, 0.08)], True, "smallest margin 0.41"),
+    ],
+)
 def test_margin_is_held_against_the_seeds(rows, fine, says):
     found = diagnostics.margin(mixtures(*rows), SPACE, 0.05)
     assert found.fine == fine
@@ -54,10 +72,18 @@ def test_margin_is_held_against_the_seeds(rows, fine, says):
     assert (found.value <= found.threshold) == (not fine)
 
 
-@pytest.mark.parametrize(("rows", "fine", "says"), [
-    ([(0.6, 0.2, 0.1, 0.1)], False, "1 of 2 places are not decided, least of all layer 0 (largest weight 0.60)"),
-    ([(0.8, 0.1, 0.05, 0.05)], True, "every place has a candidate of weight 0.80 or more"),
-    ([(0.9, 0.1, 0, 0), (0.1, 0.9, 0, 0)], False, "largest weight 0.50")])
+@pytest.mark.parametrize(
+    ("rows", "fine", "says"),
+    [
+        (
+            [(0.6, 0.2, 0.1, 0.1)],
+            False,
+            "1 of 2 places are not decided, least of all layer 0 (largest weight 0.60)",
+        ),
+        ([(0.8, 0.1, 0.05, 0.05)], True, "every place has a candidate of weight 0.80 or more"),
+        ([(0.9, 0.1, 0, 0), (0.1, 0.9, 0, 0)], False, "largest weight 0.50"),
+    ],
+)
 def test_decision(rows, fine, says):
     found = diagnostics.decision(mixtures(*rows), SPACE)
     assert found.fine == fine
@@ -78,15 +104,28 @@ def test_margin_names_some_places_and_counts_the_rest():
     assert found.verdict.endswith("and so in 2 more of 5 places")
 
 
-@pytest.mark.parametrize(("winners", "value", "fine"), [((0, 0, 0, 1), 0.75, True), ((0, 0, 1, 2), 0.5, False),
-                                                         ((2, 2), 1.0, True), ((0,), None, None)])
+@pytest.mark.parametrize(
+    ("winners", "value", "fine"),
+    [
+        ((0, 0, 0, 1), 0.75, True),
+        ((0, 0, 1, 2), 0.5, False),
+        ((2, 2), 1.0, True),
+        ((0,), None, None),
+    ],
+)
 def test_seeds_agree_or_not(winners, value, fine):
     found = diagnostics.agreement(mixtures(*np.eye(4)[list(winners)]), SPACE)
     assert (found.value, found.fine) == (value, fine)
 
 
-@pytest.mark.parametrize(("hard", "fine", "says"), [
-    ((0.8, 0.82), False, "loses 9.0 points"), ((0.88, 0.9), True, "keeps its accuracy"), ((1, 1), True, "gains 10.0")])
+@pytest.mark.parametrize(
+    ("hard", "fine", "says"),
+    [
+        ((0.8, 0.82), False, "loses 9.0 points"),
+        ((0.88, 0.9), True, "keeps its accuracy"),
+        ((1, 1), True, "gains 10.0"),
+    ],
+)
 def test_discretisation(hard, fine, says):
     found = diagnostics.discretisation((0.9, 0.9), hard)
     assert found.value == pytest.approx(0.9 - np.mean(hard))
@@ -104,9 +143,23 @@ def test_of_a_search():
     assert data["valid_discrete"]["accuracy"] == 1.0
     assert data["discretisation_gap"] == pytest.approx(-0.15)
     assert {k: v["accuracy"] for k, v in data["alone"].items()} == {
-        "full": 1, "local(window=4)": 0, "identity": 0, "uniform": 0}
-    assert data["seeds"]["valid_discrete_accuracy"] == {"mean": 1.0, "spread": 0.0, "per_seed": [1.0, 1.0]}
-    assert [f["name"] for f in data["findings"]] == ["entropy", "decision", "margin", "seeds", "discretisation"]
+        "full": 1,
+        "local(window=4)": 0,
+        "identity": 0,
+        "uniform": 0,
+    }
+    assert data["seeds"]["valid_discrete_accuracy"] == {
+        "mean": 1.0,
+        "spread": 0.0,
+        "per_seed": [1.0, 1.0],
+    }
+    assert [f["name"] for f in data["findings"]] == [
+        "entropy",
+        "decision",
+        "margin",
+        "seeds",
+        "discretisation",
+    ]
     assert all(f["source"] for f in data["findings"])
     assert data["verdicts"][0].startswith("no warning")
     tied = diagnostics.of_search(mixtures((0.3, 0.3, 0.2, 0.2)), SPACE, evaluate, 0.05)
@@ -118,40 +171,72 @@ def test_of_a_search():
 
 
 def test_the_terminal_shows_every_verdict(capsys, tmp_path):
-    data = diagnostics.of_search(mixtures((0.3, 0.3, 0.2, 0.2)), SPACE, lambda *_: {"loss": 1.0, "accuracy": 0.5}, 0.05)
+    data = diagnostics.of_search(
+        mixtures((0.3, 0.3, 0.2, 0.2)), SPACE, lambda *_: {"loss": 1.0, "accuracy": 0.5}, 0.05
+    )
     summary.show("search", {"diagnostics": data, "seconds": 1.0}, tmp_path)
     shown = " ".join(capsys.readouterr().out.split())
     for mark, one in zip(("ok", "WARNING", "WARNING", "?", "ok"), data["findings"], strict=True):
         assert f"{mark} {one['name']}" in shown
-    summary.show("search", {"diagnostics": {"findings": [], "verdicts": ["nothing"]}, "seconds": 1.0}, tmp_path)
+    summary.show(
+        "search",
+        {"diagnostics": {"findings": [], "verdicts": ["nothing"]}, "seconds": 1.0},
+        tmp_path,
+    )
     assert "nothing" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("rms", "norm", "fine", "says"), [
-    ((1, 1, 2, 1), False, True, "the loudest has 2.0 times"),
-    ((1, 1, 40, 1), False, False, "identity in layer 0 has 40 times the median RMS of its layer: the mixture measures"),
-    ((1, 1, 40, 1), True, True, "which the branch norm evens out"),
-    ((1, 1e-4, 1, 1), True, False, "local(window=4) in layer 0 is dead (RMS 0.0001)")])
+@pytest.mark.parametrize(
+    ("rms", "norm", "fine", "says"),
+    [
+        ((1, 1, 2, 1), False, True, "the loudest has 2.0 times"),
+        (
+            (1, 1, 40, 1),
+            False,
+            False,
+            "identity in layer 0 has 40 times the median RMS of its layer: the mixture measures",
+        ),
+        ((1, 1, 40, 1), True, True, "which the branch norm evens out"),
+        ((1, 1e-4, 1, 1), True, False, "local(window=4) in layer 0 is dead (RMS 0.0001)"),
+    ],
+)
 def test_loudness(rms, norm, fine, says):
     found = diagnostics.loudness(np.array([rms, (1, 1, 1, 1)]), SPACE, norm)
     assert found.fine == fine
     assert says in found.verdict
 
 
-@pytest.mark.parametrize(("gradient", "fine", "says"), [
-    ((3, 1, 0, 0), True, "every branch learns (the smallest gradient is 0.5 of the median of its layer)"),
-    ((3, 1e-3, 0, 0), False, "the queries and keys of local(window=4) in layer 0 hardly learn"),
-    ((3, np.nan, 0, 0), None, "nothing to compare")])
+@pytest.mark.parametrize(
+    ("gradient", "fine", "says"),
+    [
+        (
+            (3, 1, 0, 0),
+            True,
+            "every branch learns (the smallest gradient is 0.5 of the median of its layer)",
+        ),
+        ((3, 1e-3, 0, 0), False, "the queries and keys of local(window=4) in layer 0 hardly learn"),
+        ((3, np.nan, 0, 0), None, "nothing to compare"),
+    ],
+)
 def test_learning(gradient, fine, says):
     found = diagnostics.learning(np.array([gradient, (1, np.nan, 0, 0)]), SPACE)
     assert found.fine == fine
     assert says in found.verdict
 
 
-@pytest.mark.parametrize(("values", "growth", "fine"), [
-    ([1.0, 1.2], 1.1, True), ([1.0, 2.0], 1.5, False), ([4, 3, 2, 1], 0.625, True), ([1.0], None, None),
-    # Averages over five: the last (3 + 4 + 5 + 6 + 7) / 5, four evaluations ago (1 + 2 + 3) / 3.
-    ([1, 2, 3, 4, 5, 6, 7], 2.5, False), ([-1.0, 1.0], None, None)])
+@pytest.mark.parametrize(
+    ("values", "growth", "fine"),
+    [
+        ([1.0, 1.2], 1.1, True),
+        ([1.0, 2.0], 1.5, False),
+        ([4, 3, 2, 1], 0.625, True),
+        ([1.0], None, None),
+        # Averages over five: the last (3 + 4 + 5 + 6 + 7) / 5, four evaluations ago (1 + 2 + 3) /
+        # 3.
+        ([1, 2, 3, 4, 5, 6, 7], 2.5, False),
+        ([-1.0, 1.0], None, None),
+    ],
+)
 def test_curvature(values, growth, fine):
     found = diagnostics.curvature(values)
     assert found.value == (growth if growth is None else pytest.approx(growth))
@@ -167,7 +252,9 @@ def test_kendall_tau_is_scipys():
     assert diagnostics.kendall_tau([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize(("n", "tau"), [(2, None), (3, None), (4, 1.0), (5, 0.8), (6, 11 / 15), (7, 13 / 21)])
+@pytest.mark.parametrize(
+    ("n", "tau"), [(2, None), (3, None), (4, 1.0), (5, 0.8), (6, 11 / 15), (7, 13 / 21)]
+)
 def test_critical_tau_by_counting_orders(n, tau):
     """Kendall's table, checked against every order of so few."""
     assert diagnostics.critical_tau(n) == (None if tau is None else pytest.approx(tau))
@@ -175,17 +262,34 @@ def test_critical_tau_by_counting_orders(n, tau):
         orders = itertools.permutations(range(n)) if n < 7 else ()
         taus = np.array([diagnostics.kendall_tau(range(n), order) for order in orders])
         next_lower = tau - 4 / (n * (n - 1))
-        assert not taus.size or np.mean(taus > tau - 1e-9) <= 0.05 < np.mean(taus > next_lower - 1e-9)
+        assert not taus.size or np.mean(taus > tau - 1e-9) <= 0.05 < np.mean(
+            taus > next_lower - 1e-9
+        )
 
 
-@pytest.mark.parametrize(("supernet", "fine", "says"), [
-    ((4, 3, 2, 1), True, "ranks candidates as training alone does (Kendall tau 1.00); its favourite, a, is 0.0 points"),
-    ((1, 2, 3, 4), False, "no more like training alone does than chance might (Kendall tau -1.00); its favourite, d"),
-    ((1, 1, 1, 1), None, "cannot be told: all are equal"), ((3, 2, 1), None, "3 candidates are too few")])
+@pytest.mark.parametrize(
+    ("supernet", "fine", "says"),
+    [
+        (
+            (4, 3, 2, 1),
+            True,
+            "ranks candidates as training alone does (Kendall tau 1.00); its favourite, a, is 0.0 points",
+        ),
+        (
+            (1, 2, 3, 4),
+            False,
+            "no more like training alone does than chance might (Kendall tau -1.00); its favourite, d",
+        ),
+        ((1, 1, 1, 1), None, "cannot be told: all are equal"),
+        ((3, 2, 1), None, "3 candidates are too few"),
+    ],
+)
 def test_ranking(supernet, fine, says):
-    names = "abcd"[:len(supernet)]
-    found = diagnostics.ranking(dict(zip(names, supernet, strict=True)),
-                                {name: [0.9 - 0.1 * i, 0.92 - 0.1 * i] for i, name in enumerate(names)})
+    names = "abcd"[: len(supernet)]
+    found = diagnostics.ranking(
+        dict(zip(names, supernet, strict=True)),
+        {name: [0.9 - 0.1 * i, 0.92 - 0.1 * i] for i, name in enumerate(names)},
+    )
     assert found.fine == fine
     assert says in found.verdict
 

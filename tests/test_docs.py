@@ -67,10 +67,15 @@ def installed(tmp_path, monkeypatch):
     project = tomllib.loads(file("pyproject.toml"))["project"]
     folder = tmp_path / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     folder.mkdir()
-    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    (folder / "entry_points.txt").write_text("".join(
-        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in points.items())
-        for group, points in project["entry-points"].items()))
+    (folder / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    (folder / "entry_points.txt").write_text(
+        "".join(
+            f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in points.items())
+            for group, points in project["entry-points"].items()
+        )
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(attentions, "ATTENTIONS", dict(attentions.ATTENTIONS))
@@ -79,7 +84,8 @@ def installed(tmp_path, monkeypatch):
 
 
 def test_add_your_own_in_five_steps(installed, capsys, compile_quickly):
-    """With fewer steps and stages, and without the candidate that is not theirs, so that theirs is what is found."""
+    """With fewer steps and stages, and without the candidate that is not theirs, so that theirs is
+    what is found."""
     report = run(block("python", "import dartformer as df\nfrom agent_attention"))["report"]
     assert {r.status for r in report.results} == {"passed", "not applicable"}
     assert f"{report.attention}\n  {report.results[0]}\n" in block("", "agent(")
@@ -88,9 +94,18 @@ def test_add_your_own_in_five_steps(installed, capsys, compile_quickly):
     assert report["definition"].status == "passed"
 
     flags = block("console", "dartformer run").split()[2:]
-    flags += [f"--config.{one}" for one in (
-        "search.steps=4", "retrain.steps=4", "task.train=200", "task.valid=40", "task.test=40",
-        "derive.second_opinion=", "space.candidates=agent(agents=2),agent(agents=8)")]
+    flags += [
+        f"--config.{one}"
+        for one in (
+            "search.steps=4",
+            "retrain.steps=4",
+            "task.train=200",
+            "task.valid=40",
+            "task.test=40",
+            "derive.second_opinion=",
+            "space.candidates=agent(agents=2),agent(agents=8)",
+        )
+    ]
     for verb in ("search", "derive", "retrain", "export"):
         assert main([verb, *flags]) == 0
     capsys.readouterr()
@@ -99,17 +114,21 @@ def test_add_your_own_in_five_steps(installed, capsys, compile_quickly):
     served = run(block("python", "import dartformer as df\n\nserved"))["served"]
     assert "agent(agents=" in str(served.model.genotype)
 
-    code = ("import sys, numpy as np, jax.export\n"
-            "model = jax.export.deserialize(bytearray(open('runs/agent/export/model.stablehlo', 'rb').read()))\n"
-            "tokens = np.load('tokens.npy')\n"
-            "np.save('logits.npy', model.call(tokens, tokens > 0))\n"
-            "assert not {'dartformer', 'agent_attention'} & set(sys.modules)")
+    code = (
+        "import sys, numpy as np, jax.export\n"
+        "model = jax.export.deserialize(bytearray(open('runs/agent/export/model.stablehlo', 'rb').read()))\n"
+        "tokens = np.load('tokens.npy')\n"
+        "np.save('logits.npy', model.call(tokens, tokens > 0))\n"
+        "assert not {'dartformer', 'agent_attention'} & set(sys.modules)"
+    )
     tokens = np.zeros((1, 64), np.int32)
     ids = served.model.task.encode("a b a c a d a")
-    tokens[0, :len(ids)] = ids
+    tokens[0, : len(ids)] = ids
     np.save("tokens.npy", tokens)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=installed)
-    np.testing.assert_allclose(np.load("logits.npy")[:, :len(ids)], served.logits([ids])[:, :len(ids)], atol=1e-5)
+    np.testing.assert_allclose(
+        np.load("logits.npy")[:, : len(ids)], served.logits([ids])[:, : len(ids)], atol=1e-5
+    )
 
 
 def test_without_the_package_a_model_names_what_it_lacks():

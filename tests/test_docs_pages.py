@@ -1,4 +1,5 @@
-"""What README.md and the other pages of docs/ tell a newcomer to type: every command is one, and the tutorial runs."""
+"""What README.md and the other pages of docs/ tell a newcomer to type: every command is one, and
+the tutorial runs."""
 
 import re
 import shlex
@@ -18,9 +19,19 @@ from dartformer.tasks import TASKS
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-FEW = ["search.steps=4", "search.observe=false", "retrain.steps=4", "retrain.seeds=0", "derive.second_opinion=",
-       "space.candidates=uniform,identity", "model.layers=1", "model.heads=2", "model.head_dim=4", "model.model_dim=8",
-       "model.mlp_dim=8"]
+FEW = [
+    "search.steps=4",
+    "search.observe=false",
+    "retrain.steps=4",
+    "retrain.seeds=0",
+    "derive.second_opinion=",
+    "space.candidates=uniform,identity",
+    "model.layers=1",
+    "model.heads=2",
+    "model.head_dim=4",
+    "model.model_dim=8",
+    "model.mlp_dim=8",
+]
 """For a run that has only to work."""
 
 
@@ -29,7 +40,8 @@ def blocks(page, language):
 
 
 def commands(page):
-    """The dartformer commands of a page, as lists of arguments; alternatives `a|b` one after the other."""
+    """The dartformer commands of a page, as lists of arguments; alternatives `a|b` one after the
+    other."""
     for block in [*blocks(page, "console"), *blocks(page, "sh")]:
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
@@ -37,23 +49,36 @@ def commands(page):
                 words.pop(0)
             if words[:1] != ["dartformer"]:
                 continue
-            words = words[1:words.index(">")] if ">" in words else words[1:]
+            words = words[1 : words.index(">")] if ">" in words else words[1:]
             if "|" in words:
-                words = words[:words.index("|")]
-            place, choices = next(((i, w.split("|")) for i, w in enumerate(words) if "|" in w), (0, words[:1]))
+                words = words[: words.index("|")]
+            place, choices = next(
+                ((i, w.split("|")) for i, w in enumerate(words) if "|" in w), (0, words[:1])
+            )
             for one in choices:
-                yield [*words[:place], one, *words[place + 1:]]
+                yield [*words[:place], one, *words[place + 1 :]]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_is_one(page):
     """It parses, and the fields it sets are fields."""
     for words in commands(page):
-        if len(words) > 1 or words[0] not in ("search", "derive", "retrain", "evaluate", "export", "report"):
+        if len(words) > 1 or words[0] not in (
+            "search",
+            "derive",
+            "retrain",
+            "evaluate",
+            "export",
+            "report",
+        ):
             arguments, extra = parser().parse_known_args(words)
             found = overrides(extra)
-            task = getattr(arguments, "task", None) or ("files" if getattr(arguments, "data", None) else "listops")
-            configs.override(df.defaults(task), {k: v for k, v in found.items() if not k.startswith("task.")})
+            task = getattr(arguments, "task", None) or (
+                "files" if getattr(arguments, "data", None) else "listops"
+            )
+            configs.override(
+                df.defaults(task), {k: v for k, v in found.items() if not k.startswith("task.")}
+            )
         else:
             assert words[0] in parser().format_help()
 
@@ -103,10 +128,16 @@ def test_a_task_of_ones_own(tmp_path, monkeypatch):
 
 
 def test_the_site_builds(tmp_path):
-    """Strictly: no broken link, no page without a place, nothing that the API pages name and is not there."""
+    """Strictly: no broken link, no page without a place, nothing that the API pages name and is not
+    there."""
     pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
-    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
-                          cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "not included in the" not in done.stderr, done.stderr
     assert "SearchResult" in (tmp_path / "site/api.html").read_text("utf-8")

@@ -18,20 +18,39 @@ from dartformer.stages.export import export
 from dartformer.stages.retrain import Model
 from dartformer.transformer import transformer
 
-RESULTS = {"task": "listops", "metric": "accuracy", "seeds": [0, 3], "steps": 10, "verdict": ["it is a tie"],
-           "seconds": {"search": 2.0, "search.compile": 9.0}, "test": {"accuracy": 0.34, "examples": 80},
-           "baselines": {"random": {"test": {"accuracy": 0.3, "per_seed": [0.3, 0.3]}},
-                         "majority": {"test": {"accuracy": 0.17}}}}
+RESULTS = {
+    "task": "listops",
+    "metric": "accuracy",
+    "seeds": [0, 3],
+    "steps": 10,
+    "verdict": ["it is a tie"],
+    "seconds": {"search": 2.0, "search.compile": 9.0},
+    "test": {"accuracy": 0.34, "examples": 80},
+    "baselines": {
+        "random": {"test": {"accuracy": 0.3, "per_seed": [0.3, 0.3]}},
+        "majority": {"test": {"accuracy": 0.17}},
+    },
+}
 
 
 def made(layers, weights=True, **values):
     """A model of the task listops with fresh weights, or without any."""
     genotype = df.Genotype(tuple(tuple(map(df.parse, heads)) for heads in layers))
     config = df.defaults("listops")
-    configs.override(config, {
-        "model.layers": len(layers), "model.heads": genotype.heads, "model.head_dim": 4, "model.model_dim": 8,
-        "model.mlp_dim": 8, "task.max_depth": 3, "task.min_length": 3, "task.max_length": 20,
-        **{name.replace("__", "."): value for name, value in values.items()}})
+    configs.override(
+        config,
+        {
+            "model.layers": len(layers),
+            "model.heads": genotype.heads,
+            "model.head_dim": 4,
+            "model.model_dim": 8,
+            "model.mlp_dim": 8,
+            "task.max_depth": 3,
+            "task.min_length": 3,
+            "task.max_length": 20,
+            **{name.replace("__", "."): value for name, value in values.items()},
+        },
+    )
     task = configs.make_task(config)
     shape = configs.make_model(config, task)
     found = transformer(shape, genotype).init(jax.random.key(0)) if weights else {}
@@ -46,8 +65,8 @@ def exported(tmp_path_factory):
 
 
 def test_any_batch_length_and_way_to_give_it(exported):
-    """Texts, ids and arrays, more than are computed at once, give what the network gives; and so does the StableHLO
-    file, for fewer tokens too."""
+    """Texts, ids and arrays, more than are computed at once, give what the network gives; and so
+    does the StableHLO file, for fewer tokens too."""
     model, folder = exported
     served = df.load(folder, device="cpu")
     texts = ["[MAX 2 9 ]", "[MIN 4 7 [SM 1 1 ] ]"] * 40
@@ -55,7 +74,7 @@ def test_any_batch_length_and_way_to_give_it(exported):
     n = max(map(len, ids))
     tokens, valid = np.zeros((80, n), np.int64), np.zeros((80, n), bool)
     for i, one in enumerate(ids):
-        tokens[i, :len(one)], valid[i, :len(one)] = one, True
+        tokens[i, : len(one)], valid[i, : len(one)] = one, True
     want = served.logits(texts)
     assert want.shape == (80, 10)
     np.testing.assert_allclose(served.logits(ids[:3]), want[:3], atol=1e-6)
@@ -64,10 +83,17 @@ def test_any_batch_length_and_way_to_give_it(exported):
     assert served.logits([]).shape == (0, 10)
     run = jax.export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
     assert json.loads((folder / "config.json").read_text())["any_length"] is True
-    np.testing.assert_allclose(run.call(tokens[:3].astype(np.int32), valid[:3]), want[:3], atol=1e-5)
-    for bad, message in (((tokens + 99, valid), "below 16"), ((tokens.astype(float), valid), "whole numbers"),
-                         ((tokens[0],), "takes arrays"), ((np.zeros((1, 99), int),), "takes arrays"),
-                         ((tokens, valid[:1]), "valid must be"), (([[1.5]],), "whole numbers")):
+    np.testing.assert_allclose(
+        run.call(tokens[:3].astype(np.int32), valid[:3]), want[:3], atol=1e-5
+    )
+    for bad, message in (
+        ((tokens + 99, valid), "below 16"),
+        ((tokens.astype(float), valid), "whole numbers"),
+        ((tokens[0],), "takes arrays"),
+        ((np.zeros((1, 99), int),), "takes arrays"),
+        ((tokens, valid[:1]), "valid must be"),
+        (([[1.5]],), "whole numbers"),
+    ):
         with pytest.raises(df.InputError, match=message):
             served.logits(*bad)
     with pytest.raises(df.InputError, match="no device 'gpux' here; there is cpu"):
@@ -81,20 +107,45 @@ def test_the_card_says_what_a_stranger_needs(exported):
     assert values["library_name"] == "dartformer"
     result = json.loads(values["model-index"])[0]["results"][0]
     assert result["metrics"] == [{"type": "accuracy", "name": "test accuracy", "value": 0.34}]
-    assert body.index("**this genotype** | 34.0% | 2 |") < body.index("majority class | 17.0%") < body.index("random |")
-    for words in ("seeds 0, 3", "80 test examples", "seed 3 after step 10", "parameters; ", "took 2 s", "Intended use",
-                  "not calibrated", "max_depth", "N being any length", "it is a tie."):
+    assert (
+        body.index("**this genotype** | 34.0% | 2 |")
+        < body.index("majority class | 17.0%")
+        < body.index("random |")
+    )
+    for words in (
+        "seeds 0, 3",
+        "80 test examples",
+        "seed 3 after step 10",
+        "parameters; ",
+        "took 2 s",
+        "Intended use",
+        "not calibrated",
+        "max_depth",
+        "N being any length",
+        "it is a tie.",
+    ):
         assert words in body
 
 
 def test_json_lines_in_and_out(exported, capsys, monkeypatch):
-    lines = ['{"text": "[MAX 2 9 ]", "id": 7}', "", '"[MIN 1 2 ]"', '{"tokens": [1, 2, 3]}', "{", '{"text": "[MAXX ]"}',
-             '{"texts": ["a", "b"]}', '{"text": 3}', '{"id": 1}']
+    lines = [
+        '{"text": "[MAX 2 9 ]", "id": 7}',
+        "",
+        '"[MIN 1 2 ]"',
+        '{"tokens": [1, 2, 3]}',
+        "{",
+        '{"text": "[MAXX ]"}',
+        '{"texts": ["a", "b"]}',
+        '{"text": 3}',
+        '{"id": 1}',
+    ]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
     assert main(["predict", str(exported[1]), "--jsonl=-", "--batch=4"]) == 2
     out, err = capsys.readouterr()
     rows = [json.loads(line) for line in out.splitlines()]
-    assert [("label" in row, "error" in row) for row in rows] == [(True, False)] * 3 + [(False, True)] * 5
+    assert [("label" in row, "error" in row) for row in rows] == [(True, False)] * 3 + [
+        (False, True)
+    ] * 5
     assert rows[0]["id"] == 7
     assert "line 5 is not JSON" in rows[3]["error"]
     assert "'[MAXX'" in rows[4]["error"]
@@ -119,7 +170,9 @@ def test_pushing_to_the_hub(exported, capsys, monkeypatch):
                 raise PermissionError("403 Forbidden")
             calls.append(sorted(options["allow_patterns"]))
 
-    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(HfApi=Hub, __spec__=object()))
+    monkeypatch.setitem(
+        sys.modules, "huggingface_hub", types.SimpleNamespace(HfApi=Hub, __spec__=object())
+    )
     assert main(["push", folder, "--repo=me/found", "--private"]) == 0
     assert calls == [("me/found", True), sorted(found["files"])]
     for repo, message in (("found", "owner/name"), ("other/found", "403 Forbidden")):
@@ -150,10 +203,13 @@ def test_formats_that_cannot_be(exported, tmp_path):
 
 @pytest.mark.parametrize("name", formats.FORMATS)
 def test_a_format_gives_the_models_logits(name, tmp_path):
-    """`export` compares them; where the weights are changed behind its back, the comparison fails."""
+    """`export` compares them; where the weights are changed behind its back, the comparison
+    fails."""
     for package in formats.FORMATS[name].packages:
         pytest.importorskip(package, reason=f"needs the extra {name}")
-    model = made([["full", "local(window=2)"], ["linear", "linformer(rank=3)"]], model__qk_norm=True)
+    model = made(
+        [["full", "local(window=2)"], ["linear", "linformer(rank=3)"]], model__qk_norm=True
+    )
     folder = export(model, tmp_path / "model", formats=[name])
     df.load(folder)  # checksums of nested files
     net = transformer(model.shape, model.genotype)
@@ -165,15 +221,54 @@ def test_a_format_gives_the_models_logits(name, tmp_path):
 
 
 TORCH = [
-    ([["full", "local(window=2)", "strided(stride=3)", "block(size=4)"],
-      ["sparse(stride=4)", "sink(window=2,sinks=2)", "sparse(stride=3,pattern='strided')", "differential"]],
-     {"model.positions": "alibi", "model.kv_heads": 2, "model.qk_norm": True, "model.head_dim": 4}),
-    ([["linear(feature='relu')", "linear(feature='exp')", "linear(feature='softmax')", "cosformer"],
-      ["linformer(rank=3)", "linformer(rank=3,sharing='kv')", "synthesizer", "synthesizer(mode='random')"]],
-     {"model.positions": "sinusoidal", "model.classifier": "mlp", "model.pooling": "cls"}),
-    ([["full", "local(window=2)", "uniform", "identity"]], {"model.positions": "rotary", "model.pooling": "last"}),
-    ([["synthesizer(mode='factorised')", "conv(width=3)", "parallel(members=(full,conv(width=4)),shares=(1,2))"]],
-     {"model.stem": "bigram", "model.positions": "none", "model.branch_norm": False}),
+    (
+        [
+            ["full", "local(window=2)", "strided(stride=3)", "block(size=4)"],
+            [
+                "sparse(stride=4)",
+                "sink(window=2,sinks=2)",
+                "sparse(stride=3,pattern='strided')",
+                "differential",
+            ],
+        ],
+        {
+            "model.positions": "alibi",
+            "model.kv_heads": 2,
+            "model.qk_norm": True,
+            "model.head_dim": 4,
+        },
+    ),
+    (
+        [
+            [
+                "linear(feature='relu')",
+                "linear(feature='exp')",
+                "linear(feature='softmax')",
+                "cosformer",
+            ],
+            [
+                "linformer(rank=3)",
+                "linformer(rank=3,sharing='kv')",
+                "synthesizer",
+                "synthesizer(mode='random')",
+            ],
+        ],
+        {"model.positions": "sinusoidal", "model.classifier": "mlp", "model.pooling": "cls"},
+    ),
+    (
+        [["full", "local(window=2)", "uniform", "identity"]],
+        {"model.positions": "rotary", "model.pooling": "last"},
+    ),
+    (
+        [
+            [
+                "synthesizer(mode='factorised')",
+                "conv(width=3)",
+                "parallel(members=(full,conv(width=4)),shares=(1,2))",
+            ]
+        ],
+        {"model.stem": "bigram", "model.positions": "none", "model.branch_norm": False},
+    ),
 ]
 
 
@@ -181,6 +276,10 @@ TORCH = [
 def test_the_torch_module_of_every_type_it_knows(case, tmp_path, compile_quickly):
     pytest.importorskip("torch", reason="needs the extra torch")
     layers, values = TORCH[case]
-    export(made(layers, **{k.replace(".", "__"): v for k, v in values.items()}), tmp_path / "model", formats=["torch"])
+    export(
+        made(layers, **{k.replace(".", "__"): v for k, v in values.items()}),
+        tmp_path / "model",
+        formats=["torch"],
+    )
     used = (tmp_path / "model/model_torch.py").read_text()
     assert ("def nystrom" in used, "def full" in used) == (False, "full" in str(layers))

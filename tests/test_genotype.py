@@ -31,7 +31,9 @@ def test_round_trips(granularity):
         assert sum(len(heads) for l in range(3) for _, heads in genotype.groups(l)) == 12
 
 
-@pytest.mark.parametrize(("granularity", "size", "places"), [("model", 3, 12), ("layer", 27, 4), ("head", 3**12, 1)])
+@pytest.mark.parametrize(
+    ("granularity", "size", "places"), [("model", 3, 12), ("layer", 27, 4), ("head", 3**12, 1)]
+)
 def test_mutation_changes_one_place(granularity, size, places):
     one, rng = space(granularity), np.random.default_rng(1)
     assert one.size == size
@@ -47,9 +49,19 @@ def test_text_forms():
     assert str(Genotype.homogeneous(CANDIDATES[2], 2, 4)) == "identity everywhere (2x4)"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2, "layers": []}', '{"format": 1, "layers": []}',
-                                  '{"format": 1, "layers": [["full"], ["full", "full"]]}',
-                                  '{"format": 1, "layers": [[3]]}', '{"format": 1, "layers": [["fulll"]]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": 2, "layers": []}',
+        '{"format": 1, "layers": []}',
+        '{"format": 1, "layers": [["full"], ["full", "full"]]}',
+        '{"format": 1, "layers": [[3]]}',
+        '{"format": 1, "layers": [["fulll"]]}',
+    ],
+)
 def test_bad_genotypes(text):
     with pytest.raises(InputError):
         Genotype.from_json(text)
@@ -73,18 +85,29 @@ def test_ties_are_named():
     mixture[..., 0], mixture[..., 1] = 0.6, 0.4
     mixture[1, 2] = [0.3, 0.34, 0.36]
     assert Argmax()(Trained(space(), mixture, *[None] * 5)).ties == [
-        "layer 1, head 2: identity and local(window=3) are tied (0.36, 0.34)"]
+        "layer 1, head 2: identity and local(window=3) are tied (0.36, 0.34)"
+    ]
 
 
-@pytest.mark.parametrize(("ours", "theirs", "says"), [
-    ([0.5, 0.51, 0.49], [0.4, 0.41, 0.39], "beats"), ([0.4, 0.41, 0.39], [0.5, 0.51, 0.49], "loses to"),
-    ([0.5, 0.6, 0.4], [0.45, 0.55, 0.35], "ties with"), ([0.5], [0.5], "ties with")])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "says"),
+    [
+        ([0.5, 0.51, 0.49], [0.4, 0.41, 0.39], "beats"),
+        ([0.4, 0.41, 0.39], [0.5, 0.51, 0.49], "loses to"),
+        ([0.5, 0.6, 0.4], [0.45, 0.55, 0.35], "ties with"),
+        ([0.5], [0.5], "ties with"),
+    ],
+)
 def test_a_winner_is_named_only_beyond_the_noise(ours, theirs, says):
-    assert f"found {says} other" in diagnostics.compare("found", ours, "other", theirs, rows_counted=1000)
+    assert f"found {says} other" in diagnostics.compare(
+        "found", ours, "other", theirs, rows_counted=1000
+    )
 
 
 def test_all_candidates_mixed_is_the_supernets_uniform_mixture():
     space = SearchSpace(tuple(map(parse, ("full", "uniform", "identity"))), 2, 2, "head")
     np.testing.assert_allclose(space.mixture(space.mixed()), np.full((2, 2, 3), 1 / 3), rtol=1e-6)
     nested = SearchSpace(tuple(map(parse, ("full", "parallel(members=(full, uniform))"))), 1, 1)
-    assert nested.mixed() == Genotype(((parse("parallel(members=(full, uniform), shares=(1.5, 0.5))"),),))
+    assert nested.mixed() == Genotype(
+        ((parse("parallel(members=(full, uniform), shares=(1.5, 0.5))"),),)
+    )

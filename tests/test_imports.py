@@ -1,4 +1,5 @@
-"""Imports go down only, in the order of the design; siblings of a folder import `base`, never their own `__init__`."""
+"""Imports go down only, in the order of the design; siblings of a folder import `base`, never their
+own `__init__`."""
 
 import ast
 import subprocess
@@ -7,7 +8,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dartformer"
 
-# From the ground up. What stands on one line may not import one another, save that a module may import its own.
+# From the ground up. What stands on one line may not import one another, save that a module may
+# import its own.
 FLOORS = [
     ["errors", "_version", "progress", "allocator", "user_cache"],
     ["devices", "compile_cache", "plugins", "xla_flags"],
@@ -53,7 +55,12 @@ def test_imports_go_down_only():
             them = module.split(".")[1] if "." in module else "__init__"
             if them != me and FLOOR[them] >= FLOOR[me]:
                 wrong.append(f"{'/'.join(inside)} imports {module}")
-            if them == me and len(inside) > 1 and inside[1] != "__init__" and module == f"dartformer.{me}":
+            if (
+                them == me
+                and len(inside) > 1
+                and inside[1] != "__init__"
+                and module == f"dartformer.{me}"
+            ):
                 wrong.append(f"{'/'.join(inside)} imports its own folder's __init__")
     assert not wrong, "\n".join(wrong)
 
@@ -61,7 +68,11 @@ def test_imports_go_down_only():
 def test_every_module_is_on_one_floor():
     names = [name for names in FLOORS for name in names]
     assert len(names) == len(set(names))
-    here = {p.stem if p.is_file() else p.name for p in PACKAGE.iterdir() if p.suffix == ".py" or list(p.glob("*.py"))}
+    here = {
+        p.stem if p.is_file() else p.name
+        for p in PACKAGE.iterdir()
+        if p.suffix == ".py" or list(p.glob("*.py"))
+    }
     assert here == set(names)
 
 
@@ -72,13 +83,18 @@ def test_every_folder_is_a_package():
 
 
 def test_importing_and_asking_for_help_is_quick():
-    """Neither imports JAX or NumPy; the names come when they are asked for, functions before modules of their name."""
-    code = ("import sys, dartformer as df\n"
-            "from dartformer.__main__ import main\n"
-            "try:\n    main(['run', '--help'])\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
-            "assert not {'jax', 'numpy', 'flax', 'rich'} & set(sys.modules), set(sys.modules)\n"
-            "import dartformer.transformer\n"
-            "assert callable(df.transformer) and callable(df.supernet) and df.attention.ATTENTIONS\n"
-            "assert all(getattr(df, name) is not None and name in dir(df) for name in df.__all__)\n"
-            "assert not hasattr(df, 'nothing')")
-    subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], check=True, capture_output=True)
+    """Neither imports JAX or NumPy; the names come when they are asked for, functions before
+    modules of their name."""
+    code = (
+        "import sys, dartformer as df\n"
+        "from dartformer.__main__ import main\n"
+        "try:\n    main(['run', '--help'])\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        "assert not {'jax', 'numpy', 'flax', 'rich'} & set(sys.modules), set(sys.modules)\n"
+        "import dartformer.transformer\n"
+        "assert callable(df.transformer) and callable(df.supernet) and df.attention.ATTENTIONS\n"
+        "assert all(getattr(df, name) is not None and name in dir(df) for name in df.__all__)\n"
+        "assert not hasattr(df, 'nothing')"
+    )
+    subprocess.run(
+        [sys.executable, "-W", "error::ImportWarning", "-c", code], check=True, capture_output=True
+    )

@@ -1,4 +1,5 @@
-"""The table of latencies: built once, read again, additive over groups, and only for the device that measured it."""
+"""The table of latencies: built once, read again, additive over groups, and only for the device
+that measured it."""
 
 import json
 
@@ -21,7 +22,8 @@ GROUPING = 1.5
 
 @pytest.fixture
 def world(monkeypatch):
-    """A device on which a group takes a millisecond for each head (`linear`: half), and grouping 1.5 ms a layer."""
+    """A device on which a group takes a millisecond for each head (`linear`: half), and grouping
+    1.5 ms a layer."""
     asked = []
 
     def added(config, one, heads, *, batch, length, phase):
@@ -42,8 +44,12 @@ def test_built_once_and_additive(world, tmp_path):
     price = prices(CONFIG, SPACE, AT, tables.Table(file))["latency_ms"]
     assert {n for name, n in world if name == "full"} == {1, 2, 4, 6}  # the others lie in between
     full, linear, nothing = SPACE.candidates
-    for layer, layers in (((full,) * 6, 6.0), ((full,) * 3 + (linear,) * 3, 4.5 + GROUPING),
-                          ((full, linear, nothing) * 2, 3.0 + GROUPING), ((nothing,) * 6, 0.0)):
+    for layer, layers in (
+        ((full,) * 6, 6.0),
+        ((full,) * 3 + (linear,) * 3, 4.5 + GROUPING),
+        ((full, linear, nothing) * 2, 3.0 + GROUPING),
+        ((nothing,) * 6, 0.0),
+    ):
         genotype = Genotype((layer, (nothing,) * 6))
         assert price.of(genotype, SPACE) == pytest.approx(10 + layers)
     count = len(world)
@@ -58,7 +64,10 @@ def test_another_device_or_version_is_refused(world, tmp_path):
     file = tmp_path / "t.json"
     prices(CONFIG, SPACE, AT, tables.Table(file))
     data = json.loads(file.read_text())
-    for what, value in (("device", "gpu: another"), ("versions", {"jax": "0.0.1", "dartformer": "0"})):
+    for what, value in (
+        ("device", "gpu: another"),
+        ("versions", {"jax": "0.0.1", "dartformer": "0"}),
+    ):
         file.write_text(json.dumps({**data, what: value}))
         with pytest.raises(InputError, match=f"another {what}"):
             tables.Table(file)

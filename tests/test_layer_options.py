@@ -1,4 +1,5 @@
-"""Options of a layer, whatever its attentions: shared keys and values, positions, q/k norm, attention dropout."""
+"""Options of a layer, whatever its attentions: shared keys and values, positions, q/k norm,
+attention dropout."""
 
 import dataclasses
 
@@ -24,8 +25,19 @@ EITHER = ("full", "local(window=2)", "identity")
 
 
 def sizes(**changes):
-    return TransformerConfig(**{"vocabulary": 11, "classes": 5, "length": N, "layers": 1, "heads": 4, "head_dim": 4,
-                                "model_dim": 10, "mlp_dim": 7, **changes})
+    return TransformerConfig(
+        **{
+            "vocabulary": 11,
+            "classes": 5,
+            "length": N,
+            "layers": 1,
+            "heads": 4,
+            "head_dim": 4,
+            "model_dim": 10,
+            "mlp_dim": 7,
+            **changes,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,23 +47,32 @@ def batch():
 
 
 def some_weights(net):
-    """Weights of which none is where training starts, so that a gain of one is not mistaken for no gain."""
+    """Weights of which none is where training starts, so that a gain of one is not mistaken for no
+    gain."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda w: 0.5 * rng.standard_normal(w.shape).astype(w.dtype),
-                        jax.eval_shape(net.init, jax.random.key(0)))
+    return jax.tree.map(
+        lambda w: 0.5 * rng.standard_normal(w.shape).astype(w.dtype),
+        jax.eval_shape(net.init, jax.random.key(0)),
+    )
 
 
-@pytest.mark.parametrize(("changes", "projections", "granularity"), [
-    ({"kv_heads": 2, "positions": "rotary", "qk_norm": True}, "shared", "head"),
-    ({"kv_heads": 1, "positions": "alibi"}, "separate", "layer"),
-    ({"positions": "alibi", "qk_norm": True}, "separate", "head"),
-    ({"positions": "none", "attention_dropout": 0.3}, "shared", "head")])
+@pytest.mark.parametrize(
+    ("changes", "projections", "granularity"),
+    [
+        ({"kv_heads": 2, "positions": "rotary", "qk_norm": True}, "shared", "head"),
+        ({"kv_heads": 1, "positions": "alibi"}, "separate", "layer"),
+        ({"positions": "alibi", "qk_norm": True}, "separate", "head"),
+        ({"positions": "none", "attention_dropout": 0.3}, "shared", "head"),
+    ],
+)
 def test_one_hot_supernet_is_the_derived_model(batch, changes, projections, granularity):
     config = sizes(**changes)
     space = SearchSpace(tuple(map(parse, EITHER)), 1, 4, granularity)
     net = supernet(config, space, projections)
     weights = some_weights(net)
-    choice = np.array([[1, 0, 2, 0]] if granularity == "head" else [[0]])  # groups that are not neighbours
+    choice = np.array(
+        [[1, 0, 2, 0]] if granularity == "head" else [[0]]
+    )  # groups that are not neighbours
     genotype = space.genotype(choice)
     derived = transformer(config, genotype)
     inherited = inherit(weights, space, genotype)
@@ -66,11 +87,19 @@ def test_heads_that_share_keys_have_the_keys_of_the_model_with_copies(batch):
     full = Genotype.homogeneous(parse("full"), 1, 4)
     weights = some_weights(transformer(few, full))
     own = weights["blocks"][0]["mixer"]["projections"][0]
-    copies = {**own, **{name: jnp.repeat(own[name], 2, axis) for name, axis in (("k", 1), ("v", 1), ("k_norm", 0))}}
+    copies = {
+        **own,
+        **{
+            name: jnp.repeat(own[name], 2, axis)
+            for name, axis in (("k", 1), ("v", 1), ("k_norm", 0))
+        },
+    }
     mixer = {**weights["blocks"][0]["mixer"], "projections": {0: copies}}
     copied = {**weights, "blocks": {0: {**weights["blocks"][0], "mixer": mixer}}}
     want = quick(transformer(many, full).apply)(copied, *batch)
-    np.testing.assert_allclose(quick(transformer(few, full).apply)(weights, *batch), want, atol=1e-6)
+    np.testing.assert_allclose(
+        quick(transformer(few, full).apply)(weights, *batch), want, atol=1e-6
+    )
 
 
 def test_what_shared_heads_save():
@@ -78,29 +107,41 @@ def test_what_shared_heads_save():
     base, few, normed = sizes(), sizes(kv_heads=1), sizes(kv_heads=1, qk_norm=True)
     parameters = [cost.model_parameters(transformer(c, full)) for c in (base, few, normed)]
     assert parameters[0] - parameters[1] == 2 * 10 * 3 * 4  # W_k and W_v lack three heads
-    assert parameters[2] - parameters[1] == (4 + 1) * 4  # a gain for each number of each head of q and of k
+    assert (
+        parameters[2] - parameters[1] == (4 + 1) * 4
+    )  # a gain for each number of each head of q and of k
     assert cost.flops(base, full) - cost.flops(few, full) == N * 2 * (2 * 10 * 3 * 4)
     kept = [cost.attention_cost(c, full, 0).state_bytes for c in (base, few)]
     assert kept == [2 * N * 4 * 4 * 4, 2 * N * 4 * 4]
-    mixed = Genotype(((parse("full"), parse("local(window=2)")) * 2,))  # both keep the one head of keys they share
+    mixed = Genotype(
+        ((parse("full"), parse("local(window=2)")) * 2,)
+    )  # both keep the one head of keys they share
     assert cost.attention_cost(few, mixed, 0).state_bytes == 2 * 4 * 4 * (N + 3)
 
 
 def test_a_rotated_product_depends_on_the_distance_alone():
-    q, k = (jnp.broadcast_to(jax.random.normal(jax.random.key(i), (1, 1, 2, 8)), (1, N, 2, 8)) for i in range(2))
+    q, k = (
+        jnp.broadcast_to(jax.random.normal(jax.random.key(i), (1, 1, 2, 8)), (1, N, 2, 8))
+        for i in range(2)
+    )
     products = np.einsum("bnhd,bmhd->hnm", rotate(q), rotate(k))
     for shift in range(-N + 1, N):
         along = np.diagonal(products, shift, 1, 2)
         np.testing.assert_allclose(along, along[:, :1] * np.ones_like(along), atol=1e-5)
     assert np.ptp(products[0, 0]) > 0.1
-    np.testing.assert_allclose(jnp.linalg.norm(rotate(q), axis=-1), jnp.linalg.norm(q, axis=-1), rtol=1e-6)
-    turned = rotate(jnp.zeros((1, 3, 1, 4)).at[..., 1].set(1.0))[0, 2, 0]  # angle 2 / 10000^(2 / 4) of pair (1, 3)
+    np.testing.assert_allclose(
+        jnp.linalg.norm(rotate(q), axis=-1), jnp.linalg.norm(q, axis=-1), rtol=1e-6
+    )
+    turned = rotate(jnp.zeros((1, 3, 1, 4)).at[..., 1].set(1.0))[
+        0, 2, 0
+    ]  # angle 2 / 10000^(2 / 4) of pair (1, 3)
     np.testing.assert_allclose(turned, [0, np.cos(0.02), 0, np.sin(0.02)], atol=1e-6)
 
 
 @pytest.mark.parametrize("positions", ["rotary", "alibi"])
 def test_positions_inside_attentions_are_relative_and_matter(positions):
-    """A text moved to the right behind padding has the answer it had; one in another order has not."""
+    """A text moved to the right behind padding has the answer it had; one in another order has
+    not."""
     config = sizes(positions=positions)
     net = transformer(config, Genotype(((parse("full"), parse("local(window=2)")) * 2,)))
     weights, apply = some_weights(net), quick(net.apply)
@@ -109,18 +150,24 @@ def test_positions_inside_attentions_are_relative_and_matter(positions):
 
     def answer(left, text=text):
         width = (left, pad - left)
-        return apply(weights, jnp.pad(text, ((0, 0), width)), jnp.pad(jnp.ones_like(text, bool), ((0, 0), width)))
+        return apply(
+            weights,
+            jnp.pad(text, ((0, 0), width)),
+            jnp.pad(jnp.ones_like(text, bool), ((0, 0), width)),
+        )
 
     np.testing.assert_allclose(answer(pad), answer(0), atol=1e-5)
     assert np.abs(answer(0, text[:, ::-1].at[:, :2].set(text[:, :2])) - answer(0)).max() > 1e-3
 
 
 def test_slopes_are_the_published_ones_and_follow_the_head():
-    np.testing.assert_allclose(alibi_slopes(8), [2.0 ** -i for i in range(1, 9)])
-    np.testing.assert_allclose(alibi_slopes(6), [2.0 ** -i for i in (2, 4, 6, 8, 1, 3)])
-    np.testing.assert_allclose(alibi_slopes(1), [2.0 ** -8])
+    np.testing.assert_allclose(alibi_slopes(8), [2.0**-i for i in range(1, 9)])
+    np.testing.assert_allclose(alibi_slopes(6), [2.0**-i for i in (2, 4, 6, 8, 1, 3)])
+    np.testing.assert_allclose(alibi_slopes(1), [2.0**-8])
     x = jnp.zeros((1, 2, 4, 4))
-    taken = take_heads(Inputs(x, x, x, slopes=jnp.asarray(alibi_slopes(4)), dropout=0.2, kernel="dense"), (3, 1))
+    taken = take_heads(
+        Inputs(x, x, x, slopes=jnp.asarray(alibi_slopes(4)), dropout=0.2, kernel="dense"), (3, 1)
+    )
     np.testing.assert_allclose(taken.slopes, alibi_slopes(4)[[3, 1]])
     assert (taken.dropout, taken.kernel) == (0.2, "dense")
 
@@ -128,24 +175,48 @@ def test_slopes_are_the_published_ones_and_follow_the_head():
 def test_attention_dropout_holds_in_training_only(batch):
     config = sizes(attention_dropout=0.5)
     full = Genotype(((parse("full"), parse("uniform")) * 2,))
-    net, plain = transformer(config, full), transformer(dataclasses.replace(config, attention_dropout=0.0), full)
+    net, plain = (
+        transformer(config, full),
+        transformer(dataclasses.replace(config, attention_dropout=0.0), full),
+    )
     weights = some_weights(net)
     train = quick(lambda key: net.apply(weights, *batch, train=True, key=key))
     one, again, other = (train(jax.random.key(i)) for i in (0, 0, 1))
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).max() > 1e-3
-    np.testing.assert_allclose(quick(net.apply)(weights, *batch), quick(plain.apply)(weights, *batch), atol=1e-6)
+    np.testing.assert_allclose(
+        quick(net.apply)(weights, *batch), quick(plain.apply)(weights, *batch), atol=1e-6
+    )
 
 
 REFUSED = [
-    ({"model.positions": "rotary", "space.candidates": "full,linear"}, r"linear\(.*cannot take rotary"),
-    ({"model.positions": "alibi", "space.candidates": "full,linformer(rank=4)"}, r"linformer\(.*cannot take alibi"),
-    ({"model.attention_dropout": "1"}, "model.attention_dropout must be at least 0 and below 1, got 1.0"),
-    ({"model.kv_heads": "3"}, "model.kv_heads must divide model.heads = 4, or be 0 for as many; got 3"),
+    (
+        {"model.positions": "rotary", "space.candidates": "full,linear"},
+        r"linear\(.*cannot take rotary",
+    ),
+    (
+        {"model.positions": "alibi", "space.candidates": "full,linformer(rank=4)"},
+        r"linformer\(.*cannot take alibi",
+    ),
+    (
+        {"model.attention_dropout": "1"},
+        "model.attention_dropout must be at least 0 and below 1, got 1.0",
+    ),
+    (
+        {"model.kv_heads": "3"},
+        "model.kv_heads must divide model.heads = 4, or be 0 for as many; got 3",
+    ),
     ({"model.kv_heads": "-1"}, "model.kv_heads must divide"),
-    ({"model.positions": "rotary", "model.head_dim": "5", "space.candidates": "full,identity"}, "must be even, got 5"),
+    (
+        {"model.positions": "rotary", "model.head_dim": "5", "space.candidates": "full,identity"},
+        "must be even, got 5",
+    ),
     ({"model.positions": "rope"}, r"unknown model.positions 'rope'.*rotary, alibi"),
-    ({"model.kv_heads": "2", "search.projections": "separate", "space.granularity": "head"}, "cannot go with")]
+    (
+        {"model.kv_heads": "2", "search.projections": "separate", "space.granularity": "head"},
+        "cannot go with",
+    ),
+]
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED)
@@ -169,10 +240,14 @@ def test_networks_refuse_what_their_attentions_cannot_take():
         transformer(config, Genotype.homogeneous(parse("linear"), 1, 4))
     with pytest.raises(InputError, match="cannot take rotary"):
         supernet(config, SearchSpace((parse("full"), parse("linear")), 1, 4))
-    with pytest.raises(InputError, match=r"has no meaning for attention dropout, got a rate of 0\.1"):
+    with pytest.raises(
+        InputError, match=r"has no meaning for attention dropout, got a rate of 0\.1"
+    ):
         transformer(sizes(attention_dropout=0.1), Genotype.homogeneous(Undropped(), 1, 4))
     mixed = SearchSpace((parse("full"), parse("identity")), 1, 4, "head")
     shared = sizes(kv_heads=2)
     weights = some_weights(supernet(shared, mixed, "separate"))
-    with pytest.raises(InputError, match="each 2 heads that share keys and values must have one attention"):
+    with pytest.raises(
+        InputError, match="each 2 heads that share keys and values must have one attention"
+    ):
         inherit(weights, mixed, mixed.genotype(np.array([[0, 1, 1, 1]])))

@@ -18,8 +18,15 @@ def test_matrices_of_weights_and_of_derivatives(compile_quickly):
 
 
 def test_growth_names_every_line_apart():
-    rows = [{"spec": f"local(window={i})", "lengths": [64, 128], "ms": [1.0 + i / 100, 2.0 + i / 100],
-             "temp_mib": [1.0, 0.0]} for i in range(12)]
+    rows = [
+        {
+            "spec": f"local(window={i})",
+            "lengths": [64, 128],
+            "ms": [1.0 + i / 100, 2.0 + i / 100],
+            "temp_mib": [1.0, 0.0],
+        }
+        for i in range(12)
+    ]
     time, memory = plots.growth(rows).axes
     assert len(time.lines) == 12
     heights = sorted(text.xyann[1] for text in time.texts)

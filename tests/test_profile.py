@@ -1,4 +1,5 @@
-"""Profile: what is printed agrees with XLA where it can, and nothing is asked that cannot be answered."""
+"""Profile: what is printed agrees with XLA where it can, and nothing is asked that cannot be
+answered."""
 
 import json
 
@@ -20,7 +21,11 @@ def test_profile_of_a_genotype(compile_quickly):
     data = profile_all(CONFIG, {"given": MIXED}, At(batch=2, lengths=(32, 16), repeats=2), True)
     (model,), layers, attentions = data["models"], data["layers"], data["attentions"]
     assert [row["layer"] for row in layers] == [0, 1]
-    assert [(a["attention"], a["heads"]) for a in attentions] == [("full", 1), ("uniform", 1), ("uniform", 2)]
+    assert [(a["attention"], a["heads"]) for a in attentions] == [
+        ("full", 1),
+        ("uniform", 1),
+        ("uniform", 2),
+    ]
     assert [(row["length"], row["name"]) for row in data["sweep"]] == [(32, "given"), (16, "given")]
     assert model["parameters"] == cost.model_parameters(cost.measure.transformer(CONFIG, MIXED))
     # XLA counts norms and activations too, which are a fifth here at a width of 8.
@@ -36,7 +41,9 @@ def test_decoding_is_by_formula_and_says_what_cannot():
     first, second = data["sweep"]
     assert first["latency_seconds"] is None
     assert "no latency is measured" in data["note"]
-    assert second["state_bytes"] - first["state_bytes"] == 8 * 2 * 4 * 4  # keys and values of one head of `full`
+    assert (
+        second["state_bytes"] - first["state_bytes"] == 8 * 2 * 4 * 4
+    )  # keys and values of one head of `full`
     assert second["flops"] - first["flops"] == 2 * 8 * 2 * 4
     fourier = Genotype.homogeneous(parse("fourier"), 2, 2)
     stuck = profile_all(CONFIG, {"given": fourier}, At(phase="decode"), True)
@@ -44,7 +51,9 @@ def test_decoding_is_by_formula_and_says_what_cannot():
     assert "cannot be decoded" in stuck["note"]
 
 
-@pytest.mark.parametrize("at", [At(batch=0), At(lengths=(0,)), At(lengths=(33,)), At(phase="prefill"), At(repeats=0)])
+@pytest.mark.parametrize(
+    "at", [At(batch=0), At(lengths=(0,)), At(lengths=(33,)), At(phase="prefill"), At(repeats=0)]
+)
 def test_what_cannot_be_asked(at):
     with pytest.raises(InputError):
         profile_all(CONFIG, {"given": MIXED}, at, False)
@@ -52,7 +61,12 @@ def test_what_cannot_be_asked(at):
 
 def test_a_type_of_one_length_is_refused_at_another():
     with pytest.raises(InputError, match="32 tokens alone"):
-        profile_all(CONFIG, {"given": Genotype.homogeneous(parse("linformer"), 2, 2)}, At(lengths=(16,)), False)
+        profile_all(
+            CONFIG,
+            {"given": Genotype.homogeneous(parse("linformer"), 2, 2)},
+            At(lengths=(16,)),
+            False,
+        )
 
 
 def test_useful_flops_are_those_of_pairs_with_weight():
@@ -72,22 +86,34 @@ def test_bytes_kept_for_training(name):
     """Twice the batch keeps twice the bytes, but for what examples share."""
     one = parse(name)
     causal = not one.traits.bidirectional
-    small, large = (cost.training_bytes(one, Shape(32, 2, 8, 16, batch), causal=causal) for batch in (2, 4))
+    small, large = (
+        cost.training_bytes(one, Shape(32, 2, 8, 16, batch), causal=causal) for batch in (2, 4)
+    )
     assert 0 <= small <= large <= 2 * small + 1
 
 
 def test_verb(tmp_path, capsys):
     config = tmp_path / "config.py"
-    config.write_text("import dartformer\ndef get_config():\n    c = dartformer.defaults()\n"
-                      "    c.task.max_length = 24\n    c.task.min_length = 3\n    c.model.layers = 1\n"
-                      "    c.space.candidates = ('full', 'uniform')\n    return c\n")
+    config.write_text(
+        "import dartformer\ndef get_config():\n    c = dartformer.defaults()\n"
+        "    c.task.max_length = 24\n    c.task.min_length = 3\n    c.model.layers = 1\n"
+        "    c.space.candidates = ('full', 'uniform')\n    return c\n"
+    )
     plot = tmp_path / "p.svg"
-    assert main(["profile", f"--config={config}", "--json", "--phase=decode", f"--plot={plot}"]) == 0
+    assert (
+        main(["profile", f"--config={config}", "--json", "--phase=decode", f"--plot={plot}"]) == 0
+    )
     data = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in data["models"]] == ["full everywhere (1x4)", "uniform everywhere (1x4)"]
+    assert [row["name"] for row in data["models"]] == [
+        "full everywhere (1x4)",
+        "uniform everywhere (1x4)",
+    ]
     assert plot.stat().st_size > 1000
-    for wrong, said in ((["--length=a"], "whole numbers"), (["--genotype=/none"], "cannot read the genotype"),
-                        (["--genotype=a", "--export=b"], "give one")):
+    for wrong, said in (
+        (["--length=a"], "whole numbers"),
+        (["--genotype=/none"], "cannot read the genotype"),
+        (["--genotype=a", "--export=b"], "give one"),
+    ):
         assert main(["profile", f"--config={config}", *wrong]) == 2
         assert said in capsys.readouterr().err
     assert main(["profile"]) == 2

@@ -1,4 +1,5 @@
-"""The report: what a reader finds on the page, with and without JavaScript, of whole runs and of halves."""
+"""The report: what a reader finds on the page, with and without JavaScript, of whole runs and of
+halves."""
 
 import dataclasses
 import http.client
@@ -21,8 +22,16 @@ from dartformer.stages import compare, provenance, reading, report, watch
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 
 def shown(page):
@@ -46,7 +55,15 @@ def test_a_whole_run(whole_run):
         assert (workdir / link).exists()
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S).group(1))
     drawn = {chart["name"] for chart in data["charts"]}
-    assert drawn == {"comparison", "accuracy_cost", "trajectories", "winners", "curves", "cost_per_layer", "attention"}
+    assert drawn == {
+        "comparison",
+        "accuracy_cost",
+        "trajectories",
+        "winners",
+        "curves",
+        "cost_per_layer",
+        "attention",
+    }
     assert data["trajectories"]["shape"] == [1, 8, 2, 2, 3]
     assert {f'data-chart="{name}"' in page for name in drawn} == {True}
 
@@ -97,20 +114,34 @@ def test_several_seeds_in_one_log_and_in_several(whole_run, tmp_path):
     config = json.loads((whole_run[0] / "config.json").read_text())
     config["search"]["seeds"], config["space"]["granularity"] = 2, "layer"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    weights = np.random.default_rng(0).dirichlet((1, 1, 1), (2, 50, 2, 1)).round(3)  # [S, T, L, 1, K]
+    weights = (
+        np.random.default_rng(0).dirichlet((1, 1, 1), (2, 50, 2, 1)).round(3)
+    )  # [S, T, L, 1, K]
     whole = np.broadcast_to(weights, (2, 50, 2, 2, 3)).tolist()
-    together = [{"step": t + 1, "loss": 1.0, "margin_rows": [0.5], "mixtures": [whole[0][t], whole[1][t]]}
-                for t in range(50)]
-    apart = {f"seed{s}/": [{"step": t + 1, "loss": 1.0, "mixture": whole[s][t]} for t in range(50)] for s in range(2)}
+    together = [
+        {"step": t + 1, "loss": 1.0, "margin_rows": [0.5], "mixtures": [whole[0][t], whole[1][t]]}
+        for t in range(50)
+    ]
+    apart = {
+        f"seed{s}/": [{"step": t + 1, "loss": 1.0, "mixture": whole[s][t]} for t in range(50)]
+        for s in range(2)
+    }
     for logs in ({"": together}, apart):
         shutil.rmtree(tmp_path / "search", ignore_errors=True)
         for name, lines in logs.items():
             (tmp_path / "search" / name).mkdir(parents=True)
-            (tmp_path / "search" / name / "metrics.jsonl").write_text("".join(json.dumps(o) + "\n" for o in lines))
+            (tmp_path / "search" / name / "metrics.jsonl").write_text(
+                "".join(json.dumps(o) + "\n" for o in lines)
+            )
         found = reading.read(tmp_path).trajectory
         assert (found.seeds, found.logged) == ((0, 1), 50)
-        np.testing.assert_allclose(found.weights, weights[:, [t - 1 for t in found.steps]], atol=1e-6)
-    assert len({line["loss"] for line, _ in reading.heads(tmp_path / "search/seed0/metrics.jsonl")}) == 1
+        np.testing.assert_allclose(
+            found.weights, weights[:, [t - 1 for t in found.steps]], atol=1e-6
+        )
+    assert (
+        len({line["loss"] for line, _ in reading.heads(tmp_path / "search/seed0/metrics.jsonl")})
+        == 1
+    )
 
 
 def test_the_front_is_what_nothing_beats():
@@ -121,7 +152,8 @@ def test_the_front_is_what_nothing_beats():
 
 @pytest.fixture(scope="module")
 def another(whole_run, tmp_path_factory):
-    """A run like the whole one that found another genotype, and answers every test example as `random` did there."""
+    """A run like the whole one that found another genotype, and answers every test example as
+    `random` did there."""
     whole, results = whole_run
     path = tmp_path_factory.mktemp("another")
     for name in ("config.json", "search/alphas.json", "search/metrics.jsonl", "test_scores.json"):
@@ -138,15 +170,22 @@ def another(whole_run, tmp_path_factory):
 
 def test_compare_pairs_examples_and_names_places(whole_run, another, tmp_path, capsys):
     whole, results = whole_run
-    assert main(["compare", str(whole), str(another), "--json", f"--html={tmp_path / 'both.html'}"]) == 0
+    assert (
+        main(["compare", str(whole), str(another), "--json", f"--html={tmp_path / 'both.html'}"])
+        == 0
+    )
     data = json.loads(capsys.readouterr().out)
     (pair,) = data["pairs"]
     difference = results["test"]["accuracy"] - results["baselines"]["random"]["test"]["accuracy"]
     assert pair["bootstrap"]["difference"] == pytest.approx(difference)
     assert pair["bootstrap"]["low"] <= difference <= pair["bootstrap"]["high"]
-    here, there = results["genotype"]["layers"], results["baselines"]["random"]["genotype"]["layers"]
-    assert pair["genotypes"]["count"] == sum(a != b for x, y in zip(here, there, strict=True)
-                                             for a, b in zip(x, y, strict=True))
+    here, there = (
+        results["genotype"]["layers"],
+        results["baselines"]["random"]["genotype"]["layers"],
+    )
+    assert pair["genotypes"]["count"] == sum(
+        a != b for x, y in zip(here, there, strict=True) for a, b in zip(x, y, strict=True)
+    )
     text = shown((tmp_path / "both.html").read_text())
     assert pair["examples"] in text
     assert main(["compare", str(whole), str(another)]) == 0
@@ -156,21 +195,34 @@ def test_compare_pairs_examples_and_names_places(whole_run, another, tmp_path, c
     assert "kept no scores of test examples" in pair["examples"]
     config = json.loads((another / "config.json").read_text())
     config["task"]["name"] = "recall"
-    found = {"a": reading.read(whole), "b": dataclasses.replace(reading.read(another), config=config)}
-    assert compare.pair("a", "b", found, {}, metric.ACCURACY)["seeds"] == "different tasks: listops and recall"
+    found = {
+        "a": reading.read(whole),
+        "b": dataclasses.replace(reading.read(another), config=config),
+    }
+    assert (
+        compare.pair("a", "b", found, {}, metric.ACCURACY)["seeds"]
+        == "different tasks: listops and recall"
+    )
     for wrong in ([whole], [whole, whole], [whole, tmp_path]):
         with pytest.raises(InputError):
             compare.compare(wrong)
 
 
 def test_the_terminal_draws_what_the_page_says(whole_run, tmp_path, monkeypatch, capsys):
-    """And docs/report.md's commands and code do what it says; with svg, in which text can be searched."""
+    """And docs/report.md's commands and code do what it says; with svg, in which text can be
+    searched."""
     workdir, results = whole_run
     (tmp_path / "runs").mkdir()
     for name in ("demo", "full", "mine"):
-        shutil.copytree(workdir, tmp_path / "runs" / name, ignore=shutil.ignore_patterns("checkpoints", "export"))
+        shutil.copytree(
+            workdir,
+            tmp_path / "runs" / name,
+            ignore=shutil.ignore_patterns("checkpoints", "export"),
+        )
     monkeypatch.chdir(tmp_path)
-    typed = re.findall(r"dartformer (?:report|compare) [^`\n]+", (ROOT / "docs/report.md").read_text())
+    typed = re.findall(
+        r"dartformer (?:report|compare) [^`\n]+", (ROOT / "docs/report.md").read_text()
+    )
     watching, comparing, drawing = (shlex.split(one)[1:] for one in typed)
     assert parser().parse_args(watching).watch == "runs/demo"
     assert main(comparing) == 0
@@ -184,11 +236,20 @@ def test_the_terminal_draws_what_the_page_says(whole_run, tmp_path, monkeypatch,
     rows = [[names[sign] for sign in row.split()] for row in letters]
     assert rows in (results["genotype"]["layers"], results["genotype"]["layers"][:1])
     drawn = {file.stem: file.read_text() for file in (tmp_path / "runs/demo/figures").iterdir()}
-    assert {"genotype", "comparison", "trajectories", "loss", "valid_accuracy", "cost_per_layer",
-            "attention_0"} <= set(drawn)
+    assert {
+        "genotype",
+        "comparison",
+        "trajectories",
+        "loss",
+        "valid_accuracy",
+        "cost_per_layer",
+        "attention_0",
+    } <= set(drawn)
     assert ">weight in the mixture</text>" in drawn["trajectories"]
     example = tmp_path / "example.py"
-    example.write_text(re.search(r"```python\n(.*?)```", (ROOT / "docs/report.md").read_text(), re.S).group(1))
+    example.write_text(
+        re.search(r"```python\n(.*?)```", (ROOT / "docs/report.md").read_text(), re.S).group(1)
+    )
     made = runpy.run_path(str(example))
     assert set(made["made"]) == set(drawn)
 
@@ -243,30 +304,53 @@ Promise.all([...dartformerReport.charts.keys()].map(dartformerReport.begin))
 
 
 def test_every_part_works_in_a_browser(browser, whole_run):
-    """From a file: no error, no request, every control does something, and nothing is wider than a phone."""
+    """From a file: no error, no request, every control does something, and nothing is wider than a
+    phone."""
     workdir, _ = whole_run
     address = (workdir / "report.html").as_uri()
     browser.get_log("performance")
     for width, scheme in ((1200, "light"), (760, "dark"), (380, "light")):
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
-            "width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500})
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {
-            "features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500},
+        )
+        browser.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia",
+            {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+        )
         browser.get(address)
         assert browser.execute_async_script(DRAW) == "drawn"
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-        assert browser.execute_script("return document.querySelector('.verdict').getBoundingClientRect().bottom") < 800
-        small = ("return [...document.querySelectorAll('[data-chart]')].filter(e => "
-                 "e.querySelector('svg, canvas').getBoundingClientRect().height < 40).length")
+        assert (
+            browser.execute_script(
+                "return document.querySelector('.verdict').getBoundingClientRect().bottom"
+            )
+            < 800
+        )
+        small = (
+            "return [...document.querySelectorAll('[data-chart]')].filter(e => "
+            "e.querySelector('svg, canvas').getBoundingClientRect().height < 40).length"
+        )
         assert browser.execute_script(small) == 0
-    # Every select takes its last option and every slider its first step: a picture changes, or words do.
+    # Every select takes its last option and every slider its first step: a picture changes, or
+    # words do.
     changed = """const one = arguments[0], before = document.body.innerHTML;
       if (one.tagName === "SELECT") one.selectedIndex = one.options.length - 1; else one.value = one.min;
       for (const kind of ["input", "change"]) one.dispatchEvent(new Event(kind, {bubbles: true}));
       setTimeout(() => arguments[1](document.body.innerHTML !== before), 150);"""
     controls = browser.find_elements("css selector", "select, input[type=range]")
     names = [one.get_attribute("id") or one.get_attribute("name") for one in controls]
-    assert {"t-layer", "t-head", "t-step", "a-example", "a-layer", "a-head", "measure", "number", "model"} <= set(names)
+    assert {
+        "t-layer",
+        "t-head",
+        "t-step",
+        "a-example",
+        "a-layer",
+        "a-head",
+        "measure",
+        "number",
+        "model",
+    } <= set(names)
     for name, one in zip(names, controls, strict=True):
         assert one.accessible_name, name
         assert browser.execute_async_script(changed, one), name
@@ -282,8 +366,10 @@ def test_every_part_works_in_a_browser(browser, whole_run):
         one.click()
     errors = [line for line in browser.get_log("browser") if line["level"] != "INFO"]
     assert not errors
-    asked = [m["params"]["request"]["url"] for m in
-             (json.loads(line["message"])["message"] for line in browser.get_log("performance"))
-             if m["method"] == "Network.requestWillBeSent" and "new-tab-page" not in json.dumps(m)]
+    asked = [
+        m["params"]["request"]["url"]
+        for m in (json.loads(line["message"])["message"] for line in browser.get_log("performance"))
+        if m["method"] == "Network.requestWillBeSent" and "new-tab-page" not in json.dumps(m)
+    ]
     assert {url.split(":")[0] for url in asked} <= {"file", "data", "blob"}
     assert address in asked

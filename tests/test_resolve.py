@@ -1,4 +1,5 @@
-"""A finished search answered again for a budget: against trying every genotype, and through the command line."""
+"""A finished search answered again for a budget: against trying every genotype, and through the
+command line."""
 
 import itertools
 import json
@@ -30,11 +31,17 @@ def test_programme_against_trying_every_genotype(granularity, largest):
     rows, columns, _ = space.alphas_shape
     price = Price("flops", 5.0, UNEVEN.groups, largest)
     other = Price("parameters", 0.0, np.array([[0, 1, 2, 3], [0, 2, 3, 4], [0, 1, 1, 1]]))
-    every = [np.reshape(c, (rows, columns)) for c in itertools.product(range(3), repeat=rows * columns)]
+    every = [
+        np.reshape(c, (rows, columns)) for c in itertools.product(range(3), repeat=rows * columns)
+    ]
     for limit in (14.0, 18.0, 23.5):
         scores = np.log(rng.dirichlet(np.ones(3), (rows, columns)))
         limits = [(price, limit), (other, 7.0)]
-        worth = [np.take_along_axis(scores, c[..., None], -1).sum() for c in every if within(space, c, limits)]
+        worth = [
+            np.take_along_axis(scores, c[..., None], -1).sum()
+            for c in every
+            if within(space, c, limits)
+        ]
         if not worth:
             with pytest.raises(InputError, match="no genotype"):
                 solve(space, scores, limits)
@@ -51,22 +58,32 @@ def test_ties_are_named_where_both_are_within_the_budget():
     choice = solve(space, np.log(mixture), limits)
     assert choice == [[1]]
     assert near_ties(space, mixture, choice, limits, 0.05) == [
-        "layer 0: conv(width=3) (0.340) and uniform (0.300) are within 0.05, and both within the budget"]
+        "layer 0: conv(width=3) (0.340) and uniform (0.300) are within 0.05, and both within the budget"
+    ]
     assert near_ties(space, mixture, choice, [(UNEVEN, 13.0)], 0.03) == []
 
 
 def test_what_costs_no_more_and_scores_more_is_better():
     every = SearchSpace(CANDIDATES, 1, 1, "layer").homogeneous()
-    points = [{"cost": cost, "accuracy": accuracy, "genotype": one.to_dict()["layers"]}
-              for one, cost, accuracy in zip(every, (2, 1, 3), (0.5, 0.6, 0.7), strict=True)]
+    points = [
+        {"cost": cost, "accuracy": accuracy, "genotype": one.to_dict()["layers"]}
+        for one, cost, accuracy in zip(every, (2, 1, 3), (0.5, 0.6, 0.7), strict=True)
+    ]
     assert cheaper_and_better(points, every[0], "accuracy") == every[1]
     assert cheaper_and_better(points, every[1], "accuracy") is None
     assert cheaper_and_better(points, every[2], "accuracy") is None
 
 
 def test_a_search_under_a_budget_and_its_answers_to_others(tiny, tmp_path, capsys):
-    configs.override(tiny, {"search.budget": "flops=19000", "space.candidates": ("full", "uniform"),
-                            "search.strategy.warmup": 0.0, "derive.second_opinion": ""})
+    configs.override(
+        tiny,
+        {
+            "search.budget": "flops=19000",
+            "space.candidates": ("full", "uniform"),
+            "search.strategy.warmup": 0.0,
+            "derive.second_opinion": "",
+        },
+    )
     workdir = tmp_path / "run"
     with Run(tiny, workdir) as run:
         found = search(run)
@@ -80,8 +97,10 @@ def test_a_search_under_a_budget_and_its_answers_to_others(tiny, tmp_path, capsy
         assert price.of(genotype, run.space) <= 19000
         assert run.genotype() == genotype
     config = tmp_path / "config.py"
-    config.write_text("import dartformer\ndef get_config():\n"
-                      f"    return dartformer.config.from_dict({configs.to_dict(tiny)!r})\n")
+    config.write_text(
+        "import dartformer\ndef get_config():\n"
+        f"    return dartformer.config.from_dict({configs.to_dict(tiny)!r})\n"
+    )
     flags = [f"--config={config}", f"--workdir={workdir}"]
     plot = tmp_path / "front.svg"
     assert main(["derive", *flags, f"--budget=flops={most}", "--json", f"--plot={plot}"]) == 0
@@ -99,13 +118,20 @@ def test_a_search_under_a_budget_and_its_answers_to_others(tiny, tmp_path, capsy
     assert limit["slack"] == pytest.approx(most - limit["predicted"])
     # With room for everything the choice is the largest weight in each place.
     assert data["programme"] == str(run.space.genotype(found.mixture.argmax(-1)))
-    own, chosen = (next(p for p in points if p["text"] == data[key]) for key in ("programme", "text"))
+    own, chosen = (
+        next(p for p in points if p["text"] == data[key]) for key in ("programme", "text")
+    )
     assert chosen["chosen"]
     assert chosen == own or (chosen["cost"] <= own["cost"] and chosen["accuracy"] > own["accuracy"])
     assert plot.stat().st_size > 1000
-    for wrong, said in ((["--budget=flops=100"], "below the cheapest genotype"), (["--budget=flop=1"], "Did you mean"),
-                        (["--budget=flops=0"], "above 0"), (["--table=x"], "go with --budget"),
-                        (["--budget=flops=1e9,length=999"], "at most"), (["--budget=flops=1e9", "--plot=a.b"], "draw")):
+    for wrong, said in (
+        (["--budget=flops=100"], "below the cheapest genotype"),
+        (["--budget=flop=1"], "Did you mean"),
+        (["--budget=flops=0"], "above 0"),
+        (["--table=x"], "go with --budget"),
+        (["--budget=flops=1e9,length=999"], "at most"),
+        (["--budget=flops=1e9", "--plot=a.b"], "draw"),
+    ):
         assert main(["derive", *flags, *wrong]) == 2
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert said in line, line
@@ -113,5 +139,7 @@ def test_a_search_under_a_budget_and_its_answers_to_others(tiny, tmp_path, capsy
     write_json(table, {"format": 1, "device": "gpu: another", "versions": {}, "entries": []})
     assert main(["derive", *flags, "--budget=latency_ms=9", f"--table={table}"]) == 2
     assert "were measured on another device (gpu: another" in capsys.readouterr().err
-    assert main(["derive", *flags, "--budget=latency_ms=9", f"--table={table}", "--trust-table"]) == 2
+    assert (
+        main(["derive", *flags, "--budget=latency_ms=9", f"--table={table}", "--trust-table"]) == 2
+    )
     assert "it can only be measured there" in capsys.readouterr().err

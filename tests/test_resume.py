@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import TINY
 
-CONFIG = '''\
+CONFIG = """\
 import dartformer
 
 
@@ -24,7 +24,7 @@ def get_config():
             section = section[part]
         section[last] = value
     return config
-'''
+"""
 
 
 def write_config(folder, **values):
@@ -34,8 +34,18 @@ def write_config(folder, **values):
 
 
 def launch(config, workdir, verb="run", *more):
-    command = [sys.executable, "-m", "dartformer", verb, f"--config={config}", f"--workdir={workdir}", *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    command = [
+        sys.executable,
+        "-m",
+        "dartformer",
+        verb,
+        f"--config={config}",
+        f"--workdir={workdir}",
+        *more,
+    ]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
 
 
 def finish(process, code=0):
@@ -52,12 +62,16 @@ def without_times(data):
 
 def outcome(workdir):
     """Everything of a workdir that does not tell the time."""
-    found = {name: without_times(json.loads((workdir / name).read_text()))
-             for name in ("config.json", "genotype.json", "results.json", "search/alphas.json")}
+    found = {
+        name: without_times(json.loads((workdir / name).read_text()))
+        for name in ("config.json", "genotype.json", "results.json", "search/alphas.json")
+    }
     for name in ("weights.safetensors", "model.stablehlo", "genotype.json"):
         found[name] = (workdir / "export" / name).read_bytes()
     for file in sorted(workdir.rglob("metrics.jsonl")):
-        found[str(file.relative_to(workdir))] = [json.loads(line) for line in file.read_text().splitlines()]
+        found[str(file.relative_to(workdir))] = [
+            json.loads(line) for line in file.read_text().splitlines()
+        ]
     return found
 
 
@@ -68,8 +82,15 @@ def lines(file):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, data_dir):
     folder = tmp_path_factory.mktemp("whole")
-    config = write_config(folder, **{"data.dir": data_dir, "baselines.random": False, "search.budget": {"flops": 19e3},
-                                     "space.candidates": ("full", "uniform")})
+    config = write_config(
+        folder,
+        **{
+            "data.dir": data_dir,
+            "baselines.random": False,
+            "search.budget": {"flops": 19e3},
+            "space.candidates": ("full", "uniform"),
+        },
+    )
     finish(launch(config, folder / "run"))
     return config, outcome(folder / "run")
 

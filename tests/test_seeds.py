@@ -1,4 +1,5 @@
-"""Several seeds of one search: in one program or one after the other, what each seed finds is the same."""
+"""Several seeds of one search: in one program or one after the other, what each seed finds is the
+same."""
 
 import json
 
@@ -18,7 +19,9 @@ from dartformer.stages.search import groups, read, read_states, search
 
 @pytest.fixture
 def seeded(tiny):
-    configs.override(tiny, {"search.seeds": 2, "space.candidates": ("full", "uniform"), "model.layers": 1})
+    configs.override(
+        tiny, {"search.seeds": 2, "space.candidates": ("full", "uniform"), "model.layers": 1}
+    )
     return tiny
 
 
@@ -44,15 +47,20 @@ def test_seeds_in_one_program_are_the_seeds_alone(seeded, tmp_path, monkeypatch)
                 np.testing.assert_allclose(a["mixture"], b["mixture"], atol=1e-4)
     assert not np.array_equal(alone.seeds[0].mixture, alone.seeds[1].mixture)
     losses = [[line["loss"] for line in s.history if "loss" in line] for s in alone.seeds]
-    np.testing.assert_allclose([line["loss"] for line in together.history if "loss" in line], np.mean(losses, 0),
-                               rtol=1e-4)
+    np.testing.assert_allclose(
+        [line["loss"] for line in together.history if "loss" in line], np.mean(losses, 0), rtol=1e-4
+    )
 
     assert derived == derived_again
     seeds = derived.details["seeds"]
     assert seeds["seeds"] == [0, 1]
     assert seeds["agreement"] in (0.5, 1.0)
-    assert (seeds["agreement"] == 1) == (not any("the seeds chose" in line for line in derived.ties))
-    assert seeds["verdict"].startswith(f"{round(2 * seeds['agreement'])} of 2 seeds of the search found this genotype")
+    assert (seeds["agreement"] == 1) == (
+        not any("the seeds chose" in line for line in derived.ties)
+    )
+    assert seeds["verdict"].startswith(
+        f"{round(2 * seeds['agreement'])} of 2 seeds of the search found this genotype"
+    )
     valid = seeds["valid_accuracy"]
     assert valid["mean"] == pytest.approx(np.mean(valid["per_seed"]))
     assert valid["spread"] == pytest.approx(np.std(valid["per_seed"], ddof=1))
@@ -71,22 +79,37 @@ def test_disagreements_are_counted_place_by_place():
     spread = Genotype(((full, uniform), (full, uniform)))
     assert disagreements(space, [a, a]) == []
     assert disagreements(space, [a, b, a]) == ["layer 1: the seeds chose full (2), uniform (1)"]
-    assert disagreements(space, [a, spread]) == ["layer 0, head 1: the seeds chose full (1), uniform (1)",
-                                                 "layer 1, head 1: the seeds chose full (1), uniform (1)"]
+    assert disagreements(space, [a, spread]) == [
+        "layer 0, head 1: the seeds chose full (1), uniform (1)",
+        "layer 1, head 1: the seeds chose full (1), uniform (1)",
+    ]
 
 
 def test_derive_without_the_checkpoint_says_what_is_missing(seeded, tmp_path):
-    with Run(seeded, tmp_path) as run, pytest.raises(InputError, match="the last checkpoint of the search is gone"):
+    with (
+        Run(seeded, tmp_path) as run,
+        pytest.raises(InputError, match="the last checkpoint of the search is gone"),
+    ):
         read_states(run)
 
 
-@pytest.mark.parametrize(("values", "message"), [
-    ({"search.seeds": 0}, "search.seeds must be at least 1"),
-    ({"derive.rule": "evolution"}, "derive.rule = 'evolution' cannot follow the strategy 'darts'"),
-    ({"derive.second_opinion": "grid"}, "derive.second_opinion = 'grid' cannot follow"),
-    ({"derive.rule": "top_k", "search.projections": "separate"}, "needs search.projections = 'shared'"),
-    ({"derive.rule": "top_k(k=9)"}, "k=9, but the space has 3 candidates"),
-    ({"derive.rule": "armgax"}, "Did you mean 'argmax'")])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"search.seeds": 0}, "search.seeds must be at least 1"),
+        (
+            {"derive.rule": "evolution"},
+            "derive.rule = 'evolution' cannot follow the strategy 'darts'",
+        ),
+        ({"derive.second_opinion": "grid"}, "derive.second_opinion = 'grid' cannot follow"),
+        (
+            {"derive.rule": "top_k", "search.projections": "separate"},
+            "needs search.projections = 'shared'",
+        ),
+        ({"derive.rule": "top_k(k=9)"}, "k=9, but the space has 3 candidates"),
+        ({"derive.rule": "armgax"}, "Did you mean 'argmax'"),
+    ],
+)
 def test_what_cannot_be_derived_is_refused_before_the_search(values, message, tiny):
     configs.override(tiny, values)
     with pytest.raises(InputError, match=message):
@@ -96,7 +119,10 @@ def test_what_cannot_be_derived_is_refused_before_the_search(values, message, ti
 def test_defaults_follow_the_strategy():
     for name in dartformer.strategies.STRATEGIES:
         config = dartformer.defaults("listops", name)
-        assert config.derive.rule.split("(")[0] in dartformer.strategies.make(name, {}).traits.derivations[:2]
+        assert (
+            config.derive.rule.split("(")[0]
+            in dartformer.strategies.make(name, {}).traits.derivations[:2]
+        )
         again = dartformer.defaults("listops")
         configs.override(again, {"search.strategy.name": name})
         assert again.to_dict() == config.to_dict()

@@ -22,7 +22,9 @@ def test_it_finds_a_planted_answer(monkeypatch, capsys):
     assert row["found"] == [["local(window=4)", "local(window=4)"]]
 
 
-@pytest.mark.parametrize("answers", [("full", "local(window=4)", "local(window=4)"), ("full", "linear", "strided")])
+@pytest.mark.parametrize(
+    "answers", [("full", "local(window=4)", "local(window=4)"), ("full", "linear", "strided")]
+)
 def test_a_missed_answer_is_said_and_fails(monkeypatch, capsys, answers):
     """What each search found is replaced: the exit code is of the comparison."""
     genotypes = iter(Genotype.homogeneous(parse(a), 1, 2) for a in answers)
@@ -31,7 +33,9 @@ def test_a_missed_answer_is_said_and_fails(monkeypatch, capsys, answers):
     assert main(["selfcheck"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("recall   found full (")
-    assert lines[2].startswith("mix      MISSED local(window=4) and strided(stride=8): the search chose ")
+    assert lines[2].startswith(
+        "mix      MISSED local(window=4) and strided(stride=8): the search chose "
+    )
     assert lines[3].startswith("FAILED in ")
 
 

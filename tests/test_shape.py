@@ -1,4 +1,5 @@
-"""Layers, heads and widths are free of one another; parameters are the Wide Attention paper's, to the last."""
+"""Layers, heads and widths are free of one another; parameters are the Wide Attention paper's, to
+the last."""
 
 import dataclasses
 import json
@@ -18,8 +19,18 @@ from dartformer.search_space import shapes
 from dartformer.transformer import TransformerConfig, transformer
 
 FULL = attention.parse("full")
-TEXT = TransformerConfig(vocabulary=257, classes=2, length=1000, head_dim=64, model_dim=512, mlp_dim=2048,
-                         positions="sinusoidal", pooling="cls", classifier="mlp", pair="concat")
+TEXT = TransformerConfig(
+    vocabulary=257,
+    classes=2,
+    length=1000,
+    head_dim=64,
+    model_dim=512,
+    mlp_dim=2048,
+    positions="sinusoidal",
+    pooling="cls",
+    classifier="mlp",
+    pair="concat",
+)
 LISTOPS = dataclasses.replace(TEXT, vocabulary=17, classes=10, length=2000)
 MATCHING = dataclasses.replace(TEXT, inputs=2, length=4000, head_dim=32, model_dim=128, mlp_dim=512)
 
@@ -28,13 +39,16 @@ PUBLISHED = [
     (LISTOPS, {(6, 8): 19_983_370, (3, 16): 13_678_090, (2, 24): 11_576_330, (1, 48): 9_474_570}),
     (MATCHING, {(4, 4): 1_087_746, (2, 8): 823_298, (1, 16): 691_074}),
 ]
-"""Independent counts: two of them agree with those that others report of Long Range Arena's models."""
+"""Independent counts: two of them agree with those that others report of Long Range Arena's
+models."""
 
 
 def parameters(config, layers, heads):
     """Counted on shapes alone; nothing is allocated."""
     sized = dataclasses.replace(config, layers=layers, heads=heads)
-    made = jax.eval_shape(transformer(sized, Genotype.homogeneous(FULL, layers, heads)).init, jax.random.key(0))
+    made = jax.eval_shape(
+        transformer(sized, Genotype.homogeneous(FULL, layers, heads)).init, jax.random.key(0)
+    )
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(made))
 
 
@@ -44,20 +58,40 @@ def test_parameters_are_the_published_ones(config, shapes):
 
 
 def test_widths_are_free_of_one_another():
-    config = TransformerConfig(vocabulary=5, classes=3, length=7, head_dim=3, model_dim=11, mlp_dim=2)
-    assert parameters(config, 2, 5) == 5 * 11 + 7 * 11 + 2 * (4 * 11 * 15 + 4 * 11 + 2 * 22 + 2 + 11) + 22 + 36
+    config = TransformerConfig(
+        vocabulary=5, classes=3, length=7, head_dim=3, model_dim=11, mlp_dim=2
+    )
+    assert (
+        parameters(config, 2, 5)
+        == 5 * 11 + 7 * 11 + 2 * (4 * 11 * 15 + 4 * 11 + 2 * 22 + 2 + 11) + 22 + 36
+    )
 
 
-@pytest.mark.parametrize("name", ["layers", "heads", "head_dim", "model_dim", "mlp_dim", "vocabulary", "length"])
+@pytest.mark.parametrize(
+    "name", ["layers", "heads", "head_dim", "model_dim", "mlp_dim", "vocabulary", "length"]
+)
 def test_nothing_of_a_size_is_zero(name):
-    with pytest.raises(InputError, match=f"model.{name} must be a whole number of at least 1, got 0"):
+    with pytest.raises(
+        InputError, match=f"model.{name} must be a whole number of at least 1, got 0"
+    ):
         dataclasses.replace(TEXT, **{name: 0})
 
 
 def test_several_shapes_are_searched_and_the_best_on_valid_is_evaluated(tiny, tmp_path):
-    configs.override(tiny, {"space.aspect": "constant_heads", "search.steps": 3, "retrain.steps": 3,
-                            "retrain.seeds": (0,), "space.granularity": "model", "baselines.homogeneous": False,
-                            "baselines.random": False, "derive.second_opinion": "", "task.valid": 50})
+    configs.override(
+        tiny,
+        {
+            "space.aspect": "constant_heads",
+            "search.steps": 3,
+            "retrain.steps": 3,
+            "retrain.seeds": (0,),
+            "space.granularity": "model",
+            "baselines.homogeneous": False,
+            "baselines.random": False,
+            "derive.second_opinion": "",
+            "task.valid": 50,
+        },
+    )
     assert list(configs.of_shapes(tiny)) == ["2x2", "1x4"]
     with pytest.raises(InputError, match=r"several shapes \(2x2, 1x4\)"):
         dartformer.search(tiny, tmp_path / "one")
@@ -65,22 +99,40 @@ def test_several_shapes_are_searched_and_the_best_on_valid_is_evaluated(tiny, tm
     best = max(results["shapes"], key=lambda name: results["shapes"][name]["valid"]["accuracy"])
     assert results["shape"] == best
     layers, heads = map(int, best.split("x"))
-    assert Genotype.from_dict(results["genotype"]) == Genotype.from_json((tmp_path / "run/genotype.json").read_text())
+    assert Genotype.from_dict(results["genotype"]) == Genotype.from_json(
+        (tmp_path / "run/genotype.json").read_text()
+    )
     assert np.shape(results["genotype"]["layers"]) == (layers, heads)
     others = [name for name in results["shapes"] if name != best]
-    assert not any((tmp_path / f"run/shapes/{name}/results.json").exists() and
-                   "test" in json.loads((tmp_path / f"run/shapes/{name}/results.json").read_text()) for name in others)
+    assert not any(
+        (tmp_path / f"run/shapes/{name}/results.json").exists()
+        and "test" in json.loads((tmp_path / f"run/shapes/{name}/results.json").read_text())
+        for name in others
+    )
 
 
 def test_a_shape_above_the_budget_is_left_out(tiny, tmp_path, capsys):
     """Of parameters, which the deeper shape has more of whatever its attentions."""
-    configs.override(tiny, {"space.aspect": "constant_heads", "search.steps": 3, "retrain.steps": 3,
-                            "retrain.seeds": (0,), "space.granularity": "model", "baselines.homogeneous": False,
-                            "baselines.random": False, "derive.second_opinion": "", "task.valid": 50})
+    configs.override(
+        tiny,
+        {
+            "space.aspect": "constant_heads",
+            "search.steps": 3,
+            "retrain.steps": 3,
+            "retrain.seeds": (0,),
+            "space.granularity": "model",
+            "baselines.homogeneous": False,
+            "baselines.random": False,
+            "derive.second_opinion": "",
+            "task.valid": 50,
+        },
+    )
     counts = {}
     for name, one in configs.of_shapes(tiny).items():
         task = configs.make_task(one)
-        net = transformer(configs.make_model(one, task), next(iter(configs.make_space(one).homogeneous())))
+        net = transformer(
+            configs.make_model(one, task), next(iter(configs.make_space(one).homogeneous()))
+        )
         counts[name] = cost.model_parameters(net)
     deep, wide = counts.values()
     assert wide < deep

@@ -1,4 +1,5 @@
-"""A sum of branches some of which are skipped: against the plain sum, in every kind of derivative, and in work."""
+"""A sum of branches some of which are skipped: against the plain sum, in every kind of derivative,
+and in work."""
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,11 @@ from dartformer.skipping import sum_of_active
 GIVEN = {"a": jnp.arange(6.0).reshape(2, 3) / 5, "b": jnp.ones((2, 3)) / 3}
 OWN = [jnp.array(0.7), {"w": jnp.array([0.1, -0.4, 0.9])}, ()]
 FIXED = {"noise": jax.random.key(0), "mask": jnp.array([[True, False, True]]), "none": None}
-BRANCHES = [lambda given, own, fixed: jnp.sin(own * given["a"]) * fixed["mask"],
-            lambda given, own, fixed: given["a"] * jnp.exp(given["b"] * own["w"]),
-            lambda given, own, fixed: given["b"] ** 3 * jax.random.normal(fixed["noise"], (2, 3))]
+BRANCHES = [
+    lambda given, own, fixed: jnp.sin(own * given["a"]) * fixed["mask"],
+    lambda given, own, fixed: given["a"] * jnp.exp(given["b"] * own["w"]),
+    lambda given, own, fixed: given["b"] ** 3 * jax.random.normal(fixed["noise"], (2, 3)),
+]
 
 
 def both(active):
@@ -27,7 +30,9 @@ def both(active):
     return skipping, plain
 
 
-@pytest.mark.parametrize("active", [(True, True, True), (False, True, False), (False, False, False)])
+@pytest.mark.parametrize(
+    "active", [(True, True, True), (False, True, False), (False, False, False)]
+)
 def test_every_derivative_is_that_of_the_plain_sum(active):
     def derivatives(function):
         def loss(given, own):
@@ -38,8 +43,12 @@ def test_every_derivative_is_that_of_the_plain_sum(active):
             return loss(given, jax.tree.map(lambda w, g: w - 0.3 * g, own, step))
 
         gradient = jax.grad(loss, (0, 1))
-        return (function(GIVEN, OWN), gradient(GIVEN, OWN), jax.grad(after_a_step, (0, 1))(GIVEN, OWN),
-                jax.jvp(gradient, (GIVEN, OWN), (GIVEN, OWN))[1])
+        return (
+            function(GIVEN, OWN),
+            gradient(GIVEN, OWN),
+            jax.grad(after_a_step, (0, 1))(GIVEN, OWN),
+            jax.jvp(gradient, (GIVEN, OWN), (GIVEN, OWN))[1],
+        )
 
     got, want = quick(lambda: tuple(map(derivatives, both(active))))()
     for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
@@ -48,7 +57,9 @@ def test_every_derivative_is_that_of_the_plain_sum(active):
 
 def test_one_program_for_each_choice_and_many_choices_at_once():
     def gradient(active):
-        return jax.grad(lambda given: (sum_of_active(BRANCHES, active, given, OWN, FIXED) ** 2).sum())(GIVEN)
+        return jax.grad(
+            lambda given: (sum_of_active(BRANCHES, active, given, OWN, FIXED) ** 2).sum()
+        )(GIVEN)
 
     choices = jnp.array([[True, False, False], [False, True, True]])
     together, alone = quick(jax.vmap(gradient))(choices), quick(gradient)
@@ -58,7 +69,9 @@ def test_one_program_for_each_choice_and_many_choices_at_once():
 
 
 def test_a_skipped_branch_makes_no_array_forward_or_backward():
-    """In the traced gradient, no side of a `cond` that skips makes anything as large as what is given."""
+    """In the traced gradient, no side of a `cond` that skips makes anything as large as what is
+    given."""
+
     def branch(given, own, fixed):
         return given * own
 
@@ -81,7 +94,9 @@ def _equations(jaxpr):
     for equation in jaxpr.eqns:
         yield equation
         if equation.primitive.name != "cond":
-            for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "jaxpr")):
+            for value in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda v: hasattr(v, "jaxpr")
+            ):
                 if hasattr(value, "jaxpr"):
                     yield from _equations(value.jaxpr)
                 elif hasattr(value, "eqns"):

@@ -1,4 +1,5 @@
-"""Every strategy through the stages, with the derivation it brings: a search of a few steps, then a genotype."""
+"""Every strategy through the stages, with the derivation it brings: a search of a few steps, then a
+genotype."""
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,17 @@ from dartformer.strategies.drop import Drop
 from dartformer.supernet import supernet
 from dartformer.transformer import TransformerConfig
 
-FEW = {"model.layers": 1, "space.candidates": ("full", "uniform"), "search.steps": 4, "retrain.steps": 2,
-       "retrain.seeds": (0,), "log.every": 2, "log.eval_every": 4, "log.checkpoint_every": 4, "search.observe": False}
+FEW = {
+    "model.layers": 1,
+    "space.candidates": ("full", "uniform"),
+    "search.steps": 4,
+    "retrain.steps": 2,
+    "retrain.seeds": (0,),
+    "log.every": 2,
+    "log.eval_every": 4,
+    "log.checkpoint_every": 4,
+    "search.observe": False,
+}
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -45,7 +55,8 @@ def test_search_and_derive(name, tiny, tmp_path):
 
 
 def test_batches_advance_and_the_halves_do_not_meet(tiny, tmp_path):
-    """A loader that is made anew at every step gives the first batch for ever (tinyml-tensorlab#15, PC-DARTS)."""
+    """A loader that is made anew at every step gives the first batch for ever (tinyml-tensorlab#15,
+    PC-DARTS)."""
     configs.override(tiny, FEW)
     with Run(tiny, tmp_path) as run:
         pairs = stream(run, groups(run)[0])
@@ -61,31 +72,55 @@ def test_a_strategy_brings_its_options_and_what_follows_it(tiny):
     configs.override(tiny, {"search.strategy.name": "masked"})
     assert tiny.search.strategy.to_dict() == {"name": "masked"}
     assert (tiny.search.projections, tiny.derive.rule) == ("separate", "masked")
-    configs.override(tiny, {"search.strategy.temperature": "5,0.5", "search.strategy.name": "gumbel",
-                            "derive.rule": "sample"})
+    configs.override(
+        tiny,
+        {
+            "search.strategy.temperature": "5,0.5",
+            "search.strategy.name": "gumbel",
+            "derive.rule": "sample",
+        },
+    )
     assert tiny.search.strategy.temperature == (5.0, 0.5)
     assert (tiny.search.projections, tiny.derive.rule) == ("shared", "sample")
     configs.validate(tiny)
     assert configs.from_dict(configs.to_dict(tiny)).to_dict() == tiny.to_dict()
 
 
-@pytest.mark.parametrize(("values", "message"), [
-    ({"search.strategy.name": "dart"}, "Did you mean 'darts'"),
-    ({"search.strategy.name": "spos", "derive.rule": "argmax"}, "learns no alphas"),
-    ({"search.strategy.name": "grid", "derive.rule": "masked_drop"}, "trains no supernet"),
-    ({"search.strategy.name": "grid", "search.seeds": 2}, "search.seeds must be 1"),
-    ({"search.strategy.name": "spos", "search.strategy.warmup": 0.1}, "unknown config field"),
-    ({"search.strategy.hypergradient": "frist"}, "unknown hypergradient 'frist'. Did you mean 'first'"),
-    ({"search.strategy.hypergradient": "second(2)"}, "takes 0 options"),
-    ({"search.strategy.name": "spos", "search.alphas.learning_rate": 0.5}, "search.alphas has no effect"),
-    ({"search.strategy.extras": "smoothing,smoothing"}, "holds smoothing twice"),
-    ({"search.strategy.extras": "drop(keep=3)"}, "keep=3 of 3 candidates drops none"),
-    ({"search.strategy.name": "gumbel", "search.strategy.extras": "smoothing"}, "cannot be put on top of gumbel"),
-    ({"search.partial": 2}, "cannot be taken with space.granularity = 'head'"),
-    ({"search.strategy.name": "spos", "search.remat": False}, "it samples, so that a step needs few"),
-    ({"search.strategy.extras": "drop(stages=1, recompile=False)", "search.remat": False},
-     "drop without compiling again"),
-    ({"search.strategy.extras": "nothing"}, "unknown extra 'nothing'")])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"search.strategy.name": "dart"}, "Did you mean 'darts'"),
+        ({"search.strategy.name": "spos", "derive.rule": "argmax"}, "learns no alphas"),
+        ({"search.strategy.name": "grid", "derive.rule": "masked_drop"}, "trains no supernet"),
+        ({"search.strategy.name": "grid", "search.seeds": 2}, "search.seeds must be 1"),
+        ({"search.strategy.name": "spos", "search.strategy.warmup": 0.1}, "unknown config field"),
+        (
+            {"search.strategy.hypergradient": "frist"},
+            "unknown hypergradient 'frist'. Did you mean 'first'",
+        ),
+        ({"search.strategy.hypergradient": "second(2)"}, "takes 0 options"),
+        (
+            {"search.strategy.name": "spos", "search.alphas.learning_rate": 0.5},
+            "search.alphas has no effect",
+        ),
+        ({"search.strategy.extras": "smoothing,smoothing"}, "holds smoothing twice"),
+        ({"search.strategy.extras": "drop(keep=3)"}, "keep=3 of 3 candidates drops none"),
+        (
+            {"search.strategy.name": "gumbel", "search.strategy.extras": "smoothing"},
+            "cannot be put on top of gumbel",
+        ),
+        ({"search.partial": 2}, "cannot be taken with space.granularity = 'head'"),
+        (
+            {"search.strategy.name": "spos", "search.remat": False},
+            "it samples, so that a step needs few",
+        ),
+        (
+            {"search.strategy.extras": "drop(stages=1, recompile=False)", "search.remat": False},
+            "drop without compiling again",
+        ),
+        ({"search.strategy.extras": "nothing"}, "unknown extra 'nothing'"),
+    ],
+)
 def test_what_makes_no_sense_is_refused(values, message, tiny):
     def validate():
         configs.override(tiny, values)
@@ -96,8 +131,15 @@ def test_what_makes_no_sense_is_refused(values, message, tiny):
 
 
 def test_one_level_of_several_seeds_shares_a_program(tiny, tmp_path):
-    configs.override(tiny, {**FEW, "search.seeds": 2, "search.strategy.name": "single_level",
-                            "search.strategy.warmup": 0.0})
+    configs.override(
+        tiny,
+        {
+            **FEW,
+            "search.seeds": 2,
+            "search.strategy.name": "single_level",
+            "search.strategy.warmup": 0.0,
+        },
+    )
     with Run(tiny, tmp_path) as run:
         assert [g.seeds for g in groups(run)] == [(0, 1)]
         first, second = search(run).seeds
@@ -107,23 +149,39 @@ def test_one_level_of_several_seeds_shares_a_program(tiny, tmp_path):
 
 def test_a_starting_config_for_a_strategy(tmp_path):
     file = tmp_path / "space.py"
-    file.write_text(starter("listops", values={"search.strategy.name": "gumbel", "search.strategy.hard": "false"}))
+    file.write_text(
+        starter(
+            "listops", values={"search.strategy.name": "gumbel", "search.strategy.hard": "false"}
+        )
+    )
     config = configs.load_config(file)
     assert config.search.strategy.name == "gumbel"
     assert config.search.strategy.hard is False
-    file.write_text(file.read_text().replace(', strategy="gumbel"', "").replace(
-        "config.search.strategy.hard = False", 'config.search.strategy.name = "gumbel"'))
+    file.write_text(
+        file.read_text()
+        .replace(', strategy="gumbel"', "")
+        .replace("config.search.strategy.hard = False", 'config.search.strategy.name = "gumbel"')
+    )
     with pytest.raises(InputError, match=r"dartformer\.defaults\(strategy='gumbel'\)"):
         configs.load_config(file)
 
 
 def test_extras_hypergradient_and_partial_heads_from_a_config(tiny, tmp_path):
     """Spelled in a config, all at once, through the stages."""
-    configs.override(tiny, {**FEW, "space.candidates": ("full", "uniform", "identity"), "space.granularity": "layer",
-                            "search.partial": 2, "search.steps": 6, "search.strategy.warmup": 0.0,
-                            "search.strategy.hypergradient": "neumann(terms=2)",
-                            "search.strategy.extras": "smoothing,drop(stages=1),early_stop(every=1, window=1, "
-                                                      "patience=1, iterations=2)"})
+    configs.override(
+        tiny,
+        {
+            **FEW,
+            "space.candidates": ("full", "uniform", "identity"),
+            "space.granularity": "layer",
+            "search.partial": 2,
+            "search.steps": 6,
+            "search.strategy.warmup": 0.0,
+            "search.strategy.hypergradient": "neumann(terms=2)",
+            "search.strategy.extras": "smoothing,drop(stages=1),early_stop(every=1, window=1, "
+            "patience=1, iterations=2)",
+        },
+    )
     with Run(tiny, tmp_path) as run:
         found = search(run)
         genotype = derive(found).genotype
@@ -137,8 +195,15 @@ def test_a_search_that_keeps_its_branches_finds_the_same(tiny, tmp_path):
     """With candidates that are dropped on the way, too: the step is then compiled without them."""
     found = []
     for remat in (True, False):
-        configs.override(tiny, {**FEW, "search.strategy.warmup": 0.0, "search.strategy.extras": "drop(stages=1)",
-                                "search.remat": remat})
+        configs.override(
+            tiny,
+            {
+                **FEW,
+                "search.strategy.warmup": 0.0,
+                "search.strategy.extras": "drop(stages=1)",
+                "search.remat": remat,
+            },
+        )
         with Run(tiny, tmp_path / str(remat)) as run:
             result = search(run)
             found.append((result.mixture, derive(result).genotype, result.history[-1]))
@@ -154,10 +219,21 @@ def test_kept_branches_are_for_the_steps_alone(tiny, tmp_path):
     with Run(tiny, tmp_path) as run:
         group = groups(run)[0]
         state, batch = initial(run, group), next(stream(run, group))
-        skips = [str(jax.make_jaxpr(of)(*given)).count("cond[") for of, given in (
-            (run.supernet.network.apply, (state.weights, batch[0]["tokens"], batch[0]["valid"],
-                                          np.ones(run.space.mixture_shape, np.float32))),
-            (step_of(run, group), (state, batch)))]
+        skips = [
+            str(jax.make_jaxpr(of)(*given)).count("cond[")
+            for of, given in (
+                (
+                    run.supernet.network.apply,
+                    (
+                        state.weights,
+                        batch[0]["tokens"],
+                        batch[0]["valid"],
+                        np.ones(run.space.mixture_shape, np.float32),
+                    ),
+                ),
+                (step_of(run, group), (state, batch)),
+            )
+        ]
     assert skips[0] >= len(run.space.candidates)
     assert skips[1] == 0
 
@@ -170,7 +246,9 @@ def test_sampled_strategies_never_share_a_program(tiny, tmp_path):
 
 def test_a_dropped_candidate_is_not_computed():
     """Its weights turned to NaN poison a step as long as it is in play, and no longer."""
-    shape = TransformerConfig(vocabulary=7, classes=3, length=6, layers=1, heads=2, head_dim=4, model_dim=8, mlp_dim=8)
+    shape = TransformerConfig(
+        vocabulary=7, classes=3, length=6, layers=1, heads=2, head_dim=4, model_dim=8, mlp_dim=8
+    )
     space = SearchSpace((parse("linformer(rank=2)"), parse("uniform")), 1, 2, "layer")
     options = make("darts", {"warmup": 0.0, "extras": (Drop(stages=1),)})
 
@@ -179,9 +257,13 @@ def test_a_dropped_candidate_is_not_computed():
 
         def loss(weights, mixture, batch, key):
             logits = net.apply(weights, batch, batch > 0, mixture, train=True, key=key)
-            return jnp.mean(logits ** 2), {}
+            return jnp.mean(logits**2), {}
 
-        return net, options(Problem(loss, space.alphas_shape, space.mixture_shape, optax.sgd(0.01), optax.sgd(0.01), 6))
+        return net, options(
+            Problem(
+                loss, space.alphas_shape, space.mixture_shape, optax.sgd(0.01), optax.sgd(0.01), 6
+            )
+        )
 
     net, strategy = over()
     state = strategy.init(jax.random.key(0), net.init(jax.random.key(1)))
@@ -190,10 +272,22 @@ def test_a_dropped_candidate_is_not_computed():
     tokens = jnp.ones((2, 6), jnp.int32)
 
     def poisoned(state):
-        own = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), state.weights["blocks"][0]["mixer"]["own"])
-        blocks = {0: {**state.weights["blocks"][0], "mixer": {**state.weights["blocks"][0]["mixer"], "own": own}}}
-        return bool(jnp.isfinite(step(state._replace(weights={**state.weights, "blocks": blocks}), tokens,
-                                      tokens)[1]["loss"]))
+        own = jax.tree.map(
+            lambda p: jnp.full_like(p, jnp.nan), state.weights["blocks"][0]["mixer"]["own"]
+        )
+        blocks = {
+            0: {
+                **state.weights["blocks"][0],
+                "mixer": {**state.weights["blocks"][0]["mixer"], "own": own},
+            }
+        }
+        return bool(
+            jnp.isfinite(
+                step(state._replace(weights={**state.weights, "blocks": blocks}), tokens, tokens)[
+                    1
+                ]["loss"]
+            )
+        )
 
     found, other = [], jax.tree.map(jnp.copy, state)
     for _ in range(6):
@@ -203,18 +297,27 @@ def test_a_dropped_candidate_is_not_computed():
     assert found == [False, False, False, True, True, True]
     assert state.memory["alive"].tolist() == [[[False, True]]]
 
-    # Compiled again without it, the step does the same in less memory; so does a search that begins there.
-    narrowing = Narrowing(lambda left: lambda state, batch: over(left)[1].step(state, batch, batch),
-                          space.mixture_shape, options.falls(2, 6))
+    # Compiled again without it, the step does the same in less memory; so does a search that begins
+    # there.
+    narrowing = Narrowing(
+        lambda left: lambda state, batch: over(left)[1].step(state, batch, batch),
+        space.mixture_shape,
+        options.falls(2, 6),
+    )
     narrowing.prepare(other, tokens)
     for done in range(6):
         if done == 5:
             narrowing.prepare(other, tokens)
         other, _ = narrowing(other, tokens)
-    for a, b in zip(jax.tree.leaves((state.weights, state.alphas)), jax.tree.leaves((other.weights, other.alphas)),
-                    strict=True):
+    for a, b in zip(
+        jax.tree.leaves((state.weights, state.alphas)),
+        jax.tree.leaves((other.weights, other.alphas)),
+        strict=True,
+    ):
         np.testing.assert_allclose(a, b, atol=1e-6)
     assert list(narrowing.programs) == [((0, 1),), ((1,),)]
-    wide, narrow = (next(iter(program.programs.values())).memory_analysis().temp_size_in_bytes
-                    for program in narrowing.programs.values())
+    wide, narrow = (
+        next(iter(program.programs.values())).memory_analysis().temp_size_in_bytes
+        for program in narrowing.programs.values()
+    )
     assert narrow < wide

@@ -20,12 +20,25 @@ CANDIDATES = ("full", "local(window=2)", "linear", "linformer(rank=4)", "uniform
 
 
 def sizes(**changes):
-    return TransformerConfig(**{"vocabulary": 11, "classes": 5, "length": N, "layers": 2, "heads": 3, "head_dim": 4,
-                                "model_dim": 10, "mlp_dim": 7, **changes})
+    return TransformerConfig(
+        **{
+            "vocabulary": 11,
+            "classes": 5,
+            "length": N,
+            "layers": 2,
+            "heads": 3,
+            "head_dim": 4,
+            "model_dim": 10,
+            "mlp_dim": 7,
+            **changes,
+        }
+    )
 
 
 def space_of(config, granularity="head", candidates=CANDIDATES):
-    return SearchSpace(tuple(parse(c) for c in candidates), config.layers, config.heads, granularity)
+    return SearchSpace(
+        tuple(parse(c) for c in candidates), config.layers, config.heads, granularity
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +66,8 @@ def test_one_hot_supernet_is_the_derived_model(batch, projections, pooling):
 
 
 def test_candidates_in_parallel_are_the_truncated_mixture(batch):
-    """The derived hybrid is the supernet with all but k candidates left out and the others scaled to sum to one."""
+    """The derived hybrid is the supernet with all but k candidates left out and the others scaled
+    to sum to one."""
     for norm in (True, False):
         config = sizes(branch_norm=norm)
         space = space_of(config, candidates=("full", "linformer(rank=4)", "linear", "identity"))
@@ -61,15 +75,18 @@ def test_candidates_in_parallel_are_the_truncated_mixture(batch):
         weights = net.init(jax.random.key(1))
         mixture = np.random.default_rng(4).dirichlet(np.ones(4), (2, 3)).astype(np.float32)
         trained = Trained(space, mixture, None, None, None, None, None)
-        for k in (2, 3)[:1 + norm]:
+        for k in (2, 3)[: 1 + norm]:
             genotype = TopK(k)(trained).genotype
             kept = np.where(mixture >= np.sort(mixture, -1)[..., [-k]], mixture, 0)
-            np.testing.assert_allclose(space.mixture(genotype), kept / kept.sum(-1, keepdims=True), atol=2e-4)
+            np.testing.assert_allclose(
+                space.mixture(genotype), kept / kept.sum(-1, keepdims=True), atol=2e-4
+            )
             want = jax.jit(net.apply)(weights, *batch, space.mixture(genotype))
             derived = transformer(config, genotype)
             inherited = inherit(weights, space, genotype)
             assert jax.tree.map(jnp.shape, inherited) == jax.tree.map(
-                jnp.shape, jax.eval_shape(derived.init, jax.random.key(0)))
+                jnp.shape, jax.eval_shape(derived.init, jax.random.key(0))
+            )
             np.testing.assert_allclose(jax.jit(derived.apply)(inherited, *batch), want, atol=1e-5)
     separate = supernet(config, space, "separate").init(jax.random.key(1))
     with pytest.raises(InputError, match="separate projections"):
@@ -88,7 +105,8 @@ def test_inherited_weights_have_the_derived_models_structure(batch):
 
 @pytest.mark.parametrize("projections", ["shared", "separate"])
 def test_a_mixture_is_the_weighted_sum_of_branches(batch, projections):
-    """With one layer and linear everything else, the attention branch of a mixture is the mean of one-hot branches."""
+    """With one layer and linear everything else, the attention branch of a mixture is the mean of
+    one-hot branches."""
     config = sizes(layers=1)
     space = space_of(config)
     net = supernet(config, space, projections)
@@ -103,14 +121,21 @@ def _mixer_output(config, space, projections, weights, batch, row):
     from flax import nnx
 
     from dartformer.supernet import MixedAttention
-    structure, _ = nnx.split(nnx.eval_shape(
-        lambda: MixedAttention(config, space.candidates, projections, 0, rngs=nnx.Rngs(0))))
+
+    structure, _ = nnx.split(
+        nnx.eval_shape(
+            lambda: MixedAttention(config, space.candidates, projections, 0, rngs=nnx.Rngs(0))
+        )
+    )
     x = jax.random.normal(jax.random.key(5), (B, N, config.model_dim))
-    return nnx.merge(structure, weights["blocks"][0]["mixer"])(x, batch[1], row, train=False, key=None)
+    return nnx.merge(structure, weights["blocks"][0]["mixer"])(
+        x, batch[1], row, train=False, key=None
+    )
 
 
 def test_a_zero_column_is_not_computed(batch):
-    """A branch that would fail every result with NaN is harmless while its column is zero, and only then."""
+    """A branch that would fail every result with NaN is harmless while its column is zero, and only
+    then."""
     config = sizes()
     space = space_of(config, candidates=("full", "linformer(rank=4)"))
     net = supernet(config, space)
@@ -126,7 +151,8 @@ def test_a_zero_column_is_not_computed(batch):
 
 
 def test_branches_are_compared_by_use_not_by_size(batch):
-    """With branch_norm, multiplying the values of every branch by a constant changes the logits by nothing."""
+    """With branch_norm, multiplying the values of every branch by a constant changes the logits by
+    nothing."""
     config = sizes(layers=1)
     space = space_of(config)
     for norm, same in ((True, True), (False, False)):
@@ -166,27 +192,40 @@ def test_padding_changes_nothing(batch, stem):
     tokens, valid = batch
     apply = jax.jit(net.apply)
     want = apply(weights, tokens, valid, mixture)
-    np.testing.assert_allclose(apply(weights, jnp.where(valid, tokens, 9), valid, mixture), want, atol=1e-5)
-    np.testing.assert_allclose(apply(weights, tokens[1:2, :5], valid[1:2, :5], mixture), want[1:2], atol=1e-5)
+    np.testing.assert_allclose(
+        apply(weights, jnp.where(valid, tokens, 9), valid, mixture), want, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        apply(weights, tokens[1:2, :5], valid[1:2, :5], mixture), want[1:2], atol=1e-5
+    )
 
 
 def test_the_bigram_stem_adds_the_token_before(batch):
-    """Where nothing else mixes, an answer depends on a token and the one before, and on no other."""
+    """Where nothing else mixes, an answer depends on a token and the one before, and on no
+    other."""
     config = sizes(stem="bigram", pooling="none", positions="none", layers=1)
     net = transformer(config, Genotype.homogeneous(parse("identity"), 1, 3))
     weights, apply = net.init(jax.random.key(0)), jax.jit(net.apply)
-    tokens, valid = batch[0], jnp.ones((B, N), bool).at[:, 6].set(False)  # 7 comes after a token that is not there
+    tokens, valid = (
+        batch[0],
+        jnp.ones((B, N), bool).at[:, 6].set(False),
+    )  # 7 comes after a token that is not there
     out = apply(weights, tokens, valid)
     moved = apply(weights, tokens.at[:, 4].set(tokens[:, 4] % 10 + 1).at[:, 6].set(3), valid)
     changed = np.abs(np.asarray(moved - out)).max((0, 2)) > 1e-6
     assert list(np.flatnonzero(changed[valid[0]])) == [4, 5]
-    plain = cost.model_parameters(transformer(sizes(pooling="none", positions="none", layers=1),
-                                              Genotype.homogeneous(parse("identity"), 1, 3)))
+    plain = cost.model_parameters(
+        transformer(
+            sizes(pooling="none", positions="none", layers=1),
+            Genotype.homogeneous(parse("identity"), 1, 3),
+        )
+    )
     assert cost.parameters(weights) == plain + config.vocabulary * config.model_dim
 
 
 def test_layers_as_one_loop_are_the_same_function(batch, compile_quickly):
-    """Gradients by weights and mixture, with dropout, random projections, and a candidate that one layer skips."""
+    """Gradients by weights and mixture, with dropout, random projections, and a candidate that one
+    layer skips."""
     candidates = ("full", "performer(features=4)", "linformer(rank=4)")
     with jax.enable_x64(True):
         found = []
@@ -194,32 +233,45 @@ def test_layers_as_one_loop_are_the_same_function(batch, compile_quickly):
             config = sizes(layers=3, dropout=0.3, dtype="float64", scan=scan)
             space = space_of(config, candidates=candidates)
             net = supernet(config, space)
-            assert ("scan[" in str(jax.make_jaxpr(net.apply)(net.init(jax.random.key(1)), *batch,
-                                                             jnp.ones(space.mixture_shape)))) == bool(scan)
+            assert (
+                "scan["
+                in str(
+                    jax.make_jaxpr(net.apply)(
+                        net.init(jax.random.key(1)), *batch, jnp.ones(space.mixture_shape)
+                    )
+                )
+            ) == bool(scan)
             mixture = jnp.linspace(0.1, 0.9, 27).reshape(space.mixture_shape).at[1, :, 0].set(0)
 
             def loss(weights, mixture, net=net):
                 logits = net.apply(weights, *batch, mixture, train=True, key=jax.random.key(2))
-                return (logits ** 2).sum()
+                return (logits**2).sum()
 
-            found.append(jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(net.init(jax.random.key(1)), mixture))
+            found.append(
+                jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(
+                    net.init(jax.random.key(1)), mixture
+                )
+            )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), *found)
 
 
 @pytest.mark.parametrize("projections", ["shared", "separate"])
 def test_kept_branches_are_the_same_function(batch, projections, compile_quickly):
-    """Values and gradients are those of branches that are computed again; but then none is passed over."""
+    """Values and gradients are those of branches that are computed again; but then none is passed
+    over."""
     with jax.enable_x64(True):
         found = []
         for remat in (True, False):
             config = sizes(dropout=0.3, dtype="float64", scan=2)
-            space = space_of(config, candidates=("full", "performer(features=4)", "linformer(rank=4)"))
+            space = space_of(
+                config, candidates=("full", "performer(features=4)", "linformer(rank=4)")
+            )
             net = supernet(config, space, projections, remat=remat)
             mixture = jnp.linspace(0.1, 0.9, 18).reshape(space.mixture_shape)
 
             def loss(weights, mixture, net=net):
                 logits = net.apply(weights, *batch, mixture, train=True, key=jax.random.key(2))
-                return (logits ** 2).sum()
+                return (logits**2).sum()
 
             weights = net.init(jax.random.key(1))
             assert ("cond[" in str(jax.make_jaxpr(loss)(weights, mixture))) == remat
@@ -228,10 +280,15 @@ def test_kept_branches_are_the_same_function(batch, projections, compile_quickly
 
 
 def test_every_attention_trains_in_every_place(batch):
-    """Gradients of the loss are finite for every parameter, and reach every branch's own parameters."""
+    """Gradients of the loss are finite for every parameter, and reach every branch's own
+    parameters."""
     config = sizes()
-    space = space_of(config, candidates=tuple(
-        "sinkhorn(block=4)" if name == "sinkhorn" else name for name in ATTENTIONS))  # one block needs no sorting
+    space = space_of(
+        config,
+        candidates=tuple(
+            "sinkhorn(block=4)" if name == "sinkhorn" else name for name in ATTENTIONS
+        ),
+    )  # one block needs no sorting
     net = supernet(config, space)
     weights = net.init(jax.random.key(0))
     mixture = jnp.full(space.mixture_shape, 1 / len(space.candidates))
@@ -259,18 +316,25 @@ def test_kernels_are_the_same_function_in_the_model(batch):
 
 
 def test_partial_heads_hand_on_their_values(batch):
-    """PC-DARTS with heads for channels: what is not mixed is as `identity` leaves it, and learns no query or key."""
+    """PC-DARTS with heads for channels: what is not mixed is as `identity` leaves it, and learns no
+    query or key."""
     config = sizes(heads=4)
     space = space_of(config, "layer", ("full", "linformer(rank=4)", "identity"))
     whole, half = supernet(config, space), supernet(config, space, partial=2)
     weights = half.init(jax.random.key(1))
-    assert jax.tree.map(jnp.shape, weights) == jax.tree.map(jnp.shape, whole.init(jax.random.key(1)))
+    assert jax.tree.map(jnp.shape, weights) == jax.tree.map(
+        jnp.shape, whole.init(jax.random.key(1))
+    )
     identity = jnp.zeros(space.mixture_shape).at[..., 2].set(1)
     run = jax.jit(half.apply)
-    np.testing.assert_allclose(run(weights, *batch, identity), whole.apply(weights, *batch, identity), atol=1e-6)
+    np.testing.assert_allclose(
+        run(weights, *batch, identity), whole.apply(weights, *batch, identity), atol=1e-6
+    )
 
     mixture = jax.nn.softmax(jax.random.normal(jax.random.key(2), space.mixture_shape), -1)
-    moved = jax.jit(jax.grad(lambda w, m: jnp.sum(half.apply(w, *batch, m) ** 2), (0, 1)))(weights, mixture)
+    moved = jax.jit(jax.grad(lambda w, m: jnp.sum(half.apply(w, *batch, m) ** 2), (0, 1)))(
+        weights, mixture
+    )
     for layer in range(2):
         mixer = moved[0]["blocks"][layer]["mixer"]
         held = np.arange(4) % 2 == layer
@@ -280,7 +344,8 @@ def test_partial_heads_hand_on_their_values(batch):
         assert (np.abs(mixer["projections"][0]["v"]).max((0, 2)) > 0).all()
         assert ((np.abs(moved[1][layer]).max(-1) > 0) == held).all()
 
-    # By definition, for the first layer's heads: the mixture where it is mixed, identity where it is not.
+    # By definition, for the first layer's heads: the mixture where it is mixed, identity where it
+    # is not.
     def mixed(l):
         return jnp.where((np.arange(4) % 2 == l)[:, None], mixture[l], identity[l])
 
@@ -288,9 +353,15 @@ def test_partial_heads_hand_on_their_values(batch):
     np.testing.assert_allclose(run(weights, *batch, mixture), same, atol=1e-5)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (("layer", "shared", 3), "must divide the 4 heads"), (("layer", "shared", 0), "must divide"),
-    (("head", "shared", 2), "granularity = 'head'"), (("layer", "separate", 2), "projections = 'separate'")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("layer", "shared", 3), "must divide the 4 heads"),
+        (("layer", "shared", 0), "must divide"),
+        (("head", "shared", 2), "granularity = 'head'"),
+        (("layer", "separate", 2), "projections = 'separate'"),
+    ],
+)
 def test_partial_heads_that_make_no_sense_are_refused(options, message):
     granularity, projections, partial = options
     config = sizes(heads=4)

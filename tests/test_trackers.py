@@ -1,4 +1,5 @@
-"""Where numbers go: TensorBoard's files read back, and the services, offline, where they are installed."""
+"""Where numbers go: TensorBoard's files read back, and the services, offline, where they are
+installed."""
 
 import struct
 import types
@@ -14,9 +15,17 @@ from dartformer.stages.base import Run
 from dartformer.stages.tracking import track
 from dartformer.train import _Log, read_metrics
 
-RESULTS = {"test": {"accuracy": 0.5}, "valid": {"accuracy": 0.6}, "parameters": 10, "flops": 1e3,
-           "baselines": {"majority": {"test": {"accuracy": 0.1}}, "homogeneous.full": {"test": {"accuracy": 0.4}}},
-           "genotype": {"format": 1, "layers": [["full", "uniform"]]}}
+RESULTS = {
+    "test": {"accuracy": 0.5},
+    "valid": {"accuracy": 0.6},
+    "parameters": 10,
+    "flops": 1e3,
+    "baselines": {
+        "majority": {"test": {"accuracy": 0.1}},
+        "homogeneous.full": {"test": {"accuracy": 0.4}},
+    },
+    "genotype": {"format": 1, "layers": [["full", "uniform"]]},
+}
 
 
 def values(folder):
@@ -26,7 +35,9 @@ def values(folder):
         data, at = file.read_bytes(), 0
         while at < len(data):
             (size,) = struct.unpack_from("<Q", data, at)
-            found += [(v.tag, v) for v in Event.FromString(data[at + 12:at + 12 + size]).summary.value]
+            found += [
+                (v.tag, v) for v in Event.FromString(data[at + 12 : at + 12 + size]).summary.value
+            ]
             at += 16 + size
     return found
 
@@ -34,15 +45,21 @@ def values(folder):
 def stub(tmp_path, *names):
     config = df.defaults("listops")
     config.log.trackers = names
-    return types.SimpleNamespace(config=config, metric=metric.ACCURACY, file=lambda name: tmp_path / name,
-                                 workdir=types.SimpleNamespace(path=tmp_path))
+    return types.SimpleNamespace(
+        config=config,
+        metric=metric.ACCURACY,
+        file=lambda name: tmp_path / name,
+        workdir=types.SimpleNamespace(path=tmp_path),
+    )
 
 
 def test_tensorboard_has_scalars_hparams_and_the_genotype(tmp_path):
     with _Log(tmp_path / "search", 0, trackers.start((), tmp_path / "search", "search")) as log:
         log.write(3, {"loss": 0.25, "mixture": [[1.0]]})
     assert [(tag, v.simple_value) for tag, v in values(tmp_path / "search")] == [("loss", 0.25)]
-    assert read_metrics(tmp_path / "search/metrics.jsonl") == [{"step": 3, "loss": 0.25, "mixture": [[1.0]]}]
+    assert read_metrics(tmp_path / "search/metrics.jsonl") == [
+        {"step": 3, "loss": 0.25, "mixture": [[1.0]]}
+    ]
     for _ in range(2):  # evaluated again: one row
         track(stub(tmp_path), RESULTS)
     found = values(tmp_path / "summary/tensorboard/hparams")
@@ -86,10 +103,13 @@ def test_another_tracker_is_a_line_in_the_table(tmp_path, monkeypatch):
 
 
 def test_what_this_machine_lacks_stops_a_run_and_no_model(tmp_path, monkeypatch):
-    """A config of another machine, with its trackers and devices, is read; a run with it is refused."""
+    """A config of another machine, with its trackers and devices, is read; a run with it is
+    refused."""
     monkeypatch.setitem(trackers.TRACKERS, "gone", ("no_such_module", Fake))
-    for values, message in (({"log.trackers": "gone"}, "pip install 'dartformer.gone.'"),
-                            ({"data.devices": "4096", "data.batch_size": "4096"}, "data.devices must be 0")):
+    for values, message in (
+        ({"log.trackers": "gone"}, "pip install 'dartformer.gone.'"),
+        ({"data.devices": "4096", "data.batch_size": "4096"}, "data.devices must be 0"),
+    ):
         config = df.defaults("listops")
         configs.override(config, values)
         assert configs.from_dict(configs.to_dict(config)) == config
@@ -114,6 +134,7 @@ def test_a_service_offline(name, tmp_path, monkeypatch):
     track(stub(tmp_path, name), RESULTS)
     if name == "mlflow":
         import mlflow
+
         client = mlflow.MlflowClient()
         history = client.get_metric_history((tmp_path / "search/mlflow.id").read_text(), "loss")
         assert [(m.step, m.value) for m in history] == [(3, 0.25), (6, 0.25)]

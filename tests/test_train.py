@@ -55,9 +55,16 @@ def first(step):
 
 
 def run(folder, steps, evaluate=None, step=toy_step, **schedule):
-    return fit("toy", first(step), toy(), stream(), Schedule(steps, **{"log_every": 2, "eval_every": 4,
-                                                                        "checkpoint_every": 4, **schedule}),
-               folder, evaluate=evaluate, rates={"rate": optax.constant_schedule(0.5)})
+    return fit(
+        "toy",
+        first(step),
+        toy(),
+        stream(),
+        Schedule(steps, **{"log_every": 2, "eval_every": 4, "checkpoint_every": 4, **schedule}),
+        folder,
+        evaluate=evaluate,
+        rates={"rate": optax.constant_schedule(0.5)},
+    )
 
 
 def test_stopping_and_continuing_is_as_if_nothing_had_happened(tmp_path):
@@ -66,8 +73,10 @@ def test_stopping_and_continuing_is_as_if_nothing_had_happened(tmp_path):
     continued = run(tmp_path / "parts", 20)
     for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(continued.state), strict=True):
         assert (a == b).all()
-    logs = [[{k: v for k, v in line.items()} for line in read_metrics(tmp_path / p / "metrics.jsonl")]
-            for p in ("whole", "parts")]
+    logs = [
+        [{k: v for k, v in line.items()} for line in read_metrics(tmp_path / p / "metrics.jsonl")]
+        for p in ("whole", "parts")
+    ]
     assert logs[0] == logs[1]
     again = run(tmp_path / "parts", 20)  # finished: nothing is run
     assert float(again.state.total) == float(whole.state.total)
@@ -82,7 +91,9 @@ def test_both_streams_advance():
 
 def test_divergence_names_the_step_and_the_rate_and_keeps_the_last_good_checkpoint(tmp_path):
     def bad(state, batch):
-        return toy_step(state._replace(total=jnp.where(state.step == 9, jnp.nan, state.total)), batch)
+        return toy_step(
+            state._replace(total=jnp.where(state.step == 9, jnp.nan, state.total)), batch
+        )
 
     with pytest.raises(Diverged, match=r"not finite at step 10 \(loss nan; rate 0\.5\)"):
         run(tmp_path, 20, step=bad)
@@ -98,7 +109,9 @@ def test_checkpoints_give_back_every_leaf_and_keep_last_and_best(tmp_path):
     scores = {1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3, 5: 0.3}
     with Checkpoints(tmp_path) as checkpoints:
         for step, score in scores.items():
-            checkpoints.save(step, state._replace(total=jnp.array(float(step))), {"at": step}, score)
+            checkpoints.save(
+                step, state._replace(total=jnp.array(float(step))), {"at": step}, score
+            )
     with Checkpoints(tmp_path) as checkpoints:
         latest, best = checkpoints.latest(state), checkpoints.best(state)
     assert (latest.step, latest.extra) == (5, {"at": 5})
@@ -113,13 +126,17 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage, cap
     with Checkpoints(tmp_path / "kept") as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, toy()._replace(total=jnp.array(float(step))), {})
-    files = [p.relative_to(tmp_path / "kept") for p in (tmp_path / "kept/steps/2").rglob("*") if p.is_file()]
+    files = [
+        p.relative_to(tmp_path / "kept")
+        for p in (tmp_path / "kept/steps/2").rglob("*")
+        if p.is_file()
+    ]
     assert len(files) > 4
     for file in sorted(files):
         shutil.copytree(tmp_path / "kept", tmp_path / "copy")
         data = bytearray((tmp_path / "copy" / file).read_bytes())
         if damage == "truncate":
-            data = data[:len(data) // 2]
+            data = data[: len(data) // 2]
         else:
             data[len(data) // 2] ^= 0x55
         (tmp_path / "copy" / file).write_bytes(data)
@@ -162,10 +179,13 @@ def test_cross_entropy_leaves_negative_labels_out():
 
 @pytest.mark.parametrize("size", [1, 3, 4, 10, 50])
 def test_evaluation_counts_every_example_once(size):
-    """Whatever the batch size: the accuracy is the share of examples whose label is their first token."""
+    """Whatever the batch size: the accuracy is the share of examples whose label is their first
+    token."""
     tokens = np.array([[1, 1], [2, 1], [0, 1], [1, 1], [2, 2], [2, 2], [1, 1]])
     labels = np.array([1, 1, 0, 0, 2, 2, 0])
-    net = Network(lambda key: {}, lambda weights, tokens, valid, mixture: jax.nn.one_hot(tokens[:, 0], 3))
+    net = Network(
+        lambda key: {}, lambda weights, tokens, valid, mixture: jax.nn.one_hot(tokens[:, 0], 3)
+    )
     found = Evaluator(net, size)({}, ArraySplit(tokens, np.full(7, 2), labels))
     assert found["accuracy"] == pytest.approx(4 / 7)
 
@@ -180,14 +200,19 @@ def test_evaluation_in_buckets_is_that_of_whole_examples_in_their_order(size):
         return jax.nn.one_hot(jnp.sum(tokens * valid, 1), 9)
 
     split = ArraySplit(tokens, np.array([1, 4, 2, 0, 3]), np.array([1, 6, 0, 0, 0]))
-    found = [Evaluator(Network(lambda key: {}, apply), size, buckets=buckets).each({}, split) for buckets in (1, 2)]
+    found = [
+        Evaluator(Network(lambda key: {}, apply), size, buckets=buckets).each({}, split)
+        for buckets in (1, 2)
+    ]
     np.testing.assert_array_equal(found[1]["accuracy"], [1, 1, 0, 1, 0])
     np.testing.assert_array_equal(found[0]["loss"], found[1]["loss"])
     assert seen == ({2, 4} if size < 5 else {4})
 
 
-@pytest.mark.parametrize(("asked", "batch", "message"), [(3, 32, "must be a multiple"), (9, 32, "to 8, the number"),
-                                                         (-1, 32, "got -1")])
+@pytest.mark.parametrize(
+    ("asked", "batch", "message"),
+    [(3, 32, "must be a multiple"), (9, 32, "to 8, the number"), (-1, 32, "got -1")],
+)
 def test_devices_that_cannot_share_a_batch_are_refused(asked, batch, message):
     with pytest.raises(InputError, match=message):
         how_many(asked, batch, there=8)

@@ -1,4 +1,5 @@
-"""XLA's faulty reductions: users are protected, and attentions do not meet the crash even without the flag."""
+"""XLA's faulty reductions: users are protected, and attentions do not meet the crash even without
+the flag."""
 
 import subprocess
 import sys
@@ -49,10 +50,16 @@ def test_jaxlib_here_is_faulty_as_its_release_says():
     assert xla_flags.probe(DOTS_ONLY) is Verdict.SOUND
 
 
-@pytest.mark.parametrize(("version", "protection"), [
-    (None, Protection.UNNEEDED), ("0.10.1", Protection.UNNEEDED),
-    ("0.10.2", Protection.SET), ("0.11.0", Protection.SET),
-    ("0.11.2.dev3", Protection.SET)])
+@pytest.mark.parametrize(
+    ("version", "protection"),
+    [
+        (None, Protection.UNNEEDED),
+        ("0.10.1", Protection.UNNEEDED),
+        ("0.10.2", Protection.SET),
+        ("0.11.0", Protection.SET),
+        ("0.11.2.dev3", Protection.SET),
+    ],
+)
 def test_faulty_releases_get_the_flag(version, protection, monkeypatch):
     monkeypatch.setattr(xla_flags, "jaxlib_version", lambda: version)
     monkeypatch.setattr(xla_flags, "_backend_is_running", lambda: False)

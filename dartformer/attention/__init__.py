@@ -1,8 +1,8 @@
 """The attentions to search over: the table of built-in ones, and how others join it.
 
-An attention is a frozen dataclass (see `base.Attention`). To add one here: a file, and a line in `ATTENTIONS`.
-To add one from outside: `register`, or an entry point in the group `dartformer.attention`; `check` tests it.
-"""
+An attention is a frozen dataclass (see `base.Attention`). To add one here: a file, and a line in
+`ATTENTIONS`. To add one from outside: `register`, or an entry point in the group
+`dartformer.attention`; `check` tests it."""
 
 import importlib.metadata
 from collections.abc import Iterator, Mapping
@@ -40,11 +40,48 @@ from dartformer.attention.synthesizer import Synthesizer
 from dartformer.attention.uniform import Uniform
 from dartformer.errors import InputError
 
-__all__ = ["ATTENTIONS", "Attention", "BigBird", "Block", "ConformanceError", "Conv", "Cosformer", "Cost",
-           "Differential", "Fourier", "Full", "GatedDelta", "GatedLinear", "Identity", "Inputs", "Linear", "Linformer",
-           "Local", "Longformer", "Nystrom", "Parallel", "Params", "Performer", "Reformer", "Report", "Retention",
-           "Shape", "Sink", "Sinkhorn", "Sparse", "Ssd", "Strided", "Synthesizer", "Traits", "Uniform", "check",
-           "format", "names", "parse", "register"]
+__all__ = [
+    "ATTENTIONS",
+    "Attention",
+    "BigBird",
+    "Block",
+    "ConformanceError",
+    "Conv",
+    "Cosformer",
+    "Cost",
+    "Differential",
+    "Fourier",
+    "Full",
+    "GatedDelta",
+    "GatedLinear",
+    "Identity",
+    "Inputs",
+    "Linear",
+    "Linformer",
+    "Local",
+    "Longformer",
+    "Nystrom",
+    "Parallel",
+    "Params",
+    "Performer",
+    "Reformer",
+    "Report",
+    "Retention",
+    "Shape",
+    "Sink",
+    "Sinkhorn",
+    "Sparse",
+    "Ssd",
+    "Strided",
+    "Synthesizer",
+    "Traits",
+    "Uniform",
+    "check",
+    "format",
+    "names",
+    "parse",
+    "register",
+]
 
 ATTENTIONS: dict[str, type] = {
     "full": Full,
@@ -87,8 +124,10 @@ class _Table(Mapping[str, type]):
         points: dict[str, importlib.metadata.EntryPoint] = {}
         for point in importlib.metadata.entry_points(group=GROUP):
             if point.name in BUILT_IN or points.setdefault(point.name, point).value != point.value:
-                raise InputError(f"attention {point.name!r} (entry point {point.value}) is already registered: "
-                                 f"uninstall the package that offers it, or rename it there.")
+                raise InputError(
+                    f"attention {point.name!r} (entry point {point.value}) is already registered: "
+                    f"uninstall the package that offers it, or rename it there."
+                )
         return points
 
     def __iter__(self) -> Iterator[str]:
@@ -107,7 +146,9 @@ class _Table(Mapping[str, type]):
             try:
                 cls = point.load()
             except Exception as error:
-                raise InputError(f"attention {name!r} (entry point {point.value}) cannot be loaded: {error}") from error
+                raise InputError(
+                    f"attention {name!r} (entry point {point.value}) cannot be loaded: {error}"
+                ) from error
             register(name, cls)
         return ATTENTIONS[name]
 
@@ -116,20 +157,30 @@ _TABLE = _Table()
 
 
 def register(name: str, cls: type) -> type:
-    """Make `cls`, a frozen dataclass that keeps the protocol, known as `name`; returns `cls`. Twice is as good as once.
+    """Make `cls`, a frozen dataclass that keeps the protocol, known as `name`; returns `cls`. Twice
+    is as good as once.
 
     Raises:
-      InputError: the name is another's, or is no identifier, or `cls` is no frozen dataclass with `traits`.
+      InputError: the name is another's, or is no identifier, or `cls` is no frozen dataclass with
+        `traits`.
     """
     if not name.isidentifier():
         raise InputError(f"attention name {name!r} must be an identifier, such as 'my_attention'.")
     if ATTENTIONS.get(name) is cls:
         return cls
     if name in ATTENTIONS:
-        raise InputError(f"attention {name!r} is already registered, as {ATTENTIONS[name].__qualname__}.")
+        raise InputError(
+            f"attention {name!r} is already registered, as {ATTENTIONS[name].__qualname__}."
+        )
     parameters: Any = getattr(cls, "__dataclass_params__", None)
-    if parameters is None or not parameters.frozen or not isinstance(getattr(cls, "traits", None), Traits):
-        raise InputError(f"{name}: {cls!r} must be a class decorated with @dataclass(frozen=True), with `traits`.")
+    if (
+        parameters is None
+        or not parameters.frozen
+        or not isinstance(getattr(cls, "traits", None), Traits)
+    ):
+        raise InputError(
+            f"{name}: {cls!r} must be a class decorated with @dataclass(frozen=True), with `traits`."
+        )
     ATTENTIONS[name] = cls
     return cls
 
@@ -140,25 +191,45 @@ def names() -> tuple[str, ...]:
 
 
 def parse(text: str) -> Attention:
-    """The attention that `text` spells: `full`, `local(window=16)` or `local(16)`. Inverse of `format`.
+    """The attention that `text` spells: `full`, `local(window=16)` or `local(16)`. Inverse of
+    `format`.
 
     Raises:
-      InputError: not of this form, an unknown name or option, or a value of the wrong type or range.
+      InputError: not of this form, an unknown name or option, or a value of the wrong type or
+        range.
     """
     return spec.parse(text, _TABLE)
 
 
 def format(attention: Attention) -> str:
-    """The text of a registered attention with all its fields, `local(window=16)`. Inverse of `parse`."""
+    """The text of a registered attention with all its fields, `local(window=16)`. Inverse of
+    `parse`."""
     return spec.format(attention, _TABLE)
 
 
-def check(attention: Attention, *, seed: int = 0, heads: int = 3, head_dim: int = 8, length: int = 53,
-          tolerance: float = 1e-6, raise_: bool = True) -> Report:
+def check(
+    attention: Attention,
+    *,
+    seed: int = 0,
+    heads: int = 3,
+    head_dim: int = 8,
+    length: int = 53,
+    tolerance: float = 1e-6,
+    raise_: bool = True,
+) -> Report:
     """Try the whole conformance suite on `attention`, a user's own type too: see `check.check`.
 
     Raises:
-      ConformanceError: some property fails, and `raise_`; the message lists every one with its numbers.
+      ConformanceError: some property fails, and `raise_`; the message lists every one with its
+        numbers.
     """
-    return _check.check(attention, seed=seed, heads=heads, head_dim=head_dim, length=length, tolerance=tolerance,
-                        raise_=raise_, table=_TABLE)
+    return _check.check(
+        attention,
+        seed=seed,
+        heads=heads,
+        head_dim=head_dim,
+        length=length,
+        tolerance=tolerance,
+        raise_=raise_,
+        table=_TABLE,
+    )

@@ -24,24 +24,31 @@ from dartformer.kernels.softmax import dense_weights
 
 @dataclass(frozen=True, repr=False)
 class Block(Spelled):
-    """Block-local attention: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over j with floor(j/b) = floor(i/b).
+    """Block-local attention: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over j with floor(j/b)
+    = floor(i/b).
 
-    Paper: the "local attention" of Tay et al. 2021 (Long Range Arena), arXiv:2011.04006; blocks of queries as in
-    Parmar et al. 2018 (Image Transformer), arXiv:1802.05751, which let a block see what surrounds it too.
-    Own parameters: none. Cost: O(N b D) time, O(N b) memory; no N x N array, and no gather.
-    Masks: invalid keys are left out of the softmax; causal leaves out j > i. A query that sees no key gives zero.
-    Deviations: blocks are contiguous; in the code of Long Range Arena they are every so many tokens, which is a
-    mistake there. The last block may be shorter than the others.
+    Paper: the "local attention" of Tay et al. 2021 (Long Range Arena), arXiv:2011.04006; blocks of
+    queries as in Parmar et al. 2018 (Image Transformer), arXiv:1802.05751, which let a block see
+    what surrounds it too. Own parameters: none. Cost: O(N b D) time, O(N b) memory; no N x N array,
+    and no gather. Masks: invalid keys are left out of the softmax; causal leaves out j > i. A query
+    that sees no key gives zero. Deviations: blocks are contiguous; in the code of Long Range Arena
+    they are every so many tokens, which is a mistake there. The last block may be shorter than the
+    others.
 
     Attributes:
-      size: b, tokens in a block; a token at its edge does not see its neighbour across it (`local` does).
+      size: b, tokens in a block; a token at its edge does not see its neighbour across it (`local`
+        does).
     """
 
     size: int = 32
 
     traits: ClassVar[Traits] = Traits(
-        summary="softmax within blocks", paper="Tay et al. 2021, arXiv:2011.04006", causal=True, positions=POSITIONS,
-        dropout="weights")
+        summary="softmax within blocks",
+        paper="Tay et al. 2021, arXiv:2011.04006",
+        causal=True,
+        positions=POSITIONS,
+        dropout="weights",
+    )
 
     def __post_init__(self) -> None:
         positive(self, size=self.size)
@@ -50,19 +57,41 @@ class Block(Spelled):
         """No parameters."""
         return {}
 
-    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
-                 key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs,
+        *,
+        causal: bool = False,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
-        out = fixed_attention(inputs.q, inputs.k, inputs.v, block=self.size, causal=causal, valid=inputs.valid,
-                              slopes=inputs.slopes, dropout=inputs.rate(train), key=key)
+        out = fixed_attention(
+            inputs.q,
+            inputs.k,
+            inputs.v,
+            block=self.size,
+            causal=causal,
+            valid=inputs.valid,
+            slopes=inputs.slopes,
+            dropout=inputs.rate(train),
+            key=key,
+        )
         return zero_invalid(out, inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The softmax of all scores under a dense mask, `[B, H, N, N]`."""
         block = jnp.arange(inputs.q.shape[1]) // self.size
-        return dense_weights(inputs.q, inputs.k, block[:, None] == block, causal=causal, valid=inputs.valid,
-                             slopes=inputs.slopes)
+        return dense_weights(
+            inputs.q,
+            inputs.k,
+            block[:, None] == block,
+            causal=causal,
+            valid=inputs.valid,
+            slopes=inputs.slopes,
+        )
 
     def cost(self, shape: Shape) -> Cost:
         """As full attention, for each block; the last one is computed whole."""
@@ -72,4 +101,5 @@ class Block(Spelled):
             flops=scores * (4 * shape.head_dim + 6),
             parameters=0,
             activation_bytes=2 * scores * max(4, shape.itemsize),
-            state_bytes=2 * shape.batch * size * shape.kept_heads * shape.head_dim * shape.itemsize)
+            state_bytes=2 * shape.batch * size * shape.kept_heads * shape.head_dim * shape.itemsize,
+        )

@@ -1,4 +1,5 @@
-"""Does an attention keep the protocol? Every property is tried on it, and every failure is named."""
+"""Does an attention keep the protocol? Every property is tried on it, and every failure is
+named."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ PASSED, FAILED, NOT_APPLICABLE = "passed", "FAILED", "not applicable"
 
 @dataclass(frozen=True)
 class Result:
-    """One property: its name, "passed", "FAILED" or "not applicable", and the numbers or the reason."""
+    """One property: its name, "passed", "FAILED" or "not applicable", and the numbers or the
+    reason."""
 
     name: str
     status: str
@@ -50,24 +52,38 @@ class Report:
 
 
 class ConformanceError(AssertionError):
-    """An attention does not keep the protocol: the message lists every failed property with its numbers."""
+    """An attention does not keep the protocol: the message lists every failed property with its
+    numbers."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
         lines = "\n".join(f"  {r.name}: {r.detail}" for r in report.failed)
-        super().__init__(f"{report.attention} fails {len(report.failed)} of {len(report.results)} properties:\n{lines}")
+        super().__init__(
+            f"{report.attention} fails {len(report.failed)} of {len(report.results)} properties:\n{lines}"
+        )
 
 
-def check(attention: Attention, *, seed: int = 0, heads: int = 3, head_dim: int = 8, length: int = 53,
-          tolerance: float = 1e-6, raise_: bool = True, table: Mapping[str, type] | None = None) -> Report:
-    """Try every property of `check_properties.PROPERTIES` on `attention`, on the CPU and mostly in float64.
+def check(
+    attention: Attention,
+    *,
+    seed: int = 0,
+    heads: int = 3,
+    head_dim: int = 8,
+    length: int = 53,
+    tolerance: float = 1e-6,
+    raise_: bool = True,
+    table: Mapping[str, type] | None = None,
+) -> Report:
+    """Try every property of `check_properties.PROPERTIES` on `attention`, on the CPU and mostly in
+    float64.
 
     Args:
       attention: any object that means to keep the protocol, a user's own type too.
       seed: of the inputs, parameters and keys.
-      heads, head_dim, length: sizes; at least 2 heads, and 24 tokens, so that there is room for padding.
-      tolerance: relative, between the output and its definition. The default leaves room for float32 inside;
-        an attention that stays in float64 keeps 1e-9.
+      heads, head_dim, length: sizes; at least 2 heads, and 24 tokens, so that there is room for
+        padding.
+      tolerance: relative, between the output and its definition. The default leaves room for
+        float32 inside; an attention that stays in float64 keeps 1e-9.
       raise_: raise if anything fails; otherwise only report.
       table: names and classes, to try the text form.
 
@@ -76,7 +92,9 @@ def check(attention: Attention, *, seed: int = 0, heads: int = 3, head_dim: int 
       InputError: sizes too small.
     """
     if heads < 2 or length < 24:
-        raise InputError(f"check needs at least 2 heads and 24 tokens, got heads={heads}, length={length}.")
+        raise InputError(
+            f"check needs at least 2 heads and 24 tokens, got heads={heads}, length={length}."
+        )
     results = []
     with jax.default_device(jax.local_devices(backend="cpu")[0]), jax.enable_x64(True):
         case = Case(attention, seed, heads, head_dim, length, tolerance)
@@ -88,7 +106,9 @@ def check(attention: Attention, *, seed: int = 0, heads: int = 3, head_dim: int 
                 status, detail = FAILED, str(failure)
             except NotApplicable as reason:
                 status, detail = NOT_APPLICABLE, str(reason)
-            except Exception as error:  # a user's attention may raise anything, and the other properties still run
+            except (
+                Exception
+            ) as error:  # a user's attention may raise anything, and the other properties still run
                 first_line = next(iter(str(error).strip().splitlines()), "no message")
                 status, detail = FAILED, f"raised {type(error).__name__}: {first_line}"
             results.append(Result(prop.__name__, status, detail))

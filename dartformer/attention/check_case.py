@@ -1,4 +1,5 @@
-"""What the conformance properties share: one small input with every kind of padding, and what is computed on it."""
+"""What the conformance properties share: one small input with every kind of padding, and what is
+computed on it."""
 
 import dataclasses
 import functools
@@ -14,7 +15,8 @@ from jax import Array
 from dartformer.attention.base import Attention, Inputs, Params, Shape
 
 FULL, RIGHT, HOLES, EMPTY = range(4)
-"""The four examples: no padding; padded at the end; padded at the start and inside; nothing but padding."""
+"""The four examples: no padding; padded at the end; padded at the start and inside; nothing but
+padding."""
 
 
 class Failed(Exception):
@@ -38,12 +40,14 @@ def _cheap() -> dict[str, Any]:
 
 
 def quick(function: Callable[..., Any], **options: Any) -> Any:
-    """`jax.jit` for what runs a few times on tiny arrays: compiling is what takes long, so optimise less."""
+    """`jax.jit` for what runs a few times on tiny arrays: compiling is what takes long, so optimise
+    less."""
     return jax.jit(function, compiler_options=_cheap(), **options)
 
 
 def gap(found: Any, wanted: Any) -> float:
-    """Largest absolute difference, relative to the largest magnitude of `wanted`; inf if not finite."""
+    """Largest absolute difference, relative to the largest magnitude of `wanted`; inf if not
+    finite."""
     found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
     if not found.size:
         return 0.0
@@ -64,7 +68,9 @@ def arrays(jaxpr: Any) -> Iterator[int]:
     inner = getattr(jaxpr, "jaxpr", jaxpr)
     yield from (int(np.size(c)) for c in getattr(jaxpr, "consts", ()))
     for equation in inner.eqns:
-        yield from (int(np.prod(v.aval.shape)) for v in equation.outvars if hasattr(v.aval, "shape"))
+        yield from (
+            int(np.prod(v.aval.shape)) for v in equation.outvars if hasattr(v.aval, "shape")
+        )
         for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
             if _is_jaxpr(value):
                 yield from arrays(value)
@@ -85,7 +91,8 @@ def _is_jaxpr(value: Any) -> bool:
 
 @dataclass
 class Case:
-    """One attention and the inputs it is checked on. Arrays are numpy, so that they fit any precision mode."""
+    """One attention and the inputs it is checked on. Arrays are numpy, so that they fit any
+    precision mode."""
 
     attention: Attention
     seed: int
@@ -96,13 +103,20 @@ class Case:
 
     def __post_init__(self) -> None:
         self.random = self._generator(0)
-        self.shape = Shape(self.length, self.heads, self.head_dim, self.heads * self.head_dim, batch=4)
+        self.shape = Shape(
+            self.length, self.heads, self.head_dim, self.heads * self.head_dim, batch=4
+        )
         traits = self.attention.traits
-        self.modes = tuple(causal for causal, able in ((False, traits.bidirectional), (True, traits.causal)) if able)
+        self.modes = tuple(
+            causal
+            for causal, able in ((False, traits.bidirectional), (True, traits.causal))
+            if able
+        )
         self.reads = sorted(traits.reads)
 
     def _generator(self, stream: int) -> np.random.Generator:
-        """Inputs, parameters and cotangent each have a stream, so that what was asked for first changes nothing."""
+        """Inputs, parameters and cotangent each have a stream, so that what was asked for first
+        changes nothing."""
         return np.random.default_rng([self.seed, stream])
 
     def normal(self, *shape: int) -> np.ndarray:
@@ -121,18 +135,21 @@ class Case:
 
     @functools.cached_property
     def params(self) -> Params:
-        """Parameters moved off their initial values, where a zero could hide what depends on them."""
+        """Parameters moved off their initial values, where a zero could hide what depends on
+        them."""
         random = self._generator(1)
-        return jax.tree.map(lambda p: p + 0.1 * random.standard_normal(p.shape) if p.dtype.kind == "f" else p,
-                            self.initial)
+        return jax.tree.map(
+            lambda p: p + 0.1 * random.standard_normal(p.shape) if p.dtype.kind == "f" else p,
+            self.initial,
+        )
 
     @functools.cached_property
     def inputs(self) -> Inputs:
         """The four examples, `[4, N, H, D]`."""
         n = self.length
         valid = np.ones((4, n), bool)
-        valid[RIGHT, 2 * n // 3:] = False
-        valid[HOLES, :n // 8 + 1] = valid[HOLES, n // 2:n // 2 + 5] = False
+        valid[RIGHT, 2 * n // 3 :] = False
+        valid[HOLES, : n // 8 + 1] = valid[HOLES, n // 2 : n // 2 + 5] = False
         valid[EMPTY] = False
         random = self._generator(2)
         q, k, v = (random.standard_normal((4, n, self.heads, self.head_dim)) for _ in range(3))
@@ -159,38 +176,58 @@ class Case:
         """Some examples and tokens of the inputs; x only if it is read."""
         i = self.inputs
         q, k, v = (np.asarray(a)[rows, tokens] for a in (i.q, i.k, i.v))
-        return Inputs(q, k, v, np.asarray(i.x)[rows, tokens] if "x" in self.reads else None,  # type: ignore[arg-type]
-                      np.asarray(i.valid)[rows, tokens] if valid else None, i.head_keys)  # type: ignore[arg-type]
+        return Inputs(
+            q,
+            k,
+            v,
+            np.asarray(i.x)[rows, tokens] if "x" in self.reads else None,  # type: ignore[arg-type]
+            np.asarray(i.valid)[rows, tokens] if valid else None,
+            i.head_keys,
+        )  # type: ignore[arg-type]
 
     def defined(self, params: Params, inputs: Inputs, causal: bool) -> tuple[Array, Array | None]:
         """The output by definition: weights times v, and the weights; or `reference`, and None."""
         weights = self.attention.weights(params, inputs, causal=causal)
         if (weights is not None) != self.attention.traits.matrix:
-            raise Failed(f"traits.matrix is {self.attention.traits.matrix}, and weights() is "
-                         f"{'None' if weights is None else 'an array'}")
+            raise Failed(
+                f"traits.matrix is {self.attention.traits.matrix}, and weights() is "
+                f"{'None' if weights is None else 'an array'}"
+            )
         if weights is not None:
             return jnp.einsum("bhnk,bkhd->bnhd", weights, inputs.v), weights
         reference = getattr(self.attention, "reference", None)
         if reference is None:
-            raise Failed("traits.matrix is False: `reference(params, inputs, *, causal)` must give the output by "
-                         "definition")
+            raise Failed(
+                "traits.matrix is False: `reference(params, inputs, *, causal)` must give the output by "
+                "definition"
+            )
         return reference(params, inputs, causal=causal), None
 
     @functools.cached_property
     def _evaluate(self) -> Any:
-        def evaluate(params: Params, inputs: Inputs, key: Array, causal: bool, train: bool) -> tuple[Array, Any]:
+        def evaluate(
+            params: Params, inputs: Inputs, key: Array, causal: bool, train: bool
+        ) -> tuple[Array, Any]:
             def loss(parts: Any) -> tuple[Array, Array]:
-                out = self.attention(*_join(parts, params, inputs), causal=causal, train=train, key=key)
+                out = self.attention(
+                    *_join(parts, params, inputs), causal=causal, train=train, key=key
+                )
                 return jnp.sum(out * self.cotangent), out
+
             grads, out = jax.grad(loss, has_aux=True)(_split(params, inputs))
             return out, grads
+
         return quick(evaluate, static_argnums=(3, 4))
 
-    def evaluate(self, inputs: Inputs | None = None, *, causal: bool, train: bool = False,
-                 key: int = 0) -> tuple[np.ndarray, Any]:
-        """Output, and gradients of its product with `cotangent`: ({q, k, v, x}, floating parameters)."""
+    def evaluate(
+        self, inputs: Inputs | None = None, *, causal: bool, train: bool = False, key: int = 0
+    ) -> tuple[np.ndarray, Any]:
+        """Output, and gradients of its product with `cotangent`: ({q, k, v, x}, floating
+        parameters)."""
         given = self.inputs if inputs is None else inputs
-        return jax.tree.map(np.asarray, self._evaluate(self.params, given, jax.random.key(key), causal, train))
+        return jax.tree.map(
+            np.asarray, self._evaluate(self.params, given, jax.random.key(key), causal, train)
+        )
 
     @functools.cached_property
     def results(self) -> dict[bool, tuple[np.ndarray, Any]]:
@@ -204,53 +241,85 @@ class Case:
 
     @functools.cached_property
     def influence(self) -> dict[bool, np.ndarray]:
-        """`[H, N, N]` for every mode: the gradient of a random direction of output i by token j (no padding)."""
+        """`[H, N, N]` for every mode: the gradient of a random direction of output i by token j (no
+        padding)."""
         return {causal: self._influence(self.attention, causal) for causal in self.modes}
 
     @functools.cached_property
     def expected(self) -> dict[bool, np.ndarray]:
-        """`[H, N, N]` bool for every mode: whether output i depends on token j, by definition (no padding)."""
+        """`[H, N, N]` bool for every mode: whether output i depends on token j, by definition (no
+        padding)."""
+
         def seen(causal: bool) -> np.ndarray:
             weights = self.definitions[causal][2]
             if weights is None:
-                weights = self._influence(lambda p, i, causal: self.defined(p, i, causal)[0], causal)
+                weights = self._influence(
+                    lambda p, i, causal: self.defined(p, i, causal)[0], causal
+                )
             size = np.abs(weights)
             return size > 1e-12 * size.max()
+
         return {causal: seen(causal) for causal in self.modes}
 
     def _influence(self, function: Callable[..., Any], causal: bool) -> np.ndarray:
-        """In reverse, which every attention supports that can be trained; forward mode some fused ones do not."""
+        """In reverse, which every attention supports that can be trained; forward mode some fused
+        ones do not."""
+
         def gradients(params: Params, inputs: Inputs) -> Array:
-            _, pull = jax.vjp(lambda given: function(*_join((given, {}), params, inputs), causal=causal),
-                              _split({}, inputs)[0])
+            _, pull = jax.vjp(
+                lambda given: function(*_join((given, {}), params, inputs), causal=causal),
+                _split({}, inputs)[0],
+            )
 
             def one(head: Array, token: Array) -> Array:
-                here = ((jnp.arange(self.length) == token)[:, None]
-                        & (jnp.arange(self.heads) == head))[None, :, :, None]
+                here = (
+                    (jnp.arange(self.length) == token)[:, None] & (jnp.arange(self.heads) == head)
+                )[None, :, :, None]
                 (grads,) = pull(jnp.where(here, self.cotangent[:1], 0.0))
-                return sum(jnp.sum(g[0].reshape(self.length, -1) ** 2, axis=-1) for g in grads.values()) ** 0.5  # [N]
+                return (
+                    sum(
+                        jnp.sum(g[0].reshape(self.length, -1) ** 2, axis=-1) for g in grads.values()
+                    )
+                    ** 0.5
+                )  # [N]
+
             over_tokens = jax.vmap(one, (None, 0))
             return jax.vmap(over_tokens, (0, None))(jnp.arange(self.heads), jnp.arange(self.length))
 
-        return np.asarray(quick(gradients)(self.params, self.part(slice(1), slice(None), valid=False)))
+        return np.asarray(
+            quick(gradients)(self.params, self.part(slice(1), slice(None), valid=False))
+        )
 
     @functools.cached_property
     def definitions(self) -> dict[bool, tuple[np.ndarray, Any, np.ndarray | None]]:
-        """As `results`, by definition; and the weights `[H, N, N]` of the example without padding."""
+        """As `results`, by definition; and the weights `[H, N, N]` of the example without
+        padding."""
+
         def evaluate(params: Params, inputs: Inputs, causal: bool) -> Any:
             def loss(parts: Any) -> tuple[Array, Any]:
                 out, weights = self.defined(*_join(parts, params, inputs), causal)
-                return jnp.sum(out * self.cotangent), (out, None if weights is None else weights[FULL])
+                return jnp.sum(out * self.cotangent), (
+                    out,
+                    None if weights is None else weights[FULL],
+                )
+
             grads, (out, weights) = jax.grad(loss, has_aux=True)(_split(params, inputs))
             return out, grads, weights
+
         run = quick(evaluate, static_argnums=2)
-        return {causal: jax.tree.map(np.asarray, run(self.params, self.inputs, causal)) for causal in self.modes}
+        return {
+            causal: jax.tree.map(np.asarray, run(self.params, self.inputs, causal))
+            for causal in self.modes
+        }
 
 
 def _split(params: Params, inputs: Inputs) -> tuple[dict[str, Any], Any]:
-    """What gradients are taken of: the inputs by name, and the parameters that are floating (others None)."""
+    """What gradients are taken of: the inputs by name, and the parameters that are floating (others
+    None)."""
     parts = {n: jnp.asarray(getattr(inputs, n)) for n in "qkvx" if getattr(inputs, n) is not None}
-    return parts, jax.tree.map(lambda p: p if jnp.issubdtype(p.dtype, jnp.floating) else None, params)
+    return parts, jax.tree.map(
+        lambda p: p if jnp.issubdtype(p.dtype, jnp.floating) else None, params
+    )
 
 
 def _join(parts: Any, params: Params, inputs: Inputs) -> tuple[Params, Inputs]:

@@ -1,8 +1,8 @@
-"""The output of an attention in another Python process: what a restart, or another host, would compute.
+"""The output of an attention in another Python process: what a restart, or another host, would
+compute.
 
-That process is started once, with another seed of Python's string hashes, and answers until this one ends. Classes,
-fields and arrays go through pipes as JSON; nothing is pickled.
-"""
+That process is started once, with another seed of Python's string hashes, and answers until this
+one ends. Classes, fields and arrays go through pipes as JSON; nothing is pickled."""
 
 import atexit
 import base64
@@ -26,8 +26,12 @@ HASH_SEED = "20"
 
 def elsewhere(case: Case, causal: bool) -> np.ndarray:
     """`case.results[causal][0]` as another process finds it; raises `Failed` if it finds none."""
-    request = {"path": sys.path, "attention": _as_json(case.attention),
-               "case": [case.seed, case.heads, case.head_dim, case.length, case.tolerance], "causal": causal}
+    request = {
+        "path": sys.path,
+        "attention": _as_json(case.attention),
+        "case": [case.seed, case.heads, case.head_dim, case.length, case.tolerance],
+        "causal": causal,
+    }
     process = _process()
     assert process.stdin is not None
     assert process.stdout is not None
@@ -36,7 +40,9 @@ def elsewhere(case: Case, causal: bool) -> np.ndarray:
     line = process.stdout.readline()
     if not line:
         _process.cache_clear()
-        raise Failed(f"another process ended with status {process.wait()} when it was to compute it")
+        raise Failed(
+            f"another process ended with status {process.wait()} when it was to compute it"
+        )
     answer = json.loads(line)
     if "error" in answer:
         raise Failed(f"another process cannot compute it: {answer['error']}")
@@ -44,10 +50,13 @@ def elsewhere(case: Case, causal: bool) -> np.ndarray:
 
 
 def _as_json(value: Any) -> Any:
-    """A field as JSON: an attention as its class and fields, a tuple as a list under its name, else itself."""
+    """A field as JSON: an attention as its class and fields, a tuple as a list under its name, else
+    itself."""
     if dataclasses.is_dataclass(value):
         cls: Any = type(value)
-        fields = {f.name: _as_json(getattr(value, f.name)) for f in dataclasses.fields(cls) if f.init}
+        fields = {
+            f.name: _as_json(getattr(value, f.name)) for f in dataclasses.fields(cls) if f.init
+        }
         return {"module": cls.__module__, "class": cls.__qualname__, "fields": fields}
     return {"tuple": [_as_json(v) for v in value]} if isinstance(value, tuple) else value
 
@@ -58,7 +67,9 @@ def _from_json(value: Any) -> Any:
         return value
     if "tuple" in value:
         return tuple(map(_from_json, value["tuple"]))
-    cls: Any = functools.reduce(getattr, value["class"].split("."), importlib.import_module(value["module"]))
+    cls: Any = functools.reduce(
+        getattr, value["class"].split("."), importlib.import_module(value["module"])
+    )
     return cls(**{name: _from_json(field) for name, field in value["fields"].items()})
 
 
@@ -66,13 +77,22 @@ def _from_json(value: Any) -> Any:
 def _process() -> subprocess.Popen[str]:
     """The other process."""
     process = subprocess.Popen(
-        [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}\nimport {__name__} as p; p.serve()"],
-        env={**os.environ, "PYTHONHASHSEED": HASH_SEED, "JAX_PLATFORMS": "cpu"}, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        [
+            sys.executable,
+            "-c",
+            f"import sys; sys.path[:] = {sys.path!r}\nimport {__name__} as p; p.serve()",
+        ],
+        env={**os.environ, "PYTHONHASHSEED": HASH_SEED, "JAX_PLATFORMS": "cpu"},
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
 
     def end() -> None:
         process.stdin.close()  # type: ignore[union-attr]
         process.wait()
+
     atexit.register(end)
     return process
 

@@ -24,15 +24,17 @@ from dartformer.kernels.softmax import wide
 
 @dataclass(frozen=True, repr=False)
 class Conv(Spelled):
-    """Depthwise convolution: y_i = sum_t kernel_t * v_{i - before + t}, t = 0 .. width - 1, for each number on its own.
+    """Depthwise convolution: y_i = sum_t kernel_t * v_{i - before + t}, t = 0 .. width - 1, for
+    each number on its own.
 
-    before = floor(width / 2), so that an even width has one more tap before than after; causal: before = width - 1.
+    before = floor(width / 2), so that an even width has one more tap before than after; causal:
+    before = width - 1.
 
-    Paper: none; a baseline, the token mixing of lightweight convolutions (Wu et al. 2019, arXiv:1901.10430, section 3)
-    without their sharing of channels and softmax. It lets a search find that a head needs no attention.
-    Own parameters: kernel `[H, width, D]`. Cost: O(N width D) time, O(N D) memory.
-    Masks: invalid tokens are zero before the convolution, as is what lies beyond both ends.
-    Deviations: none.
+    Paper: none; a baseline, the token mixing of lightweight convolutions (Wu et al. 2019,
+    arXiv:1901.10430, section 3) without their sharing of channels and softmax. It lets a search
+    find that a head needs no attention. Own parameters: kernel `[H, width, D]`. Cost: O(N width D)
+    time, O(N D) memory. Masks: invalid tokens are zero before the convolution, as is what lies
+    beyond both ends. Deviations: none.
 
     Attributes:
       width: taps.
@@ -41,8 +43,13 @@ class Conv(Spelled):
     width: int = 5
 
     traits: ClassVar[Traits] = Traits(
-        summary="depthwise convolution, mixing by distance alone (baseline)", paper="none", causal=True,
-        reads=frozenset("v"), matrix=False, dropout="values")
+        summary="depthwise convolution, mixing by distance alone (baseline)",
+        paper="none",
+        causal=True,
+        reads=frozenset("v"),
+        matrix=False,
+        dropout="values",
+    )
 
     def __post_init__(self) -> None:
         positive(self, width=self.width)
@@ -56,16 +63,26 @@ class Conv(Spelled):
         """Taps before the token itself."""
         return self.width - 1 if causal else self.width // 2
 
-    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
-                 key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs,
+        *,
+        causal: bool = False,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
         v, before = zero_invalid(drop_values(inputs, train, key), inputs.mask), self._before(causal)
         length, kernel = v.shape[1], params["kernel"].astype(wide(v, params["kernel"]))
-        # Shifted views, which fuse; XLA's depthwise convolution is far slower on a CPU, and its gradient more so.
+        # Shifted views, which fuse; XLA's depthwise convolution is far slower on a CPU, and its
+        # gradient more so.
         padded = jnp.pad(v, ((0, 0), (before, self.width - 1 - before), (0, 0), (0, 0)))
-        out = sum((padded[:, t:t + length] * kernel[:, t] for t in range(1, self.width)),
-                  padded[:, :length] * kernel[:, 0])
+        out = sum(
+            (padded[:, t : t + length] * kernel[:, t] for t in range(1, self.width)),
+            padded[:, :length] * kernel[:, 0],
+        )
         return zero_invalid(out.astype(v.dtype), inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> None:
@@ -76,13 +93,21 @@ class Conv(Spelled):
         """The output by definition, in O(N^2), `[B, N, H, D]`."""
         i = jnp.arange(inputs.v.shape[1])
         tap = i - i[:, None] + self._before(causal)  # [query, key]
-        taps = params["kernel"][:, tap.clip(0, self.width - 1)] * ((tap >= 0) & (tap < self.width))[..., None]
+        taps = (
+            params["kernel"][:, tap.clip(0, self.width - 1)]
+            * ((tap >= 0) & (tap < self.width))[..., None]
+        )
         out = jnp.einsum("hqkd,bkhd->bqhd", taps, zero_invalid(inputs.v, inputs.mask))
         return zero_invalid(out, inputs.mask)
 
     def cost(self, shape: Shape) -> Cost:
-        """A multiply-add for each tap of each number; a decoder keeps the tokens that are still within reach."""
+        """A multiply-add for each tap of each number; a decoder keeps the tokens that are still
+        within reach."""
         numbers = shape.batch * shape.length * shape.heads * shape.head_dim
         kept = shape.batch * min(shape.length, self.width) * shape.heads * shape.head_dim
-        return Cost(flops=2 * self.width * numbers, parameters=shape.heads * self.width * shape.head_dim,
-                    activation_bytes=2 * numbers * max(4, shape.itemsize), state_bytes=kept * shape.itemsize)
+        return Cost(
+            flops=2 * self.width * numbers,
+            parameters=shape.heads * self.width * shape.head_dim,
+            activation_bytes=2 * numbers * max(4, shape.itemsize),
+            state_bytes=kept * shape.itemsize,
+        )

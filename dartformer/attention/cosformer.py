@@ -1,4 +1,5 @@
-"""cosFormer: linear attention of ReLU features, with weights that fall with the distance as a cosine."""
+"""cosFormer: linear attention of ReLU features, with weights that fall with the distance as a
+cosine."""
 
 import math
 from dataclasses import dataclass
@@ -29,55 +30,80 @@ from dartformer.kernels.softmax import dense_allowed, wide
 class Cosformer(Spelled):
     """y_i = sum_j w_ij v_j / sum_j w_ij with w_ij = relu(q_i) . relu(k_j) cos(pi (i - j) / 2M).
 
-    As cos(a - b) = cos a cos b + sin a sin b, this is linear attention of 2D features, none of them negative where i
-    and j lie in a span of M tokens.
+    As cos(a - b) = cos a cos b + sin a sin b, this is linear attention of 2D features, none of them
+    negative where i and j lie in a span of M tokens.
 
-    Paper: Qin et al. 2022, arXiv:2202.08791, the re-weighting by a cosine of section 3.
-    Own parameters: none. Cost: O(N D^2) time, O(N D) memory; causal by a recurrence with a 2D x D state.
-    Masks: features of invalid keys are zero, so they add nothing; causal sums over j <= i. Without a `horizon`, M is
-    the number of tokens from the first valid one of each example to the last: padding a batch further changes nothing.
-    Causal outputs then depend on how many tokens follow, though not on which; with one they do not.
-    Deviations: no epsilon bounds the denominator; where no feature of a query meets one of a key, the output is zero.
+    Paper: Qin et al. 2022, arXiv:2202.08791, the re-weighting by a cosine of section 3. Own
+    parameters: none. Cost: O(N D^2) time, O(N D) memory; causal by a recurrence with a 2D x D
+    state. Masks: features of invalid keys are zero, so they add nothing; causal sums over j <= i.
+    Without a `horizon`, M is the number of tokens from the first valid one of each example to the
+    last: padding a batch further changes nothing. Causal outputs then depend on how many tokens
+    follow, though not on which; with one they do not. Deviations: no epsilon bounds the
+    denominator; where no feature of a query meets one of a key, the output is zero.
 
     Attributes:
-      horizon: M, and the longest input, longer ones being refused; 0 for the length of each example, as in the paper.
+      horizon: M, and the longest input, longer ones being refused; 0 for the length of each
+        example, as in the paper.
     """
 
     horizon: int = 0
 
     traits: ClassVar[Traits] = Traits(
-        summary="ReLU features, weighed by the cosine of the distance", paper="Qin et al. 2022, arXiv:2202.08791",
-        causal=True, dropout="values")
+        summary="ReLU features, weighed by the cosine of the distance",
+        paper="Qin et al. 2022, arXiv:2202.08791",
+        causal=True,
+        dropout="values",
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.horizon, int) or isinstance(self.horizon, bool) or self.horizon < 0:
-            raise InputError(f"cosformer: horizon must be a whole number of at least 0, got {self.horizon!r}.")
+            raise InputError(
+                f"cosformer: horizon must be a whole number of at least 0, got {self.horizon!r}."
+            )
 
     def init(self, key: Array, shape: Shape) -> Params:
         """No parameters."""
         return {}
 
-    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
-                 key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs,
+        *,
+        causal: bool = False,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
         angle = self.angles(inputs)
 
         def phi(x: Array) -> Array:
             x = jax.nn.relu(x.astype(wide(x)))
-            return jnp.concatenate([x * jnp.cos(angle).astype(x.dtype), x * jnp.sin(angle).astype(x.dtype)], axis=-1)
+            return jnp.concatenate(
+                [x * jnp.cos(angle).astype(x.dtype), x * jnp.sin(angle).astype(x.dtype)], axis=-1
+            )
 
-        out = linear_attention(phi(inputs.q), phi(inputs.k), drop_values(inputs, train, key), causal=causal,
-                               valid=inputs.valid)
+        out = linear_attention(
+            phi(inputs.q),
+            phi(inputs.k),
+            drop_values(inputs, train, key),
+            causal=causal,
+            valid=inputs.valid,
+        )
         return zero_invalid(out, inputs.mask)
 
     def angles(self, inputs: Inputs) -> Array:
-        """pi i / 2M, counted from where the example begins, `[B or 1, N, 1, 1]`, in float32 or wider."""
+        """pi i / 2M, counted from where the example begins, `[B or 1, N, 1, 1]`, in float32 or
+        wider."""
         length = inputs.q.shape[1]
         if self.horizon:
             fits(self, length, self.horizon)
         position = jnp.arange(length, dtype=wide(inputs.q))[None]
-        start, span = jnp.zeros((1, 1), position.dtype), jnp.full((1, 1), self.horizon or length, position.dtype)
+        start, span = (
+            jnp.zeros((1, 1), position.dtype),
+            jnp.full((1, 1), self.horizon or length, position.dtype),
+        )
         if inputs.valid is not None and not self.horizon:
             start = jnp.min(jnp.where(inputs.valid, position, length - 1), axis=1, keepdims=True)
             last = jnp.max(jnp.where(inputs.valid, position, 0), axis=1, keepdims=True)
@@ -88,14 +114,18 @@ class Cosformer(Spelled):
         """relu(q_i) . relu(k_j) cos(pi (i - j) / 2M), rows divided by their sum, `[B, H, N, N]`."""
         angle = self.angles(inputs)[:, :, 0, 0]
         q, k = (jax.nn.relu(x.astype(wide(x))) for x in (inputs.q, inputs.k))
-        products = jnp.einsum("bnhd,bkhd->bhnk", q, k) * jnp.cos(angle[:, :, None] - angle[:, None])[:, None]
+        products = (
+            jnp.einsum("bnhd,bkhd->bhnk", q, k)
+            * jnp.cos(angle[:, :, None] - angle[:, None])[:, None]
+        )
         allowed = dense_allowed(inputs.q.shape[1], causal=causal, valid=inputs.valid)
         if allowed is not None:
             products = jnp.where(allowed, products, 0)
         return ratio(products, products.sum(-1, keepdims=True)) * inputs.mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:
-        """Two products with the 2D x D state, and about 14 operations for each number of q, k and v."""
+        """Two products with the 2D x D state, and about 14 operations for each number of q, k and
+        v."""
         numbers = shape.batch * shape.length * shape.heads * shape.head_dim
         state = 2 * shape.batch * shape.heads * shape.head_dim * (shape.head_dim + 1)
         wide_size = max(4, shape.itemsize)
@@ -103,4 +133,5 @@ class Cosformer(Spelled):
             flops=numbers * (8 * shape.head_dim + 14),
             parameters=0,
             activation_bytes=(5 * numbers + state) * wide_size,
-            state_bytes=state * wide_size)
+            state_bytes=state * wide_size,
+        )

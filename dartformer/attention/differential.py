@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, accept, zero_invalid
+from dartformer.attention.base import (
+    Cost,
+    Inputs,
+    Params,
+    Shape,
+    Spelled,
+    Traits,
+    accept,
+    zero_invalid,
+)
 from dartformer.errors import InputError
 from dartformer.kernels.softmax import dense_allowed, dense_scores, drop, masked_softmax, wide
 
@@ -16,45 +25,59 @@ NAMES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 
 @dataclass(frozen=True, repr=False)
 class Differential(Spelled):
-    """Difference of softmaxes: y_i = sum_j (softmax_j(q1_i . k1_j / s) - l softmax_j(q2_i . k2_j / s)) v_j.
+    """Difference of softmaxes: y_i = sum_j (softmax_j(q1_i . k1_j / s) - l softmax_j(q2_i . k2_j /
+    s)) v_j.
 
     q1, q2 are the two halves of q, k1, k2 those of k, s = sqrt(D / 2), and
     l = exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init.
 
-    Paper: Ye et al. 2024, arXiv:2410.05258, equations 1 and 2.
-    Own parameters: lambda_q1, lambda_k1, lambda_q2, lambda_k2, `[H, D / 2]` each. Cost: O(N^2 D) time, O(N^2)
-    memory, with twice the scores of full attention.
-    Masks: invalid keys are left out of both softmaxes; causal leaves out j > i. A query that sees no key gives zero.
-    Deviations: a head is as wide as others, and q1, k1, q2, k2 half as wide, where the paper doubles the values; l is
-    of each head, where the paper shares it. The norm of each head's output and the factor 1 - lambda_init behind it are
-    left to the layer (`model.branch_norm`). Rotary positions are refused: which numbers they turn together is the
-    layer's affair, and the halves would tear pairs apart. ALiBi is added to both sets of scores.
+    Paper: Ye et al. 2024, arXiv:2410.05258, equations 1 and 2. Own parameters: lambda_q1,
+    lambda_k1, lambda_q2, lambda_k2, `[H, D / 2]` each. Cost: O(N^2 D) time, O(N^2) memory, with
+    twice the scores of full attention. Masks: invalid keys are left out of both softmaxes; causal
+    leaves out j > i. A query that sees no key gives zero. Deviations: a head is as wide as others,
+    and q1, k1, q2, k2 half as wide, where the paper doubles the values; l is of each head, where
+    the paper shares it. The norm of each head's output and the factor 1 - lambda_init behind it are
+    left to the layer (`model.branch_norm`). Rotary positions are refused: which numbers they turn
+    together is the layer's affair, and the halves would tear pairs apart. ALiBi is added to both
+    sets of scores.
 
     Attributes:
-      lambda_init: at least 0 and below 1; the paper has 0.8 - 0.6 exp(-0.3 l) in layer l = 0, 1, ..., and 0.8 as good.
+      lambda_init: at least 0 and below 1; the paper has 0.8 - 0.6 exp(-0.3 l) in layer l = 0, 1,
+        ..., and 0.8 as good.
     """
 
     lambda_init: float = 0.8
 
     traits: ClassVar[Traits] = Traits(
-        summary="difference of two softmaxes", paper="Ye et al. 2024, arXiv:2410.05258", causal=True, growth=2.0,
-        positions=frozenset({"alibi"}), dropout="weights")
+        summary="difference of two softmaxes",
+        paper="Ye et al. 2024, arXiv:2410.05258",
+        causal=True,
+        growth=2.0,
+        positions=frozenset({"alibi"}),
+        dropout="weights",
+    )
 
     def __post_init__(self) -> None:
         if type(self.lambda_init) not in (int, float) or not 0 <= self.lambda_init < 1:
-            raise InputError(f"differential: lambda_init must be a number of at least 0 and below 1, "
-                             f"got {self.lambda_init!r}.")
+            raise InputError(
+                f"differential: lambda_init must be a number of at least 0 and below 1, "
+                f"got {self.lambda_init!r}."
+            )
 
     def init(self, key: Array, shape: Shape) -> Params:
         """The four lambdas, `[H, D / 2]`, of standard deviation 0.1 as in the paper's code."""
         self._half(shape.head_dim)
-        return {name: 0.1 * jax.random.normal(k, (shape.heads, shape.head_dim // 2))
-                for name, k in zip(NAMES, jax.random.split(key, 4), strict=True)}
+        return {
+            name: 0.1 * jax.random.normal(k, (shape.heads, shape.head_dim // 2))
+            for name, k in zip(NAMES, jax.random.split(key, 4), strict=True)
+        }
 
     def _half(self, width: int) -> int:
         """D / 2; refuses an odd D."""
         if width % 2:
-            raise InputError(f"{self!r} halves queries and keys, so the head width must be even, got {width}.")
+            raise InputError(
+                f"{self!r} halves queries and keys, so the head width must be even, got {width}."
+            )
         return width // 2
 
     def _weights(self, params: Params, inputs: Inputs, causal: bool) -> Array:
@@ -62,28 +85,49 @@ class Differential(Spelled):
         accept(self, inputs, causal=causal)
         half = self._half(inputs.q.shape[-1])
         allowed = dense_allowed(inputs.q.shape[1], causal=causal, valid=inputs.valid)
-        first, second = (masked_softmax(dense_scores(inputs.q[..., part], inputs.k[..., part], inputs.slopes), allowed)
-                         for part in (slice(half), slice(half, None)))
+        first, second = (
+            masked_softmax(
+                dense_scores(inputs.q[..., part], inputs.k[..., part], inputs.slopes), allowed
+            )
+            for part in (slice(half), slice(half, None))
+        )
         q1, k1, q2, k2 = (params[name].astype(wide(params[name], first)) for name in NAMES)
         share = jnp.exp((q1 * k1).sum(-1)) - jnp.exp((q2 * k2).sum(-1)) + self.lambda_init
         return first - share[:, None, None] * second
 
-    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
-                 key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs,
+        *,
+        causal: bool = False,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
         """See `Attention`; raises `InputError` for an odd head width."""
         rows = drop(self._weights(params, inputs, causal), inputs.rate(train), key)
-        out = jnp.einsum("bhnk,bkhd->bnhd", rows, inputs.v, preferred_element_type=wide(rows, inputs.v))
+        out = jnp.einsum(
+            "bhnk,bkhd->bnhd", rows, inputs.v, preferred_element_type=wide(rows, inputs.v)
+        )
         return zero_invalid(out.astype(inputs.v.dtype), inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
-        """The difference of the two, `[B, H, N, N]`; entries may be negative, and rows sum to 1 - l."""
+        """The difference of the two, `[B, H, N, N]`; entries may be negative, and rows sum to 1 -
+        l."""
         return self._weights(params, inputs, causal) * inputs.mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:
-        """Two products as full attention, two softmaxes, and three operations for their difference."""
+        """Two products as full attention, two softmaxes, and three operations for their
+        difference."""
         scores = shape.batch * shape.heads * shape.length**2
         return Cost(
             flops=scores * (4 * shape.head_dim + 14),
             parameters=4 * shape.heads * (shape.head_dim // 2),
             activation_bytes=3 * scores * max(4, shape.itemsize),
-            state_bytes=2 * shape.batch * shape.length * shape.kept_heads * shape.head_dim * shape.itemsize)
+            state_bytes=2
+            * shape.batch
+            * shape.length
+            * shape.kept_heads
+            * shape.head_dim
+            * shape.itemsize,
+        )

@@ -8,7 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, accept, drop_values, zero_invalid
+from dartformer.attention.base import (
+    Cost,
+    Inputs,
+    Params,
+    Shape,
+    Spelled,
+    Traits,
+    accept,
+    drop_values,
+    zero_invalid,
+)
 from dartformer.errors import InputError
 from dartformer.kernels.fourier import LONGEST, fourier
 from dartformer.kernels.softmax import wide
@@ -16,28 +26,40 @@ from dartformer.kernels.softmax import wide
 
 @dataclass(frozen=True, repr=False)
 class Fourier(Spelled):
-    """Mixing without parameters: y = Re(F_n v F_D) / sqrt(n D), F the matrix of the discrete Fourier transform.
+    """Mixing without parameters: y = Re(F_n v F_D) / sqrt(n D), F the matrix of the discrete
+    Fourier transform.
 
-    Paper: Lee-Thorp et al. 2022 (FNet), arXiv:2105.03824, equation 3.
-    Own parameters: none. Cost: O(N D (log N + D)) time, O(N D) memory; about four times that with a mask.
-    Masks: n is the number of valid tokens of an example and the transform is theirs alone, as if the others were cut
-    out, so that padding changes nothing; a plain transform would change with every token that is added. Not causal.
-    Deviations: over the D numbers of v in one head, where FNet transforms all E of the layer's input. Divided by
-    sqrt(n D), which makes the transform unitary: outputs, its real part, have 1 / sqrt(2) of the scale of the values.
-    Computed in float32 or wider: there is no FFT of float16 or bfloat16.
-    """
+    Paper: Lee-Thorp et al. 2022 (FNet), arXiv:2105.03824, equation 3. Own parameters: none. Cost:
+    O(N D (log N + D)) time, O(N D) memory; about four times that with a mask. Masks: n is the
+    number of valid tokens of an example and the transform is theirs alone, as if the others were
+    cut out, so that padding changes nothing; a plain transform would change with every token that
+    is added. Not causal. Deviations: over the D numbers of v in one head, where FNet transforms all
+    E of the layer's input. Divided by sqrt(n D), which makes the transform unitary: outputs, its
+    real part, have 1 / sqrt(2) of the scale of the values. Computed in float32 or wider: there is
+    no FFT of float16 or bfloat16."""
 
     traits: ClassVar[Traits] = Traits(
         summary="Fourier transform over tokens and numbers, no parameters",
-        paper="Lee-Thorp et al. 2022, arXiv:2105.03824", causal=False, reads=frozenset("v"), matrix=False,
-        dropout="values")
+        paper="Lee-Thorp et al. 2022, arXiv:2105.03824",
+        causal=False,
+        reads=frozenset("v"),
+        matrix=False,
+        dropout="values",
+    )
 
     def init(self, key: Array, shape: Shape) -> Params:
         """No parameters."""
         return {}
 
-    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
-                 key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs,
+        *,
+        causal: bool = False,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
         """See `Attention`; raises `InputError` for more than 65,535 tokens with a mask."""
         accept(self, inputs, causal=causal)
         v, dtype = drop_values(inputs, train, key), inputs.v.dtype
@@ -46,7 +68,9 @@ class Fourier(Spelled):
         if inputs.valid is None:
             return (fourier(_across(v)).real * (length * width) ** -0.5).astype(dtype)
         if length > LONGEST:
-            raise InputError(f"{self!r} takes at most {LONGEST} tokens where some may be padding, got {length}.")
+            raise InputError(
+                f"{self!r} takes at most {LONGEST} tokens where some may be padding, got {length}."
+            )
         # Valid tokens to the front, in their order; `rank` is where each went.
         rank = jnp.cumsum(inputs.valid, axis=1) - 1
         order = jnp.argsort(~inputs.valid, axis=1, stable=True)
@@ -72,17 +96,20 @@ class Fourier(Spelled):
         return out * (n[..., None] * width) ** -0.5
 
     def cost(self, shape: Shape) -> Cost:
-        """5 N log2 N for the complex transform over tokens, and two real products over numbers; without a mask."""
+        """5 N log2 N for the complex transform over tokens, and two real products over numbers;
+        without a mask."""
         numbers = shape.batch * shape.length * shape.heads * shape.head_dim
         return Cost(
             flops=numbers * (4 * shape.head_dim + 5 * np.log2(max(shape.length, 2)) + 2),
             parameters=0,
             activation_bytes=4 * numbers * max(4, shape.itemsize),
-            state_bytes=0)
+            state_bytes=0,
+        )
 
 
 def _across(v: Array) -> Array:
-    """v F_D over the last axis, complex: D is small, so two real products are quicker than an FFT."""
+    """v F_D over the last axis, complex: D is small, so two real products are quicker than an
+    FFT."""
     width = v.shape[-1]
     angle = 2 * np.pi * (np.outer(np.arange(width), np.arange(width)) % width) / width
     real, imaginary = (jnp.asarray(a, v.dtype) for a in (np.cos(angle), -np.sin(angle)))

@@ -7,7 +7,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, accept, drop_values, zero_invalid
+from dartformer.attention.base import (
+    Cost,
+    Inputs,
+    Params,
+    Shape,
+    Spelled,
+    Traits,
+    accept,
+    drop_values,
+    zero_invalid,
+)
 from dartformer.attention.ssd import step_start
 from dartformer.kernels.delta_scan import delta_scan, delta_scan_work
 from dartformer.kernels.recurrence import recurrence_weights
@@ -22,55 +32,75 @@ def unit(x: Array) -> Array:
 
 @dataclass(frozen=True, repr=False)
 class GatedDelta(Spelled):
-    """Gated delta rule: S_i = a_i (I - b_i k_i k_i^T) S_{i-1} + b_i k_i v_i^T, y_i = S_i^T q_i / sqrt(D), |q| = |k| =
-    1.
+    """Gated delta rule: S_i = a_i (I - b_i k_i k_i^T) S_{i-1} + b_i k_i v_i^T, y_i = S_i^T q_i /
+    sqrt(D), |q| = |k| = 1.
 
-    What the state holds at k_i is replaced by v_i, by the share b_i = sigmoid(w_b . x_i); and all of it is forgotten by
-    a_i = exp(-A softplus(w_a . x_i + c)).
+    What the state holds at k_i is replaced by v_i, by the share b_i = sigmoid(w_b . x_i); and all
+    of it is forgotten by a_i = exp(-A softplus(w_a . x_i + c)).
 
-    Paper: Yang et al. 2025 (Gated DeltaNet), arXiv:2412.06464, section 3, equation 10; the delta rule of Schlag et al.
-    2021, arXiv:2102.11174.
-    Own parameters: `alpha` `[H, E]` (w_a), `beta` `[H, E]` (w_b), `A_log` `[H]` (A = exp), `dt_bias` `[H]` (c).
-    Cost: O(N (C + D) D) time in chunks of C = 32; state D x D. No weight is divided by a sum.
-    Masks: an invalid token is not written and the state does not decay for it.
-    Both ways: a second recurrence from the last token to the first, added, in which each token reads before it is
-    written: the own token is counted once.
-    Deviations: the short convolutions before it and the gate and norm behind it are left out (`model.branch_norm` is
-    a norm for each head).
-    """
+    Paper: Yang et al. 2025 (Gated DeltaNet), arXiv:2412.06464, section 3, equation 10; the delta
+    rule of Schlag et al. 2021, arXiv:2102.11174. Own parameters: `alpha` `[H, E]` (w_a), `beta`
+    `[H, E]` (w_b), `A_log` `[H]` (A = exp), `dt_bias` `[H]` (c). Cost: O(N (C + D) D) time in
+    chunks of C = 32; state D x D. No weight is divided by a sum. Masks: an invalid token is not
+    written and the state does not decay for it. Both ways: a second recurrence from the last token
+    to the first, added, in which each token reads before it is written: the own token is counted
+    once. Deviations: the short convolutions before it and the gate and norm behind it are left out
+    (`model.branch_norm` is a norm for each head)."""
 
     spelling: ClassVar[str] = "gated_delta"
 
     traits: ClassVar[Traits] = Traits(
         summary="linear recurrence that replaces what it holds at a key, and forgets",
-        paper="Yang et al. 2025, arXiv:2412.06464", causal=True, reads=frozenset("qkvx"),
-        positions=frozenset({"rotary"}), dropout="values")
+        paper="Yang et al. 2025, arXiv:2412.06464",
+        causal=True,
+        reads=frozenset("qkvx"),
+        positions=frozenset({"rotary"}),
+        dropout="values",
+    )
 
     def init(self, key: Array, shape: Shape) -> Params:
         """w of variance 1 / E, steps from 0.001 to 0.1, A from 1 to 16."""
         alpha, beta, bias, a = jax.random.split(key, 4)
         size = (shape.heads, shape.model_dim)
-        return {"alpha": jax.random.normal(alpha, size) * shape.model_dim**-0.5,
-                "beta": jax.random.normal(beta, size) * shape.model_dim**-0.5,
-                "dt_bias": step_start(bias, (shape.heads,)),
-                "A_log": jnp.log(jax.random.uniform(a, (shape.heads,), minval=1, maxval=16))}
+        return {
+            "alpha": jax.random.normal(alpha, size) * shape.model_dim**-0.5,
+            "beta": jax.random.normal(beta, size) * shape.model_dim**-0.5,
+            "dt_bias": step_start(bias, (shape.heads,)),
+            "A_log": jnp.log(jax.random.uniform(a, (shape.heads,), minval=1, maxval=16)),
+        }
 
     def _recurrence(self, params: Params, inputs: Inputs) -> tuple[Array, Array, Array, Array]:
         """Unit q / sqrt(D), unit k, the log-decays and the shares b `[B, N, H]`."""
         assert inputs.x is not None
         dtype = wide(inputs.q, inputs.k, inputs.x)
         own = {name: value.astype(dtype) for name, value in params.items()}
-        read = {name: jnp.einsum("bne,he->bnh", inputs.x.astype(dtype), own[name]) for name in ("alpha", "beta")}
+        read = {
+            name: jnp.einsum("bne,he->bnh", inputs.x.astype(dtype), own[name])
+            for name in ("alpha", "beta")
+        }
         decay = -jnp.exp(own["A_log"]) * jax.nn.softplus(read["alpha"] + own["dt_bias"])
-        return (unit(inputs.q) * inputs.q.shape[-1] ** -0.5, unit(inputs.k), decay,
-                jax.nn.sigmoid(read["beta"]))
+        return (
+            unit(inputs.q) * inputs.q.shape[-1] ** -0.5,
+            unit(inputs.k),
+            decay,
+            jax.nn.sigmoid(read["beta"]),
+        )
 
-    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
-                 key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs,
+        *,
+        causal: bool = False,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
         q, k, decay, beta = self._recurrence(params, inputs)
-        out = delta_scan(q, k, drop_values(inputs, train, key), decay, beta, causal=causal, valid=inputs.valid)
+        out = delta_scan(
+            q, k, drop_values(inputs, train, key), decay, beta, causal=causal, valid=inputs.valid
+        )
         return zero_invalid(out, inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
@@ -87,4 +117,5 @@ class GatedDelta(Spelled):
             flops=flops * heads + tokens * (4 * shape.model_dim + 12 + 8 * shape.head_dim),
             parameters=2 * shape.heads * (shape.model_dim + 1),
             activation_bytes=(numbers * heads + 2 * tokens) * max(4, shape.itemsize),
-            state_bytes=heads * shape.head_dim**2 * max(4, shape.itemsize))
+            state_bytes=heads * shape.head_dim**2 * max(4, shape.itemsize),
+        )

@@ -1,4 +1,5 @@
-"""Gated linear attention: a linear recurrence that forgets each channel at a rate that depends on the token."""
+"""Gated linear attention: a linear recurrence that forgets each channel at a rate that depends on
+the token."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,15 +28,16 @@ from dartformer.kernels.softmax import wide
 
 @dataclass(frozen=True, repr=False)
 class GatedLinear(Spelled):
-    """Gated linear attention: S_i = diag(a_i) S_{i-1} + k_i v_i^T, y_i = S_i^T q_i / sqrt(D), a = sigmoid(W x)^(1/tau).
+    """Gated linear attention: S_i = diag(a_i) S_{i-1} + k_i v_i^T, y_i = S_i^T q_i / sqrt(D), a =
+    sigmoid(W x)^(1/tau).
 
-    Paper: Yang et al. 2024 (GLA), arXiv:2312.06635, sections 4.1 (recurrence), 4.3 (chunks) and 4.4 (the gate).
-    Own parameters: W = `up` `down` + `bias`, `down` `[H, E, rank]`, `up` `[H, rank, D]`, `bias` `[H, D]`.
-    Cost: O(N (C + D) D) time in chunks of C = 32; state D x D. No weight is divided by a sum.
-    Masks: an invalid token is not written and the state does not decay for it.
-    Both ways: a second recurrence from the last token to the first, added; the own token is counted once.
-    Deviations: the gate and the norm of the output are left out (`model.branch_norm` is a norm for each head), and
-    `down` is of each head, where the paper's heads share it.
+    Paper: Yang et al. 2024 (GLA), arXiv:2312.06635, sections 4.1 (recurrence), 4.3 (chunks) and 4.4
+    (the gate). Own parameters: W = `up` `down` + `bias`, `down` `[H, E, rank]`, `up` `[H, rank,
+    D]`, `bias` `[H, D]`. Cost: O(N (C + D) D) time in chunks of C = 32; state D x D. No weight is
+    divided by a sum. Masks: an invalid token is not written and the state does not decay for it.
+    Both ways: a second recurrence from the last token to the first, added; the own token is counted
+    once. Deviations: the gate and the norm of the output are left out (`model.branch_norm` is a
+    norm for each head), and `down` is of each head, where the paper's heads share it.
 
     Attributes:
       rank: of the gate's projection.
@@ -49,20 +51,28 @@ class GatedLinear(Spelled):
 
     traits: ClassVar[Traits] = Traits(
         summary="linear recurrence that forgets each channel as the token says",
-        paper="Yang et al. 2024, arXiv:2312.06635", causal=True, reads=frozenset("qkvx"), dropout="values")
+        paper="Yang et al. 2024, arXiv:2312.06635",
+        causal=True,
+        reads=frozenset("qkvx"),
+        dropout="values",
+    )
 
     def __post_init__(self) -> None:
         positive(self, rank=self.rank)
         if not 0 < self.normaliser < float("inf"):
-            raise InputError(f"gated_linear: normaliser must be above 0 and finite, got {self.normaliser!r}.")
+            raise InputError(
+                f"gated_linear: normaliser must be above 0 and finite, got {self.normaliser!r}."
+            )
 
     def init(self, key: Array, shape: Shape) -> Params:
         """Projections that keep the variance of x, and no bias: gates near (1/2)^(1/tau)."""
         down, up = jax.random.split(key)
         h, e, d, r = shape.heads, shape.model_dim, shape.head_dim, self.rank
-        return {"down": jax.random.normal(down, (h, e, r)) * e**-0.5,
-                "up": jax.random.normal(up, (h, r, d)) * r**-0.5,
-                "bias": jnp.zeros((h, d))}
+        return {
+            "down": jax.random.normal(down, (h, e, r)) * e**-0.5,
+            "up": jax.random.normal(up, (h, r, d)) * r**-0.5,
+            "bias": jnp.zeros((h, d)),
+        }
 
     def _recurrence(self, params: Params, inputs: Inputs) -> tuple[Array, Array, Array]:
         """q / sqrt(D), k, and the log-decays `[B, N, H, D]`."""
@@ -73,17 +83,28 @@ class GatedLinear(Spelled):
         gate = jax.nn.log_sigmoid(jnp.einsum("bnhr,hrd->bnhd", inner, up) + bias) / self.normaliser
         return inputs.q.astype(dtype) * inputs.q.shape[-1] ** -0.5, inputs.k, gate
 
-    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
-                 key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs,
+        *,
+        causal: bool = False,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
         q, k, decay = self._recurrence(params, inputs)
-        out = gated_scan(q, k, drop_values(inputs, train, key), decay, causal=causal, valid=inputs.valid)
+        out = gated_scan(
+            q, k, drop_values(inputs, train, key), decay, causal=causal, valid=inputs.valid
+        )
         return zero_invalid(out, inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The recurrence, one token at a time, of the unit vectors, `[B, H, N, N]`."""
-        return recurrence_weights(*self._recurrence(params, inputs), causal=causal, valid=inputs.valid)
+        return recurrence_weights(
+            *self._recurrence(params, inputs), causal=causal, valid=inputs.valid
+        )
 
     def cost(self, shape: Shape) -> Cost:
         """The scan, and the gate of each token."""
@@ -94,5 +115,7 @@ class GatedLinear(Spelled):
         return Cost(
             flops=flops * heads + tokens * (2 * own + 6 * shape.head_dim),
             parameters=shape.heads * (own + shape.head_dim),
-            activation_bytes=(numbers * heads + 2 * tokens * shape.head_dim) * max(4, shape.itemsize),
-            state_bytes=heads * shape.head_dim**2 * max(4, shape.itemsize))
+            activation_bytes=(numbers * heads + 2 * tokens * shape.head_dim)
+            * max(4, shape.itemsize),
+            state_bytes=heads * shape.head_dim**2 * max(4, shape.itemsize),
+        )

@@ -25,22 +25,32 @@ from dartformer.kernels.softmax import wide
 class Identity(Spelled):
     """No mixing of tokens: y_i = v_i.
 
-    Paper: none; a baseline. It lets a search find that a head needs no attention.
-    Own parameters: none. Cost: none beyond writing the output.
-    Masks: rows of invalid tokens are zero; always causal. The distance to itself is 0, so ALiBi changes nothing.
-    Deviations: none.
-    """
+    Paper: none; a baseline. It lets a search find that a head needs no attention. Own parameters:
+    none. Cost: none beyond writing the output. Masks: rows of invalid tokens are zero; always
+    causal. The distance to itself is 0, so ALiBi changes nothing. Deviations: none."""
 
     traits: ClassVar[Traits] = Traits(
-        summary="each token alone, no attention (baseline)", paper="none", causal=True, reads=frozenset("v"),
-        positions=POSITIONS, dropout="values")
+        summary="each token alone, no attention (baseline)",
+        paper="none",
+        causal=True,
+        reads=frozenset("v"),
+        positions=POSITIONS,
+        dropout="values",
+    )
 
     def init(self, key: Array, shape: Shape) -> Params:
         """No parameters."""
         return {}
 
-    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
-                 key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs,
+        *,
+        causal: bool = False,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
         return zero_invalid(drop_values(inputs, train, key), inputs.mask)

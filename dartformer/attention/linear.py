@@ -7,7 +7,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, accept, drop_values, zero_invalid
+from dartformer.attention.base import (
+    Cost,
+    Inputs,
+    Params,
+    Shape,
+    Spelled,
+    Traits,
+    accept,
+    drop_values,
+    zero_invalid,
+)
 from dartformer.errors import unknown
 from dartformer.kernels.linear_scan import linear_attention, linear_weights
 from dartformer.kernels.log_linear import log_linear_attention, log_linear_weights
@@ -17,10 +27,11 @@ Feature = Literal["elu", "relu", "exp", "softmax"]
 
 
 def elu_feature(x: Array) -> Array:
-    """elu(x) + 1 in float32 or wider; as exp(x) below zero, where expm1(x) + 1 would lose all its digits.
+    """elu(x) + 1 in float32 or wider; as exp(x) below zero, where expm1(x) + 1 would lose all its
+    digits.
 
-    Its slope at zero is 1; `minimum` in place of the inner `where` would share the tie and make it 1/2.
-    """
+    Its slope at zero is 1; `minimum` in place of the inner `where` would share the tie and make it
+    1/2."""
     x = x.astype(wide(x))
     return jnp.where(x > 0, x + 1, jnp.exp(jnp.where(x > 0, 0, x)))
 
@@ -29,25 +40,29 @@ def elu_feature(x: Array) -> Array:
 class Linear(Spelled):
     """Kernel attention: y_i = phi(q_i)^T sum_j phi(k_j) v_j^T / phi(q_i)^T sum_j phi(k_j).
 
-    Paper: Katharopoulos et al. 2020, arXiv:2006.16236, equations 5 and 7 (bidirectional), 9 to 12 (causal).
-    Own parameters: none. Cost: O(N D^2) time, O(N D) memory; causal by a recurrence with a D x D state, and 16 N D
-    exponentials more for "exp" and "softmax".
-    Masks: features of invalid keys are zero, so they add nothing; causal sums over j <= i.
-    Deviations: no epsilon is added to the denominator. It is positive wherever a key is seen, but for "relu": where no
-    feature of a query meets one of a key, the output is zero. "exp" and "softmax" are computed from their logarithms,
-    and do not overflow.
+    Paper: Katharopoulos et al. 2020, arXiv:2006.16236, equations 5 and 7 (bidirectional), 9 to 12
+    (causal). Own parameters: none. Cost: O(N D^2) time, O(N D) memory; causal by a recurrence with
+    a D x D state, and 16 N D exponentials more for "exp" and "softmax". Masks: features of invalid
+    keys are zero, so they add nothing; causal sums over j <= i. Deviations: no epsilon is added to
+    the denominator. It is positive wherever a key is seen, but for "relu": where no feature of a
+    query meets one of a key, the output is zero. "exp" and "softmax" are computed from their
+    logarithms, and do not overflow.
 
     Attributes:
-      feature: phi. "elu": elu(x) + 1, that of the paper. "relu": max(x, 0), which leaves out tokens entirely (as
-        Choromanski et al. 2021, arXiv:2009.14794, section 4.1, without random features). "exp": exp(x), which may weigh
-        one token far above the others. "softmax": exp(x) / sum_d exp(x_d), so that no key weighs more for its size.
+      feature: phi. "elu": elu(x) + 1, that of the paper. "relu": max(x, 0), which leaves out tokens
+        entirely (as Choromanski et al. 2021, arXiv:2009.14794, section 4.1, without random
+        features). "exp": exp(x), which may weigh one token far above the others. "softmax": exp(x)
+        / sum_d exp(x_d), so that no key weighs more for its size.
     """
 
     feature: Feature = "elu"
 
     traits: ClassVar[Traits] = Traits(
         summary="positive features in place of the softmax, linear in length",
-        paper="Katharopoulos et al. 2020, arXiv:2006.16236", causal=True, dropout="values")
+        paper="Katharopoulos et al. 2020, arXiv:2006.16236",
+        causal=True,
+        dropout="values",
+    )
 
     def __post_init__(self) -> None:
         if self.feature not in get_args(Feature):
@@ -71,23 +86,41 @@ class Linear(Spelled):
         """Whether `phi` gives logarithms."""
         return self.feature in ("exp", "softmax")
 
-    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
-                 key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs,
+        *,
+        causal: bool = False,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
         kernel = log_linear_attention if self.exponential else linear_attention
-        q = inputs.q if self.exponential else self.phi(inputs.q)  # what is the same for all features of a query cancels
-        out = kernel(q, self.phi(inputs.k), drop_values(inputs, train, key), causal=causal, valid=inputs.valid)
+        q = (
+            inputs.q if self.exponential else self.phi(inputs.q)
+        )  # what is the same for all features of a query cancels
+        out = kernel(
+            q,
+            self.phi(inputs.k),
+            drop_values(inputs, train, key),
+            causal=causal,
+            valid=inputs.valid,
+        )
         return zero_invalid(out, inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """phi(q_i) . phi(k_j), rows divided by their sum, `[B, H, N, N]`."""
         allowed = dense_allowed(inputs.q.shape[1], causal=causal, valid=inputs.valid)
         dense = log_linear_weights if self.exponential else linear_weights
-        return dense(self.phi(inputs.q), self.phi(inputs.k), allowed) * inputs.mask[:, None, :, None]
+        return (
+            dense(self.phi(inputs.q), self.phi(inputs.k), allowed) * inputs.mask[:, None, :, None]
+        )
 
     def cost(self, shape: Shape) -> Cost:
-        """Two products with the D x D state, and about 12 operations for each number of q, k and v."""
+        """Two products with the D x D state, and about 12 operations for each number of q, k and
+        v."""
         numbers = shape.batch * shape.length * shape.heads * shape.head_dim
         state = shape.batch * shape.heads * shape.head_dim * (shape.head_dim + 1)
         wide_size = max(4, shape.itemsize)
@@ -95,4 +128,5 @@ class Linear(Spelled):
             flops=numbers * (4 * shape.head_dim + 16),
             parameters=0,
             activation_bytes=(3 * numbers + state) * wide_size,
-            state_bytes=state * wide_size)
+            state_bytes=state * wide_size,
+        )

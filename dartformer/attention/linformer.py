@@ -28,16 +28,16 @@ from dartformer.kernels.softmax import masked_softmax
 class Linformer(Spelled):
     """Low-rank attention: y_i = softmax(q_i (E K)^T / sqrt(D)) (F V), with E, F of rank x N.
 
-    Paper: Wang et al. 2020, arXiv:2006.04768, equation 7.
-    Own parameters: E and F, `[H, rank, N_max]` each, for every head its own; E alone where F = E.
-    Cost: O(N rank D) time, O(N rank) memory.
-    Masks: invalid keys and values are set to zero *before* they are projected, since afterwards tokens
-    cannot be told apart; a slot that holds no token still takes part in the softmax, as a zero. Not causal:
-    every slot mixes all tokens.
-    Deviations: entries are drawn with variance 1 / N_max, so that a slot has the scale of a token and the
-    softmax begins as unsaturated as that of full attention; with the 1 / rank of the paper's proof, scores begin
-    sqrt(N / rank) times larger. Inputs shorter than N_max use the first columns; longer ones are refused. Of the
-    paper's sharing, that between heads and between layers is not offered: a head must be cut out with its parameters.
+    Paper: Wang et al. 2020, arXiv:2006.04768, equation 7. Own parameters: E and F, `[H, rank,
+    N_max]` each, for every head its own; E alone where F = E. Cost: O(N rank D) time, O(N rank)
+    memory. Masks: invalid keys and values are set to zero *before* they are projected, since
+    afterwards tokens cannot be told apart; a slot that holds no token still takes part in the
+    softmax, as a zero. Not causal: every slot mixes all tokens. Deviations: entries are drawn with
+    variance 1 / N_max, so that a slot has the scale of a token and the softmax begins as
+    unsaturated as that of full attention; with the 1 / rank of the paper's proof, scores begin
+    sqrt(N / rank) times larger. Inputs shorter than N_max use the first columns; longer ones are
+    refused. Of the paper's sharing, that between heads and between layers is not offered: a head
+    must be cut out with its parameters.
 
     Attributes:
       rank: number of slots.
@@ -48,8 +48,12 @@ class Linformer(Spelled):
     sharing: Literal["none", "kv"] = "none"
 
     traits: ClassVar[Traits] = Traits(
-        summary="softmax over learned projections of the sequence", paper="Wang et al. 2020, arXiv:2006.04768",
-        causal=False, fixed_length=True, dropout="slots")
+        summary="softmax over learned projections of the sequence",
+        paper="Wang et al. 2020, arXiv:2006.04768",
+        causal=False,
+        fixed_length=True,
+        dropout="slots",
+    )
 
     def __post_init__(self) -> None:
         positive(self, rank=self.rank)
@@ -66,8 +70,12 @@ class Linformer(Spelled):
 
         def one_head(key: Array) -> Params:
             size = (self.rank, shape.length)
-            return {name: jax.random.normal(k, size) * shape.length**-0.5
-                    for name, k in zip(self._names, jax.random.split(key, len(self._names)), strict=True)}
+            return {
+                name: jax.random.normal(k, size) * shape.length**-0.5
+                for name, k in zip(
+                    self._names, jax.random.split(key, len(self._names)), strict=True
+                )
+            }
 
         return jax.vmap(one_head)(jax.random.split(key, shape.heads))
 
@@ -78,21 +86,33 @@ class Linformer(Spelled):
         fits(self, length, params["E"].shape[-1])
         return params["E"][..., :length], params[self._names[-1]][..., :length]
 
-    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
-                 key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs,
+        *,
+        causal: bool = False,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
         """See `Attention`."""
         e, f = self._projections(params, inputs, causal)
         k, v = inputs.k, inputs.v
         if inputs.valid is not None:
             k, v = zero_invalid(k, inputs.valid), zero_invalid(v, inputs.valid)
-        out = low_rank_attention(inputs.q, project(e, k), project(f, v), dropout=inputs.rate(train), key=key)
+        out = low_rank_attention(
+            inputs.q, project(e, k), project(f, v), dropout=inputs.rate(train), key=key
+        )
         return zero_invalid(out.astype(v.dtype), inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
-        """softmax(q (E K)^T / sqrt(D)) F, `[B, H, N, N]`. Rows do not sum to one, and entries may be negative."""
+        """softmax(q (E K)^T / sqrt(D)) F, `[B, H, N, N]`. Rows do not sum to one, and entries may
+        be negative."""
         e, f = self._projections(params, inputs, causal)
         keys = inputs.mask[:, None, None, :]
-        slots = masked_softmax(slot_scores(inputs.q, project(e, zero_invalid(inputs.k, inputs.mask))), None)
+        slots = masked_softmax(
+            slot_scores(inputs.q, project(e, zero_invalid(inputs.k, inputs.mask))), None
+        )
         return jnp.einsum("bhnm,bhmk->bhnk", slots, f * keys) * inputs.mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:
@@ -103,4 +123,5 @@ class Linformer(Spelled):
             flops=scores * (8 * shape.head_dim + 5),
             parameters=len(self._names) * shape.heads * self.rank * shape.length,
             activation_bytes=(2 * scores + slots) * max(4, shape.itemsize),
-            state_bytes=0)
+            state_bytes=0,
+        )

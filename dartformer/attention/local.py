@@ -6,7 +6,17 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer.attention.base import POSITIONS, Cost, Inputs, Params, Shape, Spelled, Traits, accept, zero_invalid
+from dartformer.attention.base import (
+    POSITIONS,
+    Cost,
+    Inputs,
+    Params,
+    Shape,
+    Spelled,
+    Traits,
+    accept,
+    zero_invalid,
+)
 from dartformer.errors import InputError
 from dartformer.kernels.block_sparse import band_attention, band_layout
 from dartformer.kernels.softmax import dense_allowed, dense_scores, masked_softmax
@@ -14,15 +24,15 @@ from dartformer.kernels.softmax import dense_allowed, dense_scores, masked_softm
 
 @dataclass(frozen=True, repr=False)
 class Local(Spelled):
-    """Softmax attention over |i - j| <= window: y_i = sum_{|i-j|<=w} softmax_j(q_i . k_j / sqrt(D)) v_j.
+    """Softmax attention over |i - j| <= window: y_i = sum_{|i-j|<=w} softmax_j(q_i . k_j / sqrt(D))
+    v_j.
 
-    Paper: Parmar et al. 2018 (Image Transformer), arXiv:1802.05751, section 3; the sliding form as in Beltagy
-    et al. 2020 (Longformer), arXiv:2004.05150, section 3.1.
-    Own parameters: none. Cost: O(N w D) time, O(N w) memory; no N x N array.
-    Masks: invalid keys are left out of the softmax; causal keeps i - w <= j <= i. A query that sees no key
-    gives zero.
-    Deviations: the window slides with each query, where the Image Transformer fixes one for each block of
-    queries, so that no token has a neighbour it cannot see.
+    Paper: Parmar et al. 2018 (Image Transformer), arXiv:1802.05751, section 3; the sliding form as
+    in Beltagy et al. 2020 (Longformer), arXiv:2004.05150, section 3.1. Own parameters: none. Cost:
+    O(N w D) time, O(N w) memory; no N x N array. Masks: invalid keys are left out of the softmax;
+    causal keeps i - w <= j <= i. A query that sees no key gives zero. Deviations: the window slides
+    with each query, where the Image Transformer fixes one for each block of queries, so that no
+    token has a neighbour it cannot see.
 
     Attributes:
       window: one-sided and inclusive, in tokens; 0 lets each token see itself only.
@@ -31,23 +41,45 @@ class Local(Spelled):
     window: int = 16
 
     traits: ClassVar[Traits] = Traits(
-        summary="softmax over a sliding window", paper="Parmar et al. 2018, arXiv:1802.05751", causal=True,
-        positions=POSITIONS, dropout="weights")
+        summary="softmax over a sliding window",
+        paper="Parmar et al. 2018, arXiv:1802.05751",
+        causal=True,
+        positions=POSITIONS,
+        dropout="weights",
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.window, int) or isinstance(self.window, bool) or self.window < 0:
-            raise InputError(f"local: window must be a whole number of at least 0, got {self.window!r}.")
+            raise InputError(
+                f"local: window must be a whole number of at least 0, got {self.window!r}."
+            )
 
     def init(self, key: Array, shape: Shape) -> Params:
         """No parameters."""
         return {}
 
-    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
-                 key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs,
+        *,
+        causal: bool = False,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
-        out = band_attention(inputs.q, inputs.k, inputs.v, window=self.window, causal=causal, valid=inputs.valid,
-                             slopes=inputs.slopes, dropout=inputs.rate(train), key=key)
+        out = band_attention(
+            inputs.q,
+            inputs.k,
+            inputs.v,
+            window=self.window,
+            causal=causal,
+            valid=inputs.valid,
+            slopes=inputs.slopes,
+            dropout=inputs.rate(train),
+            key=key,
+        )
         return zero_invalid(out, inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
@@ -60,7 +92,8 @@ class Local(Spelled):
         return rows * inputs.mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:
-        """As full attention, for the tiles that are computed; up to half as much again as the window needs."""
+        """As full attention, for the tiles that are computed; up to half as much again as the
+        window needs."""
         tiles, block, span = band_layout(shape.length, self.window)
         scores = shape.batch * shape.heads * tiles * block * span
         kept = min(shape.length, self.window + 1)
@@ -69,4 +102,5 @@ class Local(Spelled):
             parameters=0,
             activation_bytes=2 * scores * max(4, shape.itemsize)
             + 2 * shape.batch * shape.heads * tiles * span * shape.head_dim * shape.itemsize,
-            state_bytes=2 * shape.batch * kept * shape.kept_heads * shape.head_dim * shape.itemsize)
+            state_bytes=2 * shape.batch * kept * shape.kept_heads * shape.head_dim * shape.itemsize,
+        )

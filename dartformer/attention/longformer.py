@@ -1,4 +1,5 @@
-"""Longformer: a sliding window, and first tokens that see everything through projections of their own."""
+"""Longformer: a sliding window, and first tokens that see everything through projections of their
+own."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,23 +28,26 @@ from dartformer.kernels.softmax import dense_weights, distance_bias, drop, expon
 
 @dataclass(frozen=True, repr=False)
 class Longformer(Spelled):
-    """Window and global tokens: for i >= g, y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over |i - j| <= w or j < g.
+    """Window and global tokens: for i >= g, y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over |i
+    - j| <= w or j < g.
 
-    For the g global tokens, i < g: y_i = sum_j softmax_j(q'_i . k'_j / sqrt(D)) v'_j over all j, where q' = W_q x,
-    k' = W_k x, v' = W_v x are projected apart from the q, k, v of the layer.
+    For the g global tokens, i < g: y_i = sum_j softmax_j(q'_i . k'_j / sqrt(D)) v'_j over all j,
+    where q' = W_q x, k' = W_k x, v' = W_v x are projected apart from the q, k, v of the layer.
 
-    Paper: Beltagy et al. 2020, arXiv:2004.05150, section 3.1.
-    Own parameters: W_q, W_k, W_v of the global tokens, `[H, E, D]` each, applied to the layer's input x.
-    Cost: O(N (w + g) D + N g E) time, O(N (w + g)) memory; no N x N array. The N keys and values k', v' are never
-    made: W_k goes to the side of the g queries, and W_v behind their sum over tokens.
-    Masks: invalid keys are left out of the softmax, and a global token that is padding is not seen; causal, which
-    the paper has without global tokens only, leaves out j > i in both parts. A query that sees no key gives zero.
-    Deviations: the first g tokens are global (the paper chooses by task, and for classification takes the CLS
-    token, which is first). W_q, W_k, W_v start independently in each head, and not as copies of the layer's
-    projections, which an attention does not own. No dilation. Rotary positions turn the layer's q and k only.
+    Paper: Beltagy et al. 2020, arXiv:2004.05150, section 3.1. Own parameters: W_q, W_k, W_v of the
+    global tokens, `[H, E, D]` each, applied to the layer's input x. Cost: O(N (w + g) D + N g E)
+    time, O(N (w + g)) memory; no N x N array. The N keys and values k', v' are never made: W_k goes
+    to the side of the g queries, and W_v behind their sum over tokens. Masks: invalid keys are left
+    out of the softmax, and a global token that is padding is not seen; causal, which the paper has
+    without global tokens only, leaves out j > i in both parts. A query that sees no key gives zero.
+    Deviations: the first g tokens are global (the paper chooses by task, and for classification
+    takes the CLS token, which is first). W_q, W_k, W_v start independently in each head, and not as
+    copies of the layer's projections, which an attention does not own. No dilation. Rotary
+    positions turn the layer's q and k only.
 
     Attributes:
-      window: w, one-sided and inclusive, in tokens, at least 1; half of what other implementations call the window.
+      window: w, one-sided and inclusive, in tokens, at least 1; half of what other implementations
+        call the window.
       globals: g, at least 1; with none it is `local`.
     """
 
@@ -51,8 +55,14 @@ class Longformer(Spelled):
     globals: int = 1
 
     traits: ClassVar[Traits] = Traits(
-        summary="softmax over a sliding window and global tokens", paper="Beltagy et al. 2020, arXiv:2004.05150",
-        causal=True, reads=frozenset("qkvx"), matrix=False, positions=POSITIONS, dropout="weights")
+        summary="softmax over a sliding window and global tokens",
+        paper="Beltagy et al. 2020, arXiv:2004.05150",
+        causal=True,
+        reads=frozenset("qkvx"),
+        matrix=False,
+        positions=POSITIONS,
+        dropout="weights",
+    )
 
     def __post_init__(self) -> None:
         positive(self, window=self.window, globals=self.globals)
@@ -62,18 +72,37 @@ class Longformer(Spelled):
 
         def one_head(key: Array) -> Params:
             size = (shape.model_dim, shape.head_dim)
-            return {name: jax.random.normal(k, size) * shape.model_dim**-0.5
-                    for name, k in zip(("W_q", "W_k", "W_v"), jax.random.split(key, 3), strict=True)}
+            return {
+                name: jax.random.normal(k, size) * shape.model_dim**-0.5
+                for name, k in zip(("W_q", "W_k", "W_v"), jax.random.split(key, 3), strict=True)
+            }
 
         return jax.vmap(one_head)(jax.random.split(key, shape.heads))
 
-    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
-                 key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs,
+        *,
+        causal: bool = False,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
         keys = (None, None) if key is None else jax.random.split(key)
-        rest = band_attention(inputs.q, inputs.k, inputs.v, window=self.window, prefix=self.globals, causal=causal,
-                              valid=inputs.valid, slopes=inputs.slopes, dropout=inputs.rate(train), key=keys[0])
+        rest = band_attention(
+            inputs.q,
+            inputs.k,
+            inputs.v,
+            window=self.window,
+            prefix=self.globals,
+            causal=causal,
+            valid=inputs.valid,
+            slopes=inputs.slopes,
+            dropout=inputs.rate(train),
+            key=keys[0],
+        )
         x = layer_input(self, inputs)
         first = min(self.globals, x.shape[1])
         q = jnp.einsum("bne,hed->bnhd", x[:, :first], params["W_q"])
@@ -87,14 +116,18 @@ class Longformer(Spelled):
         return zero_invalid(jnp.concatenate([out, rest[:, first:]], axis=1), inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> None:
-        """None: rows of global tokens weigh v', and the others v. `rows` gives both as one picture."""
+        """None: rows of global tokens weigh v', and the others v. `rows` gives both as one
+        picture."""
         return None
 
     def rows(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
-        """Each query's softmax over all tokens by definition, `[B, H, N, N]`: of v' in rows i < g, of v in others."""
+        """Each query's softmax over all tokens by definition, `[B, H, N, N]`: of v' in rows i < g,
+        of v in others."""
         position = jnp.arange(inputs.q.shape[1])
         pattern = (abs(position[:, None] - position) <= self.window) | (position < self.globals)
-        rest = dense_weights(inputs.q, inputs.k, pattern, causal=causal, valid=inputs.valid, slopes=inputs.slopes)
+        rest = dense_weights(
+            inputs.q, inputs.k, pattern, causal=causal, valid=inputs.valid, slopes=inputs.slopes
+        )
         q, k, _ = self._projected(params, inputs)
         first = dense_weights(q, k, None, causal=causal, valid=inputs.valid, slopes=inputs.slopes)
         return jnp.where(position[:, None] < self.globals, first, rest)
@@ -102,16 +135,22 @@ class Longformer(Spelled):
     def reference(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The output by definition, in O(N^2), `[B, N, H, D]`."""
         rows = self.rows(params, inputs, causal=causal)
-        first, rest = (jnp.einsum("bhnk,bkhd->bnhd", rows, v)
-                       for v in (self._projected(params, inputs)[2], inputs.v))
+        first, rest = (
+            jnp.einsum("bhnk,bkhd->bnhd", rows, v)
+            for v in (self._projected(params, inputs)[2], inputs.v)
+        )
         return jnp.where((jnp.arange(rows.shape[2]) < self.globals)[:, None, None], first, rest)
 
     def _projected(self, params: Params, inputs: Inputs) -> list[Array]:
         """q', k', v' of all tokens, `[B, N, H, D]`."""
-        return [jnp.einsum("bne,hed->bnhd", layer_input(self, inputs), params[name]) for name in ("W_q", "W_k", "W_v")]
+        return [
+            jnp.einsum("bne,hed->bnhd", layer_input(self, inputs), params[name])
+            for name in ("W_q", "W_k", "W_v")
+        ]
 
     def cost(self, shape: Shape) -> Cost:
-        """As full attention, for the tiles and columns that are computed, and four products for the global tokens."""
+        """As full attention, for the tiles and columns that are computed, and four products for the
+        global tokens."""
         first = min(self.globals, shape.length)
         scores = band_scores(shape.length, self.window, self.globals)
         own = shape.model_dim * shape.head_dim
@@ -122,4 +161,5 @@ class Longformer(Spelled):
             flops=heads * (scores * (4 * shape.head_dim + 6) + rows),
             parameters=3 * shape.heads * own,
             activation_bytes=2 * heads * (scores + first * shape.length) * max(4, shape.itemsize),
-            state_bytes=2 * shape.batch * kept * shape.heads * shape.head_dim * shape.itemsize)
+            state_bytes=2 * shape.batch * kept * shape.heads * shape.head_dim * shape.itemsize,
+        )

@@ -18,12 +18,12 @@ from dartformer.errors import InputError
 class Parallel(Spelled):
     """A hybrid: y_i = sum_m s_m member_m(q, k, v)_i, with shares s that sum to one.
 
-    Paper: the branches of a mixed operation that is kept instead of being cut to one, DARTS (Liu et al. 2019,
-    arXiv:1806.09055, equation 2); attention beside a recurrence in one layer as in Hymba (Dong et al. 2024,
-    arXiv:2411.13676).
-    Own parameters: those of each member, under its number. Cost: the sum of the members'.
-    Masks: as the members. Where the model normalises branches, each member is normalised before it is weighted, so
-    that a hybrid is the supernet's layer with all but its members left out.
+    Paper: the branches of a mixed operation that is kept instead of being cut to one, DARTS (Liu et
+    al. 2019, arXiv:1806.09055, equation 2); attention beside a recurrence in one layer as in Hymba
+    (Dong et al. 2024, arXiv:2411.13676). Own parameters: those of each member, under its number.
+    Cost: the sum of the members'. Masks: as the members. Where the model normalises branches, each
+    member is normalised before it is weighted, so that a hybrid is the supernet's layer with all
+    but its members left out.
 
     Attributes:
       members: at least two different attentions, none of them parallel itself.
@@ -34,31 +34,50 @@ class Parallel(Spelled):
     shares: tuple[float, ...] = ()
 
     traits: ClassVar[Traits] = Traits(
-        summary="several attentions side by side, weighted", paper="Liu et al. 2019, arXiv:1806.09055", causal=True)
+        summary="several attentions side by side, weighted",
+        paper="Liu et al. 2019, arXiv:1806.09055",
+        causal=True,
+    )
 
     def __post_init__(self) -> None:
-        if len(self.members) < 2 or len(set(self.members)) < len(self.members) \
-                or not all(isinstance(m, Attention) for m in self.members) \
-                or any(isinstance(m, Parallel) for m in self.members):
-            raise InputError(f"parallel: members must be at least two different attentions, none of them parallel; "
-                             f"got {self.members!r}.")
-        if self.shares and (len(self.shares) != len(self.members)
-                            or not all(type(s) in (int, float) and 0 < s < float("inf") for s in self.shares)):
-            raise InputError(f"parallel: shares must be a positive number for each of the {len(self.members)} members, "
-                             f"or none at all; got {self.shares!r}.")
+        if (
+            len(self.members) < 2
+            or len(set(self.members)) < len(self.members)
+            or not all(isinstance(m, Attention) for m in self.members)
+            or any(isinstance(m, Parallel) for m in self.members)
+        ):
+            raise InputError(
+                f"parallel: members must be at least two different attentions, none of them parallel; "
+                f"got {self.members!r}."
+            )
+        if self.shares and (
+            len(self.shares) != len(self.members)
+            or not all(type(s) in (int, float) and 0 < s < float("inf") for s in self.shares)
+        ):
+            raise InputError(
+                f"parallel: shares must be a positive number for each of the {len(self.members)} members, "
+                f"or none at all; got {self.shares!r}."
+            )
         object.__setattr__(self, "traits", self._traits())
 
     def _traits(self) -> Traits:
-        """What all members can honour together; where they drop different things, the first one's is named."""
+        """What all members can honour together; where they drop different things, the first one's
+        is named."""
         each = [m.traits for m in self.members]
         rotary = all("rotary" in t.positions or not t.reads & {"q", "k"} for t in each)
         alibi = all("alibi" in t.positions for t in each)
         return dataclasses.replace(
-            type(self).traits, causal=all(t.causal for t in each), bidirectional=all(t.bidirectional for t in each),
-            reads=frozenset().union(*(t.reads for t in each)), fixed_length=any(t.fixed_length for t in each),
-            stochastic=any(t.stochastic for t in each), growth=max(t.growth for t in each),
-            order=min(t.order for t in each), positions=frozenset(["rotary"] * rotary + ["alibi"] * alibi),
-            dropout=each[0].dropout if all(t.dropout for t in each) else "")
+            type(self).traits,
+            causal=all(t.causal for t in each),
+            bidirectional=all(t.bidirectional for t in each),
+            reads=frozenset().union(*(t.reads for t in each)),
+            fixed_length=any(t.fixed_length for t in each),
+            stochastic=any(t.stochastic for t in each),
+            growth=max(t.growth for t in each),
+            order=min(t.order for t in each),
+            positions=frozenset(["rotary"] * rotary + ["alibi"] * alibi),
+            dropout=each[0].dropout if all(t.dropout for t in each) else "",
+        )
 
     @property
     def weighted(self) -> tuple[tuple[Attention, float], ...]:
@@ -72,15 +91,31 @@ class Parallel(Spelled):
 
     def init(self, key: Array, shape: Shape) -> Params:
         """Parameters of the members, under their numbers; members without any are left out."""
-        params = {str(m): one.init(jax.random.fold_in(key, m), shape) for m, one in enumerate(self.members)}
+        params = {
+            str(m): one.init(jax.random.fold_in(key, m), shape)
+            for m, one in enumerate(self.members)
+        }
         return {m: own for m, own in params.items() if own}
 
-    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
-                 key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs,
+        *,
+        causal: bool = False,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
         """See `Attention`."""
         total: Any = 0
         for m, (one, share) in enumerate(self.weighted):
-            y = one(params.get(str(m), {}), inputs, causal=causal, train=train, key=self.member_key(key, m))
+            y = one(
+                params.get(str(m), {}),
+                inputs,
+                causal=causal,
+                train=train,
+                key=self.member_key(key, m),
+            )
             total = total + share * y.astype(jnp.promote_types(y.dtype, jnp.float32))
         return total.astype(inputs.v.dtype)
 

@@ -32,25 +32,26 @@ RELU_FLOOR = 1e-3
 
 @dataclass(frozen=True, repr=False)
 class Performer(Spelled):
-    """FAVOR+: y_i = phi(q_i)^T sum_j phi(k_j) v_j^T / phi(q_i)^T sum_j phi(k_j), phi(x) = exp(W x' - |x'|^2 / 2).
+    """FAVOR+: y_i = phi(q_i)^T sum_j phi(k_j) v_j^T / phi(q_i)^T sum_j phi(k_j), phi(x) = exp(W x'
+    - |x'|^2 / 2).
 
-    x' = x / D^(1/4), and the rows of W `[features, D]` are Gaussian, orthogonal within each D of them. Over W, the mean
-    of phi(q) . phi(k) / features is exp(q . k / sqrt(D)): with many features this is full attention. The kernel "relu"
-    has phi(x) = max(W x', 0) + 0.001 instead.
+    x' = x / D^(1/4), and the rows of W `[features, D]` are Gaussian, orthogonal within each D of
+    them. Over W, the mean of phi(q) . phi(k) / features is exp(q . k / sqrt(D)): with many features
+    this is full attention. The kernel "relu" has phi(x) = max(W x', 0) + 0.001 instead.
 
-    Paper: Choromanski et al. 2021, arXiv:2009.14794, equation 5, lemma 1 and section 2.4; "relu" is its generalised
-    attention.
-    Own parameters: none. Cost: O(N m D) time, O(N (m + D)) memory; causal by a recurrence with an m x D state, and
-    16 N m exponentials more.
-    Randomness: W of a head depends on its key in `Inputs.head_keys` and on nothing else: it is the same in training,
-    evaluation, after a restart, and in a derived model. With `redraw`, some training steps use another W, from the
-    key of the step and that of the head; evaluation never does. There is no state: whether and what a step draws
-    comes from its key alone, so that a resumed training draws what one that was not interrupted would.
-    Masks: features of invalid keys are zero, so they add nothing; causal sums over j <= i.
-    Deviations: softmax features are computed from their logarithms, each relative to its largest value
-    max(W k - |k|^2 / 2) over the valid keys (those up to the query if causal), which cancels; nothing is added to
-    features or denominator. The usual max(W k), with 1e-4 added, turns large keys into a uniform mean without a
-    gradient. W is redrawn for single steps, and not kept for many.
+    Paper: Choromanski et al. 2021, arXiv:2009.14794, equation 5, lemma 1 and section 2.4; "relu" is
+    its generalised attention. Own parameters: none. Cost: O(N m D) time, O(N (m + D)) memory;
+    causal by a recurrence with an m x D state, and 16 N m exponentials more. Randomness: W of a
+    head depends on its key in `Inputs.head_keys` and on nothing else: it is the same in training,
+    evaluation, after a restart, and in a derived model. With `redraw`, some training steps use
+    another W, from the key of the step and that of the head; evaluation never does. There is no
+    state: whether and what a step draws comes from its key alone, so that a resumed training draws
+    what one that was not interrupted would. Masks: features of invalid keys are zero, so they add
+    nothing; causal sums over j <= i. Deviations: softmax features are computed from their
+    logarithms, each relative to its largest value max(W k - |k|^2 / 2) over the valid keys (those
+    up to the query if causal), which cancels; nothing is added to features or denominator. The
+    usual max(W k), with 1e-4 added, turns large keys into a uniform mean without a gradient. W is
+    redrawn for single steps, and not kept for many.
 
     Attributes:
       features: m. The error falls with its root, and grows with the exponential of |q|^2 and |k|^2.
@@ -64,21 +65,34 @@ class Performer(Spelled):
 
     traits: ClassVar[Traits] = Traits(
         summary="random features of the softmax kernel, linear in length",
-        paper="Choromanski et al. 2021, arXiv:2009.14794", causal=True, stochastic=True, dropout="values")
+        paper="Choromanski et al. 2021, arXiv:2009.14794",
+        causal=True,
+        stochastic=True,
+        dropout="values",
+    )
 
     def __post_init__(self) -> None:
         positive(self, features=self.features)
         if self.kernel not in get_args(Kernel):
             raise unknown("kernel of performer", self.kernel, get_args(Kernel))
         if not 0 <= self.redraw <= 1:
-            raise InputError(f"performer: redraw must be a number from 0 to 1, got {self.redraw!r}.")
+            raise InputError(
+                f"performer: redraw must be a number from 0 to 1, got {self.redraw!r}."
+            )
 
     def init(self, key: Array, shape: Shape) -> Params:
         """No parameters."""
         return {}
 
-    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
-                 key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs,
+        *,
+        causal: bool = False,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
         """See `Attention`.
 
         Raises:
@@ -87,13 +101,17 @@ class Performer(Spelled):
         accept(self, inputs, causal=causal)
         kernel = log_linear_attention if self.kernel == "softmax" else linear_attention
         phi_q, phi_k = self.phi(inputs, self.keys(inputs, train, key))
-        out = kernel(phi_q, phi_k, drop_values(inputs, train, key), causal=causal, valid=inputs.valid)
+        out = kernel(
+            phi_q, phi_k, drop_values(inputs, train, key), causal=causal, valid=inputs.valid
+        )
         return zero_invalid(out, inputs.mask)
 
     def keys(self, inputs: Inputs, train: bool = False, key: Array | None = None) -> Array:
         """Of each head, what its W is drawn from, `[H]`."""
         if inputs.head_keys is None:
-            raise InputError(f"{self!r} draws its features from inputs.head_keys, which is None: give it [H] keys.")
+            raise InputError(
+                f"{self!r} draws its features from inputs.head_keys, which is None: give it [H] keys."
+            )
         if not train or self.redraw == 0:
             return inputs.head_keys
         if key is None:
@@ -104,16 +122,21 @@ class Performer(Spelled):
         def drawn(head: Array) -> Array:
             data = jax.random.key_data(head)
             new = jax.random.key_data(jax.random.fold_in(step, jax.random.bits(head)))
-            return jax.random.wrap_key_data(jnp.where(now, new, data), impl=jax.random.key_impl(head))
+            return jax.random.wrap_key_data(
+                jnp.where(now, new, data), impl=jax.random.key_impl(head)
+            )
 
         return jax.vmap(drawn)(inputs.head_keys)
 
     def phi(self, inputs: Inputs, keys: Array) -> tuple[Array, Array]:
-        """Features of q and k, `[B, N, H, features]`: of "softmax" their logarithms, for q less what cancels."""
+        """Features of q and k, `[B, N, H, features]`: of "softmax" their logarithms, for q less
+        what cancels."""
         width = inputs.q.shape[-1]
         w = projections(keys, self.features, width, wide(inputs.q, inputs.k))
         q, k = (x.astype(w.dtype) * width**-0.25 for x in (inputs.q, inputs.k))
-        phi_q, phi_k = (jnp.einsum("bhnd,hmd->bhnm", x.swapaxes(1, 2), w).swapaxes(1, 2) for x in (q, k))
+        phi_q, phi_k = (
+            jnp.einsum("bhnd,hmd->bhnm", x.swapaxes(1, 2), w).swapaxes(1, 2) for x in (q, k)
+        )
         if self.kernel == "softmax":
             return phi_q, phi_k - jnp.sum(k * k, axis=-1, keepdims=True) / 2
         return jax.nn.relu(phi_q) + RELU_FLOOR, jax.nn.relu(phi_k) + RELU_FLOOR
@@ -125,7 +148,8 @@ class Performer(Spelled):
         return dense(*self.phi(inputs, self.keys(inputs)), allowed) * inputs.mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:
-        """Two products with W and two with the m x D state, a few operations for each feature, and drawing W."""
+        """Two products with W and two with the m x D state, a few operations for each feature, and
+        drawing W."""
         tokens = shape.batch * shape.length * shape.heads
         numbers = tokens * self.features
         state = shape.batch * shape.heads * self.features * (shape.head_dim + 1)
@@ -135,11 +159,13 @@ class Performer(Spelled):
             flops=numbers * (8 * shape.head_dim + 10) + tokens * 6 * shape.head_dim + drawn * 144,
             parameters=0,
             activation_bytes=(2 * numbers + state) * wide_size,
-            state_bytes=state * wide_size)
+            state_bytes=state * wide_size,
+        )
 
 
 def projections(keys: Array, features: int, width: int, dtype: jnp.dtype) -> Array:
-    """W of each head, `[H, features, width]`: rows orthogonal within each `width`, as long as rows of a Gaussian.
+    """W of each head, `[H, features, width]`: rows orthogonal within each `width`, as long as rows
+    of a Gaussian.
 
     The same in float32 and float64 but for rounding.
     """
@@ -148,7 +174,10 @@ def projections(keys: Array, features: int, width: int, dtype: jnp.dtype) -> Arr
     bits = jax.vmap(lambda key: jax.random.bits(key, shape, "uint32"))(keys) >> 9
     gaussian = 2**0.5 * jax.lax.erf_inv((bits.astype(dtype) + 0.5) * 2.0**-22 - 1)
     q, r = jnp.linalg.qr(gaussian)
-    # Directions of columns are independent of their lengths. With the signs of r, q is a uniform rotation.
-    lengths = jnp.linalg.norm(gaussian, axis=-2) * jnp.where(jnp.diagonal(r, axis1=-2, axis2=-1) < 0, -1, 1)
+    # Directions of columns are independent of their lengths. With the signs of r, q is a uniform
+    # rotation.
+    lengths = jnp.linalg.norm(gaussian, axis=-2) * jnp.where(
+        jnp.diagonal(r, axis1=-2, axis2=-1) < 0, -1, 1
+    )
     rows = (q * lengths[..., None, :]).swapaxes(-1, -2)
     return jax.lax.stop_gradient(rows.reshape(len(keys), -1, width)[:, :features])

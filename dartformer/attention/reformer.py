@@ -7,7 +7,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, accept, positive, zero_invalid
+from dartformer.attention.base import (
+    Cost,
+    Inputs,
+    Params,
+    Shape,
+    Spelled,
+    Traits,
+    accept,
+    positive,
+    zero_invalid,
+)
 from dartformer.errors import InputError
 from dartformer.kernels.hashed import hashed_attention, shared_attention, unit
 from dartformer.kernels.softmax import distance_bias, wide
@@ -15,22 +25,25 @@ from dartformer.kernels.softmax import distance_bias, wide
 
 @dataclass(frozen=True, repr=False)
 class Reformer(Spelled):
-    """LSH attention: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j, k = q / |q|, over j in i's buckets, without i.
+    """LSH attention: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j, k = q / |q|, over j in i's
+    buckets, without i.
 
-    A round hashes h(x) = argmax [x R; -x R] with random rotations R. Tokens are sorted by bucket and position and cut
-    into chunks, and i sees those of its bucket in its chunk and the one before. Rounds are combined by the logarithms
-    of their sums, so that this is one softmax in which j counts once for every round that shows it.
+    A round hashes h(x) = argmax [x R; -x R] with random rotations R. Tokens are sorted by bucket
+    and position and cut into chunks, and i sees those of its bucket in its chunk and the one
+    before. Rounds are combined by the logarithms of their sums, so that this is one softmax in
+    which j counts once for every round that shows it.
 
-    Paper: Kitaev et al. 2020, arXiv:2001.04451, equations 4 to 7.
-    Own parameters: none; queries serve as keys, and k is not read. Cost: O(hashes N (chunk + buckets) D) time, with a
-    sort, O(hashes N chunk) memory; no N x N array. The hash itself has no gradient.
-    Randomness: the rotations of a head depend on its key in `Inputs.head_keys` alone.
-    Masks: padding is sorted behind all buckets and seen by none. A token sees itself only if it sees no other in any
-    round. An example of at most two chunks of valid tokens is attention over all of them, whatever their buckets.
-    Causal: i sees the last `chunk` tokens of its bucket before it, however few tokens there are.
-    Deviations: the paper's causal form cuts chunks as the other does, so that tokens that come later move their
-    edges and change what earlier ones see; here nothing depends on what comes later. Chunks do not see round the end.
-    `buckets` is given, where the paper takes N / chunk: with that, a bucket fills a chunk.
+    Paper: Kitaev et al. 2020, arXiv:2001.04451, equations 4 to 7. Own parameters: none; queries
+    serve as keys, and k is not read. Cost: O(hashes N (chunk + buckets) D) time, with a sort,
+    O(hashes N chunk) memory; no N x N array. The hash itself has no gradient. Randomness: the
+    rotations of a head depend on its key in `Inputs.head_keys` alone. Masks: padding is sorted
+    behind all buckets and seen by none. A token sees itself only if it sees no other in any round.
+    An example of at most two chunks of valid tokens is attention over all of them, whatever their
+    buckets. Causal: i sees the last `chunk` tokens of its bucket before it, however few tokens
+    there are. Deviations: the paper's causal form cuts chunks as the other does, so that tokens
+    that come later move their edges and change what earlier ones see; here nothing depends on what
+    comes later. Chunks do not see round the end. `buckets` is given, where the paper takes N /
+    chunk: with that, a bucket fills a chunk.
 
     Attributes:
       buckets: an even number of at least 2.
@@ -43,8 +56,14 @@ class Reformer(Spelled):
     chunk: int = 16
 
     traits: ClassVar[Traits] = Traits(
-        summary="softmax within buckets of a random hash", paper="Kitaev et al. 2020, arXiv:2001.04451", causal=True,
-        reads=frozenset("qv"), stochastic=True, positions=frozenset({"alibi"}), dropout="weights")
+        summary="softmax within buckets of a random hash",
+        paper="Kitaev et al. 2020, arXiv:2001.04451",
+        causal=True,
+        reads=frozenset("qv"),
+        stochastic=True,
+        positions=frozenset({"alibi"}),
+        dropout="weights",
+    )
 
     def __post_init__(self) -> None:
         positive(self, buckets=self.buckets, hashes=self.hashes, chunk=self.chunk)
@@ -55,17 +74,37 @@ class Reformer(Spelled):
         """No parameters."""
         return {}
 
-    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
-                 key: Array | None = None) -> Array:
-        """See `Attention`; raises `InputError` without `inputs.head_keys`, unless all tokens are seen anyhow."""
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs,
+        *,
+        causal: bool = False,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
+        """See `Attention`; raises `InputError` without `inputs.head_keys`, unless all tokens are
+        seen anyhow."""
         accept(self, inputs, causal=causal)
         noise, slopes = (inputs.rate(train), key), inputs.slopes
         if self.sees_all(inputs.q.shape[1], causal=causal):
-            out = shared_attention(inputs.q, inputs.v, valid=inputs.valid, slopes=slopes, dropout=noise[0], key=key)
+            out = shared_attention(
+                inputs.q, inputs.v, valid=inputs.valid, slopes=slopes, dropout=noise[0], key=key
+            )
         else:
             bucket, few = self.hashed(inputs, causal=causal)
-            out = hashed_attention(inputs.q, inputs.v, bucket, count=self.buckets, chunk=self.chunk, causal=causal,
-                                   few=few, slopes=slopes, dropout=noise[0], key=key)
+            out = hashed_attention(
+                inputs.q,
+                inputs.v,
+                bucket,
+                count=self.buckets,
+                chunk=self.chunk,
+                causal=causal,
+                few=few,
+                slopes=slopes,
+                dropout=noise[0],
+                key=key,
+            )
         return zero_invalid(out, inputs.mask)
 
     def sees_all(self, length: int, *, causal: bool = False) -> bool:
@@ -73,15 +112,22 @@ class Reformer(Spelled):
         return not causal and length <= 2 * self.chunk
 
     def hashed(self, inputs: Inputs, *, causal: bool = False) -> tuple[Array, Array | None]:
-        """Buckets `[B, H, hashes, N]`, `buckets` at padding; and which examples `[B]` are few tokens, of one bucket.
+        """Buckets `[B, H, hashes, N]`, `buckets` at padding; and which examples `[B]` are few
+        tokens, of one bucket.
 
         Raises:
           InputError: `inputs.head_keys` is None.
         """
         if inputs.head_keys is None:
-            raise InputError(f"{self!r} draws its rotations from inputs.head_keys, which is None: give it [H] keys.")
+            raise InputError(
+                f"{self!r} draws its rotations from inputs.head_keys, which is None: give it [H] keys."
+            )
         q = jax.lax.stop_gradient(inputs.q).astype(wide(inputs.q))
-        turned = jnp.einsum("bnhd,hrdm->bhrnm", q, rotations(inputs.head_keys, self.hashes, q.shape[-1], self.buckets))
+        turned = jnp.einsum(
+            "bnhd,hrdm->bhrnm",
+            q,
+            rotations(inputs.head_keys, self.hashes, q.shape[-1], self.buckets),
+        )
         # argmax [x; -x]: that of |x|, and the sign there.
         largest = jnp.argmax(abs(turned), axis=-1).astype(jnp.int32)
         sign = jnp.where(turned.max(-1) >= -turned.min(-1), 0, self.buckets // 2)
@@ -95,12 +141,17 @@ class Reformer(Spelled):
         return jnp.where(inputs.valid[:, None, None], bucket, self.buckets), few
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
-        """The softmax of all scores, times the number of rounds in which each key is seen, `[B, H, N, N]`."""
+        """The softmax of all scores, times the number of rounds in which each key is seen, `[B, H,
+        N, N]`."""
         accept(self, inputs, causal=causal)
         length, keep = inputs.q.shape[1], inputs.mask
-        times = self._times(inputs, causal) * (keep[:, None, None, :] & ~jnp.eye(length, dtype=bool))
+        times = self._times(inputs, causal) * (
+            keep[:, None, None, :] & ~jnp.eye(length, dtype=bool)
+        )
         i = jnp.arange(length)
-        scores = jnp.einsum("bnhd,bkhd->bhnk", inputs.q, unit(inputs.q)) * inputs.q.shape[-1] ** -0.5
+        scores = (
+            jnp.einsum("bnhd,bkhd->bhnk", inputs.q, unit(inputs.q)) * inputs.q.shape[-1] ** -0.5
+        )
         scores = distance_bias(scores, inputs.slopes, i - i[:, None])
         top = jax.lax.stop_gradient(jnp.where(times > 0, scores, -jnp.inf).max(-1, keepdims=True))
         rows = times * jnp.exp(jnp.where(times > 0, scores - jnp.where(top == -jnp.inf, 0, top), 0))
@@ -116,7 +167,8 @@ class Reformer(Spelled):
         bucket, few = self.hashed(inputs, causal=causal)
         i = jnp.arange(length)
         ahead = (bucket[..., None, :] < bucket[..., None]) | (
-            (bucket[..., None, :] == bucket[..., None]) & (i < i[:, None]))  # key before query, in the order
+            (bucket[..., None, :] == bucket[..., None]) & (i < i[:, None])
+        )  # key before query, in the order
         rank = ahead.sum(-1)
         if causal:
             back = rank[..., None] - rank[..., None, :]
@@ -130,7 +182,8 @@ class Reformer(Spelled):
         return (seen & (bucket[..., None, :] == bucket[..., None])).sum(2)
 
     def cost(self, shape: Shape) -> Cost:
-        """The hash, and two chunks of keys for each query in each round; all tokens where they are few."""
+        """The hash, and two chunks of keys for each query in each round; all tokens where they are
+        few."""
         heads, width = shape.batch * shape.heads, shape.head_dim
         if self.sees_all(shape.length):
             scores, rest = shape.length**2, 0
@@ -141,10 +194,16 @@ class Reformer(Spelled):
         return Cost(
             flops=heads * (scores * (4 * width + 6) + rest),
             parameters=0,
-            activation_bytes=heads * (2 * scores + self.hashes * shape.length * 3 * width) * max(4, shape.itemsize),
-            state_bytes=2 * shape.batch * shape.length * shape.heads * width * shape.itemsize)
+            activation_bytes=heads
+            * (2 * scores + self.hashes * shape.length * 3 * width)
+            * max(4, shape.itemsize),
+            state_bytes=2 * shape.batch * shape.length * shape.heads * width * shape.itemsize,
+        )
 
 
 def rotations(keys: Array, hashes: int, width: int, buckets: int) -> Array:
-    """Random rotations `[H, hashes, width, buckets / 2]`, standard normal in float32, from each head's key alone."""
-    return jax.vmap(lambda key: jax.random.normal(key, (hashes, width, buckets // 2), jnp.float32))(keys)
+    """Random rotations `[H, hashes, width, buckets / 2]`, standard normal in float32, from each
+    head's key alone."""
+    return jax.vmap(lambda key: jax.random.normal(key, (hashes, width, buckets // 2), jnp.float32))(
+        keys
+    )

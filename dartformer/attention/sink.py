@@ -24,16 +24,17 @@ from dartformer.kernels.softmax import dense_weights
 
 @dataclass(frozen=True, repr=False)
 class Sink(Spelled):
-    """Window and sinks: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over |i - j| <= window or j < sinks.
+    """Window and sinks: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over |i - j| <= window or j
+    < sinks.
 
-    Paper: Xiao et al. 2024 (StreamingLLM), arXiv:2309.17453, section 3.2: a window alone takes from the softmax the
-    first tokens, on which models have learned to put the weight that they have no other use for.
-    Own parameters: none. Cost: O(N (window + sinks) D) time, O(N (window + sinks)) memory; no N x N array.
-    Masks: invalid keys are left out of the softmax, and a sink that is padding is no sink; causal leaves out
-    j > i. A query that sees no key gives zero.
-    Deviations: positions are those in the text, where the paper counts them within its cache. Both ways unless
-    causal, where the paper is causal only. The sinks are tokens of the input, in training too; the paper's learned
-    sink token is a CLS token in front (`model.pooling = 'cls'`).
+    Paper: Xiao et al. 2024 (StreamingLLM), arXiv:2309.17453, section 3.2: a window alone takes from
+    the softmax the first tokens, on which models have learned to put the weight that they have no
+    other use for. Own parameters: none. Cost: O(N (window + sinks) D) time, O(N (window + sinks))
+    memory; no N x N array. Masks: invalid keys are left out of the softmax, and a sink that is
+    padding is no sink; causal leaves out j > i. A query that sees no key gives zero. Deviations:
+    positions are those in the text, where the paper counts them within its cache. Both ways unless
+    causal, where the paper is causal only. The sinks are tokens of the input, in training too; the
+    paper's learned sink token is a CLS token in front (`model.pooling = 'cls'`).
 
     Attributes:
       window: one-sided and inclusive, in tokens, at least 1.
@@ -44,8 +45,12 @@ class Sink(Spelled):
     sinks: int = 4
 
     traits: ClassVar[Traits] = Traits(
-        summary="softmax over a sliding window and the first tokens", paper="Xiao et al. 2024, arXiv:2309.17453",
-        causal=True, positions=POSITIONS, dropout="weights")
+        summary="softmax over a sliding window and the first tokens",
+        paper="Xiao et al. 2024, arXiv:2309.17453",
+        causal=True,
+        positions=POSITIONS,
+        dropout="weights",
+    )
 
     def __post_init__(self) -> None:
         positive(self, window=self.window, sinks=self.sinks)
@@ -54,19 +59,38 @@ class Sink(Spelled):
         """No parameters."""
         return {}
 
-    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
-                 key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs,
+        *,
+        causal: bool = False,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
-        out = band_attention(inputs.q, inputs.k, inputs.v, window=self.window, prefix=self.sinks, causal=causal,
-                             valid=inputs.valid, slopes=inputs.slopes, dropout=inputs.rate(train), key=key)
+        out = band_attention(
+            inputs.q,
+            inputs.k,
+            inputs.v,
+            window=self.window,
+            prefix=self.sinks,
+            causal=causal,
+            valid=inputs.valid,
+            slopes=inputs.slopes,
+            dropout=inputs.rate(train),
+            key=key,
+        )
         return zero_invalid(out, inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The softmax of all scores under a dense mask, `[B, H, N, N]`."""
         position = jnp.arange(inputs.q.shape[1])
         pattern = (abs(position[:, None] - position) <= self.window) | (position < self.sinks)
-        return dense_weights(inputs.q, inputs.k, pattern, causal=causal, valid=inputs.valid, slopes=inputs.slopes)
+        return dense_weights(
+            inputs.q, inputs.k, pattern, causal=causal, valid=inputs.valid, slopes=inputs.slopes
+        )
 
     def cost(self, shape: Shape) -> Cost:
         """As full attention, for the tiles and sinks that are computed."""
@@ -76,4 +100,5 @@ class Sink(Spelled):
             flops=scores * (4 * shape.head_dim + 6),
             parameters=0,
             activation_bytes=2 * scores * max(4, shape.itemsize),
-            state_bytes=2 * shape.batch * kept * shape.kept_heads * shape.head_dim * shape.itemsize)
+            state_bytes=2 * shape.batch * kept * shape.kept_heads * shape.head_dim * shape.itemsize,
+        )

@@ -25,22 +25,24 @@ from dartformer.kernels.softmax import dense_weights
 
 @dataclass(frozen=True, repr=False)
 class Sparse(Spelled):
-    """Factorised attention: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over j in A1_i or A2_i, one softmax.
+    """Factorised attention: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over j in A1_i or A2_i,
+    one softmax.
 
-    Paper: Child et al. 2019 (Sparse Transformer), arXiv:1904.10509, section 4.3. With stride l and summary c,
-    pattern "fixed": A1_i = {j: floor(j / l) = floor(i / l)}, A2_i = {j: j mod l >= l - c};
-    pattern "strided": A1_i = {j: |i - j| <= l}, A2_i = {j: (i - j) mod l = 0}.
-    Own parameters: none. Cost: time O(N (l + c N / l) D) and "strided" O(N (l + N / l) D), memory without the D.
-    That is N sqrt(N) where l is near sqrt(N). The stride does not follow the length by itself, since outputs would
-    then depend on how far a batch is padded; so for ever longer inputs the growth is quadratic, with a factor c / l.
-    Masks: invalid keys are left out of the softmax; causal leaves out j > i. A query that sees no key gives zero.
-    Deviations: both sets in every head (the paper's "merged" head, its second way to combine them). Both ways
-    unless causal, where the paper is causal only.
+    Paper: Child et al. 2019 (Sparse Transformer), arXiv:1904.10509, section 4.3. With stride l and
+    summary c, pattern "fixed": A1_i = {j: floor(j / l) = floor(i / l)}, A2_i = {j: j mod l >= l -
+    c}; pattern "strided": A1_i = {j: |i - j| <= l}, A2_i = {j: (i - j) mod l = 0}. Own parameters:
+    none. Cost: time O(N (l + c N / l) D) and "strided" O(N (l + N / l) D), memory without the D.
+    That is N sqrt(N) where l is near sqrt(N). The stride does not follow the length by itself,
+    since outputs would then depend on how far a batch is padded; so for ever longer inputs the
+    growth is quadratic, with a factor c / l. Masks: invalid keys are left out of the softmax;
+    causal leaves out j > i. A query that sees no key gives zero. Deviations: both sets in every
+    head (the paper's "merged" head, its second way to combine them). Both ways unless causal, where
+    the paper is causal only.
 
     Attributes:
       stride: l, in tokens; near the square root of the length is cheapest.
-      summary: c, how many places at the end of each block all tokens see, 1 to stride; None: stride / 16 rounded
-        down, and at least 1 (the paper's 8 of 128). Only in "fixed".
+      summary: c, how many places at the end of each block all tokens see, 1 to stride; None: stride
+        / 16 rounded down, and at least 1 (the paper's 8 of 128). Only in "fixed".
       pattern: "fixed" or "strided" (which suits data with a period, such as rows of a picture).
     """
 
@@ -50,7 +52,12 @@ class Sparse(Spelled):
 
     traits: ClassVar[Traits] = Traits(
         summary="softmax over a block and summaries, or a window and columns",
-        paper="Child et al. 2019, arXiv:1904.10509", causal=True, growth=2.0, positions=POSITIONS, dropout="weights")
+        paper="Child et al. 2019, arXiv:1904.10509",
+        causal=True,
+        growth=2.0,
+        positions=POSITIONS,
+        dropout="weights",
+    )
 
     def __post_init__(self) -> None:
         positive(self, stride=self.stride)
@@ -59,10 +66,14 @@ class Sparse(Spelled):
         if self.summary is None:
             return
         if self.pattern == "strided":
-            raise InputError(f"sparse: pattern 'strided' has no summary, got summary={self.summary!r}: leave it out.")
+            raise InputError(
+                f"sparse: pattern 'strided' has no summary, got summary={self.summary!r}: leave it out."
+            )
         positive(self, summary=self.summary)
         if self.summary > self.stride:
-            raise InputError(f"sparse: summary must be at most the stride, {self.stride}, got {self.summary}.")
+            raise InputError(
+                f"sparse: summary must be at most the stride, {self.stride}, got {self.summary}."
+            )
 
     @property
     def columns(self) -> int:
@@ -73,17 +84,39 @@ class Sparse(Spelled):
         """No parameters."""
         return {}
 
-    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
-                 key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs,
+        *,
+        causal: bool = False,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
         qkv = inputs.q, inputs.k, inputs.v
         if self.pattern == "fixed":
-            out = fixed_attention(*qkv, block=self.stride, summary=self.columns, causal=causal, valid=inputs.valid,
-                                  slopes=inputs.slopes, dropout=inputs.rate(train), key=key)
+            out = fixed_attention(
+                *qkv,
+                block=self.stride,
+                summary=self.columns,
+                causal=causal,
+                valid=inputs.valid,
+                slopes=inputs.slopes,
+                dropout=inputs.rate(train),
+                key=key,
+            )
         else:
-            out = strided_attention(*qkv, stride=self.stride, causal=causal, valid=inputs.valid,
-                                    slopes=inputs.slopes, dropout=inputs.rate(train), key=key)
+            out = strided_attention(
+                *qkv,
+                stride=self.stride,
+                causal=causal,
+                valid=inputs.valid,
+                slopes=inputs.slopes,
+                dropout=inputs.rate(train),
+                key=key,
+            )
         return zero_invalid(out, inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
@@ -94,7 +127,9 @@ class Sparse(Spelled):
             pattern = (i // l == j // l) | (j % l >= l - self.columns)
         else:
             pattern = (abs(i - j) <= l) | ((i - j) % l == 0)
-        return dense_weights(inputs.q, inputs.k, pattern, causal=causal, valid=inputs.valid, slopes=inputs.slopes)
+        return dense_weights(
+            inputs.q, inputs.k, pattern, causal=causal, valid=inputs.valid, slopes=inputs.slopes
+        )
 
     def cost(self, shape: Shape) -> Cost:
         """As full attention, for the tiles and columns that are computed."""
@@ -111,7 +146,13 @@ class Sparse(Spelled):
             flops=scores * (4 * shape.head_dim + 6),
             parameters=0,
             activation_bytes=2 * scores * max(4, shape.itemsize),
-            state_bytes=2 * shape.batch * self._kept(shape.length) * shape.kept_heads * shape.head_dim * shape.itemsize)
+            state_bytes=2
+            * shape.batch
+            * self._kept(shape.length)
+            * shape.kept_heads
+            * shape.head_dim
+            * shape.itemsize,
+        )
 
     def _kept(self, length: int) -> int:
         """Tokens that a decoder keeps: in "strided" all may be seen again."""

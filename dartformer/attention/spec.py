@@ -1,4 +1,5 @@
-"""Attentions as text: `local(window=16)`, `parallel(members=(full, linear))`. Nothing is ever evaluated."""
+"""Attentions as text: `local(window=16)`, `parallel(members=(full, linear))`. Nothing is ever
+evaluated."""
 
 import ast
 import dataclasses
@@ -12,10 +13,12 @@ from dartformer.errors import InputError, unknown
 
 
 def parse(text: str, table: Mapping[str, type], kind: str = "attention") -> Any:
-    """The attention that `text` spells: `full`, `local(window=16)` or `local(16)`; or a thing of another `kind`.
+    """The attention that `text` spells: `full`, `local(window=16)` or `local(16)`; or a thing of
+    another `kind`.
 
     Raises:
-      InputError: not of this form, an unknown name or option, or a value of the wrong type or range.
+      InputError: not of this form, an unknown name or option, or a value of the wrong type or
+        range.
     """
     name, positional, keywords = _read(text, table, kind)
     if name not in table:
@@ -23,8 +26,10 @@ def parse(text: str, table: Mapping[str, type], kind: str = "attention") -> Any:
     cls = table[name]
     fields = [f.name for f in dataclasses.fields(cls) if f.init]
     if len(positional) > len(fields):
-        raise InputError(f"{name} takes {len(fields)} options at most ({', '.join(fields) or 'none'}), "
-                         f"got {len(positional)} in {text!r}.")
+        raise InputError(
+            f"{name} takes {len(fields)} options at most ({', '.join(fields) or 'none'}), "
+            f"got {len(positional)} in {text!r}."
+        )
     options = dict(zip(fields, positional, strict=False))
     for option, value in keywords:
         if option in options:
@@ -33,9 +38,17 @@ def parse(text: str, table: Mapping[str, type], kind: str = "attention") -> Any:
             raise unknown(f"option of {name}", option, fields)
         options[option] = value
     hints = typing.get_type_hints(cls)
-    options = {option: _typed(name, option, value, hints[option]) for option, value in options.items()}
-    missing = [f.name for f in dataclasses.fields(cls) if f.init and f.name not in options
-               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    options = {
+        option: _typed(name, option, value, hints[option]) for option, value in options.items()
+    }
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.init
+        and f.name not in options
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
     if missing:
         raise InputError(f"{text!r} lacks a value for {', '.join(missing)}.")
     return cls(**options)
@@ -46,20 +59,31 @@ def format(attention: Attention, table: Mapping[str, type]) -> str:
     for name, cls in table.items():
         if type(attention) is cls:
             return spelled(name, attention, lambda value: _text(value, table))
-    raise InputError(f"{attention!r} is of no registered attention type: register its class first. "
-                     f"Known: {', '.join(table)}.")
+    raise InputError(
+        f"{attention!r} is of no registered attention type: register its class first. "
+        f"Known: {', '.join(table)}."
+    )
 
 
 def _text(value: Any, table: Mapping[str, type]) -> str:
     """A field's value as `_value` reads it."""
     if isinstance(value, tuple) and value and all(isinstance(one, Attention) for one in value):
-        return "(" + ", ".join(format(one, table) for one in value) + ("," if len(value) == 1 else "") + ")"
+        return (
+            "("
+            + ", ".join(format(one, table) for one in value)
+            + ("," if len(value) == 1 else "")
+            + ")"
+        )
     return repr(value)
 
 
-def _read(text: str, table: Mapping[str, type], kind: str) -> tuple[str, list[Any], list[tuple[str, Any]]]:
+def _read(
+    text: str, table: Mapping[str, type], kind: str
+) -> tuple[str, list[Any], list[tuple[str, Any]]]:
     """Name, positional values and keyword values of a spec."""
-    error = InputError(f"cannot read {kind} {text!r}: write a name, or name(option=value, ...) with plain values.")
+    error = InputError(
+        f"cannot read {kind} {text!r}: write a name, or name(option=value, ...) with plain values."
+    )
     if not isinstance(text, str):
         raise error
     try:
@@ -69,7 +93,9 @@ def _read(text: str, table: Mapping[str, type], kind: str) -> tuple[str, list[An
         if not isinstance(body, ast.Call) or not isinstance(body.func, ast.Name):
             raise error
         positional = [_value(node, table) for node in body.args]
-        keywords = [(str(k.arg), _value(k.value, table)) for k in body.keywords if k.arg is not None]
+        keywords = [
+            (str(k.arg), _value(k.value, table)) for k in body.keywords if k.arg is not None
+        ]
     except InputError:  # of an attention inside
         raise
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
@@ -80,14 +106,18 @@ def _read(text: str, table: Mapping[str, type], kind: str) -> tuple[str, list[An
 
 
 def _value(node: ast.expr, table: Mapping[str, type]) -> Any:
-    """A constant, or a tuple of attentions; raises what `ast.literal_eval` raises for anything else."""
-    if isinstance(node, ast.Tuple) and any(isinstance(one, (ast.Name, ast.Call)) for one in node.elts):
+    """A constant, or a tuple of attentions; raises what `ast.literal_eval` raises for anything
+    else."""
+    if isinstance(node, ast.Tuple) and any(
+        isinstance(one, (ast.Name, ast.Call)) for one in node.elts
+    ):
         return tuple(parse(ast.unparse(one), table) for one in node.elts)
     return ast.literal_eval(node)
 
 
 def _typed(name: str, option: str, value: Any, wanted: Any) -> Any:
-    """`value`, checked against the field's annotation; a whole number is accepted where a float is wanted."""
+    """`value`, checked against the field's annotation; a whole number is accepted where a float is
+    wanted."""
     for kind in _alternatives(wanted):
         if kind is Any or (type(value) is kind) or (typing.get_origin(kind) is type(value)):
             return value
@@ -95,9 +125,14 @@ def _typed(name: str, option: str, value: Any, wanted: Any) -> Any:
             return float(value)
         if typing.get_origin(kind) is typing.Literal and value in typing.get_args(kind):
             return value
-    expected = " or ".join("None" if k is types.NoneType else
-                           " or ".join(map(repr, typing.get_args(k))) if typing.get_origin(k) is typing.Literal else
-                           getattr(k, "__name__", str(k)) for k in _alternatives(wanted))
+    expected = " or ".join(
+        "None"
+        if k is types.NoneType
+        else " or ".join(map(repr, typing.get_args(k)))
+        if typing.get_origin(k) is typing.Literal
+        else getattr(k, "__name__", str(k))
+        for k in _alternatives(wanted)
+    )
     raise InputError(f"{name}: option {option!r} must be {expected}, got {value!r}.")
 
 

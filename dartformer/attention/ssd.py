@@ -1,4 +1,5 @@
-"""SSD: the state space of Mamba-2, a linear recurrence whose steps and decays depend on the token."""
+"""SSD: the state space of Mamba-2, a linear recurrence whose steps and decays depend on the
+token."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,43 +8,61 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, accept, drop_values, zero_invalid
+from dartformer.attention.base import (
+    Cost,
+    Inputs,
+    Params,
+    Shape,
+    Spelled,
+    Traits,
+    accept,
+    drop_values,
+    zero_invalid,
+)
 from dartformer.kernels.decay_scan import decay_scan, decay_scan_work
 from dartformer.kernels.recurrence import recurrence_weights
 from dartformer.kernels.softmax import wide
 
 
 def step_start(key: Array, shape: tuple[int, ...]) -> Array:
-    """softplus^-1 of step sizes whose logarithms are uniform, from 0.001 to 0.1, as Mamba begins."""
+    """softplus^-1 of step sizes whose logarithms are uniform, from 0.001 to 0.1, as Mamba
+    begins."""
     step = 0.001 * 100.0 ** jax.random.uniform(key, shape)
     return jnp.log(jnp.expm1(step))
 
 
 @dataclass(frozen=True, repr=False)
 class Ssd(Spelled):
-    """State space: S_i = exp(-A dt_i) S_{i-1} + dt_i k_i v_i^T, y_i = S_i^T q_i + D v_i, dt_i = softplus(w . x_i + b).
+    """State space: S_i = exp(-A dt_i) S_{i-1} + dt_i k_i v_i^T, y_i = S_i^T q_i + D v_i, dt_i =
+    softplus(w . x_i + b).
 
-    Paper: Dao and Gu 2024 (Mamba-2), arXiv:2405.21060, sections 2.1, 5 and 6; q, k, v are its C, B, x.
-    Own parameters: `dt` `[H, E]` (w), `dt_bias` `[H]` (b), `A_log` `[H]` (A = exp), `D` `[H]`; they begin as there.
-    Cost: O(N (C + D) D) time in chunks of C = 64; state D x D. No weight is divided by a sum.
-    Masks: an invalid token is not written and the state does not decay for it.
-    Both ways: a second recurrence from the last token to the first, added; the own token is counted once.
-    Deviations: the short convolution before it and the gate and norm behind it are left out (`model.branch_norm` is
-    a norm for each head), and every head has its own q and k, where the paper shares B and C between heads.
-    """
+    Paper: Dao and Gu 2024 (Mamba-2), arXiv:2405.21060, sections 2.1, 5 and 6; q, k, v are its C, B,
+    x. Own parameters: `dt` `[H, E]` (w), `dt_bias` `[H]` (b), `A_log` `[H]` (A = exp), `D` `[H]`;
+    they begin as there. Cost: O(N (C + D) D) time in chunks of C = 64; state D x D. No weight is
+    divided by a sum. Masks: an invalid token is not written and the state does not decay for it.
+    Both ways: a second recurrence from the last token to the first, added; the own token is counted
+    once. Deviations: the short convolution before it and the gate and norm behind it are left out
+    (`model.branch_norm` is a norm for each head), and every head has its own q and k, where the
+    paper shares B and C between heads."""
 
     traits: ClassVar[Traits] = Traits(
         summary="Mamba-2's state space: steps and decays that depend on the token",
-        paper="Dao and Gu 2024, arXiv:2405.21060", causal=True, reads=frozenset("qkvx"),
-        positions=frozenset({"rotary"}), dropout="values")
+        paper="Dao and Gu 2024, arXiv:2405.21060",
+        causal=True,
+        reads=frozenset("qkvx"),
+        positions=frozenset({"rotary"}),
+        dropout="values",
+    )
 
     def init(self, key: Array, shape: Shape) -> Params:
         """w of variance 1 / E, steps from 0.001 to 0.1, A from 1 to 16, D = 1."""
         w, b, a = jax.random.split(key, 3)
-        return {"dt": jax.random.normal(w, (shape.heads, shape.model_dim)) * shape.model_dim**-0.5,
-                "dt_bias": step_start(b, (shape.heads,)),
-                "A_log": jnp.log(jax.random.uniform(a, (shape.heads,), minval=1, maxval=16)),
-                "D": jnp.ones(shape.heads)}
+        return {
+            "dt": jax.random.normal(w, (shape.heads, shape.model_dim)) * shape.model_dim**-0.5,
+            "dt_bias": step_start(b, (shape.heads,)),
+            "A_log": jnp.log(jax.random.uniform(a, (shape.heads,), minval=1, maxval=16)),
+            "D": jnp.ones(shape.heads),
+        }
 
     def _recurrence(self, params: Params, inputs: Inputs) -> tuple[Array, Array, Array]:
         """q, dt k, and the log-decays `[B, N, H]`."""
@@ -53,19 +72,34 @@ class Ssd(Spelled):
         step = jax.nn.softplus(jnp.einsum("bne,he->bnh", inputs.x.astype(dtype), dt) + bias)
         return inputs.q, inputs.k * step[..., None], -jnp.exp(log) * step
 
-    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
-                 key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs,
+        *,
+        causal: bool = False,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
         q, k, decay = self._recurrence(params, inputs)
         v = drop_values(inputs, train, key).astype(decay.dtype)
-        out = decay_scan(q, k, v, decay, causal=causal, valid=inputs.valid) + params["D"].astype(v.dtype)[:, None] * v
+        out = (
+            decay_scan(q, k, v, decay, causal=causal, valid=inputs.valid)
+            + params["D"].astype(v.dtype)[:, None] * v
+        )
         return zero_invalid(out.astype(inputs.v.dtype), inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
-        """The recurrence, one token at a time, of the unit vectors, and D on the diagonal, `[B, H, N, N]`."""
-        rows = recurrence_weights(*self._recurrence(params, inputs), causal=causal, valid=inputs.valid)
-        own = params["D"].astype(rows.dtype)[:, None, None] * jnp.eye(inputs.q.shape[1], dtype=rows.dtype)
+        """The recurrence, one token at a time, of the unit vectors, and D on the diagonal, `[B, H,
+        N, N]`."""
+        rows = recurrence_weights(
+            *self._recurrence(params, inputs), causal=causal, valid=inputs.valid
+        )
+        own = params["D"].astype(rows.dtype)[:, None, None] * jnp.eye(
+            inputs.q.shape[1], dtype=rows.dtype
+        )
         return rows + own * inputs.mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:
@@ -77,4 +111,5 @@ class Ssd(Spelled):
             flops=flops * heads + tokens * (2 * shape.model_dim + 6 + 3 * shape.head_dim),
             parameters=shape.heads * (shape.model_dim + 3),
             activation_bytes=(numbers * heads + tokens) * max(4, shape.itemsize),
-            state_bytes=heads * shape.head_dim**2 * max(4, shape.itemsize))
+            state_bytes=heads * shape.head_dim**2 * max(4, shape.itemsize),
+        )

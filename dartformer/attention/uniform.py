@@ -6,7 +6,17 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer.attention.base import Cost, Inputs, Params, Shape, Spelled, Traits, accept, drop_values, zero_invalid
+from dartformer.attention.base import (
+    Cost,
+    Inputs,
+    Params,
+    Shape,
+    Spelled,
+    Traits,
+    accept,
+    drop_values,
+    zero_invalid,
+)
 from dartformer.kernels.softmax import wide
 
 
@@ -14,22 +24,31 @@ from dartformer.kernels.softmax import wide
 class Uniform(Spelled):
     """Every token weighs the same: y_i = mean_j v_j; causal: the running mean over j <= i.
 
-    Paper: none; a baseline. It is full attention with q = 0, and tells whether mixing tokens is enough.
-    Own parameters: none. Cost: O(N D) time and memory.
-    Masks: the mean is over valid tokens. A query that sees no key gives zero.
-    Deviations: none.
-    """
+    Paper: none; a baseline. It is full attention with q = 0, and tells whether mixing tokens is
+    enough. Own parameters: none. Cost: O(N D) time and memory. Masks: the mean is over valid
+    tokens. A query that sees no key gives zero. Deviations: none."""
 
     traits: ClassVar[Traits] = Traits(
-        summary="the mean of all tokens (baseline)", paper="none", causal=True, reads=frozenset("v"),
-        dropout="values")
+        summary="the mean of all tokens (baseline)",
+        paper="none",
+        causal=True,
+        reads=frozenset("v"),
+        dropout="values",
+    )
 
     def init(self, key: Array, shape: Shape) -> Params:
         """No parameters."""
         return {}
 
-    def __call__(self, params: Params, inputs: Inputs, *, causal: bool = False, train: bool = False,
-                 key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs,
+        *,
+        causal: bool = False,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
         v, dtype = drop_values(inputs, train, key), wide(inputs.v)
@@ -54,5 +73,9 @@ class Uniform(Spelled):
         """One addition for each number of v."""
         numbers = shape.batch * shape.length * shape.heads * shape.head_dim
         state = shape.batch * (shape.heads * shape.head_dim + 1)
-        return Cost(flops=numbers, parameters=0, activation_bytes=numbers * shape.itemsize,
-                    state_bytes=state * max(4, shape.itemsize))
+        return Cost(
+            flops=numbers,
+            parameters=0,
+            activation_bytes=numbers * shape.itemsize,
+            state_bytes=state * max(4, shape.itemsize),
+        )

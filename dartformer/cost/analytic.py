@@ -1,4 +1,5 @@
-"""Cost by formula: parameters, FLOPs executed and useful, bytes kept for training and for decoding."""
+"""Cost by formula: parameters, FLOPs executed and useful, bytes kept for training and for
+decoding."""
 
 import functools
 from typing import Any
@@ -26,23 +27,36 @@ def model_parameters(network: Network) -> int:
     return parameters(jax.eval_shape(network.init, jax.random.key(0)))
 
 
-def attention_cost(config: TransformerConfig, genotype: Genotype, layer: int, *, batch: int = 1,
-                   length: int | None = None) -> Cost:
-    """Analytic cost of one layer's attentions (projections excluded): the sum over the groups of heads."""
+def attention_cost(
+    config: TransformerConfig,
+    genotype: Genotype,
+    layer: int,
+    *,
+    batch: int = 1,
+    length: int | None = None,
+) -> Cost:
+    """Analytic cost of one layer's attentions (projections excluded): the sum over the groups of
+    heads."""
     total = Cost(0, 0, 0, 0)
     for attention, heads in genotype.groups(layer):
-        shape = config.attention_shape(len(heads), kv_heads=len({h // config.sharing for h in heads}), batch=batch,
-                                       length=length)
+        shape = config.attention_shape(
+            len(heads),
+            kv_heads=len({h // config.sharing for h in heads}),
+            batch=batch,
+            length=length,
+        )
         total = total + attention.cost(shape)
     return total
 
 
-def flops(config: TransformerConfig, genotype: Genotype, *, batch: int = 1, length: int | None = None) -> float:
-    """FLOPs that a forward pass executes (a multiply-add is two): attentions, projections, feed-forward, classifier.
+def flops(
+    config: TransformerConfig, genotype: Genotype, *, batch: int = 1, length: int | None = None
+) -> float:
+    """FLOPs that a forward pass executes (a multiply-add is two): attentions, projections,
+    feed-forward, classifier.
 
-    Embeddings of ids and stem, which are look-ups, and normalisations, activations and dropout, which are linear in the
-    activations, are left out.
-    """
+    Embeddings of ids and stem, which are look-ups, and normalisations, activations and dropout,
+    which are linear in the activations, are left out."""
     n = config.tokens if length is None else length
     e, inner, m = config.model_dim, config.heads * config.head_dim, config.mlp_dim
     per_token = 4 * e * inner * (1 + 1 / config.sharing) + 4 * e * m
@@ -54,7 +68,10 @@ def flops(config: TransformerConfig, genotype: Genotype, *, batch: int = 1, leng
         head = 2 * (pooled * m + m * config.classes)
     else:
         head = 2 * (pooled * m + m * (m // 2) + m // 2 * config.classes)
-    mixing = sum(attention_cost(config, genotype, l, batch=documents, length=n).flops for l in range(config.layers))
+    mixing = sum(
+        attention_cost(config, genotype, l, batch=documents, length=n).flops
+        for l in range(config.layers)
+    )
     embed = 2 * config.features * e
     return mixing + documents * n * (config.layers * per_token + embed) + rows * head
 
@@ -62,13 +79,14 @@ def flops(config: TransformerConfig, genotype: Genotype, *, batch: int = 1, leng
 def useful_flops(attention: Any, shape: Shape, *, causal: bool) -> float | None:
     """Of the FLOPs that `attention` executes, those that the result needs.
 
-    The definition of a type that is a matrix of weights needs 4 D + 5 for each pair of tokens whose weight is not zero
-    (two multiply-adds by D numbers, and the softmax). Blocks that are computed whole, and causal masks, execute more.
-    Of a type that grows slower than N^2 although every token sees every (earlier) one, all is useful: it never forms
-    the matrix.
+    The definition of a type that is a matrix of weights needs 4 D + 5 for each pair of tokens whose
+    weight is not zero (two multiply-adds by D numbers, and the softmax). Blocks that are computed
+    whole, and causal masks, execute more. Of a type that grows slower than N^2 although every token
+    sees every (earlier) one, all is useful: it never forms the matrix.
 
     Returns:
-      The smaller of both; all that is executed where there is no matrix; None above `MOST_PAIRS` tokens.
+      The smaller of both; all that is executed where there is no matrix; None above `MOST_PAIRS`
+      tokens.
     """
     executed, n = attention.cost(shape).flops, shape.length
     if not attention.traits.matrix:
@@ -86,17 +104,25 @@ def _pairs(attention: Any, length: int, head_dim: int, model_dim: int, causal: b
     """Pairs of tokens with a weight that is not zero, of one head on one random input."""
     keys = iter(jax.random.split(jax.random.key(0), 6))
     q, k, v = (jax.random.normal(next(keys), (1, length, 1, head_dim)) for _ in range(3))
-    inputs = Inputs(q, k, v, jax.random.normal(next(keys), (1, length, model_dim)),
-                    head_keys=jax.random.split(next(keys), 1))
+    inputs = Inputs(
+        q,
+        k,
+        v,
+        jax.random.normal(next(keys), (1, length, model_dim)),
+        head_keys=jax.random.split(next(keys), 1),
+    )
     params = attention.init(next(keys), Shape(length, 1, head_dim, model_dim))
     found = attention.weights(params, inputs, causal=causal)
     assert found is not None
     return int(np.count_nonzero(np.asarray(found)))
 
 
-def training_bytes(attention: Attention, shape: Shape, *, causal: bool, dtype: Any = jnp.float32) -> int:
-    """Bytes of the arrays that a forward pass of `attention` keeps for its backward pass, inputs and parameters not
-    among them: what a layer more adds to the memory of training. Found by tracing; nothing is computed or compiled."""
+def training_bytes(
+    attention: Attention, shape: Shape, *, causal: bool, dtype: Any = jnp.float32
+) -> int:
+    """Bytes of the arrays that a forward pass of `attention` keeps for its backward pass, inputs
+    and parameters not among them: what a layer more adds to the memory of training. Found by
+    tracing; nothing is computed or compiled."""
     sizes = (shape.batch, shape.length, shape.heads, shape.head_dim)
     read = {n: jax.ShapeDtypeStruct(sizes, dtype) for n in "qkv"}
     if "x" in attention.traits.reads:
@@ -120,16 +146,23 @@ def training_bytes(attention: Attention, shape: Shape, *, causal: bool, dtype: A
 
 
 def decodes(attention: Attention) -> bool:
-    """Whether token after token can be decoded with what `Cost.state_bytes` counts: it can be causal, so that no later
-    token changes an earlier output."""
+    """Whether token after token can be decoded with what `Cost.state_bytes` counts: it can be
+    causal, so that no later token changes an earlier output."""
     return attention.traits.causal
 
 
-def decoding_flops(config: TransformerConfig, genotype: Genotype, *, batch: int, length: int) -> float:
-    """FLOPs of one more token after `length`, for each sequence of the batch: projections, feed-forward, classifier,
-    and a multiply-add for each number that is kept."""
-    kept = sum(attention_cost(config, genotype, l, batch=batch, length=length).state_bytes
-               for l in range(config.layers)) / config.attention_shape().itemsize
+def decoding_flops(
+    config: TransformerConfig, genotype: Genotype, *, batch: int, length: int
+) -> float:
+    """FLOPs of one more token after `length`, for each sequence of the batch: projections,
+    feed-forward, classifier, and a multiply-add for each number that is kept."""
+    kept = (
+        sum(
+            attention_cost(config, genotype, l, batch=batch, length=length).state_bytes
+            for l in range(config.layers)
+        )
+        / config.attention_shape().itemsize
+    )
     return flops(config, nothing(config), batch=batch, length=1) + 2 * kept
 
 

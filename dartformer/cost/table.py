@@ -1,8 +1,9 @@
-"""A table of measured latencies: attention x heads in its group x batch x length x phase, in a JSON file.
+"""A table of measured latencies: attention x heads in its group x batch x length x phase, in a JSON
+file.
 
-An attention is measured as it is used, in a compiled block with its norms, projections and feed-forward: the block with
-it, less the same block with heads that do nothing. A call by itself would be mostly the start of a program.
-"""
+An attention is measured as it is used, in a compiled block with its norms, projections and
+feed-forward: the block with it, less the same block with heads that do nothing. A call by itself
+would be mostly the start of a program."""
 
 import dataclasses
 import hashlib
@@ -46,7 +47,8 @@ def cache_file() -> Path:
 
 
 class Table:
-    """Latencies by what was measured; read from a file, and written back whenever something was added.
+    """Latencies by what was measured; read from a file, and written back whenever something was
+    added.
 
     Args:
       file: where; None for `cache_file()`. Made if it is not there.
@@ -64,7 +66,11 @@ class Table:
         if not self.file.exists():
             return
         data = read_json(self.file)
-        if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("entries"), list):
+        if (
+            not isinstance(data, dict)
+            or data.get("format") != FORMAT
+            or not isinstance(data.get("entries"), list)
+        ):
             raise InputError(f"{self.file} is no table of latencies of format {FORMAT}.")
         for what, ours in (("device", self.device), ("versions", self.versions)):
             if data.get(what) != ours:
@@ -73,54 +79,85 @@ class Table:
                     raise InputError(
                         f"the latencies in {self.file} were measured on another {what} ({data.get(what)}; here "
                         f"{ours}): name another file, where they are measured anew, or take them as they are with "
-                        f"--trust-table.")
+                        f"--trust-table."
+                    )
         self.device, self.versions = data["device"], data["versions"]
         self.seconds = {_key(one["of"]): one for one in data["entries"]}
 
-    def attention(self, config: TransformerConfig, one: Attention, heads: int, *, batch: int, length: int,
-                  phase: str) -> float:
-        """Seconds that a group of `heads` heads of an attention adds to a layer; between measured numbers, linear.
+    def attention(
+        self,
+        config: TransformerConfig,
+        one: Attention,
+        heads: int,
+        *,
+        batch: int,
+        length: int,
+        phase: str,
+    ) -> float:
+        """Seconds that a group of `heads` heads of an attention adds to a layer; between measured
+        numbers, linear.
 
         What grouping costs a layer with several groups is shared out to them by heads.
         """
         known = measured_heads(config.heads)
         if heads not in known:
             low, high = max(n for n in known if n < heads), min(n for n in known if n > heads)
-            below, above = (self.attention(config, one, n, batch=batch, length=length, phase=phase)
-                            for n in (low, high))
+            below, above = (
+                self.attention(config, one, n, batch=batch, length=length, phase=phase)
+                for n in (low, high)
+            )
             return below + (above - below) * (heads - low) / (high - low)
         if heads == config.heads:
             return self._added(config, one, heads, batch, length, phase)
-        # The cheapest second group stands for what grouping costs; the heads that do nothing have had their part of it.
-        grouping = self._added(config, Uniform(), measured_heads(config.heads)[-2], batch, length, phase)
+        # The cheapest second group stands for what grouping costs; the heads that do nothing have
+        # had their part of it.
+        grouping = self._added(
+            config, Uniform(), measured_heads(config.heads)[-2], batch, length, phase
+        )
         if isinstance(one, Identity):
             return grouping * heads / config.heads
         added = self._added(config, one, heads, batch, length, phase)
         return max(added - grouping * (1 - heads / config.heads), 0.0)
 
-    def _added(self, config: TransformerConfig, one: Attention, heads: int, batch: int, length: int,
-               phase: str) -> float:
+    def _added(
+        self,
+        config: TransformerConfig,
+        one: Attention,
+        heads: int,
+        batch: int,
+        length: int,
+        phase: str,
+    ) -> float:
         if isinstance(one, Identity):
             return 0.0
         of = {"attention": spec(one), "heads": heads, **_place(config, batch, length, phase)}
-        return self._get(of, lambda: attention_seconds(config, one, heads, batch=batch, length=length, phase=phase))
+        return self._get(
+            of,
+            lambda: attention_seconds(config, one, heads, batch=batch, length=length, phase=phase),
+        )
 
     def rest(self, config: TransformerConfig, *, batch: int, length: int, phase: str) -> float:
         """Seconds of a model whose heads do nothing."""
+
         def whole() -> float:
             tokens = length - (config.tokens - config.length)
-            return measure.model(config, nothing(config), batch=batch, length=tokens, phase=phase,
-                                 repeats=REPEATS).seconds["min"]
+            return measure.model(
+                config, nothing(config), batch=batch, length=tokens, phase=phase, repeats=REPEATS
+            ).seconds["min"]
 
-        return self._get({"rest": _sizes(config), "batch": batch, "length": length, "phase": phase}, whole)
+        return self._get(
+            {"rest": _sizes(config), "batch": batch, "length": length, "phase": phase}, whole
+        )
 
     def _get(self, of: dict[str, Any], call: Callable[[], float]) -> float:
         key = _key(of)
         if key not in self.seconds:
             if self.foreign:
-                raise InputError(f"{self.file} is another device's and lacks {of.get('attention') or 'the model'} at "
-                                 f"batch {of['batch']}, length {of['length']}, phase {of['phase']}: it can only be "
-                                 f"measured there.")
+                raise InputError(
+                    f"{self.file} is another device's and lacks {of.get('attention') or 'the model'} at "
+                    f"batch {of['batch']}, length {of['length']}, phase {of['phase']}: it can only be "
+                    f"measured there."
+                )
             self.seconds[key] = {"of": of, "seconds": call()}
             self.save()
         return float(self.seconds[key]["seconds"])
@@ -128,10 +165,19 @@ class Table:
     def save(self) -> None:
         """Write the file."""
         try:
-            write_json(self.file, {"format": FORMAT, "device": self.device, "versions": self.versions,
-                                   "entries": list(self.seconds.values())})
+            write_json(
+                self.file,
+                {
+                    "format": FORMAT,
+                    "device": self.device,
+                    "versions": self.versions,
+                    "entries": list(self.seconds.values()),
+                },
+            )
         except OSError as error:
-            raise InputError(f"cannot write the table of latencies {self.file}: {error.strerror}.") from None
+            raise InputError(
+                f"cannot write the table of latencies {self.file}: {error.strerror}."
+            ) from None
 
 
 def measured_heads(heads: int) -> tuple[int, ...]:
@@ -141,12 +187,24 @@ def measured_heads(heads: int) -> tuple[int, ...]:
 
 def _place(config: TransformerConfig, batch: int, length: int, phase: str) -> dict[str, Any]:
     """What an attention's latency depends on beside itself."""
-    return {"batch": batch * config.inputs, "length": length, "phase": phase, "heads_of_layer": config.heads,
-            "head_dim": config.head_dim, "mlp_dim": config.mlp_dim, "kv_heads": config.kv_heads,
-            "qk_norm": config.qk_norm, "positions": config.positions, "dropout": config.dropout,
-            "model_dim": config.model_dim, "dtype": config.dtype, "causal": config.causal, "kernel": config.kernel,
-            "branch_norm": config.branch_norm,
-            "attention_dropout": config.attention_dropout}
+    return {
+        "batch": batch * config.inputs,
+        "length": length,
+        "phase": phase,
+        "heads_of_layer": config.heads,
+        "head_dim": config.head_dim,
+        "mlp_dim": config.mlp_dim,
+        "kv_heads": config.kv_heads,
+        "qk_norm": config.qk_norm,
+        "positions": config.positions,
+        "dropout": config.dropout,
+        "model_dim": config.model_dim,
+        "dtype": config.dtype,
+        "causal": config.causal,
+        "kernel": config.kernel,
+        "branch_norm": config.branch_norm,
+        "attention_dropout": config.attention_dropout,
+    }
 
 
 def _sizes(config: TransformerConfig) -> dict[str, Any]:
@@ -157,11 +215,16 @@ def _key(of: dict[str, Any]) -> str:
     return repr(sorted(of.items()))
 
 
-def attention_seconds(config: TransformerConfig, one: Attention, heads: int, *, batch: int, length: int,
-                      phase: str) -> float:
-    """Seconds that `heads` heads of an attention add to a block whose other heads do nothing (`identity`)."""
+def attention_seconds(
+    config: TransformerConfig, one: Attention, heads: int, *, batch: int, length: int, phase: str
+) -> float:
+    """Seconds that `heads` heads of an attention add to a block whose other heads do nothing
+    (`identity`)."""
     rows = tuple((one,) * n + (Identity(),) * (config.heads - n) for n in (heads, 0))
-    calls = [measure.block(config, Genotype((row,)), 0, batch=batch, length=length, phase=phase) for row in rows]
+    calls = [
+        measure.block(config, Genotype((row,)), 0, batch=batch, length=length, phase=phase)
+        for row in rows
+    ]
     for call in calls:
         call()
     times = np.array([[_spent(call) for call in calls] for _ in range(ROUNDS)])  # they take turns

@@ -1,7 +1,7 @@
 """Derivations: from a trained supernet to a genotype. The table below is the whole list.
 
-A derivation is written as an attention is: its name, and its options in brackets: `evolution(generations=5)`.
-"""
+A derivation is written as an attention is: its name, and its options in brackets:
+`evolution(generations=5)`."""
 
 from dartformer.attention import spec
 from dartformer.derivations.argmax import Argmax
@@ -31,7 +31,8 @@ __all__ = ["DERIVATIONS", "Argmax", "Derived", "Rule", "Trained", "name_of", "pa
 
 
 def parse(text: str) -> Rule:
-    """The derivation that `text` spells; raises `InputError` for a name or an option that does not exist."""
+    """The derivation that `text` spells; raises `InputError` for a name or an option that does not
+    exist."""
     return spec.parse(text, DERIVATIONS, "derivation")
 
 

@@ -1,4 +1,5 @@
-"""Argmax: in every place, the candidate with the largest weight (DARTS, Liu et al. 2019, arXiv 1806.09055)."""
+"""Argmax: in every place, the candidate with the largest weight (DARTS, Liu et al. 2019, arXiv
+1806.09055)."""
 
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ from dartformer.derivations.base import Derived, Rule, Trained
 
 @dataclass(frozen=True)
 class Argmax(Rule):
-    """The largest weight of each row of the mixture; of equals, the first in the list of candidates."""
+    """The largest weight of each row of the mixture; of equals, the first in the list of
+    candidates."""
 
     def __call__(self, trained: Trained) -> Derived:
         """Ties are rows whose first two weights are closer than the tie margin."""
@@ -22,6 +24,8 @@ class Argmax(Rule):
             row = free[place]
             first, second = np.argsort(-row, kind="stable")[:2]
             if row[first] - row[second] < trained.tie_margin:
-                ties.append(f"{space.place_name(place)}: {spec(space.candidates[first])} and "
-                            f"{spec(space.candidates[second])} are tied ({row[first]:.2f}, {row[second]:.2f})")
+                ties.append(
+                    f"{space.place_name(place)}: {spec(space.candidates[first])} and "
+                    f"{spec(space.candidates[second])} are tied ({row[first]:.2f}, {row[second]:.2f})"
+                )
         return Derived(space.genotype(free.argmax(-1)), ties, {})

@@ -1,8 +1,7 @@
 """What a derivation is: from a trained supernet to a genotype. It sees scores, never a network.
 
-Weights go in and come out as an argument, so that a derivation is a pure function: the same supernet and the same
-random numbers give the same genotype.
-"""
+Weights go in and come out as an argument, so that a derivation is a pure function: the same
+supernet and the same random numbers give the same genotype."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +17,8 @@ from dartformer.genotype import Genotype
 from dartformer.search_space import SearchSpace
 
 Scores = Mapping[str, Any]
-"""`{"loss", "accuracy"}` of a supernet on valid: each `[S]`, one number for each example, or a scalar."""
+"""`{"loss", "accuracy"}` of a supernet on valid: each `[S]`, one number for each example, or a
+scalar."""
 
 METRICS = ("loss", "accuracy")
 
@@ -31,9 +31,12 @@ class Trained:
       space: what was searched over.
       mixture: `[L, H, K]`, where the search ended.
       weights: of the supernet; only handed on to the functions below.
-      evaluate: (weights, mixture `[L, H, K]`, examples) -> `Scores` on the first `examples` of valid (None: on all).
-      fine_tune: (weights, mixture, steps, seed) -> weights, trained for `steps` more at that mixture.
-      standalone: genotype -> `Scores` on valid of the genotype trained alone, a number for each seed.
+      evaluate: (weights, mixture `[L, H, K]`, examples) -> `Scores` on the first `examples` of
+        valid (None: on all).
+      fine_tune: (weights, mixture, steps, seed) -> weights, trained for `steps` more at that
+        mixture.
+      standalone: genotype -> `Scores` on valid of the genotype trained alone, a number for each
+        seed.
       rng: where random choices come from.
       tie_margin: weights of a mixture closer than this are called tied.
     """
@@ -63,10 +66,12 @@ class Derived(NamedTuple):
 
 
 class Rule(ABC):
-    """A derivation: a frozen dataclass of its options, written `masked_drop(fine_tune=20)` in configs."""
+    """A derivation: a frozen dataclass of its options, written `masked_drop(fine_tune=20)` in
+    configs."""
 
     def check(self, space: SearchSpace) -> None:  # noqa: B027 - most fit every space
-        """Raise `InputError` where the options do not fit the space; called before anything is trained."""
+        """Raise `InputError` where the options do not fit the space; called before anything is
+        trained."""
 
     @abstractmethod
     def __call__(self, trained: Trained) -> Derived:
@@ -80,36 +85,49 @@ def merit(scores: Scores, metric: str) -> np.ndarray:
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    """Mean of `ours - theirs`, paired by example `[S]`, and the half-width of its 95% interval (Student's t).
+    """Mean of `ours - theirs`, paired by example `[S]`, and the half-width of its 95% interval
+    (Student's t).
 
     With one number there is nothing to tell noise from: the half-width is 0.
     """
     gaps = ours - theirs
     if len(gaps) < 2:
         return float(gaps.mean()), 0.0
-    return float(gaps.mean()), float(stdtrit(len(gaps) - 1, 0.975) * gaps.std(ddof=1) / np.sqrt(len(gaps)))
+    return float(gaps.mean()), float(
+        stdtrit(len(gaps) - 1, 0.975) * gaps.std(ddof=1) / np.sqrt(len(gaps))
+    )
 
 
 def as_good(merits: Mapping[Any, np.ndarray], best: Any) -> list[Any]:
     """Which others than `best` are within the noise of their difference to it."""
-    found = {name: difference(merits[best], values) for name, values in merits.items() if name != best}
+    found = {
+        name: difference(merits[best], values) for name, values in merits.items() if name != best
+    }
     return [name for name, (gap, noise) in found.items() if abs(gap) <= noise]
 
 
 def cells(space: SearchSpace, place: tuple[int, int]) -> tuple[slice, slice]:
-    """The part of a mixture `[L, H, K]` that one place `[1 or L, 1 or H]` of the alphas stands for."""
+    """The part of a mixture `[L, H, K]` that one place `[1 or L, 1 or H]` of the alphas stands
+    for."""
     rows, columns, _ = space.alphas_shape
-    return (slice(None) if rows == 1 else slice(place[0], place[0] + 1),
-            slice(None) if columns == 1 else slice(place[1], place[1] + 1))
+    return (
+        slice(None) if rows == 1 else slice(place[0], place[0] + 1),
+        slice(None) if columns == 1 else slice(place[1], place[1] + 1),
+    )
 
 
-def without(mixture: np.ndarray, where: tuple[slice, slice], k: int, renormalise: bool) -> np.ndarray:
-    """`mixture` without candidate k in the cells `where`; the others as they are, or scaled to the same sum."""
+def without(
+    mixture: np.ndarray, where: tuple[slice, slice], k: int, renormalise: bool
+) -> np.ndarray:
+    """`mixture` without candidate k in the cells `where`; the others as they are, or scaled to the
+    same sum."""
     new = mixture.copy()
     new[(*where, k)] = 0
     if renormalise:
         total = new[where].sum(-1, keepdims=True)
-        new[where] *= np.divide(mixture[where].sum(-1, keepdims=True), total, out=np.ones_like(total), where=total > 0)
+        new[where] *= np.divide(
+            mixture[where].sum(-1, keepdims=True), total, out=np.ones_like(total), where=total > 0
+        )
     return new
 
 
@@ -125,9 +143,14 @@ def one_hot(space: SearchSpace, choice: np.ndarray) -> np.ndarray:
     return np.eye(len(space.candidates), dtype=np.float32)[grid]
 
 
-def pick(trained: Trained, choices: Iterable[tuple[tuple[int, ...], ...]], metric: str,
-         known: Mapping[Any, np.ndarray] | None = None) -> Derived:
-    """The best of some genotypes on all of valid, each with the weights it inherits from the supernet.
+def pick(
+    trained: Trained,
+    choices: Iterable[tuple[tuple[int, ...], ...]],
+    metric: str,
+    known: Mapping[Any, np.ndarray] | None = None,
+) -> Derived:
+    """The best of some genotypes on all of valid, each with the weights it inherits from the
+    supernet.
 
     Args:
       trained: the supernet.
@@ -136,17 +159,33 @@ def pick(trained: Trained, choices: Iterable[tuple[tuple[int, ...], ...]], metri
       known: merits `[S]` of choices that are already scored on all of valid.
     """
     space, known = trained.space, known or {}
-    merits = {c: known[c] if c in known else
-              merit(trained.evaluate(trained.weights, one_hot(space, np.array(c)), None), metric) for c in choices}
+    merits = {
+        c: known[c]
+        if c in known
+        else merit(trained.evaluate(trained.weights, one_hot(space, np.array(c)), None), metric)
+        for c in choices
+    }
     best = max(merits, key=lambda c: merits[c].mean())
     equal = as_good(merits, best)
     sign = -1 if metric == "loss" else 1
-    ties = [] if not equal else [
-        f"{len(equal)} of the other {len(merits) - 1} genotypes are within noise of the best on valid, the next: "
-        f"{space.genotype(np.array(max(equal, key=lambda c: merits[c].mean())))}"]
-    return Derived(space.genotype(np.array(best)), ties, {
-        "metric": metric, "scored": len(merits), "within_noise": len(equal),
-        f"valid_{metric}": float(sign * merits[best].mean())})
+    ties = (
+        []
+        if not equal
+        else [
+            f"{len(equal)} of the other {len(merits) - 1} genotypes are within noise of the best on valid, the next: "
+            f"{space.genotype(np.array(max(equal, key=lambda c: merits[c].mean())))}"
+        ]
+    )
+    return Derived(
+        space.genotype(np.array(best)),
+        ties,
+        {
+            "metric": metric,
+            "scored": len(merits),
+            "within_noise": len(equal),
+            f"valid_{metric}": float(sign * merits[best].mean()),
+        },
+    )
 
 
 def frozen(choice: np.ndarray) -> tuple[tuple[int, ...], ...]:

@@ -1,4 +1,5 @@
-"""Evolution over the genotypes of a supernet (SPOS, Guo et al. 2019, arXiv 1904.00420, algorithm 1)."""
+"""Evolution over the genotypes of a supernet (SPOS, Guo et al. 2019, arXiv 1904.00420, algorithm
+1)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,17 +22,20 @@ from dartformer.derivations.base import (
 from dartformer.errors import InputError
 
 TRIES = 10
-"""Draws for each child that is wanted, before a generation is taken as it is: small spaces run out of new ones."""
+"""Draws for each child that is wanted, before a generation is taken as it is: small spaces run out
+of new ones."""
 
 
 @dataclass(frozen=True)
 class Evolution(Rule):
-    """A population of genotypes, scored with inherited weights; the best breed by mutation and crossover.
+    """A population of genotypes, scored with inherited weights; the best breed by mutation and
+    crossover.
 
     Attributes:
       population: genotypes in each generation (SPOS: 50).
       top: how many of all that were scored are parents (10).
-      mutations, crossovers: children of each kind in a generation (25 and 25); random genotypes fill it up.
+      mutations, crossovers: children of each kind in a generation (25 and 25); random genotypes
+        fill it up.
       generations: how many after the first (20).
       probability: of each place to mutate (0.1).
       metric: "accuracy" on all of valid, or "loss".
@@ -48,12 +52,22 @@ class Evolution(Rule):
     def __post_init__(self) -> None:
         check_metric("evolution", self.metric)
         at_least("evolution", 1, population=self.population, top=self.top)
-        at_least("evolution", 0, mutations=self.mutations, crossovers=self.crossovers, generations=self.generations)
+        at_least(
+            "evolution",
+            0,
+            mutations=self.mutations,
+            crossovers=self.crossovers,
+            generations=self.generations,
+        )
         if self.mutations + self.crossovers > self.population:
-            raise InputError(f"evolution: mutations={self.mutations} and crossovers={self.crossovers} are more than "
-                             f"population={self.population}.")
+            raise InputError(
+                f"evolution: mutations={self.mutations} and crossovers={self.crossovers} are more than "
+                f"population={self.population}."
+            )
         if not 0 < self.probability <= 1:
-            raise InputError(f"evolution: probability must be above 0 and at most 1, got {self.probability}.")
+            raise InputError(
+                f"evolution: probability must be above 0 and at most 1, got {self.probability}."
+            )
 
     def __call__(self, trained: Trained) -> Derived:
         """See `Rule`. No genotype is scored twice; it ends early when the space has no new ones."""
@@ -71,12 +85,16 @@ class Evolution(Rule):
 
         def mutant() -> np.ndarray:
             one = parent()
-            return np.where(rng.random(shape) < self.probability, rng.integers(candidates, size=shape), one)
+            return np.where(
+                rng.random(shape) < self.probability, rng.integers(candidates, size=shape), one
+            )
 
         def crossed() -> np.ndarray:
             return np.where(rng.random(shape) < 0.5, parent(), parent())
 
-        def new(make: Callable[[], Any], count: int, children: list[tuple[tuple[int, ...], ...]]) -> None:
+        def new(
+            make: Callable[[], Any], count: int, children: list[tuple[tuple[int, ...], ...]]
+        ) -> None:
             wanted = len(children) + count
             for _ in range(TRIES * count):
                 child = frozen(np.array(make()))
@@ -88,7 +106,7 @@ class Evolution(Rule):
         score(children)
         best = [max(float(m.mean()) for m in scored.values())]
         for _ in range(self.generations):
-            parents = sorted(scored, key=lambda c: -scored[c].mean())[:self.top]
+            parents = sorted(scored, key=lambda c: -scored[c].mean())[: self.top]
             children = []
             new(mutant, self.mutations, children)
             new(crossed, self.crossovers, children)
@@ -99,4 +117,6 @@ class Evolution(Rule):
             best.append(max(float(m.mean()) for m in scored.values()))
         found = pick(trained, scored, self.metric, known=scored)
         sign = -1 if self.metric == "loss" else 1
-        return found._replace(details={**found.details, "best_by_generation": [sign * b for b in best]})
+        return found._replace(
+            details={**found.details, "best_by_generation": [sign * b for b in best]}
+        )

@@ -1,10 +1,21 @@
-"""Random search with shared weights (Li and Talwalkar 2019, arXiv 1902.07638): a baseline to beat."""
+"""Random search with shared weights (Li and Talwalkar 2019, arXiv 1902.07638): a baseline to
+beat."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from dartformer.derivations.base import Derived, Rule, Trained, at_least, check_metric, draw, merit, one_hot, pick
+from dartformer.derivations.base import (
+    Derived,
+    Rule,
+    Trained,
+    at_least,
+    check_metric,
+    draw,
+    merit,
+    one_hot,
+    pick,
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,14 @@ class RandomSearch(Rule):
         """See `Rule`."""
         space = trained.space
         drawn = dict.fromkeys(draw(space, trained.rng) for _ in range(self.count))
-        first = {c: merit(trained.evaluate(trained.weights, one_hot(space, np.array(c)), self.batch),
-                          self.metric).mean() for c in drawn}
-        found = pick(trained, sorted(first, key=lambda c: -first[c])[:self.top], self.metric)
-        return found._replace(details={"drawn": self.count, "distinct": len(drawn), **found.details})
+        first = {
+            c: merit(
+                trained.evaluate(trained.weights, one_hot(space, np.array(c)), self.batch),
+                self.metric,
+            ).mean()
+            for c in drawn
+        }
+        found = pick(trained, sorted(first, key=lambda c: -first[c])[: self.top], self.metric)
+        return found._replace(
+            details={"drawn": self.count, "distinct": len(drawn), **found.details}
+        )

@@ -1,7 +1,8 @@
-"""Sample: genotypes drawn from the mixture, the best of them on valid with the weights they inherit.
+"""Sample: genotypes drawn from the mixture, the best of them on valid with the weights they
+inherit.
 
-The supernet is trained at a mixture; the genotype that scores best in it need not have the largest weight everywhere.
-"""
+The supernet is trained at a mixture; the genotype that scores best in it need not have the largest
+weight everywhere."""
 
 from dataclasses import dataclass
 
@@ -12,7 +13,8 @@ from dartformer.derivations.base import Derived, Rule, Trained, at_least, check_
 
 @dataclass(frozen=True)
 class Sample(Rule):
-    """Draws each place from its row of the mixture, `count` times, and scores the distinct genotypes.
+    """Draws each place from its row of the mixture, `count` times, and scores the distinct
+    genotypes.
 
     Attributes:
       count: how many are drawn; the argmax is always among those scored.

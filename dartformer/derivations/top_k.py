@@ -1,4 +1,5 @@
-"""Top k: the k largest weights of each row are kept, and their candidates run in parallel in the derived model."""
+"""Top k: the k largest weights of each row are kept, and their candidates run in parallel in the
+derived model."""
 
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ from dartformer.genotype import Genotype
 from dartformer.search_space import SearchSpace
 
 DIGITS = 4
-"""Decimals kept of a weight, so that a genotype can be read; the model is what is written, to the last digit."""
+"""Decimals kept of a weight, so that a genotype can be read; the model is what is written, to the
+last digit."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class TopK(Rule):
     def check(self, space: SearchSpace) -> None:
         """See `Rule`."""
         if self.k > len(space.candidates):
-            raise InputError(f"top_k: k={self.k}, but the space has {len(space.candidates)} candidates.")
+            raise InputError(
+                f"top_k: k={self.k}, but the space has {len(space.candidates)} candidates."
+            )
 
     def __call__(self, trained: Trained) -> Derived:
         """A tie is a weight left out that is closer to the last one kept than the tie margin."""
@@ -40,13 +44,24 @@ class TopK(Rule):
         for place in np.ndindex(rows, columns):
             row = np.asarray(trained.mixture, np.float64)[place]
             order = np.argsort(-row, kind="stable")
-            kept = sorted(order[:self.k])
+            kept = sorted(order[: self.k])
             shares = np.round(row[kept] / row[kept].sum(), DIGITS)
-            alive = [(space.candidates[k], float(share)) for k, share in zip(kept, shares, strict=True) if share > 0]
+            alive = [
+                (space.candidates[k], float(share))
+                for k, share in zip(kept, shares, strict=True)
+                if share > 0
+            ]
             places[place] = alive[0][0] if len(alive) == 1 else Parallel(*zip(*alive, strict=True))
-            for last, left in zip(order[self.k - 1:self.k], order[self.k:self.k + 1], strict=False):
+            for last, left in zip(
+                order[self.k - 1 : self.k], order[self.k : self.k + 1], strict=False
+            ):
                 if row[last] - row[left] < trained.tie_margin:
-                    ties.append(f"{space.place_name(place)}: {names(space, [last])}, kept, and {names(space, [left])}, "
-                                f"left out, are tied ({row[last]:.2f}, {row[left]:.2f})")
-        grid = tuple(tuple(places[l % rows, h % columns] for h in range(space.heads)) for l in range(space.layers))
+                    ties.append(
+                        f"{space.place_name(place)}: {names(space, [last])}, kept, and {names(space, [left])}, "
+                        f"left out, are tied ({row[last]:.2f}, {row[left]:.2f})"
+                    )
+        grid = tuple(
+            tuple(places[l % rows, h % columns] for h in range(space.heads))
+            for l in range(space.layers)
+        )
         return Derived(Genotype(grid), ties, {})

@@ -1,4 +1,5 @@
-"""Linear recurrence with one decay for each token and head, in chunks: retention, and the state space of Mamba-2."""
+"""Linear recurrence with one decay for each token and head, in chunks: retention, and the state
+space of Mamba-2."""
 
 import functools
 
@@ -10,19 +11,32 @@ from dartformer.kernels.linear_scan import carry, chunked, joined
 from dartformer.kernels.softmax import wide
 
 
-@functools.partial(jax.jit, static_argnames=("causal", "chunk"))  # traced once, and one program outside jit too
-def decay_scan(q: Array, k: Array, v: Array, log_decay: Array, *, causal: bool = True, valid: Array | None = None,
-               chunk: int = 64) -> Array:
-    """As `recurrence.recurrence` with a scalar decay: y_i = sum_j exp(decays between i and j) (q_i . k_j) v_j.
+@functools.partial(
+    jax.jit, static_argnames=("causal", "chunk")
+)  # traced once, and one program outside jit too
+def decay_scan(
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    *,
+    causal: bool = True,
+    valid: Array | None = None,
+    chunk: int = 64,
+) -> Array:
+    """As `recurrence.recurrence` with a scalar decay: y_i = sum_j exp(decays between i and j) (q_i
+    . k_j) v_j.
 
-    Within a chunk as a product of matrices, from other chunks by the states at its ends. Decays are multiplied as
-    sums of logarithms, and no exponent is above zero. Sums are differences of those from the chunk's beginning: where
-    log-decays add up to hundreds in a chunk, float32 keeps four or five digits of seven.
+    Within a chunk as a product of matrices, from other chunks by the states at its ends. Decays are
+    multiplied as sums of logarithms, and no exponent is above zero. Sums are differences of those
+    from the chunk's beginning: where log-decays add up to hundreds in a chunk, float32 keeps four
+    or five digits of seven.
 
     Args:
       q, k: `[B, N, H, M]`.
       v: `[B, N, H, D]`.
-      log_decay: `[B, N, H]`, at most zero; of token t it is what the state decays by before t is read or written.
+      log_decay: `[B, N, H]`, at most zero; of token t it is what the state decays by before t is
+        read or written.
       causal: over j <= i; otherwise over all j, by the decays of j + 1 to i, or of i to j - 1.
       valid: `[B, N]` bool; the others neither write to the state nor let it decay. None if all are.
       chunk: tokens handled together.
@@ -47,7 +61,9 @@ def decay_scan(q: Array, k: Array, v: Array, log_decay: Array, *, causal: bool =
     within = jnp.einsum("tbhim,tbhjm->tbhij", qs, ks) * jnp.exp(between)
     out = jnp.einsum("tbhij,tbhjd->tbhid", within, vs)
     if len(qs) > 1:
-        states = carry(jnp.exp(whole), jnp.einsum("tbhjm,tbhjd->tbhmd", ks * jnp.exp(whole - upto), vs))
+        states = carry(
+            jnp.exp(whole), jnp.einsum("tbhjm,tbhjd->tbhmd", ks * jnp.exp(whole - upto), vs)
+        )
         out = out + jnp.einsum("tbhim,tbhmd->tbhid", qs * jnp.exp(upto), states)
         if not causal:
             writes = jnp.einsum("tbhjm,tbhjd->tbhmd", ks * jnp.exp(before), vs)
@@ -57,9 +73,14 @@ def decay_scan(q: Array, k: Array, v: Array, log_decay: Array, *, causal: bool =
 
 
 def decay_scan_work(length: int, width: int, chunk: int = 64) -> tuple[float, float]:
-    """FLOPs of one head both ways, exponentials not counted, and how many numbers it holds; M and D are `width`."""
+    """FLOPs of one head both ways, exponentials not counted, and how many numbers it holds; M and D
+    are `width`."""
     size = min(chunk, length)
     chunks = -(-length // size)
     scores, states = chunks * size**2, (chunks > 1) * 2 * chunks * width**2
-    flops = scores * (4 * width + 6) + states * (4 * size + 3) + chunks * size * (1 + 4 * width * (chunks > 1))
+    flops = (
+        scores * (4 * width + 6)
+        + states * (4 * size + 3)
+        + chunks * size * (1 + 4 * width * (chunks > 1))
+    )
     return flops, 2 * scores + 2 * states + 3 * length * width

@@ -1,4 +1,5 @@
-"""The discrete Fourier transform of sequences that are padded, each over its own number of tokens."""
+"""The discrete Fourier transform of sequences that are padded, each over its own number of
+tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,9 @@ LONGEST = 65_535
 def fourier(z: Array, counts: Array | None = None) -> Array:
     """y_k = sum_m z_m exp(-2 pi i k m / n), over the first n tokens of each example.
 
-    Where n differs from example to example it is a traced number, which no FFT takes. With Bluestein's identity
-    k m = (k^2 + m^2 - (k - m)^2) / 2 the transform is a convolution with a chirp, of a static length: three FFTs of at
-    least 2 N - 1 in place of one of N.
+    Where n differs from example to example it is a traced number, which no FFT takes. With
+    Bluestein's identity k m = (k^2 + m^2 - (k - m)^2) / 2 the transform is a convolution with a
+    chirp, of a static length: three FFTs of at least 2 N - 1 in place of one of N.
 
     Args:
       z: `[B, N, ...]`, complex; with `counts`, zero from token n on.
@@ -31,7 +32,9 @@ def fourier(z: Array, counts: Array | None = None) -> Array:
         return jnp.fft.fft(z, axis=1)
     length = z.shape[1]
     if length > LONGEST:
-        raise ValueError(f"the transform of padded sequences takes {LONGEST} tokens at most, got {length}.")
+        raise ValueError(
+            f"the transform of padded sequences takes {LONGEST} tokens at most, got {length}."
+        )
     size = int(next_fast_len(2 * length - 1))
     n = jnp.maximum(counts, 1).astype(jnp.uint32)[:, None]
     squares = jnp.asarray(np.arange(length, dtype=np.uint32) ** 2)

@@ -10,28 +10,41 @@ from dartformer.kernels.linear_scan import carry, chunked, joined
 from dartformer.kernels.softmax import wide
 
 
-@functools.partial(jax.jit, static_argnames=("causal", "chunk", "leaf"))  # traced once, and one program outside jit too
-def gated_scan(q: Array, k: Array, v: Array, log_decay: Array, *, causal: bool = True, valid: Array | None = None,
-               chunk: int = 32, leaf: int = 8) -> Array:
-    """As `recurrence.recurrence` with a decay for each channel: y_i = sum_j sum_m q_im exp(decays between) k_jm v_j.
+@functools.partial(
+    jax.jit, static_argnames=("causal", "chunk", "leaf")
+)  # traced once, and one program outside jit too
+def gated_scan(
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    *,
+    causal: bool = True,
+    valid: Array | None = None,
+    chunk: int = 32,
+    leaf: int = 8,
+) -> Array:
+    """As `recurrence.recurrence` with a decay for each channel: y_i = sum_j sum_m q_im exp(decays
+    between) k_jm v_j.
 
-    A product of matrices needs the decay between i and j as a factor of i and one of j, relative to a place between
-    them: elsewhere one of the two overflows. So a chunk is halved again and again: each half reads the other relative
-    to the border. What is left in the end, a few tokens each, is summed term by term. No exponent is above zero.
+    A product of matrices needs the decay between i and j as a factor of i and one of j, relative to
+    a place between them: elsewhere one of the two overflows. So a chunk is halved again and again:
+    each half reads the other relative to the border. What is left in the end, a few tokens each, is
+    summed term by term. No exponent is above zero.
 
     Args:
       q, k: `[B, N, H, M]`.
       v: `[B, N, H, D]`.
-      log_decay: `[B, N, H, M]`, at most zero; of token t it is what the state decays by before t is read or written.
-        Strong ones cost digits, as in `decay_scan`.
+      log_decay: `[B, N, H, M]`, at most zero; of token t it is what the state decays by before t is
+        read or written. Strong ones cost digits, as in `decay_scan`.
       causal: over j <= i; otherwise over all j, by the decays of j + 1 to i, or of i to j - 1.
       valid: `[B, N]` bool; the others neither write to the state nor let it decay. None if all are.
       chunk: tokens handled together; `leaf` times a power of two.
       leaf: tokens that are handled term by term.
 
     Returns:
-      `[B, N, H, D]` in the dtype of v. Time O(N (chunk + M) D), and O(N (leaf + log chunk) M) exponentials; N / chunk
-      steps one after another.
+      `[B, N, H, D]` in the dtype of v. Time O(N (chunk + M) D), and O(N (leaf + log chunk) M)
+      exponentials; N / chunk steps one after another.
     """
     dtype = wide(q, k, v, log_decay)
     length = v.shape[1]
@@ -48,7 +61,9 @@ def gated_scan(q: Array, k: Array, v: Array, log_decay: Array, *, causal: bool =
         half *= 2
     if len(qs) > 1:
         last = whole[:, :, :, 0, :, None]
-        states = carry(jnp.exp(last), jnp.einsum("tbhjm,tbhjd->tbhmd", ks * jnp.exp(whole - upto), vs))
+        states = carry(
+            jnp.exp(last), jnp.einsum("tbhjm,tbhjd->tbhmd", ks * jnp.exp(whole - upto), vs)
+        )
         out = out + jnp.einsum("tbhim,tbhmd->tbhid", qs * jnp.exp(upto), states)
         if not causal:
             writes = jnp.einsum("tbhjm,tbhjd->tbhmd", ks * jnp.exp(before), vs)
@@ -58,12 +73,18 @@ def gated_scan(q: Array, k: Array, v: Array, log_decay: Array, *, causal: bool =
 
 
 def gated_scan_work(length: int, width: int, chunk: int = 32, leaf: int = 8) -> tuple[float, float]:
-    """FLOPs of one head both ways, exponentials not counted, and how many numbers it holds; M and D are `width`."""
+    """FLOPs of one head both ways, exponentials not counted, and how many numbers it holds; M and D
+    are `width`."""
     chunk = chunk_of(length, chunk, leaf)
     chunks, levels = -(-length // chunk), (chunk // leaf).bit_length() - 1
     tokens, states = chunks * chunk, (chunks > 1) * 2 * chunks * width**2
-    flops = (tokens * leaf * 12 * width + tokens * (chunk - leaf) * 4 * width + levels * tokens * 5 * width
-             + states * (4 * chunk + 3) + tokens * width * (2 + 6 * (chunks > 1)))
+    flops = (
+        tokens * leaf * 12 * width
+        + tokens * (chunk - leaf) * 4 * width
+        + levels * tokens * 5 * width
+        + states * (4 * chunk + 3)
+        + tokens * width * (2 + 6 * (chunks > 1))
+    )
     return flops, tokens * (2 * leaf * width + levels * 5 * width + 2 * chunk) + 2 * states
 
 
@@ -74,11 +95,16 @@ def chunk_of(length: int, chunk: int, leaf: int) -> int:
     return chunk
 
 
-def _leaves(q: Array, k: Array, v: Array, upto: Array, before: Array, leaf: int, causal: bool) -> Array:
+def _leaves(
+    q: Array, k: Array, v: Array, upto: Array, before: Array, leaf: int, causal: bool
+) -> Array:
     """What tokens of a leaf read of one another, `[T, B, H, C, D]`."""
-    # Heads and leaves share an axis: sums over arrays of seven axes crash in some releases of jaxlib (xla_flags.py).
+    # Heads and leaves share an axis: sums over arrays of seven axes crash in some releases of
+    # jaxlib (xla_flags.py).
     shape = v.shape
-    q, k, v, upto, before = (x.reshape(*x.shape[:2], -1, leaf, x.shape[-1]) for x in (q, k, v, upto, before))
+    q, k, v, upto, before = (
+        x.reshape(*x.shape[:2], -1, leaf, x.shape[-1]) for x in (q, k, v, upto, before)
+    )
     past = jnp.tril(jnp.ones((leaf, leaf), bool))[..., None]
     between = upto[..., :, None, :] - upto[..., None, :, :]
     if causal:
@@ -89,17 +115,31 @@ def _leaves(q: Array, k: Array, v: Array, upto: Array, before: Array, leaf: int,
     return jnp.einsum("tblij,tbljd->tblid", within, v).reshape(shape)
 
 
-def _halves(q: Array, k: Array, v: Array, upto: Array, before: Array, half: int, causal: bool) -> Array:
-    """What each `half` tokens read of the `half` before them, and unless causal after them, `[T, B, H, C, D]`."""
-    q, k, v, upto, before = (x.reshape(*x.shape[:3], -1, 2, half, x.shape[-1]) for x in (q, k, v, upto, before))
+def _halves(
+    q: Array, k: Array, v: Array, upto: Array, before: Array, half: int, causal: bool
+) -> Array:
+    """What each `half` tokens read of the `half` before them, and unless causal after them, `[T, B,
+    H, C, D]`."""
+    q, k, v, upto, before = (
+        x.reshape(*x.shape[:3], -1, 2, half, x.shape[-1]) for x in (q, k, v, upto, before)
+    )
     first, second = (tuple(x[..., side, :, :] for x in (q, k, v, upto, before)) for side in (0, 1))
 
     def read(q: Array, k: Array, v: Array) -> Array:
         return jnp.einsum("tbhlij,tbhljd->tbhlid", jnp.einsum("tbhlim,tbhljm->tbhlij", q, k), v)
 
     border = first[3][..., -1:, :]
-    later = read(second[0] * jnp.exp(second[3] - border), first[1] * jnp.exp(border - first[3]), first[2])
-    earlier = (jnp.zeros_like(later) if causal else
-               read(first[0] * jnp.exp(border - first[4]), second[1] * jnp.exp(second[4] - border), second[2]))
+    later = read(
+        second[0] * jnp.exp(second[3] - border), first[1] * jnp.exp(border - first[3]), first[2]
+    )
+    earlier = (
+        jnp.zeros_like(later)
+        if causal
+        else read(
+            first[0] * jnp.exp(border - first[4]),
+            second[1] * jnp.exp(second[4] - border),
+            second[2],
+        )
+    )
     out = jnp.stack([earlier, later], axis=4)
     return out.reshape(*out.shape[:3], -1, out.shape[-1])

@@ -1,4 +1,5 @@
-"""Normalised linear attention from positive features: two products, or a recurrence over chunks when causal."""
+"""Normalised linear attention from positive features: two products, or a recurrence over chunks
+when causal."""
 
 import jax
 import jax.numpy as jnp
@@ -10,29 +11,37 @@ from dartformer.kernels.softmax import wide
 def ratio(numerator: Array, denominator: Array) -> Array:
     """`numerator / denominator` `[..., D]` by `[..., 1]`, zero where the denominator is.
 
-    No epsilon is added: features may all be tiny, and an epsilon would then decide. Dividing both by the
-    denominator's value first keeps gradients from squaring it, which underflows below 1e-19 in float32.
-    """
+    No epsilon is added: features may all be tiny, and an epsilon would then decide. Dividing both
+    by the denominator's value first keeps gradients from squaring it, which underflows below 1e-19
+    in float32."""
     denominator = jnp.where(denominator == 0, 1, denominator)
     size = jax.lax.stop_gradient(denominator)
     return (numerator / size) / (denominator / size)
 
 
-def linear_attention(phi_q: Array, phi_k: Array, v: Array, *, causal: bool = False, valid: Array | None = None,
-                     chunk: int = 64) -> Array:
+def linear_attention(
+    phi_q: Array,
+    phi_k: Array,
+    v: Array,
+    *,
+    causal: bool = False,
+    valid: Array | None = None,
+    chunk: int = 64,
+) -> Array:
     """sum_j (phi_q_i . phi_k_j) v_j / sum_j (phi_q_i . phi_k_j), over all j or over j <= i.
 
     Args:
       phi_q, phi_k: features, not negative, `[B, N, H, M]`.
       v: `[B, N, H, D]`.
       causal: over j <= i only, by a recurrence over chunks.
-      valid: `[B, N]` bool, which keys exist; None if all do. The features of the others are set to zero, so
-        that the state passes them unchanged wherever they stand.
+      valid: `[B, N]` bool, which keys exist; None if all do. The features of the others are set to
+        zero, so that the state passes them unchanged wherever they stand.
       chunk: tokens handled together when causal.
 
     Returns:
-      `[B, N, H, D]` in the dtype of v; zero where the denominator is zero. Time O(N M D), plus O(N chunk (M + D)) if
-      causal; memory O(N (M + D) + M D), plus the states kept for the gradient if causal.
+      `[B, N, H, D]` in the dtype of v; zero where the denominator is zero. Time O(N M D), plus O(N
+      chunk (M + D)) if causal; memory O(N (M + D) + M D), plus the states kept for the gradient if
+      causal.
     """
     dtype = wide(phi_q, phi_k, v)
     if valid is not None:
@@ -45,9 +54,8 @@ def linear_attention(phi_q: Array, phi_k: Array, v: Array, *, causal: bool = Fal
 def two_products(phi_q: Array, phi_k: Array, v: Array, dtype: jnp.dtype) -> Array:
     """`linear_attention` over all j, in `dtype`.
 
-    Heads come first, and the state is `[D, M]`: on a CPU half the time of `bnhm,bnhd->bhmd`, which turns each array
-    round by itself and multiplies into narrow rows.
-    """
+    Heads come first, and the state is `[D, M]`: on a CPU half the time of `bnhm,bnhd->bhmd`, which
+    turns each array round by itself and multiplies into narrow rows."""
     phi_q, phi_k, value = (x.swapaxes(1, 2) for x in (phi_q, phi_k, v))
     state = jnp.einsum("bhnd,bhnm->bhdm", value, phi_k, preferred_element_type=dtype)
     numerator = jnp.einsum("bhnm,bhdm->bhnd", phi_q, state, preferred_element_type=dtype)
@@ -57,11 +65,14 @@ def two_products(phi_q: Array, phi_k: Array, v: Array, dtype: jnp.dtype) -> Arra
 
 
 def linear_weights(phi_q: Array, phi_k: Array, allowed: Array | None) -> Array:
-    """The matrix of `linear_attention` by definition, `[B, H, N, N]`: products of features, divided by their sum.
+    """The matrix of `linear_attention` by definition, `[B, H, N, N]`: products of features, divided
+    by their sum.
 
     `allowed` is as in `dense_allowed`.
     """
-    products = jnp.einsum("bnhm,bkhm->bhnk", phi_q, phi_k, preferred_element_type=wide(phi_q, phi_k))
+    products = jnp.einsum(
+        "bnhm,bkhm->bhnk", phi_q, phi_k, preferred_element_type=wide(phi_q, phi_k)
+    )
     if allowed is not None:
         products = jnp.where(allowed, products, 0)
     return ratio(products, products.sum(-1, keepdims=True))
@@ -83,8 +94,8 @@ def joined(x: Array, length: int) -> Array:
 def carry(decay: Array | None, update: Array) -> Array:
     """States before each chunk, `[T, B, H, M, D]`: S_0 = 0, S_{t+1} = decay_t S_t + update_t.
 
-    What costs most, the updates and what is read from the states, is computed for all chunks at once; only this runs
-    from chunk to chunk.
+    What costs most, the updates and what is read from the states, is computed for all chunks at
+    once; only this runs from chunk to chunk.
 
     Args:
       decay: factors, broadcastable to `update`; None for 1.
@@ -102,12 +113,17 @@ def carry(decay: Array | None, update: Array) -> Array:
 
 
 def _recurrent(phi_q: Array, phi_k: Array, v: Array, dtype: jnp.dtype, chunk: int) -> Array:
-    """The causal sums: within a chunk by a masked product, from earlier ones by the states sum phi_k v^T, sum phi_k."""
+    """The causal sums: within a chunk by a masked product, from earlier ones by the states sum
+    phi_k v^T, sum phi_k."""
     q, k, value = (chunked(x.astype(dtype), chunk) for x in (phi_q, phi_k, v))
     past = jnp.tril(jnp.ones((chunk, chunk), bool))
     within = jnp.where(past, jnp.einsum("tbhim,tbhjm->tbhij", q, k), 0)
     state = carry(None, jnp.einsum("tbhjm,tbhjd->tbhmd", k, value))
     total = carry(None, jnp.sum(k, axis=3)[..., None])
-    numerator = jnp.einsum("tbhij,tbhjd->tbhid", within, value) + jnp.einsum("tbhim,tbhmd->tbhid", q, state)
-    denominator = jnp.sum(within, axis=-1, keepdims=True) + jnp.einsum("tbhim,tbhmd->tbhid", q, total)
+    numerator = jnp.einsum("tbhij,tbhjd->tbhid", within, value) + jnp.einsum(
+        "tbhim,tbhmd->tbhid", q, state
+    )
+    denominator = jnp.sum(within, axis=-1, keepdims=True) + jnp.einsum(
+        "tbhim,tbhmd->tbhid", q, total
+    )
     return joined(ratio(numerator, denominator), v.shape[1])

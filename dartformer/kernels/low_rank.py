@@ -17,11 +17,20 @@ def project(matrix: Array, x: Array) -> Array:
 def slot_scores(q: Array, k_slots: Array) -> Array:
     """Scaled dot products `[B, H, N, M]` of q `[B, N, H, D]` and k_slots `[B, H, M, D]`."""
     scale = q.shape[-1] ** -0.5
-    return jnp.einsum("bnhd,bhmd->bhnm", q, k_slots, preferred_element_type=wide(q, k_slots)) * scale
+    return (
+        jnp.einsum("bnhd,bhmd->bhnm", q, k_slots, preferred_element_type=wide(q, k_slots)) * scale
+    )
 
 
-def low_rank_attention(q: Array, k_slots: Array, v_slots: Array, allowed: Array | None = None, *,
-                       dropout: float = 0.0, key: Array | None = None) -> Array:
+def low_rank_attention(
+    q: Array,
+    k_slots: Array,
+    v_slots: Array,
+    allowed: Array | None = None,
+    *,
+    dropout: float = 0.0,
+    key: Array | None = None,
+) -> Array:
     """softmax(q k_slots^T / sqrt(D)) v_slots.
 
     Args:
@@ -35,7 +44,12 @@ def low_rank_attention(q: Array, k_slots: Array, v_slots: Array, allowed: Array 
     """
     numerator, total = exponentials(slot_scores(q, k_slots), allowed)
     numerator = drop(numerator, dropout, key)
-    out = jnp.einsum("bhnm,bhmd->bhnd", numerator, v_slots, preferred_element_type=wide(numerator, v_slots)) / total
+    out = (
+        jnp.einsum(
+            "bhnm,bhmd->bhnd", numerator, v_slots, preferred_element_type=wide(numerator, v_slots)
+        )
+        / total
+    )
     return out.transpose(0, 2, 1, 3)
 
 
@@ -51,13 +65,21 @@ def slot_attention(q_slots: Array, k: Array, v: Array, allowed: Array | None = N
       `[B, H, M, D]` in float32 or wider.
     """
     scale = k.shape[-1] ** -0.5
-    scores = jnp.einsum("bhmd,bnhd->bhmn", q_slots, k, preferred_element_type=wide(q_slots, k)) * scale
+    scores = (
+        jnp.einsum("bhmd,bnhd->bhmn", q_slots, k, preferred_element_type=wide(q_slots, k)) * scale
+    )
     numerator, total = exponentials(scores, allowed)
-    return jnp.einsum("bhmn,bnhd->bhmd", numerator, v, preferred_element_type=wide(numerator, v)) / total
+    return (
+        jnp.einsum("bhmn,bnhd->bhmd", numerator, v, preferred_element_type=wide(numerator, v))
+        / total
+    )
 
 
-def segments(arrays: Sequence[Array], count: int, valid: Array | None) -> tuple[list[Array], Array | None]:
-    """Means over `count` runs of the valid tokens, as equal in length as can be: token r of n is in run r count // n.
+def segments(
+    arrays: Sequence[Array], count: int, valid: Array | None
+) -> tuple[list[Array], Array | None]:
+    """Means over `count` runs of the valid tokens, as equal in length as can be: token r of n is in
+    run r count // n.
 
     Args:
       arrays: each `[B, N, H, D]`.
@@ -65,14 +87,16 @@ def segments(arrays: Sequence[Array], count: int, valid: Array | None) -> tuple[
       valid: `[B, N]` bool, which tokens exist; None if all do.
 
     Returns:
-      The means, each `[B, H, M, D]`, float32 or wider, zero where a run holds no token; and which runs hold one,
-      `[B, M]` or `[1, M]`, or None if all do.
+      The means, each `[B, H, M, D]`, float32 or wider, zero where a run holds no token; and which
+      runs hold one, `[B, M]` or `[1, M]`, or None if all do.
     """
     length = arrays[0].shape[1]
     if valid is None and length % count == 0:
+
         def mean(x: Array) -> Array:
             runs = x.reshape(x.shape[0], count, length // count, *x.shape[2:])
             return runs.mean(2, dtype=wide(x)).swapaxes(1, 2)
+
         return [mean(x) for x in arrays], None
     there: np.ndarray | Array
     run: np.ndarray | Array
@@ -96,9 +120,9 @@ def segments(arrays: Sequence[Array], count: int, valid: Array | None) -> tuple[
 def pseudo_inverse(a: Array, iterations: int) -> Array:
     """Approximate Moore-Penrose inverse of `a` `[..., M, M]`, none of whose entries is negative.
 
-    z <- z (13 I - a z (15 I - a z (7 I - a z))) / 4, from z = a^T / (largest row sum times largest column sum): Razavi
-    et al. 2014, as in Xiong et al. 2021, arXiv:2102.03902, equation 14. A matrix of zeros gives zeros.
-    """
+    z <- z (13 I - a z (15 I - a z (7 I - a z))) / 4, from z = a^T / (largest row sum times largest
+    column sum): Razavi et al. 2014, as in Xiong et al. 2021, arXiv:2102.03902, equation 14. A
+    matrix of zeros gives zeros."""
     size = jnp.max(a.sum(-1), -1) * jnp.max(a.sum(-2), -1)
     z = a.swapaxes(-1, -2) / jnp.where(size == 0, 1, size)[..., None, None]
     eye = jnp.eye(a.shape[-1], dtype=a.dtype)

@@ -1,4 +1,5 @@
-"""Recurrences whose state is a matrix, one token at a time: the definition that fast scans are compared with."""
+"""Recurrences whose state is a matrix, one token at a time: the definition that fast scans are
+compared with."""
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +8,22 @@ from jax import Array
 from dartformer.kernels.softmax import wide
 
 
-def recurrence(q: Array, k: Array, v: Array, log_decay: Array, *, beta: Array | None = None, causal: bool = True,
-               valid: Array | None = None) -> Array:
+def recurrence(
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    *,
+    beta: Array | None = None,
+    causal: bool = True,
+    valid: Array | None = None,
+) -> Array:
     """y_t = S_t^T q_t with S_t = A_t S_{t-1} + k_t u_t^T and A_t = diag(exp(log_decay_t)).
 
-    u_t is v_t, or with `beta` the correction of the delta rule, beta_t (v_t - (A_t S_{t-1})^T k_t). Unless causal, a
-    second state runs from the last token to the first, and what it holds after its decay by token t, and before t is
-    written, is read by q_t too: each token is read once, and decays are the same both ways.
+    u_t is v_t, or with `beta` the correction of the delta rule, beta_t (v_t - (A_t S_{t-1})^T k_t).
+    Unless causal, a second state runs from the last token to the first, and what it holds after its
+    decay by token t, and before t is written, is read by q_t too: each token is read once, and
+    decays are the same both ways.
 
     Args:
       q, k: `[B, N, H, M]`.
@@ -49,10 +59,22 @@ def recurrence(q: Array, k: Array, v: Array, log_decay: Array, *, beta: Array | 
     return out.swapaxes(0, 1)
 
 
-def recurrence_weights(q: Array, k: Array, log_decay: Array, *, beta: Array | None = None, causal: bool = True,
-                       valid: Array | None = None) -> Array:
-    """The matrix `[B, H, N, N]` that `recurrence` multiplies v by; rows of invalid queries are zero."""
+def recurrence_weights(
+    q: Array,
+    k: Array,
+    log_decay: Array,
+    *,
+    beta: Array | None = None,
+    causal: bool = True,
+    valid: Array | None = None,
+) -> Array:
+    """The matrix `[B, H, N, N]` that `recurrence` multiplies v by; rows of invalid queries are
+    zero."""
     batch, length, heads, _ = q.shape
-    unit = jnp.broadcast_to(jnp.eye(length, dtype=wide(q, k))[:, None], (batch, length, heads, length))
-    rows = recurrence(q, k, unit, log_decay, beta=beta, causal=causal, valid=valid).transpose(0, 2, 1, 3)
+    unit = jnp.broadcast_to(
+        jnp.eye(length, dtype=wide(q, k))[:, None], (batch, length, heads, length)
+    )
+    rows = recurrence(q, k, unit, log_decay, beta=beta, causal=causal, valid=valid).transpose(
+        0, 2, 1, 3
+    )
     return rows if valid is None else rows * valid[:, None, :, None]

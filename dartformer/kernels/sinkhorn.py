@@ -22,8 +22,8 @@ def sinkhorn(scores: Array, iterations: int, keep: Array | None = None) -> Array
         scores = scores - _log_sum(scores, keep, -1)
         if step < iterations - 1:
             scores = scores - _log_sum(scores, keep, -2)
-    # The last division is not taken in the logarithm: where one entry of a column is nearly all of it, the difference
-    # of two large logarithms would have lost the digits that this keeps.
+    # The last division is not taken in the logarithm: where one entry of a column is nearly all of
+    # it, the difference of two large logarithms would have lost the digits that this keeps.
     terms, _ = _terms(scores, keep, -2)
     total = terms.sum(-2, keepdims=True)
     return terms / jnp.where(total == 0, 1, total)

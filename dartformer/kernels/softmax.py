@@ -1,8 +1,8 @@
 """Softmax with a mask, and dense softmax attention.
 
-The contract every kernel of this folder keeps: softmax and normalisers in float32 or wider, a query that may
-see no key gives exactly zero with exactly zero gradient, and the output has the dtype of v.
-"""
+The contract every kernel of this folder keeps: softmax and normalisers in float32 or wider, a query
+that may see no key gives exactly zero with exactly zero gradient, and the output has the dtype of
+v."""
 
 import functools
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-# Finite, so that no inf - inf can arise; the floor of the row maximum is ten times higher, so that a masked
-# score always underflows to an exact zero, also in a row where every score is masked.
+# Finite, so that no inf - inf can arise; the floor of the row maximum is ten times higher, so that
+# a masked score always underflows to an exact zero, also in a row where every score is masked.
 MASKED = -1e30
 FLOOR = -1e29
 
@@ -33,15 +33,16 @@ def exponentials(scores: Array, allowed: Array | None) -> tuple[Array, Array]:
       allowed: bool, broadcastable to `scores`; None if everything is allowed.
 
     Returns:
-      exp(scores - row maximum) `[..., K]`, exactly zero where not allowed, and its sum `[..., 1]`, with 1 in
-      place of 0 in rows where nothing is allowed.
+      exp(scores - row maximum) `[..., K]`, exactly zero where not allowed, and its sum `[..., 1]`,
+      with 1 in place of 0 in rows where nothing is allowed.
     """
     (numerator,), total = joint_exponentials([scores], [allowed])
     return numerator, total
 
 
-def joint_exponentials(scores: Sequence[Array],
-                       allowed: Sequence[Array | np.ndarray | None]) -> tuple[list[Array], Array]:
+def joint_exponentials(
+    scores: Sequence[Array], allowed: Sequence[Array | np.ndarray | None]
+) -> tuple[list[Array], Array]:
     """As `exponentials`, of one softmax over several sets of keys that are not joined in memory.
 
     Args:
@@ -54,26 +55,31 @@ def joint_exponentials(scores: Sequence[Array],
     tops, masked = [], []
     for part, may in zip(scores, allowed, strict=True):
         part = part.astype(wide(part))
-        if may is not None:  # a sum and not a choice: its gradient needs no [N, N] mask, as the numerator is zero
+        if (
+            may is not None
+        ):  # a sum and not a choice: its gradient needs no [N, N] mask, as the numerator is zero
             part = part + jnp.where(may, 0, jnp.asarray(MASKED, part.dtype))
         masked.append(part)
         tops.append(jax.lax.stop_gradient(jnp.max(part, axis=-1, keepdims=True)))
     top = jnp.maximum(functools.reduce(jnp.maximum, tops), FLOOR)
     numerators = [jnp.exp(part - top) for part in masked]
     total = functools.reduce(jnp.add, [jnp.sum(n, axis=-1, keepdims=True) for n in numerators])
-    # The sum is zero where nothing is allowed; elsewhere the row maximum contributes 1. Adding a constant, where
-    # `where` would do, halves the memory of the backward pass: XLA then need not keep a second [N, N] array.
+    # The sum is zero where nothing is allowed; elsewhere the row maximum contributes 1. Adding a
+    # constant, where `where` would do, halves the memory of the backward pass: XLA then need not
+    # keep a second [N, N] array.
     return numerators, total + jax.lax.stop_gradient(total == 0)
 
 
 def masked_softmax(scores: Array, allowed: Array | None) -> Array:
-    """Softmax over the last axis of `scores` `[..., K]` where `allowed`; rows with nothing allowed are zero."""
+    """Softmax over the last axis of `scores` `[..., K]` where `allowed`; rows with nothing allowed
+    are zero."""
     numerator, total = exponentials(scores, allowed)
     return numerator / total
 
 
 def drop(x: Array, rate: float, key: Array | None) -> Array:
-    """Inverted dropout: each number of x is zero with probability `rate`, and x / (1 - rate) otherwise.
+    """Inverted dropout: each number of x is zero with probability `rate`, and x / (1 - rate)
+    otherwise.
 
     Raises:
       ValueError: a rate above 0 without a key.
@@ -86,12 +92,14 @@ def drop(x: Array, rate: float, key: Array | None) -> Array:
 
 
 def distance_bias(scores: Array, slopes: Array | None, distance: Array | np.ndarray) -> Array:
-    """scores - slopes |distance|: the positions of ALiBi (Press et al. 2022, arXiv:2108.12409); scores if None.
+    """scores - slopes |distance|: the positions of ALiBi (Press et al. 2022, arXiv:2108.12409);
+    scores if None.
 
     Args:
       scores: `[B, H, ...]`.
       slopes: `[H]`, or None.
-      distance: key position minus query position, `[...]` or `[H, ...]` or smaller, as the axes after B and H.
+      distance: key position minus query position, `[...]` or `[H, ...]` or smaller, as the axes
+        after B and H.
     """
     if slopes is None:
         return scores
@@ -100,7 +108,8 @@ def distance_bias(scores: Array, slopes: Array | None, distance: Array | np.ndar
 
 
 def dense_scores(q: Array, k: Array, slopes: Array | None = None) -> Array:
-    """Scaled dot products `[B, H, N, K]` of q `[B, N, H, D]` and k `[B, K, H, D]`, in float32 or wider.
+    """Scaled dot products `[B, H, N, K]` of q `[B, N, H, D]` and k `[B, K, H, D]`, in float32 or
+    wider.
 
     With `slopes` `[H]`, less slope times distance.
     """
@@ -108,7 +117,9 @@ def dense_scores(q: Array, k: Array, slopes: Array | None = None) -> Array:
     scores = jnp.einsum("bnhd,bkhd->bhnk", q, k, preferred_element_type=wide(q, k)) * scale
     if slopes is None:
         return scores
-    return distance_bias(scores, slopes, jnp.arange(k.shape[1]) - jnp.arange(q.shape[1])[:, None])  # N may be a symbol
+    return distance_bias(
+        scores, slopes, jnp.arange(k.shape[1]) - jnp.arange(q.shape[1])[:, None]
+    )  # N may be a symbol
 
 
 def dense_allowed(length: int, *, causal: bool, valid: Array | None) -> Array | None:
@@ -123,8 +134,17 @@ def dense_allowed(length: int, *, causal: bool, valid: Array | None) -> Array | 
     return past if keys is None else past & keys
 
 
-def softmax_attention(q: Array, k: Array, v: Array, *, causal: bool = False, valid: Array | None = None,
-                      slopes: Array | None = None, dropout: float = 0.0, key: Array | None = None) -> Array:
+def softmax_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool = False,
+    valid: Array | None = None,
+    slopes: Array | None = None,
+    dropout: float = 0.0,
+    key: Array | None = None,
+) -> Array:
     """softmax(q k^T / sqrt(D) - slope |i - j|) v by definition: O(N^2) in time and memory.
 
     Args:
@@ -141,8 +161,14 @@ def softmax_attention(q: Array, k: Array, v: Array, *, causal: bool = False, val
     return softmax_values(dense_scores(q, k, slopes), allowed, v, dropout=dropout, key=key)
 
 
-def softmax_values(scores: Array, allowed: Array | None, v: Array, *, dropout: float = 0.0,
-                   key: Array | None = None) -> Array:
+def softmax_values(
+    scores: Array,
+    allowed: Array | None,
+    v: Array,
+    *,
+    dropout: float = 0.0,
+    key: Array | None = None,
+) -> Array:
     """softmax(scores) v.
 
     Args:
@@ -157,17 +183,29 @@ def softmax_values(scores: Array, allowed: Array | None, v: Array, *, dropout: f
     numerator, total = exponentials(scores, allowed)
     numerator = jnp.broadcast_to(numerator, (v.shape[0], *numerator.shape[1:]))
     numerator = drop(numerator, dropout, key)
-    out = jnp.einsum("bhnk,bkhd->bhnd", numerator, v, preferred_element_type=wide(numerator, v)) / total
+    out = (
+        jnp.einsum("bhnk,bkhd->bhnd", numerator, v, preferred_element_type=wide(numerator, v))
+        / total
+    )
     return out.transpose(0, 2, 1, 3).astype(v.dtype)
 
 
-def dense_weights(q: Array, k: Array, pattern: Array | None, *, causal: bool, valid: Array | None,
-                  slopes: Array | None = None) -> Array:
-    """`[B, H, N, N]`: the softmax of all scores where `pattern` allows it, by definition, in O(N^2).
+def dense_weights(
+    q: Array,
+    k: Array,
+    pattern: Array | None,
+    *,
+    causal: bool,
+    valid: Array | None,
+    slopes: Array | None = None,
+) -> Array:
+    """`[B, H, N, N]`: the softmax of all scores where `pattern` allows it, by definition, in
+    O(N^2).
 
     Args:
       q, k: `[B, N, H, D]`.
-      pattern: bool, broadcastable to `[B, H, N, N]`, apart from causal and valid; None if all may see all.
+      pattern: bool, broadcastable to `[B, H, N, N]`, apart from causal and valid; None if all may
+        see all.
       causal, valid, slopes: as in `softmax_attention`.
 
     Returns:

@@ -18,8 +18,9 @@ class Keys(NamedTuple):
       k, v: `[B, H, T, K, D]`, or as `axes` says.
       position: of each key, integers broadcastable to `[B, H, T, b, K]`.
       allowed: which key each query may see, bool, broadcastable to `[B, H, T, b, K]`; None if all.
-      axes: "bhtkd": each tile has keys of its own. "bhkd": `[B, H, K, D]`, the same for all tiles. "bhkqd":
-        `[B, H, K, b, D]`, the i-th query of each tile sees the i-th key of K tiles, a column.
+      axes: "bhtkd": each tile has keys of its own. "bhkd": `[B, H, K, D]`, the same for all tiles.
+        "bhkqd": `[B, H, K, b, D]`, the i-th query of each tile sees the i-th key of K tiles, a
+        column.
       bias: added to the scaled scores, broadcastable to `[B, H, T, b, K]`; None if nothing.
     """
 
@@ -50,7 +51,8 @@ def flat(x: Array) -> Array:
 
 
 def existing(length: int, block: int, valid: Array | None) -> Array | np.ndarray:
-    """`[B or 1, T, b]` bool, in tiles: which of the positions there is a key for. Static where `valid` is None."""
+    """`[B or 1, T, b]` bool, in tiles: which of the positions there is a key for. Static where
+    `valid` is None."""
     if valid is None:
         return np.arange(length + -length % block).reshape(1, -1, block) < length
     # Not len(valid): an exported model's B is a symbol.
@@ -58,7 +60,8 @@ def existing(length: int, block: int, valid: Array | None) -> Array | np.ndarray
 
 
 def around(x: Array, before: int, after: int, axis: int) -> Array:
-    """Each tile with the end of the one before it and the start of the one after it, by shifted views.
+    """Each tile with the end of the one before it and the start of the one after it, by shifted
+    views.
 
     Args:
       x: `[..., T, b, ...]`.
@@ -68,21 +71,32 @@ def around(x: Array, before: int, after: int, axis: int) -> Array:
     Returns:
       `[..., T, before + b + after, ...]`; zeros, or False, beyond both ends.
     """
+
     def shifted(part: Array, padding: tuple[int, int]) -> Array:
         return jnp.pad(part, [padding if a == axis else (0, 0) for a in range(part.ndim)])
 
     head, pieces = (slice(None),) * axis, []
     if before:
-        pieces.append(shifted(x[(*head, slice(None, -1), slice(x.shape[axis + 1] - before, None))], (1, 0)))
+        pieces.append(
+            shifted(x[(*head, slice(None, -1), slice(x.shape[axis + 1] - before, None))], (1, 0))
+        )
     pieces.append(x)
     if after:
         pieces.append(shifted(x[(*head, slice(1, None), slice(None, after))], (0, 1)))
     return jnp.concatenate(pieces, axis=axis + 1)
 
 
-def attend(q: Array, sets: Sequence[Keys], *, position: Array | np.ndarray | None = None, slopes: Array | None = None,
-           dropout: float = 0.0, key: Array | None = None) -> Array:
-    """One softmax over the union of `sets`, which must not overlap: sum_j softmax_j(q_i . k_j / sqrt(D)) v_j.
+def attend(
+    q: Array,
+    sets: Sequence[Keys],
+    *,
+    position: Array | np.ndarray | None = None,
+    slopes: Array | None = None,
+    dropout: float = 0.0,
+    key: Array | None = None,
+) -> Array:
+    """One softmax over the union of `sets`, which must not overlap: sum_j softmax_j(q_i . k_j /
+    sqrt(D)) v_j.
 
     The sets are never joined in memory: they share the row's maximum and its sum.
 
@@ -100,13 +114,26 @@ def attend(q: Array, sets: Sequence[Keys], *, position: Array | np.ndarray | Non
         position = np.arange(q.shape[2] * q.shape[3]).reshape(q.shape[2], q.shape[3], 1)
     scale, scores = q.shape[-1] ** -0.5, []
     for keys in sets:
-        dots = jnp.einsum(f"bhtqd,{keys.axes}->bhtqk", q, keys.k, preferred_element_type=wide(q, keys.k)) * scale
+        dots = (
+            jnp.einsum(
+                f"bhtqd,{keys.axes}->bhtqk", q, keys.k, preferred_element_type=wide(q, keys.k)
+            )
+            * scale
+        )
         dots = dots if keys.bias is None else dots + keys.bias
-        scores.append(dots if slopes is None else distance_bias(dots, slopes, keys.position - position))
+        scores.append(
+            dots if slopes is None else distance_bias(dots, slopes, keys.position - position)
+        )
     numerators, total = joint_exponentials(scores, [keys.allowed for keys in sets])
     parts = []
     for i, (numerator, keys) in enumerate(zip(numerators, sets, strict=True)):
         numerator = drop(numerator, dropout, None if key is None else jax.random.fold_in(key, i))
-        parts.append(jnp.einsum(f"bhtqk,{keys.axes}->bhtqd", numerator, keys.v,
-                                preferred_element_type=wide(numerator, keys.v)))
+        parts.append(
+            jnp.einsum(
+                f"bhtqk,{keys.axes}->bhtqd",
+                numerator,
+                keys.v,
+                preferred_element_type=wide(numerator, keys.v),
+            )
+        )
     return (sum(parts[1:], parts[0]) / total).astype(sets[0].v.dtype)

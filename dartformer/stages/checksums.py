@@ -19,8 +19,8 @@ def note(folder: Path) -> None:
 def verify(folder: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
     """Compare every file with its checksum; returns them by path.
 
-    Raises `InputError`, one line, where the folder is no export, or a file is missing, damaged or changed.
-    """
+    Raises `InputError`, one line, where the folder is no export, or a file is missing, damaged or
+    changed."""
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}.")
     if not (folder / CHECKSUMS).is_file():
@@ -36,7 +36,9 @@ def verify(folder: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
         if path.is_absolute() or ".." in path.parts or not (folder / path).is_file():
             raise InputError(f"the export {folder} lacks {name}.")
         if _sha256(folder / path) != digest:
-            raise InputError(f"{folder / path} is damaged: its checksum is not the one noted at export.")
+            raise InputError(
+                f"{folder / path} is damaged: its checksum is not the one noted at export."
+            )
     return noted
 
 

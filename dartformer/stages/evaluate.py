@@ -1,5 +1,5 @@
-"""Evaluate: the one place that reads the test part, after everything is chosen; writes `results.json`,
-`test_scores.json` and `attention.json`."""
+"""Evaluate: the one place that reads the test part, after everything is chosen; writes
+`results.json`, `test_scores.json` and `attention.json`."""
 
 from typing import Any
 
@@ -14,8 +14,11 @@ from dartformer.stages.retrain import Model, best
 from dartformer.tasks.base import Learns, majority
 
 
-def evaluate(run: Run, models: list[Model], baselines: dict[str, list[Model]] | None = None) -> dict[str, Any]:
-    """Score models and baselines on test and put everything into `results.json`; returns its content."""
+def evaluate(
+    run: Run, models: list[Model], baselines: dict[str, list[Model]] | None = None
+) -> dict[str, Any]:
+    """Score models and baselines on test and put everything into `results.json`; returns its
+    content."""
     baselines = baselines or {}
     scored: dict[int, dict[str, Any]] = {}
     examples: dict[int, list[dict[str, np.ndarray]]] = {}
@@ -27,32 +30,49 @@ def evaluate(run: Run, models: list[Model], baselines: dict[str, list[Model]] | 
 
     parts = run.parts
     metric = run.metric.name
-    simple = {**({"majority": majority(parts["train"], parts["test"])} if metric == "accuracy" else {}),
-              **run.task.baselines(parts["train"], parts["test"])}
+    simple = {
+        **({"majority": majority(parts["train"], parts["test"])} if metric == "accuracy" else {}),
+        **run.task.baselines(parts["train"], parts["test"]),
+    }
     fields: dict[str, Any] = {name: {"test": {metric: value}} for name, value in simple.items()}
     fields.update({name: score(trained) for name, trained in baselines.items()})
     ours = score(models)
     seconds = run.results().get("seconds", {})
     if isinstance(run.task, Learns):
         run.record(data=run.task.facts(run.config.data.dir or None))
-    scores.write(run, {name: examples[id(trained)] for name, trained in {"found": models, **baselines}.items()})
+    scores.write(
+        run,
+        {name: examples[id(trained)] for name, trained in {"found": models, **baselines}.items()},
+    )
     maps.maps(run, best(models))
     ranked = _ranking(run, fields)
     return run.record(
-        **({"diagnostics": ranked} if ranked else {}), **ours, metric=metric, seeds=list(run.config.retrain.seeds),
-        baselines=fields, seconds=seconds, verdict=verdict(ours, fields, len(parts["test"]), run.metric))
+        **({"diagnostics": ranked} if ranked else {}),
+        **ours,
+        metric=metric,
+        seeds=list(run.config.retrain.seeds),
+        baselines=fields,
+        seconds=seconds,
+        verdict=verdict(ours, fields, len(parts["test"]), run.metric),
+    )
 
 
 def _ranking(run: Run, fields: dict[str, Any]) -> dict[str, Any]:
-    """The search's diagnostics with the agreement of its ranking and that of the candidates trained alone, on valid."""
+    """The search's diagnostics with the agreement of its ranking and that of the candidates trained
+    alone, on valid."""
     found = run.results().get("diagnostics", {})
     names = {spec(g.layers[0][0]) for g in run.space.homogeneous()}
     sign = 1 if run.metric.higher else -1
-    trained = {n: [sign * v for v in fields[f"homogeneous.{n}"]["valid"]["per_seed"]]
-               for n in names if f"homogeneous.{n}" in fields}
+    trained = {
+        n: [sign * v for v in fields[f"homogeneous.{n}"]["valid"]["per_seed"]]
+        for n in names
+        if f"homogeneous.{n}" in fields
+    }
     if "alone" not in found or set(trained) != names:
         return {}
-    finding = diagnostics.ranking({n: found["alone"][n][run.metric.share] for n in trained}, trained)
+    finding = diagnostics.ranking(
+        {n: found["alone"][n][run.metric.share] for n in trained}, trained
+    )
     others = [f for f in found["findings"] if f["name"] != finding.name]
     return {**found, **diagnostics.judged([*others, finding])}
 
@@ -60,13 +80,20 @@ def _ranking(run: Run, fields: dict[str, Any]) -> dict[str, Any]:
 def _score(run: Run, trained: list[Model]) -> tuple[dict[str, Any], list[dict[str, np.ndarray]]]:
     """The fields of `results.json`, and what `Evaluator.each` gives, for each seed."""
     evaluator = run.program(trained[0].genotype).evaluator
-    test, each = zip(*(evaluator.both(model.weights, run.parts["test"]) for model in trained), strict=True)
+    test, each = zip(
+        *(evaluator.both(model.weights, run.parts["test"]) for model in trained), strict=True
+    )
     metric = run.metric.name
     per_seed = [found[metric] for found in test]
     valid = [model.valid[metric] for model in trained]
     return {
-        "test": {metric: float(np.mean(per_seed)), "spread": diagnostics.spread(per_seed), "per_seed": per_seed,
-                 "loss": float(np.mean([found["loss"] for found in test])), "examples": len(run.parts["test"])},
+        "test": {
+            metric: float(np.mean(per_seed)),
+            "spread": diagnostics.spread(per_seed),
+            "per_seed": per_seed,
+            "loss": float(np.mean([found["loss"] for found in test])),
+            "examples": len(run.parts["test"]),
+        },
         "valid": {metric: float(np.mean(valid)), "per_seed": valid},
         "parameters": cost.parameters(trained[0].weights),
         "flops": cost.flops(run.model, trained[0].genotype),
@@ -75,9 +102,11 @@ def _score(run: Run, trained: list[Model]) -> tuple[dict[str, Any], list[dict[st
     }, list(each)
 
 
-def verdict(ours: dict[str, Any], baselines: dict[str, Any], examples: int,
-            metric: Metric = ACCURACY) -> list[str]:
-    """Sentences: how the found model compares with each kind of baseline; a winner only beyond the seeds' noise."""
+def verdict(
+    ours: dict[str, Any], baselines: dict[str, Any], examples: int, metric: Metric = ACCURACY
+) -> list[str]:
+    """Sentences: how the found model compares with each kind of baseline; a winner only beyond the
+    seeds' noise."""
     mine = ours["test"]["per_seed"]
     sentences = []
     homogeneous = {n: b for n, b in baselines.items() if n.startswith("homogeneous.")}
@@ -85,20 +114,42 @@ def verdict(ours: dict[str, Any], baselines: dict[str, Any], examples: int,
         # Chosen on valid, like everything that is chosen; its test accuracy is only reported.
         best = max(homogeneous, key=lambda n: metric.better(homogeneous[n]["valid"]))
         if homogeneous[best]["genotype"] == ours["genotype"]:
-            sentences.append(f"the found model is the best homogeneous one ({best.removeprefix('homogeneous.')})")
+            sentences.append(
+                f"the found model is the best homogeneous one ({best.removeprefix('homogeneous.')})"
+            )
         else:
-            sentences.append(diagnostics.compare(
-                "the found model", mine, f"the best homogeneous one ({best.removeprefix('homogeneous.')})",
-                homogeneous[best]["test"]["per_seed"], rows_counted=examples, metric=metric))
-    for name, words in (("random", "a random genotype"), ("uniform_mixing", "all candidates mixed uniformly")):
+            sentences.append(
+                diagnostics.compare(
+                    "the found model",
+                    mine,
+                    f"the best homogeneous one ({best.removeprefix('homogeneous.')})",
+                    homogeneous[best]["test"]["per_seed"],
+                    rows_counted=examples,
+                    metric=metric,
+                )
+            )
+    for name, words in (
+        ("random", "a random genotype"),
+        ("uniform_mixing", "all candidates mixed uniformly"),
+    ):
         if name in baselines:
-            sentences.append(diagnostics.compare("the found model", mine, words, baselines[name]["test"]["per_seed"],
-                                                 rows_counted=examples, metric=metric))
+            sentences.append(
+                diagnostics.compare(
+                    "the found model",
+                    mine,
+                    words,
+                    baselines[name]["test"]["per_seed"],
+                    rows_counted=examples,
+                    metric=metric,
+                )
+            )
     simple = {n: b["test"] for n, b in baselines.items() if "valid" not in b}
     if simple:
         name = max(simple, key=lambda n: metric.better(simple[n]))
         value = simple[name][metric.name]
         gap = float(np.mean(mine)) - value
-        sentences.append(f"it is {metric.gap(abs(gap))} {'above' if gap >= 0 else 'below'} the rule {name!r} "
-                         f"({metric.text(value)})")
+        sentences.append(
+            f"it is {metric.gap(abs(gap))} {'above' if gap >= 0 else 'below'} the rule {name!r} "
+            f"({metric.text(value)})"
+        )
     return sentences

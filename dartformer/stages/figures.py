@@ -1,4 +1,5 @@
-"""Figures: those of a report as matplotlib's, for papers and notebooks, saved as PDF, SVG or PNG."""
+"""Figures: those of a report as matplotlib's, for papers and notebooks, saved as PDF, SVG or
+PNG."""
 
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,25 @@ def figures(found: Reading) -> dict[str, Figure]:
             known = [m for m in models if m.get(measure) is not None]
             if len(known) > 1:
                 name = "cost_" + measure.split(",")[0].replace(" ", "_").replace("'", "")
-                made[name] = plots.cost([(m["model"], m[measure], m["score"]) for m in known], measure, shown,
-                                        charts.frontier([(m[measure], m["score"]) for m in known], shown.higher))
+                made[name] = plots.cost(
+                    [(m["model"], m[measure], m["score"]) for m in known],
+                    measure,
+                    shown,
+                    charts.frontier([(m[measure], m["score"]) for m in known], shown.higher),
+                )
     if found.pareto and found.pareto.get("points"):
         made["pareto"] = plots.pareto(found.pareto)
     if found.trajectory:
-        made["trajectories"] = plots.weights(found.trajectory.steps, found.trajectory.weights, found.candidates,
-                                             found.config["space"]["granularity"])
-    for field, label in (("loss", "training loss"), (f"valid_{shown.name}", f"valid {shown.title}")):
+        made["trajectories"] = plots.weights(
+            found.trajectory.steps,
+            found.trajectory.weights,
+            found.candidates,
+            found.config["space"]["granularity"],
+        )
+    for field, label in (
+        ("loss", "training loss"),
+        (f"valid_{shown.name}", f"valid {shown.title}"),
+    ):
         lines: dict[str, list[Any]] = {}
         for curve in found.curves:
             if curve.field == field:
@@ -43,11 +55,17 @@ def figures(found: Reading) -> dict[str, Figure]:
         if lines:
             made[field] = plots.curves(lines, label)
     if found.profile and "layers" in found.profile["models"][0]:
-        made["cost_per_layer"] = plots.layers(found.profile["models"], "flops", charts.COSTS["flops"])
+        made["cost_per_layer"] = plots.layers(
+            found.profile["models"], "flops", charts.COSTS["flops"]
+        )
     for i, one in enumerate((found.attention or {}).get("examples", [])):
         data: Any = found.attention
-        made[f"attention_{i}"] = plots.maps(unpack(one, len(data["layers"]), len(data["heads"])), one["tokens"],
-                                            data["layers"], data["heads"])
+        made[f"attention_{i}"] = plots.maps(
+            unpack(one, len(data["layers"]), len(data["heads"])),
+            one["tokens"],
+            data["layers"],
+            data["heads"],
+        )
     return made
 
 
@@ -62,6 +80,9 @@ def save(path: str | Path, kind: str) -> list[Path]:
     with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "savefig.dpi": 200}):
         for name, figure in made.items():
             files.append(folder / f"{name}.{kind}")
-            figure.savefig(files[-1], metadata={"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind),
-                           bbox_inches="tight")
+            figure.savefig(
+                files[-1],
+                metadata={"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind),
+                bbox_inches="tight",
+            )
     return files

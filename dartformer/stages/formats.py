@@ -1,4 +1,5 @@
-"""Further formats of an exported model, each behind an extra and compared with the model's own logits when written."""
+"""Further formats of an exported model, each behind an extra and compared with the model's own
+logits when written."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -17,7 +18,8 @@ TOLERANCE = 1e-4
 
 
 class Format(NamedTuple):
-    """A format: what it writes, which packages (of the extra of the same name) it needs, how to write and run it."""
+    """A format: what it writes, which packages (of the extra of the same name) it needs, how to
+    write and run it."""
 
     summary: str
     packages: tuple[str, ...]
@@ -26,11 +28,21 @@ class Format(NamedTuple):
 
 
 FORMATS: dict[str, Format] = {
-    "onnx": Format("model.onnx, for ONNX Runtime", ("jax2onnx", "onnxruntime"), to_onnx.write, to_onnx.run),
-    "tensorflow": Format("saved_model/, a TensorFlow SavedModel", ("tensorflow",), to_tensorflow.write,
-                         to_tensorflow.run),
-    "torch": Format("model_torch.py, a plain PyTorch module on weights.safetensors", ("torch",), to_torch.write,
-                    to_torch.run),
+    "onnx": Format(
+        "model.onnx, for ONNX Runtime", ("jax2onnx", "onnxruntime"), to_onnx.write, to_onnx.run
+    ),
+    "tensorflow": Format(
+        "saved_model/, a TensorFlow SavedModel",
+        ("tensorflow",),
+        to_tensorflow.write,
+        to_tensorflow.run,
+    ),
+    "torch": Format(
+        "model_torch.py, a plain PyTorch module on weights.safetensors",
+        ("torch",),
+        to_torch.write,
+        to_torch.run,
+    ),
 }
 
 
@@ -41,23 +53,28 @@ def check(formats: Sequence[str]) -> None:
             raise unknown("export format", name, FORMATS)
         missing = [p for p in FORMATS[name].packages if importlib.util.find_spec(p) is None]
         if missing:
-            raise InputError(f"the format {name} needs {' and '.join(missing)}: pip install 'dartformer[{name}]'.")
+            raise InputError(
+                f"the format {name} needs {' and '.join(missing)}: pip install 'dartformer[{name}]'."
+            )
 
 
 def write(name: str, net: Network, model: Model, folder: Path) -> None:
     """Write a format into a folder that holds the weights, then compare it with the network.
 
-    Raises `InputError` where the model has something that the format cannot express, `RuntimeError` where the logits
-    differ.
-    """
+    Raises `InputError` where the model has something that the format cannot express, `RuntimeError`
+    where the logits differ."""
     FORMATS[name].write(net, model, folder)
     for batch in (3, 1):
         tokens, valid = examples(model.shape, batch)
         want = np.asarray(net.apply(model.weights, tokens, valid))
         got = FORMATS[name].run(folder, tokens, valid)
-        if got.shape != want.shape or not np.abs(got - want).max() <= TOLERANCE * (1 + np.abs(want).max()):
-            raise RuntimeError(f"the format {name} does not give the model's logits: shape {got.shape} for {want.shape}"
-                               + (f", off by {np.abs(got - want).max():.3g}." if got.shape == want.shape else "."))
+        if got.shape != want.shape or not np.abs(got - want).max() <= TOLERANCE * (
+            1 + np.abs(want).max()
+        ):
+            raise RuntimeError(
+                f"the format {name} does not give the model's logits: shape {got.shape} for {want.shape}"
+                + (f", off by {np.abs(got - want).max():.3g}." if got.shape == want.shape else ".")
+            )
 
 
 def examples(shape: TransformerConfig, batch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +82,9 @@ def examples(shape: TransformerConfig, batch: int) -> tuple[np.ndarray, np.ndarr
     rng = np.random.default_rng(0)
     tokens, valid = (np.zeros(a.shape, a.dtype) for a in shape.blank(batch))
     for i in range(batch):
-        valid[i, ..., :max(1, shape.length // (i + 1))] = True
+        valid[i, ..., : max(1, shape.length // (i + 1))] = True
     if shape.features:
         return (rng.normal(size=tokens.shape) * valid[..., None]).astype(np.float32), valid
-    return (rng.integers(min(1, shape.vocabulary - 1), shape.vocabulary, tokens.shape) * valid).astype(np.int32), valid
+    return (
+        rng.integers(min(1, shape.vocabulary - 1), shape.vocabulary, tokens.shape) * valid
+    ).astype(np.int32), valid

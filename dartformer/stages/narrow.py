@@ -1,4 +1,5 @@
-"""A step of a search that is compiled again over the candidates that are left, whenever some have been dropped."""
+"""A step of a search that is compiled again over the candidates that are left, whenever some have
+been dropped."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -17,8 +18,9 @@ Left = tuple[tuple[int, ...], ...]
 class Narrowing(CompiledStep):
     """A `CompiledStep` for each set of candidates that comes up.
 
-    Memory is set aside when a program is compiled, for every candidate it could have to compute; so only a program that
-    lacks the dropped ones needs less. It computes the same: what is left out would have been multiplied by zero.
+    Memory is set aside when a program is compiled, for every candidate it could have to compute; so
+    only a program that lacks the dropped ones needs less. It computes the same: what is left out
+    would have been multiplied by zero.
 
     Attributes:
       programs: the steps so far.
@@ -26,13 +28,18 @@ class Narrowing(CompiledStep):
     Args:
       step_of: what is left -> a step over that alone, on the same state.
       mixture_shape: `[L, H, K]`.
-      falls: numbers of steps after which candidates can have been dropped. Only there is the state looked at, because
-        looking waits for the device.
+      falls: numbers of steps after which candidates can have been dropped. Only there is the state
+        looked at, because looking waits for the device.
       shared: see `CompiledStep`.
     """
 
-    def __init__(self, step_of: Callable[[Left], Step], mixture_shape: tuple[int, int, int], falls: Collection[int],
-                 shared: Shared | None = None):
+    def __init__(
+        self,
+        step_of: Callable[[Left], Step],
+        mixture_shape: tuple[int, int, int],
+        falls: Collection[int],
+        shared: Shared | None = None,
+    ):
         self._shared = shared
         self._step_of, self._shape, self._falls = step_of, mixture_shape, frozenset(falls)
         self.programs: dict[Left, CompiledStep] = {}
@@ -45,7 +52,11 @@ class Narrowing(CompiledStep):
 
     def left(self, state: State) -> Left:
         """What a state has in play."""
-        alive = np.any(np.broadcast_to(jax.device_get(state.memory["alive"]), self._shape), axis=1, keepdims=True)
+        alive = np.any(
+            np.broadcast_to(jax.device_get(state.memory["alive"]), self._shape),
+            axis=1,
+            keepdims=True,
+        )
         return tuple(tuple(np.flatnonzero(row).tolist()) for row in alive)
 
     def _look(self, state: State) -> None:

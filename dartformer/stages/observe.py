@@ -1,4 +1,5 @@
-"""Observe: what is measured of a search at each evaluation, beside its scores: its branches and its curvature."""
+"""Observe: what is measured of a search at each evaluation, beside its scores: its branches and its
+curvature."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,8 @@ EXAMPLES = 16
 """How many of the alphas' data are looked at, always the same ones."""
 
 ITERATIONS = 8
-"""Of Lanczos: the dominant eigenvalue is the first to be right, and each iteration costs about three search steps."""
+"""Of Lanczos: the dominant eigenvalue is the first to be right, and each iteration costs about
+three search steps."""
 
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -25,20 +27,25 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 
 
 def observing(run: Run) -> Callable[[State], dict[str, np.ndarray]]:
-    """state -> `rms` and `gradient` `[L, K, H]` (see `Branches`), and `curvature`, a scalar, where it can be had."""
+    """state -> `rms` and `gradient` `[L, K, H]` (see `Branches`), and `curvature`, a scalar, where
+    it can be had."""
     config, part = run.config, run.parts["alphas"]
     loss = run.metric.mean
     strategy, net = run.supernet.strategy, run.supernet.network
     batch = part.take(np.arange(min(EXAMPLES, len(part))))
     quick = QUICK if jax.default_backend() == "cpu" else None
-    look = jax.jit(observer(run.model, run.space, config.search.projections, loss, config.search.partial),
-                   compiler_options=quick)
+    look = jax.jit(
+        observer(run.model, run.space, config.search.projections, loss, config.search.partial),
+        compiler_options=quick,
+    )
     sharp = run.strategy.traits.alphas and not once(run)
 
     def curvature(state: State, batch: Any) -> Array:
         def value(alphas: Array) -> Array:
             mixture = strategy.mixture(state._replace(alphas=alphas))
-            return loss(net.apply(state.weights, batch["tokens"], batch["valid"], mixture), batch["label"])
+            return loss(
+                net.apply(state.weights, batch["tokens"], batch["valid"], mixture), batch["label"]
+            )
 
         return dominant_eigenvalue(jax.grad(value), state.alphas, jax.random.key(0), ITERATIONS)
 

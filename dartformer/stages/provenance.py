@@ -1,4 +1,5 @@
-"""Provenance: which command, with which versions, on which device, for how long: `provenance.json`."""
+"""Provenance: which command, with which versions, on which device, for how long:
+`provenance.json`."""
 
 import contextlib
 import importlib.metadata
@@ -22,10 +23,15 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
 @contextlib.contextmanager
 def noted(folder: Path, verb: str) -> Iterator[None]:
-    """Note a verb in the workdir `folder`: as it begins, when it ends, and what stopped it where something does."""
-    entry: dict[str, Any] = {"verb": verb, "command": command(), "started": time.strftime("%Y-%m-%dT%H:%M:%SZ",
-                                                                                           time.gmtime()),
-                             "device": device(), "versions": versions()}
+    """Note a verb in the workdir `folder`: as it begins, when it ends, and what stopped it where
+    something does."""
+    entry: dict[str, Any] = {
+        "verb": verb,
+        "command": command(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "device": device(),
+        "versions": versions(),
+    }
     earlier = read(folder)
     started = time.monotonic()
 

@@ -1,4 +1,5 @@
-"""Reading: what a workdir holds so far, read beside whoever is writing it, for reports and comparisons."""
+"""Reading: what a workdir holds so far, read beside whoever is writing it, for reports and
+comparisons."""
 
 import itertools
 import json
@@ -75,17 +76,23 @@ class Reading:
     @property
     def candidates(self) -> list[str]:
         """As texts: of the search where it is finished, which spells every option out."""
-        return list(self.searched["candidates"] if self.searched else self.config["space"]["candidates"])
+        return list(
+            self.searched["candidates"] if self.searched else self.config["space"]["candidates"]
+        )
 
     @property
     def places(self) -> tuple[int, int]:
         """`(1 or L, 1 or H)`: rows and columns of the alphas."""
         granularity, model = self.config["space"]["granularity"], self.config["model"]
-        return (1 if granularity == "model" else model["layers"], model["heads"] if granularity == "head" else 1)
+        return (
+            1 if granularity == "model" else model["layers"],
+            model["heads"] if granularity == "head" else 1,
+        )
 
 
 def read(path: str | Path) -> Reading:
-    """Everything that a page shows; raises `InputError` where the folder is no workdir, or a file is damaged."""
+    """Everything that a page shows; raises `InputError` where the folder is no workdir, or a file
+    is damaged."""
     path = Path(path)
     config = config_of(path)
 
@@ -94,21 +101,36 @@ def read(path: str | Path) -> Reading:
 
     genotype = maybe("genotype.json")
     results = maybe("results.json") or {"task": config["task"]["name"]}
-    logs = sorted(path.glob("search/**/metrics.jsonl")) + sorted(path.glob("retrain/*/metrics.jsonl")) \
+    logs = (
+        sorted(path.glob("search/**/metrics.jsonl"))
+        + sorted(path.glob("retrain/*/metrics.jsonl"))
         + sorted(path.glob("baselines/*/*/metrics.jsonl"))
+    )
     searched = maybe("search/alphas.json")
     candidates = (searched or config["space"])["candidates"]
-    names = {_folder_of(name): name for name in [*(f"homogeneous.{c}" for c in candidates),
-                                                 *results.get("baselines", {})]}
+    names = {
+        _folder_of(name): name
+        for name in [*(f"homogeneous.{c}" for c in candidates), *results.get("baselines", {})]
+    }
     curves: list[Curve] = []
     for log in logs:
         curves += _curves(log, _model_of(log.parent.relative_to(path), names))
     most = max(POINTS // max(len(curves), 1), FEWEST)
     return Reading(
-        path, config, results, genotype["layers"] if genotype else None, searched,
-        _trajectory(path, config, [log for log in logs if log.relative_to(path).parts[0] == "search"]),
+        path,
+        config,
+        results,
+        genotype["layers"] if genotype else None,
+        searched,
+        _trajectory(
+            path, config, [log for log in logs if log.relative_to(path).parts[0] == "search"]
+        ),
         tuple(Curve(c.model, c.seed, c.field, thinned(c.points, most), c.logged) for c in curves),
-        maybe("profile.json"), maybe("pareto.json"), maybe("attention.json"), provenance.read(path))
+        maybe("profile.json"),
+        maybe("pareto.json"),
+        maybe("attention.json"),
+        provenance.read(path),
+    )
 
 
 def config_of(path: Path) -> dict[str, Any]:
@@ -116,13 +138,17 @@ def config_of(path: Path) -> dict[str, Any]:
     if not (path / "config.json").is_file():
         raise InputError(f"{path} is no workdir: it has no config.json.")
     config = read_json(path / "config.json")
-    if not isinstance(config, dict) or not {"task", "model", "space", "search", "retrain"} <= config.keys():
+    if (
+        not isinstance(config, dict)
+        or not {"task", "model", "space", "search", "retrain"} <= config.keys()
+    ):
         raise InputError(f"{path} is no workdir: its config.json is not dartformer's.")
     return config
 
 
 def _folder_of(name: str) -> str:
     from dartformer.stages.retrain import baseline_folder
+
     return baseline_folder(name)
 
 
@@ -137,10 +163,11 @@ def _model_of(folder: Path, names: dict[str, str]) -> tuple[str, int | None]:
 
 
 def heads(file: Path) -> Iterator[tuple[dict[str, Any], int | None]]:
-    """The lines of a `metrics.jsonl`; of those with a mixture only what stands before the first list, and their place.
+    """The lines of a `metrics.jsonl`; of those with a mixture only what stands before the first
+    list, and their place.
 
-    Numbers stand before lists there. Leaving lists unread makes a search of thousands of places quick to look at.
-    """
+    Numbers stand before lists there. Leaving lists unread makes a search of thousands of places
+    quick to look at."""
     with open(file, "rb") as handle:
         place = 0
         for line in handle:
@@ -151,8 +178,8 @@ def heads(file: Path) -> Iterator[tuple[dict[str, Any], int | None]]:
                 if mixed is None:
                     yield json.loads(line), None
                 else:
-                    head = line[:line.index(b": [")]
-                    yield json.loads(head[:head.rindex(b", ")] + b"}"), place
+                    head = line[: line.index(b": [")]
+                    yield json.loads(head[: head.rindex(b", ")] + b"}"), place
             except json.JSONDecodeError:
                 return
             place += len(line)
@@ -169,7 +196,8 @@ def _curves(file: Path, who: tuple[str, int | None]) -> Iterator[Curve]:
 
 
 def thinned(points: Sequence[tuple[int, float]], most: int) -> tuple[tuple[int, float], ...]:
-    """About `most` of the points: the first, the last, and the lowest and highest of equal stretches between."""
+    """About `most` of the points: the first, the last, and the lowest and highest of equal
+    stretches between."""
     if len(points) <= most:
         return tuple(points)
     keep = {0, len(points) - 1}
@@ -182,7 +210,10 @@ def thinned(points: Sequence[tuple[int, float]], most: int) -> tuple[tuple[int, 
 
 def _trajectory(path: Path, config: dict[str, Any], logs: list[Path]) -> Trajectory | None:
     model, granularity = config["model"], config["space"]["granularity"]
-    rows, columns = (1 if granularity == "model" else model["layers"], model["heads"] if granularity == "head" else 1)
+    rows, columns = (
+        1 if granularity == "model" else model["layers"],
+        model["heads"] if granularity == "head" else 1,
+    )
     size = rows * columns * len(config["space"]["candidates"]) * config["search"]["seeds"]
     most = int(np.clip(WEIGHTS // size, 12, 400))
     each: list[np.ndarray] = []
@@ -195,21 +226,30 @@ def _trajectory(path: Path, config: dict[str, Any], logs: list[Path]) -> Traject
             continue
         if not each:
             logged = len(lines)
-        chosen = np.unique(np.linspace(0, len(lines) - 1, min(len(lines), most)).round().astype(int))
+        chosen = np.unique(
+            np.linspace(0, len(lines) - 1, min(len(lines), most)).round().astype(int)
+        )
         values = []
         with open(log, "rb") as handle:
             for i in chosen:
                 handle.seek(lines[i][1] or 0)
                 line = json.loads(handle.readline())
-                values.append(np.array(line["mixtures"] if "mixtures" in line else [line["mixture"]],
-                                       np.float32)[:, :rows, :columns])
+                values.append(
+                    np.array(
+                        line["mixtures"] if "mixtures" in line else [line["mixture"]], np.float32
+                    )[:, :rows, :columns]
+                )
         own = [lines[i][0] for i in chosen]
         if each and own != steps:
             break  # a seed that is not as far as the first yet
         steps = own
         each += list(np.stack(values, 1))
         seed = log.parent.name.removeprefix("seed")
-        seeds += [int(seed)] if seed.isdigit() else [config["seed"] + i for i in range(values[0].shape[0])]
+        seeds += (
+            [int(seed)]
+            if seed.isdigit()
+            else [config["seed"] + i for i in range(values[0].shape[0])]
+        )
     return Trajectory(tuple(seeds), tuple(steps), np.stack(each), logged) if each else None
 
 
@@ -219,5 +259,9 @@ def describe(layers: list[list[str]]) -> str:
     if len(text) <= LONG:
         return text
     heads = Counter(a for row in layers for a in row)
-    return (f"a mixed genotype of {len(layers)} layers of {len(layers[0])} heads ("
-            + ", ".join(f"{a} in {n}" for a, n in heads.most_common(6)) + ("..." if len(heads) > 6 else "") + ")")
+    return (
+        f"a mixed genotype of {len(layers)} layers of {len(layers[0])} heads ("
+        + ", ".join(f"{a} in {n}" for a, n in heads.most_common(6))
+        + ("..." if len(heads) > 6 else "")
+        + ")"
+    )

@@ -1,4 +1,5 @@
-"""Retrain: a genotype from scratch, once for each seed, on all of train; the same for the baselines."""
+"""Retrain: a genotype from scratch, once for each seed, on all of train; the same for the
+baselines."""
 
 import re
 from dataclasses import dataclass
@@ -38,9 +39,8 @@ class Model:
 def retrain(run: Run, genotype: Genotype, folder: str = "retrain") -> list[Model]:
     """Train `genotype` from scratch for every seed of `retrain.seeds`; raises what `fit` raises.
 
-    Each seed gives its own initial weights and order of examples. The weights kept are the last ones, or those
-    that are best on valid, as `retrain.select` says.
-    """
+    Each seed gives its own initial weights and order of examples. The weights kept are the last
+    ones, or those that are best on valid, as `retrain.select` says."""
     config = run.config.retrain
     net, chain, step, evaluator = run.program(genotype)
     models, seconds = [], []
@@ -50,12 +50,23 @@ def retrain(run: Run, genotype: Genotype, folder: str = "retrain") -> list[Model
         def evaluate(state: TrainState) -> dict[str, float]:
             return evaluator(state.weights, run.parts["valid"])
 
-        fitted = fit(f"{folder} seed {seed}", step, begin(net, chain, seed),
-                     batches(run.parts["train"], run.config.data.batch_size, seed, run.config.data.buckets),
-                     Schedule(config.steps, run.config.log.every, run.config.log.eval_every,
-                              run.config.log.checkpoint_every, run.config.log.trackers),
-                     where, evaluate=evaluate, rates={"rate": optimizer.schedule(config.optimizer, config.steps)},
-                     metric=run.metric)
+        fitted = fit(
+            f"{folder} seed {seed}",
+            step,
+            begin(net, chain, seed),
+            batches(run.parts["train"], run.config.data.batch_size, seed, run.config.data.buckets),
+            Schedule(
+                config.steps,
+                run.config.log.every,
+                run.config.log.eval_every,
+                run.config.log.checkpoint_every,
+                run.config.log.trackers,
+            ),
+            where,
+            evaluate=evaluate,
+            rates={"rate": optimizer.schedule(config.optimizer, config.steps)},
+            metric=run.metric,
+        )
         state, valid = fitted.state, fitted.evaluations[-1]
         if config.select == "best":
             with Checkpoints(where / "checkpoints") as checkpoints:
@@ -63,7 +74,18 @@ def retrain(run: Run, genotype: Genotype, folder: str = "retrain") -> list[Model
             if best is not None:
                 state = best.state
                 valid = next(e for e in fitted.evaluations if e["step"] == best.step)
-        models.append(Model(run.config, run.fitted, run.model, genotype, state.weights, seed, int(state.step), valid))
+        models.append(
+            Model(
+                run.config,
+                run.fitted,
+                run.model,
+                genotype,
+                state.weights,
+                seed,
+                int(state.step),
+                valid,
+            )
+        )
         seconds.append((fitted.seconds, fitted.compile_seconds))
     _remember(run, folder, seconds)
     return models
@@ -77,13 +99,14 @@ def _remember(run: Run, folder: str, seconds: list[tuple[float, float]]) -> None
     run.record(seconds=spent)
 
 
-def baseline_genotypes(config: ConfigDict, space: SearchSpace, found: Genotype) -> dict[str, Genotype]:
-    """Names and genotypes of the baselines the config asks for: `homogeneous.<spec>` for every candidate, `random`,
-    and `uniform_mixing`, which is all candidates side by side.
+def baseline_genotypes(
+    config: ConfigDict, space: SearchSpace, found: Genotype
+) -> dict[str, Genotype]:
+    """Names and genotypes of the baselines the config asks for: `homogeneous.<spec>` for every
+    candidate, `random`, and `uniform_mixing`, which is all candidates side by side.
 
-    The random genotype is drawn from the space by the config's seed, again until it differs from the found one
-    where the space has another.
-    """
+    The random genotype is drawn from the space by the config's seed, again until it differs from
+    the found one where the space has another."""
     named = {}
     if config.baselines.homogeneous:
         named.update({f"homogeneous.{spec(g.layers[0][0])}": g for g in space.homogeneous()})
@@ -104,7 +127,8 @@ def baseline_folder(name: str) -> str:
 
 
 def retrain_baselines(run: Run, found: Genotype, models: list[Model]) -> dict[str, list[Model]]:
-    """The baselines, trained as the found genotype was; one that *is* the found genotype is not trained twice."""
+    """The baselines, trained as the found genotype was; one that *is* the found genotype is not
+    trained twice."""
     done: dict[Genotype, list[Model]] = {found: models}
     named = {}
     for name, genotype in baseline_genotypes(run.config, run.space, found).items():
@@ -125,6 +149,10 @@ def best(models: list[Model]) -> Model:
 def require_trained(run: Run, folder: str = "retrain") -> None:
     """Raise `InputError` unless every seed has been trained to the end."""
     for seed in run.config.retrain.seeds:
-        if not run.file(f"{folder}/seed{seed}/checkpoints/steps/{run.config.retrain.steps}").exists():
-            raise InputError(f"seed {seed} is not trained to step {run.config.retrain.steps} in "
-                             f"{run.workdir.path}: run `dartformer retrain` first.")
+        if not run.file(
+            f"{folder}/seed{seed}/checkpoints/steps/{run.config.retrain.steps}"
+        ).exists():
+            raise InputError(
+                f"seed {seed} is not trained to step {run.config.retrain.steps} in "
+                f"{run.workdir.path}: run `dartformer retrain` first."
+            )

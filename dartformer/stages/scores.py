@@ -1,4 +1,5 @@
-"""Scores: how every example of test was answered by every model, kept so that runs can be compared pair by pair."""
+"""Scores: how every example of test was answered by every model, kept so that runs can be compared
+pair by pair."""
 
 import hashlib
 from pathlib import Path
@@ -21,23 +22,37 @@ def write(run: Run, each: dict[str, list[dict[str, np.ndarray]]]) -> None:
       each: for every model, for every seed, what `Evaluator.each` gives.
     """
     score = "accuracy" if run.metric.name == "accuracy" else "loss"
-    write_json(run.file(FILE), {
-        "score": score, "higher": score == "accuracy", "examples": len(run.parts["test"]),
-        "fingerprint": fingerprint(run.parts["test"]), "seeds": list(run.config.retrain.seeds),
-        "models": {name: [_pack(one[score]) for one in seeds] for name, seeds in each.items()}})
+    write_json(
+        run.file(FILE),
+        {
+            "score": score,
+            "higher": score == "accuracy",
+            "examples": len(run.parts["test"]),
+            "fingerprint": fingerprint(run.parts["test"]),
+            "seeds": list(run.config.retrain.seeds),
+            "models": {name: [_pack(one[score]) for one in seeds] for name, seeds in each.items()},
+        },
+    )
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """What `write` wrote, each model an array `[S, n]` of seeds and examples; None if it is not there."""
+    """What `write` wrote, each model an array `[S, n]` of seeds and examples; None if it is not
+    there."""
     if not (folder / FILE).exists():
         return None
     data = read_json(folder / FILE)
-    return {**data, "models": {name: np.array([_unpack(one) for one in seeds])
-                               for name, seeds in data["models"].items()}}
+    return {
+        **data,
+        "models": {
+            name: np.array([_unpack(one) for one in seeds])
+            for name, seeds in data["models"].items()
+        },
+    }
 
 
 def fingerprint(split: Split) -> str:
-    """Of the examples in their order: two runs whose fingerprints are equal were tested on the same ones."""
+    """Of the examples in their order: two runs whose fingerprints are equal were tested on the same
+    ones."""
     found = hashlib.sha256()
     for batch in counted(split):
         for name in ("tokens", "valid", "label"):
@@ -53,4 +68,6 @@ def _pack(scores: np.ndarray) -> str | list[float]:
 
 
 def _unpack(scores: str | list[float]) -> np.ndarray:
-    return np.array([one == "1" for one in scores] if isinstance(scores, str) else scores, np.float64)
+    return np.array(
+        [one == "1" for one in scores] if isinstance(scores, str) else scores, np.float64
+    )

@@ -18,19 +18,28 @@ def write(net: Network, model: Model, folder: Path) -> None:
     Raises `InputError` where jax2onnx cannot express an operation of the genotype's attentions.
     """
     from jax2onnx import to_onnx
+
     weights = jax.tree.map(np.asarray, model.weights)
     shapes = [jax.ShapeDtypeStruct(("B", *a.shape[1:]), a.dtype) for a in model.shape.blank(1)]
     try:
-        made = to_onnx(lambda tokens, valid: net.apply(weights, tokens, valid), shapes, model_name="dartformer",
-                       input_names=["tokens", "valid"], output_names=["logits"])
+        made = to_onnx(
+            lambda tokens, valid: net.apply(weights, tokens, valid),
+            shapes,
+            model_name="dartformer",
+            input_names=["tokens", "valid"],
+            output_names=["logits"],
+        )
     except Exception as error:
-        raise InputError(f"the format onnx cannot express this genotype ({model.genotype}): "
-                         f"{type(error).__name__}: {error}") from error
+        raise InputError(
+            f"the format onnx cannot express this genotype ({model.genotype}): "
+            f"{type(error).__name__}: {error}"
+        ) from error
     (folder / FILE).write_bytes(made.SerializeToString())
 
 
 def run(folder: Path, tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Logits by ONNX Runtime, on the CPU."""
     import onnxruntime
+
     session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
     return np.asarray(session.run(["logits"], {"tokens": tokens, "valid": valid})[0])

@@ -1,4 +1,5 @@
-"""An export as a TensorFlow SavedModel: the same StableHLO, called by TensorFlow's own operation."""
+"""An export as a TensorFlow SavedModel: the same StableHLO, called by TensorFlow's own
+operation."""
 
 import os
 from pathlib import Path
@@ -17,34 +18,45 @@ FOLDER = "saved_model"
 def _tensorflow() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow
+
     return tensorflow
 
 
 def _call_module() -> Any:
     from tensorflow.compiler.tf2xla.python import xla
+
     return xla.call_module
 
 
 def write(net: Network, model: Model, folder: Path) -> None:
-    """`saved_model/`, with the signature `serving_default(tokens, valid) -> {"logits"}` for any batch size.
+    """`saved_model/`, with the signature `serving_default(tokens, valid) -> {"logits"}` for any
+    batch size.
 
-    JAX has no `jax2tf` any more; what it called, the operation XlaCallModule, takes what `jax.export` makes.
-    """
+    JAX has no `jax2tf` any more; what it called, the operation XlaCallModule, takes what
+    `jax.export` makes."""
     tf = _tensorflow()
     weights = jax.tree.map(np.asarray, model.weights)
     (batch,) = jax_export.symbolic_shape("b")
     shapes = model.shape.blank(batch)
-    exported = jax_export.export(jax.jit(lambda tokens, valid: net.apply(weights, tokens, valid)),
-                                 platforms=("cpu", "cuda", "tpu"))(*shapes)
+    exported = jax_export.export(
+        jax.jit(lambda tokens, valid: net.apply(weights, tokens, valid)),
+        platforms=("cpu", "cuda", "tpu"),
+    )(*shapes)
     (out,) = exported.out_avals
-    specs = [tf.TensorSpec((None, *a.shape[1:]), tf.as_dtype(a.dtype.name), name=name)
-             for name, a in zip(("tokens", "valid"), shapes, strict=True)]
+    specs = [
+        tf.TensorSpec((None, *a.shape[1:]), tf.as_dtype(a.dtype.name), name=name)
+        for name, a in zip(("tokens", "valid"), shapes, strict=True)
+    ]
 
     def call(tokens: Any, valid: Any) -> dict[str, Any]:
         (logits,) = _call_module()(
-            [tokens, valid], version=exported.calling_convention_version, module=exported.mlir_module_serialized,
-            Tout=[tf.as_dtype(out.dtype.name)], Sout=[(None, *out.shape[1:])],
-            platforms=[name.upper() for name in exported.platforms])
+            [tokens, valid],
+            version=exported.calling_convention_version,
+            module=exported.mlir_module_serialized,
+            Tout=[tf.as_dtype(out.dtype.name)],
+            Sout=[(None, *out.shape[1:])],
+            platforms=[name.upper() for name in exported.platforms],
+        )
         return {"logits": logits}
 
     module = tf.Module()

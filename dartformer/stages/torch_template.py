@@ -1,10 +1,12 @@
 """A Transformer found by dartformer, in plain PyTorch: `load(".")(tokens, valid)` gives its logits.
 
-Needs torch and safetensors, and neither dartformer nor JAX. It reads the weights that lie beside it, every attention is
-written by its definition (O(N^2) in time and memory), and nothing is dropped in training.
+Needs torch and safetensors, and neither dartformer nor JAX. It reads the weights that lie beside
+it, every attention is written by its definition (O(N^2) in time and memory), and nothing is dropped
+in training.
 
-    model = load("folder of the export")       # an nn.Module, on the CPU: .to("cuda"), .compile(), fine-tune it
-    logits = model(tokens, valid)              # tokens [B, N] integers, valid [B, N] bool
+    model = load("folder of the export")       # an nn.Module, on the CPU: .to("cuda"), .compile(),
+    fine-tune it logits = model(tokens, valid)              # tokens [B, N] integers, valid [B, N]
+    bool
 """
 
 import math
@@ -25,8 +27,8 @@ GENOTYPE: list[list[tuple[list[int], str, dict[str, Any]]]] = []
 
 
 class Heads(NamedTuple):
-    """What an attention reads of its heads: q, k, v `[B, N, H, D]`, x `[B, N, E]`, valid `[B, N]`, ALiBi's slopes `[H]`
-    or None; and its own parameters by name."""
+    """What an attention reads of its heads: q, k, v `[B, N, H, D]`, x `[B, N, E]`, valid `[B, N]`,
+    ALiBi's slopes `[H]` or None; and its own parameters by name."""
 
     q: Tensor
     k: Tensor
@@ -45,7 +47,11 @@ class Heads(NamedTuple):
     def allowed(self) -> Tensor:
         """Which key each query may see, `[B, 1, N, N]`."""
         keys = self.valid[:, None, None, :]
-        return keys & (self.distance() <= 0) if self.causal else keys.expand(-1, 1, self.q.shape[1], -1)
+        return (
+            keys & (self.distance() <= 0)
+            if self.causal
+            else keys.expand(-1, 1, self.q.shape[1], -1)
+        )
 
     def biased(self, scores: Tensor) -> Tensor:
         """Scores `[B, H, N, N]` less ALiBi's slope times the distance."""
@@ -114,9 +120,13 @@ def sparse(heads: Heads, stride: int, summary: int | None, pattern: str) -> Tens
     """Softmax over a block and summaries, or over a window and columns."""
     j = torch.arange(heads.q.shape[1], device=heads.q.device)
     if pattern == "strided":
-        return pattern_attention(heads, (heads.distance().abs() <= stride) | (heads.distance() % stride == 0))
+        return pattern_attention(
+            heads, (heads.distance().abs() <= stride) | (heads.distance() % stride == 0)
+        )
     columns = max(1, stride // 16) if summary is None else summary
-    return pattern_attention(heads, (j[:, None] // stride == j // stride) | (j % stride >= stride - columns))
+    return pattern_attention(
+        heads, (j[:, None] // stride == j // stride) | (j % stride >= stride - columns)
+    )
 
 
 def sink(heads: Heads, window: int, sinks: int) -> Tensor:
@@ -144,7 +154,9 @@ def cosformer(heads: Heads, horizon: int) -> Tensor:
         angle = position / horizon * (math.pi / 2)
     else:
         inside = heads.valid
-        start = torch.where(inside, position, torch.full_like(position, length - 1)).amin(1, keepdim=True)
+        start = torch.where(inside, position, torch.full_like(position, length - 1)).amin(
+            1, keepdim=True
+        )
         last = torch.where(inside, position, torch.zeros_like(position)).amax(1, keepdim=True)
         angle = (position - start) / (last - start + 1).clamp(min=1) * (math.pi / 2)
     products = torch.einsum("bnhd,bkhd->bhnk", F.relu(heads.q), F.relu(heads.k))
@@ -157,7 +169,9 @@ def linformer(heads: Heads, rank: int, sharing: str) -> Tensor:
     length = heads.q.shape[1]
     e = heads.own["E"][..., :length]
     f = heads.own["F"][..., :length] if "F" in heads.own else e
-    k, v = (torch.einsum("hmn,bnhd->bhmd", w, heads.masked(a)) for w, a in ((e, heads.k), (f, heads.v)))
+    k, v = (
+        torch.einsum("hmn,bnhd->bhmd", w, heads.masked(a)) for w, a in ((e, heads.k), (f, heads.v))
+    )
     rows = softmax(torch.einsum("bnhd,bhmd->bhnm", heads.q, k) * heads.q.shape[-1] ** -0.5)
     return torch.einsum("bhnm,bhmd->bnhd", rows, v)
 
@@ -179,18 +193,26 @@ def synthesizer(heads: Heads, mode: str, rank: int | None) -> Tensor:
 def differential(heads: Heads, lambda_init: float) -> Tensor:
     """Difference of two softmaxes."""
     half, own = heads.q.shape[-1] // 2, heads.own
-    first, second = (softmax(heads.scores(heads.q[..., part], heads.k[..., part]), heads.allowed())
-                     for part in (slice(half), slice(half, None)))
-    share = torch.exp((own["lambda_q1"] * own["lambda_k1"]).sum(-1)) \
-        - torch.exp((own["lambda_q2"] * own["lambda_k2"]).sum(-1)) + lambda_init
+    first, second = (
+        softmax(heads.scores(heads.q[..., part], heads.k[..., part]), heads.allowed())
+        for part in (slice(half), slice(half, None))
+    )
+    share = (
+        torch.exp((own["lambda_q1"] * own["lambda_k1"]).sum(-1))
+        - torch.exp((own["lambda_q2"] * own["lambda_k2"]).sum(-1))
+        + lambda_init
+    )
     return mix(first - share[:, None, None] * second, heads.v)
 
 
 def conv(heads: Heads, width: int) -> Tensor:
     """Depthwise convolution."""
     before = width - 1 if heads.causal else width // 2
-    v, kernel = F.pad(heads.masked(heads.v), (0, 0, 0, 0, before, width - 1 - before)), heads.own["kernel"]
-    return torch.stack([v[:, t:t + heads.v.shape[1]] * kernel[:, t] for t in range(width)]).sum(0)
+    v, kernel = (
+        F.pad(heads.masked(heads.v), (0, 0, 0, 0, before, width - 1 - before)),
+        heads.own["kernel"],
+    )
+    return torch.stack([v[:, t : t + heads.v.shape[1]] * kernel[:, t] for t in range(width)]).sum(0)
 
 
 def uniform(heads: Heads) -> Tensor:
@@ -203,9 +225,25 @@ def identity(heads: Heads) -> Tensor:
     return heads.v
 
 
-ATTENTIONS = {one.__name__: one for one in (
-    full, local, strided, block, sparse, sink, linear, cosformer, linformer, synthesizer, differential, conv, uniform,
-    identity)}
+ATTENTIONS = {
+    one.__name__: one
+    for one in (
+        full,
+        local,
+        strided,
+        block,
+        sparse,
+        sink,
+        linear,
+        cosformer,
+        linformer,
+        synthesizer,
+        differential,
+        conv,
+        uniform,
+        identity,
+    )
+}
 """The types that can be written here; `parallel` is made of them."""
 
 
@@ -234,7 +272,8 @@ def sinusoids(length: int, width: int) -> Tensor:
 
 
 class Model(nn.Module):
-    """tokens `[B, N]` and valid `[B, N]` to logits `[B, C]`, or `[B, N, C]` of a model that labels tokens.
+    """tokens `[B, N]` and valid `[B, N]` to logits `[B, C]`, or `[B, N, C]` of a model that labels
+    tokens.
 
     Of two documents tokens and valid are `[B, 2, N]`; tokens that are numbers are `[B, N, F]`.
     """
@@ -249,14 +288,20 @@ class Model(nn.Module):
 
     def norm(self, name: str, x: Tensor) -> Tensor:
         """A layer norm."""
-        return F.layer_norm(x, x.shape[-1:], self.weights[f"{name}/scale"], self.weights[f"{name}/bias"], 1e-6)
+        return F.layer_norm(
+            x, x.shape[-1:], self.weights[f"{name}/scale"], self.weights[f"{name}/bias"], 1e-6
+        )
 
     def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
         """See `Model`."""
         w = self.weights
         if SHAPE["inputs"] == 2:
             tokens, valid = (a.reshape(-1, *a.shape[2:]) for a in (tokens, valid))
-        x = self.dense("embed", tokens) if SHAPE["features"] else w["embed/embedding"][tokens.long()]
+        x = (
+            self.dense("embed", tokens)
+            if SHAPE["features"]
+            else w["embed/embedding"][tokens.long()]
+        )
         if SHAPE["stem"] == "bigram":
             before = w["before/embedding"][tokens[:, :-1].long()] * valid[:, :-1, None].to(x.dtype)
             x = x + F.pad(before, (0, 0, 1, 0))
@@ -264,12 +309,15 @@ class Model(nn.Module):
             x = torch.cat([w["cls"].expand(x.shape[0], 1, -1), x], 1)
             valid = F.pad(valid, (1, 0), value=True)
         if SHAPE["positions"] == "learned":
-            x = x + w["positions"][:x.shape[1]]
+            x = x + w["positions"][: x.shape[1]]
         elif SHAPE["positions"] == "sinusoidal":
             x = x + sinusoids(x.shape[1], x.shape[2]).to(x)
         for l in range(len(GENOTYPE)):
             x = x + self.heads(l, self.norm(f"blocks/{l}/norm_mixer", x), valid)
-            hidden = F.gelu(self.dense(f"blocks/{l}/up", self.norm(f"blocks/{l}/norm_mlp", x)), approximate="tanh")
+            hidden = F.gelu(
+                self.dense(f"blocks/{l}/up", self.norm(f"blocks/{l}/norm_mlp", x)),
+                approximate="tanh",
+            )
             x = x + self.dense(f"blocks/{l}/down", hidden)
         x = self.pool(self.norm("norm", x), valid)
         if SHAPE["inputs"] == 2:
@@ -286,26 +334,50 @@ class Model(nn.Module):
         at = f"blocks/{layer}/mixer/projections/0"
         q, k, v = (torch.einsum("bne,ehd->bnhd", x, self.weights[f"{at}/{name}"]) for name in "qkv")
         if SHAPE["qk_norm"]:
-            q, k = rms_norm(q, self.weights[f"{at}/q_norm"]), rms_norm(k, self.weights[f"{at}/k_norm"])
+            q, k = (
+                rms_norm(q, self.weights[f"{at}/q_norm"]),
+                rms_norm(k, self.weights[f"{at}/k_norm"]),
+            )
         if SHAPE["positions"] == "rotary":
             q, k = rotate(q), rotate(k)
         k, v = (a.repeat_interleave(q.shape[2] // a.shape[2], 2) for a in (k, v))
-        slopes = torch.tensor(SHAPE["slopes"], dtype=q.dtype, device=q.device) if SHAPE["slopes"] else None
+        slopes = (
+            torch.tensor(SHAPE["slopes"], dtype=q.dtype, device=q.device)
+            if SHAPE["slopes"]
+            else None
+        )
         out = torch.zeros_like(v)
         for g, (index, name, options) in enumerate(GENOTYPE[layer]):
             prefix = f"blocks/{layer}/mixer/own/{g}/"
-            own = {key[len(prefix):]: self.weights[key] for key in self.weights if key.startswith(prefix)}
-            heads = Heads(q[:, :, index], k[:, :, index], v[:, :, index], x, valid,
-                          None if slopes is None else slopes[index], own, SHAPE["causal"])
+            own = {
+                key[len(prefix) :]: self.weights[key]
+                for key in self.weights
+                if key.startswith(prefix)
+            }
+            heads = Heads(
+                q[:, :, index],
+                k[:, :, index],
+                v[:, :, index],
+                x,
+                valid,
+                None if slopes is None else slopes[index],
+                own,
+                SHAPE["causal"],
+            )
             out[:, :, index] = self.attend(name, options, heads)
         return torch.einsum("bnhd,hde->bne", out, self.weights[f"{at}/o"])
 
     def attend(self, name: str, options: dict[str, Any], heads: Heads) -> Tensor:
-        """One attention on its heads, normalised if the model was; each member of a parallel one."""
+        """One attention on its heads, normalised if the model was; each member of a parallel
+        one."""
         if name == "parallel":
             total = torch.zeros_like(heads.v)
             for m, (share, member, its) in enumerate(options["members"]):
-                own = {key[len(f"{m}/"):]: a for key, a in heads.own.items() if key.startswith(f"{m}/")}
+                own = {
+                    key[len(f"{m}/") :]: a
+                    for key, a in heads.own.items()
+                    if key.startswith(f"{m}/")
+                }
                 total = total + share * self.attend(member, its, heads._replace(own=own))
             return total
         y = heads.masked(ATTENTIONS[name](heads, **options))

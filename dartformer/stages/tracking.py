@@ -12,12 +12,21 @@ from dartformer.stages.base import Run
 
 
 def track(run: Run, results: dict[str, Any]) -> None:
-    """The config, the scores of the found genotype and of each baseline, and the genotype's picture."""
+    """The config, the scores of the found genotype and of each baseline, and the genotype's
+    picture."""
     metric = run.metric.name
-    scores = {f"test_{metric}": results["test"][metric], f"valid_{metric}": results["valid"][metric],
-              "parameters": float(results["parameters"]), "flops": float(results["flops"])}
-    scores.update({f"baseline_{name.split('.')[0]}_{i}_test_{metric}": baseline["test"][metric]
-                   for i, (name, baseline) in enumerate(results["baselines"].items())})
+    scores = {
+        f"test_{metric}": results["test"][metric],
+        f"valid_{metric}": results["valid"][metric],
+        "parameters": float(results["parameters"]),
+        "flops": float(results["flops"]),
+    }
+    scores.update(
+        {
+            f"baseline_{name.split('.')[0]}_{i}_test_{metric}": baseline["test"][metric]
+            for i, (name, baseline) in enumerate(results["baselines"].items())
+        }
+    )
     figure = plots.genotype(Genotype.from_dict(results["genotype"]), run.config.space.candidates)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -31,5 +40,12 @@ def track(run: Run, results: dict[str, Any]) -> None:
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    return [pair for name, value in config.items() for pair in
-            (_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)])]
+    return [
+        pair
+        for name, value in config.items()
+        for pair in (
+            _flat(value, f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else [(f"{prefix}{name}", value)]
+        )
+    ]

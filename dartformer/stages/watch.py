@@ -1,4 +1,5 @@
-"""Watch: the report of a run under way, served on this machine alone, made anew whenever the run writes something."""
+"""Watch: the report of a run under way, served on this machine alone, made anew whenever the run
+writes something."""
 
 import hashlib
 import threading
@@ -15,8 +16,14 @@ HOST = "127.0.0.1"
 def version(path: Path) -> str:
     """Changes whenever a file that a page shows does."""
     found = hashlib.sha256()
-    for file in sorted([*path.glob("*.json"), *path.glob("search/**/*.json*"), *path.glob("retrain/*/metrics.jsonl"),
-                        *path.glob("baselines/*/*/metrics.jsonl")]):
+    for file in sorted(
+        [
+            *path.glob("*.json"),
+            *path.glob("search/**/*.json*"),
+            *path.glob("retrain/*/metrics.jsonl"),
+            *path.glob("baselines/*/*/metrics.jsonl"),
+        ]
+    ):
         try:
             about = file.stat()
         except OSError:  # replaced in this moment
@@ -28,10 +35,9 @@ def version(path: Path) -> str:
 def server(path: str | Path, port: int = 0) -> ThreadingHTTPServer:
     """A server of one workdir's page, on the loopback interface; `port` 0 is any that is free.
 
-    It answers three things: the page, its version, and the files the page links to. A request that names another host
-    is refused, so that no page of another site can read this one. Raises `InputError` where the folder is no workdir,
-    or the port is taken.
-    """
+    It answers three things: the page, its version, and the files the page links to. A request that
+    names another host is refused, so that no page of another site can read this one. Raises
+    `InputError` where the folder is no workdir, or the port is taken."""
     folder = Path(path)
     reading.config_of(folder)
     made: dict[str, Any] = {"version": None, "page": ""}
@@ -58,7 +64,9 @@ def server(path: str | Path, port: int = 0) -> ThreadingHTTPServer:
                 except InputError as error:
                     self._answer(503, "text/plain", f"{error}\n")
             elif name in report.LINKS and (folder / name).is_file():
-                self._answer(200, "text/plain", (folder / name).read_text(encoding="utf-8", errors="replace"))
+                self._answer(
+                    200, "text/plain", (folder / name).read_text(encoding="utf-8", errors="replace")
+                )
             else:
                 self._answer(404, "text/plain", "not here")
 

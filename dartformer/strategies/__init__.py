@@ -1,4 +1,5 @@
-"""Search strategies: how alphas and weights move. The table below, and the entry points of other packages."""
+"""Search strategies: how alphas and weights move. The table below, and the entry points of other
+packages."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -49,16 +50,36 @@ STRATEGIES: dict[str, type] = {
     "random_sharing": RandomSharing,
     "grid": Grid,
 }
-"""The strategies of this package. Other packages add theirs as entry points of the group `dartformer.strategy`."""
+"""The strategies of this package. Other packages add theirs as entry points of the group
+`dartformer.strategy`."""
 
 EXTRAS: dict[str, type[Extra]] = {
     one.name: one for one in (BetaDecay, Entropy, Smoothing, Adversarial, Drop, EarlyStop)
 }
 """What can be put on top of the strategies that learn alphas."""
 
-__all__ = ["EXTRAS", "HYPERGRADIENTS", "STRATEGIES", "Constraint", "Darts", "Extra", "Gumbel", "Loss", "Problem",
-           "State", "Strategy", "StrategyOptions", "Traits", "budget_refusal", "find", "make", "names",
-           "refusal", "relax", "remat_refusal"]
+__all__ = [
+    "EXTRAS",
+    "HYPERGRADIENTS",
+    "STRATEGIES",
+    "Constraint",
+    "Darts",
+    "Extra",
+    "Gumbel",
+    "Loss",
+    "Problem",
+    "State",
+    "Strategy",
+    "StrategyOptions",
+    "Traits",
+    "budget_refusal",
+    "find",
+    "make",
+    "names",
+    "refusal",
+    "relax",
+    "remat_refusal",
+]
 
 
 GROUP = "dartformer.strategy"
@@ -70,16 +91,23 @@ def names() -> list[str]:
 
 
 def find(name: str, field: str = "search.strategy.name") -> type:
-    """The strategy type of that name; `InputError` where there is none, or another package's does not load."""
+    """The strategy type of that name; `InputError` where there is none, or another package's does
+    not load."""
+
     def refusal(found: object) -> str:
         fits = isinstance(found, type) and dataclasses.is_dataclass(found)
-        return "" if fits and isinstance(getattr(found, "traits", None), Traits) else "is not a dataclass with `traits`"
+        return (
+            ""
+            if fits and isinstance(getattr(found, "traits", None), Traits)
+            else "is not a dataclass with `traits`"
+        )
 
     return plugins.find(name, STRATEGIES, GROUP, "strategy", refusal, field)
 
 
 def make(name: str, options: Mapping[str, Any]) -> StrategyOptions:
-    """The strategy `name` with `options`; raises `InputError` for a name or an option that does not exist."""
+    """The strategy `name` with `options`; raises `InputError` for a name or an option that does not
+    exist."""
     kind: Any = find(name)
     fields = [f.name for f in dataclasses.fields(kind)]
     for option in options:

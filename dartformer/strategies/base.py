@@ -11,7 +11,8 @@ Weights = Any
 """A pytree of parameters."""
 
 Loss = Callable[[Weights, Array, Any, Array], tuple[Array, dict[str, Array]]]
-"""loss(weights, mixture [L, H, K], batch, key) -> (scalar, metrics); the key is for dropout and the like."""
+"""loss(weights, mixture [L, H, K], batch, key) -> (scalar, metrics); the key is for dropout and the
+like."""
 
 
 class State(NamedTuple):
@@ -22,7 +23,8 @@ class State(NamedTuple):
       key: PRNG key; step `s` draws from `fold_in(key, s)`.
       weights, weights_optimizer: parameters and their optax state.
       alphas, alphas_optimizer: `[1 or L, 1 or H, K]` and their optax state.
-      memory: what else a strategy must remember (candidates dropped, alphas of earlier steps); empty for most.
+      memory: what else a strategy must remember (candidates dropped, alphas of earlier steps);
+        empty for most.
     """
 
     step: Array
@@ -91,11 +93,16 @@ class Traits:
     Attributes:
       paper: where it was published.
       derivations: names of the derivations that can follow it; the first is the default.
-      alphas: it learns alphas; without them every row of its mixture stays uniform and says nothing.
-      simplex: rows of its mixture sum to one; otherwise they are gates between 0 and 1, each for itself.
-      supernet: it trains a supernet; otherwise it has no steps, and its work is done by its derivation.
-      halves: weights and alphas learn from their own half of train; otherwise there is one level, which has it all.
-      projections: what the candidates of a layer have in the method as published, "shared" or "separate".
+      alphas: it learns alphas; without them every row of its mixture stays uniform and says
+        nothing.
+      simplex: rows of its mixture sum to one; otherwise they are gates between 0 and 1, each for
+        itself.
+      supernet: it trains a supernet; otherwise it has no steps, and its work is done by its
+        derivation.
+      halves: weights and alphas learn from their own half of train; otherwise there is one level,
+        which has it all.
+      projections: what the candidates of a layer have in the method as published, "shared" or
+        "separate".
     """
 
     paper: str
@@ -121,7 +128,8 @@ def refusal(traits: Traits, derivation: str) -> str | None:
 
 
 def budget_refusal(traits: Traits) -> str | None:
-    """Why a budget on the expected cost makes no sense in a search with these traits; None if it does."""
+    """Why a budget on the expected cost makes no sense in a search with these traits; None if it
+    does."""
     if not traits.supernet:
         return "it trains no supernet"
     if not traits.alphas:
@@ -132,13 +140,18 @@ def budget_refusal(traits: Traits) -> str | None:
 
 
 def remat_refusal(strategy: Any) -> str | None:
-    """Why a supernet that always computes every candidate makes no sense with a strategy; None if it does."""
+    """Why a supernet that always computes every candidate makes no sense with a strategy; None if
+    it does."""
     if not strategy.traits.supernet:
         return "it trains no supernet"
     if strategy.sampled:
         return "it samples, so that a step needs few of the candidates"
     skipping = [extra.name for extra in getattr(strategy, "extras", ()) if extra.skips]
-    return f"{skipping[0]} without compiling again saves what it drops only as a step runs" if skipping else None
+    return (
+        f"{skipping[0]} without compiling again saves what it drops only as a step runs"
+        if skipping
+        else None
+    )
 
 
 class StrategyOptions(Protocol):
@@ -146,12 +159,14 @@ class StrategyOptions(Protocol):
 
     Attributes:
       traits: what stages must know of it.
-      order: how many times the loss is differentiated with respect to the network's inputs and weights.
-      sampled: mixtures are one-hot samples (after any warm-up), so that a step computes few of the candidates.
-      vectorises: several seeds may run as one `jax.vmap`ped program at no more than their own price. Not where
-        `lax.cond` saves work: under `vmap` both its sides are computed.
-      falls: (candidates, steps) -> the numbers of steps after which candidates can have been dropped for good
-        (`memory["alive"]`), so that the step should be compiled anew without them.
+      order: how many times the loss is differentiated with respect to the network's inputs and
+        weights.
+      sampled: mixtures are one-hot samples (after any warm-up), so that a step computes few of the
+        candidates.
+      vectorises: several seeds may run as one `jax.vmap`ped program at no more than their own
+        price. Not where `lax.cond` saves work: under `vmap` both its sides are computed.
+      falls: (candidates, steps) -> the numbers of steps after which candidates can have been
+        dropped for good (`memory["alive"]`), so that the step should be compiled anew without them.
       check: (candidates, steps) -> None, or `InputError` where the options do not fit them.
     """
 

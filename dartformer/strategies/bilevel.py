@@ -1,9 +1,11 @@
-"""The gradient of the upper level: d/da of the loss on the alphas' data, at weights that answer to a.
+"""The gradient of the upper level: d/da of the loss on the alphas' data, at weights that answer to
+a.
 
     min_a  L_v(w*(a), a)    with   w*(a) = argmin_w L_t(w, a)
 
-w* is replaced by one step of the *real* weight optimiser, w'(a) = update(w, grad_w L_t(w, a)): with clipping,
-momentum, decay and Adam's moments as they stand. Three ways to differentiate through it, of one signature.
+w* is replaced by one step of the *real* weight optimiser, w'(a) = update(w, grad_w L_t(w, a)): with
+clipping, momentum, decay and Adam's moments as they stand. Three ways to differentiate through it,
+of one signature.
 
 Sources: DARTS, arXiv 1806.09055, eq. 5-8.
 """
@@ -42,7 +44,9 @@ class Hypergradient(Protocol):
 
     order: ClassVar[int]
 
-    def __call__(self, lower: Scalar, upper: Scalar, update: Update, weights: Weights, alphas: Array) -> Upper: ...
+    def __call__(
+        self, lower: Scalar, upper: Scalar, update: Update, weights: Weights, alphas: Array
+    ) -> Upper: ...
 
 
 @dataclass(frozen=True)
@@ -51,19 +55,26 @@ class First:
 
     order: ClassVar[int] = 1
 
-    def __call__(self, lower: Scalar, upper: Scalar, update: Update, weights: Weights, alphas: Array) -> Upper:
+    def __call__(
+        self, lower: Scalar, upper: Scalar, update: Update, weights: Weights, alphas: Array
+    ) -> Upper:
         """See `Hypergradient`."""
-        (loss, metrics), gradient = jax.value_and_grad(upper, argnums=1, has_aux=True)(weights, alphas)
+        (loss, metrics), gradient = jax.value_and_grad(upper, argnums=1, has_aux=True)(
+            weights, alphas
+        )
         return Upper(gradient, loss, metrics)
 
 
 @dataclass(frozen=True)
 class Second:
-    """Exact: differentiates through the inner optimiser step itself (eq. 6, with no approximation)."""
+    """Exact: differentiates through the inner optimiser step itself (eq. 6, with no
+    approximation)."""
 
     order: ClassVar[int] = 2
 
-    def __call__(self, lower: Scalar, upper: Scalar, update: Update, weights: Weights, alphas: Array) -> Upper:
+    def __call__(
+        self, lower: Scalar, upper: Scalar, update: Update, weights: Weights, alphas: Array
+    ) -> Upper:
         """See `Hypergradient`."""
 
         def through(alphas: Array) -> tuple[Array, dict[str, Array]]:
@@ -76,26 +87,32 @@ class Second:
 
 @dataclass(frozen=True)
 class Finite:
-    """The published approximation (eq. 8): the mixed derivative as a difference of two alpha gradients.
+    """The published approximation (eq. 8): the mixed derivative as a difference of two alpha
+    gradients.
 
-    With c the upper level's gradient pulled back through the optimiser step (c = -xi * grad_w' L_v for plain SGD),
-    d_a <grad_w L_t(w, a), c> = [grad_a L_t(w + h c, a) - grad_a L_t(w - h c, a)] / 2h, where |h c| = 0.01 as
-    in the authors' code.
-    """
+    With c the upper level's gradient pulled back through the optimiser step (c = -xi * grad_w' L_v
+    for plain SGD), d_a <grad_w L_t(w, a), c> = [grad_a L_t(w + h c, a) - grad_a L_t(w - h c, a)] /
+    2h, where |h c| = 0.01 as in the authors' code."""
 
     order: ClassVar[int] = 1
 
-    def __call__(self, lower: Scalar, upper: Scalar, update: Update, weights: Weights, alphas: Array) -> Upper:
+    def __call__(
+        self, lower: Scalar, upper: Scalar, update: Update, weights: Weights, alphas: Array
+    ) -> Upper:
         """See `Hypergradient`."""
         lower_gradient = jax.grad(lambda w: lower(w, alphas)[0])(weights)
         moved, pull_back = jax.vjp(update, lower_gradient)
-        (loss, metrics), (at_moved, direct) = jax.value_and_grad(upper, argnums=(0, 1), has_aux=True)(moved, alphas)
+        (loss, metrics), (at_moved, direct) = jax.value_and_grad(
+            upper, argnums=(0, 1), has_aux=True
+        )(moved, alphas)
         (direction,) = pull_back(at_moved)
         norm = optax.tree.norm(direction)
         h = 0.01 / jnp.where(norm == 0, 1, norm)
 
         def alpha_gradient(sign: float) -> Array:
-            shifted = jax.tree.map(lambda w, c: w + (sign * h * c).astype(w.dtype), weights, direction)
+            shifted = jax.tree.map(
+                lambda w, c: w + (sign * h * c).astype(w.dtype), weights, direction
+            )
             return jax.grad(lambda a: lower(shifted, a)[0])(alphas)
 
         mixed = (alpha_gradient(1.0) - alpha_gradient(-1.0)) / (2 * h)

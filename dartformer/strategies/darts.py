@@ -1,4 +1,5 @@
-"""DARTS (Liu et al. 2019, arXiv 1806.09055): alphas by gradient descent on their own half of the data."""
+"""DARTS (Liu et al. 2019, arXiv 1806.09055): alphas by gradient descent on their own half of the
+data."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,14 +11,17 @@ from dartformer.strategies.relax import SOFTMAX, Relaxation
 
 @dataclass(frozen=True)
 class Darts(Bilevel):
-    """Alternates a step of the alphas (upper level) and of the weights (lower level), at a softmax of the alphas.
+    """Alternates a step of the alphas (upper level) and of the weights (lower level), at a softmax
+    of the alphas.
 
     Attributes:
       hypergradient: how the weights' answer to the alphas is accounted for, see `Bilevel`.
       warmup, spread, extras: see `Alternating`.
     """
 
-    traits: ClassVar[Traits] = Traits("arXiv 1806.09055", ("argmax", "masked_drop", "sample", "top_k"))
+    traits: ClassVar[Traits] = Traits(
+        "arXiv 1806.09055", ("argmax", "masked_drop", "sample", "top_k")
+    )
 
     def relaxation(self) -> Relaxation:
         """Softmax, without chance."""

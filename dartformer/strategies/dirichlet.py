@@ -1,9 +1,10 @@
-"""DrNAS (Chen et al. 2021, arXiv 2006.10355): each row of the mixture is drawn from a Dirichlet distribution.
+"""DrNAS (Chen et al. 2021, arXiv 2006.10355): each row of the mixture is drawn from a Dirichlet
+distribution.
 
     theta ~ Dir(c),   c = elu(a) + 1,   loss + reg * KL(Dir(c) || Dir(1))
 
-differentiated through the draw (implicit reparameterisation); what is derived is the mean c / sum(c).
-"""
+differentiated through the draw (implicit reparameterisation); what is derived is the mean c /
+sum(c)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,8 +28,12 @@ def concentration(alphas: Array) -> Array:
 def divergence(c: Array) -> Array:
     """KL(Dir(c) || Dir(1)) of each row `[..., K]`: 0 at c = 1, 0.1250928 at c = (2, 2)."""
     total = c.sum(-1)
-    return (gammaln(total) - gammaln(c).sum(-1) - gammaln(float(c.shape[-1]))
-            + ((c - 1) * (digamma(c) - digamma(total)[..., None])).sum(-1))
+    return (
+        gammaln(total)
+        - gammaln(c).sum(-1)
+        - gammaln(float(c.shape[-1]))
+        + ((c - 1) * (digamma(c) - digamma(total)[..., None])).sum(-1)
+    )
 
 
 def among(rows: Array, alive: Alive) -> Array:
@@ -41,7 +46,8 @@ def among(rows: Array, alive: Alive) -> Array:
 
 @dataclass(frozen=True)
 class Dirichlet(Bilevel):
-    """Draws soft mixtures from a Dirichlet distribution whose concentrations are learned: explores by itself.
+    """Draws soft mixtures from a Dirichlet distribution whose concentrations are learned: explores
+    by itself.
 
     Attributes:
       regularisation: weight of the divergence from the uniform Dirichlet (the authors: 1e-3).
@@ -49,7 +55,9 @@ class Dirichlet(Bilevel):
       warmup, spread, extras: see `Alternating`.
     """
 
-    traits: ClassVar[Traits] = Traits("arXiv 2006.10355", ("argmax", "masked_drop", "sample", "top_k"))
+    traits: ClassVar[Traits] = Traits(
+        "arXiv 2006.10355", ("argmax", "masked_drop", "sample", "top_k")
+    )
     softmax: ClassVar[bool] = False
 
     regularisation: float = 1e-3
@@ -57,7 +65,9 @@ class Dirichlet(Bilevel):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.regularisation < 0:
-            raise InputError(f"search.strategy.regularisation must be at least 0, got {self.regularisation!r}.")
+            raise InputError(
+                f"search.strategy.regularisation must be at least 0, got {self.regularisation!r}."
+            )
 
     def penalty(self, alphas: Array, alive: Alive) -> Array:
         """The mean over rows of the divergence, times its weight."""
@@ -65,11 +75,14 @@ class Dirichlet(Bilevel):
 
     def relaxation(self) -> Relaxation:
         """Weights' and alphas' steps both take draws."""
+
         def soft(alphas: Array, alive: Alive) -> Array:
             c = concentration(alphas)
             return among(c / c.sum(-1, keepdims=True), alive)
 
         def draw(alphas: Array, alive: Alive, key: Array, progress: Array) -> Array:
-            return among(jax.random.dirichlet(key, concentration(alphas), dtype=alphas.dtype), alive)
+            return among(
+                jax.random.dirichlet(key, concentration(alphas), dtype=alphas.dtype), alive
+            )
 
         return Relaxation(soft, draw, draw)

@@ -2,9 +2,9 @@
 
     loss + w * mean over rows of H(row) / ln K,    w going linearly from `start` to `end`
 
-A positive weight pulls rows to one-hot, so that rounding them loses little (Tian et al. 2020, "Discretization-aware
-architecture search", arXiv 2007.03154); a negative one keeps them apart from a decision.
-"""
+A positive weight pulls rows to one-hot, so that rounding them loses little (Tian et al. 2020,
+"Discretization-aware architecture search", arXiv 2007.03154); a negative one keeps them apart from
+a decision."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -25,10 +25,12 @@ def entropy(rows: Array) -> Array:
 
 @dataclass(frozen=True)
 class Entropy(Extra):
-    """Keeps rows open early and makes them decide late (arXiv 2007.03154): entropy in the alphas' loss.
+    """Keeps rows open early and makes them decide late (arXiv 2007.03154): entropy in the alphas'
+    loss.
 
     Attributes:
-      start, end: weights at the alphas' first and last step; below 0 it spreads, above 0 it decides.
+      start, end: weights at the alphas' first and last step; below 0 it spreads, above 0 it
+        decides.
     """
 
     name: ClassVar[str] = "entropy"

@@ -1,4 +1,5 @@
-"""Extras: what can be put on top of a strategy that learns alphas. Each is a frozen dataclass of its options."""
+"""Extras: what can be put on top of a strategy that learns alphas. Each is a frozen dataclass of
+its options."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -11,8 +12,8 @@ from dartformer.strategies.base import State
 class Extra:
     """Does nothing by itself; each extra overrides the part that it is about.
 
-    Rows are `[1 or L, 1 or H, K]`, the free places of the search. `progress` runs from 0, where the alphas begin to
-    move, to 1, at the last step.
+    Rows are `[1 or L, 1 or H, K]`, the free places of the search. `progress` runs from 0, where the
+    alphas begin to move, to 1, at the last step.
 
     Attributes:
       name: in the table and in messages.
@@ -35,10 +36,12 @@ class Extra:
         return None
 
     def check(self, candidates: int, steps: int) -> None:
-        """Raise `InputError` where the options do not fit the number of candidates or of alphas' steps."""
+        """Raise `InputError` where the options do not fit the number of candidates or of alphas'
+        steps."""
 
     def falls(self, candidates: int, steps: int) -> frozenset[int]:
-        """After how many steps of the alphas candidates can have been dropped, so that compiling again saves memory."""
+        """After how many steps of the alphas candidates can have been dropped, so that compiling
+        again saves memory."""
         return frozenset()
 
     def memory(self, alphas: Array) -> dict[str, Array]:
@@ -49,11 +52,15 @@ class Extra:
         """What it adds to the alphas' loss."""
         return 0.0
 
-    def disturb(self, rows: Array, key: Array, progress: Array, loss: Callable[[Array], Array]) -> Array:
+    def disturb(
+        self, rows: Array, key: Array, progress: Array, loss: Callable[[Array], Array]
+    ) -> Array:
         """The rows at which the weights take their step; `loss` is the weights' at other rows."""
         return rows
 
-    def after(self, state: State, progress: Array, key: Array,
-              loss: Callable[[Array], Array]) -> tuple[State, dict[str, Array]]:
-        """The state after a step of both levels, and numbers to log; `loss` is the alphas', at their soft rows."""
+    def after(
+        self, state: State, progress: Array, key: Array, loss: Callable[[Array], Array]
+    ) -> tuple[State, dict[str, Array]]:
+        """The state after a step of both levels, and numbers to log; `loss` is the alphas', at
+        their soft rows."""
         return state, {}

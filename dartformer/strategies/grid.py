@@ -1,4 +1,5 @@
-"""Grid: no supernet at all. Every homogeneous model is trained alone, by the derivation of that name."""
+"""Grid: no supernet at all. Every homogeneous model is trained alone, by the derivation of that
+name."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +9,8 @@ from dartformer.strategies.base import Options, Problem, Strategy, Traits
 
 @dataclass(frozen=True)
 class Grid(Options):
-    """Trains every homogeneous model alone and takes the best on valid: dear, and the ground truth for the others."""
+    """Trains every homogeneous model alone and takes the best on valid: dear, and the ground truth
+    for the others."""
 
     traits: ClassVar[Traits] = Traits("", ("grid",), alphas=False, supernet=False)
 

@@ -1,10 +1,11 @@
-"""Gumbel-softmax: GDAS (Dong and Yang 2019, arXiv 1910.04465) and SNAS (Xie et al. 2019, arXiv 1812.09926).
+"""Gumbel-softmax: GDAS (Dong and Yang 2019, arXiv 1910.04465) and SNAS (Xie et al. 2019, arXiv
+1812.09926).
 
     q = softmax((log softmax(a) + g) / tau),  g = -log(-log U)        both
     h = onehot(argmax q), differentiated as q                         GDAS (hard)
 
-Of a hard sample only the drawn candidate is computed, so that the alphas' gradient comes through it alone.
-"""
+Of a hard sample only the drawn candidate is computed, so that the alphas' gradient comes through it
+alone."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,7 +28,9 @@ def relaxed(alphas: Array, alive: Alive, key: Array, temperature: Array | float)
 
 def straight_through(soft: Array) -> Array:
     """One-hot at the largest of each row, exactly; differentiated as if it were `soft`."""
-    return jax.lax.stop_gradient(one_hot(jnp.argmax(soft, -1), soft)) + (soft - jax.lax.stop_gradient(soft))
+    return jax.lax.stop_gradient(one_hot(jnp.argmax(soft, -1), soft)) + (
+        soft - jax.lax.stop_gradient(soft)
+    )
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,16 @@ class Gumbel(Alternating):
     """Samples one candidate in each place with Gumbel noise, hard (GDAS) or relaxed (SNAS).
 
     Attributes:
-      hard: GDAS's one-hot samples, whose steps compute one candidate; else SNAS's soft ones, which compute all.
-      temperature: at the first step of the alphas and at the last, linear between (GDAS: 10 to 0.1; SNAS: 1 to 0.33).
+      hard: GDAS's one-hot samples, whose steps compute one candidate; else SNAS's soft ones, which
+        compute all.
+      temperature: at the first step of the alphas and at the last, linear between (GDAS: 10 to 0.1;
+        SNAS: 1 to 0.33).
       warmup, spread, extras: see `Alternating`.
     """
 
-    traits: ClassVar[Traits] = Traits("arXiv 1910.04465, arXiv 1812.09926",
-                                      ("argmax", "masked_drop", "sample", "top_k"))
+    traits: ClassVar[Traits] = Traits(
+        "arXiv 1910.04465, arXiv 1812.09926", ("argmax", "masked_drop", "sample", "top_k")
+    )
 
     hard: bool = True
     temperature: tuple[float, float] = (10.0, 0.1)
@@ -50,7 +56,9 @@ class Gumbel(Alternating):
         super().__post_init__()
         numbers = [t for t in self.temperature if isinstance(t, (int, float)) and t > 0]
         if len(self.temperature) != 2 or len(numbers) != 2:
-            raise InputError(f"search.strategy.temperature must be two numbers above 0, got {self.temperature!r}.")
+            raise InputError(
+                f"search.strategy.temperature must be two numbers above 0, got {self.temperature!r}."
+            )
 
     @property
     def sampled(self) -> bool:

@@ -1,4 +1,5 @@
-"""The loop of strategies that learn no alphas: steps of the weights alone, at mixtures that nobody learns."""
+"""The loop of strategies that learn no alphas: steps of the weights alone, at mixtures that nobody
+learns."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -33,13 +34,29 @@ class WeightsOnly(Options, ABC):
 
         def init(key: Array, weights: Weights) -> State:
             alphas = jnp.zeros(problem.alphas_shape)
-            return State(jnp.zeros((), jnp.int32), key, weights, problem.weights_optimizer.init(weights),
-                         alphas, problem.alphas_optimizer.init(alphas), {})
+            return State(
+                jnp.zeros((), jnp.int32),
+                key,
+                weights,
+                problem.weights_optimizer.init(weights),
+                alphas,
+                problem.alphas_optimizer.init(alphas),
+                {},
+            )
 
-        def step(state: State, weights_batch: Any, alphas_batch: Any) -> tuple[State, dict[str, Array]]:
+        def step(
+            state: State, weights_batch: Any, alphas_batch: Any
+        ) -> tuple[State, dict[str, Array]]:
             key = jax.random.fold_in(state.key, state.step)
-            mixture = everywhere(rows(state.alphas, jax.random.fold_in(key, SAMPLE)), problem.mixture_shape)
+            mixture = everywhere(
+                rows(state.alphas, jax.random.fold_in(key, SAMPLE)), problem.mixture_shape
+            )
             state, metrics = weights_step(problem, state, mixture, weights_batch, key)
-            return state._replace(step=state.step + 1), {**metrics, "finite": jnp.isfinite(metrics["loss"])}
+            return state._replace(step=state.step + 1), {
+                **metrics,
+                "finite": jnp.isfinite(metrics["loss"]),
+            }
 
-        return Strategy(init, step, lambda state: everywhere(softmax(state.alphas), problem.mixture_shape))
+        return Strategy(
+            init, step, lambda state: everywhere(softmax(state.alphas), problem.mixture_shape)
+        )

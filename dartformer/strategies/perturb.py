@@ -1,11 +1,11 @@
-"""SDARTS (Chen and Hsieh 2020, arXiv 2002.05283): weights learn at disturbed mixtures, so that rounding hurts less.
+"""SDARTS (Chen and Hsieh 2020, arXiv 2002.05283): weights learn at disturbed mixtures, so that
+rounding hurts less.
 
-    random smoothing    mixture + U(-eps, eps), clipped to [0, 1], scaled to sum to one
-    adversarial         the mixture within eps (in every weight) where the weights' loss is highest, by gradient ascent
+    random smoothing    mixture + U(-eps, eps), clipped to [0, 1], scaled to sum to one adversarial
+    the mixture within eps (in every weight) where the weights' loss is highest, by gradient ascent
 
-with eps rising linearly. The mixture is disturbed, not the alphas, and only in the weights' step. A candidate of weight
-zero is left at zero.
-"""
+with eps rising linearly. The mixture is disturbed, not the alphas, and only in the weights' step. A
+candidate of weight zero is left at zero."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +34,9 @@ class Smoothing(Extra):
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= 1 or not 0 < self.end <= 1:
-            raise InputError(f"{self.name}: start and end must be between 0 and 1, got {self.start} and {self.end}.")
+            raise InputError(
+                f"{self.name}: start and end must be between 0 and 1, got {self.start} and {self.end}."
+            )
 
     def refusal(self, strategy: Any) -> str | None:
         """See `Extra`."""
@@ -42,14 +44,19 @@ class Smoothing(Extra):
             return "its weights learn at one-hot samples, not at a mixture that could be disturbed"
         if not strategy.traits.simplex:
             return "its gates do not sum to one"
-        return "its weights and alphas share one step, and alphas must not see the disturbance" \
-            if strategy.joint else None
+        return (
+            "its weights and alphas share one step, and alphas must not see the disturbance"
+            if strategy.joint
+            else None
+        )
 
     def size(self, progress: Array) -> Array:
         """eps."""
         return self.start + (self.end - self.start) * progress
 
-    def disturb(self, rows: Array, key: Array, progress: Array, loss: Callable[[Array], Array]) -> Array:
+    def disturb(
+        self, rows: Array, key: Array, progress: Array, loss: Callable[[Array], Array]
+    ) -> Array:
         """See `Extra`."""
         size = self.size(progress)
         noise = jax.random.uniform(jax.random.fold_in(key, 1), rows.shape, rows.dtype, -size, size)
@@ -60,11 +67,13 @@ class Smoothing(Extra):
 
 @dataclass(frozen=True)
 class Adversarial(Smoothing):
-    """Disturbs the mixture to where the loss is highest in the weights' step (SDARTS-ADV, arXiv 2002.05283).
+    """Disturbs the mixture to where the loss is highest in the weights' step (SDARTS-ADV, arXiv
+    2002.05283).
 
     Attributes:
       start, end: eps at the alphas' first and last step.
-      ascents: gradient steps of 2 eps / `ascents` each; each costs about what a step of the weights costs.
+      ascents: gradient steps of 2 eps / `ascents` each; each costs about what a step of the weights
+        costs.
     """
 
     name: ClassVar[str] = "adversarial"
@@ -76,7 +85,9 @@ class Adversarial(Smoothing):
         if self.ascents < 1:
             raise InputError(f"adversarial: ascents must be at least 1, got {self.ascents}.")
 
-    def disturb(self, rows: Array, key: Array, progress: Array, loss: Callable[[Array], Array]) -> Array:
+    def disturb(
+        self, rows: Array, key: Array, progress: Array, loss: Callable[[Array], Array]
+    ) -> Array:
         """Where ascent did not raise the loss, the rows stay as they were."""
         size = self.size(progress)
 

@@ -1,4 +1,5 @@
-"""Random search with weight sharing (Li and Talwalkar 2019, arXiv 1902.07638): the baseline to beat."""
+"""Random search with weight sharing (Li and Talwalkar 2019, arXiv 1902.07638): the baseline to
+beat."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +10,9 @@ from dartformer.strategies.spos import Spos
 
 @dataclass(frozen=True)
 class RandomSharing(Spos):
-    """Trains one random path at each step; then keeps the best of a thousand random genotypes (RSWS)."""
+    """Trains one random path at each step; then keeps the best of a thousand random genotypes
+    (RSWS)."""
 
-    traits: ClassVar[Traits] = Traits("arXiv 1902.07638", ("random_search", "evolution"),
-                                      alphas=False, halves=False)
+    traits: ClassVar[Traits] = Traits(
+        "arXiv 1902.07638", ("random_search", "evolution"), alphas=False, halves=False
+    )

@@ -1,8 +1,7 @@
 """Relaxations: from alphas to the mixtures at which weights and alphas take their steps.
 
-All work on rows `[1 or L, 1 or H, K]`, the free places of the search; `alive` of that shape marks the candidates that
-are still in play (None: all), and a dropped one has weight zero, exactly.
-"""
+All work on rows `[1 or L, 1 or H, K]`, the free places of the search; `alive` of that shape marks
+the candidates that are still in play (None: all), and a dropped one has weight zero, exactly."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,16 +12,16 @@ from jax import Array
 
 Alive = Array | None
 Draw = Callable[[Array, Alive, Array, Array], Array]
-"""(alphas, alive, key, progress between 0 and 1) -> rows, differentiable with respect to the alphas."""
+"""(alphas, alive, key, progress between 0 and 1) -> rows, differentiable with respect to the
+alphas."""
 
 
 class Relaxation(NamedTuple):
     """How alphas become rows of a mixture.
 
-    soft: (alphas, alive) -> rows: what the alphas stand for, without chance.
-    lower: rows at which the weights take a step.
-    upper: rows through which the alphas' loss is differentiated.
-    settle: (alphas before, alphas after, alive, key of `upper`) -> alphas: what follows the alphas' step.
+    soft: (alphas, alive) -> rows: what the alphas stand for, without chance. lower: rows at which
+    the weights take a step. upper: rows through which the alphas' loss is differentiated. settle:
+    (alphas before, alphas after, alive, key of `upper`) -> alphas: what follows the alphas' step.
     """
 
     soft: Callable[[Array, Alive], Array]
@@ -58,6 +57,7 @@ def uniform_path(alphas: Array, alive: Alive, key: Array, progress: Array) -> Ar
 
 def without_chance(soft: Callable[[Array, Alive], Array]) -> Relaxation:
     """A relaxation that draws nothing: every step is taken at what the alphas stand for."""
+
     def draw(alphas: Array, alive: Alive, key: Array, progress: Array) -> Array:
         return soft(alphas, alive)
 

@@ -1,9 +1,11 @@
-"""FairDARTS (Chu et al. 2020, arXiv 1911.12126): a gate for each candidate by itself, instead of a softmax.
+"""FairDARTS (Chu et al. 2020, arXiv 1911.12126): a gate for each candidate by itself, instead of a
+softmax.
 
-    mixture_k = sigmoid(a_k),    loss + weight * L,   L = -mean (sigmoid(a) - 1/2)^2        (the 0-1 loss)
+    mixture_k = sigmoid(a_k),    loss + weight * L,   L = -mean (sigmoid(a) - 1/2)^2        (the 0-1
+    loss)
 
-Candidates do not compete for a budget, so that several may stay in one place; L pushes each gate to 0 or 1.
-"""
+Candidates do not compete for a budget, so that several may stay in one place; L pushes each gate to
+0 or 1."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,7 +23,8 @@ NORMS = ("l2", "l1")
 
 
 def zero_one(gates: Array, norm: str = "l2") -> Array:
-    """The 0-1 loss: 0 where every gate is 1/2, its maximum; -1/4 ("l2") or -1/2 ("l1") where each is 0 or 1."""
+    """The 0-1 loss: 0 where every gate is 1/2, its maximum; -1/4 ("l2") or -1/2 ("l1") where each
+    is 0 or 1."""
     return -jnp.mean((gates - 0.5) ** 2 if norm == "l2" else jnp.abs(gates - 0.5))
 
 
@@ -36,7 +39,9 @@ class Sigmoid(Bilevel):
       warmup, spread, extras: see `Alternating`.
     """
 
-    traits: ClassVar[Traits] = Traits("arXiv 1911.12126", ("argmax", "masked_drop", "top_k"), simplex=False)
+    traits: ClassVar[Traits] = Traits(
+        "arXiv 1911.12126", ("argmax", "masked_drop", "top_k"), simplex=False
+    )
     softmax: ClassVar[bool] = False
 
     zero_one: float = 10.0
@@ -55,5 +60,8 @@ class Sigmoid(Bilevel):
 
     def relaxation(self) -> Relaxation:
         """Gates, without chance."""
-        return without_chance(lambda alphas, alive: jnp.where(True if alive is None else alive,
-                                                              jax.nn.sigmoid(alphas), 0))
+        return without_chance(
+            lambda alphas, alive: jnp.where(
+                True if alive is None else alive, jax.nn.sigmoid(alphas), 0
+            )
+        )

@@ -14,10 +14,12 @@ from dartformer.strategies.relax import uniform_path
 
 @dataclass(frozen=True)
 class Spos(WeightsOnly):
-    """Trains one random path at each step, all equally often; then evolves genotypes with the shared weights."""
+    """Trains one random path at each step, all equally often; then evolves genotypes with the
+    shared weights."""
 
-    traits: ClassVar[Traits] = Traits("arXiv 1904.00420", ("evolution", "random_search"),
-                                      alphas=False, halves=False)
+    traits: ClassVar[Traits] = Traits(
+        "arXiv 1904.00420", ("evolution", "random_search"), alphas=False, halves=False
+    )
     draws: ClassVar[bool] = True
 
     def rows(self) -> Callable[[Array, Array], Array]:

@@ -19,11 +19,20 @@ from dartformer.tasks.pathfinder import Pathfinder
 from dartformer.tasks.planted import Planted
 from dartformer.tasks.recall import Recall
 
-TASKS: dict[str, type] = {"listops": ListOps, "planted": Planted, "imdb_bytes": ImdbBytes,
-                          "imdb_tokens": ImdbTokens, "matching": Matching,
-                          "image": Image, "pathfinder": Pathfinder, "language": Language,
-                          "recall": Recall, "files": Files}
-"""The tasks of this package. Other packages add theirs as entry points of the group `dartformer.task`."""
+TASKS: dict[str, type] = {
+    "listops": ListOps,
+    "planted": Planted,
+    "imdb_bytes": ImdbBytes,
+    "imdb_tokens": ImdbTokens,
+    "matching": Matching,
+    "image": Image,
+    "pathfinder": Pathfinder,
+    "language": Language,
+    "recall": Recall,
+    "files": Files,
+}
+"""The tasks of this package. Other packages add theirs as entry points of the group
+`dartformer.task`."""
 
 
 GROUP = "dartformer.task"
@@ -35,9 +44,17 @@ def names() -> list[str]:
 
 
 def find(name: str) -> type:
-    """The task type of that name; `InputError` where there is none, or another package's does not load."""
-    return plugins.find(name, TASKS, GROUP, "task", lambda found: "" if isinstance(found, type) and is_dataclass(found)
-                        else "is not a dataclass")
+    """The task type of that name; `InputError` where there is none, or another package's does not
+    load."""
+    return plugins.find(
+        name,
+        TASKS,
+        GROUP,
+        "task",
+        lambda found: (
+            "" if isinstance(found, type) and is_dataclass(found) else "is not a dataclass"
+        ),
+    )
 
 
 def options_of(kind: type) -> dict[str, Any]:
@@ -48,21 +65,27 @@ def options_of(kind: type) -> dict[str, Any]:
 def make(name: str, options: Mapping[str, Any]) -> Task:
     """The task `name` with these options, the rest at their defaults.
 
-    Raises `InputError` for an unknown task or option, a value of another type than the option's, or one that
-    the task refuses. An int serves where a float is asked for, and a list where a tuple is.
-    """
+    Raises `InputError` for an unknown task or option, a value of another type than the option's, or
+    one that the task refuses. An int serves where a float is asked for, and a list where a tuple
+    is."""
     kind = find(name)
     known = list(options_of(kind))
     hints = typing.get_type_hints(kind)
     for option in options:
         if option not in known:
             raise unknown(f"option of task {name}", option, known)
-    return kind(**{key: _fitted(f"{name} {key}", value, hints[key]) for key, value in options.items()})
+    return kind(
+        **{key: _fitted(f"{name} {key}", value, hints[key]) for key, value in options.items()}
+    )
 
 
 def _fitted(option: str, value: Any, hint: Any) -> Any:
     """`value`, where it is of the type `hint`; a union's first member that fits decides."""
-    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    members = (
+        typing.get_args(hint)
+        if typing.get_origin(hint) in (typing.Union, types.UnionType)
+        else (hint,)
+    )
     for member in members:
         kind = typing.get_origin(member) or member
         if kind is Any or type(value) is kind:
@@ -72,4 +95,6 @@ def _fitted(option: str, value: Any, hint: Any) -> Any:
         if kind is tuple and isinstance(value, list):
             return tuple(value)
     wanted = getattr(hint, "__name__", str(hint)) if len(members) == 1 else str(hint)
-    raise InputError(f"task option {option} must be {wanted}; got {value!r}, of type {type(value).__name__}.")
+    raise InputError(
+        f"task option {option} must be {wanted}; got {value!r}, of type {type(value).__name__}."
+    )

@@ -1,4 +1,5 @@
-"""The user's own data: JSONL, CSV, TSV, Parquet, npz, a folder for each class, a TFDS or saved `datasets` folder."""
+"""The user's own data: JSONL, CSV, TSV, Parquet, npz, a folder for each class, a TFDS or saved
+`datasets` folder."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,21 +26,24 @@ class ByKind:
             summary="your own data: JSONL, CSV, TSV, Parquet, npz, a folder per class, TFDS or `datasets` folders",
             paper="none: `dartformer new --data FILE` writes its config",
             metric={"regression": "r2", "language": "bits_per_character"}.get(kind, "accuracy"),
-            causal=kind == "language", per_token=kind in ("labelling", "language"))
+            causal=kind == "language",
+            per_token=kind in ("labelling", "language"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Files(TextTask):
-    """A text in the column `text` and its label in the column `label`, of the file or folder `path`.
+    """A text in the column `text` and its label in the column `label`, of the file or folder
+    `path`.
 
-    `kind`: "classification" of a text, or of two where `text2` names another column; "regression", a number, also of
-    one or two; "labelling", a label for each word, texts and labels separated by spaces (or lists); "language", the
-    next byte or character of each text.
+    `kind`: "classification" of a text, or of two where `text2` names another column; "regression",
+    a number, also of one or two; "labelling", a label for each word, texts and labels separated by
+    spaces (or lists); "language", the next byte or character of each text.
 
-    `path` may be `tfds:NAME`, a data set that TFDS has prepared. `valid` and `test` are files of their own; without
-    them, splits of those names in `path` are used, else fractions of train. `label_names` lists the labels, in order;
-    `dartformer new --data FILE` finds them and writes the whole config.
-    """
+    `path` may be `tfds:NAME`, a data set that TFDS has prepared. `valid` and `test` are files of
+    their own; without them, splits of those names in `path` are used, else fractions of train.
+    `label_names` lists the labels, in order; `dartformer new --data FILE` finds them and writes the
+    whole config."""
 
     path: str = ""
     valid: str = ""
@@ -59,14 +63,22 @@ class Files(TextTask):
         if self.kind not in KINDS:
             raise unknown("task.kind", self.kind, KINDS)
         if self.text2 and self.kind in ("labelling", "language"):
-            raise InputError(f"task.kind = {self.kind!r} reads one text: leave task.text2 empty, got {self.text2!r}.")
+            raise InputError(
+                f"task.kind = {self.kind!r} reads one text: leave task.text2 empty, got {self.text2!r}."
+            )
         if self.label_names and self.kind in ("regression", "language"):
-            raise InputError(f"task.kind = {self.kind!r} has no classes: leave task.label_names empty.")
+            raise InputError(
+                f"task.kind = {self.kind!r} has no classes: leave task.label_names empty."
+            )
         if self.kind == "labelling" and self.tokens != "words":
-            raise InputError(f"task.kind = 'labelling' needs task.tokens = 'words', got {self.tokens!r}.")
+            raise InputError(
+                f"task.kind = 'labelling' needs task.tokens = 'words', got {self.tokens!r}."
+            )
         if self.kind == "language" and self.tokens not in ("bytes", "characters"):
-            raise InputError(f"task.kind = 'language' needs task.tokens = 'bytes' or 'characters', got "
-                             f"{self.tokens!r}.")
+            raise InputError(
+                f"task.kind = 'language' needs task.tokens = 'bytes' or 'characters', got "
+                f"{self.tokens!r}."
+            )
 
     @property
     def title(self) -> str:
@@ -88,13 +100,18 @@ class Files(TextTask):
     def sources(self, data_dir: str | None) -> dict[str, Source]:
         """Train, and valid and test where there are files or splits of these names."""
         if not self.path:
-            raise InputError("task.path is empty: which file? `dartformer new --data FILE` writes a config for one.")
+            raise InputError(
+                "task.path is empty: which file? `dartformer new --data FILE` writes a config for one."
+            )
         path = located(self.path, data_dir)
         inside = splits(path)
         found = {"train": self._source(path, "train" if "train" in inside else "")}
         if inside and "train" not in inside:
             raise InputError(f"{path} has no split 'train'; it has {', '.join(inside)}.")
-        for part, given, names in (("valid", self.valid, VALID_NAMES), ("test", self.test, ("test",))):
+        for part, given, names in (
+            ("valid", self.valid, VALID_NAMES),
+            ("test", self.test, ("test",)),
+        ):
             name = next((n for n in names if n in inside), "")
             if given:
                 found[part] = self._source(located(given, data_dir), "")
@@ -108,8 +125,14 @@ class Files(TextTask):
     def _rows(self, path: Path, split: str) -> Iterator[Row]:
         for number, record in enumerate(read(path, split), 1):
             where = f"{path.name}{f' {split}' if split else ''}, row {number}"
-            texts = tuple(text_of(column(record, name, where), where) for name in (self.text, self.text2) if name)
-            yield Row(texts, None if self.kind == "language" else column(record, self.label, where), where)
+            texts = tuple(
+                text_of(column(record, name, where), where)
+                for name in (self.text, self.text2)
+                if name
+            )
+            yield Row(
+                texts, None if self.kind == "language" else column(record, self.label, where), where
+            )
 
 
 def located(path: str, data_dir: str | None) -> Path:
@@ -123,7 +146,8 @@ def located(path: str, data_dir: str | None) -> Path:
 
 
 def identity(path: Path) -> list[Any]:
-    """Size and time of a file, or of every file of a folder: another set is prepared when one changes."""
+    """Size and time of a file, or of every file of a folder: another set is prepared when one
+    changes."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     return [(str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
 

@@ -1,8 +1,8 @@
-"""Grey CIFAR-10 as a sequence of 1,024 pixels, as in Long Range Arena, or of patches, as in vision transformers.
+"""Grey CIFAR-10 as a sequence of 1,024 pixels, as in Long Range Arena, or of patches, as in vision
+transformers.
 
-There, pixel values are token ids and 0 is padding, so that a black pixel is not seen. Here the id of a pixel is its
-value and one more, and every pixel is valid.
-"""
+There, pixel values are token ids and 0 is padding, so that a black pixel is not seen. Here the id
+of a pixel is its value and one more, and every pixel is valid."""
 
 import io
 import sys
@@ -28,7 +28,8 @@ GREY = np.array([0.2989, 0.587, 0.114], np.float32)
 
 
 class Pixels:
-    """Images `[S, 32, 32]` uint8 in memory, as tokens: ids of pixels `[B, 1024]`, or patches `[B, N, P * P]`."""
+    """Images `[S, 32, 32]` uint8 in memory, as tokens: ids of pixels `[B, 1024]`, or patches `[B,
+    N, P * P]`."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, patch: int):
         self.images, self.labels, self.patch = images, labels, patch
@@ -39,12 +40,16 @@ class Pixels:
     def take(self, indices: np.ndarray) -> Batch:
         """Images `indices` [B] as a `Batch`."""
         tokens = tokens_of(self.images[indices], self.patch)
-        return {"tokens": tokens, "valid": np.ones(tokens.shape[:2], bool),
-                "label": self.labels[indices].astype(np.int32)}
+        return {
+            "tokens": tokens,
+            "valid": np.ones(tokens.shape[:2], bool),
+            "label": self.labels[indices].astype(np.int32),
+        }
 
 
 def tokens_of(images: np.ndarray, patch: int) -> np.ndarray:
-    """Images `[B, 32, 32]` uint8 to ids `[B, 1024]` int32, value + 1; or to patches `[B, N, P * P]`, about -2 to 2."""
+    """Images `[B, 32, 32]` uint8 to ids `[B, 1024]` int32, value + 1; or to patches `[B, N, P *
+    P]`, about -2 to 2."""
     if not patch:
         return images.reshape(len(images), -1).astype(np.int32) + 1
     n = SIDE // patch
@@ -54,14 +59,15 @@ def tokens_of(images: np.ndarray, patch: int) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """`patch`: 0 for a token a pixel, or the side of square patches, each a token of `patch`^2 numbers.
+    """`patch`: 0 for a token a pixel, or the side of square patches, each a token of `patch`^2
+    numbers.
 
-    `path` is a folder, or a tar archive (which is read, never unpacked), with CIFAR-10's own binary batches, or a
-    folder with `train_gray.npy`, `train_labels.npy`, `test_gray.npy`, `test_labels.npy` (`[S, 32, 32]` and `[S]` uint8,
-    compressed or not). Left empty, TFDS's `cifar10` is read where it is prepared. `rows` says whether all 50,000 and
-    10,000 must be there. `valid_fraction` of train, by `seed`, is the valid split. Images that stand in two splits,
-    pixel by pixel, follow `on_duplicate` ("drop", "keep" or "error"), as texts do.
-    """
+    `path` is a folder, or a tar archive (which is read, never unpacked), with CIFAR-10's own binary
+    batches, or a folder with `train_gray.npy`, `train_labels.npy`, `test_gray.npy`,
+    `test_labels.npy` (`[S, 32, 32]` and `[S]` uint8, compressed or not). Left empty, TFDS's
+    `cifar10` is read where it is prepared. `rows` says whether all 50,000 and 10,000 must be there.
+    `valid_fraction` of train, by `seed`, is the valid split. Images that stand in two splits, pixel
+    by pixel, follow `on_duplicate` ("drop", "keep" or "error"), as texts do."""
 
     path: str = ""
     patch: int = 0
@@ -72,14 +78,17 @@ class Image:
 
     traits: ClassVar[TaskTraits] = TaskTraits(
         summary="what is on a grey image of 32 x 32 pixels? (CIFAR-10)",
-        paper="Krizhevsky 2009; as a sequence Tay et al. 2020, 2011.04006; patches Dosovitskiy et al. 2020, 2010.11929")
+        paper="Krizhevsky 2009; as a sequence Tay et al. 2020, 2011.04006; patches Dosovitskiy et al. 2020, 2010.11929",
+    )
 
     def __post_init__(self) -> None:
         Rules(duplicate=self.on_duplicate)
         if self.patch < 0 or (self.patch and SIDE % self.patch):
             raise InputError(f"task.patch must be 0 or divide {SIDE}, got {self.patch}.")
         if not 0 < self.valid_fraction < 0.5:
-            raise InputError(f"task.valid_fraction must be above 0 and below 0.5, got {self.valid_fraction}.")
+            raise InputError(
+                f"task.valid_fraction must be above 0 and below 0.5, got {self.valid_fraction}."
+            )
 
     @property
     def vocabulary(self) -> int:
@@ -89,12 +98,12 @@ class Image:
     @property
     def features(self) -> int:
         """Numbers of a patch; 0 for pixels."""
-        return self.patch ** 2
+        return self.patch**2
 
     @property
     def length(self) -> int:
         """Pixels, or patches."""
-        return (SIDE // self.patch) ** 2 if self.patch else SIDE ** 2
+        return (SIDE // self.patch) ** 2 if self.patch else SIDE**2
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -107,13 +116,16 @@ class Image:
         return len(LABELS)
 
     def encode(self, text: str) -> Any:
-        """Tokens of an image given as its 1,024 values, 0 to 255, row by row; `InputError` for anything else."""
+        """Tokens of an image given as its 1,024 values, 0 to 255, row by row; `InputError` for
+        anything else."""
         try:
             values = np.array([int(one) for one in text.replace(",", " ").split()])
         except ValueError as error:
-            raise InputError(f"an image is {SIDE ** 2} whole numbers: {error}.") from None
-        if values.size != SIDE ** 2 or values.min() < 0 or values.max() > 255:
-            raise InputError(f"an image is {SIDE ** 2} whole numbers from 0 to 255, got {values.size}.")
+            raise InputError(f"an image is {SIDE**2} whole numbers: {error}.") from None
+        if values.size != SIDE**2 or values.min() < 0 or values.max() > 255:
+            raise InputError(
+                f"an image is {SIDE**2} whole numbers from 0 to 255, got {values.size}."
+            )
         return tokens_of(values.reshape(1, SIDE, SIDE).astype(np.uint8), self.patch)[0].tolist()
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -136,14 +148,25 @@ class Image:
         cut = max(1, round(self.valid_fraction * len(order)))
         rows = {"train": ("train", np.sort(order[cut:])), "valid": ("train", np.sort(order[:cut]))}
         rows["test"] = ("test", np.arange(len(images["test"])))
-        seen = {name: np.array([digest(one.tobytes()) for one in some], np.uint64) for name, some in images.items()}
-        stay, leaks = without_leaks({part: seen[name][at] for part, (name, at) in rows.items()}, self.on_duplicate)
+        seen = {
+            name: np.array([digest(one.tobytes()) for one in some], np.uint64)
+            for name, some in images.items()
+        }
+        stay, leaks = without_leaks(
+            {part: seen[name][at] for part, (name, at) in rows.items()}, self.on_duplicate
+        )
         for part, count in leaks.items():
             if count:
-                print(f"CIFAR-10 {part}: {count:,} images also in a later split"
-                      f"{', left out' if self.on_duplicate == 'drop' else ', kept'}", file=sys.stderr, flush=True)
-        return {part: Pixels(images[name][at[stay[part]]], labels[name][at[stay[part]]], self.patch)
-                for part, (name, at) in rows.items()}
+                print(
+                    f"CIFAR-10 {part}: {count:,} images also in a later split"
+                    f"{', left out' if self.on_duplicate == 'drop' else ', kept'}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        return {
+            part: Pixels(images[name][at[stay[part]]], labels[name][at[stay[part]]], self.patch)
+            for part, (name, at) in rows.items()
+        }
 
     def _read(self, part: str, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
         path = self._place(data_dir)
@@ -153,13 +176,23 @@ class Image:
             images, labels = _tfds(path, part)
         else:
             images, labels = _binary(path, part)
-        if images.shape[1:] != (SIDE, SIDE) or labels.shape != images.shape[:1] or images.dtype != np.uint8:
-            raise InputError(f"{part} in {path}: images [S, {SIDE}, {SIDE}] uint8 and labels [S] are needed, got "
-                             f"{images.shape} {images.dtype} and {labels.shape}.")
+        if (
+            images.shape[1:] != (SIDE, SIDE)
+            or labels.shape != images.shape[:1]
+            or images.dtype != np.uint8
+        ):
+            raise InputError(
+                f"{part} in {path}: images [S, {SIDE}, {SIDE}] uint8 and labels [S] are needed, got "
+                f"{images.shape} {images.dtype} and {labels.shape}."
+            )
         if self.rows and len(images) != ROWS[part]:
-            raise InputError(f"{part} in {path} has {len(images):,} images; it should have {ROWS[part]:,} (task.rows).")
+            raise InputError(
+                f"{part} in {path} has {len(images):,} images; it should have {ROWS[part]:,} (task.rows)."
+            )
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(LABELS):
-            raise InputError(f"{part} in {path} has labels from {labels.min()} to {labels.max()}; they must be 0 to 9.")
+            raise InputError(
+                f"{part} in {path} has labels from {labels.min()} to {labels.max()}; they must be 0 to 9."
+            )
         return images, labels
 
     def _place(self, data_dir: str | None) -> Path:
@@ -168,12 +201,17 @@ class Image:
         except InputError as error:
             if self.path:
                 raise
-            raise InputError(f"no CIFAR-10: task.path is empty, and {str(error).rstrip('.')}. Set task.path to "
-                             f"cifar-10-binary.tar.gz, to its folder, or to a folder with train_gray.npy.") from None
+            raise InputError(
+                f"no CIFAR-10: task.path is empty, and {str(error).rstrip('.')}. Set task.path to "
+                f"cifar-10-binary.tar.gz, to its folder, or to a folder with train_gray.npy."
+            ) from None
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
         """`nearest_mean`: the class whose mean image, of `train`, is nearest."""
-        total, count = np.zeros((self.classes, self.length * max(1, self.features))), np.zeros(self.classes)
+        total, count = (
+            np.zeros((self.classes, self.length * max(1, self.features))),
+            np.zeros(self.classes),
+        )
         for batch in counted(train):
             one_hot = np.eye(self.classes)[batch["label"]]
             total += one_hot.T @ batch["tokens"].reshape(len(one_hot), -1)
@@ -182,12 +220,16 @@ class Image:
         right = 0
         for batch in counted(split):
             flat = batch["tokens"].reshape(len(batch["label"]), -1)
-            right += int(((2 * flat @ means.T - (means ** 2).sum(1)).argmax(1) == batch["label"]).sum())
+            right += int(
+                ((2 * flat @ means.T - (means**2).sum(1)).argmax(1) == batch["label"]).sum()
+            )
         return {"nearest_mean": right / len(split)}
 
 
 def _array(folder: Path, name: str) -> Path | None:
-    return next((file for file in sorted(folder.glob(f"{name}.npy*")) if suffix(file) == ".npy"), None)
+    return next(
+        (file for file in sorted(folder.glob(f"{name}.npy*")) if suffix(file) == ".npy"), None
+    )
 
 
 def _npy(folder: Path, name: str) -> np.ndarray:
@@ -202,16 +244,21 @@ def _npy(folder: Path, name: str) -> np.ndarray:
 
 
 def _binary(path: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """CIFAR-10's own batches: for each image a byte for its label, then 1,024 bytes each of red, green and blue."""
+    """CIFAR-10's own batches: for each image a byte for its label, then 1,024 bytes each of red,
+    green and blue."""
     found = {}
     for name, data in _contents(path, BATCHES[part]):
         if len(data) % 3073:
-            raise InputError(f"{name} in {path} has {len(data):,} bytes, which is no multiple of 3,073.")
+            raise InputError(
+                f"{name} in {path} has {len(data):,} bytes, which is no multiple of 3,073."
+            )
         found[name] = np.frombuffer(data, np.uint8).reshape(-1, 3073)
     missing = [name for name in BATCHES[part] if name not in found]
     if missing:
-        raise InputError(f"no CIFAR-10 {part} in {path}: looked for {part}_gray.npy, for {', '.join(missing)}, and for "
-                         f"a TFDS folder.")
+        raise InputError(
+            f"no CIFAR-10 {part} in {path}: looked for {part}_gray.npy, for {', '.join(missing)}, and for "
+            f"a TFDS folder."
+        )
     rows = np.concatenate([found[name] for name in BATCHES[part]])
     return grey(rows[:, 1:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)), rows[:, 0].copy()
 
@@ -229,6 +276,7 @@ def _contents(path: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
 
 def _tfds(path: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     from PIL import Image as Picture
+
     images, labels = [], []
     for row in read(path, part):
         with Picture.open(io.BytesIO(row["image"].encode("utf-8", "surrogateescape"))) as picture:
@@ -239,5 +287,9 @@ def _tfds(path: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
 
 def grey(images: np.ndarray) -> np.ndarray:
     """`[..., 3]` to `[...]`, both uint8."""
-    return np.concatenate([np.rint(chunk @ GREY).astype(np.uint8) for chunk in np.array_split(images, max(
-        1, len(images) // 5000))])
+    return np.concatenate(
+        [
+            np.rint(chunk @ GREY).astype(np.uint8)
+            for chunk in np.array_split(images, max(1, len(images) // 5000))
+        ]
+    )

@@ -1,4 +1,5 @@
-"""Language modelling of a text file: the next byte or character, given all before it, in bits per character."""
+"""Language modelling of a text file: the next byte or character, given all before it, in bits per
+character."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,8 @@ KINDS = ("bytes", "characters")
 
 
 class Windows:
-    """A stream of ids `[T]` in windows of `length` that do not overlap; what follows each token is its label."""
+    """A stream of ids `[T]` in windows of `length` that do not overlap; what follows each token is
+    its label."""
 
     def __init__(self, ids: np.ndarray, length: int):
         self.ids, self.length = ids, length
@@ -34,17 +36,19 @@ class Windows:
         at = np.asarray(indices)[:, None] * self.length + np.arange(self.length)
         valid = at < len(self.ids) - 1
         at = np.minimum(at, len(self.ids) - 2)
-        return {"tokens": np.where(valid, self.ids[at], 0).astype(np.int32), "valid": valid,
-                "label": np.where(valid, self.ids[at + 1].astype(np.int32), -1)}
+        return {
+            "tokens": np.where(valid, self.ids[at], 0).astype(np.int32),
+            "valid": valid,
+            "label": np.where(valid, self.ids[at + 1].astype(np.int32), -1),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Language:
-    """The text of the file `path` (compressed or not), read as "bytes", or as "characters", of which the most frequent
-    of train are known, `vocabulary_size` with padding and the unknown (0: 256). The file's last `test_fraction` is the
-    test part, what stands before it the valid part: nothing is shuffled over their borders. Windows of `length` tokens
-    do not overlap.
-    """
+    """The text of the file `path` (compressed or not), read as "bytes", or as "characters", of
+    which the most frequent of train are known, `vocabulary_size` with padding and the unknown (0:
+    256). The file's last `test_fraction` is the test part, what stands before it the valid part:
+    nothing is shuffled over their borders. Windows of `length` tokens do not overlap."""
 
     path: str = ""
     tokens: str = "characters"
@@ -55,8 +59,12 @@ class Language:
     learned: str = field(default="", repr=False, metadata={"option": False})
 
     traits: ClassVar[TaskTraits] = TaskTraits(
-        summary="the next byte or character of a text of your own", paper="none: any text file",
-        metric="bits_per_character", causal=True, per_token=True)
+        summary="the next byte or character of a text of your own",
+        paper="none: any text file",
+        metric="bits_per_character",
+        causal=True,
+        per_token=True,
+    )
 
     def __post_init__(self) -> None:
         if self.tokens not in KINDS:
@@ -66,7 +74,9 @@ class Language:
             raise InputError(f"task.length must be at least 1, got {self.length}.")
         for name in ("valid_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 0.5:
-                raise InputError(f"task.{name} must be above 0 and below 0.5, got {getattr(self, name)}.")
+                raise InputError(
+                    f"task.{name} must be above 0 and below 0.5, got {getattr(self, name)}."
+                )
 
     @property
     def vocabulary(self) -> int:
@@ -97,7 +107,7 @@ class Language:
         """Token ids; of a long text the last `length`, after which a character is predicted."""
         if not text:
             raise InputError("the text is empty.")
-        return self.tokenizer.encode([text])[0][-self.length:]
+        return self.tokenizer.encode([text])[0][-self.length :]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, padding left out; `InputError` for an id beyond the vocabulary."""
@@ -108,7 +118,8 @@ class Language:
         return tokenizer.decode([int(i) for i in ids])
 
     def check(self, data_dir: str | None = None) -> None:
-        """Raise `InputError` where there is no file, or its text is too short to be cut in three."""
+        """Raise `InputError` where there is no file, or its text is too short to be cut in
+        three."""
         self._parts()
 
     def fitted(self, data_dir: str | None = None) -> "Language":
@@ -119,14 +130,19 @@ class Language:
 
     def facts(self, data_dir: str | None = None) -> dict[str, Any]:
         """Characters of each part, and how many bytes were no UTF-8."""
-        return {part: {"characters": len(text), "invalid UTF-8": odd} for part, (text, odd) in self._parts().items()}
+        return {
+            part: {"characters": len(text), "invalid UTF-8": odd}
+            for part, (text, odd) in self._parts().items()
+        }
 
     def load(self, data_dir: str | None = None) -> Mapping[str, Split]:
         """Splits "train", "valid" and "test", in memory."""
         tokenizer = self.fitted(data_dir).tokenizer
         dtype = np.min_scalar_type(self.vocabulary - 1)
-        return {part: Windows(np.array(tokenizer.encode([text])[0], dtype), self.length)
-                for part, (text, _) in self._parts().items()}
+        return {
+            part: Windows(np.array(tokenizer.encode([text])[0], dtype), self.length)
+            for part, (text, _) in self._parts().items()
+        }
 
     def _parts(self) -> dict[str, tuple[str, int]]:
         """Text of each part, and how many bytes of it were no UTF-8 and became U+FFFD."""
@@ -138,7 +154,11 @@ class Language:
         text, odd = _text(path, json.dumps(identity(path)))
         n = len(text)
         test, valid = round(self.test_fraction * n), round(self.valid_fraction * n)
-        cut = {"train": (0, n - test - valid), "valid": (n - test - valid, n - test), "test": (n - test, n)}
+        cut = {
+            "train": (0, n - test - valid),
+            "valid": (n - test - valid, n - test),
+            "test": (n - test, n),
+        }
         for part, (start, end) in cut.items():
             if end - start < 2:
                 raise InputError(f"{path} has {n} characters: too few for a {part} part.")

@@ -1,9 +1,9 @@
-"""ListOps at the length of Long Range Arena: evaluate a nested list of MIN, MAX, MED and SM over digits.
+"""ListOps at the length of Long Range Arena: evaluate a nested list of MIN, MAX, MED and SM over
+digits.
 
-Nangia and Bowman 2018 (1804.06028) invented the task; Tay et al. 2020 (2011.04006) made it long. Trees are drawn
-from the published distribution, but from a seed. There, always saying the majority class scores 17.2%, and a rule
-that reads nothing but the first symbol 36.2%.
-"""
+Nangia and Bowman 2018 (1804.06028) invented the task; Tay et al. 2020 (2011.04006) made it long.
+Trees are drawn from the published distribution, but from a seed. There, always saying the majority
+class scores 17.2%, and a rule that reads nothing but the first symbol 36.2%."""
 
 import hashlib
 import itertools
@@ -29,17 +29,18 @@ END = SYMBOLS.index("]")
 ZERO = SYMBOLS.index("0")
 
 PATIENCE = 200_000
-"""Draws in a row without a new expression after which there is taken to be none; as published, 1 in 12 is new."""
+"""Draws in a row without a new expression after which there is taken to be none; as published, 1 in
+12 is new."""
 
 
 @dataclass(frozen=True)
 class ListOps:
     """Nested lists of operators over digits; the label is the value, 0 to 9.
 
-    `max_depth` levels of at most `max_args` arguments; a node above the last level is an operator with
-    `operator_probability`. Only expressions with `min_length` < tokens < `max_length` are kept: `train`, `valid`
-    and `test` say how many, `seed` which. Raises `InputError` where no expression can satisfy the options.
-    """
+    `max_depth` levels of at most `max_args` arguments; a node above the last level is an operator
+    with `operator_probability`. Only expressions with `min_length` < tokens < `max_length` are
+    kept: `train`, `valid` and `test` say how many, `seed` which. Raises `InputError` where no
+    expression can satisfy the options."""
 
     max_depth: int = 10
     max_args: int = 10
@@ -57,18 +58,34 @@ class ListOps:
     )
 
     def __post_init__(self) -> None:
-        for name, least in {"max_depth": 1, "max_args": 2, "min_length": 0, "max_length": 2, "train": 1,
-                            "valid": 1, "test": 1, "seed": 0}.items():
+        for name, least in {
+            "max_depth": 1,
+            "max_args": 2,
+            "min_length": 0,
+            "max_length": 2,
+            "train": 1,
+            "valid": 1,
+            "test": 1,
+            "seed": 0,
+        }.items():
             if getattr(self, name) < least:
-                raise InputError(f"ListOps {name} is {getattr(self, name)}; it must be at least {least}.")
+                raise InputError(
+                    f"ListOps {name} is {getattr(self, name)}; it must be at least {least}."
+                )
         if not 0 <= self.operator_probability <= 1:
-            raise InputError(f"ListOps operator_probability is {self.operator_probability}, not in [0, 1].")
+            raise InputError(
+                f"ListOps operator_probability is {self.operator_probability}, not in [0, 1]."
+            )
         if self.max_length - self.min_length < 2:
-            raise InputError(f"ListOps keeps expressions with min_length < tokens < max_length, and no number of "
-                             f"tokens is between min_length {self.min_length} and max_length {self.max_length}.")
+            raise InputError(
+                f"ListOps keeps expressions with min_length < tokens < max_length, and no number of "
+                f"tokens is between min_length {self.min_length} and max_length {self.max_length}."
+            )
         if self.min_length >= self.length:
-            raise InputError(f"ListOps min_length is {self.min_length}, but a tree of max_depth {self.max_depth} and "
-                             f"max_args {self.max_args} has at most {self.length} tokens.")
+            raise InputError(
+                f"ListOps min_length is {self.min_length}, but a tree of max_depth {self.max_depth} and "
+                f"max_args {self.max_args} has at most {self.length} tokens."
+            )
 
     @property
     def vocabulary(self) -> int:
@@ -82,7 +99,8 @@ class ListOps:
 
     @property
     def length(self) -> int:
-        """Tokens of the longest possible example: of the largest tree, unless `max_length` cuts it off."""
+        """Tokens of the longest possible example: of the largest tree, unless `max_length` cuts it
+        off."""
         tokens = 1
         for _ in range(self.max_depth - 1):
             tokens = 2 + self.max_args * tokens
@@ -98,8 +116,8 @@ class ListOps:
     def encode(self, text: str) -> list[int]:
         """Token ids of an expression, with or without spaces around its brackets.
 
-        Raises `InputError` for an empty text, an unknown symbol, more than `length` tokens, or brackets that make no
-        expression: the model would answer, and the answer would mean nothing.
+        Raises `InputError` for an empty text, an unknown symbol, more than `length` tokens, or
+        brackets that make no expression: the model would answer, and the answer would mean nothing.
         """
         found = symbols(text)
         for symbol in found:
@@ -108,7 +126,9 @@ class ListOps:
         if not found:
             raise InputError("an empty text is no ListOps expression.")
         if len(found) > self.length:
-            raise InputError(f"the expression has {len(found)} tokens; at most {self.length} are allowed.")
+            raise InputError(
+                f"the expression has {len(found)} tokens; at most {self.length} are allowed."
+            )
         _value(found)
         return [SYMBOLS.index(symbol) for symbol in found]
 
@@ -122,21 +142,31 @@ class ListOps:
     def load(self, data_dir: str | None = None) -> Mapping[str, Split]:
         """Splits "train", "valid" and "test", generated on first use.
 
-        They are kept under `data_dir`, by default where TFDS keeps data. Raises `InputError` where the options
-        allow too few distinct expressions, or the folder cannot be written.
-        """
+        They are kept under `data_dir`, by default where TFDS keeps data. Raises `InputError` where
+        the options allow too few distinct expressions, or the folder cannot be written."""
         found = prepared(
-            "dartformer_listops", sorted(asdict(self).items()), f"ListOps expressions and their values: {self}.",
-            {"tokens": tfds.features.Tensor(shape=(None,), dtype=np.uint8),
-             "label": tfds.features.ClassLabel(names=self.labels)},
-            self._examples, data_dir, title="ListOps",
+            "dartformer_listops",
+            sorted(asdict(self).items()),
+            f"ListOps expressions and their values: {self}.",
+            {
+                "tokens": tfds.features.Tensor(shape=(None,), dtype=np.uint8),
+                "label": tfds.features.ClassLabel(names=self.labels),
+            },
+            self._examples,
+            data_dir,
+            title="ListOps",
             totals={name: getattr(self, name) for name in ("test", "valid", "train")},
             label=f"depth{self.max_depth}-args{self.max_args}-length{self.min_length}to{self.max_length}-"
-                  f"seed{self.seed}")
-        return {name: from_source(source, self.length, self.vocabulary) for name, source in found.splits.items()}
+            f"seed{self.seed}",
+        )
+        return {
+            name: from_source(source, self.length, self.vocabulary)
+            for name, source in found.splits.items()
+        }
 
     def _examples(self, notes: dict[str, Any]) -> dict[str, Iterator[dict[str, Any]]]:
-        # One stream, test first: asking for more examples to train on leaves valid and test as they were.
+        # One stream, test first: asking for more examples to train on leaves valid and test as they
+        # were.
         stream = expressions(self)
 
         def part(count: int) -> Iterator[dict[str, Any]]:
@@ -146,18 +176,22 @@ class ListOps:
         return {name: part(getattr(self, name)) for name in ("test", "valid", "train")}
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
-        """`root_operator`: the most frequent label of `train` given the first token, scored on `split`."""
+        """`root_operator`: the most frequent label of `train` given the first token, scored on
+        `split`."""
         table = np.zeros((self.vocabulary, self.classes), np.int64)
         for batch in counted(train):
             np.add.at(table, (batch["tokens"][:, 0], batch["label"]), 1)
         # A first token that train never shows is answered with the majority class.
         answer = np.where(table.any(1), table.argmax(1), table.sum(0).argmax())
-        right = sum(int((answer[batch["tokens"][:, 0]] == batch["label"]).sum()) for batch in counted(split))
+        right = sum(
+            int((answer[batch["tokens"][:, 0]] == batch["label"]).sum()) for batch in counted(split)
+        )
         return {"root_operator": right / len(split)}
 
 
 def symbols(text: str) -> list[str]:
-    """The symbols of a text. Round brackets, with which the original files make binary trees, mean nothing and go."""
+    """The symbols of a text. Round brackets, with which the original files make binary trees, mean
+    nothing and go."""
     return re.findall(r"\[[^\s\[\]()]*|\]|[^\s\[\]()]+", text)
 
 
@@ -169,17 +203,20 @@ VALUE: dict[str, Callable[[list[int]], int]] = {
     "[FIRST": lambda a: a[0],
     "[LAST": lambda a: a[-1],
 }
-"""What each operator makes of its arguments. The median of an even list is the truncated mean of the middle two;
-FIRST and LAST are in the original files only."""
+"""What each operator makes of its arguments. The median of an even list is the truncated mean of
+the middle two; FIRST and LAST are in the original files only."""
 
 
 def evaluate(text: str) -> int:
-    """The value, 0 to 9, of an expression; `InputError` names the symbol and position where it is malformed."""
+    """The value, 0 to 9, of an expression; `InputError` names the symbol and position where it is
+    malformed."""
     return _value(symbols(text))
 
 
 def _value(found: Sequence[str]) -> int:
-    arguments: list[list[int]] = [[]]  # of every open list; the first is of none and gets the value of it all
+    arguments: list[list[int]] = [
+        []
+    ]  # of every open list; the first is of none and gets the value of it all
     opened: list[tuple[int, str]] = []
     for i, symbol in enumerate(found, 1):
         if len(arguments) == 1 and arguments[0]:
@@ -198,7 +235,9 @@ def _value(found: Sequence[str]) -> int:
         elif symbol in SYMBOLS[ZERO:]:
             arguments[-1].append(int(symbol))
         else:
-            raise InputError(f"symbol {i}: {unknown('ListOps symbol', symbol, [*VALUE, *SYMBOLS[END:]])}")
+            raise InputError(
+                f"symbol {i}: {unknown('ListOps symbol', symbol, [*VALUE, *SYMBOLS[END:]])}"
+            )
     if opened:
         raise InputError(f"symbol {opened[-1][0]}, {opened[-1][1]!r}, is never closed.")
     if not arguments[0]:
@@ -210,10 +249,14 @@ def draw(options: ListOps, uniform: Callable[[], float]) -> bytes | None:
     """The token ids of one tree, or None as soon as it must be longer than `options` allow.
 
     `uniform` draws from [0, 1). A node above the last level, the root included, is an operator with
-    `operator_probability`, else a digit; an operator has 2 to `max_args` arguments; operators, digits and counts
-    are all uniform. The published code chooses an operator after its arguments, but independently of them.
-    """
-    p, scale, limit = options.operator_probability, len(OPERATORS) * (options.max_args - 1), options.length
+    `operator_probability`, else a digit; an operator has 2 to `max_args` arguments; operators,
+    digits and counts are all uniform. The published code chooses an operator after its arguments,
+    but independently of them."""
+    p, scale, limit = (
+        options.operator_probability,
+        len(OPERATORS) * (options.max_args - 1),
+        options.length,
+    )
     digits_per_unit = 10 / (1 - p) if p < 1 else 0.0
     tokens = bytearray()
     pending: list[int] = []  # arguments still to come, of every open list above this one
@@ -221,9 +264,12 @@ def draw(options: ListOps, uniform: Callable[[], float]) -> bytes | None:
     while True:
         u = uniform()
         if level > 1 and u < p:
-            # The same number, stretched to [0, 1), chooses among all pairs of an operator and a count.
+            # The same number, stretched to [0, 1), chooses among all pairs of an operator and a
+            # count.
             count, operator = divmod(min(int(u / p * scale), scale - 1), len(OPERATORS))
-            least += count + 3  # one token becomes two brackets and count + 2 arguments of at least one token
+            least += (
+                count + 3
+            )  # one token becomes two brackets and count + 2 arguments of at least one token
             if least > limit:
                 return None
             tokens.append(1 + operator)
@@ -244,9 +290,8 @@ def expressions(options: ListOps) -> Iterator[tuple[bytes, int]]:
     """An endless stream of token ids and label; no expression twice.
 
     The same for the same options with every version of Python, which promises that the stream of
-    `random.Random(seed).random` never changes, and promises it of no other method. Raises `InputError` when no
-    new expression is found.
-    """
+    `random.Random(seed).random` never changes, and promises it of no other method. Raises
+    `InputError` when no new expression is found."""
     uniform = random.Random(options.seed).random
     seen: set[bytes] = set()  # digests, not texts: 16 bytes stand for a thousand
     rejected = 0

@@ -1,9 +1,8 @@
-"""Do two documents match? Two inputs, one encoder: Long Range Arena's retrieval task on papers, one of which may cite
-the other.
+"""Do two documents match? Two inputs, one encoder: Long Range Arena's retrieval task on papers, one
+of which may cite the other.
 
-The archive that Long Range Arena points to is gone; its three TSV files are read where somebody has them, and so is any
-set of documents with pairs of their names.
-"""
+The archive that Long Range Arena points to is gone; its three TSV files are read where somebody has
+them, and so is any set of documents with pairs of their names."""
 
 import json
 from collections.abc import Iterator
@@ -20,17 +19,21 @@ from dartformer.tasks.rows import Row
 from dartformer.tasks.text import Source, TextTask
 
 LABELS = ("no", "yes")
-AAN = {"train": "new_aan_pairs.train.tsv", "valid": "new_aan_pairs.eval.tsv", "test": "new_aan_pairs.test.tsv"}
+AAN = {
+    "train": "new_aan_pairs.train.tsv",
+    "valid": "new_aan_pairs.eval.tsv",
+    "test": "new_aan_pairs.test.tsv",
+}
 PAIRS = {part: f"pairs.{part}.tsv" for part in ("train", "valid", "test")}
 DOCUMENTS = "docs.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Matching(TextTask):
-    """`path` is a folder, or a tar archive (which is read, never unpacked), that holds either `docs.jsonl` (`id`,
-    `text`) and `pairs.{train,valid,test}.tsv` (label, id, id; a header may stand above), or
-    `new_aan_pairs.{train,eval,test}.tsv` (label, id, id,
-    text, text). Each document has at most `length` tokens."""
+    """`path` is a folder, or a tar archive (which is read, never unpacked), that holds either
+    `docs.jsonl` (`id`, `text`) and `pairs.{train,valid,test}.tsv` (label, id, id; a header may
+    stand above), or `new_aan_pairs.{train,eval,test}.tsv` (label, id, id, text, text). Each
+    document has at most `length` tokens."""
 
     path: str = ""
     tokens: str = "bytes"
@@ -38,7 +41,8 @@ class Matching(TextTask):
 
     traits: ClassVar[TaskTraits] = TaskTraits(
         summary="do two documents match? (papers, one of which may cite the other)",
-        paper="ACL Anthology Network, Radev et al. 2013; as a task Tay et al. 2020, 2011.04006")
+        paper="ACL Anthology Network, Radev et al. 2013; as a task Tay et al. 2020, 2011.04006",
+    )
 
     @property
     def title(self) -> str:
@@ -58,8 +62,10 @@ class Matching(TextTask):
     def sources(self, data_dir: str | None) -> dict[str, Source]:
         """Train, valid and test; `InputError` says what was looked for."""
         if not self.path:
-            raise InputError(f"task.path is empty: matching needs a folder or an archive with {DOCUMENTS} and "
-                             f"{', '.join(PAIRS.values())}, or with {', '.join(AAN.values())}.")
+            raise InputError(
+                f"task.path is empty: matching needs a folder or an archive with {DOCUMENTS} and "
+                f"{', '.join(PAIRS.values())}, or with {', '.join(AAN.values())}."
+            )
         path = located(self.path, data_dir)
         known = json.dumps(identity(path))
         names = set(_names(path, known))
@@ -68,8 +74,10 @@ class Matching(TextTask):
         elif set(AAN.values()) <= names:
             files = AAN
         else:
-            raise InputError(f"{path} holds neither {DOCUMENTS} and {', '.join(PAIRS.values())}, nor "
-                             f"{', '.join(AAN.values())}.")
+            raise InputError(
+                f"{path} holds neither {DOCUMENTS} and {', '.join(PAIRS.values())}, nor "
+                f"{', '.join(AAN.values())}."
+            )
 
         def source(part: str) -> Source:
             return Source(lambda: _rows(path, files[part], known), (str(path), part, known))
@@ -129,5 +137,7 @@ def _documents(path: Path, known: str) -> dict[str, str]:
             row = json.loads(line.decode("utf-8", "surrogateescape"))
             found[str(row["id"])] = str(row["text"])
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{DOCUMENTS}, line {number}: {error!r}; an object with id and text is needed.") from None
+            raise InputError(
+                f"{DOCUMENTS}, line {number}: {error!r}; an object with id and text is needed."
+            ) from None
     return found

@@ -1,9 +1,10 @@
-"""Rows of a file or a folder, as dictionaries by column, one at a time: nothing is read whole, nothing is unpickled.
+"""Rows of a file or a folder, as dictionaries by column, one at a time: nothing is read whole,
+nothing is unpickled.
 
-JSONL, CSV, TSV, Parquet, Arrow (a saved `datasets` folder), npz, a folder per class, TFDS folders (array_record, or
-TFRecord read without TensorFlow), and tar archives, of which nothing is ever written to disk. Bytes that are no UTF-8
-arrive as surrogates (U+DC80 and on), so that whoever reads can count them.
-"""
+JSONL, CSV, TSV, Parquet, Arrow (a saved `datasets` folder), npz, a folder per class, TFDS folders
+(array_record, or TFRecord read without TensorFlow), and tar archives, of which nothing is ever
+written to disk. Bytes that are no UTF-8 arrive as surrogates (U+DC80 and on), so that whoever reads
+can count them."""
 
 import bz2
 import contextlib
@@ -30,7 +31,14 @@ Record = dict[str, Any]
 OPENERS: dict[str, Any] = {".gz": gzip.open, ".tgz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet", ".npz", ".txt")
 
-DAMAGE = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile)
+DAMAGE = (
+    EOFError,
+    lzma.LZMAError,
+    zlib.error,
+    gzip.BadGzipFile,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+)
 """What the standard library raises for a compressed file that is cut short or altered."""
 
 
@@ -43,7 +51,8 @@ def suffix(path: Path) -> str:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """A file's bytes, decompressed; `InputError` names a file that cannot be read, or is damaged."""
+    """A file's bytes, decompressed; `InputError` names a file that cannot be read, or is
+    damaged."""
     try:
         with OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
             yield file
@@ -54,12 +63,15 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def splits(path: Path) -> list[str]:
-    """Names of the splits that a folder holds (a TFDS folder's, a saved `datasets` folder's, train/ and test/)."""
+    """Names of the splits that a folder holds (a TFDS folder's, a saved `datasets` folder's, train/
+    and test/)."""
     if not path.is_dir():
         return []
     if (path / "dataset_info.json").is_file() and (found := _tfds_files(path)):
         return list(found)
-    return [name for name in ("train", "valid", "validation", "test") if _member(path, name) is not None]
+    return [
+        name for name in ("train", "valid", "validation", "test") if _member(path, name) is not None
+    ]
 
 
 def _member(path: Path, name: str) -> Path | None:
@@ -75,8 +87,8 @@ def _member(path: Path, name: str) -> Path | None:
 def read(path: Path, split: str = "") -> Iterator[Record]:
     """Rows of a file, or of a folder, or of one split of a folder that has splits.
 
-    Raises `InputError` where there is no such file, its kind is unknown, or a row is malformed (with its line).
-    """
+    Raises `InputError` where there is no such file, its kind is unknown, or a row is malformed
+    (with its line)."""
     if not path.exists():
         raise InputError(f"there is no file or folder {path}.")
     if path.is_dir():
@@ -105,28 +117,42 @@ def _jsonl(path: Path) -> Iterator[Record]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape"))
+                row = json.loads(
+                    line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
+                )
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{path}, line {number}: not JSON: {error}.") from None
             if not isinstance(row, dict):
-                raise InputError(f"{path}, line {number}: a JSON object is needed, got {type(row).__name__}.")
+                raise InputError(
+                    f"{path}, line {number}: a JSON object is needed, got {type(row).__name__}."
+                )
             yield row
 
 
 def delimiter(header: str) -> str:
-    """What separates the columns of a CSV file: the most frequent of , ; tab and | in its first line."""
+    """What separates the columns of a CSV file: the most frequent of , ; tab and | in its first
+    line."""
     return max(",;\t|", key=header.count)
 
 
 def _csv(path: Path, separator: str) -> Iterator[Record]:
-    csv.field_size_limit(2**31 - 1)  # the library's own limit, 128 KiB, is less than a long document
-    with opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
+    csv.field_size_limit(
+        2**31 - 1
+    )  # the library's own limit, 128 KiB, is less than a long document
+    with (
+        opened(path) as file,
+        io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text,
+    ):
         if not separator:
             first = text.readline()
             separator = delimiter(first)
             text.seek(0)
-        reader = csv.reader(text, delimiter=separator, strict=separator != "\t",
-                            quoting=csv.QUOTE_MINIMAL if separator != "\t" else csv.QUOTE_NONE)
+        reader = csv.reader(
+            text,
+            delimiter=separator,
+            strict=separator != "\t",
+            quoting=csv.QUOTE_MINIMAL if separator != "\t" else csv.QUOTE_NONE,
+        )
         try:
             header = next(reader, None)
             if header is None:
@@ -140,8 +166,10 @@ def _csv(path: Path, separator: str) -> Iterator[Record]:
                 if not row:
                     continue
                 if len(row) != len(header):
-                    raise InputError(f"{path}, line {reader.line_num}: {len(row)} fields, where the header has "
-                                     f"{len(header)}.")
+                    raise InputError(
+                        f"{path}, line {reader.line_num}: {len(row)} fields, where the header has "
+                        f"{len(header)}."
+                    )
                 yield dict(zip(header, row, strict=True))
         except csv.Error as error:
             raise InputError(f"{path}, line {reader.line_num}: {error}.") from None
@@ -150,6 +178,7 @@ def _csv(path: Path, separator: str) -> Iterator[Record]:
 def _parquet(path: Path) -> Iterator[Record]:
     import pyarrow
     from pyarrow import parquet
+
     try:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(1000):
@@ -160,6 +189,7 @@ def _parquet(path: Path) -> Iterator[Record]:
 
 def _arrow(folder: Path) -> Iterator[Record]:
     import pyarrow
+
     for file in sorted(folder.glob("*.arrow")):
         try:
             with pyarrow.memory_map(str(file)) as data, pyarrow.ipc.open_stream(data) as stream:
@@ -177,8 +207,10 @@ def _npz(path: Path) -> Iterator[Record]:
         raise InputError(f"{path} cannot be read as npz: {error}.") from None
     lengths = {name: len(column) if column.ndim else 0 for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise InputError(f"{path} has columns of different lengths: "
-                         f"{', '.join(f'{k} {v}' for k, v in lengths.items())}.")
+        raise InputError(
+            f"{path} has columns of different lengths: "
+            f"{', '.join(f'{k} {v}' for k, v in lengths.items())}."
+        )
     for i in range(next(iter(lengths.values()), 0)):
         yield {name: _plain(column[i]) for name, column in columns.items()}
 
@@ -195,7 +227,9 @@ def _folder(path: Path, split: str) -> Iterator[Record]:
     if split:
         member = _member(path, split)
         if member is None:
-            raise InputError(f"{path} has no split {split!r}; it has {', '.join(splits(path)) or 'none'}.")
+            raise InputError(
+                f"{path} has no split {split!r}; it has {', '.join(splits(path)) or 'none'}."
+            )
         yield from read(member)
         return
     if any(path.glob("*.arrow")):
@@ -203,24 +237,39 @@ def _folder(path: Path, split: str) -> Iterator[Record]:
         return
     classes = sorted(p for p in path.iterdir() if p.is_dir())
     if not classes:
-        raise InputError(f"{path} is neither a folder with a folder of .txt files for each class, nor a TFDS or "
-                         f"`datasets` folder.")
+        raise InputError(
+            f"{path} is neither a folder with a folder of .txt files for each class, nor a TFDS or "
+            f"`datasets` folder."
+        )
     for label in classes:
         for file in sorted(label.glob("*.txt")):
             with opened(file) as data:
-                yield {"text": data.read().decode("utf-8", "surrogateescape"), "label": label.name, "id": file.stem}
+                yield {
+                    "text": data.read().decode("utf-8", "surrogateescape"),
+                    "label": label.name,
+                    "id": file.stem,
+                }
 
 
 # TFDS folders. Both kinds of file hold serialised `tf.train.Example`s.
 
 
 def tfds_folder(name: str, data_dir: str | None) -> Path:
-    """The newest prepared version of the TFDS data set `name` (or `name/config`); `InputError` says where it looked."""
-    base = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").expanduser()
-    found = [p.parent for depth in ("*", "*/*") for p in (base / name).glob(f"{depth}/dataset_info.json")]
+    """The newest prepared version of the TFDS data set `name` (or `name/config`); `InputError` says
+    where it looked."""
+    base = Path(
+        data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
+    ).expanduser()
+    found = [
+        p.parent for depth in ("*", "*/*") for p in (base / name).glob(f"{depth}/dataset_info.json")
+    ]
     if not found:
-        raise InputError(f"there is no prepared TFDS data set {name!r}: looked for {base / name}/*/dataset_info.json.")
-    return max(found, key=lambda p: ([int(d) if d.isdigit() else -1 for d in p.name.split(".")], str(p)))
+        raise InputError(
+            f"there is no prepared TFDS data set {name!r}: looked for {base / name}/*/dataset_info.json."
+        )
+    return max(
+        found, key=lambda p: ([int(d) if d.isdigit() else -1 for d in p.name.split(".")], str(p))
+    )
 
 
 def _tfds_files(path: Path) -> dict[str, list[Path]]:
@@ -237,22 +286,33 @@ def _tfds(path: Path, split: str) -> Iterator[Record]:
     if split not in files:
         raise InputError(f"{path} has no split {split!r}; it has {', '.join(files)}.")
     info = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))
-    noted = next((s.get("shardLengths") for s in info.get("splits", []) if s.get("name") == split), None)
-    names = {f.name.removesuffix(".labels.txt"): f.read_text(encoding="utf-8").splitlines()
-             for f in path.glob("*.labels.txt")}
+    noted = next(
+        (s.get("shardLengths") for s in info.get("splits", []) if s.get("name") == split), None
+    )
+    names = {
+        f.name.removesuffix(".labels.txt"): f.read_text(encoding="utf-8").splitlines()
+        for f in path.glob("*.labels.txt")
+    }
     count = 0
     for file in files[split]:
         for data in _array_records(file) if ".array_record" in file.name else tfrecords(file):
             count += 1
-            yield {k: names[k][v] if k in names and isinstance(v, int) and 0 <= v < len(names[k]) else v
-                   for k, v in example(data).items()}
+            yield {
+                k: names[k][v]
+                if k in names and isinstance(v, int) and 0 <= v < len(names[k])
+                else v
+                for k, v in example(data).items()
+            }
     if noted is not None and count != sum(int(n) for n in noted):
-        raise InputError(f"split {split!r} of {path} has {count:,} rows, and its dataset_info.json says "
-                         f"{sum(int(n) for n in noted):,}.")
+        raise InputError(
+            f"split {split!r} of {path} has {count:,} rows, and its dataset_info.json says "
+            f"{sum(int(n) for n in noted):,}."
+        )
 
 
 def _array_records(file: Path) -> Iterator[bytes]:
     from array_record.python.array_record_module import ArrayRecordReader
+
     try:
         reader = ArrayRecordReader(str(file))
         for start in range(0, reader.num_records(), 1000):
@@ -263,15 +323,17 @@ def _array_records(file: Path) -> Iterator[bytes]:
 
 
 def tfrecords(file: Path) -> Iterator[bytes]:
-    """Records of a TFRecord file: length (8 bytes, little-endian), its masked CRC-32C, data, the data's CRC-32C.
+    """Records of a TFRecord file: length (8 bytes, little-endian), its masked CRC-32C, data, the
+    data's CRC-32C.
 
-    The length's checksum is compared, the data's is not (it would take minutes in Python); a file that ends inside a
-    record is an error.
-    """
+    The length's checksum is compared, the data's is not (it would take minutes in Python); a file
+    that ends inside a record is an error."""
     with opened(file) as data:
         while head := data.read(12):
             if len(head) < 12 or struct.unpack("<I", head[8:])[0] != masked_crc32c(head[:8]):
-                raise InputError(f"{file} is damaged: a record's length does not match its checksum.")
+                raise InputError(
+                    f"{file} is damaged: a record's length does not match its checksum."
+                )
             length = struct.unpack("<Q", head[:8])[0]
             body = data.read(length + 4)
             if len(body) < length + 4:
@@ -291,7 +353,8 @@ def masked_crc32c(data: bytes) -> int:
 
 
 def example(data: bytes) -> Record:
-    """The features of a serialised `tf.train.Example`: a value, or a list where there is not exactly one.
+    """The features of a serialised `tf.train.Example`: a value, or a list where there is not
+    exactly one.
 
     Bytes become text, with surrogates where they are no UTF-8.
     """
@@ -340,7 +403,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
         length, at = (4, at) if key & 7 == 5 else (8, at) if key & 7 == 1 else _varint(data, at)
         if at + length > len(data):
             raise ValueError("cut short")
-        yield key >> 3, data[at:at + length]
+        yield key >> 3, data[at : at + length]
         at += length
 
 
@@ -356,8 +419,8 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def members(archive: Path) -> Iterator[tuple[str, BinaryIO]]:
-    """Name and bytes of every plain file of a tar archive, in its order. Nothing is written to disk, so that no name
-    in it, absolute, with `..`, or of a link, can touch anything."""
+    """Name and bytes of every plain file of a tar archive, in its order. Nothing is written to
+    disk, so that no name in it, absolute, with `..`, or of a link, can touch anything."""
     if not archive.is_file():
         raise InputError(f"there is no file {archive}.")
     with opened(archive) as file, tarfile.open(fileobj=file, mode="r|") as files:

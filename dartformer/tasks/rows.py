@@ -1,7 +1,8 @@
-"""Rules for the rows of real data: what is wrong with them is counted and reported, and each kind has a rule.
+"""Rules for the rows of real data: what is wrong with them is counted and reported, and each kind
+has a rule.
 
-Nothing of this can happen in the middle of training: rows are looked at while the data set is prepared.
-"""
+Nothing of this can happen in the middle of training: rows are looked at while the data set is
+prepared."""
 
 import hashlib
 import math
@@ -14,8 +15,12 @@ import numpy as np
 
 from dartformer.errors import InputError, unknown
 
-EMPTY, DUPLICATE, BAD_LABEL, INVALID = ("drop", "error"), ("drop", "keep", "error"), ("error", "drop"), (
-    "replace", "drop", "error")
+EMPTY, DUPLICATE, BAD_LABEL, INVALID = (
+    ("drop", "error"),
+    ("drop", "keep", "error"),
+    ("error", "drop"),
+    ("replace", "drop", "error"),
+)
 """What may be done; the first is the default."""
 
 HUGE = 2**20
@@ -29,8 +34,8 @@ SURROGATES = re.compile("[\ud800-\udfff]+")
 
 @dataclass(frozen=True)
 class Rules:
-    """What is done with a row that has a blank text, occurs in two splits, has a label outside the classes, or bytes
-    that are no UTF-8. Raises `InputError` for a rule that there is not."""
+    """What is done with a row that has a blank text, occurs in two splits, has a label outside the
+    classes, or bytes that are no UTF-8. Raises `InputError` for a rule that there is not."""
 
     empty: str = "drop"
     duplicate: str = "drop"
@@ -38,15 +43,20 @@ class Rules:
     invalid: str = "replace"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("empty", EMPTY), ("duplicate", DUPLICATE), ("bad_label", BAD_LABEL),
-                              ("invalid", INVALID)):
+        for name, allowed in (
+            ("empty", EMPTY),
+            ("duplicate", DUPLICATE),
+            ("bad_label", BAD_LABEL),
+            ("invalid", INVALID),
+        ):
             if getattr(self, name) not in allowed:
                 raise unknown(f"task.on_{name}", getattr(self, name), allowed)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One or two texts and a label, as they stand in the source; `where` names the row in errors."""
+    """One or two texts and a label, as they stand in the source; `where` names the row in
+    errors."""
 
     texts: tuple[str, ...]
     label: Any
@@ -82,13 +92,18 @@ class Labels:
                 raise ValueError(f"its label {value!r} is not finite")
             return number
         if self.kind == "labelling":
-            return [self._number(one) for one in (value if isinstance(value, list) else str(value).split())]
+            return [
+                self._number(one)
+                for one in (value if isinstance(value, list) else str(value).split())
+            ]
         return self._number(value)
 
     def _number(self, value: Any) -> int:
         name = canonical(value)
         if name not in self.numbers:
-            raise ValueError(f"its label {name!r} is not one of the classes {', '.join(self.numbers)}")
+            raise ValueError(
+                f"its label {name!r} is not one of the classes {', '.join(self.numbers)}"
+            )
         return self.numbers[name]
 
 
@@ -99,8 +114,11 @@ def canonical(label: Any) -> str:
     return str(label).strip()
 
 
-def kept(rows: Iterable[Row], rules: Rules, labels: Labels, tally: Tally) -> Iterator[tuple[int, tuple[str, ...], Any]]:
-    """Number, repaired texts and read label of each row that the rules let through; what is met goes into `tally`.
+def kept(
+    rows: Iterable[Row], rules: Rules, labels: Labels, tally: Tally
+) -> Iterator[tuple[int, tuple[str, ...], Any]]:
+    """Number, repaired texts and read label of each row that the rules let through; what is met
+    goes into `tally`.
 
     Raises `InputError`, with the row, where a rule says "error".
     """
@@ -118,7 +136,9 @@ def kept(rows: Iterable[Row], rules: Rules, labels: Labels, tally: Tally) -> Ite
             if refused(rules.invalid, "invalid UTF-8", row, "its text is not valid UTF-8"):
                 continue
             texts = tuple(SURROGATES.sub("\ufffd", text) for text in texts)
-        if not all(text.strip() for text in texts) and refused(rules.empty, "empty", row, "its text is empty"):
+        if not all(text.strip() for text in texts) and refused(
+            rules.empty, "empty", row, "its text is empty"
+        ):
             continue
         try:
             label = labels.read(row.label)
@@ -134,7 +154,8 @@ def kept(rows: Iterable[Row], rules: Rules, labels: Labels, tally: Tally) -> Ite
 
 
 def damaged(text: str) -> bool:
-    """Whether a text holds surrogates, bytes that were no UTF-8 (encoding it is ten times faster than a search)."""
+    """Whether a text holds surrogates, bytes that were no UTF-8 (encoding it is ten times faster
+    than a search)."""
     try:
         return not text.isascii() and not text.encode()
     except UnicodeEncodeError:
@@ -148,12 +169,15 @@ def digest(content: Sequence[str] | bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
 
 
-def without_leaks(found: dict[str, np.ndarray], rule: str) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+def without_leaks(
+    found: dict[str, np.ndarray], rule: str
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Which rows of each split stay, so that no text of one split occurs in another.
 
     Args:
       found: digests `[S]` of the rows of "train", "valid" and "test" (any may be absent).
-      rule: "drop": out of train what is in valid or test, and out of valid what is in test; "keep"; "error".
+      rule: "drop": out of train what is in valid or test, and out of valid what is in test; "keep";
+        "error".
 
     Returns:
       Booleans `[S]` by split, and how many rows of each split occur in a later one.
@@ -162,12 +186,18 @@ def without_leaks(found: dict[str, np.ndarray], rule: str) -> tuple[dict[str, np
     stay = {name: np.ones(len(found[name]), bool) for name in order}
     counts = {}
     for i, name in enumerate(order):
-        later = np.concatenate([found[other] for other in order[i + 1:]]) if i + 1 < len(order) else np.empty(0)
+        later = (
+            np.concatenate([found[other] for other in order[i + 1 :]])
+            if i + 1 < len(order)
+            else np.empty(0)
+        )
         both = np.isin(found[name], later)
         counts[name] = int(both.sum())
         if counts[name] and rule == "error":
-            raise InputError(f"{counts[name]:,} rows of {name} also occur in {' or '.join(order[i + 1:])}, and "
-                             f"task.on_duplicate is 'error'.")
+            raise InputError(
+                f"{counts[name]:,} rows of {name} also occur in {' or '.join(order[i + 1 :])}, and "
+                f"task.on_duplicate is 'error'."
+            )
         if rule == "drop":
             stay[name] = ~both
     return stay, counts

@@ -1,4 +1,5 @@
-"""Simple rules that read no order, or hardly any: what a model on texts must beat to have learned something."""
+"""Simple rules that read no order, or hardly any: what a model on texts must beat to have learned
+something."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,9 +22,9 @@ def occurs(width: int, grams: int = 1) -> Features:
         ids = tokens.astype(np.int64)
         if grams > 1:
             n = max(ids.shape[1] - grams + 1, 1)
-            at = [ids[:, i:i + n] for i in range(min(grams, ids.shape[1]))]
+            at = [ids[:, i : i + n] for i in range(min(grams, ids.shape[1]))]
             ids = np.sum([part * pow(1_000_003, i, 2**31) for i, part in enumerate(at)], 0) % width
-            valid = valid[:, valid.shape[1] - ids.shape[1]:]
+            valid = valid[:, valid.shape[1] - ids.shape[1] :]
         found = np.zeros((len(ids), width), np.float32)
         row, position = np.nonzero(valid)
         found[row, ids[row, position]] = 1
@@ -33,7 +34,8 @@ def occurs(width: int, grams: int = 1) -> Features:
 
 
 def naive_bayes(train: Split, split: Split, classes: int, features: Features) -> float:
-    """Accuracy on `split` of naive Bayes on what occurs, with add-one smoothing, fitted on `train`."""
+    """Accuracy on `split` of naive Bayes on what occurs, with add-one smoothing, fitted on
+    `train`."""
     seen: Any = 0.0
     per_class = np.zeros(classes)
     for batch in counted(train):
@@ -42,8 +44,15 @@ def naive_bayes(train: Split, split: Split, classes: int, features: Features) ->
         per_class += one_hot.sum(0)
     likelihood = np.log(seen + 1) - np.log((seen + 1).sum(1, keepdims=True))
     prior = np.log(np.maximum(per_class, 1e-9) / per_class.sum())
-    right = sum(int(((_of(batch, features) @ likelihood.T.astype(np.float32) + prior).argmax(1)
-                     == batch["label"]).sum()) for batch in counted(split))
+    right = sum(
+        int(
+            (
+                (_of(batch, features) @ likelihood.T.astype(np.float32) + prior).argmax(1)
+                == batch["label"]
+            ).sum()
+        )
+        for batch in counted(split)
+    )
     return right / len(split)
 
 
@@ -53,10 +62,13 @@ def _of(batch: Mapping[str, np.ndarray], features: Features) -> np.ndarray:
 
 
 def overlap(train: Split, split: Split, features: Features) -> float:
-    """Accuracy on `split` of calling two documents a match above a TF-IDF cosine; idf and threshold are `train`'s."""
+    """Accuracy on `split` of calling two documents a match above a TF-IDF cosine; idf and threshold
+    are `train`'s."""
     seen: Any = 0.0
     for batch in counted(train, 256):
-        seen = seen + sum(features(batch["tokens"][:, i], batch["valid"][:, i]).sum(0) for i in range(2))
+        seen = seen + sum(
+            features(batch["tokens"][:, i], batch["valid"][:, i]).sum(0) for i in range(2)
+        )
     idf = (np.log((2 * len(train) + 1) / (seen + 1))).astype(np.float32)
 
     def cosines(part: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +84,8 @@ def overlap(train: Split, split: Split, features: Features) -> float:
     order = np.argsort(values, kind="stable")
     # Above a threshold a match: at position i, everything before i is called none.
     right = np.concatenate([[0], np.cumsum(labels[order] == 0)]) + np.concatenate(
-        [np.cumsum((labels[order] == 1)[::-1])[::-1], [0]])
+        [np.cumsum((labels[order] == 1)[::-1])[::-1], [0]]
+    )
     at = int(right.argmax())
     threshold = values[order[at]] if at < len(order) else np.inf
     values, labels = cosines(split)
@@ -83,7 +96,9 @@ def mean_of_train(train: Split, split: Split) -> float:
     """Share of variance explained (at most 0) by always saying the mean of `train`."""
     guess = np.concatenate([batch["label"] for batch in counted(train)]).mean()
     labels = np.concatenate([batch["label"] for batch in counted(split)])
-    return float(1 - ((labels - guess) ** 2).mean() / labels.var()) if labels.var() else float("nan")
+    return (
+        float(1 - ((labels - guess) ** 2).mean() / labels.var()) if labels.var() else float("nan")
+    )
 
 
 def own_token(train: Split, split: Split, vocabulary: int, classes: int) -> float:
@@ -92,20 +107,25 @@ def own_token(train: Split, split: Split, vocabulary: int, classes: int) -> floa
     for batch in counted(train):
         has = batch["label"] >= 0
         np.add.at(table, (batch["tokens"][has], batch["label"][has]), 1)
-    right = [table.argmax(1)[batch["tokens"][batch["label"] >= 0]] == batch["label"][batch["label"] >= 0]
-             for batch in counted(split)]
+    right = [
+        table.argmax(1)[batch["tokens"][batch["label"] >= 0]] == batch["label"][batch["label"] >= 0]
+        for batch in counted(split)
+    ]
     return float(np.concatenate(right).mean())
 
 
 def bigram(train: Split, split: Split, vocabulary: int) -> dict[str, float]:
-    """Bits per token on `split` of the frequencies of `train`: of tokens, and of tokens given the one before."""
+    """Bits per token on `split` of the frequencies of `train`: of tokens, and of tokens given the
+    one before."""
     single, pairs = np.full(vocabulary, 1e-2), np.zeros((vocabulary, vocabulary))
     for batch in counted(train):
         has = batch["label"] >= 0
         np.add.at(single, batch["label"][has], 1)
         np.add.at(pairs, (batch["tokens"][has], batch["label"][has]), 1)
     one = single / single.sum()
-    two = (pairs + one) / (pairs.sum(1, keepdims=True) + 1)  # one token's worth of the unigram stands in for the unseen
+    two = (pairs + one) / (
+        pairs.sum(1, keepdims=True) + 1
+    )  # one token's worth of the unigram stands in for the unseen
     bits = {"unigram": 0.0, "bigram": 0.0}
     count = 0
     for batch in counted(split):

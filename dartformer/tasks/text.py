@@ -1,4 +1,5 @@
-"""What tasks on texts have in common: rows by the rules, a tokenizer of the training part, splits, a simple rule."""
+"""What tasks on texts have in common: rows by the rules, a tokenizer of the training part, splits,
+a simple rule."""
 
 import itertools
 import json
@@ -26,7 +27,8 @@ CROPS = ("head", "tail", "ends")
 
 @dataclass(frozen=True)
 class Source:
-    """Where the rows of a split come from: a function that starts reading, and whatever changes if they change."""
+    """Where the rows of a split come from: a function that starts reading, and whatever changes if
+    they change."""
 
     rows: Callable[[], Iterable[Row]]
     identity: Any
@@ -34,13 +36,14 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class TextTask(ABC):
-    """Texts as tokens: "bytes", "characters", "words" or "bpe", at most `vocabulary_size` of them (0: the default).
+    """Texts as tokens: "bytes", "characters", "words" or "bpe", at most `vocabulary_size` of them
+    (0: the default).
 
-    A text of more than `length` tokens is cropped: its "head", its "tail", or half of each ("ends"). Where the source
-    has no valid (or test) split, `valid_fraction` (`test_fraction`) of train becomes one, by `seed`. Rows that occur in
-    two splits, blank texts, labels outside the classes and bytes that are no UTF-8 follow `on_duplicate`, `on_empty`,
-    `on_bad_label` and `on_invalid` (see `dartformer.tasks.rows`); how many there were is printed and kept.
-    """
+    A text of more than `length` tokens is cropped: its "head", its "tail", or half of each
+    ("ends"). Where the source has no valid (or test) split, `valid_fraction` (`test_fraction`) of
+    train becomes one, by `seed`. Rows that occur in two splits, blank texts, labels outside the
+    classes and bytes that are no UTF-8 follow `on_duplicate`, `on_empty`, `on_bad_label` and
+    `on_invalid` (see `dartformer.tasks.rows`); how many there were is printed and kept."""
 
     tokens: str = "bytes"
     vocabulary_size: int = 0
@@ -65,7 +68,9 @@ class TextTask(ABC):
             raise unknown("task.crop", self.crop, CROPS)
         for name in ("valid_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 0.5:
-                raise InputError(f"task.{name} must be above 0 and below 0.5, got {getattr(self, name)}.")
+                raise InputError(
+                    f"task.{name} must be above 0 and below 0.5, got {getattr(self, name)}."
+                )
         if self.seed < 0:
             raise InputError(f"task.seed must be at least 0, got {self.seed}.")
         self.rules  # noqa: B018 - raises for a rule that there is not
@@ -79,7 +84,8 @@ class TextTask(ABC):
 
     @property
     def kind(self) -> str:
-        """ "classification", "regression", "labelling" (a class for each token) or "language" (the next token) """
+        """ "classification", "regression", "labelling" (a class for each token) or "language" (the
+        next token)"""
         return "classification"
 
     @property
@@ -109,7 +115,8 @@ class TextTask(ABC):
 
     @abstractmethod
     def sources(self, data_dir: str | None) -> dict[str, Source]:
-        """The source of "train" and, if the data have them, "valid" and "test"; `InputError` says what is missing."""
+        """The source of "train" and, if the data have them, "valid" and "test"; `InputError` says
+        what is missing."""
 
     # From texts to token ids.
 
@@ -119,7 +126,9 @@ class TextTask(ABC):
         if self.tokens == "bytes":
             return tokenizers.Bytes()
         if not self.learned:
-            raise InputError(f"{self.title} has not learned its {self.tokens} yet: prepare its data first.")
+            raise InputError(
+                f"{self.title} has not learned its {self.tokens} yet: prepare its data first."
+            )
         return _restored(self.learned)
 
     def encode(self, text: str) -> list[int]:
@@ -146,7 +155,7 @@ class TextTask(ABC):
             return ids
         if self.crop == "head":
             return ids[:n]
-        return ids[-n:] if self.crop == "tail" else ids[:n - n // 2] + ids[len(ids) - n // 2:]
+        return ids[-n:] if self.crop == "tail" else ids[: n - n // 2] + ids[len(ids) - n // 2 :]
 
     # Preparing.
 
@@ -159,19 +168,26 @@ class TextTask(ABC):
 
     def fitted(self, data_dir: str | None = None) -> "TextTask":
         """This task with what its training part taught; prepared on first use."""
-        return replace(self, learned=json.dumps(self._prepared(data_dir).notes["learned"], sort_keys=True))
+        return replace(
+            self, learned=json.dumps(self._prepared(data_dir).notes["learned"], sort_keys=True)
+        )
 
     def facts(self, data_dir: str | None = None) -> dict[str, Any]:
-        """What was counted while preparing, by split: rows, why some were left out, labels, share of padding."""
+        """What was counted while preparing, by split: rows, why some were left out, labels, share
+        of padding."""
         return self._prepared(data_dir).notes["splits"]
 
     def load(self, data_dir: str | None = None) -> Mapping[str, Split]:
-        """Splits "train", "valid" and "test", prepared on first use under `data_dir`, by default where TFDS keeps data.
+        """Splits "train", "valid" and "test", prepared on first use under `data_dir`, by default
+        where TFDS keeps data.
 
-        Raises `InputError` for whatever the rules call an error, or a class of which train has no example.
-        """
+        Raises `InputError` for whatever the rules call an error, or a class of which train has no
+        example."""
         found = self._prepared(data_dir)
-        return {name: from_source(source, self.length, self.vocabulary) for name, source in found.splits.items()}
+        return {
+            name: from_source(source, self.length, self.vocabulary)
+            for name, source in found.splits.items()
+        }
 
     def _prepared(self, data_dir: str | None) -> Prepared:
         sources = self.sources(data_dir)
@@ -182,31 +198,47 @@ class TextTask(ABC):
         features: dict[str, Any] = {"tokens": token_feature, "label": self._label_feature()}
         if self.inputs == 2:
             features["tokens2"] = token_feature
-        return prepared(f"dartformer_{type(self).__name__.lower()}", (sorted(options.items()), identity),
-                        f"{self.title}: {self}.", features, lambda notes: self._splits(sources, notes), data_dir,
-                        title=self.title, label=f"{self.tokens}-{self.length}")
+        return prepared(
+            f"dartformer_{type(self).__name__.lower()}",
+            (sorted(options.items()), identity),
+            f"{self.title}: {self}.",
+            features,
+            lambda notes: self._splits(sources, notes),
+            data_dir,
+            title=self.title,
+            label=f"{self.tokens}-{self.length}",
+        )
 
     def _label_feature(self) -> Any:
         if self.kind == "regression":
             return tfds.features.Scalar(np.float32)
-        return tfds.features.Tensor(shape=(None,), dtype=np.int32) if self.kind in ("labelling", "language") \
+        return (
+            tfds.features.Tensor(shape=(None,), dtype=np.int32)
+            if self.kind in ("labelling", "language")
             else tfds.features.Scalar(np.int32)
+        )
 
     def _splits(self, sources: dict[str, Source], notes: Notes) -> dict[str, Examples]:
         """Three passes over the source: which rows go where, the tokenizer, and the examples."""
         labels, tallies = Labels(self.kind, self.labels), {name: Tally() for name in sources}
         numbers, digests, classes = {}, {}, {}
         for name, source in sources.items():
-            found = [(number, digest(texts), label if self.kind == "classification" else 0)
-                     for number, texts, label in kept(source.rows(), self.rules, labels, tallies[name])]
+            found = [
+                (number, digest(texts), label if self.kind == "classification" else 0)
+                for number, texts, label in kept(source.rows(), self.rules, labels, tallies[name])
+            ]
             if not found:
-                raise InputError(f"{self.title}: {name} has no rows that can be used "
-                                 f"({tallies[name].text() or 'it is empty'}).")
+                raise InputError(
+                    f"{self.title}: {name} has no rows that can be used "
+                    f"({tallies[name].text() or 'it is empty'})."
+                )
             numbers[name] = np.array([n for n, _, _ in found], np.int64)
             digests[name] = np.array([d for _, d, _ in found], np.uint64)
             classes[name] = np.array([c for _, _, c in found], np.int64)
         rows = self._divided({name: len(n) for name, n in numbers.items()})
-        stay, leaks = without_leaks({part: digests[name][at] for part, (name, at) in rows.items()}, self.on_duplicate)
+        stay, leaks = without_leaks(
+            {part: digests[name][at] for part, (name, at) in rows.items()}, self.on_duplicate
+        )
         rows = {part: (name, at[stay[part]]) for part, (name, at) in rows.items()}
         for part, (_, at) in rows.items():
             if not len(at):
@@ -214,8 +246,10 @@ class TextTask(ABC):
         if self.kind == "classification":
             missing = np.setdiff1d(np.arange(self.classes), classes["train"][rows["train"][1]])
             if len(missing):
-                raise InputError(f"{self.title}: train has no row of the class "
-                                 f"{', '.join(self.labels[c] for c in missing)}.")
+                raise InputError(
+                    f"{self.title}: train has no row of the class "
+                    f"{', '.join(self.labels[c] for c in missing)}."
+                )
         repeated = {part: int(len(d) - len(np.unique(d))) for part, d in digests.items()}
 
         def chosen(part: str) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -228,23 +262,34 @@ class TextTask(ABC):
                     at = next(here, None)
 
         texts_of_train = (t for texts, _ in chosen("train") for t in texts)
-        tokenizer = tokenizers.train(self.tokens, distinct(texts_of_train) if self.inputs == 2 else texts_of_train,
-                                     self.vocabulary, split=self.kind == "labelling")
+        tokenizer = tokenizers.train(
+            self.tokens,
+            distinct(texts_of_train) if self.inputs == 2 else texts_of_train,
+            self.vocabulary,
+            split=self.kind == "labelling",
+        )
         notes["learned"] = learned = {**tokenizer.state(), **self._scale(chosen)}
         notes["splits"] = {}
 
         def examples(part: str) -> Iterator[dict[str, Any]]:
             name = rows[part][0]
-            facts: dict[str, Any] = {"rows": 0, "left out or odd": {k: v for k, v in tallies[name].counts.items() if v},
-                                     "also in a later split": leaks[part], "repeated in the source": repeated[name],
-                                     "labels": Counter(), "cropped": 0}
+            facts: dict[str, Any] = {
+                "rows": 0,
+                "left out or odd": {k: v for k, v in tallies[name].counts.items() if v},
+                "also in a later split": leaks[part],
+                "repeated in the source": repeated[name],
+                "labels": Counter(),
+                "cropped": 0,
+            }
             used = 0
             stream, encode = chosen(part), Encoder(self, tokenizer)
             while chunk := list(itertools.islice(stream, 500)):
                 flat = encode([t for texts, _ in chunk for t in texts])
                 for i, (_, label) in enumerate(chunk):
-                    each = flat[i * self.inputs:(i + 1) * self.inputs]
-                    example = self._example([ids if len(ids) else [1] for ids, _ in each], label, learned)
+                    each = flat[i * self.inputs : (i + 1) * self.inputs]
+                    example = self._example(
+                        [ids if len(ids) else [1] for ids, _ in each], label, learned
+                    )
                     facts["rows"] += 1
                     facts["cropped"] += any(n > self.length for _, n in each)
                     used += sum(min(n, self.length) for _, n in each)
@@ -258,8 +303,11 @@ class TextTask(ABC):
 
         return {part: examples(part) for part in ("test", "valid", "train")}
 
-    def _scale(self, chosen: Callable[[str], Iterator[tuple[tuple[str, ...], Any]]]) -> dict[str, float]:
-        """Mean and standard deviation of numbers to be predicted: training sees them scaled to 0 and 1."""
+    def _scale(
+        self, chosen: Callable[[str], Iterator[tuple[tuple[str, ...], Any]]]
+    ) -> dict[str, float]:
+        """Mean and standard deviation of numbers to be predicted: training sees them scaled to 0
+        and 1."""
         if self.kind != "regression":
             return {}
         values = np.array([label for _, label in chosen("train")], np.float64)
@@ -282,16 +330,21 @@ class TextTask(ABC):
             label = np.array(self.cropped(label), np.int32)
         elif self.kind == "regression":
             label = (label - learned["mean"]) / learned["scale"]
-        return {"tokens": tokens[0], "label": label, **({"tokens2": tokens[1]} if self.inputs == 2 else {})}
+        return {
+            "tokens": tokens[0],
+            "label": label,
+            **({"tokens2": tokens[1]} if self.inputs == 2 else {}),
+        }
 
     def _divided(self, counts: dict[str, int]) -> dict[str, tuple[str, np.ndarray]]:
-        """Source and positions of the rows of each split; what the data lack is cut out of train, by `seed`."""
+        """Source and positions of the rows of each split; what the data lack is cut out of train,
+        by `seed`."""
         whole = {name: (name, np.arange(n)) for name, n in counts.items()}
         order, n, at = permutation(counts["train"], self.seed), counts["train"], 0
         for part, fraction in (("test", self.test_fraction), ("valid", self.valid_fraction)):
             if part not in whole:
                 count = max(1, round(fraction * n))
-                whole[part] = ("train", np.sort(order[at:at + count]))
+                whole[part] = ("train", np.sort(order[at : at + count]))
                 at += count
         whole["train"] = ("train", np.sort(order[at:]))
         return whole
@@ -309,13 +362,18 @@ class TextTask(ABC):
         largest = max(facts["labels"].values(), default=0) / facts["rows"]
         if largest > 0.9:
             odd.append(f"{100 * largest:.0f}% are of one class")
-        print(f"{self.title} {part}: {facts['rows']:,} rows, {100 * facts['padded share']:.0f}% padding"
-              f"{'; ' if odd else ''}{', '.join(odd)}", file=sys.stderr, flush=True)
+        print(
+            f"{self.title} {part}: {facts['rows']:,} rows, {100 * facts['padded share']:.0f}% padding"
+            f"{'; ' if odd else ''}{', '.join(odd)}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     # Simple rules.
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
-        """Rules of `dartformer.tasks.simple` that fit the kind of labels, fitted on `train` and scored on `split`."""
+        """Rules of `dartformer.tasks.simple` that fit the kind of labels, fitted on `train` and
+        scored on `split`."""
         grams = self.tokens in ("bytes", "characters")
         features = simple.occurs(simple.HASHED if grams else self.vocabulary, 4 if grams else 1)
         if self.kind == "regression":

@@ -1,8 +1,8 @@
-"""From text to token ids and back: bytes, characters, words, or byte-pair encoding. Id 0 is padding, always.
+"""From text to token ids and back: bytes, characters, words, or byte-pair encoding. Id 0 is
+padding, always.
 
-Whatever is learned (the characters, the words, the merges) is learned from the training part alone, and is plain text:
-`state` goes with the model and `restored` reads it, running no code.
-"""
+Whatever is learned (the characters, the words, the merges) is learned from the training part alone,
+and is plain text: `state` goes with the model and `restored` reads it, running no code."""
 
 import itertools
 import json
@@ -22,13 +22,15 @@ PADDING, UNKNOWN = "[PAD]", "[UNK]"
 
 
 PIECE = 2**16
-"""Characters that the library is given at once: it needs 140 bytes for each, of a text of 5 MB 0.7 GB."""
+"""Characters that the library is given at once: it needs 140 bytes for each, of a text of 5 MB 0.7
+GB."""
 
 SPACE = re.compile(r"(?<=\S) (?=\S)")
 
 
 def pieces(text: str) -> Iterator[str]:
-    """A text in parts of about `PIECE` characters, cut before a single space, so that they have the whole's tokens.
+    """A text in parts of about `PIECE` characters, cut before a single space, so that they have the
+    whole's tokens.
 
     Where no such space comes for another `PIECE` characters, it is cut there.
     """
@@ -52,6 +54,7 @@ class Tokenizer(Protocol):
     def names(self) -> list[str]:
         """The text of every id."""
         ...
+
     def state(self) -> dict[str, Any]: ...
 
 
@@ -111,6 +114,7 @@ class Learned:
 
     def __init__(self, kind: str, text: str):
         from tokenizers import Tokenizer as Library
+
         self.kind, self.text = kind, text
         self._library = Library.from_str(text)
 
@@ -123,12 +127,18 @@ class Learned:
         """One list of ids for each text."""
         if all(len(text) <= PIECE for text in texts):
             return [one.ids for one in self._library.encode_batch_fast(list(texts))]
-        return [[i for piece in pieces(text) for i in self._library.encode(piece).ids] for text in texts]
+        return [
+            [i for piece in pieces(text) for i in self._library.encode(piece).ids] for text in texts
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, padding left out; of words, with spaces between them."""
         ids = [i for i in ids if i]
-        return self._library.decode(ids) if self.kind == "bpe" else " ".join(self.names()[i] for i in ids)
+        return (
+            self._library.decode(ids)
+            if self.kind == "bpe"
+            else " ".join(self.names()[i] for i in ids)
+        )
 
     def names(self) -> list[str]:
         """The words or pieces."""
@@ -140,7 +150,8 @@ class Learned:
 
 
 def size_of(kind: str, size: int) -> int:
-    """Ids that a tokenizer of at most `size` may use (0: the default); `InputError` for an impossible number."""
+    """Ids that a tokenizer of at most `size` may use (0: the default); `InputError` for an
+    impossible number."""
     if kind not in KINDS:
         raise unknown("tokens", kind, KINDS)
     if size == 0:
@@ -149,7 +160,9 @@ def size_of(kind: str, size: int) -> int:
     if kind == "bytes" and size != 257:
         raise InputError(f"tokens = 'bytes' has 257 ids: leave vocabulary_size at 0, got {size}.")
     if size < least:
-        raise InputError(f"vocabulary_size must be at least {least} for tokens = {kind!r}, got {size}.")
+        raise InputError(
+            f"vocabulary_size must be at least {least} for tokens = {kind!r}, got {size}."
+        )
     return size
 
 
@@ -160,30 +173,38 @@ def train(kind: str, texts: Iterable[str], size: int, *, split: bool = False) ->
       kind: of `KINDS`.
       texts: of the training part only.
       size: see `size_of`.
-      split: for "words": words are what stands between white space, and case counts. Otherwise punctuation is apart
-        and everything is lower case.
+      split: for "words": words are what stands between white space, and case counts. Otherwise
+        punctuation is apart and everything is lower case.
     """
     if kind == "bytes":
         return Bytes()
     if kind == "characters":
         counts = Counter(c for text in texts for c in text)
         ranked = sorted(counts, key=lambda c: (-counts[c], c))
-        return Characters("".join(ranked[:size - 2]))
+        return Characters("".join(ranked[: size - 2]))
     from tokenizers import Tokenizer as Library
     from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
     if kind == "words":
         library = Library(models.WordLevel(unk_token=UNKNOWN))
-        library.pre_tokenizer = pre_tokenizers.WhitespaceSplit() if split else pre_tokenizers.Whitespace()
+        library.pre_tokenizer = (
+            pre_tokenizers.WhitespaceSplit() if split else pre_tokenizers.Whitespace()
+        )
         if not split:
             library.normalizer = normalizers.Lowercase()
-        trainer: Any = trainers.WordLevelTrainer(vocab_size=size, special_tokens=[PADDING, UNKNOWN],
-                                                 show_progress=False)
+        trainer: Any = trainers.WordLevelTrainer(
+            vocab_size=size, special_tokens=[PADDING, UNKNOWN], show_progress=False
+        )
     else:
         library = Library(models.BPE())
         library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         library.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[PADDING, UNKNOWN], show_progress=False,
-                                      initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+        trainer = trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=[PADDING, UNKNOWN],
+            show_progress=False,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        )
     library.train_from_iterator(_chunks(texts), trainer)
     return Learned(kind, library.to_str())
 

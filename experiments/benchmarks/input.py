@@ -1,9 +1,10 @@
-"""How fast examples are prepared and fed, on one core: rows a minute, and how many times what the quickstart consumes.
+"""How fast examples are prepared and fed, on one core: rows a minute, and how many times what the
+quickstart consumes.
 
 python experiments/benchmarks/input.py [--rows=20000]
 
-Prints one JSON line for each measurement. Texts are made here, words of a seed; a row is 1,024 bytes.
-"""
+Prints one JSON line for each measurement. Texts are made here, words of a seed; a row is 1,024
+bytes."""
 
 import argparse
 import json
@@ -40,8 +41,18 @@ def texts(rows: int) -> Path:
 def report(name: str, rows: int, seconds: float, **more: float) -> None:
     """One line."""
     minute = 60 * rows / seconds
-    print(json.dumps({"name": name, "rows": rows, "rows_a_minute": round(minute),
-                      "times_quickstart": round(minute / QUICKSTART, 1), **more}), flush=True)
+    print(
+        json.dumps(
+            {
+                "name": name,
+                "rows": rows,
+                "rows_a_minute": round(minute),
+                "times_quickstart": round(minute / QUICKSTART, 1),
+                **more,
+            }
+        ),
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -50,7 +61,10 @@ def main() -> None:
     rows = arguments.parse_args().rows
     path = texts(rows)
     for tokens in ("bytes", "words"):
-        task = tasks.make("files", {"path": str(path), "label_names": ("a", "b"), "tokens": tokens, "length": LENGTH})
+        task = tasks.make(
+            "files",
+            {"path": str(path), "label_names": ("a", "b"), "tokens": tokens, "length": LENGTH},
+        )
         assert isinstance(task, Files)
         started = time.process_time()
         found = task.load(str(path.parent))
@@ -74,9 +88,24 @@ def main() -> None:
             next(stream)
         report(f"feed {name} as it is made", STEPS * BATCH, time.process_time() - started)
     for buckets in (1, 4, 8):
-        print(json.dumps({"name": "padding", "buckets": buckets,
-                          "share": round(padded_share(found["train"], BATCH, buckets), 3)}), flush=True)
-    print(json.dumps({"name": "peak memory", "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
+        print(
+            json.dumps(
+                {
+                    "name": "padding",
+                    "buckets": buckets,
+                    "share": round(padded_share(found["train"], BATCH, buckets), 3),
+                }
+            ),
+            flush=True,
+        )
+    print(
+        json.dumps(
+            {
+                "name": "peak memory",
+                "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What the benchmarks of searches share: planted tasks on which searches and trainings run without workdirs to resume.
+"""What the benchmarks of searches share: planted tasks on which searches and trainings run without
+workdirs to resume.
 
-Training a genotype alone goes through the supernet at its fixed one-hot mixture. That is the derived model (tests of
-the package hold them equal), and the mixture is data: one compiled program trains every genotype of a space.
-"""
+Training a genotype alone goes through the supernet at its fixed one-hot mixture. That is the
+derived model (tests of the package hold them equal), and the mixture is data: one compiled program
+trains every genotype of a space."""
 
 import contextlib
 import tempfile
@@ -35,7 +36,8 @@ class Lab:
 
     Args:
       run: made from the config; see `open_lab`.
-      reference: another lab of the same task and space, which trains genotypes alone for this one too.
+      reference: another lab of the same task and space, which trains genotypes alone for this one
+        too.
     """
 
     def __init__(self, run: Run, reference: "Lab | None" = None):
@@ -64,7 +66,8 @@ class Lab:
         return begin, jax.jit(step, donate_argnums=0)
 
     def alone(self, genotype: Genotype, seed: int) -> dict[str, float]:
-        """Valid and test accuracy, valid loss and seconds of a genotype trained from scratch at `retrain`'s budget."""
+        """Valid and test accuracy, valid loss and seconds of a genotype trained from scratch at
+        `retrain`'s budget."""
         if self.reference is not None:
             return self.reference.alone(genotype, seed)
         mixture = jnp.asarray(self.space.mixture(genotype))
@@ -80,13 +83,21 @@ class Lab:
                 state = step(state, mixture, next(given), jax.random.fold_in(key, i))
             jax.block_until_ready(state)
             seconds = time.perf_counter() - started
-            valid, test = (run.supernet.evaluator(state[0], run.parts[name], mixture) for name in ("valid", "test"))
-            self._alone[known] = {"valid": valid["accuracy"], "valid_loss": valid["loss"], "test": test["accuracy"],
-                                  "seconds": seconds}
+            valid, test = (
+                run.supernet.evaluator(state[0], run.parts[name], mixture)
+                for name in ("valid", "test")
+            )
+            self._alone[known] = {
+                "valid": valid["accuracy"],
+                "valid_loss": valid["loss"],
+                "test": test["accuracy"],
+                "seconds": seconds,
+            }
         return self._alone[known]
 
     def search(self, seed: int) -> tuple[Trained, float]:
-        """What a search with `seed` gives a derivation, and its seconds (0 where no supernet is trained)."""
+        """What a search with `seed` gives a derivation, and its seconds (0 where no supernet is
+        trained)."""
         run, state, seconds = self.run, None, 0.0
         mixture = np.full(self.space.mixture_shape, 1 / len(self.space.candidates), np.float32)
         if run.strategy.traits.supernet:
@@ -103,8 +114,14 @@ class Lab:
             mixture = np.asarray(run.supernet.strategy.mixture(state))
         valid = run.parts["valid"]
 
-        def evaluate(weights: Any, mixture: np.ndarray, examples: int | None) -> dict[str, np.ndarray]:
-            part = valid if examples is None or examples >= len(valid) else Subset(valid, np.arange(examples))
+        def evaluate(
+            weights: Any, mixture: np.ndarray, examples: int | None
+        ) -> dict[str, np.ndarray]:
+            part = (
+                valid
+                if examples is None or examples >= len(valid)
+                else Subset(valid, np.arange(examples))
+            )
             return run.supernet.evaluator.each(weights, part, mixture)
 
         def standalone(genotype: Genotype) -> dict[str, np.ndarray]:
@@ -112,11 +129,21 @@ class Lab:
             trained = [self.alone(genotype, s) for s in run.config.retrain.seeds]
             # What training took when it was done, whether that was now or for another strategy.
             self._owed += sum(t["seconds"] for t in trained) - (time.perf_counter() - started)
-            return {"loss": np.array([t["valid_loss"] for t in trained]),
-                    "accuracy": np.array([t["valid"] for t in trained])}
+            return {
+                "loss": np.array([t["valid_loss"] for t in trained]),
+                "accuracy": np.array([t["valid"] for t in trained]),
+            }
 
-        return Trained(self.space, mixture, None if state is None else state.weights, evaluate, fine_tuner(run),
-                       standalone, np.random.default_rng([seed, 1]), run.config.derive.tie_margin), seconds
+        return Trained(
+            self.space,
+            mixture,
+            None if state is None else state.weights,
+            evaluate,
+            fine_tuner(run),
+            standalone,
+            np.random.default_rng([seed, 1]),
+            run.config.derive.tie_margin,
+        ), seconds
 
     def derive(self, trained: Trained, rule: str | None = None) -> tuple[Derived, float]:
         """What a rule (the config's own if None) makes of it, and its seconds."""
@@ -125,10 +152,21 @@ class Lab:
         return derived, time.perf_counter() - started + self._owed
 
     def planted(self) -> Genotype | None:
-        """The planted answer as a genotype of this size; None for `global`, which has a set of them."""
+        """The planted answer as a genotype of this size; None for `global`, which has a set of
+        them."""
         answer = ANSWERS.get(self.run.task.kind)
-        return None if answer is None else Genotype.from_dict({"format": 1, "layers": [
-            [layer[h % len(layer)] for h in range(self.space.heads)] for layer in answer]})
+        return (
+            None
+            if answer is None
+            else Genotype.from_dict(
+                {
+                    "format": 1,
+                    "layers": [
+                        [layer[h % len(layer)] for h in range(self.space.heads)] for layer in answer
+                    ],
+                }
+            )
+        )
 
     def found(self, genotype: Genotype) -> bool:
         """Whether it is the planted answer."""
@@ -136,9 +174,14 @@ class Lab:
 
 
 @contextlib.contextmanager
-def open_lab(kind: str, strategy: str = "darts", values: Mapping[str, Any] | None = None,
-             reference: Lab | None = None) -> Iterator[Lab]:
-    """A lab for a kind of planted task with the settings of `search_spaces/planted_<kind>.py`, and `values` on top."""
+def open_lab(
+    kind: str,
+    strategy: str = "darts",
+    values: Mapping[str, Any] | None = None,
+    reference: Lab | None = None,
+) -> Iterator[Lab]:
+    """A lab for a kind of planted task with the settings of `search_spaces/planted_<kind>.py`, and
+    `values` on top."""
     config = dartformer.defaults("planted", strategy)
     configs.override(config, {**starter.planted(kind), **(values or {})})
     with tempfile.TemporaryDirectory() as folder, Run(config, Path(folder) / "run") as run:

@@ -1,4 +1,5 @@
-"""What the benchmarks share: JSON lines, things compared that take turns, one attention compiled."""
+"""What the benchmarks share: JSON lines, things compared that take turns, one attention
+compiled."""
 
 import json
 import os
@@ -34,17 +35,27 @@ def _rounded(value: Any) -> Any:
 
 
 def machine() -> dict[str, Any]:
-    """Print what the figures were measured on, after keeping freed memory as the command line does."""
-    return say(name="machine", cores=os.cpu_count(), system=platform.machine(), device=jax.devices()[0].device_kind,
-               jax=jax.__version__, dartformer=dartformer.__version__,
-               memory_kept=keep_freed_memory())
+    """Print what the figures were measured on, after keeping freed memory as the command line
+    does."""
+    return say(
+        name="machine",
+        cores=os.cpu_count(),
+        system=platform.machine(),
+        device=jax.devices()[0].device_kind,
+        jax=jax.__version__,
+        dartformer=dartformer.__version__,
+        memory_kept=keep_freed_memory(),
+    )
 
 
-def ratios(parts: Mapping[str, Callable[[], Any]], seconds: float, least: int = 5) -> dict[str, list[float]]:
+def ratios(
+    parts: Mapping[str, Callable[[], Any]], seconds: float, least: int = 5
+) -> dict[str, list[float]]:
     """Seconds of every part in each of several rounds; the parts take turns.
 
     Args:
-      parts: by name; one that gives a number has measured itself, as what runs in another process must.
+      parts: by name; one that gives a number has measured itself, as what runs in another process
+        must.
       seconds: for each of the parts.
       least: rounds, however long they take.
     """
@@ -75,14 +86,23 @@ class Program:
     largest_array: int
 
 
-def program(attention: Attention, shape: Shape, *, causal: bool, backward: bool = True,
-            dtype: Any = jnp.float32) -> Program:
-    """Compile the forward pass, with gradients by all that is read and by the parameters if `backward`."""
+def program(
+    attention: Attention,
+    shape: Shape,
+    *,
+    causal: bool,
+    backward: bool = True,
+    dtype: Any = jnp.float32,
+) -> Program:
+    """Compile the forward pass, with gradients by all that is read and by the parameters if
+    `backward`."""
     keys = iter(jax.random.split(jax.random.key(0), 8))
     sizes = (shape.batch, shape.length, shape.heads, shape.head_dim)
     read = {n: jax.random.normal(next(keys), sizes, dtype) for n in "qkv"}
     if "x" in attention.traits.reads:
-        read["x"] = jax.random.normal(next(keys), (shape.batch, shape.length, shape.model_dim), dtype)
+        read["x"] = jax.random.normal(
+            next(keys), (shape.batch, shape.length, shape.model_dim), dtype
+        )
     params = jax.jit(lambda key: attention.init(key, shape))(next(keys))
     cotangent = jax.random.normal(next(keys), sizes, dtype)
     head_keys, noise = jax.random.split(next(keys), shape.heads), next(keys)
@@ -94,7 +114,12 @@ def program(attention: Attention, shape: Shape, *, causal: bool, backward: bool 
     def loss(params: Any, read: dict[str, jax.Array]) -> jax.Array:
         return jnp.sum(forward(params, read) * cotangent, dtype=jnp.float32)
 
-    traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)) if backward else forward).trace(params, read)
+    traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)) if backward else forward).trace(
+        params, read
+    )
     compiled = traced.lower().compile()
-    return Program(lambda: jax.block_until_ready(compiled(params, read)),
-                   int(compiled.memory_analysis().temp_size_in_bytes), max(arrays(traced.jaxpr)))
+    return Program(
+        lambda: jax.block_until_ready(compiled(params, read)),
+        int(compiled.memory_analysis().temp_size_in_bytes),
+        max(arrays(traced.jaxpr)),
+    )

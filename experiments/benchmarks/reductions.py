@@ -1,11 +1,13 @@
-"""What the flag that keeps XLA's sums on a CPU right costs: every type and the quickstart's steps, with and without it.
+"""What the flag that keeps XLA's sums on a CPU right costs: every type and the quickstart's steps,
+with and without it.
 
-    python experiments/benchmarks/reductions.py [--seconds=2] > experiments/benchmarks/results/reductions_cpu2.jsonl
+    python experiments/benchmarks/reductions.py [--seconds=2] >
+    experiments/benchmarks/results/reductions_cpu2.jsonl
 
-XLA reads its flags once, so each choice of them has a process of its own; they take turns, one pass at a time. Prints a
-JSON line for each program: milliseconds with XLA's default, and the time with each flag over that. The default is
-measured although it is faulty: no program here has the shapes that crash.
-"""
+XLA reads its flags once, so each choice of them has a process of its own; they take turns, one pass
+at a time. Prints a JSON line for each program: milliseconds with XLA's default, and the time with
+each flag over that. The default is measured although it is faulty: no program here has the shapes
+that crash."""
 
 import argparse
 import json
@@ -30,8 +32,9 @@ from dartformer.xla_flags import DOTS_ONLY, FLAG
 DEFAULT = f"{FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 FLAGS = {"default": DEFAULT, "dots_only": DOTS_ONLY, "without_the_library": f"{FLAG}="}
 
-QUICKSTART = TransformerConfig(vocabulary=16, classes=10, length=64, layers=2, heads=4, head_dim=16, model_dim=64,
-                               mlp_dim=128)
+QUICKSTART = TransformerConfig(
+    vocabulary=16, classes=10, length=64, layers=2, heads=4, head_dim=16, model_dim=64, mlp_dim=128
+)
 CANDIDATES = ("full", "local(window=4)", "linear", "uniform")
 
 
@@ -43,12 +46,16 @@ def compile_program(name):
         return program(attention, shape, causal=not attention.traits.bidirectional).run
     batch = random_batch(QUICKSTART, 32)
     if name == "search_step":
-        space = SearchSpace(tuple(map(parse, CANDIDATES)), QUICKSTART.layers, QUICKSTART.heads, "layer")
+        space = SearchSpace(
+            tuple(map(parse, CANDIDATES)), QUICKSTART.layers, QUICKSTART.heads, "layer"
+        )
         net, search = problem(QUICKSTART, space)
         strategy = strategies.make("darts", {"warmup": 0.0})(search)
         state = strategy.init(jax.random.key(0), net.init(jax.random.key(1)))
         return stepper(jax.jit(strategy.step), state, batch, batch, steps=10)
-    net = transformer(QUICKSTART, Genotype.homogeneous(parse("full"), QUICKSTART.layers, QUICKSTART.heads))
+    net = transformer(
+        QUICKSTART, Genotype.homogeneous(parse("full"), QUICKSTART.layers, QUICKSTART.heads)
+    )
     chain = optimizer.build(optimizer.DEFAULTS, 100)
     return stepper(jax.jit(plain_step(net, chain)), begin(net, chain, 0), batch, steps=10)
 
@@ -67,10 +74,16 @@ def serve():
 
 
 def start(flag):
-    """A function that has a process with this flag run a program, and returns the seconds it took."""
+    """A function that has a process with this flag run a program, and returns the seconds it
+    took."""
     others = [word for word in os.environ.get("XLA_FLAGS", "").split() if not word.startswith(FLAG)]
-    process = subprocess.Popen([sys.executable, __file__, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               text=True, env={**os.environ, "XLA_FLAGS": " ".join([*others, flag])})
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--serve"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": " ".join([*others, flag])},
+    )
 
     def run(name):
         print(name, file=process.stdin, flush=True)
@@ -83,9 +96,15 @@ def start(flag):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each program and flag (default: 2)")
-    parser.add_argument("--only", default="", help="names of programs, separated by semicolons (default: all)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="for each program and flag (default: 2)"
+    )
+    parser.add_argument(
+        "--only", default="", help="names of programs, separated by semicolons (default: all)"
+    )
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
@@ -93,12 +112,18 @@ def main():
         return
     machine()
     processes = {label: start(flag) for label, flag in FLAGS.items()}
-    names = arguments.only.split(";") if arguments.only else ["search_step", "retrain_step", *ATTENTIONS]
+    names = (
+        arguments.only.split(";")
+        if arguments.only
+        else ["search_step", "retrain_step", *ATTENTIONS]
+    )
     logarithms = []
     for name in names:
         parts = {label: lambda run=run, name=name: run(name) for label, run in processes.items()}
         times = ratios(parts, arguments.seconds)
-        over = {label: median_ratio(times, label, "default") for label in FLAGS if label != "default"}
+        over = {
+            label: median_ratio(times, label, "default") for label in FLAGS if label != "default"
+        }
         logarithms.append(np.log(list(over.values())))
         say(name=name, default_ms=1e3 * float(np.median(times["default"])), **over)
     means = dict(zip(over, np.exp(np.mean(logarithms, axis=0)).tolist(), strict=True))

@@ -1,20 +1,26 @@
-"""What a search costs beside what a user would do instead: train every candidate, and take the best.
+"""What a search costs beside what a user would do instead: train every candidate, and take the
+best.
 
-    python experiments/benchmarks/search_cost.py > experiments/benchmarks/results/search_cost_cpu2.jsonl
-    python experiments/benchmarks/search_cost.py --only=compile    # how long 11 candidates in 6 layers take to compile,
-                                                                   # the first time and through the compile cache
+    python experiments/benchmarks/search_cost.py >
+    experiments/benchmarks/results/search_cost_cpu2.jsonl python
+    experiments/benchmarks/search_cost.py --only=compile    # how long 11 candidates in 6 layers
+    take to compile,
+                                                                   # the first time and through the
+                                                                   compile cache
 
-For K of eleven candidates, on one planted task: search + derive + retrain against training K models, all with as many
-steps of one batch size, one seed, in one process: with the soft mixture (`single_level`, every candidate in each step),
-the same while candidates are dropped, with branches kept (`search.remat = False`), with both, and with sampled paths
-(`spos`, one candidate in each place and step). Targets at K = 11: 0.35 of the grid's seconds for a soft one and 0.2 for
-a sampled one, at an equal or better choice; temporaries of the soft supernet's step at most 1.5 times those of the
-dearest model's. Seconds are the wall's and, on a busy machine the steadier ones, the processor's; compiling is apart
-(but for the processor's seconds where a step is compiled again because candidates were dropped).
+For K of eleven candidates, on one planted task: search + derive + retrain against training K
+models, all with as many steps of one batch size, one seed, in one process: with the soft mixture
+(`single_level`, every candidate in each step), the same while candidates are dropped, with branches
+kept (`search.remat = False`), with both, and with sampled paths (`spos`, one candidate in each
+place and step). Targets at K = 11: 0.35 of the grid's seconds for a soft one and 0.2 for a sampled
+one, at an equal or better choice; temporaries of the soft supernet's step at most 1.5 times those
+of the dearest model's. Seconds are the wall's and, on a busy machine the steadier ones, the
+processor's; compiling is apart (but for the processor's seconds where a step is compiled again
+because candidates were dropped).
 
-`--only=growth` times one step of the soft supernet and its temporaries (of one device) over length, layers, heads,
-candidates and devices, fakes of one CPU where there is no other; `--plot=FILE` draws them. JSON lines.
-"""
+`--only=growth` times one step of the soft supernet and its temporaries (of one device) over length,
+layers, heads, candidates and devices, fakes of one CPU where there is no other; `--plot=FILE` draws
+them. JSON lines."""
 
 import argparse
 import json
@@ -43,8 +49,19 @@ from dartformer.stages.base import Run
 from dartformer.stages.search import Group, compiled_step, initial, stream
 from dartformer.train import CompiledStep
 
-ELEVEN = ("local(window=4)", "full", "linear", "uniform", "strided(stride=8)", "linformer(rank=8)", "block(size=8)",
-          "sparse(stride=8)", "longformer(window=4)", "performer(features=16)", "synthesizer(mode='factorised')")
+ELEVEN = (
+    "local(window=4)",
+    "full",
+    "linear",
+    "uniform",
+    "strided(stride=8)",
+    "linformer(rank=8)",
+    "block(size=8)",
+    "sparse(stride=8)",
+    "longformer(window=4)",
+    "performer(features=16)",
+    "synthesizer(mode='factorised')",
+)
 """The first four tell a user's favourites apart; `full` is the answer to recall."""
 
 LAYERS, LENGTH = 2, 64
@@ -56,11 +73,19 @@ WARMUP = {"search.strategy.warmup": 0.2}
 
 SEARCHES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("soft", "single_level", WARMUP),
-    ("soft, dropping", "single_level", {**WARMUP, "search.strategy.extras": ("drop(stages=1, recompile=False)",)}),
+    (
+        "soft, dropping",
+        "single_level",
+        {**WARMUP, "search.strategy.extras": ("drop(stages=1, recompile=False)",)},
+    ),
     ("soft, kept", "single_level", {**WARMUP, "search.remat": False}),
-    ("soft, kept, dropping", "single_level", {**WARMUP, "search.remat": False,
-                                              "search.strategy.extras": ("drop(stages=1)",)}),
-    ("sampled", "spos", {}))
+    (
+        "soft, kept, dropping",
+        "single_level",
+        {**WARMUP, "search.remat": False, "search.strategy.extras": ("drop(stages=1)",)},
+    ),
+    ("sampled", "spos", {}),
+)
 """Kind, strategy and what else is set."""
 
 
@@ -68,16 +93,29 @@ SEARCHES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 def opened(strategy: str, values: Mapping[str, Any]) -> Iterator[Run]:
     """A run on the planted task recall whose workdir is thrown away."""
     config = dartformer.defaults("planted", strategy)
-    configs.override(config, {**starter.planted("recall"), "model.layers": LAYERS, "task.length": LENGTH,
-                              "space.granularity": "model", "search.observe": False, **values})
+    configs.override(
+        config,
+        {
+            **starter.planted("recall"),
+            "model.layers": LAYERS,
+            "task.length": LENGTH,
+            "space.granularity": "model",
+            "search.observe": False,
+            **values,
+        },
+    )
     with tempfile.TemporaryDirectory() as folder, Run(config, Path(folder) / "run") as run:
         yield run
 
 
 def temporaries(step: CompiledStep) -> float:
     """MiB of the hungriest program of a step, on one device."""
-    return max(temporaries(one) if isinstance(one, CompiledStep) else one.memory_analysis().temp_size_in_bytes / 2**20
-               for one in step.programs.values())
+    return max(
+        temporaries(one)
+        if isinstance(one, CompiledStep)
+        else one.memory_analysis().temp_size_in_bytes / 2**20
+        for one in step.programs.values()
+    )
 
 
 def compiled(run: Run) -> tuple[CompiledStep, dict[str, Any]]:
@@ -86,21 +124,42 @@ def compiled(run: Run) -> tuple[CompiledStep, dict[str, Any]]:
     state, batch = initial(run, group), next(stream(run, group))
     drawn, step = time.perf_counter() - started, compiled_step(run, group)
     step.prepare(state, batch)
-    return step, {"draw_seconds": drawn, "compile_seconds": step.compile_seconds, "temp_mib": temporaries(step)}
+    return step, {
+        "draw_seconds": drawn,
+        "compile_seconds": step.compile_seconds,
+        "temp_mib": temporaries(step),
+    }
 
 
 def against_grid(k: int, steps: int) -> None:
     """Both searches and the grid of the first `k` candidates."""
-    values = {"space.candidates": ELEVEN[:k], "search.steps": steps, "retrain.steps": steps, "retrain.seeds": (0,)}
+    values = {
+        "space.candidates": ELEVEN[:k],
+        "search.steps": steps,
+        "retrain.steps": steps,
+        "retrain.seeds": (0,),
+    }
     alone: dict[str, dict[str, Any]] = {}
     with opened("single_level", values) as run:
         for genotype in run.space.homogeneous():
-            alone[spec(genotype.layers[0][0])], _ = trained(run, genotype, together=False, test_examples=2_000)
-    grid = {what: sum(one[what] for one in alone.values()) for what in ("seconds", "cpu_seconds", "compile_seconds")}
+            alone[spec(genotype.layers[0][0])], _ = trained(
+                run, genotype, together=False, test_examples=2_000
+            )
+    grid = {
+        what: sum(one[what] for one in alone.values())
+        for what in ("seconds", "cpu_seconds", "compile_seconds")
+    }
     best = max(alone, key=lambda name: alone[name]["valid"][0])
     dearest = max(one["temp_bytes"] for one in alone.values()) / 2**20
-    say(name="grid", candidates=k, steps=steps, best=best, test=alone[best]["test"][0], dearest_temp_mib=dearest,
-        **grid)
+    say(
+        name="grid",
+        candidates=k,
+        steps=steps,
+        best=best,
+        test=alone[best]["test"][0],
+        dearest_temp_mib=dearest,
+        **grid,
+    )
     for kind, strategy, more_values in SEARCHES:
         with opened(strategy, {**values, **more_values}) as run:
             lab = Lab(run)
@@ -112,31 +171,48 @@ def against_grid(k: int, steps: int) -> None:
             cost.update(compile_seconds=lab.step.compile_seconds, temp_mib=temporaries(lab.step))
             chosen = spec(derived.genotype.layers[0][0])
         after = alone[chosen]
-        say(name="search", kind=kind, strategy=strategy, candidates=k, steps=steps, chosen=chosen,
-            test=after["test"][0], points_below_best=100 * (alone[best]["test"][0] - after["test"][0]),
-            seconds=seconds + more + after["seconds"], share=(seconds + more + after["seconds"]) / grid["seconds"],
+        say(
+            name="search",
+            kind=kind,
+            strategy=strategy,
+            candidates=k,
+            steps=steps,
+            chosen=chosen,
+            test=after["test"][0],
+            points_below_best=100 * (alone[best]["test"][0] - after["test"][0]),
+            seconds=seconds + more + after["seconds"],
+            share=(seconds + more + after["seconds"]) / grid["seconds"],
             share_processor=(cpu + after["cpu_seconds"]) / grid["cpu_seconds"],
-            temp_over_dearest=cost["temp_mib"] / dearest, **cost)
+            temp_over_dearest=cost["temp_mib"] / dearest,
+            **cost,
+        )
 
 
 def growth() -> list[dict[str, Any]]:
     """A step of the soft supernet, one size changed at a time."""
     rows = []
-    for name, values in (("task.length", (32, 64, 128, 256)), ("model.layers", (1, 2, 4, 8)),
-                         ("model.heads", (2, 4, 8, 16)), ("candidates", (2, 4, 8, 11))):
+    for name, values in (
+        ("task.length", (32, 64, 128, 256)),
+        ("model.layers", (1, 2, 4, 8)),
+        ("model.heads", (2, 4, 8, 16)),
+        ("candidates", (2, 4, 8, 11)),
+    ):
         for value in values:
             sizes = {**MIDDLE, "candidates": 4, name: value}
             k = sizes.pop("candidates")
             cost = one_step({**sizes, "space.candidates": ELEVEN[:k]})
             rows.append(say(name="growth", over=name, value=value, **cost))
     for devices in (1, 2, 4):
-        row = apart("--devices", str(devices), XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+        row = apart(
+            "--devices", str(devices), XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}"
+        )
         rows.append(say(**row))
     return rows
 
 
 def one_step(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Median milliseconds of a step of the soft supernet, the wall's and the processor's, and what it took to make."""
+    """Median milliseconds of a step of the soft supernet, the wall's and the processor's, and what
+    it took to make."""
     with opened("single_level", values) as run:
         step, cost = compiled(run)
         group = Group(run.file("search"), (0,))
@@ -152,16 +228,23 @@ def one_step(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def apart(*options: str, **environment: str) -> dict[str, Any]:
     """The last line of this script with these options, in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, *options], env={**os.environ, **environment}, check=True,
-                          stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, *options],
+        env={**os.environ, **environment},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
-    """Time and temporaries of a step over each size, on logarithmic axes that the panels of a row share."""
+    """Time and temporaries of a step over each size, on logarithmic axes that the panels of a row
+    share."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, ScalarFormatter
+
     names = list(dict.fromkeys(row["over"] for row in rows))
     figure = Figure(figsize=(2.6 * len(names), 5), layout="constrained")
     axes = figure.subplots(2, len(names), squeeze=False, sharex="col", sharey="row")
@@ -182,21 +265,39 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", choices=("grid", "compile", "growth"), default="")
     parser.add_argument("--candidates", default="2,4,8,11")
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--plot", type=Path, help="where to draw the growth")
-    parser.add_argument("--strategy", default="", help="compile for this one alone, in this process")
-    parser.add_argument("--devices", type=int, default=0, help="time one step on so many devices, in this process")
+    parser.add_argument(
+        "--strategy", default="", help="compile for this one alone, in this process"
+    )
+    parser.add_argument(
+        "--devices", type=int, default=0, help="time one step on so many devices, in this process"
+    )
     arguments = parser.parse_args()
     if arguments.strategy:
         with opened(arguments.strategy, {"space.candidates": ELEVEN, "model.layers": 6}) as run:
-            say(name="compile", strategy=arguments.strategy, candidates=11, layers=6, **compiled(run)[1])
+            say(
+                name="compile",
+                strategy=arguments.strategy,
+                candidates=11,
+                layers=6,
+                **compiled(run)[1],
+            )
         sys.exit()
     if arguments.devices:
-        say(name="growth", over="devices", value=arguments.devices,
-            **one_step({**MIDDLE, "space.candidates": ELEVEN[:4], "data.devices": arguments.devices}))
+        say(
+            name="growth",
+            over="devices",
+            value=arguments.devices,
+            **one_step(
+                {**MIDDLE, "space.candidates": ELEVEN[:4], "data.devices": arguments.devices}
+            ),
+        )
         sys.exit()
     machine()
     if arguments.only in ("", "grid"):

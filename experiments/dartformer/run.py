@@ -1,18 +1,24 @@
-"""DARTFormer (arXiv 2210.00641) again: does a search by masking name the best attention, and do mixed heads help?
+"""DARTFormer (arXiv 2210.00641) again: does a search by masking name the best attention, and do
+mixed heads help?
 
-    python experiments/dartformer/run.py --size=cpu --imdb=FOLDER_OR_ARCHIVE --matching=FOLDER_OR_ARCHIVE
-    python experiments/dartformer/run.py --size=published --imdb=... --matching=...     # on an accelerator
+    python experiments/dartformer/run.py --size=cpu --imdb=FOLDER_OR_ARCHIVE
+    --matching=FOLDER_OR_ARCHIVE python experiments/dartformer/run.py --size=published --imdb=...
+    --matching=...     # on an accelerator
 
-For each task, each written to `results/<size>.jsonl` as it comes and not done again by the same command:
+For each task, each written to `results/<size>.jsonl` as it comes and not done again by the same
+command:
 
-* `grid`: each of the nine types (and Long Range Arena's own Reformer, on ListOps) in every layer and head, three seeds;
-* `masked`: the paper's search, one layer, candidates with their own projections averaged, three seeds: the drop of
-  accuracy and of loss when each is masked, what that would choose, the four best, and what pruning leaves;
-* `darts`, `spos`: this package's default search, and one that trains one path at a time (three times the steps, each a
-  fraction of the cost), at full depth, for one attention everywhere (three seeds) and for each layer; and the accuracy
-  that each type has alone, everywhere, with the weights of that search;
-* `mixed`: the heterogeneous models: the paper's four best and what pruning left, side by side in every layer; four
-  drawn at random; and what our searches found layer by layer.
+* `grid`: each of the nine types (and Long Range Arena's own Reformer, on ListOps) in every layer
+  and head, three seeds;
+* `masked`: the paper's search, one layer, candidates with their own projections averaged, three
+  seeds: the drop of accuracy and of loss when each is masked, what that would choose, the four
+  best, and what pruning leaves;
+* `darts`, `spos`: this package's default search, and one that trains one path at a time (three
+  times the steps, each a fraction of the cost), at full depth, for one attention everywhere (three
+  seeds) and for each layer; and the accuracy that each type has alone, everywhere, with the weights
+  of that search;
+* `mixed`: the heterogeneous models: the paper's four best and what pruning left, side by side in
+  every layer; four drawn at random; and what our searches found layer by layer.
 
 `--summary` prints the tables.
 """
@@ -70,8 +76,15 @@ class Experiment:
         """A run of this task whose workdir is thrown away."""
         shape = (layers or self.shape[0], self.shape[1])
         config = arena.config(self.task, self.size, shape, self.steps, self.data, strategy)
-        configs.override(config, {"space.candidates": tuple(self.types.values()), "space.granularity": "model",
-                                  "search.observe": False, **values})
+        configs.override(
+            config,
+            {
+                "space.candidates": tuple(self.types.values()),
+                "space.granularity": "model",
+                "search.observe": False,
+                **values,
+            },
+        )
         with tempfile.TemporaryDirectory() as folder, Run(config, Path(folder) / "run") as run:
             yield run
 
@@ -87,8 +100,12 @@ class Experiment:
             return
         say(f"{self.task} {kind} {name}")
         with self.run() as run:
-            found, _ = trained(run, genotype, together=self.small,
-                               test_examples=2_000 if self.small else len(run.parts["test"]))
+            found, _ = trained(
+                run,
+                genotype,
+                together=self.small,
+                test_examples=2_000 if self.small else len(run.parts["test"]),
+            )
         self.add(kind, name, genotype=genotype.to_dict()["layers"], **found)
 
     def baselines(self) -> None:
@@ -122,20 +139,36 @@ class Experiment:
                 say(f"{self.task} masked search, seed {seed}")
                 found, seconds = lab.search(seed)
                 started = time.perf_counter()
-                lost = {metric: masked.drops(found, found.weights, found.mixture, metric, renormalise=False)
-                        for metric in ("accuracy", "loss")}
-                drops = {metric: {names[k]: float(v.mean()) for k, v in of.items()} for metric, of in lost.items()}
+                lost = {
+                    metric: masked.drops(
+                        found, found.weights, found.mixture, metric, renormalise=False
+                    )
+                    for metric in ("accuracy", "loss")
+                }
+                drops = {
+                    metric: {names[k]: float(v.mean()) for k, v in of.items()}
+                    for metric, of in lost.items()
+                }
                 tune = max(1, run.config.search.steps // 10)
                 pruned = derivations.parse(f"prune(keep={KEEP}, fine_tune={tune})")(found)
                 whole = found.evaluate(found.weights, found.mixture, None)
-                self.add("masked", str(seed), drops=drops, valid=float(np.mean(whole["accuracy"])),
-                         chosen={metric: max(of, key=lambda n: of[n]) for metric, of in drops.items()},
-                         pruned=[self.name_of(text) for text in pruned.details["kept"]], search_seconds=seconds,
-                         derive_seconds=time.perf_counter() - started, steps=run.config.search.steps)
+                self.add(
+                    "masked",
+                    str(seed),
+                    drops=drops,
+                    valid=float(np.mean(whole["accuracy"])),
+                    chosen={metric: max(of, key=lambda n: of[n]) for metric, of in drops.items()},
+                    pruned=[self.name_of(text) for text in pruned.details["kept"]],
+                    search_seconds=seconds,
+                    derive_seconds=time.perf_counter() - started,
+                    steps=run.config.search.steps,
+                )
 
     def name_of(self, text: str) -> str:
         """The type behind an attention's text, however fully it is written."""
-        return next(n for n, spec in self.types.items() if attention.parse(spec) == attention.parse(text))
+        return next(
+            n for n, spec in self.types.items() if attention.parse(spec) == attention.parse(text)
+        )
 
     def ours(self) -> None:
         """Our searches: for one attention everywhere, and layer by layer."""
@@ -157,26 +190,53 @@ class Experiment:
             say(f"{self.task} {strategy} by {granularity}, seed {seed}")
             found, seconds = lab.search(seed)
             derived, more = lab.derive(found)
-            alone = {name: float(np.mean(found.evaluate(
-                found.weights, run.space.mixture(Genotype.homogeneous(attention.parse(spec), *self.shape)),
-                None)["accuracy"])) for name, spec in self.types.items()}
-            self.add(strategy, f"{granularity} {seed}", genotype=derived.genotype.to_dict()["layers"], alone=alone,
-                     mixture=found.mixture[:, 0].tolist(), search_seconds=seconds, derive_seconds=more,
-                     steps=run.config.search.steps, ties=derived.ties)
+            alone = {
+                name: float(
+                    np.mean(
+                        found.evaluate(
+                            found.weights,
+                            run.space.mixture(
+                                Genotype.homogeneous(attention.parse(spec), *self.shape)
+                            ),
+                            None,
+                        )["accuracy"]
+                    )
+                )
+                for name, spec in self.types.items()
+            }
+            self.add(
+                strategy,
+                f"{granularity} {seed}",
+                genotype=derived.genotype.to_dict()["layers"],
+                alone=alone,
+                mixture=found.mixture[:, 0].tolist(),
+                search_seconds=seconds,
+                derive_seconds=more,
+                steps=run.config.search.steps,
+                ties=derived.ties,
+            )
 
     def mixed(self) -> None:
         """Heterogeneous models, trained as the homogeneous ones are."""
         rows = [row for row in self.lines.rows if row["task"] == self.task]
         drops = mean_drops(rows, "accuracy")
         four = sorted(drops, key=lambda name: -drops[name])[:KEEP]
-        pruned = next(row["pruned"] for row in rows if row["kind"] == "masked" and row["name"] == "0")
+        pruned = next(
+            row["pruned"] for row in rows if row["kind"] == "masked" and row["name"] == "0"
+        )
         drawn = np.random.default_rng(0).choice(list(self.types), KEEP, replace=False).tolist()
         for name, kept in (("one-shot", four), ("prune", pruned), ("random four", drawn)):
             layer = tuple(attention.parse(self.types[kept[h % KEEP]]) for h in range(self.shape[1]))
             self.train("mixed", name, Genotype((layer,) * self.shape[0]))
         for strategy in ("darts", "spos"):
-            ours = next(row["genotype"] for row in rows if (row["kind"], row["name"]) == (strategy, "layer 0"))
-            self.train("mixed", f"{strategy} by layer", Genotype.from_dict({"format": 1, "layers": ours}))
+            ours = next(
+                row["genotype"]
+                for row in rows
+                if (row["kind"], row["name"]) == (strategy, "layer 0")
+            )
+            self.train(
+                "mixed", f"{strategy} by layer", Genotype.from_dict({"format": 1, "layers": ours})
+            )
 
 
 def main() -> None:

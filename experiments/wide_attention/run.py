@@ -1,11 +1,13 @@
-"""Wide against deep: each type at a constant number of heads, on four tasks (Wide Attention, arXiv 2210.00640).
+"""Wide against deep: each type at a constant number of heads, on four tasks (Wide Attention, arXiv
+2210.00640).
 
-    python experiments/wide_attention/run.py --size=cpu --imdb=FOLDER_OR_ARCHIVE --matching=FOLDER_OR_ARCHIVE
-    python experiments/wide_attention/run.py --size=published --imdb=... --matching=...     # on an accelerator
+    python experiments/wide_attention/run.py --size=cpu --imdb=FOLDER_OR_ARCHIVE
+    --matching=FOLDER_OR_ARCHIVE python experiments/wide_attention/run.py --size=published
+    --imdb=... --matching=...     # on an accelerator
 
-A line of JSON for each task, type and shape is added to `results/<size>.jsonl` as it comes; what stands there is not
-trained again, so that the same command goes on where it was stopped. `--summary` prints the tables.
-"""
+A line of JSON for each task, type and shape is added to `results/<size>.jsonl` as it comes; what
+stands there is not trained again, so that the same command goes on where it was stopped.
+`--summary` prints the tables."""
 
 import sys
 import tempfile
@@ -23,13 +25,23 @@ from dartformer.stages.base import Run
 
 RESULTS = Path(__file__).parent / "results"
 
+
 def main() -> None:
     parser = arena.parser(__doc__, arena.TASKS)
-    parser.add_argument("--types", default="", help="names, as in experiments/arena.py; all ten by default")
-    parser.add_argument("--shapes", choices=("ends", "all"), default="", help="the deepest and the widest alone, which "
-                        "is the default at CPU size, or those between too")
+    parser.add_argument(
+        "--types", default="", help="names, as in experiments/arena.py; all ten by default"
+    )
+    parser.add_argument(
+        "--shapes",
+        choices=("ends", "all"),
+        default="",
+        help="the deepest and the widest alone, which "
+        "is the default at CPU size, or those between too",
+    )
     arguments = parser.parse_args()
-    lines = Lines(arguments.results or RESULTS / f"{arguments.size}.jsonl", ("task", "type", "shape"))
+    lines = Lines(
+        arguments.results or RESULTS / f"{arguments.size}.jsonl", ("task", "type", "shape")
+    )
     if arguments.summary:
         print(summary(lines.rows))
         return
@@ -50,10 +62,17 @@ def main() -> None:
                 if name == "Sinkhorn":
                     config.model.pooling = "mean"  # as in the authors' code
                 say(f"{task} {name} {key['shape']}")
-                with tempfile.TemporaryDirectory() as folder, Run(config, Path(folder) / "run") as run:
+                with (
+                    tempfile.TemporaryDirectory() as folder,
+                    Run(config, Path(folder) / "run") as run,
+                ):
                     genotype = Genotype.homogeneous(attention.parse(types[name]), *shape)
-                    found, _ = trained(run, genotype, together=small,
-                                       test_examples=2_000 if small else len(run.parts["test"]))
+                    found, _ = trained(
+                        run,
+                        genotype,
+                        together=small,
+                        test_examples=2_000 if small else len(run.parts["test"]),
+                    )
                 lines.add(**key, attention=types[name], **found, **provenance())
 
 

@@ -1,4 +1,5 @@
-"""The conformance suite passes on every attention, and finds each mistake planted in a wrong one."""
+"""The conformance suite passes on every attention, and finds each mistake planted in a wrong
+one."""
 
 import dataclasses
 import os
@@ -10,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dartformer.attention import ATTENTIONS, ConformanceError, Inputs, Shape, check, check_process, parse
+from dartformer.attention import (
+    ATTENTIONS,
+    ConformanceError,
+    Inputs,
+    Shape,
+    check,
+    check_process,
+    parse,
+)
 from dartformer.attention import check_properties as properties
 from dartformer.attention.base import Cost, zero_invalid
 from dartformer.attention.check_case import Case, Failed, NotApplicable
@@ -22,9 +31,18 @@ from dartformer.errors import InputError
 from dartformer.kernels.softmax import dense_allowed, masked_softmax, softmax_attention
 
 
-@pytest.mark.parametrize("text", [*ATTENTIONS, "local(window=0)", "local(window=3)", "linformer(rank=5, sharing='kv')",
-                                  "linear(feature='relu')", "sparse(stride=5, pattern='strided')",
-                                  "synthesizer(mode='factorised')"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *ATTENTIONS,
+        "local(window=0)",
+        "local(window=3)",
+        "linformer(rank=5, sharing='kv')",
+        "linear(feature='relu')",
+        "sparse(stride=5, pattern='strided')",
+        "synthesizer(mode='factorised')",
+    ],
+)
 def test_every_attention_keeps_the_protocol(text):
     report = check(parse(text), tolerance=1e-9)
     assert [r.name for r in report.results] == [p.__name__ for p in properties.PROPERTIES]
@@ -34,7 +52,8 @@ def test_every_attention_keeps_the_protocol(text):
 
 
 def fails(attention, *names):
-    """That each of the named properties fails on `attention`; the right ones are told in their messages."""
+    """That each of the named properties fails on `attention`; the right ones are told in their
+    messages."""
     with jax.enable_x64(True):
         case = Case(attention, seed=0, heads=3, head_dim=8, length=53, tolerance=1e-6)
         for name in names:
@@ -47,7 +66,9 @@ def dense(inputs, allowed):
     """softmax over `allowed`, with padding left out of keys and of queries."""
     scores = jnp.einsum("bnhd,bkhd->bhnk", inputs.q, inputs.k) / np.sqrt(inputs.q.shape[-1])
     weights = masked_softmax(scores, allowed & inputs.mask[:, None, None, :])
-    return zero_invalid(jnp.einsum("bhnk,bkhd->bnhd", weights, inputs.v).astype(inputs.v.dtype), inputs.mask)
+    return zero_invalid(
+        jnp.einsum("bhnk,bkhd->bnhd", weights, inputs.v).astype(inputs.v.dtype), inputs.mask
+    )
 
 
 def square(inputs):
@@ -80,7 +101,9 @@ class StridedLocal(Local):
 @dataclass(frozen=True)
 class SeesPadding(Full):
     def __call__(self, params, inputs, *, causal=False, train=False, key=None):
-        return zero_invalid(softmax_attention(inputs.q, inputs.k, inputs.v, causal=causal), inputs.mask)
+        return zero_invalid(
+            softmax_attention(inputs.q, inputs.k, inputs.v, causal=causal), inputs.mask
+        )
 
 
 @dataclass(frozen=True)
@@ -93,7 +116,12 @@ class OutputsAtPadding(Full):
 class TrailingPaddingOnly(Full):
     def __call__(self, params, inputs, *, causal=False, train=False, key=None):
         count = inputs.mask.sum(1, keepdims=True)
-        return Full.__call__(self, params, dataclasses.replace(inputs, valid=square(inputs)[1] < count), causal=causal)
+        return Full.__call__(
+            self,
+            params,
+            dataclasses.replace(inputs, valid=square(inputs)[1] < count),
+            causal=causal,
+        )
 
 
 @dataclass(frozen=True)
@@ -158,7 +186,10 @@ class OtherGraphInEachProcess(Full):
     def weights(self, params, inputs, *, causal=False):
         scores = jnp.einsum("bnhd,bkhd->bhnk", inputs.q, inputs.k) / np.sqrt(inputs.q.shape[-1])
         keys = inputs.mask[:, None, None, :]
-        return masked_softmax(scores, keys & self.graph(inputs.q.shape[1])) * inputs.mask[:, None, :, None]
+        return (
+            masked_softmax(scores, keys & self.graph(inputs.q.shape[1]))
+            * inputs.mask[:, None, :, None]
+        )
 
 
 @dataclass(frozen=True)
@@ -171,8 +202,9 @@ class EndsTheProcess(Full):
 
 @dataclass(frozen=True)
 class DeadSortNet(Full):
-    """Sorts blocks as the original Sinkhorn code does: keys and the sorting matrix are summed apart, so that every
-    sorted block is the sum of all, the rows of the matrix sum to one, and its parameters get rounding for gradient."""
+    """Sorts blocks as the original Sinkhorn code does: keys and the sorting matrix are summed
+    apart, so that every sorted block is the sum of all, the rows of the matrix sum to one, and its
+    parameters get rounding for gradient."""
 
     traits = dataclasses.replace(Full.traits, causal=False)
 
@@ -185,18 +217,23 @@ class DeadSortNet(Full):
         blocks = jnp.pad(keys, ((0, 0), (0, -length % 4), (0, 0), (0, 0)))
         blocks = blocks.reshape(len(keys), 4, -1, *keys.shape[2:])
         rows = jax.nn.softmax(jnp.einsum("buthd,hdm->bhum", blocks, params["sort"]))
-        k = jnp.einsum("bvthd,bhum->buthd", blocks, rows).reshape(len(keys), -1, *keys.shape[2:])[:, :length]
+        k = jnp.einsum("bvthd,bhum->buthd", blocks, rows).reshape(len(keys), -1, *keys.shape[2:])[
+            :, :length
+        ]
         return Full.__call__(self, params, dataclasses.replace(inputs, k=k))
 
 
 @dataclass(frozen=True)
 class ChunksOfAllTokens(Reformer):
-    """Causal as published: later keys are masked, and the chunks are still cut among all tokens, later ones too."""
+    """Causal as published: later keys are masked, and the chunks are still cut among all tokens,
+    later ones too."""
 
     def _times(self, inputs, causal):
         i, bucket = square(inputs), self.hashed(inputs, causal=causal)[0]
         other = bucket[..., None, :]
-        rank = ((other < bucket[..., None]) | ((other == bucket[..., None]) & (i[1] < i[0]))).sum(-1) // self.chunk
+        rank = ((other < bucket[..., None]) | ((other == bucket[..., None]) & (i[1] < i[0]))).sum(
+            -1
+        ) // self.chunk
         back = rank[..., None] - rank[..., None, :]
         return ((other == bucket[..., None]) & ((back == 0) | (back == 1)) & (i[1] < i[0])).sum(2)
 
@@ -208,7 +245,9 @@ class ChunksOfAllTokens(Reformer):
 class ExamplesTalk(Full):
     def __call__(self, params, inputs, *, causal=False, train=False, key=None):
         out = Full.__call__(self, params, inputs, causal=causal)
-        return zero_invalid(out / jnp.sqrt(jnp.mean(out**2, axis=(0, 1), keepdims=True)), inputs.mask)
+        return zero_invalid(
+            out / jnp.sqrt(jnp.mean(out**2, axis=(0, 1), keepdims=True)), inputs.mask
+        )
 
 
 @dataclass(frozen=True)
@@ -224,10 +263,17 @@ class DividesByTheOthers(Full):
 @dataclass(frozen=True)
 class ScoresInFloat16(Full):
     def __call__(self, params, inputs, *, causal=False, train=False, key=None):
-        scores = jnp.einsum("bnhd,bkhd->bhnk", inputs.q, inputs.k)  # in the dtype of q: over 65504 is infinite
-        rows = masked_softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) / np.sqrt(inputs.q.shape[-1]),
-                              dense_allowed(inputs.q.shape[1], causal=causal, valid=inputs.valid))
-        return zero_invalid(jnp.einsum("bhnk,bkhd->bnhd", rows, inputs.v).astype(inputs.v.dtype), inputs.mask)
+        scores = jnp.einsum(
+            "bnhd,bkhd->bhnk", inputs.q, inputs.k
+        )  # in the dtype of q: over 65504 is infinite
+        rows = masked_softmax(
+            scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+            / np.sqrt(inputs.q.shape[-1]),
+            dense_allowed(inputs.q.shape[1], causal=causal, valid=inputs.valid),
+        )
+        return zero_invalid(
+            jnp.einsum("bhnk,bkhd->bnhd", rows, inputs.v).astype(inputs.v.dtype), inputs.mask
+        )
 
 
 @dataclass(frozen=True)
@@ -240,7 +286,9 @@ class CostsMoreThanItSays(Local):
 class MeansWhereAllIsMasked(Full):
     def __call__(self, params, inputs, *, causal=False, train=False, key=None):
         out = Full.__call__(self, params, inputs, causal=causal)
-        return jnp.where(inputs.mask.any(1)[:, None, None, None], out, inputs.v.mean(1, keepdims=True))
+        return jnp.where(
+            inputs.mask.any(1)[:, None, None, None], out, inputs.v.mean(1, keepdims=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -254,19 +302,27 @@ class DetachedKeys(Full):
 class LowPrecision(Full):
     def __call__(self, params, inputs, *, causal=False, train=False, key=None):
         dtype = inputs.v.dtype
-        low = Inputs(*(a.astype(jnp.bfloat16) for a in (inputs.q, inputs.k, inputs.v)), None, inputs.valid)
+        low = Inputs(
+            *(a.astype(jnp.bfloat16) for a in (inputs.q, inputs.k, inputs.v)), None, inputs.valid
+        )
         return Full.__call__(self, params, low, causal=causal).astype(dtype)
 
 
 @dataclass(frozen=True)
 class SumsInTheInputsDtype(Full):
     def __call__(self, params, inputs, *, causal=False, train=False, key=None):
-        scores = jnp.einsum("bnhd,bkhd->bhnk", inputs.q, inputs.k) / np.sqrt(inputs.q.shape[-1]).astype(inputs.q.dtype)
+        scores = jnp.einsum("bnhd,bkhd->bhnk", inputs.q, inputs.k) / np.sqrt(
+            inputs.q.shape[-1]
+        ).astype(inputs.q.dtype)
         i, j = square(inputs)
         allowed = inputs.mask[:, None, None, :] & ((j <= i) | (not causal))
         e = jnp.where(allowed, jnp.exp(scores), 0)
-        total, _ = jax.lax.scan(lambda s, x: (s + x, None), jnp.zeros_like(e[..., 0]), jnp.moveaxis(e, -1, 0))
-        out = jnp.einsum("bhnk,bkhd->bnhd", e / jnp.where(total == 0, 1, total)[..., None], inputs.v)
+        total, _ = jax.lax.scan(
+            lambda s, x: (s + x, None), jnp.zeros_like(e[..., 0]), jnp.moveaxis(e, -1, 0)
+        )
+        out = jnp.einsum(
+            "bhnk,bkhd->bnhd", e / jnp.where(total == 0, 1, total)[..., None], inputs.v
+        )
         return zero_invalid(out, inputs.mask)
 
 
@@ -349,15 +405,22 @@ class IgnoresCausal(Linformer):
 class CutsLongInputs(Linformer):
     def __call__(self, params, inputs, *, causal=False, train=False, key=None):
         limit = params["E"].shape[-1]
-        cut = Inputs(*(a[:, :limit] for a in (inputs.q, inputs.k, inputs.v)), None, inputs.mask[:, :limit])
+        cut = Inputs(
+            *(a[:, :limit] for a in (inputs.q, inputs.k, inputs.v)), None, inputs.mask[:, :limit]
+        )
         return super().__call__(params, cut, causal=causal)
 
 
 @dataclass(frozen=True)
 class Overflows(Full):
     def __call__(self, params, inputs, *, causal=False, train=False, key=None):
-        e = jnp.exp(jnp.einsum("bnhd,bkhd->bhnk", inputs.q, inputs.k)) * inputs.mask[:, None, None, :]
-        return zero_invalid(jnp.einsum("bhnk,bkhd->bnhd", e / e.sum(-1, keepdims=True), inputs.v), inputs.mask)
+        e = (
+            jnp.exp(jnp.einsum("bnhd,bkhd->bhnk", inputs.q, inputs.k))
+            * inputs.mask[:, None, None, :]
+        )
+        return zero_invalid(
+            jnp.einsum("bhnk,bkhd->bnhd", e / e.sum(-1, keepdims=True), inputs.v), inputs.mask
+        )
 
 
 @jax.custom_vjp
@@ -371,7 +434,8 @@ def once(x):
 
 
 reverse_only.defvjp(lambda x: (x, None), lambda _, g: (g,))
-# The gradient passes through a function without a forward derivative, as fused kernels' gradients do.
+# The gradient passes through a function without a forward derivative, as fused kernels' gradients
+# do.
 once.defvjp(lambda x: (x, None), lambda _, g: (reverse_only(g),))
 
 
@@ -411,7 +475,9 @@ class TakesAnything(Full):
     traits = dataclasses.replace(Full.traits, positions=frozenset(), dropout="")
 
     def __call__(self, params, inputs, *, causal=False, train=False, key=None):
-        return Full.__call__(self, params, dataclasses.replace(inputs, slopes=None, dropout=0.0), causal=causal)
+        return Full.__call__(
+            self, params, dataclasses.replace(inputs, slopes=None, dropout=0.0), causal=causal
+        )
 
 
 @dataclass
@@ -421,53 +487,68 @@ class Mutable(Full.__bases__[0]):
     init, __call__, weights, cost = Full.init, Full.__call__, Full.weights, Full.cost
 
 
-@pytest.mark.parametrize(("attention", "names"), [
-    (LosesItsOwnToken(), ["definition", "own_token", "causality"]),
-    (IgnoresItsOwnKey(), ["definition", "definition_gradients_agree", "odd_lengths"]),
-    (StridedLocal(window=2), ["definition", "growth"]),
-    (SeesPadding(), ["definition", "padding_sends_nothing", "padding_content", "padding_holes", "padding_length"]),
-    (OutputsAtPadding(), ["padded_rows_are_zero"]),
-    (TrailingPaddingOnly(), ["definition", "padding_holes"]),
-    (AlwaysCausal(), ["definition", "looks_ahead"]),
-    (CausalByDefinition(), ["looks_ahead"]),
-    (NeverCausal(), ["causality"]),
-    (ScramblesHeadsAndTime(), ["definition", "causality", "padded_rows_are_zero"]),
-    (ScramblesByDefinition(), ["causality", "head_slicing", "padding_length"]),
-    (HidesItsWeights(), ["definition"]),
-    (HasNoReference(), ["definition"]),
-    (OtherGraphInEachProcess(), ["other_processes"]),
-    (EndsTheProcess(), ["other_processes"]),
-    (DeadSortNet(), ["parameters_live"]),
-    (ChunksOfAllTokens(buckets=4, chunk=4), ["causality"]),
-    (ExamplesTalk(), ["vmap_and_remat"]),
-    (DividesByTheOthers(), ["tiny_gradients"]),
-    (ScoresInFloat16(), ["float16_range"]),
-    (CostsMoreThanItSays(), ["growth"]),
-    (MeansWhereAllIsMasked(), ["padded_rows_are_zero", "padding_sends_nothing"]),
-    (DetachedKeys(), ["definition_gradients_agree", "reads_what_it_says"]),
-    (LowPrecision(), ["definition"]),
-    (SumsInTheInputsDtype(), ["precision"]),
-    (WrongDtype(), ["shape_and_dtype"]),
-    (HiddenNoise(), ["determinism"]),
-    (UndeclaredDropout(), ["determinism"]),
-    (HeadsTalk(), ["head_slicing", "definition"]),
-    (KnowsItsHeadNumber(), ["head_slicing"]),
-    (SaysItReadsX(), ["reads_what_it_says"]),
-    (SaysItIsLinear(), ["growth"]),
-    (ForgetsTheTwo(), ["cost_flops", "cost_parameters"]),
-    (DeadParameter(4), ["parameters_live"]),
-    (HeadsAlike(4), ["parameters_lead_with_heads"]),
-    (HeadsLast(4), ["parameters_lead_with_heads"]),
-    (IgnoresCausal(4), ["refuses_the_other_mode"]),
-    (CutsLongInputs(4), ["refuses_longer_inputs"]),
-    (Overflows(), ["large_inputs"]),
-    (IgnoresSlopes(), ["alibi"]),
-    (IgnoresDropout(), ["attention_dropout"]),
-    (DropsInEvaluation(), ["attention_dropout"]),
-    (DropsWithoutRescaling(), ["attention_dropout"]),
-    (TakesAnything(), ["refuses_what_it_cannot_take"]),
-    (Mutable(), ["frozen_dataclass"]),
-], ids=lambda a: type(a).__name__ if isinstance(a, Full | Linformer | Local | Mutable | Reformer) else "")
+@pytest.mark.parametrize(
+    ("attention", "names"),
+    [
+        (LosesItsOwnToken(), ["definition", "own_token", "causality"]),
+        (IgnoresItsOwnKey(), ["definition", "definition_gradients_agree", "odd_lengths"]),
+        (StridedLocal(window=2), ["definition", "growth"]),
+        (
+            SeesPadding(),
+            [
+                "definition",
+                "padding_sends_nothing",
+                "padding_content",
+                "padding_holes",
+                "padding_length",
+            ],
+        ),
+        (OutputsAtPadding(), ["padded_rows_are_zero"]),
+        (TrailingPaddingOnly(), ["definition", "padding_holes"]),
+        (AlwaysCausal(), ["definition", "looks_ahead"]),
+        (CausalByDefinition(), ["looks_ahead"]),
+        (NeverCausal(), ["causality"]),
+        (ScramblesHeadsAndTime(), ["definition", "causality", "padded_rows_are_zero"]),
+        (ScramblesByDefinition(), ["causality", "head_slicing", "padding_length"]),
+        (HidesItsWeights(), ["definition"]),
+        (HasNoReference(), ["definition"]),
+        (OtherGraphInEachProcess(), ["other_processes"]),
+        (EndsTheProcess(), ["other_processes"]),
+        (DeadSortNet(), ["parameters_live"]),
+        (ChunksOfAllTokens(buckets=4, chunk=4), ["causality"]),
+        (ExamplesTalk(), ["vmap_and_remat"]),
+        (DividesByTheOthers(), ["tiny_gradients"]),
+        (ScoresInFloat16(), ["float16_range"]),
+        (CostsMoreThanItSays(), ["growth"]),
+        (MeansWhereAllIsMasked(), ["padded_rows_are_zero", "padding_sends_nothing"]),
+        (DetachedKeys(), ["definition_gradients_agree", "reads_what_it_says"]),
+        (LowPrecision(), ["definition"]),
+        (SumsInTheInputsDtype(), ["precision"]),
+        (WrongDtype(), ["shape_and_dtype"]),
+        (HiddenNoise(), ["determinism"]),
+        (UndeclaredDropout(), ["determinism"]),
+        (HeadsTalk(), ["head_slicing", "definition"]),
+        (KnowsItsHeadNumber(), ["head_slicing"]),
+        (SaysItReadsX(), ["reads_what_it_says"]),
+        (SaysItIsLinear(), ["growth"]),
+        (ForgetsTheTwo(), ["cost_flops", "cost_parameters"]),
+        (DeadParameter(4), ["parameters_live"]),
+        (HeadsAlike(4), ["parameters_lead_with_heads"]),
+        (HeadsLast(4), ["parameters_lead_with_heads"]),
+        (IgnoresCausal(4), ["refuses_the_other_mode"]),
+        (CutsLongInputs(4), ["refuses_longer_inputs"]),
+        (Overflows(), ["large_inputs"]),
+        (IgnoresSlopes(), ["alibi"]),
+        (IgnoresDropout(), ["attention_dropout"]),
+        (DropsInEvaluation(), ["attention_dropout"]),
+        (DropsWithoutRescaling(), ["attention_dropout"]),
+        (TakesAnything(), ["refuses_what_it_cannot_take"]),
+        (Mutable(), ["frozen_dataclass"]),
+    ],
+    ids=lambda a: (
+        type(a).__name__ if isinstance(a, Full | Linformer | Local | Mutable | Reformer) else ""
+    ),
+)
 def test_planted_mistakes_are_found(attention, names):
     fails(attention, *names)
 
@@ -498,7 +579,10 @@ def test_what_does_not_apply_says_why():
 
     with jax.enable_x64(True):
         case = Case(Inside(), seed=0, heads=3, head_dim=8, length=53, tolerance=1e-6)
-        with pytest.raises(NotApplicable, match=r"defined in .*<locals>\.Inside, which another process cannot import"):
+        with pytest.raises(
+            NotApplicable,
+            match=r"defined in .*<locals>\.Inside, which another process cannot import",
+        ):
             properties.other_processes(case)
 
 
@@ -509,7 +593,9 @@ def test_no_tokens_at_all_are_refused(name):
     q, x = np.zeros((1, 0, 2, 4), np.float32), np.zeros((1, 0, 8), np.float32)
     inputs = Inputs(q, q, q, x, np.zeros((1, 0), bool), jax.random.split(jax.random.key(0), 2))
     with pytest.raises(InputError, match="length must be at least 1, got 0"):
-        jax.eval_shape(lambda p, i: attention(p, i, causal=not attention.traits.bidirectional), params, inputs)
+        jax.eval_shape(
+            lambda p, i: attention(p, i, causal=not attention.traits.bidirectional), params, inputs
+        )
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
@@ -519,9 +605,13 @@ def test_the_batch_may_be_a_symbol_in_exports(name):
     batch, keys = jax.export.symbolic_shape("b")[0], jax.random.split(jax.random.key(0), 2)
 
     def run(q, x, valid):
-        return attention(params, Inputs(q, q, q, x, valid, keys), causal=not attention.traits.bidirectional)
+        return attention(
+            params, Inputs(q, q, q, x, valid, keys), causal=not attention.traits.bidirectional
+        )
 
     exported = jax.export.export(jax.jit(run))(
-        jax.ShapeDtypeStruct((batch, length, 2, 4), jnp.float32), jax.ShapeDtypeStruct((batch, length, 8), jnp.float32),
-        jax.ShapeDtypeStruct((batch, length), bool))
+        jax.ShapeDtypeStruct((batch, length, 2, 4), jnp.float32),
+        jax.ShapeDtypeStruct((batch, length, 8), jnp.float32),
+        jax.ShapeDtypeStruct((batch, length), bool),
+    )
     assert str(exported.out_avals[0].shape[0]) == "b"

@@ -1,4 +1,5 @@
-"""Each attention against implementations that are not ours: see tests/oracles, which made the fixtures."""
+"""Each attention against implementations that are not ours: see tests/oracles, which made the
+fixtures."""
 
 import functools
 import sys
@@ -14,7 +15,10 @@ from dartformer.attention import Inputs, Shape, parse
 from dartformer.attention.check_case import arrays, quick
 from dartformer.attention.linear import elu_feature
 
-FIXTURES = {path.stem: path for path in sorted((Path(__file__).parents[1] / "oracles" / "fixtures").glob("*.npz"))}
+FIXTURES = {
+    path.stem: path
+    for path in sorted((Path(__file__).parents[1] / "oracles" / "fixtures").glob("*.npz"))
+}
 
 
 @functools.cache
@@ -38,11 +42,19 @@ def test_the_fixture(name, monkeypatch):
     for key in f:
         if key.startswith("given/"):  # what ours would draw
             place, value = key.removeprefix("given/"), jnp.asarray(f[key])
-            owner = type(attention) if hasattr(attention, place) else sys.modules[type(attention).__module__]
+            owner = (
+                type(attention)
+                if hasattr(attention, place)
+                else sys.modules[type(attention).__module__]
+            )
             monkeypatch.setattr(owner, place, lambda *_, value=value, **__: value)
 
     def outputs(parts):
-        params = {key.removeprefix("param/"): part for key, part in parts.items() if key.startswith("param/")}
+        params = {
+            key.removeprefix("param/"): part
+            for key, part in parts.items()
+            if key.startswith("param/")
+        }
         keys = jax.random.split(jax.random.key(0), f["q"].shape[2])
         inputs = Inputs(*(parts[n] for n in "qkvx"), f["valid"], keys, f.get("slopes"))
         out = attention(params, inputs, causal=causal)
@@ -51,8 +63,12 @@ def test_the_fixture(name, monkeypatch):
     grads, out = quick(jax.grad(outputs, has_aux=True))(parts)
     assert out.dtype == jnp.float32
     errors = {"output": relative(out, f["output"])}
-    errors |= {f"grad/{key}": relative(grads[key], f[f"grad/{key}"]) for key in parts if f"grad/{key}" in f}
-    limits = {key: 3e-5 if "param" in key else 1e-5 for key in errors}  # a parameter's sums over all tokens
+    errors |= {
+        f"grad/{key}": relative(grads[key], f[f"grad/{key}"]) for key in parts if f"grad/{key}" in f
+    }
+    limits = {
+        key: 3e-5 if "param" in key else 1e-5 for key in errors
+    }  # a parameter's sums over all tokens
     assert all(errors[key] <= limits[key] for key in errors), errors
 
 
@@ -64,7 +80,9 @@ def test_no_type_without_a_fixture():
     for name in built_in:
         cls = dartformer.attention.ATTENTIONS[name]
         assert not cls.traits.causal or (cls, True) in modes, f"{name} has no causal fixture"
-        assert not cls.traits.bidirectional or (cls, False) in modes, f"{name} has no bidirectional fixture"
+        assert not cls.traits.bidirectional or (cls, False) in modes, (
+            f"{name} has no bidirectional fixture"
+        )
 
 
 def test_fixtures_say_who_made_them_and_are_small():
@@ -85,26 +103,40 @@ def test_linear_has_the_slope_of_elu_at_zero():
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_full_and_local_agree_with_jax_nn(causal):
-    q, k, v = (jnp.asarray(np.random.default_rng(s).standard_normal((2, 70, 3, 8)), jnp.float32) for s in range(3))
+    q, k, v = (
+        jnp.asarray(np.random.default_rng(s).standard_normal((2, 70, 3, 8)), jnp.float32)
+        for s in range(3)
+    )
     valid = jnp.arange(70)[None] < jnp.array([[70], [40]])
     i = jnp.arange(70)
     for attention, band in ((parse("full"), 70), (parse("local(window=9)"), 9)):
         mask = valid[:, None, None, :] & (abs(i[:, None] - i) <= band)
-        wanted = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="xla")
-        out = quick(lambda inputs, a=attention: a({}, inputs, causal=causal))(Inputs(q, k, v, None, valid))
+        wanted = jax.nn.dot_product_attention(
+            q, k, v, mask=mask, is_causal=causal, implementation="xla"
+        )
+        out = quick(lambda inputs, a=attention: a({}, inputs, causal=causal))(
+            Inputs(q, k, v, None, valid)
+        )
         np.testing.assert_allclose(jnp.where(valid[..., None, None], wanted, 0), out, atol=1e-6)
 
 
-@pytest.mark.parametrize("spec", ["local(window=16)", "linear", "linformer(rank=32)", "uniform", "identity"])
+@pytest.mark.parametrize(
+    "spec", ["local(window=16)", "linear", "linformer(rank=32)", "uniform", "identity"]
+)
 def test_no_array_of_n_by_n(spec):
     attention, n = parse(spec), 8192
     shape = Shape(n, 1, 8, 8)
     params = jax.eval_shape(lambda key: attention.init(key, shape), jax.random.key(0))
     qkv = jax.ShapeDtypeStruct((1, n, 1, 8), jnp.float32)
     valid = jax.ShapeDtypeStruct((1, n), bool)
-    for causal in (False, True)[:1 + attention.traits.causal]:
-        traced = jax.make_jaxpr(jax.grad(lambda v, q, p, valid, causal=causal: jnp.sum(
-            attention(p, Inputs(q, q, v, None, valid), causal=causal))))(qkv, qkv, params, valid)
+    for causal in (False, True)[: 1 + attention.traits.causal]:
+        traced = jax.make_jaxpr(
+            jax.grad(
+                lambda v, q, p, valid, causal=causal: jnp.sum(
+                    attention(p, Inputs(q, q, v, None, valid), causal=causal)
+                )
+            )
+        )(qkv, qkv, params, valid)
         assert max(arrays(traced)) <= n * 128  # n * n would be n * 8192
 
 
@@ -123,8 +155,14 @@ def test_costs_grow_as_they_should():
     def cost(spec, n):
         return parse(spec).cost(Shape(n, 4, 32, 128))
 
-    for spec, power in (("full", 2), ("local(window=64)", 1), ("strided", 2), ("linear", 1), ("linformer", 1),
-                        ("uniform", 1)):
+    for spec, power in (
+        ("full", 2),
+        ("local(window=64)", 1),
+        ("strided", 2),
+        ("linear", 1),
+        ("linformer", 1),
+        ("uniform", 1),
+    ):
         assert cost(spec, 8192).flops / cost(spec, 4096).flops == pytest.approx(2**power, rel=0.01)
     assert cost("full", 4096).flops == 16 * cost("strided(stride=16)", 4096).flops
     assert cost("full", 4096).flops > 8 * cost("local(window=64)", 4096).flops

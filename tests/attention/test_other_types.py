@@ -1,4 +1,5 @@
-"""What is special to `synthesizer`, `conv`, `fourier`, `differential`, `sinkhorn`, `nystrom` and `reformer`."""
+"""What is special to `synthesizer`, `conv`, `fourier`, `differential`, `sinkhorn`, `nystrom` and
+`reformer`."""
 
 import jax
 import jax.numpy as jnp
@@ -14,22 +15,37 @@ from dartformer.kernels.hashed import permute, sort_by_bucket
 from dartformer.kernels.low_rank import pseudo_inverse, segments
 
 
-@pytest.mark.parametrize(("spec", "message"), [
-    ("synthesizer(mode='sparse')", "synthesizer: option 'mode' must be 'dense' or"),
-    ("synthesizer(mode='random', rank=4)", "mode 'random' has no rank, got rank=4"),
-    ("synthesizer(rank=0)", "synthesizer: rank must be a whole number of at least 1, got 0"),
-    ("differential(lambda_init=1.0)", "lambda_init must be a number of at least 0 and below 1, got 1.0"),
-    ("differential(lambda_init=-0.1)", "lambda_init must be a number of at least 0 and below 1, got -0.1"),
-    ("linformer(sharing='layer')", "linformer: option 'sharing' must be 'none' or 'kv', got 'layer'"),
-    ("sinkhorn(block=0)", "sinkhorn: block must be a whole number of at least 1, got 0"),
-    ("sinkhorn(iterations=0)", "sinkhorn: iterations must be a whole number of at least 1, got 0"),
-    ("sinkhorn(temperature=0.0)", "sinkhorn: temperature must be a number above 0, got 0.0"),
-    ("nystrom(landmarks=0)", "nystrom: landmarks must be a whole number of at least 1, got 0"),
-    ("reformer(buckets=5)", "reformer: buckets must be an even number, got 5"),
-    ("reformer(hashes=0)", "reformer: hashes must be a whole number of at least 1, got 0"),
-    ("reformer(chunk=0)", "reformer: chunk must be a whole number of at least 1, got 0"),
-    ("conv(width=0)", "conv: width must be a whole number of at least 1, got 0"),
-])
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("synthesizer(mode='sparse')", "synthesizer: option 'mode' must be 'dense' or"),
+        ("synthesizer(mode='random', rank=4)", "mode 'random' has no rank, got rank=4"),
+        ("synthesizer(rank=0)", "synthesizer: rank must be a whole number of at least 1, got 0"),
+        (
+            "differential(lambda_init=1.0)",
+            "lambda_init must be a number of at least 0 and below 1, got 1.0",
+        ),
+        (
+            "differential(lambda_init=-0.1)",
+            "lambda_init must be a number of at least 0 and below 1, got -0.1",
+        ),
+        (
+            "linformer(sharing='layer')",
+            "linformer: option 'sharing' must be 'none' or 'kv', got 'layer'",
+        ),
+        ("sinkhorn(block=0)", "sinkhorn: block must be a whole number of at least 1, got 0"),
+        (
+            "sinkhorn(iterations=0)",
+            "sinkhorn: iterations must be a whole number of at least 1, got 0",
+        ),
+        ("sinkhorn(temperature=0.0)", "sinkhorn: temperature must be a number above 0, got 0.0"),
+        ("nystrom(landmarks=0)", "nystrom: landmarks must be a whole number of at least 1, got 0"),
+        ("reformer(buckets=5)", "reformer: buckets must be an even number, got 5"),
+        ("reformer(hashes=0)", "reformer: hashes must be a whole number of at least 1, got 0"),
+        ("reformer(chunk=0)", "reformer: chunk must be a whole number of at least 1, got 0"),
+        ("conv(width=0)", "conv: width must be a whole number of at least 1, got 0"),
+    ],
+)
 def test_options_out_of_range(spec, message):
     with pytest.raises(InputError, match=message) as caught:
         parse(spec)
@@ -39,7 +55,9 @@ def test_options_out_of_range(spec, message):
 def test_synthesizer_must_be_given_what_it_reads():
     q, shape = jnp.ones((1, 6, 2, 4)), Shape(6, 2, 4, 8)
     attention = parse("synthesizer")
-    with pytest.raises(InputError, match=r"synthesizer\(.*\) reads the layer's input, and inputs.x is None"):
+    with pytest.raises(
+        InputError, match=r"synthesizer\(.*\) reads the layer's input, and inputs.x is None"
+    ):
         attention(attention.init(jax.random.key(0), shape), Inputs(q, q, q))
     for mode, reads in (("dense", "vx"), ("random", "v"), ("factorised", "v")):
         assert parse(f"synthesizer(mode='{mode}')").traits.reads == frozenset(reads)
@@ -57,8 +75,13 @@ def test_scores_of_synthesizer_begin_near_one(mode):
 
 def test_differential_refuses_an_odd_head_width():
     attention, q = parse("differential"), jnp.ones((1, 6, 2, 3))
-    for call in (lambda: attention.init(jax.random.key(0), Shape(6, 2, 3, 6)), lambda: attention({}, Inputs(q, q, q))):
-        with pytest.raises(InputError, match=r"differential\(.*\) halves .* head width must be even, got 3"):
+    for call in (
+        lambda: attention.init(jax.random.key(0), Shape(6, 2, 3, 6)),
+        lambda: attention({}, Inputs(q, q, q)),
+    ):
+        with pytest.raises(
+            InputError, match=r"differential\(.*\) halves .* head width must be even, got 3"
+        ):
             call()
 
 
@@ -67,7 +90,9 @@ def test_fourier_of_padded_sequences_is_that_of_each_alone(length):
     """To the last digits of float32 at a length where k^2 pi / n has none left."""
     random = np.random.default_rng(length)
     counts = np.unique(random.integers(1, length + 1, 4))
-    z = random.standard_normal((len(counts), length, 3)) + 1j * random.standard_normal((len(counts), length, 3))
+    z = random.standard_normal((len(counts), length, 3)) + 1j * random.standard_normal(
+        (len(counts), length, 3)
+    )
     z = z * (np.arange(length) < counts[:, None])[..., None]
     out = np.asarray(quick(fourier)(z.astype(np.complex64), counts))
     for b, n in enumerate(counts):
@@ -77,23 +102,32 @@ def test_fourier_of_padded_sequences_is_that_of_each_alone(length):
 
 def test_fourier_keeps_the_scale_and_says_what_is_too_long():
     v = jax.random.normal(jax.random.key(0), (1, 64, 2, 8))
-    assert np.std(parse("fourier")({}, Inputs(v, v, v))) == pytest.approx(float(np.std(v)) * 0.5**0.5, rel=0.1)
+    assert np.std(parse("fourier")({}, Inputs(v, v, v))) == pytest.approx(
+        float(np.std(v)) * 0.5**0.5, rel=0.1
+    )
     v = jax.ShapeDtypeStruct((1, 70_000, 1, 2), jnp.float32)
     valid = jax.ShapeDtypeStruct((1, 70_000), bool)
     jax.eval_shape(lambda v: parse("fourier")({}, Inputs(v, v, v)), v)
-    with pytest.raises(InputError, match="fourier takes at most 65535 tokens where some may be padding, got 70000"):
-        jax.eval_shape(lambda v, valid: parse("fourier")({}, Inputs(v, v, v, None, valid)), v, valid)
+    with pytest.raises(
+        InputError, match="fourier takes at most 65535 tokens where some may be padding, got 70000"
+    ):
+        jax.eval_shape(
+            lambda v, valid: parse("fourier")({}, Inputs(v, v, v, None, valid)), v, valid
+        )
 
 
 def test_sinkhorn_sorts_blocks():
-    """A sort net that says which block comes where: each token sees its own block and the one sorted to it alone."""
+    """A sort net that says which block comes where: each token sees its own block and the one
+    sorted to it alone."""
     length, block, hot = 12, 3, np.eye(12)
     order = np.array([2, 0, 3, 1])  # block t sees block order[t]
     net = np.zeros((1, 2 * length, 4))
     for t, u in enumerate(order):
-        net[0, t * block:(t + 1) * block, u] = 40.0
+        net[0, t * block : (t + 1) * block, u] = 40.0
     q = np.broadcast_to(hot[:, None], (1, length, 1, length)).astype(np.float32)
-    out = quick(parse("sinkhorn(block=3, iterations=20, temperature=1.0)"))({"W": net}, Inputs(q, 0 * q, q))
+    out = quick(parse("sinkhorn(block=3, iterations=20, temperature=1.0)"))(
+        {"W": net}, Inputs(q, 0 * q, q)
+    )
     number = np.arange(length) // block
     wanted = (number[:, None] == number) | (order[number][:, None] == number)
     np.testing.assert_allclose(out[0, :, 0], wanted / wanted.sum(1, keepdims=True), atol=1e-5)
@@ -106,8 +140,11 @@ def test_nystrom_is_full_where_tokens_are_no_more_than_landmarks():
     found, full = (quick(parse(name))({}, inputs) for name in ("nystrom(landmarks=8)", "full"))
     np.testing.assert_allclose(found[:2], full[:2], atol=1e-6)
     assert np.abs(found[2] - full[2]).max() > 1e-3
-    np.testing.assert_allclose(quick(parse("nystrom(landmarks=20)"))({}, Inputs(q, k, v)),
-                               quick(parse("full"))({}, Inputs(q, k, v)), atol=1e-6)
+    np.testing.assert_allclose(
+        quick(parse("nystrom(landmarks=20)"))({}, Inputs(q, k, v)),
+        quick(parse("full"))({}, Inputs(q, k, v)),
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize(("length", "count"), [(12, 4), (13, 4), (3, 5), (1, 1)])
@@ -119,7 +156,9 @@ def test_segments_are_as_equal_as_can_be_and_padding_is_in_none(length, count):
     np.testing.assert_allclose(np.asarray(x[0]).ravel()[some], [t.mean() for t in tokens])
     sizes = [len(t) for t in tokens]
     assert max(sizes) - min(sizes) <= 1
-    padded = jnp.concatenate([jnp.full((1, 2, 1, 1), 99.0), jnp.arange(1.0, length + 1).reshape(1, length, 1, 1)], 1)
+    padded = jnp.concatenate(
+        [jnp.full((1, 2, 1, 1), 99.0), jnp.arange(1.0, length + 1).reshape(1, length, 1, 1)], 1
+    )
     again, there = segments([padded], count, jnp.arange(length + 2)[None] >= 2)
     np.testing.assert_allclose(again[0], x[0], rtol=1e-6)
     np.testing.assert_array_equal(there[0], some)
@@ -133,7 +172,9 @@ def test_the_pseudo_inverse():
 
 def test_reformer_must_be_given_what_it_draws_from():
     q = jnp.ones((1, 60, 2, 4))
-    with pytest.raises(InputError, match=r"reformer\(.*\) draws its rotations from inputs.head_keys, which is None"):
+    with pytest.raises(
+        InputError, match=r"reformer\(.*\) draws its rotations from inputs.head_keys, which is None"
+    ):
         parse("reformer")({}, Inputs(q, q, q))
 
 
@@ -141,17 +182,24 @@ def test_rotations_are_those_of_the_head_alone():
     keys = jax.random.split(jax.random.key(0), 3)
     one = rotations(keys, 2, 4, 8)
     with jax.enable_x64(True):
-        np.testing.assert_array_equal(rotations(keys[np.array([2, 0])], 2, 4, 8), one[np.array([2, 0])])
+        np.testing.assert_array_equal(
+            rotations(keys[np.array([2, 0])], 2, 4, 8), one[np.array([2, 0])]
+        )
     assert len(np.unique(one)) == one.size
 
 
 def test_reformer_finds_equal_tokens_wherever_they_are():
-    """Four kinds of tokens, shuffled: each sees the others of its kind, and no more than chance lets it of the rest."""
+    """Four kinds of tokens, shuffled: each sees the others of its kind, and no more than chance
+    lets it of the rest."""
     random = np.random.default_rng(0)
     kind = random.permutation(np.repeat(np.arange(4), 16))
     q = 8 * random.standard_normal((4, 16))[kind][None, :, None] / 4
     rows = parse("reformer(buckets=16, hashes=4, chunk=16)").weights(
-        {}, Inputs(*3 * (jnp.asarray(q, jnp.float32),), head_keys=jax.random.split(jax.random.key(1), 1)))[0, 0]
+        {},
+        Inputs(
+            *3 * (jnp.asarray(q, jnp.float32),), head_keys=jax.random.split(jax.random.key(1), 1)
+        ),
+    )[0, 0]
     assert float((rows * (kind == kind[:, None])).sum(1).min()) > 0.9
     assert (np.diag(rows) == 0).all()
 
@@ -160,11 +208,15 @@ def test_reformer_finds_equal_tokens_wherever_they_are():
 def test_the_order_of_buckets(count):
     bucket = np.random.default_rng(count).integers(0, count + 1, (2, 3, 2, 13))
     found = sort_by_bucket(jnp.asarray(bucket, jnp.int32), count, 5)
-    wanted = np.argsort(np.pad(bucket, [(0, 0)] * 3 + [(0, 2)], constant_values=count), kind="stable")
+    wanted = np.argsort(
+        np.pad(bucket, [(0, 0)] * 3 + [(0, 2)], constant_values=count), kind="stable"
+    )
     np.testing.assert_array_equal(found.order, wanted)
     np.testing.assert_array_equal(found.inverse, np.argsort(wanted))
-    np.testing.assert_array_equal(found.bucket.reshape(wanted.shape)[..., :13],
-                                  np.sort(np.pad(bucket, [(0, 0)] * 3 + [(0, 2)], constant_values=count))[..., :13])
+    np.testing.assert_array_equal(
+        found.bucket.reshape(wanted.shape)[..., :13],
+        np.sort(np.pad(bucket, [(0, 0)] * 3 + [(0, 2)], constant_values=count))[..., :13],
+    )
 
 
 def test_permuting_has_the_gradients_of_a_gather():
@@ -176,6 +228,8 @@ def test_permuting_has_the_gradients_of_a_gather():
 
     ours, plain = loss(lambda x: permute(x, order, jnp.argsort(order))), loss(lambda x: x[order])
     np.testing.assert_allclose(jax.grad(ours)(x), jax.grad(plain)(x), rtol=1e-6)
-    for second in (lambda f: jax.jvp(jax.grad(f), (x,), (x,))[1],
-                   lambda f: jax.grad(lambda x: jnp.sum(jax.grad(f)(x) ** 2))(x)):
+    for second in (
+        lambda f: jax.jvp(jax.grad(f), (x,), (x,))[1],
+        lambda f: jax.grad(lambda x: jnp.sum(jax.grad(f)(x) ** 2))(x),
+    ):
         np.testing.assert_allclose(second(ours), second(plain), rtol=1e-5)

@@ -1,4 +1,5 @@
-"""What is special to `performer`: its random features, what they estimate, and when they are drawn anew."""
+"""What is special to `performer`: its random features, what they estimate, and when they are drawn
+anew."""
 
 import jax
 import jax.numpy as jnp
@@ -15,21 +16,33 @@ KEYS = jax.random.split(jax.random.key(3), 2)
 
 def given(length=40, width=8, scale=1.0, heads=2):
     random = np.random.default_rng(0)
-    q, k, v = (jnp.asarray(random.standard_normal((1, length, heads, width)), jnp.float32) for _ in range(3))
+    q, k, v = (
+        jnp.asarray(random.standard_normal((1, length, heads, width)), jnp.float32)
+        for _ in range(3)
+    )
     return Inputs(scale * q, scale * k, v, head_keys=jax.random.split(jax.random.key(3), heads))
 
 
 def test_rows_are_orthogonal_in_each_block_and_as_long_as_those_of_a_gaussian():
-    w = np.asarray(quick(lambda k: projections(k, 20, 8, jnp.float32))(jax.random.split(jax.random.key(0), 500)))
+    w = np.asarray(
+        quick(lambda k: projections(k, 20, 8, jnp.float32))(
+            jax.random.split(jax.random.key(0), 500)
+        )
+    )
     assert w.shape == (500, 20, 8)
     for rows in (w[:, :8], w[:, 8:16], w[:, 16:]):
         unit = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-        np.testing.assert_allclose(unit @ unit.swapaxes(1, 2), np.broadcast_to(np.eye(rows.shape[1]), (
-            500, *2 * rows.shape[1:2])), atol=1e-5)
+        np.testing.assert_allclose(
+            unit @ unit.swapaxes(1, 2),
+            np.broadcast_to(np.eye(rows.shape[1]), (500, *2 * rows.shape[1:2])),
+            atol=1e-5,
+        )
     assert np.square(w).sum(-1).mean() == pytest.approx(8, rel=0.02)  # chi square of 8 degrees
     assert np.square(w).sum(-1).var() == pytest.approx(16, rel=0.1)
     np.testing.assert_allclose(w.reshape(-1, 8).T @ w.reshape(-1, 8) / 10_000, np.eye(8), atol=0.06)
-    assert abs(w.mean(axis=0)).max() < 5 * 500**-0.5  # no preferred direction: the signs of a QR are mended
+    assert (
+        abs(w.mean(axis=0)).max() < 5 * 500**-0.5
+    )  # no preferred direction: the signs of a QR are mended
 
 
 def test_the_draw_is_that_of_the_head_in_any_precision_and_company():
@@ -45,7 +58,11 @@ def test_the_draw_is_that_of_the_head_in_any_precision_and_company():
 def test_features_estimate_the_kernel_of_the_softmax():
     inputs = given(length=6, scale=0.5, heads=400)
     same = inputs.q[0, :, :1], inputs.k[0, :, :1]
-    inputs = Inputs(*(jnp.broadcast_to(x[None], (1, 6, 400, 8)) for x in same), inputs.v, head_keys=inputs.head_keys)
+    inputs = Inputs(
+        *(jnp.broadcast_to(x[None], (1, 6, 400, 8)) for x in same),
+        inputs.v,
+        head_keys=inputs.head_keys,
+    )
     log_q, log_k = quick(lambda i: parse("performer(features=16)").phi(i, i.head_keys))(inputs)
     q = inputs.q * 8**-0.25
     log_q = log_q - jnp.sum(q * q, -1, keepdims=True) / 2
@@ -62,10 +79,20 @@ def test_the_gradient_of_large_queries_and_keys_does_not_die(scale):
 
     def slope(spec):
         attention = parse(spec)
-        return np.linalg.norm(quick(jax.grad(lambda q: jnp.sum(attention({}, Inputs(
-            q, inputs.k, inputs.v, head_keys=inputs.head_keys)) ** 2)))(inputs.q))
+        return np.linalg.norm(
+            quick(
+                jax.grad(
+                    lambda q: jnp.sum(
+                        attention({}, Inputs(q, inputs.k, inputs.v, head_keys=inputs.head_keys))
+                        ** 2
+                    )
+                )
+            )(inputs.q)
+        )
 
-    assert slope("performer(features=64)") > 0.1 * slope("full")  # with epsilon 1e-4: 6e-6 and 7e-10 of it
+    assert slope("performer(features=64)") > 0.1 * slope(
+        "full"
+    )  # with epsilon 1e-4: 6e-6 and 7e-10 of it
 
 
 def test_redraw_is_of_the_step_and_the_head_and_of_training_only():
@@ -73,8 +100,12 @@ def test_redraw_is_of_the_step_and_the_head_and_of_training_only():
     never, always, some = (parse(f"performer(features=8, redraw={r})") for r in (0.0, 1.0, 0.25))
     data = jax.random.key_data
 
-    draw = quick(lambda a, keys, key: data(a.keys(Inputs(inputs.q, inputs.k, inputs.v, head_keys=keys), True, key)),
-                 static_argnums=0)
+    draw = quick(
+        lambda a, keys, key: data(
+            a.keys(Inputs(inputs.q, inputs.k, inputs.v, head_keys=keys), True, key)
+        ),
+        static_argnums=0,
+    )
 
     def drawn(attention, key, keys=inputs.head_keys):
         return np.asarray(draw(attention, keys, key))
@@ -82,8 +113,12 @@ def test_redraw_is_of_the_step_and_the_head_and_of_training_only():
     fixed, step = np.asarray(data(inputs.head_keys)), jax.random.key(7)
     np.testing.assert_array_equal(drawn(never, step), fixed)
     assert (drawn(always, step) != fixed).any(-1).all()
-    np.testing.assert_array_equal(drawn(always, step), drawn(always, step))  # what a resumed training draws
-    np.testing.assert_array_equal(drawn(always, step, inputs.head_keys[::-1]), drawn(always, step)[::-1])
+    np.testing.assert_array_equal(
+        drawn(always, step), drawn(always, step)
+    )  # what a resumed training draws
+    np.testing.assert_array_equal(
+        drawn(always, step, inputs.head_keys[::-1]), drawn(always, step)[::-1]
+    )
     assert (drawn(always, jax.random.key(8)) != drawn(always, step)).any()
     changed = quick(jax.vmap(lambda key: (data(some.keys(inputs, True, key)) != fixed).any()))
     many = changed(jax.random.split(step, 400))
@@ -93,11 +128,20 @@ def test_redraw_is_of_the_step_and_the_head_and_of_training_only():
     assert (run(step, True) != run(step, False)).any()
 
 
-@pytest.mark.parametrize(("spec", "message"), [
-    ("performer(features=0)", "performer: features must be a whole number of at least 1, got 0"),
-    ("performer(redraw=1.5)", "performer: redraw must be a number from 0 to 1, got 1.5"),
-    ("performer(kernel='cosine')", "performer: option 'kernel' must be 'softmax' or 'relu', got 'cosine'"),
-])
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (
+            "performer(features=0)",
+            "performer: features must be a whole number of at least 1, got 0",
+        ),
+        ("performer(redraw=1.5)", "performer: redraw must be a number from 0 to 1, got 1.5"),
+        (
+            "performer(kernel='cosine')",
+            "performer: option 'kernel' must be 'softmax' or 'relu', got 'cosine'",
+        ),
+    ],
+)
 def test_options_out_of_range(spec, message):
     with pytest.raises(InputError, match=message) as caught:
         parse(spec)
@@ -106,7 +150,9 @@ def test_options_out_of_range(spec, message):
 
 def test_what_it_draws_from_must_be_given():
     q = jnp.ones((1, 5, 2, 4))
-    with pytest.raises(InputError, match=r"draws its features from inputs.head_keys, which is None"):
+    with pytest.raises(
+        InputError, match=r"draws its features from inputs.head_keys, which is None"
+    ):
         parse("performer")({}, Inputs(q, q, q))
     with pytest.raises(InputError, match="draws features anew in training, and needs a key"):
         parse("performer(redraw=0.5)")({}, given(), train=True)

@@ -1,4 +1,5 @@
-"""What is special to `block`, `sink`, `sparse`, `longformer` and `bigbird`: the exact set that each token sees."""
+"""What is special to `block`, `sink`, `sparse`, `longformer` and `bigbird`: the exact set that each
+token sees."""
 
 import itertools
 
@@ -16,7 +17,8 @@ H = 2
 
 
 def seen(attention, length, valid, causal):
-    """`[B, H, N, N]` bool: what the fast path weighs, read off values (or x and W_v) that are one-hot in the token."""
+    """`[B, H, N, N]` bool: what the fast path weighs, read off values (or x and W_v) that are
+    one-hot in the token."""
     random = np.random.default_rng(length)
     batch, hot = len(valid), np.eye(length)
     q, k = random.standard_normal((2, batch, length, H, 4))
@@ -43,7 +45,9 @@ def sink(i, j, o, n):
 
 def sparse(i, j, o, n):
     if o.pattern == "fixed":
-        return i // o.stride == j // o.stride or j % o.stride in range(o.stride - o.columns, o.stride)
+        return i // o.stride == j // o.stride or j % o.stride in range(
+            o.stride - o.columns, o.stride
+        )
     return abs(i - j) <= o.stride or (i - j) % o.stride == 0
 
 
@@ -51,9 +55,14 @@ def longformer(i, j, o, n):
     return near(i, j, o) or j < o.globals or i < o.globals
 
 
-CASES = [("block(size=5)", block), ("sink(window=3, sinks=2)", sink), ("sink(window=40, sinks=3)", sink),
-         ("sparse(stride=6, summary=2)", sparse), ("sparse(stride=7, pattern='strided')", sparse),
-         ("longformer(window=4, globals=3)", longformer)]
+CASES = [
+    ("block(size=5)", block),
+    ("sink(window=3, sinks=2)", sink),
+    ("sink(window=40, sinks=3)", sink),
+    ("sparse(stride=6, summary=2)", sparse),
+    ("sparse(stride=7, pattern='strided')", sparse),
+    ("longformer(window=4, globals=3)", longformer),
+]
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -63,20 +72,27 @@ def test_the_exact_set(spec, rule, causal):
     random = np.random.default_rng(len(spec))
     for length in (2, *random.integers(9, 60, 2), 48):
         valid = random.random((2, length)) < 0.8
-        wanted = np.array([[rule(i, j, attention, length) and (j <= i or not causal) for j in range(length)]
-                           for i in range(length)])
+        wanted = np.array(
+            [
+                [rule(i, j, attention, length) and (j <= i or not causal) for j in range(length)]
+                for i in range(length)
+            ]
+        )
         wanted = wanted & valid[:, None, None, :] & valid[:, None, :, None]
-        np.testing.assert_array_equal(seen(attention, length, valid, causal),
-                                      np.broadcast_to(wanted, (2, H, length, length)))
+        np.testing.assert_array_equal(
+            seen(attention, length, valid, causal), np.broadcast_to(wanted, (2, H, length, length))
+        )
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("block", "randoms", "globals_", "length"), [
-    (3, 2, 1, 40), (2, 1, 2, 33), (4, 3, 1, 64), (5, 9, 1, 55), (8, 2, 1, 7)])
+@pytest.mark.parametrize(
+    ("block", "randoms", "globals_", "length"),
+    [(3, 2, 1, 40), (2, 1, 2, 33), (4, 3, 1, 64), (5, 9, 1, 55), (8, 2, 1, 7)],
+)
 def test_the_exact_set_of_bigbird(block, randoms, globals_, length, causal):
     attention = parse(f"bigbird(block={block}, randoms={randoms}, globals={globals_})")
     valid = np.random.default_rng(length).random((3, length)) < 0.8
-    valid[0], valid[1, length // 2:], valid[2, -1] = True, False, True
+    valid[0], valid[1, length // 2 :], valid[2, -1] = True, False, True
     found = seen(attention, length, valid, causal)
     number = np.arange(length) // block
     t, u = number[:, None], number
@@ -89,10 +105,15 @@ def test_the_exact_set_of_bigbird(block, randoms, globals_, length, causal):
         for h in range(H):
             drawn = np.zeros((count, count), bool)
             drawn[tuple(np.argwhere(found[b, h] & ~always).T // block)] = True
-            np.testing.assert_array_equal(found[b, h], pair & (always | np.pad(drawn, (0, 99))[t, u]))  # whole blocks
+            np.testing.assert_array_equal(
+                found[b, h], pair & (always | np.pad(drawn, (0, 99))[t, u])
+            )  # whole blocks
             for row in range(count):
-                among = {*range(globals_, row - 1)} if causal else {
-                    *range(globals_, count - globals_)} - {row - 1, row, row + 1}
+                among = (
+                    {*range(globals_, row - 1)}
+                    if causal
+                    else {*range(globals_, count - globals_)} - {row - 1, row, row + 1}
+                )
                 if not causal and not globals_ <= row < count - globals_:
                     among = set()
                 assert drawn[row].sum() <= min(randoms, len(among))
@@ -104,7 +125,9 @@ def test_the_exact_set_of_bigbird(block, randoms, globals_, length, causal):
 
 def graph(heads, blocks, stop, count=2, start=1, seed=0):
     keys = jax.random.split(jax.random.key(seed), heads)
-    return np.asarray(quick(lambda keys, stop: random_blocks(keys, blocks, start, stop, count))(keys, stop))
+    return np.asarray(
+        quick(lambda keys, stop: random_blocks(keys, blocks, start, stop, count))(keys, stop)
+    )
 
 
 def test_random_blocks_are_different_ones_of_those_allowed():
@@ -118,7 +141,9 @@ def test_random_blocks_are_different_ones_of_those_allowed():
 
 
 def test_every_set_of_random_blocks_is_as_likely():
-    ids = np.sort(graph(3000, 8, np.array([[7]]))[0, :, 0], axis=-1)  # block 0 may draw 2 of {2, ..., 6}
+    ids = np.sort(
+        graph(3000, 8, np.array([[7]]))[0, :, 0], axis=-1
+    )  # block 0 may draw 2 of {2, ..., 6}
     pairs = {pair: (ids == pair).all(-1).mean() for pair in itertools.combinations(range(2, 7), 2)}
     assert sum(pairs.values()) == pytest.approx(1)
     for share in pairs.values():
@@ -132,7 +157,9 @@ def test_the_graph_is_that_of_head_block_and_length_only():
     np.testing.assert_array_equal(one[0], padded[0, :, :9])
     with jax.enable_x64(True):
         np.testing.assert_array_equal(one, graph(3, 9, np.array([[8]])))
-    keys = jax.random.split(jax.random.key(0), 3)[np.array([2, 0])]  # heads regrouped, as in a derived model
+    keys = jax.random.split(jax.random.key(0), 3)[
+        np.array([2, 0])
+    ]  # heads regrouped, as in a derived model
     np.testing.assert_array_equal(one[:, [2, 0]], random_blocks(keys, 9, 1, np.array([[8]]), 2))
     assert (one[0, 0] != one[0, 1]).any()
     assert (one != graph(3, 9, np.array([[8]]), seed=1)).any()
@@ -140,19 +167,22 @@ def test_the_graph_is_that_of_head_block_and_length_only():
     np.testing.assert_array_equal(causal, graph(3, 30, np.arange(30)[None] - 1)[:, :, :9])
 
 
-@pytest.mark.parametrize(("spec", "message"), [
-    ("block(size=0)", "block: size must be a whole number of at least 1, got 0"),
-    ("sink(sinks=0)", "sink: sinks must be a whole number of at least 1, got 0"),
-    ("sink(window=0)", "sink: window must be"),
-    ("sparse(stride=0)", "sparse: stride must be"),
-    ("sparse(summary=0)", "sparse: summary must be a whole number of at least 1, got 0"),
-    ("sparse(stride=4, summary=5)", "sparse: summary must be at most the stride, 4, got 5"),
-    ("sparse(summary=2, pattern='strided')", "'strided' has no summary, got summary=2"),
-    ("sparse(pattern='dilated')", "must be 'fixed' or 'strided', got 'dilated'"),
-    ("longformer(globals=0)", "longformer: globals must be"),
-    ("bigbird(randoms=0)", "bigbird: randoms must be"),
-    ("bigbird(globals=-1)", "bigbird: globals must be"),
-])
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("block(size=0)", "block: size must be a whole number of at least 1, got 0"),
+        ("sink(sinks=0)", "sink: sinks must be a whole number of at least 1, got 0"),
+        ("sink(window=0)", "sink: window must be"),
+        ("sparse(stride=0)", "sparse: stride must be"),
+        ("sparse(summary=0)", "sparse: summary must be a whole number of at least 1, got 0"),
+        ("sparse(stride=4, summary=5)", "sparse: summary must be at most the stride, 4, got 5"),
+        ("sparse(summary=2, pattern='strided')", "'strided' has no summary, got summary=2"),
+        ("sparse(pattern='dilated')", "must be 'fixed' or 'strided', got 'dilated'"),
+        ("longformer(globals=0)", "longformer: globals must be"),
+        ("bigbird(randoms=0)", "bigbird: randoms must be"),
+        ("bigbird(globals=-1)", "bigbird: globals must be"),
+    ],
+)
 def test_options_out_of_range(spec, message):
     with pytest.raises(InputError, match=message) as caught:
         parse(spec)
@@ -161,10 +191,14 @@ def test_options_out_of_range(spec, message):
 
 def test_what_it_reads_must_be_given():
     q = jnp.ones((1, 60, H, 4))
-    with pytest.raises(InputError, match=r"bigbird\(.*\) draws its graph from inputs.head_keys, which is None"):
+    with pytest.raises(
+        InputError, match=r"bigbird\(.*\) draws its graph from inputs.head_keys, which is None"
+    ):
         parse("bigbird")({}, Inputs(q, q, q))
     attention = parse("longformer")
-    with pytest.raises(InputError, match=r"longformer\(.*\) reads the layer's input, and inputs.x is None"):
+    with pytest.raises(
+        InputError, match=r"longformer\(.*\) reads the layer's input, and inputs.x is None"
+    ):
         attention(attention.init(jax.random.key(0), Shape(60, H, 4, 8)), Inputs(q, q, q))
 
 
@@ -172,7 +206,12 @@ def test_the_cost_is_that_of_what_is_computed():
     def flops(spec, length):
         return parse(spec).cost(Shape(length, 4, 32, 128)).flops
 
-    for spec in ("block(size=64)", "sink(window=64)", "longformer(window=64)", "bigbird(block=64, randoms=3)"):
+    for spec in (
+        "block(size=64)",
+        "sink(window=64)",
+        "longformer(window=64)",
+        "bigbird(block=64, randoms=3)",
+    ):
         assert flops(spec, 8192) == pytest.approx(2 * flops(spec, 4096), rel=0.01)
         assert flops("full", 4096) > 5 * flops(spec, 4096)
     for rest in ("summary=1", "pattern='strided'"):  # N sqrt(N) where the stride is sqrt(N)

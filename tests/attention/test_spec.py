@@ -8,7 +8,17 @@ from typing import ClassVar, Literal, Union, get_args, get_origin, get_type_hint
 import pytest
 
 import dartformer.attention as attentions
-from dartformer.attention import ATTENTIONS, Full, Linformer, Local, Parallel, format, names, parse, register
+from dartformer.attention import (
+    ATTENTIONS,
+    Full,
+    Linformer,
+    Local,
+    Parallel,
+    format,
+    names,
+    parse,
+    register,
+)
 from dartformer.attention.base import Traits
 from dartformer.attention.full import Full as Base
 from dartformer.errors import InputError
@@ -41,9 +51,18 @@ def test_round_trip_of_defaults(name):
     assert repr(attention) == format(attention)
 
 
-@pytest.mark.parametrize(("text", "wanted"), [
-    ("full", Full()), ("full()", Full()), (" local ( window = 4 ) ", Local(4)), ("local(4)", Local(4)),
-    ("local(window=0)", Local(0)), ("linformer(rank=8)", Linformer(8)), ("local(1_000)", Local(1000))])
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("full", Full()),
+        ("full()", Full()),
+        (" local ( window = 4 ) ", Local(4)),
+        ("local(4)", Local(4)),
+        ("local(window=0)", Local(0)),
+        ("linformer(rank=8)", Linformer(8)),
+        ("local(1_000)", Local(1000)),
+    ],
+)
 def test_parse(text, wanted):
     assert parse(text) == wanted
 
@@ -64,31 +83,58 @@ def test_format_writes_every_field_as_a_keyword():
     assert format(Full()) == "full"
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("locl(4)", r"unknown attention 'locl'. Did you mean 'local'\? Known: full, local"),
-    ("local(windw=4)", r"unknown option of local 'windw'. Did you mean 'window'\? Known: window"),
-    ("full(4)", r"full takes 0 options at most \(none\), got 1"),
-    ("full(window=4)", "unknown option of full 'window'. Known: none"),
-    ("local(4, window=5)", "gives option 'window' twice"),
-    ("local(window=4, window=5)", "twice|cannot read"),
-    ("local(window='4')", "local: option 'window' must be int, got '4'"),
-    ("local(window=4.0)", "local: option 'window' must be int, got 4.0"),
-    ("local(window=True)", "local: option 'window' must be int, got True"),
-    ("local(window=None)", "local: option 'window' must be int, got None"),
-    ("local(window=-1)", "local: window must be a whole number of at least 0, got -1"),
-    ("linformer(rank=0)", "linformer: rank must be a whole number of at least 1, got 0"),
-    ("parallel(members=(full, locl(4)))", "unknown attention 'locl'"),
-    ("parallel(members=(full,))", "at least two different attentions"),
-    ("parallel(members=(full, full))", "at least two different attentions"),
-    ("parallel(members=(full, parallel))", "none of them parallel"),
-    ("parallel(members=(full, 3))", "cannot read|unknown"),
-    ("parallel(members=(1, 2))", "at least two different attentions"),
-    ("parallel(shares=(1.0, 0.0))", "a positive number for each of the 2 members"),
-    ("parallel(shares=(1.0,))", "a positive number for each"),
-    *((bad, "cannot read attention") for bad in (
-        "", "local(", "local)", "local window", "local(window=f())", "local(window=__import__('os'))", "a.b(1)",
-        "local(*[1])", "local(**{'window': 1})", "[]", "local(1)(2)", "lambda: 1", "local(window=1 if 1 else 2)",
-        "(" * 3000, "local(" + "-" * 5000 + "1)", "local(\0)", "local;full", 16, None))])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("locl(4)", r"unknown attention 'locl'. Did you mean 'local'\? Known: full, local"),
+        (
+            "local(windw=4)",
+            r"unknown option of local 'windw'. Did you mean 'window'\? Known: window",
+        ),
+        ("full(4)", r"full takes 0 options at most \(none\), got 1"),
+        ("full(window=4)", "unknown option of full 'window'. Known: none"),
+        ("local(4, window=5)", "gives option 'window' twice"),
+        ("local(window=4, window=5)", "twice|cannot read"),
+        ("local(window='4')", "local: option 'window' must be int, got '4'"),
+        ("local(window=4.0)", "local: option 'window' must be int, got 4.0"),
+        ("local(window=True)", "local: option 'window' must be int, got True"),
+        ("local(window=None)", "local: option 'window' must be int, got None"),
+        ("local(window=-1)", "local: window must be a whole number of at least 0, got -1"),
+        ("linformer(rank=0)", "linformer: rank must be a whole number of at least 1, got 0"),
+        ("parallel(members=(full, locl(4)))", "unknown attention 'locl'"),
+        ("parallel(members=(full,))", "at least two different attentions"),
+        ("parallel(members=(full, full))", "at least two different attentions"),
+        ("parallel(members=(full, parallel))", "none of them parallel"),
+        ("parallel(members=(full, 3))", "cannot read|unknown"),
+        ("parallel(members=(1, 2))", "at least two different attentions"),
+        ("parallel(shares=(1.0, 0.0))", "a positive number for each of the 2 members"),
+        ("parallel(shares=(1.0,))", "a positive number for each"),
+        *(
+            (bad, "cannot read attention")
+            for bad in (
+                "",
+                "local(",
+                "local)",
+                "local window",
+                "local(window=f())",
+                "local(window=__import__('os'))",
+                "a.b(1)",
+                "local(*[1])",
+                "local(**{'window': 1})",
+                "[]",
+                "local(1)(2)",
+                "lambda: 1",
+                "local(window=1 if 1 else 2)",
+                "(" * 3000,
+                "local(" + "-" * 5000 + "1)",
+                "local(\0)",
+                "local;full",
+                16,
+                None,
+            )
+        ),
+    ],
+)
 def test_mistakes_are_named(text, message):
     with pytest.raises(InputError, match=message) as caught:
         parse(text)
@@ -99,12 +145,19 @@ def test_fields_of_every_kind(table):
     register("many", Many)
     inside = Parallel((Full(), Many(1)))
     assert parse(format(inside)) == inside
-    for attention in (Many(3), Many(1, 0.1, "random", 7, True, "b, c)='", (3,)), Many(-2, 1e-30, sizes=())):
+    for attention in (
+        Many(3),
+        Many(1, 0.1, "random", 7, True, "b, c)='", (3,)),
+        Many(-2, 1e-30, sizes=()),
+    ):
         assert parse(format(attention)) == attention
     assert parse("many(3, share=1)") == Many(3, 1.0)
-    for text, message in (("many", "lacks a value for size"),
-                          ("many(1, mode='x')", "must be 'dense' or 'random', got 'x'"),
-                          ("many(1, share='x')", "must be float"), ("many(1, limit=1.5)", "must be int or None")):
+    for text, message in (
+        ("many", "lacks a value for size"),
+        ("many(1, mode='x')", "must be 'dense' or 'random', got 'x'"),
+        ("many(1, share='x')", "must be float"),
+        ("many(1, limit=1.5)", "must be int or None"),
+    ):
         with pytest.raises(InputError, match=message):
             parse(text)
 
@@ -145,7 +198,9 @@ def test_entry_points_are_imported_when_asked_for(table, monkeypatch):
     assert not points[0].loaded
     assert parse("theirs(size=2)") == Many(2)
     assert format(Many(2)).startswith("theirs(size=2")
-    with pytest.raises(InputError, match=r"'broken' \(entry point broken:Class\) cannot be loaded: no such wheel"):
+    with pytest.raises(
+        InputError, match=r"'broken' \(entry point broken:Class\) cannot be loaded: no such wheel"
+    ):
         parse("broken")
     points.append(Point("full", Many))
     with pytest.raises(InputError, match=r"'full' .* is already registered"):
@@ -161,9 +216,15 @@ def test_every_option_refuses_what_is_out_of_range(name):
     hints = get_type_hints(ATTENTIONS[name])
     for option in (f.name for f in dataclasses.fields(ATTENTIONS[name])):
         hint = hints[option]
-        kinds = [type(get_args(k)[0]) if get_origin(k) is Literal else k
-                 for k in (get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,))]
-        wrong = [text for kind in kinds for text in WRONG.get(kind, ("-1", "()" if kind is tuple else "('a',)"))]
+        kinds = [
+            type(get_args(k)[0]) if get_origin(k) is Literal else k
+            for k in (get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,))
+        ]
+        wrong = [
+            text
+            for kind in kinds
+            for text in WRONG.get(kind, ("-1", "()" if kind is tuple else "('a',)"))
+        ]
         assert wrong
         for text in wrong:
             with pytest.raises(InputError, match=name) as caught:

@@ -11,7 +11,8 @@ from dartformer.kernels.softmax import masked_softmax
 
 
 def agree(kernel, rule, length, causal, seed):
-    """Output and gradients in float64 against softmax over `rule(i, j)`, with holes in the keys and without."""
+    """Output and gradients in float64 against softmax over `rule(i, j)`, with holes in the keys and
+    without."""
     random = np.random.default_rng(seed)
     q, k, v, c = (jnp.asarray(random.standard_normal((2, length, 2, 6))) for _ in range(4))
     i, j = np.arange(length)[:, None], np.arange(length)
@@ -30,33 +31,55 @@ def agree(kernel, rule, length, causal, seed):
             return jnp.einsum("bhnk,bkhd->bnhd", masked_softmax(scores, jnp.asarray(allowed)), v)
 
         given = None if valid is None else jnp.asarray(valid)
-        found = jax.jit(lambda given=given: both(lambda q, k, v: kernel(q, k, v, causal=causal, valid=given)))()
+        found = jax.jit(
+            lambda given=given: both(lambda q, k, v: kernel(q, k, v, causal=causal, valid=given))
+        )()
         for a, b in zip(found, jax.jit(lambda dense=dense: both(dense))(), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-12)
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("length", "block", "summary"), [(1, 4, 1), (5, 8, 3), (8, 8, 2), (29, 4, 0), (32, 8, 3),
-                                                          (45, 7, 1), (45, 7, 7)])
+@pytest.mark.parametrize(
+    ("length", "block", "summary"),
+    [(1, 4, 1), (5, 8, 3), (8, 8, 2), (29, 4, 0), (32, 8, 3), (45, 7, 1), (45, 7, 7)],
+)
 def test_fixed_is_the_paper_predicate(length, block, summary, causal):
     with jax.enable_x64(True):
-        agree(lambda q, k, v, **o: fixed_attention(q, k, v, block=block, summary=summary, **o),
-              lambda i, j: (i // block == j // block) | (j % block >= block - summary), length, causal, length)
+        agree(
+            lambda q, k, v, **o: fixed_attention(q, k, v, block=block, summary=summary, **o),
+            lambda i, j: (i // block == j // block) | (j % block >= block - summary),
+            length,
+            causal,
+            length,
+        )
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("length", "stride"), [(1, 3), (5, 8), (8, 8), (9, 8), (29, 1), (32, 4), (45, 7)])
+@pytest.mark.parametrize(
+    ("length", "stride"), [(1, 3), (5, 8), (8, 8), (9, 8), (29, 1), (32, 4), (45, 7)]
+)
 def test_strided_is_the_paper_predicate(length, stride, causal):
     def rule(i, j):  # the paper's i - j <= stride is the same union: i - j = stride is a multiple
         return (abs(i - j) <= stride) | ((i - j) % stride == 0)
 
     with jax.enable_x64(True):
-        agree(lambda q, k, v, **o: strided_attention(q, k, v, stride=stride, **o), rule, length, causal, length)
+        agree(
+            lambda q, k, v, **o: strided_attention(q, k, v, stride=stride, **o),
+            rule,
+            length,
+            causal,
+            length,
+        )
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("kernel", [lambda q, **o: fixed_attention(q, q, q, block=64, summary=2, **o),
-                                    lambda q, **o: strided_attention(q, q, q, stride=64, **o)])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        lambda q, **o: fixed_attention(q, q, q, block=64, summary=2, **o),
+        lambda q, **o: strided_attention(q, q, q, stride=64, **o),
+    ],
+)
 def test_memory_is_n_sqrt_n(kernel, causal):
     shape = jax.ShapeDtypeStruct((1, 4096, 1, 8), jnp.float32)
     traced = jax.make_jaxpr(jax.grad(lambda q: jnp.sum(kernel(q, causal=causal))))(shape)

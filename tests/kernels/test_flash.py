@@ -1,4 +1,5 @@
-"""Full attention by chunks and by a fused kernel, against the dense definition: outputs, gradients, second order."""
+"""Full attention by chunks and by a fused kernel, against the dense definition: outputs, gradients,
+second order."""
 
 import types
 
@@ -28,7 +29,9 @@ VALID[1] = False
 
 
 def derivatives(function, q, k, v, direction):
-    """Output, gradient, and the derivative of the gradient along `direction`, of a function that is not linear."""
+    """Output, gradient, and the derivative of the gradient along `direction`, of a function that is
+    not linear."""
+
     def loss(*given):
         return (function(*given) ** 2 * direction).sum()
 
@@ -42,9 +45,14 @@ def test_chunked_is_the_definition(inputs, causal, masked):
     with jax.enable_x64(True):
         valid = jnp.asarray(VALID) if masked else None
         slopes = jnp.array([0.5, 0.1]) if masked else None
-        want, got = (quick(lambda *a, f=f, o=o: derivatives(
-            lambda q, k, v: f(q, k, v, causal=causal, valid=valid, slopes=slopes, **o), *a))(*inputs)
-            for f, o in ((softmax_attention, {}), (chunked_attention, {"tile": 8})))
+        want, got = (
+            quick(
+                lambda *a, f=f, o=o: derivatives(
+                    lambda q, k, v: f(q, k, v, causal=causal, valid=valid, slopes=slopes, **o), *a
+                )
+            )(*inputs)
+            for f, o in ((softmax_attention, {}), (chunked_attention, {"tile": 8}))
+        )
         for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(g, w, atol=1e-12)
         if masked:
@@ -71,7 +79,9 @@ def test_the_fused_kernel_has_the_derivatives_of_the_definition(inputs, causal, 
 
 
 def test_the_fused_gradient_is_its_own_and_is_never_differentiated(inputs):
-    """A kernel whose gradient is 7 g, whatever it is asked: first order gets that, second order the definition's."""
+    """A kernel whose gradient is 7 g, whatever it is asked: first order gets that, second order the
+    definition's."""
+
     @jax.custom_vjp
     def once(q, k, v, lengths):
         return softmax_attention(q, k, v)
@@ -85,8 +95,12 @@ def test_the_fused_gradient_is_its_own_and_is_never_differentiated(inputs):
 
     found = gradient(lambda q: function(q, k, v, jnp.zeros(0, jnp.int32)))
     wanted = gradient(lambda q: softmax_attention(q, k, v))
-    results = quick(lambda: (found(q), *((jax.jvp(one, (q,), (v,))[1], jax.vjp(one, q)[1](v)[0])
-                                         for one in (found, wanted))))()
+    results = quick(
+        lambda: (
+            found(q),
+            *((jax.jvp(one, (q,), (v,))[1], jax.vjp(one, q)[1](v)[0]) for one in (found, wanted)),
+        )
+    )()
     np.testing.assert_allclose(results[0], 7 * direction, rtol=1e-6)
     for f, w in zip(*results[1:], strict=True):
         np.testing.assert_allclose(f, w, atol=1e-5)
@@ -94,31 +108,45 @@ def test_the_fused_gradient_is_its_own_and_is_never_differentiated(inputs):
 
 def test_no_array_of_n_by_n_and_float32_inside():
     def step(q):
-        return jax.grad(lambda q: chunked_attention(q, q, q, causal=True, tile=64).astype(jnp.float32).sum())(q)
+        return jax.grad(
+            lambda q: chunked_attention(q, q, q, causal=True, tile=64).astype(jnp.float32).sum()
+        )(q)
 
-    sizes = [max(arrays(jax.make_jaxpr(step)(jnp.ones((1, n, 2, 4), jnp.bfloat16)).jaxpr)) for n in (1024, 2048)]
+    sizes = [
+        max(arrays(jax.make_jaxpr(step)(jnp.ones((1, n, 2, 4), jnp.bfloat16)).jaxpr))
+        for n in (1024, 2048)
+    ]
     assert sizes[1] < 2048 * 2048 / 8
     assert sizes[1] <= 2.1 * sizes[0]
     q = jnp.full((1, 300, 1, 4), 8.0, jnp.bfloat16)
     v = jnp.asarray(np.random.default_rng(0).standard_normal((1, 300, 1, 4)), jnp.bfloat16)
     out = chunked_attention(q, q, v, tile=50)
-    np.testing.assert_allclose(out[0, 0, 0].astype(float), v.astype(float).mean((0, 1))[0], atol=2e-3)
+    np.testing.assert_allclose(
+        out[0, 0, 0].astype(float), v.astype(float).mean((0, 1))[0], atol=2e-3
+    )
     assert out.dtype == jnp.bfloat16
 
 
 def test_dropout_keeps_the_mean_and_needs_a_key(inputs):
     q, k, v = (x.astype(jnp.float32) for x in inputs[:3])
-    outs = quick(lambda keys: jax.lax.map(lambda key: chunked_attention(q, k, v, dropout=0.4, key=key, tile=8), keys))(
-        jax.random.split(jax.random.key(0), 400))
+    outs = quick(
+        lambda keys: jax.lax.map(
+            lambda key: chunked_attention(q, k, v, dropout=0.4, key=key, tile=8), keys
+        )
+    )(jax.random.split(jax.random.key(0), 400))
     assert outs.std(0).min() > 1e-3
-    np.testing.assert_allclose(outs.mean(0), softmax_attention(q, k, v), atol=6 * float(outs.std(0).max()) / 20)
+    np.testing.assert_allclose(
+        outs.mean(0), softmax_attention(q, k, v), atol=6 * float(outs.std(0).max()) / 20
+    )
     with pytest.raises(ValueError, match="needs a key"):
         chunked_attention(q, k, v, dropout=0.4)
 
 
 def gpu(capability):
     client = types.SimpleNamespace(platform_version="PJRT C API\ncuda 12090")
-    return types.SimpleNamespace(platform="gpu", client=client, device_kind="a GPU", compute_capability=capability)
+    return types.SimpleNamespace(
+        platform="gpu", client=client, device_kind="a GPU", compute_capability=capability
+    )
 
 
 def test_the_choice_is_ordered_and_an_explicit_one_fails_with_the_reason():
@@ -126,11 +154,14 @@ def test_the_choice_is_ordered_and_an_explicit_one_fails_with_the_reason():
     assert choose("auto", jnp.bfloat16, 64, 100, device=new) == "cudnn"
     assert choose("auto", jnp.float16, 128, 4096, device=old) == "cudnn"
     assert choose("auto", jnp.bfloat16, 256, 4096, device=new) == "cudnn"
-    for changes, reason in (({"dtype": jnp.float32}, "bfloat16 or float16, got float32"),
-                            ({"head_dim": 20}, "multiple of 8 and at most 128, got 20"),
-                            ({"head_dim": 136}, "at most 128, got 136"), ({"slopes": True}, "ALiBi"),
-                            ({"dropout": 0.1}, "no attention dropout"),
-                            ({"device": jax.devices("cpu")[0]}, "needs a CUDA GPU, and this is cpu")):
+    for changes, reason in (
+        ({"dtype": jnp.float32}, "bfloat16 or float16, got float32"),
+        ({"head_dim": 20}, "multiple of 8 and at most 128, got 20"),
+        ({"head_dim": 136}, "at most 128, got 136"),
+        ({"slopes": True}, "ALiBi"),
+        ({"dropout": 0.1}, "no attention dropout"),
+        ({"device": jax.devices("cpu")[0]}, "needs a CUDA GPU, and this is cpu"),
+    ):
         given = {"dtype": jnp.bfloat16, "head_dim": 64, "device": old, **changes}
         assert reason in cudnn_refusal(**given)
         assert choose("auto", length=4096, **given) == "chunked"

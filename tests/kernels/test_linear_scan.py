@@ -18,19 +18,25 @@ def quadratic(phi_q, phi_k, v, causal, valid):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("length", "chunk"), [(53, 16), (48, 16), (1, 16), (16, 16), (17, 16), (5, 1)])
+@pytest.mark.parametrize(
+    ("length", "chunk"), [(53, 16), (48, 16), (1, 16), (16, 16), (17, 16), (5, 1)]
+)
 def test_linear_attention_is_the_quadratic_form(length, chunk, causal):
     random = np.random.default_rng(length)
     with jax.enable_x64(True):
         phi_q, phi_k = (jnp.asarray(random.random((2, length, 3, 5))) for _ in range(2))
         v, c = (jnp.asarray(random.standard_normal((2, length, 3, 7))) for _ in range(2))
-        valid = jnp.asarray(random.random((2, length)) < 0.7).at[1, :3].set(False)  # empty rows when causal
+        valid = (
+            jnp.asarray(random.random((2, length)) < 0.7).at[1, :3].set(False)
+        )  # empty rows when causal
 
         def both(f):
             out, pull = jax.vjp(f, phi_q, phi_k, v)
             return out, *pull(c)
 
-        ours = quick(lambda: both(lambda *a: linear_attention(*a, causal=causal, valid=valid, chunk=chunk)))()
+        ours = quick(
+            lambda: both(lambda *a: linear_attention(*a, causal=causal, valid=valid, chunk=chunk))
+        )()
         theirs = quick(lambda: both(lambda *a: quadratic(*a, causal, valid)))()
         for found, wanted in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(found, wanted, atol=1e-12)
@@ -43,8 +49,16 @@ def test_tiny_features_lose_nothing(causal):
     v = random.standard_normal((1, 40, 2, 4)).astype(np.float32)
 
     def run(size):
-        f = quick(jax.value_and_grad(lambda q: jnp.sum(linear_attention(
-            q, jnp.float32(k * size), jnp.asarray(v), causal=causal, chunk=16) ** 2)))
+        f = quick(
+            jax.value_and_grad(
+                lambda q: jnp.sum(
+                    linear_attention(
+                        q, jnp.float32(k * size), jnp.asarray(v), causal=causal, chunk=16
+                    )
+                    ** 2
+                )
+            )
+        )
         value, gradient = f(jnp.float32(q * size))
         return value, gradient * size
 

@@ -11,7 +11,9 @@ from dartformer.kernels.softmax import dense_allowed
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("length", "chunk", "scale"), [(53, 16, 1.0), (32, 16, 30.0), (1, 16, 1.0), (21, 5, 3000.0)])
+@pytest.mark.parametrize(
+    ("length", "chunk", "scale"), [(53, 16, 1.0), (32, 16, 30.0), (1, 16, 1.0), (21, 5, 3000.0)]
+)
 def test_it_is_the_quadratic_form_whatever_the_size_of_the_features(length, chunk, scale, causal):
     random = np.random.default_rng(length)
     q, k = (scale * random.standard_normal((2, length, 3, 5)) for _ in range(2))
@@ -31,7 +33,9 @@ def test_it_is_the_quadratic_form_whatever_the_size_of_the_features(length, chun
         return out, *pull(c)
 
     with jax.enable_x64(True):
-        for found, wanted in zip(quick(lambda: both(fast))(), quick(lambda: both(dense))(), strict=True):
+        for found, wanted in zip(
+            quick(lambda: both(fast))(), quick(lambda: both(dense))(), strict=True
+        ):
             np.testing.assert_allclose(found, wanted, atol=1e-11)
 
 

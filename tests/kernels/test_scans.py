@@ -17,7 +17,7 @@ def arrays(length, channels, scale=1.0):
     random = np.random.default_rng(length)
     q, k = (random.standard_normal((2, length, 3, 4)) for _ in range(2))
     v, c = (random.standard_normal((2, length, 3, 5)) for _ in range(2))
-    g = -scale * random.exponential(size=(2, length, 3, 4)[:3 + channels])
+    g = -scale * random.exponential(size=(2, length, 3, 4)[: 3 + channels])
     valid = random.random((2, length)) < 0.7
     valid[1, :3] = False
     return [jnp.asarray(x) for x in (q, k, v, g, valid, c)]
@@ -31,8 +31,16 @@ def agree(ours, length, channels, causal, scale=1.0, delta=False):
         k = k / jnp.linalg.norm(k, axis=-1, keepdims=True) if delta else k
 
         def both(f):
-            out, pull = jax.vjp(lambda *a: f(*a[:4], **({"beta": a[4]} if delta else {}), causal=causal, valid=valid),
-                                q, k, v, g, *beta)
+            out, pull = jax.vjp(
+                lambda *a: f(
+                    *a[:4], **({"beta": a[4]} if delta else {}), causal=causal, valid=valid
+                ),
+                q,
+                k,
+                v,
+                g,
+                *beta,
+            )
             return out, *pull(c)
 
         for found, wanted in zip(*quick(lambda: (both(ours), both(recurrence)))(), strict=True):
@@ -70,7 +78,11 @@ def test_decays_that_would_overflow_if_divided():
 def test_strong_decays_leave_finite_gradients_in_float32(scan):
     q, k, v, g, _, c = (x.astype(jnp.float32) for x in arrays(37, scan is gated_scan, 100.0))
     beta = [jnp.full(q.shape[:3], 0.5)] if scan is delta_scan else []
-    loss = quick(jax.value_and_grad(lambda *a: jnp.sum(c * scan(*a, causal=True, chunk=16)), argnums=(0, 1, 2, 3)))
+    loss = quick(
+        jax.value_and_grad(
+            lambda *a: jnp.sum(c * scan(*a, causal=True, chunk=16)), argnums=(0, 1, 2, 3)
+        )
+    )
     value, grads = loss(q, k / jnp.linalg.norm(k, axis=-1, keepdims=True), v, g, *beta)
     assert jnp.isfinite(value)
     assert all(jnp.isfinite(x).all() for x in grads)
@@ -82,7 +94,9 @@ def test_the_inverse_of_a_unit_triangle(size):
     lower = np.tril(np.random.default_rng(size).standard_normal((3, size, size)), -1)
     with jax.enable_x64(True):
         found = np.asarray(unit_triangular_inverse(jnp.asarray(lower)))
-    np.testing.assert_allclose(found @ (np.eye(size) + lower), np.broadcast_to(np.eye(size), lower.shape), atol=1e-9)
+    np.testing.assert_allclose(
+        found @ (np.eye(size) + lower), np.broadcast_to(np.eye(size), lower.shape), atol=1e-9
+    )
     ones = np.tril(np.ones((size, size), np.float32), -1)
     exact = np.linalg.inv(np.eye(size) + ones)
     np.testing.assert_allclose(unit_triangular_inverse(jnp.asarray(ones)), exact, atol=1e-5)

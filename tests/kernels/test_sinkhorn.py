@@ -19,14 +19,18 @@ def test_the_definition_with_entries_left_out():
     with jax.enable_x64(True):
         found = sinkhorn(jnp.asarray(scores), 4, jnp.asarray(keep))
         np.testing.assert_allclose(found, wanted, atol=1e-12)
-        np.testing.assert_allclose(sinkhorn(jnp.asarray(scores), 200, jnp.asarray(keep)).sum(2), some, atol=1e-9)
+        np.testing.assert_allclose(
+            sinkhorn(jnp.asarray(scores), 200, jnp.asarray(keep)).sum(2), some, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("size", [1.0, 1e4])
 def test_finite_whatever_the_scores(size):
     scores = size * jax.random.normal(jax.random.key(0), (6, 6))
     for keep in (None, jnp.zeros((6, 6), bool), jnp.eye(6, dtype=bool)):
-        out, slope = jax.value_and_grad(lambda s, keep=keep: (sinkhorn(s, 3, keep) * scores).sum())(scores)
+        out, slope = jax.value_and_grad(lambda s, keep=keep: (sinkhorn(s, 3, keep) * scores).sum())(
+            scores
+        )
         assert np.isfinite(out)
         assert np.isfinite(slope).all()
     np.testing.assert_allclose(sinkhorn(scores, 3).sum(0), 1, rtol=1e-5)

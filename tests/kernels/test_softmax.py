@@ -31,8 +31,11 @@ def test_masked_softmax_is_the_softmax_of_what_is_allowed(scale):
     with jax.enable_x64(True):
         found = masked_softmax(jnp.asarray(scores), jnp.asarray(allowed))
     np.testing.assert_allclose(found, oracle(scores, allowed), atol=1e-14)
-    np.testing.assert_allclose(masked_softmax(jnp.asarray(scores, jnp.float32), jnp.asarray(allowed)),
-                               oracle(np.float32(scores).astype(float), allowed), atol=1e-6)
+    np.testing.assert_allclose(
+        masked_softmax(jnp.asarray(scores, jnp.float32), jnp.asarray(allowed)),
+        oracle(np.float32(scores).astype(float), allowed),
+        atol=1e-6,
+    )
     assert (np.asarray(found)[~allowed] == 0).all()
 
 
@@ -44,7 +47,9 @@ def test_a_row_with_nothing_allowed_is_zero_with_zero_gradient():
     assert (value[1:] == 0).all()
     assert (gradient[1:] == 0).all()
     assert jnp.isfinite(gradient).all()
-    second = jax.jvp(jax.grad(lambda s: jnp.sum(masked_softmax(s, allowed) ** 2)), (scores,), (scores,))[1]
+    second = jax.jvp(
+        jax.grad(lambda s: jnp.sum(masked_softmax(s, allowed) ** 2)), (scores,), (scores,)
+    )[1]
     assert jnp.isfinite(second).all()
     assert (second[1:] == 0).all()
 
@@ -61,18 +66,24 @@ def test_softmax_is_float32_inside_for_bfloat16_and_stays_wide_for_float64():
 @pytest.mark.parametrize("masked", [False, True])
 def test_softmax_attention_agrees_with_jax_nn(causal, masked):
     q, k, v = (jnp.asarray(normal(s, 2, 19, 3, 8), jnp.float32) for s in range(3))
-    valid = jnp.arange(19) < jnp.array([[19], [11]]) if masked else None  # the first key exists: no empty rows
+    valid = (
+        jnp.arange(19) < jnp.array([[19], [11]]) if masked else None
+    )  # the first key exists: no empty rows
     mask = None if valid is None else valid[:, None, None, :]
 
     def theirs(q, k, v):
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="xla")
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=mask, is_causal=causal, implementation="xla"
+        )
 
     def ours(q, k, v):
         return softmax_attention(q, k, v, causal=causal, valid=valid)
 
     np.testing.assert_allclose(ours(q, k, v), theirs(q, k, v), atol=1e-6)
     cotangent = jnp.asarray(normal(4, *v.shape), jnp.float32)
-    for ours_, theirs_ in zip(*(jax.vjp(f, q, k, v)[1](cotangent) for f in (ours, theirs)), strict=True):
+    for ours_, theirs_ in zip(
+        *(jax.vjp(f, q, k, v)[1](cotangent) for f in (ours, theirs)), strict=True
+    ):
         np.testing.assert_allclose(ours_, theirs_, atol=3e-6)
 
 
@@ -82,4 +93,5 @@ def test_garbage_at_masked_keys_changes_nothing():
     there = ~valid[:, :, None, None]
     out = softmax_attention(q, k, v, valid=valid)
     np.testing.assert_array_equal(
-        out, softmax_attention(q, jnp.where(there, 1e9, k), jnp.where(there, -1e20, v), valid=valid))
+        out, softmax_attention(q, jnp.where(there, 1e9, k), jnp.where(there, -1e20, v), valid=valid)
+    )

@@ -1,4 +1,5 @@
-"""Dense definitions in numpy float64, each written from the equation of its paper: for types that no package has."""
+"""Dense definitions in numpy float64, each written from the equation of its paper: for types that
+no package has."""
 
 import dataclasses
 from typing import Any
@@ -38,7 +39,7 @@ def attend(e: Example, allowed: Any = True) -> np.ndarray:
 
 def places(e: Example) -> tuple[np.ndarray, np.ndarray]:
     """i and j, `[N, 1]` and `[1, N]`."""
-    return tuple(np.ogrid[:e.q.shape[1], :e.q.shape[1]])
+    return tuple(np.ogrid[: e.q.shape[1], : e.q.shape[1]])
 
 
 def times(weights: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -47,7 +48,9 @@ def times(weights: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 @oracle("uniform", "uniform", by="the mean of the visible values", sizes=SMALL, **BY)
-@oracle("uniform_causal", "uniform", causal=True, by="the mean of the visible values", sizes=SMALL, **BY)
+@oracle(
+    "uniform_causal", "uniform", causal=True, by="the mean of the visible values", sizes=SMALL, **BY
+)
 def uniform(e: Example) -> np.ndarray:
     """Mean over the valid tokens, up to the query if causal."""
     return times(softmax(np.zeros((len(e.q), e.q.shape[2], *2 * e.q.shape[1:2])), seen(e)), e.v)
@@ -61,7 +64,14 @@ def identity(e: Example) -> np.ndarray:
 
 
 @oracle("strided", "strided(stride=3)", by="softmax over every third key", sizes=SMALL, **BY)
-@oracle("strided_causal", "strided(stride=3)", causal=True, by="softmax over every third key", sizes=SMALL, **BY)
+@oracle(
+    "strided_causal",
+    "strided(stride=3)",
+    causal=True,
+    by="softmax over every third key",
+    sizes=SMALL,
+    **BY,
+)
 def strided(e: Example) -> np.ndarray:
     """Child et al. 2019, section 4.2: A_i = {j : (i - j) mod stride = 0}."""
     i = np.arange(e.q.shape[1])
@@ -74,7 +84,8 @@ FIXED = "Child et al. 2019, section 4.3, pattern fixed, as a dense mask"
 @oracle("sparse_fixed", "sparse(stride=5, summary=2)", by=FIXED, **BY)
 @oracle("sparse_fixed_causal", "sparse(stride=5, summary=2)", causal=True, by=FIXED, **BY)
 def sparse_fixed(e: Example) -> np.ndarray:
-    """A1: the same block. A2: j mod l is one of the last c. Both in one head, which the paper calls merged."""
+    """A1: the same block. A2: j mod l is one of the last c. Both in one head, which the paper calls
+    merged."""
     i, j = places(e)
     return attend(e, (i // 5 == j // 5) | np.isin(j % 5, (3, 4)))
 
@@ -83,7 +94,9 @@ STRIDED = "Child et al. 2019, section 4.3, pattern strided, as a dense mask"
 
 
 @oracle("sparse_strided", "sparse(stride=5, pattern='strided')", by=STRIDED, **BY)
-@oracle("sparse_strided_causal", "sparse(stride=5, pattern='strided')", causal=True, by=STRIDED, **BY)
+@oracle(
+    "sparse_strided_causal", "sparse(stride=5, pattern='strided')", causal=True, by=STRIDED, **BY
+)
 def sparse_strided(e: Example) -> np.ndarray:
     """A1: the l tokens before (and after, where it is not causal). A2: (i - j) mod l = 0."""
     i, j = places(e)
@@ -101,9 +114,15 @@ def sink(e: Example) -> np.ndarray:
     return attend(e, (abs(i - j) <= 3) | (j < 2))
 
 
-@oracle("longformer_causal", "longformer(window=3, globals=2)", causal=True, scale=0.4,
-        params={name: (2, 8, 4) for name in ("W_q", "W_k", "W_v")},
-        by="Beltagy et al. 2020, section 3.1, as two dense masks", **BY)
+@oracle(
+    "longformer_causal",
+    "longformer(window=3, globals=2)",
+    causal=True,
+    scale=0.4,
+    params={name: (2, 8, 4) for name in ("W_q", "W_k", "W_v")},
+    by="Beltagy et al. 2020, section 3.1, as two dense masks",
+    **BY,
+)
 def longformer(e: Example) -> np.ndarray:
     """The first two tokens by projections of their own, the others by the window and those two."""
     i, j = places(e)
@@ -132,17 +151,27 @@ COSFORMER = "Qin et al. 2022, section 3, the re-weighting by a cosine, as a dens
 @oracle("cosformer_causal", "cosformer", causal=True, by=COSFORMER, sizes=SMALL, **BY)
 def cosformer(e: Example) -> np.ndarray:
     """M is the number of tokens from the first valid one of an example to the last."""
-    return cosine(e, np.array([np.ptp(np.flatnonzero(v)) + 1 for v in e.valid])[:, None, None, None])
+    return cosine(
+        e, np.array([np.ptp(np.flatnonzero(v)) + 1 for v in e.valid])[:, None, None, None]
+    )
 
 
-@oracle("cosformer_horizon_causal", "cosformer(horizon=20)", causal=True, by=COSFORMER, sizes=SMALL, **BY)
+@oracle(
+    "cosformer_horizon_causal",
+    "cosformer(horizon=20)",
+    causal=True,
+    by=COSFORMER,
+    sizes=SMALL,
+    **BY,
+)
 def cosformer_horizon(e: Example) -> np.ndarray:
     """M is given."""
     return cosine(e, 20)
 
 
 def cosine(e: Example, m: Any) -> np.ndarray:
-    """s(q_i, k_j) = relu(q_i) . relu(k_j) cos(pi / 2 (i - j) / M), over its sum; zero where that is."""
+    """s(q_i, k_j) = relu(q_i) . relu(k_j) cos(pi / 2 (i - j) / M), over its sum; zero where that
+    is."""
     i, j = places(e)
     similar = np.einsum("bnhd,bkhd->bhnk", np.maximum(e.q, 0), np.maximum(e.k, 0)) * seen(e)
     similar = similar * np.cos(np.pi * (i - j) / (2 * m))
@@ -151,12 +180,20 @@ def cosine(e: Example, m: Any) -> np.ndarray:
 
 
 NONE = (-1, -1)
-GRAPH = np.array([[NONE, NONE, NONE, (1, -1), (2, 1), (1, 3)], [NONE, NONE, NONE, (1, -1), (2, 1), (3, 2)]])
+GRAPH = np.array(
+    [[NONE, NONE, NONE, (1, -1), (2, 1), (1, 3)], [NONE, NONE, NONE, (1, -1), (2, 1), (3, 2)]]
+)
 """Of 2 heads and 6 blocks: what a block sees besides the first, itself and the one before."""
 
 
-@oracle("bigbird_causal", "bigbird(block=4, randoms=2, globals=1)", causal=True, given={"random_blocks": GRAPH[None]},
-        by="Zaheer et al. 2020, section 2, as a dense mask, without what is later", **BY)
+@oracle(
+    "bigbird_causal",
+    "bigbird(block=4, randoms=2, globals=1)",
+    causal=True,
+    given={"random_blocks": GRAPH[None]},
+    by="Zaheer et al. 2020, section 2, as a dense mask, without what is later",
+    **BY,
+)
 def bigbird(e: Example) -> np.ndarray:
     """22 tokens: the last block is short."""
     i, j = places(e)
@@ -171,20 +208,66 @@ DENSE = {"W1": (2, 6, 3), "W2": (2, 3, 12)}
 FACTORS = {"R1": (2, 12, 2), "R2": (2, 12, 2)}
 
 
-@oracle("synthesizer_dense", "synthesizer(mode='dense', rank=3)", params=DENSE, scale=1.0, sizes=SMALL,
-        by=SYNTHESIZER, **BY)
-@oracle("synthesizer_dense_causal", "synthesizer(mode='dense', rank=3)", params=DENSE, scale=1.0, sizes=SMALL,
-        causal=True, by=SYNTHESIZER, **BY)
-@oracle("synthesizer_random", "synthesizer(mode='random')", params={"R": (2, 12, 12)}, scale=1.0, sizes=SMALL,
-        by=SYNTHESIZER, **BY)
-@oracle("synthesizer_random_causal", "synthesizer(mode='random')", params={"R": (2, 12, 12)}, scale=1.0, sizes=SMALL,
-        causal=True, by=SYNTHESIZER, **BY)
-@oracle("synthesizer_factorised", "synthesizer(mode='factorised', rank=2)", params=FACTORS, scale=1.0, sizes=SMALL,
-        by=SYNTHESIZER, **BY)
-@oracle("synthesizer_factorised_causal", "synthesizer(mode='factorised', rank=2)", params=FACTORS, scale=1.0,
-        sizes=SMALL, causal=True, by=SYNTHESIZER, **BY)
+@oracle(
+    "synthesizer_dense",
+    "synthesizer(mode='dense', rank=3)",
+    params=DENSE,
+    scale=1.0,
+    sizes=SMALL,
+    by=SYNTHESIZER,
+    **BY,
+)
+@oracle(
+    "synthesizer_dense_causal",
+    "synthesizer(mode='dense', rank=3)",
+    params=DENSE,
+    scale=1.0,
+    sizes=SMALL,
+    causal=True,
+    by=SYNTHESIZER,
+    **BY,
+)
+@oracle(
+    "synthesizer_random",
+    "synthesizer(mode='random')",
+    params={"R": (2, 12, 12)},
+    scale=1.0,
+    sizes=SMALL,
+    by=SYNTHESIZER,
+    **BY,
+)
+@oracle(
+    "synthesizer_random_causal",
+    "synthesizer(mode='random')",
+    params={"R": (2, 12, 12)},
+    scale=1.0,
+    sizes=SMALL,
+    causal=True,
+    by=SYNTHESIZER,
+    **BY,
+)
+@oracle(
+    "synthesizer_factorised",
+    "synthesizer(mode='factorised', rank=2)",
+    params=FACTORS,
+    scale=1.0,
+    sizes=SMALL,
+    by=SYNTHESIZER,
+    **BY,
+)
+@oracle(
+    "synthesizer_factorised_causal",
+    "synthesizer(mode='factorised', rank=2)",
+    params=FACTORS,
+    scale=1.0,
+    sizes=SMALL,
+    causal=True,
+    by=SYNTHESIZER,
+    **BY,
+)
 def synthesizer(e: Example) -> np.ndarray:
-    """Built for 12 tokens and given 11. softmax(S) v with S of the token (3.1.1), free (3.1.2), or R1 R2^T (3.1.4)."""
+    """Built for 12 tokens and given 11. softmax(S) v with S of the token (3.1.1), free (3.1.2), or
+    R1 R2^T (3.1.4)."""
     length = e.v.shape[1]
     if "W1" in e.params:
         hidden = np.maximum(np.einsum("bne,hem->bhnm", e.x, e.params["W1"]), 0)
@@ -196,22 +279,30 @@ def synthesizer(e: Example) -> np.ndarray:
     return times(softmax(np.repeat(s, len(e.v) // len(s), 0), seen(e)), e.v)
 
 
-@oracle("sinkhorn_padded", "sinkhorn(block=4, iterations=5, temperature=0.7)", params={"W": (2, 6, 4)}, scale=0.2,
-        sizes=(3, 14, 2, 3, 6), invalid=[(), (11, 12, 13), (0, 1, 2, 3, 5, 8)],
-        by="Tay et al. 2020 (Sinkhorn), section 3, token by token", **BY)
+@oracle(
+    "sinkhorn_padded",
+    "sinkhorn(block=4, iterations=5, temperature=0.7)",
+    params={"W": (2, 6, 4)},
+    scale=0.2,
+    sizes=(3, 14, 2, 3, 6),
+    invalid=[(), (11, 12, 13), (0, 1, 2, 3, 5, 8)],
+    by="Tay et al. 2020 (Sinkhorn), section 3, token by token",
+    **BY,
+)
 def sinkhorn(e: Example) -> np.ndarray:
-    """What sinkhorn-transformer has no answer for: blocks that are padded in part, and one in front that is padding.
+    """What sinkhorn-transformer has no answer for: blocks that are padded in part, and one in front
+    that is padding.
 
-    14 tokens: the last block is short. A sorted slot is made of the tokens that are valid, as if R were theirs alone:
-    its row keeps its sum, which is one but for the last few iterations. Its weight in the softmax is their share of R.
-    """
+    14 tokens: the last block is short. A sorted slot is made of the tokens that are valid, as if R
+    were theirs alone: its row keeps its sum, which is one but for the last few iterations. Its
+    weight in the softmax is their share of R."""
     (batch, length, heads, _), out = e.q.shape, np.zeros_like(e.v)
     blocks = [np.arange(start, min(start + 4, length)) for start in range(0, length, 4)]
     for b, h in np.ndindex(batch, heads):
         q, k, v, valid = e.q[b, :, h], e.k[b, :, h], e.v[b, :, h], e.valid[b]
         sums = np.array([np.concatenate([x[t][valid[t]].sum(0) for x in (q, k)]) for t in blocks])
         some = np.array([valid[t].any() for t in blocks])
-        r = np.exp(sums @ e.params["W"][h][:, :len(blocks)] / 0.7) * some[:, None] * some
+        r = np.exp(sums @ e.params["W"][h][:, : len(blocks)] / 0.7) * some[:, None] * some
         for _ in range(5):
             for axis in (1, 0):
                 total = r.sum(axis, keepdims=True)
@@ -221,7 +312,11 @@ def sinkhorn(e: Example) -> np.ndarray:
             for t in tokens[valid[tokens]]:
                 keys.append(k[t]), values.append(v[t]), sizes.append(1.0)
             for slot in range(4):
-                made_of = [(r[u, w], t[slot]) for w, t in enumerate(blocks) if slot < len(t) and valid[t[slot]]]
+                made_of = [
+                    (r[u, w], t[slot])
+                    for w, t in enumerate(blocks)
+                    if slot < len(t) and valid[t[slot]]
+                ]
                 weight = sum(w for w, _ in made_of)
                 if weight > 0:
                     share = weight / r[u].sum()
@@ -234,11 +329,18 @@ def sinkhorn(e: Example) -> np.ndarray:
     return out
 
 
-@oracle("reformer_causal", "reformer(buckets=4, hashes=2, chunk=2)", causal=True, sizes=(3, 14, 2, 3, 6),
-        given={"rotations": np.random.default_rng(5).standard_normal((2, 2, 3, 2))},
-        by="Kitaev et al. 2020, equations 4 to 7, over the two tokens of a bucket before each, token by token", **BY)
+@oracle(
+    "reformer_causal",
+    "reformer(buckets=4, hashes=2, chunk=2)",
+    causal=True,
+    sizes=(3, 14, 2, 3, 6),
+    given={"rotations": np.random.default_rng(5).standard_normal((2, 2, 3, 2))},
+    by="Kitaev et al. 2020, equations 4 to 7, over the two tokens of a bucket before each, token by token",
+    **BY,
+)
 def reformer(e: Example) -> np.ndarray:
-    """Its own code cuts chunks of all tokens, so that later ones change what earlier ones see: it is not causal."""
+    """Its own code cuts chunks of all tokens, so that later ones change what earlier ones see: it
+    is not causal."""
     out = np.zeros_like(e.v)
     for b, h in np.ndindex(len(e.q), e.q.shape[2]):
         q, v = e.q[b, :, h], e.v[b, :, h]

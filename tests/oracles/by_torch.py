@@ -31,7 +31,8 @@ def full_alibi(e: Example) -> torch.Tensor:
     allowed = e.valid[:, None, None, :] | torch.eye(len(i), dtype=torch.bool)
     q, k, v = (t.transpose(1, 2) for t in (e.q, e.k, e.v))
     return functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=torch.where(allowed, bias, -torch.inf)).transpose(1, 2)
+        q, k, v, attn_mask=torch.where(allowed, bias, -torch.inf)
+    ).transpose(1, 2)
 
 
 FEATURES = {"exp": torch.exp, "softmax": lambda x: x.softmax(-1)}
@@ -40,7 +41,10 @@ KERNEL = "Katharopoulos et al. 2020, equation 4, as a dense matrix in torch"
 
 def linear(feature: str, e: Example) -> torch.Tensor:
     """phi(q_i) . phi(k_j) over its sum."""
-    weights = torch.einsum("bnhd,bkhd->bhnk", *map(FEATURES[feature], (e.q, e.k))) * e.valid[:, None, None, :]
+    weights = (
+        torch.einsum("bnhd,bkhd->bhnk", *map(FEATURES[feature], (e.q, e.k)))
+        * e.valid[:, None, None, :]
+    )
     if e.causal:
         weights = weights.tril()
     weights = weights / torch.where(e.valid[:, None, :, None], weights.sum(-1, keepdim=True), 1.0)
@@ -50,14 +54,21 @@ def linear(feature: str, e: Example) -> torch.Tensor:
 for name in FEATURES:
     for mode, causal in (("", False), ("_causal", True)):
         oracle(f"linear_{name}{mode}", f"linear(feature={name!r})", causal=causal, by=KERNEL, **BY)(
-            functools.partial(linear, name))
+            functools.partial(linear, name)
+        )
 
 
 PARALLEL = f"{SDPA}, and the quotient of its positive features"
 
 
 @oracle("parallel", "parallel(members=(full, linear), shares=(3.0, 1.0))", by=PARALLEL, **BY)
-@oracle("parallel_causal", "parallel(members=(full, linear), shares=(3.0, 1.0))", causal=True, by=PARALLEL, **BY)
+@oracle(
+    "parallel_causal",
+    "parallel(members=(full, linear), shares=(3.0, 1.0))",
+    causal=True,
+    by=PARALLEL,
+    **BY,
+)
 def parallel(e: Example) -> torch.Tensor:
     """Three quarters of one and a quarter of the other."""
     phi_q, phi_k = functional.elu(e.q) + 1, (functional.elu(e.k) + 1) * e.valid[..., None, None]
@@ -81,5 +92,7 @@ def conv(e: Example) -> torch.Tensor:
     before = width - 1 if e.causal else width // 2
     v = (e.v * e.valid[..., None, None]).flatten(2).transpose(1, 2)
     weight = e.params["kernel"].transpose(1, 2).reshape(heads * channels, 1, width)
-    out = functional.conv1d(functional.pad(v, (before, width - 1 - before)), weight, groups=heads * channels)
+    out = functional.conv1d(
+        functional.pad(v, (before, width - 1 - before)), weight, groups=heads * channels
+    )
     return out.transpose(1, 2).reshape(e.v.shape)

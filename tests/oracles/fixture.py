@@ -1,7 +1,8 @@
-"""What every oracle shares: the example it is run on, how it is differentiated, and the file that it leaves.
+"""What every oracle shares: the example it is run on, how it is differentiated, and the file that
+it leaves.
 
-Nothing of dartformer is imported here: an oracle knows the equations of a paper and the names of our parameters.
-"""
+Nothing of dartformer is imported here: an oracle knows the equations of a paper and the names of
+our parameters."""
 
 import dataclasses
 import importlib.metadata
@@ -15,7 +16,8 @@ import numpy as np
 
 FOLDER = Path(__file__).parent / "fixtures"
 STEP = 1 / 32
-"""Inputs are odd multiples of half of it: exact in float32, never zero (where some have a kink), easy to compress."""
+"""Inputs are odd multiples of half of it: exact in float32, never zero (where some have a kink),
+easy to compress."""
 
 
 @dataclass
@@ -82,16 +84,19 @@ ORACLES: dict[str, Oracle] = {}
 
 def oracle(name: str, spec: str, **options: Any) -> Callable[[Callable], Callable]:
     """Enter the decorated function as the oracle `name`, which is the name of its fixture."""
+
     def enter(run: Callable) -> Callable:
         if name in ORACLES:
             raise ValueError(f"two oracles are called {name}")
         ORACLES[name] = Oracle(spec, run, **options)
         return run
+
     return enter
 
 
 def make(name: str) -> str:
-    """Run the oracle `name`, write its fixture, and say how large it is and how it differs from the last one."""
+    """Run the oracle `name`, write its fixture, and say how large it is and how it differs from the
+    last one."""
     this = ORACLES[name]
     random = np.random.default_rng(zlib.crc32(name.encode()))
     batch, length, heads, width, model = this.sizes
@@ -102,25 +107,37 @@ def make(name: str) -> str:
     arrays = {n: normal(batch, length, heads, width) for n in "qkv"}
     arrays["x"] = normal(batch, length, model)
     for key, given in this.params.items():
-        arrays[f"param/{key}"] = (normal(*given, scale=this.scale) if isinstance(given, tuple)
-                                  else np.asarray(given, np.float64))
+        arrays[f"param/{key}"] = (
+            normal(*given, scale=this.scale)
+            if isinstance(given, tuple)
+            else np.asarray(given, np.float64)
+        )
     cotangent = normal(batch, length, heads, width)
     valid = np.ones((batch, length), bool)
     if this.invalid is not None:
         for b, tokens in enumerate(this.invalid):
             valid[b, list(tokens)] = False
     elif this.padding:
-        valid[1, 2 * length // 3:] = False
-        valid[2, :3] = valid[2, length // 2:length // 2 + 2] = False
+        valid[1, 2 * length // 3 :] = False
+        valid[2, :3] = valid[2, length // 2 : length // 2 + 2] = False
 
     output, gradients = this.differentiate(this, arrays, valid, cotangent)
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in this.packages)
-    stored = {"spec": this.spec, "causal": this.causal, "oracle": this.by, "versions": versions, "valid": valid}
+    stored = {
+        "spec": this.spec,
+        "causal": this.causal,
+        "oracle": this.by,
+        "versions": versions,
+        "valid": valid,
+    }
     if this.slopes:
         stored["slopes"] = np.asarray(this.slopes, np.float32)
     stored |= {f"given/{key}": a for key, a in this.given.items()}
-    for key, value in (arrays | {"cotangent": cotangent, "output": output}
-                       | {f"grad/{key}": g for key, g in gradients.items()}).items():
+    for key, value in (
+        arrays
+        | {"cotangent": cotangent, "output": output}
+        | {f"grad/{key}": g for key, g in gradients.items()}
+    ).items():
         if not np.isfinite(value).all():
             raise ValueError(f"{name}: {key} is not finite")
         stored[key] = np.asarray(value, np.float32)
@@ -128,47 +145,82 @@ def make(name: str) -> str:
     change = "new"
     if path.exists():
         with np.load(path, allow_pickle=False) as last:
-            same = set(last.files) == set(stored) and all(last[k].shape == np.shape(stored[k]) for k in stored)
-            change = "other arrays" if not same else "differs by {:.1e}".format(max(
-                np.abs(last[k] - stored[k]).max() for k in stored if np.asarray(stored[k]).dtype.kind == "f"))
+            same = set(last.files) == set(stored) and all(
+                last[k].shape == np.shape(stored[k]) for k in stored
+            )
+            change = (
+                "other arrays"
+                if not same
+                else "differs by {:.1e}".format(
+                    max(
+                        np.abs(last[k] - stored[k]).max()
+                        for k in stored
+                        if np.asarray(stored[k]).dtype.kind == "f"
+                    )
+                )
+            )
     np.savez_compressed(path, **{k: np.asarray(v) for k, v in stored.items()})
     return f"{name:32} {path.stat().st_size:6} bytes, {change}"
 
 
 def _example(this: Oracle, arrays: dict[str, Any], valid: Any) -> Example:
-    params = {key.removeprefix("param/"): a for key, a in arrays.items() if key.startswith("param/")}
-    return Example(arrays["q"], arrays["k"], arrays["v"], arrays["x"], params, valid, this.causal, this.given,
-                   np.asarray(this.slopes) if this.slopes else None)
+    params = {
+        key.removeprefix("param/"): a for key, a in arrays.items() if key.startswith("param/")
+    }
+    return Example(
+        arrays["q"],
+        arrays["k"],
+        arrays["v"],
+        arrays["x"],
+        params,
+        valid,
+        this.causal,
+        this.given,
+        np.asarray(this.slopes) if this.slopes else None,
+    )
 
 
 def without_padding(run: Callable[[Example], Any]) -> Callable[[Example], Any]:
     """For oracles of torch without masks: each example on its own, cut down to its valid tokens."""
+
     def cut(e: Example) -> Any:
         out = e.v.new_zeros(e.v.shape)
         for b, valid in enumerate(e.valid):
-            parts = {name: getattr(e, name)[b, None, valid] for name in ("q", "k", "v", "x", "valid")}
+            parts = {
+                name: getattr(e, name)[b, None, valid] for name in ("q", "k", "v", "x", "valid")
+            }
             out[b, valid] = run(dataclasses.replace(e, **parts))[0].to(out.dtype)
         return out
+
     return cut
 
 
-def autograd(this: Oracle, arrays: dict[str, np.ndarray], valid: np.ndarray,
-             cotangent: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Output, zero where the query is padded, and gradients, by torch in float64; none of a parameter left unread."""
+def autograd(
+    this: Oracle, arrays: dict[str, np.ndarray], valid: np.ndarray, cotangent: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Output, zero where the query is padded, and gradients, by torch in float64; none of a
+    parameter left unread."""
     import torch
 
-    tensors = {key: torch.tensor(a, dtype=torch.float64, requires_grad=True) for key, a in arrays.items()}
+    tensors = {
+        key: torch.tensor(a, dtype=torch.float64, requires_grad=True) for key, a in arrays.items()
+    }
     mask = torch.tensor(valid)
     out = this.run(_example(this, tensors, mask)).double()
     out = torch.where(mask[:, :, None, None], out, 0.0)
     (out * torch.tensor(cotangent)).sum().backward()
     zero = {key: np.zeros_like(a) for key, a in arrays.items() if key in "qkvx"}
-    return out.detach().numpy(), zero | {k: t.grad.numpy() for k, t in tensors.items() if t.grad is not None}
+    return out.detach().numpy(), zero | {
+        k: t.grad.numpy() for k, t in tensors.items() if t.grad is not None
+    }
 
 
-def differences(this: Oracle, arrays: dict[str, np.ndarray], valid: np.ndarray,
-                cotangent: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Output, zero where the query is padded, and gradients by central differences of fourth order, in float64."""
+def differences(
+    this: Oracle, arrays: dict[str, np.ndarray], valid: np.ndarray, cotangent: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Output, zero where the query is padded, and gradients by central differences of fourth order,
+    in float64."""
+
     def loss() -> tuple[float, np.ndarray]:
         out = np.asarray(this.run(_example(this, arrays, valid)), np.float64)
         out = np.where(valid[:, :, None, None], out, 0.0)

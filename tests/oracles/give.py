@@ -1,4 +1,5 @@
-"""A stand-in for the projections of other people's modules, so that they can be given q, k and v."""
+"""A stand-in for the projections of other people's modules, so that they can be given q, k and
+v."""
 
 import torch
 from torch import nn

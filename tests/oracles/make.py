@@ -16,7 +16,9 @@ FAMILIES = ("by_numpy", "by_torch", "by_lucidrains", "by_transformers", "by_fla"
 def main() -> None:
     """Import what can be imported here, and make the fixtures asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="fixtures to make; all that can be made here if none is named")
+    parser.add_argument(
+        "names", nargs="*", help="fixtures to make; all that can be made here if none is named"
+    )
     parser.add_argument("--list", action="store_true", help="say what can be made here, and stop")
     arguments = parser.parse_args()
     missing = {}
@@ -29,7 +31,9 @@ def main() -> None:
         print(f"{family}: not here, for want of {package}", file=sys.stderr)
     unknown = [name for name in arguments.names if name not in fixture.ORACLES]
     if unknown:
-        sys.exit(f"no oracle here is called {', '.join(unknown)}; there are {', '.join(fixture.ORACLES)}")
+        sys.exit(
+            f"no oracle here is called {', '.join(unknown)}; there are {', '.join(fixture.ORACLES)}"
+        )
     for name in arguments.names or fixture.ORACLES:
         if arguments.list:
             this = fixture.ORACLES[name]

@@ -33,7 +33,8 @@ def sgd(xi, w):
 @pytest.mark.parametrize("name", ["second", "finite"])
 @pytest.mark.parametrize("xi", [0.0, 0.1, 0.25, 0.5])
 def test_toy_of_the_darts_paper_reaches_its_fixed_point(name, xi):
-    """Figure 2 of 1806.09055: alternating descent ends at 2 / (1 + 2 xi), at xi = 1/2 in the true optimum (1, 1)."""
+    """Figure 2 of 1806.09055: alternating descent ends at 2 / (1 + 2 xi), at xi = 1/2 in the true
+    optimum (1, 1)."""
     hypergradient = HYPERGRADIENTS["first" if xi == 0 else name]()
 
     @jax.jit
@@ -46,10 +47,17 @@ def test_toy_of_the_darts_paper_reaches_its_fixed_point(name, xi):
     np.testing.assert_allclose([w, a], 2 / (1 + 2 * xi), atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "xi", "want"), [
-    ("first", 0.0, -4.0), ("second", 0.0, -4.0), ("second", 0.1, -2.8), ("finite", 0.1, -2.8),
-    ("second", 0.5, 2.0), ("finite", 0.5, 2.0),  # without the Hessian term this one is 0
-])
+@pytest.mark.parametrize(
+    ("name", "xi", "want"),
+    [
+        ("first", 0.0, -4.0),
+        ("second", 0.0, -4.0),
+        ("second", 0.1, -2.8),
+        ("finite", 0.1, -2.8),
+        ("second", 0.5, 2.0),
+        ("finite", 0.5, 2.0),  # without the Hessian term this one is 0
+    ],
+)
 def test_first_step_of_the_toy(name, xi, want):
     w, a = jnp.array(-2.0), jnp.array(2.0)
     found = HYPERGRADIENTS[name]()(lower, upper, sgd(xi, w), w, a)
@@ -66,21 +74,36 @@ def _network(seed):
         mixed = jnp.tanh(x @ w["in"]) @ w["out"] * jax.nn.softmax(a, -1).sum(0)
         return jnp.mean((mixed - y) ** 2), {"accuracy": jnp.mean(mixed)}
 
-    train, valid = ((jax.random.normal(k, (7, 5)), jax.random.normal(jax.random.fold_in(k, 1), (7, 3)))
-                    for k in keys[3:5])
+    train, valid = (
+        (jax.random.normal(k, (7, 5)), jax.random.normal(jax.random.fold_in(k, 1), (7, 3)))
+        for k in keys[3:5]
+    )
     return weights, alphas, functools.partial(loss, *train), functools.partial(loss, *valid)
 
 
 @pytest.mark.parametrize("name", optimizer.NAMES)
 @pytest.mark.parametrize("clip", [0.0, 0.1])
 def test_exact_agrees_with_finite_differences(name, clip):
-    """Both second-order forms, and a difference quotient of the whole lower step, through every real optimiser."""
+    """Both second-order forms, and a difference quotient of the whole lower step, through every
+    real optimiser."""
     weights, alphas, train, valid = _network(0)
-    chain = optimizer.build({**optimizer.DEFAULTS, "name": name, "clip": clip, "learning_rate": 0.05,
-                             "schedule": "constant", "warmup": 0.0, "weight_decay": 0.01}, 10)
+    chain = optimizer.build(
+        {
+            **optimizer.DEFAULTS,
+            "name": name,
+            "clip": clip,
+            "learning_rate": 0.05,
+            "schedule": "constant",
+            "warmup": 0.0,
+            "weight_decay": 0.01,
+        },
+        10,
+    )
     state = chain.init(weights)
     for _ in range(2):  # moments that are not zero
-        updates, state = chain.update(jax.grad(lambda w: train(w, alphas)[0])(weights), state, weights)
+        updates, state = chain.update(
+            jax.grad(lambda w: train(w, alphas)[0])(weights), state, weights
+        )
         weights = optax.apply_updates(weights, updates)
 
     def update(gradient):
@@ -96,10 +119,16 @@ def test_exact_agrees_with_finite_differences(name, clip):
     h = 1e-6
     for place in np.ndindex(alphas.shape):
         e = jnp.zeros_like(alphas).at[place].set(h)
-        np.testing.assert_allclose((through(alphas + e) - through(alphas - e)) / (2 * h), exact.gradient[place],
-                                   rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(
+            (through(alphas + e) - through(alphas - e)) / (2 * h),
+            exact.gradient[place],
+            rtol=1e-5,
+            atol=1e-8,
+        )
     first = HYPERGRADIENTS["first"]()(train, valid, update, weights, alphas).gradient
-    assert np.abs(first - exact.gradient).max() > 1e-4  # the orders differ, or this test would prove nothing
+    assert (
+        np.abs(first - exact.gradient).max() > 1e-4
+    )  # the orders differ, or this test would prove nothing
 
 
 def test_a_parameter_without_gradient_gives_no_nan():
@@ -112,5 +141,10 @@ def test_a_parameter_without_gradient_gives_no_nan():
         return jnp.sum((w["used"] - a) ** 2) + 0 * jnp.sum(w["unused"] * a), {}
 
     found = HYPERGRADIENTS["second"]()(
-        loss, loss, lambda g: optax.apply_updates(weights, chain.update(g, state, weights)[0]), weights, jnp.array(0.5))
+        loss,
+        loss,
+        lambda g: optax.apply_updates(weights, chain.update(g, state, weights)[0]),
+        weights,
+        jnp.array(0.5),
+    )
     assert np.isfinite(found.gradient)

@@ -24,9 +24,17 @@ def quadratic(spectrum, seed=0):
     return lambda a: (hessian @ a.reshape(-1)).reshape(a.shape), jnp.ones((2, 3, n // 6))
 
 
-@pytest.mark.parametrize("spectrum", [
-    np.linspace(-2, 5, 24), np.full(12, 3.0), np.linspace(-5, -1, 12), np.zeros(12), np.repeat([-1.0, 0.0, 2.0], 8),
-    1e-6 * np.arange(18)])
+@pytest.mark.parametrize(
+    "spectrum",
+    [
+        np.linspace(-2, 5, 24),
+        np.full(12, 3.0),
+        np.linspace(-5, -1, 12),
+        np.zeros(12),
+        np.repeat([-1.0, 0.0, 2.0], 8),
+        1e-6 * np.arange(18),
+    ],
+)
 def test_all_eigenvalues_of_a_quadratic(spectrum):
     gradient, alphas = quadratic(spectrum)
     found = jax.jit(lambda a: eigenvalues(gradient, a, KEY, 100))(alphas)
@@ -58,5 +66,8 @@ def test_dense_hessian_of_a_loss_over_softmax(double):
     found = eigenvalues(jax.grad(loss), alphas, KEY, 16)
     assert found.dtype == dtype
     np.testing.assert_allclose(found, np.linalg.eigvalsh(dense), atol=tolerance)
-    np.testing.assert_allclose(dominant_eigenvalue(jax.grad(loss), alphas, KEY, 10), np.linalg.eigvalsh(dense)[-1],
-                               rtol=1e-6 if double else 1e-3)
+    np.testing.assert_allclose(
+        dominant_eigenvalue(jax.grad(loss), alphas, KEY, 10),
+        np.linalg.eigvalsh(dense)[-1],
+        rtol=1e-6 if double else 1e-3,
+    )

@@ -20,7 +20,7 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs/strategies.md").read_text()
 
 def rows(heading):
     """Cells of the table that begins with a column of that name."""
-    lines = PAGE[PAGE.index(f"| {heading} |"):].split("\n\n")[0].splitlines()[2:]
+    lines = PAGE[PAGE.index(f"| {heading} |") :].split("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 
 
@@ -44,6 +44,7 @@ def test_the_tables_are_those_of_the_program():
             refused = "`gumbel`, `proxyless`, `sigmoid`, `single_level`"
         for strategy in STRATEGIES:
             if make(strategy, {}).traits.alphas:
+
                 def put(strategy=strategy, extra=extra):
                     return make(strategy, {"extras": (extra(),)})
 
@@ -59,15 +60,28 @@ def test_a_strategy_of_ones_own(monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     exec(compile(code, "docs/strategies.md", "exec"), {"__name__": "docs"})
     config = dartformer.defaults(strategy="sharp")
-    configs.override(config, {"search.strategy.temperature": "0.25", "search.strategy.extras": "drop"})
+    configs.override(
+        config, {"search.strategy.temperature": "0.25", "search.strategy.extras": "drop"}
+    )
     configs.validate(config)
     made = configs.make_strategy(config)
     shape = (1, 1, 4)
-    strategy = made(Problem(lambda w, m, b, k: (jnp.sum(w ** 2) - m[0, 0, 2], {}), shape, shape, optax.sgd(0.1),
-                            optax.adam(0.1), 30))
+    strategy = made(
+        Problem(
+            lambda w, m, b, k: (jnp.sum(w**2) - m[0, 0, 2], {}),
+            shape,
+            shape,
+            optax.sgd(0.1),
+            optax.adam(0.1),
+            30,
+        )
+    )
     state = strategy.init(jax.random.key(0), jnp.ones(2))
-    np.testing.assert_allclose(strategy.mixture(state._replace(alphas=jnp.array([[[0.0, 0.0, 1.0, 0.0]]])))[0, 0, 2],
-                               np.exp(4) / (np.exp(4) + 3), rtol=1e-5)
+    np.testing.assert_allclose(
+        strategy.mixture(state._replace(alphas=jnp.array([[[0.0, 0.0, 1.0, 0.0]]])))[0, 0, 2],
+        np.exp(4) / (np.exp(4) + 3),
+        rtol=1e-5,
+    )
     step = jax.jit(strategy.step)
     for _ in range(30):
         state, _ = step(state, None, None)

@@ -59,6 +59,7 @@ def test_beta_decay_is_a_decay_of_the_activated_weights_and_grows():
 @pytest.mark.parametrize("hypergradient", HYPERGRADIENTS)
 def test_penalties_are_in_every_hypergradient(hypergradient):
     """The unrolled step of beta-DARTS' own code leaves the term out."""
+
     def flat(weights, mixture, batch, key):
         return jnp.sum(weights["w"] ** 2), {}
 
@@ -76,7 +77,9 @@ def test_entropy_of_rows_and_its_schedule():
     assert (entropy(jnp.eye(K)) == 0).all()
     assert np.isfinite(jax.grad(lambda r: entropy(r).sum())(jnp.eye(K))).all()
     extra, alphas = Entropy(start=-1.0, end=2.0), jnp.zeros((1, 1, K))
-    np.testing.assert_allclose([extra.penalty(alphas, None, p) for p in (0.0, 0.5, 1.0)], [-1, 0.5, 2], rtol=1e-6)
+    np.testing.assert_allclose(
+        [extra.penalty(alphas, None, p) for p in (0.0, 0.5, 1.0)], [-1, 0.5, 2], rtol=1e-6
+    )
     alphas = jax.random.normal(KEY, (1, 1, K))
     less = alphas - 0.1 * jax.grad(lambda a: extra.penalty(a, None, END))(alphas)
     assert entropy(jax.nn.softmax(less)) < entropy(jax.nn.softmax(alphas))
@@ -104,7 +107,8 @@ def test_smoothing_stays_on_the_simplex_and_within_its_size(progress):
 
 
 def test_adversarial_never_lowers_the_loss():
-    """A re-implementation left out the sign and descended, which its safeguard then undid: no disturbance at all."""
+    """A re-implementation left out the sign and descended, which its safeguard then undid: no
+    disturbance at all."""
     raised = 0
     for i in range(8):
         rows = jax.nn.softmax(jax.random.normal(jax.random.key(i), (2, 1, K)), -1)
@@ -129,7 +133,9 @@ def test_only_the_weights_see_the_disturbance():
     assert (ends[0].weights["w"] != ends[1].weights["w"]).any()
 
 
-@pytest.mark.parametrize("name", ["darts", "gumbel", "dirichlet", "sigmoid", "proxyless", "single_level"])
+@pytest.mark.parametrize(
+    "name", ["darts", "gumbel", "dirichlet", "sigmoid", "proxyless", "single_level"]
+)
 def test_dropping_goes_in_stages_to_the_best(name):
     strategy = make(name, {"warmup": 0.25, "extras": (Drop(),)})
     made, states, metrics = search(strategy, 80, quadratic, rate=0.5)
@@ -160,8 +166,11 @@ def test_early_stop_returns_the_earlier_alphas():
     when = stopped.index(1.0) + 1
     at = [s for s, _ in measured].index(when)
     values = [v for _, v in measured]
-    averages = [np.mean(values[i - 1:i + 1]) if i else np.nan for i in range(len(values))]
-    growth = [averages[i] / averages[i - 3] if i >= 4 and averages[i - 3] > 0 else 0 for i in range(len(values))]
+    averages = [np.mean(values[i - 1 : i + 1]) if i else np.nan for i in range(len(values))]
+    growth = [
+        averages[i] / averages[i - 3] if i >= 4 and averages[i - 3] > 0 else 0
+        for i in range(len(values))
+    ]
     assert at == next(i for i, g in enumerate(growth) if g > 1.3)
     np.testing.assert_array_equal(states[when].alphas, states[measured[at - 3][0]].alphas)
     for state in states[when:]:
@@ -175,15 +184,24 @@ def test_curvature_is_that_of_the_alphas_loss():
     strategy = make("darts", {"warmup": 0.0, "extras": (extra,), "spread": 0.5})
     _, states, metrics = search(strategy, 3, sharpening)
     for state, found in zip(states[1:], metrics, strict=True):
+
         def at(a):
             return sharpening({"w": jnp.zeros(3)}, jax.nn.softmax(a, -1), 0.0, None)[0]
 
         dense = jax.hessian(at)(state.alphas)
-        np.testing.assert_allclose(found["alphas_curvature"], np.linalg.eigvalsh(dense.reshape(12, 12))[-1], rtol=1e-3)
+        np.testing.assert_allclose(
+            found["alphas_curvature"], np.linalg.eigvalsh(dense.reshape(12, 12))[-1], rtol=1e-3
+        )
 
 
 def test_all_at_once_finds_the_best_arm_and_resumes():
-    extras = (BetaDecay(weight=0.1), Entropy(), Smoothing(), Drop(keep=2), EarlyStop(every=2, factor=50.0))
+    extras = (
+        BetaDecay(weight=0.1),
+        Entropy(),
+        Smoothing(),
+        Drop(keep=2),
+        EarlyStop(every=2, factor=50.0),
+    )
     strategy = make("darts", {"warmup": 0.1, "extras": extras})
     made, states, _ = search(strategy, 60, quadratic, rate=1.0)
     assert (made.mixture(states[-1]).argmax(-1) == BEST).all()
@@ -191,36 +209,62 @@ def test_all_at_once_finds_the_best_arm_and_resumes():
     for _ in range(23, 60):
         again, _ = made.step(again, jnp.ones(3), jnp.zeros(3))
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(states[-1]), strict=True):
-        np.testing.assert_array_equal(*(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-                                        for x in (a, b)))
+        np.testing.assert_array_equal(
+            *(
+                jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+                for x in (a, b)
+            )
+        )
     assert set(states[-1].memory) == {"alive", "stopped", "eigenvalues", "earlier"}
     assert strategy.order == 2
     assert not strategy.vectorises
 
 
-@pytest.mark.parametrize(("strategy", "extra", "reason"), [
-    ("gumbel", "smoothing", "one-hot samples"), ("proxyless", "adversarial", "one-hot samples"),
-    ("sigmoid", "smoothing", "do not sum to one"), ("single_level", "smoothing", "share one step"),
-    ("sigmoid", "beta_decay", "no softmax"), ("dirichlet", "beta_decay", "no softmax"),
-    ("sigmoid", "entropy", "no softmax")])
+@pytest.mark.parametrize(
+    ("strategy", "extra", "reason"),
+    [
+        ("gumbel", "smoothing", "one-hot samples"),
+        ("proxyless", "adversarial", "one-hot samples"),
+        ("sigmoid", "smoothing", "do not sum to one"),
+        ("single_level", "smoothing", "share one step"),
+        ("sigmoid", "beta_decay", "no softmax"),
+        ("dirichlet", "beta_decay", "no softmax"),
+        ("sigmoid", "entropy", "no softmax"),
+    ],
+)
 def test_compositions_that_make_no_sense_are_refused(strategy, extra, reason):
     with pytest.raises(InputError, match=f"{extra} cannot be put on top of .*{reason}"):
         make(strategy, {"extras": (EXTRAS[extra](),)})
 
 
-@pytest.mark.parametrize(("extra", "options", "message"), [
-    ("beta_decay", {"weight": 0.0}, "above 0"), ("entropy", {"start": 0.0, "end": 0.0}, "does nothing"),
-    ("smoothing", {"end": 2.0}, "between 0 and 1"), ("adversarial", {"ascents": 0}, "at least 1"),
-    ("drop", {"keep": 0}, "at least 1"), ("early_stop", {"every": 0}, "at least 1"),
-    ("early_stop", {"factor": 1.0}, "above 1")])
+@pytest.mark.parametrize(
+    ("extra", "options", "message"),
+    [
+        ("beta_decay", {"weight": 0.0}, "above 0"),
+        ("entropy", {"start": 0.0, "end": 0.0}, "does nothing"),
+        ("smoothing", {"end": 2.0}, "between 0 and 1"),
+        ("adversarial", {"ascents": 0}, "at least 1"),
+        ("drop", {"keep": 0}, "at least 1"),
+        ("early_stop", {"every": 0}, "at least 1"),
+        ("early_stop", {"factor": 1.0}, "above 1"),
+    ],
+)
 def test_bad_options(extra, options, message):
     with pytest.raises(InputError, match=message):
         EXTRAS[extra](**options)
 
 
-@pytest.mark.parametrize(("extra", "message"), [
-    (Drop(keep=6), "drops none"), (Drop(keep=4, stages=3), "only 2 of 6"),
-    (EarlyStop(), "needs 9 measurements, one every 10 steps of the alphas, before it can stop; they take 67 steps")])
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (Drop(keep=6), "drops none"),
+        (Drop(keep=4, stages=3), "only 2 of 6"),
+        (
+            EarlyStop(),
+            "needs 9 measurements, one every 10 steps of the alphas, before it can stop; they take 67 steps",
+        ),
+    ],
+)
 def test_what_does_not_fit_the_search_is_refused(extra, message):
     with pytest.raises(InputError, match=message):
         make("darts", {"extras": (extra,)}).check(K, 100)

@@ -35,7 +35,9 @@ def upper(w, a):
 
 
 def gradient(hypergradient, w=W):
-    return hypergradient(lower, upper, None, {"x": jnp.array(w[:2]), "y": jnp.array(w[2:])}, jnp.array(A))
+    return hypergradient(
+        lower, upper, None, {"x": jnp.array(w[:2]), "y": jnp.array(w[2:])}, jnp.array(A)
+    )
 
 
 def want(solution):
@@ -47,10 +49,14 @@ def test_conjugate_gradient_is_exact_in_as_many_terms_as_weights():
     np.testing.assert_allclose(found.gradient, want(np.linalg.solve(H, W - GOAL)), rtol=1e-8)
     np.testing.assert_allclose(found.loss, upper({"x": W[:2], "y": W[2:]}, A)[0])
     assert found.metrics.keys() == {"said"}
-    again = gradient(ConjugateGradient(terms=5 * N, damping=0.0)).gradient  # residuals of rounding do no harm
+    again = gradient(
+        ConjugateGradient(terms=5 * N, damping=0.0)
+    ).gradient  # residuals of rounding do no harm
     np.testing.assert_allclose(again, found.gradient, rtol=1e-8)
     damped = gradient(ConjugateGradient(terms=N, damping=0.7)).gradient
-    np.testing.assert_allclose(damped, want(np.linalg.solve(H + 0.7 * np.eye(N), W - GOAL)), rtol=1e-8)
+    np.testing.assert_allclose(
+        damped, want(np.linalg.solve(H + 0.7 * np.eye(N), W - GOAL)), rtol=1e-8
+    )
 
 
 @pytest.mark.parametrize("terms", [0, 3, 400])
@@ -59,7 +65,9 @@ def test_neumann_is_its_series(terms):
     step, power, total = np.eye(N) - rate * H, W - GOAL, 0
     for _ in range(terms + 1):
         total, power = total + rate * power, step @ power
-    np.testing.assert_allclose(gradient(Neumann(terms=terms, rate=float(rate))).gradient, want(total), rtol=1e-8)
+    np.testing.assert_allclose(
+        gradient(Neumann(terms=terms, rate=float(rate))).gradient, want(total), rtol=1e-8
+    )
     if terms == 400:
         np.testing.assert_allclose(total, np.linalg.solve(H, W - GOAL), rtol=1e-6)
 
@@ -78,9 +86,12 @@ def test_gradient_of_the_answered_loss():
         np.testing.assert_allclose((answered(A + e) - answered(A - e)) / 2e-6, found[i], rtol=1e-6)
 
 
-@pytest.mark.parametrize("hypergradient", [Neumann(terms=40, rate=0.25), ConjugateGradient(damping=0.0)])
+@pytest.mark.parametrize(
+    "hypergradient", [Neumann(terms=40, rate=0.25), ConjugateGradient(damping=0.0)]
+)
 def test_toy_of_the_darts_paper_reaches_the_true_optimum(hypergradient):
     """Figure 2 of 1806.09055: (1, 1), where first order ends at (2, 2)."""
+
     def toy_upper(w, a):
         return a * w - 2 * a + 1, {}
 
@@ -99,14 +110,25 @@ def test_toy_of_the_darts_paper_reaches_the_true_optimum(hypergradient):
 
 def test_a_direction_of_no_curvature_ends_the_iteration():
     flat = ConjugateGradient(terms=8, damping=0.0)
-    found = flat(lambda w, a: (-jnp.sum(w**2) * a, {}), lambda w, a: (jnp.sum(w) + a, {}), None, jnp.ones(3),
-                 jnp.array(1.0))
+    found = flat(
+        lambda w, a: (-jnp.sum(w**2) * a, {}),
+        lambda w, a: (jnp.sum(w) + a, {}),
+        None,
+        jnp.ones(3),
+        jnp.array(1.0),
+    )
     np.testing.assert_allclose(found.gradient, 1)
 
 
-@pytest.mark.parametrize(("cls", "options", "message"), [
-    (Neumann, {"terms": -1}, "at least 0, got -1"), (Neumann, {"rate": 0.0}, "above 0"),
-    (ConjugateGradient, {"terms": 0}, "at least 1"), (ConjugateGradient, {"damping": -0.1}, "at least 0")])
+@pytest.mark.parametrize(
+    ("cls", "options", "message"),
+    [
+        (Neumann, {"terms": -1}, "at least 0, got -1"),
+        (Neumann, {"rate": 0.0}, "above 0"),
+        (ConjugateGradient, {"terms": 0}, "at least 1"),
+        (ConjugateGradient, {"damping": -0.1}, "at least 0"),
+    ],
+)
 def test_bad_options(cls, options, message):
     with pytest.raises(InputError, match=message):
         cls(**options)

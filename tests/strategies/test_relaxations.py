@@ -48,8 +48,12 @@ def test_dirichlet_divergence():
 def test_dirichlet_draws_have_the_mean_and_a_gradient_that_moves_it():
     relaxation = make("dirichlet", {}).relaxation()
     keys = jax.random.split(KEY, 3000)
-    draws = jax.jit(jax.vmap(lambda k: relaxation.lower(ALPHAS, None, k, HALF)), compiler_options=QUICK)(keys)
-    np.testing.assert_allclose(draws.mean(0), relaxation.soft(ALPHAS, None), atol=4 * 0.3 / 3000**0.5)
+    draws = jax.jit(
+        jax.vmap(lambda k: relaxation.lower(ALPHAS, None, k, HALF)), compiler_options=QUICK
+    )(keys)
+    np.testing.assert_allclose(
+        draws.mean(0), relaxation.soft(ALPHAS, None), atol=4 * 0.3 / 3000**0.5
+    )
 
     def sampled(a):
         return jax.vmap(lambda k: relaxation.upper(a, None, k, HALF))(keys)[..., 0, 0, 0].mean()
@@ -68,7 +72,9 @@ def test_zero_one_loss():
     assert zero_one(jnp.full(4, 0.5)) == 0
     gates = jnp.array([0.0, 1.0, 1.0])
     np.testing.assert_allclose([zero_one(gates), zero_one(gates, "l1")], [-0.25, -0.5])
-    np.testing.assert_allclose(make("sigmoid", {}).penalty(jnp.array([[[-50.0, 50.0]]]), None), -2.5)
+    np.testing.assert_allclose(
+        make("sigmoid", {}).penalty(jnp.array([[[-50.0, 50.0]]]), None), -2.5
+    )
 
 
 def test_gates_are_independent():
@@ -78,7 +84,8 @@ def test_gates_are_independent():
 
 
 def test_two_paths_gradient():
-    """The published triple, the pair being all there is: J_softmax^T v for three alphas, and over a pair of them."""
+    """The published triple, the pair being all there is: J_softmax^T v for three alphas, and over a
+    pair of them."""
     with jax.enable_x64(True):
         alphas, v = jnp.array([0.3, -0.2, 0.5]), jnp.array([1.0, 2.0, -1.0])
         _, pull_back = jax.vjp(jax.nn.softmax, alphas)
@@ -120,13 +127,21 @@ def test_pairs_are_drawn_by_probability():
 
 
 def test_soft_rows_are_what_the_published_relaxation_gives():
-    np.testing.assert_allclose(SOFTMAX.soft(ALPHAS, None), np.exp(ALPHAS) / np.exp(ALPHAS).sum(-1, keepdims=True),
-                               rtol=1e-6)
+    np.testing.assert_allclose(
+        SOFTMAX.soft(ALPHAS, None),
+        np.exp(ALPHAS) / np.exp(ALPHAS).sum(-1, keepdims=True),
+        rtol=1e-6,
+    )
 
 
-@pytest.mark.parametrize(("name", "options", "message"), [
-    ("dirichlet", {"regularisation": -1.0}, "at least 0"), ("sigmoid", {"zero_one": -1.0}, "at least 0"),
-    ("sigmoid", {"norm": "l3"}, "unknown search.strategy.norm 'l3'")])
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("dirichlet", {"regularisation": -1.0}, "at least 0"),
+        ("sigmoid", {"zero_one": -1.0}, "at least 0"),
+        ("sigmoid", {"norm": "l3"}, "unknown search.strategy.norm 'l3'"),
+    ],
+)
 def test_bad_options(name, options, message):
     with pytest.raises(InputError, match=message):
         make(name, options)

@@ -1,9 +1,10 @@
-"""Bugs that other implementations of these searches have had, one test each; the rest are beside what they are about.
+"""Bugs that other implementations of these searches have had, one test each; the rest are beside
+what they are about.
 
-Elsewhere: alphas in the weights' optimiser (`test_strategies`), a dropped Hessian term and the toy of figure 2
-(`test_bilevel`, `test_implicit`), an adversary that descends and the last alphas instead of the earlier ones
-(`test_extras`), a loader made anew at each step (`test_strategies_whole`).
-"""
+Elsewhere: alphas in the weights' optimiser (`test_strategies`), a dropped Hessian term and the toy
+of figure 2 (`test_bilevel`, `test_implicit`), an adversary that descends and the last alphas
+instead of the earlier ones (`test_extras`), a loader made anew at each step
+(`test_strategies_whole`)."""
 
 import os
 import subprocess
@@ -19,8 +20,11 @@ from conftest import QUICK
 from dartformer.strategies import STRATEGIES, Problem, State, make
 
 SHAPE = (2, 1, 4)
-TABLE = [(name, {}) for name in STRATEGIES if make(name, {}).vectorises and make(name, {}).traits.supernet] + [
-    ("gumbel", {"hard": False})]
+TABLE = [
+    (name, {})
+    for name in STRATEGIES
+    if make(name, {}).vectorises and make(name, {}).traits.supernet
+] + [("gumbel", {"hard": False})]
 
 
 def loss(weights, mixture, batch, key):
@@ -40,7 +44,9 @@ def start(strategy, key):
 @pytest.mark.parametrize(("name", "options"), TABLE)
 def test_seeds_in_one_program_are_the_seeds_alone(name, options):
     """Seeds that share random numbers, or a `cond` decided by the first of them, would not be."""
-    made = make(name, {**options, **({"warmup": 0.3} if "warmup" in make(name, {}).__dict__ else {})})
+    made = make(
+        name, {**options, **({"warmup": 0.3} if "warmup" in make(name, {}).__dict__ else {})}
+    )
     strategy = made(problem())
     keys = jax.random.split(jax.random.key(0), 3)
     axes = State(*[0] * len(State._fields))._replace(step=None)
@@ -96,23 +102,36 @@ print("same")
 
 
 def test_alphas_are_the_same_on_all_devices_of_a_mesh(tmp_path):
-    """Each process deriving an architecture of its own is nni#5013. A step shared out is that of one device."""
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu",
-           "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])}
-    done = subprocess.run([sys.executable, "-c", MESH, str(tmp_path)], env=env, capture_output=True, text=True,
-                          timeout=300)
+    """Each process deriving an architecture of its own is nni#5013. A step shared out is that of
+    one device."""
+    env = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", MESH, str(tmp_path)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.stdout.strip() == "same", done.stderr
 
 
 @pytest.mark.parametrize(("warmup", "winner"), [(0.0, 0), (0.5, 1)])
 def test_an_arm_without_weights_wins_unless_the_others_may_learn_first(warmup, winner):
-    """darts#73, AutoDL#58: what needs no learning is ahead at first, and takes mixture and gradient for good."""
+    """darts#73, AutoDL#58: what needs no learning is ahead at first, and takes mixture and gradient
+    for good."""
+
     def race(weights, mixture, batch, key):
         worth = jnp.array([0.5, 0.0, 0.0, 0.0]).at[1].set(jax.nn.sigmoid(weights["w"]))
         return -jnp.mean(mixture @ worth), {}
 
     strategy = make("darts", {"warmup": warmup})(
-        Problem(race, SHAPE, SHAPE, optax.sgd(1.0), optax.adam(0.1), 200))
+        Problem(race, SHAPE, SHAPE, optax.sgd(1.0), optax.adam(0.1), 200)
+    )
     state = strategy.init(jax.random.key(0), {"w": jnp.float32(-3.0)})
     step = jax.jit(strategy.step, compiler_options=QUICK)
     for _ in range(200):
@@ -122,13 +141,18 @@ def test_an_arm_without_weights_wins_unless_the_others_may_learn_first(warmup, w
 
 @pytest.mark.parametrize("name", [n for n in STRATEGIES if make(n, {}).traits.alphas])
 def test_alphas_go_on_from_where_they_are(name):
-    """Alphas made anew at every forward pass are vega#85: with no rate they must stay what they were given as."""
-    strategy = make(name, {"warmup": 0.0})(Problem(loss, SHAPE, SHAPE, optax.sgd(0.1), optax.sgd(0.0), 5))
+    """Alphas made anew at every forward pass are vega#85: with no rate they must stay what they
+    were given as."""
+    strategy = make(name, {"warmup": 0.0})(
+        Problem(loss, SHAPE, SHAPE, optax.sgd(0.1), optax.sgd(0.0), 5)
+    )
     state = start(strategy, jax.random.key(2))
     given = state.alphas + jnp.arange(4.0)
     state = state._replace(alphas=given)
     before = strategy.mixture(state)
-    new, _ = jax.jit(strategy.step, compiler_options=QUICK)(state, jnp.ones((2, 4)), jnp.ones((2, 4)))
+    new, _ = jax.jit(strategy.step, compiler_options=QUICK)(
+        state, jnp.ones((2, 4)), jnp.ones((2, 4))
+    )
     np.testing.assert_allclose(new.alphas, given, atol=1e-6)  # two-path's shift rounds
     np.testing.assert_allclose(strategy.mixture(new), before, atol=1e-6)
     assert (before.argmax(-1) == 3).all()

@@ -1,8 +1,9 @@
-"""Faults that were found in Long Range Arena's data and input pipelines, each with a test that it is not ours.
+"""Faults that were found in Long Range Arena's data and input pipelines, each with a test that it
+is not ours.
 
-The numbers are those of its issues. Others have their tests beside what they concern: brackets and lengths of ListOps
-(20) in `test_listops.py`, models that load as they were saved (60) in `test_train.py` and `test_cli.py`.
-"""
+The numbers are those of its issues. Others have their tests beside what they concern: brackets and
+lengths of ListOps (20) in `test_listops.py`, models that load as they were saved (60) in
+`test_train.py` and `test_cli.py`."""
 
 import json
 
@@ -31,9 +32,12 @@ def test_a_sorted_data_set_is_shuffled_whole():
 
 
 def test_batches_change_their_composition():
-    """There CIFAR-10 is batched first and the batches are shuffled after: the same examples always meet."""
+    """There CIFAR-10 is batched first and the batches are shuffled after: the same examples always
+    meet."""
     stream = batches(sorted_by_class(), 40, 0)
-    epochs = [{frozenset(next(stream)["tokens"][:, 0].tolist()) for _ in range(10)} for _ in range(3)]
+    epochs = [
+        {frozenset(next(stream)["tokens"][:, 0].tolist()) for _ in range(10)} for _ in range(3)
+    ]
     assert not epochs[0] & epochs[1]
     assert not epochs[1] & epochs[2]
 
@@ -46,11 +50,14 @@ def test_every_example_of_test_counts():
 
 @pytest.mark.parametrize("name", ["imdb_bytes", "imdb_tokens"])
 def test_valid_is_cut_from_train_and_never_is_test(name, tmp_path, capsys):
-    """There (and in the code of the papers on this project's search) models are chosen on IMDb's test set."""
+    """There (and in the code of the papers on this project's search) models are chosen on IMDb's
+    test set."""
     task = tasks.make(name, {"rows": False, "length": 64, **lay_out("jsonl", tmp_path)})
     found, fitted = parts(task, str(tmp_path)), task.fitted(str(tmp_path))
-    texts = {part: {fitted.decode(row.tolist()) for row in split.take(np.arange(len(split)))["tokens"]}
-             for part, split in found.items()}
+    texts = {
+        part: {fitted.decode(row.tolist()) for row in split.take(np.arange(len(split)))["tokens"]}
+        for part, split in found.items()
+    }
     if name == "imdb_bytes":
         assert all(text.startswith("train") for text in texts["valid"] | texts["train"])
         assert all(text.startswith("test") for text in texts["test"])
@@ -63,27 +70,36 @@ def test_no_value_of_a_pixel_or_a_byte_is_padding(tmp_path, capsys):
     black = tokens_of(np.zeros((1, 32, 32), np.uint8), 0)
     assert (black > 0).all()
     path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps({"text": f"a\0b{i}", "label": i % 2}) + "\n" for i in range(40)))
-    task = tasks.make("files", {"path": str(path), "label_names": ("0", "1"), "tokens": "bytes", "length": 8})
+    path.write_text(
+        "".join(json.dumps({"text": f"a\0b{i}", "label": i % 2}) + "\n" for i in range(40))
+    )
+    task = tasks.make(
+        "files", {"path": str(path), "label_names": ("0", "1"), "tokens": "bytes", "length": 8}
+    )
     batch = task.load(str(tmp_path))["train"].take(np.arange(10))
     assert (batch["valid"].sum(1) >= 4).all()
     assert task.decode(batch["tokens"][0].tolist()).startswith("a\0b")
 
 
 def test_train_and_test_are_drawn_alike(tmp_path, capsys):
-    """Pathfinder-128 (38): 95% on train, chance on test, because the parts came from two different folders."""
+    """Pathfinder-128 (38): 95% on train, chance on test, because the parts came from two different
+    folders."""
     task = tasks.make("pathfinder", {"train": 200, "valid": 10, "test": 200, "distractors": 2})
     found = task.load(str(tmp_path))
-    ink = {part: (found[part].take(np.arange(200))["tokens"] > 1).sum(1) for part in ("train", "test")}
+    ink = {
+        part: (found[part].take(np.arange(200))["tokens"] > 1).sum(1) for part in ("train", "test")
+    }
     assert abs(ink["train"].mean() - ink["test"].mean()) < 2
-    pictures = {part: {row.tobytes() for row in found[part].take(np.arange(200))["tokens"]} for part in ink}
+    pictures = {
+        part: {row.tobytes() for row in found[part].take(np.arange(200))["tokens"]} for part in ink
+    }
     assert not pictures["train"] & pictures["test"]
     assert len(pictures["train"]) == 200
 
 
 def test_no_data_are_fetched_unasked_and_the_error_says_where_to_put_them(tmp_path):
-    """1, 12, 45, 52, 63: an archive of 8 GB, a bucket that answers 403, a link that is dead, folders not as documented;
-    11: no way to say where the data lie."""
+    """1, 12, 45, 52, 63: an archive of 8 GB, a bucket that answers 403, a link that is dead,
+    folders not as documented; 11: no way to say where the data lie."""
     for name in ("imdb_bytes", "imdb_tokens", "matching", "image", "language", "files"):
         task = tasks.make(name, {})
         with pytest.raises(InputError, match=r"task\.path"):
@@ -105,11 +121,21 @@ def test_an_error_while_preparing_leaves_nothing_that_looks_whole(tmp_path, caps
         tasks.make("files", {**options, "label_names": ("pos", "good")}).load(str(tmp_path))
     assert not list(tmp_path.glob("dartformer_files/*/*/dataset_info.json"))
     task = tasks.make("files", {**options, "label_names": ("neg", "pos")})
-    assert {k: len(v) for k, v in task.load(str(tmp_path)).items()} == {"train": 18, "valid": 2, "test": 20}
+    assert {k: len(v) for k, v in task.load(str(tmp_path)).items()} == {
+        "train": 18,
+        "valid": 2,
+        "test": 20,
+    }
 
 
 def test_one_class_that_is_nearly_all_there_is_is_said(tmp_path, capsys):
     path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps({"text": f"row {i}", "label": int(i % 20 == 0)}) + "\n" for i in range(400)))
-    tasks.make("files", {"path": str(path), "label_names": ("0", "1"), "length": 8}).load(str(tmp_path))
+    path.write_text(
+        "".join(
+            json.dumps({"text": f"row {i}", "label": int(i % 20 == 0)}) + "\n" for i in range(400)
+        )
+    )
+    tasks.make("files", {"path": str(path), "label_names": ("0", "1"), "length": 8}).load(
+        str(tmp_path)
+    )
     assert "95% are of one class" in capsys.readouterr().err

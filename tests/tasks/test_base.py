@@ -60,8 +60,16 @@ class Numbers:
 
     def load(self, data_dir=None):
         every = in_memory(self.n + 20)
-        cut = {"train": range(self.n), "valid": range(self.n, self.n + 10), "test": range(self.n + 10, self.n + 20)}
-        return {name: Subset(every, np.array(rows)) for name, rows in cut.items() if name != "valid" or self.has_valid}
+        cut = {
+            "train": range(self.n),
+            "valid": range(self.n, self.n + 10),
+            "test": range(self.n + 10, self.n + 20),
+        }
+        return {
+            name: Subset(every, np.array(rows))
+            for name, rows in cut.items()
+            if name != "valid" or self.has_valid
+        }
 
 
 def numbers(split):
@@ -69,13 +77,18 @@ def numbers(split):
 
 
 def same(a, b):
-    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+    return a.keys() == b.keys() and all(
+        np.array_equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a
+    )
 
 
 def test_a_batch_has_the_stated_shapes_and_valid_comes_from_lengths():
     batch = in_memory(20).take(np.array([0, 3, 13]))
     assert {k: (v.dtype, v.shape) for k, v in batch.items()} == {
-        "tokens": (np.int32, (3, LENGTH)), "valid": (np.bool_, (3, LENGTH)), "label": (np.int32, (3,))}
+        "tokens": (np.int32, (3, LENGTH)),
+        "valid": (np.bool_, (3, LENGTH)),
+        "label": (np.int32, (3,)),
+    }
     # Token 0 stands inside every one of these examples and is valid there.
     np.testing.assert_array_equal(batch["valid"].sum(1), [1, 4, 7])
     np.testing.assert_array_equal(batch["label"], [0, 0, 1])
@@ -96,9 +109,11 @@ def test_a_split_in_memory_and_one_on_disk_are_the_same(tmp_path):
 
 @pytest.mark.parametrize("kind", ["pairs", "a label for each token", "numbers"])
 def test_other_examples_are_mapped_as_they_are_packed(tmp_path, kind):
-    more = {"pairs": lambda i: {"tokens2": np.arange(i % 4), "label": 1},
-            "a label for each token": lambda i: {"label": np.arange(1 + i % LENGTH)},
-            "numbers": lambda i: {"label": np.float32(i / 3)}}[kind]
+    more = {
+        "pairs": lambda i: {"tokens2": np.arange(i % 4), "label": 1},
+        "a label for each token": lambda i: {"label": np.arange(1 + i % LENGTH)},
+        "numbers": lambda i: {"label": np.float32(i / 3)},
+    }[kind]
     source = Records(({**record(i), **more(i)} for i in range(9)), tmp_path)
     mapped, quick = from_source(source, LENGTH, 64, in_memory=0), from_source(source, LENGTH, 64)
     assert same(mapped.take(np.arange(9)), quick.take(np.arange(9)))
@@ -114,8 +129,10 @@ def test_rows_on_disk_appear_whole_and_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         from_source(Killed(source, tmp_path), LENGTH, 64, in_memory=0)
     wrong = Records((record(0) for i in range(9)), tmp_path)
-    assert same(from_source(source, LENGTH, 64, in_memory=0).take(np.arange(9)),
-                from_source(wrong, LENGTH, 64, in_memory=0).take(np.arange(9))), "made again though they were there"
+    assert same(
+        from_source(source, LENGTH, 64, in_memory=0).take(np.arange(9)),
+        from_source(wrong, LENGTH, 64, in_memory=0).take(np.arange(9)),
+    ), "made again though they were there"
     (file,) = tmp_path.rglob("tokens.npy")
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(InputError, match=r"is not as it was written.*Delete it and run again"):
@@ -139,7 +156,9 @@ def test_parts_are_disjoint_and_lose_nothing(has_valid, seed):
     assert set(found) == {*PARTS, "train"}
     examples = [i for part in PARTS for i in numbers(found[part])]
     assert len(examples) == len(set(examples)), "an example is in two parts"
-    assert sorted(numbers(found["weights"]) + numbers(found["alphas"])) == sorted(numbers(found["train"]))
+    assert sorted(numbers(found["weights"]) + numbers(found["alphas"])) == sorted(
+        numbers(found["train"])
+    )
     assert len(found["weights"]) - len(found["alphas"]) in (0, 1)
     assert numbers(found["test"]) == list(range(111, 121))
     assert len(found["valid"]) == (10 if has_valid else round(VALID_FRACTION * 101))
@@ -168,18 +187,26 @@ def test_parts_of_too_little_data_are_refused():
 
 def test_batches_are_endless_and_every_epoch_is_a_new_order():
     stream = batches(in_memory(10), 3, seed=0)
-    epochs = [[i for _ in range(3) for i in next(stream)["tokens"][:, 0].tolist()] for _ in range(20)]
+    epochs = [
+        [i for _ in range(3) for i in next(stream)["tokens"][:, 0].tolist()] for _ in range(20)
+    ]
     assert all(len(set(epoch)) == 9 for epoch in epochs), "an example twice in one epoch"
     assert len({tuple(epoch) for epoch in epochs}) == 20
     assert {i for epoch in epochs for i in epoch} == set(range(10)), "an example is never used"
-    other = [i for _ in range(3) for i in next(batches(in_memory(10), 3, seed=1))["tokens"][:, 0].tolist()]
+    other = [
+        i
+        for _ in range(3)
+        for i in next(batches(in_memory(10), 3, seed=1))["tokens"][:, 0].tolist()
+    ]
     assert other != epochs[0]
 
 
 @pytest.mark.parametrize("taken", [0, 1, 2, 3, 4, 11])
 def test_an_iterator_resumes_exactly(taken):
     split = in_memory(10)
-    whole = [next(stream) for stream in [batches(split, 3, 5)] for _ in range(20)]  # 3 batches an epoch
+    whole = [
+        next(stream) for stream in [batches(split, 3, 5)] for _ in range(20)
+    ]  # 3 batches an epoch
     first, second = batches(split, 3, 5), batches(split, 3, 5)
     for _ in range(taken):
         next(first)
@@ -200,12 +227,17 @@ def test_a_batch_that_the_split_cannot_fill_is_refused(size):
 def test_examine_weighs_every_example_once(size):
     split = in_memory(10)
     found = list(examine(split, size))
-    assert all(batch["tokens"].shape == (size, LENGTH) and batch["weight"].shape == (size,) for batch in found)
+    assert all(
+        batch["tokens"].shape == (size, LENGTH) and batch["weight"].shape == (size,)
+        for batch in found
+    )
     rows = np.concatenate([batch["tokens"][:, 0] for batch in found])
     weight = np.concatenate([batch["weight"] for batch in found])
     assert weight.dtype == np.float32
     assert rows[weight == 1].tolist() == list(range(10))
-    assert all(batch["valid"].any(1).all() for batch in found), "a filled-up row has no token to attend to"
+    assert all(batch["valid"].any(1).all() for batch in found), (
+        "a filled-up row has no token to attend to"
+    )
 
 
 def test_buckets_hold_examples_of_like_length_and_lose_none():
@@ -222,8 +254,12 @@ def test_buckets_hold_examples_of_like_length_and_lose_none():
             lengths = 1 + batch["tokens"][:, 0] % LENGTH
             np.testing.assert_array_equal(batch["valid"].sum(1), lengths)
             assert lengths.max() > n - 3
-    assert set(np.concatenate([b["tokens"][:, 0] for e in epochs for b in e])) == set(range(100)), "one is never used"
-    assert [b["tokens"].shape[1] for b in epochs[0]] != sorted(b["tokens"].shape[1] for b in epochs[0])
+    assert set(np.concatenate([b["tokens"][:, 0] for e in epochs for b in e])) == set(range(100)), (
+        "one is never used"
+    )
+    assert [b["tokens"].shape[1] for b in epochs[0]] != sorted(
+        b["tokens"].shape[1] for b in epochs[0]
+    )
     assert padded_share(split, 7, 3) < 0.75 * padded_share(split, 7)
     again = batches(split, 7, 3, buckets=3)
     again.set_state(stream.get_state())
@@ -235,10 +271,14 @@ def test_buckets_hold_examples_of_like_length_and_lose_none():
 def test_two_streams_over_halves_keep_step_in_length():
     split = in_memory(200)
     halves = [Subset(split, permutation(200, 7)[i::2]) for i in (0, 1)]
-    streams = [batches(half, 5, seed, buckets=3, lengths_seed=0) for seed, half in enumerate(halves)]
+    streams = [
+        batches(half, 5, seed, buckets=3, lengths_seed=0) for seed, half in enumerate(halves)
+    ]
     widths = [[next(stream)["valid"].shape[1] for _ in range(40)] for stream in streams]
     assert len(set(widths[0])) == 3
-    assert sum(a != b for a, b in zip(*widths, strict=True)) <= 8, "two batches an epoch lie across two buckets"
+    assert sum(a != b for a, b in zip(*widths, strict=True)) <= 8, (
+        "two batches an epoch lie across two buckets"
+    )
     batch = halves[0].take(np.arange(9))
     wide = resized(batch, LENGTH + 2)
     assert same(resized(wide, LENGTH), batch)
@@ -249,7 +289,9 @@ def test_examine_in_buckets_has_every_row_once():
     found = list(examine(in_memory(10), 4, buckets=3))
     rows = np.concatenate([batch["row"][batch["weight"] > 0] for batch in found])
     assert sorted(rows) == list(range(10))
-    np.testing.assert_array_equal(rows, np.concatenate([b["tokens"][b["weight"] > 0, 0] for b in found]))
+    np.testing.assert_array_equal(
+        rows, np.concatenate([b["tokens"][b["weight"] > 0, 0] for b in found])
+    )
     assert [batch["valid"].shape[1] for batch in found] == [3, 6, 7]
 
 
@@ -264,7 +306,9 @@ def test_majority_is_learnt_from_train_and_scored_on_the_split():
         return ArraySplit(np.ones((len(labels), 2), np.uint8), np.full(len(labels), 2), labels)
 
     assert majority(split([1, 1, 0]), split([0, 0, 0, 1])) == 0.25
-    assert majority(split([1, 0]), split([0, 0, 1])) == pytest.approx(2 / 3), "of a tie, the smallest label"
+    assert majority(split([1, 0]), split([0, 0, 1])) == pytest.approx(2 / 3), (
+        "of a tie, the smallest label"
+    )
     # One label for every token; negative ones do not count.
     assert majority(split([[1, 1], [-1, -1]]), split([[1, -1], [0, 1]])) == pytest.approx(2 / 3)
 

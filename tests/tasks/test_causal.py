@@ -12,7 +12,11 @@ from dartformer import tasks
 from dartformer.errors import InputError
 from dartformer.tasks.base import parts
 
-DATA = Path(os.environ.get("DARTFORMER_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
+DATA = Path(
+    os.environ.get(
+        "DARTFORMER_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"
+    )
+)
 TEXT = "the cat sat on the mat, and the dog sat on the log. " * 40
 
 
@@ -49,10 +53,15 @@ def test_characters_are_those_of_train(tmp_path):
     assert task.facts()["test"]["invalid UTF-8"] == 3
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({}, "which text file"), ({"path": "nowhere.txt"}, "no file or folder nowhere.txt"),
-    ({"tokens": "words"}, "unknown task.tokens of language 'words'"), ({"length": 0}, "must be at least 1"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "which text file"),
+        ({"path": "nowhere.txt"}, "no file or folder nowhere.txt"),
+        ({"tokens": "words"}, "unknown task.tokens of language 'words'"),
+        ({"length": 0}, "must be at least 1"),
+    ],
+)
 def test_what_will_not_do(options, message, tmp_path):
     with pytest.raises(InputError, match=message):
         tasks.make("language", options).check()
@@ -77,19 +86,25 @@ def test_tinyshakespeare():
 # Recall.
 
 
-@pytest.mark.parametrize("options", [{}, {"pairs": 8, "length": 48, "keys": 16, "power": 1.0}, {"pairs": 1, "keys": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"pairs": 8, "length": 48, "keys": 16, "power": 1.0}, {"pairs": 1, "keys": 2}]
+)
 def test_every_key_is_asked_once_and_followed_by_its_value(options):
     task = tasks.make("recall", options)
     batch = task.examples(np.arange(200))
     for tokens, label in zip(batch["tokens"], batch["label"], strict=True):
-        pairs = dict(zip(tokens[0:2 * task.pairs:2], tokens[1:2 * task.pairs:2], strict=True))
+        pairs = dict(
+            zip(tokens[0 : 2 * task.pairs : 2], tokens[1 : 2 * task.pairs : 2], strict=True)
+        )
         assert len(pairs) == task.pairs
         asked = np.flatnonzero(label >= 0)
         assert sorted(tokens[asked]) == sorted(pairs)
         for at in asked:
             assert tokens[at + 1] == pairs[tokens[at]] == 1 + task.keys + label[at]
         rest = np.setdiff1d(np.arange(2 * task.pairs, task.length), asked)
-        assert not set(tokens[rest]) & set(pairs), "a key of the example stands where nothing is asked"
+        assert not set(tokens[rest]) & set(pairs), (
+            "a key of the example stands where nothing is asked"
+        )
     assert task.decode(batch["tokens"][0].tolist()).split()[0].startswith("k")
     assert task.encode(task.decode(batch["tokens"][0].tolist())) == batch["tokens"][0].tolist()
 
@@ -98,17 +113,29 @@ def test_examples_are_a_function_of_their_number():
     task = tasks.make("recall", {})
     many, one = (task.examples(np.array(numbers))["tokens"] for numbers in ([7, 3], [3]))
     np.testing.assert_array_equal(many[1], one[0])
-    near, far = (np.mean([np.flatnonzero(label >= 0).mean() for label in tasks.make("recall", {"power": p}).examples(
-        np.arange(300))["label"]]) for p in (0.01, 1.0))
+    near, far = (
+        np.mean(
+            [
+                np.flatnonzero(label >= 0).mean()
+                for label in tasks.make("recall", {"power": p}).examples(np.arange(300))["label"]
+            ]
+        )
+        for p in (0.01, 1.0)
+    )
     assert near < far - 5
     splits = tasks.make("recall", {"train": 50, "valid": 20, "test": 20, "endless": True}).load()
     assert splits["train"].take(np.array([10**6]))["tokens"].shape == (1, 64)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"pairs": 32}, "below task.keys = 32, got 32"), ({"pairs": 20}, r"at least 4 \* pairs = 80, got 64"),
-    ({"power": 0.0}, "above 0"), ({"train": 0}, "at least 1"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pairs": 32}, "below task.keys = 32, got 32"),
+        ({"pairs": 20}, r"at least 4 \* pairs = 80, got 64"),
+        ({"power": 0.0}, "above 0"),
+        ({"train": 0}, "at least 1"),
+    ],
+)
 def test_recall_that_cannot_be(options, message):
     with pytest.raises(InputError, match=message):
         tasks.make("recall", options)

@@ -1,4 +1,5 @@
-"""The user's own data: every kind of file, the rules for odd rows, and from a CSV to a prediction by command line."""
+"""The user's own data: every kind of file, the rules for odd rows, and from a CSV to a prediction
+by command line."""
 
 import csv
 import gzip
@@ -48,13 +49,17 @@ def write(path, rows):
     elif kind == ".parquet":
         import pyarrow
         from pyarrow import parquet
+
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     elif path.name == "arrow":
         import pyarrow
+
         path.mkdir()
         table = pyarrow.Table.from_pylist(rows)
-        with pyarrow.OSFile(str(path / "data-00000-of-00001.arrow"), "wb") as data, \
-                pyarrow.ipc.new_stream(data, table.schema) as stream:
+        with (
+            pyarrow.OSFile(str(path / "data-00000-of-00001.arrow"), "wb") as data,
+            pyarrow.ipc.new_stream(data, table.schema) as stream,
+        ):
             stream.write_table(table)
     else:
         for row in rows:
@@ -66,27 +71,42 @@ def write(path, rows):
 def files(path, **options):
     folder = path.suffix == "" and path.name != "arrow"
     columns = {} if folder else {"text": "review", "label": "stars"}
-    return tasks.make("files", {"path": str(path), "label_names": ("neg", "pos"), "length": 12, "tokens": "words",
-                                **columns, **options})
+    return tasks.make(
+        "files",
+        {
+            "path": str(path),
+            "label_names": ("neg", "pos"),
+            "length": 12,
+            "tokens": "words",
+            **columns,
+            **options,
+        },
+    )
 
 
 def everything(task, folder, part="train"):
     split = task.load(str(folder))[part]
     batch = split.take(np.arange(len(split)))
     fitted = task.fitted(str(folder))
-    return [(fitted.decode(row.tolist()), task.labels[label]) for row, label in
-            zip(batch["tokens"], batch["label"], strict=True)]
+    return [
+        (fitted.decode(row.tolist()), task.labels[label])
+        for row, label in zip(batch["tokens"], batch["label"], strict=True)
+    ]
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz", "a.csv.xz", "a.jsonl", "a.npz", "a.parquet", "arrow",
-                                  "classes"])
+@pytest.mark.parametrize(
+    "name",
+    ["a.csv", "a.tsv", "a.csv.gz", "a.csv.xz", "a.jsonl", "a.npz", "a.parquet", "arrow", "classes"],
+)
 def test_every_kind_of_file_holds_the_same_rows(name, tmp_path, capsys):
     write(tmp_path / name, ROWS)
     task = files(tmp_path / name)
     found = {part: everything(task, tmp_path, part) for part in ("train", "valid", "test")}
     assert {part: len(rows) for part, rows in found.items()} == {"train": 48, "valid": 6, "test": 6}
     rows = [row for part in found.values() for row in part]
-    clean = sorted((text.lower().replace(",", " ,"), label) for text, label in map(review, range(60)))
+    clean = sorted(
+        (text.lower().replace(",", " ,"), label) for text, label in map(review, range(60))
+    )
     # A word that train never shows is unknown in valid and test.
     assert sorted(found["train"]) == [row for row in clean if row in found["train"]]
     assert len(set(found["train"])) == 48
@@ -101,7 +121,9 @@ def test_what_is_learned_is_learned_from_train_alone(tmp_path):
         split = task.load(str(tmp_path))["train"]
         fitted = task.fitted(str(tmp_path))
         text = fitted.decode(split.take(np.array([0]))["tokens"][0].tolist())
-        assert fitted.encode(text)[:12] == [i for i in split.take(np.array([0]))["tokens"][0].tolist() if i]
+        assert fitted.encode(text)[:12] == [
+            i for i in split.take(np.array([0]))["tokens"][0].tolist() if i
+        ]
         assert learned["kind"] == tokens
     with pytest.raises(InputError, match="has not learned its bpe yet"):
         task.encode("good")
@@ -111,16 +133,32 @@ def test_files_of_their_own_for_valid_and_test(tmp_path):
     for name, rows in (("a.csv", ROWS[:40]), ("v.csv", ROWS[40:50]), ("t.csv", ROWS[50:])):
         write(tmp_path / name, rows)
     task = files(tmp_path / "a.csv", valid=str(tmp_path / "v.csv"), test=str(tmp_path / "t.csv"))
-    assert {k: len(v) for k, v in task.load(str(tmp_path)).items()} == {"train": 40, "valid": 10, "test": 10}
+    assert {k: len(v) for k, v in task.load(str(tmp_path)).items()} == {
+        "train": 40,
+        "valid": 10,
+        "test": 10,
+    }
     (tmp_path / "both").mkdir()
-    for name, rows in (("train.jsonl", ROWS[:40]), ("validation.jsonl", ROWS[40:50]), ("test.jsonl", ROWS[50:])):
+    for name, rows in (
+        ("train.jsonl", ROWS[:40]),
+        ("validation.jsonl", ROWS[40:50]),
+        ("test.jsonl", ROWS[50:]),
+    ):
         write(tmp_path / "both" / name, rows)
     task = files(tmp_path / "both", text="review", label="stars")
-    assert {k: len(v) for k, v in task.load(str(tmp_path)).items()} == {"train": 40, "valid": 10, "test": 10}
+    assert {k: len(v) for k, v in task.load(str(tmp_path)).items()} == {
+        "train": 40,
+        "valid": 10,
+        "test": 10,
+    }
 
 
-ODD = [{"review": "", "stars": "pos"}, {"review": " \n", "stars": "neg"}, {"review": "nul \0 inside", "stars": "pos"},
-       {"review": "long " * 1_000_000, "stars": "neg"}]
+ODD = [
+    {"review": "", "stars": "pos"},
+    {"review": " \n", "stars": "neg"},
+    {"review": "nul \0 inside", "stars": "pos"},
+    {"review": "long " * 1_000_000, "stars": "neg"},
+]
 
 
 def test_odd_rows_are_counted_and_have_a_rule(tmp_path, capsys):
@@ -129,13 +167,19 @@ def test_odd_rows_are_counted_and_have_a_rule(tmp_path, capsys):
         file.write(b"caf\xe9 crema,pos,z\n")
     task = files(tmp_path / "a.csv", tokens="bytes", length=20, seed=1)
     facts = task.facts(str(tmp_path))
-    assert sum(f["rows"] for f in facts.values()) + sum(f["also in a later split"] for f in facts.values()) == 64
+    assert (
+        sum(f["rows"] for f in facts.values())
+        + sum(f["also in a later split"] for f in facts.values())
+        == 64
+    )
     odd = facts["train"]["left out or odd"]
     assert odd == {"empty": 2, "with a NUL": 1, "huge": 1, "invalid UTF-8": 1}
     assert facts["train"]["cropped"] > 0
     assert "2 empty, 1 invalid UTF-8, 1 with a NUL, 1 huge" in capsys.readouterr().err
-    for rule, message in (("on_empty", r"a.csv, row 61: its text is empty"),
-                          ("on_invalid", r"a.csv, row 66: its text is not valid UTF-8")):
+    for rule, message in (
+        ("on_empty", r"a.csv, row 61: its text is empty"),
+        ("on_invalid", r"a.csv, row 66: its text is not valid UTF-8"),
+    ):
         with pytest.raises(InputError, match=message):
             files(tmp_path / "a.csv", tokens="bytes", **{rule: "error"}).load(str(tmp_path))
     with pytest.raises(InputError, match="Did you mean 'drop'"):
@@ -147,7 +191,10 @@ def test_a_text_in_two_splits_leaves_the_earlier_one(tmp_path, capsys):
     write(tmp_path / "t.csv", ROWS[35:])
     options = {"test": str(tmp_path / "t.csv"), "tokens": "bytes", "length": 40}
     task = files(tmp_path / "a.csv", **options)
-    found = {part: {text for text, _ in everything(task, tmp_path, part)} for part in ("train", "valid", "test")}
+    found = {
+        part: {text for text, _ in everything(task, tmp_path, part)}
+        for part in ("train", "valid", "test")
+    }
     assert not found["train"] & found["test"]
     assert not found["valid"] & found["test"]
     assert len(found["train"] | found["valid"]) == 35
@@ -161,21 +208,33 @@ def test_a_text_in_two_splits_leaves_the_earlier_one(tmp_path, capsys):
 
 def test_labels_outside_the_classes(tmp_path, capsys):
     write(tmp_path / "a.csv", [*ROWS, {"review": "so so", "stars": "meh"}])
-    with pytest.raises(InputError, match=r"row 61: its label 'meh' is not one of the classes neg, pos"):
+    with pytest.raises(
+        InputError, match=r"row 61: its label 'meh' is not one of the classes neg, pos"
+    ):
         files(tmp_path / "a.csv").load(str(tmp_path))
     task = files(tmp_path / "a.csv", on_bad_label="drop")
     assert sum(len(s) for s in task.load(str(tmp_path)).values()) == 60
     assert task.facts(str(tmp_path))["train"]["left out or odd"] == {"bad label": 1}
     with pytest.raises(InputError, match="train has no row of the class none"):
-        files(tmp_path / "a.csv", on_bad_label="drop", label_names=("neg", "pos", "none")).load(str(tmp_path))
+        files(tmp_path / "a.csv", on_bad_label="drop", label_names=("neg", "pos", "none")).load(
+            str(tmp_path)
+        )
 
 
 def test_columns_without_a_name_are_numbered(tmp_path):
     (tmp_path / "sheet.csv").write_text('v1,v2,,,\nham,"ok, fine",,,\nspam,win,more,,\n')
-    assert next(read(tmp_path / "sheet.csv")) == {"v1": "ham", "v2": "ok, fine", "column3": "", "column4": "",
-                                                  "column5": ""}
-    assert {k: v for k, v in guess(str(tmp_path / "sheet.csv")).options.items() if k in ("text", "label")} == {
-        "text": "v2", "label": "v1"}
+    assert next(read(tmp_path / "sheet.csv")) == {
+        "v1": "ham",
+        "v2": "ok, fine",
+        "column3": "",
+        "column4": "",
+        "column5": "",
+    }
+    assert {
+        k: v
+        for k, v in guess(str(tmp_path / "sheet.csv")).options.items()
+        if k in ("text", "label")
+    } == {"text": "v2", "label": "v1"}
 
 
 def test_a_changed_file_is_prepared_anew(tmp_path, capsys):
@@ -186,7 +245,10 @@ def test_a_changed_file_is_prepared_anew(tmp_path, capsys):
 
 
 MALFORMED = {
-    "fields.csv": (b"review,stars\ngood,pos\nbad,neg,3\n", "line 3: 3 fields, where the header has 2"),
+    "fields.csv": (
+        b"review,stars\ngood,pos\nbad,neg,3\n",
+        "line 3: 3 fields, where the header has 2",
+    ),
     "twice.csv": (b"review,review\na,b\n", "two columns named 'review'"),
     "empty.csv": (b"", "is empty"),
     "header.csv": (b"review,stars\n", "has no rows"),
@@ -196,7 +258,10 @@ MALFORMED = {
     "column.jsonl": (b'{"text": "x", "stars": "pos"}\n', "row 1: unknown column 'review'"),
     "a.parquet": (b"PAR1 this is not", "cannot be read as Parquet"),
     "a.npz": (b"PK\x03\x04nonsense", "cannot be read as npz"),
-    "a.csv.gz": (gzip.compress(b"review,stars\n" + b"good,pos\n" * 9999)[:60], "damaged or cut short"),
+    "a.csv.gz": (
+        gzip.compress(b"review,stars\n" + b"good,pos\n" * 9999)[:60],
+        "damaged or cut short",
+    ),
     "a.csv.xz": (b"not xz at all", "damaged or cut short"),
     "a.docx": (b"", "unknown kind of file 'a.docx'"),
 }
@@ -221,9 +286,15 @@ def test_npz_is_never_unpickled(tmp_path):
 def test_a_guess_of_a_file(tmp_path):
     write(tmp_path / "a.csv", ROWS)
     found = guess(str(tmp_path / "a.csv"))
-    assert found.options == {"path": str(tmp_path / "a.csv"), "text": "review", "label": "stars",
-                             "label_names": ("neg", "pos"), "tokens": "words", "length": 16,
-                             "kind": "classification"}
+    assert found.options == {
+        "path": str(tmp_path / "a.csv"),
+        "text": "review",
+        "label": "stars",
+        "label_names": ("neg", "pos"),
+        "tokens": "words",
+        "length": 16,
+        "kind": "classification",
+    }
     assert found.train == 48
     with pytest.raises(InputError, match=r"unknown column of .* 'reviw'. Did you mean 'review'"):
         guess(str(tmp_path / "a.csv"), ["reviw"])
@@ -234,10 +305,20 @@ def test_a_guess_of_a_file(tmp_path):
         guess(str(tmp_path / "one.csv"), label="stars")
 
 
-SMALL = ["--config.model.layers=1", "--config.model.heads=2", "--config.model.head_dim=4", "--config.model.model_dim=8",
-         "--config.model.mlp_dim=8", "--config.space.candidates=full,uniform", "--config.search.steps=6",
-         "--config.retrain.steps=40", "--config.retrain.seeds=0", "--config.baselines=false",
-         "--config.retrain.optimizer.learning_rate=0.05", "--config.data.batch_size=8"]
+SMALL = [
+    "--config.model.layers=1",
+    "--config.model.heads=2",
+    "--config.model.head_dim=4",
+    "--config.model.model_dim=8",
+    "--config.model.mlp_dim=8",
+    "--config.space.candidates=full,uniform",
+    "--config.search.steps=6",
+    "--config.retrain.steps=40",
+    "--config.retrain.seeds=0",
+    "--config.baselines=false",
+    "--config.retrain.optimizer.learning_rate=0.05",
+    "--config.data.batch_size=8",
+]
 
 
 def test_from_a_csv_to_a_prediction(tmp_path, capsys):
@@ -257,7 +338,10 @@ def test_from_a_csv_to_a_prediction(tmp_path, capsys):
     assert "padded share" in (tmp_path / "run/report.html").read_text("utf-8")
     (tmp_path / 'it\'s "mine".csv').unlink()
     folder = str(tmp_path / "run/export")
-    assert main(["predict", folder, "--text", "A lovely, fine film", "--text", "dull awful", "--json"]) == 0
+    assert (
+        main(["predict", folder, "--text", "A lovely, fine film", "--text", "dull awful", "--json"])
+        == 0
+    )
     assert [row["label"] for row in json.loads(capsys.readouterr().out)] == ["pos", "neg"]
     assert main(["predict", folder, "--text", "  "]) == 2
     assert "the text is empty" in capsys.readouterr().err
@@ -267,13 +351,29 @@ def test_from_a_csv_to_a_prediction(tmp_path, capsys):
 
 
 def test_the_batches_of_a_search_step_have_one_length(tmp_path, capsys):
-    write(tmp_path / "a.csv", [{"review": " ".join(["word"] * (1 + 3 * i % 11)) + f" {i}", "stars": "ab"[i % 2]}
-                               for i in range(100)])
+    write(
+        tmp_path / "a.csv",
+        [
+            {"review": " ".join(["word"] * (1 + 3 * i % 11)) + f" {i}", "stars": "ab"[i % 2]}
+            for i in range(100)
+        ],
+    )
     config = dartformer.defaults("files")
-    configs.override(config, {
-        "task.path": str(tmp_path / "a.csv"), "task.text": "review", "task.label": "stars", "task.length": 12,
-        "task.label_names": "a,b", "task.tokens": "words", "data.dir": str(tmp_path), "data.batch_size": 4,
-        "data.buckets": 3, "search.seeds": 2})
+    configs.override(
+        config,
+        {
+            "task.path": str(tmp_path / "a.csv"),
+            "task.text": "review",
+            "task.label": "stars",
+            "task.length": 12,
+            "task.label_names": "a,b",
+            "task.tokens": "words",
+            "data.dir": str(tmp_path),
+            "data.batch_size": 4,
+            "data.buckets": 3,
+            "search.seeds": 2,
+        },
+    )
     with Run(config, tmp_path / "run") as run:
         feed = search.stream(run, search.groups(run)[0])
         pairs = [next(feed) for _ in range(10)]
@@ -284,9 +384,11 @@ def test_the_batches_of_a_search_step_have_one_length(tmp_path, capsys):
 
 def test_new_refuses_what_does_not_go_together(tmp_path, capsys):
     write(tmp_path / "a.csv", ROWS)
-    for arguments, message in ((["--text", "review"], "give it with --data"),
-                               (["--task=files"], "dartformer new --data FILE"),
-                               (["--task=listops", "--data", str(tmp_path / "a.csv")], "leave --task")):
+    for arguments, message in (
+        (["--text", "review"], "give it with --data"),
+        (["--task=files"], "dartformer new --data FILE"),
+        (["--task=listops", "--data", str(tmp_path / "a.csv")], "leave --task"),
+    ):
         assert main(["new", *arguments]) == 2
         assert message in capsys.readouterr().err
 
@@ -294,6 +396,7 @@ def test_new_refuses_what_does_not_go_together(tmp_path, capsys):
 def test_files_without_a_path_or_classes_say_so(tmp_path, capsys):
     config = dartformer.defaults("files")
     from dartformer import config as configs
+
     with pytest.raises(InputError, match="new --data"):
         configs.validate(config)
 
@@ -301,13 +404,21 @@ def test_files_without_a_path_or_classes_say_so(tmp_path, capsys):
 def test_parts_are_the_task_s_own_splits(tmp_path, capsys):
     write(tmp_path / "a.csv", ROWS)
     found = parts(files(tmp_path / "a.csv"), str(tmp_path))
-    assert {k: len(v) for k, v in found.items()} == {"weights": 24, "alphas": 24, "valid": 6, "test": 6, "train": 48}
+    assert {k: len(v) for k, v in found.items()} == {
+        "weights": 24,
+        "alphas": 24,
+        "valid": 6,
+        "test": 6,
+        "train": 48,
+    }
 
 
 @pytest.mark.parametrize("kind", ["words", "bpe"])
 def test_a_huge_text_is_read_in_pieces_and_has_the_same_tokens(kind, monkeypatch):
-    text = "".join(f"word{i % 7}{' , '[i % 3]}{'  ' * (i % 5 == 0)}\n" * (i % 4 == 0) + f" {i % 11}é"
-                   for i in range(300))
+    text = "".join(
+        f"word{i % 7}{' , '[i % 3]}{'  ' * (i % 5 == 0)}\n" * (i % 4 == 0) + f" {i % 11}é"
+        for i in range(300)
+    )
     whole = tokenizers.train(kind, [text], 400)
     ids = whole.encode([text, "a b", text[:50]])
     monkeypatch.setattr(tokenizers, "PIECE", 40)

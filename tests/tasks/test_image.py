@@ -19,7 +19,11 @@ from dartformer.genotype import Genotype
 from dartformer.tasks.image import BATCHES, LABELS, grey, tokens_of
 from dartformer.transformer import TransformerConfig, transformer
 
-DATA = Path(os.environ.get("DARTFORMER_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
+DATA = Path(
+    os.environ.get(
+        "DARTFORMER_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"
+    )
+)
 
 
 def colours(seed, n):
@@ -37,26 +41,46 @@ def lay_out(kind, folder):
         return {"path": str(folder)}
     if kind == "tfds":
         from PIL import Image as Picture
+
         where = folder / "cifar10/3.0.2"
         where.mkdir(parents=True)
-        (where / "dataset_info.json").write_text(json.dumps({"splits": [
-            {"name": "train", "shardLengths": ["50"]}, {"name": "test", "shardLengths": ["10"]}]}))
+        (where / "dataset_info.json").write_text(
+            json.dumps(
+                {
+                    "splits": [
+                        {"name": "train", "shardLengths": ["50"]},
+                        {"name": "test", "shardLengths": ["10"]},
+                    ]
+                }
+            )
+        )
         (where / "label.labels.txt").write_text("\n".join(LABELS))
         for part, (images, labels) in (("train", train), ("test", test)):
             records = []
             for image, label in zip(images, labels, strict=True):
                 data = io.BytesIO()
                 Picture.fromarray(image).save(data, "PNG")
-                entries = {"image": message(1, message(1, data.getvalue())),
-                           "label": message(3, message(1, varint(int(label))))}
-                records.append(message(1, b"".join(message(1, message(1, k.encode()) + message(2, v))
-                                                   for k, v in entries.items())))
+                entries = {
+                    "image": message(1, message(1, data.getvalue())),
+                    "label": message(3, message(1, varint(int(label)))),
+                }
+                records.append(
+                    message(
+                        1,
+                        b"".join(
+                            message(1, message(1, k.encode()) + message(2, v))
+                            for k, v in entries.items()
+                        ),
+                    )
+                )
             (where / f"cifar10-{part}.tfrecord-00000-of-00001").write_bytes(tfrecord(records))
         return {}
     inside = folder / "cifar-10-batches-bin"
     inside.mkdir()
     for part, (images, labels) in (("train", train), ("test", test)):
-        rows = np.concatenate([labels[:, None], images.transpose(0, 3, 1, 2).reshape(len(images), -1)], 1)
+        rows = np.concatenate(
+            [labels[:, None], images.transpose(0, 3, 1, 2).reshape(len(images), -1)], 1
+        )
         for name, some in zip(BATCHES[part], np.array_split(rows, len(BATCHES[part])), strict=True):
             (inside / name).write_bytes(some.tobytes())
     if kind == "folder":
@@ -73,9 +97,13 @@ def test_every_layout_gives_the_same_images(kind, tmp_path):
     assert {k: len(v) for k, v in found.items()} == {"train": 45, "valid": 5, "test": 10}
     images, labels = colours(1, 10)
     batch = found["test"].take(np.arange(10))
-    np.testing.assert_array_equal(batch["tokens"], grey(images).reshape(10, -1).astype(np.int32) + 1)
+    np.testing.assert_array_equal(
+        batch["tokens"], grey(images).reshape(10, -1).astype(np.int32) + 1
+    )
     np.testing.assert_array_equal(batch["label"], labels)
-    every = np.concatenate([found[part].take(np.arange(len(found[part])))["tokens"] for part in ("train", "valid")])
+    every = np.concatenate(
+        [found[part].take(np.arange(len(found[part])))["tokens"] for part in ("train", "valid")]
+    )
     assert len(np.unique(every, axis=0)) == 50
     with pytest.raises(InputError, match=r"train in .* has 50 images; it should have 50,000"):
         tasks.make("image", {"path": task.path}).load(str(tmp_path))
@@ -88,12 +116,16 @@ def test_an_image_in_two_splits_is_left_out_of_the_earlier(tmp_path, capsys):
     images = grey(colours(0, 50)[0])
     with lzma.open(tmp_path / "test_gray.npy.xz", "wb") as file:
         np.save(file, np.concatenate([images[:3], images[7:14]]))
-    counts = {part: len(split) for part, split in tasks.make("image", values).load(str(tmp_path)).items()}
+    counts = {
+        part: len(split) for part, split in tasks.make("image", values).load(str(tmp_path)).items()
+    }
     assert counts["train"] + counts["valid"] == 40
     assert counts["test"] == 10
     assert "also in a later split, left out" in capsys.readouterr().err
     kept = tasks.make("image", {**values, "on_duplicate": "keep"}).load(str(tmp_path))
-    assert {part: len(split) for part, split in kept.items()} == {part: len(split) for part, split in before.items()}
+    assert {part: len(split) for part, split in kept.items()} == {
+        part: len(split) for part, split in before.items()
+    }
     for wrong, reason in (("error", "also occur in"), ("drip", "unknown task.on_duplicate 'drip'")):
         with pytest.raises(InputError, match=reason):
             tasks.make("image", {**values, "on_duplicate": wrong}).load(str(tmp_path))
@@ -108,15 +140,20 @@ def test_a_black_pixel_is_not_padding(tmp_path):
     assert batch["tokens"].min() >= 1
     text = " ".join(["0", "255"] * 512)
     assert task.decode(task.encode(text)) == text
-    for wrong, reason in (("1 2 3", "got 3"), (text.replace("255", "256"), "0 to 255"), ("a b", "invalid literal")):
+    for wrong, reason in (
+        ("1 2 3", "got 3"),
+        (text.replace("255", "256"), "0 to 255"),
+        ("a b", "invalid literal"),
+    ):
         with pytest.raises(InputError, match=reason):
             task.encode(wrong)
 
 
 def test_grey_is_that_of_long_range_arena():
     """tf.image.rgb_to_grayscale: 0.2989 R + 0.587 G + 0.114 B."""
-    assert grey(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]], np.uint8)).tolist() == [
-        [76, 150, 29, 255]]
+    assert grey(
+        np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]], np.uint8)
+    ).tolist() == [[76, 150, 29, 255]]
 
 
 def test_patches_are_tokens_of_numbers(tmp_path):
@@ -125,9 +162,20 @@ def test_patches_are_tokens_of_numbers(tmp_path):
     assert batch["tokens"].dtype == np.float32
     assert (batch["tokens"].shape, task.length, task.features) == ((2, 16, 64), 16, 64)
     image = np.arange(1024).reshape(1, 32, 32).astype(np.uint8)
-    np.testing.assert_array_equal(tokens_of(image, 8)[0, 5], (image[0, 8:16, 8:16].reshape(-1) - 127.5) / 64)
-    config = TransformerConfig(task.vocabulary, task.classes, task.length, layers=1, heads=1, head_dim=4, model_dim=4,
-                               mlp_dim=4, features=task.features)
+    np.testing.assert_array_equal(
+        tokens_of(image, 8)[0, 5], (image[0, 8:16, 8:16].reshape(-1) - 127.5) / 64
+    )
+    config = TransformerConfig(
+        task.vocabulary,
+        task.classes,
+        task.length,
+        layers=1,
+        heads=1,
+        head_dim=4,
+        model_dim=4,
+        mlp_dim=4,
+        features=task.features,
+    )
     net = transformer(config, Genotype.homogeneous(Full(), 1, 1))
     weights = net.init(jax.random.key(0))
     logits = net.apply(weights, batch["tokens"], batch["valid"])
@@ -148,7 +196,9 @@ def test_what_will_not_do(tmp_path):
     with pytest.raises(InputError, match=r"looked for train_gray.npy, for data_batch_1.bin"):
         tasks.make("image", {"path": str(tmp_path)}).load()
     (tmp_path / "data_batch_1.bin").write_bytes(b"x" * 3072)
-    with pytest.raises(InputError, match=r"data_batch_1.bin .* has 3,072 bytes, which is no multiple of 3,073"):
+    with pytest.raises(
+        InputError, match=r"data_batch_1.bin .* has 3,072 bytes, which is no multiple of 3,073"
+    ):
         tasks.make("image", {"path": str(tmp_path)}).load()
 
 

@@ -15,9 +15,18 @@ from dartformer.errors import InputError
 from dartformer.tasks import imdb
 from dartformer.tasks.records import example, masked_crc32c, tfrecords
 
-DATA = Path(os.environ.get("DARTFORMER_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
-REVIEWS = {split: {label: [f"{split} {label} review {i}<br />caf\xe9" for i in range(10)] for label in ("neg", "pos")}
-           for split in ("train", "test")}
+DATA = Path(
+    os.environ.get(
+        "DARTFORMER_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"
+    )
+)
+REVIEWS = {
+    split: {
+        label: [f"{split} {label} review {i}<br />caf\xe9" for i in range(10)]
+        for label in ("neg", "pos")
+    }
+    for split in ("train", "test")
+}
 
 
 def varint(n):
@@ -33,8 +42,13 @@ def message(number, data):
 
 def serialised(text, label):
     """A `tf.train.Example`, written from its description."""
-    features = {"text": message(1, message(1, text.encode())), "label": message(3, message(1, varint(label)))}
-    entries = b"".join(message(1, message(1, k.encode()) + message(2, v)) for k, v in features.items())
+    features = {
+        "text": message(1, message(1, text.encode())),
+        "label": message(3, message(1, varint(label))),
+    }
+    entries = b"".join(
+        message(1, message(1, k.encode()) + message(2, v)) for k, v in features.items()
+    )
     return message(1, entries)
 
 
@@ -42,7 +56,12 @@ def tfrecord(records):
     out = b""
     for data in records:
         head = struct.pack("<Q", len(data))
-        out += head + struct.pack("<I", masked_crc32c(head)) + data + struct.pack("<I", masked_crc32c(data))
+        out += (
+            head
+            + struct.pack("<I", masked_crc32c(head))
+            + data
+            + struct.pack("<I", masked_crc32c(data))
+        )
     return out
 
 
@@ -66,25 +85,33 @@ def lay_out(kind, folder):
                 member.size = 4
                 archive.addfile(member, io.BytesIO(b"evil"))
         return {"path": str(folder / "aclImdb_v1.tar.gz")}
-    rows = {split: [(text, int(label == "pos")) for label, texts in labels.items() for text in texts]
-            for split, labels in REVIEWS.items()}
+    rows = {
+        split: [(text, int(label == "pos")) for label, texts in labels.items() for text in texts]
+        for split, labels in REVIEWS.items()
+    }
     if kind == "jsonl":
         for split, some in rows.items():
             (folder / f"{split}.jsonl").write_text(
-                "".join(json.dumps({"text": t, "label": n}) + "\n" for t, n in some), "utf-8")
+                "".join(json.dumps({"text": t, "label": n}) + "\n" for t, n in some), "utf-8"
+            )
         return {"path": str(folder)}
     where = folder / "imdb_reviews/plain_text/1.0.0"
     where.mkdir(parents=True)
-    (where / "dataset_info.json").write_text(json.dumps(
-        {"splits": [{"name": split, "shardLengths": ["20"]} for split in rows]}))
+    (where / "dataset_info.json").write_text(
+        json.dumps({"splits": [{"name": split, "shardLengths": ["20"]} for split in rows]})
+    )
     (where / "label.labels.txt").write_text("neg\npos\n")
     for split, some in rows.items():
         if kind == "tfrecord":
             (where / f"imdb_reviews-{split}.tfrecord-00000-of-00001").write_bytes(
-                tfrecord(serialised(*row) for row in some))
+                tfrecord(serialised(*row) for row in some)
+            )
         else:
             from array_record.python.array_record_module import ArrayRecordWriter
-            writer = ArrayRecordWriter(str(where / f"imdb_reviews-{split}.array_record-00000-of-00001"), "group_size:1")
+
+            writer = ArrayRecordWriter(
+                str(where / f"imdb_reviews-{split}.array_record-00000-of-00001"), "group_size:1"
+            )
             for row in some:
                 writer.write(serialised(*row))
             writer.close()
@@ -93,8 +120,10 @@ def lay_out(kind, folder):
 
 def texts(task, split):
     batch = split.take(np.arange(len(split)))
-    return [(task.decode(row.tolist()), task.labels[n])
-            for row, n in zip(batch["tokens"], batch["label"], strict=True)]
+    return [
+        (task.decode(row.tolist()), task.labels[n])
+        for row, n in zip(batch["tokens"], batch["label"], strict=True)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["aclImdb", "tar", "jsonl", "tfrecord", "array_record"])
@@ -102,8 +131,10 @@ def test_every_place_gives_the_same_reviews(kind, tmp_path, capsys):
     task = tasks.make("imdb_bytes", {"length": 64, "rows": False, **lay_out(kind, tmp_path)})
     task.check(str(tmp_path))
     found = {part: texts(task, split) for part, split in task.load(str(tmp_path)).items()}
-    wanted = {split: sorted((text, label) for label, some in labels.items() for text in some)
-              for split, labels in REVIEWS.items()}
+    wanted = {
+        split: sorted((text, label) for label, some in labels.items() for text in some)
+        for split, labels in REVIEWS.items()
+    }
     assert sorted(found["test"]) == wanted["test"]
     assert sorted(found["train"] + found["valid"]) == wanted["train"]
     assert len(found["valid"]) == 2
@@ -116,7 +147,11 @@ def test_every_place_gives_the_same_reviews(kind, tmp_path, capsys):
 def test_what_was_looked_for_is_said(tmp_path):
     with pytest.raises(InputError) as found:
         tasks.make("imdb_tokens", {}).check(str(tmp_path))
-    for text in (f"{tmp_path}/imdb_reviews/*/dataset_info.json", "aclImdb_v1.tar.gz", "train.jsonl"):
+    for text in (
+        f"{tmp_path}/imdb_reviews/*/dataset_info.json",
+        "aclImdb_v1.tar.gz",
+        "train.jsonl",
+    ):
         assert text in str(found.value)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="looked for train/neg and train/pos"):
@@ -128,8 +163,11 @@ def test_what_was_looked_for_is_said(tmp_path):
 
 def test_without_a_network_a_download_is_one_clear_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(imdb, "SERVER", "http://no-such-host.invalid/aclImdb_v1.tar.gz")
-    with pytest.raises(InputError, match=r"^TFDS cannot download imdb_reviews from http://no-such-host\.invalid/\S+: .*"
-                                         r"\. Fetch aclImdb_v1\.tar\.gz where there is a network, and set task\.path"):
+    with pytest.raises(
+        InputError,
+        match=r"^TFDS cannot download imdb_reviews from http://no-such-host\.invalid/\S+: .*"
+        r"\. Fetch aclImdb_v1\.tar\.gz where there is a network, and set task\.path",
+    ):
         tasks.make("imdb_bytes", {"download": True}).check(str(tmp_path))
     assert capsys.readouterr() == ("", "")
     assert not list(tmp_path.iterdir())
@@ -139,9 +177,15 @@ def test_tfrecords_that_are_damaged(tmp_path):
     whole = tfrecord([serialised("good", 1), serialised("bad", 0)])
     file = tmp_path / "a.tfrecord"
     file.write_bytes(whole)
-    assert [example(data) for data in tfrecords(file)] == [{"text": "good", "label": 1}, {"text": "bad", "label": 0}]
-    for data, message in ((whole[:-3], "cut short"), (whole[:-30], "cut short|length does not match"),
-                          (b"\xff" + whole[1:], "length does not match its checksum")):
+    assert [example(data) for data in tfrecords(file)] == [
+        {"text": "good", "label": 1},
+        {"text": "bad", "label": 0},
+    ]
+    for data, message in (
+        (whole[:-3], "cut short"),
+        (whole[:-30], "cut short|length does not match"),
+        (b"\xff" + whole[1:], "length does not match its checksum"),
+    ):
         file.write_bytes(data)
         with pytest.raises(InputError, match=message):
             list(tfrecords(file))

@@ -23,7 +23,11 @@ from dartformer.tasks.listops import END, SYMBOLS, ListOps, draw, evaluate, expr
 from dartformer.tasks.sources import from_source
 
 SMALL = ListOps(max_depth=4, max_args=4, min_length=5, max_length=40, train=300, valid=60, test=60)
-DATA = Path(os.environ.get("DARTFORMER_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
+DATA = Path(
+    os.environ.get(
+        "DARTFORMER_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"
+    )
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,47 +41,57 @@ def texts(task, split):
 
 def run(code, *arguments):
     """A Python of its own."""
-    return subprocess.Popen([sys.executable, "-c", code, *arguments],
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 # The language.
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("7", 7),
-    ("[MAX 2 9 [MIN 4 7 ] 0 ]", 9),
-    ("[MAX 2 3 [MIN 4 7] 0]", 4),
-    ("[MIN 5 4]", 4),
-    ("[SM 9 9 9]", 7),
-    ("[SM 5 5]", 0),
-    ("[MED 1 2 9]", 2),
-    ("[MED 9 1]", 5),
-    ("[MED 4 7]", 5),  # 5.5, truncated
-    ("[MED 8 0 3 2]", 2),  # 2.5, truncated
-    ("[FIRST 3 1 2]", 3),
-    ("[LAST 3 1 2]", 2),
-    ("( ( ( [MAX 1 ) 5 ) ] )", 5),
-    ("[MED[MAX 1 2][SM 9 9]3]", 3),
-    ("[MAX 3]", 3),
-])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("7", 7),
+        ("[MAX 2 9 [MIN 4 7 ] 0 ]", 9),
+        ("[MAX 2 3 [MIN 4 7] 0]", 4),
+        ("[MIN 5 4]", 4),
+        ("[SM 9 9 9]", 7),
+        ("[SM 5 5]", 0),
+        ("[MED 1 2 9]", 2),
+        ("[MED 9 1]", 5),
+        ("[MED 4 7]", 5),  # 5.5, truncated
+        ("[MED 8 0 3 2]", 2),  # 2.5, truncated
+        ("[FIRST 3 1 2]", 3),
+        ("[LAST 3 1 2]", 2),
+        ("( ( ( [MAX 1 ) 5 ) ] )", 5),
+        ("[MED[MAX 1 2][SM 9 9]3]", 3),
+        ("[MAX 3]", 3),
+    ],
+)
 def test_values_by_hand(text, value):
     assert evaluate(text) == value
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("", "an empty text"),
-    ("  ( ) ", "an empty text"),
-    ("[MAX 1 2", "symbol 1, '.MAX', is never closed"),
-    ("[MAX 1 [MIN 2 ]", "symbol 1, '.MAX', is never closed"),
-    ("1 ]", "symbol 2, ']', comes after the end"),
-    ("]", "symbol 1, ']', closes nothing"),
-    ("[MAX 1 [MIN ] ]", "symbol 3, '.MIN', has no arguments"),
-    ("[MAX 1 2 ] 3", "symbol 5, '3', comes after the end"),
-    ("[MAX 1 22 ]", "symbol 3: unknown ListOps symbol '22'"),
-    ("[MAXX 1 2 ]", r"symbol 1: unknown ListOps symbol '\[MAXX'. Did you mean '\[MAX'"),
-    ("[ MAX 1 2 ]", r"symbol 1: unknown ListOps symbol '\['"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "an empty text"),
+        ("  ( ) ", "an empty text"),
+        ("[MAX 1 2", "symbol 1, '.MAX', is never closed"),
+        ("[MAX 1 [MIN 2 ]", "symbol 1, '.MAX', is never closed"),
+        ("1 ]", "symbol 2, ']', comes after the end"),
+        ("]", "symbol 1, ']', closes nothing"),
+        ("[MAX 1 [MIN ] ]", "symbol 3, '.MIN', has no arguments"),
+        ("[MAX 1 2 ] 3", "symbol 5, '3', comes after the end"),
+        ("[MAX 1 22 ]", "symbol 3: unknown ListOps symbol '22'"),
+        ("[MAXX 1 2 ]", r"symbol 1: unknown ListOps symbol '\[MAXX'. Did you mean '\[MAX'"),
+        ("[ MAX 1 2 ]", r"symbol 1: unknown ListOps symbol '\['"),
+    ],
+)
 def test_malformed_texts_name_the_place(text, message):
     with pytest.raises(InputError, match=message):
         evaluate(text)
@@ -90,7 +104,9 @@ def test_no_depth_is_too_deep():
 def test_the_original_labels_are_reproduced():
     archive = DATA / "listops_nangia.tar.xz"
     if not archive.exists():
-        pytest.skip(f"the original ListOps files are not at {archive}; set DARTFORMER_DATA to their folder")
+        pytest.skip(
+            f"the original ListOps files are not at {archive}; set DARTFORMER_DATA to their folder"
+        )
     compared = Counter()
     with tarfile.open(archive) as files:
         for member in files:
@@ -104,7 +120,11 @@ def test_the_original_labels_are_reproduced():
 def test_encode_and_decode_are_inverse():
     task = ListOps()
     spaced = "[MAX 2 9 [MIN 4 7 ] 0 ]"
-    assert task.encode(spaced) == task.encode("[MAX 2 9 [MIN 4 7] 0]") == task.encode("\t[MAX 2 9[MIN 4 7]0]\n")
+    assert (
+        task.encode(spaced)
+        == task.encode("[MAX 2 9 [MIN 4 7] 0]")
+        == task.encode("\t[MAX 2 9[MIN 4 7]0]\n")
+    )
     assert task.decode([*task.encode(spaced), 0, 0]) == spaced
     every = "[MIN [MAX [MED [SM 0 1 2 3 4 5 6 7 8 9 ] ] ] ]"
     assert task.decode(task.encode(every)) == every
@@ -115,18 +135,21 @@ def test_encode_and_decode_are_inverse():
         assert SMALL.encode(SMALL.decode(tokens)) == list(tokens)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("", "an empty text"),
-    ("[MAX 2 x ]", r"unknown ListOps symbol 'x'. Known: \[MIN, \[MAX, \[MED, \[SM, \], 0, 1"),
-    ("[FIRST 2 3 ]", r"unknown ListOps symbol '\[FIRST'"),
-    ("[max 2 3 ]", r"unknown ListOps symbol '\[max'"),
-    ("1 " * 40, "has 40 tokens; at most 39 are allowed"),
-    ("1 2", "symbol 2, '2', comes after the end"),
-    ("[MAX 1 2", r"symbol 1, '\[MAX', is never closed"),
-    ("[MAX ] ", r"symbol 1, '\[MAX', has no arguments"),
-    ("1 ]", "symbol 2, ']', comes after the end"),
-    ("] 1", "symbol 1, ']', closes nothing"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "an empty text"),
+        ("[MAX 2 x ]", r"unknown ListOps symbol 'x'. Known: \[MIN, \[MAX, \[MED, \[SM, \], 0, 1"),
+        ("[FIRST 2 3 ]", r"unknown ListOps symbol '\[FIRST'"),
+        ("[max 2 3 ]", r"unknown ListOps symbol '\[max'"),
+        ("1 " * 40, "has 40 tokens; at most 39 are allowed"),
+        ("1 2", "symbol 2, '2', comes after the end"),
+        ("[MAX 1 2", r"symbol 1, '\[MAX', is never closed"),
+        ("[MAX ] ", r"symbol 1, '\[MAX', has no arguments"),
+        ("1 ]", "symbol 2, ']', comes after the end"),
+        ("] 1", "symbol 1, ']', closes nothing"),
+    ],
+)
 def test_what_cannot_be_encoded_is_named(text, message):
     with pytest.raises(InputError, match=message):
         SMALL.encode(text)
@@ -141,16 +164,22 @@ def test_an_unknown_id_is_named(ids):
 # The options and the distribution.
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"max_depth": 0}, "max_depth is 0"),
-    ({"max_args": 1}, "max_args is 1; it must be at least 2"),
-    ({"train": 0}, "train is 0"),
-    ({"seed": -1}, "seed is -1"),
-    ({"operator_probability": 1.5}, r"operator_probability is 1.5, not in \[0, 1\]|must be in"),
-    ({"min_length": 2000}, "between min_length 2000 and max_length 2000"),
-    ({"min_length": 1999}, "between min_length 1999 and max_length 2000"),
-    ({"max_depth": 2}, "min_length is 500, but a tree of max_depth 2 and max_args 10 has at most 12 tokens"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_depth": 0}, "max_depth is 0"),
+        ({"max_args": 1}, "max_args is 1; it must be at least 2"),
+        ({"train": 0}, "train is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"operator_probability": 1.5}, r"operator_probability is 1.5, not in \[0, 1\]|must be in"),
+        ({"min_length": 2000}, "between min_length 2000 and max_length 2000"),
+        ({"min_length": 1999}, "between min_length 1999 and max_length 2000"),
+        (
+            {"max_depth": 2},
+            "min_length is 500, but a tree of max_depth 2 and max_args 10 has at most 12 tokens",
+        ),
+    ],
+)
 def test_options_without_a_meaning_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         ListOps(**options)
@@ -161,23 +190,35 @@ def test_length_is_that_of_the_longest_possible_example():
     assert ListOps(max_depth=1, min_length=0).length == 1
     assert ListOps(max_depth=2, max_args=3, min_length=0).length == 5
     assert ListOps(max_depth=3, max_args=3, min_length=0).length == 17
-    assert ListOps(max_depth=10**9, max_args=3, min_length=0).length == 1999, "not summed to the end"
+    assert ListOps(max_depth=10**9, max_args=3, min_length=0).length == 1999, (
+        "not summed to the end"
+    )
     # Every node an operator and every list full: the largest tree there is.
     full = ListOps(max_depth=3, max_args=3, min_length=0, max_length=18, operator_probability=1.0)
     uniform = random.Random(0).random
     assert max(len(tree) for tree in (draw(full, uniform) for _ in range(2000)) if tree) == 17
 
 
-@pytest.mark.parametrize("options", [
-    {"max_depth": 1, "min_length": 0, "max_length": 5},  # ten digits and no more
-    {"max_depth": 3, "min_length": 1, "max_length": 4},  # lengths 2 and 3: there is no such tree
-    {"operator_probability": 0.0, "min_length": 1},
-    {"max_depth": 2, "max_args": 2, "min_length": 1},  # 400 expressions
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_depth": 1, "min_length": 0, "max_length": 5},  # ten digits and no more
+        {
+            "max_depth": 3,
+            "min_length": 1,
+            "max_length": 4,
+        },  # lengths 2 and 3: there is no such tree
+        {"operator_probability": 0.0, "min_length": 1},
+        {"max_depth": 2, "max_args": 2, "min_length": 1},  # 400 expressions
+    ],
+)
 def test_too_few_expressions_is_an_error_and_not_an_endless_loop(options, tmp_path):
     task = ListOps(**options, train=500, valid=1, test=1)
     started = time.monotonic()
-    with pytest.raises(InputError, match=r"found \d+ distinct ListOps expressions and then none .* of 502 asked for"):
+    with pytest.raises(
+        InputError,
+        match=r"found \d+ distinct ListOps expressions and then none .* of 502 asked for",
+    ):
         task.load(str(tmp_path))
     assert time.monotonic() - started < 20
     assert not list(tmp_path.rglob("*.array_record*")), "an unfinished preparation is left behind"
@@ -199,23 +240,37 @@ def test_aborting_early_changes_nothing_but_the_time():
 
 
 def test_a_small_tree_has_the_published_distribution():
-    """By the definition: a digit with 3/4, else one of 4 operators and 2 or 3 arguments, which are all digits."""
-    options, uniform, n = ListOps(max_depth=2, max_args=3, min_length=0), random.Random(3).random, 40_000
+    """By the definition: a digit with 3/4, else one of 4 operators and 2 or 3 arguments, which are
+    all digits."""
+    options, uniform, n = (
+        ListOps(max_depth=2, max_args=3, min_length=0),
+        random.Random(3).random,
+        40_000,
+    )
     found = Counter(draw(options, uniform) for _ in range(n))
     by_first, by_length = Counter(), Counter()
     for tokens, count in found.items():
         by_first[SYMBOLS[tokens[0]]] += count / n
         by_length[len(tokens)] += count / n
-    expected = {**{str(digit): 0.075 for digit in range(10)}, **{name: 0.0625 for name in listops.OPERATORS}}
+    expected = {
+        **{str(digit): 0.075 for digit in range(10)},
+        **{name: 0.0625 for name in listops.OPERATORS},
+    }
     assert by_first == pytest.approx(expected, abs=0.006)
     assert by_length == pytest.approx({1: 0.75, 4: 0.125, 5: 0.125}, abs=0.01)
-    digits = Counter(SYMBOLS[t] for tokens, count in found.items() if len(tokens) > 1 for t in tokens[1:-1] * count)
+    digits = Counter(
+        SYMBOLS[t]
+        for tokens, count in found.items()
+        if len(tokens) > 1
+        for t in tokens[1:-1] * count
+    )
     shares = {digit: count / digits.total() for digit, count in digits.items()}
     assert shares == pytest.approx(dict.fromkeys("0123456789", 0.1), abs=0.01)
 
 
 def published(n):
-    """Length, root arity, depth, first token and label of `n` expressions at the published options."""
+    """Length, root arity, depth, first token and label of `n` expressions at the published
+    options."""
     for tokens, label in itertools.islice(expressions(ListOps()), n):
         depth = arity = deepest = 0
         for token in tokens:
@@ -239,10 +294,15 @@ def check_published(n, sigmas=4):
     assert np.mean(label == 0) == pytest.approx(0.172, abs=share(0.172))
     assert np.mean(label == 9) == pytest.approx(0.167, abs=share(0.167))
     half = n // 2
-    split = [ArraySplit(root[rows, None], np.ones(half, np.int32), label[rows])
-             for rows in (slice(0, half), slice(half, 2 * half))]
-    # The rule is fitted on half and scored on half; few examples make it choose a little worse than it could.
-    assert ListOps().baselines(*split)["root_operator"] == pytest.approx(0.362, abs=share(0.362) * 1.5 + 0.01)
+    split = [
+        ArraySplit(root[rows, None], np.ones(half, np.int32), label[rows])
+        for rows in (slice(0, half), slice(half, 2 * half))
+    ]
+    # The rule is fitted on half and scored on half; few examples make it choose a little worse than
+    # it could.
+    assert ListOps().baselines(*split)["root_operator"] == pytest.approx(
+        0.362, abs=share(0.362) * 1.5 + 0.01
+    )
     assert majority(*split) == pytest.approx(0.172, abs=share(0.172) * 1.5 + 0.005)
 
 
@@ -261,11 +321,19 @@ def test_the_published_distribution():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_no_expression_is_in_two_parts(folder, seed):
     task = SMALL
-    found = {name: texts(task, split) for name, split in parts(task, folder, seed).items() if name in PARTS}
+    found = {
+        name: texts(task, split)
+        for name, split in parts(task, folder, seed).items()
+        if name in PARTS
+    }
     every = [text for part in found.values() for text in part]
     assert len(every) == len(set(every)) == 420
     assert {name: len(part) for name, part in found.items()} == {
-        "weights": 150, "alphas": 150, "valid": 60, "test": 60}
+        "weights": 150,
+        "alphas": 150,
+        "valid": 60,
+        "test": 60,
+    }
 
 
 def test_what_is_read_is_what_was_generated(folder):
@@ -299,7 +367,9 @@ def test_seeds_differ_and_more_training_data_leaves_the_test_alone(folder):
         return {name: texts(task, split) for name, split in task.load(folder).items()}
 
     base, seeded, more = loaded(), loaded(seed=1), loaded(train=400)
-    assert len(set(base["train"]) & set(seeded["train"])) < 0.2 * 300, "short expressions may repeat, most must not"
+    assert len(set(base["train"]) & set(seeded["train"])) < 0.2 * 300, (
+        "short expressions may repeat, most must not"
+    )
     assert more["test"] == base["test"]
     assert more["valid"] == base["valid"]
     assert more["train"][:300] == base["train"]
@@ -320,7 +390,10 @@ def test_preparing_tells_standard_error_and_leaves_standard_output_alone(tmp_pat
     out, err = capfd.readouterr()
     assert out == ""
     assert [line.split("  ")[:2] for line in err.splitlines()] == [
-        ["ListOps test", "60/60"], ["ListOps valid", "60/60"], ["ListOps train", "300/300"]]
+        ["ListOps test", "60/60"],
+        ["ListOps valid", "60/60"],
+        ["ListOps train", "300/300"],
+    ]
 
 
 PREPARE = """
@@ -340,8 +413,11 @@ print("tensorflow" in sys.modules)
 
 
 def write_texts(folder):
-    (folder / "a.jsonl").write_text("".join(json.dumps({"text": f"row {i} of words", "label": i % 2}) + "\n"
-                                            for i in range(2000)))
+    (folder / "a.jsonl").write_text(
+        "".join(
+            json.dumps({"text": f"row {i} of words", "label": i % 2}) + "\n" for i in range(2000)
+        )
+    )
     return Files(path=f"{folder}/a.jsonl", label_names=("0", "1"), tokens="words", length=8)
 
 
@@ -356,9 +432,16 @@ def test_two_processes_at_once_end_with_the_same_data_and_no_tensorflow(tmp_path
     names = [path.name for path in tmp_path.glob("dartformer_*/*/*")]
     assert names == ["1.0.0"] * 2, "an unfinished copy is left behind"
     assert sorted(path.name for path in tmp_path.glob("dartformer_files/*/*/rows*")) == [
-        f"rows-{part}-8-uint16" for part in ("test", "train", "valid")]
-    task = ListOps(max_depth=4, max_args=4, min_length=5, max_length=40, train=3000, valid=60, test=60)
-    here = [text for name in ("test", "valid", "train") for text in texts(task, task.load(str(tmp_path))[name])]
+        f"rows-{part}-8-uint16" for part in ("test", "train", "valid")
+    ]
+    task = ListOps(
+        max_depth=4, max_args=4, min_length=5, max_length=40, train=3000, valid=60, test=60
+    )
+    here = [
+        text
+        for name in ("test", "valid", "train")
+        for text in texts(task, task.load(str(tmp_path))[name])
+    ]
     assert here == [task.decode(tokens) for tokens, _ in itertools.islice(expressions(task), 3120)]
 
 
@@ -378,8 +461,13 @@ prepare.shown = shown
     process.kill()
     process.communicate()
     assert {name: len(split) for name, split in task.load(str(tmp_path)).items()} == {
-        "train": 1600, "valid": 200, "test": 200}
-    assert not list(tmp_path.glob("dartformer_files/*/*incomplete*")), "what the killed process left is still there"
+        "train": 1600,
+        "valid": 200,
+        "test": 200,
+    }
+    assert not list(tmp_path.glob("dartformer_files/*/*incomplete*")), (
+        "what the killed process left is still there"
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):

@@ -1,4 +1,5 @@
-"""Pathfinder's pictures: what is in them, that the label is right, and that nothing simple gives it away."""
+"""Pathfinder's pictures: what is in them, that the label is right, and that nothing simple gives it
+away."""
 
 import numpy as np
 import pytest
@@ -12,7 +13,12 @@ from dartformer.tasks.pathfinder import Pathfinder
 def squares(image):
     """Centres of the squares of 3 x 3 white pixels."""
     n = len(image)
-    return [(r, c) for r in range(1, n - 1) for c in range(1, n - 1) if (image[r - 1:r + 2, c - 1:c + 2] == 255).all()]
+    return [
+        (r, c)
+        for r in range(1, n - 1)
+        for c in range(1, n - 1)
+        if (image[r - 1 : r + 2, c - 1 : c + 2] == 255).all()
+    ]
 
 
 def reach(image, start, step):
@@ -35,9 +41,13 @@ def test_the_label_is_whether_a_dashed_path_joins_the_dots():
         image, label = task.picture(number)
         dots = squares(image)
         assert dots
-        first, last = dots[0], max(dots, key=lambda p: np.hypot(p[0] - dots[0][0], p[1] - dots[0][1]))
+        first, last = (
+            dots[0],
+            max(dots, key=lambda p: np.hypot(p[0] - dots[0][0], p[1] - dots[0][1])),
+        )
         right.append((last in reach(image, first, 2)) == bool(label))
-    # Dashes round to pixels, and paths three pixels apart may touch: the eye is right nearly always.
+    # Dashes round to pixels, and paths three pixels apart may touch: the eye is right nearly
+    # always.
     assert np.mean(right) > 0.9
 
 
@@ -46,7 +56,9 @@ def test_pictures_are_a_function_of_options_and_number():
         (a, la), (b, lb) = Pathfinder().picture(i), Pathfinder(train=9).picture(i)
         np.testing.assert_array_equal(a, b)
         assert la == lb
-    assert any((Pathfinder(seed=1).picture(i)[0] != Pathfinder().picture(i)[0]).any() for i in range(2))
+    assert any(
+        (Pathfinder(seed=1).picture(i)[0] != Pathfinder().picture(i)[0]).any() for i in range(2)
+    )
     image, _ = Pathfinder(size=32, contour_length=9, distractors=2).picture(0)
     assert image.shape == (32, 32)
     assert set(np.unique(image)) == {0, 255}
@@ -68,10 +80,15 @@ def test_nothing_simple_gives_the_label_away(tmp_path, capsys):
 
 
 def test_what_cannot_be():
-    for options, message in (({"size": 48}, "must be 32, 64, 128, got 48"), ({"contour_length": 1}, "at least 2")):
+    for options, message in (
+        ({"size": 48}, "must be 32, 64, 128, got 48"),
+        ({"contour_length": 1}, "at least 2"),
+    ):
         with pytest.raises(InputError, match=message):
             Pathfinder(**options)
-    with pytest.raises(InputError, match="no place for two paths of 90 dashes and 4 of 30 on 32 x 32 pixels"):
+    with pytest.raises(
+        InputError, match="no place for two paths of 90 dashes and 4 of 30 on 32 x 32 pixels"
+    ):
         Pathfinder(contour_length=90).picture(0)
     with pytest.raises(InputError, match="1024 whole numbers from 0 to 255, got 3 words"):
         Pathfinder().encode("1 2 300")

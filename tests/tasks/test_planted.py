@@ -1,4 +1,5 @@
-"""Planted tasks: labels as their definitions say, parts that never overlap, an endless stream that resumes."""
+"""Planted tasks: labels as their definitions say, parts that never overlap, an endless stream that
+resumes."""
 
 import html
 import json
@@ -77,7 +78,11 @@ def test_no_example_is_in_two_parts(endless):
     found = parts(task, seed=3)
     seeds = (0, 1) if endless else (0,)
     streams = [batches(found[part], 30, seed) for part in ("weights", "alphas") for seed in seeds]
-    rows = [tuple(row) for part in ("valid", "test") for row in found[part].take(np.arange(50))["tokens"]]
+    rows = [
+        tuple(row)
+        for part in ("valid", "test")
+        for row in found[part].take(np.arange(50))["tokens"]
+    ]
     rows += [tuple(row) for stream in streams for _ in range(5) for row in next(stream)["tokens"]]
     assert len(set(rows)) == len(rows)
 
@@ -85,9 +90,13 @@ def test_no_example_is_in_two_parts(endless):
 def test_more_training_examples_leave_valid_and_test_as_they_were():
     few, many = (Planted("mix", train=n).load() for n in (10, 1000))
     for part in ("valid", "test"):
-        np.testing.assert_array_equal(few[part].take(np.arange(20))["tokens"], many[part].take(np.arange(20))["tokens"])
+        np.testing.assert_array_equal(
+            few[part].take(np.arange(20))["tokens"], many[part].take(np.arange(20))["tokens"]
+        )
     other = Planted("mix", train=10, seed=1).load()
-    assert (few["test"].take(np.arange(20))["tokens"] != other["test"].take(np.arange(20))["tokens"]).mean() > 0.6
+    assert (
+        few["test"].take(np.arange(20))["tokens"] != other["test"].take(np.arange(20))["tokens"]
+    ).mean() > 0.6
 
 
 def test_the_endless_stream_is_fresh_and_resumes_exactly():
@@ -101,7 +110,9 @@ def test_the_endless_stream_is_fresh_and_resumes_exactly():
     again.set_state(state)
     for batch in rest:
         np.testing.assert_array_equal(next(again)["tokens"], batch)
-    assert len({tuple(row) for batch in (*first, *rest) for row in batch}) == 7 * 32, "far beyond the split's length"
+    assert len({tuple(row) for batch in (*first, *rest) for row in batch}) == 7 * 32, (
+        "far beyond the split's length"
+    )
 
 
 def test_an_endless_split_needs_a_valid_split_of_its_own():
@@ -119,7 +130,9 @@ def test_an_endless_split_needs_a_valid_split_of_its_own():
 def test_rules_are_fitted_on_train_alone():
     task = Planted("local", train=2000, test=500)
     found = parts(task)
-    assert task.baselines(found["train"], found["test"])["own_token"] == pytest.approx(0.44, abs=0.02)
+    assert task.baselines(found["train"], found["test"])["own_token"] == pytest.approx(
+        0.44, abs=0.02
+    )
     assert majority(found["train"], found["test"]) == pytest.approx(0.33, abs=0.02)
     recall = Planted("recall", train=2000, endless=True)
     rules = recall.baselines(parts(recall)["train"], parts(recall)["test"])
@@ -133,9 +146,11 @@ def test_the_planted_attentions_see_exactly_what_the_labels_need():
     letters = np.eye(4, dtype=np.float32)[batch["tokens"] - 1][:, :, None]
     zero = np.zeros_like(letters)
     for kind in ("local", "strided"):
-        (spec,), = ANSWERS[kind]
+        ((spec,),) = ANSWERS[kind]
         mean = parse(spec)({}, Inputs(zero, zero, letters, None, None))[:, :, 0]
-        np.testing.assert_allclose(mean * sees(kind, 64).sum(1)[:, None], sees(kind, 64) @ letters[:, :, 0], atol=1e-4)
+        np.testing.assert_allclose(
+            mean * sees(kind, 64).sum(1)[:, None], sees(kind, 64) @ letters[:, :, 0], atol=1e-4
+        )
         at = np.arange(64) % 2 == (kind == "strided")
         # Adding a little in favour of earlier letters breaks ties as the task does.
         got = np.asarray(mean + 1e-4 * np.arange(4)[::-1]).argmax(-1)
@@ -143,23 +158,41 @@ def test_the_planted_attentions_see_exactly_what_the_labels_need():
     assert len(LETTERS) == 4
 
 
-@pytest.mark.parametrize(("kind", "genotype", "right"), [
-    ("recall", [["full", "full"]], True), ("recall", [["full", "linear"]], False), ("recall", [[LOCAL, LOCAL]], False),
-    ("local", [[LOCAL]], True), ("local", [["local(window=8)"]], False), ("strided", [[STRIDED, STRIDED]], True),
-    ("mix", [[LOCAL, STRIDED]], True), ("mix", [[STRIDED, LOCAL]], True), ("mix", [[LOCAL, LOCAL]], False),
-    ("mix", [["full", STRIDED]], False), ("global", [["uniform", "full"]], True),
-    ("relay", [[LOCAL] * 2, [STRIDED] * 2], True), ("relay", [[STRIDED], [LOCAL]], False), ("relay", [[LOCAL]], False),
-    ("global", [["linear", LOCAL]], False), ("global", [["identity"]], False),
-])
+@pytest.mark.parametrize(
+    ("kind", "genotype", "right"),
+    [
+        ("recall", [["full", "full"]], True),
+        ("recall", [["full", "linear"]], False),
+        ("recall", [[LOCAL, LOCAL]], False),
+        ("local", [[LOCAL]], True),
+        ("local", [["local(window=8)"]], False),
+        ("strided", [[STRIDED, STRIDED]], True),
+        ("mix", [[LOCAL, STRIDED]], True),
+        ("mix", [[STRIDED, LOCAL]], True),
+        ("mix", [[LOCAL, LOCAL]], False),
+        ("mix", [["full", STRIDED]], False),
+        ("global", [["uniform", "full"]], True),
+        ("relay", [[LOCAL] * 2, [STRIDED] * 2], True),
+        ("relay", [[STRIDED], [LOCAL]], False),
+        ("relay", [[LOCAL]], False),
+        ("global", [["linear", LOCAL]], False),
+        ("global", [["identity"]], False),
+    ],
+)
 def test_which_genotype_is_the_answer(kind, genotype, right):
     assert Planted(kind).found(genotype) == right
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"kind": "recal"}, "unknown kind of planted task 'recal'. Did you mean 'recall'"),
-    ({"length": 30}, "multiple of 4 and at least 32"), ({"length": 28}, "multiple of 4 and at least 32"),
-    ({"train": 0}, "train is 0; it must be at least 1"), ({"seed": -1}, "seed is -1"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "recal"}, "unknown kind of planted task 'recal'. Did you mean 'recall'"),
+        ({"length": 30}, "multiple of 4 and at least 32"),
+        ({"length": 28}, "multiple of 4 and at least 32"),
+        ({"train": 0}, "train is 0; it must be at least 1"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
 def test_a_wrong_option_is_one_clear_error(options, message):
     with pytest.raises(InputError, match=message):
         tasks.make("planted", options)
@@ -167,8 +200,11 @@ def test_a_wrong_option_is_one_clear_error(options, message):
 
 def test_text_that_cannot_be_read_is_one_clear_error():
     task = Planted("local")
-    for text, message in (("a e", "symbol of the planted task local 'e'"), ("", "has 0 symbols"),
-                          ("a " * 65, "has 65 symbols; 1 to 64")):
+    for text, message in (
+        ("a e", "symbol of the planted task local 'e'"),
+        ("", "has 0 symbols"),
+        ("a " * 65, "has 65 symbols; 1 to 64"),
+    ):
         with pytest.raises(InputError, match=message):
             task.encode(text)
     with pytest.raises(InputError, match="token id 5 is not between 0 and 4"):
@@ -180,22 +216,50 @@ def test_a_label_for_each_token_is_not_pooled():
     assert config.model.pooling == "none"
     configs.validate(config)
     config.model.pooling = "mean"
-    with pytest.raises(InputError, match=r"label for each token: model\.pooling must be 'none', got 'mean'"):
+    with pytest.raises(
+        InputError, match=r"label for each token: model\.pooling must be 'none', got 'mean'"
+    ):
         configs.validate(config)
 
 
 def test_it_runs_to_an_export_that_labels_every_token(tmp_path, capsys):
-    values = {"task.kind": "local", "task.length": 32, "task.train": 80, "task.valid": 20, "task.test": 20,
-              "task.endless": True, "model.model_dim": 8, "model.head_dim": 4, "model.mlp_dim": 8, "search.steps": 4,
-              "space.candidates": ("local(window=4)", "uniform"), "retrain.steps": 4, "retrain.seeds": (0,),
-              "data.batch_size": 8, "data.eval_batch_size": 20, "baselines.random": False}
+    values = {
+        "task.kind": "local",
+        "task.length": 32,
+        "task.train": 80,
+        "task.valid": 20,
+        "task.test": 20,
+        "task.endless": True,
+        "model.model_dim": 8,
+        "model.head_dim": 4,
+        "model.mlp_dim": 8,
+        "search.steps": 4,
+        "space.candidates": ("local(window=4)", "uniform"),
+        "retrain.steps": 4,
+        "retrain.seeds": (0,),
+        "data.batch_size": 8,
+        "data.eval_batch_size": 20,
+        "baselines.random": False,
+    }
     (tmp_path / "space.py").write_text(starter("planted", values=values))
-    assert main(["run", f"--config={tmp_path / 'space.py'}", f"--workdir={tmp_path / 'run'}", "--json"]) == 0
+    assert (
+        main(
+            ["run", f"--config={tmp_path / 'space.py'}", f"--workdir={tmp_path / 'run'}", "--json"]
+        )
+        == 0
+    )
     results = json.loads(capsys.readouterr().out)
-    assert set(results["baselines"]) == {"majority", "own_token", "uniform_mixing", "homogeneous.local(window=4)",
-                                         "homogeneous.uniform"}
+    assert set(results["baselines"]) == {
+        "majority",
+        "own_token",
+        "uniform_mixing",
+        "homogeneous.local(window=4)",
+        "homogeneous.uniform",
+    }
     mixed = {"parallel(members=(local(window=4), uniform), shares=())"}
-    assert {a for heads in results["baselines"]["uniform_mixing"]["genotype"]["layers"] for a in heads} == mixed
+    assert {
+        a for heads in results["baselines"]["uniform_mixing"]["genotype"]["layers"] for a in heads
+    } == mixed
     findings = {f["name"]: f["verdict"] for f in results["diagnostics"]["findings"]}
     assert "2 candidates are too few" in findings["ranking"]
     page = (tmp_path / "run/report.html").read_text()
@@ -203,7 +267,9 @@ def test_it_runs_to_an_export_that_labels_every_token(tmp_path, capsys):
     folder = str(tmp_path / "run" / "export")
     assert main(["predict", folder, "--text=a b c d", "--text=a", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [len(row["label"]) for row in rows] == [len(row["probability"]) for row in rows] == [4, 1]
+    assert (
+        [len(row["label"]) for row in rows] == [len(row["probability"]) for row in rows] == [4, 1]
+    )
     assert main(["predict", folder, "--text=a b c d"]) == 0
     assert capsys.readouterr().out.split("\t")[0] == " ".join(rows[0]["label"])
 
@@ -211,5 +277,11 @@ def test_it_runs_to_an_export_that_labels_every_token(tmp_path, capsys):
 def test_a_subset_of_an_endless_split_is_finite():
     split = Planted(train=10, endless=True).load()["train"]
     some = Subset(split, np.array([3, 1]))
-    np.testing.assert_array_equal(some.take(np.arange(2))["tokens"], split.take(np.array([3, 1]))["tokens"])
-    assert jax.tree.map(np.shape, split.take(np.arange(2))) == {"tokens": (2, 64), "valid": (2, 64), "label": (2, 64)}
+    np.testing.assert_array_equal(
+        some.take(np.arange(2))["tokens"], split.take(np.array([3, 1]))["tokens"]
+    )
+    assert jax.tree.map(np.shape, split.take(np.arange(2))) == {
+        "tokens": (2, 64),
+        "valid": (2, 64),
+        "label": (2, 64),
+    }

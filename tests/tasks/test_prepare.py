@@ -14,12 +14,17 @@ def squares(folder, count=5):
     def splits(notes):
         notes["dropped"] = {"empty": 2}
         return {"train": ({"tokens": np.full(i, i, np.uint8)} for i in range(1, count + 1))}
-    return prepared("squares", ("squares", count), "Rows.", FEATURES, splits, str(folder), title="Squares")
+
+    return prepared(
+        "squares", ("squares", count), "Rows.", FEATURES, splits, str(folder), title="Squares"
+    )
 
 
 def test_rows_and_notes_come_back_and_the_second_time_nothing_is_made(tmp_path):
     first = squares(tmp_path)
-    assert [row["tokens"].tolist() for row in first.splits["train"]] == [[i] * i for i in range(1, 6)]
+    assert [row["tokens"].tolist() for row in first.splits["train"]] == [
+        [i] * i for i in range(1, 6)
+    ]
     assert first.notes == {"dropped": {"empty": 2}}
     files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.array_record*")}
     assert squares(tmp_path).notes == first.notes

@@ -22,11 +22,15 @@ class Other:
 @pytest.fixture
 def installed(monkeypatch):
     """Entry points as if other packages were installed."""
-    points = [EntryPoint("other", f"{__name__}:Other", "dartformer.task"),
-              EntryPoint("listops", f"{__name__}:Other", "dartformer.task"),
-              EntryPoint("absent", "no_such_module:Task", "dartformer.task"),
-              EntryPoint("odd", f"{__name__}:pytest", "dartformer.task")]
-    monkeypatch.setattr(plugins, "entry_points", lambda **chosen: EntryPoints(points).select(**chosen))
+    points = [
+        EntryPoint("other", f"{__name__}:Other", "dartformer.task"),
+        EntryPoint("listops", f"{__name__}:Other", "dartformer.task"),
+        EntryPoint("absent", "no_such_module:Task", "dartformer.task"),
+        EntryPoint("odd", f"{__name__}:pytest", "dartformer.task"),
+    ]
+    monkeypatch.setattr(
+        plugins, "entry_points", lambda **chosen: EntryPoints(points).select(**chosen)
+    )
 
 
 def test_every_task_is_a_task_and_hashable():
@@ -40,21 +44,30 @@ def test_every_task_is_a_task_and_hashable():
 
 
 def test_options_reach_the_task():
-    task = tasks.make("listops", {"max_depth": 3, "min_length": 0, "operator_probability": 1, "seed": 7})
+    task = tasks.make(
+        "listops", {"max_depth": 3, "min_length": 0, "operator_probability": 1, "seed": 7}
+    )
     assert (task.max_depth, task.operator_probability, task.seed) == (3, 1.0, 7)
     assert type(task.operator_probability) is float
 
 
-@pytest.mark.parametrize(("name", "options", "message"), [
-    ("listop", {}, "unknown task 'listop'.*Did you mean 'listops'"),
-    ("listops", {"max_dept": 3}, "unknown option of task listops 'max_dept'.*Did you mean 'max_depth'"),
-    ("listops", {"traits": 3}, "unknown option of task listops 'traits'"),
-    ("listops", {"max_depth": "ten"}, "listops max_depth must be int; got 'ten', of type str"),
-    ("listops", {"max_depth": 3.0}, "listops max_depth must be int; got 3.0, of type float"),
-    ("listops", {"train": True}, "listops train must be int; got True, of type bool"),
-    ("listops", {"operator_probability": "a"}, "listops operator_probability must be float"),
-    ("listops", {"max_depth": 0}, "max_depth is 0; it must be at least 1"),
-])
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("listop", {}, "unknown task 'listop'.*Did you mean 'listops'"),
+        (
+            "listops",
+            {"max_dept": 3},
+            "unknown option of task listops 'max_dept'.*Did you mean 'max_depth'",
+        ),
+        ("listops", {"traits": 3}, "unknown option of task listops 'traits'"),
+        ("listops", {"max_depth": "ten"}, "listops max_depth must be int; got 'ten', of type str"),
+        ("listops", {"max_depth": 3.0}, "listops max_depth must be int; got 3.0, of type float"),
+        ("listops", {"train": True}, "listops train must be int; got True, of type bool"),
+        ("listops", {"operator_probability": "a"}, "listops operator_probability must be float"),
+        ("listops", {"max_depth": 0}, "max_depth is 0; it must be at least 1"),
+    ],
+)
 def test_a_wrong_option_is_one_clear_error(name, options, message):
     with pytest.raises(InputError, match=message) as found:
         tasks.make(name, options)
@@ -63,12 +76,16 @@ def test_a_wrong_option_is_one_clear_error(name, options, message):
 
 def test_other_packages_add_tasks(installed):
     assert tasks.names() == [*tasks.TASKS, "absent", "odd", "other"]
-    assert tasks.make("other", {"widths": [3], "folder": "a", "strict": True}) == Other((3,), "a", True)
+    assert tasks.make("other", {"widths": [3], "folder": "a", "strict": True}) == Other(
+        (3,), "a", True
+    )
     assert tasks.make("other", {"folder": None}) == Other()
     assert tasks.find("listops") is tasks.TASKS["listops"], "another package took a name of ours"
     with pytest.raises(InputError, match=r"folder must be str \| None; got 3, of type int"):
         tasks.make("other", {"folder": 3})
-    with pytest.raises(InputError, match=r"'absent', which is no_such_module:Task, does not load: No module"):
+    with pytest.raises(
+        InputError, match=r"'absent', which is no_such_module:Task, does not load: No module"
+    ):
         tasks.find("absent")
     with pytest.raises(InputError, match=r"'odd'.* is not a dataclass"):
         tasks.find("odd")
