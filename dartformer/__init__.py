@@ -3,14 +3,12 @@
 The names below are imported when they are first asked for, so that `import dartformer` and
 `dartformer --help` are quick: neither imports JAX."""
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dartformer._version import __version__
 from dartformer.errors import InputError
-from dartformer.xla_flags import protect
+from dartformer.machine.xla_flags import protect
 
 protect()  # XLA reads its flags when JAX starts its first backend, so this cannot wait
 
@@ -18,10 +16,10 @@ if TYPE_CHECKING:
     from dartformer.api import derive, evaluate, export, load, retrain, run_all, search
     from dartformer.attention import check, parse, register
     from dartformer.config import defaults, load_config
-    from dartformer.genotype import Genotype
-    from dartformer.search_space import SearchSpace
-    from dartformer.supernet import supernet
-    from dartformer.transformer import TransformerConfig, transformer
+    from dartformer.models.supernet import supernet
+    from dartformer.models.transformer import TransformerConfig, transformer
+    from dartformer.space.genotype import Genotype
+    from dartformer.space.search_space import SearchSpace
 
 __all__ = [
     "Genotype",
@@ -51,44 +49,28 @@ _HOME = {
     ),
     **dict.fromkeys(("check", "parse", "register"), "attention"),
     **dict.fromkeys(("defaults", "load_config"), "config"),
-    "Genotype": "genotype",
-    "SearchSpace": "search_space",
-    "TransformerConfig": "transformer",
+    "Genotype": "space.genotype",
+    "SearchSpace": "space.search_space",
+    "TransformerConfig": "models.transformer",
+    "supernet": "models.supernet",
+    "transformer": "models.transformer",
 }
-"""The module of each public name that is not imported above, but for two functions named as their
-module."""
+"""The module of each public name that is imported when it is first asked for."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name in _HOME:
+        value = getattr(import_module(f"dartformer.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_"):
         try:
-            if not name.startswith("_"):
-                return import_module(f"dartformer.{name}")
+            return import_module(f"dartformer.{name}")
         except ModuleNotFoundError as error:
             if error.name != f"dartformer.{name}":
                 raise
-        raise AttributeError(f"module 'dartformer' has no attribute {name!r}")
-    globals()[name] = value = getattr(import_module(f"dartformer.{_HOME[name]}"), name)
-    return value
+    raise AttributeError(f"module 'dartformer' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def _function(name: str) -> property:
-    """The function `name` of the module `name`, which the import system would put in its place."""
-
-    def ignored(package: ModuleType, module: ModuleType) -> None: ...
-
-    return property(lambda package: getattr(import_module(f"dartformer.{name}"), name), ignored)
-
-
-class _Package(ModuleType):
-    """This package, with two functions that are named as the module they stand in."""
-
-    supernet = _function("supernet")
-    transformer = _function("transformer")
-
-
-sys.modules[__name__].__class__ = _Package

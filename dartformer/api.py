@@ -10,24 +10,25 @@ from ml_collections import ConfigDict
 
 from dartformer import config as configs
 from dartformer import cost
-from dartformer.budget import Budget, BudgetTooSmall
+from dartformer.cost.budget import Budget, BudgetTooSmall
 from dartformer.errors import InputError
-from dartformer.genotype import Genotype
-from dartformer.progress import say
-from dartformer.stages import checksums, provenance, tracking
+from dartformer.export import checksums
+from dartformer.export import load as served_stage
+from dartformer.export import write as export_stage
+from dartformer.export.formats import check as check_formats
+from dartformer.machine.progress import say
+from dartformer.machine.workdir import Workdir, write_json, write_text
+from dartformer.report import page as report_stage
+from dartformer.report import provenance, tracking
+from dartformer.space.genotype import Genotype
 from dartformer.stages import derive as derive_stage
 from dartformer.stages import evaluate as evaluate_stage
-from dartformer.stages import export as export_stage
 from dartformer.stages import profile as profile_stage
-from dartformer.stages import report as report_stage
 from dartformer.stages import retrain as retrain_stage
 from dartformer.stages import search as search_stage
-from dartformer.stages import served as served_stage
-from dartformer.stages.base import Run
-from dartformer.stages.formats import check as check_formats
 from dartformer.stages.retrain import Model
 from dartformer.stages.search import SearchResult
-from dartformer.workdir import Workdir, write_json, write_text
+from dartformer.stages.study import Run
 
 load = served_stage.load
 
@@ -79,7 +80,7 @@ def _evaluate(run: Run, genotype: Genotype) -> dict[str, Any]:
 
 def export(model: Model, folder: str | Path, formats: Sequence[str] = ()) -> Path:
     """Write a model as a folder that outsiders can use; `formats` beside it, see
-    `dartformer.stages.export`."""
+    `dartformer.export.write`."""
     return export_stage.export(model, folder, formats=formats)
 
 

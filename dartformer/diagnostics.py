@@ -9,8 +9,8 @@ import numpy as np
 from scipy.special import stdtrit
 
 from dartformer.attention import format as spec
-from dartformer.metric import ACCURACY, Metric
-from dartformer.search_space import SearchSpace
+from dartformer.space.search_space import SearchSpace
+from dartformer.training.metric import ACCURACY, Metric
 
 LOW_ENTROPY, HIGH_ENTROPY = 0.5, 0.95
 """Shares of ln K: below the first a row of the mixture has decided, above the second it has hardly

@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dartformer import plots
 from dartformer.attention import ATTENTIONS, parse
-from dartformer.stages.summary import listing
+from dartformer.report import plots
+from dartformer.report.summary import listing
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent / "experiments/benchmarks/results/attention_cpu2.jsonl"

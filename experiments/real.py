@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import dartformer
-from dartformer.starter import for_data
+from dartformer.cli.new import for_data
 
 SPACES = Path(__file__).resolve().parent.parent / "search_spaces"
 

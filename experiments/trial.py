@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import stdtrit
 
-from dartformer import cost, optimizer
-from dartformer.genotype import Genotype
-from dartformer.progress import say
-from dartformer.stages.base import Run
+from dartformer import cost
+from dartformer.machine.progress import say
+from dartformer.machine.workdir import jsonable
+from dartformer.models.transformer import Weights, transformer
+from dartformer.space.genotype import Genotype
+from dartformer.stages.study import Run
 from dartformer.tasks.base import Split, Subset, batches, permutation
-from dartformer.train import Evaluator, begin, plain_step
-from dartformer.transformer import Weights, transformer
-from dartformer.workdir import jsonable
+from dartformer.training import optimizer
+from dartformer.training.loop import Evaluator, begin, plain_step
 
 
 class Lines:

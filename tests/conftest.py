@@ -78,7 +78,7 @@ def whole_run(tmp_path_factory, data_dir):
     printed. Read only."""
     from test_resume import write_config
 
-    from dartformer.__main__ import main
+    from dartformer.cli.main import main
 
     folder = tmp_path_factory.mktemp("whole_run")
     config = write_config(folder, **{"data.dir": data_dir, "baselines.homogeneous": False})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dartformer import allocator
+from dartformer.machine import allocator
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 

@@ -12,8 +12,8 @@ from conftest import TINY
 from test_resume import write_config
 
 import dartformer as df
-from dartformer.stages.base import Run
 from dartformer.stages.retrain import retrain as retrain_stage
+from dartformer.stages.study import Run
 from dartformer.tasks.base import PARTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +77,7 @@ def test_test_is_read_by_evaluate_alone(tiny, tmp_path, monkeypatch):
         del found["test"]
         return found
 
-    monkeypatch.setattr("dartformer.stages.base.parts", without_test)
+    monkeypatch.setattr("dartformer.stages.study.parts", without_test)
     found = df.search(tiny, tmp_path / "run")
     genotype = df.derive(found)
     df.retrain(genotype, tiny, tmp_path / "run")

@@ -12,13 +12,13 @@ from dartformer import config as configs
 from dartformer import diagnostics
 from dartformer.attention import parse
 from dartformer.attention.full import Full
-from dartformer.branches import gauge, observer
-from dartformer.metric import ACCURACY
-from dartformer.search_space import SearchSpace
-from dartformer.stages.base import Run
+from dartformer.models.branches import gauge, observer
+from dartformer.models.supernet import supernet
+from dartformer.models.transformer import Projections, TransformerConfig
+from dartformer.space.search_space import SearchSpace
 from dartformer.stages.search import search
-from dartformer.supernet import supernet
-from dartformer.transformer import Projections, TransformerConfig
+from dartformer.stages.study import Run
+from dartformer.training.metric import ACCURACY
 
 CONFIG = TransformerConfig(
     vocabulary=8, classes=3, length=6, layers=1, heads=2, head_dim=4, model_dim=8, mlp_dim=8
@@ -64,7 +64,7 @@ def test_branches_against_another_way(projections, monkeypatch):
     def plain(branches, active, given, own, fixed):
         return sum(branch(given, mine, fixed) for branch, mine in zip(branches, own, strict=True))
 
-    monkeypatch.setattr(sys.modules["dartformer.supernet"], "sum_of_active", plain)
+    monkeypatch.setattr(sys.modules["dartformer.models.supernet"], "sum_of_active", plain)
 
     def total(q, k):
         def shifted(self, *arguments):

@@ -11,15 +11,15 @@ import pytest
 
 from dartformer import config as configs
 from dartformer.attention import parse
-from dartformer.budget import Budget, Price, require_possible
-from dartformer.budget import parse as parse_budget
 from dartformer.cost import flops, model_parameters
+from dartformer.cost.budget import Budget, Price, require_possible
+from dartformer.cost.budget import parse as parse_budget
 from dartformer.cost.measure import temp_bytes
 from dartformer.cost.prices import prices
 from dartformer.errors import InputError
-from dartformer.search_space import SearchSpace
+from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.space.search_space import SearchSpace
 from dartformer.strategies import Constraint, Problem, make
-from dartformer.transformer import TransformerConfig, transformer
 
 CONFIG = TransformerConfig(20, 10, 32, layers=2, heads=3, head_dim=4, model_dim=8, mlp_dim=16)
 SPACE = SearchSpace(tuple(parse(t) for t in ("full", "conv(width=3)", "uniform")), 2, 3, "head")

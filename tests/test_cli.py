@@ -14,11 +14,12 @@ import pytest
 from test_resume import finish, launch, outcome, write_config
 
 import dartformer
-from dartformer.__main__ import main
 from dartformer.attention import ATTENTIONS
-from dartformer.examples import EXAMPLES
-from dartformer.stages import provenance, scores
-from dartformer.starter import HEADS, starter
+from dartformer.cli.examples import EXAMPLES
+from dartformer.cli.main import main
+from dartformer.cli.new import HEADS, starter
+from dartformer.report import provenance
+from dartformer.stages import scores
 from dartformer.tasks.planted import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,7 +126,7 @@ def test_config_files_that_will_not_do(tmp_path, capsys):
 
 
 def test_workdirs_that_will_not_do(tmp_path, capsys, tiny):
-    from dartformer.stages.base import Run
+    from dartformer.stages.study import Run
 
     config = write_config(tmp_path)
     Run(dartformer.load_config(config), tmp_path / "run").close()
@@ -299,7 +300,7 @@ def test_no_tensorflow_anywhere(tmp_path, data_dir):
     config = write_config(tmp_path, **{"data.dir": str(tmp_path), "search.steps": 2})
     code = (
         "import sys\n"
-        "from dartformer.__main__ import main\n"
+        "from dartformer.cli.main import main\n"
         f"assert main(['search', '--config={config}', '--workdir={tmp_path / 'run'}']) == 0\n"
         "assert 'tensorflow_datasets' in sys.modules\n"
         "assert not [m for m in sys.modules if m == 'tensorflow' or m.startswith('tensorflow.')]"

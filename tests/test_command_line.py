@@ -8,10 +8,10 @@ import subprocess
 
 import pytest
 
-from dartformer import __main__ as command_line
-from dartformer import completion, doctor
-from dartformer.__main__ import EXAMPLES, main, parser
-from dartformer.progress import Bar, console, say
+from dartformer.cli import completion, doctor
+from dartformer.cli import main as command_line
+from dartformer.cli.main import EXAMPLES, main, parser
+from dartformer.machine.progress import Bar, console, say
 
 VERBS = next(a for a in parser()._actions if a.dest == "verb").choices
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from dartformer import compile_cache
-from dartformer.__main__ import main
+from dartformer.cli.main import main
+from dartformer.machine import compile_cache
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import scipy.stats
 
 from dartformer import diagnostics
 from dartformer.attention import parse
-from dartformer.search_space import SearchSpace
-from dartformer.stages import summary
+from dartformer.report import summary
+from dartformer.space.search_space import SearchSpace
 
 SPACE = SearchSpace(
     tuple(map(parse, ("full", "local(window=4)", "identity", "uniform"))), 2, 1, "layer"

@@ -14,7 +14,7 @@ import pytest
 
 import dartformer as df
 from dartformer import attention as attentions
-from dartformer.__main__ import main
+from dartformer.cli.main import main
 from dartformer.kernels.flash import KERNELS
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs"

@@ -12,8 +12,8 @@ import pytest
 
 import dartformer as df
 from dartformer import config as configs
-from dartformer.__main__ import main, overrides, parser
-from dartformer.stages.base import Run
+from dartformer.cli.main import main, overrides, parser
+from dartformer.stages.study import Run
 from dartformer.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]

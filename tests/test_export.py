@@ -12,11 +12,11 @@ import pytest
 
 import dartformer as df
 from dartformer import config as configs
-from dartformer.__main__ import main
-from dartformer.stages import checksums, formats, to_torch
-from dartformer.stages.export import export
+from dartformer.cli.main import main
+from dartformer.export import checksums, formats, to_torch
+from dartformer.export.write import export
+from dartformer.models.transformer import transformer
 from dartformer.stages.retrain import Model
-from dartformer.transformer import transformer
 
 RESULTS = {
     "task": "listops",

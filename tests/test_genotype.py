@@ -7,8 +7,8 @@ from dartformer import diagnostics
 from dartformer.attention import parse
 from dartformer.derivations import Argmax, Trained
 from dartformer.errors import InputError
-from dartformer.genotype import Genotype, parse_candidates
-from dartformer.search_space import GRANULARITIES, SearchSpace
+from dartformer.space.genotype import Genotype, parse_candidates
+from dartformer.space.search_space import GRANULARITIES, SearchSpace
 
 CANDIDATES = tuple(parse(c) for c in ("full", "local(window=3)", "identity"))
 

@@ -6,13 +6,13 @@ import json
 import pytest
 
 from dartformer.attention import parse
-from dartformer.budget import Budget
 from dartformer.cost import table as tables
+from dartformer.cost.budget import Budget
 from dartformer.cost.prices import prices
 from dartformer.errors import InputError
-from dartformer.genotype import Genotype
-from dartformer.search_space import SearchSpace
-from dartformer.transformer import TransformerConfig
+from dartformer.models.transformer import TransformerConfig
+from dartformer.space.genotype import Genotype
+from dartformer.space.search_space import SearchSpace
 
 CONFIG = TransformerConfig(20, 10, 32, layers=2, heads=6, head_dim=4, model_dim=8, mlp_dim=16)
 SPACE = SearchSpace(tuple(parse(t) for t in ("full", "linear", "identity")), 2, 6, "head")

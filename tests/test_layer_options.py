@@ -13,12 +13,18 @@ from dartformer import config as configs
 from dartformer import cost
 from dartformer.attention import Full, parse
 from dartformer.attention.base import Inputs
-from dartformer.attention.check_case import quick
+from dartformer.attention.conformance.case import quick
 from dartformer.errors import InputError
-from dartformer.genotype import Genotype
-from dartformer.search_space import SearchSpace
-from dartformer.supernet import inherit, supernet
-from dartformer.transformer import TransformerConfig, alibi_slopes, rotate, take_heads, transformer
+from dartformer.models.supernet import inherit, supernet
+from dartformer.models.transformer import (
+    TransformerConfig,
+    alibi_slopes,
+    rotate,
+    take_heads,
+    transformer,
+)
+from dartformer.space.genotype import Genotype
+from dartformer.space.search_space import SearchSpace
 
 B, N = 2, 11
 EITHER = ("full", "local(window=2)", "identity")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dartformer import plots
 from dartformer.attention import parse
+from dartformer.report import plots
 
 
 def test_matrices_of_weights_and_of_derivatives(compile_quickly):

@@ -6,12 +6,12 @@ import json
 import pytest
 
 from dartformer import cost
-from dartformer.__main__ import main
 from dartformer.attention import Shape, parse
+from dartformer.cli.main import main
 from dartformer.errors import InputError
-from dartformer.genotype import Genotype
+from dartformer.models.transformer import TransformerConfig
+from dartformer.space.genotype import Genotype
 from dartformer.stages.profile import At, profile_all
-from dartformer.transformer import TransformerConfig
 
 CONFIG = TransformerConfig(20, 10, 32, layers=2, heads=2, head_dim=4, model_dim=8, mlp_dim=16)
 MIXED = Genotype(((parse("full"), parse("uniform")), (parse("uniform"),) * 2))

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dartformer import charts, metric
-from dartformer.__main__ import main, parser
+from dartformer.cli.main import main, parser
 from dartformer.errors import InputError
-from dartformer.stages import compare, provenance, reading, report, watch
+from dartformer.report import charts, compare, provenance, reading, watch
+from dartformer.report import page as report
+from dartformer.training import metric
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

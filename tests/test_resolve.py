@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from dartformer import config as configs
-from dartformer.__main__ import main
 from dartformer.attention import parse
-from dartformer.budget import Price
-from dartformer.derivations.budgeted import near_ties, solve, within
+from dartformer.cli.main import main
+from dartformer.cost.budget import Price
+from dartformer.cost.solve import near_ties, solve, within
 from dartformer.errors import InputError
-from dartformer.search_space import SearchSpace
-from dartformer.stages.base import Run
+from dartformer.machine.workdir import read_json, write_json
+from dartformer.space.search_space import SearchSpace
+from dartformer.stages.budget import cheaper_and_better
 from dartformer.stages.derive import derive
-from dartformer.stages.resolve import cheaper_and_better
 from dartformer.stages.search import search
-from dartformer.workdir import read_json, write_json
+from dartformer.stages.study import Run
 
 CANDIDATES = tuple(parse(t) for t in ("full", "conv(width=3)", "uniform"))
 UNEVEN = Price("flops", 5.0, np.array([[0, 7, 8.5, 9], [0, 1, 4, 8], [0, 2, 3, 4.5]]))

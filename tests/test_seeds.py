@@ -10,11 +10,11 @@ import dartformer
 from dartformer import config as configs
 from dartformer.attention import parse
 from dartformer.errors import InputError
-from dartformer.genotype import Genotype
-from dartformer.search_space import SearchSpace
-from dartformer.stages.base import Run
+from dartformer.space.genotype import Genotype
+from dartformer.space.search_space import SearchSpace
 from dartformer.stages.derive import derive, disagreements
 from dartformer.stages.search import groups, read, read_states, search
+from dartformer.stages.study import Run
 
 
 @pytest.fixture

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from dartformer import api, selfcheck
-from dartformer.__main__ import main
+from dartformer import api
 from dartformer.attention import parse
-from dartformer.genotype import Genotype
+from dartformer.cli import selfcheck
+from dartformer.cli.main import main
+from dartformer.space.genotype import Genotype
 
 
 def test_it_finds_a_planted_answer(monkeypatch, capsys):

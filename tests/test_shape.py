@@ -12,11 +12,11 @@ import pytest
 import dartformer
 from dartformer import attention, cost
 from dartformer import config as configs
-from dartformer.budget import BudgetTooSmall
+from dartformer.cost.budget import BudgetTooSmall
 from dartformer.errors import InputError
-from dartformer.genotype import Genotype
-from dartformer.search_space import shapes
-from dartformer.transformer import TransformerConfig, transformer
+from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.space.genotype import Genotype
+from dartformer.space.search_space import shapes
 
 FULL = attention.parse("full")
 TEXT = TransformerConfig(

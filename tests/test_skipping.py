@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dartformer.attention.check_case import arrays, primitives, quick
-from dartformer.skipping import sum_of_active
+from dartformer.attention.conformance.case import arrays, primitives, quick
+from dartformer.models.skipping import sum_of_active
 
 GIVEN = {"a": jnp.arange(6.0).reshape(2, 3) / 5, "b": jnp.ones((2, 3)) / 3}
 OWN = [jnp.array(0.7), {"w": jnp.array([0.1, -0.4, 0.9])}, ()]

@@ -9,17 +9,17 @@ import pytest
 
 from dartformer import config as configs
 from dartformer.attention import parse
+from dartformer.cli.new import starter
 from dartformer.errors import InputError
-from dartformer.search_space import SearchSpace
-from dartformer.stages.base import Run
+from dartformer.models.supernet import supernet
+from dartformer.models.transformer import TransformerConfig
+from dartformer.space.search_space import SearchSpace
 from dartformer.stages.derive import derive
 from dartformer.stages.narrow import Narrowing
 from dartformer.stages.search import groups, initial, search, step_of, stream
-from dartformer.starter import starter
+from dartformer.stages.study import Run
 from dartformer.strategies import STRATEGIES, Problem, make
-from dartformer.strategies.drop import Drop
-from dartformer.supernet import supernet
-from dartformer.transformer import TransformerConfig
+from dartformer.strategies.extras.drop import Drop
 
 FEW = {
     "model.layers": 1,

@@ -10,10 +10,10 @@ from dartformer.attention import ATTENTIONS, parse
 from dartformer.derivations.base import Trained
 from dartformer.derivations.top_k import TopK
 from dartformer.errors import InputError
-from dartformer.genotype import Genotype
-from dartformer.search_space import GRANULARITIES, SearchSpace
-from dartformer.supernet import inherit, supernet
-from dartformer.transformer import TransformerConfig, transformer
+from dartformer.models.supernet import inherit, supernet
+from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.space.genotype import Genotype
+from dartformer.space.search_space import GRANULARITIES, SearchSpace
 
 B, N = 3, 13
 CANDIDATES = ("full", "local(window=2)", "linear", "linformer(rank=4)", "uniform", "identity")
@@ -120,7 +120,7 @@ def test_a_mixture_is_the_weighted_sum_of_branches(batch, projections):
 def _mixer_output(config, space, projections, weights, batch, row):
     from flax import nnx
 
-    from dartformer.supernet import MixedAttention
+    from dartformer.models.supernet import MixedAttention
 
     structure, _ = nnx.split(
         nnx.eval_shape(

@@ -10,10 +10,10 @@ from tensorboardX.proto.event_pb2 import Event
 
 import dartformer as df
 from dartformer import config as configs
-from dartformer import metric, trackers
-from dartformer.stages.base import Run
-from dartformer.stages.tracking import track
-from dartformer.train import _Log, read_metrics
+from dartformer.report.tracking import track
+from dartformer.stages.study import Run
+from dartformer.training import metric, trackers
+from dartformer.training.loop import _Log, read_metrics
 
 RESULTS = {
     "test": {"accuracy": 0.5},

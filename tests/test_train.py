@@ -10,12 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from dartformer.checkpoint import Checkpoints
-from dartformer.devices import how_many
 from dartformer.errors import InputError
-from dartformer.metric import ACCURACY
+from dartformer.models.transformer import Network
 from dartformer.tasks.base import ArraySplit, batches
-from dartformer.train import (
+from dartformer.training.checkpoint import Checkpoints
+from dartformer.training.devices import how_many
+from dartformer.training.loop import (
     CompiledStep,
     Diverged,
     Evaluator,
@@ -24,7 +24,7 @@ from dartformer.train import (
     fit,
     read_metrics,
 )
-from dartformer.transformer import Network
+from dartformer.training.metric import ACCURACY
 
 
 class Toy(NamedTuple):

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from dartformer import xla_flags
 from dartformer.attention import ATTENTIONS
-from dartformer.xla_flags import DOTS_ONLY, FLAG, Protection, Verdict
+from dartformer.machine import xla_flags
+from dartformer.machine.xla_flags import DOTS_ONLY, FLAG, Protection, Verdict
 
 WITH_REDUCTIONS = f"{FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 """What jaxlib does by itself; `protect` takes it for the user's choice and leaves it."""

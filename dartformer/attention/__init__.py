@@ -8,12 +8,12 @@ import importlib.metadata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dartformer.attention import check as _check
-from dartformer.attention import spec
+from dartformer import spec
 from dartformer.attention.base import Attention, Cost, Inputs, Params, Shape, Traits
 from dartformer.attention.bigbird import BigBird
 from dartformer.attention.block import Block
-from dartformer.attention.check import ConformanceError, Report
+from dartformer.attention.conformance import check as _check
+from dartformer.attention.conformance.check import ConformanceError, Report
 from dartformer.attention.conv import Conv
 from dartformer.attention.cosformer import Cosformer
 from dartformer.attention.differential import Differential

@@ -7,7 +7,6 @@ An attention never projects: the layer owns W_q, W_k, W_v and W_o, so that all c
 them. An attention never keeps state: its parameters are an argument, and so is its randomness."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -17,6 +16,8 @@ from jax import Array
 
 from dartformer.errors import InputError
 from dartformer.kernels.softmax import drop, wide
+from dartformer.spec import Spelled as Spelled  # attentions take it from here
+from dartformer.spec import name_of
 
 POSITIONS = frozenset({"rotary", "alibi"})
 """Positions that act inside an attention, for `Traits.positions`."""
@@ -160,7 +161,7 @@ class Cost:
 
 @runtime_checkable
 class Attention(Protocol):
-    """The protocol. No inheritance is needed; `dartformer.attention.check` tells whether a class
+    """The protocol. No inheritance is needed; `dartformer.attention.conformance.check` tells whether a class
     keeps it."""
 
     traits: ClassVar[Traits]
@@ -189,33 +190,6 @@ class Attention(Protocol):
     def cost(self, shape: Shape) -> Cost:
         """Analytic cost at `shape`."""
         ...
-
-
-def spelled(name: str, attention: Any, text: Callable[[Any], str] = repr) -> str:
-    """`name(field=value, ...)` with every field of the dataclass `attention`, or `name` if it has
-    none."""
-    fields = ", ".join(
-        f"{f.name}={text(getattr(attention, f.name))}" for f in dataclasses.fields(attention)
-    )
-    return f"{name}({fields})" if fields else name
-
-
-class Spelled:
-    """Prints an attention as the text that configs use: `local(window=16)`. For
-    `@dataclass(repr=False)`.
-
-    Attributes:
-      spelling: its name there, where it is not that of the class in small letters.
-    """
-
-    spelling: ClassVar[str] = ""
-
-    def __repr__(self) -> str:
-        return spelled(_name(self), self)
-
-
-def _name(attention: Any) -> str:
-    return getattr(attention, "spelling", "") or type(attention).__name__.lower()
 
 
 def require(
@@ -289,7 +263,7 @@ def positive(attention: Any, **fields: int) -> None:
     for name, value in fields.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise InputError(
-                f"{_name(attention)}: {name} must be a whole number of at least 1, got {value!r}."
+                f"{name_of(attention)}: {name} must be a whole number of at least 1, got {value!r}."
             )
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from dartformer.attention.base import Attention, Cost, Inputs, Shape
 from dartformer.attention.identity import Identity
-from dartformer.genotype import Genotype
-from dartformer.transformer import Network, TransformerConfig, Weights
+from dartformer.models.transformer import Network, TransformerConfig, Weights
+from dartformer.space.genotype import Genotype
 
 MOST_PAIRS = 2048
 """Longest input of which pairs of tokens are counted one by one."""

@@ -14,10 +14,9 @@ import numpy as np
 from flax import nnx
 
 from dartformer.attention.base import Attention, Inputs
-from dartformer.budget import PHASES
+from dartformer.cost.budget import PHASES
 from dartformer.errors import unknown
-from dartformer.genotype import Genotype
-from dartformer.transformer import (
+from dartformer.models.transformer import (
     Block,
     GroupedHeads,
     Network,
@@ -29,6 +28,7 @@ from dartformer.transformer import (
     transformer,
     values,
 )
+from dartformer.space.genotype import Genotype
 
 clock: Callable[[], float] = time.perf_counter
 """What tells the time. On one core of a busy machine a benchmark may take `time.process_time`

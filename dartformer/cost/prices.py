@@ -7,19 +7,14 @@ import numpy as np
 
 from dartformer.attention import format as spec
 from dartformer.attention.base import Attention, Shape
-from dartformer.budget import Budget, Price
 from dartformer.cost import measure
-from dartformer.cost.analytic import (
-    decodes,
-    flops,
-    model_parameters,
-    nothing,
-)
+from dartformer.cost.analytic import decodes, flops, model_parameters, nothing
+from dartformer.cost.budget import Budget, Price
 from dartformer.cost.table import Table
 from dartformer.errors import InputError
-from dartformer.genotype import Genotype
-from dartformer.search_space import SearchSpace
-from dartformer.transformer import TransformerConfig, transformer
+from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.space.genotype import Genotype
+from dartformer.space.search_space import SearchSpace
 
 TRAINING = 3
 """FLOPs of a forward and a backward pass for each of the forward pass: the backward one has two

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from dartformer import user_cache
 from dartformer._version import __version__
 from dartformer.attention import format as spec
 from dartformer.attention.base import Attention
@@ -23,9 +22,10 @@ from dartformer.attention.uniform import Uniform
 from dartformer.cost import measure
 from dartformer.cost.analytic import nothing
 from dartformer.errors import InputError
-from dartformer.genotype import Genotype
-from dartformer.transformer import TransformerConfig
-from dartformer.workdir import read_json, write_json
+from dartformer.machine import user_cache
+from dartformer.machine.workdir import read_json, write_json
+from dartformer.models.transformer import TransformerConfig
+from dartformer.space.genotype import Genotype
 
 FORMAT = 1
 ROUNDS = 40

@@ -3,7 +3,7 @@
 A derivation is written as an attention is: its name, and its options in brackets:
 `evolution(generations=5)`."""
 
-from dartformer.attention import spec
+from dartformer import spec
 from dartformer.derivations.argmax import Argmax
 from dartformer.derivations.base import Derived, Rule, Trained
 from dartformer.derivations.evolution import Evolution

@@ -13,8 +13,8 @@ from scipy.special import stdtrit
 
 from dartformer.attention import format as spec
 from dartformer.errors import InputError, unknown
-from dartformer.genotype import Genotype
-from dartformer.search_space import SearchSpace
+from dartformer.space.genotype import Genotype
+from dartformer.space.search_space import SearchSpace
 
 Scores = Mapping[str, Any]
 """`{"loss", "accuracy"}` of a supernet on valid: each `[S]`, one number for each example, or a

@@ -26,8 +26,8 @@ from dartformer.derivations.base import (
     without,
 )
 from dartformer.errors import InputError
-from dartformer.genotype import Genotype
-from dartformer.search_space import SearchSpace
+from dartformer.space.genotype import Genotype
+from dartformer.space.search_space import SearchSpace
 
 EVERYWHERE = slice(None), slice(None)
 

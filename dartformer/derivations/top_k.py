@@ -8,8 +8,8 @@ import numpy as np
 from dartformer.attention.parallel import Parallel
 from dartformer.derivations.base import Derived, Rule, Trained, at_least, names
 from dartformer.errors import InputError
-from dartformer.genotype import Genotype
-from dartformer.search_space import SearchSpace
+from dartformer.space.genotype import Genotype
+from dartformer.space.search_space import SearchSpace
 
 DIGITS = 4
 """Decimals kept of a weight, so that a genotype can be read; the model is what is written, to the

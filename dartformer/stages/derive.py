@@ -8,20 +8,21 @@ import jax
 import numpy as np
 import optax
 
-from dartformer import derivations, diagnostics, optimizer
+from dartformer import derivations, diagnostics
 from dartformer.attention import format as spec
-from dartformer.budget import Budget
+from dartformer.cost.budget import Budget
 from dartformer.derivations import Derived, Trained
-from dartformer.genotype import Genotype
-from dartformer.search_space import SearchSpace
-from dartformer.stages import resolve as resolve_stage
+from dartformer.machine.workdir import write_text
+from dartformer.models.transformer import Weights
+from dartformer.space.genotype import Genotype
+from dartformer.space.search_space import SearchSpace
+from dartformer.stages import budget as resolve_stage
 from dartformer.stages import retrain as retrain_stage
-from dartformer.stages.base import Run
 from dartformer.stages.search import SearchResult, read_states
+from dartformer.stages.study import Run
 from dartformer.tasks.base import Subset, batches
-from dartformer.train import training_loss
-from dartformer.transformer import Weights
-from dartformer.workdir import write_text
+from dartformer.training import optimizer
+from dartformer.training.loop import training_loss
 
 FINE_TUNE_RATE = 0.1
 """Of the search's learning rate, falling to zero along a cosine: DARTS-PT fine-tunes so (arXiv

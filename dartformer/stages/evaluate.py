@@ -7,11 +7,11 @@ import numpy as np
 
 from dartformer import cost, diagnostics
 from dartformer.attention import format as spec
-from dartformer.metric import ACCURACY, Metric
 from dartformer.stages import maps, scores
-from dartformer.stages.base import Run
 from dartformer.stages.retrain import Model, best
+from dartformer.stages.study import Run
 from dartformer.tasks.base import Learns, majority
+from dartformer.training.metric import ACCURACY, Metric
 
 
 def evaluate(

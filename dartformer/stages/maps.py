@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from dartformer.attention_maps import mapper
-from dartformer.stages.base import Run
+from dartformer.machine.workdir import write_json
+from dartformer.models.attention_maps import mapper
 from dartformer.stages.observe import QUICK
 from dartformer.stages.retrain import Model
-from dartformer.workdir import write_json
+from dartformer.stages.study import Run
 
 EXAMPLES, LOOKED_AT = 4, 200
 """How many examples of test are kept, of how many: short ones first, each of another label while

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from dartformer.devices import Shared
 from dartformer.strategies import State
-from dartformer.train import CompiledStep, Metrics, Step
+from dartformer.training.devices import Shared
+from dartformer.training.loop import CompiledStep, Metrics, Step
 
 Left = tuple[tuple[int, ...], ...]
 """For each layer, the candidates that are in play in one of its heads at least."""

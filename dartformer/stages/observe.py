@@ -9,8 +9,8 @@ import numpy as np
 from jax import Array
 
 from dartformer.attention import format as spec
-from dartformer.branches import observer
-from dartformer.stages.base import Run
+from dartformer.models.branches import observer
+from dartformer.stages.study import Run
 from dartformer.strategies import State
 from dartformer.strategies.curvature import dominant_eigenvalue
 

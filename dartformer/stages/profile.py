@@ -13,11 +13,11 @@ from dartformer import config as configs
 from dartformer import cost
 from dartformer.attention import format as spec
 from dartformer.errors import InputError
-from dartformer.genotype import Genotype
-from dartformer.search_space import SearchSpace
-from dartformer.stages.base import Run
-from dartformer.transformer import TransformerConfig, transformer
-from dartformer.workdir import write_json
+from dartformer.machine.workdir import write_json
+from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.space.genotype import Genotype
+from dartformer.space.search_space import SearchSpace
+from dartformer.stages.study import Run
 
 DECODE = (
     "decoding is priced by formula, as one more token after {length}: nothing here runs token by token, so that "

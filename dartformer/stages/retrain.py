@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from dartformer import optimizer
 from dartformer.attention import format as spec
-from dartformer.checkpoint import Checkpoints
 from dartformer.errors import InputError
-from dartformer.genotype import Genotype
-from dartformer.metric import find
-from dartformer.progress import say
-from dartformer.search_space import SearchSpace
-from dartformer.stages.base import Run
+from dartformer.machine.progress import say
+from dartformer.models.transformer import TransformerConfig, Weights
+from dartformer.space.genotype import Genotype
+from dartformer.space.search_space import SearchSpace
+from dartformer.stages.study import Run
 from dartformer.tasks.base import Task, batches
-from dartformer.train import Schedule, TrainState, begin, fit
-from dartformer.transformer import TransformerConfig, Weights
+from dartformer.training import optimizer
+from dartformer.training.checkpoint import Checkpoints
+from dartformer.training.loop import Schedule, TrainState, begin, fit
+from dartformer.training.metric import find
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from dartformer.stages.base import Run
+from dartformer.machine.workdir import read_json, write_json
+from dartformer.stages.study import Run
 from dartformer.tasks.base import Split, counted
-from dartformer.workdir import read_json, write_json
 
 FILE = "test_scores.json"
 

@@ -12,17 +12,25 @@ import numpy as np
 
 from dartformer import diagnostics
 from dartformer.attention import format as spec
-from dartformer.checkpoint import Checkpoints
 from dartformer.errors import InputError
-from dartformer.search_space import SearchSpace
-from dartformer.stages.base import Run
+from dartformer.machine.workdir import read_json, write_json
+from dartformer.models.transformer import Weights
+from dartformer.space.search_space import SearchSpace
 from dartformer.stages.narrow import Narrowing
 from dartformer.stages.observe import observing, once
+from dartformer.stages.study import Run
 from dartformer.strategies import State, Strategy
 from dartformer.tasks.base import batches, resized
-from dartformer.train import CompiledStep, Schedule, Step, Stream, Together, fit, read_metrics
-from dartformer.transformer import Weights
-from dartformer.workdir import read_json, write_json
+from dartformer.training.checkpoint import Checkpoints
+from dartformer.training.loop import (
+    CompiledStep,
+    Schedule,
+    Step,
+    Stream,
+    Together,
+    fit,
+    read_metrics,
+)
 
 
 @dataclass(frozen=True)

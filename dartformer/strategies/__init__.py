@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from dartformer import plugins
+from dartformer import registry as plugins
 from dartformer.errors import InputError, unknown
 from dartformer.strategies import relax
 from dartformer.strategies.base import (
@@ -20,18 +20,18 @@ from dartformer.strategies.base import (
     refusal,
     remat_refusal,
 )
-from dartformer.strategies.beta_decay import BetaDecay
 from dartformer.strategies.darts import Darts
 from dartformer.strategies.dirichlet import Dirichlet
-from dartformer.strategies.drop import Drop
-from dartformer.strategies.early_stop import EarlyStop
-from dartformer.strategies.entropy import Entropy
-from dartformer.strategies.extra import Extra
+from dartformer.strategies.extras.base import Extra
+from dartformer.strategies.extras.beta_decay import BetaDecay
+from dartformer.strategies.extras.drop import Drop
+from dartformer.strategies.extras.early_stop import EarlyStop
+from dartformer.strategies.extras.entropy import Entropy
+from dartformer.strategies.extras.perturb import Adversarial, Smoothing
 from dartformer.strategies.grid import Grid
 from dartformer.strategies.gumbel import Gumbel
 from dartformer.strategies.hypergradients import HYPERGRADIENTS
 from dartformer.strategies.masked import Masked
-from dartformer.strategies.perturb import Adversarial, Smoothing
 from dartformer.strategies.proxyless import Proxyless
 from dartformer.strategies.random_sharing import RandomSharing
 from dartformer.strategies.sigmoid import Sigmoid

@@ -14,11 +14,11 @@ import optax
 from jax import Array
 
 from dartformer.errors import InputError, unknown
-from dartformer.strategies import constrain
 from dartformer.strategies.base import Options, Problem, State, Strategy, Weights
-from dartformer.strategies.bilevel import First, Hypergradient
-from dartformer.strategies.extra import Extra
+from dartformer.strategies.extras import constrain
+from dartformer.strategies.extras.base import Extra
 from dartformer.strategies.hypergradients import HYPERGRADIENTS
+from dartformer.strategies.hypergradients.bilevel import First, Hypergradient
 from dartformer.strategies.relax import Alive, Relaxation, everywhere
 
 Penalty = Callable[[Array, Alive], Array | float]

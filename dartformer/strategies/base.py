@@ -37,7 +37,7 @@ class State(NamedTuple):
 
 
 class Constraint(NamedTuple):
-    """Limits on what a mixture costs, held by multipliers (see `dartformer.strategies.constrain`).
+    """Limits on what a mixture costs, held by multipliers (see `dartformer.strategies.extras.constrain`).
 
     ratios: mixture `[L, H, K]` -> `[M]`, cost over limit, differentiable.
     names: of the M limits, for what is logged.

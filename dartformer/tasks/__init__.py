@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from dartformer import plugins
+from dartformer import registry as plugins
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import Task
 from dartformer.tasks.files import Files

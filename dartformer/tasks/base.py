@@ -38,7 +38,7 @@ class TaskTraits:
     metric: str = "accuracy"
     causal: bool = False
     per_token: bool = False
-    """`metric` is a name of `dartformer.metric`. A task that compares two documents has an
+    """`metric` is a name of `dartformer.training.metric`. A task that compares two documents has an
     attribute `inputs` = 2, one whose tokens are F numbers each has `features` = F; what predicts
     numbers has `value`, from an output to one."""
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dartformer.data.records import Record, read, splits, tfds_folder
+from dartformer.data.rows import Row
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.records import Record, read, splits, tfds_folder
-from dartformer.tasks.rows import Row
 from dartformer.tasks.text import Source, TextTask, token_names
 
 VALID_NAMES = ("valid", "validation")

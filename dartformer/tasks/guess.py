@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dartformer.data.records import Record, read, splits
+from dartformer.data.rows import canonical
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.files import located
-from dartformer.tasks.records import Record, read, splits
-from dartformer.tasks.rows import canonical
 
 LABEL_NAMES = (
     "label",

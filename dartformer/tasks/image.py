@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dartformer.data.records import members, opened, read, suffix
+from dartformer.data.rows import Rules, digest, without_leaks
 from dartformer.errors import InputError
 from dartformer.tasks.base import Batch, Split, TaskTraits, counted, permutation
 from dartformer.tasks.files import located
-from dartformer.tasks.records import members, opened, read, suffix
-from dartformer.tasks.rows import Rules, digest, without_leaks
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ROWS = {"train": 50_000, "test": 10_000}

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from dartformer.data.records import Record, members, read, splits, suffix
+from dartformer.data.rows import Row
 from dartformer.errors import InputError
 from dartformer.tasks.base import TaskTraits
 from dartformer.tasks.files import identity, located
-from dartformer.tasks.records import Record, members, read, splits, suffix
-from dartformer.tasks.rows import Row
 from dartformer.tasks.text import Source, TextTask
 
 LABELS = ("neg", "pos")

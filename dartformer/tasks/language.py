@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dartformer.data import tokens as tokenizers
+from dartformer.data.records import opened
+from dartformer.data.rows import SURROGATES
 from dartformer.errors import InputError, unknown
 from dartformer.tasks import simple
-from dartformer.tasks import tokens as tokenizers
 from dartformer.tasks.base import Batch, Split, TaskTraits
 from dartformer.tasks.files import identity, located
-from dartformer.tasks.records import opened
-from dartformer.tasks.rows import SURROGATES
 
 KINDS = ("bytes", "characters")
 

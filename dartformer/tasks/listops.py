@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from dartformer.data.prepare import prepared
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import Split, TaskTraits, counted
-from dartformer.tasks.prepare import prepared
 from dartformer.tasks.sources import from_source
 
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")

@@ -11,11 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
+from dartformer.data.records import members, opened
+from dartformer.data.rows import Row
 from dartformer.errors import InputError
 from dartformer.tasks.base import TaskTraits
 from dartformer.tasks.files import identity, located
-from dartformer.tasks.records import members, opened
-from dartformer.tasks.rows import Row
 from dartformer.tasks.text import Source, TextTask
 
 LABELS = ("no", "yes")

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from dartformer.data.prepare import Notes, prepared
 from dartformer.errors import InputError
 from dartformer.tasks.base import Split, TaskTraits, counted
-from dartformer.tasks.prepare import Notes, prepared
 from dartformer.tasks.sources import from_source
 
 SPACING = {32: (1.0, 1.8, 2.3), 64: (2.0, 2.0, 3.0), 128: (3.0, 2.0, 4.0)}

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from dartformer.data.prepare import alone, shown
 from dartformer.errors import InputError
 from dartformer.tasks.base import ArraySplit, Split
-from dartformer.tasks.prepare import alone, shown
 
 IN_MEMORY_BYTES = 512 * 2**20
 """A split that would take more than this is mapped from disk."""

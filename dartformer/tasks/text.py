@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from dartformer.data import tokens as tokenizers
+from dartformer.data.prepare import Examples, Notes, Prepared, prepared
+from dartformer.data.rows import Labels, Row, Rules, Tally, digest, kept, without_leaks
 from dartformer.errors import InputError, unknown
 from dartformer.tasks import simple
-from dartformer.tasks import tokens as tokenizers
 from dartformer.tasks.base import Split, TaskTraits, permutation
-from dartformer.tasks.prepare import Examples, Notes, Prepared, prepared
-from dartformer.tasks.rows import Labels, Row, Rules, Tally, digest, kept, without_leaks
 from dartformer.tasks.sources import from_source
 
 CROPS = ("head", "tail", "ends")
@@ -43,7 +43,7 @@ class TextTask(ABC):
     ("ends"). Where the source has no valid (or test) split, `valid_fraction` (`test_fraction`) of
     train becomes one, by `seed`. Rows that occur in two splits, blank texts, labels outside the
     classes and bytes that are no UTF-8 follow `on_duplicate`, `on_empty`, `on_bad_label` and
-    `on_invalid` (see `dartformer.tasks.rows`); how many there were is printed and kept."""
+    `on_invalid` (see `dartformer.data.rows`); how many there were is printed and kept."""
 
     tokens: str = "bytes"
     vocabulary_size: int = 0

@@ -29,9 +29,9 @@ import numpy as np
 from measure import Program, machine, median_ratio, program, ratios, say
 
 from dartformer import attention as attentions
-from dartformer import plots
 from dartformer.attention import Shape
 from dartformer.config import split_list
+from dartformer.report import plots
 
 LENGTHS = (256, 1024, 2048, 4096, 8192)
 GROWTH = (1024, 8192)

@@ -20,15 +20,17 @@ import optax
 
 import dartformer
 from dartformer import config as configs
-from dartformer import derivations, optimizer, starter
+from dartformer import derivations
+from dartformer.cli import new as starter
 from dartformer.derivations import Derived, Trained
-from dartformer.genotype import Genotype
-from dartformer.stages.base import Run
+from dartformer.space.genotype import Genotype
 from dartformer.stages.derive import fine_tuner
 from dartformer.stages.search import Group, compiled_step, initial, stream
+from dartformer.stages.study import Run
 from dartformer.tasks.base import Subset, batches
 from dartformer.tasks.planted import ANSWERS
-from dartformer.train import CompiledStep, training_loss
+from dartformer.training import optimizer
+from dartformer.training.loop import CompiledStep, training_loss
 
 
 class Lab:

@@ -15,13 +15,13 @@ import numpy as np
 from measure import machine, say
 
 from dartformer import cost
-from dartformer.budget import Budget
 from dartformer.cost import measure as measure_model
+from dartformer.cost.budget import Budget
 from dartformer.cost.prices import prices
 from dartformer.cost.table import Table
-from dartformer.genotype import parse_candidates
-from dartformer.search_space import SearchSpace
-from dartformer.transformer import TransformerConfig
+from dartformer.models.transformer import TransformerConfig
+from dartformer.space.genotype import parse_candidates
+from dartformer.space.search_space import SearchSpace
 
 CANDIDATES = ("full", "local(window=32)", "linear", "uniform", "longformer(window=32)")
 

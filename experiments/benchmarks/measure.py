@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import dartformer
-from dartformer.allocator import keep_freed_memory
 from dartformer.attention import Attention, Inputs, Shape
-from dartformer.attention.check_case import arrays
+from dartformer.attention.conformance.case import arrays
+from dartformer.machine.allocator import keep_freed_memory
 
 
 def say(**numbers: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dartformer.allocator import OPTIONS
+from dartformer.machine.allocator import OPTIONS
 
 
 @dataclass(frozen=True)

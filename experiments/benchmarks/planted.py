@@ -30,7 +30,7 @@ from lab import open_lab
 from measure import machine, say
 
 from dartformer.attention import format as spec
-from dartformer.genotype import Genotype
+from dartformer.space.genotype import Genotype
 from dartformer.tasks.planted import KINDS
 
 SECOND = "masked_drop(fine_tune=0)"

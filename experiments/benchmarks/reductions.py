@@ -21,13 +21,14 @@ import numpy as np
 from measure import machine, median_ratio, program, ratios, say
 from steps import problem, random_batch, stepper
 
-from dartformer import optimizer, strategies
+from dartformer import strategies
 from dartformer.attention import ATTENTIONS, Shape, parse
-from dartformer.genotype import Genotype
-from dartformer.search_space import SearchSpace
-from dartformer.train import begin, plain_step
-from dartformer.transformer import TransformerConfig, transformer
-from dartformer.xla_flags import DOTS_ONLY, FLAG
+from dartformer.machine.xla_flags import DOTS_ONLY, FLAG
+from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.space.genotype import Genotype
+from dartformer.space.search_space import SearchSpace
+from dartformer.training import optimizer
+from dartformer.training.loop import begin, plain_step
 
 DEFAULT = f"{FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 FLAGS = {"default": DEFAULT, "dots_only": DOTS_ONLY, "without_the_library": f"{FLAG}="}

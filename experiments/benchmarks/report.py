@@ -24,8 +24,8 @@ from measure import machine, say
 
 import dartformer
 from dartformer import config as configs
-from dartformer.stages.report import report
-from dartformer.workdir import write_json
+from dartformer.machine.workdir import write_json
+from dartformer.report.page import report
 
 CANDIDATES = (
     "full",

@@ -43,11 +43,11 @@ from trial import trained
 
 import dartformer
 from dartformer import config as configs
-from dartformer import starter
 from dartformer.attention import format as spec
-from dartformer.stages.base import Run
+from dartformer.cli import new as starter
 from dartformer.stages.search import Group, compiled_step, initial, stream
-from dartformer.train import CompiledStep
+from dartformer.stages.study import Run
+from dartformer.training.loop import CompiledStep
 
 ELEVEN = (
     "local(window=4)",

@@ -21,14 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from measure import machine, median_ratio, ratios, say
 
-from dartformer import optimizer, strategies
+from dartformer import strategies
 from dartformer.attention import parse
-from dartformer.genotype import Genotype
-from dartformer.search_space import SearchSpace
-from dartformer.supernet import supernet
+from dartformer.models.supernet import supernet
+from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.space.genotype import Genotype
+from dartformer.space.search_space import SearchSpace
 from dartformer.tasks.base import ArraySplit, batches
-from dartformer.train import CompiledStep, Schedule, begin, fit, plain_step, training_loss
-from dartformer.transformer import TransformerConfig, transformer
+from dartformer.training import optimizer
+from dartformer.training.loop import CompiledStep, Schedule, begin, fit, plain_step, training_loss
 
 SIX = ("full", "local(window=16)", "linear", "linformer(rank=32)", "uniform", "identity")
 

@@ -28,10 +28,10 @@ from measure import machine, say
 
 from dartformer import cost
 from dartformer.diagnostics import kendall_tau
-from dartformer.genotype import Genotype, parse_candidates
-from dartformer.search_space import SearchSpace
-from dartformer.transformer import transformer
-from dartformer.workdir import write_text
+from dartformer.machine.workdir import write_text
+from dartformer.models.transformer import transformer
+from dartformer.space.genotype import Genotype, parse_candidates
+from dartformer.space.search_space import SearchSpace
 
 FILE = Path(__file__).parent / "results" / "tabular.json"
 CANDIDATES = ("full", "local(window=4)", "strided(stride=8)", "uniform")

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dartformer import attention
-from dartformer.genotype import Genotype
-from dartformer.transformer import TransformerConfig, transformer
+from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.space.genotype import Genotype
 
 LENGTH = {"published": 2000, "cpu": 63}
 

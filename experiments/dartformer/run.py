@@ -43,9 +43,9 @@ from trial import Lines, provenance, trained
 from dartformer import attention, derivations
 from dartformer import config as configs
 from dartformer.derivations import masked
-from dartformer.genotype import Genotype
-from dartformer.progress import say
-from dartformer.stages.base import Run
+from dartformer.machine.progress import say
+from dartformer.space.genotype import Genotype
+from dartformer.stages.study import Run
 from dartformer.tasks.base import majority
 
 TASKS = ("listops", "imdb_bytes", "matching")

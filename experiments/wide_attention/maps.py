@@ -26,12 +26,12 @@ from trial import provenance, some, trained
 
 from dartformer import attention
 from dartformer import config as configs
-from dartformer.attention_maps import mapper
 from dartformer.diagnostics import kendall_tau
-from dartformer.genotype import Genotype
-from dartformer.stages.base import Run
+from dartformer.models.attention_maps import mapper
+from dartformer.models.transformer import transformer
+from dartformer.space.genotype import Genotype
+from dartformer.stages.study import Run
 from dartformer.tasks.base import examine
-from dartformer.transformer import transformer
 
 
 def effects(

@@ -19,9 +19,9 @@ from summary import summary
 from trial import Lines, provenance, trained
 
 from dartformer import attention
-from dartformer.genotype import Genotype
-from dartformer.progress import say
-from dartformer.stages.base import Run
+from dartformer.machine.progress import say
+from dartformer.space.genotype import Genotype
+from dartformer.stages.study import Run
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -11,18 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dartformer.attention import (
-    ATTENTIONS,
-    ConformanceError,
-    Inputs,
-    Shape,
-    check,
-    check_process,
-    parse,
-)
-from dartformer.attention import check_properties as properties
+from dartformer.attention import ATTENTIONS, ConformanceError, Inputs, Shape, parse
 from dartformer.attention.base import Cost, zero_invalid
-from dartformer.attention.check_case import Case, Failed, NotApplicable
+from dartformer.attention.conformance import check, properties
+from dartformer.attention.conformance import process as check_process
+from dartformer.attention.conformance.case import Case, Failed, NotApplicable
 from dartformer.attention.full import Full
 from dartformer.attention.linformer import Linformer
 from dartformer.attention.local import Local

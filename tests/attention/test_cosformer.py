@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dartformer.attention import Inputs, parse
-from dartformer.attention.check_case import quick
+from dartformer.attention.conformance.case import quick
 from dartformer.errors import InputError
 
 

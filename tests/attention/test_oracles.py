@@ -12,7 +12,7 @@ import pytest
 
 import dartformer.attention
 from dartformer.attention import Inputs, Shape, parse
-from dartformer.attention.check_case import arrays, quick
+from dartformer.attention.conformance.case import arrays, quick
 from dartformer.attention.linear import elu_feature
 
 FIXTURES = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dartformer.attention import Inputs, Shape, parse
-from dartformer.attention.check_case import quick
+from dartformer.attention.conformance.case import quick
 from dartformer.attention.reformer import rotations
 from dartformer.errors import InputError
 from dartformer.kernels.fourier import fourier

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dartformer.attention import Inputs, parse
-from dartformer.attention.check_case import quick
+from dartformer.attention.conformance.case import quick
 from dartformer.attention.performer import projections
 from dartformer.errors import InputError
 

@@ -10,7 +10,7 @@ import pytest
 
 from dartformer.attention import Inputs, Shape, parse
 from dartformer.attention.bigbird import random_blocks
-from dartformer.attention.check_case import quick
+from dartformer.attention.conformance.case import quick
 from dartformer.errors import InputError
 
 H = 2

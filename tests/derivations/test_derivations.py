@@ -8,8 +8,8 @@ from dartformer.attention import parse as attention
 from dartformer.derivations import DERIVATIONS, parse
 from dartformer.derivations.base import Trained, difference
 from dartformer.errors import InputError
-from dartformer.genotype import Genotype
-from dartformer.search_space import SearchSpace
+from dartformer.space.genotype import Genotype
+from dartformer.space.search_space import SearchSpace
 
 CANDIDATES = tuple(
     attention(c) for c in ("full", "local(window=1)", "retention", "uniform", "identity")

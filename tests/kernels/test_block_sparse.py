@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dartformer.attention.check_case import arrays
+from dartformer.attention.conformance.case import arrays
 from dartformer.kernels.block_sparse import (
     band_attention,
     band_layout,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dartformer.attention.check_case import arrays
+from dartformer.attention.conformance.case import arrays
 from dartformer.kernels.factorized import fixed_attention, strided_attention
 from dartformer.kernels.softmax import masked_softmax
 

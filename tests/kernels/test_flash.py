@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dartformer.attention.check_case import arrays, quick
+from dartformer.attention.conformance.case import arrays, quick
 from dartformer.errors import InputError
 from dartformer.kernels.chunked import chunked_attention
 from dartformer.kernels.flash import choose, cudnn_attention, cudnn_refusal, full_attention, fused

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dartformer.attention.check_case import quick
+from dartformer.attention.conformance.case import quick
 from dartformer.kernels.linear_scan import linear_attention, ratio
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dartformer.attention.check_case import quick
+from dartformer.attention.conformance.case import quick
 from dartformer.kernels.log_linear import log_linear_attention, log_linear_weights
 from dartformer.kernels.softmax import dense_allowed
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dartformer.attention.check_case import quick
+from dartformer.attention.conformance.case import quick
 from dartformer.kernels.decay_scan import decay_scan
 from dartformer.kernels.delta_scan import delta_scan, unit_triangular_inverse
 from dartformer.kernels.gated_scan import gated_scan

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from dartformer import optimizer
 from dartformer.strategies.hypergradients import HYPERGRADIENTS
+from dartformer.training import optimizer
 
 
 @pytest.fixture(autouse=True)

@@ -11,12 +11,12 @@ from conftest import QUICK
 
 from dartformer.errors import InputError
 from dartformer.strategies import EXTRAS, Problem, make
-from dartformer.strategies.beta_decay import BetaDecay
-from dartformer.strategies.drop import Drop
-from dartformer.strategies.early_stop import EarlyStop
-from dartformer.strategies.entropy import Entropy, entropy
+from dartformer.strategies.extras.beta_decay import BetaDecay
+from dartformer.strategies.extras.drop import Drop
+from dartformer.strategies.extras.early_stop import EarlyStop
+from dartformer.strategies.extras.entropy import Entropy, entropy
+from dartformer.strategies.extras.perturb import Adversarial, Smoothing
 from dartformer.strategies.hypergradients import HYPERGRADIENTS
-from dartformer.strategies.perturb import Adversarial, Smoothing
 
 KEY, K, BEST = jax.random.key(1), 6, 4
 ROWS = jax.nn.softmax(jax.random.normal(KEY, (2, 1, K)), -1)

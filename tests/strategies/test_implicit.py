@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dartformer.errors import InputError
-from dartformer.strategies.implicit import ConjugateGradient, Neumann
+from dartformer.strategies.hypergradients.implicit import ConjugateGradient, Neumann
 
 
 @pytest.fixture(autouse=True)

@@ -8,12 +8,13 @@ import pytest
 from conftest import QUICK
 
 from dartformer import config as configs
-from dartformer import optimizer, strategies
-from dartformer.checkpoint import Checkpoints
+from dartformer import strategies
 from dartformer.errors import InputError
 from dartformer.strategies import STRATEGIES, Problem, Traits, make, refusal
 from dartformer.strategies.darts import Darts
 from dartformer.strategies.hypergradients import HYPERGRADIENTS
+from dartformer.training import optimizer
+from dartformer.training.checkpoint import Checkpoints
 
 LAYERS, HEADS, CANDIDATES, BEST = 2, 3, 4, 2
 SHAPES = [(1, 1, CANDIDATES), (LAYERS, 1, CANDIDATES), (LAYERS, HEADS, CANDIDATES)]

@@ -70,11 +70,11 @@ MESH = """
 import sys
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
-from dartformer.checkpoint import Checkpoints
+from dartformer.training.checkpoint import Checkpoints
 from test_traps import QUICK, problem, start
-from dartformer.devices import how_many, shared
+from dartformer.training.devices import how_many, shared
 from dartformer.strategies import make
-from dartformer.train import CompiledStep
+from dartformer.training.loop import CompiledStep
 
 assert jax.device_count() == how_many(0, 16) == 8 and how_many(0, 12) == 6 and how_many(3, 9) == 3
 assert shared(1, 16) is None

@@ -12,14 +12,14 @@ import pytest
 import dartformer
 from dartformer import config as configs
 from dartformer import tasks
-from dartformer.__main__ import main
+from dartformer.cli.main import main
+from dartformer.data import tokens as tokenizers
+from dartformer.data.records import read
 from dartformer.errors import InputError
 from dartformer.stages import search
-from dartformer.stages.base import Run
-from dartformer.tasks import tokens as tokenizers
+from dartformer.stages.study import Run
 from dartformer.tasks.base import parts
 from dartformer.tasks.guess import guess
-from dartformer.tasks.records import read
 
 GOOD, BAD = ("good fine lovely great", "bad dull awful poor")
 

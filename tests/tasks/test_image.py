@@ -15,9 +15,9 @@ from test_imdb import message, tfrecord, varint
 from dartformer import tasks
 from dartformer.attention.full import Full
 from dartformer.errors import InputError
-from dartformer.genotype import Genotype
+from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.space.genotype import Genotype
 from dartformer.tasks.image import BATCHES, LABELS, grey, tokens_of
-from dartformer.transformer import TransformerConfig, transformer
 
 DATA = Path(
     os.environ.get(

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from dartformer import tasks
+from dartformer.data.records import example, masked_crc32c, tfrecords
 from dartformer.errors import InputError
 from dartformer.tasks import imdb
-from dartformer.tasks.records import example, masked_crc32c, tfrecords
 
 DATA = Path(
     os.environ.get(

@@ -13,15 +13,15 @@ import pytest
 import dartformer
 from dartformer import config as configs
 from dartformer import tasks
-from dartformer.__main__ import main
 from dartformer.attention.full import Full
+from dartformer.cli.main import main
 from dartformer.errors import InputError
-from dartformer.genotype import Genotype
-from dartformer.metric import METRICS
-from dartformer.stages.base import Run
+from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.space.genotype import Genotype
 from dartformer.stages.retrain import Model
+from dartformer.stages.study import Run
 from dartformer.tasks.base import parts
-from dartformer.transformer import TransformerConfig, transformer
+from dartformer.training.metric import METRICS
 
 DATA = Path(
     os.environ.get(

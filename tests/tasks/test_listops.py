@@ -448,7 +448,7 @@ def test_two_processes_at_once_end_with_the_same_data_and_no_tensorflow(tmp_path
 def test_a_killed_preparation_starts_again(tmp_path):
     stuck = """
 import sys, time
-from dartformer.tasks import prepare
+from dartformer.data import prepare
 def shown(stream, total, name):
     print(name, file=sys.__stdout__, flush=True)
     time.sleep(30)

@@ -12,11 +12,11 @@ import pytest
 import dartformer
 from dartformer import config as configs
 from dartformer import tasks
-from dartformer.__main__ import main
 from dartformer.attention import parse
 from dartformer.attention.base import Inputs
+from dartformer.cli.main import main
+from dartformer.cli.new import starter
 from dartformer.errors import InputError
-from dartformer.starter import starter
 from dartformer.tasks.base import Endless, Subset, batches, majority, parts
 from dartformer.tasks.planted import ANSWERS, KINDS, LETTERS, LOCAL, STRIDED, Planted, sees
 

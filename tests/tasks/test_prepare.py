@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from dartformer.data.prepare import prepared
 from dartformer.errors import InputError
-from dartformer.tasks.prepare import prepared
 
 FEATURES = {"tokens": tfds.features.Tensor(shape=(None,), dtype=np.uint8)}
 

@@ -5,7 +5,8 @@ from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
-from dartformer import plugins, tasks
+from dartformer import registry as plugins
+from dartformer import tasks
 from dartformer.errors import InputError
 from dartformer.tasks.base import Task
 

@@ -1,0 +1,1 @@
+"""`check`: does an attention keep the protocol? One module for each part of the answer."""

@@ -1,0 +1,1 @@
+"""Rows from files, tokens from texts, prepared arrays on disk."""

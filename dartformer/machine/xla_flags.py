@@ -1,0 +1,147 @@
+"""A flag for XLA that keeps its CPU reductions right, set before JAX starts.
+
+From jaxlib 0.10.2 on, XLA hands reductions on a CPU to the YNNPACK library, with two faults:
+
+* A sum of products over seven axes, one of them of length 1, can end the process with a
+  segmentation fault, or hang (github.com/jax-ml/jax/issues/39257 and 40412).
+* Sums of squares over many short rows can come out wrong in the last rows
+  (github.com/jax-ml/jax/issues/39103).
+
+The processor and the tile sizes decide which shapes are hit; no x86-64 processor is known to be
+safe. `DOTS_ONLY` leaves matrix products to the library and takes reductions from it. XLA reads its
+flags once, when the first backend starts."""
+
+import enum
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import MutableMapping
+
+from dartformer.machine import user_cache
+
+FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+DOTS_ONLY = f"{FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+
+FIRST_FAULTY = (0, 10, 2)
+FIRST_UNKNOWN = (0, 12)
+"""Releases from `FIRST_FAULTY` up to here have the fault; for later ones a probe decides."""
+
+PROBE = """
+import jax, jax.numpy as jnp
+a = jnp.ones((3, 1, 2, 2, 8, 8, 8))
+jax.jit(lambda a, b: jnp.sum(a * b, axis=3))(a, a + 1).block_until_ready()
+rows = jnp.stack([jnp.arange(32769.0), jnp.zeros(32769), jnp.zeros(32769)], axis=1)
+squares = jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(rows)
+print("sound" if jnp.allclose(squares, rows[:, 0] ** 2) else "wrong")
+"""
+"""The smallest known program that crashes, then the smallest known that computes wrong numbers."""
+
+
+class Verdict(enum.Enum):
+    """What the probe's program did in a process of its own."""
+
+    SOUND = "sound"
+    WRONG = "computes wrong sums"
+    CRASHES = "crashes"
+    HANGS = "hangs"
+    FAILED = "the probe could not run"
+
+
+class Protection(enum.Enum):
+    """What `protect` did."""
+
+    UNNEEDED = "not needed"
+    SET = "set by dartformer"
+    CHOSEN = "chosen by XLA_FLAGS"
+    TOO_LATE = "not set: JAX had started before dartformer was imported"
+
+
+def protect(
+    environment: MutableMapping[str, str] = os.environ, *, may_probe: bool = False
+) -> Protection:
+    """Add `DOTS_ONLY` to `XLA_FLAGS` where the installed jaxlib needs it and the user has not set
+    the flag.
+
+    Warns with `RuntimeWarning` if the CPU backend runs already, because the flag would then have no
+    effect.
+
+    Args:
+      environment: the variables to read and change.
+      may_probe: whether to probe a jaxlib that is newer than this code, which takes seconds, once
+        for each release.
+    """
+    flags = environment.get("XLA_FLAGS", "")
+    if FLAG in flags:
+        return Protection.SET if DOTS_ONLY in flags else Protection.CHOSEN
+    version = jaxlib_version()
+    if version is None or not _is_faulty(version, may_probe):
+        return Protection.UNNEEDED
+    if _backend_is_running():
+        warnings.warn(
+            f"JAX was started before dartformer was imported, and reductions of jaxlib {version} on a CPU can crash or "
+            f"be wrong. Import dartformer before the first computation, or set XLA_FLAGS={DOTS_ONLY}.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return Protection.TOO_LATE
+    environment["XLA_FLAGS"] = f"{flags} {DOTS_ONLY}".strip()
+    return Protection.SET
+
+
+def jaxlib_version() -> str | None:
+    """The installed release of jaxlib, found without importing it; None if there is none."""
+    try:
+        return importlib.metadata.version("jaxlib")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def probe(flag: str = "", seconds: float = 120) -> Verdict:
+    """Run `PROBE` in a process of its own, on a CPU, with `flag` and no other choice of YNNPACK's
+    fusions."""
+    others = [word for word in os.environ.get("XLA_FLAGS", "").split() if not word.startswith(FLAG)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join([*others, flag])}
+    try:
+        process = subprocess.run(
+            [sys.executable, "-c", PROBE],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired:
+        return Verdict.HANGS
+    if process.returncode < 0 and "Unknown flag" not in process.stderr:
+        return Verdict.CRASHES
+    answers = {"sound": Verdict.SOUND, "wrong": Verdict.WRONG}
+    return answers.get(process.stdout.strip(), Verdict.FAILED)
+
+
+def _is_faulty(version: str, may_probe: bool) -> bool:
+    """Whether this jaxlib needs the flag, and knows it: an unknown flag ends the process."""
+    release = tuple(int(digits) for digits in re.findall(r"\d+", version)[:3])
+    if release < FIRST_UNKNOWN:
+        return release >= FIRST_FAULTY
+    try:
+        note = user_cache.folder() / f"jaxlib-{version}-reductions.txt"
+        if note.exists():
+            return note.read_text() == "faulty"
+        if not may_probe:
+            return False
+        faulty = (
+            probe() not in (Verdict.SOUND, Verdict.FAILED) and probe(DOTS_ONLY) is Verdict.SOUND
+        )
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text("faulty" if faulty else "sound")
+    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
+        return False
+    return faulty
+
+
+def _backend_is_running() -> bool:
+    """Whether JAX has started a backend in this process; JAX offers no public way to ask."""
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    return bridge is not None and bridge.backends_are_initialized()

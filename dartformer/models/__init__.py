@@ -1,0 +1,1 @@
+"""The Transformer and the supernet, and what is read off them."""

@@ -1,0 +1,1 @@
+"""What is searched over, and what a search finds."""

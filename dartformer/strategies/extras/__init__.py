@@ -1,0 +1,1 @@
+"""What is laid over a strategy: decay, smoothing, dropping, early stopping."""

@@ -1,0 +1,1 @@
+"""One training: the loop, its optimizer, metric, checkpoints, log and devices."""

@@ -1,0 +1,231 @@
+"""One pytree in, one pytree out, through orbax; the last two checkpoints and the best one are kept.
+
+A pytree is saved flat, under the names of its paths, so that optax's NamedTuples, dicts with number
+keys and PRNG keys all come back as they were: the structure is the caller's, the file holds the
+arrays."""
+
+import contextlib
+import gc
+import json
+import logging
+import sys
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from dartformer.errors import InputError
+from dartformer.machine.workdir import write_json
+
+METRIC = "score"
+
+
+class Restored(NamedTuple):
+    """A checkpoint: the step it was made after, the pytree, and the small JSON that went with
+    it."""
+
+    step: int
+    state: Any
+    extra: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one training run in one folder.
+
+    Saving is asynchronous. Orbax makes each checkpoint appear whole or not at all, so that killing
+    the process costs at most the one being written. For finished ones the sizes and CRCs of their
+    files are noted (`<step>.json` beside them), and a checkpoint that has been damaged since is
+    passed over for the one before."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder.absolute()
+        self._open = contextlib.ExitStack()
+        self._open.enter_context(_quiet())
+        best = checkpoint_managers.BestN(
+            get_metric_fn=lambda metrics: metrics[METRIC],
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        keep = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(2), best])
+        # orbax writes metrics only where there is a best_fn, whatever the policy reads.
+        self._manager = ocp.CheckpointManager(
+            self.folder / "steps",
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=keep, best_fn=lambda metrics: metrics[METRIC], create=True
+            ),
+        )
+        self._pending: int | None = None
+
+    def save(
+        self, step: int, state: Any, extra: dict[str, Any], score: float | None = None
+    ) -> None:
+        """Save `state` (and `extra`, plain JSON) as of `step`; `score`, higher is better, decides
+        which is best."""
+        self._settle()
+        arrays = {name: _plain(leaf) for name, leaf in named_leaves(state)}
+        self._manager.save(
+            step,
+            metrics=None if score is None else {METRIC: score},
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(arrays), extra=ocp.args.JsonSave(extra)
+            ),
+        )
+        self._pending = step
+
+    def latest(self, like: Any, warn: Any = print) -> Restored | None:
+        """The newest undamaged checkpoint, its pytree shaped as `like`; None if there is none.
+
+        A damaged one is moved aside and `warn` is called with one line that says so.
+        """
+        self._settle()
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self._restore(step, like)
+            except Exception as error:
+                # Whatever reading raises, the answer is the same: say it, and fall back to the one
+                # before.
+                gc.collect()  # coroutines that failed, while their complaints are still dropped
+                reason = str(error).split("\n")[0][:120] or type(error).__name__
+                self._set_aside(step)
+                warn(
+                    f"checkpoint of step {step} in {self.folder} is damaged ({reason}); "
+                    f"falling back to the one before. It was moved to {self.folder / 'damaged'}."
+                )
+        return None
+
+    def best(self, like: Any) -> Restored | None:
+        """The checkpoint with the highest score, of equals the latest (as orbax keeps them); None
+        if none has one."""
+        self._settle()
+        scored = [
+            (m[METRIC], s) for s in self._manager.all_steps() if (m := self._manager.metrics(s))
+        ]
+        return self._restore(max(scored)[1], like) if scored else None
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        with self._open:
+            self._settle()
+            self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        with contextlib.ExitStack() as stack:
+            if (
+                kind is not None
+            ):  # an error is under way: a failing disk must not replace it with its own
+                stack.enter_context(contextlib.suppress(Exception))
+            self.close()
+
+    def _settle(self) -> None:
+        """Wait for the checkpoint being written, then note its files."""
+        self._manager.wait_until_finished()
+        if self._pending is not None:
+            step, self._pending = self._pending, None
+            write_json(
+                self.folder / f"{step}.json", {name: list(v) for name, v in self._files(step)}
+            )
+            for note in self.folder.glob("*.json"):
+                if not (self.folder / "steps" / note.stem).exists():
+                    note.unlink()
+
+    def _files(self, step: int) -> Iterator[tuple[str, tuple[int, int]]]:
+        base = self.folder / "steps" / str(step)
+        for file in sorted(p for p in base.rglob("*") if p.is_file()):
+            data = file.read_bytes()
+            yield str(file.relative_to(base)), (len(data), zlib.crc32(data))
+
+    def _restore(self, step: int, like: Any) -> Restored:
+        note = self.folder / f"{step}.json"
+        if note.exists():
+            noted, found = json.loads(note.read_text()), dict(self._files(step))
+            for name, size_and_crc in noted.items():
+                if tuple(size_and_crc) != found.get(name):
+                    raise ValueError(f"{name} is not as it was written")
+        named = dict(named_leaves(like))
+        abstract = {
+            name: jax.ShapeDtypeStruct(np.shape(p := _plain(leaf)), p.dtype)
+            for name, leaf in named.items()
+        }
+        got = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract), extra=ocp.args.JsonRestore()
+            ),
+        )
+        leaves = [_like(got.state[name], leaf) for name, leaf in named.items()]
+        return Restored(step, jax.tree.unflatten(jax.tree.structure(like), leaves), got.extra)
+
+    def _set_aside(self, step: int) -> None:
+        aside = self.folder / "damaged"
+        aside.mkdir(exist_ok=True)
+        number = sum(1 for _ in aside.iterdir())
+        (self.folder / "steps" / str(step)).rename(aside / f"{step}-{number}")
+        (self.folder / f"{step}.json").unlink(missing_ok=True)
+        self._manager.reload()
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Leaves with the names of their paths, e.g. `weights/blocks/0/up/kernel`."""
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/") or "value", leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(leaf: Any) -> Any:
+    """A leaf as orbax takes it: PRNG keys as their bits, and of what several devices hold a copy
+    of, one.
+
+    Orbax notes on which devices an array lay, and restores it nowhere else.
+    """
+    array = jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+    return jax.device_put(array, jax.local_devices()[0]) if len(array.devices()) > 1 else array
+
+
+def _like(array: Any, leaf: Any) -> Any:
+    """The inverse of `_plain`, with the dtype of `leaf`."""
+    if _is_key(leaf):
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+    if np.shape(array) != np.shape(leaf):
+        raise InputError(f"a saved array has shape {np.shape(array)}, expected {np.shape(leaf)}.")
+    return array
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the noise about a file that cannot be read or written out of the terminal.
+
+    orbax and tensorstore report such an error twice: to the caller, who says it in one line, and as
+    tracebacks from their threads, from closed event loops and from the garbage collector, which
+    this drops."""
+    loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
+    levels = [logger.level for logger in loggers]
+    uncaught, in_thread, unraisable = sys.excepthook, threading.excepthook, sys.unraisablehook
+
+    def other(kind: Any, error: BaseException, trace: Any) -> None:
+        if "Event loop is closed" not in str(error):
+            uncaught(kind, error, trace)
+
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    sys.excepthook, threading.excepthook, sys.unraisablehook = other, lambda _: None, lambda _: None
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        sys.excepthook, threading.excepthook, sys.unraisablehook = uncaught, in_thread, unraisable
