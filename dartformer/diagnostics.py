@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from dartformer.attention import format as spec
+from dartformer.attention import to_text
 from dartformer.space.search_space import SearchSpace
 from dartformer.training.metric import ACCURACY, Metric
 
@@ -155,7 +155,7 @@ def margin(mixtures: np.ndarray, space: SearchSpace, tie_margin: float) -> Findi
             )
             tied.append(
                 f"{space.place_name(place)}: margin {gaps.mean():.2f} is within {what}: treat "
-                f"{spec(space.candidates[first])} and {spec(space.candidates[second])} as tied"
+                f"{to_text(space.candidates[first])} and {to_text(space.candidates[second])} as tied"
             )
     more = (
         f"; and so in {len(tied) - NAMED} more of {free[0, ..., 0].size} places"
@@ -390,7 +390,7 @@ def ranking(supernet: Mapping[str, float], alone: Mapping[str, Sequence[float]])
 
 
 def _branch(space: SearchSpace, where: tuple[int, ...]) -> str:
-    return f"{spec(space.candidates[where[1]])} in layer {where[0]}"
+    return f"{to_text(space.candidates[where[1]])} in layer {where[0]}"
 
 
 def _some(said: list[str]) -> str:
@@ -431,7 +431,7 @@ def of_search(
     found = [rows(m, space, simplex) for m in mixtures]
     soft = [evaluate(i, mixtures[i].astype(np.float32)) for i in each]
     alone = {
-        spec(g.layers[0][0]): _mean([evaluate(i, space.mixture(g)) for i in each])
+        to_text(g.layers[0][0]): _mean([evaluate(i, space.mixture(g)) for i in each])
         for g in space.homogeneous()
     }
     data: dict[str, Any] = {

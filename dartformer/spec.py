@@ -53,7 +53,7 @@ def parse(text: str, table: Mapping[str, type], kind: str = "attention") -> Any:
     return cls(**options)
 
 
-def format(attention: Any, table: Mapping[str, type]) -> str:
+def to_text(attention: Any, table: Mapping[str, type]) -> str:
     """The text that `parse` reads back as an equal attention; every field is written."""
     for name, cls in table.items():
         if type(attention) is cls:
@@ -69,7 +69,7 @@ def _text(value: Any, table: Mapping[str, type]) -> str:
     if isinstance(value, tuple) and value and all(map(dataclasses.is_dataclass, value)):
         return (
             "("
-            + ", ".join(format(one, table) for one in value)
+            + ", ".join(to_text(one, table) for one in value)
             + ("," if len(value) == 1 else "")
             + ")"
         )

@@ -77,10 +77,10 @@ __all__ = [
     "Traits",
     "Uniform",
     "check",
-    "format",
     "names",
     "parse",
     "register",
+    "to_text",
 ]
 
 ATTENTIONS: dict[str, type] = {
@@ -192,7 +192,7 @@ def names() -> tuple[str, ...]:
 
 def parse(text: str) -> Attention:
     """The attention that `text` spells: `full`, `local(window=16)` or `local(16)`. Inverse of
-    `format`.
+    `to_text`.
 
     Raises:
       InputError: not of this form, an unknown name or option, or a value of the wrong type or
@@ -201,10 +201,10 @@ def parse(text: str) -> Attention:
     return spec.parse(text, _TABLE)
 
 
-def format(attention: Attention) -> str:
+def to_text(attention: Attention) -> str:
     """The text of a registered attention with all its fields, `local(window=16)`. Inverse of
     `parse`."""
-    return spec.format(attention, _TABLE)
+    return spec.to_text(attention, _TABLE)
 
 
 def check(

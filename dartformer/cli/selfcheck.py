@@ -8,7 +8,7 @@ from typing import Any
 
 from dartformer import api
 from dartformer import config as configs
-from dartformer.attention import format as spec
+from dartformer.attention import to_text
 from dartformer.cli import new as starter
 from dartformer.tasks.planted import ANSWERS, Planted
 
@@ -42,7 +42,7 @@ def selfcheck(
         with tempfile.TemporaryDirectory() as folder:
             result = api.search(config, Path(folder) / "run")
             genotype = api.derive(result)
-        names = [[spec(a) for a in heads] for heads in genotype.layers]
+        names = [[to_text(a) for a in heads] for heads in genotype.layers]
         row = {
             "kind": kind,
             "planted": [list(heads) for heads in ANSWERS[kind]],

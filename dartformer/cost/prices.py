@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from dartformer.attention import format as spec
+from dartformer.attention import to_text
 from dartformer.attention.base import Attention, Shape
 from dartformer.cost import measure
 from dartformer.cost.analytic import decodes, flops, model_parameters, nothing
@@ -46,7 +46,7 @@ def prices(
     for one in space.candidates:
         if one.traits.fixed_length and length != config.length:
             raise InputError(
-                f"the budget is for {length} tokens, and {spec(one)} has parameters for {config.length} "
+                f"the budget is for {length} tokens, and {to_text(one)} has parameters for {config.length} "
                 f"alone."
             )
     keys = [key for key, _ in budget.limits] if quantities is None else list(quantities)
@@ -87,7 +87,7 @@ def _price(
             groups(lambda one, heads: one.cost(shape(heads, config.tokens)).parameters),
         )
     if key in ("kv_bytes",) or phase == "decode":
-        stuck = [spec(one) for one in space.candidates if not decodes(one)]
+        stuck = [to_text(one) for one in space.candidates if not decodes(one)]
         if stuck:
             raise InputError(
                 f"a budget for decoding cannot be taken with {', '.join(stuck)}: a later token changes "

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from dartformer.attention import format as spec
+from dartformer.attention import to_text
 from dartformer.cost.budget import Price
 from dartformer.errors import InputError
 from dartformer.space.search_space import SearchSpace
@@ -134,8 +134,8 @@ def near_ties(
             other[place] = k
             if k != taken and abs(row[k] - row[taken]) < margin and within(space, other, limits):
                 lines.append(
-                    f"{space.place_name((int(place[0]), int(place[1])))}: {spec(space.candidates[taken])} "
-                    f"({row[taken]:.3f}) and {spec(space.candidates[k])} ({row[k]:.3f}) are within "
+                    f"{space.place_name((int(place[0]), int(place[1])))}: {to_text(space.candidates[taken])} "
+                    f"({row[taken]:.3f}) and {to_text(space.candidates[k])} ({row[k]:.3f}) are within "
                     f"{margin:g}, and both within the budget"
                 )
                 break

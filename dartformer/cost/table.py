@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from dartformer._version import __version__
-from dartformer.attention import format as spec
+from dartformer.attention import to_text
 from dartformer.attention.base import Attention
 from dartformer.attention.identity import Identity
 from dartformer.attention.uniform import Uniform
@@ -130,7 +130,7 @@ class Table:
     ) -> float:
         if isinstance(one, Identity):
             return 0.0
-        of = {"attention": spec(one), "heads": heads, **_place(config, batch, length, phase)}
+        of = {"attention": to_text(one), "heads": heads, **_place(config, batch, length, phase)}
         return self._get(
             of,
             lambda: attention_seconds(config, one, heads, batch=batch, length=length, phase=phase),

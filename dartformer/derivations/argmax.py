@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dartformer.attention import format as spec
+from dartformer.attention import to_text
 from dartformer.derivations.base import Derived, Rule, Trained
 
 
@@ -25,7 +25,7 @@ class Argmax(Rule):
             first, second = np.argsort(-row, kind="stable")[:2]
             if row[first] - row[second] < trained.tie_margin:
                 ties.append(
-                    f"{space.place_name(place)}: {spec(space.candidates[first])} and "
-                    f"{spec(space.candidates[second])} are tied ({row[first]:.2f}, {row[second]:.2f})"
+                    f"{space.place_name(place)}: {to_text(space.candidates[first])} and "
+                    f"{to_text(space.candidates[second])} are tied ({row[first]:.2f}, {row[second]:.2f})"
                 )
         return Derived(space.genotype(free.argmax(-1)), ties, {})

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from dartformer.attention import format as spec
+from dartformer.attention import to_text
 from dartformer.errors import InputError, unknown
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
@@ -133,7 +133,7 @@ def without(
 
 def names(space: SearchSpace, candidates: Iterable[int]) -> str:
     """Candidates as a phrase: "full, linear and uniform"."""
-    texts = [spec(space.candidates[k]) for k in candidates]
+    texts = [to_text(space.candidates[k]) for k in candidates]
     return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
 
 

@@ -11,8 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from dartformer.attention import Attention, Inputs, Shape
-from dartformer.attention import format as spec
+from dartformer.attention import Attention, Inputs, Shape, to_text
 from dartformer.errors import InputError
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
@@ -54,7 +53,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
 
 def genotype(found: Genotype, candidates: Sequence[str] | None = None) -> Figure:
     """Layers by heads, coloured by attention, with a legend."""
-    return drawing([[spec(a) for a in heads] for heads in found.layers], candidates)
+    return drawing([[to_text(a) for a in heads] for heads in found.layers], candidates)
 
 
 def drawing(texts: Sequence[Sequence[str]], candidates: Sequence[str] | None = None) -> Figure:
@@ -95,7 +94,7 @@ def trajectories(history: Sequence[dict[str, Any]], space: SearchSpace) -> Figur
     return weights(
         [line["step"] for line in lines],
         values[None, :, :rows, :columns],
-        [spec(a) for a in space.candidates],
+        [to_text(a) for a in space.candidates],
         space.granularity,
     )
 
@@ -514,7 +513,7 @@ def matrices(
             interpolation="nearest",
         )
         axes.set_title(
-            textwrap.fill(spec(attention).replace("(", "( ", 1), 34).replace("( ", "("),
+            textwrap.fill(to_text(attention).replace("(", "( ", 1), 34).replace("( ", "("),
             fontsize=6.5,
         )
         axes.set_xticks(range(n), text, fontsize=5)

@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dartformer import strategies, tasks
-from dartformer.attention import Shape, names, parse
-from dartformer.attention import format as spec
+from dartformer.attention import Shape, names, parse, to_text
 from dartformer.config import brings
 from dartformer.cost import budget as budgets
 from dartformer.space.genotype import Genotype
@@ -450,7 +449,7 @@ def _attention(name: str) -> dict[str, Any]:
     }  # which leaves v as it is
     return {
         "name": name,
-        "spec": spec(one),
+        "spec": to_text(one),
         "causal": traits.causal,
         "bidirectional": traits.bidirectional,
         "growth": traits.growth,

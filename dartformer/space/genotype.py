@@ -55,7 +55,7 @@ class Genotype:
         """Explicit lists: `{"format": 1, "layers": [["full", "local(window=16)"], ...]}`."""
         return {
             "format": FORMAT,
-            "layers": [[attention.format(a) for a in heads] for heads in self.layers],
+            "layers": [[attention.to_text(a) for a in heads] for heads in self.layers],
         }
 
     @classmethod

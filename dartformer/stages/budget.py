@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dartformer import cost
-from dartformer.attention import format as spec
+from dartformer.attention import to_text
 from dartformer.cost.budget import Budget, Price, number, require_possible
 from dartformer.cost.prices import prices as price_space
 from dartformer.cost.solve import near_ties, solve, within
@@ -204,7 +204,7 @@ def front(
         choice = solve(space, scores, [(price, float(limit) * (1 + 1e-9))])
         assert within(space, choice, [(price, float(limit) * (1 + 1e-6))])
         found.append(space.genotype(choice))
-    named = {g: spec(g.layers[0][0]) for g in space.homogeneous()}
+    named = {g: to_text(g.layers[0][0]) for g in space.homogeneous()}
     rows: list[dict[str, Any]] = []
     for one in dict.fromkeys([*found, chosen, *named]):
         score = inherits(one)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from dartformer import derivations, diagnostics
-from dartformer.attention import format as spec
+from dartformer.attention import to_text
 from dartformer.cost.budget import Budget
 from dartformer.derivations import Derived, Trained
 from dartformer.machine.workdir import write_text
@@ -131,7 +131,7 @@ def _given(found: SearchResult) -> list[Trained]:
         return run.supernet.evaluator.each(weights, part, mixture)
 
     def standalone(genotype: Genotype) -> dict[str, np.ndarray]:
-        name = f"homogeneous.{spec(genotype.layers[0][0])}"
+        name = f"homogeneous.{to_text(genotype.layers[0][0])}"
         models = retrain_stage.retrain(run, genotype, retrain_stage.baseline_folder(name))
         return {
             k: np.array([m.valid[k] for m in models])
@@ -218,7 +218,7 @@ def disagreements(space: SearchSpace, genotypes: list[Genotype]) -> list[str]:
         rows, columns = space.layers, space.heads  # spread over heads, whatever was searched
     lines = []
     for l, h in np.ndindex(rows, columns):
-        counts = Counter(spec(g.layers[l][h]) for g in genotypes)
+        counts = Counter(to_text(g.layers[l][h]) for g in genotypes)
         if len(counts) > 1:
             name = (
                 space.place_name((l, h))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dartformer import cost, diagnostics
-from dartformer.attention import format as spec
+from dartformer.attention import to_text
 from dartformer.stages import maps, scores
 from dartformer.stages.retrain import Model, best
 from dartformer.stages.study import Run
@@ -61,7 +61,7 @@ def _ranking(run: Run, fields: dict[str, Any]) -> dict[str, Any]:
     """The search's diagnostics with the agreement of its ranking and that of the candidates trained
     alone, on valid."""
     found = run.results().get("diagnostics", {})
-    names = {spec(g.layers[0][0]) for g in run.space.homogeneous()}
+    names = {to_text(g.layers[0][0]) for g in run.space.homogeneous()}
     sign = 1 if run.metric.higher else -1
     trained = {
         n: [sign * v for v in fields[f"homogeneous.{n}"]["valid"]["per_seed"]]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from dartformer.attention import format as spec
+from dartformer.attention import to_text
 from dartformer.models.branches import observer
 from dartformer.stages.study import Run
 from dartformer.strategies import State
@@ -62,4 +62,4 @@ def observing(run: Run) -> Callable[[State], dict[str, np.ndarray]]:
 
 def once(run: Run) -> list[str]:
     """The candidates that can be differentiated only once."""
-    return [spec(a) for a in run.space.candidates if a.traits.order < 2]
+    return [to_text(a) for a in run.space.candidates if a.traits.order < 2]

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from dartformer import config as configs
 from dartformer import cost
-from dartformer.attention import format as spec
+from dartformer.attention import to_text
 from dartformer.errors import InputError
 from dartformer.machine.workdir import write_json
 from dartformer.models.transformer import TransformerConfig, transformer
@@ -66,7 +66,7 @@ class At:
         for one in {a: None for g in genotypes.values() for heads in g.layers for a in heads}:
             if one.traits.fixed_length and set(lengths) != {config.length}:
                 raise InputError(
-                    f"{spec(one)} has parameters for {config.length} tokens alone, and cannot be "
+                    f"{to_text(one)} has parameters for {config.length} tokens alone, and cannot be "
                     f"profiled at {', '.join(str(n) for n in lengths if n != config.length)}."
                 )
         return dataclasses.replace(self, lengths=lengths)
@@ -122,7 +122,7 @@ def profile_all(
         "attentions": [by_attention(config, a, n, at, length, detail) for a, n in groups],
     }
     if at.phase == "decode":
-        stuck = sorted({spec(a) for a, _ in groups if not cost.decodes(a)})
+        stuck = sorted({to_text(a) for a, _ in groups if not cost.decodes(a)})
         data["note"] = DECODE.format(length=length, names=STUCK + ", ".join(stuck) if stuck else "")
     if detail:
         data["layers"] = [
@@ -235,7 +235,7 @@ def by_attention(
     _, shape = _shaped(config, attention, heads, documents, n)
     found = attention.cost(shape)
     row = {
-        "attention": spec(attention),
+        "attention": to_text(attention),
         "heads": heads,
         "parameters": found.parameters,
         "flops": found.flops,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from dartformer.attention import format as spec
+from dartformer.attention import to_text
 from dartformer.errors import InputError
 from dartformer.machine.progress import say
 from dartformer.models.transformer import TransformerConfig, Weights
@@ -109,7 +109,7 @@ def baseline_genotypes(
     the found one where the space has another."""
     named = {}
     if config.baselines.homogeneous:
-        named.update({f"homogeneous.{spec(g.layers[0][0])}": g for g in space.homogeneous()})
+        named.update({f"homogeneous.{to_text(g.layers[0][0])}": g for g in space.homogeneous()})
     if config.baselines.random:
         rng = np.random.default_rng(config.seed)
         drawn = space.random(rng)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dartformer import diagnostics
-from dartformer.attention import format as spec
+from dartformer.attention import to_text
 from dartformer.errors import InputError
 from dartformer.machine.workdir import read_json, write_json
 from dartformer.models.transformer import Weights
@@ -405,7 +405,7 @@ def _write(
     write_json(
         run.file("search/alphas.json"),
         {
-            "candidates": [spec(a) for a in run.space.candidates],
+            "candidates": [to_text(a) for a in run.space.candidates],
             "granularity": run.space.granularity,
             "alphas": seeds[0].alphas,
             "mixture": seeds[0].mixture,

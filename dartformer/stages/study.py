@@ -10,7 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from dartformer import config as configs
-from dartformer.attention import format as spec
+from dartformer.attention import to_text
 from dartformer.cost import device
 from dartformer.cost.budget import Budget, Price, ratios, require_possible
 from dartformer.cost.prices import prices
@@ -179,7 +179,7 @@ class Run:
             {
                 "device": device(),
                 "budget": self.budget.to_dict(),
-                "candidates": [spec(one) for one in self.space.candidates],
+                "candidates": [to_text(one) for one in self.space.candidates],
                 "prices": [price.to_dict() for price in found.values()],
             },
         )

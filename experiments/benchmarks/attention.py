@@ -273,7 +273,7 @@ def main() -> None:
             split_list(arguments.only)
             if arguments.only
             else [
-                *(attentions.format(attentions.parse(name)) for name in attentions.names()),
+                *(attentions.to_text(attentions.parse(name)) for name in attentions.names()),
                 *EXTRA,
             ]
         )

@@ -29,7 +29,7 @@ import numpy as np
 from lab import open_lab
 from measure import machine, say
 
-from dartformer.attention import format as spec
+from dartformer.attention import to_text
 from dartformer.space.genotype import Genotype
 from dartformer.tasks.planted import KINDS
 
@@ -105,7 +105,7 @@ def finding(kinds: list[str], seeds: Sequence[int], values: Mapping[str, str]) -
                 seconds=seconds,
                 weights=[
                     {
-                        spec(a): round(float(w), 3)
+                        to_text(a): round(float(w), 3)
                         for a, w in zip(lab.space.candidates, row, strict=True)
                     }
                     for row in trained.mixture[:rows, :columns].reshape(rows * columns, -1)

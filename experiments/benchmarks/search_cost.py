@@ -43,7 +43,7 @@ from trial import trained
 
 import dartformer
 from dartformer import config as configs
-from dartformer.attention import format as spec
+from dartformer.attention import to_text
 from dartformer.cli import new as starter
 from dartformer.stages.search import Group, compiled_step, initial, stream
 from dartformer.stages.study import Run
@@ -142,7 +142,7 @@ def against_grid(k: int, steps: int) -> None:
     alone: dict[str, dict[str, Any]] = {}
     with opened("single_level", values) as run:
         for genotype in run.space.homogeneous():
-            alone[spec(genotype.layers[0][0])], _ = trained(
+            alone[to_text(genotype.layers[0][0])], _ = trained(
                 run, genotype, together=False, test_examples=2_000
             )
     grid = {
@@ -169,7 +169,7 @@ def against_grid(k: int, steps: int) -> None:
             derived, more = lab.derive(found)
             cpu = time.process_time() - cpu
             cost.update(compile_seconds=lab.step.compile_seconds, temp_mib=temporaries(lab.step))
-            chosen = spec(derived.genotype.layers[0][0])
+            chosen = to_text(derived.genotype.layers[0][0])
         after = alone[chosen]
         say(
             name="search",

@@ -1,4 +1,4 @@
-"""Attentions as text: parse and format are inverse, and every mistake is named."""
+"""Attentions as text: parse and to_text are inverse, and every mistake is named."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from dartformer.attention import (
     Linformer,
     Local,
     Parallel,
-    format,
     names,
     parse,
     register,
+    to_text,
 )
 from dartformer.attention.base import Traits
 from dartformer.attention.full import Full as Base
@@ -47,8 +47,8 @@ def table(monkeypatch):
 def test_round_trip_of_defaults(name):
     attention = parse(name)
     assert type(attention) is ATTENTIONS[name]
-    assert parse(format(attention)) == attention
-    assert repr(attention) == format(attention)
+    assert parse(to_text(attention)) == attention
+    assert repr(attention) == to_text(attention)
 
 
 @pytest.mark.parametrize(
@@ -71,16 +71,16 @@ def test_attentions_inside_attentions():
     text = "parallel(members=(full, local(window=4), linformer(rank=2, sharing='none')), shares=(0.5, 0.25, 0.25))"
     hybrid = parse(text)
     assert hybrid == Parallel((Full(), Local(4), Linformer(2)), (0.5, 0.25, 0.25))
-    assert format(hybrid) == repr(hybrid) == text
+    assert to_text(hybrid) == repr(hybrid) == text
     assert [share for _, share in hybrid.weighted] == [0.5, 0.25, 0.25]
     assert not hybrid.traits.causal
     assert hybrid.traits.fixed_length
     assert parse("parallel(members=(full, uniform))").traits.causal
 
 
-def test_format_writes_every_field_as_a_keyword():
-    assert format(Local()) == "local(window=16)"
-    assert format(Full()) == "full"
+def test_to_text_writes_every_field_as_a_keyword():
+    assert to_text(Local()) == "local(window=16)"
+    assert to_text(Full()) == "full"
 
 
 @pytest.mark.parametrize(
@@ -144,13 +144,13 @@ def test_mistakes_are_named(text, message):
 def test_fields_of_every_kind(table):
     register("many", Many)
     inside = Parallel((Full(), Many(1)))
-    assert parse(format(inside)) == inside
+    assert parse(to_text(inside)) == inside
     for attention in (
         Many(3),
         Many(1, 0.1, "random", 7, True, "b, c)='", (3,)),
         Many(-2, 1e-30, sizes=()),
     ):
-        assert parse(format(attention)) == attention
+        assert parse(to_text(attention)) == attention
     assert parse("many(3, share=1)") == Many(3, 1.0)
     for text, message in (
         ("many", "lacks a value for size"),
@@ -170,11 +170,11 @@ def test_register(table):
     with pytest.raises(InputError, match=r"@dataclass\(frozen=True\)"):
         register("mine", dict)
     with pytest.raises(InputError, match="of no registered attention type"):
-        format(Many(3))
+        to_text(Many(3))
     assert register("mine", Many) is Many
     assert register("mine", Many) is Many  # a notebook's cell that is run again
     assert "mine" in names()
-    assert format(Many(3)).startswith("mine(size=3, ")
+    assert to_text(Many(3)).startswith("mine(size=3, ")
 
 
 class Point:
@@ -197,7 +197,7 @@ def test_entry_points_are_imported_when_asked_for(table, monkeypatch):
     parse("local(3)")
     assert not points[0].loaded
     assert parse("theirs(size=2)") == Many(2)
-    assert format(Many(2)).startswith("theirs(size=2")
+    assert to_text(Many(2)).startswith("theirs(size=2")
     with pytest.raises(
         InputError, match=r"'broken' \(entry point broken:Class\) cannot be loaded: no such wheel"
     ):

@@ -67,7 +67,7 @@ def text_round_trip(case: Case, table: Mapping[str, type] | None = None) -> str:
     """A field that text cannot carry: the genotype on disk would name another attention."""
     if table is None or type(case.attention) not in [table[name] for name in table]:
         raise NotApplicable("its class is not registered")
-    text = spec.format(case.attention, table)
+    text = spec.to_text(case.attention, table)
     if spec.parse(text, table) != case.attention:
         raise Failed(f"{text!r} reads back as {spec.parse(text, table)!r}")
     return text
