@@ -14,12 +14,13 @@ import numpy as np
 from scipy.special import stdtrit
 
 from dartformer import cost
+from dartformer.data.batches import batches
+from dartformer.data.splits import Split, Subset, permutation
 from dartformer.machine.progress import say
 from dartformer.machine.workdir import jsonable
 from dartformer.models.transformer import Weights, transformer
 from dartformer.space.genotype import Genotype
 from dartformer.stages.study import Run
-from dartformer.tasks.base import Split, Subset, batches, permutation
 from dartformer.training import optimizer
 from dartformer.training.loop import Evaluator, begin, plain_step
 

@@ -12,12 +12,13 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dartformer"
 # import its own.
 FLOORS = [
     ["errors", "_version"],
-    ["machine", "registry"],
+    ["machine", "registry", "spec"],
     ["kernels"],
-    ["spec", "data"],
     ["attention"],
-    ["space", "strategies", "tasks"],
+    ["space"],
     ["models"],
+    ["data"],
+    ["strategies", "tasks"],
     ["training", "cost"],
     ["derivations"],
     ["config", "diagnostics"],
@@ -29,6 +30,8 @@ FLOORS = [
     ["__init__"],
     ["__main__"],
 ]
+# Strategies see a loss and never an example, so they import nothing of the data either.
+APART = {("strategies", "data")}
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 
 
@@ -54,7 +57,7 @@ def test_imports_go_down_only():
         assert me in FLOOR, f"{me} has no floor: give it one"
         for module in imports(file):
             them = module.split(".")[1] if "." in module else "__init__"
-            if them != me and FLOOR[them] >= FLOOR[me]:
+            if them != me and (FLOOR[them] >= FLOOR[me] or (me, them) in APART):
                 wrong.append(f"{'/'.join(inside)} imports {module}")
             if (
                 them == me

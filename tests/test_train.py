@@ -10,9 +10,10 @@ import numpy as np
 import optax
 import pytest
 
+from dartformer.data.batches import batches
+from dartformer.data.splits import ArraySplit
 from dartformer.errors import InputError
 from dartformer.models.transformer import Network
-from dartformer.tasks.base import ArraySplit, batches
 from dartformer.training.checkpoint import Checkpoints
 from dartformer.training.devices import how_many
 from dartformer.training.loop import (

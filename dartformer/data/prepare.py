@@ -81,7 +81,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
         title, _, _, splits, totals = self._made
         self.notes: Notes = {}
         return {
-            name: enumerate(shown(examples, totals.get(name), f"{title} {name}"))
+            name: enumerate(with_progress(examples, totals.get(name), f"{title} {name}"))
             for name, examples in splits(self.notes).items()
         }
 
@@ -227,7 +227,7 @@ def _quiet() -> Iterator[None]:
         tfds.enable_progress_bar()
 
 
-def shown(stream: Iterable[Any], total: int | None, name: str) -> Iterator[Any]:
+def with_progress(stream: Iterable[Any], total: int | None, name: str) -> Iterator[Any]:
     """`stream`, with a bar where standard error is a terminal, else a line every ten seconds and at
     the end; with neither where progress is not to be shown."""
     if console.quiet:

@@ -1,7 +1,7 @@
 """Branches: how loud each candidate of a supernet is, and how much its queries and keys learn."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,6 @@ from dartformer.models.transformer import (
     values,
 )
 from dartformer.space.search_space import SearchSpace
-from dartformer.tasks.base import Batch
 
 
 class Branches(NamedTuple):
@@ -133,7 +132,7 @@ def observer(
     projections: str,
     loss: Callable[[Array, Any], Array],
     partial: int = 1,
-) -> Callable[[Weights, Array, Batch], Branches]:
+) -> Callable[[Weights, Array, Mapping[str, Array]], Branches]:
     """(weights of the supernet, mixture `[L, H, K]`, batch) -> `Branches`; one forward and backward
     pass.
 
@@ -151,7 +150,7 @@ def observer(
     net = network(config, mixer)
     mixed = jnp.arange(config.heads) % partial == jnp.arange(config.layers)[:, None] % partial
 
-    def observe(weights: Weights, mixture: Array, batch: Batch) -> Branches:
+    def observe(weights: Weights, mixture: Array, batch: Mapping[str, Array]) -> Branches:
         columns = jnp.swapaxes(mixture, 1, 2)
 
         def total(needles: Array) -> tuple[Array, Array]:

@@ -11,6 +11,8 @@ import optax
 from dartformer import derivations, diagnostics
 from dartformer.attention import to_text
 from dartformer.cost.budget import Budget
+from dartformer.data.batches import batches
+from dartformer.data.splits import Subset
 from dartformer.derivations import Derived, Trained
 from dartformer.machine.workdir import write_text
 from dartformer.models.transformer import Weights
@@ -20,7 +22,6 @@ from dartformer.stages import budget as resolve_stage
 from dartformer.stages import retrain as retrain_stage
 from dartformer.stages.search import SearchResult, read_states
 from dartformer.stages.study import Run
-from dartformer.tasks.base import Subset, batches
 from dartformer.training import optimizer
 from dartformer.training.loop import training_loss
 

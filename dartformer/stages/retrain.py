@@ -9,13 +9,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dartformer.attention import to_text
+from dartformer.data.batches import batches
 from dartformer.errors import InputError
 from dartformer.machine.progress import say
 from dartformer.models.transformer import TransformerConfig, Weights
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 from dartformer.stages.study import Run
-from dartformer.tasks.base import Task, batches
+from dartformer.tasks.base import Task
 from dartformer.training import optimizer
 from dartformer.training.checkpoint import Checkpoints
 from dartformer.training.loop import Schedule, TrainState, begin, fit

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from dartformer.data.splits import Split, in_order
 from dartformer.machine.workdir import read_json, write_json
 from dartformer.stages.study import Run
-from dartformer.tasks.base import Split, counted
 
 FILE = "test_scores.json"
 
@@ -54,7 +54,7 @@ def fingerprint(split: Split) -> str:
     """Of the examples in their order: two runs whose fingerprints are equal were tested on the same
     ones."""
     found = hashlib.sha256()
-    for batch in counted(split):
+    for batch in in_order(split):
         for name in ("tokens", "valid", "label"):
             found.update(np.ascontiguousarray(batch[name]).tobytes())
     return found.hexdigest()[:16]

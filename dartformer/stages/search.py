@@ -12,6 +12,7 @@ import numpy as np
 
 from dartformer import diagnostics
 from dartformer.attention import to_text
+from dartformer.data.batches import batches, resized
 from dartformer.errors import InputError
 from dartformer.machine.workdir import read_json, write_json
 from dartformer.models.transformer import Weights
@@ -20,7 +21,6 @@ from dartformer.stages.narrow import Narrowing
 from dartformer.stages.observe import observing, once
 from dartformer.stages.study import Run
 from dartformer.strategies import State, Strategy
-from dartformer.tasks.base import batches, resized
 from dartformer.training.checkpoint import Checkpoints
 from dartformer.training.loop import (
     CompiledStep,

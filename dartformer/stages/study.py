@@ -14,6 +14,7 @@ from dartformer.attention import to_text
 from dartformer.cost import device
 from dartformer.cost.budget import Budget, Price, ratios, require_possible
 from dartformer.cost.prices import prices
+from dartformer.data.splits import Split
 from dartformer.errors import InputError
 from dartformer.kernels.flash import without_cudnn
 from dartformer.machine import compile_cache
@@ -22,7 +23,7 @@ from dartformer.models.supernet import supernet
 from dartformer.models.transformer import Network, transformer
 from dartformer.space.genotype import Genotype
 from dartformer.strategies import Constraint, Problem, Strategy
-from dartformer.tasks.base import Checks, Learns, Split, Task, parts
+from dartformer.tasks.base import Checks, Learns, Task, parts
 from dartformer.training import metric, optimizer
 from dartformer.training.devices import Shared, shared
 from dartformer.training.loop import CompiledStep, Evaluator, plain_step, training_loss

@@ -15,8 +15,9 @@ import numpy as np
 
 from dartformer.data.records import members, opened, read, suffix
 from dartformer.data.rows import Rules, digest, without_leaks
+from dartformer.data.splits import Batch, Split, in_order, permutation
 from dartformer.errors import InputError
-from dartformer.tasks.base import Batch, Split, TaskTraits, counted, permutation
+from dartformer.tasks.base import TaskTraits
 from dartformer.tasks.files import located
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -212,13 +213,13 @@ class Image:
             np.zeros((self.classes, self.length * max(1, self.features))),
             np.zeros(self.classes),
         )
-        for batch in counted(train):
+        for batch in in_order(train):
             one_hot = np.eye(self.classes)[batch["label"]]
             total += one_hot.T @ batch["tokens"].reshape(len(one_hot), -1)
             count += one_hot.sum(0)
         means = total / np.maximum(count, 1)[:, None]
         right = 0
-        for batch in counted(split):
+        for batch in in_order(split):
             flat = batch["tokens"].reshape(len(batch["label"]), -1)
             right += int(
                 ((2 * flat @ means.T - (means**2).sum(1)).argmax(1) == batch["label"]).sum()

@@ -13,9 +13,10 @@ import numpy as np
 from dartformer.data import tokens as tokenizers
 from dartformer.data.records import opened
 from dartformer.data.rows import SURROGATES
+from dartformer.data.splits import Batch, Split
 from dartformer.errors import InputError, unknown
 from dartformer.tasks import simple
-from dartformer.tasks.base import Batch, Split, TaskTraits
+from dartformer.tasks.base import TaskTraits
 from dartformer.tasks.files import identity, located
 
 KINDS = ("bytes", "characters")

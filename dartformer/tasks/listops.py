@@ -17,9 +17,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dartformer.data.prepare import prepared
+from dartformer.data.sources import from_source
+from dartformer.data.splits import Split, in_order
 from dartformer.errors import InputError, unknown
-from dartformer.tasks.base import Split, TaskTraits, counted
-from dartformer.tasks.sources import from_source
+from dartformer.tasks.base import TaskTraits
 
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
 SYMBOLS = ("", *OPERATORS, "]", *"0123456789")
@@ -179,12 +180,13 @@ class ListOps:
         """`root_operator`: the most frequent label of `train` given the first token, scored on
         `split`."""
         table = np.zeros((self.vocabulary, self.classes), np.int64)
-        for batch in counted(train):
+        for batch in in_order(train):
             np.add.at(table, (batch["tokens"][:, 0], batch["label"]), 1)
         # A first token that train never shows is answered with the majority class.
         answer = np.where(table.any(1), table.argmax(1), table.sum(0).argmax())
         right = sum(
-            int((answer[batch["tokens"][:, 0]] == batch["label"]).sum()) for batch in counted(split)
+            int((answer[batch["tokens"][:, 0]] == batch["label"]).sum())
+            for batch in in_order(split)
         )
         return {"root_operator": right / len(split)}
 

@@ -15,9 +15,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dartformer.data.prepare import Notes, prepared
+from dartformer.data.sources import from_source
+from dartformer.data.splits import Split, in_order
 from dartformer.errors import InputError
-from dartformer.tasks.base import Split, TaskTraits, counted
-from dartformer.tasks.sources import from_source
+from dartformer.tasks.base import TaskTraits
 
 SPACING = {32: (1.0, 1.8, 2.3), 64: (2.0, 2.0, 3.0), 128: (3.0, 2.0, 4.0)}
 """Pixels by size: of a dash, between two of them, and between two paths."""
@@ -212,7 +213,7 @@ class Pathfinder:
         """Distance between the first and the last square of 3 x 3 white pixels of each picture, and
         its label."""
         distances, labels = [], []
-        for batch in counted(split):
+        for batch in in_order(split):
             white = batch["tokens"].reshape(-1, self.size, self.size) == 256
             square = np.lib.stride_tricks.sliding_window_view(white, (3, 3), (1, 2)).all((-1, -2))
             flat = square.reshape(len(white), -1)

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from dartformer.data.splits import ArraySplit, Batch, Endless, Split, in_order
 from dartformer.errors import InputError, unknown
-from dartformer.tasks.base import ArraySplit, Batch, Endless, Split, TaskTraits, counted
+from dartformer.tasks.base import TaskTraits
 
 KINDS = ("recall", "local", "strided", "global", "mix", "relay")
 
@@ -196,13 +197,13 @@ class Planted:
         """`own_token`: the most frequent label of `train` given the token itself, scored on
         `split`."""
         table = np.zeros((self.vocabulary, self.classes), np.int64)
-        for batch in counted(train):
+        for batch in in_order(train):
             has = batch["label"] >= 0
             np.add.at(table, (batch["tokens"][has], batch["label"][has]), 1)
         right = [
             table.argmax(1)[batch["tokens"]][batch["label"] >= 0]
             == batch["label"][batch["label"] >= 0]
-            for batch in counted(split)
+            for batch in in_order(split)
         ]
         return {"own_token": float(np.concatenate(right).mean())}
 

@@ -9,9 +9,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from dartformer.data.splits import ArraySplit, Batch, Endless, Split
 from dartformer.errors import InputError
 from dartformer.tasks import simple
-from dartformer.tasks.base import ArraySplit, Batch, Endless, Split, TaskTraits
+from dartformer.tasks.base import TaskTraits
 from dartformer.tasks.planted import below, draws
 
 

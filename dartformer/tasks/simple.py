@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dartformer.tasks.base import Split, counted
+from dartformer.data.splits import Split, in_order
 
 HASHED = 2**16
 """Buckets of four-grams, where tokens are bytes or characters."""
@@ -38,7 +38,7 @@ def naive_bayes(train: Split, split: Split, classes: int, features: Features) ->
     `train`."""
     seen: Any = 0.0
     per_class = np.zeros(classes)
-    for batch in counted(train):
+    for batch in in_order(train):
         one_hot = np.eye(classes, dtype=np.float32)[batch["label"]]
         seen = seen + one_hot.T @ _of(batch, features)
         per_class += one_hot.sum(0)
@@ -51,7 +51,7 @@ def naive_bayes(train: Split, split: Split, classes: int, features: Features) ->
                 == batch["label"]
             ).sum()
         )
-        for batch in counted(split)
+        for batch in in_order(split)
     )
     return right / len(split)
 
@@ -65,7 +65,7 @@ def overlap(train: Split, split: Split, features: Features) -> float:
     """Accuracy on `split` of calling two documents a match above a TF-IDF cosine; idf and threshold
     are `train`'s."""
     seen: Any = 0.0
-    for batch in counted(train, 256):
+    for batch in in_order(train, 256):
         seen = seen + sum(
             features(batch["tokens"][:, i], batch["valid"][:, i]).sum(0) for i in range(2)
         )
@@ -73,7 +73,7 @@ def overlap(train: Split, split: Split, features: Features) -> float:
 
     def cosines(part: Split) -> tuple[np.ndarray, np.ndarray]:
         values, labels = [], []
-        for batch in counted(part, 256):
+        for batch in in_order(part, 256):
             u, v = (features(batch["tokens"][:, i], batch["valid"][:, i]) * idf for i in range(2))
             norm = np.linalg.norm(u, axis=1) * np.linalg.norm(v, axis=1)
             values.append((u * v).sum(1) / np.maximum(norm, 1e-9))
@@ -94,8 +94,8 @@ def overlap(train: Split, split: Split, features: Features) -> float:
 
 def mean_of_train(train: Split, split: Split) -> float:
     """Share of variance explained (at most 0) by always saying the mean of `train`."""
-    guess = np.concatenate([batch["label"] for batch in counted(train)]).mean()
-    labels = np.concatenate([batch["label"] for batch in counted(split)])
+    guess = np.concatenate([batch["label"] for batch in in_order(train)]).mean()
+    labels = np.concatenate([batch["label"] for batch in in_order(split)])
     return (
         float(1 - ((labels - guess) ** 2).mean() / labels.var()) if labels.var() else float("nan")
     )
@@ -104,12 +104,12 @@ def mean_of_train(train: Split, split: Split) -> float:
 def own_token(train: Split, split: Split, vocabulary: int, classes: int) -> float:
     """Accuracy on `split` of the most frequent label of `train` given the token itself."""
     table = np.zeros((vocabulary, classes), np.int64)
-    for batch in counted(train):
+    for batch in in_order(train):
         has = batch["label"] >= 0
         np.add.at(table, (batch["tokens"][has], batch["label"][has]), 1)
     right = [
         table.argmax(1)[batch["tokens"][batch["label"] >= 0]] == batch["label"][batch["label"] >= 0]
-        for batch in counted(split)
+        for batch in in_order(split)
     ]
     return float(np.concatenate(right).mean())
 
@@ -118,7 +118,7 @@ def bigram(train: Split, split: Split, vocabulary: int) -> dict[str, float]:
     """Bits per token on `split` of the frequencies of `train`: of tokens, and of tokens given the
     one before."""
     single, pairs = np.full(vocabulary, 1e-2), np.zeros((vocabulary, vocabulary))
-    for batch in counted(train):
+    for batch in in_order(train):
         has = batch["label"] >= 0
         np.add.at(single, batch["label"][has], 1)
         np.add.at(pairs, (batch["tokens"][has], batch["label"][has]), 1)
@@ -128,7 +128,7 @@ def bigram(train: Split, split: Split, vocabulary: int) -> dict[str, float]:
     )  # one token's worth of the unigram stands in for the unseen
     bits = {"unigram": 0.0, "bigram": 0.0}
     count = 0
-    for batch in counted(split):
+    for batch in in_order(split):
         has = batch["label"] >= 0
         bits["unigram"] -= np.log2(one[batch["label"][has]]).sum()
         bits["bigram"] -= np.log2(two[batch["tokens"][has], batch["label"][has]]).sum()

@@ -17,10 +17,11 @@ import tensorflow_datasets as tfds
 from dartformer.data import tokens as tokenizers
 from dartformer.data.prepare import Examples, Notes, Prepared, prepared
 from dartformer.data.rows import Labels, Row, Rules, Tally, digest, kept, without_leaks
+from dartformer.data.sources import from_source
+from dartformer.data.splits import Split, permutation
 from dartformer.errors import InputError, unknown
 from dartformer.tasks import simple
-from dartformer.tasks.base import Split, TaskTraits, permutation
-from dartformer.tasks.sources import from_source
+from dartformer.tasks.base import TaskTraits
 
 CROPS = ("head", "tail", "ends")
 

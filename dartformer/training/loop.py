@@ -19,10 +19,11 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from dartformer.data.batches import examine
+from dartformer.data.splits import Batch, Split
 from dartformer.machine.progress import Bar, say
 from dartformer.machine.workdir import jsonable, write_text
 from dartformer.models.transformer import Network, Weights
-from dartformer.tasks.base import Batch, Split, examine
 from dartformer.training import trackers
 from dartformer.training.checkpoint import Checkpoints
 from dartformer.training.devices import Shared

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from dartformer import tasks
-from dartformer.tasks.base import batches, padded_share
+from dartformer.data.batches import batches
+from dartformer.data.sources import IN_MEMORY_BYTES, from_source
+from dartformer.data.splits import Split
 from dartformer.tasks.files import Files
-from dartformer.tasks.sources import IN_MEMORY_BYTES, from_source
 
 QUICKSTART = 32 * 60 / 0.0068
 """Examples a minute that the quickstart trains on: 32 in a step of 6.8 ms, see README.md."""
@@ -53,6 +54,13 @@ def report(name: str, rows: int, seconds: float, **more: float) -> None:
         ),
         flush=True,
     )
+
+
+def padded_share(split: Split, buckets: int) -> float:
+    """Share of the tokens of an epoch's batches that are padding."""
+    stream = batches(split, BATCH, 0, buckets)
+    valid = [next(stream)["valid"] for _ in range(len(split) // BATCH)]
+    return 1 - sum(int(v.sum()) for v in valid) / sum(v.size for v in valid)
 
 
 def main() -> None:
@@ -93,7 +101,7 @@ def main() -> None:
                 {
                     "name": "padding",
                     "buckets": buckets,
-                    "share": round(padded_share(found["train"], BATCH, buckets), 3),
+                    "share": round(padded_share(found["train"], buckets), 3),
                 }
             ),
             flush=True,

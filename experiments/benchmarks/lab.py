@@ -22,12 +22,13 @@ import dartformer
 from dartformer import config as configs
 from dartformer import derivations
 from dartformer.cli import new as starter
+from dartformer.data.batches import batches
+from dartformer.data.splits import Subset
 from dartformer.derivations import Derived, Trained
 from dartformer.space.genotype import Genotype
 from dartformer.stages.derive import fine_tuner
 from dartformer.stages.search import Group, compiled_step, initial, stream
 from dartformer.stages.study import Run
-from dartformer.tasks.base import Subset, batches
 from dartformer.tasks.planted import ANSWERS
 from dartformer.training import optimizer
 from dartformer.training.loop import CompiledStep, training_loss

@@ -23,11 +23,12 @@ from measure import machine, median_ratio, ratios, say
 
 from dartformer import strategies
 from dartformer.attention import parse
+from dartformer.data.batches import batches
+from dartformer.data.splits import ArraySplit
 from dartformer.models.supernet import supernet
 from dartformer.models.transformer import TransformerConfig, transformer
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
-from dartformer.tasks.base import ArraySplit, batches
 from dartformer.training import optimizer
 from dartformer.training.loop import CompiledStep, Schedule, begin, fit, plain_step, training_loss
 

@@ -26,12 +26,12 @@ from trial import provenance, some, trained
 
 from dartformer import attention
 from dartformer import config as configs
+from dartformer.data.batches import examine
 from dartformer.diagnostics import kendall_tau
 from dartformer.models.attention_maps import mapper
 from dartformer.models.transformer import transformer
 from dartformer.space.genotype import Genotype
 from dartformer.stages.study import Run
-from dartformer.tasks.base import examine
 
 
 def effects(

@@ -12,8 +12,10 @@ import pytest
 from test_imdb import lay_out
 
 from dartformer import tasks
+from dartformer.data.batches import batches, examine
+from dartformer.data.splits import ArraySplit
 from dartformer.errors import InputError
-from dartformer.tasks.base import ArraySplit, batches, examine, parts
+from dartformer.tasks.base import parts
 from dartformer.tasks.image import tokens_of
 
 

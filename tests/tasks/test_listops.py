@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dartformer.data.sources import from_source
+from dartformer.data.splits import ArraySplit
 from dartformer.errors import InputError
 from dartformer.tasks import listops
-from dartformer.tasks.base import PARTS, ArraySplit, majority, parts
+from dartformer.tasks.base import PARTS, majority, parts
 from dartformer.tasks.files import Files
 from dartformer.tasks.listops import END, SYMBOLS, ListOps, draw, evaluate, expressions
-from dartformer.tasks.sources import from_source
 
 SMALL = ListOps(max_depth=4, max_args=4, min_length=5, max_length=40, train=300, valid=60, test=60)
 DATA = Path(
@@ -402,7 +403,7 @@ import numpy as np
 from dartformer.tasks import text
 from dartformer.tasks.files import Files
 from dartformer.tasks.listops import ListOps
-from dartformer.tasks.sources import from_source
+from dartformer.data.sources import from_source
 text.from_source = functools.partial(from_source, in_memory=0)  # texts are unpacked into a file, too
 tasks = [Files(path=f"{sys.argv[1]}/a.jsonl", label_names=("0", "1"), tokens="words", length=8),
          ListOps(max_depth=4, max_args=4, min_length=5, max_length=40, train=3000, valid=60, test=60)]

@@ -16,8 +16,10 @@ from dartformer.attention import parse
 from dartformer.attention.base import Inputs
 from dartformer.cli.main import main
 from dartformer.cli.new import starter
+from dartformer.data.batches import batches
+from dartformer.data.splits import Endless, Subset
 from dartformer.errors import InputError
-from dartformer.tasks.base import Endless, Subset, batches, majority, parts
+from dartformer.tasks.base import majority, parts
 from dartformer.tasks.planted import ANSWERS, KINDS, LETTERS, LOCAL, STRIDED, Planted, sees
 
 

@@ -1,0 +1,146 @@
+"""Splits: examples by index, in memory, mapped from a file, or generated as they are taken."""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from dartformer.errors import InputError
+
+Batch = dict[str, np.ndarray]
+"""`tokens` [B, N] int32, 0 where padded; `valid` [B, N] bool, from lengths and never from token
+ids; `label` [B] int32 (or [B, N] where every token has a label; negative labels do not count).
+
+With two documents, tokens and valid are [B, 2, N]; tokens that are F numbers are [B, N, F] float32;
+labels that are numbers are float32."""
+
+
+@runtime_checkable
+class Split(Protocol):
+    """Examples by index, many at a time."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: np.ndarray) -> Batch:
+        """The examples at `indices` [B], padded to the task's length, in arrays of their own."""
+        ...
+
+
+class ArraySplit:
+    """Examples in memory: `tokens` [S, N] of any integer type, `lengths` [S], `labels` [S] or
+    [S, N].
+
+    With two documents `tokens` is [S, 2, N] and `lengths` [S, 2]; labels may be float32. The arrays
+    may be mapped files."""
+
+    def __init__(self, tokens: np.ndarray, lengths: np.ndarray, labels: np.ndarray):
+        if not len(tokens) == len(lengths) == len(labels):
+            raise InputError(
+                f"the tokens, lengths and labels of a split must have the same number of examples; "
+                f"got {len(tokens)}, {len(lengths)} and {len(labels)}."
+            )
+        self.tokens = tokens
+        self.lengths = lengths
+        self.labels = labels
+        # Regression predicts floats; class labels are integers of any width on disk.
+        self._label_dtype = np.float32 if labels.dtype.kind == "f" else np.int32
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def take(self, indices: np.ndarray) -> Batch:
+        """Rows `indices` [B] as a `Batch`."""
+        positions = np.arange(self.tokens.shape[-1])
+        return {
+            "tokens": self.tokens[indices].astype(np.int32),
+            "valid": positions < self.lengths[indices][..., None],
+            "label": self.labels[indices].astype(self._label_dtype),
+        }
+
+
+class Subset:
+    """The examples of `split` at `indices` [S], in that order."""
+
+    def __init__(self, split: Split, indices: np.ndarray):
+        self.split = split
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def take(self, indices: np.ndarray) -> Batch:
+        """The examples at positions `indices` [B] of this subset."""
+        return self.split.take(self.indices[indices])
+
+
+class Endless:
+    """Examples that are generated as they are taken, so that none needs to come twice.
+
+    `make` returns the examples of the numbers [B], int64 of at least 0, each a function of its
+    number alone; example i of this split is number `first + stride * i`. `count` is the split's
+    `len`: how many examples represent it where labels are counted."""
+
+    def __init__(
+        self, make: Callable[[np.ndarray], Batch], count: int, first: int = 0, stride: int = 1
+    ):
+        self.make = make
+        self.count = count
+        self.first = first
+        self.stride = stride
+
+    def __len__(self) -> int:
+        return self.count
+
+    def take(self, indices: np.ndarray) -> Batch:
+        """The examples at `indices` [B], which may lie beyond `len`."""
+        return self.make(self.first + self.stride * np.asarray(indices, np.int64))
+
+    def halves(self) -> tuple["Endless", "Endless"]:
+        """Two endless splits without a common example: those at even and those at odd indices."""
+        stride = 2 * self.stride
+        even = Endless(self.make, (self.count + 1) // 2, self.first, stride)
+        odd = Endless(self.make, self.count // 2, self.first + self.stride, stride)
+        return even, odd
+
+
+def in_order(split: Split, size: int = 512) -> Iterator[Batch]:
+    """Every example once, in order, the last batch shorter: for counting, not for a compiled
+    function."""
+    for start in range(0, len(split), size):
+        yield split.take(np.arange(start, min(start + size, len(split))))
+
+
+def lengths(split: Split) -> np.ndarray:
+    """`[S]` tokens of each example (of two documents, of the longer one).
+
+    Raises `InputError` for an endless split."""
+    if isinstance(split, Subset):
+        return lengths(split.split)[split.indices]
+    if isinstance(split, ArraySplit):
+        return split.lengths.reshape(len(split), -1).max(1)
+    if isinstance(split, Endless):
+        raise InputError(
+            "data.buckets > 1 does not work with an endless task because examples are sorted by "
+            "length, and these are generated without end. Use data.buckets=1."
+        )
+    longest = []
+    for batch in in_order(split):
+        tokens = batch["valid"].sum(-1)  # [B] or [B, 2]
+        longest.append(tokens.reshape(len(tokens), -1).max(1))
+    return np.concatenate(longest)
+
+
+def permutation(n: int, *seed: int) -> np.ndarray:
+    """0 .. n-1 in an order that depends on `seed` alone.
+
+    NumPy promises that a bit generator's raw stream never changes between versions; it makes no
+    such promise for `Generator.permutation`, and a split that moved with NumPy's version would leak
+    train into valid."""
+    return np.argsort(random_bits(n, *seed), kind="stable")
+
+
+def random_bits(n: int, *seed: int) -> np.ndarray:
+    """`[n]` uniform uint64."""
+    if min(seed, default=0) < 0:
+        raise InputError(f"seed {min(seed)} is negative. Use a seed of at least 0.")
+    return np.random.PCG64(seed).random_raw(n)
