@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dartformer.attention import ATTENTIONS, parse
+from dartformer.cli import listing
 from dartformer.report import plots
-from dartformer.report.summary import listing
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent / "experiments/benchmarks/results/attention_cpu2.jsonl"
@@ -81,7 +81,7 @@ def table() -> str:
     rows = [
         head,
         ["---"] * len(head),
-        *(cells(row) for row in listing("attentions") if row["name"] in ATTENTIONS),
+        *(cells(row) for row in listing.rows("attentions") if row["name"] in ATTENTIONS),
     ]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 

@@ -9,7 +9,7 @@ import scipy.stats
 
 from dartformer import diagnostics
 from dartformer.attention import parse
-from dartformer.report import summary
+from dartformer.cli import terminal
 from dartformer.space.search_space import SearchSpace
 
 SPACE = SearchSpace(
@@ -174,11 +174,11 @@ def test_the_terminal_shows_every_verdict(capsys, tmp_path):
     data = diagnostics.of_search(
         mixtures((0.3, 0.3, 0.2, 0.2)), SPACE, lambda *_: {"loss": 1.0, "accuracy": 0.5}, 0.05
     )
-    summary.show("search", {"diagnostics": data, "seconds": 1.0}, tmp_path)
+    terminal.show("search", {"diagnostics": data, "seconds": 1.0}, tmp_path)
     shown = " ".join(capsys.readouterr().out.split())
     for mark, one in zip(("ok", "WARNING", "WARNING", "?", "ok"), data["findings"], strict=True):
         assert f"{mark} {one['name']}" in shown
-    summary.show(
+    terminal.show(
         "search",
         {"diagnostics": {"findings": [], "verdicts": ["nothing"]}, "seconds": 1.0},
         tmp_path,

@@ -504,9 +504,9 @@ def _dispatch(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     if arguments.json:
         _print_json(data)
     else:
-        from dartformer.report import summary
+        from dartformer.cli import terminal
 
-        summary.show(arguments.verb, data, Path(arguments.workdir))
+        terminal.show(arguments.verb, data, Path(arguments.workdir))
     return 0
 
 
@@ -526,7 +526,8 @@ def _derive_within(arguments: argparse.Namespace, values: dict[str, str]) -> int
 
     compile_cache.use()
     from dartformer import api
-    from dartformer.report import plots, summary
+    from dartformer.cli import terminal
+    from dartformer.report import plots
     from dartformer.stages.study import Run
 
     with Run(config, arguments.workdir) as run:
@@ -536,7 +537,7 @@ def _derive_within(arguments: argparse.Namespace, values: dict[str, str]) -> int
     if arguments.json:
         _print_json(data)
     else:
-        summary.show_budget(data, Path(arguments.workdir))
+        terminal.show_budget(data, Path(arguments.workdir))
     return 0
 
 
@@ -553,8 +554,8 @@ def _report(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
         )
     if arguments.watch is None and arguments.port:
         raise InputError("--port is where --watch serves: give both.")
+    from dartformer.cli import terminal
     from dartformer.report import page as report
-    from dartformer.report import summary
 
     if arguments.config is not None:
         from dartformer.config import load_config
@@ -579,13 +580,14 @@ def _report(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     if arguments.json:
         _print_json(data)
     else:
-        summary.show_report(named[0])
+        terminal.show_report(named[0])
         print("".join(f"wrote {f}\n" for f in [data["file"], *data["figures"]]), end="")
     return 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from dartformer.report import compare, summary
+    from dartformer.cli import terminal
+    from dartformer.report import compare
 
     data = compare.compare(arguments.folders)
     if arguments.html:
@@ -593,16 +595,16 @@ def _compare(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(data)
     else:
-        summary.show_comparison(data)
+        terminal.show_comparison(data)
         if arguments.html:
             print(f"wrote {arguments.html}")
     return 0
 
 
 def _profile(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    from dartformer.cli import terminal
     from dartformer.config import load_config
     from dartformer.errors import InputError
-    from dartformer.report import summary
     from dartformer.stages import profile
     from dartformer.stages.study import Run
 
@@ -643,7 +645,7 @@ def _profile(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     if arguments.json:
         _print_json(data)
     else:
-        summary.show_profile(data)
+        terminal.show_profile(data)
     return 0
 
 
@@ -691,13 +693,13 @@ def _new(arguments: argparse.Namespace, values: dict[str, str]) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from dartformer.report import summary
+    from dartformer.cli import listing
 
-    rows = summary.listing(arguments.what)
+    rows = listing.rows(arguments.what)
     if arguments.json:
         _print_json(rows)
     else:
-        summary.show_listing(arguments.what, rows)
+        listing.show(arguments.what, rows)
     return 0
 
 
@@ -705,10 +707,10 @@ def _selfcheck(arguments: argparse.Namespace) -> int:
     from dartformer.machine import compile_cache
 
     compile_cache.use()
+    from dartformer.cli import terminal
     from dartformer.cli.selfcheck import selfcheck
-    from dartformer.report import summary
 
-    found = selfcheck(report=None if arguments.json else summary.show_check)
+    found = selfcheck(report=None if arguments.json else terminal.show_check)
     if arguments.json:
         _print_json(found)
     else:

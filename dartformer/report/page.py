@@ -2,7 +2,6 @@
 be over."""
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from dartformer.machine.workdir import jsonable, write_text
 from dartformer.report import charts, vega
 from dartformer.report.plots import colour
 from dartformer.report.reading import Reading, describe, read
-from dartformer.report.summary import MARKS, number
+from dartformer.report.verdicts import MARKS, headline, hours, number, stopped
 from dartformer.space.genotype import layer_in_words
 from dartformer.training import metric
 
@@ -147,31 +146,6 @@ def page(
 
 def _short(found: Reading) -> str:
     return describe(found.genotype)[:80] if found.genotype else "no genotype yet"
-
-
-def headline(found: Reading) -> list[str]:
-    """What was found in sentences: the first says the score, the others hold it against every kind
-    of baseline."""
-    results = found.results
-    if "verdict" not in results:
-        if found.genotype:
-            return [
-                f"The search chose {describe(found.genotype)}. It is not evaluated yet: the test part has not been "
-                "read, and nothing can be said about how good it is."
-            ]
-        return ["Nothing is found yet."]
-    shown, test = metric.of(results), results["test"]
-    seeds = len(test["per_seed"])
-    spread = test.get("spread")
-    noise = f", spread {shown.gap(spread)}" if spread is not None and math.isfinite(spread) else ""
-    first = (
-        f"{describe(found.genotype or results['genotype']['layers'])} has {shown.title} "
-        f"{shown.text(test[shown.name])} on test ({'mean of ' if seeds > 1 else ''}{seeds} "
-        f"seed{'s' * (seeds > 1)}{noise})"
-    )
-    if "majority" in results["baselines"]:
-        first += f"; the majority class has {shown.text(results['baselines']['majority']['test'][shown.name])}"
-    return [first + ".", *(f"{line[0].upper()}{line[1:]}." for line in results["verdict"])]
 
 
 def drawing(layers: list[list[str]], candidates: Sequence[str]) -> dict[str, Any]:
@@ -340,23 +314,6 @@ def facts(found: Reading) -> list[tuple[str, str]]:
         ("written", last.get("started", "")),
     ]
     return [(name, text) for name, text in rows if text]
-
-
-def hours(seconds: float) -> str:
-    """ "41 s", "12.3 min" or "5.2 h" """
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.1f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
-
-
-def stopped(found: Reading) -> str:
-    """Why the last command stopped, or nothing if it did not."""
-    last = found.runs[-1] if found.runs else {}
-    return f"{last['verb']} stopped: {last['why']}" if last.get("state") == "stopped" else ""
 
 
 TEMPLATES.globals.update(stopped=stopped, hours=hours)

@@ -1,8 +1,7 @@
-"""Summary: what the terminal shows at the end of a verb, and the tables of `dartformer list`."""
+"""What the terminal shows at the end of a verb."""
 
-import dataclasses
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from dartformer import strategies, tasks
-from dartformer.attention import Shape, names, parse, to_text
-from dartformer.config import brings
 from dartformer.cost import budget as budgets
+from dartformer.report.reading import read
+from dartformer.report.verdicts import MARKS, headline, number
 from dartformer.space.genotype import Genotype
 from dartformer.training import metric
-
-LISTED = Shape(length=1024, heads=4, head_dim=32, model_dim=128)
-"""The shape for which `dartformer list attentions` gives costs: one sequence, float32."""
-
-MARKS = {True: ("ok", "green"), False: ("WARNING", "red"), None: ("?", "yellow")}
-"""How a finding is shown, by its `fine`."""
 
 COLOURS = ("blue", "yellow", "green", "magenta", "cyan", "red", "white", "bright_black")
 
@@ -61,9 +53,6 @@ def letters(layers: list[list[str]]) -> Text:
 
 def show_report(workdir: str | Path) -> None:
     """The verdict of a workdir, which need not be finished, and its genotype."""
-    from dartformer.report.page import headline
-    from dartformer.report.reading import read
-
     console, found = Console(highlight=False), read(workdir)
     if found.genotype:
         console.print(letters(found.genotype))
@@ -322,9 +311,6 @@ def _show_results(console: Console, results: dict[str, Any], workdir: Path) -> N
             f"{fields['parameters']:,}" if "parameters" in fields else "",
         )
     console.print(table)
-    from dartformer.report.page import headline
-    from dartformer.report.reading import read
-
     for sentence in headline(read(workdir)):
         console.print(f"* {sentence}", markup=False, soft_wrap=True)
     if "diagnostics" in results:
@@ -370,11 +356,6 @@ def _show_findings(console: Console, diagnostics: dict[str, Any]) -> None:
     console.print(table)
 
 
-def number(value: float | None) -> str:
-    """A number of a diagnosis in three digits; nothing for None."""
-    return "" if value is None else f"{value:.3g}"
-
-
 def show_check(row: dict[str, Any]) -> None:
     """One planted task of a self-check, on standard output."""
     planted, found = (
@@ -386,165 +367,3 @@ def show_check(row: dict[str, Any]) -> None:
         f"{'' if row['passed'] else f': the search chose {found}'} ({row['seconds']:.0f} s)",
         flush=True,
     )
-
-
-def listing(what: str) -> list[dict[str, Any]]:
-    """Rows of `dartformer list`: plain data, each with at least `name`."""
-    if what == "attentions":
-        return [_attention(name) for name in names()]
-    if what == "strategies":
-        tables: dict[str, Any] = {
-            "strategy": {name: strategies.find(name) for name in strategies.names()},
-            "hypergradient": strategies.HYPERGRADIENTS,
-            "extra": strategies.EXTRAS,
-        }
-        return [
-            _strategy(name, kind, cls)
-            for kind, table in tables.items()
-            for name, cls in table.items()
-        ]
-    rows = []
-    for name in tasks.names():
-        cls: Any = tasks.find(name)
-        rows.append({"name": name, "summary": cls.traits.summary, "options": _options(cls)})
-    return rows
-
-
-def _options(cls: Any) -> dict[str, Any]:
-    return {
-        f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING
-    }
-
-
-def _strategy(name: str, kind: str, cls: Any) -> dict[str, Any]:
-    """A row of `dartformer list strategies`: a strategy, a hypergradient, or an extra to put on
-    top."""
-    row = {
-        "name": name,
-        "kind": kind,
-        "summary": (cls.__doc__ or "").split("\n")[0],
-        "options": _options(cls),
-    }
-    if kind == "strategy":
-        traits, made = cls.traits, strategies.make(name, {})
-        row.update(
-            paper=traits.paper,
-            derivations=list(traits.derivations),
-            rule=brings(name)["derive.rule"],
-            alphas=traits.alphas,
-            supernet=traits.supernet,
-            sampled=made.sampled,
-        )
-    return row
-
-
-def _attention(name: str) -> dict[str, Any]:
-    """A row of `dartformer list attentions`: the traits of one with its default options, and its
-    cost at `LISTED`."""
-    one = parse(name)
-    traits, cost = one.traits, one.cost(LISTED)
-    positions = {
-        *traits.positions,
-        *(() if traits.reads & {"q", "k"} else ("rotary",)),
-    }  # which leaves v as it is
-    return {
-        "name": name,
-        "spec": to_text(one),
-        "causal": traits.causal,
-        "bidirectional": traits.bidirectional,
-        "growth": traits.growth,
-        "fixed_length": traits.fixed_length,
-        "positions": sorted(positions),
-        "dropout": traits.dropout,
-        "reads": sorted(traits.reads),
-        "stochastic": traits.stochastic,
-        "order": traits.order,
-        "summary": traits.summary,
-        "paper": traits.paper,
-        "cost": {**dataclasses.asdict(cost), "shape": dataclasses.asdict(LISTED)},
-    }
-
-
-def show_listing(what: str, rows: list[dict[str, Any]]) -> None:
-    """A table of `listing`."""
-    console = Console(highlight=False)
-    if what == "attentions":
-        _show_attentions(console, rows)
-        return
-    if what == "strategies":
-        _show_strategies(console, rows)
-        return
-    console.print(_entries([(row, ()) for row in rows]))
-
-
-def _show_strategies(console: Console, rows: list[dict[str, Any]]) -> None:
-    """Strategies with their papers and what follows them; below, what can be chosen within them."""
-    for kind, title in (
-        ("strategy", "search.strategy.name"),
-        ("hypergradient", "search.strategy.hypergradient"),
-        ("extra", "search.strategy.extras"),
-    ):
-        console.print(f"[bold]{title}[/bold]")
-        console.print(
-            _entries(
-                [
-                    (row, (f"then {row['rule']}; {row['paper']}",) if kind == "strategy" else ())
-                    for row in rows
-                    if row["kind"] == kind
-                ]
-            )
-        )
-        console.print()
-
-
-def _entries(rows: Iterable[tuple[dict[str, Any], Iterable[str]]]) -> Table:
-    """Names, and beside each what it does, further lines, and its options: readable however narrow
-    a terminal is."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column()
-    for row, lines in rows:
-        options = ", ".join(f"{k}={v}" for k, v in row["options"].items())
-        table.add_row(
-            row["name"], escape("\n".join(filter(None, (row["summary"], *lines, options))))
-        )
-    return table
-
-
-def _show_attentions(console: Console, rows: list[dict[str, Any]]) -> None:
-    """What each can do and costs; below, what each is."""
-    table = Table(
-        "name",
-        "causal",
-        "both",
-        "time",
-        "length",
-        "positions",
-        "dropout",
-        box=None,
-        padding=(0, 1, 0, 0),
-    )
-    for column in ("MFLOP", "MiB"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row["name"],
-            *("yes" if row[k] else "no" for k in ("causal", "bidirectional")),
-            f"N^{row['growth']:g}",
-            "fixed" if row["fixed_length"] else "any",
-            " ".join(row["positions"]) or "-",
-            row["dropout"] or "-",
-            f"{row['cost']['flops'] / 1e6:.1f}",
-            f"{row['cost']['activation_bytes'] / 2**20:.2f}",
-        )
-    console.print(table)
-    console.print(
-        "\nboth: both ways. time: how it grows with the length N. length: whether any, or tied to the one it was built "
-        "for. positions: which it can take beside learned and sinusoidal. dropout: what attention dropout drops. "
-        f"MFLOP and MiB: operations and intermediate arrays of one forward pass at N={LISTED.length}, "
-        f"{LISTED.heads} heads of {LISTED.head_dim}, float32, by formula. With the default options, which are:\n",
-        markup=False,
-    )
-    for row in rows:
-        paper = "" if row["paper"] == "none" else f"; {row['paper']}"
-        console.print(f"{row['spec']}\n    {row['summary']}{paper}", markup=False, soft_wrap=True)

@@ -1,0 +1,192 @@
+"""The tables of `dartformer list`: attentions, strategies and tasks."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dartformer import strategies, tasks
+from dartformer.attention import Shape, names, parse, to_text
+from dartformer.config import brings
+
+LISTED = Shape(length=1024, heads=4, head_dim=32, model_dim=128)
+"""The shape for which `dartformer list attentions` gives costs: one sequence, float32."""
+TITLES = {
+    "strategy": "search.strategy.name",
+    "hypergradient": "search.strategy.hypergradient",
+    "extra": "search.strategy.extras",
+}
+"""For each kind of row, the field of the config that takes its names."""
+
+LEGEND = (
+    "\nboth: works in both directions. time: growth with the length N. length: any, or fixed to the "
+    "one it was built for. positions: supported beside learned and sinusoidal. dropout: what "
+    "attention dropout drops. MFLOP and MiB: operations and intermediate arrays of one forward "
+    f"pass at N={LISTED.length}, {LISTED.heads} heads of {LISTED.head_dim}, float32, by formula, "
+    "with the default options:\n"
+)
+
+
+def rows(what: str) -> list[dict[str, Any]]:
+    """Rows of `dartformer list`: plain data, each with at least `name`."""
+    if what == "attentions":
+        return [_attention(name) for name in names()]
+    if what == "strategies":
+        return _strategies()
+    return [_task(name) for name in tasks.names()]
+
+
+def _task(name: str) -> dict[str, Any]:
+    """A row of `dartformer list tasks`."""
+    cls: Any = tasks.find(name)
+    options = _options(cls)
+    # What a task learns from its data is a field of the task, but not of the config.
+    options.pop("learned", None)
+    return {"name": name, "summary": cls.traits.summary, "options": options}
+
+
+def _strategies() -> list[dict[str, Any]]:
+    """The rows of `dartformer list strategies`."""
+    listed = [_strategy(name) for name in strategies.names()]
+    tables: dict[str, Any] = {
+        "hypergradient": strategies.HYPERGRADIENTS,
+        "extra": strategies.EXTRAS,
+    }
+    for kind, table in tables.items():
+        for name, cls in table.items():
+            listed.append(_part(name, kind, cls))
+    return listed
+
+
+def _strategy(name: str) -> dict[str, Any]:
+    """A row for a strategy, with its paper and the derivation that follows it."""
+    cls: Any = strategies.find(name)
+    traits = cls.traits
+    return _part(name, "strategy", cls) | {
+        "paper": traits.paper,
+        "derivations": list(traits.derivations),
+        "rule": brings(name)["derive.rule"],
+        "alphas": traits.alphas,
+        "supernet": traits.supernet,
+        "sampled": strategies.make(name, {}).sampled,
+    }
+
+
+def _part(name: str, kind: str, cls: Any) -> dict[str, Any]:
+    """What rows of all kinds have: a name, a kind, a sentence and the options."""
+    summary = (cls.__doc__ or "").split("\n")[0]
+    return {"name": name, "kind": kind, "summary": summary, "options": _options(cls)}
+
+
+def _options(cls: Any) -> dict[str, Any]:
+    """The fields of a dataclass that have a default, with it."""
+    options = {}
+    for field in dataclasses.fields(cls):
+        if field.default is not dataclasses.MISSING:
+            options[field.name] = field.default
+    return options
+
+
+def _attention(name: str) -> dict[str, Any]:
+    """A row for an attention: the traits of its default options, and the cost at `LISTED`."""
+    attention = parse(name)
+    traits = attention.traits
+    positions = set(traits.positions)
+    if not traits.reads & {"q", "k"}:
+        positions.add("rotary")  # which turns q and k alone, and leaves v as it is
+    cost = dataclasses.asdict(attention.cost(LISTED))
+    return {
+        "name": name,
+        "spec": to_text(attention),
+        "causal": traits.causal,
+        "bidirectional": traits.bidirectional,
+        "growth": traits.growth,
+        "fixed_length": traits.fixed_length,
+        "positions": sorted(positions),
+        "dropout": traits.dropout,
+        "reads": sorted(traits.reads),
+        "stochastic": traits.stochastic,
+        "order": traits.order,
+        "summary": traits.summary,
+        "paper": traits.paper,
+        "cost": cost | {"shape": dataclasses.asdict(LISTED)},
+    }
+
+
+def show(what: str, listed: list[dict[str, Any]]) -> None:
+    """Print the table of `rows`."""
+    console = Console(highlight=False)
+    if what == "attentions":
+        _show_attentions(console, listed)
+    elif what == "strategies":
+        _show_strategies(console, listed)
+    else:
+        console.print(_entries(listed))
+
+
+def _show_strategies(console: Console, listed: list[dict[str, Any]]) -> None:
+    """Strategies with their papers and derivations, then hypergradients and extras."""
+    for kind, title in TITLES.items():
+        console.print(f"[bold]{title}[/bold]")
+        console.print(_entries(row for row in listed if row["kind"] == kind))
+        console.print()
+
+
+def _entries(listed: Iterable[dict[str, Any]]) -> Table:
+    """Names, and beside each its text: readable however narrow a terminal is."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for row in listed:
+        table.add_row(row["name"], escape("\n".join(_entry(row))))
+    return table
+
+
+def _entry(row: dict[str, Any]) -> list[str]:
+    """What it does, which derivation follows and which paper it is from, and its options."""
+    lines = [row["summary"]]
+    if row.get("kind") == "strategy":
+        origin = f"then {row['rule']}"
+        if row["paper"]:
+            origin += f"; {row['paper']}"
+        lines.append(origin)
+    lines.append(", ".join(f"{name}={value}" for name, value in row["options"].items()))
+    return [line for line in lines if line]
+
+
+def _show_attentions(console: Console, listed: list[dict[str, Any]]) -> None:
+    """What each can do and costs, then what each is."""
+    heads = ("name", "causal", "both", "time", "length", "positions", "dropout")
+    table = Table(*heads, box=None, padding=(0, 1, 0, 0))
+    for column in ("MFLOP", "MiB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in listed:
+        table.add_row(*_abilities(row))
+    console.print(table)
+    console.print(LEGEND, markup=False)
+    for row in listed:
+        text = f"{row['spec']}\n    {row['summary']}"
+        if row["paper"] != "none":
+            text += f"; {row['paper']}"
+        console.print(text, markup=False, soft_wrap=True)
+
+
+def _abilities(row: dict[str, Any]) -> list[str]:
+    """The cells of an attention in the table."""
+    answers = {True: "yes", False: "no"}
+    lengths = {True: "fixed", False: "any"}
+    cost = row["cost"]
+    return [
+        row["name"],
+        answers[row["causal"]],
+        answers[row["bidirectional"]],
+        f"N^{row['growth']:g}",
+        lengths[row["fixed_length"]],
+        " ".join(row["positions"]) or "-",
+        row["dropout"] or "-",
+        f"{cost['flops'] / 1e6:.1f}",
+        f"{cost['activation_bytes'] / 2**20:.2f}",
+    ]
