@@ -1,17 +1,24 @@
-"""Make what docs/attention.md shows of the types: the table, and the picture of their weight
-matrices.
+"""Generate the parts of the documentation that come from the code.
 
     python docs/make.py
 
-To be run after a type was added or changed, or measured anew.
+This writes the table of attentions in docs/attention.md with the picture of their weight matrices,
+and docs/results.md. Run it after you add, change or measure an attention, or change a record.
 """
 
 import json
+import re
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
+import numpy as np
+
+from dartformer import results
 from dartformer.attention import ATTENTIONS, parse
 from dartformer.cli import listing
+from dartformer.machine.record import Record
 from dartformer.report import plots
 
 FOLDER = Path(__file__).parent
@@ -92,7 +99,105 @@ def page(text: str) -> str:
     return before + BEGIN + table() + END + rest.split(END)[1]
 
 
+FILES = {
+    "results.json": results.Results,
+    "search/alphas.json": results.SearchRecord,
+    "profile.json": results.Profile,
+    "test_scores.json": results.ExampleScores,
+    "attention.json": results.AttentionMaps,
+    "budget.json": results.BudgetAnswer,
+    "pareto.json": results.Front,
+    "provenance.json": results.Provenance,
+}
+
+
+def records_in(hint: Any) -> Iterator[type[Record]]:
+    """The records that a type mentions."""
+    if isinstance(hint, type) and issubclass(hint, Record):
+        yield hint
+    for argument in get_args(hint):
+        yield from records_in(argument)
+
+
+def reachable(first: type[Record]) -> list[type[Record]]:
+    """A record and all the records within it, in the order of their keys."""
+    order = [first]
+    for record in order:
+        for hint in get_type_hints(record).values():
+            order += [inner for inner in records_in(hint) if inner not in order]
+    return order
+
+
+WORDS = {
+    np.ndarray: "array",
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    object: "anything",
+    type(None): "null",
+}
+
+
+def type_text(hint: Any) -> str:
+    """A type in the words of JSON, with links to the tables of the records."""
+    if hint in WORDS:
+        return WORDS[hint]
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return f"[{hint.__name__}](#{hint.__name__.lower()})"
+    arguments = get_args(hint)
+    if get_origin(hint) is tuple:
+        return f"list of {type_text(arguments[0])}"
+    if get_origin(hint) is dict:
+        return f"object of {type_text(arguments[1])}"
+    return " or ".join(type_text(argument) for argument in arguments)
+
+
+def record_table(record: type[Record]) -> str:
+    """Keys, types and meanings of a record, in Markdown."""
+    meanings = dict(re.findall(r"^ {6}(\w+): (.*(?:\n {8}.*)*)", record.__doc__ or "", re.M))
+    hints = get_type_hints(record)
+    lines = ["| key | type | meaning |", "|---|---|---|"]
+    for field in fields(record):
+        if field.name == "metric" and record.by_metric:
+            continue
+        key = f"`{record.by_metric.get(field.name, field.name).format('METRIC')}`"
+        if field.name == record.open_field:
+            key = "more keys"
+        kind = type_text(hints[field.name])
+        if field.default is None:
+            kind = kind.removesuffix(" or null")
+            key += " (optional)"
+        meaning = " ".join(meanings[field.name].split())
+        lines.append(f"| {key} | {kind} | {meaning[0].upper()}{meaning[1:]} |")
+    return "\n".join(lines) + "\n"
+
+
+def results_page() -> str:
+    """docs/results.md."""
+    parts = [
+        "# Result files",
+        "Every file of a workdir that holds results is JSON with the keys below. `null` stands for "
+        "NaN, which JSON lacks. Keys marked optional are missing until a stage has written them. "
+        "`METRIC` stands for the name of the task's metric: `accuracy`, `r2` or "
+        "`bits_per_character`. This page is generated from `dartformer.results`, whose classes read "
+        'these files: `Results.from_dict(json.load(open("results.json")))`.',
+    ]
+    seen: list[type[Record]] = []
+    for name, record in FILES.items():
+        summary = (record.__doc__ or "").split("\n")[0].removeprefix(f"`{name}`: ")
+        parts += [f"## {name}", summary[0].upper() + summary[1:], record_table(record).rstrip()]
+        for inner in reachable(record)[1:]:
+            if inner in seen:
+                continue
+            seen.append(inner)
+            summary = (inner.__doc__ or "").split("\n")[0]
+            parts += [f"### {inner.__name__}", summary, record_table(inner).rstrip()]
+    return "\n\n".join(parts) + "\n"
+
+
 if __name__ == "__main__":
+    (FOLDER / "results.md").write_text(results_page())
     file = FOLDER / "attention.md"
     file.write_text(page(file.read_text()))
     figure = plots.matrices([parse(DRAWN.get(name, name)) for name in ATTENTIONS])

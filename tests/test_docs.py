@@ -51,6 +51,11 @@ def test_the_table_of_types_is_what_the_script_makes():
     assert made == PAGE, "run `python docs/make.py`"
 
 
+def test_the_reference_of_results_is_what_the_script_makes():
+    page = runpy.run_path(str(FOLDER / "make.py"))["results_page"]()
+    assert page == (FOLDER / "results.md").read_text(), "run `python docs/make.py`"
+
+
 def test_the_fields_and_kernels_it_names_are_there():
     fields = set(re.findall(r"^\| `model\.(\w+)` \| ", PAGE, re.M))
     assert {"kv_heads", "positions", "qk_norm", "attention_dropout", "kernel"} <= fields

@@ -21,6 +21,7 @@ FLOORS = [
     ["strategies", "tasks"],
     ["training", "cost"],
     ["derivations"],
+    ["results", "statistics"],
     ["config", "diagnostics"],
     ["stages"],
     ["report"],

@@ -1,0 +1,204 @@
+"""Records: frozen dataclasses that are written as JSON and checked field by field when read."""
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from dartformer.errors import InputError
+
+Plain = object
+"""What JSON can hold, of a form that a plug-in decides: rules and tasks report what they like."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a value stands: a file and the path of keys in it, for messages."""
+
+    file: str
+    key: str = ""
+
+    def at(self, name: str | int) -> "Place":
+        """One key or number further in."""
+        if isinstance(name, int):
+            return Place(self.file, f"{self.key}[{name}]")
+        return Place(self.file, f"{self.key}.{name}".lstrip("."))
+
+    def wrong(self, problem: str) -> InputError:
+        """The error that names the file, the key and what is wrong with it."""
+        if not self.key:
+            return InputError(f"{self.file} {problem}.")
+        return InputError(f"{self.file}: {self.key} {problem}.")
+
+
+class Record:
+    """A frozen dataclass with a JSON form.
+
+    A field without a default is always written. A field whose default is None is left out while it
+    is None. `by_metric` maps fields to keys that contain the metric's name, which the field
+    `metric` holds: `{"mean": "{}"}` writes `mean` under "accuracy". `open_field` names a mapping
+    whose entries stand beside the record's own keys.
+    """
+
+    by_metric: ClassVar[Mapping[str, str]] = {}
+    open_field: ClassVar[str] = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain data."""
+        written: dict[str, Any] = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
+            if field.name == "metric" and self.by_metric:
+                continue
+            if field.name == self.open_field:
+                written.update(plain(value))
+            elif field.name in self.by_metric:
+                key = self.by_metric[field.name].format(self.metric)  # type: ignore[attr-defined]
+                written[key] = plain(value)
+            else:
+                written[field.name] = plain(value)
+        return written
+
+    @classmethod
+    def from_dict(cls, data: object, file: str = "the data") -> Self:
+        """The record in plain data; `InputError` names the file, the key and what is wrong."""
+        return cls.decode(data, Place(file))
+
+    @classmethod
+    def decode(cls, data: object, place: Place) -> Self:
+        """`from_dict` at a place within a file."""
+        if not isinstance(data, dict):
+            raise place.wrong(f"must be an object, not {kind(data)}")
+        values: dict[str, Any] = {}
+        hints = get_type_hints(cls)
+        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        for name, pattern in cls.by_metric.items():
+            metric = _metric_of(data, pattern, fields)
+            if metric is None:
+                raise place.wrong(f"lacks the key {pattern.format('METRIC')!r}")
+            key = pattern.format(metric)
+            values["metric"] = metric
+            values[name] = decode(hints[name], data[key], place.at(key))
+        for name, field in fields.items():
+            if name in values or name == cls.open_field:
+                continue
+            if name in data:
+                values[name] = decode(hints[name], data[name], place.at(name))
+            elif (
+                field.default is dataclasses.MISSING
+                and field.default_factory is dataclasses.MISSING
+            ):
+                raise place.wrong(f"lacks the key {name!r}")
+        if cls.open_field:
+            values[cls.open_field] = {k: v for k, v in data.items() if k not in fields}
+        return cls(**values)
+
+
+def _metric_of(data: Mapping[str, Any], pattern: str, fields: Mapping[str, Any]) -> str | None:
+    """The name that stands for {} in the first key of `data` that has the pattern."""
+    before, after = pattern.split("{}")
+    for key in data:
+        if key in fields or not (key.startswith(before) and key.endswith(after)):
+            continue
+        return key[len(before) : len(key) - len(after)]
+    return None
+
+
+def plain(value: Any) -> Any:
+    """Records, arrays and tuples as what JSON can hold."""
+    if isinstance(value, Record):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return value
+
+
+def decode(hint: Any, value: object, place: Place) -> Any:
+    """`value` as the type `hint`; `InputError` where it is something else."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Plain:
+        return value
+    if origin in (Union, types.UnionType):
+        return _decode_union(arguments, value, place)
+    if origin is Literal:
+        if value not in arguments:
+            raise place.wrong(
+                f"must be one of {', '.join(map(repr, arguments))}, not {value!r:.60}"
+            )
+        return value
+    if origin is tuple:
+        return tuple(_decode_list(arguments[0], value, place))
+    if origin is list:
+        return _decode_list(arguments[0], value, place)
+    if origin in (dict, Mapping):
+        if not isinstance(value, dict):
+            raise place.wrong(f"must be an object, not {kind(value)}")
+        return {key: decode(arguments[1], item, place.at(key)) for key, item in value.items()}
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return hint.decode(value, place)
+    if hint is np.ndarray:
+        return _decode_array(value, place)
+    return _decode_scalar(hint, value, place)
+
+
+def _decode_union(arguments: tuple[Any, ...], value: object, place: Place) -> Any:
+    options = [option for option in arguments if option is not type(None)]
+    if value is None and len(options) < len(arguments):
+        return None
+    if len(options) == 1:
+        return decode(options[0], value, place)
+    problem: InputError | None = None
+    for option in options:
+        try:
+            return decode(option, value, place)
+        except InputError as error:
+            problem = problem or error
+    assert problem is not None
+    raise problem
+
+
+def _decode_list(hint: Any, value: object, place: Place) -> list[Any]:
+    if not isinstance(value, list):
+        raise place.wrong(f"must be a list, not {kind(value)}")
+    return [decode(hint, item, place.at(i)) for i, item in enumerate(value)]
+
+
+def _decode_array(value: object, place: Place) -> np.ndarray:
+    # null stands for NaN, which JSON lacks.
+    try:
+        return np.array(value, np.float64)
+    except (TypeError, ValueError):
+        raise place.wrong("must be nested lists of numbers") from None
+
+
+def _decode_scalar(hint: type, value: object, place: Place) -> Any:
+    if hint is float and value is None:
+        return float("nan")
+    accepted = (int, float) if hint is float else hint
+    if isinstance(value, bool) != (hint is bool) or not isinstance(value, accepted):
+        raise place.wrong(f"must be {KINDS[hint]}, not {kind(value)}")
+    return value
+
+
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+def kind(value: object) -> str:
+    """What a value is, in words."""
+    return KINDS.get(type(value), type(value).__name__)

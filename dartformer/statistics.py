@@ -1,0 +1,173 @@
+"""Statistics: rank correlation, intervals over seeds, and the paired bootstrap over examples."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy.special import stdtrit
+
+CONFIDENCE = 0.95
+"""Of every interval here."""
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean as a plain number."""
+    return float(np.mean(values))
+
+
+def spread(values: Sequence[float]) -> float:
+    """Sample standard deviation; NaN for fewer than two values."""
+    if len(values) < 2:
+        return float("nan")
+    return float(np.std(values, ddof=1))
+
+
+def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
+    """tau-b of two lists, with Kendall's correction for ties; NaN where one is all ties."""
+    i, j = np.triu_indices(len(a), 1)
+    x = np.sign(np.take(a, i) - np.take(a, j))
+    y = np.sign(np.take(b, i) - np.take(b, j))
+    untied = np.sqrt(np.count_nonzero(x)) * np.sqrt(np.count_nonzero(y))
+    if not untied:
+        return float("nan")
+    return float((x * y).sum() / untied)
+
+
+def critical_tau(n: int) -> float | None:
+    """The smallest tau of n untied items that at most 5% of their orders reach.
+
+    None where n items have too few orders.
+    """
+    # counts[i] is the number of orders with i inversions (Kendall 1938).
+    counts = np.ones(1)
+    for i in range(2, n + 1):
+        counts = np.convolve(counts, np.ones(i))
+    tail = np.cumsum(counts) / counts.sum()
+    allowed = np.flatnonzero(tail <= 0.05)
+    if not len(allowed):
+        return None
+    return float(1 - 4 * allowed[-1] / (n * (n - 1)))
+
+
+def welch(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Half-width of Welch's 95% interval for the difference of two means over two or more seeds."""
+    errors = np.array([spread(ours) ** 2 / len(ours), spread(theirs) ** 2 / len(theirs)])
+    total = errors.sum()
+    if total == 0:
+        return 0.0
+    # Welch-Satterthwaite degrees of freedom.
+    weights = errors**2 / np.array([len(ours) - 1, len(theirs) - 1])
+    degrees = total**2 / weights.sum()
+    quantile = stdtrit(degrees, (1 + CONFIDENCE) / 2)
+    return float(quantile * np.sqrt(total))
+
+
+def binomial(a: float, b: float, examples: int) -> float:
+    """Twice the binomial error of the difference of two accuracies over `examples` examples."""
+    return float(2 * np.sqrt((a * (1 - a) + b * (1 - b)) / examples))
+
+
+def paired(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    """Mean of `ours - theirs`, paired by example `[S]`, and the half-width of its 95% interval.
+
+    By Student's t. With one number there is no noise to estimate, and the half-width is 0.
+    """
+    gaps = ours - theirs
+    if len(gaps) < 2:
+        return float(gaps.mean()), 0.0
+    quantile = stdtrit(len(gaps) - 1, (1 + CONFIDENCE) / 2)
+    error = gaps.std(ddof=1) / np.sqrt(len(gaps))
+    return float(gaps.mean()), float(quantile * error)
+
+
+class Bootstrap(NamedTuple):
+    """The difference of two models' mean scores, its 95% interval and its p.
+
+    `p` is two-sided: twice the smaller share of resamples on either side of 0. A resample at 0
+    counts on both.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return not self.low <= 0 <= self.high
+
+
+def paired_bootstrap(
+    ours: np.ndarray, theirs: np.ndarray, samples: int = 2000, seed: int = 0
+) -> Bootstrap:
+    """Whether `ours` `[S, n]` differs from `theirs` `[T, n]`, scores of seeds on the same examples.
+
+    Examples are resampled with replacement, the same for both (Koehn 2004, Statistical
+    Significance Tests for Machine Translation Evaluation), and so are each side's seeds.
+    """
+    rng = np.random.default_rng(seed)
+    n = ours.shape[1]
+    differences = np.empty(samples)
+    for i in range(samples):
+        counts = np.bincount(rng.integers(n, size=n), minlength=n) / n
+        means = []
+        for scores in (ours, theirs):
+            seeds = rng.integers(len(scores), size=len(scores))
+            means.append((scores[seeds] @ counts).mean())
+        differences[i] = means[0] - means[1]
+    low, high = np.quantile(differences, (0.025, 0.975))
+    below, above = float((differences <= 0).mean()), float((differences >= 0).mean())
+    p = min(1.0, 2 * min(below, above))
+    # No resample on one side says only that p is below one sample's share.
+    p = max(p, 1 / samples)
+    return Bootstrap(float(ours.mean() - theirs.mean()), float(low), float(high), p)
+
+
+Outcome = Literal["better", "worse", "undecided"]
+
+
+class Comparison(NamedTuple):
+    """Two models compared over their seeds.
+
+    Attributes:
+      ours, theirs: mean scores.
+      noise: the difference that chance explains at 95%; None where it cannot be estimated.
+      source: what the noise was estimated from, in words.
+      outcome: of `ours`; "undecided" within the noise, or where it is unknown.
+    """
+
+    ours: float
+    theirs: float
+    noise: float | None
+    source: str
+    outcome: Outcome
+
+    @property
+    def difference(self) -> float:
+        """Of the mean scores."""
+        return self.ours - self.theirs
+
+
+def compare(
+    ours: Sequence[float], theirs: Sequence[float], *, higher: bool = True, examples: int = 0
+) -> Comparison:
+    """Whether the scores of two models differ by more than their seeds explain.
+
+    Args:
+      ours, theirs: scores of each seed.
+      higher: whether more is better.
+      examples: of an accuracy, how many were tested. With one seed the binomial error over them
+        takes the place of Welch's interval over the seeds; 0 for scores that have no such error.
+    """
+    a, b = mean(ours), mean(theirs)
+    if len(ours) > 1 and len(theirs) > 1:
+        noise, source = welch(ours, theirs), f"over {len(ours)} seeds"
+    elif examples:
+        noise, source = binomial(a, b, examples), f"for one seed and {examples} examples"
+    else:
+        return Comparison(a, b, None, "too few seeds to compare", "undecided")
+    if abs(a - b) <= noise:
+        return Comparison(a, b, noise, source, "undecided")
+    outcome: Outcome = "better" if (a > b) == higher else "worse"
+    return Comparison(a, b, noise, source, outcome)
