@@ -24,7 +24,7 @@ from orbax.checkpoint import checkpoint_managers
 from dartformer.errors import InputError
 from dartformer.machine.workdir import write_json
 
-METRIC = "score"
+METRIC, IDENTITY = "score", "identity"
 
 
 class Restored(NamedTuple):
@@ -99,6 +99,21 @@ class Checkpoints:
                     f"falling back to the one before. It was moved to {self.folder / 'damaged'}."
                 )
         return None
+
+    def identity(self) -> dict[str, str]:
+        """What the newest checkpoint belongs to; empty where it says nothing.
+
+        It is read without the arrays, whose structure may be that of another genotype.
+        """
+        self._settle()
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            file = self.folder / "steps" / str(step) / "extra" / "metadata"
+            try:
+                extra = json.loads(file.read_text(encoding="utf-8"))
+                return dict(extra.get(IDENTITY, {}))
+            except (OSError, ValueError, AttributeError):
+                continue  # `latest` says what is wrong with it
+        return {}
 
     def best(self, like: Any) -> Restored | None:
         """The checkpoint with the highest score, of equals the latest (as orbax keeps them); None

@@ -21,11 +21,12 @@ from jax.typing import ArrayLike
 
 from dartformer.data.batches import examine
 from dartformer.data.splits import Batch, Split
+from dartformer.machine.identity import Identity, require_same
 from dartformer.machine.progress import Bar, say
 from dartformer.machine.workdir import jsonable, write_text
 from dartformer.models.transformer import Network, Weights
 from dartformer.training import trackers
-from dartformer.training.checkpoint import Checkpoints
+from dartformer.training.checkpoint import IDENTITY, Checkpoints
 from dartformer.training.devices import Shared
 from dartformer.training.metric import ACCURACY, Metric
 
@@ -270,6 +271,7 @@ def fit(
     observe: Callable[[Any], Mapping[str, Any]] | None = None,
     rates: dict[str, optax.Schedule] | None = None,
     metric: Metric = ACCURACY,
+    identity: Identity | None = None,
 ) -> Fitted:
     """Run `schedule.steps` steps from `state`, or from where an earlier call in the same folder
     stopped.
@@ -287,14 +289,19 @@ def fit(
       observe: state -> anything dearer, logged with each evaluation.
       rates: learning-rate schedules, logged by name (and told when training diverges).
       metric: what is scored.
+      identity: what the training belongs to; saved with every checkpoint.
 
     Raises:
+      InputError: the checkpoints in `folder` belong to something else.
       Diverged: a loss or parameter is not finite; the last good checkpoint is kept.
       Interrupted: on SIGTERM or SIGINT, after saving.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rates = rates or {}
+    identity = identity or {}
     with Checkpoints(folder / "checkpoints") as checkpoints:
+        remedy = f"Use a new workdir, or delete {folder}."
+        require_same(checkpoints.identity(), identity, f"the training in {folder}", remedy)
         restored = checkpoints.latest(state, warn=say)
         evaluations: list[dict[str, Any]] = []
         seconds, compile_seconds = 0.0, 0.0
@@ -322,6 +329,7 @@ def fit(
                 done,
                 state,
                 {
+                    IDENTITY: dict(identity),
                     "stream": position,
                     "evaluations": evaluations,
                     "seconds": spent,
