@@ -123,7 +123,7 @@ def _run_shapes(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 models = do(run, "retrain")["valid"]
                 genotype, share = run.genotype(), run.metric.share
                 parameters = cost.model_parameters(run.program(genotype).network)
-            scores[name] = sum(run.metric.better(m) for m in models) / len(models), -parameters
+            scores[name] = sum(run.metric.objective(m) for m in models) / len(models), -parameters
             found[name] = {
                 "valid": {
                     share: sum(m[share] for m in models) / len(models),

@@ -22,7 +22,8 @@ from dartformer.models.transformer import Weights, transformer
 from dartformer.space.genotype import Genotype
 from dartformer.stages.study import Run
 from dartformer.training import optimizer
-from dartformer.training.loop import Evaluator, begin, plain_step
+from dartformer.training.evaluate import Evaluator
+from dartformer.training.step import begin, plain_step
 
 
 class Lines:

@@ -13,7 +13,7 @@ from dartformer import config as configs
 from dartformer.report.tracking import track
 from dartformer.stages.study import Run
 from dartformer.training import metric, trackers
-from dartformer.training.loop import _Log, read_metrics
+from dartformer.training.log import MetricsLog, read_metrics
 
 RESULTS = {
     "test": {"accuracy": 0.5},
@@ -54,7 +54,9 @@ def stub(tmp_path, *names):
 
 
 def test_tensorboard_has_scalars_hparams_and_the_genotype(tmp_path):
-    with _Log(tmp_path / "search", 0, trackers.start((), tmp_path / "search", "search")) as log:
+    with MetricsLog(
+        tmp_path / "search", 0, trackers.start((), tmp_path / "search", "search")
+    ) as log:
         log.write(3, {"loss": 0.25, "mixture": [[1.0]]})
     assert [(tag, v.simple_value) for tag, v in values(tmp_path / "search")] == [("loss", 0.25)]
     assert read_metrics(tmp_path / "search/metrics.jsonl") == [
@@ -88,7 +90,7 @@ class Fake:
 def test_another_tracker_is_a_line_in_the_table(tmp_path, monkeypatch):
     monkeypatch.setitem(trackers.TRACKERS, "fake", ("json", Fake))
     trackers.check(("fake",))
-    with _Log(tmp_path, 0, trackers.start(("fake",), tmp_path, "search")) as log:
+    with MetricsLog(tmp_path, 0, trackers.start(("fake",), tmp_path, "search")) as log:
         log.write(3, {"loss": 0.25, "mixture": [[1.0]]})
     assert Fake.made.calls == [("scalars", 3, {"loss": 0.25}), ("close",)]
     track(stub(tmp_path, "fake"), RESULTS)

@@ -15,17 +15,12 @@ from dartformer.data.splits import ArraySplit
 from dartformer.errors import InputError
 from dartformer.models.transformer import Network
 from dartformer.training.checkpoint import Checkpoints
-from dartformer.training.devices import how_many
-from dartformer.training.loop import (
-    CompiledStep,
-    Diverged,
-    Evaluator,
-    Schedule,
-    Together,
-    fit,
-    read_metrics,
-)
+from dartformer.training.devices import device_count
+from dartformer.training.evaluate import Evaluator
+from dartformer.training.log import read_metrics
+from dartformer.training.loop import Diverged, Schedule, ZippedStream, fit
 from dartformer.training.metric import ACCURACY
+from dartformer.training.step import CompiledStep
 
 
 class Toy(NamedTuple):
@@ -48,7 +43,7 @@ def toy():
 
 def stream(seed=0):
     split = ArraySplit(np.ones((10, 4), np.int32), np.full(10, 4), np.arange(10))
-    return Together(batches(split, 3, seed), batches(split, 3, seed + 1))
+    return ZippedStream(batches(split, 3, seed), batches(split, 3, seed + 1))
 
 
 def first(step):
@@ -202,7 +197,7 @@ def test_evaluation_in_buckets_is_that_of_whole_examples_in_their_order(size):
 
     split = ArraySplit(tokens, np.array([1, 4, 2, 0, 3]), np.array([1, 6, 0, 0, 0]))
     found = [
-        Evaluator(Network(lambda key: {}, apply), size, buckets=buckets).each({}, split)
+        Evaluator(Network(lambda key: {}, apply), size, buckets=buckets).per_example({}, split)
         for buckets in (1, 2)
     ]
     np.testing.assert_array_equal(found[1]["accuracy"], [1, 1, 0, 1, 0])
@@ -216,4 +211,4 @@ def test_evaluation_in_buckets_is_that_of_whole_examples_in_their_order(size):
 )
 def test_devices_that_cannot_share_a_batch_are_refused(asked, batch, message):
     with pytest.raises(InputError, match=message):
-        how_many(asked, batch, there=8)
+        device_count(asked, batch, available=8)

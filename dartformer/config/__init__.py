@@ -31,7 +31,7 @@ from dartformer.space.genotype import parse_candidates
 from dartformer.space.search_space import GRANULARITIES, SearchSpace, shapes
 from dartformer.tasks.base import Task
 from dartformer.training import metric, optimizer, trackers
-from dartformer.training.devices import how_many
+from dartformer.training.devices import device_count
 
 SELECT = ("best", "last")
 
@@ -584,7 +584,7 @@ def require_here(config: ConfigDict) -> None:
 
     Apart from `validate`, because a model that was trained elsewhere can be loaded all the same.
     """
-    how_many(config.data.devices, config.data.batch_size)
+    device_count(config.data.devices, config.data.batch_size)
     trackers.require_installed(config.log.trackers)
 
 

@@ -232,7 +232,7 @@ def headline(data: dict[str, Any]) -> str:
     shown = metric.find(data["metric"])
     scored = sorted(
         (r for r in data["runs"] if r["test"] is not None),
-        key=lambda r: -shown.better({shown.name: r["test"]}),
+        key=lambda r: -shown.objective({shown.name: r["test"]}),
     )
     if len(scored) < 2:
         return "Fewer than two of these runs are evaluated: there is nothing to compare yet."

@@ -23,7 +23,7 @@ from dartformer.stages import retrain as retrain_stage
 from dartformer.stages.search import SearchResult, read_states
 from dartformer.stages.study import Run
 from dartformer.training import optimizer
-from dartformer.training.loop import training_loss
+from dartformer.training.step import training_loss
 
 FINE_TUNE_RATE = 0.1
 """Of the search's learning rate, falling to zero along a cosine: DARTS-PT fine-tunes so (arXiv
@@ -129,7 +129,7 @@ def _given(found: SearchResult) -> list[Trained]:
             if examples is None or examples >= len(valid)
             else Subset(valid, np.arange(examples))
         )
-        return run.supernet.evaluator.each(weights, part, mixture)
+        return run.supernet.evaluator.per_example(weights, part, mixture)
 
     def standalone(genotype: Genotype) -> dict[str, np.ndarray]:
         name = f"homogeneous.{to_text(genotype.layers[0][0])}"

@@ -78,10 +78,10 @@ def _ranking(run: Run, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _score(run: Run, trained: list[Model]) -> tuple[dict[str, Any], list[dict[str, np.ndarray]]]:
-    """The fields of `results.json`, and what `Evaluator.each` gives, for each seed."""
+    """The fields of `results.json`, and what `Evaluator.per_example` gives, for each seed."""
     evaluator = run.program(trained[0].genotype).evaluator
     test, each = zip(
-        *(evaluator.both(model.weights, run.parts["test"]) for model in trained), strict=True
+        *(evaluator.evaluate(model.weights, run.parts["test"]) for model in trained), strict=True
     )
     metric = run.metric.name
     per_seed = [found[metric] for found in test]
@@ -112,7 +112,7 @@ def verdict(
     homogeneous = {n: b for n, b in baselines.items() if n.startswith("homogeneous.")}
     if homogeneous:
         # Chosen on valid, like everything that is chosen; its test accuracy is only reported.
-        best = max(homogeneous, key=lambda n: metric.better(homogeneous[n]["valid"]))
+        best = max(homogeneous, key=lambda n: metric.objective(homogeneous[n]["valid"]))
         if homogeneous[best]["genotype"] == ours["genotype"]:
             sentences.append(
                 f"the found model is the best homogeneous one ({best.removeprefix('homogeneous.')})"
@@ -145,7 +145,7 @@ def verdict(
             )
     simple = {n: b["test"] for n, b in baselines.items() if "valid" not in b}
     if simple:
-        name = max(simple, key=lambda n: metric.better(simple[n]))
+        name = max(simple, key=lambda n: metric.objective(simple[n]))
         value = simple[name][metric.name]
         gap = float(np.mean(mine)) - value
         sentences.append(

@@ -8,14 +8,14 @@ import jax
 import numpy as np
 
 from dartformer.strategies import State
-from dartformer.training.devices import Shared
-from dartformer.training.loop import CompiledStep, Metrics, Step
+from dartformer.training.devices import DataParallel
+from dartformer.training.step import CompiledStep, Metrics, Step
 
 Left = tuple[tuple[int, ...], ...]
 """For each layer, the candidates that are in play in one of its heads at least."""
 
 
-class Narrowing(CompiledStep):
+class Narrowing:
     """A `CompiledStep` for each set of candidates that comes up.
 
     Memory is set aside when a program is compiled, for every candidate it could have to compute; so
@@ -30,23 +30,23 @@ class Narrowing(CompiledStep):
       mixture_shape: `[L, H, K]`.
       falls: numbers of steps after which candidates can have been dropped. Only there is the state
         looked at, because looking waits for the device.
-      shared: see `CompiledStep`.
+      parallel: see `CompiledStep`.
     """
 
     def __init__(
         self,
-        step_of: Callable[[Left], Step],
+        step_of: Callable[[Left], Step[State]],
         mixture_shape: tuple[int, int, int],
         falls: Collection[int],
-        shared: Shared | None = None,
+        parallel: DataParallel | None = None,
     ):
-        self._shared = shared
+        self._parallel = parallel
         self._step_of, self._shape, self._falls = step_of, mixture_shape, frozenset(falls)
-        self.programs: dict[Left, CompiledStep] = {}
+        self.programs: dict[Left, CompiledStep[State]] = {}
         self._done = 0
 
     @property
-    def compile_seconds(self) -> float:  # type: ignore[override]
+    def compile_seconds(self) -> float:
         """Of all programs so far."""
         return sum(step.compile_seconds for step in self.programs.values())
 
@@ -62,11 +62,11 @@ class Narrowing(CompiledStep):
     def _look(self, state: State) -> None:
         left = self.left(state)
         if left not in self.programs:
-            self.programs[left] = CompiledStep(self._step_of(left), self._shared)
+            self.programs[left] = CompiledStep(self._step_of(left), self._parallel)
         self._step = self.programs[left]
 
     def prepare(self, state: State, batch: Any) -> None:
-        """See `CompiledStep`; steps are counted from this state's on."""
+        """See `StepProgram`; steps are counted from this state's on."""
         self._done = int(state.step)
         self._look(state)
         self._step.prepare(state, batch)

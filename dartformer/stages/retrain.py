@@ -19,8 +19,9 @@ from dartformer.stages.study import Run
 from dartformer.tasks.base import Task
 from dartformer.training import optimizer
 from dartformer.training.checkpoint import Checkpoints
-from dartformer.training.loop import Schedule, TrainState, begin, fit
+from dartformer.training.loop import Schedule, fit
 from dartformer.training.metric import find
+from dartformer.training.step import TrainState, begin
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def retrain_baselines(run: Run, found: Genotype, models: list[Model]) -> dict[st
 def best(models: list[Model]) -> Model:
     """The model that is best on valid by the task's metric, of equals the first."""
     metric = find(models[0].task.traits.metric)
-    return max(models, key=lambda model: metric.better(model.valid))
+    return max(models, key=lambda model: metric.objective(model.valid))
 
 
 def require_trained(run: Run, folder: str = "retrain") -> None:

@@ -19,7 +19,7 @@ def write(run: Run, each: dict[str, list[dict[str, np.ndarray]]]) -> None:
 
     Args:
       run: whose test part was read.
-      each: for every model, for every seed, what `Evaluator.each` gives.
+      each: for every model, for every seed, what `Evaluator.per_example` gives.
     """
     score = "accuracy" if run.metric.name == "accuracy" else "loss"
     write_json(

@@ -22,15 +22,9 @@ from dartformer.stages.observe import observing, once
 from dartformer.stages.study import Run
 from dartformer.strategies import State, Strategy
 from dartformer.training.checkpoint import Checkpoints
-from dartformer.training.loop import (
-    CompiledStep,
-    Schedule,
-    Step,
-    Stream,
-    Together,
-    fit,
-    read_metrics,
-)
+from dartformer.training.log import read_metrics
+from dartformer.training.loop import Schedule, Stream, ZippedStream, fit
+from dartformer.training.step import CompiledStep, Step, StepProgram
 
 
 @dataclass(frozen=True)
@@ -158,7 +152,7 @@ class Feed:
 
     def __init__(self, parts: list[list[Stream]], together: bool):
         self.streams, self.count, self.together = (
-            Together(*(s for part in parts for s in part)),
+            ZippedStream(*(s for part in parts for s in part)),
             len(parts),
             together,
         )
@@ -201,7 +195,7 @@ def stream(run: Run, group: Group) -> Feed:
     )
 
 
-def step_of(run: Run, group: Group, strategy: Strategy | None = None) -> Step:
+def step_of(run: Run, group: Group, strategy: Strategy | None = None) -> Step[State]:
     """The strategy's step on a pair of batches (or one batch twice); for several seeds, with the
     means of metrics."""
     strategy = strategy or run.supernet.strategy
@@ -215,7 +209,7 @@ def step_of(run: Run, group: Group, strategy: Strategy | None = None) -> Step:
     return step
 
 
-def compiled_step(run: Run, group: Group) -> CompiledStep:
+def compiled_step(run: Run, group: Group) -> CompiledStep[State] | Narrowing:
     """The step of a group; one that is compiled again as candidates fall, where the strategy drops
     some."""
     falls = run.strategy.falls(len(run.space.candidates), run.config.search.steps)
@@ -240,7 +234,7 @@ def search(run: Run) -> SearchResult:
     seeds: list[Seed] = []
     states: list[State] = []
     seconds = compile_seconds = 0.0
-    step: CompiledStep | None = None
+    step: StepProgram[State] | None = None
     share = run.metric.share
 
     def scores(weights: Weights, mixture: np.ndarray) -> dict[str, float]:
@@ -253,11 +247,12 @@ def search(run: Run) -> SearchResult:
         hard = evaluator(weights, run.parts["valid"], space.mixture(choice))[share]
         return {**soft, f"discrete_{share}": hard, "discretisation_gap": soft[share] - hard}
 
-    look, looking = observing(run) if config.search.observe else None, 0.0
-    if look:  # compiled before any clock runs that counts training
+    observer = observing(run) if config.search.observe else None
+    observer_compile_seconds = 0.0
+    if observer:  # compiled before any clock runs that counts training
         started = time.perf_counter()
-        look(separate(initial(run, groups(run)[0]), groups(run)[0])[0])
-        looking = time.perf_counter() - started
+        observer(separate(initial(run, groups(run)[0]), groups(run)[0])[0])
+        observer_compile_seconds = time.perf_counter() - started
     for group in groups(run):
 
         def evaluate(state: State, group: Group = group) -> dict[str, Any]:
@@ -282,7 +277,7 @@ def search(run: Run) -> SearchResult:
             }
 
         def observe(state: State, group: Group = group) -> dict[str, Any]:
-            return means_of([look(one) for one in separate(state, group)]) if look else {}
+            return means_of([observer(one) for one in separate(state, group)]) if observer else {}
 
         step = step or compiled_step(run, group)  # groups of one seed share it
         name = "search" if len(groups(run)) == 1 else f"search seed {group.seeds[0]}"
@@ -301,7 +296,7 @@ def search(run: Run) -> SearchResult:
             group.folder,
             evaluate=evaluate,
             describe=describe,
-            observe=observe if look else None,
+            observe=observe if observer else None,
             rates=rates,
             metric=run.metric,
         )
@@ -314,7 +309,7 @@ def search(run: Run) -> SearchResult:
         ):
             states.append(one)
             seeds.append(Seed(number, np.asarray(one.alphas), np.asarray(mixture_of(one)), history))
-    seen = means_of([look(state) for state in states]) if look else {}
+    seen = means_of([observer(state) for state in states]) if observer else {}
     report = diagnostics.of_search(
         np.array([seed.mixture for seed in seeds]),
         space,
@@ -325,7 +320,9 @@ def search(run: Run) -> SearchResult:
         observed=_judge(run, seen, seeds),
         share=share,
     )
-    return _write(run, seeds, {**report, **seen}, seconds, compile_seconds + looking)
+    return _write(
+        run, seeds, {**report, **seen}, seconds, compile_seconds + observer_compile_seconds
+    )
 
 
 def means_of(seen: list[dict[str, np.ndarray]]) -> dict[str, Any]:

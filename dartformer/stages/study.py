@@ -25,8 +25,9 @@ from dartformer.space.genotype import Genotype
 from dartformer.strategies import Constraint, Problem, Strategy
 from dartformer.tasks.base import Checks, Learns, Task, parts
 from dartformer.training import metric, optimizer
-from dartformer.training.devices import Shared, shared
-from dartformer.training.loop import CompiledStep, Evaluator, plain_step, training_loss
+from dartformer.training.devices import DataParallel, data_parallel
+from dartformer.training.evaluate import Evaluator
+from dartformer.training.step import CompiledStep, TrainState, plain_step, training_loss
 
 
 class Program(NamedTuple):
@@ -34,7 +35,7 @@ class Program(NamedTuple):
 
     network: Network
     optimizer: optax.GradientTransformation
-    step: CompiledStep
+    step: CompiledStep[TrainState]
     evaluator: Evaluator
 
 
@@ -191,10 +192,10 @@ class Run:
             net, self.config.data.eval_batch_size, self.metric, self.config.data.buckets
         )
 
-    def shared(self, axis: int = 0) -> Shared | None:
+    def shared(self, axis: int = 0) -> DataParallel | None:
         """How the examples of a batch, along `axis` of its arrays, are shared out among devices;
         None for one."""
-        return shared(self.config.data.devices, self.config.data.batch_size, axis)
+        return data_parallel(self.config.data.devices, self.config.data.batch_size, axis)
 
     def program(self, genotype: Genotype) -> Program:
         """What trains and evaluates a genotype; made once."""

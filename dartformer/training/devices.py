@@ -1,10 +1,10 @@
-"""Data parallelism: the examples of a batch shared out among the devices of this process.
+"""Data parallelism: the devices of this process share the examples of each batch.
 
-Everything else, weights, alphas, optimiser, is the same on every device; XLA adds up the gradients.
-A step is that of one device, up to rounding."""
+Weights, alphas and optimizer are the same on every device; XLA adds up the gradients. A step
+computes what it does on one device, up to rounding."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -12,64 +12,72 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dartformer.errors import InputError
 
+State = TypeVar("State")
 
-def how_many(asked: int, batch_size: int, there: int | None = None) -> int:
+
+def device_count(requested: int, batch_size: int, available: int | None = None) -> int:
     """How many devices share a batch.
 
     Args:
-      asked: `data.devices`: as many as that, or 0 for as many as there are and divide the batch.
+      requested: `data.devices`; 0 for as many available ones as divide the batch.
       batch_size: examples in a batch.
-      there: devices of this process; None: as many as JAX has.
+      available: devices of this process; None: as many as JAX has.
 
     Raises:
       InputError: there are fewer, or they do not divide the batch.
     """
-    there = jax.local_device_count() if there is None else there
-    if asked < 0 or asked > there:
+    if available is None:
+        available = jax.local_device_count()
+    if requested < 0 or requested > available:
         raise InputError(
-            f"data.devices must be 0 (all that divide the batch) to {there}, the number of devices here, "
-            f"got {asked}."
+            f"data.devices must be 0 (all that divide the batch) to {available}, the number of "
+            f"devices here, got {requested}."
         )
-    if asked and batch_size % asked:
+    if requested and batch_size % requested:
         raise InputError(
-            f"data.devices = {asked} cannot share a batch of {batch_size} equally: data.batch_size must "
-            f"be a multiple."
+            f"data.devices = {requested} cannot share a batch of {batch_size} equally: "
+            f"data.batch_size must be a multiple."
         )
-    return asked or max(n for n in range(1, there + 1) if batch_size % n == 0)
+    if requested:
+        return requested
+    return max(n for n in range(1, available + 1) if batch_size % n == 0)
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What is where, of a step `(state, batch)`.
+class DataParallel:
+    """Where the arrays of a step `(state, batch)` are.
 
     Attributes:
-      count: devices, at least 2.
-      axis: that of the examples in the arrays of a batch.
+      count: number of devices, at least 2.
+      axis: the axis of the examples in the arrays of a batch.
     """
 
     count: int
     axis: int = 0
 
     @property
-    def everywhere(self) -> NamedSharding:
-        """Of what each device has a copy of."""
+    def replicated(self) -> NamedSharding:
+        """Of the state: a copy on each device."""
         return NamedSharding(self._mesh, PartitionSpec())
 
     @property
-    def parts(self) -> NamedSharding:
-        """Of a batch."""
-        return NamedSharding(self._mesh, PartitionSpec(*[None] * self.axis, "examples"))
+    def sharded(self) -> NamedSharding:
+        """Of a batch: its share of the examples on each device."""
+        before = [None] * self.axis
+        return NamedSharding(self._mesh, PartitionSpec(*before, "examples"))
 
     @property
     def _mesh(self) -> Mesh:
         return Mesh(np.array(jax.local_devices()[: self.count]), ("examples",))
 
-    def place(self, state: Any, batch: Any) -> tuple[Any, Any]:
-        """Both where they belong; what is there already stays."""
-        return jax.device_put(state, self.everywhere), jax.device_put(batch, self.parts)
+    def place(self, state: State, batch: Any) -> tuple[State, Any]:
+        """Move both to their devices; arrays that are there already stay."""
+        return jax.device_put(state, self.replicated), jax.device_put(batch, self.sharded)
 
 
-def shared(asked: int, batch_size: int, axis: int = 0) -> Shared | None:
-    """How a step's arrays are shared out; None for one device."""
-    count = how_many(asked, batch_size)
-    return Shared(count, axis) if count > 1 else None
+def data_parallel(requested: int, batch_size: int, axis: int = 0) -> DataParallel | None:
+    """How devices share a batch; None for one device."""
+    count = device_count(requested, batch_size)
+    if count == 1:
+        return None
+    return DataParallel(count, axis)

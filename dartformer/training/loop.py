@@ -1,38 +1,28 @@
-"""The only training loop, for search and for retraining: step, log, evaluate, checkpoint, stop when
-it diverges."""
+"""The only training loop, of search and retraining: step, log, evaluate, save, stop if diverged."""
 
-import contextlib
-import json
-import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from types import FrameType
+from typing import Any, Generic, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array
-from jax.typing import ArrayLike
 
-from dartformer.data.batches import examine
-from dartformer.data.splits import Batch, Split
 from dartformer.machine.identity import Identity, require_same
 from dartformer.machine.progress import Bar, say
-from dartformer.machine.workdir import jsonable, write_text
-from dartformer.models.transformer import Network, Weights
 from dartformer.training import trackers
 from dartformer.training.checkpoint import IDENTITY, Checkpoints
-from dartformer.training.devices import Shared
+from dartformer.training.log import MetricsLog, Numbers
 from dartformer.training.metric import ACCURACY, Metric
+from dartformer.training.step import Metrics, State, StepProgram
 
-Metrics = dict[str, Array]
-Step = Callable[[Any, Any], tuple[Any, Metrics]]
-"""(state, batch) -> (state, metrics); metrics hold at least `loss` and the bool `finite`."""
+SHOWN = ("loss", "accuracy")
+"""Metrics that the progress bar shows."""
 
 
 class Diverged(RuntimeError):
@@ -40,7 +30,11 @@ class Diverged(RuntimeError):
 
 
 class Interrupted(RuntimeError):
-    """The process was asked to stop; everything is saved. `signal` is the signal's number."""
+    """The process received a signal to stop, and everything is saved.
+
+    Attributes:
+      signal: the number of the signal.
+    """
 
     def __init__(self, message: str, number: int):
         super().__init__(message)
@@ -55,8 +49,8 @@ class Stream(Protocol):
     def set_state(self, state: Any) -> None: ...
 
 
-class Together:
-    """Several streams as one, which yields a tuple of their batches."""
+class ZippedStream:
+    """Several streams as one stream of tuples."""
 
     def __init__(self, *streams: Stream):
         self.streams = streams
@@ -70,186 +64,24 @@ class Together:
 
     def set_state(self, state: list[Any]) -> None:
         """Continue where `get_state` was called."""
-        for stream, one in zip(self.streams, state, strict=True):
-            stream.set_state(one)
+        for stream, position in zip(self.streams, state, strict=True):
+            stream.set_state(position)
 
 
-class TrainState(NamedTuple):
-    """All that plain training knows, one pytree."""
+class Due(NamedTuple):
+    """What follows a step."""
 
-    step: Array
-    key: Array
-    weights: Weights
-    optimizer: optax.OptState
-
-
-def training_loss(
-    network: Network, metric: Metric = ACCURACY
-) -> Callable[..., tuple[Array, Metrics]]:
-    """loss(weights, mixture, batch, key) -> (mean loss, what else is logged), in training mode.
-
-    The loss is cross-entropy (with {"accuracy"}), or the squared error where numbers are predicted.
-    """
-
-    def loss(
-        weights: Weights, mixture: Array | None, batch: Batch, key: Array
-    ) -> tuple[Array, Metrics]:
-        logits = network.apply(
-            weights, batch["tokens"], batch["valid"], mixture, train=True, key=key
-        )
-        return metric.training(metric.losses(logits, batch["label"]))
-
-    return loss
-
-
-def plain_step(
-    network: Network, optimizer: optax.GradientTransformation, metric: Metric = ACCURACY
-) -> Step:
-    """One step of ordinary training of a network without a mixture."""
-    loss = training_loss(network, metric)
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(state.key, state.step)
-        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(
-            state.weights, None, batch, key
-        )
-        updates, moments = optimizer.update(gradient, state.optimizer, state.weights)
-        norm = optax.tree.norm(gradient)
-        metrics = {
-            "loss": value,
-            **metrics,
-            "gradient_norm": norm,
-            "finite": jnp.isfinite(value + norm),
-        }
-        return TrainState(
-            state.step + 1, state.key, optax.apply_updates(state.weights, updates), moments
-        ), metrics
-
-    return step
-
-
-def begin(network: Network, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """The state before the first step; everything in it follows from the seed."""
-    weights_key, key = jax.random.split(jax.random.key(seed))
-    weights = network.init(weights_key)
-    return TrainState(jnp.zeros((), jnp.int32), key, weights, optimizer.init(weights))
-
-
-class Evaluator:
-    """Loss and metric of a network over a whole split; compiled once for all weights and mixtures,
-    for each length."""
-
-    def __init__(
-        self, network: Network, batch_size: int, metric: Metric = ACCURACY, buckets: int = 1
-    ):
-        self.batch_size, self.metric, self.buckets = batch_size, metric, buckets
-
-        @jax.jit
-        def sums(weights: Weights, mixture: Array | None, batch: Batch) -> Array:
-            logits = network.apply(weights, batch["tokens"], batch["valid"], mixture)
-            found = jnp.stack(metric.losses(logits, batch["label"]))
-            return found.reshape(*found.shape[:2], -1).sum(-1) * batch["weight"]
-
-        self._sums = sums
-
-    def _each(self, weights: Weights, split: Split, mixture: ArrayLike | None) -> np.ndarray:
-        """`[3, S]`: sums over the labels of each example (see `Metric.losses`)."""
-        size = min(self.batch_size, len(split))
-        rows, sums = [], []
-        for batch in examine(split, size, self.buckets):
-            rows.append(batch.pop("row"))
-            sums.append(self._sums(weights, mixture, batch))
-        found = np.concatenate([np.asarray(s, np.float64) for s in jax.device_get(sums)], -1)[
-            :, : len(split)
-        ]
-        return found[:, np.argsort(np.concatenate(rows)[: len(split)])]
-
-    def __call__(
-        self, weights: Weights, split: Split, mixture: ArrayLike | None = None
-    ) -> dict[str, float]:
-        """`{"loss", "accuracy"}`, means over the split's labels; `{"loss", "r2"}` where numbers are
-        predicted."""
-        return self.metric.over(*self._each(weights, split, mixture))
-
-    def each(
-        self, weights: Weights, split: Split, mixture: ArrayLike | None = None
-    ) -> dict[str, np.ndarray]:
-        """The same, `[S]` for the examples: their means are those of a call, whatever number of
-        labels each has."""
-        return self.both(weights, split, mixture)[1]
-
-    def both(
-        self, weights: Weights, split: Split, mixture: ArrayLike | None = None
-    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """What a call gives, and what `each` gives, of one pass over the split."""
-        loss, correct, count = self._each(weights, split, mixture)
-        scale = len(split) / count.sum()
-        each = {
-            "loss": loss * scale,
-            **({} if self.metric.name == "r2" else {"accuracy": correct * scale}),
-        }
-        return self.metric.over(loss, correct, count), each
-
-
-class CompiledStep:
-    """A step compiled once for each shape of a batch, so that compiling is counted apart from
-    running.
-
-    Attributes:
-      programs: compiled so far, by the shapes of a batch's arrays.
-      compile_seconds: what they took to compile.
-
-    Args:
-      step: what is compiled.
-      shared: how the examples of a batch are shared out among devices; None: there is one.
-    """
-
-    def __init__(self, step: Step, shared: Shared | None = None):
-        self._shared = shared
-        where: dict[str, Any] = (
-            {}
-            if shared is None
-            else {
-                "in_shardings": (shared.everywhere, shared.parts),
-                "out_shardings": shared.everywhere,
-            }
-        )
-        self._jitted = jax.jit(step, donate_argnums=0, **where)
-        self.programs: dict[Any, Any] = {}
-        self.compile_seconds = 0.0
-
-    def prepare(self, state: Any, batch: Any) -> None:
-        """Compile for these shapes, unless that is done."""
-        self._for(state, batch)
-
-    def _for(self, state: Any, batch: Any) -> Any:
-        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
-        if shapes not in self.programs:
-            started = time.perf_counter()
-            self.programs[shapes] = self._jitted.lower(state, batch).compile()
-            self.compile_seconds += time.perf_counter() - started
-        return self.programs[shapes]
-
-    def __call__(self, state: Any, batch: Any) -> tuple[Any, Metrics]:
-        if self._shared is not None:
-            state, batch = self._shared.place(state, batch)
-        return self._for(state, batch)(state, batch)
-
-
-@dataclass
-class Fitted:
-    """What `fit` returns: the last state, how long it took, and the evaluations made on the way."""
-
-    state: Any
-    seconds: float
-    compile_seconds: float
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    log: bool
+    evaluation: bool
+    checkpoint: bool
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long, and how often, all in steps; and who else is told, names of
-    `dartformer.training.trackers.TRACKERS`."""
+    """How long to train, and how often to log, evaluate and save, all in steps.
+
+    `trackers` are names of `dartformer.training.trackers.TRACKERS`.
+    """
 
     steps: int
     log_every: int = 20
@@ -257,237 +89,283 @@ class Schedule:
     checkpoint_every: int = 100
     trackers: tuple[str, ...] = ()
 
-
-def fit(
-    name: str,
-    step: CompiledStep,
-    state: Any,
-    stream: Stream,
-    schedule: Schedule,
-    folder: Path,
-    *,
-    evaluate: Callable[[Any], Mapping[str, Any]] | None = None,
-    describe: Callable[[Any], Mapping[str, Any]] | None = None,
-    observe: Callable[[Any], Mapping[str, Any]] | None = None,
-    rates: dict[str, optax.Schedule] | None = None,
-    metric: Metric = ACCURACY,
-    identity: Identity | None = None,
-) -> Fitted:
-    """Run `schedule.steps` steps from `state`, or from where an earlier call in the same folder
-    stopped.
-
-    Args:
-      name: shown in the progress bar.
-      step: a `CompiledStep`; its state has a field `step`.
-      state: the state before the first step.
-      stream: batches; its position is saved with every checkpoint.
-      schedule: how long and how often.
-      folder: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
-      evaluate: state -> numbers, every `eval_every` steps and at the end; its `metric` decides the
-        best checkpoint.
-      describe: state -> anything cheap to be logged with the metrics.
-      observe: state -> anything dearer, logged with each evaluation.
-      rates: learning-rate schedules, logged by name (and told when training diverges).
-      metric: what is scored.
-      identity: what the training belongs to; saved with every checkpoint.
-
-    Raises:
-      InputError: the checkpoints in `folder` belong to something else.
-      Diverged: a loss or parameter is not finite; the last good checkpoint is kept.
-      Interrupted: on SIGTERM or SIGINT, after saving.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    rates = rates or {}
-    identity = identity or {}
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        remedy = f"Use a new workdir, or delete {folder}."
-        require_same(checkpoints.identity(), identity, f"the training in {folder}", remedy)
-        restored = checkpoints.latest(state, warn=say)
-        evaluations: list[dict[str, Any]] = []
-        seconds, compile_seconds = 0.0, 0.0
-        if restored is not None:
-            state = restored.state
-            stream.set_state(restored.extra["stream"])
-            evaluations = restored.extra["evaluations"]
-            seconds, compile_seconds = restored.extra["seconds"], restored.extra["compile_seconds"]
-        done = int(state.step)
-        if done >= schedule.steps:
-            return Fitted(state, seconds, compile_seconds, evaluations)
-        if done:
-            say(f"{name}: resuming at step {done} of {schedule.steps}")
-        log = _Log(folder, done, trackers.start(schedule.trackers, folder, name, done))
-        batch = next(stream)
-        step.prepare(state, batch)
-        compile_seconds = max(compile_seconds, step.compile_seconds)
-        compiled = step.compile_seconds
-        pending: list[Metrics] = []
-        started = time.perf_counter()
-
-        def save(score: float | None = None) -> None:
-            spent = seconds + time.perf_counter() - started
-            checkpoints.save(
-                done,
-                state,
-                {
-                    IDENTITY: dict(identity),
-                    "stream": position,
-                    "evaluations": evaluations,
-                    "seconds": spent,
-                    "compile_seconds": compile_seconds,
-                },
-                score,
-            )
-
-        def rates_at(s: int) -> dict[str, float]:
-            return {rate: float(of(s)) for rate, of in rates.items()}
-
-        with _StopSignal() as stop, Bar(name, schedule.steps, done) as bar, log:
-            while True:
-                state, metrics = step(state, batch)
-                pending.append(metrics)
-                done += 1
-                last = done == schedule.steps
-                due = {
-                    kind: last or done % every == 0
-                    for kind, every in (
-                        ("log", schedule.log_every),
-                        ("eval", schedule.eval_every),
-                        ("save", schedule.checkpoint_every),
-                    )
-                }
-                if any(due.values()) or stop.number:
-                    # Nothing is saved or believed before the steps since the last look are known to
-                    # be finite.
-                    position = stream.get_state()
-                    numbers = _look(jax.device_get(pending), done, rates_at, name)
-                    pending.clear()
-                    log.write(
-                        done,
-                        {**numbers, **rates_at(done - 1), **(describe(state) if describe else {})},
-                    )
-                    bar.update(done, {k: numbers[k] for k in ("loss", "accuracy") if k in numbers})
-                    score = None
-                    if evaluate is not None and due["eval"]:
-                        found = evaluate(state)
-                        evaluations.append({"step": done, **found})
-                        log.write(
-                            done,
-                            {
-                                **{f"valid_{k}": v for k, v in found.items()},
-                                **(observe(state) if observe else {}),
-                            },
-                        )
-                        score = metric.better(found)
-                    if due["save"] or score is not None or stop.number:
-                        save(score)
-                    if stop.number and not last:
-                        checkpoints.close()
-                        raise Interrupted(
-                            f"stopped at step {done} of {schedule.steps} of {name}; everything is saved. "
-                            f"Run the same command again to continue.",
-                            stop.number,
-                        )
-                if last:
-                    break
-                batch = next(stream)
-        late = step.compile_seconds - compiled  # for lengths that came up on the way
-        return Fitted(
-            state,
-            seconds + time.perf_counter() - started - late,
-            compile_seconds + late,
-            evaluations,
+    def due(self, done: int) -> Due:
+        """What follows step number `done`; everything follows the last one."""
+        last = done == self.steps
+        return Due(
+            log=last or done % self.log_every == 0,
+            evaluation=last or done % self.eval_every == 0,
+            checkpoint=last or done % self.checkpoint_every == 0,
         )
 
 
-def _look(
-    pending: list[dict[str, Any]], done: int, rates_at: Callable[[int], dict[str, float]], name: str
-) -> dict[str, float]:
-    """Means of the metrics over the steps since the last look; raises `Diverged` at the first that
-    is not finite."""
-    first = done - len(pending)
-    for i, metrics in enumerate(pending):
-        if not metrics["finite"]:
-            rates = ", ".join(f"{rate} {value:.3g}" for rate, value in rates_at(first + i).items())
-            raise Diverged(
-                f"{name}: the loss or a parameter is not finite at step {first + i + 1} "
-                f"(loss {float(metrics['loss']):.4g}; {rates or 'no rates'}). The last good checkpoint is "
-                f"kept; try a lower learning rate, more warm-up or a smaller clip."
-            )
-    names = [k for k in pending[0] if k != "finite"]
-    means = {
-        k: float(np.mean([m[k] for m in pending if np.isfinite(m[k])] or [math.nan])) for k in names
-    }
-    return {k: v for k, v in means.items() if math.isfinite(v)}
+@dataclass
+class Fitted(Generic[State]):
+    """What `fit` returns: the last state, how long training took, and its evaluations."""
+
+    state: State
+    seconds: float
+    compile_seconds: float
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
 
 
-class _Log:
-    """`metrics.jsonl` and the trackers; lines after the step resumed from are dropped."""
+def fit(
+    name: str,
+    step: StepProgram[State],
+    state: State,
+    stream: Stream,
+    schedule: Schedule,
+    folder: Path | None,
+    *,
+    evaluate: Callable[[State], Numbers] | None = None,
+    describe: Callable[[State], Numbers] | None = None,
+    observe: Callable[[State], Numbers] | None = None,
+    rates: Mapping[str, optax.Schedule] | None = None,
+    metric: Metric = ACCURACY,
+    identity: Identity | None = None,
+) -> Fitted[State]:
+    """Train for `schedule.steps` steps, from `state` or from the folder's last checkpoint.
 
-    def __init__(self, folder: Path, done: int, told: Sequence[trackers.Tracker]):
-        self.file = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(self.file) if line["step"] <= done]
-        write_text(self.file, "".join(json.dumps(line) + "\n" for line in kept))
-        self.told = told
+    Args:
+      name: the title of the progress bar.
+      step: a compiled step; it may reuse the memory of `state`.
+      state: the state before the first step.
+      stream: batches; every checkpoint holds its position.
+      schedule: how long and how often.
+      folder: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`. None: train in memory alone,
+        without log, checkpoints and progress bar.
+      evaluate: state -> scores, every `eval_every` steps and at the end; `metric` picks the best
+        checkpoint by them.
+      describe: state -> cheap numbers, logged with the metrics.
+      observe: state -> expensive numbers, logged with each evaluation.
+      rates: learning-rate schedules, logged by name (and named when training diverges).
+      metric: the metric of `evaluate`.
+      identity: what the training belongs to; every checkpoint holds it.
 
-    def __enter__(self) -> "_Log":
-        self.handle = open(self.file, "a", encoding="utf-8")
-        return self
+    Raises:
+      InputError: the checkpoints in `folder` belong to something else.
+      Diverged: a loss or parameter is not finite. The last good checkpoint is kept.
+      Interrupted: on SIGTERM or SIGINT, after saving.
+    """
+    callbacks = _Callbacks(evaluate, describe, observe, rates or {}, metric)
+    training = _Training(name, step, state, stream, schedule, callbacks, identity or {})
+    if folder is None:
+        training.compile()
+        training.run(None)
+        return training.result()
+    folder.mkdir(parents=True, exist_ok=True)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        remedy = f"Use a new workdir, or delete {folder}."
+        require_same(checkpoints.identity(), training.identity, f"the training in {folder}", remedy)
+        training.restore(checkpoints)
+        if training.done >= schedule.steps:
+            return training.result()
+        if training.done:
+            say(f"{name}: resuming at step {training.done} of {schedule.steps}")
+        receivers = trackers.start(schedule.trackers, folder, name, training.done)
+        log = MetricsLog(folder, training.done, receivers)
+        training.compile()
+        with _StopSignal() as stop, Bar(name, schedule.steps, training.done) as bar, log:
+            training.run(_Outputs(checkpoints, log, bar, stop))
+        return training.result()
 
-    def __exit__(self, kind: Any, *_: object) -> None:
-        with contextlib.ExitStack() as stack:
-            if (
-                kind is not None
-            ):  # an error is under way: a full disk must not replace it with its own
-                stack.enter_context(contextlib.suppress(OSError))
-            self.handle.close()
-            for one in self.told:
-                one.close()
 
-    def write(self, step: int, numbers: Mapping[str, Any]) -> None:
-        self.handle.write(json.dumps(jsonable({"step": step, **numbers})) + "\n")
-        self.handle.flush()
-        # A search also notes its whole mixture, which trackers have no plot for.
-        scalars = {
-            name: value for name, value in numbers.items() if isinstance(value, (int, float))
-        }
-        for one in self.told:
-            one.scalars(step, scalars)
+class _Callbacks(NamedTuple, Generic[State]):
+    """What `fit` is asked to compute of a state; see its arguments."""
 
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line cut short by a crash is left out."""
-    lines = []
-    if file.exists():
-        for text in file.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
-    return lines
+    evaluate: Callable[[State], Numbers] | None
+    describe: Callable[[State], Numbers] | None
+    observe: Callable[[State], Numbers] | None
+    rates: Mapping[str, optax.Schedule]
+    metric: Metric
 
 
 class _StopSignal:
-    """Notes SIGTERM and SIGINT instead of dying of them, so that the step under way is finished and
-    saved.
+    """Notes SIGTERM and SIGINT, so that the step under way is finished and saved.
 
-    A second one acts as usual. Outside the main thread, where Python allows no handlers, it does
-    nothing."""
+    A second signal acts as usual. Outside the main thread, where Python allows no handlers, this
+    does nothing."""
 
     number = 0
 
     def __enter__(self) -> "_StopSignal":
-        self._before: dict[int, Any] = {}
+        self._handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
+                self._handlers[number] = signal.signal(number, self._note)
         return self
 
-    def _note(self, number: int, frame: Any) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number:
-            signal.signal(number, self._before[number])
+            signal.signal(number, self._handlers[number])
             signal.raise_signal(number)
         self.number = number
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
+
+
+class _Outputs(NamedTuple):
+    """Where a training with a folder writes and shows its progress, and how it is stopped."""
+
+    checkpoints: Checkpoints
+    log: MetricsLog
+    bar: Bar
+    stop: _StopSignal
+
+
+class _Training(Generic[State]):
+    """One call of `fit`; the methods are its phases, in their order."""
+
+    def __init__(
+        self,
+        name: str,
+        step: StepProgram[State],
+        state: State,
+        stream: Stream,
+        schedule: Schedule,
+        callbacks: _Callbacks[State],
+        identity: Identity,
+    ):
+        self.name, self.step, self.state, self.stream = name, step, state, stream
+        self.schedule, self.callbacks, self.identity = schedule, callbacks, identity
+        self.done = int(state.step)
+        self.evaluations: list[dict[str, Any]] = []
+        self.pending: list[Metrics] = []  # metrics of the steps since the last log, on the device
+        self.seconds = self.compile_seconds = 0.0  # of the calls before this one
+
+    def restore(self, checkpoints: Checkpoints) -> None:
+        """Continue from the newest checkpoint, if there is one."""
+        restored = checkpoints.latest(self.state, warn=say)
+        if restored is None:
+            return
+        self.state = restored.state
+        self.done = int(self.state.step)
+        self.stream.set_state(restored.extra["stream"])
+        self.evaluations = restored.extra["evaluations"]
+        self.seconds = restored.extra["seconds"]
+        self.compile_seconds = restored.extra["compile_seconds"]
+
+    def compile(self) -> None:
+        """Compile the step for the first batch, before the clock of training starts."""
+        self.batch = next(self.stream)
+        self.step.prepare(self.state, self.batch)
+        # A step shared by several trainings counts for the first of them alone.
+        self.compiled = self.step.compile_seconds
+        self.compile_seconds = max(self.compile_seconds, self.compiled)
+        self.started = time.perf_counter()
+
+    def run(self, outputs: _Outputs | None) -> None:
+        """All remaining steps."""
+        for batch in self.batches():
+            self.state, metrics = self.step(self.state, batch)
+            self.pending.append(metrics)
+            self.done += 1
+            due = self.schedule.due(self.done)
+            stopping = outputs is not None and outputs.stop.number != 0
+            if any(due) or stopping:
+                self.report(due, outputs)
+        late = self.step.compile_seconds - self.compiled  # for lengths that came up on the way
+        self.seconds += time.perf_counter() - self.started - late
+        self.compile_seconds += late
+
+    def batches(self) -> Iterator[Any]:
+        """The batches of the remaining steps.
+
+        Each is drawn after the step before it, so that a checkpoint holds the stream's position.
+        """
+        yield self.batch
+        while self.done < self.schedule.steps:
+            yield next(self.stream)
+
+    def report(self, due: Due, outputs: _Outputs | None) -> None:
+        """Check, log, evaluate and save what is due; stop if the process received a signal."""
+        # First of all: no state is logged, scored or saved before it is known to be finite.
+        means = self.checked_means()
+        if outputs is not None:
+            self.log_metrics(means, outputs)
+        score = None
+        if due.evaluation and self.callbacks.evaluate is not None:
+            score = self.evaluate(self.callbacks.evaluate, outputs)
+        if outputs is None:
+            return
+        stopping = outputs.stop.number != 0
+        if due.checkpoint or score is not None or stopping:
+            self.save(score, outputs.checkpoints)
+        if stopping and self.done < self.schedule.steps:
+            self.interrupt(outputs)
+
+    def checked_means(self) -> dict[str, float]:
+        """Means of the pending metrics; raises `Diverged` for the first step that is not finite.
+
+        This is where the host waits for the device."""
+        pending = jax.device_get(self.pending)
+        self.pending.clear()
+        first = self.done - len(pending)
+        for number, metrics in enumerate(pending, first):
+            if not metrics["finite"]:
+                raise Diverged(self.divergence(number, float(metrics["loss"])))
+        means = {}
+        for name in pending[0]:
+            values = np.array([metrics[name] for metrics in pending])
+            values = values[np.isfinite(values)]
+            if name != "finite" and len(values):
+                means[name] = float(np.mean(values))
+        return means
+
+    def divergence(self, step: int, loss: float) -> str:
+        """The message about a step that is not finite; steps are counted from 0."""
+        rates = [f"{name} {rate:.3g}" for name, rate in self.rates_at(step).items()]
+        return (
+            f"{self.name}: the loss or a parameter is not finite at step {step + 1} "
+            f"(loss {loss:.4g}; {', '.join(rates) or 'no rates'}). The last good checkpoint is "
+            f"kept. Try a lower learning rate, more warm-up or a smaller clip."
+        )
+
+    def rates_at(self, step: int) -> dict[str, float]:
+        """The learning rates of a step, by name."""
+        return {name: float(rate(step)) for name, rate in self.callbacks.rates.items()}
+
+    def log_metrics(self, means: dict[str, float], outputs: _Outputs) -> None:
+        """Log the means, the learning rates and the description of the state."""
+        line: dict[str, Any] = {**means, **self.rates_at(self.done - 1)}
+        if self.callbacks.describe is not None:
+            line.update(self.callbacks.describe(self.state))
+        outputs.log.write(self.done, line)
+        outputs.bar.update(self.done, {name: means[name] for name in SHOWN if name in means})
+
+    def evaluate(self, evaluate: Callable[[State], Numbers], outputs: _Outputs | None) -> float:
+        """Evaluate the state and log its scores; returns the one that picks the best state."""
+        scores = evaluate(self.state)
+        self.evaluations.append({"step": self.done, **scores})
+        if outputs is not None:
+            line = {f"valid_{name}": score for name, score in scores.items()}
+            if self.callbacks.observe is not None:
+                line.update(self.callbacks.observe(self.state))
+            outputs.log.write(self.done, line)
+        return self.callbacks.metric.objective(scores)
+
+    def save(self, score: float | None, checkpoints: Checkpoints) -> None:
+        """Save the state, and what `restore` needs to continue from it."""
+        extra = {
+            IDENTITY: dict(self.identity),
+            "stream": self.stream.get_state(),
+            "evaluations": self.evaluations,
+            "seconds": self.seconds + time.perf_counter() - self.started,
+            "compile_seconds": self.compile_seconds,
+        }
+        checkpoints.save(self.done, self.state, extra, score)
+
+    def interrupt(self, outputs: _Outputs) -> None:
+        """Finish writing the checkpoint and raise `Interrupted`."""
+        outputs.checkpoints.close()
+        raise Interrupted(
+            f"stopped at step {self.done} of {self.schedule.steps} of {self.name}; "
+            f"everything is saved. Run the same command again to continue.",
+            outputs.stop.number,
+        )
+
+    def result(self) -> Fitted[State]:
+        """The last state, with the time spent on it."""
+        return Fitted(self.state, self.seconds, self.compile_seconds, self.evaluations)

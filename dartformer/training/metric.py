@@ -1,9 +1,8 @@
-"""What is scored: accuracy, the share of variance explained (of numbers), or bits per character (of
-language)."""
+"""The metrics: accuracy, the share of variance explained (regression), bits per character."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +12,22 @@ from jax.typing import ArrayLike
 
 from dartformer.errors import unknown
 
+A = TypeVar("A", Array, np.ndarray)
+
+
+class Losses(NamedTuple, Generic[A]):
+    """What a metric needs of each label, or of the sum of them of each example.
+
+    Attributes:
+      loss: cross-entropy, or the squared error for regression.
+      statistic: 1 where the prediction is right, or the label itself for regression.
+      weight: 1, or 0 where there is no label.
+    """
+
+    loss: A
+    statistic: A
+    weight: A
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -21,8 +36,7 @@ class Metric:
     Attributes:
       name: the field of `results.json`, of the metrics' lines and of evaluations.
       title: in words.
-      share: the field, in which more is better and 1 is perfect, that diagnoses of a search look
-        at.
+      share: the field whose best value is 1, which the diagnostics of a search read.
       higher: more is better.
       percent: shown as a percentage.
     """
@@ -33,48 +47,59 @@ class Metric:
     higher: bool = True
     percent: bool = False
 
-    def losses(self, outputs: Array, labels: ArrayLike) -> tuple[Array, Array, Array]:
-        """Loss, what else is needed, and weight, each shaped like `labels`, in float32 or wider.
+    @property
+    def regression(self) -> bool:
+        """Whether the model predicts a number and not a class."""
+        return self.name == "r2"
 
-        Cross-entropy and correctness of classes, a negative label having the weight 0; of numbers,
-        with outputs `[B, 1]`, the squared error and the number itself."""
+    def losses(self, outputs: Array, labels: ArrayLike) -> Losses[Array]:
+        """Loss, statistic and weight of each label, shaped like `labels`, in float32 or wider.
+
+        Outputs are logits `[..., C]`, and a negative label has the weight 0; or predicted numbers
+        `[B, 1]`."""
         labels = jnp.asarray(labels)
-        if self.name == "r2":
-            wide = labels.astype(outputs.dtype)
-            return (outputs[..., 0] - wide) ** 2, wide, jnp.ones_like(wide)
-        counts = labels >= 0
-        safe = jnp.where(counts, labels, 0)
-        loss = optax.softmax_cross_entropy_with_integer_labels(outputs, safe)
-        weight = counts.astype(loss.dtype)
-        return loss * weight, (jnp.argmax(outputs, -1) == safe) * weight, weight
+        if self.regression:
+            numbers = labels.astype(outputs.dtype)
+            error = outputs[..., 0] - numbers
+            return Losses(error**2, numbers, jnp.ones_like(numbers))
+        labelled = labels >= 0
+        classes = jnp.where(labelled, labels, 0)
+        loss = optax.softmax_cross_entropy_with_integer_labels(outputs, classes)
+        weight = labelled.astype(loss.dtype)
+        correct = jnp.argmax(outputs, -1) == classes
+        return Losses(loss * weight, correct * weight, weight)
 
-    def training(self, losses: tuple[Array, Array, Array]) -> tuple[Array, dict[str, Array]]:
-        """Mean loss of a batch, and what else is logged of it."""
-        loss, other, weight = losses
-        total = jnp.maximum(weight.sum(), 1)
-        return loss.sum() / total, {} if self.name == "r2" else {"accuracy": other.sum() / total}
+    def batch_loss(self, losses: Losses[Array]) -> tuple[Array, dict[str, Array]]:
+        """Mean loss of a batch, and what is logged beside it."""
+        # At least 1: a batch of language without a label has the loss 0, not NaN.
+        count = jnp.maximum(losses.weight.sum(), 1)
+        mean = losses.loss.sum() / count
+        if self.regression:
+            return mean, {}
+        return mean, {"accuracy": losses.statistic.sum() / count}
 
     def mean(self, outputs: Array, labels: ArrayLike) -> Array:
         """Mean loss of a batch."""
-        return self.training(self.losses(outputs, labels))[0]
+        return self.batch_loss(self.losses(outputs, labels))[0]
 
-    def over(self, loss: np.ndarray, other: np.ndarray, weight: np.ndarray) -> dict[str, float]:
+    def summary(self, losses: Losses[np.ndarray]) -> dict[str, float]:
         """The scores of a split, from the sums `[S]` of each example's labels."""
-        count = weight.sum()
-        mean = float(loss.sum() / count)
-        if self.name == "r2":
-            variance = float(other.var())
-            return {"loss": mean, "r2": 1 - mean / variance if variance else float("nan")}
-        found = {"loss": mean, "accuracy": float(other.sum() / count)}
-        return (
-            {**found, "bits_per_character": mean / float(np.log(2))}
-            if self.name == "bits_per_character"
-            else found
-        )
+        count = losses.weight.sum()
+        mean = float(losses.loss.sum() / count)
+        if self.regression:
+            variance = float(losses.statistic.var())
+            # Labels that are all the same have no variance to explain.
+            explained = 1 - mean / variance if variance else float("nan")
+            return {"loss": mean, "r2": explained}
+        scores = {"loss": mean, "accuracy": float(losses.statistic.sum() / count)}
+        if self.name == "bits_per_character":
+            scores["bits_per_character"] = mean / float(np.log(2))
+        return scores
 
-    def better(self, scores: Mapping[str, float]) -> float:
-        """A number that is larger the better the scores are."""
-        return scores[self.name] if self.higher else -scores[self.name]
+    def objective(self, scores: Mapping[str, float]) -> float:
+        """The score with the sign that makes larger better."""
+        score = scores[self.name]
+        return score if self.higher else -score
 
     def text(self, value: float) -> str:
         """ "83.2%", or "1.834" """
@@ -90,23 +115,19 @@ class Metric:
 
 
 ACCURACY = Metric("accuracy", "accuracy", percent=True)
-METRICS = {
-    m.name: m
-    for m in (
-        ACCURACY,
-        Metric("r2", "share of variance explained", share="r2"),
-        Metric("bits_per_character", "bits per character", higher=False),
-    )
-}
+R2 = Metric("r2", "share of variance explained", share="r2")
+BITS_PER_CHARACTER = Metric("bits_per_character", "bits per character", higher=False)
+
+METRICS = {metric.name: metric for metric in (ACCURACY, R2, BITS_PER_CHARACTER)}
 
 
 def find(name: str) -> Metric:
-    """The metric of that name; `InputError` where there is none."""
+    """The metric of that name; raises `InputError` for an unknown one."""
     if name not in METRICS:
         raise unknown("metric", name, METRICS)
     return METRICS[name]
 
 
 def of(results: Mapping[str, Any]) -> Metric:
-    """What a `results.json` was scored by."""
+    """The metric of a `results.json`."""
     return find(results.get("metric", "accuracy"))

@@ -31,7 +31,7 @@ from dartformer.stages.search import Group, compiled_step, initial, stream
 from dartformer.stages.study import Run
 from dartformer.tasks.planted import ANSWERS
 from dartformer.training import optimizer
-from dartformer.training.loop import CompiledStep, training_loss
+from dartformer.training.step import CompiledStep, training_loss
 
 
 class Lab:
@@ -125,7 +125,7 @@ class Lab:
                 if examples is None or examples >= len(valid)
                 else Subset(valid, np.arange(examples))
             )
-            return run.supernet.evaluator.each(weights, part, mixture)
+            return run.supernet.evaluator.per_example(weights, part, mixture)
 
         def standalone(genotype: Genotype) -> dict[str, np.ndarray]:
             started = time.perf_counter()

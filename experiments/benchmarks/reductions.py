@@ -28,7 +28,7 @@ from dartformer.models.transformer import TransformerConfig, transformer
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 from dartformer.training import optimizer
-from dartformer.training.loop import begin, plain_step
+from dartformer.training.step import begin, plain_step
 
 DEFAULT = f"{FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 FLAGS = {"default": DEFAULT, "dots_only": DOTS_ONLY, "without_the_library": f"{FLAG}="}

@@ -45,9 +45,10 @@ import dartformer
 from dartformer import config as configs
 from dartformer.attention import to_text
 from dartformer.cli import new as starter
+from dartformer.stages.narrow import Narrowing
 from dartformer.stages.search import Group, compiled_step, initial, stream
 from dartformer.stages.study import Run
-from dartformer.training.loop import CompiledStep
+from dartformer.training.step import CompiledStep
 
 ELEVEN = (
     "local(window=4)",
@@ -108,7 +109,7 @@ def opened(strategy: str, values: Mapping[str, Any]) -> Iterator[Run]:
         yield run
 
 
-def temporaries(step: CompiledStep) -> float:
+def temporaries(step: CompiledStep[Any] | Narrowing) -> float:
     """MiB of the hungriest program of a step, on one device."""
     return max(
         temporaries(one)
@@ -118,7 +119,7 @@ def temporaries(step: CompiledStep) -> float:
     )
 
 
-def compiled(run: Run) -> tuple[CompiledStep, dict[str, Any]]:
+def compiled(run: Run) -> tuple[CompiledStep[Any] | Narrowing, dict[str, Any]]:
     """The search's step, compiled, and what that took."""
     group, started = Group(run.file("search"), (0,)), time.perf_counter()
     state, batch = initial(run, group), next(stream(run, group))

@@ -30,7 +30,8 @@ from dartformer.models.transformer import TransformerConfig, transformer
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 from dartformer.training import optimizer
-from dartformer.training.loop import CompiledStep, Schedule, begin, fit, plain_step, training_loss
+from dartformer.training.loop import Schedule, fit
+from dartformer.training.step import CompiledStep, begin, plain_step, training_loss
 
 SIX = ("full", "local(window=16)", "linear", "linformer(rank=32)", "uniform", "identity")
 

@@ -29,7 +29,7 @@ from measure import machine, say
 from dartformer import attention, cost
 from dartformer.models.transformer import TransformerConfig, transformer
 from dartformer.space.genotype import Genotype
-from dartformer.training.loop import begin, plain_step
+from dartformer.training.step import begin, plain_step
 
 SHAPES = ((6, 8), (3, 16), (2, 24), (1, 48))
 

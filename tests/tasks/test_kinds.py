@@ -21,7 +21,7 @@ from dartformer.space.genotype import Genotype
 from dartformer.stages.retrain import Model
 from dartformer.stages.study import Run
 from dartformer.tasks.base import parts
-from dartformer.training.metric import METRICS
+from dartformer.training.metric import METRICS, Losses
 
 DATA = Path(
     os.environ.get(
@@ -241,15 +241,15 @@ def test_scores_by_hand():
     loss, other, weight = (
         np.asarray(a) for a in METRICS["r2"].losses(jax.numpy.asarray(outputs), labels)
     )
-    assert METRICS["r2"].over(loss, other, weight) == pytest.approx(
+    assert METRICS["r2"].summary(Losses(loss, other, weight)) == pytest.approx(
         {"loss": 2 / 3, "r2": 1 - (2 / 3) / (8 / 3)}
     )
     bits = METRICS["bits_per_character"]
     loss, other, weight = (
         np.asarray(a) for a in bits.losses(jax.numpy.zeros((1, 3, 4)), np.array([[0, 1, -1]]))
     )
-    assert bits.over(loss, other, weight)["bits_per_character"] == pytest.approx(2)
-    assert bits.better({"bits_per_character": 2}) < bits.better({"bits_per_character": 1})
+    assert bits.summary(Losses(loss, other, weight))["bits_per_character"] == pytest.approx(2)
+    assert bits.objective({"bits_per_character": 2}) < bits.objective({"bits_per_character": 1})
     assert (bits.text(1.23456), METRICS["accuracy"].text(0.5)) == ("1.235", "50.0%")
 
 

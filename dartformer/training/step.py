@@ -1,0 +1,153 @@
+"""One step of training: its loss, its state, and its compiled program."""
+
+import time
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.stages import Compiled
+
+from dartformer.data.splits import Batch
+from dartformer.models.transformer import Network, Weights
+from dartformer.training.devices import DataParallel
+from dartformer.training.metric import ACCURACY, Metric
+
+Metrics = dict[str, Array]
+"""Scalars of one step by name; at least `loss` and the bool `finite`."""
+
+Shapes = tuple[tuple[int, ...], ...]
+"""The shapes of a batch's arrays, in the order of its leaves."""
+
+
+class HasStep(Protocol):
+    """A training state: any pytree that counts its steps."""
+
+    @property
+    def step(self) -> Array: ...
+
+
+State = TypeVar("State", bound=HasStep)
+
+Step = Callable[[State, Any], tuple[State, Metrics]]
+"""(state, batch) -> (state, metrics)."""
+
+
+class TrainState(NamedTuple):
+    """The whole state of plain training, one pytree."""
+
+    step: Array
+    key: Array
+    weights: Weights
+    optimizer: optax.OptState
+
+
+def begin(network: Network, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """The state before the first step; it depends on the seed alone."""
+    weights_key, key = jax.random.split(jax.random.key(seed))
+    weights = network.init(weights_key)
+    return TrainState(jnp.zeros((), jnp.int32), key, weights, optimizer.init(weights))
+
+
+def training_loss(
+    network: Network, metric: Metric = ACCURACY
+) -> Callable[..., tuple[Array, Metrics]]:
+    """loss(weights, mixture, batch, key) -> (mean loss, metrics to log), in training mode.
+
+    The loss is cross-entropy, logged with the accuracy, or the squared error for regression.
+    """
+
+    def loss(
+        weights: Weights, mixture: Array | None, batch: Batch, key: Array
+    ) -> tuple[Array, Metrics]:
+        tokens, valid = batch["tokens"], batch["valid"]
+        logits = network.apply(weights, tokens, valid, mixture, train=True, key=key)
+        return metric.batch_loss(metric.losses(logits, batch["label"]))
+
+    return loss
+
+
+def plain_step(
+    network: Network, optimizer: optax.GradientTransformation, metric: Metric = ACCURACY
+) -> Step[TrainState]:
+    """One step of ordinary training of a network without a mixture."""
+    value_and_gradient = jax.value_and_grad(training_loss(network, metric), has_aux=True)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        (loss, metrics), gradient = value_and_gradient(state.weights, None, batch, key)
+        updates, moments = optimizer.update(gradient, state.optimizer, state.weights)
+        weights = optax.apply_updates(state.weights, updates)
+        norm = optax.tree.norm(gradient)
+        # A NaN anywhere in the gradient makes its norm NaN, so one scalar guards all parameters.
+        finite = jnp.isfinite(loss + norm)
+        metrics = {"loss": loss, **metrics, "gradient_norm": norm, "finite": finite}
+        return TrainState(state.step + 1, state.key, weights, moments), metrics
+
+    return step
+
+
+class StepProgram(Protocol[State]):
+    """A step that is compiled ahead of its first call."""
+
+    @property
+    def compile_seconds(self) -> float:
+        """The time spent on compiling so far."""
+        ...
+
+    def prepare(self, state: State, batch: Any) -> None:
+        """Compile for the shapes of this batch, if that has not been done."""
+        ...
+
+    def __call__(self, state: State, batch: Any) -> tuple[State, Metrics]: ...
+
+
+class CompiledStep(Generic[State]):
+    """A step compiled once for each shape of a batch, so that compilation is timed apart.
+
+    Attributes:
+      programs: the compiled programs, by the shapes of a batch's arrays.
+      compile_seconds: the time it took to compile them.
+
+    Args:
+      step: the function to compile.
+      parallel: how devices share a batch; None for one device.
+    """
+
+    def __init__(self, step: Step[State], parallel: DataParallel | None = None):
+        self._parallel = parallel
+        # The state is donated: each step writes the new weights over the old ones.
+        if parallel is None:
+            self._jitted = jax.jit(step, donate_argnums=0)
+        else:
+            self._jitted = jax.jit(
+                step,
+                donate_argnums=0,
+                in_shardings=(parallel.replicated, parallel.sharded),
+                out_shardings=parallel.replicated,
+            )
+        self.programs: dict[Shapes, Compiled] = {}
+        self.compile_seconds = 0.0
+
+    def prepare(self, state: State, batch: Any) -> None:
+        """See `StepProgram`."""
+        self._program(state, batch)
+
+    def _program(self, state: State, batch: Any) -> Compiled:
+        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
+        program = self.programs.get(shapes)
+        if program is None:
+            started = time.perf_counter()
+            program = self._jitted.lower(state, batch).compile()
+            self.programs[shapes] = program
+            self.compile_seconds += time.perf_counter() - started
+        return program
+
+    def __call__(self, state: State, batch: Any) -> tuple[State, Metrics]:
+        if self._parallel is not None:
+            state, batch = self._parallel.place(state, batch)
+        state, metrics = self._program(state, batch)(state, batch)
+        return state, metrics
