@@ -1,5 +1,4 @@
-"""Manners of the command line: help with examples, one line for an error, quiet, completion, the
-doctor."""
+"""The command line's help and examples, its one-line errors, --quiet, completion and doctor."""
 
 import json
 import shlex
@@ -8,9 +7,9 @@ import subprocess
 
 import pytest
 
-from dartformer.cli import completion, doctor
-from dartformer.cli import main as command_line
-from dartformer.cli.main import EXAMPLES, main, parser
+from dartformer.cli import completion, doctor, grammar, listing
+from dartformer.cli.grammar import EXAMPLES, parser
+from dartformer.cli.main import HANDLERS, main
 from dartformer.machine.progress import Bar, console, say
 
 VERBS = next(a for a in parser()._actions if a.dest == "verb").choices
@@ -32,16 +31,20 @@ def test_every_verb_has_help_with_examples_that_parse(verb, capsys):
         assert all(one.startswith("--config.") for one in extra)
 
 
+def test_every_verb_has_a_handler():
+    assert list(HANDLERS) == list(VERBS) == list(EXAMPLES)
+
+
 def test_exit_codes_are_documented(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = capsys.readouterr().out
     for code in (
         0,
-        command_line.NOT_FOUND,
-        command_line.USER_ERROR,
-        command_line.DIVERGED,
-        command_line.UNEXPECTED,
+        grammar.FAILED_CHECK,
+        grammar.USER_ERROR,
+        grammar.DIVERGED,
+        grammar.UNEXPECTED,
     ):
         assert f"\n  {code}  " in shown
 
@@ -67,16 +70,16 @@ def test_what_cannot_be_parsed_is_one_line(given, message, capsys):
 def test_an_error_is_one_line_and_a_traceback_where_asked(capsys, monkeypatch):
     errors = [ZeroDivisionError("two\nlines"), KeyboardInterrupt()]
 
-    def fail(arguments):
+    def fail(arguments, values):
         raise errors[0]
 
-    monkeypatch.setattr(command_line, "_list", fail)
-    assert main(["list", "tasks"]) == command_line.UNEXPECTED
+    monkeypatch.setattr(listing, "command", fail)
+    assert main(["list", "tasks"]) == grammar.UNEXPECTED
     assert capsys.readouterr().err == (
-        "dartformer: error: unexpected ZeroDivisionError: two lines (the same command "
-        "with --debug shows where)\n"
+        "dartformer: error: unexpected ZeroDivisionError: two lines "
+        "(rerun with --debug for the traceback)\n"
     )
-    assert main(["list", "tasks", "--debug"]) == command_line.UNEXPECTED
+    assert main(["list", "tasks", "--debug"]) == grammar.UNEXPECTED
     err = capsys.readouterr().err
     assert err.startswith("Traceback")
     assert err.endswith("error: unexpected ZeroDivisionError: two lines\n")
@@ -88,13 +91,13 @@ def test_an_error_is_one_line_and_a_traceback_where_asked(capsys, monkeypatch):
 def test_quiet_and_without_colours(capsys, monkeypatch):
     """Progress, in words or in bars, is not shown inside a quiet command, and is again after it."""
 
-    def work(arguments):
+    def work(arguments, values):
         say("working")
         with Bar("work", 2) as bar:
             bar.update(2, {"loss": 0.5})
         return 0
 
-    monkeypatch.setattr(command_line, "_doctor", work)
+    monkeypatch.setattr(doctor, "command", work)
     assert main(["doctor", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
     assert console.quiet is False
@@ -115,17 +118,17 @@ def test_the_doctor(capsys, monkeypatch):
     assert set(found["extras"]) == set(doctor.EXTRAS)
     monkeypatch.setattr(doctor, "needed", lambda: ["jax", "no-such-thing"])
     monkeypatch.setattr(doctor, "EXTRAS", {"fly": (("no_such_module",), "wings")})
-    assert main(["doctor"]) == command_line.NOT_FOUND
+    assert main(["doctor"]) == grammar.FAILED_CHECK
     shown = capsys.readouterr().out
     assert "PROBLEM: no-such-thing is not installed" in shown
-    assert "missing; pip install 'dartformer[fly]' enables wings" in shown
+    assert "optional: fly is not installed (`pip install 'dartformer[fly]'` adds wings)." in shown
 
 
-@pytest.mark.parametrize("shell", completion.SHELLS)
+@pytest.mark.parametrize("shell", completion.SCRIPTS)
 def test_completion_knows_the_grammar(shell, tmp_path, capsys):
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
-    for name, _, options, words in completion.grammar(parser()):
+    for name, _, options, words in completion.grammar():
         for one in (name, *(option.removeprefix("--") for option, _, _ in options), *words):
             assert one in script
     if shutil.which(shell) is None:

@@ -12,7 +12,8 @@ import pytest
 
 import dartformer as df
 from dartformer import config as configs
-from dartformer.cli.main import main, overrides, parser
+from dartformer.cli.grammar import parser
+from dartformer.cli.main import main, overrides
 from dartformer.stages.study import Run
 from dartformer.tasks import TASKS
 

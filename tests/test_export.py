@@ -149,7 +149,7 @@ def test_json_lines_in_and_out(exported, capsys, monkeypatch):
     assert rows[0]["id"] == 7
     assert "line 5 is not JSON" in rows[3]["error"]
     assert "'[MAXX'" in rows[4]["error"]
-    assert err == "dartformer: error: 5 of 8 lines could not be read; their 'error' says why.\n"
+    assert err == "dartformer: error: 5 of 8 lines could not be read. See their 'error' fields.\n"
 
 
 def test_pushing_to_the_hub(exported, capsys, monkeypatch):

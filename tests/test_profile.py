@@ -112,7 +112,7 @@ def test_verb(tmp_path, capsys):
     for wrong, said in (
         (["--length=a"], "whole numbers"),
         (["--genotype=/none"], "cannot read the genotype"),
-        (["--genotype=a", "--export=b"], "give one"),
+        (["--genotype=a", "--export=b"], "Use one"),
     ):
         assert main(["profile", f"--config={config}", *wrong]) == 2
         assert said in capsys.readouterr().err

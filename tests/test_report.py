@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dartformer.cli.main import main, parser
+from dartformer.cli.grammar import parser
+from dartformer.cli.main import main
 from dartformer.errors import InputError
 from dartformer.report import charts, compare, provenance, reading, watch
 from dartformer.report import page as report

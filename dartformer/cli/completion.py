@@ -1,62 +1,86 @@
-"""Shell completion: scripts for bash, zsh and fish, made from the command line's own grammar."""
+"""The verb completion: scripts for bash, zsh and fish, generated from the grammar."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+from dartformer.cli.grammar import Verbs, parser
 from dartformer.errors import unknown
-
-SHELLS = ("bash", "zsh", "fish")
 
 INSTALL = {
     "bash": "dartformer completion bash > ~/.local/share/bash-completion/completions/dartformer",
     "zsh": "dartformer completion zsh > ~/.zfunc/_dartformer   # a folder of $fpath, before compinit",
     "fish": "dartformer completion fish > ~/.config/fish/completions/dartformer.fish",
 }
-"""Where each shell looks."""
+"""For each shell, the command that puts the script where the shell looks for it."""
 
 
-def script(shell: str, top: argparse.ArgumentParser) -> str:
-    """The completion script of the grammar `top`; raises `InputError` for another shell."""
-    if shell not in SHELLS:
-        raise unknown("shell", shell, SHELLS)
-    return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](list(grammar(top)))
+class Option(NamedTuple):
+    """An option of a verb: its name with dashes, its help, and whether a value follows."""
+
+    name: str
+    help: str
+    takes_value: bool
 
 
-def grammar(
-    top: argparse.ArgumentParser,
-) -> Iterator[tuple[str, str, list[tuple[str, str, bool]], list[str]]]:
-    """For each verb: its name, its help, its options (name, help, whether a value follows), and
-    words it can take."""
-    for action in top._actions:
-        if not isinstance(action, argparse._SubParsersAction):
-            continue
-        helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
-        for name, verb in action.choices.items():
-            options: list[tuple[str, str, bool]] = []
-            words: list[str] = []
-            for one in verb._actions:
-                for option in one.option_strings:
-                    if option.startswith("--"):
-                        options.append((option, one.help or "", one.nargs != 0))
-                if not one.option_strings and one.choices:
-                    words += map(str, one.choices)
-            yield name, helps.get(name, ""), options, words
+class Verb(NamedTuple):
+    """A verb with its options and the words its positional arguments can be."""
+
+    name: str
+    help: str
+    options: list[Option]
+    words: list[str]
 
 
-def _bash(verbs: list[tuple[str, str, list[tuple[str, str, bool]], list[str]]]) -> str:
-    cases = "\n".join(
-        f'    {name}) words="{" ".join([*(o for o, _, _ in options), *words])}" ;;'
-        for name, _, options, words in verbs
-    )
+def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    """Print the script for a shell."""
+    print(script(arguments.shell), end="")
+    return 0
+
+
+def script(shell: str) -> str:
+    """The completion script for a shell; raises `InputError` for an unknown one."""
+    if shell not in SCRIPTS:
+        raise unknown("shell", shell, SCRIPTS)
+    return SCRIPTS[shell](list(grammar()))
+
+
+def grammar() -> Iterator[Verb]:
+    """Every verb of the command line."""
+    for action in parser()._actions:
+        if isinstance(action, Verbs):
+            for choice in action._choices_actions:
+                yield _verb(choice.dest, choice.help or "", action.choices[choice.dest])
+
+
+def _verb(name: str, summary: str, verb: argparse.ArgumentParser) -> Verb:
+    options = []
+    words: list[str] = []
+    for action in verb._actions:
+        for option in action.option_strings:
+            if option.startswith("--"):
+                options.append(Option(option, action.help or "", action.nargs != 0))
+        if not action.option_strings and action.choices:
+            words += map(str, action.choices)
+    return Verb(name, summary, options, words)
+
+
+def _bash(verbs: Sequence[Verb]) -> str:
+    names = " ".join(verb.name for verb in verbs)
+    cases = []
+    for verb in verbs:
+        words = [option.name for option in verb.options] + verb.words
+        cases.append(f'    {verb.name}) words="{" ".join(words)}" ;;')
+    lines = "\n".join(cases)
     return f"""# {INSTALL["bash"]}
 _dartformer() {{
   local current="${{COMP_WORDS[COMP_CWORD]}}" words
   if [ "$COMP_CWORD" -eq 1 ]; then
-    COMPREPLY=($(compgen -W "{" ".join(name for name, *_ in verbs)}" -- "$current"))
+    COMPREPLY=($(compgen -W "{names}" -- "$current"))
     return
   fi
   case "${{COMP_WORDS[1]}}" in
-{cases}
+{lines}
     *) words="" ;;
   esac
   COMPREPLY=($(compgen -W "$words" -- "$current"))
@@ -65,26 +89,15 @@ complete -o default -F _dartformer dartformer
 """
 
 
-def _zsh(verbs: list[tuple[str, str, list[tuple[str, str, bool]], list[str]]]) -> str:
-    def quoted(text: str) -> str:
-        return "".join(f"\\{c}" if c in ":[]" else "'\\''" if c == "'" else c for c in text)
-
-    listed = "\n".join(f"    '{name}:{quoted(text)}'" for name, text, _, _ in verbs)
-    cases = "\n".join(
-        f"    {name}) _arguments "
-        + " ".join(
-            [
-                *(
-                    f"'{option}{'=' if value else ''}[{quoted(text)}]{':value:_files' if value else ''}'"
-                    for option, text, value in options
-                ),
-                *([f"'2:what:({' '.join(words)})'"] if words else []),
-                "'*:file:_files'",
-            ]
-        )
-        + " ;;"
-        for name, _, options, words in verbs
-    )
+def _zsh(verbs: Sequence[Verb]) -> str:
+    descriptions = []
+    cases = []
+    for verb in verbs:
+        descriptions.append(f"    '{verb.name}:{_zsh_quoted(verb.help)}'")
+        arguments = " ".join(_zsh_arguments(verb))
+        cases.append(f"    {verb.name}) _arguments {arguments} ;;")
+    listed = "\n".join(descriptions)
+    lines = "\n".join(cases)
     return f"""#compdef dartformer
 # {INSTALL["zsh"]}
 _dartformer() {{
@@ -97,26 +110,52 @@ _dartformer() {{
     return
   fi
   case "$words[2]" in
-{cases}
+{lines}
   esac
 }}
 _dartformer "$@"
 """
 
 
-def _fish(verbs: list[tuple[str, str, list[tuple[str, str, bool]], list[str]]]) -> str:
-    def quoted(text: str) -> str:
-        return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+def _zsh_arguments(verb: Verb) -> Iterator[str]:
+    """The specifications of zsh's `_arguments`: options, then words, then files."""
+    for option in verb.options:
+        about = _zsh_quoted(option.help)
+        if option.takes_value:
+            yield f"'{option.name}=[{about}]:value:_files'"
+        else:
+            yield f"'{option.name}[{about}]'"
+    if verb.words:
+        yield f"'2:what:({' '.join(verb.words)})'"
+    yield "'*:file:_files'"
 
+
+def _zsh_quoted(text: str) -> str:
+    """The text inside single quotes, where `_arguments` gives colons and brackets a meaning."""
+    for sign in ":[]":
+        text = text.replace(sign, f"\\{sign}")
+    return text.replace("'", "'\\''")
+
+
+def _fish(verbs: Sequence[Verb]) -> str:
     lines = [f"# {INSTALL['fish']}"]
-    for name, text, options, words in verbs:
+    for verb in verbs:
         lines.append(
-            f"complete -c dartformer -n __fish_use_subcommand -f -a {name} -d {quoted(text)}"
+            f"complete -c dartformer -n __fish_use_subcommand -f -a {verb.name} "
+            f"-d {_fish_quoted(verb.help)}"
         )
-        on = f"complete -c dartformer -n '__fish_seen_subcommand_from {name}'"
-        lines += [
-            f"{on} -l {option[2:]}{' -r' if value else ''} -d {quoted(about)}"
-            for option, about, value in options
-        ]
-        lines += [f"{on} -f -a {quoted(' '.join(words))}"] if words else []
+        on = f"complete -c dartformer -n '__fish_seen_subcommand_from {verb.name}'"
+        for option in verb.options:
+            value = " -r" if option.takes_value else ""
+            lines.append(f"{on} -l {option.name[2:]}{value} -d {_fish_quoted(option.help)}")
+        if verb.words:
+            lines.append(f"{on} -f -a {_fish_quoted(' '.join(verb.words))}")
     return "\n".join(lines) + "\n"
+
+
+def _fish_quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+SCRIPTS = {"bash": _bash, "zsh": _zsh, "fish": _fish}

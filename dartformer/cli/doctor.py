@@ -1,6 +1,6 @@
-"""Doctor: what is installed here, what it runs on, where it keeps things, and what a missing extra
-would add."""
+"""The verb doctor: versions, devices, folders and extras of this installation."""
 
+import argparse
 import importlib.metadata
 import importlib.util
 import os
@@ -9,114 +9,154 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dartformer._version import __version__
+from dartformer.cli.grammar import FAILED_CHECK
+from dartformer.cli.run_verbs import print_json
 from dartformer.machine import compile_cache, xla_flags
 
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
-    "onnx": (("jax2onnx", "onnxruntime"), "dartformer export --format=onnx"),
-    "tensorflow": (("tensorflow",), "dartformer export --format=tensorflow, a SavedModel"),
-    "torch": (("torch",), "dartformer export --format=torch, a plain PyTorch module"),
-    "hub": (("huggingface_hub",), "dartformer push, to the Hugging Face hub"),
-    "wandb": (("wandb",), "--config.log.trackers=wandb, Weights & Biases beside TensorBoard"),
-    "mlflow": (("mlflow",), "--config.log.trackers=mlflow, MLflow beside TensorBoard"),
-    "notebooks": (("ipykernel", "nbclient"), "to run the notebooks of the repository"),
-    "docs": (("mkdocs", "mkdocstrings"), "make docs"),
-    "test": (("pytest", "ruff", "mypy", "build"), "make test"),
+    "onnx": (("jax2onnx", "onnxruntime"), "ONNX export"),
+    "tensorflow": (("tensorflow",), "export as a TensorFlow SavedModel"),
+    "torch": (("torch",), "export as a plain PyTorch module"),
+    "hub": (("huggingface_hub",), "`dartformer push` to the Hugging Face hub"),
+    "wandb": (("wandb",), "logging to Weights & Biases"),
+    "mlflow": (("mlflow",), "logging to MLflow"),
+    "notebooks": (("ipykernel", "nbclient"), "what the notebooks of the repository need"),
+    "docs": (("mkdocs", "mkdocstrings"), "`make docs`"),
+    "test": (("pytest", "ruff", "mypy", "build"), "`make test`"),
 }
-"""For each extra that adds an ability: the modules it brings, and the ability."""
+"""For each extra: the modules it installs, and the ability it adds."""
+
+FAULTY = (xla_flags.Verdict.CRASHES, xla_flags.Verdict.WRONG, xla_flags.Verdict.HANGS)
 
 
-def examine() -> dict[str, Any]:
-    """All that is found, as plain data; `problems` is empty where nothing is missing."""
+@dataclass(frozen=True)
+class Folder:
+    """A folder that dartformer uses, with the free space on its disk."""
+
+    path: str
+    exists: bool
+    writable: bool
+    free_bytes: int
+    kept_bytes: int | None
+    """Bytes in the folder itself, of a cache; else None."""
+
+    def to_dict(self) -> dict[str, Any]:
+        data = asdict(self)
+        if self.kept_bytes is None:
+            del data["kept_bytes"]
+        return data
+
+    def __str__(self) -> str:
+        notes = [f"{self.free_bytes / 1e9:.1f} GB free"]
+        if self.kept_bytes:
+            notes.append(f"{self.kept_bytes / 1e6:.0f} MB kept")
+        if not self.exists:
+            notes.append("created when needed")
+        if not self.writable:
+            notes.append("NOT WRITABLE")
+        return f"{self.path}  ({', '.join(notes)})"
+
+
+@dataclass(frozen=True)
+class Reductions:
+    """What XLA's sums on this CPU do without a flag and with the one in use."""
+
+    flag: str
+    protection: str
+    without_flag: str
+    in_use: str
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An optional extra: whether all its modules are installed, and what it adds."""
+
+    installed: bool
+    adds: str
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Everything that `doctor` prints; `problems` is empty for a working installation."""
+
+    versions: dict[str, str | None]
+    devices: list[str]
+    places: dict[str, Folder]
+    reductions: Reductions
+    extras: dict[str, Extra]
+    problems: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object of `dartformer doctor --json`."""
+        return {
+            "dartformer": __version__,
+            "python": _python(),
+            "executable": sys.executable,
+            "platform": platform.platform(),
+            "cores": os.cpu_count(),
+            **asdict(self),
+            "places": {name: folder.to_dict() for name, folder in self.places.items()},
+        }
+
+
+def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    """Examine the installation and print the result."""
+    examination = examine()
+    if arguments.json:
+        print_json(examination.to_dict())
+    else:
+        print(text(examination))
+    if examination.problems:
+        return FAILED_CHECK
+    return 0
+
+
+def examine() -> Examination:
+    """Look at versions, devices, folders and extras."""
     versions = {name: _version(name) for name in needed()}
-    problems = [
-        f"{name} is not installed: pip install dartformer brings it."
-        for name, v in versions.items()
-        if not v
-    ]
     reductions = _reductions()
-    if reductions["in_use"] in _FAULTY:
+    problems = [
+        f"{name} is not installed. `pip install dartformer` installs it."
+        for name, version in versions.items()
+        if version is None
+    ]
+    if xla_flags.Verdict(reductions.in_use) in FAULTY:
         problems.append(
-            f"reductions of jaxlib {versions['jaxlib']} on this CPU: {reductions['in_use']}. "
+            f"sums of jaxlib {versions['jaxlib']} on this CPU: {reductions.in_use}. "
             f"Set XLA_FLAGS={xla_flags.DOTS_ONLY}."
         )
-    devices: list[str] = []
+    devices = []
     try:
         import jax
 
         devices = [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()]
-    except Exception as error:  # a broken driver shows itself in many ways
-        problems.append(
-            f"JAX finds no device: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        )
-    cache, data = (
-        compile_cache.folder(),
-        Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"),
-    )
-    places = {
-        "working folder": Path.cwd(),
-        "compile cache": cache,
-        "data sets": data,
-        "temporary files": Path(tempfile.gettempdir()),
-    }
-    return {
-        "dartformer": __version__,
-        "python": sys.version.split()[0],
-        "executable": sys.executable,
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "versions": versions,
-        "devices": devices,
-        "places": {name: _place(path) for name, path in places.items()},
-        "reductions": reductions,
-        "extras": {
-            name: {
-                "installed": all(importlib.util.find_spec(m) is not None for m in modules),
-                "adds": adds,
-            }
-            for name, (modules, adds) in EXTRAS.items()
-        },
-        "problems": problems,
-    }
-
-
-_FAULTY = (
-    xla_flags.Verdict.CRASHES.value,
-    xla_flags.Verdict.WRONG.value,
-    xla_flags.Verdict.HANGS.value,
-)
-
-
-def _reductions() -> dict[str, str]:
-    """What XLA's reductions on this CPU do without a flag and with the one in use, and who chose
-    that."""
-    protection = xla_flags.protect(may_probe=True)
-    words = os.environ.get("XLA_FLAGS", "").split()
-    flag = next((word for word in words if word.startswith(xla_flags.FLAG)), "")
-    bare = xla_flags.probe()
-    in_use = xla_flags.probe(flag) if flag else bare
-    return {
-        "flag": flag,
-        "protection": protection.value,
-        "without_flag": bare.value,
-        "in_use": in_use.value,
-    }
+    except Exception as error:  # a broken driver can raise nearly anything
+        message = " ".join(str(error).split())[:200]
+        problems.append(f"JAX finds no device: {type(error).__name__}: {message}")
+    return Examination(versions, devices, _places(), reductions, _extras(), problems)
 
 
 def needed() -> list[str]:
-    """The distributions that dartformer requires, by its own metadata, after JAX's compiled
-    part."""
+    """The required distributions by dartformer's own metadata, and JAX's compiled part."""
     try:
-        lines = importlib.metadata.requires("dartformer") or []
+        requirements = importlib.metadata.requires("dartformer") or []
     except importlib.metadata.PackageNotFoundError:  # a checkout that was never installed
         return ["jax", "jaxlib"]
-    return [
-        "jaxlib",
-        *(re.split(r"[^A-Za-z0-9._-]", line)[0] for line in lines if "extra ==" not in line),
-    ]
+    names = ["jaxlib"]
+    for requirement in requirements:
+        if "extra ==" not in requirement:
+            names.append(re.split(r"[^A-Za-z0-9._-]", requirement)[0])
+    return names
+
+
+def _python() -> str:
+    return sys.version.split()[0]
 
 
 def _version(name: str) -> str | None:
@@ -126,61 +166,91 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _place(path: Path) -> dict[str, Any]:
-    """A folder, the bytes in it where it is a cache, and the bytes free on its disk."""
-    above = next(p for p in (path, *path.parents) if p.exists())
-    kept = (
-        sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-        if path.name.startswith("compiled-")
-        else None
-    )
+def _reductions() -> Reductions:
+    protection = xla_flags.protect(may_probe=True)
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    flag = next((word for word in flags if word.startswith(xla_flags.FLAG)), "")
+    without_flag = in_use = xla_flags.probe()
+    if flag:
+        in_use = xla_flags.probe(flag)
+    return Reductions(flag, protection.value, without_flag.value, in_use.value)
+
+
+def _places() -> dict[str, Folder]:
+    data = os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
+    cache = compile_cache.folder()
     return {
-        "path": str(path),
-        "exists": path.exists(),
-        "writable": os.access(above, os.W_OK),
-        "free_bytes": shutil.disk_usage(above).free,
-        **({"kept_bytes": kept} if kept is not None else {}),
+        "working folder": _folder(Path.cwd()),
+        "compile cache": _folder(cache, _size(cache)),
+        "data sets": _folder(Path(data)),
+        "temporary files": _folder(Path(tempfile.gettempdir())),
     }
 
 
-def text(found: dict[str, Any]) -> str:
-    """What `examine` found, for people."""
+def _folder(path: Path, kept_bytes: int | None = None) -> Folder:
+    # A folder that does not exist yet will be created on the disk of its nearest parent.
+    nearest = next(p for p in (path, *path.parents) if p.exists())
+    return Folder(
+        path=str(path),
+        exists=path.exists(),
+        writable=os.access(nearest, os.W_OK),
+        free_bytes=shutil.disk_usage(nearest).free,
+        kept_bytes=kept_bytes,
+    )
+
+
+def _size(folder: Path) -> int:
+    """The bytes of all files of a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _extras() -> dict[str, Extra]:
+    extras = {}
+    for name, (modules, adds) in EXTRAS.items():
+        installed = all(importlib.util.find_spec(module) is not None for module in modules)
+        extras[name] = Extra(installed, adds)
+    return extras
+
+
+def text(examination: Examination) -> str:
+    """The examination as `dartformer doctor` prints it."""
+    versions = [f"{name} {v or 'MISSING'}" for name, v in examination.versions.items()]
+    devices = ", ".join(examination.devices) or "none"
     lines = [
-        f"dartformer {found['dartformer']}, Python {found['python']} ({found['executable']})",
-        f"{found['platform']}, {found['cores']} cores",
+        f"dartformer {__version__}, Python {_python()} ({sys.executable})",
+        f"{platform.platform()}, {os.cpu_count()} cores",
         "",
-        "devices   " + (", ".join(found["devices"]) or "none"),
+        f"devices   {devices}",
         "",
-        "versions  " + ", ".join(f"{n} {v or 'MISSING'}" for n, v in found["versions"].items()),
+        f"versions  {', '.join(versions)}",
         "",
     ]
-    for name, place in found["places"].items():
-        notes = [f"{place['free_bytes'] / 1e9:.1f} GB free"]
-        notes += [f"{place['kept_bytes'] / 1e6:.0f} MB kept"] if place.get("kept_bytes") else []
-        notes += [
-            "" if place["exists"] else "made when needed",
-            "" if place["writable"] else "NOT WRITABLE",
-        ]
-        lines.append(f"{name:16}{place['path']}  ({', '.join(filter(None, notes))})")
-    reductions = found["reductions"]
-    if reductions["flag"]:
+    for name, folder in examination.places.items():
+        lines.append(f"{name:16}{folder}")
+    reductions = examination.reductions
+    if reductions.flag:
         lines += [
             "",
-            f"XLA flag  {reductions['flag']} ({reductions['protection']})",
-            f"          sums on this CPU: {reductions['in_use']} with it, "
-            f"{reductions['without_flag']} without it",
+            f"XLA flag  {reductions.flag} ({reductions.protection})",
+            f"          sums on this CPU: {reductions.in_use} with it, "
+            f"{reductions.without_flag} without it",
         ]
     lines.append("")
-    for name, extra in found["extras"].items():
-        state = (
-            "installed"
-            if extra["installed"]
-            else f"missing; pip install 'dartformer[{name}]' enables"
-        )
-        lines.append(f"extra {name:11}{state}{': ' if extra['installed'] else ' '}{extra['adds']}")
-    lines += (
-        ["", *(f"PROBLEM: {p}" for p in found["problems"])]
-        if found["problems"]
-        else ["", "nothing is missing."]
-    )
+    lines += _extra_lines(examination.extras)
+    lines.append("")
+    if examination.problems:
+        lines += [f"PROBLEM: {problem}" for problem in examination.problems]
+    else:
+        lines.append("All required packages are installed.")
     return "\n".join(lines)
+
+
+def _extra_lines(extras: dict[str, Extra]) -> Iterable[str]:
+    for name, extra in extras.items():
+        if extra.installed:
+            yield f"optional: {name} is installed ({extra.adds})."
+        else:
+            yield (
+                f"optional: {name} is not installed (`pip install 'dartformer[{name}]'` adds "
+                f"{extra.adds})."
+            )

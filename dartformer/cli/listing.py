@@ -1,5 +1,6 @@
-"""The tables of `dartformer list`: attentions, strategies and tasks."""
+"""The verb list: tables of attentions, strategies and tasks."""
 
+import argparse
 import dataclasses
 from collections.abc import Iterable
 from typing import Any
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from dartformer import strategies, tasks
 from dartformer.attention import Shape, names, parse, to_text
+from dartformer.cli.run_verbs import print_json
 from dartformer.config import brings
 
 LISTED = Shape(length=1024, heads=4, head_dim=32, model_dim=128)
@@ -22,12 +24,22 @@ TITLES = {
 """For each kind of row, the field of the config that takes its names."""
 
 LEGEND = (
-    "\nboth: works in both directions. time: growth with the length N. length: any, or fixed to the "
-    "one it was built for. positions: supported beside learned and sinusoidal. dropout: what "
+    "\nboth: works in both directions. time: growth with the length N. length: any, or fixed when "
+    "the layer is built. positions: supported besides learned and sinusoidal. dropout: what "
     "attention dropout drops. MFLOP and MiB: operations and intermediate arrays of one forward "
     f"pass at N={LISTED.length}, {LISTED.heads} heads of {LISTED.head_dim}, float32, by formula, "
     "with the default options:\n"
 )
+
+
+def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    """Print one of the lists."""
+    listed = rows(arguments.what)
+    if arguments.json:
+        print_json(listed)
+    else:
+        show(arguments.what, listed)
+    return 0
 
 
 def rows(what: str) -> list[dict[str, Any]]:
@@ -42,10 +54,7 @@ def rows(what: str) -> list[dict[str, Any]]:
 def _task(name: str) -> dict[str, Any]:
     """A row of `dartformer list tasks`."""
     cls: Any = tasks.find(name)
-    options = _options(cls)
-    # What a task learns from its data is a field of the task, but not of the config.
-    options.pop("learned", None)
-    return {"name": name, "summary": cls.traits.summary, "options": options}
+    return {"name": name, "summary": cls.traits.summary, "options": _options(cls)}
 
 
 def _strategies() -> list[dict[str, Any]]:
@@ -82,10 +91,12 @@ def _part(name: str, kind: str, cls: Any) -> dict[str, Any]:
 
 
 def _options(cls: Any) -> dict[str, Any]:
-    """The fields of a dataclass that have a default, with it."""
+    """The options that a config can set, with their defaults."""
     options = {}
     for field in dataclasses.fields(cls):
-        if field.default is not dataclasses.MISSING:
+        # What a task learns from its data is a field of the task, but not of the config.
+        settable = field.metadata.get("option", True)
+        if settable and field.default is not dataclasses.MISSING:
             options[field.name] = field.default
     return options
 
@@ -146,15 +157,16 @@ def _entries(listed: Iterable[dict[str, Any]]) -> Table:
 
 
 def _entry(row: dict[str, Any]) -> list[str]:
-    """What it does, which derivation follows and which paper it is from, and its options."""
+    """The summary of a row, its derivation, paper and options."""
     lines = [row["summary"]]
-    if row.get("kind") == "strategy":
-        origin = f"then {row['rule']}"
-        if row["paper"]:
-            origin += f"; {row['paper']}"
-        lines.append(origin)
-    lines.append(", ".join(f"{name}={value}" for name, value in row["options"].items()))
-    return [line for line in lines if line]
+    if "rule" in row:
+        lines.append(f"Derivation: {row['rule']}.")
+    if row.get("paper"):
+        lines.append(f"Paper: {row['paper']}.")
+    options = ", ".join(f"{name}={value}" for name, value in row["options"].items())
+    if options:
+        lines.append(f"Options: {options}")
+    return lines
 
 
 def _show_attentions(console: Console, listed: list[dict[str, Any]]) -> None:
@@ -170,7 +182,7 @@ def _show_attentions(console: Console, listed: list[dict[str, Any]]) -> None:
     for row in listed:
         text = f"{row['spec']}\n    {row['summary']}"
         if row["paper"] != "none":
-            text += f"; {row['paper']}"
+            text += f" ({row['paper']})"
         console.print(text, markup=False, soft_wrap=True)
 
 

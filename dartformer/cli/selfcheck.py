@@ -1,60 +1,115 @@
-"""Does this installation find planted answers? Three short searches whose right result is known."""
+"""The verb selfcheck: search planted tasks whose best attention is known."""
 
+import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from dartformer import api
 from dartformer import config as configs
 from dartformer.attention import to_text
 from dartformer.cli import new as starter
+from dartformer.cli.grammar import FAILED_CHECK
+from dartformer.cli.run_verbs import print_json
+from dartformer.machine import compile_cache
 from dartformer.tasks.planted import ANSWERS, Planted
 
 KINDS = ("recall", "local", "mix")
-"""A slow learner, which must not be judged too early; a quick one; and two heads that must divide
-the work."""
+"""A task that is learned slowly, which must not be judged too early; one that is learned quickly;
+and one whose work two heads must divide."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One planted task: the planted attention of each layer's heads, and the derived ones."""
+
+    kind: str
+    planted: list[list[str]]
+    found: list[list[str]]
+    passed: bool
+    seconds: float
+
+    def __str__(self) -> str:
+        if self.passed:
+            return f"{self.kind:8} found {_names(self.planted)} ({self.seconds:.0f} s)"
+        return (
+            f"{self.kind:8} MISSED {_names(self.planted)}: the search chose {_names(self.found)} "
+            f"({self.seconds:.0f} s)"
+        )
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """All planted tasks that were searched."""
+
+    passed: bool
+    seconds: float
+    tasks: list[Check]
+
+
+def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    """Run the self-check and print it."""
+    compile_cache.use()
+    if arguments.json:
+        result = selfcheck()
+        print_json(asdict(result))
+    else:
+        result = selfcheck(report=lambda check: print(check, flush=True))
+        outcome = {True: "passed", False: "FAILED"}[result.passed]
+        print(f"{outcome} in {result.seconds:.0f} s")
+    if not result.passed:
+        return FAILED_CHECK
+    return 0
 
 
 def selfcheck(
     kinds: Sequence[str] | None = None,
     *,
     seed: int = 0,
-    report: Callable[[dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:
-    """Search each kind of planted task with the recommended settings and compare with the planted
-    answer.
+    report: Callable[[Check], None] | None = None,
+) -> SelfCheck:
+    """Search planted tasks with the recommended settings and compare with the planted answers.
 
     Args:
       kinds: of `dartformer.tasks.planted`; `KINDS` if None.
       seed: of the searches.
-      report: called with each kind's row when it is done.
-
-    Returns:
-      `{"passed", "seconds", "tasks": [{"kind", "planted", "found", "passed", "seconds"}, ...]}`.
+      report: called with each task's check as soon as it is done.
     """
-    rows = []
-    for kind in KINDS if kinds is None else kinds:
-        started = time.monotonic()
-        config = configs.defaults("planted")
-        configs.override(config, {**starter.planted(kind), "seed": seed, "search.observe": False})
-        with tempfile.TemporaryDirectory() as folder:
-            result = api.search(config, Path(folder) / "run")
-            genotype = api.derive(result)
-        names = [[to_text(a) for a in heads] for heads in genotype.layers]
-        row = {
-            "kind": kind,
-            "planted": [list(heads) for heads in ANSWERS[kind]],
-            "found": names,
-            "passed": Planted(kind).found(names),
-            "seconds": time.monotonic() - started,
-        }
-        rows.append(row)
+    if kinds is None:
+        kinds = KINDS
+    checks = []
+    for kind in kinds:
+        check = _check(kind, seed)
+        checks.append(check)
         if report is not None:
-            report(row)
-    return {
-        "passed": all(row["passed"] for row in rows),
-        "seconds": sum(row["seconds"] for row in rows),
-        "tasks": rows,
-    }
+            report(check)
+    return SelfCheck(
+        passed=all(check.passed for check in checks),
+        seconds=sum(check.seconds for check in checks),
+        tasks=checks,
+    )
+
+
+def _check(kind: str, seed: int) -> Check:
+    """Search one planted task and compare its derived attentions with the planted ones."""
+    started = time.monotonic()
+    config = configs.defaults("planted")
+    settings = {**starter.planted(kind), "seed": seed, "search.observe": False}
+    configs.override(config, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        genotype = api.derive(api.search(config, Path(folder) / "run"))
+    derived = [[to_text(attention) for attention in heads] for heads in genotype.layers]
+    return Check(
+        kind=kind,
+        planted=[list(heads) for heads in ANSWERS[kind]],
+        found=derived,
+        passed=Planted(kind).found(derived),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _names(layers: Sequence[Sequence[str]]) -> str:
+    """The distinct attentions of each layer, in words."""
+    return ", then ".join(" and ".join(dict.fromkeys(heads)) for heads in layers)

@@ -354,16 +354,3 @@ def _show_findings(console: Console, diagnostics: dict[str, Any]) -> None:
             escape(one["verdict"]),
         )
     console.print(table)
-
-
-def show_check(row: dict[str, Any]) -> None:
-    """One planted task of a self-check, on standard output."""
-    planted, found = (
-        ", then ".join(" and ".join(dict.fromkeys(heads)) for heads in row[name])
-        for name in ("planted", "found")
-    )
-    print(
-        f"{row['kind']:8} {'found' if row['passed'] else 'MISSED'} {planted}"
-        f"{'' if row['passed'] else f': the search chose {found}'} ({row['seconds']:.0f} s)",
-        flush=True,
-    )

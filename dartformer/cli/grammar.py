@@ -1,0 +1,357 @@
+"""The grammar of the command line: its verbs, their options, the examples and the exit codes."""
+
+import argparse
+import textwrap
+from typing import NoReturn
+
+from dartformer.errors import InputError
+
+FAILED_CHECK, USER_ERROR, DIVERGED, UNEXPECTED = 1, 2, 3, 4
+
+EXIT_CODES = """exit codes:
+  0  success
+  1  selfcheck missed an answer, or doctor found a problem
+  2  invalid input or configuration (see stderr)
+  3  training diverged; the last good checkpoint is kept
+  4  unexpected error (rerun with --debug)
+  128 + n  stopped by signal n (130: Ctrl-C); progress is saved, rerun to continue"""
+
+EXAMPLES = {
+    "run": (
+        "dartformer run --config=my_space.py --workdir=runs/mine",
+        "dartformer run --config=my_space.py --workdir=runs/other --config.search.steps=500 --quiet --json",
+    ),
+    "search": ("dartformer search --config=my_space.py --workdir=runs/mine",),
+    "derive": (
+        "dartformer derive --config=my_space.py --workdir=runs/mine",
+        "dartformer derive --config=my_space.py --workdir=runs/mine --budget=latency_ms=2",
+    ),
+    "retrain": ("dartformer retrain --config=my_space.py --workdir=runs/mine",),
+    "evaluate": ("dartformer evaluate --config=my_space.py --workdir=runs/mine --json",),
+    "profile": (
+        "dartformer profile --config=my_space.py --workdir=runs/mine",
+        "dartformer profile --export=runs/mine/export --batch=8",
+    ),
+    "export": ("dartformer export --config=my_space.py --workdir=runs/mine --format=onnx,torch",),
+    "report": ("dartformer report runs/mine --watch",),
+    "compare": ("dartformer compare runs/a runs/b --html=compare.html",),
+    "new": (
+        "dartformer new --task=listops > my_space.py",
+        "dartformer new --data=reviews.csv > my_space.py",
+    ),
+    "list": ("dartformer list attentions", "dartformer list tasks --json"),
+    "selfcheck": ("dartformer selfcheck",),
+    "predict": (
+        'dartformer predict runs/mine/export --text "[MAX 2 9 ]"',
+        "dartformer predict runs/mine/export --jsonl=- < questions.jsonl > answers.jsonl",
+    ),
+    "push": ("dartformer push runs/mine/export --repo=me/my-model --dry-run",),
+    "doctor": ("dartformer doctor", "dartformer doctor --json"),
+    "completion": (
+        "source <(dartformer completion bash)",
+        "dartformer completion fish > ~/.config/fish/completions/dartformer.fish",
+    ),
+}
+"""For each verb, the examples at the end of its `--help`."""
+
+STAGES = {
+    "run": "run all stages in order, resuming where an earlier run stopped",
+    "search": "search for a mixture of attentions",
+    "derive": "derive a genotype from a finished search",
+    "retrain": "train the genotype from scratch",
+    "evaluate": "train the baselines, evaluate on test, and judge the result",
+    "profile": "count parameters and FLOPs, and measure latency on this device",
+    "export": "write the trained model as a self-contained folder",
+}
+"""The verbs that take a config and a workdir, with their help."""
+
+# argparse keeps its table of verbs in a class without a public name.
+Verbs = argparse._SubParsersAction
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that reports errors like every other module: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `InputError`."""
+        raise InputError(f"{message}. See {self.prog} --help.")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The grammar of the whole command line."""
+    top = Parser(
+        prog="dartformer",
+        description="Find the best attention for each layer or head of a Transformer.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="store_true", help="print the version and exit")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB")
+    for name in STAGES:
+        _add_stage(verbs, name)
+    _add_report(verbs)
+    _add_compare(verbs)
+    _add_new(verbs)
+    _add_list(verbs)
+    _add_selfcheck(verbs)
+    _add_predict(verbs)
+    _add_push(verbs)
+    _add_doctor(verbs)
+    _add_completion(verbs)
+    for verb in verbs.choices.values():
+        verb.add_argument(
+            "--quiet", action="store_true", help="print only the result and errors, no progress"
+        )
+        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return top
+
+
+def _add(
+    verbs: "Verbs[Parser]", name: str, summary: str, details: str = ""
+) -> argparse.ArgumentParser:
+    """Add a verb. `summary` is its line in the list of verbs, `details` more for its own help."""
+    examples = [f"  {example}" for example in EXAMPLES[name]]
+    description = f"{summary[0].upper()}{summary[1:]}. {details}"
+    verb: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=summary,
+        description=textwrap.fill(description, 78),
+        epilog="examples:\n" + "\n".join(examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return verb
+
+
+def _add_json(verb: argparse.ArgumentParser, content: str = "the result") -> None:
+    verb.add_argument(
+        "--json", action="store_true", help=f"print {content} as JSON on standard output"
+    )
+
+
+def _add_stage(verbs: "Verbs[Parser]", name: str) -> None:
+    verb = _add(
+        verbs, name, STAGES[name], "Set any config field with --config.section.field=VALUE."
+    )
+    # `profile` can also price a genotype or an export, which have no workdir.
+    required = name != "profile"
+    verb.add_argument(
+        "--config", required=required, metavar="FILE", help="a config file (see `dartformer new`)"
+    )
+    verb.add_argument(
+        "--workdir", required=required, metavar="DIR", help="the folder for all results"
+    )
+    _add_json(verb)
+    if name == "derive":
+        _add_budget_options(verb)
+    verb.add_argument(
+        "--no-compile-cache",
+        action="store_true",
+        help="compile every program again, and keep none in the user's cache folder",
+    )
+    if name == "profile":
+        _add_profile_options(verb)
+    if name == "export":
+        verb.add_argument(
+            "--format",
+            action="append",
+            metavar="NAMES",
+            help="more formats, separated by commas: onnx, tensorflow, torch (each needs the extra "
+            "of the same name)",
+        )
+
+
+def _add_budget_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--budget",
+        action="append",
+        metavar="KEY=VALUE[,...]",
+        help="pick the best genotype within a budget without searching again. Limits: latency_ms, "
+        "parameters, flops, memory_bytes, kv_bytes; measured at batch, length, phase. Also writes "
+        "pareto.json, the front of accuracy against cost",
+    )
+    verb.add_argument(
+        "--table",
+        metavar="FILE",
+        help="the table of measured latencies (default: one in the user's cache folder)",
+    )
+    verb.add_argument(
+        "--trust-table", action="store_true", help="accept a table measured on another device"
+    )
+    verb.add_argument("--plot", metavar="FILE", help="draw the front as .svg, .png or .pdf")
+
+
+def _add_profile_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--genotype",
+        metavar="FILE",
+        help="price this genotype at the sizes of --config (default, without --workdir: the "
+        "homogeneous models of the config's search space)",
+    )
+    verb.add_argument("--export", metavar="DIR", help="price an exported model, without --config")
+    verb.add_argument("--batch", type=int, default=1, help="examples per batch (default: 1)")
+    verb.add_argument(
+        "--length",
+        default="",
+        metavar="N[,N...]",
+        help="tokens; several values are a sweep (default: the longest input of the model)",
+    )
+    verb.add_argument(
+        "--phase",
+        default="forward",
+        help="'forward'; 'train', a forward and a backward pass; or 'decode', one more token after "
+        "--length tokens, by formula (default: forward)",
+    )
+    verb.add_argument("--repeats", type=int, default=20, help="timed calls (default: 20)")
+    verb.add_argument("--plot", metavar="FILE", help="draw the profile as .svg, .png or .pdf")
+
+
+def _add_report(verbs: "Verbs[Parser]") -> None:
+    verb = _add(
+        verbs,
+        "report",
+        "write report.html, or serve it during a run",
+        "Every stage also refreshes the report. Safe to run while a run is in progress.",
+    )
+    verb.add_argument("folder", nargs="?", metavar="DIR", help="the workdir")
+    verb.add_argument("--workdir", metavar="DIR", help="the workdir, as for the other verbs")
+    verb.add_argument(
+        "--config", metavar="FILE", help="refuse a workdir that was made with another config"
+    )
+    verb.add_argument(
+        "--watch",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="serve the page on this machine only and refresh it whenever the run writes something; "
+        "stop with Ctrl-C",
+    )
+    verb.add_argument(
+        "--port", type=int, default=0, help="port for --watch (default: any free port)"
+    )
+    verb.add_argument(
+        "--figures",
+        metavar="KIND",
+        help="also write every figure to DIR/figures, as pdf, svg or png",
+    )
+    _add_json(verb, "the names of the files")
+
+
+def _add_compare(verbs: "Verbs[Parser]") -> None:
+    verb = _add(
+        verbs,
+        "compare",
+        "compare several runs",
+        "Shows the seeds and their spread, whether differences are significant, and where the "
+        "genotypes differ.",
+    )
+    verb.add_argument("folders", nargs="+", metavar="DIR", help="two or more workdirs")
+    verb.add_argument("--html", metavar="FILE", help="write a page with overlaid curves")
+    _add_json(verb, "the comparison")
+
+
+def _add_new(verbs: "Verbs[Parser]") -> None:
+    verb = _add(verbs, "new", "print a starting config")
+    verb.add_argument("--task", help="a name from `dartformer list tasks` (default: listops)")
+    verb.add_argument(
+        "--size",
+        default="small",
+        help="'small' for two CPU cores, 'published' for the size known from the literature "
+        "(default: small)",
+    )
+    verb.add_argument(
+        "--data",
+        metavar="FILE",
+        help="read your own file or folder and write a config that runs as it is; the guesses are "
+        "printed on standard error",
+    )
+    verb.add_argument(
+        "--text",
+        metavar="COLUMN",
+        action="append",
+        help="with --data: the text column; give it twice to compare two texts",
+    )
+    verb.add_argument("--label", metavar="COLUMN", help="with --data: the label column")
+    verb.add_argument(
+        "--preset",
+        default="recommended",
+        help="'recommended', or 'published' for the settings of the DARTS paper "
+        "(default: recommended)",
+    )
+    _add_json(verb, "the config's values")
+
+
+def _add_list(verbs: "Verbs[Parser]") -> None:
+    verb = _add(verbs, "list", "list the available attentions, strategies or tasks")
+    verb.add_argument("what", choices=("attentions", "strategies", "tasks"))
+    _add_json(verb, "the list")
+
+
+def _add_selfcheck(verbs: "Verbs[Parser]") -> None:
+    verb = _add(
+        verbs,
+        "selfcheck",
+        "check that this installation finds known answers",
+        "Searches three planted tasks whose best attention is known, in about a minute on two "
+        "cores. Exits with 0 if every answer is found, else with 1.",
+    )
+    _add_json(verb)
+
+
+def _add_predict(verbs: "Verbs[Parser]") -> None:
+    verb = _add(verbs, "predict", "use an exported model")
+    verb.add_argument("folder", help="the folder that `export` wrote")
+    source = verb.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", action="append", help="a text to classify; may be repeated")
+    source.add_argument(
+        "--pair", action="append", nargs=2, metavar=("A", "B"), help="two texts to compare"
+    )
+    source.add_argument(
+        "--file",
+        help="a file with one text per line, or two separated by a tab for a model that compares "
+        "texts; - for standard input",
+    )
+    source.add_argument(
+        "--jsonl",
+        metavar="FILE",
+        help='a stream of JSON lines, {"text": "..."}, {"texts": ["...", "..."]} or '
+        '{"tokens": [...]}, answered in the same form; - for standard input',
+    )
+    verb.add_argument(
+        "--batch",
+        type=int,
+        default=64,
+        help="with --jsonl: lines answered together; 1 answers each line before reading the next "
+        "(default: 64)",
+    )
+    verb.add_argument("--device", help="cpu, gpu or tpu (default: the fastest available)")
+    _add_json(verb, "the answers")
+
+
+def _add_push(verbs: "Verbs[Parser]") -> None:
+    verb = _add(verbs, "push", "upload an exported model to the Hugging Face hub")
+    verb.add_argument("folder", help="the folder that `export` wrote")
+    verb.add_argument(
+        "--repo", required=True, metavar="OWNER/NAME", help="the name of the model on the hub"
+    )
+    verb.add_argument("--private", action="store_true", help="create the repository as private")
+    verb.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check the folder and print what would be uploaded; needs no network",
+    )
+    _add_json(verb)
+
+
+def _add_doctor(verbs: "Verbs[Parser]") -> None:
+    verb = _add(
+        verbs,
+        "doctor",
+        "check versions, devices, caches, free space and extras",
+        "Exits with 1 if a required package is missing.",
+    )
+    _add_json(verb)
+
+
+def _add_completion(verbs: "Verbs[Parser]") -> None:
+    verb = _add(verbs, "completion", "print a script that completes commands in your shell")
+    verb.add_argument("shell", choices=("bash", "zsh", "fish"))

@@ -1,0 +1,229 @@
+"""The verbs on configs and workdirs: the stages, profile, report, compare and new."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dartformer import api
+from dartformer import config as configs
+from dartformer.cli import terminal
+from dartformer.cli.new import for_data, starter
+from dartformer.config import load_config
+from dartformer.cost.budget import Budget, parse
+from dartformer.errors import InputError
+from dartformer.export.load import load
+from dartformer.machine import compile_cache
+from dartformer.machine.workdir import jsonable
+from dartformer.report import compare as comparison
+from dartformer.report import figures, page, plots
+from dartformer.report.watch import watch
+from dartformer.stages import profile as profiling
+from dartformer.stages.study import Run
+
+
+def print_json(data: object) -> None:
+    """Print a result as indented JSON on standard output."""
+    print(json.dumps(jsonable(data), indent=2))
+
+
+def run(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    """All stages in order."""
+    config = load_config(arguments.config, values)
+    return _show_stage(arguments, api.run_all(config, arguments.workdir))
+
+
+def stage(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    """One stage without options of its own."""
+    config = load_config(arguments.config, values)
+    with Run(config, arguments.workdir) as study:
+        result = api.do(study, arguments.verb)
+    return _show_stage(arguments, result)
+
+
+def export(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    """Write the trained model, in more formats if wanted."""
+    config = load_config(arguments.config, values)
+    with Run(config, arguments.workdir) as study:
+        result = api.do(study, "export", formats=formats(arguments.format or ()))
+    return _show_stage(arguments, result)
+
+
+def _show_stage(arguments: argparse.Namespace, result: dict[str, Any]) -> int:
+    if arguments.json:
+        print_json(result)
+    else:
+        terminal.show(arguments.verb, result, Path(arguments.workdir))
+    return 0
+
+
+def formats(texts: Sequence[str]) -> tuple[str, ...]:
+    """The names in `--format=onnx,torch`, which may be repeated; each name once, in order."""
+    names: dict[str, None] = {}
+    for text in texts:
+        for name in text.split(","):
+            if name.strip():
+                names[name.strip()] = None
+    return tuple(names)
+
+
+def derive(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    """The genotype of a finished search, or with --budget the best one within it."""
+    if arguments.budget:
+        return _derive_within_budget(arguments, values)
+    if arguments.table or arguments.trust_table or arguments.plot:
+        raise InputError("--table, --trust-table and --plot go with --budget.")
+    return stage(arguments, values)
+
+
+def _derive_within_budget(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    limits = parse(arguments.budget)
+    if arguments.table:
+        limits["table"] = arguments.table
+    if arguments.trust_table:
+        limits["trust_table"] = True
+    budget = Budget.of(limits, "--budget")
+    config = load_config(arguments.config, values)
+    compile_cache.use()
+    with Run(config, arguments.workdir) as study:
+        result = api.derive_within(study, budget)
+    if arguments.plot:
+        plots.save(plots.pareto(result), arguments.plot)
+    if arguments.json:
+        print_json(result)
+    else:
+        terminal.show_budget(result, Path(arguments.workdir))
+    return 0
+
+
+def profile(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    """The price of a workdir's genotype, of a genotype file, of a search space or of an export."""
+    sources = [name for name in ("workdir", "genotype", "export") if getattr(arguments, name)]
+    if len(sources) > 1:
+        raise InputError(
+            f"--{sources[0]} does not work with --{sources[1]}, because profile prices one model. "
+            "Use one of them."
+        )
+    if arguments.export and (arguments.config or values):
+        raise InputError(
+            "--config does not work with --export, because an export brings its own config. "
+            "Leave it out."
+        )
+    if not arguments.export and not arguments.config:
+        raise InputError(
+            "profile needs --export, or --config (alone, or with --workdir or --genotype)."
+        )
+    lengths = profiling.parse_lengths(arguments.length)
+    at = profiling.At(arguments.batch, lengths, arguments.phase, arguments.repeats)
+    compile_cache.use()
+    if arguments.export:
+        model = load(arguments.export).model
+        genotypes = {"exported": model.genotype}
+        result = profiling.profile_all(model.shape, genotypes, at, True)
+    else:
+        result = _profile_config(arguments, values, at)
+    if arguments.plot:
+        plots.save(plots.profile(result), arguments.plot)
+    if arguments.json:
+        print_json(result)
+    else:
+        terminal.show_profile(result)
+    return 0
+
+
+def _profile_config(
+    arguments: argparse.Namespace, values: dict[str, str], at: profiling.At
+) -> dict[str, Any]:
+    config = load_config(arguments.config, values)
+    if arguments.workdir:
+        with Run(config, arguments.workdir) as study:
+            return profiling.profile(study, study.genotype(), at, detail=True)
+    if arguments.genotype:
+        genotypes = {"given": profiling.read_genotype(arguments.genotype)}
+        return profiling.profile_asked(config, genotypes, at)
+    return profiling.profile_asked(config, {}, at)
+
+
+def report(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    """Write the report of a workdir, or serve it."""
+    folders = [f for f in (arguments.folder, arguments.workdir, arguments.watch) if f]
+    if len(folders) != 1:
+        names = ", ".join(folders) or "none"
+        raise InputError(f"report takes one workdir, got {names}.")
+    if values and arguments.config is None:
+        raise InputError("--config.section.field=VALUE changes a config. Name it: --config=FILE.")
+    if arguments.watch is None and arguments.port:
+        raise InputError("--port needs --watch.")
+    (folder,) = folders
+    if arguments.config is not None:
+        # Opening the workdir compares its config with this one.
+        Run(load_config(arguments.config, values), folder).close()
+    files: list[Path] = []
+    if arguments.figures is not None:
+        files = [Path(file) for file in figures.save(folder, arguments.figures)]
+    if arguments.watch is not None:
+        try:
+            watch(folder, arguments.port)
+        except KeyboardInterrupt:
+            return 0
+    page.report(folder)
+    html = str(Path(folder) / "report.html")
+    drawn = [str(file) for file in files]
+    if arguments.json:
+        print_json({"file": html, "figures": drawn})
+        return 0
+    terminal.show_report(folder)
+    for file in (html, *drawn):
+        print(f"wrote {file}")
+    return 0
+
+
+def compare(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    """Several workdirs side by side."""
+    result = comparison.compare(arguments.folders)
+    if arguments.html:
+        comparison.write(result, arguments.html)
+    if arguments.json:
+        print_json(result)
+        return 0
+    terminal.show_comparison(result)
+    if arguments.html:
+        print(f"wrote {arguments.html}")
+    return 0
+
+
+def new(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    """Print a starting config."""
+    if arguments.data:
+        task = "files"
+        text, values = _new_for_data(arguments, values)
+    elif arguments.text or arguments.label:
+        raise InputError("--text and --label name columns of a file. Use them with --data FILE.")
+    else:
+        task = arguments.task or "listops"
+        text = starter(task, arguments.preset, values, size=arguments.size)
+    if arguments.json:
+        config = configs.defaults(task, preset=arguments.preset)
+        configs.override(config, values)
+        print_json(configs.to_dict(config))
+    else:
+        print(text, end="")
+    return 0
+
+
+def _new_for_data(
+    arguments: argparse.Namespace, values: dict[str, str]
+) -> tuple[str, dict[str, Any]]:
+    """The config for --data and the values it sets; prints the guesses on standard error."""
+    if arguments.task not in (None, "files") or arguments.preset != "recommended":
+        raise InputError(
+            "--data does not work with --task or --preset, because it writes a config of the task "
+            "'files' with the recommended preset. Leave them out."
+        )
+    columns = arguments.text or ()
+    text, chosen, guess = for_data(arguments.data, columns, arguments.label or "", values)
+    for sentence in guess.sentences:
+        print(f"guessed: {sentence}", file=sys.stderr)
+    return text, chosen
