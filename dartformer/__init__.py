@@ -14,10 +14,11 @@ protect()  # XLA reads its flags when JAX starts its first backend, so this cann
 
 if TYPE_CHECKING:
     from dartformer.api import derive, evaluate, export, load, retrain, run_all, search
-    from dartformer.attention import check, parse, register
+    from dartformer.attention import check, parse
     from dartformer.config import defaults, load_config
     from dartformer.models.supernet import supernet
     from dartformer.models.transformer import TransformerConfig, transformer
+    from dartformer.registry import register
     from dartformer.space.genotype import Genotype
     from dartformer.space.search_space import SearchSpace
 
@@ -47,11 +48,12 @@ _HOME = {
     **dict.fromkeys(
         ("derive", "evaluate", "export", "load", "retrain", "run_all", "search"), "api"
     ),
-    **dict.fromkeys(("check", "parse", "register"), "attention"),
+    **dict.fromkeys(("check", "parse"), "attention"),
     **dict.fromkeys(("defaults", "load_config"), "config"),
     "Genotype": "space.genotype",
     "SearchSpace": "space.search_space",
     "TransformerConfig": "models.transformer",
+    "register": "registry",
     "supernet": "models.supernet",
     "transformer": "models.transformer",
 }

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 
 from dartformer import results
-from dartformer.attention import ATTENTIONS, parse
+from dartformer.attention import BUILT_IN, parse
 from dartformer.cli import listing
 from dartformer.machine.record import Record
 from dartformer.report import plots
@@ -88,7 +88,7 @@ def table() -> str:
     rows = [
         head,
         ["---"] * len(head),
-        *(cells(row) for row in listing.rows("attentions") if row["name"] in ATTENTIONS),
+        *(cells(row) for row in listing.rows("attentions") if row["name"] in BUILT_IN),
     ]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -200,5 +200,5 @@ if __name__ == "__main__":
     (FOLDER / "results.md").write_text(results_page())
     file = FOLDER / "attention.md"
     file.write_text(page(file.read_text()))
-    figure = plots.matrices([parse(DRAWN.get(name, name)) for name in ATTENTIONS])
+    figure = plots.matrices([parse(DRAWN.get(name, name)) for name in BUILT_IN])
     figure.savefig(FOLDER / "attention_matrices.png", dpi=90)

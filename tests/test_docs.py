@@ -83,7 +83,7 @@ def installed(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(attentions, "ATTENTIONS", dict(attentions.ATTENTIONS))
+    monkeypatch.setattr(attentions.ATTENTIONS, "registered", {})
     yield tmp_path
     sys.modules.pop("agent_attention", None)
 

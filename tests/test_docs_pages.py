@@ -111,7 +111,7 @@ def test_a_task_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "mirror_task.py").write_text(task)
     (tmp_path / "mirror_space.py").write_text(space)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("dartformer.tasks.TASKS", dict(TASKS))
+    monkeypatch.setattr(TASKS, "registered", {})
     try:
         config = df.load_config(tmp_path / "mirror_space.py")
         with Run(config, tmp_path / "run") as run:

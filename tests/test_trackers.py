@@ -79,6 +79,8 @@ def test_tensorboard_has_scalars_hparams_and_the_genotype(tmp_path):
 class Fake:
     """A tracker that remembers."""
 
+    package = "json"
+
     def __init__(self, folder, name, step):
         self.calls = []
         Fake.made = self
@@ -87,8 +89,13 @@ class Fake:
         return lambda *given: self.calls.append((name, *given))
 
 
+class Gone(Fake):
+    package = "no_such_module"
+
+
 def test_another_tracker_is_a_line_in_the_table(tmp_path, monkeypatch):
-    monkeypatch.setitem(trackers.TRACKERS, "fake", ("json", Fake))
+    monkeypatch.setattr(trackers.TRACKERS, "registered", {})
+    df.register("tracker", "fake", Fake)
     trackers.check(("fake",))
     with MetricsLog(tmp_path, 0, trackers.start(("fake",), tmp_path, "search")) as log:
         log.write(3, {"loss": 0.25, "mixture": [[1.0]]})
@@ -97,7 +104,7 @@ def test_another_tracker_is_a_line_in_the_table(tmp_path, monkeypatch):
     assert [call[0] for call in Fake.made.calls] == ["summary", "image", "close"]
     assert Fake.made.calls[0][1]["search.steps"] == 300
     assert Fake.made.calls[1][2].dtype == np.uint8
-    monkeypatch.setitem(trackers.TRACKERS, "gone", ("no_such_module", Fake))
+    df.register("tracker", "gone", Gone)
     config = df.defaults("listops")
     configs.override(config, {"log.trackers": "fak"})
     with pytest.raises(df.InputError, match="Did you mean 'fake'"):
@@ -107,7 +114,8 @@ def test_another_tracker_is_a_line_in_the_table(tmp_path, monkeypatch):
 def test_what_this_machine_lacks_stops_a_run_and_no_model(tmp_path, monkeypatch):
     """A config of another machine, with its trackers and devices, is read; a run with it is
     refused."""
-    monkeypatch.setitem(trackers.TRACKERS, "gone", ("no_such_module", Fake))
+    monkeypatch.setattr(trackers.TRACKERS, "registered", {})
+    df.register("tracker", "gone", Gone)
     for values, message in (
         ({"log.trackers": "gone"}, "pip install 'dartformer.gone.'"),
         ({"data.devices": "4096", "data.batch_size": "4096"}, "data.devices must be 0"),

@@ -1,11 +1,10 @@
 """The attentions to search over: the table of built-in ones, and how others join it.
 
-An attention is a frozen dataclass (see `base.Attention`). To add one here: a file, and a line in
-`ATTENTIONS`. To add one from outside: `register`, or an entry point in the group
-`dartformer.attention`; `check` tests it."""
+An attention is a frozen dataclass (see `base.Attention`). To add one here, write a file and a line
+in `BUILT_IN`. To add one from outside, call `dartformer.register("attention", name, cls)` or offer
+an entry point of the group `dartformer.attention`. `check` tests it.
+"""
 
-import importlib.metadata
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dartformer import spec
@@ -38,7 +37,7 @@ from dartformer.attention.ssd import Ssd
 from dartformer.attention.strided import Strided
 from dartformer.attention.synthesizer import Synthesizer
 from dartformer.attention.uniform import Uniform
-from dartformer.errors import InputError
+from dartformer.registry import Registry
 
 __all__ = [
     "ATTENTIONS",
@@ -79,11 +78,10 @@ __all__ = [
     "check",
     "names",
     "parse",
-    "register",
     "to_text",
 ]
 
-ATTENTIONS: dict[str, type] = {
+BUILT_IN: dict[str, type] = {
     "full": Full,
     "local": Local,
     "strided": Strided,
@@ -111,83 +109,28 @@ ATTENTIONS: dict[str, type] = {
     "conv": Conv,
     "parallel": Parallel,
 }
-"""Name in specs, and class. `register` adds to it."""
-
-GROUP = "dartformer.attention"
-BUILT_IN = frozenset(ATTENTIONS)
 
 
-class _Table(Mapping[str, type]):
-    """`ATTENTIONS` and the entry points, which are imported when first asked for by name."""
-
-    def _entry_points(self) -> dict[str, importlib.metadata.EntryPoint]:
-        points: dict[str, importlib.metadata.EntryPoint] = {}
-        for point in importlib.metadata.entry_points(group=GROUP):
-            if point.name in BUILT_IN or points.setdefault(point.name, point).value != point.value:
-                raise InputError(
-                    f"attention {point.name!r} (entry point {point.value}) is already registered: "
-                    f"uninstall the package that offers it, or rename it there."
-                )
-        return points
-
-    def __iter__(self) -> Iterator[str]:
-        yield from ATTENTIONS
-        yield from (name for name in self._entry_points() if name not in ATTENTIONS)
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
-
-    def __contains__(self, name: object) -> bool:
-        return name in ATTENTIONS or name in self._entry_points()
-
-    def __getitem__(self, name: str) -> type:
-        if name not in ATTENTIONS:
-            point = self._entry_points()[name]
-            try:
-                cls = point.load()
-            except Exception as error:
-                raise InputError(
-                    f"attention {name!r} (entry point {point.value}) cannot be loaded: {error}"
-                ) from error
-            register(name, cls)
-        return ATTENTIONS[name]
+def _fits(cls: Any) -> bool:
+    parameters = getattr(cls, "__dataclass_params__", None)
+    return bool(
+        parameters and parameters.frozen and isinstance(getattr(cls, "traits", None), Traits)
+    )
 
 
-_TABLE = _Table()
-
-
-def register(name: str, cls: type) -> type:
-    """Make `cls`, a frozen dataclass that keeps the protocol, known as `name`; returns `cls`. Twice
-    is as good as once.
-
-    Raises:
-      InputError: the name is another's, or is no identifier, or `cls` is no frozen dataclass with
-        `traits`.
-    """
-    if not name.isidentifier():
-        raise InputError(f"attention name {name!r} must be an identifier, such as 'my_attention'.")
-    if ATTENTIONS.get(name) is cls:
-        return cls
-    if name in ATTENTIONS:
-        raise InputError(
-            f"attention {name!r} is already registered, as {ATTENTIONS[name].__qualname__}."
-        )
-    parameters: Any = getattr(cls, "__dataclass_params__", None)
-    if (
-        parameters is None
-        or not parameters.frozen
-        or not isinstance(getattr(cls, "traits", None), Traits)
-    ):
-        raise InputError(
-            f"{name}: {cls!r} must be a class decorated with @dataclass(frozen=True), with `traits`."
-        )
-    ATTENTIONS[name] = cls
-    return cls
+ATTENTIONS: Registry[type] = Registry(
+    "attention",
+    BUILT_IN,
+    group="dartformer.attention",
+    requirement="a class decorated with @dataclass(frozen=True), with `traits`",
+    fits=_fits,
+)
+"""Every attention by name: the built-in ones, and those of other packages."""
 
 
 def names() -> tuple[str, ...]:
     """Every known attention: built in, registered, and offered by entry points."""
-    return tuple(_TABLE)
+    return tuple(ATTENTIONS.names())
 
 
 def parse(text: str) -> Attention:
@@ -198,13 +141,13 @@ def parse(text: str) -> Attention:
       InputError: not of this form, an unknown name or option, or a value of the wrong type or
         range.
     """
-    return spec.parse(text, _TABLE)
+    return spec.parse(text, ATTENTIONS)
 
 
 def to_text(attention: Attention) -> str:
     """The text of a registered attention with all its fields, `local(window=16)`. Inverse of
     `parse`."""
-    return spec.to_text(attention, _TABLE)
+    return spec.to_text(attention, ATTENTIONS)
 
 
 def check(
@@ -231,5 +174,5 @@ def check(
         length=length,
         tolerance=tolerance,
         raise_=raise_,
-        table=_TABLE,
+        table=ATTENTIONS,
     )

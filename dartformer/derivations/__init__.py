@@ -1,7 +1,12 @@
-"""Derivations: from a trained supernet to a genotype. The table below is the whole list.
+"""Derivations: from a trained supernet to a genotype.
 
-A derivation is written as an attention is: its name, and its options in brackets:
-`evolution(generations=5)`."""
+A derivation is written as an attention is, by its name with its options in brackets:
+`evolution(generations=5)`. To add one here, write a file and a line in `BUILT_IN`. To add one from
+outside, call `dartformer.register("derivation", name, cls)` or offer an entry point of the group
+`dartformer.derivation`.
+"""
+
+from typing import Any
 
 from dartformer import spec
 from dartformer.derivations.argmax import Argmax
@@ -13,8 +18,11 @@ from dartformer.derivations.masked_drop import MaskedDrop
 from dartformer.derivations.random_search import RandomSearch
 from dartformer.derivations.sample import Sample
 from dartformer.derivations.top_k import TopK
+from dartformer.registry import Registry, is_dataclass_type
 
-DERIVATIONS: dict[str, type[Rule]] = {
+__all__ = ["DERIVATIONS", "Argmax", "Derived", "Rule", "Trained", "name_of", "parse"]
+
+BUILT_IN: dict[str, type[Rule]] = {
     "argmax": Argmax,
     "masked_drop": MaskedDrop,
     "masked": Masked,
@@ -27,12 +35,23 @@ DERIVATIONS: dict[str, type[Rule]] = {
     "grid": Grid,
 }
 
-__all__ = ["DERIVATIONS", "Argmax", "Derived", "Rule", "Trained", "name_of", "parse"]
+
+def _is_rule(cls: Any) -> bool:
+    return is_dataclass_type(cls) and issubclass(cls, Rule)
+
+
+DERIVATIONS: Registry[type[Rule]] = Registry(
+    "derivation",
+    BUILT_IN,
+    group="dartformer.derivation",
+    requirement="a dataclass derived from `Rule`",
+    fits=_is_rule,
+)
+"""Every derivation by name: the built-in ones, and those of other packages."""
 
 
 def parse(text: str) -> Rule:
-    """The derivation that `text` spells; raises `InputError` for a name or an option that does not
-    exist."""
+    """The derivation that `text` spells; `InputError` for an unknown name or option."""
     return spec.parse(text, DERIVATIONS, "derivation")
 
 

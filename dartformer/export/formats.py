@@ -4,13 +4,14 @@ logits when written."""
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dartformer.errors import InputError, unknown
+from dartformer.errors import InputError
 from dartformer.export import to_onnx, to_tensorflow, to_torch
 from dartformer.models.transformer import Network, TransformerConfig
+from dartformer.registry import Registry
 from dartformer.stages.retrain import Model
 
 TOLERANCE = 1e-4
@@ -27,7 +28,7 @@ class Format(NamedTuple):
     run: Callable[[Path, np.ndarray, np.ndarray], np.ndarray]
 
 
-FORMATS: dict[str, Format] = {
+BUILT_IN: dict[str, Format] = {
     "onnx": Format(
         "model.onnx, for ONNX Runtime", ("jax2onnx", "onnxruntime"), to_onnx.write, to_onnx.run
     ),
@@ -46,12 +47,25 @@ FORMATS: dict[str, Format] = {
 }
 
 
+def _is_format(entry: Any) -> bool:
+    return isinstance(entry, Format)
+
+
+FORMATS: Registry[Format] = Registry(
+    "export format",
+    BUILT_IN,
+    group="dartformer.format",
+    requirement="a `Format`",
+    fits=_is_format,
+)
+"""Every format by name: the built-in ones, and those of other packages."""
+
+
 def check(formats: Sequence[str]) -> None:
     """Raise `InputError` for a format that there is not, or whose packages are not installed."""
     for name in formats:
-        if name not in FORMATS:
-            raise unknown("export format", name, FORMATS)
-        missing = [p for p in FORMATS[name].packages if importlib.util.find_spec(p) is None]
+        packages = FORMATS.find(name).packages
+        missing = [p for p in packages if importlib.util.find_spec(p) is None]
         if missing:
             raise InputError(
                 f"the format {name} needs {' and '.join(missing)}: pip install 'dartformer[{name}]'."

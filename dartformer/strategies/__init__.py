@@ -1,12 +1,16 @@
-"""Search strategies: how alphas and weights move. The table below, and the entry points of other
-packages."""
+"""Search strategies: how alphas and weights move.
+
+To add one here, write a file and a line in `BUILT_IN`. To add one from outside, call
+`dartformer.register("strategy", name, cls)` or offer an entry point of the group
+`dartformer.strategy`.
+"""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from dartformer import registry as plugins
 from dartformer.errors import InputError, unknown
+from dartformer.registry import Registry, is_dataclass_type
 from dartformer.strategies import relax
 from dartformer.strategies.base import (
     Constraint,
@@ -22,12 +26,7 @@ from dartformer.strategies.base import (
 )
 from dartformer.strategies.darts import Darts
 from dartformer.strategies.dirichlet import Dirichlet
-from dartformer.strategies.extras.base import Extra
-from dartformer.strategies.extras.beta_decay import BetaDecay
-from dartformer.strategies.extras.drop import Drop
-from dartformer.strategies.extras.early_stop import EarlyStop
-from dartformer.strategies.extras.entropy import Entropy
-from dartformer.strategies.extras.perturb import Adversarial, Smoothing
+from dartformer.strategies.extras import EXTRAS, Extra
 from dartformer.strategies.grid import Grid
 from dartformer.strategies.gumbel import Gumbel
 from dartformer.strategies.hypergradients import HYPERGRADIENTS
@@ -38,27 +37,8 @@ from dartformer.strategies.sigmoid import Sigmoid
 from dartformer.strategies.single_level import SingleLevel
 from dartformer.strategies.spos import Spos
 
-STRATEGIES: dict[str, type] = {
-    "darts": Darts,
-    "single_level": SingleLevel,
-    "gumbel": Gumbel,
-    "dirichlet": Dirichlet,
-    "sigmoid": Sigmoid,
-    "proxyless": Proxyless,
-    "masked": Masked,
-    "spos": Spos,
-    "random_sharing": RandomSharing,
-    "grid": Grid,
-}
-"""The strategies of this package. Other packages add theirs as entry points of the group
-`dartformer.strategy`."""
-
-EXTRAS: dict[str, type[Extra]] = {
-    one.name: one for one in (BetaDecay, Entropy, Smoothing, Adversarial, Drop, EarlyStop)
-}
-"""What can be put on top of the strategies that learn alphas."""
-
 __all__ = [
+    "BUILT_IN",
     "EXTRAS",
     "HYPERGRADIENTS",
     "STRATEGIES",
@@ -81,28 +61,42 @@ __all__ = [
     "remat_refusal",
 ]
 
+BUILT_IN: dict[str, type] = {
+    "darts": Darts,
+    "single_level": SingleLevel,
+    "gumbel": Gumbel,
+    "dirichlet": Dirichlet,
+    "sigmoid": Sigmoid,
+    "proxyless": Proxyless,
+    "masked": Masked,
+    "spos": Spos,
+    "random_sharing": RandomSharing,
+    "grid": Grid,
+}
 
-GROUP = "dartformer.strategy"
+
+def _is_strategy(cls: Any) -> bool:
+    return is_dataclass_type(cls) and isinstance(getattr(cls, "traits", None), Traits)
+
+
+STRATEGIES: Registry[type] = Registry(
+    "strategy",
+    BUILT_IN,
+    group="dartformer.strategy",
+    requirement="a dataclass with `traits`",
+    fits=_is_strategy,
+)
+"""Every strategy by name: the built-in ones, and those of other packages."""
 
 
 def names() -> list[str]:
-    """Every strategy that `find` knows, this package's first."""
-    return plugins.names(STRATEGIES, GROUP)
+    """Every known strategy: built in, registered, and offered by entry points."""
+    return STRATEGIES.names()
 
 
 def find(name: str, field: str = "search.strategy.name") -> type:
-    """The strategy type of that name; `InputError` where there is none, or another package's does
-    not load."""
-
-    def refusal(found: object) -> str:
-        fits = isinstance(found, type) and dataclasses.is_dataclass(found)
-        return (
-            ""
-            if fits and isinstance(getattr(found, "traits", None), Traits)
-            else "is not a dataclass with `traits`"
-        )
-
-    return plugins.find(name, STRATEGIES, GROUP, "strategy", refusal, field)
+    """The strategy type of that name; `InputError` if it is unknown or does not load."""
+    return STRATEGIES.find(name, field)
 
 
 def make(name: str, options: Mapping[str, Any]) -> StrategyOptions:

@@ -1,13 +1,17 @@
-"""What to learn from: the table of tasks, and how one is made from the options of a config."""
+"""Tasks: their table, and how a config's options make one.
+
+To add a task here, write a file and a line in `BUILT_IN`. To add one from outside, call
+`dartformer.register("task", name, cls)` or offer an entry point of the group `dartformer.task`.
+"""
 
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any
 
-from dartformer import registry as plugins
 from dartformer.errors import InputError, unknown
+from dartformer.registry import Registry, is_dataclass_type
 from dartformer.tasks.base import Task
 from dartformer.tasks.files import Files
 from dartformer.tasks.image import Image
@@ -19,7 +23,7 @@ from dartformer.tasks.pathfinder import Pathfinder
 from dartformer.tasks.planted import Planted
 from dartformer.tasks.recall import Recall
 
-TASKS: dict[str, type] = {
+BUILT_IN: dict[str, type] = {
     "listops": ListOps,
     "planted": Planted,
     "imdb_bytes": ImdbBytes,
@@ -31,30 +35,25 @@ TASKS: dict[str, type] = {
     "recall": Recall,
     "files": Files,
 }
-"""The tasks of this package. Other packages add theirs as entry points of the group
-`dartformer.task`."""
 
-
-GROUP = "dartformer.task"
+TASKS: Registry[type] = Registry(
+    "task",
+    BUILT_IN,
+    group="dartformer.task",
+    requirement="a dataclass",
+    fits=is_dataclass_type,
+)
+"""Every task by name: the built-in ones, and those of other packages."""
 
 
 def names() -> list[str]:
-    """Every task that `find` knows, this package's first."""
-    return plugins.names(TASKS, GROUP)
+    """Every known task: built in, registered, and offered by entry points."""
+    return TASKS.names()
 
 
 def find(name: str) -> type:
-    """The task type of that name; `InputError` where there is none, or another package's does not
-    load."""
-    return plugins.find(
-        name,
-        TASKS,
-        GROUP,
-        "task",
-        lambda found: (
-            "" if isinstance(found, type) and is_dataclass(found) else "is not a dataclass"
-        ),
-    )
+    """The task type of that name; `InputError` if it is unknown or does not load."""
+    return TASKS.find(name)
 
 
 def options_of(kind: type) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Where a run's numbers go beside `metrics.jsonl`: TensorBoard always, Weights & Biases and MLflow
 where asked for.
 
-All of them keep one small interface, `Tracker`; another is a class and a line in `TRACKERS`.
+All of them keep one small interface, `Tracker`; another is a class, with the name of
+the `package` it needs, and a line in `BUILT_IN` or an entry point of the group `dartformer.tracker`.
 """
 
 import importlib.util
@@ -9,12 +10,13 @@ import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from dartformer.errors import InputError, unknown
+from dartformer.errors import InputError
+from dartformer.registry import Registry
 
 PROJECT = "dartformer"
 """The project, or the experiment, in which services file a run."""
@@ -74,6 +76,8 @@ class WandB:
     """A run of Weights & Biases; its own environment variables (WANDB_MODE=offline, WANDB_PROJECT)
     hold."""
 
+    package: ClassVar[str] = "wandb"
+
     def __init__(self, folder: Path, name: str, step: int):
         import os
 
@@ -112,6 +116,8 @@ class WandB:
 class MLflow:
     """A run of MLflow; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME hold."""
 
+    package: ClassVar[str] = "mlflow"
+
     def __init__(self, folder: Path, name: str, step: int):
         import os
 
@@ -149,22 +155,33 @@ class MLflow:
         self.client.set_terminated(self.run)
 
 
-TRACKERS: dict[str, tuple[str, type]] = {"wandb": ("wandb", WandB), "mlflow": ("mlflow", MLflow)}
-"""What `log.trackers` can name: the module that must be installed, by the extra of the same name,
-and the class."""
+BUILT_IN: dict[str, Any] = {"wandb": WandB, "mlflow": MLflow}
+
+
+def _is_tracker(cls: Any) -> bool:
+    return isinstance(cls, type) and hasattr(cls, "package")
+
+
+TRACKERS: Registry[Any] = Registry(
+    "tracker",
+    BUILT_IN,
+    group="dartformer.tracker",
+    requirement="a class with a `package`",
+    fits=_is_tracker,
+)
+"""What `log.trackers` can name: the built-in trackers, and those of other packages."""
 
 
 def check(names: Sequence[str]) -> None:
     """Raise `InputError` for a tracker that there is not."""
     for name in names:
-        if name not in TRACKERS:
-            raise unknown("log.trackers", name, TRACKERS)
+        TRACKERS.find(name, "log.trackers")
 
 
 def require_installed(names: Sequence[str]) -> None:
     """Raise `InputError` for a tracker whose package is not installed."""
     for name in names:
-        if importlib.util.find_spec(TRACKERS[name][0]) is None:
+        if importlib.util.find_spec(TRACKERS[name].package) is None:
             raise InputError(
                 f"log.trackers names {name}, which is not installed: pip install 'dartformer[{name}]'."
             )
@@ -173,5 +190,5 @@ def require_installed(names: Sequence[str]) -> None:
 def start(names: Sequence[str], folder: Path, name: str, step: int = 0) -> list[Tracker]:
     """TensorBoard and the trackers of `names`, for what happens in `folder` of a workdir."""
     folder.mkdir(parents=True, exist_ok=True)
-    kinds: list[Any] = [TensorBoard, *(TRACKERS[one][1] for one in names)]
+    kinds: list[Any] = [TensorBoard, *(TRACKERS[one] for one in names)]
     return [kind(folder, name, step) for kind in kinds]

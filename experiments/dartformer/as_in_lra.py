@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer import attention
 from dartformer.attention.base import (
     Cost,
     Inputs,
@@ -25,6 +24,7 @@ from dartformer.attention.base import (
     positive,
     zero_invalid,
 )
+from dartformer.registry import register
 
 
 @dataclass(frozen=True, repr=False)
@@ -117,4 +117,4 @@ class ReformerAsInLra(Spelled):
         )
 
 
-attention.register("reformer_as_in_lra", ReformerAsInLra)
+register("attention", "reformer_as_in_lra", ReformerAsInLra)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Union, get_args, get_origin, get_type_hint
 
 import pytest
 
-import dartformer.attention as attentions
+import dartformer.registry
 from dartformer.attention import (
     ATTENTIONS,
     Full,
@@ -16,12 +16,12 @@ from dartformer.attention import (
     Parallel,
     names,
     parse,
-    register,
     to_text,
 )
 from dartformer.attention.base import Traits
 from dartformer.attention.full import Full as Base
 from dartformer.errors import InputError
+from dartformer.registry import register
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ class Many(Base):
 
 @pytest.fixture
 def table(monkeypatch):
-    monkeypatch.setattr(attentions, "ATTENTIONS", dict(ATTENTIONS))
-    return attentions.ATTENTIONS
+    monkeypatch.setattr(ATTENTIONS, "registered", {})
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
@@ -142,7 +141,7 @@ def test_mistakes_are_named(text, message):
 
 
 def test_fields_of_every_kind(table):
-    register("many", Many)
+    register("attention", "many", Many)
     inside = Parallel((Full(), Many(1)))
     assert parse(to_text(inside)) == inside
     for attention in (
@@ -164,15 +163,17 @@ def test_fields_of_every_kind(table):
 
 def test_register(table):
     with pytest.raises(InputError, match="'local' is already registered, as Local"):
-        register("local", Many)
+        register("attention", "local", Many)
     with pytest.raises(InputError, match="must be an identifier"):
-        register("my attention", Many)
+        register("attention", "my attention", Many)
     with pytest.raises(InputError, match=r"@dataclass\(frozen=True\)"):
-        register("mine", dict)
+        register("attention", "mine", dict)
+    with pytest.raises(InputError, match="Did you mean 'attention'"):
+        register("atention", "mine", Many)
     with pytest.raises(InputError, match="of no registered attention type"):
         to_text(Many(3))
-    assert register("mine", Many) is Many
-    assert register("mine", Many) is Many  # a notebook's cell that is run again
+    assert register("attention", "mine", Many) is Many
+    assert register("attention", "mine", Many) is Many  # a notebook's cell that is run again
     assert "mine" in names()
     assert to_text(Many(3)).startswith("mine(size=3, ")
 
@@ -192,14 +193,14 @@ class Point:
 
 def test_entry_points_are_imported_when_asked_for(table, monkeypatch):
     points = [Point("theirs", Many), Point("broken", ImportError("no such wheel"), "broken:Class")]
-    monkeypatch.setattr(attentions.importlib.metadata, "entry_points", lambda group: points)
+    monkeypatch.setattr(dartformer.registry, "entry_points", lambda group: points)
     assert {"theirs", "broken"} < set(names())
     parse("local(3)")
     assert not points[0].loaded
     assert parse("theirs(size=2)") == Many(2)
     assert to_text(Many(2)).startswith("theirs(size=2")
     with pytest.raises(
-        InputError, match=r"'broken' \(entry point broken:Class\) cannot be loaded: no such wheel"
+        InputError, match=r"'broken' \(entry point broken:Class\) does not load: no such wheel"
     ):
         parse("broken")
     points.append(Point("full", Many))

@@ -263,13 +263,14 @@ def test_another_packages_strategy_by_its_entry_point(tmp_path, monkeypatch):
         "gone = no_such_module:Thing\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(STRATEGIES, "registered", {})
     config = configs.defaults(strategy="theirs")
     assert config.search.strategy.patience == 3
     configs.override(config, {"search.strategy.patience": "5"})
     assert configs.make_strategy(config).patience == 5
     assert strategies.names()[-3:] == ["gone", "none", "theirs"]
     for name, message in (
-        ("none", "not a dataclass"),
+        ("none", "must be a dataclass with `traits`; got <function"),
         ("gone", "does not load"),
         ("their", "Did you mean 'theirs'"),
     ):

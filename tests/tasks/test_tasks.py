@@ -5,8 +5,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
-from dartformer import registry as plugins
-from dartformer import tasks
+from dartformer import registry, tasks
 from dartformer.errors import InputError
 from dartformer.tasks.base import Task
 
@@ -25,13 +24,14 @@ def installed(monkeypatch):
     """Entry points as if other packages were installed."""
     points = [
         EntryPoint("other", f"{__name__}:Other", "dartformer.task"),
-        EntryPoint("listops", f"{__name__}:Other", "dartformer.task"),
         EntryPoint("absent", "no_such_module:Task", "dartformer.task"),
         EntryPoint("odd", f"{__name__}:pytest", "dartformer.task"),
     ]
     monkeypatch.setattr(
-        plugins, "entry_points", lambda **chosen: EntryPoints(points).select(**chosen)
+        registry, "entry_points", lambda **chosen: EntryPoints(points).select(**chosen)
     )
+    monkeypatch.setattr(tasks.TASKS, "registered", {})
+    return points
 
 
 def test_every_task_is_a_task_and_hashable():
@@ -76,17 +76,20 @@ def test_a_wrong_option_is_one_clear_error(name, options, message):
 
 
 def test_other_packages_add_tasks(installed):
-    assert tasks.names() == [*tasks.TASKS, "absent", "odd", "other"]
+    assert tasks.names() == [*tasks.BUILT_IN, "absent", "odd", "other"]
     assert tasks.make("other", {"widths": [3], "folder": "a", "strict": True}) == Other(
         (3,), "a", True
     )
     assert tasks.make("other", {"folder": None}) == Other()
-    assert tasks.find("listops") is tasks.TASKS["listops"], "another package took a name of ours"
     with pytest.raises(InputError, match=r"folder must be str \| None; got 3, of type int"):
         tasks.make("other", {"folder": 3})
     with pytest.raises(
-        InputError, match=r"'absent', which is no_such_module:Task, does not load: No module"
+        InputError, match=r"'absent' \(entry point no_such_module:Task\) does not load: No module"
     ):
         tasks.find("absent")
-    with pytest.raises(InputError, match=r"'odd'.* is not a dataclass"):
+    with pytest.raises(InputError, match="'odd' must be a dataclass; got <module 'pytest'"):
         tasks.find("odd")
+    installed.append(EntryPoint("listops", f"{__name__}:Other", "dartformer.task"))
+    assert tasks.find("listops") is tasks.BUILT_IN["listops"], "another package took a name of ours"
+    with pytest.raises(InputError, match=r"'listops' .* is already registered: uninstall"):
+        tasks.names()
