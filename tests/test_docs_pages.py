@@ -60,6 +60,23 @@ def commands(page):
                 yield [*words[:place], one, *words[place + 1 :]]
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_the_paths_of_a_page_exist(name):
+    """Every path in backticks and every relative link, from the root of the repository."""
+    text = re.sub(r"```.*?```", "", (ROOT / name).read_text("utf-8"), flags=re.S)
+    paths = re.findall(r"`((?:dartformer|docs|experiments|tests|search_spaces)/[\w./-]*)`", text)
+    links = re.findall(r"\]\((?!http|#)([^)]+)\)", text)
+    missing = [path for path in (*paths, *links) if not (ROOT / path).exists()]
+    assert not missing
+
+
+def test_the_index_lists_every_page_once():
+    text = (ROOT / "docs/index.md").read_text("utf-8")
+    links = re.findall(r"\]\((\w+\.md)\)", text)
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert sorted(links) == sorted(pages)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_is_one(page):
     """It parses, and the fields it sets are fields."""
