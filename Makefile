@@ -1,5 +1,6 @@
-# Everything a newcomer needs is `make quickstart` and `make test`; both install what is missing and are quick when
-# nothing is. PYTHON chooses the interpreter (3.11 or newer), WORKDIR the folder of the quickstart's results.
+# A newcomer needs `make quickstart` and `make test`. Both install what is missing, and are quick the second time.
+# PYTHON chooses the interpreter (3.11 or newer), WORKDIR the folder for the results of the quickstart, JOBS the number
+# of test processes.
 PYTHON ?= python3
 WORKDIR ?= runs/quickstart
 VENV := .venv
@@ -7,29 +8,33 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test lint types suite test-slow docs wheel clean
+.PHONY: help quickstart install test lint types suite test-slow coverage docs wheel clean
 
-help:  ## what there is
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-quickstart: $(VENV)/.installed  ## install, then search, derive, retrain, evaluate and export on ListOps (two minutes)
+quickstart: $(VENV)/.installed  ## install, then run a whole search on ListOps (two minutes)
 	$(BIN)/dartformer run --config=search_spaces/listops_tiny.py --workdir=$(WORKDIR)
 
-install: $(VENV)/.installed  ## make .venv with dartformer in it
+install: $(VENV)/.installed  ## create .venv and install dartformer in it
 
-test: lint types suite  ## install the test extra, then lint, type check, test
+test: lint types suite  ## lint, check types and run the tests
 
-lint: $(VENV)/.tested  ## ruff
+lint: $(VENV)/.tested  ## run ruff: lint and format
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
-types: $(VENV)/.tested  ## mypy
+types: $(VENV)/.tested  ## run mypy
 	$(BIN)/mypy
 
-suite: $(VENV)/.tested  ## the tests that take seconds
+suite: $(VENV)/.tested  ## run the tests that take seconds
 	$(BIN)/python -m pytest -n $(JOBS)
 
-test-slow: $(VENV)/.tested  ## the tests that take minutes
+test-slow: $(VENV)/.tested  ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+coverage: $(VENV)/.covered  ## run the tests with coverage, into build/coverage/
+	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term --cov-report=html:build/coverage
 
 docs: $(VENV)/.tested  ## build the documentation into build/site/
 	$(BIN)/mkdocs build --strict
@@ -37,8 +42,8 @@ docs: $(VENV)/.tested  ## build the documentation into build/site/
 wheel: $(VENV)/.tested  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
-clean:  ## remove .venv and what was built
-	rm -rf $(VENV) build dist *.egg-info
+clean:  ## remove .venv and all build results
+	rm -rf $(VENV) build dist *.egg-info .coverage
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
@@ -51,4 +56,8 @@ $(VENV)/.installed: $(VENV)/bin/python setup.cfg pyproject.toml
 
 $(VENV)/.tested: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+$(VENV)/.covered: $(VENV)/.tested
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,coverage]'
 	@touch $@
