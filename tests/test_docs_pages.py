@@ -70,6 +70,14 @@ def test_the_paths_of_a_page_exist(name):
     assert not missing
 
 
+def test_the_map_names_every_part_of_the_package():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("```mermaid")[1].split("```")[0]
+    parts = {path.stem for path in (ROOT / "dartformer").iterdir() if path.suffix == ".py"}
+    parts |= {path.parent.name for path in (ROOT / "dartformer").glob("*/__init__.py")}
+    missing = {part for part in parts if not part.startswith("_")} - set(re.findall(r"\w+", text))
+    assert not missing
+
+
 def test_the_index_lists_every_page_once():
     text = (ROOT / "docs/index.md").read_text("utf-8")
     links = re.findall(r"\]\((\w+\.md)\)", text)
