@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from dartformer import config as configs
 from dartformer import cost
+from dartformer.config import Config
 from dartformer.cost.budget import Budget, BudgetTooSmall
 from dartformer.errors import InputError
 from dartformer.export import checksums
@@ -33,7 +34,7 @@ from dartformer.stages.study import Run
 load = served_stage.load
 
 
-def search(config: ConfigDict, workdir: str | Path) -> SearchResult:
+def search(config: Config | ConfigDict, workdir: str | Path) -> SearchResult:
     """Search, or continue where an earlier call on this workdir stopped."""
     with Run(config, workdir) as run, staged(run, "search"):
         return search_stage.search(run)
@@ -45,14 +46,16 @@ def derive(found: SearchResult) -> Genotype:
         return derive_stage.derive(found).genotype
 
 
-def retrain(genotype: Genotype, config: ConfigDict, workdir: str | Path) -> Model:
+def retrain(genotype: Genotype, config: Config | ConfigDict, workdir: str | Path) -> Model:
     """Train a genotype from scratch for every seed of the config; returns the model that is best on
     valid."""
     with Run(config, workdir) as run, staged(run, "retrain"):
         return retrain_stage.best(retrain_stage.retrain(run, genotype))
 
 
-def evaluate(genotype: Genotype, config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def evaluate(
+    genotype: Genotype, config: Config | ConfigDict, workdir: str | Path
+) -> dict[str, Any]:
     """Train the baselines that the config asks for, read test once, write and return
     `results.json`."""
     with Run(config, workdir) as run, staged(run, "evaluate"):
@@ -84,9 +87,10 @@ def export(model: Model, folder: str | Path, formats: Sequence[str] = ()) -> Pat
     return export_stage.export(model, folder, formats=formats)
 
 
-def run_all(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def run_all(config: Config | ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """All stages in order, resuming where an earlier call on this workdir stopped; returns
     `results.json`."""
+    config = configs.build(config)
     if config.space.aspect != "given":
         return _run_shapes(config, workdir)
     with Run(config, workdir) as run:
@@ -96,19 +100,18 @@ def run_all(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         return run.results()
 
 
-def _run_shapes(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def _run_shapes(config: Config, workdir: str | Path) -> dict[str, Any]:
     """A search for each shape of the space, in `shapes/LxH`; the stages after retraining for the
     one best on valid.
 
     Of equals the one with fewest parameters is taken. `results.json` is the chosen shape's, with
     `shape` and `shapes`. A shape of which no genotype is within `search.budget` is left out;
     `BudgetTooSmall` where that leaves none."""
-    configs.validate(config)
     configs.require_here(config)
     with Workdir(workdir, configs.to_dict(config)) as folder:
         found: dict[str, dict[str, Any]] = {}
         scores: dict[str, tuple[float, int]] = {}
-        every = configs.of_shapes(config)
+        every = config.shapes
         dear: dict[str, str] = {}
         for name, one in every.items():
             with Run(one, folder / f"shapes/{name}") as run:

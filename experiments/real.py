@@ -58,12 +58,13 @@ def run(name: str, seed: int, path: str, data: str, workdir: Path) -> None:
     }
     if name == "csv":
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "csv.py").write_text(for_data(path)[0])
-        config = dartformer.load_config(workdir / "csv.py", values)
+        file = workdir / "csv.py"
+        file.write_text(for_data(path)[0])
     else:
-        config = dartformer.load_config(SPACES / f"{name}_small.py", values)
-    steps = config.retrain.steps
-    config.log.eval_every = config.log.checkpoint_every = steps // 2
+        file = SPACES / f"{name}_small.py"
+    steps = dartformer.load_config(file, values).retrain.steps
+    values["log.eval_every"] = values["log.checkpoint_every"] = steps // 2
+    config = dartformer.load_config(file, values)
     genotype = dartformer.derive(dartformer.search(config, workdir / f"{name}-{seed}"))
     results = dartformer.evaluate(genotype, config, workdir / f"{name}-{seed}")
     metric = results["metric"]

@@ -59,7 +59,7 @@ BAD = {
     "unknown pooling": (["--config.model.pooling=men"], "Did you mean 'mean'?"),
     "pooling of a sequence's label": (
         ["--config.model.pooling=none"],
-        "must be 'mean', 'cls' or 'last', got 'none'",
+        "Use model.pooling='mean', 'cls' or 'last'",
     ),
     "granularity": (["--config.space.granularity=heads"], "Did you mean 'head'?"),
     "no steps": (["--config.search.steps=0"], "search.steps must be at least 1"),

@@ -173,5 +173,5 @@ def test_a_budget_in_a_config():
     (code,) = blocks(ROOT / "docs/cost.md", "python")
     config = df.defaults("listops")
     exec(code, {"config": config})
-    configs.validate(config)
+    configs.build(config)
     assert dict(config.search.budget)["latency_ms"] == 12

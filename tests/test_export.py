@@ -51,8 +51,8 @@ def made(layers, weights=True, **values):
             **{name.replace("__", "."): value for name, value in values.items()},
         },
     )
-    task = configs.make_task(config)
-    shape = configs.make_model(config, task)
+    task = configs.build(config).task.built
+    shape = configs.build(config).transformer
     found = transformer(shape, genotype).init(jax.random.key(0)) if weights else {}
     return Model(config, task, shape, genotype, found, 3, 10, {"accuracy": 0.5})
 

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dartformer"
 # import its own.
 FLOORS = [
     ["errors", "_version"],
-    ["machine", "registry", "spec"],
+    ["machine", "registry", "spec", "fields"],
     ["kernels"],
     ["attention"],
     ["space"],

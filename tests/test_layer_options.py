@@ -220,7 +220,7 @@ REFUSED = [
     ({"model.positions": "rope"}, r"unknown model.positions 'rope'.*rotary, alibi"),
     (
         {"model.kv_heads": "2", "search.projections": "separate", "space.granularity": "head"},
-        "cannot go with",
+        "does not work with search.projections",
     ),
 ]
 
@@ -230,7 +230,7 @@ def test_what_cannot_be_is_one_line_before_anything_is_built(changes, message):
     config = dartformer.defaults("listops")
     configs.override(config, changes)
     with pytest.raises(InputError, match=message) as caught:
-        configs.validate(config)
+        configs.build(config)
     assert "\n" not in str(caught.value)
 
 

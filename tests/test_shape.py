@@ -92,7 +92,7 @@ def test_several_shapes_are_searched_and_the_best_on_valid_is_evaluated(tiny, tm
             "task.valid": 50,
         },
     )
-    assert list(configs.of_shapes(tiny)) == ["2x2", "1x4"]
+    assert list(configs.build(tiny).shapes) == ["2x2", "1x4"]
     with pytest.raises(InputError, match=r"several shapes \(2x2, 1x4\)"):
         dartformer.search(tiny, tmp_path / "one")
     results = dartformer.run_all(tiny, tmp_path / "run")
@@ -128,11 +128,8 @@ def test_a_shape_above_the_budget_is_left_out(tiny, tmp_path, capsys):
         },
     )
     counts = {}
-    for name, one in configs.of_shapes(tiny).items():
-        task = configs.make_task(one)
-        net = transformer(
-            configs.make_model(one, task), next(iter(configs.make_space(one).homogeneous()))
-        )
+    for name, one in configs.build(tiny).shapes.items():
+        net = transformer(one.transformer, next(iter(one.search_space.homogeneous())))
         counts[name] = cost.model_parameters(net)
     deep, wide = counts.values()
     assert wide < deep

@@ -108,7 +108,7 @@ def test_another_tracker_is_a_line_in_the_table(tmp_path, monkeypatch):
     config = df.defaults("listops")
     configs.override(config, {"log.trackers": "fak"})
     with pytest.raises(df.InputError, match="Did you mean 'fake'"):
-        configs.validate(config)
+        configs.build(config)
 
 
 def test_what_this_machine_lacks_stops_a_run_and_no_model(tmp_path, monkeypatch):
@@ -122,7 +122,7 @@ def test_what_this_machine_lacks_stops_a_run_and_no_model(tmp_path, monkeypatch)
     ):
         config = df.defaults("listops")
         configs.override(config, values)
-        assert configs.from_dict(configs.to_dict(config)) == config
+        assert configs.editable(configs.from_dict(configs.to_dict(config))) == config
         with pytest.raises(df.InputError, match=message):
             Run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -12,7 +12,7 @@ from rich.table import Table
 from dartformer import strategies, tasks
 from dartformer.attention import Shape, names, parse, to_text
 from dartformer.cli.run_verbs import print_json
-from dartformer.config import brings
+from dartformer.config.presets import strategy_defaults
 
 LISTED = Shape(length=1024, heads=4, head_dim=32, model_dim=128)
 """The shape for which `dartformer list attentions` gives costs: one sequence, float32."""
@@ -77,7 +77,7 @@ def _strategy(name: str) -> dict[str, Any]:
     return _part(name, "strategy", cls) | {
         "paper": traits.paper,
         "derivations": list(traits.derivations),
-        "rule": brings(name)["derive.rule"],
+        "rule": strategy_defaults(name).rule,
         "alphas": traits.alphas,
         "supernet": traits.supernet,
         "sampled": strategies.make(name, {}).sampled,

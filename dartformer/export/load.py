@@ -200,14 +200,14 @@ def load(folder: str | Path, device: str | None = None) -> Served:
             f"{folder} has export format {header.get('format')!r}, this dartformer reads {FORMAT}."
         )
     config = configs.from_dict(header["config"])
-    task = configs.make_task(config)
+    task = config.task.built
     if isinstance(task, Learns):
         if LEARNED not in noted:
             raise InputError(
                 f"{folder / checksums.CHECKSUMS} is damaged: it does not list {LEARNED}."
             )
         task = replace(task, learned=(folder / LEARNED).read_text(encoding="utf-8"))  # type: ignore[type-var]
-    shape = configs.make_model(config, task)
+    shape = config.transformer
     genotype = Genotype.from_json((folder / "genotype.json").read_text(encoding="utf-8"))
     net = transformer(shape, genotype)
     # Where the weights lie is where the model runs.

@@ -33,16 +33,34 @@ POOLING = ("mean", "cls", "last", "none")
 CLASSIFIERS = ("linear", "mlp")
 PAIRS = ("interaction", "concat")
 DTYPES = ("float32", "bfloat16", "float64")
+CHOICES = {
+    "stem": STEMS,
+    "positions": POSITIONS,
+    "pooling": POOLING,
+    "classifier": CLASSIFIERS,
+    "pair": PAIRS,
+    "dtype": DTYPES,
+    "kernel": KERNELS,
+}
+"""What the fields of `TransformerOptions` that are names can be."""
 
 
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Sizes and choices of a Transformer, whatever its attentions.
+def _require_count(name: str, value: object, least: int) -> None:
+    """Raise `InputError` unless a field is a whole number of at least `least`."""
+    if not isinstance(value, int) or value < least:
+        raise InputError(f"model.{name} must be a whole number of at least {least}, got {value!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerOptions:
+    """What a user chooses of a Transformer: the section `model` of a config.
 
     Attributes:
-      vocabulary, classes, length: token ids, labels, and the longest input in tokens.
-      layers, heads, head_dim, model_dim, mlp_dim: L, H, D, E and the feed-forward width; each at
-        least 1.
+      layers: L, at least 1.
+      heads: H, heads of queries in each layer.
+      head_dim: D, the width of a head; heads * head_dim need not be model_dim.
+      model_dim: E, the width of the residual stream.
+      mlp_dim: hidden width of the feed-forward layers.
       kv_heads: heads of keys and values, each shared by heads / kv_heads neighbouring heads of
         queries (Ainslie et al. 2023, arXiv:2305.13245); it must divide heads. 0: as many as heads.
       stem: what else a token's embedding holds: "none", or "bigram", a learned row for the token
@@ -63,21 +81,14 @@ class TransformerConfig:
         `Traits.dropout`.
       branch_norm: parameter-free RMS norm of every attention's output, per token and head (see
         `supernet`).
-      causal: no token sees a later one.
-      dtype: of activations; parameters are float32 (float64 if that is asked for), and so is
+      dtype: of activations; parameters are float32 (float64 if the activations are), and so is
         softmax.
       kernel: how softmax over all tokens is computed: "auto", the first that can of "cudnn" (on a
         GPU), "chunked" (no array of N x N) and "dense"; or one of these by name.
       scan: a supernet of at least so many layers runs them as one loop, which compiles one layer in
         place of all; 0: never.
-      seed: of fixed randomness inside attentions (random graphs, features, rotations).
-      inputs: documents of an example: 1, or 2, which one encoder reads one by one.
-      features: numbers of a token, `[B, N, F]`, where tokens are not ids; 0 where they are.
     """
 
-    vocabulary: int
-    classes: int
-    length: int
     layers: int = 2
     heads: int = 4
     head_dim: int = 16
@@ -93,53 +104,24 @@ class TransformerConfig:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     branch_norm: bool = True
-    causal: bool = False
     dtype: str = "float32"
     kernel: str = "auto"
     scan: int = 3
-    seed: int = 0
-    inputs: int = 1
-    features: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocabulary",
-            "classes",
-            "length",
-            "layers",
-            "heads",
-            "head_dim",
-            "model_dim",
-            "mlp_dim",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(
-                    f"model.{name} must be a whole number of at least 1, got {value!r}."
-                )
-        for name, allowed in (
-            ("stem", STEMS),
-            ("positions", POSITIONS),
-            ("pooling", POOLING),
-            ("classifier", CLASSIFIERS),
-            ("pair", PAIRS),
-            ("dtype", DTYPES),
-            ("kernel", KERNELS),
-        ):
-            if getattr(self, name) not in allowed:
-                raise unknown(f"model.{name}", getattr(self, name), allowed)
-        if not isinstance(self.scan, int) or self.scan < 0:
-            raise InputError(f"model.scan must be a whole number of at least 0, got {self.scan!r}.")
+        for name in ("layers", "heads", "head_dim", "model_dim", "mlp_dim"):
+            _require_count(name, getattr(self, name), 1)
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise unknown(f"model.{name}", getattr(self, name), choices)
+        _require_count("scan", self.scan, 0)
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(
                     f"model.{name} must be at least 0 and below 1, got {getattr(self, name)!r}."
                 )
-        if (
-            not isinstance(self.kv_heads, int)
-            or self.kv_heads < 0
-            or self.heads % (self.kv_heads or self.heads)
-        ):
+        kv_heads = self.kv_heads or self.heads
+        if not isinstance(kv_heads, int) or kv_heads < 0 or self.heads % kv_heads:
             raise InputError(
                 f"model.kv_heads must divide model.heads = {self.heads}, or be 0 for as many; "
                 f"got {self.kv_heads!r}."
@@ -149,6 +131,35 @@ class TransformerConfig:
                 f"model.positions = 'rotary' turns pairs of numbers: model.head_dim must be even, "
                 f"got {self.head_dim}."
             )
+
+
+@dataclass(frozen=True)
+class TransformerConfig(TransformerOptions):
+    """Sizes and choices of a Transformer, whatever its attentions.
+
+    Attributes:
+      vocabulary: token ids, 0 among them, which is padding.
+      classes: labels.
+      length: the longest input in tokens.
+      causal: no token sees a later one.
+      seed: of fixed randomness inside attentions (random graphs, features, rotations).
+      inputs: documents of an example: 1, or 2, which one encoder reads one by one.
+      features: numbers of a token, `[B, N, F]`, where tokens are not ids; 0 where they are.
+    """
+
+    vocabulary: int
+    classes: int
+    length: int
+    causal: bool = False
+    seed: int = 0
+    inputs: int = 1
+    features: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("vocabulary", "classes", "length"):
+            _require_count(name, getattr(self, name), 1)
+        # Raises where the kernel that is named cannot compute this shape.
         choose(
             self.kernel,
             jnp.dtype(self.dtype),
@@ -156,12 +167,12 @@ class TransformerConfig:
             self.tokens,
             slopes=self.positions == "alibi",
             dropout=self.attention_dropout,
-        )  # raises where what is named cannot be
+        )
         if self.causal and self.pooling in ("mean", "cls"):
             raise InputError(
-                f"model.pooling={self.pooling!r} cannot be causal: use 'last' or 'none'."
+                f"model.pooling={self.pooling!r} does not work with a causal task. Use 'last' or "
+                f"'none'."
             )
-
         if self.inputs not in (1, 2):
             raise InputError(f"a model reads 1 or 2 documents, got {self.inputs!r}.")
         if self.inputs == 2 and self.pooling == "none":

@@ -1,5 +1,6 @@
 """Derive: from what each seed of a search found to one genotype, with ties and a second opinion."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -162,14 +163,15 @@ def fine_tuner(run: Run) -> Callable[[Weights, np.ndarray, int, int], Weights]:
 
     def program(steps: int) -> tuple[optax.GradientTransformation, Any]:
         loss = training_loss(run.supernet.network, run.metric)
-        section = run.config.search.weights.to_dict()
-        section.update(
-            learning_rate=FINE_TUNE_RATE * section["learning_rate"],
+        weights = run.config.search.weights
+        options = dataclasses.replace(
+            weights,
+            learning_rate=FINE_TUNE_RATE * weights.learning_rate,
             schedule="cosine",
             warmup=0.0,
             final=0.0,
         )
-        chain = optimizer.build(section, steps)
+        chain = optimizer.build(options, steps)
 
         @jax.jit
         def step(

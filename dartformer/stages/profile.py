@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
-from dartformer import config as configs
 from dartformer import cost
 from dartformer.attention import to_text
+from dartformer.config import Config
 from dartformer.errors import InputError
 from dartformer.machine.workdir import write_json
 from dartformer.models.transformer import TransformerConfig, transformer
@@ -310,10 +309,10 @@ def parse_lengths(text: str) -> tuple[int, ...]:
         ) from None
 
 
-def profile_asked(config: ConfigDict, given: Mapping[str, Genotype], at: At) -> dict[str, Any]:
+def profile_asked(config: Config, given: Mapping[str, Genotype], at: At) -> dict[str, Any]:
     """Genotypes that are named, or the search space of a config where none is, and no workdir."""
-    model = configs.make_model(config, configs.make_task(config))
-    return profile_all(model, given or homogeneous(configs.make_space(config)), at, True)
+    genotypes = given or homogeneous(config.search_space)
+    return profile_all(config.transformer, genotypes, at, True)
 
 
 def read_genotype(file: str | Path) -> Genotype:

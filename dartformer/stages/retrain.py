@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from dartformer.attention import to_text
+from dartformer.config import Config
 from dartformer.data.batches import batches
 from dartformer.errors import InputError
 from dartformer.machine.progress import say
@@ -28,7 +28,7 @@ from dartformer.training.step import TrainState, begin
 class Model:
     """A trained Transformer: all that is needed to run, evaluate or export it."""
 
-    config: ConfigDict
+    config: Config
     task: Task
     shape: TransformerConfig
     genotype: Genotype
@@ -101,9 +101,7 @@ def _remember(run: Run, folder: str, seconds: list[tuple[float, float]]) -> None
     run.record(seconds=spent)
 
 
-def baseline_genotypes(
-    config: ConfigDict, space: SearchSpace, found: Genotype
-) -> dict[str, Genotype]:
+def baseline_genotypes(config: Config, space: SearchSpace, found: Genotype) -> dict[str, Genotype]:
     """Names and genotypes of the baselines the config asks for: `homogeneous.<spec>` for every
     candidate, `random`, and `uniform_mixing`, which is all candidates side by side.
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from dartformer import config as configs
 from dartformer.attention import to_text
+from dartformer.config import Config
 from dartformer.cost import device
 from dartformer.cost.budget import Budget, Price, ratios, require_possible
 from dartformer.cost.prices import prices
@@ -58,25 +59,25 @@ class Run:
     Use it as a context manager; raises `InputError` where the config or the workdir will not do.
     """
 
-    def __init__(self, config: ConfigDict, workdir: str | Path):
-        configs.validate(config)
+    def __init__(self, config: Config | ConfigDict, workdir: str | Path):
+        config = configs.build(config)
         configs.require_here(config)
         if config.space.aspect != "given":
             raise InputError(
                 f"space.aspect = {config.space.aspect!r} is several shapes "
-                f"({', '.join(configs.of_shapes(config))}), which `dartformer run` searches one by one; "
+                f"({', '.join(config.shapes)}), which `dartformer run` searches one by one; "
                 f"for a stage of one of them, use a config with space.aspect = 'given' and its "
                 f"model.layers and model.heads."
             )
         compile_cache.use()
         self.config = config
-        self.task = configs.make_task(config)
+        self.task = config.task.built
         self.metric = metric.find(self.task.traits.metric)
         if isinstance(self.task, Checks):
             self.task.check(config.data.dir or None)
-        self.model = configs.make_model(config, self.task)
-        self.space = configs.make_space(config)
-        self.strategy = configs.make_strategy(config)
+        self.model = config.transformer
+        self.space = config.search_space
+        self.strategy = config.search.strategy.built
         self._programs: dict[Genotype, Program] = {}
         self.workdir = Workdir(workdir, configs.to_dict(config))
 
@@ -162,8 +163,7 @@ class Run:
     @cached_property
     def budget(self) -> Budget | None:
         """The budget of the search, if it has one."""
-        found = self.config.search.budget.to_dict()
-        return Budget.of(found) if found else None
+        return self.config.search.limits
 
     @cached_property
     def prices(self) -> dict[str, Price]:

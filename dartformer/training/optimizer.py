@@ -1,12 +1,11 @@
-"""Optimisers and schedules, for weights and for alphas, as optax chains."""
+"""Optimizers and schedules, for the weights and for the architecture weights, as optax chains."""
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 import optax
 
-from dartformer.errors import InputError, unknown
+from dartformer.fields import at_least, between, check_types, one_of
 
 NAMES = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "constant", "rsqrt")
@@ -16,38 +15,59 @@ EPS_ROOT = 1e-16
 differentiating an Adam step (exact second-order search) at a parameter whose gradient is zero would
 give NaN; 1e-16 removes that and leaves the step as it was, sqrt(1e-16) being Adam's own eps."""
 
-DEFAULTS: dict[str, Any] = {
-    "name": "adamw",
-    "learning_rate": 3e-3,
-    "schedule": "cosine",
-    "warmup": 0.05,
-    "final": 0.05,
-    "weight_decay": 1e-3,
-    "clip": 1.0,
-    "b1": 0.9,
-    "b2": 0.999,
-    "eps": 1e-8,
-    "momentum": 0.9,
-}
-"""What an optimiser section of a config holds. `warmup` and `final` are shares: of the steps, of
-the peak rate."""
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimizer with its learning-rate schedule.
+
+    Attributes:
+      name: the update rule: "adamw", "adam" or "sgd" (with momentum).
+      learning_rate: the peak of the schedule; for "rsqrt" its constant.
+      schedule: after the warmup: "cosine", "constant" or "rsqrt".
+      warmup: share of the steps in which the rate rises linearly from 0.
+      final: where "cosine" ends, as a share of the peak.
+      weight_decay: decoupled for "adamw", added to the gradient for "adam" and "sgd".
+      clip: largest global norm of a gradient; 0 does not clip.
+      b1: Adam's decay of the first moment.
+      b2: Adam's decay of the second moment.
+      eps: added to the root of Adam's second moment.
+      momentum: of "sgd".
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 3e-3
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    final: float = 0.05
+    weight_decay: float = 1e-3
+    clip: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        one_of(self, "name", NAMES)
+        one_of(self, "schedule", SCHEDULES)
+        at_least(self, 0, "learning_rate", "weight_decay", "clip", "eps")
+        between(self, 0, 1, "warmup", "final", "b1", "b2", "momentum")
 
 
-def schedule(section: Mapping[str, Any], steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then what `section.schedule` says.
+def schedule(options: Optimizer, steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warmup, then what `options.schedule` says.
 
     "cosine" falls to `final` times the peak at `steps`; "constant" stays; "rsqrt" is Long Range
     Arena's `rate * min(1, s/w) / sqrt(max(s, w))`, where `learning_rate` is the constant, not the
     peak."""
-    rate, warmup = float(section["learning_rate"]), round(float(section["warmup"]) * steps)
-    kind = section["schedule"]
-    if kind == "cosine":
+    rate, warmup = options.learning_rate, round(options.warmup * steps)
+    if options.schedule == "cosine":
         if warmup == 0:
-            return optax.cosine_decay_schedule(rate, max(steps, 1), alpha=float(section["final"]))
+            return optax.cosine_decay_schedule(rate, max(steps, 1), alpha=options.final)
         return optax.warmup_cosine_decay_schedule(
-            0.0, rate, warmup, max(steps, warmup + 1), end_value=rate * float(section["final"])
+            0.0, rate, warmup, max(steps, warmup + 1), end_value=rate * options.final
         )
-    if kind == "constant":
+    if options.schedule == "constant":
         if warmup == 0:
             return optax.constant_schedule(rate)
         return optax.linear_schedule(0.0, rate, warmup)
@@ -55,46 +75,20 @@ def schedule(section: Mapping[str, Any], steps: int) -> optax.Schedule:
     return lambda s: rate * jnp.minimum(1.0, s / w) / jnp.sqrt(jnp.maximum(s, w))
 
 
-def build(section: Mapping[str, Any], steps: int) -> optax.GradientTransformation:
-    """The chain: clip by global norm, the optimiser, decoupled weight decay (coupled for "adam" and
-    "sgd", as their authors have it), the schedule."""
-    rate, decay = schedule(section, steps), float(section["weight_decay"])
-    chain = [optax.clip_by_global_norm(float(section["clip"]))] if section["clip"] else []
-    adam = dict(
-        b1=float(section["b1"]),
-        b2=float(section["b2"]),
-        eps=float(section["eps"]),
-        eps_root=EPS_ROOT,
-    )
-    if section["name"] == "adamw":
-        chain += [optax.scale_by_adam(**adam), optax.add_decayed_weights(decay)]
-    elif section["name"] == "adam":
-        chain += [optax.add_decayed_weights(decay), optax.scale_by_adam(**adam)]
+def build(options: Optimizer, steps: int) -> optax.GradientTransformation:
+    """The chain: clipping by global norm, the update rule with weight decay, the schedule."""
+    chain = []
+    if options.clip:
+        chain.append(optax.clip_by_global_norm(options.clip))
+    decay = optax.add_decayed_weights(options.weight_decay)
+    adam = optax.scale_by_adam(options.b1, options.b2, options.eps, EPS_ROOT)
+    # "adamw" decays the weights beside the update (Loshchilov and Hutter, arXiv 1711.05101). For
+    # "adam" and "sgd" the decay is part of the gradient, as in their papers.
+    if options.name == "adamw":
+        chain += [adam, decay]
+    elif options.name == "adam":
+        chain += [decay, adam]
     else:
-        chain += [optax.add_decayed_weights(decay), optax.trace(float(section["momentum"]))]
+        chain += [decay, optax.trace(options.momentum)]
+    rate = schedule(options, steps)
     return optax.chain(*chain, optax.scale_by_learning_rate(rate))
-
-
-def validate(section: Mapping[str, Any], where: str) -> None:
-    """Raise `InputError` for a value that cannot be an optimiser's; `where` is the section's dotted
-    name."""
-    if section["name"] not in NAMES:
-        raise unknown(f"{where}.name", section["name"], NAMES)
-    if section["schedule"] not in SCHEDULES:
-        raise unknown(f"{where}.schedule", section["schedule"], SCHEDULES)
-    limits = {
-        "learning_rate": (0, None),
-        "warmup": (0, 1),
-        "final": (0, 1),
-        "weight_decay": (0, None),
-        "clip": (0, None),
-        "b1": (0, 1),
-        "b2": (0, 1),
-        "eps": (0, None),
-        "momentum": (0, 1),
-    }
-    for name, (low, high) in limits.items():
-        value = section[name]
-        if not low <= value or (high is not None and value > high):
-            between = f"between {low} and {high}" if high is not None else f"at least {low}"
-            raise InputError(f"{where}.{name} must be {between}, got {value!r}.")

@@ -57,7 +57,7 @@ def compile_program(name):
     net = transformer(
         QUICKSTART, Genotype.homogeneous(parse("full"), QUICKSTART.layers, QUICKSTART.heads)
     )
-    chain = optimizer.build(optimizer.DEFAULTS, 100)
+    chain = optimizer.build(optimizer.Optimizer(), 100)
     return stepper(jax.jit(plain_step(net, chain)), begin(net, chain, 0), batch, steps=10)
 
 

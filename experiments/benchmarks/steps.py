@@ -77,7 +77,7 @@ def loop(seconds: float) -> None:
     repeats a batch already on the device."""
     config = TransformerConfig(vocabulary=16, classes=10, length=26)
     net = transformer(config, Genotype.homogeneous(parse("full"), config.layers, config.heads))
-    chain = optimizer.build(optimizer.DEFAULTS, 600)
+    chain = optimizer.build(optimizer.Optimizer(), 600)
     rng = np.random.default_rng(0)
     split = ArraySplit(
         rng.integers(1, 16, (10_000, 26)).astype(np.uint8),
@@ -121,7 +121,7 @@ def loop(seconds: float) -> None:
                         },
                     ),
                     Path(folder),
-                    rates={"rate": optimizer.schedule(optimizer.DEFAULTS, 900)},
+                    rates={"rate": optimizer.schedule(optimizer.Optimizer(), 900)},
                 )
 
         return run
@@ -166,8 +166,8 @@ def problem(
         training_loss(net),
         space.alphas_shape,
         space.mixture_shape,
-        optimizer.build(optimizer.DEFAULTS, 100),
-        optimizer.build({**optimizer.DEFAULTS, "name": "adam", "warmup": 0.0}, 100),
+        optimizer.build(optimizer.Optimizer(), 100),
+        optimizer.build(optimizer.Optimizer(name="adam", warmup=0.0), 100),
         100,
     )
 
@@ -218,7 +218,7 @@ def mixtures(seconds: float, one_hot: bool) -> None:
     state = weights, given.weights_optimizer.init(weights)
     uniform = jnp.full(space.mixture_shape, 1 / len(SIX), jnp.float32)
     parts = {"supernet": runner(step, state, uniform)}
-    chain = optimizer.build(optimizer.DEFAULTS, 100)
+    chain = optimizer.build(optimizer.Optimizer(), 100)
     for spec, genotype in zip(SIX, space.homogeneous(), strict=True):
         single = transformer(config, genotype)
         parts[spec] = runner(plain_step(single, chain), begin(single, chain, 0), batch)
@@ -273,7 +273,7 @@ def sampled(seconds: float) -> None:
     config = TransformerConfig(vocabulary=16, classes=10, length=128)
     space = SearchSpace(tuple(map(parse, SIX)), config.layers, config.heads, "layer")
     net, given = problem(config, space)
-    batch, chain, parts = random_batch(config, 32), optimizer.build(optimizer.DEFAULTS, 100), {}
+    batch, chain, parts = random_batch(config, 32), optimizer.build(optimizer.Optimizer(), 100), {}
     for spec, genotype in zip(SIX, space.homogeneous(), strict=True):
         single = transformer(config, genotype)
         parts[spec] = runner(plain_step(single, chain), begin(single, chain, 0), batch)

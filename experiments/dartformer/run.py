@@ -85,6 +85,8 @@ class Experiment:
                 **values,
             },
         )
+        if strategy == "spos":
+            config.search.steps *= SAMPLED
         with tempfile.TemporaryDirectory() as folder, Run(config, Path(folder) / "run") as run:
             yield run
 
@@ -177,8 +179,6 @@ class Experiment:
                 if all(self.has(strategy, f"{granularity} {seed}") for seed in range(seeds)):
                     continue
                 with self.run(strategy, **{"space.granularity": granularity, **more}) as run:
-                    if strategy == "spos":
-                        run.config.search.steps *= SAMPLED
                     self.search(run, granularity, seeds)
 
     def search(self, run: Run, granularity: str, seeds: int) -> None:

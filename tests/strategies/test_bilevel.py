@@ -88,15 +88,14 @@ def test_exact_agrees_with_finite_differences(name, clip):
     real optimiser."""
     weights, alphas, train, valid = _network(0)
     chain = optimizer.build(
-        {
-            **optimizer.DEFAULTS,
-            "name": name,
-            "clip": clip,
-            "learning_rate": 0.05,
-            "schedule": "constant",
-            "warmup": 0.0,
-            "weight_decay": 0.01,
-        },
+        optimizer.Optimizer(
+            name=name,
+            clip=clip,
+            learning_rate=0.05,
+            schedule="constant",
+            warmup=0.0,
+            weight_decay=0.01,
+        ),
         10,
     )
     state = chain.init(weights)
@@ -134,7 +133,7 @@ def test_exact_agrees_with_finite_differences(name, clip):
 def test_a_parameter_without_gradient_gives_no_nan():
     """Through Adam's root the derivative at zero is infinite; see optimizer.EPS_ROOT."""
     weights = {"used": jnp.array([1.0, 2.0]), "unused": jnp.array([1.0])}
-    chain = optimizer.build({**optimizer.DEFAULTS, "clip": 0.0, "warmup": 0.0}, 10)
+    chain = optimizer.build(optimizer.Optimizer(clip=0.0, warmup=0.0), 10)
     state = chain.init(weights)
 
     def loss(w, a):

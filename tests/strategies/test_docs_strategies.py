@@ -11,7 +11,7 @@ import pytest
 
 import dartformer
 from dartformer import config as configs
-from dartformer.config import brings
+from dartformer.config.presets import strategy_defaults
 from dartformer.errors import InputError
 from dartformer.strategies import EXTRAS, HYPERGRADIENTS, STRATEGIES, Problem, make
 
@@ -29,7 +29,7 @@ def test_the_tables_are_those_of_the_program():
     assert list(found) == list(STRATEGIES)
     for name, (_, learns, computes, together, then) in found.items():
         made = make(name, {})
-        assert then == f"`{brings(name)['derive.rule']}`"
+        assert then == f"`{strategy_defaults(name).rule}`"
         assert learns.startswith("yes") == made.traits.alphas
         if made.traits.supernet:
             assert together.startswith("yes") == made.vectorises
@@ -63,8 +63,7 @@ def test_a_strategy_of_ones_own(monkeypatch):
     configs.override(
         config, {"search.strategy.temperature": "0.25", "search.strategy.extras": "drop"}
     )
-    configs.validate(config)
-    made = configs.make_strategy(config)
+    made = configs.build(config).search.strategy.built
     shape = (1, 1, 4)
     strategy = made(
         Problem(

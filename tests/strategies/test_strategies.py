@@ -49,18 +49,17 @@ def problem(steps=60, shape=(LAYERS, HEADS, CANDIDATES), loss=loss):
         loss,
         shape,
         (LAYERS, HEADS, CANDIDATES),
-        switched(optimizer.build({**optimizer.DEFAULTS, "warmup": 0.0}, steps)),
+        switched(optimizer.build(optimizer.Optimizer(warmup=0.0), steps)),
         switched(
             optimizer.build(
-                {
-                    **optimizer.DEFAULTS,
-                    "name": "adam",
-                    "learning_rate": 0.1,
-                    "b1": 0.5,
-                    "schedule": "constant",
-                    "warmup": 0.0,
-                    "weight_decay": 0.0,
-                },
+                optimizer.Optimizer(
+                    name="adam",
+                    learning_rate=0.1,
+                    b1=0.5,
+                    schedule="constant",
+                    warmup=0.0,
+                    weight_decay=0.0,
+                ),
                 steps,
             )
         ),
@@ -267,7 +266,7 @@ def test_another_packages_strategy_by_its_entry_point(tmp_path, monkeypatch):
     config = configs.defaults(strategy="theirs")
     assert config.search.strategy.patience == 3
     configs.override(config, {"search.strategy.patience": "5"})
-    assert configs.make_strategy(config).patience == 5
+    assert configs.build(config).search.strategy.built.patience == 5
     assert strategies.names()[-3:] == ["gone", "none", "theirs"]
     for name, message in (
         ("none", "must be a dataclass with `traits`; got <function"),

@@ -146,7 +146,7 @@ def test_a_causal_task_has_a_config_that_loads_and_refuses_what_sees_ahead(file)
         config = dartformer.defaults(name)
         assert config.model.pooling == "none"
         configs.override(config, {**values, "space.candidates": ("full", "linear")})
-        configs.validate(config)
+        configs.build(config)
         configs.override(config, {"space.candidates": ("full", "linformer(rank=2)")})
         with pytest.raises(InputError, match="cannot be causal"):
-            configs.validate(config)
+            configs.build(config)

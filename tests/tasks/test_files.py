@@ -398,7 +398,7 @@ def test_files_without_a_path_or_classes_say_so(tmp_path, capsys):
     from dartformer import config as configs
 
     with pytest.raises(InputError, match="new --data"):
-        configs.validate(config)
+        configs.build(config)
 
 
 def test_parts_are_the_task_s_own_splits(tmp_path, capsys):

@@ -1,0 +1,229 @@
+"""What cannot go together in a config: one table of rules across its sections.
+
+It is applied once, when the config is built (`dartformer.config.load.build`). It stands in this
+folder because a rule is about typed sections, and whoever builds them applies it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dartformer import derivations, strategies
+from dartformer.attention.base import require
+from dartformer.config.sections import ALPHAS, Config
+from dartformer.derivations.base import Rule as Derivation
+from dartformer.errors import InputError
+from dartformer.models.supernet import check_partial
+from dartformer.training import trackers
+from dartformer.training.devices import device_count
+
+
+class Rule(NamedTuple):
+    """Two choices that do not work together.
+
+    Attributes:
+      name: of the rule.
+      conflict: config -> whether the rule is broken, or why: something false where it is not.
+      sentence: what a user reads, with `{config...}` and, where the conflict says why, `{reason}`.
+    """
+
+    name: str
+    conflict: Callable[[Config], object]
+    sentence: str
+
+
+def _traits(config: Config) -> strategies.Traits:
+    return config.search.strategy.built.traits
+
+
+def _labels_tokens(config: Config) -> bool:
+    return config.task.built.traits.per_token
+
+
+def _fixed_length(config: Config) -> object:
+    """The first candidate that has parameters for one length alone."""
+    for candidate in config.search_space.candidates:
+        if candidate.traits.fixed_length:
+            return candidate
+    return None
+
+
+def _unlike_heads(config: Config) -> bool:
+    """Whether heads that share keys and values could choose different candidates' own."""
+    separate = config.search.projections == "separate" and config.space.granularity == "head"
+    return separate and config.transformer.sharing > 1
+
+
+def _no_budget(config: Config) -> str | None:
+    if not config.search.budget:
+        return None
+    return strategies.budget_refusal(_traits(config))
+
+
+def _no_kept_branches(config: Config) -> str | None:
+    if config.search.remat:
+        return None
+    return strategies.remat_refusal(config.search.strategy.built)
+
+
+def _is_top_k(derivation: Derivation | None) -> bool:
+    return derivation is not None and derivations.name_of(derivation) == "top_k"
+
+
+def _derivation_rules(field: str, read: Callable[[Config], Derivation | None]) -> list[Rule]:
+    """The rules about a derivation, which `derive.rule` and `derive.second_opinion` share."""
+
+    def needs_accuracy(config: Config) -> bool:
+        compares = getattr(read(config), "metric", "loss")
+        return compares == "accuracy" and config.task.built.traits.metric == "r2"
+
+    def cannot_follow(config: Config) -> str | None:
+        derivation = read(config)
+        if derivation is None:
+            return None
+        traits = _traits(config)
+        reason = strategies.refusal(traits, derivations.name_of(derivation))
+        if reason is None:
+            return None
+        return f"{reason}. Use {' or '.join(traits.derivations)}"
+
+    def needs_shared(config: Config) -> bool:
+        return _is_top_k(read(config)) and config.search.projections == "separate"
+
+    return [
+        Rule(
+            f"{field} by accuracy",
+            needs_accuracy,
+            f"derive.{field}={{config.derive.{field}!r}} does not work with the task "
+            f"{{config.task.name}}, because a regression has no accuracy. Use metric=loss.",
+        ),
+        Rule(
+            f"{field} after a strategy",
+            cannot_follow,
+            f"derive.{field}={{config.derive.{field}!r}} does not work with the strategy "
+            f"{{config.search.strategy.name!r}}, because {{reason}}.",
+        ),
+        Rule(
+            f"{field} of candidates in parallel",
+            needs_shared,
+            f"derive.{field}={{config.derive.{field}!r}} does not work with search.projections='separate', because "
+            f"candidates in parallel share their queries, keys and values. "
+            f"Use search.projections='shared'.",
+        ),
+    ]
+
+
+RULES: list[Rule] = [
+    Rule(
+        "classes",
+        lambda config: not config.task.built.labels,
+        "the task {config.task.name} has no classes. List them as task.label_names, or let "
+        "`dartformer new --data FILE` find them.",
+    ),
+    Rule(
+        "labels of tokens",
+        lambda config: _labels_tokens(config) and config.model.pooling != "none",
+        "model.pooling={config.model.pooling!r} does not work with the task {config.task.name}, "
+        "because it has a label for each token. Use model.pooling='none'.",
+    ),
+    Rule(
+        "labels of sequences",
+        lambda config: not _labels_tokens(config) and config.model.pooling == "none",
+        "model.pooling='none' does not work with the task {config.task.name}, because it has a "
+        "label for each sequence. Use model.pooling='mean', 'cls' or 'last'.",
+    ),
+    Rule(
+        "shared keys and values",
+        _unlike_heads,
+        "model.kv_heads={config.model.kv_heads} does not work with search.projections='separate' "
+        "and space.granularity='head', because heads that share keys and values could choose "
+        "different ones. Use search.projections='shared', or granularity 'layer' or 'model'.",
+    ),
+    Rule(
+        "seeds in one program",
+        lambda config: config.search.seeds > 1 and config.model.kernel == "cudnn",
+        "model.kernel='cudnn' does not work with search.seeds > 1, because seeds run under "
+        "jax.vmap. Use model.kernel='auto'.",
+    ),
+    Rule(
+        "an optimizer of nothing",
+        lambda config: not _traits(config).alphas and config.search.alphas != ALPHAS,
+        "search.alphas has no effect with the strategy {config.search.strategy.name!r}, because "
+        "it learns no architecture weights. Leave search.alphas at its defaults.",
+    ),
+    Rule(
+        "a budget of candidates in parallel",
+        lambda config: config.search.budget and _is_top_k(config.derive.derivation),
+        "search.budget does not work with derive.rule='top_k', because a price is of one "
+        "attention per head and 'top_k' keeps several. Use another rule.",
+    ),
+    Rule(
+        "a budget without expected cost",
+        _no_budget,
+        "search.budget does not work with the strategy {config.search.strategy.name!r}, because "
+        "{reason}. Use `dartformer derive --budget`, which works after any search.",
+    ),
+    Rule(
+        "batches of several lengths",
+        lambda config: config.data.buckets > 1 and _fixed_length(config),
+        "data.buckets={config.data.buckets} does not work with {reason}, because it has "
+        "parameters for one length only. Use data.buckets=1.",
+    ),
+    Rule(
+        "branches that are kept",
+        _no_kept_branches,
+        "search.remat=False does not work with the strategy {config.search.strategy.name!r}, "
+        "because it computes every candidate in every step and {reason}. Use search.remat=True.",
+    ),
+    *_derivation_rules("rule", lambda config: config.derive.derivation),
+    *_derivation_rules("second_opinion", lambda config: config.derive.opinion),
+    Rule(
+        "seeds without a supernet",
+        lambda config: config.search.seeds > 1 and not _traits(config).supernet,
+        "search.seeds={config.search.seeds} does not work with the strategy "
+        "{config.search.strategy.name!r}, because it trains no supernet. Use retrain.seeds.",
+    ),
+]
+"""Every rule; the first that is broken is the one a user reads."""
+
+
+def check(config: Config) -> None:
+    """Raise `InputError` for the first choices of a config that do not work together."""
+    _check_shape(config)
+    for shape in config.shapes.values():
+        if shape is not config:
+            _check_shape(shape)
+
+
+def _check_shape(config: Config) -> None:
+    for rule in RULES:
+        reason = rule.conflict(config)
+        if reason:
+            raise InputError(rule.sentence.format(config=config, reason=reason))
+    _check_parts(config)
+
+
+def _check_parts(config: Config) -> None:
+    """What attentions, strategies, derivations and the supernet check of the rest themselves."""
+    space, sizes, strategy = config.search_space, config.transformer, config.search.strategy.built
+    for candidate in space.candidates:
+        require(
+            candidate,
+            causal=sizes.causal,
+            length=sizes.tokens,
+            order=strategy.order,
+            positions=sizes.positions,
+            dropout=sizes.attention_dropout,
+        )
+    strategy.check(len(space.candidates), config.search.steps)
+    check_partial(sizes.heads, space.granularity, config.search.projections, config.search.partial)
+    config.derive.derivation.check(space)
+    if config.derive.opinion:
+        config.derive.opinion.check(space)
+
+
+def require_here(config: Config) -> None:
+    """Raise `InputError` where this machine lacks devices or packages that the config needs.
+
+    Apart from `check`, because a model that was trained elsewhere loads all the same.
+    """
+    device_count(config.data.devices, config.data.batch_size)
+    trackers.require_installed(config.log.trackers)

@@ -1,0 +1,296 @@
+"""The way to a config: defaults, a file, overrides, and then the typed `Config`, checked once."""
+
+import dataclasses
+import runpy
+import traceback
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dartformer import spec, strategies, tasks
+from dartformer.config import compat
+from dartformer.config.overrides import override
+from dartformer.config.presets import PRESETS, field_defaults, strategy_defaults
+from dartformer.config.sections import (
+    Baselines,
+    Config,
+    Data,
+    Derive,
+    Log,
+    Named,
+    Retrain,
+    Search,
+    Space,
+)
+from dartformer.errors import InputError, unknown
+from dartformer.fields import FieldError
+from dartformer.machine.workdir import jsonable
+from dartformer.models.transformer import TransformerOptions
+from dartformer.tasks.base import Task
+
+
+def defaults(
+    task: str = "listops", strategy: str = "darts", preset: str = "recommended"
+) -> ConfigDict:
+    """Every field with its default, to be assigned to; locked against misspelling.
+
+    Args:
+      task: a name of `dartformer list tasks`; its options become `config.task.*`.
+      strategy: a name of `dartformer list strategies`; its options become
+        `config.search.strategy.*`.
+      preset: "recommended", or "published" for the settings of the DARTS paper.
+    """
+    task_type: Any = tasks.find(task)
+    strategies.find(strategy, "strategy")
+    if preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    if preset == "published" and strategy != "darts":
+        raise InputError(
+            f"preset='published' does not work with the strategy {strategy!r}, because it holds "
+            f"the settings of the DARTS paper. Use strategy='darts'."
+        )
+    choice = strategy_defaults(strategy)
+    pooling = TransformerOptions.pooling
+    if task_type.traits.per_token:
+        pooling = "none"
+    config = ConfigDict(
+        {
+            "seed": Config.seed,
+            "task": {"name": task, **_task_defaults(task_type)},
+            "data": field_defaults(Data),
+            "model": _plain(TransformerOptions(pooling=pooling)),
+            "space": field_defaults(Space),
+            "search": {
+                **field_defaults(Search),
+                "strategy": dict(choice.options),
+                "projections": choice.projections,
+                "budget": {},
+                "weights": _plain(Search.weights),
+                "alphas": _plain(choice.alphas),
+            },
+            "derive": _plain(Derive(choice.rule, Derive.tie_margin, choice.second_opinion)),
+            "retrain": _plain(Retrain()),
+            "baselines": field_defaults(Baselines),
+            "log": field_defaults(Log),
+        }
+    )
+    config.lock()
+    override(config, PRESETS[preset])
+    return config
+
+
+def _task_defaults(task_type: Any) -> dict[str, Any]:
+    """The options of a task that have a default, with it."""
+    options = tasks.options_of(task_type)
+    values = field_defaults(task_type)
+    return {name: value for name, value in values.items() if name in options}
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Run a config file's `get_config()`, apply the overrides, build and check the config.
+
+    The file is the user's own Python and runs as such. Raises `InputError` for a missing file, a
+    file without `get_config`, whatever the file raises, a mistyped field, or a value that cannot
+    be."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no config file {path}.")
+    try:
+        namespace = runpy.run_path(str(path))
+    except (Exception, SystemExit) as error:
+        raise _raised_by(path, error) from None
+    if "get_config" not in namespace:
+        raise InputError(f"{path} has no function get_config().")
+    try:
+        config = namespace["get_config"]()
+    except (Exception, SystemExit) as error:
+        raise _raised_by(path, error) from None
+    if isinstance(config, Config):
+        config = editable(config)
+    if not isinstance(config, ConfigDict):
+        raise InputError(
+            f"{path}: get_config() must return a config made by dartformer.defaults(), "
+            f"got {type(config).__name__}."
+        )
+    override(config, overrides or {})
+    return build(config)
+
+
+def _raised_by(path: Path, error: BaseException) -> InputError:
+    """One line for what a config file raised, with the file and the line number."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    message = str(error)
+    name = f"{type(error).__name__}: "
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines, message, name = [error.lineno], error.msg, ""
+    place = str(path)
+    if lines:
+        place += f", line {lines[-1]}"
+    if isinstance(error, SystemExit):
+        return InputError(f"{place}: the file exits. Return a config from get_config() instead.")
+    if isinstance(error, InputError):
+        return InputError(f"{place}: {message}")
+    if frames and "ml_collections" in frames[-1].filename:
+        # A mistyped field or a value of another type: the library's message says which.
+        name = ""
+    first = message.strip("'\"").split("\n")[0].rstrip(".")
+    return InputError(f"{place}: {name}{first}.")
+
+
+def from_dict(data: Mapping[str, Any]) -> Config:
+    """The config that `to_dict` wrote, in the `config.json` of a workdir or an export."""
+    return build(_editable(data))
+
+
+def editable(config: Config) -> ConfigDict:
+    """A config that can be assigned to again, and then built."""
+    return _editable(to_dict(config))
+
+
+def _editable(data: Mapping[str, Any]) -> ConfigDict:
+    try:
+        config = defaults(data["task"]["name"], data["search"]["strategy"]["name"])
+        values = dict(_flatten(data))
+    except (KeyError, TypeError) as error:
+        raise InputError(f"not a dartformer config: {error}.") from None
+    override(config, values)
+    return config
+
+
+def _flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def to_dict(config: Config | ConfigDict) -> dict[str, Any]:
+    """Plain nested data, lists for tuples."""
+    if isinstance(config, ConfigDict):
+        return jsonable(config.to_dict())
+    return jsonable(_plain(config))
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    """The fields of a section and of the sections in it, in the order of their names."""
+    if isinstance(section, Named):
+        return dict(sorted(section.to_dict().items()))
+    values = {}
+    for field in sorted(dataclasses.fields(section), key=lambda field: field.name):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            value = _plain(value)
+        values[field.name] = value
+    return values
+
+
+def build(config: Config | ConfigDict) -> Config:
+    """The typed config of one that was assigned to, checked; one that is typed is what it was.
+
+    Raises `InputError` for the first thing that cannot be, before anything is written or trained.
+    """
+    if isinstance(config, Config):
+        return config
+    if not isinstance(config, ConfigDict):
+        raise InputError(
+            f"a config is made by dartformer.defaults() or dartformer.load_config(), "
+            f"got {type(config).__name__}."
+        )
+    try:
+        values = config.to_dict()
+    except ValueError as error:  # a required placeholder of ml_collections that nobody filled
+        raise InputError(f"the config is not complete: {error}.") from None
+    built: Config = _section(Config, values, "")
+    compat.check(built)
+    return built
+
+
+def _section(cls: Any, values: object, name: str) -> Any:
+    """The section `name` of type `cls` from plain values."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"config field {name!r} is a section, got {values!r}.")
+    hints = typing.get_type_hints(cls)
+    typed = {}
+    for key, value in values.items():
+        full = f"{name}.{key}".lstrip(".")
+        if key not in hints:
+            raise unknown("config field", full, [f"{name}.{hint}".lstrip(".") for hint in hints])
+        typed[key] = _value(hints[key], value, full)
+    for field in dataclasses.fields(cls):
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and field.name not in typed:
+            full = f"{name}.{field.name}".lstrip(".")
+            raise InputError(
+                f"the config has no section {full!r}. Begin with dartformer.defaults()."
+            )
+    try:
+        return cls(**typed)
+    except FieldError as error:
+        if not name:
+            raise
+        raise error.within(name) from None
+
+
+def _value(hint: Any, value: object, name: str) -> object:
+    """A value of a section; lists and ints become what the field holds."""
+    if name in _NAMED:
+        return _NAMED[name](value)
+    if dataclasses.is_dataclass(hint):
+        return _section(hint, value, name)
+    if isinstance(value, list) and typing.get_origin(hint) is tuple:
+        return tuple(value)
+    if hint is float and type(value) is int:
+        return float(value)
+    return value
+
+
+def _choice(section: object, name: str) -> tuple[str, dict[str, Any]]:
+    """The name in the section of a task or a strategy, and the options beside it."""
+    if not isinstance(section, Mapping) or not isinstance(section.get("name"), str):
+        raise InputError(f"config field {name!r} is a section with a name, got {section!r}.")
+    options = dict(section)
+    return options.pop("name"), options
+
+
+def _task(section: object) -> Named[Task]:
+    """The task of a config."""
+    name, options = _choice(section, "task")
+    _require_own("task", name, options, tasks.options_of(tasks.find(name)), "task")
+    return Named(name, options, tasks.make(name, options))
+
+
+def _strategy(section: object) -> Named[strategies.StrategyOptions]:
+    """The strategy of a config, with its hypergradient and its extras read from their texts."""
+    name, options = _choice(section, "search.strategy")
+    own = field_defaults(strategies.find(name))
+    _require_own("search.strategy", name, options, own, "strategy")
+    values = dict(options)
+    if "hypergradient" in values:
+        values["hypergradient"] = spec.parse(
+            values["hypergradient"], strategies.HYPERGRADIENTS, "hypergradient"
+        )
+    if "extras" in values:
+        values["extras"] = tuple(
+            spec.parse(text, strategies.EXTRAS, "extra") for text in values["extras"]
+        )
+    return Named(name, options, strategies.make(name, values))
+
+
+def _require_own(
+    section: str, name: str, options: Mapping[str, Any], own: Mapping[str, Any], argument: str
+) -> None:
+    """Raise `InputError` where the options in a section are not those of what it names."""
+    if options.keys() - own.keys():
+        raise InputError(
+            f"{section}.name is {name!r}, but the options beside it belong to another {argument}. "
+            f"Write dartformer.defaults({argument}={name!r}), which has its own."
+        )
+
+
+_NAMED = {"task": _task, "search.strategy": _strategy}
+"""The sections that name a task or a strategy, with what reads them."""

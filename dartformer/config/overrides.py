@@ -1,0 +1,162 @@
+"""Changing fields of a config that is being written: `{"search.steps": "200"}`."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dartformer import strategies
+from dartformer.config.presets import strategy_defaults
+from dartformer.cost import budget as budgets
+from dartformer.errors import InputError, unknown
+from dartformer.fields import KINDS
+
+BUDGET = "search.budget"
+"""The field to which keys are added: see `dartformer.cost.budget`."""
+
+STRATEGY = "search.strategy.name"
+
+SWITCHES = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+"""How a text says true or false."""
+
+
+def override(config: ConfigDict, values: Mapping[str, Any]) -> None:
+    """Set dotted fields, e.g. `{"search.steps": 200}`; a text is read as the type the field has.
+
+    Another `search.strategy.name` is set first, with its own options in place of the other's (see
+    `choose_strategy`). Raises `InputError` for a field that does not exist (with the nearest name)
+    or a value of another type."""
+    strategy = values.get(STRATEGY, config.search.strategy.name)
+    if strategy != config.search.strategy.name:
+        choose_strategy(config, convert(STRATEGY, strategy, ""))
+    for name, value in values.items():
+        if name == BUDGET or name.startswith(f"{BUDGET}."):
+            _override_budget(config, name.removeprefix(BUDGET).lstrip("."), value)
+        else:
+            _override_field(config, name, value)
+
+
+def _override_field(config: ConfigDict, name: str, value: Any) -> None:
+    *path, last = name.split(".")
+    section, prefix = config, ""
+    for part in path:
+        _require_field(section, part, name, prefix)
+        section = section[part]
+        prefix = f"{prefix}{part}."
+    _require_field(section, last, name, prefix)
+    current = section[last]
+    if isinstance(current, ConfigDict):
+        _override_switches(current, name, value)
+    else:
+        section[last] = convert(name, value, current)
+
+
+def _require_field(section: object, part: str, name: str, prefix: str) -> None:
+    """Raise `InputError` unless `part` is a field of the section that `prefix` leads to."""
+    fields = []
+    if isinstance(section, ConfigDict):
+        fields = list(section.keys())
+    if part not in fields:
+        raise unknown("config field", name, [f"{prefix}{field}" for field in fields])
+
+
+def _override_switches(section: ConfigDict, name: str, value: Any) -> None:
+    """Turn all switches of a section on or off as one: `baselines=false`."""
+    if not all(isinstance(switch, bool) for switch in section.values()):
+        fields = ", ".join(section.keys())
+        raise InputError(f"config field {name!r} is a section. Set one of its fields: {fields}.")
+    switched = convert(name, value, True)
+    for field in section:
+        section[field] = switched
+
+
+def _override_budget(config: ConfigDict, key: str, value: Any) -> None:
+    """Set a whole budget, `search.budget="latency_ms=12"`, or one key of it."""
+    if key:
+        budget = config.search.budget.to_dict()
+        budget.update(_budget({key: value}, f"{key}={value}", value))
+    else:
+        budget = _budget(value, value, value)
+    for limit in budget:
+        if limit not in budgets.QUANTITIES and limit not in budgets.PLACE:
+            raise unknown(f"key of {BUDGET}", limit, (*budgets.QUANTITIES, *budgets.PLACE))
+    config.search.budget = ConfigDict(budget)
+
+
+def _budget(values: Any, text: str, value: Any) -> dict[str, Any]:
+    """A budget from a text, or from the mapping `values`."""
+    if isinstance(value, str):
+        return budgets.parse([text], BUDGET)
+    if not isinstance(values, Mapping):
+        raise InputError(
+            f"config field {BUDGET!r} takes limits, as in latency_ms=12, got {value!r}."
+        )
+    return dict(values)
+
+
+def choose_strategy(config: ConfigDict, name: str) -> None:
+    """Change the strategy, and every field it brings that still has the old strategy's default."""
+    strategies.find(name)
+    before = strategy_defaults(config.search.strategy.name)
+    after = strategy_defaults(name)
+    with config.unlocked():
+        config.search.strategy = ConfigDict(dict(after.options))
+    if config.search.projections == before.projections:
+        config.search.projections = after.projections
+    for field in dataclasses.fields(after.alphas):
+        if config.search.alphas[field.name] == getattr(before.alphas, field.name):
+            config.search.alphas[field.name] = getattr(after.alphas, field.name)
+    if config.derive.rule == before.rule:
+        config.derive.rule = after.rule
+    if config.derive.second_opinion == before.second_opinion:
+        config.derive.second_opinion = after.second_opinion
+
+
+def convert(name: str, value: Any, like: Any) -> Any:
+    """`value` in the type of `like`: a text is read, anything else must already be of that type."""
+    kind = type(like)
+    try:
+        if isinstance(value, str) and kind is not str:
+            return _read(name, value, like)
+    except (ValueError, KeyError):
+        raise _other_type(name, value, like) from None
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is tuple and isinstance(value, list):
+        return tuple(value)
+    if type(value) is not kind:
+        raise _other_type(name, value, like)
+    return value
+
+
+def _read(name: str, text: str, like: Any) -> Any:
+    """A text as a value of the type of `like`; raises ValueError or KeyError where it is none."""
+    if isinstance(like, bool):
+        return SWITCHES[text.strip().lower()]
+    if isinstance(like, (int, float)):
+        return type(like)(text)
+    if not isinstance(like, tuple):
+        raise ValueError
+    items = [item.strip() for item in split_list(text)]
+    items = [item for item in items if item]
+    if not like:
+        return tuple(items)
+    return tuple(convert(name, item, like[0]) for item in items)
+
+
+def _other_type(name: str, value: object, like: object) -> InputError:
+    kind = KINDS.get(type(like), type(like).__name__)
+    return InputError(f"config field {name!r} takes {kind} (as {like!r}), got {value!r}.")
+
+
+def split_list(text: str) -> list[str]:
+    """Split at commas outside brackets: "full,local(window=4)" has two items."""
+    items, depth = [""], 0
+    for sign in text.strip().strip("[]"):
+        depth += (sign in "([") - (sign in ")]")
+        if sign == "," and depth == 0:
+            items.append("")
+        else:
+            items[-1] += sign
+    return items

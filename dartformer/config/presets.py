@@ -1,0 +1,98 @@
+"""Presets, and the defaults that come with a strategy."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dartformer import strategies
+from dartformer.config.sections import ALPHAS
+from dartformer.training.optimizer import Optimizer
+
+SECOND_OPINION = "masked_drop(fine_tune=0)"
+"""The second opinion beside the architecture weights by default: the loss that rises without a
+candidate (arXiv 2108.04392)."""
+
+RECOMMENDED: dict[str, dict[str, Any]] = {
+    # What finds planted answers most reliably (experiments/benchmarks/README.md): a slower rate of
+    # the architecture weights, which a quick learner does not carry away, and the loss without a
+    # candidate where they are undecided between some.
+    "darts": {
+        "search.alphas.learning_rate": 0.05,
+        "derive.rule": "masked_drop(fine_tune=0, equals='weight')",
+        "derive.second_opinion": "argmax",
+    },
+}
+"""What the recommended preset changes of a strategy's own defaults."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Shared projections, normalised branches, weights alone for a third of the search, then a fast
+    # Adam on the architecture weights; and `RECOMMENDED`.
+    "recommended": {},
+    # The settings of the DARTS paper and code (arXiv 1806.09055, cnn/train_search.py).
+    "published": {
+        "search.strategy.hypergradient": "second",
+        "search.strategy.warmup": 0.0,
+        "search.weights.name": "sgd",
+        "search.weights.learning_rate": 0.025,
+        "search.weights.final": 0.04,
+        "search.weights.warmup": 0.0,
+        "search.weights.momentum": 0.9,
+        "search.weights.weight_decay": 3e-4,
+        "search.weights.clip": 5.0,
+        "search.alphas.name": "adam",
+        "search.alphas.learning_rate": 3e-4,
+        "search.alphas.schedule": "constant",
+        "search.alphas.b1": 0.5,
+        "search.alphas.b2": 0.999,
+        "search.alphas.weight_decay": 1e-3,
+        "search.alphas.clip": 0.0,
+        "derive.rule": "argmax",
+        "derive.second_opinion": SECOND_OPINION,
+    },
+}
+
+
+@dataclass(frozen=True)
+class StrategyDefaults:
+    """The fields whose defaults come with a strategy.
+
+    Attributes:
+      options: `search.strategy`, its name among them.
+      projections: `search.projections`.
+      alphas: `search.alphas`.
+      rule: `derive.rule`.
+      second_opinion: `derive.second_opinion`.
+    """
+
+    options: Mapping[str, Any]
+    projections: str
+    alphas: Optimizer
+    rule: str
+    second_opinion: str
+
+
+def strategy_defaults(name: str) -> StrategyDefaults:
+    """What a strategy brings to a config; raises `InputError` for a name that does not exist."""
+    traits = strategies.make(name, {}).traits
+    recommended = RECOMMENDED.get(name, {})
+    rate = recommended.get("search.alphas.learning_rate", ALPHAS.learning_rate)
+    opinion = ""
+    if "masked_drop" in traits.derivations[1:]:
+        opinion = SECOND_OPINION
+    return StrategyDefaults(
+        options={"name": name, **field_defaults(strategies.find(name))},
+        projections=traits.projections,
+        alphas=dataclasses.replace(ALPHAS, learning_rate=rate),
+        rule=recommended.get("derive.rule", traits.derivations[0]),
+        second_opinion=recommended.get("derive.second_opinion", opinion),
+    )
+
+
+def field_defaults(cls: Any) -> dict[str, Any]:
+    """The fields of a dataclass that have a default, with it."""
+    defaults = {}
+    for field in dataclasses.fields(cls):
+        if field.default is not dataclasses.MISSING:
+            defaults[field.name] = field.default
+    return defaults

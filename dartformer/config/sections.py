@@ -1,0 +1,323 @@
+"""The sections of a config, typed: each field with its default and what it means.
+
+A section checks itself when it is made. What cannot go together across sections stands in
+`dartformer.config.compat`. Sections are built from a file and flags by `dartformer.config.load`."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+from dartformer import derivations
+from dartformer.attention.base import Attention
+from dartformer.cost.budget import Budget
+from dartformer.derivations.base import Rule
+from dartformer.fields import FieldError, at_least, check_types, one_of
+from dartformer.models.supernet import PROJECTIONS
+from dartformer.models.transformer import TransformerConfig, TransformerOptions
+from dartformer.space.genotype import parse_candidates
+from dartformer.space.search_space import ASPECTS, GRANULARITIES, Granularity, SearchSpace, shapes
+from dartformer.strategies import StrategyOptions
+from dartformer.tasks.base import Task
+from dartformer.training import trackers
+from dartformer.training.optimizer import Optimizer
+
+SELECT = ("best", "last")
+
+WEIGHTS = Optimizer()
+"""The optimizer of the weights by default."""
+
+ALPHAS = Optimizer(
+    name="adam", learning_rate=0.1, schedule="constant", warmup=0.0, b1=0.5, weight_decay=0.0
+)
+"""The optimizer of the architecture weights by default."""
+
+Built = TypeVar("Built")
+
+
+@dataclass(frozen=True)
+class Named(Generic[Built]):
+    """A task or a strategy, chosen by name, with options of its own.
+
+    An option reads as a field does: `config.task.length`.
+
+    Attributes:
+      name: as in `dartformer list tasks` or `dartformer list strategies`.
+      options: the values as the config writes them.
+      built: what the name and the options stand for.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    built: Built
+
+    def __getattr__(self, option: str) -> Any:
+        # While a copy or a pickle is being restored there are no options yet.
+        options = self.__dict__.get("options", {})
+        if option not in options:
+            raise AttributeError(f"{self.__dict__.get('name')} has no option {option!r}.")
+        return options[option]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The name and the options, as a config writes them."""
+        return {"name": self.name, **self.options}
+
+
+@dataclass(frozen=True)
+class Data:
+    """How examples are read and batched.
+
+    Attributes:
+      dir: the folder for prepared data sets; empty for TensorFlow Datasets' own.
+      batch_size: examples in a training step.
+      eval_batch_size: examples in a step of evaluation.
+      buckets: groups of similar length that batches are drawn from; 1 pads every batch to the
+        longest example.
+      devices: devices that share a batch; 0 for as many as divide it.
+    """
+
+    dir: str = ""
+    batch_size: int = 32
+    eval_batch_size: int = 250
+    buckets: int = 1
+    devices: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, 1, "batch_size", "eval_batch_size", "buckets")
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is searched over.
+
+    Attributes:
+      candidates: the attentions to choose from (see `dartformer list attentions`).
+      granularity: what chooses: "model" (one attention everywhere), each "layer", or each "head".
+      aspect: "given" searches the model's own shape; "constant_heads" also every shape with fewer
+        layers and as many heads in all.
+    """
+
+    candidates: tuple[str, ...] = ("full", "local(window=4)", "linear", "uniform")
+    granularity: Granularity = "layer"
+    aspect: str = "given"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        one_of(self, "granularity", GRANULARITIES)
+        one_of(self, "aspect", ASPECTS)
+        self.attentions  # noqa: B018 - raises where a text spells no attention
+
+    @cached_property
+    def attentions(self) -> tuple[Attention, ...]:
+        """The candidates, read from their texts."""
+        return parse_candidates(self.candidates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """The search for architecture weights.
+
+    Attributes:
+      strategy: how weights and architecture weights move (see `dartformer list strategies`).
+      projections: queries, keys and values of a layer's candidates: "shared" or "separate".
+      partial: candidates are computed for one in so many heads; 1 computes them for all.
+      remat: recompute candidates in the backward pass, which saves memory.
+      budget: limits on the cost of the genotype: latency_ms, parameters, flops, memory_bytes or
+        kv_bytes, measured at batch, length and phase; empty for none.
+      steps: training steps of the supernet.
+      seeds: searches with different seeds, beginning at `seed`.
+      observe: record the branches' outputs and gradients and the loss's curvature.
+      weights: the optimizer of the supernet's weights.
+      alphas: the optimizer of the architecture weights.
+    """
+
+    strategy: Named[StrategyOptions]
+    projections: str = "shared"
+    partial: int = 1
+    remat: bool = True
+    budget: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 300
+    seeds: int = 1
+    observe: bool = True
+    weights: Optimizer = WEIGHTS
+    alphas: Optimizer = ALPHAS
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        one_of(self, "projections", PROJECTIONS)
+        at_least(self, 1, "steps", "seeds")
+        self.limits  # noqa: B018 - raises where the budget does not read
+
+    @cached_property
+    def limits(self) -> Budget | None:
+        """The budget, read; None where nothing is limited."""
+        if not self.budget:
+            return None
+        return Budget.of(self.budget)
+
+
+@dataclass(frozen=True)
+class Derive:
+    """From a finished search to one genotype.
+
+    Attributes:
+      rule: the derivation, with its options in parentheses.
+      tie_margin: candidates whose mixture weights differ by less are tied.
+      second_opinion: another derivation, reported beside the choice; empty for none.
+    """
+
+    rule: str = "argmax"
+    tie_margin: float = 0.05
+    second_opinion: str = ""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not 0 <= self.tie_margin < 1:
+            reason = f"must be at least 0 and below 1, got {self.tie_margin}."
+            raise FieldError("tie_margin", reason)
+        self.derivation, self.opinion  # noqa: B018 - raise where a text spells no derivation
+
+    @cached_property
+    def derivation(self) -> Rule:
+        """The rule, read from its text."""
+        return derivations.parse(self.rule)
+
+    @cached_property
+    def opinion(self) -> Rule | None:
+        """The second opinion, read from its text."""
+        if not self.second_opinion:
+            return None
+        return derivations.parse(self.second_opinion)
+
+
+@dataclass(frozen=True)
+class Retrain:
+    """Training from scratch, of the genotype and of the baselines.
+
+    Attributes:
+      steps: training steps of each model.
+      seeds: one model is trained for each.
+      select: the weights to keep: the "best" on valid, or the "last".
+      optimizer: the optimizer of the weights.
+    """
+
+    steps: int = 600
+    seeds: tuple[int, ...] = (0,)
+    select: str = "best"
+    optimizer: Optimizer = WEIGHTS
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, 1, "steps")
+        one_of(self, "select", SELECT)
+        distinct = set(self.seeds)
+        if not distinct or len(distinct) < len(self.seeds) or min(distinct) < 0:
+            reason = f"must be different whole numbers of at least 0, got {list(self.seeds)}."
+            raise FieldError("seeds", reason)
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What the genotype is compared with.
+
+    Attributes:
+      homogeneous: one model for each candidate, with that candidate everywhere.
+      random: a genotype drawn at random.
+      uniform: all candidates mixed evenly in every layer.
+    """
+
+    homogeneous: bool = True
+    random: bool = True
+    uniform: bool = True
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+@dataclass(frozen=True)
+class Log:
+    """How often a training reports and saves.
+
+    Attributes:
+      every: steps between lines of metrics.
+      eval_every: steps between evaluations on valid.
+      checkpoint_every: steps between checkpoints.
+      trackers: services beside TensorBoard: "wandb", "mlflow".
+    """
+
+    every: int = 20
+    eval_every: int = 100
+    checkpoint_every: int = 100
+    trackers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, 1, "every", "eval_every", "checkpoint_every")
+        trackers.check(self.trackers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole config. What it stands for is built once and kept with it.
+
+    Attributes:
+      seed: of the first search: initial weights, order of the examples, noise.
+      task: what is learned.
+      data: how examples are read and batched.
+      model: sizes and choices of the Transformer.
+      space: what is searched over.
+      search: how it is searched.
+      derive: how one genotype is chosen.
+      retrain: how models are trained from scratch.
+      baselines: what the genotype is compared with.
+      log: how often a training reports and saves.
+    """
+
+    seed: int = 0
+    task: Named[Task]
+    data: Data = field(default_factory=Data)
+    model: TransformerOptions = field(default_factory=TransformerOptions)
+    space: Space = field(default_factory=Space)
+    search: Search
+    derive: Derive = field(default_factory=Derive)
+    retrain: Retrain = field(default_factory=Retrain)
+    baselines: Baselines = field(default_factory=Baselines)
+    log: Log = field(default_factory=Log)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, 0, "seed")
+
+    @cached_property
+    def transformer(self) -> TransformerConfig:
+        """The model's sizes for the task: a task that says nothing else reads one text of ids."""
+        task = self.task.built
+        return TransformerConfig(
+            vocabulary=task.vocabulary,
+            classes=task.classes,
+            length=task.length,
+            causal=task.traits.causal,
+            seed=self.seed,
+            inputs=getattr(task, "inputs", 1),
+            features=getattr(task, "features", 0),
+            **vars(self.model),
+        )
+
+    @cached_property
+    def search_space(self) -> SearchSpace:
+        """The candidates over the model's layers and heads."""
+        return SearchSpace(
+            self.space.attentions, self.model.layers, self.model.heads, self.space.granularity
+        )
+
+    @cached_property
+    def shapes(self) -> dict[str, "Config"]:
+        """The config of each shape of the space by name, such as "6x8"; the deepest first."""
+        configs = {}
+        space = dataclasses.replace(self.space, aspect="given")
+        for layers, heads in shapes(self.model.layers, self.model.heads, self.space.aspect):
+            model = dataclasses.replace(self.model, layers=layers, heads=heads)
+            configs[f"{layers}x{heads}"] = dataclasses.replace(self, model=model, space=space)
+        return configs
