@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from dartformer import spec, strategies, tasks
 from dartformer.config import compat
-from dartformer.config.overrides import override
+from dartformer.config.overrides import convert, override
 from dartformer.config.presets import PRESETS, field_defaults, strategy_defaults
 from dartformer.config.sections import (
     Baselines,
@@ -269,7 +269,9 @@ def _strategy(section: object) -> Named[strategies.StrategyOptions]:
     name, options = _choice(section, "search.strategy")
     own = field_defaults(strategies.find(name))
     _require_own("search.strategy", name, options, own, "strategy")
-    values = dict(options)
+    values = {}
+    for option, value in options.items():
+        values[option] = convert(f"search.strategy.{option}", value, own[option])
     if "hypergradient" in values:
         values["hypergradient"] = spec.parse(
             values["hypergradient"], strategies.HYPERGRADIENTS, "hypergradient"

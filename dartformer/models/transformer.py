@@ -21,6 +21,7 @@ from dartformer.attention.base import Attention, Inputs, Params, Shape, require
 from dartformer.attention.full import Full
 from dartformer.attention.parallel import Parallel
 from dartformer.errors import InputError, unknown
+from dartformer.fields import check_types
 from dartformer.kernels.flash import KERNELS, choose
 from dartformer.space.genotype import Genotype
 
@@ -109,6 +110,7 @@ class TransformerOptions:
     scan: int = 3
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("layers", "heads", "head_dim", "model_dim", "mlp_dim"):
             _require_count(name, getattr(self, name), 1)
         for name, choices in CHOICES.items():
