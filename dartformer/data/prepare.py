@@ -1,4 +1,4 @@
-"""How a data set comes to lie prepared on disk: once, whole, checked, and by one process at a time.
+"""Prepares data sets on disk: each once, completely, checked, and by one process at a time.
 
 Every task's examples go through a TFDS builder that writes array_record files; TensorFlow is never
 imported. TFDS writes to another folder and renames it at the end, so that what was killed half-way
@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tensorflow_datasets as tfds
 from rich.progress import track
@@ -25,22 +25,34 @@ from rich.progress import track
 from dartformer.errors import InputError
 from dartformer.machine.progress import console
 
+Item = TypeVar("Item")
 Examples = Iterable[Mapping[str, Any]]
 Notes = dict[str, Any]
 """Plain data kept with a prepared set: how many rows were dropped and why, a tokenizer, labels."""
 
 CHECKED_BYTES = 256 * 2**20
-"""Up to this size a set is compared with its checksums when opened; of a larger one only the files'
-sizes are."""
+"""A set of up to this size is compared with its checksums when it is opened; of a larger one only
+the sizes of the files are."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared data set: TFDS data sources by split, and the notes that were made while
-    preparing."""
+    """A prepared data set: TFDS data sources by split, and notes from preparing it."""
 
     splits: Mapping[str, Any]
     notes: Notes
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What a builder writes; see `prepared` for the fields."""
+
+    name: str
+    title: str
+    description: str
+    features: Mapping[str, Any]
+    splits: Callable[[Notes], Mapping[str, Examples]]
+    totals: Mapping[str, int]
 
 
 class _Info(tfds.core.DatasetInfo):
@@ -53,47 +65,38 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(
-        self,
-        name: str,
-        title: str,
-        description: str,
-        features: Mapping[str, Any],
-        splits: Callable[[Notes], Mapping[str, Examples]],
-        totals: Mapping[str, int],
-        **arguments: Any,
-    ):
-        self.name = name
-        self._made = title, description, features, splits, totals
+    def __init__(self, recipe: _Recipe, **arguments: Any):
+        self.name = recipe.name
+        self._recipe = recipe
         super().__init__(**arguments)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        _, description, features, _, _ = self._made
         return _Info(
             builder=self,
-            description=description,
-            features=tfds.features.FeaturesDict(dict(features)),
-            disable_shuffling=True,  # the order is the task's business, and batches are shuffled anyway
+            description=self._recipe.description,
+            features=tfds.features.FeaturesDict(dict(self._recipe.features)),
+            # The task decides the order, and batches are shuffled anyway.
+            disable_shuffling=True,
             metadata=tfds.core.MetadataDict(),
         )
 
     def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, Any]]]:
-        title, _, _, splits, totals = self._made
+        recipe = self._recipe
         self.notes: Notes = {}
-        return {
-            name: enumerate(with_progress(examples, totals.get(name), f"{title} {name}"))
-            for name, examples in splits(self.notes).items()
-        }
+        generators: dict[str, Iterator[tuple[int, Any]]] = {}
+        for name, examples in recipe.splits(self.notes).items():
+            total = recipe.totals.get(name)
+            generators[name] = enumerate(with_progress(examples, total, f"{recipe.title} {name}"))
+        return generators
 
     def _generate_examples(self) -> Iterator[tuple[int, Any]]:
         raise AssertionError("every split has its own generator")
 
     def _download_and_prepare(self, *arguments: Any, **options: Any) -> None:
         super()._download_and_prepare(*arguments, **options)
-        files = {
-            p.name: [p.stat().st_size, _crc(p)]
-            for p in sorted(Path(self.data_path).glob("*.array_record*"))
-        }
+        files = {}
+        for file in sorted(Path(self.data_path).glob("*.array_record*")):
+            files[file.name] = [file.stat().st_size, _crc(file)]
         self.info.metadata.update({"files": files, "notes": self.notes})
 
 
@@ -109,7 +112,7 @@ def prepared(
     label: str = "",
     totals: Mapping[str, int] | None = None,
 ) -> Prepared:
-    """The data set `name` of `options`, made under `data_dir` unless it is there.
+    """The data set `name` of `options`, prepared under `data_dir` unless it is there.
 
     Args:
       name: of the set, an identifier.
@@ -117,12 +120,12 @@ def prepared(
       description: one sentence kept with the data.
       features: TFDS features of an example; use `tfds.features.Tensor`, which is ten times faster
         than `Sequence`.
-      splits: called once if the set must be made, with an empty `Notes` to fill; returns the
+      splits: called once if the set must be prepared, with empty `Notes` to fill; returns the
         examples of every split, which are read one split after the other.
       data_dir: a folder; None for where TFDS keeps data.
-      title: what the progress shown calls it.
+      title: its name in progress lines.
       label: a readable part of the folder's name.
-      totals: how many examples a split will have, for the progress shown.
+      totals: how many examples a split will have, for progress lines.
 
     Raises:
       InputError: the folder cannot be written, or a prepared file is missing or not as it was
@@ -130,63 +133,61 @@ def prepared(
     """
     digest = hashlib.blake2b(repr(options).encode(), digest_size=6).hexdigest()
     config = tfds.core.BuilderConfig(name=f"{label}-{digest}" if label else digest)
+    recipe = _Recipe(name, title, description, features, splits, totals or {})
 
-    def opened() -> _Builder:
-        return _Builder(
-            name,
-            title,
-            description,
-            features,
-            splits,
-            totals or {},
-            data_dir=data_dir,
-            config=config,
-            file_format="array_record",
-        )
+    def new_builder() -> _Builder:
+        return _Builder(recipe, data_dir=data_dir, config=config, file_format="array_record")
 
     with _quiet():
-        builder = opened()
+        builder = new_builder()
         if not builder.is_prepared():
             try:
                 with alone(Path(builder.data_path)):
-                    builder = opened()  # another process may have made it while this one waited
+                    # Another process may have prepared it while this one waited for the lock.
+                    builder = new_builder()
                     if not builder.is_prepared():
-                        for left in Path(builder.data_path).parent.glob("incomplete.*"):
-                            shutil.rmtree(
-                                left, ignore_errors=True
-                            )  # of a process that was killed: the lock is ours
-                        builder.download_and_prepare(
-                            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-                        )
+                        _prepare(builder)
             except OSError as error:
                 raise InputError(f"cannot write {title} to {builder.data_path}: {error}") from error
         _verify(builder)
         return Prepared(builder.as_data_source(), dict(builder.info.metadata["notes"]))
 
 
+def _prepare(builder: _Builder) -> None:
+    """Write the data set; the caller holds its lock."""
+    # Incomplete folders are those of killed processes: no other process can hold the lock.
+    for incomplete in Path(builder.data_path).parent.glob("incomplete.*"):
+        shutil.rmtree(incomplete, ignore_errors=True)
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+    )
+
+
 def _verify(builder: _Builder) -> None:
     """Raise `InputError` unless the files are as they were written."""
     folder = Path(builder.data_path)
-    remedy = f"Delete {folder} and run again: it will be prepared anew."
-    noted = builder.info.metadata.get("files", {})
-    found = {p.name: p for p in folder.glob("*.array_record*")}
-    thorough = sum(size for size, _ in noted.values()) <= CHECKED_BYTES
-    for file, (size, crc) in noted.items():
-        if file not in found:
-            raise InputError(f"the prepared data set {folder} lacks {file}. {remedy}")
-        if found[file].stat().st_size != size or (thorough and _crc(found[file]) != crc):
+    remedy = f"Delete {folder} and run again to prepare it again."
+    written = builder.info.metadata.get("files", {})
+    thorough = sum(size for size, _ in written.values()) <= CHECKED_BYTES
+    for name, (size, crc) in written.items():
+        file = folder / name
+        if not file.exists():
+            raise InputError(f"the prepared data set {folder} lacks {name}. {remedy}")
+        if file.stat().st_size != size or (thorough and _crc(file) != crc):
             raise InputError(
-                f"{found[file]} is not as it was written (its size or checksum differs). {remedy}"
+                f"{file} is not as it was written (its size or checksum differs). {remedy}"
             )
     for split, source in builder.as_data_source().items():
-        if len(source) != builder.info.splits[split].num_examples:
+        count = builder.info.splits[split].num_examples
+        if len(source) != count:
             raise InputError(
-                f"split {split!r} of {folder} has {len(source):,} rows, and "
-                f"{builder.info.splits[split].num_examples:,} were written. {remedy}"
+                f"split {split!r} of {folder} has {len(source):,} rows, and {count:,} were "
+                f"written. {remedy}"
             )
 
 
 def _crc(file: Path) -> int:
+    """CRC-32 of a file, a mebibyte at a time."""
     value = 0
     with open(file, "rb") as data:
         while block := data.read(2**20):
@@ -196,8 +197,9 @@ def _crc(file: Path) -> int:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of a set; another process that prepares the same one waits. A killed one lets
-    go of it."""
+    """Hold the lock of a data set; another process that prepares the same one waits.
+
+    The system frees the lock of a killed process."""
     config = folder.parent
     config.parent.mkdir(parents=True, exist_ok=True)
     with open(config.parent / f".{config.name}.lock", "a") as lock:
@@ -213,8 +215,8 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep TFDS from warning of a configuration it does not know, from its own bars, and from
-    standard output."""
+    """Silence TFDS: warnings about a configuration it does not know, progress bars, and standard
+    output."""
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -227,26 +229,26 @@ def _quiet() -> Iterator[None]:
         tfds.enable_progress_bar()
 
 
-def with_progress(stream: Iterable[Any], total: int | None, name: str) -> Iterator[Any]:
-    """`stream`, with a bar where standard error is a terminal, else a line every ten seconds and at
-    the end; with neither where progress is not to be shown."""
+def with_progress(stream: Iterable[Item], total: int | None, name: str) -> Iterator[Item]:
+    """`stream`, with a progress bar where standard error is a terminal, else a line every ten
+    seconds and at the end; with neither where progress is turned off."""
     if console.quiet:
         yield from stream
         return
     if console.is_terminal:
         yield from track(stream, name, total, console=console)
         return
-    started = last = time.monotonic()
+    start = last = time.monotonic()
     i = 0
     for i, item in enumerate(stream, 1):
         yield item
         now = time.monotonic()
         if now - last >= 10:
             last = now
-            left = (
-                ""
-                if total is None
-                else f"/{total:,}  {math.ceil((now - started) * (total / i - 1))} s left"
-            )
-            print(f"{name}  {i:,}{left}", file=sys.stderr, flush=True)
-    print(f"{name}  {i:,}/{i if total is None else total:,}  done", file=sys.stderr, flush=True)
+            remaining = ""
+            if total is not None:
+                seconds = math.ceil((now - start) * (total / i - 1))
+                remaining = f"/{total:,}  {seconds} s left"
+            print(f"{name}  {i:,}{remaining}", file=sys.stderr, flush=True)
+    expected = i if total is None else total
+    print(f"{name}  {i:,}/{expected:,}  done", file=sys.stderr, flush=True)

@@ -1,81 +1,44 @@
-"""Rows of a file or a folder, as dictionaries by column, one at a time: nothing is read whole,
-nothing is unpickled.
+"""Rows of a file or a folder, as dictionaries by column, one at a time.
 
-JSONL, CSV, TSV, Parquet, Arrow (a saved `datasets` folder), npz, a folder per class, TFDS folders
-(array_record, or TFRecord read without TensorFlow), and tar archives, of which nothing is ever
-written to disk. Bytes that are no UTF-8 arrive as surrogates (U+DC80 and on), so that whoever reads
-can count them."""
+JSONL, CSV, TSV, Parquet, Arrow (a saved `datasets` folder), npz, text files, a folder per class,
+and TFDS folders. No file is read into memory as one, and nothing is unpickled. Bytes that are not
+valid UTF-8 arrive as surrogates (U+DC80 and on), so that the reader can count them."""
 
-import bz2
-import contextlib
 import csv
-import gzip
 import io
 import json
-import lzma
-import os
-import struct
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from dartformer.data import tfds
+from dartformer.data.compressed import DAMAGE, opened, suffix
 from dartformer.errors import InputError, unknown
 
 Record = dict[str, Any]
+"""A row's values by column."""
 
-OPENERS: dict[str, Any] = {".gz": gzip.open, ".tgz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet", ".npz", ".txt")
 
-DAMAGE = (
-    EOFError,
-    lzma.LZMAError,
-    zlib.error,
-    gzip.BadGzipFile,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-)
-"""What the standard library raises for a compressed file that is cut short or altered."""
-
-
-def suffix(path: Path) -> str:
-    """The suffix that says what a file holds, compression left out."""
-    if path.suffix.lower() == ".tgz":
-        return ".tar"
-    return Path(path.stem).suffix.lower() if path.suffix.lower() in OPENERS else path.suffix.lower()
-
-
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """A file's bytes, decompressed; `InputError` names a file that cannot be read, or is
-    damaged."""
-    try:
-        with OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
-            yield file
-    except DAMAGE as error:
-        raise InputError(f"{path} is damaged or cut short: {error}.") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}.") from None
+SPLITS = ("train", "valid", "validation", "test")
+"""Names of the files or folders that are taken as the splits of a folder."""
 
 
 def splits(path: Path) -> list[str]:
-    """Names of the splits that a folder holds (a TFDS folder's, a saved `datasets` folder's, train/
-    and test/)."""
+    """Names of the splits that a folder holds.
+
+    Those of a TFDS folder, of a saved `datasets` folder, or of a folder with train/ and test/."""
     if not path.is_dir():
         return []
-    if (path / "dataset_info.json").is_file() and (found := _tfds_files(path)):
-        return list(found)
-    return [
-        name for name in ("train", "valid", "validation", "test") if _member(path, name) is not None
-    ]
+    if tfds.is_tfds(path):
+        return list(tfds.files_by_split(path))
+    return [name for name in SPLITS if _member(path, name) is not None]
 
 
 def _member(path: Path, name: str) -> Path | None:
-    """`path/name`, a folder, or a file of that name with a suffix known here."""
+    """`path/name`, a folder, or a file of that name with a suffix of `SUFFIXES`."""
     if (path / name).is_dir():
         return path / name
     for file in sorted(path.glob(f"{name}.*")):
@@ -97,82 +60,90 @@ def read(path: Path, split: str = "") -> Iterator[Record]:
     kind = suffix(path)
     if kind == ".jsonl":
         yield from _jsonl(path)
-    elif kind in (".csv", ".tsv"):
-        yield from _csv(path, "\t" if kind == ".tsv" else "")
+    elif kind == ".csv":
+        yield from _csv(path)
+    elif kind == ".tsv":
+        yield from _csv(path, "\t")
     elif kind == ".parquet":
         yield from _parquet(path)
     elif kind == ".npz":
         yield from _npz(path)
     elif kind == ".txt":
-        with opened(path) as file:
-            for line in file:
-                yield {"text": line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")}
+        yield from _lines(path)
     else:
-        raise unknown("kind of file", path.name, [f"*{s}" for s in SUFFIXES])
+        raise unknown("kind of file", path.name, [f"*{name}" for name in SUFFIXES])
+
+
+def _lines(path: Path) -> Iterator[Record]:
+    with opened(path) as file:
+        for line in file:
+            yield {"text": line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")}
 
 
 def _jsonl(path: Path) -> Iterator[Record]:
+    encoding = "utf-8-sig"  # the first line may start with a byte order mark
     with opened(path) as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(
-                    line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
-                )
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}, line {number}: not JSON: {error}.") from None
-            if not isinstance(row, dict):
-                raise InputError(
-                    f"{path}, line {number}: a JSON object is needed, got {type(row).__name__}."
-                )
-            yield row
+            if line.strip():
+                try:
+                    row = json.loads(line.decode(encoding, "surrogateescape"))
+                except (ValueError, RecursionError) as error:
+                    raise InputError(f"{path}, line {number}: not JSON: {error}.") from None
+                if not isinstance(row, dict):
+                    raise InputError(
+                        f"{path}, line {number}: a JSON object is needed, got {type(row).__name__}."
+                    )
+                yield row
+            encoding = "utf-8"
 
 
 def delimiter(header: str) -> str:
-    """What separates the columns of a CSV file: the most frequent of , ; tab and | in its first
-    line."""
+    """The separator of a CSV file: the most frequent of , ; tab and | in its first line."""
     return max(",;\t|", key=header.count)
 
 
-def _csv(path: Path, separator: str) -> Iterator[Record]:
-    csv.field_size_limit(
-        2**31 - 1
-    )  # the library's own limit, 128 KiB, is less than a long document
+def _csv(path: Path, separator: str = "") -> Iterator[Record]:
+    # The library's own limit, 128 KiB, is less than a long document.
+    csv.field_size_limit(2**31 - 1)
     with (
         opened(path) as file,
         io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text,
     ):
         if not separator:
-            first = text.readline()
-            separator = delimiter(first)
+            separator = delimiter(text.readline())
             text.seek(0)
-        reader = csv.reader(
-            text,
-            delimiter=separator,
-            strict=separator != "\t",
-            quoting=csv.QUOTE_MINIMAL if separator != "\t" else csv.QUOTE_NONE,
-        )
+        if separator == "\t":
+            # In a TSV file a quotation mark is a character like any other.
+            reader = csv.reader(text, delimiter=separator, quoting=csv.QUOTE_NONE)
+        else:
+            reader = csv.reader(text, delimiter=separator, strict=True)
         try:
-            header = next(reader, None)
-            if header is None:
-                raise InputError(f"{path} is empty.")
-            # Spreadsheets leave columns without a name at the end of every line.
-            header = [name or f"column{i}" for i, name in enumerate(header, 1)]
-            if len(set(header)) != len(header):
-                twice = next(name for name in header if header.count(name) > 1)
-                raise InputError(f"{path} has two columns named {twice!r}.")
-            for row in reader:
-                if not row:
+            header = _header(path, next(reader, None))
+            for fields in reader:
+                if not fields:
                     continue
-                if len(row) != len(header):
+                if len(fields) != len(header):
                     raise InputError(
-                        f"{path}, line {reader.line_num}: {len(row)} fields, where the header has "
+                        f"{path}, line {reader.line_num}: {len(fields)} fields, and the header has "
                         f"{len(header)}."
                     )
-                yield dict(zip(header, row, strict=True))
+                yield dict(zip(header, fields, strict=True))
         except csv.Error as error:
             raise InputError(f"{path}, line {reader.line_num}: {error}.") from None
+
+
+def _header(path: Path, fields: list[str] | None) -> list[str]:
+    """The columns of a CSV file from its first line."""
+    if fields is None:
+        raise InputError(f"{path} is empty.")
+    header: list[str] = []
+    for i, field in enumerate(fields, 1):
+        # Spreadsheets leave columns without a name at the end of every line.
+        name = field or f"column{i}"
+        if name in header:
+            raise InputError(f"{path} has two columns named {name!r}.")
+        header.append(name)
+    return header
 
 
 def _parquet(path: Path) -> Iterator[Record]:
@@ -205,225 +176,50 @@ def _npz(path: Path) -> Iterator[Record]:
             columns = {name: file[name] for name in file.files}
     except (ValueError, OSError, *DAMAGE) as error:
         raise InputError(f"{path} cannot be read as npz: {error}.") from None
-    lengths = {name: len(column) if column.ndim else 0 for name, column in columns.items()}
+    lengths = {}
+    for name, column in columns.items():
+        lengths[name] = len(column) if column.ndim else 0
     if len(set(lengths.values())) > 1:
-        raise InputError(
-            f"{path} has columns of different lengths: "
-            f"{', '.join(f'{k} {v}' for k, v in lengths.items())}."
-        )
-    for i in range(next(iter(lengths.values()), 0)):
+        described = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise InputError(f"{path} has columns of different lengths: {described}.")
+    for i in range(max(lengths.values(), default=0)):
         yield {name: _plain(column[i]) for name, column in columns.items()}
 
 
 def _plain(value: Any) -> Any:
-    value = value.tolist() if hasattr(value, "tolist") else value
-    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+    """A value of a NumPy array as JSON would have it."""
+    plain = value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+    if isinstance(plain, bytes):
+        return plain.decode("utf-8", "surrogateescape")
+    return plain
 
 
 def _folder(path: Path, split: str) -> Iterator[Record]:
-    if (path / "dataset_info.json").is_file() and _tfds_files(path):
-        yield from _tfds(path, split)
-        return
-    if split:
+    if tfds.is_tfds(path):
+        yield from tfds.read_split(path, split)
+    elif split:
         member = _member(path, split)
         if member is None:
             raise InputError(
                 f"{path} has no split {split!r}; it has {', '.join(splits(path)) or 'none'}."
             )
         yield from read(member)
-        return
-    if any(path.glob("*.arrow")):
+    elif any(path.glob("*.arrow")):
         yield from _arrow(path)
-        return
-    classes = sorted(p for p in path.iterdir() if p.is_dir())
+    else:
+        yield from _class_folders(path)
+
+
+def _class_folders(path: Path) -> Iterator[Record]:
+    """A row for each text file of a folder with a folder for each class."""
+    classes = sorted(folder for folder in path.iterdir() if folder.is_dir())
     if not classes:
         raise InputError(
-            f"{path} is neither a folder with a folder of .txt files for each class, nor a TFDS or "
-            f"`datasets` folder."
+            f"cannot read the folder {path}. It must have a folder of .txt files for each class, "
+            f"or be a TFDS or `datasets` folder."
         )
-    for label in classes:
-        for file in sorted(label.glob("*.txt")):
+    for folder in classes:
+        for file in sorted(folder.glob("*.txt")):
             with opened(file) as data:
-                yield {
-                    "text": data.read().decode("utf-8", "surrogateescape"),
-                    "label": label.name,
-                    "id": file.stem,
-                }
-
-
-# TFDS folders. Both kinds of file hold serialised `tf.train.Example`s.
-
-
-def tfds_folder(name: str, data_dir: str | None) -> Path:
-    """The newest prepared version of the TFDS data set `name` (or `name/config`); `InputError` says
-    where it looked."""
-    base = Path(
-        data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
-    ).expanduser()
-    found = [
-        p.parent for depth in ("*", "*/*") for p in (base / name).glob(f"{depth}/dataset_info.json")
-    ]
-    if not found:
-        raise InputError(
-            f"there is no prepared TFDS data set {name!r}: looked for {base / name}/*/dataset_info.json."
-        )
-    return max(
-        found, key=lambda p: ([int(d) if d.isdigit() else -1 for d in p.name.split(".")], str(p))
-    )
-
-
-def _tfds_files(path: Path) -> dict[str, list[Path]]:
-    """Files of each split."""
-    found: dict[str, list[Path]] = {}
-    for kind in ("array_record", "tfrecord"):
-        for file in sorted(path.glob(f"*.{kind}*")):
-            found.setdefault(file.name.split(f".{kind}")[0].rpartition("-")[2], []).append(file)
-    return found
-
-
-def _tfds(path: Path, split: str) -> Iterator[Record]:
-    files = _tfds_files(path)
-    if split not in files:
-        raise InputError(f"{path} has no split {split!r}; it has {', '.join(files)}.")
-    info = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))
-    noted = next(
-        (s.get("shardLengths") for s in info.get("splits", []) if s.get("name") == split), None
-    )
-    names = {
-        f.name.removesuffix(".labels.txt"): f.read_text(encoding="utf-8").splitlines()
-        for f in path.glob("*.labels.txt")
-    }
-    count = 0
-    for file in files[split]:
-        for data in _array_records(file) if ".array_record" in file.name else tfrecords(file):
-            count += 1
-            yield {
-                k: names[k][v]
-                if k in names and isinstance(v, int) and 0 <= v < len(names[k])
-                else v
-                for k, v in example(data).items()
-            }
-    if noted is not None and count != sum(int(n) for n in noted):
-        raise InputError(
-            f"split {split!r} of {path} has {count:,} rows, and its dataset_info.json says "
-            f"{sum(int(n) for n in noted):,}."
-        )
-
-
-def _array_records(file: Path) -> Iterator[bytes]:
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    try:
-        reader = ArrayRecordReader(str(file))
-        for start in range(0, reader.num_records(), 1000):
-            yield from reader.read(start, min(start + 1000, reader.num_records()))
-        reader.close()
-    except (ValueError, RuntimeError, IndexError) as error:
-        raise InputError(f"{file} cannot be read as array_record: {error}.") from None
-
-
-def tfrecords(file: Path) -> Iterator[bytes]:
-    """Records of a TFRecord file: length (8 bytes, little-endian), its masked CRC-32C, data, the
-    data's CRC-32C.
-
-    The length's checksum is compared, the data's is not (it would take minutes in Python); a file
-    that ends inside a record is an error."""
-    with opened(file) as data:
-        while head := data.read(12):
-            if len(head) < 12 or struct.unpack("<I", head[8:])[0] != masked_crc32c(head[:8]):
-                raise InputError(
-                    f"{file} is damaged: a record's length does not match its checksum."
-                )
-            length = struct.unpack("<Q", head[:8])[0]
-            body = data.read(length + 4)
-            if len(body) < length + 4:
-                raise InputError(f"{file} is cut short.")
-            yield body[:length]
-
-
-def masked_crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli), rotated and offset as TFRecord does."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = (crc >> 1) ^ (0x82F63B78 * (crc & 1))
-    crc ^= 0xFFFFFFFF
-    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def example(data: bytes) -> Record:
-    """The features of a serialised `tf.train.Example`: a value, or a list where there is not
-    exactly one.
-
-    Bytes become text, with surrogates where they are no UTF-8.
-    """
-    row: Record = {}
-    try:
-        for _, features in _fields(data):
-            for _, entry in _fields(features):
-                parts = dict(_fields(entry))
-                row[parts[1].decode()] = _feature(parts.get(2, b""))
-    except (IndexError, KeyError, struct.error, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"a record is no tf.train.Example: {error!r}.") from None
-    return row
-
-
-def _feature(data: bytes) -> Any:
-    values: list[Any] = []
-    for kind, listed in _fields(data):
-        for _, value in _fields(listed):
-            if kind == 1:
-                values.append(value.decode("utf-8", "surrogateescape"))
-            elif kind == 2:
-                values += struct.unpack(f"<{len(value) // 4}f", value)
-            elif isinstance(value, int):
-                values.append(_signed(value))
-            else:
-                at = 0
-                while at < len(value):
-                    number, at = _varint(value, at)
-                    values.append(_signed(number))
-    return values[0] if len(values) == 1 else values
-
-
-def _signed(number: int) -> int:
-    return number - 2**64 if number >= 2**63 else number
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Number and value of each field of a protocol buffer message; bytes, or an int."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        if key & 7 == 0:
-            value, at = _varint(data, at)
-            yield key >> 3, value
-            continue
-        length, at = (4, at) if key & 7 == 5 else (8, at) if key & 7 == 1 else _varint(data, at)
-        if at + length > len(data):
-            raise ValueError("cut short")
-        yield key >> 3, data[at : at + length]
-        at += length
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
-
-
-def members(archive: Path) -> Iterator[tuple[str, BinaryIO]]:
-    """Name and bytes of every plain file of a tar archive, in its order. Nothing is written to
-    disk, so that no name in it, absolute, with `..`, or of a link, can touch anything."""
-    if not archive.is_file():
-        raise InputError(f"there is no file {archive}.")
-    with opened(archive) as file, tarfile.open(fileobj=file, mode="r|") as files:
-        for member in files:
-            if member.isfile() and (data := files.extractfile(member)) is not None:
-                yield member.name.removeprefix("./"), data  # type: ignore[misc]
+                text = data.read().decode("utf-8", "surrogateescape")
+            yield {"text": text, "label": folder.name, "id": file.stem}

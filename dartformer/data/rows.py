@@ -1,41 +1,49 @@
-"""Rules for the rows of real data: what is wrong with them is counted and reported, and each kind
-has a rule.
+"""Rules for the rows of real data: what is wrong with them is counted and reported.
 
-Nothing of this can happen in the middle of training: rows are looked at while the data set is
-prepared."""
+Rows are checked while a data set is prepared, so that no bad row ends a training half-way."""
 
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dartformer.errors import InputError, unknown
 
-EMPTY, DUPLICATE, BAD_LABEL, INVALID = (
-    ("drop", "error"),
-    ("drop", "keep", "error"),
-    ("error", "drop"),
-    ("replace", "drop", "error"),
-)
-"""What may be done; the first is the default."""
+ALLOWED = {
+    "empty": ("drop", "error"),
+    "duplicate": ("drop", "keep", "error"),
+    "bad_label": ("error", "drop"),
+    "invalid": ("replace", "drop", "error"),
+}
+"""The actions that each rule allows; the first is the default."""
 
 HUGE = 2**20
 """Characters of a text above which it is counted as huge; it is cropped like any other."""
 
-ODD = ("empty", "bad label", "invalid UTF-8", "with a NUL", "huge")
-"""What is counted."""
+COUNTED = ("empty", "bad label", "invalid UTF-8", "with a NUL", "huge")
+
+PARTS = ("train", "valid", "test")
 
 SURROGATES = re.compile("[\ud800-\udfff]+")
+
+Label = Any
+"""A class's number, a finite number, or a list of classes, one for each token."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What is done with a row that has a blank text, occurs in two splits, has a label outside the
-    classes, or bytes that are no UTF-8. Raises `InputError` for a rule that there is not."""
+    """What to do with bad rows; raises `InputError` for an action that is not in `ALLOWED`.
+
+    Attributes:
+      empty: of a row with a blank text.
+      duplicate: of a row that occurs in two splits.
+      bad_label: of a row with a label outside the classes.
+      invalid: of a row with bytes that are not valid UTF-8.
+    """
 
     empty: str = "drop"
     duplicate: str = "drop"
@@ -43,62 +51,71 @@ class Rules:
     invalid: str = "replace"
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("empty", EMPTY),
-            ("duplicate", DUPLICATE),
-            ("bad_label", BAD_LABEL),
-            ("invalid", INVALID),
-        ):
-            if getattr(self, name) not in allowed:
-                raise unknown(f"task.on_{name}", getattr(self, name), allowed)
+        for name, allowed in ALLOWED.items():
+            action = getattr(self, name)
+            if action not in allowed:
+                raise unknown(f"task.on_{name}", action, allowed)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One or two texts and a label, as they stand in the source; `where` names the row in
-    errors."""
+    """One or two texts and a label, as they are in the source; `where` names the row in errors."""
 
     texts: tuple[str, ...]
     label: Any
     where: str
 
 
+class AcceptedRow(NamedTuple):
+    """A row that the rules let through: its number in the source, repaired texts, label as read."""
+
+    number: int
+    texts: tuple[str, ...]
+    label: Label
+
+
 @dataclass
 class Tally:
-    """What was met in one source."""
+    """Counts of what was odd in the rows of one source."""
 
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ODD, 0))
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
+
+    def positive(self) -> dict[str, int]:
+        """The counts above 0."""
+        return {name: n for name, n in self.counts.items() if n}
 
     def text(self) -> str:
         """ "3 empty, 1 huge", or "" """
-        return ", ".join(f"{n:,} {name}" for name, n in self.counts.items() if n)
+        return ", ".join(f"{n:,} {name}" for name, n in self.positive().items())
 
 
 class Labels:
-    """Reads labels: a class's number of a text; a finite number; or a class for each token."""
+    """Reads labels of a kind: a class's name as its number, a finite number, a class per token."""
 
     def __init__(self, kind: str, classes: Sequence[str]):
-        self.kind, self.numbers = kind, {name: i for i, name in enumerate(classes)}
+        self.kind = kind
+        self.numbers = {name: i for i, name in enumerate(classes)}
 
-    def read(self, value: Any) -> Any:
+    def read(self, value: Any) -> Label:
         """The label as training needs it; `ValueError` says what is wrong."""
         if self.kind == "language":
             return 0
         if value is None:
             raise ValueError("it has no label")
         if self.kind == "regression":
-            number = float(value)
-            if not math.isfinite(number):
-                raise ValueError(f"its label {value!r} is not finite")
-            return number
+            return self._finite(value)
         if self.kind == "labelling":
-            return [
-                self._number(one)
-                for one in (value if isinstance(value, list) else str(value).split())
-            ]
-        return self._number(value)
+            names = value if isinstance(value, list) else str(value).split()
+            return [self._class(name) for name in names]
+        return self._class(value)
 
-    def _number(self, value: Any) -> int:
+    def _finite(self, value: Any) -> float:
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError(f"its label {value!r} is not finite")
+        return number
+
+    def _class(self, value: Any) -> int:
         name = canonical(value)
         if name not in self.numbers:
             raise ValueError(
@@ -114,52 +131,62 @@ def canonical(label: Any) -> str:
     return str(label).strip()
 
 
-def kept(
+def accepted(
     rows: Iterable[Row], rules: Rules, labels: Labels, tally: Tally
-) -> Iterator[tuple[int, tuple[str, ...], Any]]:
-    """Number, repaired texts and read label of each row that the rules let through; what is met
-    goes into `tally`.
+) -> Iterator[AcceptedRow]:
+    """The rows that the rules let through; what is odd goes into `tally`.
 
     Raises `InputError`, with the row, where a rule says "error".
     """
-    counts = tally.counts
-
-    def refused(rule: str, name: str, row: Row, reason: str) -> bool:
-        counts[name] += 1
-        if rule == "error":
-            raise InputError(f"{row.where}: {reason}.")
-        return rule == "drop"
-
     for number, row in enumerate(rows):
         texts = row.texts
-        if any(map(damaged, texts)):
-            if refused(rules.invalid, "invalid UTF-8", row, "its text is not valid UTF-8"):
+        if any(is_damaged(text) for text in texts):
+            reason = "its text is not valid UTF-8"
+            if _dropped(rules.invalid, "invalid UTF-8", row, reason, tally):
                 continue
             texts = tuple(SURROGATES.sub("\ufffd", text) for text in texts)
-        if not all(text.strip() for text in texts) and refused(
-            rules.empty, "empty", row, "its text is empty"
+        if any(not text.strip() for text in texts) and _dropped(
+            rules.empty, "empty", row, "its text is empty", tally
         ):
             continue
         try:
             label = labels.read(row.label)
-            if labels.kind == "labelling" and len(label) != len(texts[0].split()):
-                raise ValueError(f"it has {len(texts[0].split())} tokens and {len(label)} labels")
+            if labels.kind == "labelling":
+                _check_aligned(texts[0], label)
         except (ValueError, TypeError) as error:
-            if refused(rules.bad_label, "bad label", row, str(error)):
+            if _dropped(rules.bad_label, "bad label", row, str(error), tally):
                 continue
             raise
-        counts["with a NUL"] += any("\0" in text for text in texts)
-        counts["huge"] += any(len(text) > HUGE for text in texts)
-        yield number, texts, label
+        tally.counts["with a NUL"] += any("\0" in text for text in texts)
+        tally.counts["huge"] += any(len(text) > HUGE for text in texts)
+        yield AcceptedRow(number, texts, label)
 
 
-def damaged(text: str) -> bool:
-    """Whether a text holds surrogates, bytes that were no UTF-8 (encoding it is ten times faster
-    than a search)."""
+def _dropped(action: str, name: str, row: Row, reason: str, tally: Tally) -> bool:
+    """Count a bad row; whether to drop it. Raises `InputError` where the action is "error"."""
+    tally.counts[name] += 1
+    if action == "error":
+        raise InputError(f"{row.where}: {reason}.")
+    return action == "drop"
+
+
+def _check_aligned(text: str, labels: list[int]) -> None:
+    """Raise `ValueError` unless there is a label for each word."""
+    words = len(text.split())
+    if len(labels) != words:
+        raise ValueError(f"it has {words} tokens and {len(labels)} labels")
+
+
+def is_damaged(text: str) -> bool:
+    """Whether a text holds surrogates, bytes that were not valid UTF-8."""
+    if text.isascii():
+        return False
+    # Encoding is ten times faster than a search for surrogates.
     try:
-        return not text.isascii() and not text.encode()
+        text.encode()
     except UnicodeEncodeError:
         return True
+    return False
 
 
 def digest(content: Sequence[str] | bytes) -> int:
@@ -170,34 +197,33 @@ def digest(content: Sequence[str] | bytes) -> int:
 
 
 def without_leaks(
-    found: dict[str, np.ndarray], rule: str
+    digests: Mapping[str, np.ndarray], action: str
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Which rows of each split stay, so that no text of one split occurs in another.
+    """Which rows of each split to keep, so that no text of one split occurs in another.
 
     Args:
-      found: digests `[S]` of the rows of "train", "valid" and "test" (any may be absent).
-      rule: "drop": out of train what is in valid or test, and out of valid what is in test; "keep";
-        "error".
+      digests: `[S]` of the rows of "train", "valid" and "test" (any may be absent).
+      action: "drop": out of train what is in valid or test, and out of valid what is in test;
+        "keep"; "error".
 
     Returns:
       Booleans `[S]` by split, and how many rows of each split occur in a later one.
     """
-    order: list[str] = [name for name in ("train", "valid", "test") if name in found]
-    stay = {name: np.ones(len(found[name]), bool) for name in order}
+    order = [name for name in PARTS if name in digests]
+    keep = {}
     counts = {}
     for i, name in enumerate(order):
-        later = (
-            np.concatenate([found[other] for other in order[i + 1 :]])
-            if i + 1 < len(order)
-            else np.empty(0)
-        )
-        both = np.isin(found[name], later)
-        counts[name] = int(both.sum())
-        if counts[name] and rule == "error":
+        later = order[i + 1 :]
+        leaked = np.zeros(len(digests[name]), bool)
+        for part in later:
+            leaked |= np.isin(digests[name], digests[part])
+        counts[name] = int(leaked.sum())
+        if counts[name] and action == "error":
             raise InputError(
-                f"{counts[name]:,} rows of {name} also occur in {' or '.join(order[i + 1 :])}, and "
+                f"{counts[name]:,} rows of {name} also occur in {' or '.join(later)}, and "
                 f"task.on_duplicate is 'error'."
             )
-        if rule == "drop":
-            stay[name] = ~both
-    return stay, counts
+        keep[name] = np.ones(len(leaked), bool)
+        if action == "drop":
+            keep[name] = ~leaked
+    return keep, counts

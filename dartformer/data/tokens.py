@@ -1,10 +1,9 @@
-"""From text to token ids and back: bytes, characters, words, or byte-pair encoding. Id 0 is
-padding, always.
+"""From text to token ids and back: bytes, characters, words, or byte-pair encoding.
 
-Whatever is learned (the characters, the words, the merges) is learned from the training part alone,
-and is plain text: `state` goes with the model and `restored` reads it, running no code."""
+Id 0 is always padding. Whatever is learned (the characters, the words, the merges) is learned from
+the training part alone, and is plain text: `state` goes with the model and `restored` reads it,
+running no code."""
 
-import itertools
 import json
 import re
 from collections import Counter
@@ -16,28 +15,32 @@ from dartformer.errors import InputError, unknown
 KINDS = ("bytes", "characters", "words", "bpe")
 
 DEFAULT_SIZE = {"bytes": 257, "characters": 256, "words": 8000, "bpe": 8000}
-"""How many ids there are by default, padding (and the unknown) included."""
+"""The default number of ids, padding (and the unknown) included."""
 
-PADDING, UNKNOWN = "[PAD]", "[UNK]"
+SMALLEST_SIZE = {"bytes": 257, "characters": 3, "words": 3, "bpe": 258}
 
+PADDING = "[PAD]"
+UNKNOWN = "[UNK]"
 
 PIECE = 2**16
-"""Characters that the library is given at once: it needs 140 bytes for each, of a text of 5 MB 0.7
-GB."""
+"""Characters that the library encodes at once: it needs 140 bytes for each, 0.7 GB for a text of
+5 MB."""
 
 SPACE = re.compile(r"(?<=\S) (?=\S)")
 
 
 def pieces(text: str) -> Iterator[str]:
-    """A text in parts of about `PIECE` characters, cut before a single space, so that they have the
-    whole's tokens.
+    """A text in parts of about `PIECE` characters, with the same tokens as the text.
 
-    Where no such space comes for another `PIECE` characters, it is cut there.
+    It is cut before a single space; where no such space comes for another `PIECE` characters, it is
+    cut there.
     """
     start = 0
     while len(text) - start > PIECE:
-        found = SPACE.search(text, start + PIECE, start + 2 * PIECE)
-        end = found.start() if found else start + 2 * PIECE
+        end = start + 2 * PIECE
+        space = SPACE.search(text, start + PIECE, end)
+        if space:
+            end = space.start()
         yield text[start:end]
         start = end
     if start < len(text) or not text:
@@ -45,7 +48,7 @@ def pieces(text: str) -> Iterator[str]:
 
 
 class Tokenizer(Protocol):
-    """Text to ids of at least 1 and back; `size` counts padding, too."""
+    """Text to ids of at least 1 and back; `size` includes padding."""
 
     @property
     def size(self) -> int: ...
@@ -59,16 +62,16 @@ class Tokenizer(Protocol):
 
 
 class Bytes:
-    """UTF-8, byte b being id b + 1, so that a NUL is a token like any other."""
+    """UTF-8: byte b has id b + 1, so that a NUL is a token like any other."""
 
     size = 257
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """One list of ids for each text."""
+        """A list of ids for each text."""
         return [[b + 1 for b in text.encode("utf-8", "replace")] for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, padding left out; bytes that make no UTF-8 become U+FFFD."""
+        """Text of ids, without padding; bytes that are not valid UTF-8 become U+FFFD."""
         return bytes(i - 1 for i in ids if i).decode("utf-8", "replace")
 
     def names(self) -> list[str]:
@@ -76,7 +79,7 @@ class Bytes:
         return ["", *(chr(b) for b in range(256))]
 
     def state(self) -> dict[str, Any]:
-        """Nothing is learned."""
+        """The kind alone: nothing is learned."""
         return {"kind": "bytes"}
 
 
@@ -93,12 +96,13 @@ class Characters:
         return len(self.characters) + 2
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """One list of ids for each text."""
+        """A list of ids for each text."""
         return [[self._ids.get(c, 1) for c in text] for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, padding left out; the unknown is U+FFFD."""
-        return "".join("\ufffd" if i == 1 else self.characters[i - 2] for i in ids if i)
+        """Text of ids, without padding; the unknown is U+FFFD."""
+        names = self.names()
+        return "".join(names[i] for i in ids if i)
 
     def names(self) -> list[str]:
         """The characters."""
@@ -115,7 +119,8 @@ class Learned:
     def __init__(self, kind: str, text: str):
         from tokenizers import Tokenizer as Library
 
-        self.kind, self.text = kind, text
+        self.kind = kind
+        self.text = text
         self._library = Library.from_str(text)
 
     @property
@@ -124,21 +129,24 @@ class Learned:
         return self._library.get_vocab_size()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """One list of ids for each text."""
+        """A list of ids for each text."""
         if all(len(text) <= PIECE for text in texts):
-            return [one.ids for one in self._library.encode_batch_fast(list(texts))]
-        return [
-            [i for piece in pieces(text) for i in self._library.encode(piece).ids] for text in texts
-        ]
+            return [encoded.ids for encoded in self._library.encode_batch_fast(list(texts))]
+        return [self._encode_long(text) for text in texts]
+
+    def _encode_long(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for piece in pieces(text):
+            ids += self._library.encode(piece).ids
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, padding left out; of words, with spaces between them."""
+        """Text of ids, without padding; words are separated by spaces."""
         ids = [i for i in ids if i]
-        return (
-            self._library.decode(ids)
-            if self.kind == "bpe"
-            else " ".join(self.names()[i] for i in ids)
-        )
+        if self.kind == "bpe":
+            return self._library.decode(ids)
+        names = self.names()
+        return " ".join(names[i] for i in ids)
 
     def names(self) -> list[str]:
         """The words or pieces."""
@@ -150,15 +158,19 @@ class Learned:
 
 
 def size_of(kind: str, size: int) -> int:
-    """Ids that a tokenizer of at most `size` may use (0: the default); `InputError` for an
-    impossible number."""
+    """The most ids that a tokenizer of a `vocabulary_size` uses (0: the default).
+
+    Raises `InputError` for an unknown kind or an impossible size."""
     if kind not in KINDS:
         raise unknown("tokens", kind, KINDS)
     if size == 0:
         return DEFAULT_SIZE[kind]
-    least = {"bytes": 257, "bpe": 258}.get(kind, 3)
     if kind == "bytes" and size != 257:
-        raise InputError(f"tokens = 'bytes' has 257 ids: leave vocabulary_size at 0, got {size}.")
+        raise InputError(
+            f"vocabulary_size={size} does not work with tokens='bytes', which has 257 ids. "
+            f"Leave vocabulary_size at 0."
+        )
+    least = SMALLEST_SIZE[kind]
     if size < least:
         raise InputError(
             f"vocabulary_size must be at least {least} for tokens = {kind!r}, got {size}."
@@ -173,55 +185,81 @@ def train(kind: str, texts: Iterable[str], size: int, *, split: bool = False) ->
       kind: of `KINDS`.
       texts: of the training part only.
       size: see `size_of`.
-      split: for "words": words are what stands between white space, and case counts. Otherwise
-        punctuation is apart and everything is lower case.
+      split: for "words": split at white space only, and keep case. Otherwise punctuation is
+        separated and everything is lower case.
     """
     if kind == "bytes":
         return Bytes()
     if kind == "characters":
-        counts = Counter(c for text in texts for c in text)
-        ranked = sorted(counts, key=lambda c: (-counts[c], c))
-        return Characters("".join(ranked[: size - 2]))
-    from tokenizers import Tokenizer as Library
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
-
+        return _train_characters(texts, size)
     if kind == "words":
-        library = Library(models.WordLevel(unk_token=UNKNOWN))
-        library.pre_tokenizer = (
-            pre_tokenizers.WhitespaceSplit() if split else pre_tokenizers.Whitespace()
-        )
-        if not split:
-            library.normalizer = normalizers.Lowercase()
-        trainer: Any = trainers.WordLevelTrainer(
-            vocab_size=size, special_tokens=[PADDING, UNKNOWN], show_progress=False
-        )
+        library, trainer = _words(size, split)
     else:
-        library = Library(models.BPE())
-        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        library.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=size,
-            special_tokens=[PADDING, UNKNOWN],
-            show_progress=False,
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        )
+        library, trainer = _byte_pairs(size)
     library.train_from_iterator(_chunks(texts), trainer)
     return Learned(kind, library.to_str())
 
 
+def _train_characters(texts: Iterable[str], size: int) -> Characters:
+    counts = Counter[str]()
+    for text in texts:
+        counts.update(text)
+    # Equally frequent characters come in the order of their code points.
+    ranked = sorted(counts, key=lambda character: (-counts[character], character))
+    return Characters("".join(ranked[: size - 2]))
+
+
+def _words(size: int, split: bool) -> tuple[Any, Any]:
+    """The library's model of words, and its trainer."""
+    from tokenizers import Tokenizer as Library
+    from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+    library = Library(models.WordLevel(unk_token=UNKNOWN))
+    if split:
+        library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    else:
+        library.pre_tokenizer = pre_tokenizers.Whitespace()
+        library.normalizer = normalizers.Lowercase()
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=size, special_tokens=[PADDING, UNKNOWN], show_progress=False
+    )
+    return library, trainer
+
+
+def _byte_pairs(size: int) -> tuple[Any, Any]:
+    """The library's model of byte pairs, and its trainer."""
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    library = Library(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[PADDING, UNKNOWN],
+        show_progress=False,
+        # Sorted: the library's own order changes from process to process.
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    return library, trainer
+
+
 def _chunks(texts: Iterable[str], size: int = 1000) -> Iterator[list[str]]:
+    """Lists of `size` pieces of the texts: the library trains faster on lists than on single
+    texts."""
     chunk: list[str] = []
-    for text in itertools.chain.from_iterable(map(pieces, texts)):
-        chunk.append(text)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
+    for text in texts:
+        for piece in pieces(text):
+            chunk.append(piece)
+            if len(chunk) == size:
+                yield chunk
+                chunk = []
     if chunk:
         yield chunk
 
 
 def restored(state: dict[str, Any]) -> Tokenizer:
-    """The tokenizer of a `state`; `InputError` where it is none."""
+    """The tokenizer of a `state`; `InputError` for anything else."""
     kind = state.get("kind")
     try:
         if kind == "bytes":

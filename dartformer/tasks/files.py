@@ -1,31 +1,38 @@
-"""The user's own data: JSONL, CSV, TSV, Parquet, npz, a folder for each class, a TFDS or saved
-`datasets` folder."""
+"""The user's own data: JSONL, CSV, TSV, Parquet, npz, or a folder in one of several forms."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dartformer.data.records import Record, read, splits, tfds_folder
+from dartformer.data import tfds
+from dartformer.data.records import Record, read, splits
 from dartformer.data.rows import Row
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import TaskTraits
 from dartformer.tasks.text import Source, TextTask, token_names
 
-VALID_NAMES = ("valid", "validation")
+SPLIT_NAMES = {"valid": ("valid", "validation"), "test": ("test",)}
+"""The names under which a folder may have each split."""
 
 KINDS = ("classification", "regression", "labelling", "language")
 
+METRICS = {"regression": "r2", "language": "bits_per_character"}
+"""The metric of each kind that is not scored by accuracy."""
+
 
 class ByKind:
-    """The traits of a `Files`, which depend on its `kind`; of the type, those of the default."""
+    """The traits of a `Files`, which depend on its `kind`; on the class, those of the default."""
 
-    def __get__(self, task: Any, owner: type) -> TaskTraits:
-        kind = "classification" if task is None else task.kind
+    def __get__(self, task: "Files | None", owner: type) -> TaskTraits:
+        kind = "classification"
+        if task is not None:
+            kind = task.kind
         return TaskTraits(
-            summary="your own data: JSONL, CSV, TSV, Parquet, npz, a folder per class, TFDS or `datasets` folders",
+            summary="your own data: JSONL, CSV, TSV, Parquet, npz, or folders (a folder per class, "
+            "TFDS, `datasets`)",
             paper="none: `dartformer new --data FILE` writes its config",
-            metric={"regression": "r2", "language": "bits_per_character"}.get(kind, "accuracy"),
+            metric=METRICS.get(kind, "accuracy"),
             causal=kind == "language",
             per_token=kind in ("labelling", "language"),
         )
@@ -59,12 +66,13 @@ class Files(TextTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(set(self.label_names)) != len(self.label_names):
-            raise InputError(f"task.label_names holds a name twice: {', '.join(self.label_names)}.")
+            raise InputError(f"task.label_names has a name twice: {', '.join(self.label_names)}.")
         if self.kind not in KINDS:
             raise unknown("task.kind", self.kind, KINDS)
         if self.text2 and self.kind in ("labelling", "language"):
             raise InputError(
-                f"task.kind = {self.kind!r} reads one text: leave task.text2 empty, got {self.text2!r}."
+                f"task.kind = {self.kind!r} reads one text: leave task.text2 empty, got "
+                f"{self.text2!r}."
             )
         if self.label_names and self.kind in ("regression", "language"):
             raise InputError(
@@ -90,7 +98,9 @@ class Files(TextTask):
         """Names of the classes, of the next token, or of the one number."""
         if self.kind == "language":
             return token_names(self)
-        return ("value",) if self.kind == "regression" else self.label_names
+        if self.kind == "regression":
+            return ("value",)
+        return self.label_names
 
     @property
     def inputs(self) -> int:
@@ -101,59 +111,65 @@ class Files(TextTask):
         """Train, and valid and test where there are files or splits of these names."""
         if not self.path:
             raise InputError(
-                "task.path is empty: which file? `dartformer new --data FILE` writes a config for one."
+                "task.path is empty. Set it to a file or folder, or let `dartformer new --data FILE` "
+                "write a config."
             )
         path = located(self.path, data_dir)
-        inside = splits(path)
-        found = {"train": self._source(path, "train" if "train" in inside else "")}
-        if inside and "train" not in inside:
-            raise InputError(f"{path} has no split 'train'; it has {', '.join(inside)}.")
-        for part, given, names in (
-            ("valid", self.valid, VALID_NAMES),
-            ("test", self.test, ("test",)),
-        ):
-            name = next((n for n in names if n in inside), "")
-            if given:
-                found[part] = self._source(located(given, data_dir), "")
-            elif name:
-                found[part] = self._source(path, name)
-        return found
+        available = splits(path)
+        if available and "train" not in available:
+            raise InputError(f"{path} has no split 'train'; it has {', '.join(available)}.")
+        sources = {"train": self._source(path, "train" if available else "")}
+        for part, names in SPLIT_NAMES.items():
+            own_file = getattr(self, part)
+            if own_file:
+                sources[part] = self._source(located(own_file, data_dir), "")
+                continue
+            for name in names:
+                if name in available:
+                    sources[part] = self._source(path, name)
+                    break
+        return sources
 
     def _source(self, path: Path, split: str) -> Source:
         return Source(lambda: self._rows(path, split), (str(path), split, identity(path)))
 
     def _rows(self, path: Path, split: str) -> Iterator[Row]:
+        columns = [name for name in (self.text, self.text2) if name]
+        source = f"{path.name} {split}".rstrip()
         for number, record in enumerate(read(path, split), 1):
-            where = f"{path.name}{f' {split}' if split else ''}, row {number}"
-            texts = tuple(
-                text_of(column(record, name, where), where)
-                for name in (self.text, self.text2)
-                if name
-            )
-            yield Row(
-                texts, None if self.kind == "language" else column(record, self.label, where), where
-            )
+            where = f"{source}, row {number}"
+            texts = tuple(text_of(column(record, name, where), where) for name in columns)
+            label = None
+            if self.kind != "language":
+                label = column(record, self.label, where)
+            yield Row(texts, label, where)
 
 
 def located(path: str, data_dir: str | None) -> Path:
     """The file or folder that `path` names; `InputError` where there is none."""
     if path.startswith("tfds:"):
-        return tfds_folder(path.removeprefix("tfds:"), data_dir)
-    found = Path(path).expanduser()
-    if not found.exists():
-        raise InputError(f"there is no file or folder {path} (looked in {found.absolute()}).")
-    return found
+        return tfds.newest(path.removeprefix("tfds:"), data_dir)
+    file = Path(path).expanduser()
+    if not file.exists():
+        raise InputError(f"there is no file or folder {path} (looked in {file.absolute()}).")
+    return file
 
 
-def identity(path: Path) -> list[Any]:
-    """Size and time of a file, or of every file of a folder: another set is prepared when one
+def identity(path: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of a file, or of every file of a folder: another set is prepared when one
     changes."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return [(str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+    identities = []
+    for file in files:
+        stat = file.stat()
+        identities.append((str(file.relative_to(path)), stat.st_size, stat.st_mtime_ns))
+    return identities
 
 
 def column(record: Record, name: str, where: str) -> Any:
-    """A record's column; `InputError` lists the columns there are."""
+    """The value of a record's column; `InputError` lists the columns."""
     if name not in record:
         raise InputError(f"{where}: {unknown('column', name, record)}")
     return record[name]
@@ -165,6 +181,6 @@ def text_of(value: Any, where: str) -> str:
         return ""
     if isinstance(value, (str, int, float)):
         return str(value)
-    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+    if isinstance(value, list) and all(isinstance(word, str) for word in value):
         return " ".join(value)  # words, of texts whose words are labelled
     raise InputError(f"{where}: a text is needed, got {type(value).__name__}.")

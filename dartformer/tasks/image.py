@@ -1,8 +1,7 @@
-"""Grey CIFAR-10 as a sequence of 1,024 pixels, as in Long Range Arena, or of patches, as in vision
-transformers.
+"""Grey CIFAR-10 as a sequence of 1,024 pixels, as in Long Range Arena, or of patches.
 
-There, pixel values are token ids and 0 is padding, so that a black pixel is not seen. Here the id
-of a pixel is its value and one more, and every pixel is valid."""
+Long Range Arena takes pixel values as token ids and 0 as padding, so that it masks black pixels.
+Here the id of a pixel is its value plus one, and every pixel is valid."""
 
 import io
 import sys
@@ -13,17 +12,26 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dartformer.data.records import members, opened, read, suffix
+from dartformer.data.compressed import members, opened, suffix
+from dartformer.data.records import read
 from dartformer.data.rows import Rules, digest, without_leaks
 from dartformer.data.splits import Batch, Split, in_order, permutation
 from dartformer.errors import InputError
 from dartformer.tasks.base import TaskTraits
+from dartformer.tasks.checks import require_fraction, require_ids
 from dartformer.tasks.files import located
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ROWS = {"train": 50_000, "test": 10_000}
 BATCHES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 SIDE = 32
+PIXELS = SIDE**2
+RECORD = 1 + 3 * PIXELS
+"""Bytes of an image in CIFAR-10's own files: its label, then all of red, of green and of blue."""
+
+GREY_CHUNK = 5000
+"""Images that are converted at once: as float32 they weigh four times as much."""
+
 GREY = np.array([0.2989, 0.587, 0.114], np.float32)
 """Shares of red, green and blue, those of Long Range Arena's conversion."""
 
@@ -33,7 +41,9 @@ class Pixels:
     N, P * P]`."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, patch: int):
-        self.images, self.labels, self.patch = images, labels, patch
+        self.images = images
+        self.labels = labels
+        self.patch = patch
 
     def __len__(self) -> int:
         return len(self.images)
@@ -54,20 +64,20 @@ def tokens_of(images: np.ndarray, patch: int) -> np.ndarray:
     if not patch:
         return images.reshape(len(images), -1).astype(np.int32) + 1
     n = SIDE // patch
-    cut = images.reshape(-1, n, patch, n, patch).swapaxes(2, 3).reshape(-1, n * n, patch * patch)
-    return (cut.astype(np.float32) - 127.5) / 64
+    grid = images.reshape(-1, n, patch, n, patch).swapaxes(2, 3)  # [B, n, n, patch, patch]
+    patches = grid.reshape(-1, n * n, patch * patch)
+    return (patches.astype(np.float32) - 127.5) / 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """`patch`: 0 for a token a pixel, or the side of square patches, each a token of `patch`^2
-    numbers.
+    """`patch`: 0 for a token per pixel, or the side of square patches of `patch`^2 numbers each.
 
     `path` is a folder, or a tar archive (which is read, never unpacked), with CIFAR-10's own binary
     batches, or a folder with `train_gray.npy`, `train_labels.npy`, `test_gray.npy`,
-    `test_labels.npy` (`[S, 32, 32]` and `[S]` uint8, compressed or not). Left empty, TFDS's
+    `test_labels.npy` (`[S, 32, 32]` and `[S]` uint8, compressed or not). If it is empty, TFDS's
     `cifar10` is read where it is prepared. `rows` says whether all 50,000 and 10,000 must be there.
-    `valid_fraction` of train, by `seed`, is the valid split. Images that stand in two splits, pixel
+    `valid_fraction` of train, by `seed`, is the valid split. Images that occur in two splits, pixel
     by pixel, follow `on_duplicate` ("drop", "keep" or "error"), as texts do."""
 
     path: str = ""
@@ -78,18 +88,16 @@ class Image:
     seed: int = 0
 
     traits: ClassVar[TaskTraits] = TaskTraits(
-        summary="what is on a grey image of 32 x 32 pixels? (CIFAR-10)",
-        paper="Krizhevsky 2009; as a sequence Tay et al. 2020, 2011.04006; patches Dosovitskiy et al. 2020, 2010.11929",
+        summary="what does a grey image of 32 x 32 pixels show? (CIFAR-10)",
+        paper="Krizhevsky 2009; as a sequence Tay et al. 2020, 2011.04006; patches Dosovitskiy et "
+        "al. 2020, 2010.11929",
     )
 
     def __post_init__(self) -> None:
-        Rules(duplicate=self.on_duplicate)
+        Rules(duplicate=self.on_duplicate)  # raises for an unknown rule
         if self.patch < 0 or (self.patch and SIDE % self.patch):
             raise InputError(f"task.patch must be 0 or divide {SIDE}, got {self.patch}.")
-        if not 0 < self.valid_fraction < 0.5:
-            raise InputError(
-                f"task.valid_fraction must be above 0 and below 0.5, got {self.valid_fraction}."
-            )
+        require_fraction(self, "valid_fraction")
 
     @property
     def vocabulary(self) -> int:
@@ -104,7 +112,7 @@ class Image:
     @property
     def length(self) -> int:
         """Pixels, or patches."""
-        return (SIDE // self.patch) ** 2 if self.patch else SIDE**2
+        return PIXELS // max(1, self.patch) ** 2
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -120,79 +128,83 @@ class Image:
         """Tokens of an image given as its 1,024 values, 0 to 255, row by row; `InputError` for
         anything else."""
         try:
-            values = np.array([int(one) for one in text.replace(",", " ").split()])
+            values = np.array([int(word) for word in text.replace(",", " ").split()])
         except ValueError as error:
-            raise InputError(f"an image is {SIDE**2} whole numbers: {error}.") from None
-        if values.size != SIDE**2 or values.min() < 0 or values.max() > 255:
+            raise InputError(f"an image is {PIXELS} whole numbers: {error}.") from None
+        if values.size != PIXELS or values.min() < 0 or values.max() > 255:
             raise InputError(
-                f"an image is {SIDE**2} whole numbers from 0 to 255, got {values.size}."
+                f"an image is {PIXELS} whole numbers from 0 to 255, got {values.size}."
             )
-        return tokens_of(values.reshape(1, SIDE, SIDE).astype(np.uint8), self.patch)[0].tolist()
+        image = values.reshape(1, SIDE, SIDE).astype(np.uint8)
+        return tokens_of(image, self.patch)[0].tolist()
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The values of pixels, padding left out; `InputError` for an id beyond the vocabulary."""
-        for i in ids:
-            if not 0 <= i < self.vocabulary:
-                raise InputError(f"token id {i} is not between 0 and {self.vocabulary - 1}.")
+        """The values of pixels, without padding; `InputError` for an id beyond the vocabulary."""
+        require_ids(ids, self.vocabulary)
         return " ".join(str(i - 1) for i in ids if i)
 
     def check(self, data_dir: str | None = None) -> None:
-        """Raise `InputError` where the data are not there, or test is not as it should be."""
+        """Raise `InputError` where the data are missing, or test is incomplete."""
         self._read("test", data_dir)
 
     def load(self, data_dir: str | None = None) -> Mapping[str, Split]:
-        """Splits "train", "valid" and "test"; `InputError` says what was looked for, and where."""
-        images, labels = {}, {}
+        """Splits "train", "valid" and "test"; `InputError` says which files are missing."""
+        images = {}
+        labels = {}
+        digests = {}
         for part in ROWS:
             images[part], labels[part] = self._read(part, data_dir)
+            digests[part] = _digests(images[part])
+        # The valid split is part of the train file.
         order = permutation(len(images["train"]), self.seed)
-        cut = max(1, round(self.valid_fraction * len(order)))
-        rows = {"train": ("train", np.sort(order[cut:])), "valid": ("train", np.sort(order[:cut]))}
-        rows["test"] = ("test", np.arange(len(images["test"])))
-        seen = {
-            name: np.array([digest(one.tobytes()) for one in some], np.uint64)
-            for name, some in images.items()
+        count = max(1, round(self.valid_fraction * len(order)))
+        rows = {
+            "train": ("train", np.sort(order[count:])),
+            "valid": ("train", np.sort(order[:count])),
+            "test": ("test", np.arange(len(images["test"]))),
         }
-        stay, leaks = without_leaks(
-            {part: seen[name][at] for part, (name, at) in rows.items()}, self.on_duplicate
+        keep, leaked = without_leaks(
+            {part: digests[file][row] for part, (file, row) in rows.items()}, self.on_duplicate
         )
-        for part, count in leaks.items():
+        self._report(leaked)
+        splits = {}
+        for part, (file, row) in rows.items():
+            kept = row[keep[part]]
+            splits[part] = Pixels(images[file][kept], labels[file][kept], self.patch)
+        return splits
+
+    def _report(self, leaked: Mapping[str, int]) -> None:
+        """Print a line for each split with images that a later split has too."""
+        action = "dropped" if self.on_duplicate == "drop" else "kept"
+        for part, count in leaked.items():
             if count:
-                print(
-                    f"CIFAR-10 {part}: {count:,} images also in a later split"
-                    f"{', left out' if self.on_duplicate == 'drop' else ', kept'}",
-                    file=sys.stderr,
-                    flush=True,
-                )
-        return {
-            part: Pixels(images[name][at[stay[part]]], labels[name][at[stay[part]]], self.patch)
-            for part, (name, at) in rows.items()
-        }
+                line = f"CIFAR-10 {part}: {count:,} images also in a later split, {action}"
+                print(line, file=sys.stderr, flush=True)
 
     def _read(self, part: str, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
+        """Images `[S, 32, 32]` uint8 and labels `[S]` of the train or the test file."""
         path = self._place(data_dir)
         if path.is_dir() and _array(path, f"{part}_gray") is not None:
-            images, labels = (_npy(path, f"{part}_{name}") for name in ("gray", "labels"))
+            images, labels = _npy(path, f"{part}_gray"), _npy(path, f"{part}_labels")
         elif (path / "dataset_info.json").is_file():
             images, labels = _tfds(path, part)
         else:
             images, labels = _binary(path, part)
-        if (
-            images.shape[1:] != (SIDE, SIDE)
-            or labels.shape != images.shape[:1]
-            or images.dtype != np.uint8
-        ):
+        shapes_match = images.shape[1:] == (SIDE, SIDE) and labels.shape == images.shape[:1]
+        if not shapes_match or images.dtype != np.uint8:
             raise InputError(
                 f"{part} in {path}: images [S, {SIDE}, {SIDE}] uint8 and labels [S] are needed, got "
                 f"{images.shape} {images.dtype} and {labels.shape}."
             )
         if self.rows and len(images) != ROWS[part]:
             raise InputError(
-                f"{part} in {path} has {len(images):,} images; it should have {ROWS[part]:,} (task.rows)."
+                f"{part} in {path} has {len(images):,} images; it should have {ROWS[part]:,} "
+                f"(task.rows)."
             )
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(LABELS):
             raise InputError(
-                f"{part} in {path} has labels from {labels.min()} to {labels.max()}; they must be 0 to 9."
+                f"{part} in {path} has labels from {labels.min()} to {labels.max()}; they must be "
+                f"0 to 9."
             )
         return images, labels
 
@@ -209,28 +221,34 @@ class Image:
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
         """`nearest_mean`: the class whose mean image, of `train`, is nearest."""
-        total, count = (
-            np.zeros((self.classes, self.length * max(1, self.features))),
-            np.zeros(self.classes),
-        )
+        total = np.zeros((self.classes, self.length * max(1, self.features)))
+        count = np.zeros(self.classes)
         for batch in in_order(train):
             one_hot = np.eye(self.classes)[batch["label"]]
             total += one_hot.T @ batch["tokens"].reshape(len(one_hot), -1)
             count += one_hot.sum(0)
         means = total / np.maximum(count, 1)[:, None]
+        squares = (means**2).sum(1)
         right = 0
         for batch in in_order(split):
             flat = batch["tokens"].reshape(len(batch["label"]), -1)
-            right += int(
-                ((2 * flat @ means.T - (means**2).sum(1)).argmax(1) == batch["label"]).sum()
-            )
+            # |x - m|^2 without |x|^2, which all classes share, and with its sign changed.
+            nearness = 2 * flat @ means.T - squares
+            right += int((nearness.argmax(1) == batch["label"]).sum())
         return {"nearest_mean": right / len(split)}
 
 
+def _digests(images: np.ndarray) -> np.ndarray:
+    """`[S]` uint64 that stand for images."""
+    return np.array([digest(image.tobytes()) for image in images], np.uint64)
+
+
 def _array(folder: Path, name: str) -> Path | None:
-    return next(
-        (file for file in sorted(folder.glob(f"{name}.npy*")) if suffix(file) == ".npy"), None
-    )
+    """The file `name`.npy of a folder, compressed or not."""
+    for file in sorted(folder.glob(f"{name}.npy*")):
+        if suffix(file) == ".npy":
+            return file
+    return None
 
 
 def _npy(folder: Path, name: str) -> np.ndarray:
@@ -245,52 +263,58 @@ def _npy(folder: Path, name: str) -> np.ndarray:
 
 
 def _binary(path: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """CIFAR-10's own batches: for each image a byte for its label, then 1,024 bytes each of red,
-    green and blue."""
-    found = {}
+    """Images and labels of CIFAR-10's own batches."""
+    contents = {}
     for name, data in _contents(path, BATCHES[part]):
-        if len(data) % 3073:
+        if len(data) % RECORD:
             raise InputError(
-                f"{name} in {path} has {len(data):,} bytes, which is no multiple of 3,073."
+                f"{name} in {path} has {len(data):,} bytes, which is not a multiple of {RECORD:,}."
             )
-        found[name] = np.frombuffer(data, np.uint8).reshape(-1, 3073)
-    missing = [name for name in BATCHES[part] if name not in found]
+        contents[name] = np.frombuffer(data, np.uint8).reshape(-1, RECORD)
+    missing = [name for name in BATCHES[part] if name not in contents]
     if missing:
         raise InputError(
-            f"no CIFAR-10 {part} in {path}: looked for {part}_gray.npy, for {', '.join(missing)}, and for "
-            f"a TFDS folder."
+            f"no CIFAR-10 {part} in {path}: looked for {part}_gray.npy, for {', '.join(missing)}, "
+            f"and for a TFDS folder."
         )
-    rows = np.concatenate([found[name] for name in BATCHES[part]])
-    return grey(rows[:, 1:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)), rows[:, 0].copy()
+    rows = np.concatenate([contents[name] for name in BATCHES[part]])
+    images = rows[:, 1:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)  # [S, 32, 32, 3]
+    return grey(images), rows[:, 0].copy()
 
 
 def _contents(path: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Those of the files `names` that a folder or an archive holds."""
     if path.is_dir():
         for name in names:
             if (path / name).is_file():
                 yield name, (path / name).read_bytes()
-    else:
-        for full, data in members(path):
-            if (name := full.rpartition("/")[2]) in names:
-                yield name, data.read()
+        return
+    for member, data in members(path):
+        name = member.rpartition("/")[2]
+        if name in names:
+            yield name, data.read()
 
 
 def _tfds(path: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     from PIL import Image as Picture
 
-    images, labels = [], []
+    images = []
+    labels = []
     for row in read(path, part):
-        with Picture.open(io.BytesIO(row["image"].encode("utf-8", "surrogateescape"))) as picture:
+        # The reader returns bytes as text, with surrogates for what is not UTF-8.
+        png = row["image"].encode("utf-8", "surrogateescape")
+        with Picture.open(io.BytesIO(png)) as picture:
             images.append(grey(np.asarray(picture.convert("RGB"))))
-        labels.append(LABELS.index(row["label"]) if isinstance(row["label"], str) else row["label"])
+        label = row["label"]
+        if isinstance(label, str):
+            label = LABELS.index(label)
+        labels.append(label)
     return np.array(images), np.array(labels)
 
 
 def grey(images: np.ndarray) -> np.ndarray:
     """`[..., 3]` to `[...]`, both uint8."""
-    return np.concatenate(
-        [
-            np.rint(chunk @ GREY).astype(np.uint8)
-            for chunk in np.array_split(images, max(1, len(images) // 5000))
-        ]
-    )
+    chunks = []
+    for chunk in np.array_split(images, max(1, len(images) // GREY_CHUNK)):
+        chunks.append(np.rint(chunk @ GREY).astype(np.uint8))
+    return np.concatenate(chunks)

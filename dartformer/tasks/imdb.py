@@ -1,5 +1,5 @@
-"""IMDb reviews, positive or negative, as bytes or as words: two tasks of Long Range Arena and of
-the papers before it.
+"""IMDb reviews, positive or negative, as bytes or as words: tasks of Long Range Arena and of the
+papers before it.
 
 The data are Maas et al. 2011's: 25,000 reviews to train on and 25,000 to test. There is no valid
 split: it is cut out of train, and never out of test (both public code bases select on test)."""
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from dartformer.data.records import Record, members, read, splits, suffix
+from dartformer.data.compressed import members, suffix
+from dartformer.data.records import Record, read, splits
 from dartformer.data.rows import Row
 from dartformer.errors import InputError
 from dartformer.tasks.base import TaskTraits
@@ -28,11 +29,13 @@ PAPER = "Maas et al. 2011; as bytes in Long Range Arena, Tay et al. 2020, 2011.0
 
 @dataclass(frozen=True, kw_only=True)
 class _Imdb(TextTask):
-    """`path` is a folder `aclImdb/`, the archive `aclImdb_v1.tar.gz` (which is read, never
-    unpacked), or a folder with `train.jsonl` and `test.jsonl` (compressed or not; columns `text`
-    and `label`). Left empty, TFDS's `imdb_reviews` is read where it is prepared, as array_record or
-    TFRecord; with `download`, TFDS fetches it first. `rows` says whether all 25,000 of each split
-    must be there; False for parts of the data."""
+    """Reviews from `path`, or from TFDS's `imdb_reviews` where that is empty.
+
+    `path` is a folder `aclImdb/`, the archive `aclImdb_v1.tar.gz` (which is read, never unpacked),
+    or a folder with `train.jsonl` and `test.jsonl` (compressed or not; columns `text` and `label`).
+    TFDS's set is read where it is prepared, as array_record or TFRecord; with `download`, TFDS
+    fetches it first. `rows` says whether all 25,000 of each split must be there; False for parts of
+    the data."""
 
     path: str = ""
     download: bool = False
@@ -41,7 +44,7 @@ class _Imdb(TextTask):
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return "IMDb"
 
     @property
@@ -50,15 +53,12 @@ class _Imdb(TextTask):
         return LABELS
 
     def sources(self, data_dir: str | None) -> dict[str, Source]:
-        """Train and test, wherever they are; `InputError` says what was looked for, and where."""
-        if not self.path:
-            path = self._tfds(data_dir)
-        else:
-            path = located(self.path, data_dir)
-        known = identity(path) if path.is_file() else _light(path)
+        """Train and test; `InputError` says which files are missing."""
+        path = located(self.path, data_dir) if self.path else self._tfds(data_dir)
+        version = identity(path) if path.is_file() else _folder_times(path)
 
         def source(split: str) -> Source:
-            return Source(lambda: self._counted(path, split), (str(path), split, known))
+            return Source(lambda: self._rows(path, split), (str(path), split, version))
 
         return {"train": source("train"), "test": source("test")}
 
@@ -67,24 +67,23 @@ class _Imdb(TextTask):
             return located("tfds:imdb_reviews", data_dir)
         except InputError as error:
             if not self.download:
+                reason = str(error).rstrip(".")
                 raise InputError(
-                    f"no IMDb data: task.path is empty, and {str(error).rstrip('.')}. Set task.path to a folder "
-                    f"aclImdb/, to aclImdb_v1.tar.gz, or to a folder with train.jsonl and test.jsonl; or set "
-                    f"task.download = True."
+                    f"no IMDb data: task.path is empty, and {reason}. Set task.path to a folder "
+                    f"aclImdb/, to aclImdb_v1.tar.gz, or to a folder with train.jsonl and "
+                    f"test.jsonl; or set task.download=True."
                 ) from None
         _download(data_dir)
         return located("tfds:imdb_reviews", data_dir)
 
-    def _counted(self, path: Path, split: str) -> Iterator[Row]:
+    def _rows(self, path: Path, split: str) -> Iterator[Row]:
         """The rows of a split; `InputError` where there are fewer or more than there should be."""
         count = 0
         for count, record in enumerate(records(path, split), 1):
             label = record["label"]
-            yield Row(
-                (str(record["text"]),),
-                LABELS[label] if label in (0, 1) else label,
-                f"{path.name} {split}, row {count}",
-            )
+            if label in (0, 1):
+                label = LABELS[label]
+            yield Row((str(record["text"]),), label, f"{path.name} {split}, row {count}")
         if self.rows and count != ROWS:
             raise InputError(
                 f"IMDb {split} in {path} has {count:,} rows; it should have {ROWS:,} (task.rows)."
@@ -92,22 +91,23 @@ class _Imdb(TextTask):
 
 
 def _download(data_dir: str | None) -> None:
-    """Have TFDS fetch and prepare the data; `InputError` within seconds where the server cannot be
-    reached, which TFDS itself would try for minutes."""
+    """Have TFDS fetch and prepare the data.
+
+    Raises `InputError` within seconds where the server cannot be reached: TFDS itself would try for
+    minutes."""
     import tensorflow_datasets as tfds
 
     try:
         with urllib.request.urlopen(urllib.request.Request(SERVER, method="HEAD"), timeout=20):
             pass
         with contextlib.redirect_stdout(sys.stderr):  # standard output may be JSON
-            tfds.builder(
-                "imdb_reviews", data_dir=data_dir, file_format="array_record"
-            ).download_and_prepare()
+            builder = tfds.builder("imdb_reviews", data_dir=data_dir, file_format="array_record")
+            builder.download_and_prepare()
     except Exception as error:
         reason = getattr(error, "reason", error)
         raise InputError(
-            f"TFDS cannot download imdb_reviews from {SERVER}: {reason}. Fetch aclImdb_v1.tar.gz where "
-            f"there is a network, and set task.path to it."
+            f"TFDS cannot download imdb_reviews from {SERVER}: {reason}. Fetch aclImdb_v1.tar.gz "
+            f"where there is a network, and set task.path to it."
         ) from error
 
 
@@ -115,46 +115,49 @@ def records(path: Path, split: str) -> Iterator[Record]:
     """`{"text", "label"}` of a split of an archive, an `aclImdb` folder, a TFDS folder or a folder
     of JSONL files."""
     if path.is_file():
-        if suffix(path) != ".tar":
-            raise InputError(
-                f"{path} is no tar archive: IMDb is read from a folder, or from aclImdb_v1.tar.gz."
-            )
-        for name, data in members(path):
-            parts = name.split("/")
-            if (
-                len(parts) >= 3
-                and parts[-3] == split
-                and parts[-2] in LABELS
-                and name.endswith(".txt")
-            ):
-                yield {"text": data.read().decode("utf-8", "surrogateescape"), "label": parts[-2]}
-        return
-    if all((path / split / label).is_dir() for label in LABELS):
-        for label in LABELS:
-            for file in sorted(os.scandir(path / split / label), key=lambda entry: entry.name):
-                if file.name.endswith(".txt"):
-                    yield {
-                        "text": Path(file.path).read_bytes().decode("utf-8", "surrogateescape"),
-                        "label": label,
-                    }
-        return
-    if split not in splits(path):
+        yield from _archived(path, split)
+    elif all((path / split / label).is_dir() for label in LABELS):
+        yield from _unpacked(path, split)
+    elif split in splits(path):
+        yield from read(path, split)
+    else:
         raise InputError(
-            f"no IMDb {split} in {path}: looked for {split}/neg and {split}/pos, for {split}.jsonl, and "
-            f"for a TFDS folder."
+            f"no IMDb {split} in {path}: looked for {split}/neg and {split}/pos, for "
+            f"{split}.jsonl, and for a TFDS folder."
         )
-    yield from read(path, split)
 
 
-def _light(path: Path) -> list[tuple[str, int]]:
-    """Names and times of what lies in a folder, two levels deep: its 100,000 files are not looked
-    at one by one."""
-    return [
-        (str(p.relative_to(path)), p.stat().st_mtime_ns)
-        for depth in ("*", "*/*")
-        for p in sorted(path.glob(depth))
-        if p.is_dir() or depth == "*"
-    ]
+def _archived(path: Path, split: str) -> Iterator[Record]:
+    """Reviews of the archive `aclImdb_v1.tar.gz`."""
+    if suffix(path) != ".tar":
+        raise InputError(
+            f"{path} is not a tar archive. Set task.path to a folder, or to aclImdb_v1.tar.gz."
+        )
+    for name, data in members(path):
+        *_, folder, label, file = ("", "", *name.split("/"))
+        if folder == split and label in LABELS and file.endswith(".txt"):
+            yield {"text": _text(data.read()), "label": label}
+
+
+def _unpacked(path: Path, split: str) -> Iterator[Record]:
+    """Reviews of a folder `aclImdb`."""
+    for label in LABELS:
+        entries = os.scandir(path / split / label)
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.endswith(".txt"):
+                yield {"text": _text(Path(entry.path).read_bytes()), "label": label}
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _folder_times(path: Path) -> list[tuple[str, int]]:
+    """Names and times of a folder's entries, and of its folders' folders: its 100,000 files would
+    take too long."""
+    entries = sorted(path.glob("*"))
+    entries += [folder for folder in sorted(path.glob("*/*")) if folder.is_dir()]
+    return [(str(entry.relative_to(path)), entry.stat().st_mtime_ns) for entry in entries]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,55 +1,65 @@
-"""Language modelling of a text file: the next byte or character, given all before it, in bits per
-character."""
+"""Language modelling of a text file: the next byte or character, in bits per character."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from dartformer.data import tokens as tokenizers
-from dartformer.data.records import opened
+from dartformer.data.compressed import opened
 from dartformer.data.rows import SURROGATES
 from dartformer.data.splits import Batch, Split
 from dartformer.errors import InputError, unknown
 from dartformer.tasks import simple
 from dartformer.tasks.base import TaskTraits
+from dartformer.tasks.checks import require_at_least, require_fraction, require_ids
 from dartformer.tasks.files import identity, located
 
 KINDS = ("bytes", "characters")
 
 
 class Windows:
-    """A stream of ids `[T]` in windows of `length` that do not overlap; what follows each token is
-    its label."""
+    """A stream of ids `[T]` in windows of `length` that do not overlap; a token's label is the next
+    token."""
 
     def __init__(self, ids: np.ndarray, length: int):
-        self.ids, self.length = ids, length
+        self.ids = ids
+        self.length = length
 
     def __len__(self) -> int:
         return -(-(len(self.ids) - 1) // self.length)
 
     def take(self, indices: np.ndarray) -> Batch:
         """Windows `indices` [B]; the last one of the stream may be shorter."""
-        at = np.asarray(indices)[:, None] * self.length + np.arange(self.length)
-        valid = at < len(self.ids) - 1
-        at = np.minimum(at, len(self.ids) - 2)
+        last = len(self.ids) - 2  # the last id has no next one
+        position = np.asarray(indices)[:, None] * self.length + np.arange(self.length)  # [B, N]
+        valid = position <= last
+        position = np.minimum(position, last)
         return {
-            "tokens": np.where(valid, self.ids[at], 0).astype(np.int32),
+            "tokens": np.where(valid, self.ids[position], 0).astype(np.int32),
             "valid": valid,
-            "label": np.where(valid, self.ids[at + 1].astype(np.int32), -1),
+            "label": np.where(valid, self.ids[position + 1].astype(np.int32), -1),
         }
+
+
+class Part(NamedTuple):
+    """The text of a part, and how many bytes of the file were not valid UTF-8."""
+
+    text: str
+    invalid: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Language:
-    """The text of the file `path` (compressed or not), read as "bytes", or as "characters", of
-    which the most frequent of train are known, `vocabulary_size` with padding and the unknown (0:
-    256). The file's last `test_fraction` is the test part, what stands before it the valid part:
-    nothing is shuffled over their borders. Windows of `length` tokens do not overlap."""
+    """The text of the file `path` (compressed or not), read as "bytes" or "characters".
+
+    Of characters the most frequent of train are known, `vocabulary_size` with padding and the
+    unknown (0: 256). The file's last `test_fraction` is the test part, the text before it the valid
+    part: nothing is shuffled over their borders. Windows of `length` tokens do not overlap."""
 
     path: str = ""
     tokens: str = "characters"
@@ -71,13 +81,8 @@ class Language:
         if self.tokens not in KINDS:
             raise unknown("task.tokens of language", self.tokens, KINDS)
         tokenizers.size_of(self.tokens, self.vocabulary_size)
-        if self.length < 1:
-            raise InputError(f"task.length must be at least 1, got {self.length}.")
-        for name in ("valid_fraction", "test_fraction"):
-            if not 0 < getattr(self, name) < 0.5:
-                raise InputError(
-                    f"task.{name} must be above 0 and below 0.5, got {getattr(self, name)}."
-                )
+        require_at_least(self, length=1)
+        require_fraction(self, "valid_fraction", "test_fraction")
 
     @property
     def vocabulary(self) -> int:
@@ -92,16 +97,19 @@ class Language:
     @property
     def labels(self) -> tuple[str, ...]:
         """The text of every token; before they are learned, their numbers."""
-        names = self.tokenizer.names() if self.learned or self.tokens == "bytes" else []
-        return tuple(names + [f"#{i}" for i in range(len(names), self.vocabulary)])
+        names = []
+        if self.learned or self.tokens == "bytes":
+            names = self.tokenizer.names()
+        names += [f"#{i}" for i in range(len(names), self.vocabulary)]
+        return tuple(names)
 
     @property
     def tokenizer(self) -> tokenizers.Tokenizer:
-        """What train taught; `InputError` before `fitted`."""
+        """The tokenizer of train; `InputError` before `fitted`."""
         if self.tokens == "bytes":
             return tokenizers.Bytes()
         if not self.learned:
-            raise InputError("language has not learned its characters yet: prepare its data first.")
+            raise InputError("language has not learned its characters yet. Prepare its data first.")
         return tokenizers.restored(json.loads(self.learned))
 
     def encode(self, text: str) -> list[int]:
@@ -111,59 +119,55 @@ class Language:
         return self.tokenizer.encode([text])[0][-self.length :]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, padding left out; `InputError` for an id beyond the vocabulary."""
+        """Text of token ids, without padding; `InputError` for an id beyond the vocabulary."""
         tokenizer = self.tokenizer
-        for i in ids:
-            if not 0 <= i < tokenizer.size:
-                raise InputError(f"token id {i} is not between 0 and {tokenizer.size - 1}.")
+        require_ids(ids, tokenizer.size)
         return tokenizer.decode([int(i) for i in ids])
 
     def check(self, data_dir: str | None = None) -> None:
-        """Raise `InputError` where there is no file, or its text is too short to be cut in
-        three."""
+        """Raise `InputError` where there is no file, or its text is too short for three parts."""
         self._parts()
 
     def fitted(self, data_dir: str | None = None) -> "Language":
         """This task with the characters of its train part."""
-        text, _ = self._parts()["train"]
+        text = self._parts()["train"].text
         learned = tokenizers.train(self.tokens, [text], self.vocabulary)
         return replace(self, learned=json.dumps(learned.state(), sort_keys=True))
 
     def facts(self, data_dir: str | None = None) -> dict[str, Any]:
-        """Characters of each part, and how many bytes were no UTF-8."""
-        return {
-            part: {"characters": len(text), "invalid UTF-8": odd}
-            for part, (text, odd) in self._parts().items()
-        }
+        """Characters of each part, and how many bytes were not valid UTF-8."""
+        facts = {}
+        for name, part in self._parts().items():
+            facts[name] = {"characters": len(part.text), "invalid UTF-8": part.invalid}
+        return facts
 
     def load(self, data_dir: str | None = None) -> Mapping[str, Split]:
         """Splits "train", "valid" and "test", in memory."""
         tokenizer = self.fitted(data_dir).tokenizer
         dtype = np.min_scalar_type(self.vocabulary - 1)
-        return {
-            part: Windows(np.array(tokenizer.encode([text])[0], dtype), self.length)
-            for part, (text, _) in self._parts().items()
-        }
+        splits = {}
+        for name, part in self._parts().items():
+            ids = tokenizer.encode([part.text])[0]
+            splits[name] = Windows(np.array(ids, dtype), self.length)
+        return splits
 
-    def _parts(self) -> dict[str, tuple[str, int]]:
-        """Text of each part, and how many bytes of it were no UTF-8 and became U+FFFD."""
+    def _parts(self) -> dict[str, Part]:
         if not self.path:
-            raise InputError("task.path is empty: which text file?")
+            raise InputError("task.path is empty. Set it to a text file.")
         path = located(self.path, None)
         if path.is_dir():
-            raise InputError(f"{path} is a folder; language reads one text file.")
-        text, odd = _text(path, json.dumps(identity(path)))
+            raise InputError(f"{path} is a folder, and language reads a single text file.")
+        text, invalid = _text(path, json.dumps(identity(path)))
         n = len(text)
-        test, valid = round(self.test_fraction * n), round(self.valid_fraction * n)
-        cut = {
-            "train": (0, n - test - valid),
-            "valid": (n - test - valid, n - test),
-            "test": (n - test, n),
-        }
-        for part, (start, end) in cut.items():
-            if end - start < 2:
-                raise InputError(f"{path} has {n} characters: too few for a {part} part.")
-        return {part: (text[start:end], odd) for part, (start, end) in cut.items()}
+        test = n - round(self.test_fraction * n)
+        valid = test - round(self.valid_fraction * n)
+        ranges = {"train": slice(0, valid), "valid": slice(valid, test), "test": slice(test, n)}
+        parts = {}
+        for name, range_ in ranges.items():
+            parts[name] = Part(text[range_], invalid)
+            if len(parts[name].text) < 2:
+                raise InputError(f"{path} has {n} characters: too few for a {name} part.")
+        return parts
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
         """`unigram` and `bigram`: bits per character of the frequencies of train."""
@@ -171,8 +175,13 @@ class Language:
 
 
 @lru_cache(maxsize=1)
-def _text(path: Path, known: str) -> tuple[str, int]:
+def _text(path: Path, version: str) -> tuple[str, int]:
+    """A file's text, and how many bytes were not valid UTF-8 and became U+FFFD.
+
+    `version` changes with the file, so that the cache never returns an old text."""
     with opened(path) as file:
         text = file.read().decode("utf-8", "surrogateescape")
-    odd = sum(len(one) for one in SURROGATES.findall(text))
-    return (SURROGATES.sub("\ufffd", text) if odd else text), odd
+    invalid = sum(len(run) for run in SURROGATES.findall(text))
+    if invalid:
+        text = SURROGATES.sub("\ufffd", text)
+    return text, invalid

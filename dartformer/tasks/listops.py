@@ -1,5 +1,4 @@
-"""ListOps at the length of Long Range Arena: evaluate a nested list of MIN, MAX, MED and SM over
-digits.
+"""ListOps at the length of Long Range Arena: evaluate nested lists of operators over digits.
 
 Nangia and Bowman 2018 (1804.06028) invented the task; Tay et al. 2020 (2011.04006) made it long.
 Trees are drawn from the published distribution, but from a seed. There, always saying the majority
@@ -16,11 +15,12 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dartformer.data.prepare import prepared
+from dartformer.data.prepare import Notes, prepared
 from dartformer.data.sources import from_source
 from dartformer.data.splits import Split, in_order
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import TaskTraits
+from dartformer.tasks.checks import require_at_least, require_ids
 
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
 SYMBOLS = ("", *OPERATORS, "]", *"0123456789")
@@ -30,8 +30,8 @@ END = SYMBOLS.index("]")
 ZERO = SYMBOLS.index("0")
 
 PATIENCE = 200_000
-"""Draws in a row without a new expression after which there is taken to be none; as published, 1 in
-12 is new."""
+"""Draws in a row without a new expression after which the options are refused; of the published
+distribution, 1 draw in 12 is new."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ListOps:
 
     `max_depth` levels of at most `max_args` arguments; a node above the last level is an operator
     with `operator_probability`. Only expressions with `min_length` < tokens < `max_length` are
-    kept: `train`, `valid` and `test` say how many, `seed` which. Raises `InputError` where no
+    kept; `train`, `valid` and `test` say how many, `seed` which. Raises `InputError` where no
     expression can satisfy the options."""
 
     max_depth: int = 10
@@ -59,33 +59,30 @@ class ListOps:
     )
 
     def __post_init__(self) -> None:
-        for name, least in {
-            "max_depth": 1,
-            "max_args": 2,
-            "min_length": 0,
-            "max_length": 2,
-            "train": 1,
-            "valid": 1,
-            "test": 1,
-            "seed": 0,
-        }.items():
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"ListOps {name} is {getattr(self, name)}; it must be at least {least}."
-                )
+        require_at_least(
+            self,
+            max_depth=1,
+            max_args=2,
+            min_length=0,
+            max_length=2,
+            train=1,
+            valid=1,
+            test=1,
+            seed=0,
+        )
         if not 0 <= self.operator_probability <= 1:
             raise InputError(
-                f"ListOps operator_probability is {self.operator_probability}, not in [0, 1]."
+                f"task.operator_probability must be in [0, 1], got {self.operator_probability}."
             )
         if self.max_length - self.min_length < 2:
             raise InputError(
-                f"ListOps keeps expressions with min_length < tokens < max_length, and no number of "
+                f"listops keeps expressions with min_length < tokens < max_length, and no number of "
                 f"tokens is between min_length {self.min_length} and max_length {self.max_length}."
             )
         if self.min_length >= self.length:
             raise InputError(
-                f"ListOps min_length is {self.min_length}, but a tree of max_depth {self.max_depth} and "
-                f"max_args {self.max_args} has at most {self.length} tokens."
+                f"task.min_length is {self.min_length}, but a tree of max_depth {self.max_depth} "
+                f"and max_args {self.max_args} has at most {self.length} tokens."
             )
 
     @property
@@ -100,8 +97,7 @@ class ListOps:
 
     @property
     def length(self) -> int:
-        """Tokens of the longest possible example: of the largest tree, unless `max_length` cuts it
-        off."""
+        """Tokens of the longest possible example: of the largest tree that `max_length` allows."""
         tokens = 1
         for _ in range(self.max_depth - 1):
             tokens = 2 + self.max_args * tokens
@@ -118,26 +114,23 @@ class ListOps:
         """Token ids of an expression, with or without spaces around its brackets.
 
         Raises `InputError` for an empty text, an unknown symbol, more than `length` tokens, or
-        brackets that make no expression: the model would answer, and the answer would mean nothing.
-        """
-        found = symbols(text)
-        for symbol in found:
+        brackets that do not match: the model's answer would mean nothing."""
+        expression = symbols(text)
+        for symbol in expression:
             if symbol not in SYMBOLS:
                 raise unknown("ListOps symbol", symbol, SYMBOLS[1:])
-        if not found:
-            raise InputError("an empty text is no ListOps expression.")
-        if len(found) > self.length:
+        if not expression:
+            raise InputError("an empty text is not a ListOps expression.")
+        if len(expression) > self.length:
             raise InputError(
-                f"the expression has {len(found)} tokens; at most {self.length} are allowed."
+                f"the expression has {len(expression)} tokens; at most {self.length} are allowed."
             )
-        _value(found)
-        return [SYMBOLS.index(symbol) for symbol in found]
+        _value(expression)
+        return [SYMBOLS.index(symbol) for symbol in expression]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, padding left out; `InputError` for an id beyond the vocabulary."""
-        for i in ids:
-            if not 0 <= i < len(SYMBOLS):
-                raise InputError(f"token id {i} is not between 0 and {len(SYMBOLS) - 1}.")
+        """The text of token ids, without padding; `InputError` for an id beyond the vocabulary."""
+        require_ids(ids, len(SYMBOLS))
         return " ".join(SYMBOLS[i] for i in ids if i)
 
     def load(self, data_dir: str | None = None) -> Mapping[str, Split]:
@@ -145,7 +138,7 @@ class ListOps:
 
         They are kept under `data_dir`, by default where TFDS keeps data. Raises `InputError` where
         the options allow too few distinct expressions, or the folder cannot be written."""
-        found = prepared(
+        data = prepared(
             "dartformer_listops",
             sorted(asdict(self).items()),
             f"ListOps expressions and their values: {self}.",
@@ -156,25 +149,25 @@ class ListOps:
             self._examples,
             data_dir,
             title="ListOps",
-            totals={name: getattr(self, name) for name in ("test", "valid", "train")},
+            totals=self._counts(),
             label=f"depth{self.max_depth}-args{self.max_args}-length{self.min_length}to{self.max_length}-"
             f"seed{self.seed}",
         )
-        return {
-            name: from_source(source, self.length, self.vocabulary)
-            for name, source in found.splits.items()
-        }
+        splits = {}
+        for name, source in data.splits.items():
+            splits[name] = from_source(source, self.length, self.vocabulary)
+        return splits
 
-    def _examples(self, notes: dict[str, Any]) -> dict[str, Iterator[dict[str, Any]]]:
-        # One stream, test first: asking for more examples to train on leaves valid and test as they
-        # were.
+    def _counts(self) -> dict[str, int]:
+        """Examples of each split in the order of the stream.
+
+        Test comes first: another number of examples to train on leaves valid and test as they
+        were."""
+        return {"test": self.test, "valid": self.valid, "train": self.train}
+
+    def _examples(self, notes: Notes) -> dict[str, Iterator[dict[str, Any]]]:
         stream = expressions(self)
-
-        def part(count: int) -> Iterator[dict[str, Any]]:
-            for tokens, label in itertools.islice(stream, count):
-                yield {"tokens": np.frombuffer(tokens, np.uint8), "label": label}
-
-        return {name: part(getattr(self, name)) for name in ("test", "valid", "train")}
+        return {name: _encoded(stream, count) for name, count in self._counts().items()}
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
         """`root_operator`: the most frequent label of `train` given the first token, scored on
@@ -182,31 +175,42 @@ class ListOps:
         table = np.zeros((self.vocabulary, self.classes), np.int64)
         for batch in in_order(train):
             np.add.at(table, (batch["tokens"][:, 0], batch["label"]), 1)
-        # A first token that train never shows is answered with the majority class.
-        answer = np.where(table.any(1), table.argmax(1), table.sum(0).argmax())
-        right = sum(
-            int((answer[batch["tokens"][:, 0]] == batch["label"]).sum())
-            for batch in in_order(split)
-        )
+        # The majority class answers for a first token that train does not have.
+        prediction = np.where(table.any(1), table.argmax(1), table.sum(0).argmax())
+        right = 0
+        for batch in in_order(split):
+            right += int((prediction[batch["tokens"][:, 0]] == batch["label"]).sum())
         return {"root_operator": right / len(split)}
 
 
+def _encoded(stream: Iterator[tuple[bytes, int]], count: int) -> Iterator[dict[str, Any]]:
+    """The next `count` expressions of a stream as examples."""
+    for tokens, label in itertools.islice(stream, count):
+        yield {"tokens": np.frombuffer(tokens, np.uint8), "label": label}
+
+
 def symbols(text: str) -> list[str]:
-    """The symbols of a text. Round brackets, with which the original files make binary trees, mean
-    nothing and go."""
+    """The symbols of a text.
+
+    Round brackets, with which the original files make binary trees, mean nothing and are dropped."""
     return re.findall(r"\[[^\s\[\]()]*|\]|[^\s\[\]()]+", text)
+
+
+def _median(values: list[int]) -> int:
+    ordered = sorted(values)
+    return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) // 2
 
 
 VALUE: dict[str, Callable[[list[int]], int]] = {
     "[MIN": min,
     "[MAX": max,
-    "[MED": lambda a: (sorted(a)[(len(a) - 1) // 2] + sorted(a)[len(a) // 2]) // 2,
-    "[SM": lambda a: sum(a) % 10,
-    "[FIRST": lambda a: a[0],
-    "[LAST": lambda a: a[-1],
+    "[MED": _median,
+    "[SM": lambda values: sum(values) % 10,
+    "[FIRST": lambda values: values[0],
+    "[LAST": lambda values: values[-1],
 }
-"""What each operator makes of its arguments. The median of an even list is the truncated mean of
-the middle two; FIRST and LAST are in the original files only."""
+"""The value of each operator given its arguments. The median of an even list is the truncated mean
+of the middle two; FIRST and LAST are in the original files only."""
 
 
 def evaluate(text: str) -> int:
@@ -215,12 +219,12 @@ def evaluate(text: str) -> int:
     return _value(symbols(text))
 
 
-def _value(found: Sequence[str]) -> int:
-    arguments: list[list[int]] = [
-        []
-    ]  # of every open list; the first is of none and gets the value of it all
+def _value(expression: Sequence[str]) -> int:
+    """The value of a list of symbols; see `evaluate`."""
+    # Values of every open list; the first is of no list and gets the value of the expression.
+    arguments: list[list[int]] = [[]]
     opened: list[tuple[int, str]] = []
-    for i, symbol in enumerate(found, 1):
+    for i, symbol in enumerate(expression, 1):
         if len(arguments) == 1 and arguments[0]:
             raise InputError(f"symbol {i}, {symbol!r}, comes after the end of the expression.")
         if symbol in VALUE:
@@ -229,21 +233,21 @@ def _value(found: Sequence[str]) -> int:
         elif symbol == "]":
             if not opened:
                 raise InputError(f"symbol {i}, ']', closes nothing.")
-            at, operator = opened.pop()
+            start, operator = opened.pop()
             values = arguments.pop()
             if not values:
-                raise InputError(f"symbol {at}, {operator!r}, has no arguments.")
+                raise InputError(f"symbol {start}, {operator!r}, has no arguments.")
             arguments[-1].append(VALUE[operator](values))
         elif symbol in SYMBOLS[ZERO:]:
             arguments[-1].append(int(symbol))
         else:
-            raise InputError(
-                f"symbol {i}: {unknown('ListOps symbol', symbol, [*VALUE, *SYMBOLS[END:]])}"
-            )
+            error = unknown("ListOps symbol", symbol, [*VALUE, *SYMBOLS[END:]])
+            raise InputError(f"symbol {i}: {error}")
     if opened:
-        raise InputError(f"symbol {opened[-1][0]}, {opened[-1][1]!r}, is never closed.")
+        start, operator = opened[-1]
+        raise InputError(f"symbol {start}, {operator!r}, is never closed.")
     if not arguments[0]:
-        raise InputError("an empty text is no ListOps expression.")
+        raise InputError("an empty text is not a ListOps expression.")
     return arguments[0][0]
 
 
@@ -254,38 +258,41 @@ def draw(options: ListOps, uniform: Callable[[], float]) -> bytes | None:
     `operator_probability`, else a digit; an operator has 2 to `max_args` arguments; operators,
     digits and counts are all uniform. The published code chooses an operator after its arguments,
     but independently of them."""
-    p, scale, limit = (
-        options.operator_probability,
-        len(OPERATORS) * (options.max_args - 1),
-        options.length,
-    )
+    p = options.operator_probability
+    choices = len(OPERATORS) * (options.max_args - 1)
     digits_per_unit = 10 / (1 - p) if p < 1 else 0.0
     tokens = bytearray()
-    pending: list[int] = []  # arguments still to come, of every open list above this one
-    left, level, least = 1, options.max_depth, 1
+    pending: list[int] = []  # arguments to draw in every open list above the innermost
+    remaining = 1  # arguments to draw in the innermost
+    level = options.max_depth
+    least = 1  # tokens that the tree will have if every node to come is a digit
     while True:
         u = uniform()
         if level > 1 and u < p:
             # The same number, stretched to [0, 1), chooses among all pairs of an operator and a
             # count.
-            count, operator = divmod(min(int(u / p * scale), scale - 1), len(OPERATORS))
-            least += (
-                count + 3
-            )  # one token becomes two brackets and count + 2 arguments of at least one token
-            if least > limit:
+            choice = min(int(u / p * choices), choices - 1)
+            count, operator = divmod(choice, len(OPERATORS))
+            # One token becomes two brackets and count + 2 arguments of at least one token.
+            least += count + 3
+            if least > options.length:
                 return None
             tokens.append(1 + operator)
-            pending.append(left)
-            left, level = count + 2, level - 1
+            pending.append(remaining)
+            remaining = count + 2
+            level -= 1
             continue
-        digit = int((u - p) * digits_per_unit) if level > 1 else int(u * 10)
+        digit = int(u * 10)
+        if level > 1:
+            digit = int((u - p) * digits_per_unit)
         tokens.append(ZERO + min(digit, 9))
-        left -= 1
-        while not left:
+        remaining -= 1
+        while not remaining:
             if not pending:
                 return bytes(tokens)
             tokens.append(END)
-            left, level = pending.pop() - 1, level + 1
+            remaining = pending.pop() - 1
+            level += 1
 
 
 def expressions(options: ListOps) -> Iterator[tuple[bytes, int]]:
@@ -295,20 +302,22 @@ def expressions(options: ListOps) -> Iterator[tuple[bytes, int]]:
     `random.Random(seed).random` never changes, and promises it of no other method. Raises
     `InputError` when no new expression is found."""
     uniform = random.Random(options.seed).random
-    seen: set[bytes] = set()  # digests, not texts: 16 bytes stand for a thousand
+    # Digests in place of expressions: 16 bytes stand for a thousand.
+    digests: set[bytes] = set()
     rejected = 0
     while rejected < PATIENCE:
         tokens = draw(options, uniform)
         if tokens is not None and len(tokens) > options.min_length:
             digest = hashlib.blake2b(tokens, digest_size=16).digest()
-            if digest not in seen:
-                seen.add(digest)
+            if digest not in digests:
+                digests.add(digest)
                 rejected = 0
                 yield tokens, _value([SYMBOLS[i] for i in tokens])
                 continue
         rejected += 1
+    count = options.train + options.valid + options.test
     raise InputError(
-        f"found {len(seen):,} distinct ListOps expressions and then none in {PATIENCE:,} draws, of "
-        f"{options.train + options.valid + options.test:,} asked for with {options}: ask for fewer, or allow more "
-        f"lengths, depth or arguments."
+        f"found only {len(digests):,} distinct ListOps expressions of the {count:,} that {options} "
+        f"needs, and then none in {PATIENCE:,} draws. Use fewer examples, or allow more lengths, "
+        f"depth or arguments."
     )

@@ -1,8 +1,8 @@
-"""Do two documents match? Two inputs, one encoder: Long Range Arena's retrieval task on papers, one
-of which may cite the other.
+"""Do two documents match? Two inputs, one encoder: Long Range Arena's retrieval task.
 
-The archive that Long Range Arena points to is gone; its three TSV files are read where somebody has
-them, and so is any set of documents with pairs of their names."""
+It pairs papers, one of which may cite the other. The archive that Long Range Arena points to is
+gone; its three TSV files are read if you have them, and so is any set of documents with pairs of
+their names."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
-from dartformer.data.records import members, opened
+from dartformer.data.compressed import members, opened
 from dartformer.data.rows import Row
 from dartformer.errors import InputError
 from dartformer.tasks.base import TaskTraits
@@ -30,10 +30,11 @@ DOCUMENTS = "docs.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Matching(TextTask):
-    """`path` is a folder, or a tar archive (which is read, never unpacked), that holds either
-    `docs.jsonl` (`id`, `text`) and `pairs.{train,valid,test}.tsv` (label, id, id; a header may
-    stand above), or `new_aan_pairs.{train,eval,test}.tsv` (label, id, id, text, text). Each
-    document has at most `length` tokens."""
+    """Pairs of documents of at most `length` tokens each.
+
+    `path` is a folder, or a tar archive (which is read, never unpacked), that holds either
+    `docs.jsonl` (`id`, `text`) and `pairs.{train,valid,test}.tsv` (label, id, id, with or without a
+    header), or `new_aan_pairs.{train,eval,test}.tsv` (label, id, id, text, text)."""
 
     path: str = ""
     tokens: str = "bytes"
@@ -46,7 +47,7 @@ class Matching(TextTask):
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return "matching"
 
     @property
@@ -60,55 +61,61 @@ class Matching(TextTask):
         return 2
 
     def sources(self, data_dir: str | None) -> dict[str, Source]:
-        """Train, valid and test; `InputError` says what was looked for."""
+        """Train, valid and test; `InputError` says which files are needed."""
+        pairs = ", ".join(PAIRS.values())
+        aan = ", ".join(AAN.values())
         if not self.path:
             raise InputError(
                 f"task.path is empty: matching needs a folder or an archive with {DOCUMENTS} and "
-                f"{', '.join(PAIRS.values())}, or with {', '.join(AAN.values())}."
+                f"{pairs}, or with {aan}."
             )
         path = located(self.path, data_dir)
-        known = json.dumps(identity(path))
-        names = set(_names(path, known))
+        version = json.dumps(identity(path))
+        names = set(_names(path, version))
         if {DOCUMENTS, *PAIRS.values()} <= names:
             files = PAIRS
         elif set(AAN.values()) <= names:
             files = AAN
         else:
-            raise InputError(
-                f"{path} holds neither {DOCUMENTS} and {', '.join(PAIRS.values())}, nor "
-                f"{', '.join(AAN.values())}."
-            )
+            raise InputError(f"{path} holds neither {DOCUMENTS} and {pairs}, nor {aan}.")
 
         def source(part: str) -> Source:
-            return Source(lambda: _rows(path, files[part], known), (str(path), part, known))
+            return Source(lambda: _rows(path, files[part], version), (str(path), part, version))
 
         return {part: source(part) for part in files}
 
 
-def _rows(path: Path, file: str, known: str) -> Iterator[Row]:
+def _rows(path: Path, file: str, version: str) -> Iterator[Row]:
     paired = file in PAIRS.values()
-    documents = _documents(path, known) if paired else {}
-    fields = 3 if paired else 5
+    documents = _documents(path, version) if paired else {}
+    count = 3 if paired else 5
     for number, line in enumerate(_file(path, file), 1):
         where = f"{file}, row {number}"
-        found = line.decode("utf-8", "surrogateescape").rstrip("\r\n").split("\t", fields - 1)
-        if len(found) != fields:
-            raise InputError(f"{where}: {len(found)} fields where {fields} are needed.")
-        if number == 1 and found[0] == "label":
+        text = line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+        fields = text.split("\t", count - 1)
+        if len(fields) != count:
+            raise InputError(f"{where}: {len(fields)} fields, and {count} are needed.")
+        label = fields[0].removesuffix(".0")
+        if number == 1 and label == "label":
             continue
-        label = found[0].removesuffix(".0")
-        texts = found[3:]
+        if label in ("0", "1"):
+            label = LABELS[int(label)]
+        texts = fields[3:]
         if paired:
-            for name in found[1:]:
-                if name not in documents:
-                    raise InputError(f"{where}: there is no document {name!r} in {DOCUMENTS}.")
-            texts = [documents[name] for name in found[1:]]
-        yield Row(tuple(texts), LABELS[int(label)] if label in ("0", "1") else label, where)
+            texts = [_document(documents, name, where) for name in fields[1:]]
+        yield Row(tuple(texts), label, where)
+
+
+def _document(documents: dict[str, str], name: str, where: str) -> str:
+    if name not in documents:
+        raise InputError(f"{where}: there is no document {name!r} in {DOCUMENTS}.")
+    return documents[name]
 
 
 def _file(path: Path, name: str) -> Iterator[bytes]:
-    for found, data in _files(path):
-        if found == name:
+    """Lines of a file of a folder or an archive."""
+    for entry, data in _files(path):
+        if entry == name:
             yield from data
 
 
@@ -123,21 +130,24 @@ def _files(path: Path) -> Iterator[tuple[str, BinaryIO]]:
             yield name.rpartition("/")[2], data
 
 
+# `version` changes with the files, so that the caches never return what is old.
+
+
 @lru_cache(maxsize=2)
-def _names(path: Path, known: str) -> tuple[str, ...]:
+def _names(path: Path, version: str) -> tuple[str, ...]:
     return tuple(name for name, _ in _files(path))
 
 
 @lru_cache(maxsize=1)
-def _documents(path: Path, known: str) -> dict[str, str]:
+def _documents(path: Path, version: str) -> dict[str, str]:
     """Texts by name; kept, because every pass over the pairs needs them all."""
-    found = {}
+    documents = {}
     for number, line in enumerate(_file(path, DOCUMENTS), 1):
         try:
             row = json.loads(line.decode("utf-8", "surrogateescape"))
-            found[str(row["id"])] = str(row["text"])
+            documents[str(row["id"])] = str(row["text"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{DOCUMENTS}, line {number}: {error!r}; an object with id and text is needed."
             ) from None
-    return found
+    return documents

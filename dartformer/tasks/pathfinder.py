@@ -5,9 +5,10 @@ al. 2020, 2011.04006) as a sequence of 1,024 pixels and more. Theirs is a downlo
 is drawn from a seed, after the same recipe: two long contours, short distractors, and a dot at both
 ends of one contour, or at an end of each."""
 
+import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -18,7 +19,9 @@ from dartformer.data.prepare import Notes, prepared
 from dartformer.data.sources import from_source
 from dartformer.data.splits import Split, in_order
 from dartformer.errors import InputError
+from dartformer.tasks import generated, simple
 from dartformer.tasks.base import TaskTraits
+from dartformer.tasks.checks import require_at_least, require_ids
 
 SPACING = {32: (1.0, 1.8, 2.3), 64: (2.0, 2.0, 3.0), 128: (3.0, 2.0, 4.0)}
 """Pixels by size: of a dash, between two of them, and between two paths."""
@@ -26,12 +29,19 @@ SPACING = {32: (1.0, 1.8, 2.3), 64: (2.0, 2.0, 3.0), 128: (3.0, 2.0, 4.0)}
 BEND = 0.35
 """Standard deviation of the turn between two dashes, in radians."""
 
-PATIENCE, PICTURES = 100, 1000
-"""Failed attempts at a path after which a picture is begun anew, and pictures after which there is
-taken to be none."""
+PATIENCE = 100
+"""Failed attempts at a path after which a picture is started again."""
+
+PICTURES = 1000
+"""Failed attempts at a picture after which the options are refused."""
+
+EDGE = 1.5
+"""Pixels between the edge of a picture and the nearest dash."""
 
 Point = tuple[float, float]
+
 Path = list[tuple[Point, Point]]
+"""Start and end of each dash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,21 +68,9 @@ class Pathfinder:
 
     def __post_init__(self) -> None:
         if self.size not in SPACING:
-            raise InputError(
-                f"task.size of pathfinder must be {', '.join(map(str, SPACING))}, got {self.size}."
-            )
-        for name, least in {
-            "contour_length": 2,
-            "distractors": 0,
-            "train": 1,
-            "valid": 1,
-            "test": 1,
-            "seed": 0,
-        }.items():
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"task.{name} of pathfinder must be at least {least}, got {getattr(self, name)}."
-                )
+            sizes = ", ".join(str(size) for size in SPACING)
+            raise InputError(f"task.size must be {sizes}, got {self.size}.")
+        require_at_least(self, contour_length=2, distractors=0, train=1, valid=1, test=1, seed=0)
 
     @property
     def vocabulary(self) -> int:
@@ -97,23 +95,21 @@ class Pathfinder:
     def encode(self, text: str) -> list[int]:
         """Tokens of a picture given as its values, 0 to 255, row by row; `InputError` for anything
         else."""
-        found = text.replace(",", " ").split()
-        if len(found) != self.length or any(not one.isdecimal() or int(one) > 255 for one in found):
+        words = text.replace(",", " ").split()
+        if len(words) != self.length or not all(_is_pixel(word) for word in words):
             raise InputError(
-                f"a picture is {self.length} whole numbers from 0 to 255, got {len(found)} words."
+                f"a picture is {self.length} whole numbers from 0 to 255, got {len(words)} words."
             )
-        return [int(one) + 1 for one in found]
+        return [int(word) + 1 for word in words]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The values of pixels, padding left out; `InputError` for an id beyond the vocabulary."""
-        for i in ids:
-            if not 0 <= i < self.vocabulary:
-                raise InputError(f"token id {i} is not between 0 and {self.vocabulary - 1}.")
+        """The values of pixels, without padding; `InputError` for an id beyond the vocabulary."""
+        require_ids(ids, self.vocabulary)
         return " ".join(str(i - 1) for i in ids if i)
 
     def load(self, data_dir: str | None = None) -> Mapping[str, Split]:
         """Splits "train", "valid" and "test", drawn on first use and kept under `data_dir`."""
-        found = prepared(
+        data = prepared(
             "dartformer_pathfinder",
             sorted(asdict(self).items()),
             f"Pathfinder pictures: {self}.",
@@ -124,28 +120,23 @@ class Pathfinder:
             self._examples,
             data_dir,
             title="pathfinder",
-            totals={name: getattr(self, name) for name in ("test", "valid", "train")},
-            label=f"size{self.size}-length{self.contour_length}-distractors{self.distractors}-seed{self.seed}",
+            totals={"test": self.test, "valid": self.valid, "train": self.train},
+            label=f"size{self.size}-length{self.contour_length}-distractors{self.distractors}-"
+            f"seed{self.seed}",
         )
-        return {
-            name: from_source(source, self.length, self.vocabulary)
-            for name, source in found.splits.items()
-        }
+        splits = {}
+        for name, source in data.splits.items():
+            splits[name] = from_source(source, self.length, self.vocabulary)
+        return splits
 
     def _examples(self, notes: Notes) -> dict[str, Iterator[dict[str, Any]]]:
-        # Test first: asking for more pictures to train on leaves valid and test as they were.
-        cut = {
-            "test": (0, self.test),
-            "valid": (self.test, self.valid),
-            "train": (self.test + self.valid, self.train),
-        }
+        numbers = generated.numbers(self.test, self.valid, self.train)
+        return {name: self._pictures(part) for name, part in numbers.items()}
 
-        def part(first: int, count: int) -> Iterator[dict[str, Any]]:
-            for number in range(first, first + count):
-                image, label = self.picture(number)
-                yield {"tokens": image.reshape(-1).astype(np.uint16) + 1, "label": label}
-
-        return {name: part(*at) for name, at in cut.items()}
+    def _pictures(self, numbers: Iterable[int]) -> Iterator[dict[str, Any]]:
+        for number in numbers:
+            image, label = self.picture(number)
+            yield {"tokens": image.reshape(-1).astype(np.uint16) + 1, "label": label}
 
     def picture(self, number: int) -> tuple[np.ndarray, int]:
         """Picture `number`, `[size, size]` uint8, and its label; a function of the options and the
@@ -155,115 +146,145 @@ class Pathfinder:
         uniform = random.Random((self.seed << 40) + number).random
         contours = self._contours(uniform)
         image = np.zeros((self.size, self.size), np.uint8)
-        for one in contours:
-            for start, end in one:
+        for contour in contours:
+            for start, end in contour:
                 draw(image, start, end)
         joined = uniform() < 0.5
-        ends = [(one[0][0], one[-1][1]) for one in contours[:2]]
-        # Of the ends that are not joined the two that lie about as far apart as those that are, or
-        # distance would tell.
-        distance = math.dist(*ends[0])
-        dots = (
-            ends[0]
-            if joined
-            else min(
-                ((a, b) for a in ends[0] for b in ends[1]),
-                key=lambda pair: abs(math.dist(*pair) - distance),
-            )
-        )
+        first, second = (_ends(contour) for contour in contours[:2])
+        dots = first if joined else _equally_far(first, second)
         for x, y in dots:
-            row, column = (min(max(round(v), 1), self.size - 2) for v in (y, x))
+            row = self._inside(y)
+            column = self._inside(x)
             image[row - 1 : row + 2, column - 1 : column + 2] = 255
         return image, int(joined)
 
+    def _inside(self, value: float) -> int:
+        """The nearest pixel that has a neighbour on both sides."""
+        return min(max(round(value), 1), self.size - 2)
+
     def _contours(self, uniform: Callable[[], float]) -> list[Path]:
         """The two contours and the distractors; `InputError` where they do not fit."""
-        short = max(2, self.contour_length // 3)
+        long, short = self.contour_length, max(2, self.contour_length // 3)
+        lengths = [long, long] + [short] * self.distractors
         for _ in range(PICTURES):
-            taken: list[Point] = []
-            contours: list[Path] = []
-            for n in (self.contour_length, self.contour_length, *[short] * self.distractors):
-                one = path(uniform, self.size, n, taken)
-                if one is None:
-                    break
-                contours.append(one)
-            else:
+            contours = self._attempt(uniform, lengths)
+            if contours is not None:
                 return contours
         raise InputError(
-            f"no place for two paths of {self.contour_length} dashes and {self.distractors} of {short} on "
-            f"{self.size} x {self.size} pixels: ask for a shorter contour_length or fewer distractors."
+            f"no place for two paths of {long} dashes and {self.distractors} of {short} on "
+            f"{self.size} x {self.size} pixels. Use a shorter contour_length or fewer distractors."
         )
+
+    def _attempt(self, uniform: Callable[[], float], lengths: Iterable[int]) -> list[Path] | None:
+        """A path of each of the `lengths`, or None where no place was found for one of them."""
+        occupied: list[Point] = []
+        contours = []
+        for dashes in lengths:
+            contour = path(uniform, self.size, dashes, occupied)
+            if contour is None:
+                return None
+            contours.append(contour)
+        return contours
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
         """`dot_distance`: joined where the dots are nearer (or farther) than a threshold, fitted on
         `train`."""
-        values, labels = self._distances(train)
-        order = np.argsort(values, kind="stable")
-        above = np.concatenate([[0], np.cumsum(labels[order] == 0)]) + np.concatenate(
-            [np.cumsum((labels[order] == 1)[::-1])[::-1], [0]]
-        )  # right where all from position i on are called joined
-        best, worst = int(above.argmax()), int(above.argmin())
-        flip = above[best] < len(labels) - above[worst]
-        at = worst if flip else best
-        threshold = values[order[at]] if at < len(order) else np.inf
+        # right[i]: correct answers where all from position i on are called joined.
+        values, right = simple.right_from(*self._distances(train))
+        best, worst = int(right.argmax()), int(right.argmin())
+        # The worst threshold, with answers reversed, may be better than the best.
+        reverse = bool(right[best] < len(values) - right[worst])
+        position = worst if reverse else best
+        threshold = values[position] if position < len(values) else np.inf
         values, labels = self._distances(split)
-        return {"dot_distance": float((((values >= threshold) != flip) == labels).mean())}
+        joined = (values >= threshold) != reverse
+        return {"dot_distance": float((joined == labels).mean())}
 
     def _distances(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
         """Distance between the first and the last square of 3 x 3 white pixels of each picture, and
         its label."""
-        distances, labels = [], []
+        distances = []
+        labels = []
         for batch in in_order(split):
             white = batch["tokens"].reshape(-1, self.size, self.size) == 256
-            square = np.lib.stride_tricks.sliding_window_view(white, (3, 3), (1, 2)).all((-1, -2))
+            windows = np.lib.stride_tricks.sliding_window_view(white, (3, 3), (1, 2))
+            square = windows.all((-1, -2))  # [B, size - 2, size - 2]
             flat = square.reshape(len(white), -1)
-            ends = np.stack([flat.argmax(1), flat.shape[1] - 1 - flat[:, ::-1].argmax(1)])
-            row, column = np.divmod(ends, square.shape[2])
+            first = flat.argmax(1)
+            last = flat.shape[1] - 1 - flat[:, ::-1].argmax(1)
+            row, column = np.divmod(np.stack([first, last]), square.shape[2])
             distances.append(np.hypot(row[1] - row[0], column[1] - column[0]))
             labels.append(batch["label"])
         return np.concatenate(distances), np.concatenate(labels)
 
 
-def path(uniform: Callable[[], float], size: int, dashes: int, taken: list[Point]) -> Path | None:
-    """Start and end of each dash of a new path, which keeps away from the points of `taken` and
-    adds its own.
+def _is_pixel(word: str) -> bool:
+    return word.isdecimal() and int(word) <= 255
 
-    None where no place is found.
-    """
-    dash, gap, apart = SPACING[size]
+
+def _ends(contour: Path) -> tuple[Point, Point]:
+    """Where a path starts and ends."""
+    return contour[0][0], contour[-1][1]
+
+
+def _equally_far(first: tuple[Point, Point], second: tuple[Point, Point]) -> tuple[Point, Point]:
+    """An end of each path, about as far apart as the ends of the first: otherwise the distance of
+    the dots would give the label away."""
+    distance = math.dist(*first)
+    pairs = itertools.product(first, second)
+    return min(pairs, key=lambda pair: abs(math.dist(*pair) - distance))
+
+
+def path(
+    uniform: Callable[[], float], size: int, dashes: int, occupied: list[Point]
+) -> Path | None:
+    """Start and end of each dash of a new path, which keeps away from the `occupied` points and
+    adds its own; None where no place is found."""
     for _ in range(PATIENCE):
-        x, y, heading = (
-            2 + uniform() * (size - 5),
-            2 + uniform() * (size - 5),
-            uniform() * 2 * math.pi,
-        )
-        found: Path = []
-        points: list[Point] = []
-        for _dash in range(dashes):
-            end = (x + dash * math.cos(heading), y + dash * math.sin(heading))
-            own = points[:-4]  # the last two dashes are near by nature
-            if not all(1.5 <= v <= size - 2.5 for v in end) or any(
-                math.hypot(a - p, b - q) < apart
-                for p, q in ((x, y), end)
-                for a, b in (*taken, *own)
-            ):
-                break
-            found.append(((x, y), end))
-            points += [(x, y), end]
-            # A normal number of two uniform ones (Box and Muller 1958).
-            turn = (
-                BEND * math.sqrt(-2 * math.log(1 - uniform())) * math.cos(2 * math.pi * uniform())
-            )
-            heading += turn
-            x, y = end[0] + gap * math.cos(heading), end[1] + gap * math.sin(heading)
-        if len(found) == dashes:
-            taken += points
-            return found
+        drawn = _try_path(uniform, size, dashes, occupied)
+        if drawn is not None:
+            for start, end in drawn:
+                occupied += [start, end]
+            return drawn
     return None
+
+
+def _try_path(
+    uniform: Callable[[], float], size: int, dashes: int, occupied: list[Point]
+) -> Path | None:
+    """A path from a random point, or None where it leaves the picture or comes near a point."""
+    dash, gap, apart = SPACING[size]
+    x = 2 + uniform() * (size - 5)
+    y = 2 + uniform() * (size - 5)
+    heading = uniform() * 2 * math.pi
+    drawn: Path = []
+    points: list[Point] = []
+    for _ in range(dashes):
+        start, end = (x, y), (x + dash * math.cos(heading), y + dash * math.sin(heading))
+        if not all(EDGE <= v <= size - 1 - EDGE for v in end):
+            return None
+        # The last two dashes of the path itself are near by nature.
+        neighbours = occupied + points[:-4]
+        if _is_near(start, neighbours, apart) or _is_near(end, neighbours, apart):
+            return None
+        drawn.append((start, end))
+        points += [start, end]
+        # A normal number of two uniform ones (Box and Muller 1958).
+        radius = math.sqrt(-2 * math.log(1 - uniform()))
+        heading += BEND * radius * math.cos(2 * math.pi * uniform())
+        x = end[0] + gap * math.cos(heading)
+        y = end[1] + gap * math.sin(heading)
+    return drawn
+
+
+def _is_near(point: Point, points: list[Point], distance: float) -> bool:
+    """Whether a point is nearer than `distance` to one of `points`."""
+    return any(math.hypot(x - point[0], y - point[1]) < distance for x, y in points)
 
 
 def draw(image: np.ndarray, start: Point, end: Point) -> None:
     """A white line of one pixel's width."""
     for i in range(9):
-        x, y = (a + (b - a) * i / 8 for a, b in zip(start, end, strict=True))
+        x = start[0] + (end[0] - start[0]) * i / 8
+        y = start[1] + (end[1] - start[1]) * i / 8
         image[round(y), round(x)] = 255

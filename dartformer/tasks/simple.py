@@ -1,15 +1,16 @@
-"""Simple rules that read no order, or hardly any: what a model on texts must beat to have learned
-something."""
+"""Simple rules that read hardly any order: what a model must beat to have learned something."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
-from dartformer.data.splits import Split, in_order
+from dartformer.data.splits import Batch, Split, in_order
 
 HASHED = 2**16
 """Buckets of four-grams, where tokens are bytes or characters."""
+
+PAIRS_CHUNK = 256
+"""Pairs of documents at once: their features are wide."""
 
 Features = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(tokens `[B, N]`, valid `[B, N]`) -> `[B, width]`, 0 or 1: what occurs in each text."""
@@ -21,116 +22,149 @@ def occurs(width: int, grams: int = 1) -> Features:
     def features(tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
         ids = tokens.astype(np.int64)
         if grams > 1:
-            n = max(ids.shape[1] - grams + 1, 1)
-            at = [ids[:, i : i + n] for i in range(min(grams, ids.shape[1]))]
-            ids = np.sum([part * pow(1_000_003, i, 2**31) for i, part in enumerate(at)], 0) % width
+            ids = _hashed(ids, grams, width)
+            # A gram is valid where its last token is.
             valid = valid[:, valid.shape[1] - ids.shape[1] :]
-        found = np.zeros((len(ids), width), np.float32)
+        occurring = np.zeros((len(ids), width), np.float32)
         row, position = np.nonzero(valid)
-        found[row, ids[row, position]] = 1
-        return found
+        occurring[row, ids[row, position]] = 1
+        return occurring
 
     return features
+
+
+def _hashed(ids: np.ndarray, grams: int, width: int) -> np.ndarray:
+    """`[B, N - grams + 1]` buckets of the n-grams of ids `[B, N]`."""
+    length = ids.shape[1]
+    n = max(length - grams + 1, 1)
+    total = np.zeros((len(ids), n), np.int64)
+    for i in range(min(grams, length)):
+        total += ids[:, i : i + n] * pow(1_000_003, i, 2**31)
+    return total % width
 
 
 def naive_bayes(train: Split, split: Split, classes: int, features: Features) -> float:
     """Accuracy on `split` of naive Bayes on what occurs, with add-one smoothing, fitted on
     `train`."""
-    seen: Any = 0.0
+    counts: np.ndarray | float = 0.0  # [classes, width], once the width is known
     per_class = np.zeros(classes)
     for batch in in_order(train):
         one_hot = np.eye(classes, dtype=np.float32)[batch["label"]]
-        seen = seen + one_hot.T @ _of(batch, features)
+        counts = counts + one_hot.T @ _occurring(batch, features)
         per_class += one_hot.sum(0)
-    likelihood = np.log(seen + 1) - np.log((seen + 1).sum(1, keepdims=True))
+    smoothed = np.asarray(counts) + 1
+    likelihood = np.log(smoothed) - np.log(smoothed.sum(1, keepdims=True))
+    weights = likelihood.T.astype(np.float32)
     prior = np.log(np.maximum(per_class, 1e-9) / per_class.sum())
-    right = sum(
-        int(
-            (
-                (_of(batch, features) @ likelihood.T.astype(np.float32) + prior).argmax(1)
-                == batch["label"]
-            ).sum()
-        )
-        for batch in in_order(split)
-    )
+    right = 0
+    for batch in in_order(split):
+        scores = _occurring(batch, features) @ weights + prior
+        right += int((scores.argmax(1) == batch["label"]).sum())
     return right / len(split)
 
 
-def _of(batch: Mapping[str, np.ndarray], features: Features) -> np.ndarray:
-    tokens, valid = (batch[k].reshape(len(batch["label"]), -1) for k in ("tokens", "valid"))
-    return features(tokens, valid)
+def _occurring(batch: Batch, features: Features) -> np.ndarray:
+    """Features of examples, two documents read as one."""
+    count = len(batch["label"])
+    return features(batch["tokens"].reshape(count, -1), batch["valid"].reshape(count, -1))
 
 
 def overlap(train: Split, split: Split, features: Features) -> float:
     """Accuracy on `split` of calling two documents a match above a TF-IDF cosine; idf and threshold
-    are `train`'s."""
-    seen: Any = 0.0
-    for batch in in_order(train, 256):
-        seen = seen + sum(
-            features(batch["tokens"][:, i], batch["valid"][:, i]).sum(0) for i in range(2)
-        )
-    idf = (np.log((2 * len(train) + 1) / (seen + 1))).astype(np.float32)
-
-    def cosines(part: Split) -> tuple[np.ndarray, np.ndarray]:
-        values, labels = [], []
-        for batch in in_order(part, 256):
-            u, v = (features(batch["tokens"][:, i], batch["valid"][:, i]) * idf for i in range(2))
-            norm = np.linalg.norm(u, axis=1) * np.linalg.norm(v, axis=1)
-            values.append((u * v).sum(1) / np.maximum(norm, 1e-9))
-            labels.append(batch["label"])
-        return np.concatenate(values), np.concatenate(labels)
-
-    values, labels = cosines(train)
-    order = np.argsort(values, kind="stable")
-    # Above a threshold a match: at position i, everything before i is called none.
-    right = np.concatenate([[0], np.cumsum(labels[order] == 0)]) + np.concatenate(
-        [np.cumsum((labels[order] == 1)[::-1])[::-1], [0]]
-    )
-    at = int(right.argmax())
-    threshold = values[order[at]] if at < len(order) else np.inf
-    values, labels = cosines(split)
+    are fitted on `train`."""
+    documents: np.ndarray | float = 0.0  # [width] documents that have a feature
+    for batch in in_order(train, PAIRS_CHUNK):
+        first, second = _both(batch, features)
+        documents = documents + (first.sum(0) + second.sum(0))
+    idf = np.log((2 * len(train) + 1) / (np.asarray(documents) + 1)).astype(np.float32)
+    values, labels = _cosines(train, features, idf)
+    threshold = best_threshold(values, labels)
+    values, labels = _cosines(split, features, idf)
     return float(((values >= threshold) == labels).mean())
 
 
+def _both(batch: Batch, features: Features) -> tuple[np.ndarray, np.ndarray]:
+    """Features of the first and of the second document."""
+    tokens, valid = batch["tokens"], batch["valid"]  # [B, 2, N]
+    return features(tokens[:, 0], valid[:, 0]), features(tokens[:, 1], valid[:, 1])
+
+
+def _cosines(split: Split, features: Features, idf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine of the two documents of every example, and its label."""
+    values = []
+    labels = []
+    for batch in in_order(split, PAIRS_CHUNK):
+        first, second = _both(batch, features)
+        u, v = first * idf, second * idf
+        norm = np.linalg.norm(u, axis=1) * np.linalg.norm(v, axis=1)
+        values.append((u * v).sum(1) / np.maximum(norm, 1e-9))
+        labels.append(batch["label"])
+    return np.concatenate(values), np.concatenate(labels)
+
+
+def right_from(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted `values` [S], and how many are right [S + 1] where all from position i on are called
+    1."""
+    order = np.argsort(values, kind="stable")
+    zeros = np.cumsum(labels[order] == 0)  # right among those up to a position
+    ones = np.cumsum((labels[order] == 1)[::-1])[::-1]  # right among those from a position on
+    right = np.concatenate([[0], zeros]) + np.concatenate([ones, [0]])
+    return values[order], right
+
+
+def best_threshold(values: np.ndarray, labels: np.ndarray) -> float:
+    """The value at and above which calling examples 1 is right most often."""
+    ordered, right = right_from(values, labels)
+    best = int(right.argmax())
+    return ordered[best] if best < len(ordered) else np.inf
+
+
 def mean_of_train(train: Split, split: Split) -> float:
-    """Share of variance explained (at most 0) by always saying the mean of `train`."""
-    guess = np.concatenate([batch["label"] for batch in in_order(train)]).mean()
+    """Share of variance explained (at most 0) by always predicting the mean of `train`."""
+    prediction = np.concatenate([batch["label"] for batch in in_order(train)]).mean()
     labels = np.concatenate([batch["label"] for batch in in_order(split)])
-    return (
-        float(1 - ((labels - guess) ** 2).mean() / labels.var()) if labels.var() else float("nan")
-    )
+    variance = labels.var()
+    if not variance:
+        return float("nan")
+    return float(1 - ((labels - prediction) ** 2).mean() / variance)
+
+
+def _labelled(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens that have a label, and their labels, both `[S]`."""
+    has_label = batch["label"] >= 0
+    return batch["tokens"][has_label], batch["label"][has_label]
 
 
 def own_token(train: Split, split: Split, vocabulary: int, classes: int) -> float:
     """Accuracy on `split` of the most frequent label of `train` given the token itself."""
     table = np.zeros((vocabulary, classes), np.int64)
     for batch in in_order(train):
-        has = batch["label"] >= 0
-        np.add.at(table, (batch["tokens"][has], batch["label"][has]), 1)
-    right = [
-        table.argmax(1)[batch["tokens"][batch["label"] >= 0]] == batch["label"][batch["label"] >= 0]
-        for batch in in_order(split)
-    ]
+        np.add.at(table, _labelled(batch), 1)
+    prediction = table.argmax(1)
+    right = []
+    for batch in in_order(split):
+        tokens, labels = _labelled(batch)
+        right.append(prediction[tokens] == labels)
     return float(np.concatenate(right).mean())
 
 
 def bigram(train: Split, split: Split, vocabulary: int) -> dict[str, float]:
     """Bits per token on `split` of the frequencies of `train`: of tokens, and of tokens given the
     one before."""
-    single, pairs = np.full(vocabulary, 1e-2), np.zeros((vocabulary, vocabulary))
+    single = np.full(vocabulary, 1e-2)
+    pairs = np.zeros((vocabulary, vocabulary))
     for batch in in_order(train):
-        has = batch["label"] >= 0
-        np.add.at(single, batch["label"][has], 1)
-        np.add.at(pairs, (batch["tokens"][has], batch["label"][has]), 1)
-    one = single / single.sum()
-    two = (pairs + one) / (
-        pairs.sum(1, keepdims=True) + 1
-    )  # one token's worth of the unigram stands in for the unseen
-    bits = {"unigram": 0.0, "bigram": 0.0}
+        tokens, following = _labelled(batch)
+        np.add.at(single, following, 1)
+        np.add.at(pairs, (tokens, following), 1)
+    unigram = single / single.sum()
+    # One token's worth of the unigram frequencies stands in for pairs that train does not have.
+    conditional = (pairs + unigram) / (pairs.sum(1, keepdims=True) + 1)
+    unigram_bits = bigram_bits = 0.0
     count = 0
     for batch in in_order(split):
-        has = batch["label"] >= 0
-        bits["unigram"] -= np.log2(one[batch["label"][has]]).sum()
-        bits["bigram"] -= np.log2(two[batch["tokens"][has], batch["label"][has]]).sum()
-        count += int(has.sum())
-    return {name: float(value / count) for name, value in bits.items()}
+        tokens, following = _labelled(batch)
+        unigram_bits -= np.log2(unigram[following]).sum()
+        bigram_bits -= np.log2(conditional[tokens, following]).sum()
+        count += len(following)
+    return {"unigram": float(unigram_bits / count), "bigram": float(bigram_bits / count)}

@@ -1,5 +1,5 @@
 """What tasks on texts have in common: rows by the rules, a tokenizer of the training part, splits,
-a simple rule."""
+simple rules."""
 
 import itertools
 import json
@@ -9,27 +9,45 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from dartformer.data import tokens as tokenizers
 from dartformer.data.prepare import Examples, Notes, Prepared, prepared
-from dartformer.data.rows import Labels, Row, Rules, Tally, digest, kept, without_leaks
+from dartformer.data.rows import (
+    Label,
+    Labels,
+    Row,
+    Rules,
+    Tally,
+    accepted,
+    digest,
+    without_leaks,
+)
 from dartformer.data.sources import from_source
 from dartformer.data.splits import Split, permutation
 from dartformer.errors import InputError, unknown
 from dartformer.tasks import simple
 from dartformer.tasks.base import TaskTraits
+from dartformer.tasks.checks import require_at_least, require_fraction, require_ids
 
 CROPS = ("head", "tail", "ends")
+
+CHUNK = 500
+"""Rows that are encoded at once."""
+
+LOPSIDED = 0.9
+"""The share of the largest class above which it is reported."""
+
+Ids = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the rows of a split come from: a function that starts reading, and whatever changes if
-    they change."""
+    """Where the rows of a split come from: a function that starts reading, and an identity that
+    changes whenever the rows may have changed."""
 
     rows: Callable[[], Iterable[Row]]
     identity: Any
@@ -43,7 +61,7 @@ class TextTask(ABC):
     A text of more than `length` tokens is cropped: its "head", its "tail", or half of each
     ("ends"). Where the source has no valid (or test) split, `valid_fraction` (`test_fraction`) of
     train becomes one, by `seed`. Rows that occur in two splits, blank texts, labels outside the
-    classes and bytes that are no UTF-8 follow `on_duplicate`, `on_empty`, `on_bad_label` and
+    classes and bytes that are not valid UTF-8 follow `on_duplicate`, `on_empty`, `on_bad_label` and
     `on_invalid` (see `dartformer.data.rows`); how many there were is printed and kept."""
 
     tokens: str = "bytes"
@@ -63,24 +81,17 @@ class TextTask(ABC):
 
     def __post_init__(self) -> None:
         tokenizers.size_of(self.tokens, self.vocabulary_size)
-        if self.length < 1:
-            raise InputError(f"task.length must be at least 1, got {self.length}.")
+        require_at_least(self, length=1, seed=0)
         if self.crop not in CROPS:
             raise unknown("task.crop", self.crop, CROPS)
-        for name in ("valid_fraction", "test_fraction"):
-            if not 0 < getattr(self, name) < 0.5:
-                raise InputError(
-                    f"task.{name} must be above 0 and below 0.5, got {getattr(self, name)}."
-                )
-        if self.seed < 0:
-            raise InputError(f"task.seed must be at least 0, got {self.seed}.")
-        self.rules  # noqa: B018 - raises for a rule that there is not
+        require_fraction(self, "valid_fraction", "test_fraction")
+        self.rules  # noqa: B018 - raises for an unknown rule
 
     # What a task says of itself.
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return type(self).__name__
 
     @property
@@ -96,13 +107,18 @@ class TextTask(ABC):
 
     @property
     def rules(self) -> Rules:
-        """What is done with odd rows."""
+        """What to do with bad rows."""
         return Rules(self.on_empty, self.on_duplicate, self.on_bad_label, self.on_invalid)
 
     @property
     def vocabulary(self) -> int:
-        """Token ids there may be, with padding; the tokenizer of little data uses fewer."""
+        """The most token ids, with padding; the tokenizer of little data uses fewer."""
         return tokenizers.size_of(self.tokens, self.vocabulary_size)
+
+    @property
+    def token_dtype(self) -> np.dtype:
+        """The smallest type that holds every token id."""
+        return np.min_scalar_type(self.vocabulary - 1)
 
     @property
     @abstractmethod
@@ -111,7 +127,7 @@ class TextTask(ABC):
 
     @property
     def classes(self) -> int:
-        """How many there are."""
+        """The number of classes."""
         return len(self.labels)
 
     @abstractmethod
@@ -123,12 +139,12 @@ class TextTask(ABC):
 
     @property
     def tokenizer(self) -> tokenizers.Tokenizer:
-        """What the training part taught; `InputError` before `fitted`."""
+        """The tokenizer of the training part; `InputError` before `fitted`."""
         if self.tokens == "bytes":
             return tokenizers.Bytes()
         if not self.learned:
             raise InputError(
-                f"{self.title} has not learned its {self.tokens} yet: prepare its data first."
+                f"{self.title} has not learned its {self.tokens} yet. Prepare its data first."
             )
         return _restored(self.learned)
 
@@ -142,40 +158,39 @@ class TextTask(ABC):
         return self.cropped(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, padding left out; `InputError` for an id beyond the vocabulary."""
+        """Text of token ids, without padding; `InputError` for an id beyond the vocabulary."""
         tokenizer = self.tokenizer
-        for i in ids:
-            if not 0 <= i < tokenizer.size:
-                raise InputError(f"token id {i} is not between 0 and {tokenizer.size - 1}.")
+        require_ids(ids, tokenizer.size)
         return tokenizer.decode([int(i) for i in ids])
 
-    def cropped(self, ids: list[int], more: int = 0) -> list[int]:
-        """At most `length` of the ids, and `more`."""
-        n = self.length + more
+    def cropped(self, ids: list[int], extra: int = 0) -> list[int]:
+        """At most `length` of the ids, and `extra`."""
+        n = self.length + extra
         if len(ids) <= n:
             return ids
         if self.crop == "head":
             return ids[:n]
-        return ids[-n:] if self.crop == "tail" else ids[: n - n // 2] + ids[len(ids) - n // 2 :]
+        if self.crop == "tail":
+            return ids[-n:]
+        tail = n // 2
+        return ids[: n - tail] + ids[len(ids) - tail :]
 
     # Preparing.
 
     def check(self, data_dir: str | None = None) -> None:
-        """Raise `InputError` where the data are not there, or their first row will not do."""
+        """Raise `InputError` where the data are missing, or their first row cannot be read."""
         for name, source in self.sources(data_dir).items():
-            first = next(iter(source.rows()), None)
-            if first is None:
+            if next(iter(source.rows()), None) is None:
                 raise InputError(f"{self.title}: {name} has no rows.")
 
-    def fitted(self, data_dir: str | None = None) -> "TextTask":
-        """This task with what its training part taught; prepared on first use."""
-        return replace(
-            self, learned=json.dumps(self._prepared(data_dir).notes["learned"], sort_keys=True)
-        )
+    def fitted(self, data_dir: str | None = None) -> Self:
+        """This task with what it learned from its training part; prepared on first use."""
+        learned = self._prepared(data_dir).notes["learned"]
+        return replace(self, learned=json.dumps(learned, sort_keys=True))
 
     def facts(self, data_dir: str | None = None) -> dict[str, Any]:
-        """What was counted while preparing, by split: rows, why some were left out, labels, share
-        of padding."""
+        """What was counted while preparing, by split: rows, why some were dropped, labels, share of
+        padding."""
         return self._prepared(data_dir).notes["splits"]
 
     def load(self, data_dir: str | None = None) -> Mapping[str, Split]:
@@ -184,18 +199,16 @@ class TextTask(ABC):
 
         Raises `InputError` for whatever the rules call an error, or a class of which train has no
         example."""
-        found = self._prepared(data_dir)
-        return {
-            name: from_source(source, self.length, self.vocabulary)
-            for name, source in found.splits.items()
-        }
+        splits = {}
+        for name, source in self._prepared(data_dir).splits.items():
+            splits[name] = from_source(source, self.length, self.vocabulary)
+        return splits
 
     def _prepared(self, data_dir: str | None) -> Prepared:
         sources = self.sources(data_dir)
-        options = {k: v for k, v in vars(self).items() if k != "learned"}
+        options = {name: value for name, value in vars(self).items() if name != "learned"}
         identity = [(name, source.identity) for name, source in sorted(sources.items())]
-        dtype = np.min_scalar_type(self.vocabulary - 1)
-        token_feature = tfds.features.Tensor(shape=(None,), dtype=dtype.type)
+        token_feature = tfds.features.Tensor(shape=(None,), dtype=self.token_dtype.type)
         features: dict[str, Any] = {"tokens": token_feature, "label": self._label_feature()}
         if self.inputs == 2:
             features["tokens2"] = token_feature
@@ -204,7 +217,7 @@ class TextTask(ABC):
             (sorted(options.items()), identity),
             f"{self.title}: {self}.",
             features,
-            lambda notes: self._splits(sources, notes),
+            lambda notes: _Preparation(self, sources).run(notes),
             data_dir,
             title=self.title,
             label=f"{self.tokens}-{self.length}",
@@ -213,217 +226,312 @@ class TextTask(ABC):
     def _label_feature(self) -> Any:
         if self.kind == "regression":
             return tfds.features.Scalar(np.float32)
-        return (
-            tfds.features.Tensor(shape=(None,), dtype=np.int32)
-            if self.kind in ("labelling", "language")
-            else tfds.features.Scalar(np.int32)
-        )
-
-    def _splits(self, sources: dict[str, Source], notes: Notes) -> dict[str, Examples]:
-        """Three passes over the source: which rows go where, the tokenizer, and the examples."""
-        labels, tallies = Labels(self.kind, self.labels), {name: Tally() for name in sources}
-        numbers, digests, classes = {}, {}, {}
-        for name, source in sources.items():
-            found = [
-                (number, digest(texts), label if self.kind == "classification" else 0)
-                for number, texts, label in kept(source.rows(), self.rules, labels, tallies[name])
-            ]
-            if not found:
-                raise InputError(
-                    f"{self.title}: {name} has no rows that can be used "
-                    f"({tallies[name].text() or 'it is empty'})."
-                )
-            numbers[name] = np.array([n for n, _, _ in found], np.int64)
-            digests[name] = np.array([d for _, d, _ in found], np.uint64)
-            classes[name] = np.array([c for _, _, c in found], np.int64)
-        rows = self._divided({name: len(n) for name, n in numbers.items()})
-        stay, leaks = without_leaks(
-            {part: digests[name][at] for part, (name, at) in rows.items()}, self.on_duplicate
-        )
-        rows = {part: (name, at[stay[part]]) for part, (name, at) in rows.items()}
-        for part, (_, at) in rows.items():
-            if not len(at):
-                raise InputError(f"{self.title}: no rows are left for {part}.")
         if self.kind == "classification":
-            missing = np.setdiff1d(np.arange(self.classes), classes["train"][rows["train"][1]])
-            if len(missing):
-                raise InputError(
-                    f"{self.title}: train has no row of the class "
-                    f"{', '.join(self.labels[c] for c in missing)}."
-                )
-        repeated = {part: int(len(d) - len(np.unique(d))) for part, d in digests.items()}
-
-        def chosen(part: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-            name, wanted = rows[part]
-            here = iter(numbers[name][wanted].tolist())
-            at = next(here, None)
-            for number, texts, label in kept(sources[name].rows(), self.rules, labels, Tally()):
-                if number == at:
-                    yield texts, label
-                    at = next(here, None)
-
-        texts_of_train = (t for texts, _ in chosen("train") for t in texts)
-        tokenizer = tokenizers.train(
-            self.tokens,
-            distinct(texts_of_train) if self.inputs == 2 else texts_of_train,
-            self.vocabulary,
-            split=self.kind == "labelling",
-        )
-        notes["learned"] = learned = {**tokenizer.state(), **self._scale(chosen)}
-        notes["splits"] = {}
-
-        def examples(part: str) -> Iterator[dict[str, Any]]:
-            name = rows[part][0]
-            facts: dict[str, Any] = {
-                "rows": 0,
-                "left out or odd": {k: v for k, v in tallies[name].counts.items() if v},
-                "also in a later split": leaks[part],
-                "repeated in the source": repeated[name],
-                "labels": Counter(),
-                "cropped": 0,
-            }
-            used = 0
-            stream, encode = chosen(part), Encoder(self, tokenizer)
-            while chunk := list(itertools.islice(stream, 500)):
-                flat = encode([t for texts, _ in chunk for t in texts])
-                for i, (_, label) in enumerate(chunk):
-                    each = flat[i * self.inputs : (i + 1) * self.inputs]
-                    example = self._example(
-                        [ids if len(ids) else [1] for ids, _ in each], label, learned
-                    )
-                    facts["rows"] += 1
-                    facts["cropped"] += any(n > self.length for _, n in each)
-                    used += sum(min(n, self.length) for _, n in each)
-                    if self.kind == "classification":
-                        facts["labels"][self.labels[label]] += 1
-                    yield example
-            facts["padded share"] = round(1 - used / (facts["rows"] * self.length * self.inputs), 4)
-            facts["labels"] = dict(sorted(facts["labels"].items()))
-            notes["splits"][part] = facts
-            self._say(part, facts, own=name == part)
-
-        return {part: examples(part) for part in ("test", "valid", "train")}
-
-    def _scale(
-        self, chosen: Callable[[str], Iterator[tuple[tuple[str, ...], Any]]]
-    ) -> dict[str, float]:
-        """Mean and standard deviation of numbers to be predicted: training sees them scaled to 0
-        and 1."""
-        if self.kind != "regression":
-            return {}
-        values = np.array([label for _, label in chosen("train")], np.float64)
-        return {"mean": float(values.mean()), "scale": float(values.std()) or 1.0}
+            return tfds.features.Scalar(np.int32)
+        return tfds.features.Tensor(shape=(None,), dtype=np.int32)
 
     def value(self, output: float) -> float:
         """The number that an output of the model stands for."""
         learned = json.loads(self.learned)
         return output * learned["scale"] + learned["mean"]
 
-    def _example(self, ids: list[Any], label: Any, learned: dict[str, Any]) -> dict[str, Any]:
-        dtype = np.min_scalar_type(self.vocabulary - 1)
-        tokens = [np.array(self.cropped(one), dtype) for one in ids]
-        if self.kind == "language":
-            whole = np.array(self.cropped(ids[0], 1), np.int32)
-            tokens, label = [whole[:-1].astype(dtype)], whole[1:]
-            if not len(label):  # a single token: nothing follows it
-                tokens, label = [whole.astype(dtype)], np.array([-1], np.int32)
-        elif self.kind == "labelling":
-            label = np.array(self.cropped(label), np.int32)
-        elif self.kind == "regression":
-            label = (label - learned["mean"]) / learned["scale"]
-        return {
-            "tokens": tokens[0],
-            "label": label,
-            **({"tokens2": tokens[1]} if self.inputs == 2 else {}),
-        }
-
-    def _divided(self, counts: dict[str, int]) -> dict[str, tuple[str, np.ndarray]]:
-        """Source and positions of the rows of each split; what the data lack is cut out of train,
-        by `seed`."""
-        whole = {name: (name, np.arange(n)) for name, n in counts.items()}
-        order, n, at = permutation(counts["train"], self.seed), counts["train"], 0
-        for part, fraction in (("test", self.test_fraction), ("valid", self.valid_fraction)):
-            if part not in whole:
-                count = max(1, round(fraction * n))
-                whole[part] = ("train", np.sort(order[at : at + count]))
-                at += count
-        whole["train"] = ("train", np.sort(order[at:]))
-        return whole
-
-    def _say(self, part: str, facts: dict[str, Any], own: bool) -> None:
-        """One line; what was odd in a source is said once, of the part that has its name."""
-        odd = [f"{n:,} {name}" for name, n in facts["left out or odd"].items() if own]
-        if facts["also in a later split"]:
-            done = {"drop": ", left out", "keep": ", kept", "error": ""}[self.on_duplicate]
-            odd.append(f"{facts['also in a later split']:,} also in a later split{done}")
-        if facts["repeated in the source"] and own:
-            odd.append(f"{facts['repeated in the source']:,} repeated in the source")
-        if facts["cropped"]:
-            odd.append(f"{facts['cropped']:,} cropped to {self.length} tokens")
-        largest = max(facts["labels"].values(), default=0) / facts["rows"]
-        if largest > 0.9:
-            odd.append(f"{100 * largest:.0f}% are of one class")
-        print(
-            f"{self.title} {part}: {facts['rows']:,} rows, {100 * facts['padded share']:.0f}% padding"
-            f"{'; ' if odd else ''}{', '.join(odd)}",
-            file=sys.stderr,
-            flush=True,
-        )
-
     # Simple rules.
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
         """Rules of `dartformer.tasks.simple` that fit the kind of labels, fitted on `train` and
         scored on `split`."""
-        grams = self.tokens in ("bytes", "characters")
-        features = simple.occurs(simple.HASHED if grams else self.vocabulary, 4 if grams else 1)
         if self.kind == "regression":
             return {"mean": simple.mean_of_train(train, split)}
         if self.kind == "labelling":
             return {"own_token": simple.own_token(train, split, self.vocabulary, self.classes)}
         if self.kind == "language":
             return simple.bigram(train, split, self.vocabulary)
-        found = {"naive_bayes": simple.naive_bayes(train, split, self.classes, features)}
+        features = simple.occurs(self.vocabulary)
+        if self.tokens in ("bytes", "characters"):
+            features = simple.occurs(simple.HASHED, grams=4)
+        scores = {"naive_bayes": simple.naive_bayes(train, split, self.classes, features)}
         if self.inputs == 2 and self.classes == 2:
-            found["overlap"] = simple.overlap(train, split, features)
-        return found
+            scores["overlap"] = simple.overlap(train, split, features)
+        return scores
+
+
+# Preparing a data set from the rows of its sources.
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What the first pass over a source keeps of the rows that the rules let through.
+
+    `numbers` `[S]` int64, `digests` `[S]` uint64, `classes` `[S]` int64, 0 where labels are no
+    classes."""
+
+    numbers: np.ndarray
+    digests: np.ndarray
+    classes: np.ndarray
+    tally: Tally
+
+    def repeated(self) -> int:
+        """Rows whose text occurred before in the same source."""
+        return len(self.digests) - len(np.unique(self.digests))
+
+
+class _Rows(NamedTuple):
+    """The rows of a split: a source, and positions `[S]` among the rows of its scan."""
+
+    source: str
+    positions: np.ndarray
+
+
+@dataclass
+class _Facts:
+    """What is counted of a split, as `facts` returns it."""
+
+    odd: dict[str, int]
+    leaked: int
+    repeated: int
+    rows: int = 0
+    labels: Counter[str] = field(default_factory=Counter)
+    cropped: int = 0
+    tokens: int = 0
+    """Tokens that are not padding."""
+
+    def padded_share(self, length: int) -> float:
+        """Share of padding where a row has `length` tokens."""
+        return round(1 - self.tokens / (self.rows * length), 4)
+
+    def to_dict(self, length: int) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "rows": self.rows,
+            "left out or odd": self.odd,
+            "also in a later split": self.leaked,
+            "repeated in the source": self.repeated,
+            "labels": dict(sorted(self.labels.items())),
+            "cropped": self.cropped,
+            "padded share": self.padded_share(length),
+        }
+
+
+class _Preparation:
+    """Three passes over the sources: which rows go where, the tokenizer, and the examples."""
+
+    def __init__(self, task: TextTask, sources: dict[str, Source]):
+        self.task = task
+        self.sources = sources
+        self.labels = Labels(task.kind, task.labels)
+
+    def run(self, notes: Notes) -> dict[str, Examples]:
+        """The examples of each split; fills `notes` with "learned" and, while the examples are
+        read, "splits"."""
+        self.scans = {name: self._scan(name) for name in self.sources}
+        self.rows = self._divided()
+        self.leaked = self._drop_leaked()
+        self._check_rows()
+        self.tokenizer = self._trained_tokenizer()
+        self.learned = {**self.tokenizer.state(), **self._scale()}
+        notes["learned"] = self.learned
+        notes["splits"] = {}
+        return {part: self._examples(part, notes["splits"]) for part in ("test", "valid", "train")}
+
+    def _scan(self, name: str) -> _Scan:
+        """The first pass over a source."""
+        task, tally = self.task, Tally()
+        numbers, digests, classes = [], [], []
+        for row in accepted(self.sources[name].rows(), task.rules, self.labels, tally):
+            numbers.append(row.number)
+            digests.append(digest(row.texts))
+            classes.append(row.label if task.kind == "classification" else 0)
+        if not numbers:
+            raise InputError(
+                f"{task.title}: {name} has no rows that can be used "
+                f"({tally.text() or 'it is empty'})."
+            )
+        return _Scan(
+            np.array(numbers, np.int64),
+            np.array(digests, np.uint64),
+            np.array(classes, np.int64),
+            tally,
+        )
+
+    def _divided(self) -> dict[str, _Rows]:
+        """The rows of each split; what the data lack is cut out of train, by `seed`."""
+        rows = {}
+        for name, scan in self.scans.items():
+            rows[name] = _Rows(name, np.arange(len(scan.numbers)))
+        n = len(self.scans["train"].numbers)
+        order = permutation(n, self.task.seed)
+        fractions = {"test": self.task.test_fraction, "valid": self.task.valid_fraction}
+        for part, fraction in fractions.items():
+            if part not in rows:
+                count = max(1, round(fraction * n))
+                rows[part] = _Rows("train", np.sort(order[:count]))
+                order = order[count:]
+        rows["train"] = _Rows("train", np.sort(order))
+        return rows
+
+    def _drop_leaked(self) -> dict[str, int]:
+        """Drop rows that occur in a later split, if the rule says so; how many there are."""
+        digests = {}
+        for part, (source, positions) in self.rows.items():
+            digests[part] = self.scans[source].digests[positions]
+        keep, leaked = without_leaks(digests, self.task.on_duplicate)
+        for part, (source, positions) in self.rows.items():
+            self.rows[part] = _Rows(source, positions[keep[part]])
+        return leaked
+
+    def _check_rows(self) -> None:
+        """Raise `InputError` for a split without rows, or a class without an example in train."""
+        task = self.task
+        for part, rows in self.rows.items():
+            if not len(rows.positions):
+                raise InputError(f"{task.title}: no rows are left for {part}.")
+        if task.kind != "classification":
+            return
+        present = self.scans["train"].classes[self.rows["train"].positions]
+        missing = np.setdiff1d(np.arange(task.classes), present)
+        if len(missing):
+            names = ", ".join(task.labels[i] for i in missing)
+            raise InputError(f"{task.title}: train has no row of the class {names}.")
+
+    def _selected(self, part: str) -> Iterator[tuple[tuple[str, ...], Label]]:
+        """Texts and label of each row of a split: another pass over its source."""
+        source, positions = self.rows[part]
+        numbers = iter(self.scans[source].numbers[positions].tolist())
+        number = next(numbers, None)
+        rows = self.sources[source].rows()
+        # What is odd was counted in the first pass.
+        for row in accepted(rows, self.task.rules, self.labels, Tally()):
+            if row.number == number:
+                yield row.texts, row.label
+                number = next(numbers, None)
+
+    def _trained_tokenizer(self) -> tokenizers.Tokenizer:
+        """The tokenizer of the training part: the second pass."""
+        task = self.task
+        texts: Iterator[str] = (text for texts, _ in self._selected("train") for text in texts)
+        if task.inputs == 2:
+            texts = distinct(texts)
+        split = task.kind == "labelling"
+        return tokenizers.train(task.tokens, texts, task.vocabulary, split=split)
+
+    def _scale(self) -> dict[str, float]:
+        """Mean and standard deviation of labels that are numbers.
+
+        Training sees them with mean 0 and deviation 1."""
+        if self.task.kind != "regression":
+            return {}
+        values = np.array([label for _, label in self._selected("train")], np.float64)
+        return {"mean": float(values.mean()), "scale": float(values.std()) or 1.0}
+
+    def _examples(self, part: str, noted: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The third pass: the examples of a split; `noted` gets its facts at the end."""
+        task = self.task
+        source = self.rows[part].source
+        scan = self.scans[source]
+        facts = _Facts(scan.tally.positive(), self.leaked[part], scan.repeated())
+        rows = self._selected(part)
+        encode = Encoder(task, self.tokenizer)
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            encoded = encode([text for texts, _ in chunk for text in texts])
+            for i, (_, label) in enumerate(chunk):
+                documents = encoded[i * task.inputs : (i + 1) * task.inputs]
+                facts.rows += 1
+                facts.cropped += any(n > task.length for _, n in documents)
+                facts.tokens += sum(min(n, task.length) for _, n in documents)
+                if task.kind == "classification":
+                    facts.labels[task.labels[label]] += 1
+                # A text without tokens becomes one unknown token: every row has something to see.
+                texts = [ids if len(ids) else [1] for ids, _ in documents]
+                yield self._example(texts, label)
+        length = task.length * task.inputs
+        noted[part] = facts.to_dict(length)
+        self._report(part, facts, length, has_source=source == part)
+
+    def _example(self, texts: list[Ids], label: Label) -> dict[str, Any]:
+        """An example from the ids of its texts."""
+        task = self.task
+        if task.kind == "language":
+            return self._next_tokens(texts[0])
+        tokens = [np.array(task.cropped(ids), task.token_dtype) for ids in texts]  # type: ignore[arg-type]
+        if task.kind == "labelling":
+            label = np.array(task.cropped(label), np.int32)
+        elif task.kind == "regression":
+            label = (label - self.learned["mean"]) / self.learned["scale"]
+        example = {"tokens": tokens[0], "label": label}
+        if task.inputs == 2:
+            example["tokens2"] = tokens[1]
+        return example
+
+    def _next_tokens(self, ids: Ids) -> dict[str, Any]:
+        """An example whose labels are the next tokens."""
+        stream = np.array(self.task.cropped(ids, 1), np.int32)  # type: ignore[arg-type]
+        tokens, label = stream[:-1], stream[1:]
+        if not len(label):  # a single token: nothing follows it
+            tokens, label = stream, np.array([-1], np.int32)
+        return {"tokens": tokens.astype(self.task.token_dtype), "label": label}
+
+    def _report(self, part: str, facts: _Facts, length: int, has_source: bool) -> None:
+        """Print a line; what was odd in a source is printed only for the split of its name."""
+        task = self.task
+        odd = []
+        if has_source:
+            odd += [f"{n:,} {name}" for name, n in facts.odd.items()]
+        if facts.leaked:
+            action = {"drop": ", dropped", "keep": ", kept"}.get(task.on_duplicate, "")
+            odd.append(f"{facts.leaked:,} also in a later split{action}")
+        if facts.repeated and has_source:
+            odd.append(f"{facts.repeated:,} repeated in the source")
+        if facts.cropped:
+            odd.append(f"{facts.cropped:,} cropped to {task.length} tokens")
+        largest = max(facts.labels.values(), default=0) / facts.rows
+        if largest > LOPSIDED:
+            odd.append(f"{100 * largest:.0f}% are of one class")
+        line = f"{task.title} {part}: {facts.rows:,} rows"
+        details = [f"{100 * facts.padded_share(length):.0f}% padding", *odd]
+        print(f"{line}, {', '.join(details)}", file=sys.stderr, flush=True)
 
 
 class Encoder:
     """Token ids of texts, and how many each text has.
 
-    The documents of pairs come again and again: there ids are cropped, and kept for the next time.
+    The documents of pairs occur again and again: their ids are cropped, and kept for the next time.
     """
 
-    HELD = 2**25
+    CAPACITY = 2**25
     """Ids that are kept at most."""
 
     def __init__(self, task: TextTask, tokenizer: tokenizers.Tokenizer):
-        self.task, self.tokenizer = task, tokenizer
-        self.known: dict[int, tuple[Any, int]] = {}
-        self.held = 0
+        self.task = task
+        self.tokenizer = tokenizer
+        self.cache: dict[int, tuple[Ids, int]] = {}
+        self.size = 0
 
-    def __call__(self, texts: list[str]) -> list[tuple[Any, int]]:
+    def __call__(self, texts: list[str]) -> list[tuple[Ids, int]]:
         """(ids, number) of each text."""
         if self.task.inputs == 1:
             return [(ids, len(ids)) for ids in self.tokenizer.encode(texts)]
-        if self.held > self.HELD:
-            self.known, self.held = {}, 0
+        if self.size > self.CAPACITY:
+            self.cache, self.size = {}, 0
         keys = [digest([text]) for text in texts]
-        fresh = {key: text for key, text in zip(keys, texts, strict=True) if key not in self.known}
-        dtype = np.min_scalar_type(self.task.vocabulary - 1)
-        for key, ids in zip(fresh, self.tokenizer.encode(list(fresh.values())), strict=True):
-            self.known[key] = np.array(self.task.cropped(ids), dtype), len(ids)
-            self.held += min(len(ids), self.task.length)
-        return [self.known[key] for key in keys]
+        fresh = {}
+        for key, text in zip(keys, texts, strict=True):
+            if key not in self.cache:
+                fresh[key] = text
+        encoded = self.tokenizer.encode(list(fresh.values()))
+        for key, ids in zip(fresh, encoded, strict=True):
+            kept = np.array(self.task.cropped(ids), self.task.token_dtype)
+            self.cache[key] = kept, len(ids)
+            self.size += len(kept)
+        return [self.cache[key] for key in keys]
 
 
 def distinct(texts: Iterable[str]) -> Iterator[str]:
     """Each text once: a document that is in many pairs says no more about its words."""
-    seen = set()
+    digests = set()
     for text in texts:
-        if (key := digest([text])) not in seen:
-            seen.add(key)
+        key = digest([text])
+        if key not in digests:
+            digests.add(key)
             yield text
 
 
@@ -434,7 +542,8 @@ def _restored(learned: str) -> tokenizers.Tokenizer:
 
 def token_names(task: TextTask) -> tuple[str, ...]:
     """The text of every token id; before the task has learned them, their numbers."""
+    names = []
     if task.tokens == "bytes" or task.learned:
         names = task.tokenizer.names()
-        return tuple(names + [f"#{i}" for i in range(len(names), task.vocabulary)])
-    return tuple(f"#{i}" for i in range(task.vocabulary))
+    names += [f"#{i}" for i in range(len(names), task.vocabulary)]
+    return tuple(names)

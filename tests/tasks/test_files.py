@@ -247,7 +247,7 @@ def test_a_changed_file_is_prepared_anew(tmp_path, capsys):
 MALFORMED = {
     "fields.csv": (
         b"review,stars\ngood,pos\nbad,neg,3\n",
-        "line 3: 3 fields, where the header has 2",
+        "line 3: 3 fields, and the header has 2",
     ),
     "twice.csv": (b"review,review\na,b\n", "two columns named 'review'"),
     "empty.csv": (b"", "is empty"),

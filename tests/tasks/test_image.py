@@ -121,7 +121,7 @@ def test_an_image_in_two_splits_is_left_out_of_the_earlier(tmp_path, capsys):
     }
     assert counts["train"] + counts["valid"] == 40
     assert counts["test"] == 10
-    assert "also in a later split, left out" in capsys.readouterr().err
+    assert "also in a later split, dropped" in capsys.readouterr().err
     kept = tasks.make("image", {**values, "on_duplicate": "keep"}).load(str(tmp_path))
     assert {part: len(split) for part, split in kept.items()} == {
         part: len(split) for part, split in before.items()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dartformer import tasks
-from dartformer.data.records import example, masked_crc32c, tfrecords
+from dartformer.data.tfds import example, masked_crc32c, tfrecords
 from dartformer.errors import InputError
 from dartformer.tasks import imdb
 

@@ -66,7 +66,7 @@ def test_options_reach_the_task():
         ("listops", {"max_depth": 3.0}, "listops max_depth must be int; got 3.0, of type float"),
         ("listops", {"train": True}, "listops train must be int; got True, of type bool"),
         ("listops", {"operator_probability": "a"}, "listops operator_probability must be float"),
-        ("listops", {"max_depth": 0}, "max_depth is 0; it must be at least 1"),
+        ("listops", {"max_depth": 0}, "max_depth must be at least 1, got 0"),
     ],
 )
 def test_a_wrong_option_is_one_clear_error(name, options, message):

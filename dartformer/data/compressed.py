@@ -1,0 +1,69 @@
+"""Files that may be compressed, and tar archives, of which nothing is ever written to disk."""
+
+import bz2
+import contextlib
+import gzip
+import lzma
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from dartformer.errors import InputError
+
+OPENERS: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open,
+    ".tgz": gzip.open,
+    ".xz": lzma.open,
+    ".bz2": bz2.open,
+}
+
+DAMAGE = (
+    EOFError,
+    lzma.LZMAError,
+    zlib.error,
+    gzip.BadGzipFile,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+)
+"""What the standard library raises for a compressed file that is cut short or altered."""
+
+
+def suffix(path: Path) -> str:
+    """The suffix that tells what a file holds, without that of its compression."""
+    last = path.suffix.lower()
+    if last == ".tgz":
+        return ".tar"
+    if last in OPENERS:
+        return Path(path.stem).suffix.lower()
+    return last
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file's bytes, decompressed; `InputError` names a file that is damaged or unreadable."""
+    open_file = OPENERS.get(path.suffix.lower(), open)
+    try:
+        with open_file(path, "rb") as file:
+            yield file
+    except DAMAGE as error:
+        raise InputError(f"{path} is damaged or cut short: {error}.") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}.") from None
+
+
+def members(archive: Path) -> Iterator[tuple[str, BinaryIO]]:
+    """Name and bytes of every plain file of a tar archive, in its order.
+
+    Nothing is written to disk, so that no name in it, absolute, with `..`, or of a link, can touch
+    anything."""
+    if not archive.is_file():
+        raise InputError(f"there is no file {archive}.")
+    with opened(archive) as file, tarfile.open(fileobj=file, mode="r|") as files:
+        for member in files:
+            if member.isfile():
+                # None only for what is no plain file.
+                data = cast(BinaryIO, files.extractfile(member))
+                yield member.name.removeprefix("./"), data

@@ -1,0 +1,29 @@
+"""Checks that several tasks make: of their options, and of token ids."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dartformer.errors import InputError
+
+
+def require_at_least(task: Any, **limits: int) -> None:
+    """Raise `InputError` for an option of a task below its limit."""
+    for option, limit in limits.items():
+        value = getattr(task, option)
+        if value < limit:
+            raise InputError(f"task.{option} must be at least {limit}, got {value}.")
+
+
+def require_fraction(task: Any, *options: str) -> None:
+    """Raise `InputError` for a share of the data that would leave nothing, or too little."""
+    for option in options:
+        value = getattr(task, option)
+        if not 0 < value < 0.5:
+            raise InputError(f"task.{option} must be above 0 and below 0.5, got {value}.")
+
+
+def require_ids(ids: Sequence[int], vocabulary: int) -> None:
+    """Raise `InputError` for a token id beyond the vocabulary."""
+    for i in ids:
+        if not 0 <= i < vocabulary:
+            raise InputError(f"token id {i} is not between 0 and {vocabulary - 1}.")

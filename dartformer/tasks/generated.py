@@ -1,0 +1,81 @@
+"""Generated examples: each a function of the options and its own number alone."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from dartformer.data.splits import ArraySplit, Batch, Endless, Split
+
+
+def numbers(test: int, valid: int, train: int) -> dict[str, range]:
+    """The numbers of the examples of each split.
+
+    Test comes first: another number of examples to train on leaves valid and test as they were."""
+    return {
+        "test": range(test),
+        "valid": range(test, test + valid),
+        "train": range(test + valid, test + valid + train),
+    }
+
+
+def splits(
+    examples: Callable[[np.ndarray], Batch],
+    ranges: Mapping[str, range],
+    endless: bool,
+    tokens: DTypeLike,
+    labels: DTypeLike,
+) -> dict[str, Split]:
+    """The splits of a task whose examples all have the full length.
+
+    Args:
+      examples: numbers `[B]` to their examples.
+      ranges: the numbers of each split.
+      endless: train generates its examples as they are taken, and never ends.
+      tokens, labels: the types in which examples are kept in memory.
+    """
+    made: dict[str, Split] = {}
+    for name, part in ranges.items():
+        if name == "train" and endless:
+            made[name] = Endless(examples, len(part), part.start)
+            continue
+        batch = examples(np.arange(part.start, part.stop))
+        length = batch["tokens"].shape[1]
+        made[name] = ArraySplit(
+            batch["tokens"].astype(tokens),
+            np.full(len(part), length, np.int32),
+            batch["label"].astype(labels),
+        )
+    return made
+
+
+def batch_of(tokens: np.ndarray, label: np.ndarray) -> Batch:
+    """A `Batch` of tokens `[B, N]` without padding and their labels."""
+    return {
+        "tokens": tokens.astype(np.int32),
+        "valid": np.ones(tokens.shape, bool),
+        "label": label.astype(np.int32),
+    }
+
+
+def draws(seed: int, indices: np.ndarray, count: int) -> np.ndarray:
+    """`[B, count]` uniform uint64, row b a function of (seed, indices[b]) alone.
+
+    SplitMix64 (Steele et al. 2014), whose n-th number needs no number before it, so that any
+    example can be generated at any time; NumPy's generators promise neither that nor the same
+    numbers in every version."""
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    stream = _mix(np.array([seed], np.uint64) + golden)
+    start = _mix(stream + golden * indices.astype(np.uint64))
+    return _mix(start[:, None] + golden * np.arange(1, count + 1, dtype=np.uint64))
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def below(n: int, bits: np.ndarray) -> np.ndarray:
+    """Uniform int64 in [0, n) from uniform uint64."""
+    return (bits >> np.uint64(32)).astype(np.int64) * n >> 32
