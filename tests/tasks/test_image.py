@@ -197,7 +197,7 @@ def test_what_will_not_do(tmp_path):
         tasks.make("image", {"path": str(tmp_path)}).load()
     (tmp_path / "data_batch_1.bin").write_bytes(b"x" * 3072)
     with pytest.raises(
-        InputError, match=r"data_batch_1.bin .* has 3,072 bytes, which is no multiple of 3,073"
+        InputError, match=r"data_batch_1.bin .* has 3,072 bytes, which is not a multiple of 3,073"
     ):
         tasks.make("image", {"path": str(tmp_path)}).load()
 

@@ -189,7 +189,7 @@ def test_tfrecords_that_are_damaged(tmp_path):
         file.write_bytes(data)
         with pytest.raises(InputError, match=message):
             list(tfrecords(file))
-    with pytest.raises(InputError, match=r"no tf\.train\.Example"):
+    with pytest.raises(InputError, match=r"not a tf\.train\.Example"):
         example(b"\x0a\xff\x01")
 
 
