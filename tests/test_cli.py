@@ -103,7 +103,7 @@ def test_a_causal_task_refuses_an_attention_that_is_not(tmp_path, capsys, monkey
         tmp_path, **{"space.candidates": ("full", "linformer(rank=2)"), "model.pooling": "last"}
     )
     line = error_of(capsys, "search", f"--config={config}", f"--workdir={tmp_path / 'run'}")
-    assert "linformer(rank=2, sharing='none') cannot be causal" in line
+    assert "linformer(rank=2, sharing='none') does not work with a causal task" in line
 
 
 def test_config_files_that_will_not_do(tmp_path, capsys):

@@ -301,7 +301,7 @@ def test_every_attention_trains_in_every_place(batch):
 
 
 def test_a_kernel_that_cannot_be_is_refused_before_anything_is_built():
-    with pytest.raises(InputError, match="'cudnn' cannot be taken: it needs a CUDA GPU"):
+    with pytest.raises(InputError, match="'cudnn' does not work here because it needs a CUDA GPU"):
         sizes(kernel="cudnn")
     with pytest.raises(InputError, match=r"unknown model.kernel 'flash'.*chunked"):
         sizes(kernel="flash")

@@ -3,12 +3,14 @@
 The letters used everywhere: B batch, N length, H heads, D head width, E model width, L layers, K
 candidates.
 
-An attention never projects: the layer owns W_q, W_k, W_v and W_o, so that all candidates can share
-them. An attention never keeps state: its parameters are an argument, and so is its randomness."""
+An attention never projects: the layer owns W_q, W_k, W_v and W_o, and all candidates can share
+them. An attention never keeps state: its parameters are an argument, and so is its randomness.
+"""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +28,12 @@ DROPOUTS = ("", "weights", "values", "slots")
 """Meanings of attention dropout, for `Traits.dropout`; "" refuses it."""
 
 Params = dict[str, Any]
-"""Parameters of one attention: a (nested) dict of arrays, every leaf leading with the head axis
-H."""
+"""Parameters of one attention: a (nested) dict of arrays, each with the head axis H first."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes an attention is built for. `length` is the longest input it will be given."""
+    """The sizes an attention is built for; `length` is that of its longest input."""
 
     length: int
     heads: int
@@ -42,13 +43,17 @@ class Shape:
     itemsize: int = 4
     """Bytes of one activation: 4 for float32, 2 for bfloat16."""
     kv_heads: int = 0
-    """Different heads of keys and values among `heads`, whose k and v are kept when decoding; 0:
-    all differ."""
+    """Different heads of keys and values among `heads`, which decoding keeps; 0: all differ."""
 
     @property
     def kept_heads(self) -> int:
         """Heads whose keys and values are kept when decoding."""
         return self.kv_heads or self.heads
+
+    @property
+    def wide_itemsize(self) -> int:
+        """Bytes of one number inside a softmax or a recurrence: those of float32 or more."""
+        return max(4, self.itemsize)
 
 
 @jax.tree_util.register_dataclass
@@ -84,13 +89,17 @@ class Inputs:
     kernel: str = dataclasses.field(default="auto", metadata={"static": True})
 
     def rate(self, train: bool) -> float:
-        """The rate of attention dropout that holds: `dropout` in training, 0 outside."""
-        return self.dropout if train else 0.0
+        """The rate of attention dropout in force: `dropout` in training, 0 outside."""
+        if train:
+            return self.dropout
+        return 0.0
 
     @property
     def mask(self) -> Array:
-        """`[B, N]` bool: `valid`, or all True where none was given."""
-        return jnp.ones(self.q.shape[:2], bool) if self.valid is None else self.valid
+        """`[B, N]` bool: `valid`, or all True where it is None."""
+        if self.valid is None:
+            return jnp.ones(self.q.shape[:2], bool)
+        return self.valid
 
 
 @dataclass(frozen=True)
@@ -100,8 +109,8 @@ class Traits:
     Attributes:
       summary: one line for `dartformer list attentions`.
       paper: where it was published.
-      causal: it can be asked for `causal=True`.
-      bidirectional: it can be asked for `causal=False`.
+      causal: it supports `causal=True`.
+      bidirectional: it supports `causal=False`.
       reads: which of "q", "k", "v", "x" its output depends on.
       fixed_length: its parameters are tied to `Shape.length`; longer inputs are refused.
       matrix: its output is a matrix times v, which `weights` gives. Where there is none (it reads
@@ -135,6 +144,23 @@ class Traits:
     dropout: str = ""
 
 
+class FieldTraits:
+    """`traits` that depend on the fields of an attention, as a descriptor.
+
+    On the class they are `general`, what the type can do with some fields. On an instance they are
+    `of(instance)`, computed from its fields each time.
+    """
+
+    def __init__(self, general: Traits, of: Callable[[Any], Traits]) -> None:
+        self.general = general
+        self.of = of
+
+    def __get__(self, instance: object | None, owner: type) -> Traits:
+        if instance is None:
+            return self.general
+        return self.of(instance)
+
+
 @dataclass(frozen=True)
 class Cost:
     """Analytic cost of one forward pass of an attention, projections excluded.
@@ -153,18 +179,26 @@ class Cost:
     activation_bytes: float
     state_bytes: float
 
-    def __add__(self, other: "Cost") -> "Cost":
+    def __add__(self, cost: "Cost") -> "Cost":
         return Cost(
-            *(getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(Cost))
+            flops=self.flops + cost.flops,
+            parameters=self.parameters + cost.parameters,
+            activation_bytes=self.activation_bytes + cost.activation_bytes,
+            state_bytes=self.state_bytes + cost.state_bytes,
         )
 
 
 @runtime_checkable
 class Attention(Protocol):
-    """The protocol. No inheritance is needed; `dartformer.attention.conformance.check` tells whether a class
-    keeps it."""
+    """The protocol. No inheritance is needed.
 
-    traits: ClassVar[Traits]
+    `dartformer.attention.check` tells whether a class keeps it.
+    """
+
+    @property
+    def traits(self) -> Traits:
+        """What it can honour; the class has them too, as `FieldTraits` where fields decide."""
+        ...
 
     def init(self, key: Array, shape: Shape) -> Params:
         """Own parameters (often none), every leaf leading with H."""
@@ -183,8 +217,10 @@ class Attention(Protocol):
         ...
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array | None:
-        """`[B, H, N, N]` such that the output is `weights @ v`, by definition; None if not
-        `traits.matrix`."""
+        """The matrix `[B, H, N, N]` whose product with v is the output, by definition.
+
+        None where `traits.matrix` is False.
+        """
         ...
 
     def cost(self, shape: Shape) -> Cost:
@@ -201,69 +237,87 @@ def require(
     positions: str = "none",
     dropout: float = 0.0,
 ) -> None:
-    """Raise `InputError` unless `attention` can do what is asked, before anything is built or
-    trained.
+    """Raise `InputError` unless `attention` can do all of this, before anything is built.
 
     Args:
       attention: any.
-      causal, length, order: of the task, of its longest input, of the derivatives that a search
-        takes.
-      positions: "rotary" and "alibi" must be among its traits; what is added to the embeddings
-        needs nothing of it.
+      causal: whether the task is causal.
+      length: of the longest input.
+      order: of the derivatives that a search takes.
+      positions: "rotary" and "alibi" must be among its traits. Positions that are added to the
+        embeddings work with every attention.
       dropout: rate of attention dropout.
     """
     traits = attention.traits
     name = repr(attention)
     if causal and not traits.causal:
         raise InputError(
-            f"{name} cannot be causal, and this task is causal: leave it out of the candidates."
+            f"{name} does not work with a causal task. Leave it out of the candidates."
         )
     if not causal and not traits.bidirectional:
         raise InputError(
-            f"{name} is causal only, and this task reads both ways: leave it out of the candidates."
+            f"{name} works only with a causal task, and this one is bidirectional. Leave it out of the "
+            f"candidates."
         )
     if length < 1:
         raise InputError(f"length must be at least 1, got {length}.")
     if order > traits.order:
         raise InputError(
-            f"{name} can be differentiated {traits.order} times, and this search needs {order}: "
-            f"use search.strategy.hypergradient = 'first' or 'finite'."
+            f"{name} can be differentiated {traits.order} times, and this search needs {order}. "
+            f"Use search.strategy.hypergradient = 'first' or 'finite'."
         )
     unread = positions == "rotary" and not traits.reads & {"q", "k"}
     if positions in POSITIONS and positions not in traits.positions and not unread:
         raise InputError(
-            f"{name} cannot take {positions} positions (it takes {_listed(traits.positions)}): leave it "
+            f"{name} does not work with {positions} positions ({_supported(traits.positions)}). Leave it "
             f"out of the candidates, or use model.positions = 'learned', 'sinusoidal' or 'none'."
         )
     if dropout > 0 and not traits.dropout:
         raise InputError(
-            f"{name} has no meaning for attention dropout, got a rate of {dropout}: leave it out of the "
+            f"{name} does not support attention dropout, got a rate of {dropout}. Leave it out of the "
             f"candidates, or use model.attention_dropout = 0."
         )
 
 
 def accept(attention: Attention, inputs: Inputs, *, causal: bool) -> None:
-    """Raise `InputError` for a call that the traits of `attention` do not cover: every `__call__`
-    begins with it."""
+    """Raise `InputError` for a call that the traits of `attention` do not cover.
+
+    Every `__call__` begins with it.
+    """
+    positions = "none"
+    if inputs.slopes is not None:
+        positions = "alibi"
     require(
         attention,
         causal=causal,
         length=inputs.q.shape[1],
+        positions=positions,
         dropout=inputs.dropout,
-        positions="none" if inputs.slopes is None else "alibi",
     )
 
 
-def _listed(positions: frozenset[str]) -> str:
-    return " and ".join(sorted(positions)) or "neither rotary nor alibi"
+def _supported(positions: frozenset[str]) -> str:
+    if not positions:
+        return "it supports neither rotary nor alibi"
+    return f"it supports {' and '.join(sorted(positions))}"
 
 
 def positive(attention: Any, **fields: int) -> None:
     """Raise `InputError` for the first of `fields` that is not a whole number of at least 1."""
+    _at_least(1, attention, fields)
+
+
+def not_negative(attention: Any, **fields: int) -> None:
+    """Raise `InputError` for the first of `fields` that is not a whole number of at least 0."""
+    _at_least(0, attention, fields)
+
+
+def _at_least(least: int, attention: Any, fields: dict[str, int]) -> None:
     for name, value in fields.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InputError(
-                f"{name_of(attention)}: {name} must be a whole number of at least 1, got {value!r}."
+                f"{name_of(attention)}: {name} must be a whole number of at least {least}, "
+                f"got {value!r}."
             )
 
 
@@ -273,24 +327,39 @@ def zero_invalid(out: Array, valid: Array) -> Array:
 
 
 def drop_values(inputs: Inputs, train: bool, key: Array | None) -> Array:
-    """v `[B, N, H, D]` with whole tokens dropped at `inputs.dropout` in training: the dropout
-    called "values"."""
+    """v `[B, N, H, D]` with tokens dropped at `inputs.dropout` in training: the dropout "values"."""
     rate = inputs.rate(train)
-    return inputs.v if rate == 0 else inputs.v * drop(jnp.ones_like(inputs.v[..., :1]), rate, key)
+    if rate == 0:
+        return inputs.v
+    tokens = jnp.ones_like(inputs.v[..., :1])  # [B, N, H, 1]: all D numbers of a token or none
+    return inputs.v * drop(tokens, rate, key)
+
+
+def kv_cache_bytes(shape: Shape, tokens: int) -> int:
+    """Bytes of the keys and values of `tokens` tokens, for `Cost.state_bytes`."""
+    numbers = shape.batch * tokens * shape.kept_heads * shape.head_dim
+    return 2 * numbers * shape.itemsize
 
 
 def layer_input(attention: Attention, inputs: Inputs) -> Array:
-    """x `[B, N, E]` in float32 or wider; raises `InputError` where it was not given."""
+    """x `[B, N, E]` in float32 or wider; raises `InputError` where it is None."""
     if inputs.x is None:
         raise InputError(
-            f"{attention!r} reads the layer's input, and inputs.x is None: give it [B, N, E]."
+            f"{attention!r} reads the layer's input, but inputs.x is None. Pass an array [B, N, E]."
         )
     return inputs.x.astype(wide(inputs.x))
 
 
 def fits(attention: Any, length: int, limit: int) -> None:
-    """Raise `InputError` where a fixed-length attention is given a longer input."""
+    """Raise `InputError` for an input longer than a fixed-length attention was built for."""
     if length > limit:
+        raise InputError(f"{attention!r} was built for at most {limit} tokens, got {length}.")
+
+
+def head_keys(attention: Attention, inputs: Inputs) -> Array:
+    """`inputs.head_keys` `[H]`; raises `InputError` where it is None."""
+    if inputs.head_keys is None:
         raise InputError(
-            f"{attention!r} was built for at most {limit} tokens and was given {length}."
+            f"{attention!r} is random, but inputs.head_keys is None. Pass one PRNG key for each head."
         )
+    return inputs.head_keys

@@ -17,34 +17,33 @@ from dartformer.attention.base import (
     Spelled,
     Traits,
     accept,
+    head_keys,
+    kv_cache_bytes,
     positive,
     zero_invalid,
 )
-from dartformer.errors import InputError
 from dartformer.kernels.block_sparse import block_sparse_attention
 from dartformer.kernels.softmax import dense_weights, softmax_attention
 
 
 @dataclass(frozen=True, repr=False)
 class BigBird(Spelled):
-    """Softmax over chosen blocks: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over j in the
-    blocks of i's set.
+    """Softmax over chosen blocks: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j, j in i's set.
 
     Of the blocks 0 .. n-1 of an example, block t sees: t-1, t, t+1; the first and the last
     `globals`, which see all blocks themselves; and `randoms` more, drawn without repetition from
-    those not yet named. Where fewer than that are left it sees them all, so that few blocks are
-    full attention, exactly.
+    the remaining ones. Where fewer than that remain it sees them all: few blocks are full
+    attention, exactly.
 
     Paper: Zaheer et al. 2020, arXiv:2007.14062, section 2 and appendix D (BigBird-ITC). Own
     parameters: none. Cost: O(N b (3 + randoms + 4 globals) D) time, memory without the D; no N x N
     array. Randomness: the graph of a head depends on its key in `Inputs.head_keys`, the number of
     the block and n, and on nothing else: it is the same in training, evaluation, after a restart,
     and in a derived model. Masks: invalid keys are left out of the softmax. n counts blocks up to
-    that of the last valid token of each example, so that the last blocks are not padding, and
-    padding a batch further changes nothing. A query that sees no key gives zero. Deviations:
-    causal, which is not published, is what remains sound of it: t-1, t up to the query, the first
-    `globals` blocks, and `randoms` drawn from the blocks in between; no last blocks, and nothing
-    depends on n.
+    that of the last valid token of each example: the last blocks are not padding, and padding a
+    batch further changes nothing. A query that sees no key gives zero. Deviations: the paper has no
+    causal form. Here it is t-1, t up to the query, the first `globals` blocks, and `randoms` drawn
+    from the blocks in between; there are no last blocks, and nothing depends on n.
 
     Attributes:
       block: b, tokens in a block.
@@ -73,9 +72,13 @@ class BigBird(Spelled):
         return {}
 
     def sees_all(self, length: int, *, causal: bool = False) -> bool:
-        """Whether `length` tokens are so few blocks that each is seen: then this is full attention,
-        and computed so."""
-        return -(-length // self.block) - 2 - self.globals * (1 if causal else 2) <= self.randoms
+        """Whether `length` tokens are so few blocks that all are seen: then this is full attention."""
+        blocks = -(-length // self.block)
+        ends = 2
+        if causal:
+            ends = 1
+        # Beside the window of two blocks at an end, the smallest there is, and the global blocks.
+        return blocks - 2 - self.globals * ends <= self.randoms
 
     def __call__(
         self,
@@ -88,63 +91,69 @@ class BigBird(Spelled):
     ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
-        qkv = inputs.q, inputs.k, inputs.v
         if self.sees_all(inputs.q.shape[1], causal=causal):
             out = softmax_attention(
-                *qkv,
+                inputs.q,
+                inputs.k,
+                inputs.v,
                 causal=causal,
                 valid=inputs.valid,
                 slopes=inputs.slopes,
                 dropout=inputs.rate(train),
                 key=key,
             )
-        else:
-            everywhere, drawn = self.graph(inputs, causal=causal)
-            near = np.arange(drawn.shape[2])[:, None] + np.arange(-1, 1 if causal else 2)
-            ids = jnp.concatenate(
-                [jnp.broadcast_to(near, (*drawn.shape[:3], near.shape[1])), drawn], axis=-1
-            )
-            out = block_sparse_attention(
-                *qkv,
-                ids,
-                block=self.block,
-                everywhere=everywhere,
-                both_ways=not causal,
-                allowed=(lambda i, j: j <= i) if causal else None,
-                valid=inputs.valid,
-                slopes=inputs.slopes,
-                dropout=inputs.rate(train),
-                key=key,
-            )
+            return zero_invalid(out, inputs.mask)
+
+        everywhere, drawn = self.graph(inputs, causal=causal)
+        window = np.arange(-1, 2)
+        allowed = None
+        if causal:
+            window = np.arange(-1, 1)
+            allowed = _not_later
+        number = np.arange(drawn.shape[2])[:, None]
+        near = jnp.broadcast_to(number + window, (*drawn.shape[:3], len(window)))
+        out = block_sparse_attention(
+            inputs.q,
+            inputs.k,
+            inputs.v,
+            jnp.concatenate([near, drawn], axis=-1),
+            block=self.block,
+            everywhere=everywhere,
+            both_ways=not causal,
+            allowed=allowed,
+            valid=inputs.valid,
+            slopes=inputs.slopes,
+            dropout=inputs.rate(train),
+            key=key,
+        )
         return zero_invalid(out, inputs.mask)
 
     def graph(self, inputs: Inputs, *, causal: bool = False) -> tuple[np.ndarray | Array, Array]:
-        """The global blocks `[B or 1, G]`, and the random ones of each block `[B or 1, H, T,
-        randoms]`; -1: none.
+        """The global blocks `[B or 1, G]`, and the random ones of each block.
+
+        The random ones are `[B or 1, H, T, randoms]`, with -1 for none.
 
         Raises:
           InputError: `inputs.head_keys` is None.
         """
-        if inputs.head_keys is None:
-            raise InputError(
-                f"{self!r} draws its graph from inputs.head_keys, which is None: give it [H] keys."
-            )
+        keys = head_keys(self, inputs)
         length = inputs.q.shape[1]
         blocks = -(-length // self.block)
         edge = np.arange(self.globals)[None]
         if causal:  # before the window, and after the global blocks
-            drawn = random_blocks(
-                inputs.head_keys, blocks, self.globals, np.arange(blocks)[None] - 1, self.randoms
-            )
-            return edge, drawn
-        count: np.ndarray | Array = np.array([blocks])
-        if inputs.valid is not None:
-            count = -(-jnp.max(inputs.valid * jnp.arange(1, length + 1), axis=1) // self.block)
-        last = count[:, None] - self.globals
-        everywhere = (np if inputs.valid is None else jnp).concatenate(
-            [edge + 0 * last, last + edge], axis=1
-        )
-        return everywhere, random_blocks(inputs.head_keys, blocks, self.globals, last, self.randoms)
+            stop = np.arange(blocks)[None] - 1
+            return edge, random_blocks(keys, blocks, self.globals, stop, self.randoms)
+        if inputs.valid is None:
+            last = np.array([[blocks - self.globals]])
+            edges = np.concatenate([edge, last + edge], axis=1)
+            return edges, random_blocks(keys, blocks, self.globals, last, self.randoms)
+        # Blocks up to that of the last valid token of each example.
+        tokens = jnp.max(inputs.valid * jnp.arange(1, length + 1), axis=1)
+        count = -(-tokens // self.block)
+        start = count[:, None] - self.globals
+        # [B, 2 globals]: the first blocks are the same in each example, the last are not.
+        everywhere = jnp.concatenate([edge + 0 * start, start + edge], axis=1)
+        return everywhere, random_blocks(keys, blocks, self.globals, start, self.randoms)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The softmax of all scores under a dense mask, `[B, H, N, N]`."""
@@ -152,43 +161,45 @@ class BigBird(Spelled):
         block = jnp.arange(drawn.shape[2])
         apart = block - block[:, None]
         through = (block == everywhere[..., None]).any(axis=1)[:, None]  # [B or 1, 1, T]
-        seen = (abs(apart) <= 1) | through[:, :, None] | (block == drawn[..., None]).any(axis=-2)
-        if not causal:
-            seen = seen | through[..., None]
+        random = (block == drawn[..., None]).any(axis=-2)  # [B or 1, H, T, T]
+        blocks = (abs(apart) <= 1) | through[:, :, None] | random
+        if not causal:  # global blocks see all
+            blocks = blocks | through[..., None]
         number = jnp.arange(inputs.q.shape[1]) // self.block
-        pattern = seen[:, :, number][..., number]
+        pattern = blocks[:, :, number][..., number]
         return dense_weights(
             inputs.q, inputs.k, pattern, causal=causal, valid=inputs.valid, slopes=inputs.slopes
         )
 
     def cost(self, shape: Shape) -> Cost:
         """As full attention, for the blocks that are computed."""
-        if self.sees_all(shape.length):
-            scores, kept = shape.length**2, shape.length
-        else:
+        scores = shape.length**2
+        if not self.sees_all(shape.length):
             blocks = -(-shape.length // self.block)
             scores = blocks * self.block**2 * (3 + self.randoms + 4 * self.globals)
-            kept = shape.length
         scores *= shape.batch * shape.heads
         return Cost(
             flops=scores * (4 * shape.head_dim + 6),
             parameters=0,
-            activation_bytes=2 * scores * max(4, shape.itemsize),
-            state_bytes=2 * shape.batch * kept * shape.kept_heads * shape.head_dim * shape.itemsize,
+            activation_bytes=2 * scores * shape.wide_itemsize,
+            state_bytes=kv_cache_bytes(shape, shape.length),
         )
+
+
+def _not_later(query: Array, key: Array) -> Array:
+    """Whether a key at position `key` is no later than the query."""
+    return key <= query
 
 
 def random_blocks(
     keys: Array, blocks: int, start: int, stop: np.ndarray | Array, count: int
 ) -> Array:
-    """For each head and block t, `count` different blocks of [start, stop) that are not t-1, t or
-    t+1.
+    """For each head and block t, `count` different blocks of [start, stop), without t-1, t, t+1.
 
     Args:
-      keys: `[H]`; with t, all that the randomness comes from, so that no row changes when blocks
-        are added.
+      keys: `[H]`. The randomness comes from them and t alone: no row changes when blocks are added.
       blocks: T.
-      start, stop: whence they are drawn; stop is `[B or 1, T or 1]`.
+      start, stop: the range to draw from; stop is `[B or 1, T or 1]`.
       count: how many; where there are fewer, all are taken.
 
     Returns:
@@ -197,24 +208,26 @@ def random_blocks(
     """
     t = jnp.arange(blocks, dtype=jnp.int32)
     stop = jnp.maximum(jnp.asarray(stop, jnp.int32), start)
-    near, far = (
-        jnp.clip(t - 1, start, stop),
-        jnp.clip(t + 2, start, stop),
-    )  # the window is not drawn from
-    left = (stop - start - (far - near))[:, None]  # [B or 1, 1, T]
-    bits = jax.vmap(
-        lambda key: jax.vmap(
-            lambda row: jax.random.bits(jax.random.fold_in(key, row), (count,), "uint32")
-        )(t)
-    )(keys)  # [H, T, count]
-    ranks: list[Array] = []  # among what may be drawn, ascending
+    # The window [near, far) is not drawn from.
+    near = jnp.clip(t - 1, start, stop)
+    far = jnp.clip(t + 2, start, stop)
+    window = far - near
+    remaining = (stop - start - window)[:, None]  # [B or 1, 1, T]
+
+    def row_bits(key: Array, row: Array) -> Array:
+        return jax.random.bits(jax.random.fold_in(key, row), (count,), "uint32")
+
+    over_rows = jax.vmap(row_bits, (None, 0))
+    bits = jax.vmap(over_rows, (0, None))(keys, t)  # [H, T, count]
+    ranks: list[Array] = []  # among the blocks that may be drawn, ascending
     drawn = []
     for i in range(count):
-        rank = (bits[..., i] % jnp.maximum(left - i, 1).astype(jnp.uint32)).astype(jnp.int32)
+        choices = jnp.maximum(remaining - i, 1).astype(jnp.uint32)
+        rank = (bits[..., i] % choices).astype(jnp.int32)
         for earlier in ranks:  # the rank-th of those not drawn yet
             rank = rank + (rank >= earlier)
         ranks = list(jnp.sort(jnp.stack([*ranks, rank]), axis=0))
         block = start + rank
-        block = block + jnp.where(block >= near[:, None], (far - near)[:, None], 0)
-        drawn.append(jnp.where(i < left, block, -1))
+        block = block + jnp.where(block >= near[:, None], window[:, None], 0)
+        drawn.append(jnp.where(i < remaining, block, -1))
     return jnp.stack(drawn, axis=-1)

@@ -15,6 +15,7 @@ from dartformer.attention.base import (
     Spelled,
     Traits,
     accept,
+    kv_cache_bytes,
     positive,
     zero_invalid,
 )
@@ -24,8 +25,9 @@ from dartformer.kernels.softmax import dense_weights
 
 @dataclass(frozen=True, repr=False)
 class Block(Spelled):
-    """Block-local attention: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over j with floor(j/b)
-    = floor(i/b).
+    """Block-local attention: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j, j in the block of i.
+
+    That is over j with floor(j / b) = floor(i / b).
 
     Paper: the "local attention" of Tay et al. 2021 (Long Range Arena), arXiv:2011.04006; blocks of
     queries as in Parmar et al. 2018 (Image Transformer), arXiv:1802.05751, which let a block see
@@ -84,22 +86,19 @@ class Block(Spelled):
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The softmax of all scores under a dense mask, `[B, H, N, N]`."""
         block = jnp.arange(inputs.q.shape[1]) // self.size
+        pattern = block[:, None] == block
         return dense_weights(
-            inputs.q,
-            inputs.k,
-            block[:, None] == block,
-            causal=causal,
-            valid=inputs.valid,
-            slopes=inputs.slopes,
+            inputs.q, inputs.k, pattern, causal=causal, valid=inputs.valid, slopes=inputs.slopes
         )
 
     def cost(self, shape: Shape) -> Cost:
         """As full attention, for each block; the last one is computed whole."""
         size = min(self.size, shape.length)
-        scores = shape.batch * shape.heads * -(-shape.length // size) * size**2
+        blocks = -(-shape.length // size)
+        scores = shape.batch * shape.heads * blocks * size**2
         return Cost(
             flops=scores * (4 * shape.head_dim + 6),
             parameters=0,
-            activation_bytes=2 * scores * max(4, shape.itemsize),
-            state_bytes=2 * shape.batch * size * shape.kept_heads * shape.head_dim * shape.itemsize,
+            activation_bytes=2 * scores * shape.wide_itemsize,
+            state_bytes=kv_cache_bytes(shape, size),
         )

@@ -24,11 +24,10 @@ from dartformer.kernels.softmax import wide
 
 @dataclass(frozen=True, repr=False)
 class Conv(Spelled):
-    """Depthwise convolution: y_i = sum_t kernel_t * v_{i - before + t}, t = 0 .. width - 1, for
-    each number on its own.
+    """Depthwise convolution: y_i = sum_t kernel_t * v_{i - before + t}, t = 0 .. width - 1.
 
-    before = floor(width / 2), so that an even width has one more tap before than after; causal:
-    before = width - 1.
+    Each of the D numbers has its own taps. before = floor(width / 2): an even width has one more tap
+    before than after. Causal: before = width - 1.
 
     Paper: none; a baseline, the token mixing of lightweight convolutions (Wu et al. 2019,
     arXiv:1901.10430, section 3) without their sharing of channels and softmax. It lets a search
@@ -61,7 +60,9 @@ class Conv(Spelled):
 
     def _before(self, causal: bool) -> int:
         """Taps before the token itself."""
-        return self.width - 1 if causal else self.width // 2
+        if causal:
+            return self.width - 1
+        return self.width // 2
 
     def __call__(
         self,
@@ -74,15 +75,18 @@ class Conv(Spelled):
     ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
-        v, before = zero_invalid(drop_values(inputs, train, key), inputs.mask), self._before(causal)
-        length, kernel = v.shape[1], params["kernel"].astype(wide(v, params["kernel"]))
-        # Shifted views, which fuse; XLA's depthwise convolution is far slower on a CPU, and its
+        v = zero_invalid(drop_values(inputs, train, key), inputs.mask)
+        kernel = params["kernel"]
+        kernel = kernel.astype(wide(v, kernel))
+        length = v.shape[1]
+        before = self._before(causal)
+        after = self.width - 1 - before
+        padded = jnp.pad(v, ((0, 0), (before, after), (0, 0), (0, 0)))
+        # Shifted views, which fuse. XLA's depthwise convolution is far slower on a CPU, and its
         # gradient more so.
-        padded = jnp.pad(v, ((0, 0), (before, self.width - 1 - before), (0, 0), (0, 0)))
-        out = sum(
-            (padded[:, t : t + length] * kernel[:, t] for t in range(1, self.width)),
-            padded[:, :length] * kernel[:, 0],
-        )
+        out = padded[:, :length] * kernel[:, 0]
+        for t in range(1, self.width):
+            out = out + padded[:, t : t + length] * kernel[:, t]
         return zero_invalid(out.astype(v.dtype), inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> None:
@@ -93,21 +97,19 @@ class Conv(Spelled):
         """The output by definition, in O(N^2), `[B, N, H, D]`."""
         i = jnp.arange(inputs.v.shape[1])
         tap = i - i[:, None] + self._before(causal)  # [query, key]
-        taps = (
-            params["kernel"][:, tap.clip(0, self.width - 1)]
-            * ((tap >= 0) & (tap < self.width))[..., None]
-        )
+        inside = (tap >= 0) & (tap < self.width)
+        taps = params["kernel"][:, tap.clip(0, self.width - 1)]  # [H, query, key, D]
+        taps = taps * inside[..., None]
         out = jnp.einsum("hqkd,bkhd->bqhd", taps, zero_invalid(inputs.v, inputs.mask))
         return zero_invalid(out, inputs.mask)
 
     def cost(self, shape: Shape) -> Cost:
-        """A multiply-add for each tap of each number; a decoder keeps the tokens that are still
-        within reach."""
+        """A multiply-add for each tap of each number; decoding keeps the tokens within reach."""
         numbers = shape.batch * shape.length * shape.heads * shape.head_dim
         kept = shape.batch * min(shape.length, self.width) * shape.heads * shape.head_dim
         return Cost(
             flops=2 * self.width * numbers,
             parameters=shape.heads * self.width * shape.head_dim,
-            activation_bytes=2 * numbers * max(4, shape.itemsize),
+            activation_bytes=2 * numbers * shape.wide_itemsize,
             state_bytes=kept * shape.itemsize,
         )

@@ -1,5 +1,4 @@
-"""cosFormer: linear attention of ReLU features, with weights that fall with the distance as a
-cosine."""
+"""cosFormer: linear attention of ReLU features, re-weighted by a cosine of the distance."""
 
 import math
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ from dartformer.attention.base import (
     accept,
     drop_values,
     fits,
+    not_negative,
     zero_invalid,
 )
-from dartformer.errors import InputError
 from dartformer.kernels.linear_scan import linear_attention, ratio
 from dartformer.kernels.softmax import dense_allowed, wide
 
@@ -56,10 +55,7 @@ class Cosformer(Spelled):
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.horizon, int) or isinstance(self.horizon, bool) or self.horizon < 0:
-            raise InputError(
-                f"cosformer: horizon must be a whole number of at least 0, got {self.horizon!r}."
-            )
+        not_negative(self, horizon=self.horizon)
 
     def init(self, key: Array, shape: Shape) -> Params:
         """No parameters."""
@@ -79,10 +75,11 @@ class Cosformer(Spelled):
         angle = self.angles(inputs)
 
         def phi(x: Array) -> Array:
+            """`[B, N, H, 2 D]`: relu(x) cos a and relu(x) sin a."""
             x = jax.nn.relu(x.astype(wide(x)))
-            return jnp.concatenate(
-                [x * jnp.cos(angle).astype(x.dtype), x * jnp.sin(angle).astype(x.dtype)], axis=-1
-            )
+            cosine = x * jnp.cos(angle).astype(x.dtype)
+            sine = x * jnp.sin(angle).astype(x.dtype)
+            return jnp.concatenate([cosine, sine], axis=-1)
 
         out = linear_attention(
             phi(inputs.q),
@@ -94,44 +91,44 @@ class Cosformer(Spelled):
         return zero_invalid(out, inputs.mask)
 
     def angles(self, inputs: Inputs) -> Array:
-        """pi i / 2M, counted from where the example begins, `[B or 1, N, 1, 1]`, in float32 or
-        wider."""
+        """pi i / 2M, with i counted from where the example begins, `[B or 1, N, 1, 1]`.
+
+        In float32 or wider.
+        """
         length = inputs.q.shape[1]
         if self.horizon:
             fits(self, length, self.horizon)
         position = jnp.arange(length, dtype=wide(inputs.q))[None]
-        start, span = (
-            jnp.zeros((1, 1), position.dtype),
-            jnp.full((1, 1), self.horizon or length, position.dtype),
-        )
+        start = jnp.zeros((1, 1), position.dtype)
+        span = jnp.full((1, 1), self.horizon or length, position.dtype)
         if inputs.valid is not None and not self.horizon:
+            # M of each example: from its first valid token to its last.
             start = jnp.min(jnp.where(inputs.valid, position, length - 1), axis=1, keepdims=True)
             last = jnp.max(jnp.where(inputs.valid, position, 0), axis=1, keepdims=True)
             span = jnp.maximum(last - start + 1, 1)
-        return ((position - start) / span * (math.pi / 2))[:, :, None, None]
+        angle = (position - start) / span * (math.pi / 2)
+        return angle[:, :, None, None]
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """relu(q_i) . relu(k_j) cos(pi (i - j) / 2M), rows divided by their sum, `[B, H, N, N]`."""
         angle = self.angles(inputs)[:, :, 0, 0]
-        q, k = (jax.nn.relu(x.astype(wide(x))) for x in (inputs.q, inputs.k))
-        products = (
-            jnp.einsum("bnhd,bkhd->bhnk", q, k)
-            * jnp.cos(angle[:, :, None] - angle[:, None])[:, None]
-        )
+        q = jax.nn.relu(inputs.q.astype(wide(inputs.q)))
+        k = jax.nn.relu(inputs.k.astype(wide(inputs.k)))
+        cosine = jnp.cos(angle[:, :, None] - angle[:, None])  # [B or 1, N, N]
+        products = jnp.einsum("bnhd,bkhd->bhnk", q, k) * cosine[:, None]
         allowed = dense_allowed(inputs.q.shape[1], causal=causal, valid=inputs.valid)
         if allowed is not None:
             products = jnp.where(allowed, products, 0)
-        return ratio(products, products.sum(-1, keepdims=True)) * inputs.mask[:, None, :, None]
+        rows = ratio(products, products.sum(-1, keepdims=True))
+        return rows * inputs.mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:
-        """Two products with the 2D x D state, and about 14 operations for each number of q, k and
-        v."""
+        """Two products with the 2D x D state, and 14 operations for each number of q, k and v."""
         numbers = shape.batch * shape.length * shape.heads * shape.head_dim
         state = 2 * shape.batch * shape.heads * shape.head_dim * (shape.head_dim + 1)
-        wide_size = max(4, shape.itemsize)
         return Cost(
             flops=numbers * (8 * shape.head_dim + 14),
             parameters=0,
-            activation_bytes=(5 * numbers + state) * wide_size,
-            state_bytes=state * wide_size,
+            activation_bytes=(5 * numbers + state) * shape.wide_itemsize,
+            state_bytes=state * shape.wide_itemsize,
         )

@@ -15,6 +15,7 @@ from dartformer.attention.base import (
     Spelled,
     Traits,
     accept,
+    kv_cache_bytes,
     zero_invalid,
 )
 from dartformer.errors import InputError
@@ -25,10 +26,10 @@ NAMES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 
 @dataclass(frozen=True, repr=False)
 class Differential(Spelled):
-    """Difference of softmaxes: y_i = sum_j (softmax_j(q1_i . k1_j / s) - l softmax_j(q2_i . k2_j /
-    s)) v_j.
+    """Difference of softmaxes: y_i = sum_j (softmax_j(S1_ij) - l softmax_j(S2_ij)) v_j.
 
-    q1, q2 are the two halves of q, k1, k2 those of k, s = sqrt(D / 2), and
+    S1_ij = q1_i . k1_j / s and S2_ij = q2_i . k2_j / s, where q1, q2 are the two halves of q, k1, k2
+    those of k, s = sqrt(D / 2), and
     l = exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init.
 
     Paper: Ye et al. 2024, arXiv:2410.05258, equations 1 and 2. Own parameters: lambda_q1,
@@ -66,14 +67,14 @@ class Differential(Spelled):
 
     def init(self, key: Array, shape: Shape) -> Params:
         """The four lambdas, `[H, D / 2]`, of standard deviation 0.1 as in the paper's code."""
-        self._half(shape.head_dim)
-        return {
-            name: 0.1 * jax.random.normal(k, (shape.heads, shape.head_dim // 2))
-            for name, k in zip(NAMES, jax.random.split(key, 4), strict=True)
-        }
+        size = (shape.heads, self._half(shape.head_dim))
+        params = {}
+        for name, k in zip(NAMES, jax.random.split(key, 4), strict=True):
+            params[name] = 0.1 * jax.random.normal(k, size)
+        return params
 
     def _half(self, width: int) -> int:
-        """D / 2; refuses an odd D."""
+        """D / 2; raises `InputError` for an odd D."""
         if width % 2:
             raise InputError(
                 f"{self!r} halves queries and keys, so the head width must be even, got {width}."
@@ -85,14 +86,16 @@ class Differential(Spelled):
         accept(self, inputs, causal=causal)
         half = self._half(inputs.q.shape[-1])
         allowed = dense_allowed(inputs.q.shape[1], causal=causal, valid=inputs.valid)
-        first, second = (
-            masked_softmax(
-                dense_scores(inputs.q[..., part], inputs.k[..., part], inputs.slopes), allowed
-            )
-            for part in (slice(half), slice(half, None))
-        )
-        q1, k1, q2, k2 = (params[name].astype(wide(params[name], first)) for name in NAMES)
-        share = jnp.exp((q1 * k1).sum(-1)) - jnp.exp((q2 * k2).sum(-1)) + self.lambda_init
+        q1, q2 = inputs.q[..., :half], inputs.q[..., half:]
+        k1, k2 = inputs.k[..., :half], inputs.k[..., half:]
+        first = masked_softmax(dense_scores(q1, k1, inputs.slopes), allowed)
+        second = masked_softmax(dense_scores(q2, k2, inputs.slopes), allowed)
+        # l = exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init, equation 2.
+        lambdas = [params[name].astype(wide(params[name], first)) for name in NAMES]
+        lambda_q1, lambda_k1, lambda_q2, lambda_k2 = lambdas
+        plus = jnp.exp((lambda_q1 * lambda_k1).sum(-1))
+        minus = jnp.exp((lambda_q2 * lambda_k2).sum(-1))
+        share = plus - minus + self.lambda_init  # [H]
         return first - share[:, None, None] * second
 
     def __call__(
@@ -106,28 +109,23 @@ class Differential(Spelled):
     ) -> Array:
         """See `Attention`; raises `InputError` for an odd head width."""
         rows = drop(self._weights(params, inputs, causal), inputs.rate(train), key)
-        out = jnp.einsum(
-            "bhnk,bkhd->bnhd", rows, inputs.v, preferred_element_type=wide(rows, inputs.v)
-        )
+        dtype = wide(rows, inputs.v)
+        out = jnp.einsum("bhnk,bkhd->bnhd", rows, inputs.v, preferred_element_type=dtype)
         return zero_invalid(out.astype(inputs.v.dtype), inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
-        """The difference of the two, `[B, H, N, N]`; entries may be negative, and rows sum to 1 -
-        l."""
+        """The difference of the two, `[B, H, N, N]`.
+
+        Entries may be negative, and rows sum to 1 - l.
+        """
         return self._weights(params, inputs, causal) * inputs.mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:
-        """Two products as full attention, two softmaxes, and three operations for their
-        difference."""
+        """Two products, two softmaxes, and three operations for their difference."""
         scores = shape.batch * shape.heads * shape.length**2
         return Cost(
             flops=scores * (4 * shape.head_dim + 14),
             parameters=4 * shape.heads * (shape.head_dim // 2),
-            activation_bytes=3 * scores * max(4, shape.itemsize),
-            state_bytes=2
-            * shape.batch
-            * shape.length
-            * shape.kept_heads
-            * shape.head_dim
-            * shape.itemsize,
+            activation_bytes=3 * scores * shape.wide_itemsize,
+            state_bytes=kv_cache_bytes(shape, shape.length),
         )

@@ -26,14 +26,15 @@ from dartformer.kernels.softmax import wide
 
 @dataclass(frozen=True, repr=False)
 class Fourier(Spelled):
-    """Mixing without parameters: y = Re(F_n v F_D) / sqrt(n D), F the matrix of the discrete
-    Fourier transform.
+    """Mixing without parameters: y = Re(F_n v F_D) / sqrt(n D).
+
+    F is the matrix of the discrete Fourier transform.
 
     Paper: Lee-Thorp et al. 2022 (FNet), arXiv:2105.03824, equation 3. Own parameters: none. Cost:
     O(N D (log N + D)) time, O(N D) memory; about four times that with a mask. Masks: n is the
-    number of valid tokens of an example and the transform is theirs alone, as if the others were
-    cut out, so that padding changes nothing; a plain transform would change with every token that
-    is added. Not causal. Deviations: over the D numbers of v in one head, where FNet transforms all
+    number of valid tokens of an example and the transform is theirs alone, as if padding
+    were cut out: adding padding changes nothing. A plain transform would change with every token
+    that is added. Not causal. Deviations: over the D numbers of v in one head, where FNet transforms all
     E of the layer's input. Divided by sqrt(n D), which makes the transform unitary: outputs, its
     real part, have 1 / sqrt(2) of the scale of the values. Computed in float32 or wider: there is
     no FFT of float16 or bfloat16."""
@@ -62,11 +63,13 @@ class Fourier(Spelled):
     ) -> Array:
         """See `Attention`; raises `InputError` for more than 65,535 tokens with a mask."""
         accept(self, inputs, causal=causal)
-        v, dtype = drop_values(inputs, train, key), inputs.v.dtype
+        v = drop_values(inputs, train, key)
+        dtype = inputs.v.dtype
         length, width = v.shape[1], v.shape[3]
         v = v.astype(wide(v))
         if inputs.valid is None:
-            return (fourier(_across(v)).real * (length * width) ** -0.5).astype(dtype)
+            out = fourier(_across(v)).real * (length * width) ** -0.5
+            return out.astype(dtype)
         if length > LONGEST:
             raise InputError(
                 f"{self!r} takes at most {LONGEST} tokens where some may be padding, got {length}."
@@ -79,7 +82,8 @@ class Fourier(Spelled):
         out = fourier(_across(front), counts).real
         out = jnp.take_along_axis(out, jnp.maximum(rank, 0)[:, :, None, None], axis=1)
         scale = (jnp.maximum(counts, 1) * width).astype(out.dtype) ** -0.5
-        return zero_invalid((out * scale[:, None, None, None]).astype(dtype), inputs.valid)
+        out = out * scale[:, None, None, None]
+        return zero_invalid(out.astype(dtype), inputs.valid)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> None:
         """None: it mixes the numbers of a token as well."""
@@ -90,27 +94,33 @@ class Fourier(Spelled):
         keep, width = inputs.mask, inputs.v.shape[-1]
         rank = jnp.cumsum(keep, axis=1) - 1
         n = jnp.maximum(keep.sum(1), 1)[:, None, None]
+        # Modulo n before the division, in integers: a large angle has few digits after the point.
         turns = rank[:, :, None] * rank[:, None, :] % n / n  # [B, N, N]
-        matrix = jnp.exp(-2j * np.pi * turns) * (keep[:, :, None] & keep[:, None, :])
+        pairs = keep[:, :, None] & keep[:, None, :]
+        matrix = jnp.exp(-2j * np.pi * turns) * pairs
         out = jnp.einsum("bnk,bkhd->bnhd", matrix, _across(inputs.v)).real
         return out * (n[..., None] * width) ** -0.5
 
     def cost(self, shape: Shape) -> Cost:
-        """5 N log2 N for the complex transform over tokens, and two real products over numbers;
-        without a mask."""
+        """5 N log2 N for the transform over tokens, two real products over numbers; no mask."""
         numbers = shape.batch * shape.length * shape.heads * shape.head_dim
+        levels = np.log2(max(shape.length, 2))
         return Cost(
-            flops=numbers * (4 * shape.head_dim + 5 * np.log2(max(shape.length, 2)) + 2),
+            flops=numbers * (4 * shape.head_dim + 5 * levels + 2),
             parameters=0,
-            activation_bytes=4 * numbers * max(4, shape.itemsize),
+            activation_bytes=4 * numbers * shape.wide_itemsize,
             state_bytes=0,
         )
 
 
 def _across(v: Array) -> Array:
-    """v F_D over the last axis, complex: D is small, so two real products are quicker than an
-    FFT."""
+    """v F_D over the last axis, complex.
+
+    D is small, so two real products are quicker than an FFT.
+    """
     width = v.shape[-1]
-    angle = 2 * np.pi * (np.outer(np.arange(width), np.arange(width)) % width) / width
-    real, imaginary = (jnp.asarray(a, v.dtype) for a in (np.cos(angle), -np.sin(angle)))
+    index = np.arange(width)
+    angle = 2 * np.pi * (np.outer(index, index) % width) / width
+    real = jnp.asarray(np.cos(angle), v.dtype)
+    imaginary = jnp.asarray(-np.sin(angle), v.dtype)
     return jax.lax.complex(v @ real, v @ imaginary)

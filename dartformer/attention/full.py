@@ -14,6 +14,7 @@ from dartformer.attention.base import (
     Spelled,
     Traits,
     accept,
+    kv_cache_bytes,
     zero_invalid,
 )
 from dartformer.kernels.chunked import TILE
@@ -91,21 +92,15 @@ class Full(Spelled):
         return rows * inputs.mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:
-        """Two products of N x N x D, and about 5 operations for each score (scale, maximum, shift,
-        exp, sum)."""
+        """Two products of N x N x D, and about 5 operations for each score.
+
+        They are scale, maximum, shift, exp and sum.
+        """
         scores = shape.batch * shape.heads * shape.length**2
+        tile_scores = scores / shape.length * min(shape.length, TILE)
         return Cost(
             flops=scores * (4 * shape.head_dim + 5),
             parameters=0,
-            activation_bytes=2
-            * scores
-            / shape.length
-            * min(shape.length, TILE)
-            * max(4, shape.itemsize),
-            state_bytes=2
-            * shape.batch
-            * shape.length
-            * shape.kept_heads
-            * shape.head_dim
-            * shape.itemsize,
+            activation_bytes=2 * tile_scores * shape.wide_itemsize,
+            state_bytes=kv_cache_bytes(shape, shape.length),
         )

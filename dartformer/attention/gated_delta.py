@@ -32,11 +32,11 @@ def unit(x: Array) -> Array:
 
 @dataclass(frozen=True, repr=False)
 class GatedDelta(Spelled):
-    """Gated delta rule: S_i = a_i (I - b_i k_i k_i^T) S_{i-1} + b_i k_i v_i^T, y_i = S_i^T q_i /
-    sqrt(D), |q| = |k| = 1.
+    """Gated delta rule: S_i = a_i (I - b_i k_i k_i^T) S_{i-1} + b_i k_i v_i^T.
 
-    What the state holds at k_i is replaced by v_i, by the share b_i = sigmoid(w_b . x_i); and all
-    of it is forgotten by a_i = exp(-A softplus(w_a . x_i + c)).
+    The output is y_i = S_i^T q_i / sqrt(D), with |q| = |k| = 1. What the state holds at k_i is
+    replaced by v_i, by the share b_i = sigmoid(w_b . x_i). The state forgets by
+    a_i = exp(-A softplus(w_a . x_i + c)).
 
     Paper: Yang et al. 2025 (Gated DeltaNet), arXiv:2412.06464, section 3, equation 10; the delta
     rule of Schlag et al. 2021, arXiv:2102.11174. Own parameters: `alpha` `[H, E]` (w_a), `beta`
@@ -73,18 +73,14 @@ class GatedDelta(Spelled):
         """Unit q / sqrt(D), unit k, the log-decays and the shares b `[B, N, H]`."""
         assert inputs.x is not None
         dtype = wide(inputs.q, inputs.k, inputs.x)
-        own = {name: value.astype(dtype) for name, value in params.items()}
-        read = {
-            name: jnp.einsum("bne,he->bnh", inputs.x.astype(dtype), own[name])
-            for name in ("alpha", "beta")
-        }
-        decay = -jnp.exp(own["A_log"]) * jax.nn.softplus(read["alpha"] + own["dt_bias"])
-        return (
-            unit(inputs.q) * inputs.q.shape[-1] ** -0.5,
-            unit(inputs.k),
-            decay,
-            jax.nn.sigmoid(read["beta"]),
-        )
+        x = inputs.x.astype(dtype)
+        # a_i = exp(-A softplus(w_a . x_i + c)), kept as its logarithm; b_i = sigmoid(w_b . x_i).
+        rate = jnp.exp(params["A_log"].astype(dtype))
+        forget = jnp.einsum("bne,he->bnh", x, params["alpha"].astype(dtype))
+        replace = jnp.einsum("bne,he->bnh", x, params["beta"].astype(dtype))
+        decay = -rate * jax.nn.softplus(forget + params["dt_bias"].astype(dtype))
+        q = unit(inputs.q) * inputs.q.shape[-1] ** -0.5
+        return q, unit(inputs.k), decay, jax.nn.sigmoid(replace)
 
     def __call__(
         self,
@@ -98,9 +94,8 @@ class GatedDelta(Spelled):
         """See `Attention`."""
         accept(self, inputs, causal=causal)
         q, k, decay, beta = self._recurrence(params, inputs)
-        out = delta_scan(
-            q, k, drop_values(inputs, train, key), decay, beta, causal=causal, valid=inputs.valid
-        )
+        v = drop_values(inputs, train, key)
+        out = delta_scan(q, k, v, decay, beta, causal=causal, valid=inputs.valid)
         return zero_invalid(out, inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
@@ -116,6 +111,6 @@ class GatedDelta(Spelled):
         return Cost(
             flops=flops * heads + tokens * (4 * shape.model_dim + 12 + 8 * shape.head_dim),
             parameters=2 * shape.heads * (shape.model_dim + 1),
-            activation_bytes=(numbers * heads + 2 * tokens) * max(4, shape.itemsize),
-            state_bytes=heads * shape.head_dim**2 * max(4, shape.itemsize),
+            activation_bytes=(numbers * heads + 2 * tokens) * shape.wide_itemsize,
+            state_bytes=heads * shape.head_dim**2 * shape.wide_itemsize,
         )

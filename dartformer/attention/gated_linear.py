@@ -1,5 +1,4 @@
-"""Gated linear attention: a linear recurrence that forgets each channel at a rate that depends on
-the token."""
+"""Gated linear attention: a linear recurrence that forgets each channel as the token says."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -28,8 +27,9 @@ from dartformer.kernels.softmax import wide
 
 @dataclass(frozen=True, repr=False)
 class GatedLinear(Spelled):
-    """Gated linear attention: S_i = diag(a_i) S_{i-1} + k_i v_i^T, y_i = S_i^T q_i / sqrt(D), a =
-    sigmoid(W x)^(1/tau).
+    """Gated linear attention: S_i = diag(a_i) S_{i-1} + k_i v_i^T, y_i = S_i^T q_i / sqrt(D).
+
+    The gates are a_i = sigmoid(W x_i)^(1/tau).
 
     Paper: Yang et al. 2024 (GLA), arXiv:2312.06635, sections 4.1 (recurrence), 4.3 (chunks) and 4.4
     (the gate). Own parameters: W = `up` `down` + `bias`, `down` `[H, E, rank]`, `up` `[H, rank,
@@ -78,10 +78,13 @@ class GatedLinear(Spelled):
         """q / sqrt(D), k, and the log-decays `[B, N, H, D]`."""
         assert inputs.x is not None
         dtype = wide(inputs.q, inputs.k, inputs.x)
-        down, up, bias = (params[name].astype(dtype) for name in ("down", "up", "bias"))
-        inner = jnp.einsum("bne,her->bnhr", inputs.x.astype(dtype), down)
-        gate = jax.nn.log_sigmoid(jnp.einsum("bnhr,hrd->bnhd", inner, up) + bias) / self.normaliser
-        return inputs.q.astype(dtype) * inputs.q.shape[-1] ** -0.5, inputs.k, gate
+        x = inputs.x.astype(dtype)
+        inner = jnp.einsum("bne,her->bnhr", x, params["down"].astype(dtype))
+        projected = jnp.einsum("bnhr,hrd->bnhd", inner, params["up"].astype(dtype))
+        logits = projected + params["bias"].astype(dtype)
+        decay = jax.nn.log_sigmoid(logits) / self.normaliser
+        q = inputs.q.astype(dtype) * inputs.q.shape[-1] ** -0.5
+        return q, inputs.k, decay
 
     def __call__(
         self,
@@ -95,27 +98,24 @@ class GatedLinear(Spelled):
         """See `Attention`."""
         accept(self, inputs, causal=causal)
         q, k, decay = self._recurrence(params, inputs)
-        out = gated_scan(
-            q, k, drop_values(inputs, train, key), decay, causal=causal, valid=inputs.valid
-        )
+        v = drop_values(inputs, train, key)
+        out = gated_scan(q, k, v, decay, causal=causal, valid=inputs.valid)
         return zero_invalid(out, inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The recurrence, one token at a time, of the unit vectors, `[B, H, N, N]`."""
-        return recurrence_weights(
-            *self._recurrence(params, inputs), causal=causal, valid=inputs.valid
-        )
+        q, k, decay = self._recurrence(params, inputs)
+        return recurrence_weights(q, k, decay, causal=causal, valid=inputs.valid)
 
     def cost(self, shape: Shape) -> Cost:
         """The scan, and the gate of each token."""
         heads = shape.batch * shape.heads
         tokens = heads * shape.length
-        own = self.rank * (shape.model_dim + shape.head_dim)
+        gate = self.rank * (shape.model_dim + shape.head_dim)
         flops, numbers = gated_scan_work(shape.length, shape.head_dim)
         return Cost(
-            flops=flops * heads + tokens * (2 * own + 6 * shape.head_dim),
-            parameters=shape.heads * (own + shape.head_dim),
-            activation_bytes=(numbers * heads + 2 * tokens * shape.head_dim)
-            * max(4, shape.itemsize),
-            state_bytes=heads * shape.head_dim**2 * max(4, shape.itemsize),
+            flops=flops * heads + tokens * (2 * gate + 6 * shape.head_dim),
+            parameters=shape.heads * (gate + shape.head_dim),
+            activation_bytes=(numbers * heads + 2 * tokens * shape.head_dim) * shape.wide_itemsize,
+            state_bytes=heads * shape.head_dim**2 * shape.wide_itemsize,
         )

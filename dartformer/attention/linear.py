@@ -27,13 +27,14 @@ Feature = Literal["elu", "relu", "exp", "softmax"]
 
 
 def elu_feature(x: Array) -> Array:
-    """elu(x) + 1 in float32 or wider; as exp(x) below zero, where expm1(x) + 1 would lose all its
-    digits.
+    """elu(x) + 1 in float32 or wider.
 
-    Its slope at zero is 1; `minimum` in place of the inner `where` would share the tie and make it
-    1/2."""
+    It is exp(x) below zero, where expm1(x) + 1 would lose all its digits. Its slope at zero is 1;
+    `minimum` in place of the inner `where` would share the tie and make it 1/2.
+    """
     x = x.astype(wide(x))
-    return jnp.where(x > 0, x + 1, jnp.exp(jnp.where(x > 0, 0, x)))
+    below = jnp.where(x > 0, 0, x)  # keeps exp from overflowing where it is not used
+    return jnp.where(x > 0, x + 1, jnp.exp(below))
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,7 +80,9 @@ class Linear(Spelled):
             return elu_feature(x)
         if self.feature == "relu":
             return jax.nn.relu(x)
-        return x if self.feature == "exp" else jax.nn.log_softmax(x)
+        if self.feature == "exp":
+            return x
+        return jax.nn.log_softmax(x)
 
     @property
     def exponential(self) -> bool:
@@ -97,36 +100,34 @@ class Linear(Spelled):
     ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
-        kernel = log_linear_attention if self.exponential else linear_attention
-        q = (
-            inputs.q if self.exponential else self.phi(inputs.q)
-        )  # what is the same for all features of a query cancels
-        out = kernel(
-            q,
-            self.phi(inputs.k),
-            drop_values(inputs, train, key),
-            causal=causal,
-            valid=inputs.valid,
-        )
+        k = self.phi(inputs.k)
+        v = drop_values(inputs, train, key)
+        if self.exponential:
+            # Without the normaliser of "softmax" for q: what is the same for all features of a
+            # query cancels.
+            out = log_linear_attention(inputs.q, k, v, causal=causal, valid=inputs.valid)
+        else:
+            q = self.phi(inputs.q)
+            out = linear_attention(q, k, v, causal=causal, valid=inputs.valid)
         return zero_invalid(out, inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """phi(q_i) . phi(k_j), rows divided by their sum, `[B, H, N, N]`."""
         allowed = dense_allowed(inputs.q.shape[1], causal=causal, valid=inputs.valid)
-        dense = log_linear_weights if self.exponential else linear_weights
-        return (
-            dense(self.phi(inputs.q), self.phi(inputs.k), allowed) * inputs.mask[:, None, :, None]
-        )
+        phi_q, phi_k = self.phi(inputs.q), self.phi(inputs.k)
+        if self.exponential:
+            rows = log_linear_weights(phi_q, phi_k, allowed)
+        else:
+            rows = linear_weights(phi_q, phi_k, allowed)
+        return rows * inputs.mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:
-        """Two products with the D x D state, and about 12 operations for each number of q, k and
-        v."""
+        """Two products with the D x D state, and 16 operations for each number of q, k and v."""
         numbers = shape.batch * shape.length * shape.heads * shape.head_dim
         state = shape.batch * shape.heads * shape.head_dim * (shape.head_dim + 1)
-        wide_size = max(4, shape.itemsize)
         return Cost(
             flops=numbers * (4 * shape.head_dim + 16),
             parameters=0,
-            activation_bytes=(3 * numbers + state) * wide_size,
-            state_bytes=state * wide_size,
+            activation_bytes=(3 * numbers + state) * shape.wide_itemsize,
+            state_bytes=state * shape.wide_itemsize,
         )

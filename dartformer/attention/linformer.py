@@ -33,9 +33,9 @@ class Linformer(Spelled):
     memory. Masks: invalid keys and values are set to zero *before* they are projected, since
     afterwards tokens cannot be told apart; a slot that holds no token still takes part in the
     softmax, as a zero. Not causal: every slot mixes all tokens. Deviations: entries are drawn with
-    variance 1 / N_max, so that a slot has the scale of a token and the softmax begins as
-    unsaturated as that of full attention; with the 1 / rank of the paper's proof, scores begin
-    sqrt(N / rank) times larger. Inputs shorter than N_max use the first columns; longer ones are
+    variance 1 / N_max. A slot then has the scale of a token, and the softmax begins as unsaturated
+    as that of full attention; with the 1 / rank of the paper's proof, scores begin sqrt(N / rank)
+    times larger. Inputs shorter than N_max use the first columns; longer ones are
     refused. Of the paper's sharing, that between heads and between layers is not offered: a head
     must be cut out with its parameters.
 
@@ -62,29 +62,31 @@ class Linformer(Spelled):
 
     @property
     def _names(self) -> str:
-        """The parameters there are, each one letter."""
-        return "E" if self.sharing == "kv" else "EF"
+        """The parameters of the sharing, one letter each."""
+        if self.sharing == "kv":
+            return "E"
+        return "EF"
 
     def init(self, key: Array, shape: Shape) -> Params:
         """E, and F if it is not shared, `[H, rank, N_max]`, each head from a key of its own."""
 
         def one_head(key: Array) -> Params:
-            size = (self.rank, shape.length)
-            return {
-                name: jax.random.normal(k, size) * shape.length**-0.5
-                for name, k in zip(
-                    self._names, jax.random.split(key, len(self._names)), strict=True
-                )
-            }
+            params = {}
+            keys = jax.random.split(key, len(self._names))
+            for name, k in zip(self._names, keys, strict=True):
+                entries = jax.random.normal(k, (self.rank, shape.length))
+                params[name] = entries * shape.length**-0.5
+            return params
 
         return jax.vmap(one_head)(jax.random.split(key, shape.heads))
 
     def _projections(self, params: Params, inputs: Inputs, causal: bool) -> tuple[Array, Array]:
-        """E and F for this length, `[H, rank, N]`; refuses what cannot be honoured."""
+        """E and F for this length, `[H, rank, N]`; raises `InputError` for a call out of range."""
         length = inputs.q.shape[1]
         accept(self, inputs, causal=causal)
         fits(self, length, params["E"].shape[-1])
-        return params["E"][..., :length], params[self._names[-1]][..., :length]
+        first, last = self._names[0], self._names[-1]  # the same where they are shared
+        return params[first][..., :length], params[last][..., :length]
 
     def __call__(
         self,
@@ -100,20 +102,21 @@ class Linformer(Spelled):
         k, v = inputs.k, inputs.v
         if inputs.valid is not None:
             k, v = zero_invalid(k, inputs.valid), zero_invalid(v, inputs.valid)
-        out = low_rank_attention(
-            inputs.q, project(e, k), project(f, v), dropout=inputs.rate(train), key=key
-        )
+        k_slots, v_slots = project(e, k), project(f, v)  # [B, H, rank, D]
+        out = low_rank_attention(inputs.q, k_slots, v_slots, dropout=inputs.rate(train), key=key)
         return zero_invalid(out.astype(v.dtype), inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
-        """softmax(q (E K)^T / sqrt(D)) F, `[B, H, N, N]`. Rows do not sum to one, and entries may
-        be negative."""
+        """softmax(q (E K)^T / sqrt(D)) F, `[B, H, N, N]`.
+
+        Rows do not sum to one, and entries may be negative.
+        """
         e, f = self._projections(params, inputs, causal)
         keys = inputs.mask[:, None, None, :]
-        slots = masked_softmax(
-            slot_scores(inputs.q, project(e, zero_invalid(inputs.k, inputs.mask))), None
-        )
-        return jnp.einsum("bhnm,bhmk->bhnk", slots, f * keys) * inputs.mask[:, None, :, None]
+        k_slots = project(e, zero_invalid(inputs.k, inputs.mask))
+        slots = masked_softmax(slot_scores(inputs.q, k_slots), None)
+        rows = jnp.einsum("bhnm,bhmk->bhnk", slots, f * keys)
+        return rows * inputs.mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:
         """Four products of N x rank x D, and about 5 operations for each score."""
@@ -122,6 +125,6 @@ class Linformer(Spelled):
         return Cost(
             flops=scores * (8 * shape.head_dim + 5),
             parameters=len(self._names) * shape.heads * self.rank * shape.length,
-            activation_bytes=(2 * scores + slots) * max(4, shape.itemsize),
+            activation_bytes=(2 * scores + slots) * shape.wide_itemsize,
             state_bytes=0,
         )

@@ -15,24 +15,24 @@ from dartformer.attention.base import (
     Spelled,
     Traits,
     accept,
+    kv_cache_bytes,
+    not_negative,
     zero_invalid,
 )
-from dartformer.errors import InputError
 from dartformer.kernels.block_sparse import band_attention, band_layout
-from dartformer.kernels.softmax import dense_allowed, dense_scores, masked_softmax
+from dartformer.kernels.softmax import dense_weights
 
 
 @dataclass(frozen=True, repr=False)
 class Local(Spelled):
-    """Softmax attention over |i - j| <= window: y_i = sum_{|i-j|<=w} softmax_j(q_i . k_j / sqrt(D))
-    v_j.
+    """Sliding window: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over |i - j| <= window.
 
     Paper: Parmar et al. 2018 (Image Transformer), arXiv:1802.05751, section 3; the sliding form as
     in Beltagy et al. 2020 (Longformer), arXiv:2004.05150, section 3.1. Own parameters: none. Cost:
     O(N w D) time, O(N w) memory; no N x N array. Masks: invalid keys are left out of the softmax;
     causal keeps i - w <= j <= i. A query that sees no key gives zero. Deviations: the window slides
-    with each query, where the Image Transformer fixes one for each block of queries, so that no
-    token has a neighbour it cannot see.
+    with each query, where the Image Transformer fixes one for each block of queries: no token
+    has a neighbour it cannot see.
 
     Attributes:
       window: one-sided and inclusive, in tokens; 0 lets each token see itself only.
@@ -49,10 +49,7 @@ class Local(Spelled):
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.window, int) or isinstance(self.window, bool) or self.window < 0:
-            raise InputError(
-                f"local: window must be a whole number of at least 0, got {self.window!r}."
-            )
+        not_negative(self, window=self.window)
 
     def init(self, key: Array, shape: Shape) -> Params:
         """No parameters."""
@@ -85,22 +82,24 @@ class Local(Spelled):
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The softmax of all scores under a dense band mask, `[B, H, N, N]`."""
         position = jnp.arange(inputs.q.shape[1])
-        allowed = abs(position[:, None] - position) <= self.window
-        rest = dense_allowed(len(position), causal=causal, valid=inputs.valid)
-        scores = dense_scores(inputs.q, inputs.k, inputs.slopes)
-        rows = masked_softmax(scores, allowed if rest is None else allowed & rest)
-        return rows * inputs.mask[:, None, :, None]
+        pattern = abs(position[:, None] - position) <= self.window
+        return dense_weights(
+            inputs.q, inputs.k, pattern, causal=causal, valid=inputs.valid, slopes=inputs.slopes
+        )
 
     def cost(self, shape: Shape) -> Cost:
-        """As full attention, for the tiles that are computed; up to half as much again as the
-        window needs."""
+        """As full attention, for the tiles that are computed.
+
+        That is up to half as much again as the window needs.
+        """
         tiles, block, span = band_layout(shape.length, self.window)
         scores = shape.batch * shape.heads * tiles * block * span
+        # Keys and values of each tile with its neighbours.
+        copies = shape.batch * shape.heads * tiles * span * shape.head_dim
         kept = min(shape.length, self.window + 1)
         return Cost(
             flops=scores * (4 * shape.head_dim + 6),
             parameters=0,
-            activation_bytes=2 * scores * max(4, shape.itemsize)
-            + 2 * shape.batch * shape.heads * tiles * span * shape.head_dim * shape.itemsize,
-            state_bytes=2 * shape.batch * kept * shape.kept_heads * shape.head_dim * shape.itemsize,
+            activation_bytes=2 * scores * shape.wide_itemsize + 2 * copies * shape.itemsize,
+            state_bytes=kv_cache_bytes(shape, kept),
         )

@@ -1,5 +1,4 @@
-"""Longformer: a sliding window, and first tokens that see everything through projections of their
-own."""
+"""Longformer: a sliding window, and first tokens that see everything by their own projections."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -28,11 +27,11 @@ from dartformer.kernels.softmax import dense_weights, distance_bias, drop, expon
 
 @dataclass(frozen=True, repr=False)
 class Longformer(Spelled):
-    """Window and global tokens: for i >= g, y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over |i
-    - j| <= w or j < g.
+    """Window and global tokens: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j.
 
-    For the g global tokens, i < g: y_i = sum_j softmax_j(q'_i . k'_j / sqrt(D)) v'_j over all j,
-    where q' = W_q x, k' = W_k x, v' = W_v x are projected apart from the q, k, v of the layer.
+    That is over |i - j| <= w or j < g, for i >= g. For the g global tokens, i < g:
+    y_i = sum_j softmax_j(q'_i . k'_j / sqrt(D)) v'_j over all j, where q' = W_q x, k' = W_k x,
+    v' = W_v x are projected apart from the q, k, v of the layer.
 
     Paper: Beltagy et al. 2020, arXiv:2004.05150, section 3.1. Own parameters: W_q, W_k, W_v of the
     global tokens, `[H, E, D]` each, applied to the layer's input x. Cost: O(N (w + g) D + N g E)
@@ -90,8 +89,8 @@ class Longformer(Spelled):
     ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
-        keys = (None, None) if key is None else jax.random.split(key)
-        rest = band_attention(
+        band_key, first_key = _split(key)
+        near = band_attention(
             inputs.q,
             inputs.k,
             inputs.v,
@@ -101,65 +100,89 @@ class Longformer(Spelled):
             valid=inputs.valid,
             slopes=inputs.slopes,
             dropout=inputs.rate(train),
-            key=keys[0],
+            key=band_key,
         )
+        out = self._global_rows(params, inputs, causal, inputs.rate(train), first_key)
+        first = out.shape[1]
+        return zero_invalid(jnp.concatenate([out, near[:, first:]], axis=1), inputs.mask)
+
+    def _global_rows(
+        self, params: Params, inputs: Inputs, causal: bool, dropout: float, key: Array | None
+    ) -> Array:
+        """The outputs of the global tokens, `[B, g, H, D]`."""
         x = layer_input(self, inputs)
-        first = min(self.globals, x.shape[1])
+        length = x.shape[1]
+        first = min(self.globals, length)
+        # q' . k'_j = (W_k^T q') . x_j: g queries are projected to E, and not N keys to D.
         q = jnp.einsum("bne,hed->bnhd", x[:, :first], params["W_q"])
         q = jnp.einsum("bnhd,hed->bhne", q, params["W_k"]) * inputs.q.shape[-1] ** -0.5
         scores = jnp.einsum("bhne,bke->bhnk", q, x)
-        i, j = np.arange(first)[:, None], np.arange(x.shape[1])
-        allowed = inputs.mask[:, None, None] & (j <= i if causal else True)
-        numerator, total = exponentials(distance_bias(scores, inputs.slopes, j - i), allowed)
-        mean = jnp.einsum("bhnk,bke->bhne", drop(numerator, inputs.rate(train), keys[1]), x) / total
-        out = jnp.einsum("bhne,hed->bnhd", mean, params["W_v"]).astype(inputs.v.dtype)
-        return zero_invalid(jnp.concatenate([out, rest[:, first:]], axis=1), inputs.mask)
+        distance = np.arange(length) - np.arange(first)[:, None]  # key minus query, [g, N]
+        allowed = inputs.mask[:, None, None]
+        if causal:
+            allowed = allowed & (distance <= 0)
+        scores = distance_bias(scores, inputs.slopes, distance)
+        numerator, total = exponentials(scores, allowed)
+        numerator = drop(numerator, dropout, key)
+        # Likewise sum_j w_j v'_j = W_v^T sum_j w_j x_j.
+        mean = jnp.einsum("bhnk,bke->bhne", numerator, x) / total
+        return jnp.einsum("bhne,hed->bnhd", mean, params["W_v"]).astype(inputs.v.dtype)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> None:
-        """None: rows of global tokens weigh v', and the others v. `rows` gives both as one
-        picture."""
+        """None: rows of global tokens weigh v', and the others v.
+
+        `rows` gives both as one picture.
+        """
         return None
 
     def rows(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
-        """Each query's softmax over all tokens by definition, `[B, H, N, N]`: of v' in rows i < g,
-        of v in others."""
+        """Each query's softmax over all tokens by definition, `[B, H, N, N]`.
+
+        Rows i < g weigh v', other rows v.
+        """
         position = jnp.arange(inputs.q.shape[1])
         pattern = (abs(position[:, None] - position) <= self.window) | (position < self.globals)
-        rest = dense_weights(
+        near = dense_weights(
             inputs.q, inputs.k, pattern, causal=causal, valid=inputs.valid, slopes=inputs.slopes
         )
         q, k, _ = self._projected(params, inputs)
         first = dense_weights(q, k, None, causal=causal, valid=inputs.valid, slopes=inputs.slopes)
-        return jnp.where(position[:, None] < self.globals, first, rest)
+        return jnp.where(position[:, None] < self.globals, first, near)
 
     def reference(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The output by definition, in O(N^2), `[B, N, H, D]`."""
         rows = self.rows(params, inputs, causal=causal)
-        first, rest = (
-            jnp.einsum("bhnk,bkhd->bnhd", rows, v)
-            for v in (self._projected(params, inputs)[2], inputs.v)
-        )
-        return jnp.where((jnp.arange(rows.shape[2]) < self.globals)[:, None, None], first, rest)
+        _, _, v = self._projected(params, inputs)
+        first = jnp.einsum("bhnk,bkhd->bnhd", rows, v)
+        near = jnp.einsum("bhnk,bkhd->bnhd", rows, inputs.v)
+        is_global = jnp.arange(rows.shape[2]) < self.globals
+        return jnp.where(is_global[:, None, None], first, near)
 
     def _projected(self, params: Params, inputs: Inputs) -> list[Array]:
         """q', k', v' of all tokens, `[B, N, H, D]`."""
-        return [
-            jnp.einsum("bne,hed->bnhd", layer_input(self, inputs), params[name])
-            for name in ("W_q", "W_k", "W_v")
-        ]
+        x = layer_input(self, inputs)
+        projections = [params["W_q"], params["W_k"], params["W_v"]]
+        return [jnp.einsum("bne,hed->bnhd", x, projection) for projection in projections]
 
     def cost(self, shape: Shape) -> Cost:
-        """As full attention, for the tiles and columns that are computed, and four products for the
-        global tokens."""
+        """As full attention, for the computed scores, and four products for the global tokens."""
         first = min(self.globals, shape.length)
         scores = band_scores(shape.length, self.window, self.globals)
-        own = shape.model_dim * shape.head_dim
-        rows = first * (6 * own + shape.length * (4 * shape.model_dim + 6))
+        projection = shape.model_dim * shape.head_dim
+        rows = first * (6 * projection + shape.length * (4 * shape.model_dim + 6))
         heads = shape.batch * shape.heads
         kept = min(shape.length, self.window + 1 + self.globals)
         return Cost(
             flops=heads * (scores * (4 * shape.head_dim + 6) + rows),
-            parameters=3 * shape.heads * own,
-            activation_bytes=2 * heads * (scores + first * shape.length) * max(4, shape.itemsize),
+            parameters=3 * shape.heads * projection,
+            activation_bytes=2 * heads * (scores + first * shape.length) * shape.wide_itemsize,
             state_bytes=2 * shape.batch * kept * shape.heads * shape.head_dim * shape.itemsize,
         )
+
+
+def _split(key: Array | None) -> tuple[Array | None, Array | None]:
+    """Keys of the two parts: the band and the global tokens."""
+    if key is None:
+        return None, None
+    band, first = jax.random.split(key)
+    return band, first

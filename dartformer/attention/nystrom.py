@@ -25,22 +25,22 @@ from dartformer.kernels.low_rank import (
     slot_attention,
     slot_scores,
 )
-from dartformer.kernels.softmax import masked_softmax
+from dartformer.kernels.softmax import key_mask, masked_softmax, zero_queries
 
 ITERATIONS = 6
-"""Of the pseudo-inverse, as in the paper."""
+"""Steps of the pseudo-inverse, as in the paper."""
 
 
 @dataclass(frozen=True, repr=False)
 class Nystrom(Spelled):
     """Landmarks: y = softmax(q k~^T / s) softmax(q~ k~^T / s)^+ softmax(q~ k^T / s) v, s = sqrt(D).
 
-    q~ and k~ are the means of q and k over `landmarks` runs of tokens, as equal in length as can
-    be; ^+ is the pseudo-inverse by six steps of a third-order Newton iteration (equation 14).
+    q~ and k~ are the means of q and k over `landmarks` runs of tokens, with lengths that differ by
+    one at most; ^+ is the pseudo-inverse by six steps of a third-order Newton iteration (equation 14).
 
     Paper: Xiong et al. 2021 (Nystromformer), arXiv:2102.03902, equations 13 and 14. Own parameters:
     none. Cost: O(N m D + m^3) time, O(N m) memory, with m landmarks. Masks: runs are of valid
-    tokens, as if the others were cut out, and invalid keys are left out of the last softmax, so
+    tokens, as if padding were cut out, and invalid keys are left out of the last softmax, so
     padding changes nothing. An example of no more than m valid tokens gets full attention, exactly.
     Not causal: every landmark is a mean over tokens on both sides. Deviations: no convolution of v
     is added (`conv` is a candidate of its own, and `parallel` adds). The iteration starts from the
@@ -78,61 +78,66 @@ class Nystrom(Spelled):
         """See `Attention`."""
         accept(self, inputs, causal=causal)
         q, k, v = inputs.q, inputs.k, drop_values(inputs, train, key)
-        (q_mean, k_mean, v_mean), held = segments((q, k, v), self.landmarks, inputs.valid)
-        middle = self._middle(q_mean, k_mean, held)
-        keys = None if inputs.valid is None else inputs.valid[:, None, None, :]
-        slots = middle @ slot_attention(q_mean, k, v, keys)
+        (q_mean, k_mean, v_mean), filled = segments((q, k, v), self.landmarks, inputs.valid)
+        middle = self._middle(q_mean, k_mean, filled)
+        # From the right, so that no array is N x N: [m, m] times [m, D].
+        slots = middle @ slot_attention(q_mean, k, v, key_mask(inputs.valid))
         if q.shape[1] <= self.landmarks or inputs.valid is not None:
             slots = jnp.where(self._few(inputs), v_mean, slots)
-        some = None if held is None else held[:, None, None, :]
-        return zero_invalid(low_rank_attention(q, k_mean, slots, some).astype(v.dtype), inputs.mask)
+        out = low_rank_attention(q, k_mean, slots, key_mask(filled))
+        return zero_invalid(out.astype(v.dtype), inputs.mask)
 
     def _few(self, inputs: Inputs) -> Array:
-        """Whether an example has no more valid tokens than landmarks, so that each is one: `[B, 1,
-        1, 1]`."""
+        """Whether an example has no more valid tokens than landmarks, `[B, 1, 1, 1]`.
+
+        Then each landmark is one token, and the output is that of full attention.
+        """
         return (inputs.mask.sum(1) <= self.landmarks)[:, None, None, None]
 
-    def _middle(self, q_mean: Array, k_mean: Array, held: Array | None) -> Array:
-        """The pseudo-inverse `[B, H, m, m]`, of the landmarks that hold a token; where all do,
-        `held` is None."""
+    def _middle(self, q_mean: Array, k_mean: Array, filled: Array | None) -> Array:
+        """The pseudo-inverse `[B, H, m, m]`, of the landmarks that hold a token.
+
+        `filled` is None where all do.
+        """
         scores = jnp.einsum("bhmd,bhnd->bhmn", q_mean, k_mean) * q_mean.shape[-1] ** -0.5
-        rows = masked_softmax(scores, None if held is None else held[:, None, None, :])
-        return pseudo_inverse(rows if held is None else rows * held[:, None, :, None], ITERATIONS)
+        rows = masked_softmax(scores, key_mask(filled))
+        return pseudo_inverse(zero_queries(rows, filled), ITERATIONS)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
-        """The product of the three matrices, `[B, H, N, N]`; rows need not sum to one, nor entries
-        be positive."""
+        """The product of the three matrices, `[B, H, N, N]`.
+
+        Rows need not sum to one, and entries may be negative.
+        """
         accept(self, inputs, causal=causal)
         keep = inputs.mask
-        rank, count = jnp.cumsum(keep, axis=1) - 1, keep.sum(1, keepdims=True)
-        run = rank * self.landmarks // jnp.maximum(count, 1)
+        rank = jnp.cumsum(keep, axis=1) - 1
+        count = jnp.maximum(keep.sum(1, keepdims=True), 1)
+        run = rank * self.landmarks // count
         member = (run[:, None] == jnp.arange(self.landmarks)[:, None]) & keep[:, None]  # [B, m, N]
-        held = member.any(-1)
+        filled = member.any(-1)
         mean = member / jnp.maximum(member.sum(-1, keepdims=True), 1)
-        q_mean, k_mean = (jnp.einsum("bmn,bnhd->bhmd", mean, x) for x in (inputs.q, inputs.k))
-        first = masked_softmax(slot_scores(inputs.q, k_mean), held[:, None, None, :])
-        last = masked_softmax(
-            jnp.einsum("bhmd,bnhd->bhmn", q_mean, inputs.k) * q_mean.shape[-1] ** -0.5,
-            keep[:, None, None, :],
-        )
-        last = jnp.where(
-            self._few(inputs), mean[:, None], self._middle(q_mean, k_mean, held) @ last
-        )
+        q_mean = jnp.einsum("bmn,bnhd->bhmd", mean, inputs.q)
+        k_mean = jnp.einsum("bmn,bnhd->bhmd", mean, inputs.k)
+        first = masked_softmax(slot_scores(inputs.q, k_mean), filled[:, None, None, :])
+        scores = jnp.einsum("bhmd,bnhd->bhmn", q_mean, inputs.k) * q_mean.shape[-1] ** -0.5
+        last = masked_softmax(scores, keep[:, None, None, :])
+        products = self._middle(q_mean, k_mean, filled) @ last
+        last = jnp.where(self._few(inputs), mean[:, None], products)
         return first @ last * keep[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:
-        """Four products of N x m x D, two softmaxes of N m, and four products of m x m for each
-        step; no mask."""
+        """Four products of N x m x D, two softmaxes of N m, and the pseudo-inverse; no mask.
+
+        The pseudo-inverse has four products of m x m in each step.
+        """
         heads, m = shape.batch * shape.heads, self.landmarks
         scores = 2 * shape.length * m
+        flops = scores * (4 * shape.head_dim + 6)
+        flops += 2 * shape.length * shape.head_dim  # the means
+        flops += m**2 * (4 * shape.head_dim + ITERATIONS * (8 * m + 7))
         return Cost(
-            flops=heads
-            * (
-                scores * (4 * shape.head_dim + 6)
-                + 2 * shape.length * shape.head_dim
-                + m**2 * (4 * shape.head_dim + ITERATIONS * (8 * m + 7))
-            ),
+            flops=heads * flops,
             parameters=0,
-            activation_bytes=heads * (2 * scores + 4 * m**2) * max(4, shape.itemsize),
+            activation_bytes=heads * (2 * scores + 4 * m**2) * shape.wide_itemsize,
             state_bytes=0,
         )

@@ -5,13 +5,22 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
-from dartformer.attention.base import Attention, Cost, Inputs, Params, Shape, Spelled, Traits
+from dartformer.attention.base import (
+    Attention,
+    Cost,
+    FieldTraits,
+    Inputs,
+    Params,
+    Shape,
+    Spelled,
+    Traits,
+)
 from dartformer.attention.full import Full
 from dartformer.attention.linear import Linear
 from dartformer.errors import InputError
+from dartformer.kernels.softmax import dropout_key, wide
 
 
 @dataclass(frozen=True, repr=False)
@@ -22,8 +31,8 @@ class Parallel(Spelled):
     al. 2019, arXiv:1806.09055, equation 2); attention beside a recurrence in one layer as in Hymba
     (Dong et al. 2024, arXiv:2411.13676). Own parameters: those of each member, under its number.
     Cost: the sum of the members'. Masks: as the members. Where the model normalises branches, each
-    member is normalised before it is weighted, so that a hybrid is the supernet's layer with all
-    but its members left out.
+    member is normalised before it is weighted: a hybrid is the supernet's layer with all but its
+    members left out.
 
     Attributes:
       members: at least two different attentions, none of them parallel itself.
@@ -33,69 +42,82 @@ class Parallel(Spelled):
     members: tuple[Attention, ...] = (Full(), Linear())
     shares: tuple[float, ...] = ()
 
-    traits: ClassVar[Traits] = Traits(
-        summary="several attentions side by side, weighted",
-        paper="Liu et al. 2019, arXiv:1806.09055",
-        causal=True,
+    traits: ClassVar[FieldTraits] = FieldTraits(
+        Traits(
+            summary="several attentions side by side, weighted",
+            paper="Liu et al. 2019, arXiv:1806.09055",
+            causal=True,
+        ),
+        lambda parallel: parallel.joint_traits(),
     )
 
     def __post_init__(self) -> None:
-        if (
-            len(self.members) < 2
-            or len(set(self.members)) < len(self.members)
-            or not all(isinstance(m, Attention) for m in self.members)
-            or any(isinstance(m, Parallel) for m in self.members)
-        ):
+        attentions = all(isinstance(member, Attention) for member in self.members)
+        nested = any(isinstance(member, Parallel) for member in self.members)
+        different = len(set(self.members)) == len(self.members)
+        if len(self.members) < 2 or not different or not attentions or nested:
             raise InputError(
                 f"parallel: members must be at least two different attentions, none of them parallel; "
                 f"got {self.members!r}."
             )
-        if self.shares and (
-            len(self.shares) != len(self.members)
-            or not all(type(s) in (int, float) and 0 < s < float("inf") for s in self.shares)
-        ):
+        if not self.shares:
+            return
+        positive = all(type(s) in (int, float) and 0 < s < float("inf") for s in self.shares)
+        if len(self.shares) != len(self.members) or not positive:
             raise InputError(
                 f"parallel: shares must be a positive number for each of the {len(self.members)} members, "
-                f"or none at all; got {self.shares!r}."
+                f"or empty; got {self.shares!r}."
             )
-        object.__setattr__(self, "traits", self._traits())
 
-    def _traits(self) -> Traits:
-        """What all members can honour together; where they drop different things, the first one's
-        is named."""
-        each = [m.traits for m in self.members]
-        rotary = all("rotary" in t.positions or not t.reads & {"q", "k"} for t in each)
-        alibi = all("alibi" in t.positions for t in each)
+    def joint_traits(self) -> Traits:
+        """What all members can do together.
+
+        Where they drop different things in attention dropout, the first member's is named.
+        """
+        traits = [member.traits for member in self.members]
+        positions = set()
+        # A member that reads neither q nor k takes rotary positions as they are.
+        if all("rotary" in t.positions or not t.reads & {"q", "k"} for t in traits):
+            positions.add("rotary")
+        if all("alibi" in t.positions for t in traits):
+            positions.add("alibi")
+        dropout = ""
+        if all(t.dropout for t in traits):
+            dropout = traits[0].dropout
         return dataclasses.replace(
             type(self).traits,
-            causal=all(t.causal for t in each),
-            bidirectional=all(t.bidirectional for t in each),
-            reads=frozenset().union(*(t.reads for t in each)),
-            fixed_length=any(t.fixed_length for t in each),
-            stochastic=any(t.stochastic for t in each),
-            growth=max(t.growth for t in each),
-            order=min(t.order for t in each),
-            positions=frozenset(["rotary"] * rotary + ["alibi"] * alibi),
-            dropout=each[0].dropout if all(t.dropout for t in each) else "",
+            causal=all(t.causal for t in traits),
+            bidirectional=all(t.bidirectional for t in traits),
+            reads=frozenset().union(*(t.reads for t in traits)),
+            fixed_length=any(t.fixed_length for t in traits),
+            stochastic=any(t.stochastic for t in traits),
+            growth=max(t.growth for t in traits),
+            order=min(t.order for t in traits),
+            positions=frozenset(positions),
+            dropout=dropout,
         )
 
     @property
     def weighted(self) -> tuple[tuple[Attention, float], ...]:
         """Members with shares that sum to one."""
         shares = self.shares or (1.0,) * len(self.members)
-        return tuple((m, s / sum(shares)) for m, s in zip(self.members, shares, strict=True))
+        total = sum(shares)
+        normalised = [share / total for share in shares]
+        return tuple(zip(self.members, normalised, strict=True))
 
     def member_key(self, key: Array | None, m: int) -> Array | None:
         """The key of member number m."""
-        return None if key is None else jax.random.fold_in(key, m)
+        return dropout_key(key, m)
 
     def init(self, key: Array, shape: Shape) -> Params:
         """Parameters of the members, under their numbers; members without any are left out."""
-        params = {
-            str(m): one.init(jax.random.fold_in(key, m), shape)
-            for m, one in enumerate(self.members)
-        }
-        return {m: own for m, own in params.items() if own}
+        params = {}
+        for m, member in enumerate(self.members):
+            # Every member has a key of its own, with parameters or without.
+            parameters = member.init(jax.random.fold_in(key, m), shape)
+            if parameters:
+                params[str(m)] = parameters
+        return params
 
     def __call__(
         self,
@@ -108,22 +130,22 @@ class Parallel(Spelled):
     ) -> Array:
         """See `Attention`."""
         total: Any = 0
-        for m, (one, share) in enumerate(self.weighted):
-            y = one(
+        for m, (member, share) in enumerate(self.weighted):
+            y = member(
                 params.get(str(m), {}),
                 inputs,
                 causal=causal,
                 train=train,
                 key=self.member_key(key, m),
             )
-            total = total + share * y.astype(jnp.promote_types(y.dtype, jnp.float32))
+            total = total + share * y.astype(wide(y))
         return total.astype(inputs.v.dtype)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array | None:
         """The members' weights, added with their shares; None if one has none."""
         total: Any = 0
-        for m, (one, share) in enumerate(self.weighted):
-            rows = one.weights(params.get(str(m), {}), inputs, causal=causal)
+        for m, (member, share) in enumerate(self.weighted):
+            rows = member.weights(params.get(str(m), {}), inputs, causal=causal)
             if rows is None:
                 return None
             total = total + share * rows
@@ -132,6 +154,6 @@ class Parallel(Spelled):
     def cost(self, shape: Shape) -> Cost:
         """The sum over the members."""
         total = Cost(0, 0, 0, 0)
-        for one in self.members:
-            total = total + one.cost(shape)
+        for member in self.members:
+            total = total + member.cost(shape)
         return total

@@ -16,6 +16,7 @@ from dartformer.attention.base import (
     Traits,
     accept,
     drop_values,
+    head_keys,
     positive,
     zero_invalid,
 )
@@ -27,17 +28,17 @@ from dartformer.kernels.softmax import dense_allowed, wide
 Kernel = Literal["softmax", "relu"]
 
 RELU_FLOOR = 1e-3
-"""Added to ReLU features, as in the code of the paper: else a query may meet no key."""
+"""Added to ReLU features, as in the code of the paper: otherwise a query may meet no key."""
 
 
 @dataclass(frozen=True, repr=False)
 class Performer(Spelled):
-    """FAVOR+: y_i = phi(q_i)^T sum_j phi(k_j) v_j^T / phi(q_i)^T sum_j phi(k_j), phi(x) = exp(W x'
-    - |x'|^2 / 2).
+    """FAVOR+: y_i = phi(q_i)^T sum_j phi(k_j) v_j^T / phi(q_i)^T sum_j phi(k_j).
 
-    x' = x / D^(1/4), and the rows of W `[features, D]` are Gaussian, orthogonal within each D of
-    them. Over W, the mean of phi(q) . phi(k) / features is exp(q . k / sqrt(D)): with many features
-    this is full attention. The kernel "relu" has phi(x) = max(W x', 0) + 0.001 instead.
+    phi(x) = exp(W x' - |x'|^2 / 2) with x' = x / D^(1/4), and the rows of W `[features, D]` are
+    Gaussian, orthogonal within each D of them. Over W, the mean of phi(q) . phi(k) / features is
+    exp(q . k / sqrt(D)): with many features this is full attention. The kernel "relu" has
+    phi(x) = max(W x', 0) + 0.001 instead.
 
     Paper: Choromanski et al. 2021, arXiv:2009.14794, equation 5, lemma 1 and section 2.4; "relu" is
     its generalised attention. Own parameters: none. Cost: O(N m D) time, O(N (m + D)) memory;
@@ -45,8 +46,8 @@ class Performer(Spelled):
     head depends on its key in `Inputs.head_keys` and on nothing else: it is the same in training,
     evaluation, after a restart, and in a derived model. With `redraw`, some training steps use
     another W, from the key of the step and that of the head; evaluation never does. There is no
-    state: whether and what a step draws comes from its key alone, so that a resumed training draws
-    what one that was not interrupted would. Masks: features of invalid keys are zero, so they add
+    state: whether and what a step draws comes from its key alone. A resumed training draws what an
+    uninterrupted one would. Masks: features of invalid keys are zero, so they add
     nothing; causal sums over j <= i. Deviations: softmax features are computed from their
     logarithms, each relative to its largest value max(W k - |k|^2 / 2) over the valid keys (those
     up to the query if causal), which cancels; nothing is added to features or denominator. The
@@ -56,7 +57,7 @@ class Performer(Spelled):
     Attributes:
       features: m. The error falls with its root, and grows with the exponential of |q|^2 and |k|^2.
       kernel: "softmax" or "relu".
-      redraw: share of the training steps that draw W anew, 0 to 1.
+      redraw: share of the training steps that draw another W, 0 to 1.
     """
 
     features: int = 64
@@ -99,85 +100,99 @@ class Performer(Spelled):
           InputError: `inputs.head_keys` is None; or in training with `redraw`, `key` is.
         """
         accept(self, inputs, causal=causal)
-        kernel = log_linear_attention if self.kernel == "softmax" else linear_attention
         phi_q, phi_k = self.phi(inputs, self.keys(inputs, train, key))
-        out = kernel(
-            phi_q, phi_k, drop_values(inputs, train, key), causal=causal, valid=inputs.valid
-        )
+        v = drop_values(inputs, train, key)
+        if self.kernel == "softmax":
+            out = log_linear_attention(phi_q, phi_k, v, causal=causal, valid=inputs.valid)
+        else:
+            out = linear_attention(phi_q, phi_k, v, causal=causal, valid=inputs.valid)
         return zero_invalid(out, inputs.mask)
 
     def keys(self, inputs: Inputs, train: bool = False, key: Array | None = None) -> Array:
         """Of each head, what its W is drawn from, `[H]`."""
-        if inputs.head_keys is None:
-            raise InputError(
-                f"{self!r} draws its features from inputs.head_keys, which is None: give it [H] keys."
-            )
+        keys = head_keys(self, inputs)
         if not train or self.redraw == 0:
-            return inputs.head_keys
+            return keys
         if key is None:
-            raise InputError(f"{self!r} draws features anew in training, and needs a key.")
+            raise InputError(
+                f"{self!r} redraws its features in training and needs a PRNG key, got None."
+            )
         coin, step = jax.random.split(jax.random.fold_in(key, 1))  # apart from the noise of dropout
-        now = jax.random.bernoulli(coin, self.redraw)
+        redraw = jax.random.bernoulli(coin, self.redraw)
 
         def drawn(head: Array) -> Array:
-            data = jax.random.key_data(head)
-            new = jax.random.key_data(jax.random.fold_in(step, jax.random.bits(head)))
-            return jax.random.wrap_key_data(
-                jnp.where(now, new, data), impl=jax.random.key_impl(head)
-            )
+            # From the key of the step and that of the head: heads stay different.
+            new = jax.random.fold_in(step, jax.random.bits(head))
+            data = jnp.where(redraw, jax.random.key_data(new), jax.random.key_data(head))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(head))
 
-        return jax.vmap(drawn)(inputs.head_keys)
+        return jax.vmap(drawn)(keys)
 
     def phi(self, inputs: Inputs, keys: Array) -> tuple[Array, Array]:
-        """Features of q and k, `[B, N, H, features]`: of "softmax" their logarithms, for q less
-        what cancels."""
+        """Features of q and k, `[B, N, H, features]`; of "softmax" their logarithms."""
         width = inputs.q.shape[-1]
         w = projections(keys, self.features, width, wide(inputs.q, inputs.k))
-        q, k = (x.astype(w.dtype) * width**-0.25 for x in (inputs.q, inputs.k))
-        phi_q, phi_k = (
-            jnp.einsum("bhnd,hmd->bhnm", x.swapaxes(1, 2), w).swapaxes(1, 2) for x in (q, k)
-        )
+        q = inputs.q.astype(w.dtype) * width**-0.25
+        k = inputs.k.astype(w.dtype) * width**-0.25
+        q_projected = _project(q, w)
+        k_projected = _project(k, w)
         if self.kernel == "softmax":
-            return phi_q, phi_k - jnp.sum(k * k, axis=-1, keepdims=True) / 2
-        return jax.nn.relu(phi_q) + RELU_FLOOR, jax.nn.relu(phi_k) + RELU_FLOOR
+            # |q|^2 / 2 is the same for all features of a query and cancels; that of keys does not.
+            square = jnp.sum(k * k, axis=-1, keepdims=True)
+            return q_projected, k_projected - square / 2
+        phi_q = jax.nn.relu(q_projected) + RELU_FLOOR
+        phi_k = jax.nn.relu(k_projected) + RELU_FLOOR
+        return phi_q, phi_k
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """phi(q_i) . phi(k_j), rows divided by their sum, `[B, H, N, N]`."""
         allowed = dense_allowed(inputs.q.shape[1], causal=causal, valid=inputs.valid)
-        dense = log_linear_weights if self.kernel == "softmax" else linear_weights
-        return dense(*self.phi(inputs, self.keys(inputs)), allowed) * inputs.mask[:, None, :, None]
+        phi_q, phi_k = self.phi(inputs, self.keys(inputs))
+        if self.kernel == "softmax":
+            rows = log_linear_weights(phi_q, phi_k, allowed)
+        else:
+            rows = linear_weights(phi_q, phi_k, allowed)
+        return rows * inputs.mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:
-        """Two products with W and two with the m x D state, a few operations for each feature, and
-        drawing W."""
+        """Two products with W, two with the m x D state, 10 for each feature, and drawing W."""
         tokens = shape.batch * shape.length * shape.heads
         numbers = tokens * self.features
         state = shape.batch * shape.heads * self.features * (shape.head_dim + 1)
-        drawn = shape.heads * -(-self.features // shape.head_dim) * shape.head_dim**2
-        wide_size = max(4, shape.itemsize)
+        squares = -(-self.features // shape.head_dim)
+        drawn = shape.heads * squares * shape.head_dim**2
         return Cost(
             flops=numbers * (8 * shape.head_dim + 10) + tokens * 6 * shape.head_dim + drawn * 144,
             parameters=0,
-            activation_bytes=(2 * numbers + state) * wide_size,
-            state_bytes=state * wide_size,
+            activation_bytes=(2 * numbers + state) * shape.wide_itemsize,
+            state_bytes=state * shape.wide_itemsize,
         )
 
 
-def projections(keys: Array, features: int, width: int, dtype: jnp.dtype) -> Array:
-    """W of each head, `[H, features, width]`: rows orthogonal within each `width`, as long as rows
-    of a Gaussian.
+def _project(x: Array, w: Array) -> Array:
+    """W x of each head, `[B, N, H, features]`, by one product of plain matrices for each head."""
+    return jnp.einsum("bhnd,hmd->bhnm", x.swapaxes(1, 2), w).swapaxes(1, 2)
 
-    The same in float32 and float64 but for rounding.
+
+def projections(keys: Array, features: int, width: int, dtype: jnp.dtype) -> Array:
+    """W of each head, `[H, features, width]`, with rows as long as those of a Gaussian.
+
+    Rows are orthogonal within each `width` of them. The same in float32 and float64 but for
+    rounding.
     """
     shape = (-(-features // width), width, width)
+
+    def head_bits(key: Array) -> Array:
+        return jax.random.bits(key, shape, "uint32")
+
     # 23 bits for each number; those of jax.random.normal differ with the dtype.
-    bits = jax.vmap(lambda key: jax.random.bits(key, shape, "uint32"))(keys) >> 9
-    gaussian = 2**0.5 * jax.lax.erf_inv((bits.astype(dtype) + 0.5) * 2.0**-22 - 1)
+    bits = jax.vmap(head_bits)(keys) >> 9
+    uniform = (bits.astype(dtype) + 0.5) * 2.0**-22 - 1  # in (-1, 1)
+    gaussian = 2**0.5 * jax.lax.erf_inv(uniform)
     q, r = jnp.linalg.qr(gaussian)
     # Directions of columns are independent of their lengths. With the signs of r, q is a uniform
     # rotation.
-    lengths = jnp.linalg.norm(gaussian, axis=-2) * jnp.where(
-        jnp.diagonal(r, axis1=-2, axis2=-1) < 0, -1, 1
-    )
+    signs = jnp.where(jnp.diagonal(r, axis1=-2, axis2=-1) < 0, -1, 1)
+    lengths = jnp.linalg.norm(gaussian, axis=-2) * signs
     rows = (q * lengths[..., None, :]).swapaxes(-1, -2)
     return jax.lax.stop_gradient(rows.reshape(len(keys), -1, width)[:, :features])

@@ -15,6 +15,7 @@ from dartformer.attention.base import (
     Spelled,
     Traits,
     accept,
+    head_keys,
     positive,
     zero_invalid,
 )
@@ -25,13 +26,12 @@ from dartformer.kernels.softmax import distance_bias, wide
 
 @dataclass(frozen=True, repr=False)
 class Reformer(Spelled):
-    """LSH attention: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j, k = q / |q|, over j in i's
-    buckets, without i.
+    """LSH attention: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over j in i's buckets.
 
-    A round hashes h(x) = argmax [x R; -x R] with random rotations R. Tokens are sorted by bucket
-    and position and cut into chunks, and i sees those of its bucket in its chunk and the one
-    before. Rounds are combined by the logarithms of their sums, so that this is one softmax in
-    which j counts once for every round that shows it.
+    k = q / |q|, and i itself is left out. A round hashes h(x) = argmax [x R; -x R] with random
+    rotations R. Tokens are sorted by bucket and position and cut into chunks, and i sees those of
+    its bucket in its chunk and the one before. Rounds are combined by the logarithms of their sums:
+    this is one softmax in which j counts once for every round that shows it.
 
     Paper: Kitaev et al. 2020, arXiv:2001.04451, equations 4 to 7. Own parameters: none; queries
     serve as keys, and k is not read. Cost: O(hashes N (chunk + buckets) D) time, with a sort,
@@ -40,10 +40,10 @@ class Reformer(Spelled):
     behind all buckets and seen by none. A token sees itself only if it sees no other in any round.
     An example of at most two chunks of valid tokens is attention over all of them, whatever their
     buckets. Causal: i sees the last `chunk` tokens of its bucket before it, however few tokens
-    there are. Deviations: the paper's causal form cuts chunks as the other does, so that tokens
-    that come later move their edges and change what earlier ones see; here nothing depends on what
-    comes later. Chunks do not see round the end. `buckets` is given, where the paper takes N /
-    chunk: with that, a bucket fills a chunk.
+    there are. Deviations: the paper's causal form cuts chunks among all tokens, and later tokens
+    move their edges and change what earlier ones see. Here nothing depends on what comes later.
+    Chunks do not wrap around the end. `buckets` is a field, where the paper takes N / chunk: with
+    that, a bucket fills a chunk.
 
     Attributes:
       buckets: an even number of at least 2.
@@ -83,28 +83,33 @@ class Reformer(Spelled):
         train: bool = False,
         key: Array | None = None,
     ) -> Array:
-        """See `Attention`; raises `InputError` without `inputs.head_keys`, unless all tokens are
-        seen anyhow."""
+        """See `Attention`; raises `InputError` where it needs `inputs.head_keys` and they are None."""
         accept(self, inputs, causal=causal)
-        noise, slopes = (inputs.rate(train), key), inputs.slopes
+        dropout = inputs.rate(train)
         if self.sees_all(inputs.q.shape[1], causal=causal):
             out = shared_attention(
-                inputs.q, inputs.v, valid=inputs.valid, slopes=slopes, dropout=noise[0], key=key
-            )
-        else:
-            bucket, few = self.hashed(inputs, causal=causal)
-            out = hashed_attention(
                 inputs.q,
                 inputs.v,
-                bucket,
-                count=self.buckets,
-                chunk=self.chunk,
-                causal=causal,
-                few=few,
-                slopes=slopes,
-                dropout=noise[0],
+                valid=inputs.valid,
+                slopes=inputs.slopes,
+                dropout=dropout,
                 key=key,
             )
+            return zero_invalid(out, inputs.mask)
+
+        bucket, few = self.hashed(inputs, causal=causal)
+        out = hashed_attention(
+            inputs.q,
+            inputs.v,
+            bucket,
+            count=self.buckets,
+            chunk=self.chunk,
+            causal=causal,
+            few=few,
+            slopes=inputs.slopes,
+            dropout=dropout,
+            key=key,
+        )
         return zero_invalid(out, inputs.mask)
 
     def sees_all(self, length: int, *, causal: bool = False) -> bool:
@@ -112,25 +117,22 @@ class Reformer(Spelled):
         return not causal and length <= 2 * self.chunk
 
     def hashed(self, inputs: Inputs, *, causal: bool = False) -> tuple[Array, Array | None]:
-        """Buckets `[B, H, hashes, N]`, `buckets` at padding; and which examples `[B]` are few
-        tokens, of one bucket.
+        """Buckets `[B, H, hashes, N]`, and which examples `[B]` are few tokens, of one bucket.
+
+        The bucket of padding is `buckets`.
 
         Raises:
           InputError: `inputs.head_keys` is None.
         """
-        if inputs.head_keys is None:
-            raise InputError(
-                f"{self!r} draws its rotations from inputs.head_keys, which is None: give it [H] keys."
-            )
+        # The hash has no gradient.
         q = jax.lax.stop_gradient(inputs.q).astype(wide(inputs.q))
-        turned = jnp.einsum(
-            "bnhd,hrdm->bhrnm",
-            q,
-            rotations(inputs.head_keys, self.hashes, q.shape[-1], self.buckets),
-        )
+        keys = head_keys(self, inputs)
+        r = rotations(keys, self.hashes, q.shape[-1], self.buckets)
+        turned = jnp.einsum("bnhd,hrdm->bhrnm", q, r)
         # argmax [x; -x]: that of |x|, and the sign there.
         largest = jnp.argmax(abs(turned), axis=-1).astype(jnp.int32)
-        sign = jnp.where(turned.max(-1) >= -turned.min(-1), 0, self.buckets // 2)
+        positive = turned.max(-1) >= -turned.min(-1)
+        sign = jnp.where(positive, 0, self.buckets // 2)
         bucket = largest + sign.astype(jnp.int32)
         if inputs.valid is None:
             return bucket, None
@@ -141,20 +143,20 @@ class Reformer(Spelled):
         return jnp.where(inputs.valid[:, None, None], bucket, self.buckets), few
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
-        """The softmax of all scores, times the number of rounds in which each key is seen, `[B, H,
-        N, N]`."""
+        """The softmax of all scores, times the rounds in which each key is seen, `[B, H, N, N]`."""
         accept(self, inputs, causal=causal)
         length, keep = inputs.q.shape[1], inputs.mask
-        times = self._times(inputs, causal) * (
-            keep[:, None, None, :] & ~jnp.eye(length, dtype=bool)
-        )
+        different = ~jnp.eye(length, dtype=bool)
+        times = self._times(inputs, causal) * (keep[:, None, None, :] & different)
+        dots = jnp.einsum("bnhd,bkhd->bhnk", inputs.q, unit(inputs.q))
         i = jnp.arange(length)
-        scores = (
-            jnp.einsum("bnhd,bkhd->bhnk", inputs.q, unit(inputs.q)) * inputs.q.shape[-1] ** -0.5
-        )
-        scores = distance_bias(scores, inputs.slopes, i - i[:, None])
-        top = jax.lax.stop_gradient(jnp.where(times > 0, scores, -jnp.inf).max(-1, keepdims=True))
-        rows = times * jnp.exp(jnp.where(times > 0, scores - jnp.where(top == -jnp.inf, 0, top), 0))
+        distance = i - i[:, None]
+        scores = distance_bias(dots * inputs.q.shape[-1] ** -0.5, inputs.slopes, distance)
+        visible = times > 0
+        top = jnp.where(visible, scores, -jnp.inf).max(-1, keepdims=True)
+        top = jax.lax.stop_gradient(top)
+        top = jnp.where(top == -jnp.inf, 0, top)  # a row that sees no key
+        rows = times * jnp.exp(jnp.where(visible, scores - top, 0))
         total = rows.sum(-1, keepdims=True)
         rows = jnp.where(total == 0, jnp.eye(length), rows / jnp.where(total == 0, 1, total))
         return rows * keep[:, None, :, None]
@@ -165,45 +167,48 @@ class Reformer(Spelled):
         if self.sees_all(length, causal=causal):
             return jnp.ones((1, 1, length, length))
         bucket, few = self.hashed(inputs, causal=causal)
+        query_bucket, key_bucket = bucket[..., None], bucket[..., None, :]
+        same = key_bucket == query_bucket  # [B, H, hashes, N, N]
         i = jnp.arange(length)
-        ahead = (bucket[..., None, :] < bucket[..., None]) | (
-            (bucket[..., None, :] == bucket[..., None]) & (i < i[:, None])
-        )  # key before query, in the order
+        # Keys before the query in the order; their number is its place there.
+        ahead = (key_bucket < query_bucket) | (same & (i < i[:, None]))
         rank = ahead.sum(-1)
         if causal:
             back = rank[..., None] - rank[..., None, :]
-            seen = (back > 0) & (back <= self.chunk)
+            in_reach = (back > 0) & (back <= self.chunk)
         else:
             chunk = rank // self.chunk
             back = chunk[..., None] - chunk[..., None, :]
-            seen = (back == 0) | (back == 1)
+            in_reach = (back == 0) | (back == 1)
             if few is not None:
-                seen = seen | few[:, None, None, None, None]
-        return (seen & (bucket[..., None, :] == bucket[..., None])).sum(2)
+                in_reach = in_reach | few[:, None, None, None, None]
+        return (in_reach & same).sum(2)
 
     def cost(self, shape: Shape) -> Cost:
-        """The hash, and two chunks of keys for each query in each round; all tokens where they are
-        few."""
+        """The hash, and two chunks of keys for each query in each round; all tokens if few."""
         heads, width = shape.batch * shape.heads, shape.head_dim
-        if self.sees_all(shape.length):
-            scores, rest = shape.length**2, 0
-        else:
+        scores = shape.length**2
+        hashing = 0
+        if not self.sees_all(shape.length):
             padded = shape.length + -shape.length % self.chunk
             scores = self.hashes * padded * 2 * self.chunk
-            rest = self.hashes * padded * (self.buckets * (width + 1) + 6 * width)
+            hashing = self.hashes * padded * (self.buckets * (width + 1) + 6 * width)
+        numbers = 2 * scores + self.hashes * shape.length * 3 * width
         return Cost(
-            flops=heads * (scores * (4 * width + 6) + rest),
+            flops=heads * (scores * (4 * width + 6) + hashing),
             parameters=0,
-            activation_bytes=heads
-            * (2 * scores + self.hashes * shape.length * 3 * width)
-            * max(4, shape.itemsize),
+            activation_bytes=heads * numbers * shape.wide_itemsize,
             state_bytes=2 * shape.batch * shape.length * shape.heads * width * shape.itemsize,
         )
 
 
 def rotations(keys: Array, hashes: int, width: int, buckets: int) -> Array:
-    """Random rotations `[H, hashes, width, buckets / 2]`, standard normal in float32, from each
-    head's key alone."""
-    return jax.vmap(lambda key: jax.random.normal(key, (hashes, width, buckets // 2), jnp.float32))(
-        keys
-    )
+    """Random rotations `[H, hashes, width, buckets / 2]`, from each head's key alone.
+
+    Standard normal in float32.
+    """
+
+    def one_head(key: Array) -> Array:
+        return jax.random.normal(key, (hashes, width, buckets // 2), jnp.float32)
+
+    return jax.vmap(one_head)(keys)

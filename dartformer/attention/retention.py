@@ -25,14 +25,15 @@ from dartformer.kernels.softmax import wide
 
 @dataclass(frozen=True, repr=False)
 class Retention(Spelled):
-    """Retention: y_i = sum_{j<=i} gamma^(i - j) (q_i . k_j / sqrt(D)) v_j, by S_i = gamma S_{i-1} +
-    k_i v_i^T.
+    """Retention: y_i = sum_{j<=i} gamma^(i - j) (q_i . k_j / sqrt(D)) v_j.
+
+    Computed by the recurrence S_i = gamma S_{i-1} + k_i v_i^T.
 
     Paper: Sun et al. 2023 (RetNet), arXiv:2307.08621, equations 5 (parallel), 6 (recurrent) and 7
     (in chunks). Own parameters: `decay` `[H]`, with gamma = sigmoid(decay), at first the paper's 1
     - 2^(-5-h) for head h. Cost: O(N (C + D) D) time in chunks of C = 64; state D x D. No weight is
-    divided by a sum. Masks: an invalid token is not written, and gamma is not applied for it, so
-    that distances count valid tokens. Both ways: a second recurrence from the last token to the
+    divided by a sum. Masks: an invalid token is not written, and gamma is not applied for it:
+    distances count valid tokens. Both ways: a second recurrence from the last token to the
     first, added; the own token is counted once, so the weight is gamma^|i - j|. Deviations: gamma
     is trained, where the paper fixes it. The paper's norm of each head behind it is the layer's
     (`model.branch_norm`), its rotation xPos is the layer's rotary positions, and its gate is left
@@ -48,19 +49,15 @@ class Retention(Spelled):
 
     def init(self, key: Array, shape: Shape) -> Params:
         """The paper's decays: sigmoid(log(2^(5+h) - 1)) = 1 - 2^(-5-h)."""
-        return {
-            "decay": jnp.log(2.0 ** (5 + jnp.arange(shape.heads, dtype=jnp.result_type(float))) - 1)
-        }
+        head = jnp.arange(shape.heads, dtype=jnp.result_type(float))
+        return {"decay": jnp.log(2.0 ** (5 + head) - 1)}
 
     def _recurrence(self, params: Params, inputs: Inputs) -> tuple[Array, Array, Array]:
         """q / sqrt(D), k, and the log-decays `[B, N, H]`."""
         dtype = wide(inputs.q, inputs.k)
+        q = inputs.q.astype(dtype) * inputs.q.shape[-1] ** -0.5
         decay = jax.nn.log_sigmoid(params["decay"].astype(dtype))
-        return (
-            inputs.q.astype(dtype) * inputs.q.shape[-1] ** -0.5,
-            inputs.k,
-            jnp.broadcast_to(decay, inputs.q.shape[:3]),
-        )
+        return q, inputs.k, jnp.broadcast_to(decay, inputs.q.shape[:3])
 
     def __call__(
         self,
@@ -74,16 +71,14 @@ class Retention(Spelled):
         """See `Attention`."""
         accept(self, inputs, causal=causal)
         q, k, decay = self._recurrence(params, inputs)
-        out = decay_scan(
-            q, k, drop_values(inputs, train, key), decay, causal=causal, valid=inputs.valid
-        )
+        v = drop_values(inputs, train, key)
+        out = decay_scan(q, k, v, decay, causal=causal, valid=inputs.valid)
         return zero_invalid(out, inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The recurrence, one token at a time, of the unit vectors, `[B, H, N, N]`."""
-        return recurrence_weights(
-            *self._recurrence(params, inputs), causal=causal, valid=inputs.valid
-        )
+        q, k, decay = self._recurrence(params, inputs)
+        return recurrence_weights(q, k, decay, causal=causal, valid=inputs.valid)
 
     def cost(self, shape: Shape) -> Cost:
         """The scan, and the scale of q."""
@@ -93,6 +88,6 @@ class Retention(Spelled):
         return Cost(
             flops=flops * heads + tokens * shape.head_dim,
             parameters=shape.heads,
-            activation_bytes=(numbers * heads) * max(4, shape.itemsize),
-            state_bytes=heads * shape.head_dim**2 * max(4, shape.itemsize),
+            activation_bytes=numbers * heads * shape.wide_itemsize,
+            state_bytes=heads * shape.head_dim**2 * shape.wide_itemsize,
         )

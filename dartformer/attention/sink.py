@@ -15,6 +15,7 @@ from dartformer.attention.base import (
     Spelled,
     Traits,
     accept,
+    kv_cache_bytes,
     positive,
     zero_invalid,
 )
@@ -24,8 +25,9 @@ from dartformer.kernels.softmax import dense_weights
 
 @dataclass(frozen=True, repr=False)
 class Sink(Spelled):
-    """Window and sinks: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over |i - j| <= window or j
-    < sinks.
+    """Window and sinks: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j.
+
+    That is over |i - j| <= window or j < sinks.
 
     Paper: Xiao et al. 2024 (StreamingLLM), arXiv:2309.17453, section 3.2: a window alone takes from
     the softmax the first tokens, on which models have learned to put the weight that they have no
@@ -99,6 +101,6 @@ class Sink(Spelled):
         return Cost(
             flops=scores * (4 * shape.head_dim + 6),
             parameters=0,
-            activation_bytes=2 * scores * max(4, shape.itemsize),
-            state_bytes=2 * shape.batch * kept * shape.kept_heads * shape.head_dim * shape.itemsize,
+            activation_bytes=2 * scores * shape.wide_itemsize,
+            state_bytes=kv_cache_bytes(shape, kept),
         )

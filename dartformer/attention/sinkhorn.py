@@ -1,8 +1,7 @@
-"""Sinkhorn attention: each block sees itself, and a block made of all blocks by a learned, soft
-permutation."""
+"""Sinkhorn attention: each block sees itself and one sorted from all by a soft permutation."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,18 +26,36 @@ from dartformer.kernels.softmax import joint_exponentials, wide
 from dartformer.kernels.tiles import Keys, attend, existing, tile, untile
 
 LEAST = 1e-6
-"""A sorted place whose tokens have no more of its row than that is empty: float32 could not tell
-them from none."""
+"""The smallest share of a row that fills a sorted place.
+
+A smaller one counts as empty, as float32 could not tell it from zero.
+"""
+
+
+class Sorting(NamedTuple):
+    """Blocks and how they are sorted.
+
+    Attributes:
+      q, k, v: in tiles `[B, H, T, b, D]`, zero where there is no token.
+      r: R, `[B, H, T, T]`.
+      share: the part of R's row that is valid tokens, for each place, `[B, H, T, b]`; None where no
+        block lacks a token.
+    """
+
+    q: Array
+    k: Array
+    v: Array
+    r: Array
+    share: Array | None
 
 
 @dataclass(frozen=True, repr=False)
 class Sinkhorn(Spelled):
-    """Softmax over the own block and a sorted one: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j,
-    j in both, jointly.
+    """Softmax over a block and a sorted one: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j.
 
-    Of blocks u of b tokens, that of query block t is sorted to k'_{t,s} = sum_u R_tu k_{u,s} in
-    places s = 1 .. b, v' likewise, with R = S(W^T [sum_s q_{u,s}; sum_s k_{u,s}] / temperature) and
-    S Sinkhorn's normalisation.
+    j runs over the block of i and the sorted one, jointly. Of blocks u of b tokens, that of query
+    block t is sorted to k'_{t,s} = sum_u R_tu k_{u,s} in places s = 1 .. b, and v' likewise. Here
+    R = S(W^T [sum_s q_{u,s}; sum_s k_{u,s}] / temperature), with Sinkhorn's normalisation S.
 
     Paper: Tay et al. 2020 (Sparse Sinkhorn Attention), arXiv:2002.11296, sections 3.1 and 3.2. Own
     parameters: W of the sort net, `[H, 2 D, N_max / b]`. Cost: O(N b D + (N / b)^2 b D) time, O(N b
@@ -78,46 +95,38 @@ class Sinkhorn(Spelled):
             )
 
     def init(self, key: Array, shape: Shape) -> Params:
-        """W `[H, 2 D, ceil(N_max / b)]`, of variance 1 / (2 D b), so that scores of the sort net
-        begin near 1."""
+        """W `[H, 2 D, ceil(N_max / b)]`, of variance 1 / (2 D b).
+
+        Scores of the sort net then begin near 1.
+        """
         fan_in = 2 * shape.head_dim
         size = (shape.heads, fan_in, -(-shape.length // self.block))
         return {"W": jax.random.normal(key, size) * (fan_in * self.block) ** -0.5}
 
-    def _sorting(
-        self, params: Params, inputs: Inputs, causal: bool
-    ) -> tuple[Array, Array, Array, Array, Array | None]:
-        """q, k, v in tiles `[B, H, T, b, D]`, zero where there is no token; R `[B, H, T, T]`; the
-        share of each place.
-
-        The share, `[B, H, T, b]`, is the part of R's row that is valid tokens; None where no block
-        has a token missing."""
+    def _sorting(self, params: Params, inputs: Inputs, causal: bool) -> Sorting:
+        """The blocks and how they are sorted; raises `InputError` for a call out of range."""
         accept(self, inputs, causal=causal)
         length = inputs.q.shape[1]
         fits(self, length, params["W"].shape[-1] * self.block)
-        q, k, v = (
-            tile(zero_invalid(x, inputs.mask), self.block) for x in (inputs.q, inputs.k, inputs.v)
-        )
-        exists: Any = existing(length, self.block, inputs.valid)  # [B or 1, T, b]
+        q = tile(zero_invalid(inputs.q, inputs.mask), self.block)
+        k = tile(zero_invalid(inputs.k, inputs.mask), self.block)
+        v = tile(zero_invalid(inputs.v, inputs.mask), self.block)
+        exists = existing(length, self.block, inputs.valid)  # [B or 1, T, b]
         dtype = wide(q, k, params["W"])
-        sums = jnp.concatenate([x.sum(3, dtype=dtype) for x in (q, k)], axis=-1)
-        scores = (
-            jnp.einsum("bhte,heu->bhtu", sums, params["W"][..., : q.shape[2]]) / self.temperature
-        )
+        sums = jnp.concatenate([q.sum(3, dtype=dtype), k.sum(3, dtype=dtype)], axis=-1)
+        columns = params["W"][..., : q.shape[2]]
+        scores = jnp.einsum("bhte,heu->bhtu", sums, columns) / self.temperature
         keep = None
-        if inputs.valid is not None:
-            some = exists.any(-1)[:, None]
-            keep = jnp.asarray(some[..., None] & some[..., None, :])
+        if inputs.valid is not None:  # blocks of padding are no blocks
+            filled = jnp.asarray(exists).any(-1)[:, None]
+            keep = filled[..., None] & filled[..., None, :]
         r = sinkhorn(scores, self.iterations, keep)
         if isinstance(exists, np.ndarray) and exists.all():
-            return q, k, v, r, None
+            return Sorting(q, k, v, r, None)
         total = r.sum(-1)[..., None]
-        share = jnp.einsum(
-            "bhtu,bus->bhts",
-            r,
-            jnp.broadcast_to(exists, (r.shape[0], *exists.shape[1:])).astype(dtype),
-        )
-        return q, k, v, r, share / jnp.where(total == 0, 1, total)
+        members = jnp.broadcast_to(exists, (r.shape[0], *exists.shape[1:])).astype(dtype)
+        share = jnp.einsum("bhtu,bus->bhts", r, members)
+        return Sorting(q, k, v, r, share / jnp.where(total == 0, 1, total))
 
     def __call__(
         self,
@@ -130,73 +139,74 @@ class Sinkhorn(Spelled):
     ) -> Array:
         """See `Attention`."""
         q, k, v, r, share = self._sorting(params, inputs, causal)
-        both = jnp.concatenate([k, v], axis=-1).astype(wide(r, k, v))
-        both = (r @ both.reshape(*both.shape[:3], -1)).reshape(
-            both.shape
-        )  # one product of plain matrices
-        sorted_k, sorted_v = jnp.split(both, [k.shape[-1]], axis=-1)
-        own, there, bias = None, None, None
-        if share is not None:
-            exists: Any = existing(inputs.q.shape[1], self.block, inputs.valid)
-            own, there = exists[:, None, :, None, :], (share > LEAST)[..., None, :]
-            held = jnp.where(share > LEAST, share, 1)[..., None]
-            sorted_k, sorted_v, bias = (
-                sorted_k / held,
-                sorted_v / held,
-                jnp.log(held.swapaxes(-1, -2)),
-            )
-        sets = [
-            Keys(k, v, np.zeros(1), own),
-            Keys(sorted_k, sorted_v, np.zeros(1), there, bias=bias),
-        ]
-        out = untile(attend(q, sets, dropout=inputs.rate(train), key=key), inputs.q.shape[1])
-        return zero_invalid(out, inputs.mask)
+        joint = jnp.concatenate([k, v], axis=-1).astype(wide(r, k, v))
+        # k' and v' by one product of plain matrices, [T, T] times [T, b 2D].
+        matrix = joint.reshape(*joint.shape[:3], -1)
+        joint = (r @ matrix).reshape(joint.shape)
+        sorted_k, sorted_v = jnp.split(joint, [k.shape[-1]], axis=-1)
+        position = np.zeros(1)  # no slopes
+        if share is None:
+            sets = [Keys(k, v, position), Keys(sorted_k, sorted_v, position)]
+        else:
+            exists = existing(inputs.q.shape[1], self.block, inputs.valid)[:, None, :, None, :]
+            filled = share > LEAST  # [B, H, T, b]
+            # As if all of R were the valid tokens': divided by their share, and the share returns as
+            # the weight of the place.
+            divisor = jnp.where(filled, share, 1)[..., None]
+            sorted_k = sorted_k / divisor
+            sorted_v = sorted_v / divisor
+            bias = jnp.log(divisor.swapaxes(-1, -2))
+            near = Keys(k, v, position, exists)
+            sets = [near, Keys(sorted_k, sorted_v, position, filled[..., None, :], bias=bias)]
+        out = attend(q, sets, dropout=inputs.rate(train), key=key)
+        return zero_invalid(untile(out, inputs.q.shape[1]), inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
-        """Weights of own tokens, and those of places handed on to the tokens they are made of, `[B,
-        H, N, N]`."""
+        """Weights of a token's own block, and of what the sorted places are made of.
+
+        Returns `[B, H, N, N]`.
+        """
         q, k, _, r, share = self._sorting(params, inputs, causal)
         length, scale = inputs.q.shape[1], q.shape[-1] ** -0.5
         tiles = r.shape[-1]
-        exists = jnp.broadcast_to(
-            existing(length, self.block, inputs.valid), (q.shape[0], tiles, self.block)
-        )
-        share = jnp.ones((1, 1, *exists.shape[1:])) if share is None else share
-        there = share > LEAST
-        held = jnp.where(there, share, 1)
+        exists = existing(length, self.block, inputs.valid)
+        exists = jnp.broadcast_to(exists, (q.shape[0], tiles, self.block))
+        if share is None:
+            share = jnp.ones((1, 1, tiles, self.block))
+        filled = share > LEAST
+        divisor = jnp.where(filled, share, 1)
         # What each place is made of: [B, H, T, place, U, b], zero but where the token's place is
         # the same.
-        made_of = jnp.einsum("bhtu,bus,sp->bhtpus", r, exists.astype(r.dtype), jnp.eye(self.block))
-        made_of = made_of / held[..., None, None]
-        places = jnp.einsum("bhtqd,bhtpus,bhusd->bhtqp", q, made_of, k) * scale
-        near = jnp.einsum("bhtqd,bhtsd->bhtqs", q, k) * scale
-        (own, other), total = joint_exponentials(
-            [near, places + jnp.log(held)[..., None, :]],
-            [exists[:, None, :, None, :], there[..., None, :]],
+        same_place = jnp.eye(self.block)
+        made_of = jnp.einsum("bhtu,bus,sp->bhtpus", r, exists.astype(r.dtype), same_place)
+        made_of = made_of / divisor[..., None, None]
+        sorted_scores = jnp.einsum("bhtqd,bhtpus,bhusd->bhtqp", q, made_of, k) * scale
+        sorted_scores = sorted_scores + jnp.log(divisor)[..., None, :]
+        near_scores = jnp.einsum("bhtqd,bhtsd->bhtqs", q, k) * scale
+        (near, far), total = joint_exponentials(
+            [near_scores, sorted_scores],
+            [exists[:, None, :, None, :], filled[..., None, :]],
         )
-        rows = jnp.einsum("bhtqp,bhtpus->bhtqus", other, made_of)
-        rows = (rows + jnp.einsum("bhtqs,tu->bhtqus", own, jnp.eye(tiles))) / total[..., None]
-        rows = rows.reshape(*r.shape[:2], tiles * self.block, tiles * self.block)[
-            :, :, :length, :length
-        ]
+        # Weights of places are handed on to the tokens they are made of, [B, H, T, b, U, b].
+        rows = jnp.einsum("bhtqp,bhtpus->bhtqus", far, made_of)
+        rows = rows + jnp.einsum("bhtqs,tu->bhtqus", near, jnp.eye(tiles))
+        rows = rows / total[..., None]
+        size = tiles * self.block
+        rows = rows.reshape(*r.shape[:2], size, size)[:, :, :length, :length]
         return rows * inputs.mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:
-        """Softmax over two blocks for each query, the sort net, its normalisation, and two
-        sorts."""
+        """Softmax over two blocks for each query, the sort net, its normalisation, two sorts."""
         heads, tiles = shape.batch * shape.heads, -(-shape.length // self.block)
         scores, pairs = tiles * 2 * self.block**2, tiles**2
         numbers = tiles * self.block * shape.head_dim
+        flops = scores * (4 * shape.head_dim + 6)
+        flops += 2 * numbers
+        flops += pairs * (4 * shape.head_dim * (self.block + 1) + 8 * self.iterations + 2)
+        activations = 2 * scores + 2 * pairs + 2 * numbers
         return Cost(
-            flops=heads
-            * (
-                scores * (4 * shape.head_dim + 6)
-                + 2 * numbers
-                + pairs * (4 * shape.head_dim * (self.block + 1) + 8 * self.iterations + 2)
-            ),
+            flops=heads * flops,
             parameters=shape.heads * 2 * shape.head_dim * tiles,
-            activation_bytes=heads
-            * (2 * scores + 2 * pairs + 2 * numbers)
-            * max(4, shape.itemsize),
+            activation_bytes=heads * activations * shape.wide_itemsize,
             state_bytes=0,
         )

@@ -15,6 +15,7 @@ from dartformer.attention.base import (
     Spelled,
     Traits,
     accept,
+    kv_cache_bytes,
     positive,
     zero_invalid,
 )
@@ -25,16 +26,17 @@ from dartformer.kernels.softmax import dense_weights
 
 @dataclass(frozen=True, repr=False)
 class Sparse(Spelled):
-    """Factorised attention: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over j in A1_i or A2_i,
-    one softmax.
+    """Factorised attention: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j, j in A1_i or A2_i.
+
+    Both sets come under one softmax.
 
     Paper: Child et al. 2019 (Sparse Transformer), arXiv:1904.10509, section 4.3. With stride l and
     summary c, pattern "fixed": A1_i = {j: floor(j / l) = floor(i / l)}, A2_i = {j: j mod l >= l -
     c}; pattern "strided": A1_i = {j: |i - j| <= l}, A2_i = {j: (i - j) mod l = 0}. Own parameters:
     none. Cost: time O(N (l + c N / l) D) and "strided" O(N (l + N / l) D), memory without the D.
-    That is N sqrt(N) where l is near sqrt(N). The stride does not follow the length by itself,
-    since outputs would then depend on how far a batch is padded; so for ever longer inputs the
-    growth is quadratic, with a factor c / l. Masks: invalid keys are left out of the softmax;
+    That is N sqrt(N) where l is near sqrt(N). The stride does not follow the length, since
+    outputs would then depend on how far a batch is padded: for ever longer inputs the growth is
+    quadratic, with a factor c / l. Masks: invalid keys are left out of the softmax;
     causal leaves out j > i. A query that sees no key gives zero. Deviations: both sets in every
     head (the paper's "merged" head, its second way to combine them). Both ways unless causal, where
     the paper is causal only.
@@ -67,7 +69,8 @@ class Sparse(Spelled):
             return
         if self.pattern == "strided":
             raise InputError(
-                f"sparse: pattern 'strided' has no summary, got summary={self.summary!r}: leave it out."
+                f"sparse: summary does not work with pattern 'strided', which has none; "
+                f"got summary={self.summary!r}. Leave it out."
             )
         positive(self, summary=self.summary)
         if self.summary > self.stride:
@@ -77,8 +80,10 @@ class Sparse(Spelled):
 
     @property
     def columns(self) -> int:
-        """The number of summary places of a block that is in force."""
-        return max(1, self.stride // 16) if self.summary is None else self.summary
+        """The number of summary places of a block in force."""
+        if self.summary is not None:
+            return self.summary
+        return max(1, self.stride // 16)
 
     def init(self, key: Array, shape: Shape) -> Params:
         """No parameters."""
@@ -95,10 +100,11 @@ class Sparse(Spelled):
     ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
-        qkv = inputs.q, inputs.k, inputs.v
         if self.pattern == "fixed":
             out = fixed_attention(
-                *qkv,
+                inputs.q,
+                inputs.k,
+                inputs.v,
                 block=self.stride,
                 summary=self.columns,
                 causal=causal,
@@ -109,7 +115,9 @@ class Sparse(Spelled):
             )
         else:
             out = strided_attention(
-                *qkv,
+                inputs.q,
+                inputs.k,
+                inputs.v,
                 stride=self.stride,
                 causal=causal,
                 valid=inputs.valid,
@@ -122,11 +130,15 @@ class Sparse(Spelled):
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The softmax of all scores under a dense mask, `[B, H, N, N]`."""
         j = jnp.arange(inputs.q.shape[1])
-        i, l = j[:, None], self.stride
+        i = j[:, None]
+        stride = self.stride
         if self.pattern == "fixed":
-            pattern = (i // l == j // l) | (j % l >= l - self.columns)
+            near = i // stride == j // stride
+            far = j % stride >= stride - self.columns
         else:
-            pattern = (abs(i - j) <= l) | ((i - j) % l == 0)
+            near = abs(i - j) <= stride
+            far = (i - j) % stride == 0
+        pattern = near | far
         return dense_weights(
             inputs.q, inputs.k, pattern, causal=causal, valid=inputs.valid, slopes=inputs.slopes
         )
@@ -136,26 +148,22 @@ class Sparse(Spelled):
         size = min(self.stride, shape.length)
         tiles = -(-shape.length // size)
         if tiles == 1:
-            seen = size
+            keys = size
         elif self.pattern == "fixed":
-            seen = size + tiles * self.columns
+            keys = size + tiles * self.columns
         else:
-            seen = 3 * size - 2 + tiles
-        scores = shape.batch * shape.heads * tiles * size * seen
+            keys = 3 * size - 2 + tiles
+        scores = shape.batch * shape.heads * tiles * size * keys
         return Cost(
             flops=scores * (4 * shape.head_dim + 6),
             parameters=0,
-            activation_bytes=2 * scores * max(4, shape.itemsize),
-            state_bytes=2
-            * shape.batch
-            * self._kept(shape.length)
-            * shape.kept_heads
-            * shape.head_dim
-            * shape.itemsize,
+            activation_bytes=2 * scores * shape.wide_itemsize,
+            state_bytes=kv_cache_bytes(shape, self._kept(shape.length)),
         )
 
     def _kept(self, length: int) -> int:
-        """Tokens that a decoder keeps: in "strided" all may be seen again."""
+        """Tokens that decoding keeps: in "strided" all may be seen again."""
         if self.pattern == "strided":
             return length
-        return min(length, self.stride + length // self.stride * self.columns)
+        summaries = length // self.stride * self.columns
+        return min(length, self.stride + summaries)

@@ -1,5 +1,4 @@
-"""SSD: the state space of Mamba-2, a linear recurrence whose steps and decays depend on the
-token."""
+"""SSD: the state space of Mamba-2, a linear recurrence with steps that depend on the token."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -25,16 +24,16 @@ from dartformer.kernels.softmax import wide
 
 
 def step_start(key: Array, shape: tuple[int, ...]) -> Array:
-    """softplus^-1 of step sizes whose logarithms are uniform, from 0.001 to 0.1, as Mamba
-    begins."""
+    """softplus^-1 of step sizes with uniform logarithms, from 0.001 to 0.1, as Mamba begins."""
     step = 0.001 * 100.0 ** jax.random.uniform(key, shape)
     return jnp.log(jnp.expm1(step))
 
 
 @dataclass(frozen=True, repr=False)
 class Ssd(Spelled):
-    """State space: S_i = exp(-A dt_i) S_{i-1} + dt_i k_i v_i^T, y_i = S_i^T q_i + D v_i, dt_i =
-    softplus(w . x_i + b).
+    """State space: S_i = exp(-A dt_i) S_{i-1} + dt_i k_i v_i^T, y_i = S_i^T q_i + D v_i.
+
+    The steps are dt_i = softplus(w . x_i + b).
 
     Paper: Dao and Gu 2024 (Mamba-2), arXiv:2405.21060, sections 2.1, 5 and 6; q, k, v are its C, B,
     x. Own parameters: `dt` `[H, E]` (w), `dt_bias` `[H]` (b), `A_log` `[H]` (A = exp), `D` `[H]`;
@@ -57,10 +56,12 @@ class Ssd(Spelled):
     def init(self, key: Array, shape: Shape) -> Params:
         """w of variance 1 / E, steps from 0.001 to 0.1, A from 1 to 16, D = 1."""
         w, b, a = jax.random.split(key, 3)
+        size = (shape.heads, shape.model_dim)
+        rate = jax.random.uniform(a, (shape.heads,), minval=1, maxval=16)
         return {
-            "dt": jax.random.normal(w, (shape.heads, shape.model_dim)) * shape.model_dim**-0.5,
+            "dt": jax.random.normal(w, size) * shape.model_dim**-0.5,
             "dt_bias": step_start(b, (shape.heads,)),
-            "A_log": jnp.log(jax.random.uniform(a, (shape.heads,), minval=1, maxval=16)),
+            "A_log": jnp.log(rate),
             "D": jnp.ones(shape.heads),
         }
 
@@ -68,9 +69,11 @@ class Ssd(Spelled):
         """q, dt k, and the log-decays `[B, N, H]`."""
         assert inputs.x is not None
         dtype = wide(inputs.q, inputs.k, inputs.x)
-        dt, bias, log = (params[name].astype(dtype) for name in ("dt", "dt_bias", "A_log"))
-        step = jax.nn.softplus(jnp.einsum("bne,he->bnh", inputs.x.astype(dtype), dt) + bias)
-        return inputs.q, inputs.k * step[..., None], -jnp.exp(log) * step
+        x = inputs.x.astype(dtype)
+        projected = jnp.einsum("bne,he->bnh", x, params["dt"].astype(dtype))
+        step = jax.nn.softplus(projected + params["dt_bias"].astype(dtype))
+        rate = jnp.exp(params["A_log"].astype(dtype))
+        return inputs.q, inputs.k * step[..., None], -rate * step
 
     def __call__(
         self,
@@ -85,22 +88,20 @@ class Ssd(Spelled):
         accept(self, inputs, causal=causal)
         q, k, decay = self._recurrence(params, inputs)
         v = drop_values(inputs, train, key).astype(decay.dtype)
-        out = (
-            decay_scan(q, k, v, decay, causal=causal, valid=inputs.valid)
-            + params["D"].astype(v.dtype)[:, None] * v
-        )
+        skip = params["D"].astype(v.dtype)[:, None] * v
+        out = decay_scan(q, k, v, decay, causal=causal, valid=inputs.valid) + skip
         return zero_invalid(out.astype(inputs.v.dtype), inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
-        """The recurrence, one token at a time, of the unit vectors, and D on the diagonal, `[B, H,
-        N, N]`."""
-        rows = recurrence_weights(
-            *self._recurrence(params, inputs), causal=causal, valid=inputs.valid
-        )
-        own = params["D"].astype(rows.dtype)[:, None, None] * jnp.eye(
-            inputs.q.shape[1], dtype=rows.dtype
-        )
-        return rows + own * inputs.mask[:, None, :, None]
+        """The recurrence of the unit vectors, token by token, and D on the diagonal.
+
+        Returns `[B, H, N, N]`.
+        """
+        q, k, decay = self._recurrence(params, inputs)
+        rows = recurrence_weights(q, k, decay, causal=causal, valid=inputs.valid)
+        eye = jnp.eye(inputs.q.shape[1], dtype=rows.dtype)
+        skip = params["D"].astype(rows.dtype)[:, None, None] * eye
+        return rows + skip * inputs.mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:
         """The scan, the step of each token, and the skip."""
@@ -110,6 +111,6 @@ class Ssd(Spelled):
         return Cost(
             flops=flops * heads + tokens * (2 * shape.model_dim + 6 + 3 * shape.head_dim),
             parameters=shape.heads * (shape.model_dim + 3),
-            activation_bytes=(numbers * heads + tokens) * max(4, shape.itemsize),
-            state_bytes=heads * shape.head_dim**2 * max(4, shape.itemsize),
+            activation_bytes=(numbers * heads + tokens) * shape.wide_itemsize,
+            state_bytes=heads * shape.head_dim**2 * shape.wide_itemsize,
         )

@@ -15,21 +15,16 @@ from dartformer.attention.base import (
     Spelled,
     Traits,
     accept,
+    kv_cache_bytes,
     positive,
     zero_invalid,
 )
-from dartformer.kernels.softmax import (
-    dense_allowed,
-    dense_scores,
-    masked_softmax,
-    softmax_attention,
-)
+from dartformer.kernels.softmax import dense_weights, softmax_attention
 
 
 @dataclass(frozen=True, repr=False)
 class Strided(Spelled):
-    """Softmax attention over j = i modulo the stride: y_i = sum_{(i-j) mod s = 0} softmax_j(q_i .
-    k_j / sqrt(D)) v_j.
+    """Columns: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over (i - j) mod stride = 0.
 
     Paper: Child et al. 2019 (Sparse Transformer), arXiv:1904.10509, section 4.2: the second head of
     the strided pattern, alone. It is also attention down the columns of a picture of s columns (Ho
@@ -71,58 +66,57 @@ class Strided(Spelled):
     ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
-        batch, length, *rest = inputs.v.shape
-        s = min(self.stride, length)
-        rows = -(-length // s)
-
-        def columns(x: Array) -> Array:
-            """`[B, N, ...]` to `[B s, N / s, ...]`: tokens that see one another become a sequence
-            of their own."""
-            x = jnp.pad(x, ((0, 0), (0, rows * s - length)) + ((0, 0),) * (x.ndim - 2))
-            return (
-                x.reshape(batch, rows, s, *x.shape[2:])
-                .swapaxes(1, 2)
-                .reshape(batch * s, rows, *x.shape[2:])
-            )
-
+        length = inputs.v.shape[1]
+        stride = min(self.stride, length)
+        slopes = inputs.slopes
+        if slopes is not None:
+            slopes = stride * slopes  # the next token of a column is `stride` tokens away
         out = softmax_attention(
-            columns(inputs.q),
-            columns(inputs.k),
-            columns(inputs.v),
+            _columns(inputs.q, stride),
+            _columns(inputs.k, stride),
+            _columns(inputs.v, stride),
             causal=causal,
-            valid=columns(inputs.mask),
+            valid=_columns(inputs.mask, stride),
+            slopes=slopes,
             dropout=inputs.rate(train),
             key=key,
-            slopes=None if inputs.slopes is None else s * inputs.slopes,
-        )  # a row is s tokens away
-        out = (
-            out.reshape(batch, s, rows, *rest)
-            .swapaxes(1, 2)
-            .reshape(batch, rows * s, *rest)[:, :length]
         )
-        return zero_invalid(out, inputs.mask)
+        return zero_invalid(_tokens(out, stride)[:, :length], inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The softmax of all scores under a dense mask, `[B, H, N, N]`."""
         position = jnp.arange(inputs.q.shape[1])
-        allowed = (position[:, None] - position) % self.stride == 0
-        rest = dense_allowed(len(position), causal=causal, valid=inputs.valid)
-        scores = dense_scores(inputs.q, inputs.k, inputs.slopes)
-        rows = masked_softmax(scores, allowed if rest is None else allowed & rest)
-        return rows * inputs.mask[:, None, :, None]
+        pattern = (position[:, None] - position) % self.stride == 0
+        return dense_weights(
+            inputs.q, inputs.k, pattern, causal=causal, valid=inputs.valid, slopes=inputs.slopes
+        )
 
     def cost(self, shape: Shape) -> Cost:
         """As full attention on `stride` sequences of N / stride tokens."""
-        s = min(self.stride, shape.length)
-        scores = shape.batch * shape.heads * s * (-(-shape.length // s)) ** 2
+        stride = min(self.stride, shape.length)
+        rows = -(-shape.length // stride)
+        scores = shape.batch * shape.heads * stride * rows**2
         return Cost(
             flops=scores * (4 * shape.head_dim + 5),
             parameters=0,
-            activation_bytes=2 * scores * max(4, shape.itemsize),
-            state_bytes=2
-            * shape.batch
-            * shape.length
-            * shape.kept_heads
-            * shape.head_dim
-            * shape.itemsize,
+            activation_bytes=2 * scores * shape.wide_itemsize,
+            state_bytes=kv_cache_bytes(shape, shape.length),
         )
+
+
+def _columns(x: Array, stride: int) -> Array:
+    """`[B, N, ...]` to `[B stride, N / stride, ...]`.
+
+    Tokens that see one another become a sequence of their own.
+    """
+    batch, length, *trailing = x.shape
+    padding = ((0, 0), (0, -length % stride)) + ((0, 0),) * len(trailing)
+    rows = jnp.pad(x, padding).reshape(batch, -1, stride, *trailing)
+    return rows.swapaxes(1, 2).reshape(batch * stride, -1, *trailing)
+
+
+def _tokens(x: Array, stride: int) -> Array:
+    """Inverse of `_columns`, with the padding."""
+    batch_columns, rows, *trailing = x.shape
+    columns = x.reshape(batch_columns // stride, stride, rows, *trailing)
+    return columns.swapaxes(1, 2).reshape(batch_columns // stride, rows * stride, *trailing)

@@ -11,6 +11,7 @@ from jax import Array
 from dartformer.attention.base import (
     POSITIONS,
     Cost,
+    FieldTraits,
     Inputs,
     Params,
     Shape,
@@ -32,6 +33,7 @@ from dartformer.kernels.softmax import (
 )
 
 MODES = ("dense", "random", "factorised")
+_MODES = ", ".join(repr(mode) for mode in MODES)
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,40 +58,52 @@ class Synthesizer(Spelled):
     mode: Literal["dense", "random", "factorised"] = "dense"
     rank: int | None = None
 
-    traits: ClassVar[Traits] = Traits(
-        summary="softmax of learned scores that compare no tokens",
-        paper="Tay et al. 2020, arXiv:2005.00743",
-        causal=True,
-        reads=frozenset("vx"),
-        fixed_length=True,
-        growth=2.0,
-        positions=POSITIONS,
-        dropout="weights",
+    traits: ClassVar[FieldTraits] = FieldTraits(
+        Traits(
+            summary="softmax of learned scores that compare no tokens",
+            paper="Tay et al. 2020, arXiv:2005.00743",
+            causal=True,
+            reads=frozenset("vx"),
+            fixed_length=True,
+            growth=2.0,
+            positions=POSITIONS,
+            dropout="weights",
+        ),
+        lambda synthesizer: synthesizer.mode_traits(),
     )
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
+            raise InputError(f"synthesizer: mode must be one of {_MODES}, got {self.mode!r}.")
+        if self.rank is None:
+            return
+        if self.mode == "random":
             raise InputError(
-                f"synthesizer: mode must be one of {', '.join(map(repr, MODES))}, got {self.mode!r}."
+                f"synthesizer: rank does not work with mode 'random', which has no rank; "
+                f"got rank={self.rank!r}. Leave it out."
             )
-        if self.rank is not None:
-            if self.mode == "random":
-                raise InputError(
-                    f"synthesizer: mode 'random' has no rank, got rank={self.rank!r}: leave it out."
-                )
-            positive(self, rank=self.rank)
-        if self.mode != "dense":
-            object.__setattr__(
-                self, "traits", dataclasses.replace(type(self).traits, reads=frozenset("v"))
-            )
+        positive(self, rank=self.rank)
+
+    def mode_traits(self) -> Traits:
+        """The traits of the mode: only "dense" reads the layer's input."""
+        traits = type(self).traits
+        if self.mode == "dense":
+            return traits
+        return dataclasses.replace(traits, reads=frozenset("v"))
 
     def _width(self, shape: Shape) -> int:
-        """The rank that is in force."""
-        return self.rank or (shape.head_dim if self.mode == "dense" else 8)
+        """The rank in force."""
+        if self.rank is not None:
+            return self.rank
+        if self.mode == "dense":
+            return shape.head_dim
+        return 8
 
     def _sizes(self, shape: Shape) -> dict[str, tuple[tuple[int, int], float]]:
-        """Shape of each parameter of one head, and its standard deviation, with which scores begin
-        near 1."""
+        """Shape of each parameter of one head, and the standard deviation it begins with.
+
+        Scores then begin near 1.
+        """
         longest, width = shape.length, self._width(shape)
         if self.mode == "dense":
             return {
@@ -98,48 +112,43 @@ class Synthesizer(Spelled):
             }
         if self.mode == "random":
             return {"R": ((longest, longest), 1.0)}
-        return {name: ((longest, width), width**-0.25) for name in ("R1", "R2")}
+        factor = ((longest, width), width**-0.25)
+        return {"R1": factor, "R2": factor}
 
     def init(self, key: Array, shape: Shape) -> Params:
         """The parameters of the mode, each head from a key of its own."""
         sizes = self._sizes(shape)
 
         def one_head(key: Array) -> Params:
-            return {
-                name: jax.random.normal(k, size) * scale
-                for k, (name, (size, scale)) in zip(
-                    jax.random.split(key, len(sizes)), sizes.items(), strict=True
-                )
-            }
+            params = {}
+            keys = jax.random.split(key, len(sizes))
+            for k, (name, (size, deviation)) in zip(keys, sizes.items(), strict=True):
+                params[name] = jax.random.normal(k, size) * deviation
+            return params
 
         return jax.vmap(one_head)(jax.random.split(key, shape.heads))
 
     def _scores(self, params: Params, inputs: Inputs, causal: bool) -> Array:
-        """S `[B or 1, H, N, N]` in float32 or wider; refuses what cannot be honoured."""
+        """S `[B or 1, H, N, N]` in float32 or wider; refuses what it does not support."""
         accept(self, inputs, causal=causal)
         length = inputs.v.shape[1]
-        fits(
-            self,
-            length,
-            params["W2"].shape[-1]
-            if self.mode == "dense"
-            else next(iter(params.values())).shape[1],
-        )
         if self.mode == "dense":
-            hidden = jax.nn.relu(
-                jnp.einsum("bne,hem->bhnm", layer_input(self, inputs), params["W1"])
-            )
+            # S_i = W2^T relu(W1^T x_i)
+            fits(self, length, params["W2"].shape[-1])
+            projected = jnp.einsum("bne,hem->bhnm", layer_input(self, inputs), params["W1"])
+            hidden = jax.nn.relu(projected)
             scores = jnp.einsum("bhnm,hmk->bhnk", hidden, params["W2"][..., :length])
         elif self.mode == "random":
+            fits(self, length, params["R"].shape[1])
             scores = params["R"][None, :, :length, :length]
         else:
-            scores = jnp.einsum("hnm,hkm->hnk", params["R1"][:, :length], params["R2"][:, :length])[
-                None
-            ]
+            # S = R1 R2^T
+            fits(self, length, params["R1"].shape[1])
+            left, right = params["R1"][:, :length], params["R2"][:, :length]
+            scores = jnp.einsum("hnm,hkm->hnk", left, right)[None]
         position = jnp.arange(length)
-        return distance_bias(
-            scores.astype(wide(scores)), inputs.slopes, position - position[:, None]
-        )
+        distance = position - position[:, None]
+        return distance_bias(scores.astype(wide(scores)), inputs.slopes, distance)
 
     def __call__(
         self,
@@ -159,22 +168,26 @@ class Synthesizer(Spelled):
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The softmax of all scores, `[B, H, N, N]`."""
         scores = self._scores(params, inputs, causal)
-        rows = masked_softmax(
-            scores, dense_allowed(scores.shape[-1], causal=causal, valid=inputs.valid)
-        )
+        allowed = dense_allowed(scores.shape[-1], causal=causal, valid=inputs.valid)
+        rows = masked_softmax(scores, allowed)
         return rows * inputs.mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:
         """The scores, 5 operations for each in the softmax, and their product with v."""
-        pairs, width = shape.heads * shape.length**2, self._width(shape)
+        pairs = shape.heads * shape.length**2
+        width = self._width(shape)
+        hidden = 0
+        scores = 0  # operations to make them
         if self.mode == "dense":
             hidden = shape.batch * shape.heads * shape.length * width
-            made = 2 * shape.batch * pairs * width + hidden * (2 * shape.model_dim + 1)
-        else:
-            hidden, made = 0, 0 if self.mode == "random" else 2 * pairs * width
+            scores = 2 * shape.batch * pairs * width + hidden * (2 * shape.model_dim + 1)
+        elif self.mode == "factorised":
+            scores = 2 * pairs * width
+        parameters = sum(rows * columns for (rows, columns), _ in self._sizes(shape).values())
         return Cost(
-            flops=made + shape.batch * pairs * (2 * shape.head_dim + 5),
-            parameters=shape.heads * sum(n * m for (n, m), _ in self._sizes(shape).values()),
-            activation_bytes=(2 * shape.batch * pairs + hidden) * max(4, shape.itemsize),
+            flops=scores + shape.batch * pairs * (2 * shape.head_dim + 5),
+            parameters=shape.heads * parameters,
+            activation_bytes=(2 * shape.batch * pairs + hidden) * shape.wide_itemsize,
+            # Values alone: no key is compared.
             state_bytes=shape.batch * shape.length * shape.heads * shape.head_dim * shape.itemsize,
         )

@@ -51,23 +51,29 @@ class Uniform(Spelled):
     ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
-        v, dtype = drop_values(inputs, train, key), wide(inputs.v)
+        v = drop_values(inputs, train, key)
+        dtype = wide(v)
         if inputs.valid is not None:
             v = zero_invalid(v, inputs.valid)
         if causal:
-            count, total = jnp.cumsum(inputs.mask, axis=1), jnp.cumsum(v, axis=1, dtype=dtype)
+            count = jnp.cumsum(inputs.mask, axis=1)
+            total = jnp.cumsum(v, axis=1, dtype=dtype)
         else:
-            count, total = inputs.mask.sum(1, keepdims=True), v.sum(1, keepdims=True, dtype=dtype)
-        mean = (total / jnp.maximum(count, 1).astype(dtype)[:, :, None, None]).astype(v.dtype)
+            count = inputs.mask.sum(1, keepdims=True)
+            total = v.sum(1, keepdims=True, dtype=dtype)
+        divisor = jnp.maximum(count, 1).astype(dtype)[:, :, None, None]
+        mean = (total / divisor).astype(v.dtype)
         return zero_invalid(jnp.broadcast_to(mean, v.shape), inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
-        """1 / (number of keys seen) at each of them, `[B, H, N, N]`."""
+        """1 / (number of visible keys) at each of them, `[B, H, N, N]`."""
         batch, length, heads, _ = inputs.v.shape
-        keys = inputs.mask[:, None, None, :]
-        seen = keys & jnp.tril(jnp.ones((length, length), bool)) if causal else keys
-        seen = jnp.broadcast_to(seen, (batch, heads, length, length)).astype(wide(inputs.v))
-        return seen / jnp.maximum(seen.sum(-1, keepdims=True), 1) * inputs.mask[:, None, :, None]
+        visible = inputs.mask[:, None, None, :]
+        if causal:
+            visible = visible & jnp.tril(jnp.ones((length, length), bool))
+        visible = jnp.broadcast_to(visible, (batch, heads, length, length)).astype(wide(inputs.v))
+        count = jnp.maximum(visible.sum(-1, keepdims=True), 1)
+        return visible / count * inputs.mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:
         """One addition for each number of v."""
@@ -77,5 +83,5 @@ class Uniform(Spelled):
             flops=numbers,
             parameters=0,
             activation_bytes=numbers * shape.itemsize,
-            state_bytes=state * max(4, shape.itemsize),
+            state_bytes=state * shape.wide_itemsize,
         )

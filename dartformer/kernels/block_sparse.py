@@ -1,17 +1,17 @@
-"""Softmax attention over some blocks of keys: by gathered block ids, or over a band by shifted
-views.
+"""Softmax attention over some blocks of keys: by gathered block ids, or a band by shifted views.
 
 Neither form makes an array of N x N: the scores are tiles of one block of queries against the keys
-it may see."""
+it may see.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from dartformer.kernels.softmax import dropout_key
 from dartformer.kernels.tiles import Keys, around, attend, existing, flat, tile, untile
 
 Predicate = Callable[[Array, Array], Array]
@@ -19,13 +19,22 @@ Predicate = Callable[[Array, Array], Array]
 
 
 def unique_ids(ids: np.ndarray | Array, blocks: int) -> np.ndarray | Array:
-    """`ids` `[..., M]` with -1 where an id repeats an earlier one of its row, or lies outside [0,
-    blocks)."""
-    xp = np if isinstance(ids, np.ndarray) else jnp
+    """`ids` `[..., M]` with -1 where an id repeats an earlier one of its row.
+
+    Ids outside [0, blocks) become -1 too.
+    """
     slots = ids.shape[-1]
     earlier = np.tril(np.ones((slots, slots), bool), k=-1)
-    repeated = ((ids[..., :, None] == ids[..., None, :]) & earlier).any(axis=-1)
-    return xp.where(repeated | (ids < 0) | (ids >= blocks), -1, ids)
+    same = ids[..., :, None] == ids[..., None, :]  # [..., M, M]
+    repeated = (same & earlier).any(axis=-1)
+    return _emptied(ids, repeated | (ids < 0) | (ids >= blocks))
+
+
+def _emptied(ids: np.ndarray | Array, excluded: np.ndarray | Array) -> np.ndarray | Array:
+    """`ids` with -1 where `excluded`; static where both are."""
+    if isinstance(excluded, np.ndarray):
+        return np.where(excluded, -1, ids)
+    return jnp.where(excluded, -1, ids)
 
 
 def block_sparse_attention(
@@ -50,12 +59,12 @@ def block_sparse_attention(
       ids: `[H or 1, ceil(N / block), M]`, or the same for each example, `[B or 1, H or 1, ceil(N /
         block), M]`: block numbers, static (numpy) or traced. -1 is an empty slot. A set: a block
         named twice for the same queries counts once. Static ids outside [-1, ceil(N / block)) raise
-        `ValueError`; traced ones cannot be looked at, and are empty slots.
+        `ValueError`; traced ones cannot be checked, and are empty slots.
       block: positions in a block.
-      everywhere: `[B or 1, G]`, blocks of keys that all queries see beside their own, named as in
-        `ids`; they are not gathered for each block of queries. A block named here and in `ids`
+      everywhere: `[B or 1, G]`, global blocks of keys, which all queries see beside their own; as
+        in `ids`. They are not gathered for each block of queries. A block named here and in `ids`
         counts once.
-      both_ways: the blocks `everywhere` also see every key, as far as `allowed` lets them.
+      both_ways: the queries of global blocks also see all keys, as far as `allowed` lets them.
       allowed: further condition on absolute positions, evaluated on the gathered tiles only.
       valid: `[B, N]` bool, which keys exist; None if all do.
       slopes: `[H]`, of ALiBi; None without.
@@ -65,89 +74,127 @@ def block_sparse_attention(
       `[B, N, H, D]` in the dtype of v; zero for a query that sees no key. Time and memory O(N (M +
       G) block).
     """
-    batch, length, heads, _ = q.shape
+    length = q.shape[1]
     blocks = -(-length // block)
-    given = ids.shape
-    ids = ids[None] if ids.ndim == 3 else ids
-    if (
-        ids.ndim != 4
-        or ids.shape[0] not in (1, batch)
-        or ids.shape[1] not in (1, heads)
-        or ids.shape[2] != blocks
-    ):
-        raise ValueError(
-            f"ids must be [1 or {heads}, {blocks}, M] for {length} positions in blocks of {block}, "
-            f"got {list(given)}."
-        )
-    if isinstance(ids, np.ndarray) and ids.size and not (ids.min() >= -1 and ids.max() < blocks):
-        raise ValueError(f"block ids must lie in [-1, {blocks}), got {ids.min()} to {ids.max()}.")
-    ids = unique_ids(ids, blocks)
-    q, k, v = (tile(x, block) for x in (q, k, v))
-    q_position = np.arange(blocks * block).reshape(blocks, block, 1)
-    exists = existing(length, block, valid)
-
-    def see(there: Any, queries: Any, keys: Any) -> Any:
-        return (
-            there if allowed is None else there & allowed(jnp.asarray(queries), jnp.asarray(keys))
-        )
-
-    def named(index: Any, axes: str) -> Keys:
-        """The keys of the blocks `index` `[B or 1, H or 1, T, M]`, or `[B or 1, 1, M]` for all
-        tiles."""
-        filled, index = index >= 0, index.clip(0)
-        shape = (*index.shape[:2], 1 if index.ndim == 3 else blocks, 1, -1)
-        position = (index[..., None] * block + np.arange(block)).reshape(shape)
-        there = filled[..., None] & _take(jnp.asarray(exists)[:, None], index)
-        there = there.reshape(there.shape[0], *shape[1:])
-        return Keys(
-            flat(_take(k, index)),
-            flat(_take(v, index)),
-            position,
-            see(there, q_position, position),
-            axes,
-        )
-
-    options: dict[str, Any] = {"slopes": slopes, "dropout": dropout}
+    ids = unique_ids(_checked(ids, q.shape, block), blocks)
+    q, k, v = tile(q, block), tile(k, block), tile(v, block)
+    cells = _Blocks(k, v, existing(length, block, valid), allowed)
     if everywhere is None:
-        return untile(attend(q, [named(ids, "bhtkd")], key=key, **options), length)
+        keys = [cells.gather(ids, "bhtkd")]
+        out = attend(q, keys, slopes=slopes, dropout=dropout, key=key)
+        return untile(out, length)
+
     everywhere = unique_ids(everywhere, blocks)[:, None]  # [B or 1, 1, G]
     repeated = (ids[..., None] == everywhere[:, :, None, None]).any(axis=-1)
-    ids = (np if isinstance(repeated, np.ndarray) else jnp).where(repeated, -1, ids)
-    out = attend(q, [named(ids, "bhtkd"), named(everywhere, "bhkd")], key=key, **options)
+    ids = _emptied(ids, repeated)
+    keys = [cells.gather(ids, "bhtkd"), cells.gather(everywhere, "bhkd")]
+    out = attend(q, keys, slopes=slopes, dropout=dropout, key=key)
     if both_ways:
         index = everywhere.clip(0)
-        row_position = (index[..., None] * block + np.arange(block))[
-            ..., None
-        ]  # [B or 1, 1, G, b, 1]
-        k_position = np.arange(blocks * block)
-        every = Keys(
-            flat(k),
-            flat(v),
-            k_position,
-            see(exists.reshape(-1, 1, 1, 1, blocks * block), row_position, k_position),
-            "bhkd",
-        )
+        position = (index[..., None] * block + np.arange(block))[..., None]  # [B or 1, 1, G, b, 1]
         rows = attend(
             _take(q, index),
-            [every],
-            position=row_position,
-            key=None if key is None else jax.random.fold_in(key, 2),
-            **options,
+            [cells.all_keys(position)],
+            position=position,
+            slopes=slopes,
+            dropout=dropout,
+            key=dropout_key(key, 2),  # 0 and 1 are the two sets of keys above
         )
-        for g in range(rows.shape[2]):  # few: a choice for each is cheaper than a scatter
-            here = np.arange(blocks) == everywhere[:, :, g, None]  # [B or 1, 1, T]
-            out = jnp.where(here[..., None, None], rows[:, :, g, None], out)
+        out = _with_rows(out, rows, everywhere)
     return untile(out, length)
 
 
+def _checked(ids: np.ndarray | Array, shape: tuple[int, ...], block: int) -> np.ndarray | Array:
+    """`ids` as `[B or 1, H or 1, T, M]`; raises `ValueError` for other shapes and bad numbers."""
+    batch, length, heads, _ = shape
+    blocks = -(-length // block)
+    full = ids
+    if ids.ndim == 3:
+        full = ids[None]
+    fits = full.ndim == 4 and full.shape[0] in (1, batch) and full.shape[1] in (1, heads)
+    if not fits or full.shape[2] != blocks:
+        raise ValueError(
+            f"ids must be [1 or {heads}, {blocks}, M] for {length} positions in blocks of {block}, "
+            f"got {list(ids.shape)}."
+        )
+    if not isinstance(full, np.ndarray) or not full.size:
+        return full
+    least, most = full.min(), full.max()
+    if least < -1 or most >= blocks:
+        raise ValueError(f"block ids must lie in [-1, {blocks}), got {least} to {most}.")
+    return full
+
+
+class _Blocks(NamedTuple):
+    """Keys and values in T blocks of b, to be gathered.
+
+    Attributes:
+      k, v: `[B, H, T, b, D]`.
+      exists: `[B or 1, T, b]` bool, static without padding.
+      allowed: further condition on positions, or None.
+    """
+
+    k: Array
+    v: Array
+    exists: np.ndarray | Array
+    allowed: Predicate | None
+
+    def gather(self, index: np.ndarray | Array, axes: str) -> Keys:
+        """The keys of the blocks `index`, -1 for none.
+
+        `[B or 1, H or 1, T, M]`: for each tile of queries; `[B or 1, 1, M]`: for all tiles.
+        """
+        blocks, block = self.k.shape[2:4]
+        filled = index >= 0
+        index = index.clip(0)
+        tiles = 1
+        if index.ndim == 4:
+            tiles = blocks
+        shape = (*index.shape[:2], tiles, 1, -1)
+        position = (index[..., None] * block + np.arange(block)).reshape(shape)
+        exists = filled[..., None] & _take(jnp.asarray(self.exists)[:, None], index)
+        exists = exists.reshape(exists.shape[0], *shape[1:])  # [B, H or 1, T or 1, 1, M b]
+        queries = np.arange(blocks * block).reshape(blocks, block, 1)
+        mask = self.visible(exists, queries, position)
+        return Keys(flat(_take(self.k, index)), flat(_take(self.v, index)), position, mask, axes)
+
+    def all_keys(self, queries: np.ndarray | Array) -> Keys:
+        """The keys of all blocks, for queries at the positions `queries`."""
+        position = np.arange(self.exists.shape[1] * self.exists.shape[2])
+        exists = self.exists.reshape(-1, 1, 1, 1, len(position))
+        return Keys(
+            flat(self.k), flat(self.v), position, self.visible(exists, queries, position), "bhkd"
+        )
+
+    def visible(
+        self,
+        exists: np.ndarray | Array,
+        queries: np.ndarray | Array,
+        keys: np.ndarray | Array,
+    ) -> np.ndarray | Array:
+        """Which keys the queries see: those that exist, as far as `allowed` lets them."""
+        if self.allowed is None:
+            return exists
+        return jnp.asarray(exists) & self.allowed(jnp.asarray(queries), jnp.asarray(keys))
+
+
+def _with_rows(out: Array, rows: Array, everywhere: np.ndarray | Array) -> Array:
+    """`out` `[B, H, T, b, D]` with `rows` `[B, H, G, b, D]` at the blocks `everywhere`."""
+    number = np.arange(out.shape[2])
+    for g in range(rows.shape[2]):  # few: a choice for each is cheaper than a scatter
+        chosen = number == everywhere[:, :, g, None]  # [B or 1, 1, T]
+        out = jnp.where(chosen[..., None, None], rows[:, :, g, None], out)
+    return out
+
+
 def _take(x: Array, index: np.ndarray | Array) -> Array:
-    """Blocks `index` `[B or 1, H or 1, ...]`, all in range, of x `[B, H or 1, T, ...]`, in place of
-    T."""
+    """Blocks `index` `[B or 1, H or 1, ...]`, all in range, of x `[B, H or 1, T, ...]` for T."""
     within: dict[str, Any] = {"mode": "promise_in_bounds", "wrap_negative_indices": False}
     after = (1,) * (index.ndim - 2)
     heads = np.arange(x.shape[1]).reshape(-1, *after)
     if index.shape[0] != 1:  # an exported model's B is a symbol, which `>` and numpy do not take
-        return x.at[jnp.arange(x.shape[0]).reshape(-1, 1, *after), heads[None], index].get(**within)
+        examples = jnp.arange(x.shape[0]).reshape(-1, 1, *after)
+        return x.at[examples, heads[None], index].get(**within)
     if index.shape[1] > 1:
         return x.at[:, heads, index[0]].get(**within)
     return x.at[:, :, index[0, 0]].get(**within)
@@ -157,11 +204,17 @@ def band_layout(length: int, window: int, *, causal: bool = False) -> tuple[int,
     """How `band_attention` cuts its tiles: (number of tiles, queries in a tile, keys in a tile).
 
     A tile of b queries needs b + 2 window keys, of which a query uses 2 window + 1. Blocks as wide
-    as the window keep that within half as much again and need one neighbour each side; below 32
-    tiles are too small for matrix products to be quick."""
+    as the window keep that within half as much again, and need one neighbour on each side. Below 32
+    queries, tiles are too small for matrix products to be quick.
+    """
     block = min(max(window, 32), length)
     tiles = -(-length // block)
-    return tiles, block, block if tiles == 1 else block + (1 if causal else 2) * min(window, block)
+    if tiles == 1:
+        return tiles, block, block
+    sides = 2
+    if causal:
+        sides = 1
+    return tiles, block, block + sides * min(window, block)
 
 
 def band_scores(length: int, window: int, prefix: int = 0) -> int:
@@ -183,8 +236,7 @@ def band_attention(
     dropout: float = 0.0,
     key: Array | None = None,
 ) -> Array:
-    """Query i attends to keys j with |i - j| <= window or j < prefix (and j <= i if causal),
-    exactly.
+    """Query i attends to keys j with |i - j| <= window or j < prefix, and j <= i if causal.
 
     Args:
       q, k, v: `[B, N, H, D]`, any N.
@@ -202,32 +254,39 @@ def band_attention(
     length = q.shape[1]
     prefix = min(prefix, length)
     tiles, block, span = band_layout(length, window, causal=causal)
-    before = min(window, block) if tiles > 1 else 0
-    after = 0 if causal else before
+    # How many keys of the neighbouring tiles a tile sees.
+    before = after = 0
+    if tiles > 1:
+        before = min(window, block)
+        if not causal:
+            after = before
     start = np.arange(tiles)[:, None, None] * block
-    exists = existing(length, block, valid)
-    offset = (
-        np.arange(span) - before - np.arange(block)[:, None]
-    )  # key minus query, the same in every tile
-    band = (abs(offset) <= window) & (offset <= 0 if causal else True)  # [b, span]
+    # Key minus query, the same in every tile, [b, span].
+    offset = np.arange(span) - before - np.arange(block)[:, None]
+    band = abs(offset) <= window
+    if causal:
+        band = band & (offset <= 0)
     # The prefix is not in the band: a key counts once.
-    outside = exists & (np.arange(tiles * block).reshape(tiles, block) >= prefix)
-    allowed = band & around(jnp.asarray(outside), before, after, axis=1)[:, None, :, None, :]
-    sets = [
-        Keys(
-            around(tile(k, block), before, after, axis=2),
-            around(tile(v, block), before, after, axis=2),
-            start + np.arange(span) - before,
-            allowed,
-        )
-    ]
+    after_prefix = np.arange(tiles * block).reshape(tiles, block) >= prefix
+    outside = jnp.asarray(existing(length, block, valid) & after_prefix)
+    outside = around(outside, before, after, axis=1)  # [B or 1, T, span]
+    near = Keys(
+        around(tile(k, block), before, after, axis=2),
+        around(tile(v, block), before, after, axis=2),
+        start + np.arange(span) - before,
+        band & outside[:, None, :, None, :],
+    )
+    sets = [near]
     if prefix:
         position = np.arange(prefix)
-        seen = np.ones((1, prefix), bool) if valid is None else valid[:, :prefix]
-        seen = seen[:, None, None, None, :]
+        exists: np.ndarray | Array = np.ones((1, prefix), bool)
+        if valid is not None:
+            exists = valid[:, :prefix]
+        exists = exists[:, None, None, None, :]
         if causal:
-            seen = seen & (position <= start + np.arange(block)[:, None])
-        sets.append(
-            Keys(k[:, :prefix].swapaxes(1, 2), v[:, :prefix].swapaxes(1, 2), position, seen, "bhkd")
-        )
-    return untile(attend(tile(q, block), sets, slopes=slopes, dropout=dropout, key=key), length)
+            exists = exists & (position <= start + np.arange(block)[:, None])
+        first_k = k[:, :prefix].swapaxes(1, 2)  # [B, H, prefix, D]
+        first_v = v[:, :prefix].swapaxes(1, 2)
+        sets.append(Keys(first_k, first_v, position, exists, "bhkd"))
+    out = attend(tile(q, block), sets, slopes=slopes, dropout=dropout, key=key)
+    return untile(out, length)

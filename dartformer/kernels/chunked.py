@@ -1,24 +1,60 @@
-"""Softmax attention over all keys without the N x N array: tiles of queries, made again in the
-backward pass."""
+"""Softmax attention over all keys without the N x N array.
+
+The scores are tiles of a few queries, computed again in the backward pass.
+"""
 
 import functools
 import itertools
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from dartformer.kernels.softmax import FLOOR, MASKED, distance_bias, drop, wide
+from dartformer.kernels.softmax import (
+    FLOOR,
+    distance_bias,
+    drop,
+    dropout_key,
+    masked_scores,
+    row_maximum,
+    wide,
+    without_zeros,
+)
 
 TILE = 256
-"""Queries in a tile, at most: with 2,048 keys in float32 its scores are 2 MiB, about what a core's
-cache holds."""
+"""Queries in a tile, at most.
+
+With 2,048 keys in float32 its scores are 2 MiB, about what a core's cache holds.
+"""
 
 SEGMENTS = 4
-"""Causal attention is cut into this many, each with the keys up to its own end: 5/8 of the work is
-left."""
+"""Parts that causal attention is cut into, each with the keys up to its own end.
+
+5/8 of the work is left.
+"""
+
+
+class Cell(NamedTuple):
+    """What is computed at once: M heads, of one example or of all.
+
+    Attributes:
+      q: scaled and filled up to whole tiles, `[M, tiles rows, D]`.
+      k, v: `[M, D, N]`.
+      numbers: of the tiles, `[tiles]`.
+      valid: `[M, N]` bool, or None.
+      slopes: `[M]`, or None.
+      key: for dropout, or None.
+    """
+
+    q: Array
+    k: Array
+    v: Array
+    numbers: Array
+    valid: Array | None = None
+    slopes: Array | None = None
+    key: Array | None = None
 
 
 def chunked_attention(
@@ -37,109 +73,139 @@ def chunked_attention(
 
     Paper: Rabe and Staats 2021, arXiv:2112.05682 (queries in chunks, recomputed); Dao et al. 2022,
     arXiv:2205.14135. The backward pass computes a tile's scores again, from the row's maximum and
-    sum that the forward pass kept. It is plain JAX under `jax.checkpoint`, so that it can be
-    differentiated any number of times, in both modes.
+    sum that the forward pass kept. It is plain JAX under `jax.checkpoint`, and can be differentiated
+    any number of times, in both modes.
 
     Args:
       tile: queries in a tile, at most.
     """
     batch, length, heads, width = q.shape
     dtype = wide(q, k, v)
-    # A CPU is quickest with one head of one example at a time, in its cache; other devices want all
-    # of them at once. An exported model's batch is a symbol, over which there is no loop.
-    cells = (
-        1 if jax.default_backend() != "cpu" else heads * batch if isinstance(batch, int) else heads
-    )
+    cells = _cells(batch, heads)
     tiles = -(-length // tile)
     rows = -(-length // tiles)
-    segments = min(SEGMENTS, tiles) if causal else 1
-    bounds = [round(s * tiles / segments) for s in range(segments + 1)]
 
-    def cut(x: Array) -> Array:  # [B, N, H, D] to [cells, (H B) / cells, N, D]
+    def cut(x: Array) -> Array:
+        """`[B, N, H, D]` to `[cells, (H B) / cells, N, D]`."""
         return x.transpose(2, 0, 1, 3).reshape(cells, -1, x.shape[1], x.shape[3])
 
-    padded = jnp.pad(
-        q.astype(dtype) * width**-0.5, ((0, 0), (0, tiles * rows - length), (0, 0), (0, 0))
+    scaled = q.astype(dtype) * width**-0.5
+    padded = jnp.pad(scaled, ((0, 0), (0, tiles * rows - length), (0, 0), (0, 0)))
+    inputs = Cell(
+        cut(padded.astype(q.dtype)),
+        cut(k).swapaxes(2, 3),
+        cut(v).swapaxes(2, 3),
+        # Each cell has its own copy of the numbers: from numbers that all share, JAX would make the
+        # masks of all tiles at once, outside the loop.
+        jnp.broadcast_to(jnp.arange(tiles), (cells, tiles)),
     )
-    # Each cell is given the numbers of its tiles: from numbers that all share, JAX would make the
-    # masks of all tiles at once, outside the loop.
-    given: dict[str, Any] = {
-        "q": cut(padded.astype(q.dtype)),
-        "k": cut(k).swapaxes(2, 3),
-        "v": cut(v).swapaxes(2, 3),
-        "number": jnp.broadcast_to(jnp.arange(tiles), (cells, tiles)),
-    }
     if valid is not None:
-        given["valid"] = cut(jnp.broadcast_to(valid[:, :, None, None], (batch, length, heads, 1)))[
-            ..., 0
-        ]
+        mask = jnp.broadcast_to(valid[:, :, None, None], (batch, length, heads, 1))
+        inputs = inputs._replace(valid=cut(mask)[..., 0])
     if slopes is not None:
-        given["slopes"] = cut(jnp.broadcast_to(slopes, (batch, 1, heads))[..., None])[..., 0, 0]
+        slopes = jnp.broadcast_to(slopes, (batch, 1, heads))[..., None]
+        inputs = inputs._replace(slopes=cut(slopes)[..., 0, 0])
     if dropout > 0 and key is not None:
-        given["key"] = jax.random.split(key, cells)
+        inputs = inputs._replace(key=jax.random.split(key, cells))
 
-    def cell(given: dict[str, Any]) -> Array:
-        """`[M, tiles rows, D]`, of one cell's M heads."""
-        parts = []
-        for first, last in itertools.pairwise(bounds):
-            end = min(last * rows, length) if causal else length
-            keys: dict[str, Any] = {
-                name: given[name][..., :end] for name in ("k", "v", "valid") if name in given
-            }
-            one = functools.partial(
-                _tile, rest={**given, **keys}, causal=causal, dropout=dropout, dtype=dtype
-            )
-            queries = (
-                given["q"][:, first * rows : last * rows]
-                .reshape(-1, last - first, rows, width)
-                .swapaxes(0, 1)
-            )
-            policy = jax.checkpoint_policies.save_only_these_names("statistics")
-            out = jax.lax.map(
-                jax.checkpoint(one, policy=policy), (given["number"][first:last], queries)
-            )
-            parts.append(out.swapaxes(0, 1).reshape(-1, (last - first) * rows, width))
-        return jnp.concatenate(parts, axis=1)
-
-    out = jax.lax.map(cell, given) if cells > 1 else cell(jax.tree.map(lambda x: x[0], given))[None]
-    out = out.reshape(heads, -1, tiles * rows, width)[:, :, :length]
+    run = functools.partial(_cell, rows=rows, causal=causal, dropout=dropout, dtype=dtype)
+    if cells > 1:
+        out = jax.lax.map(run, inputs)
+    else:
+        only = jax.tree.map(lambda x: x[0], inputs)
+        out = run(only)[None]
+    out = out.reshape(heads, -1, tiles * rows, width)[:, :, :length]  # [H, B, N, D]
     return out.transpose(1, 2, 0, 3).astype(v.dtype)
 
 
-def _tile(
-    queries: tuple[Array, Array], rest: dict[str, Any], *, causal: bool, dropout: float, dtype: Any
-) -> Array:
-    """`[M, rows, D]`: tile `queries[0]`, of which `queries[1]` is `[M, rows, D]`, against all keys,
-    `[M, D, K]`."""
-    number, q = queries
-    rows, keys = q.shape[1], rest["k"].shape[2]
-    distance = jnp.arange(keys) - (number * rows + jnp.arange(rows)[:, None])  # [rows, keys]
-    scores = _products("qd,dk->qk", q, rest["k"], dtype)
-    if "slopes" in rest:
-        scores = distance_bias(scores[None], rest["slopes"], distance)[0]
-    # A sum and not a choice, as in `joint_exponentials`.
+def _cells(batch: int, heads: int) -> int:
+    """Into how many cells the heads of all examples are cut.
+
+    A CPU is quickest with one head of one example at a time, in its cache. Other devices want all of
+    them at once.
+    """
+    if jax.default_backend() != "cpu":
+        return 1
+    if isinstance(batch, int):
+        return heads * batch
+    return heads  # an exported model's batch is a symbol, over which there is no loop
+
+
+def _cell(cell: Cell, *, rows: int, causal: bool, dropout: float, dtype: jnp.dtype) -> Array:
+    """The output of a cell, `[M, tiles rows, D]`, one tile of `rows` queries after another."""
+    tiles = len(cell.numbers)
+    length = cell.k.shape[-1]
+    width = cell.q.shape[-1]
+    segments = 1
     if causal:
-        scores = scores + jnp.where(distance <= 0, 0, jnp.asarray(MASKED, dtype))
-    if "valid" in rest:
-        scores = scores + jnp.where(rest["valid"], 0, jnp.asarray(MASKED, dtype))[:, None]
-    top = jnp.maximum(jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)), FLOOR)
+        segments = min(SEGMENTS, tiles)
+    bounds = [round(s * tiles / segments) for s in range(segments + 1)]
+    policy = jax.checkpoint_policies.save_only_these_names("statistics")
+    parts = []
+    for first, last in itertools.pairwise(bounds):
+        visible = cell
+        if causal:  # no query of this segment sees a later key
+            end = min(last * rows, length)
+            visible = _first_keys(cell, end)
+        tile = functools.partial(_tile, cell=visible, causal=causal, dropout=dropout, dtype=dtype)
+        queries = cell.q[:, first * rows : last * rows]
+        queries = queries.reshape(-1, last - first, rows, width).swapaxes(0, 1)
+        numbers = cell.numbers[first:last]
+        out = jax.lax.map(jax.checkpoint(tile, policy=policy), (numbers, queries))
+        # [tiles, M, rows, D] to [M, tiles rows, D]
+        parts.append(out.swapaxes(0, 1).reshape(-1, (last - first) * rows, width))
+    return jnp.concatenate(parts, axis=1)
+
+
+def _first_keys(cell: Cell, end: int) -> Cell:
+    """`cell` with the first `end` keys alone."""
+    valid = cell.valid
+    if valid is not None:
+        valid = valid[..., :end]
+    return cell._replace(k=cell.k[..., :end], v=cell.v[..., :end], valid=valid)
+
+
+def _tile(
+    queries: tuple[Array, Array], cell: Cell, *, causal: bool, dropout: float, dtype: jnp.dtype
+) -> Array:
+    """One tile's output, `[M, rows, D]`.
+
+    `queries` is its number and its queries, `[M, rows, D]`; `cell` has the K keys they see.
+    """
+    number, q = queries
+    rows, keys = q.shape[1], cell.k.shape[2]
+    position = number * rows + jnp.arange(rows)
+    distance = jnp.arange(keys) - position[:, None]  # [rows, K]
+    scores = _products("qd,dk->qk", q, cell.k, dtype)  # [M, rows, K]
+    if cell.slopes is not None:
+        scores = distance_bias(scores[None], cell.slopes, distance)[0]
+    if causal:
+        scores = masked_scores(scores, distance <= 0)
+    if cell.valid is not None:
+        scores = masked_scores(scores, cell.valid[:, None])
+    # The row's maximum and sum, and the output before it is divided, are all that is kept for the
+    # backward pass.
+    top = jnp.maximum(row_maximum(scores), FLOOR)
     numerator = jnp.exp(scores - checkpoint_name(top, "statistics"))
-    total = jnp.sum(numerator, axis=-1, keepdims=True)
-    total = checkpoint_name(total + jax.lax.stop_gradient(total == 0), "statistics")
+    total = without_zeros(jnp.sum(numerator, axis=-1, keepdims=True))
+    total = checkpoint_name(total, "statistics")
     if dropout > 0:
-        numerator = drop(
-            numerator, dropout, jax.random.fold_in(rest["key"], number) if "key" in rest else None
-        )
-    out = _products("qk,dk->qd", numerator, rest["v"], dtype)
+        numerator = drop(numerator, dropout, dropout_key(cell.key, number))
+    out = _products("qk,dk->qd", numerator, cell.v, dtype)
     return checkpoint_name(out, "statistics") / total
 
 
-def _products(axes: str, x: Array, y: Array, dtype: Any) -> Array:
+def _products(axes: str, x: Array, y: Array, dtype: jnp.dtype) -> Array:
     """`jnp.einsum` for each of M pairs of matrices; of one pair without an axis for M.
 
     Gradients of keys and values are wanted as `[D, K]`: on a CPU the same product takes six times
-    as long as `[K, D]`. XLA turns products round to fit what is asked for, if they are of plain
-    matrices."""
+    as long as `[K, D]`. XLA chooses the layout that its user asks for only in products of plain
+    matrices.
+    """
+
+    def product(x: Array, y: Array) -> Array:
+        return jnp.einsum(axes, x, y, preferred_element_type=dtype)
+
     if x.shape[0] == 1:
-        return jnp.einsum(axes, x.squeeze(0), y.squeeze(0), preferred_element_type=dtype)[None]
-    return jax.vmap(lambda x, y: jnp.einsum(axes, x, y, preferred_element_type=dtype))(x, y)
+        return product(x.squeeze(0), y.squeeze(0))[None]
+    return jax.vmap(product)(x, y)

@@ -1,5 +1,7 @@
-"""Linear recurrence with one decay for each token and head, in chunks: retention, and the state
-space of Mamba-2."""
+"""Linear recurrence with one decay for each token and head, in chunks.
+
+Retention and the state space of Mamba-2 are of this form.
+"""
 
 import functools
 
@@ -11,9 +13,8 @@ from dartformer.kernels.linear_scan import carry, chunked, joined
 from dartformer.kernels.softmax import wide
 
 
-@functools.partial(
-    jax.jit, static_argnames=("causal", "chunk")
-)  # traced once, and one program outside jit too
+# Under jit it is traced once, and is one program outside jit too.
+@functools.partial(jax.jit, static_argnames=("causal", "chunk"))
 def decay_scan(
     q: Array,
     k: Array,
@@ -24,8 +25,7 @@ def decay_scan(
     valid: Array | None = None,
     chunk: int = 64,
 ) -> Array:
-    """As `recurrence.recurrence` with a scalar decay: y_i = sum_j exp(decays between i and j) (q_i
-    . k_j) v_j.
+    """`recurrence` with a scalar decay: y_i = sum_j exp(decays between i and j) (q_i . k_j) v_j.
 
     Within a chunk as a product of matrices, from other chunks by the states at its ends. Decays are
     multiplied as sums of logarithms, and no exponent is above zero. Sums are differences of those
@@ -45,13 +45,22 @@ def decay_scan(
       `[B, N, H, D]` in the dtype of v. Time O(N (chunk + M) D), N / chunk steps one after another.
     """
     dtype = wide(q, k, v, log_decay)
-    length, chunk = v.shape[1], min(chunk, v.shape[1])
+    length = v.shape[1]
+    chunk = min(chunk, length)
     log_decay = log_decay[..., None]
     if valid is not None:
-        k, log_decay = (jnp.where(valid[:, :, None, None], x, 0) for x in (k, log_decay))
-    qs, ks, vs, decays = (chunked(x.astype(dtype), chunk) for x in (q, k, v, log_decay))
-    upto = jnp.cumsum(decays, axis=3)  # of all tokens of the chunk up to this one, [T, B, H, C, 1]
-    before, whole = upto - decays, upto[:, :, :, -1:]
+        mask = valid[:, :, None, None]
+        k = jnp.where(mask, k, 0)
+        log_decay = jnp.where(mask, log_decay, 0)
+    qs = chunked(q.astype(dtype), chunk)  # [T, B, H, C, M]
+    ks = chunked(k.astype(dtype), chunk)
+    vs = chunked(v.astype(dtype), chunk)  # [T, B, H, C, D]
+    decays = chunked(log_decay.astype(dtype), chunk)
+    # Log-decays of the tokens of a chunk up to each token and before it, [T, B, H, C, 1], and of
+    # the chunk, [T, B, H, 1, 1].
+    upto = jnp.cumsum(decays, axis=3)
+    before = upto - decays
+    full = upto[:, :, :, -1:]
     past = jnp.tril(jnp.ones((chunk, chunk), bool))
     between = upto - upto.swapaxes(3, 4)
     if causal:
@@ -61,26 +70,31 @@ def decay_scan(
     within = jnp.einsum("tbhim,tbhjm->tbhij", qs, ks) * jnp.exp(between)
     out = jnp.einsum("tbhij,tbhjd->tbhid", within, vs)
     if len(qs) > 1:
-        states = carry(
-            jnp.exp(whole), jnp.einsum("tbhjm,tbhjd->tbhmd", ks * jnp.exp(whole - upto), vs)
-        )
+        # States before each chunk: a write decays to the end of its chunk, then whole chunks.
+        decay = jnp.exp(full)
+        writes = jnp.einsum("tbhjm,tbhjd->tbhmd", ks * jnp.exp(full - upto), vs)
+        states = carry(decay, writes)
         out = out + jnp.einsum("tbhim,tbhmd->tbhid", qs * jnp.exp(upto), states)
         if not causal:
+            # The same from the right: states after each chunk.
             writes = jnp.einsum("tbhjm,tbhjd->tbhmd", ks * jnp.exp(before), vs)
-            states = carry(jnp.exp(whole)[::-1], writes[::-1])[::-1]
-            out = out + jnp.einsum("tbhim,tbhmd->tbhid", qs * jnp.exp(whole - before), states)
+            states = carry(jnp.exp(full)[::-1], writes[::-1])[::-1]
+            reads = qs * jnp.exp(full - before)
+            out = out + jnp.einsum("tbhim,tbhmd->tbhid", reads, states)
     return joined(out, length).astype(v.dtype)
 
 
 def decay_scan_work(length: int, width: int, chunk: int = 64) -> tuple[float, float]:
-    """FLOPs of one head both ways, exponentials not counted, and how many numbers it holds; M and D
-    are `width`."""
+    """FLOPs of one head both ways, and how many numbers it holds.
+
+    M and D are `width`. Exponentials are not counted.
+    """
     size = min(chunk, length)
     chunks = -(-length // size)
-    scores, states = chunks * size**2, (chunks > 1) * 2 * chunks * width**2
-    flops = (
-        scores * (4 * width + 6)
-        + states * (4 * size + 3)
-        + chunks * size * (1 + 4 * width * (chunks > 1))
-    )
+    several = chunks > 1  # with one chunk there are no states
+    scores = chunks * size**2
+    states = several * 2 * chunks * width**2
+    flops = scores * (4 * width + 6)
+    flops += states * (4 * size + 3)
+    flops += chunks * size * (1 + 4 * width * several)
     return flops, 2 * scores + 2 * states + 3 * length * width

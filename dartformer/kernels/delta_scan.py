@@ -1,5 +1,7 @@
-"""The gated delta rule in chunks: a recurrence that corrects what its state holds at a key, and
-does not add to it."""
+"""The gated delta rule in chunks.
+
+A recurrence that corrects what its state holds at a key, where others add to it.
+"""
 
 import functools
 
@@ -7,13 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer.kernels.linear_scan import chunked, joined
+from dartformer.kernels.linear_scan import chunk_of, chunked, joined
 from dartformer.kernels.softmax import wide
 
 
-@functools.partial(
-    jax.jit, static_argnames=("causal", "chunk")
-)  # traced once, and one program outside jit too
+# Under jit it is traced once, and is one program outside jit too.
+@functools.partial(jax.jit, static_argnames=("causal", "chunk"))
 def delta_scan(
     q: Array,
     k: Array,
@@ -25,13 +26,13 @@ def delta_scan(
     valid: Array | None = None,
     chunk: int = 32,
 ) -> Array:
-    """As `recurrence.recurrence` with `beta`: S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t
-    v_t^T, y_t = S_t^T q_t.
+    """`recurrence` with `beta`: S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T.
 
-    Within a chunk the corrections u of all tokens solve a triangular system (Yang et al. 2024,
-    arXiv:2406.06484, section 3; with decays arXiv:2412.06464, section 3): u_i + beta_i sum_{j<i}
-    exp(decays between) (k_i . k_j) u_j = beta_i (v_i - exp(decays up to i) S^T k_i), where S is the
-    state before the chunk. Its inverse does not need the state, and is had for all chunks at once.
+    The output is y_t = S_t^T q_t. Within a chunk the corrections u of all tokens solve a triangular
+    system (Yang et al. 2024, arXiv:2406.06484, section 3; with decays arXiv:2412.06464, section 3):
+    u_i + beta_i sum_{j<i} exp(decays between) (k_i . k_j) u_j = beta_i (v_i - exp(decays up to i)
+    S^T k_i), where S is the state before the chunk. Its inverse does not need the state, and is
+    computed for all chunks at once.
 
     Args:
       q, k: `[B, N, H, M]`; the norm of k at most 1, or the state may grow without bound.
@@ -52,16 +53,17 @@ def delta_scan(
     batch, length = v.shape[:2]
     log_decay, beta = log_decay[..., None], beta[..., None]
     if valid is not None:
-        k, log_decay, beta = (
-            jnp.where(valid[:, :, None, None], x, 0) for x in (k, log_decay, beta)
-        )
-    while chunk // 2 >= length:
-        chunk //= 2
+        mask = valid[:, :, None, None]
+        k = jnp.where(mask, k, 0)
+        log_decay = jnp.where(mask, log_decay, 0)
+        beta = jnp.where(mask, beta, 0)
+    chunk = chunk_of(length, chunk)
     tokens = [x.astype(dtype) for x in (q, k, v, log_decay, beta)]
     reads = jnp.tril(jnp.ones((chunk, chunk), bool))
     if not causal:  # both directions as one batch, of which the second reads before it writes
         tokens = [jnp.concatenate([x, jnp.flip(x, 1)]) for x in tokens]
-        reads = jnp.repeat(jnp.stack([reads, jnp.tril(reads, -1)]), batch, axis=0)[:, None]
+        reads = jnp.stack([reads, jnp.tril(reads, -1)])
+        reads = jnp.repeat(reads, batch, axis=0)[:, None]  # [2 B, 1, C, C]
     qs, ks, vs, decays, betas = (chunked(x, chunk) for x in tokens)
     out = joined(_chunks(qs, ks, vs, decays, betas, reads), length)
     if not causal:
@@ -70,83 +72,96 @@ def delta_scan(
 
 
 def delta_scan_work(length: int, width: int, chunk: int = 32) -> tuple[float, float]:
-    """FLOPs of one head both ways, exponentials not counted, and how many numbers it holds; M and D
-    are `width`."""
-    while chunk // 2 >= length:
-        chunk //= 2
+    """FLOPs of one head both ways, and how many numbers it holds.
+
+    M and D are `width`. Exponentials are not counted.
+    """
+    chunk = chunk_of(length, chunk)
     chunks = -(-length // chunk)
-    scores, states = 2 * chunks * chunk**2, (chunks > 1) * 2 * chunks * width**2
-    flops = (
-        scores * (8 * width + 8)
-        + scores * (2 * chunk + 40) / 3
-        + scores * 2 * width * (chunks > 1)
-        + states * (6 * chunk + 2)
-        + 2 * chunks * chunk * width * (2 + 4 * (chunks > 1))
-    )
+    several = chunks > 1  # with one chunk there are no states
+    scores = 2 * chunks * chunk**2
+    states = several * 2 * chunks * width**2
+    flops: float = scores * (8 * width + 8)
+    flops += scores * (2 * chunk + 40) / 3
+    flops += scores * 2 * width * several
+    flops += states * (6 * chunk + 2)
+    flops += 2 * chunks * chunk * width * (2 + 4 * several)
     return flops, 4 * scores + 2 * states + 6 * length * width
 
 
 def _chunks(q: Array, k: Array, v: Array, decays: Array, beta: Array, reads: Array) -> Array:
-    """`[T, B, H, C, D]`; `reads`: which tokens' writes each query sees, `[C, C]` or `[B, 1, C,
-    C]`."""
+    """The output in chunks, `[T, B, H, C, D]`.
+
+    `reads`, `[C, C]` or `[B, 1, C, C]`, says which tokens' writes each query reads.
+    """
     chunk = q.shape[3]
+    # Log-decays of the tokens of a chunk up to each token, [T, B, H, C, 1], and of the chunk.
     upto = jnp.cumsum(decays, axis=3)
-    whole = upto[:, :, :, -1:]
+    full = upto[:, :, :, -1:]
     past = jnp.tril(jnp.ones((chunk, chunk), bool))
     decay = jnp.exp(jnp.where(past, upto - upto.swapaxes(3, 4), -jnp.inf))
-    system = jnp.where(jnp.tril(past, -1), beta * jnp.einsum("tbhim,tbhjm->tbhij", k, k) * decay, 0)
-    inverse = unit_triangular_inverse(system)
+    # The system (I + L) u = beta (v - ...), L strictly lower triangular.
+    products = beta * jnp.einsum("tbhim,tbhjm->tbhij", k, k) * decay
+    inverse = unit_triangular_inverse(jnp.where(jnp.tril(past, -1), products, 0))
     u = jnp.einsum("tbhij,tbhjd->tbhid", inverse, beta * v)
     within = jnp.where(reads, jnp.einsum("tbhim,tbhjm->tbhij", q, k) * decay, 0)
-    if len(q) == 1:
+    if len(q) == 1:  # one chunk: its state is zero
         return jnp.einsum("tbhij,tbhjd->tbhid", within, u)
     forgets = jnp.einsum("tbhij,tbhjm->tbhim", inverse, beta * jnp.exp(upto) * k)
-    writes = k * jnp.exp(whole - upto)
+    writes = k * jnp.exp(full - upto)
 
-    def step(state: Array, part: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
-        u, forgets, writes, whole = part
+    def step(state: Array, parts: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
+        u, forgets, writes, full = parts
         u = u - jnp.einsum("bhim,bhmd->bhid", forgets, state)
-        return jnp.exp(whole) * state + jnp.einsum("bhjm,bhjd->bhmd", writes, u), (state, u)
+        update = jnp.einsum("bhjm,bhjd->bhmd", writes, u)
+        return jnp.exp(full) * state + update, (state, u)
 
     start = jnp.zeros((*k.shape[1:3], k.shape[-1], v.shape[-1]), v.dtype)
-    states, u = jax.lax.scan(step, start, (u, forgets, writes, whole))[1]
-    return jnp.einsum("tbhij,tbhjd->tbhid", within, u) + jnp.einsum(
-        "tbhim,tbhmd->tbhid", q * jnp.exp(upto), states
-    )
+    states, u = jax.lax.scan(step, start, (u, forgets, writes, full))[1]
+    near = jnp.einsum("tbhij,tbhjd->tbhid", within, u)
+    far = jnp.einsum("tbhim,tbhmd->tbhid", q * jnp.exp(upto), states)
+    return near + far
 
 
 def unit_triangular_inverse(lower: Array, leaf: int = 8) -> Array:
     """(I + lower)^-1 `[..., C, C]` of a strictly lower triangle, C a power of two.
 
-    Of blocks of `leaf` on the diagonal by (I - L)(I + L^2)(I + L^4)..., which ends, and is kept
-    short since its terms grow; from the inverses A, B of two neighbours that of both, [[A, 0], [-B
-    L A, B]]. Products only, so it runs as batches on any device and can be differentiated as often
-    as one likes."""
-    size, half = lower.shape[-1], min(leaf, lower.shape[-1])
-    blocks = _diagonal(lower, size // half, (slice(None), slice(None)))
+    Blocks of `leaf` on the diagonal are inverted by (I - L)(I + L^2)(I + L^4)..., which ends, and
+    is kept short since its terms grow. From the inverses A, B of two neighbours follows that of
+    both, [[A, 0], [-B L A, B]]. These are products only: they run as batches on any device, and can
+    be differentiated any number of times.
+    """
+    size = lower.shape[-1]
+    half = min(leaf, size)
+    everything = slice(None)
+    blocks = _diagonal(lower, size // half, everything, everything)
     power, reach = blocks, 2
     blocks = jnp.eye(half, dtype=lower.dtype) - blocks
     while reach < half:
         power = power @ power
-        blocks, reach = blocks + blocks @ power, 2 * reach
+        blocks = blocks + blocks @ power
+        reach = 2 * reach
     while half < size:
-        below = _diagonal(lower, size // (2 * half), (slice(half, None), slice(half)))
-        first, second = blocks[..., 0::2, :, :], blocks[..., 1::2, :, :]
+        below = _diagonal(lower, size // (2 * half), slice(half, None), slice(half))
+        first = blocks[..., 0::2, :, :]
+        second = blocks[..., 1::2, :, :]
         corner = -second @ (below @ first)
-        blocks = jnp.concatenate(
-            [
-                jnp.concatenate([first, jnp.zeros_like(first)], axis=-1),
-                jnp.concatenate([corner, second], axis=-1),
-            ],
-            axis=-2,
-        )
+        upper = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
+        bottom = jnp.concatenate([corner, second], axis=-1)
+        blocks = jnp.concatenate([upper, bottom], axis=-2)
         half *= 2
     return blocks[..., 0, :, :]
 
 
-def _diagonal(x: Array, count: int, part: tuple[slice, slice]) -> Array:
-    """A part of each of `count` blocks on the diagonal of x `[..., C, C]`: `[..., count, rows,
-    columns]`."""
+def _diagonal(x: Array, count: int, rows: slice, columns: slice) -> Array:
+    """A part of each of `count` blocks on the diagonal of x `[..., C, C]`.
+
+    Returns `[..., count, rows, columns]`.
+    """
     size = x.shape[-1] // count
-    blocks = [x[..., c * size : (c + 1) * size, c * size : (c + 1) * size] for c in range(count)]
-    return jnp.stack([block[..., part[0], part[1]] for block in blocks], axis=-3)
+    parts = []
+    for start in range(0, count * size, size):
+        inside = slice(start, start + size)
+        block = x[..., inside, inside]
+        parts.append(block[..., rows, columns])
+    return jnp.stack(parts, axis=-3)

@@ -1,9 +1,9 @@
-"""The two factorised patterns of the Sparse Transformer: a block and summaries, or a band and
-columns.
+"""The two factorised patterns of the Sparse Transformer.
 
-Child et al. 2019, arXiv:1904.10509, section 4.3. Its two sets of keys come under one softmax, the
-paper's "merged" head. Neither gathers: summaries and columns are reshaped views. Scores are N
-(stride + N / stride) at most."""
+A block and summaries, or a band and columns: Child et al. 2019, arXiv:1904.10509, section 4.3. Both
+sets of keys come under one softmax, the paper's "merged" head. Neither form gathers: summaries and
+columns are reshaped views. Scores are N (stride + N / stride) at most.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +25,7 @@ def fixed_attention(
     dropout: float = 0.0,
     key: Array | None = None,
 ) -> Array:
-    """Query i attends to keys j of its own block, and to the last `summary` places of every block.
+    """Query i attends to the keys of its own block and the last `summary` places of all blocks.
 
     Exactly: floor(i / block) = floor(j / block) or j mod block >= block - summary (and j <= i if
     causal).
@@ -44,30 +44,27 @@ def fixed_attention(
       O(N (block + summary N / block)).
     """
     length = q.shape[1]
-    block = block if length > block else length
-    exists = existing(length, block, valid)
-    q, k, v = (tile(x, block) for x in (q, k, v))
-    tiles, first = q.shape[2], block - summary
+    block = min(block, length)
+    exists = existing(length, block, valid)  # [B or 1, T, b]
+    q, k, v = tile(q, block), tile(k, block), tile(v, block)
+    tiles = q.shape[2]
+    first = block - summary
     position = np.arange(tiles * block).reshape(tiles, block)
-    there = exists[:, None, :, None, :]
-    sets = [Keys(k, v, position[:, None], there & np.tri(block, dtype=bool) if causal else there)]
+    mask = exists[:, None, :, None, :]
+    if causal:
+        mask = mask & np.tri(block, dtype=bool)
+    sets = [Keys(k, v, position[:, None], mask)]
     if summary and tiles > 1:
-        here, there = (
-            np.arange(tiles)[:, None, None],
-            np.repeat(np.arange(tiles), summary),
-        )  # number of the block
-        # Those of its own block a query has already; earlier blocks are wholly in the past.
-        other = there < here if causal else there != here  # [T, 1, T summary]
-        seen = exists[:, :, first:].reshape(-1, 1, 1, 1, tiles * summary) & other
-        sets.append(
-            Keys(
-                flat(k[:, :, :, first:]),
-                flat(v[:, :, :, first:]),
-                position[:, first:].reshape(-1),
-                seen,
-                "bhkd",
-            )
-        )
+        query_block = np.arange(tiles)[:, None, None]
+        key_block = np.repeat(np.arange(tiles), summary)  # [T summary]
+        # A query already has the summaries of its own block. Earlier blocks are wholly in the past.
+        apart = key_block != query_block  # [T, 1, T summary]
+        if causal:
+            apart = key_block < query_block
+        mask = exists[:, :, first:].reshape(-1, 1, 1, 1, tiles * summary) & apart
+        summary_k = flat(k[:, :, :, first:])  # [B, H, T summary, D]
+        summary_v = flat(v[:, :, :, first:])
+        sets.append(Keys(summary_k, summary_v, position[:, first:].reshape(-1), mask, "bhkd"))
     return untile(attend(q, sets, slopes=slopes, dropout=dropout, key=key), length)
 
 
@@ -83,8 +80,9 @@ def strided_attention(
     dropout: float = 0.0,
     key: Array | None = None,
 ) -> Array:
-    """Query i attends to keys j with |i - j| < stride or (i - j) mod stride = 0 (and j <= i if
-    causal), exactly.
+    """Query i attends to keys j with |i - j| < stride or (i - j) mod stride = 0.
+
+    And with j <= i if causal.
 
     Args:
       q, k, v: `[B, N, H, D]`, any N.
@@ -100,33 +98,37 @@ def strided_attention(
     """
     length = q.shape[1]
     stride = min(stride, length)
-    exists = existing(length, stride, valid)
-    q, k, v = (tile(x, stride) for x in (q, k, v))
+    exists = jnp.asarray(existing(length, stride, valid))  # [B or 1, T, stride]
+    q, k, v = tile(q, stride), tile(k, stride), tile(v, stride)
     tiles = q.shape[2]
-    before = stride - 1 if tiles > 1 else 0
-    after = 0 if causal else before
-    offset = (
-        np.arange(before + stride + after) - before - np.arange(stride)[:, None]
-    )  # key minus query
-    band = (abs(offset) < stride) & (offset <= 0 if causal else True)
-    there = around(jnp.asarray(exists), before, after, axis=1)[:, None, :, None, :]
-    start = np.arange(tiles)[:, None, None] * stride
-    sets = [
-        Keys(
-            around(k, before, after, axis=2),
-            around(v, before, after, axis=2),
-            start + np.arange(offset.shape[1]) - before,
-            band & there,
-        )
-    ]
+    # How many keys of the neighbouring tiles a tile sees in the band.
+    before = after = 0
     if tiles > 1:
-        # In tiles of one stride a column is the same place of every tile; that of its own tile is
+        before = stride - 1
+        if not causal:
+            after = before
+    span = before + stride + after
+    offset = np.arange(span) - before - np.arange(stride)[:, None]  # key minus query
+    band = abs(offset) < stride
+    if causal:
+        band = band & (offset <= 0)
+    in_reach = around(exists, before, after, axis=1)[:, None, :, None, :]
+    start = np.arange(tiles)[:, None, None] * stride
+    near = Keys(
+        around(k, before, after, axis=2),
+        around(v, before, after, axis=2),
+        start + np.arange(span) - before,
+        band & in_reach,
+    )
+    sets = [near]
+    if tiles > 1:
+        # In tiles of one stride a column is the same place of every tile. That of its own tile is
         # in the band.
         row = np.arange(tiles)
-        other = row < row[:, None] if causal else row != row[:, None]  # [T, T]
-        seen = (
-            jnp.asarray(exists).swapaxes(1, 2)[:, None, None] & other[:, None]
-        )  # [B or 1, 1, T, b, T]
+        apart = row != row[:, None]  # [T, T]
+        if causal:
+            apart = row < row[:, None]
+        mask = exists.swapaxes(1, 2)[:, None, None] & apart[:, None]  # [B or 1, 1, T, stride, T]
         position = row * stride + np.arange(stride)[:, None]
-        sets.append(Keys(k, v, position, seen, "bhkqd"))
+        sets.append(Keys(k, v, position, mask, "bhkqd"))
     return untile(attend(q, sets, slopes=slopes, dropout=dropout, key=key), length)

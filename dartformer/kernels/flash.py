@@ -1,8 +1,8 @@
-"""Softmax attention over all keys by the first of an ordered choice of kernels that can: cudnn,
-chunked, dense.
+"""Softmax attention over all keys, by the first kernel that applies: cudnn, chunked, dense.
 
-`cudnn` has been compiled and run on no GPU by this project: its choice, its masks and its
-derivatives are tested on a CPU, with XLA's form of the same function in its place."""
+This project has not compiled or run `cudnn` on a GPU. Its choice, its masks and its derivatives are
+tested on a CPU, with XLA's form of the same function in its place.
+"""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from dartformer.kernels.chunked import TILE, chunked_attention
 from dartformer.kernels.softmax import softmax_attention
 
 KERNELS = ("auto", "cudnn", "chunked", "dense")
-"""`auto` takes the first of the others that can; what is named must be possible."""
+"""`auto` takes the first of the others that applies. A kernel that is named must apply."""
 
 
 def cudnn_refusal(
@@ -28,22 +28,29 @@ def cudnn_refusal(
     dropout: float = 0.0,
     device: jax.Device | None = None,
 ) -> str:
-    """Why cuDNN's flash attention cannot be taken on `device` (None: the first one), or "" where it
-    can.
+    """Why cuDNN's flash attention does not work on `device`, or "" where it does.
 
-    It is that of `jax.nn.dot_product_attention`, whose conditions these are.
+    These are the conditions of `jax.nn.dot_product_attention`, which calls it.
+
+    Args:
+      device: None for the first one.
     """
-    device = jax.devices()[0] if device is None else device
+    if device is None:
+        device = jax.devices()[0]
     if device.platform != "gpu" or "cuda" not in device.client.platform_version:
         return f"it needs a CUDA GPU, and this is {device.device_kind}"
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"it needs bfloat16 or float16, got {jnp.dtype(dtype).name}"
-    limit = 256 if float(device.compute_capability) >= 9 else 128
+    limit = 128
+    if float(device.compute_capability) >= 9:  # Hopper and later
+        limit = 256
     if head_dim % 8 or head_dim > limit:
         return f"it needs a head width that is a multiple of 8 and at most {limit}, got {head_dim}"
     if slopes:
-        return "it cannot take ALiBi without an array of N x N"
-    return "it has no attention dropout" if dropout else ""
+        return "it supports ALiBi only with an array of N x N"
+    if dropout:
+        return "it has no attention dropout"
+    return ""
 
 
 def choose(
@@ -56,11 +63,10 @@ def choose(
     dropout: float = 0.0,
     device: jax.Device | None = None,
 ) -> str:
-    """The kernel that is taken: "cudnn", "chunked" or "dense". Known from sizes alone, before
-    anything runs.
+    """The kernel in use: "cudnn", "chunked" or "dense", from sizes alone, before anything runs.
 
     Raises:
-      InputError: `kernel` is none of `KERNELS`, or cannot be; with the reason.
+      InputError: `kernel` is not one of `KERNELS`, or does not work here; with the reason.
     """
     if kernel not in KERNELS:
         raise unknown("kernel", kernel, KERNELS)
@@ -70,16 +76,17 @@ def choose(
     if not reason:
         return "cudnn"
     if kernel == "cudnn":
-        raise InputError(f"kernel 'cudnn' cannot be taken: {reason}; use 'auto'.")
+        raise InputError(f"kernel 'cudnn' does not work here because {reason}. Use 'auto'.")
     return without_cudnn("auto", length)
 
 
 def without_cudnn(kernel: str, length: int) -> str:
-    """What `auto` takes where cuDNN is not to be asked, as in an export for all platforms; others
-    stay."""
-    if kernel == "auto":
-        return "chunked" if length > TILE else "dense"
-    return kernel
+    """What `auto` takes without cuDNN, as in an export for all platforms; other kernels stay."""
+    if kernel != "auto":
+        return kernel
+    if length > TILE:
+        return "chunked"
+    return "dense"
 
 
 def full_attention(
@@ -96,17 +103,17 @@ def full_attention(
 ) -> Array:
     """`softmax_attention`, with its arguments and its result, by the kernel that `choose` names.
 
-    Rows of invalid queries are zero by "cudnn", and like any other by the rest.
+    Rows of invalid queries are zero by "cudnn", and like any other row by the other kernels.
     """
-    dtype = q.dtype if q.dtype == k.dtype == v.dtype else jnp.result_type(q, k, v)
-    taken = choose(
-        kernel, dtype, q.shape[-1], q.shape[1], slopes=slopes is not None, dropout=dropout
-    )
-    if taken == "cudnn":
-        return cudnn_attention(
-            q.astype(dtype), k.astype(dtype), v.astype(dtype), causal=causal, valid=valid
-        )
-    function = chunked_attention if taken == "chunked" else softmax_attention
+    dtype = jnp.result_type(q, k, v)
+    length, width = q.shape[1], q.shape[-1]
+    choice = choose(kernel, dtype, width, length, slopes=slopes is not None, dropout=dropout)
+    if choice == "cudnn":
+        q, k, v = q.astype(dtype), k.astype(dtype), v.astype(dtype)
+        return cudnn_attention(q, k, v, causal=causal, valid=valid)
+    function = softmax_attention
+    if choice == "chunked":
+        function = chunked_attention
     return function(q, k, v, causal=causal, valid=valid, slopes=slopes, dropout=dropout, key=key)
 
 
@@ -119,11 +126,10 @@ def cudnn_attention(
     valid: Array | None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Array:
-    """Full attention by cuDNN, with exact derivatives of every order: those after the first by
-    `chunked_attention`.
+    """Full attention by cuDNN, with exact derivatives of every order.
 
-    A mask would cost cuDNN an array of N x N, but lengths do not: valid tokens are moved to the
-    front, in order.
+    Those after the first are by `chunked_attention`. A mask would cost cuDNN an array of N x N, but
+    lengths do not: valid tokens are moved to the front, in order.
 
     Args:
       q, k, v: `[B, N, H, D]`, of one dtype.
@@ -133,41 +139,36 @@ def cudnn_attention(
     Returns:
       `[B, N, H, D]`, zero where not valid.
     """
-    if valid is None:
 
-        def whole(q: Array, k: Array, v: Array, lengths: Array) -> Array:
-            return jax.nn.dot_product_attention(
-                q, k, v, is_causal=causal, implementation=implementation
-            )
-
-        def by_definition(q: Array, k: Array, v: Array, lengths: Array) -> Array:
-            return chunked_attention(q, k, v, causal=causal)
-
-        return fused(whole, by_definition)(q, k, v, jnp.zeros(0, jnp.int32))
-
-    def front(q: Array, k: Array, v: Array, lengths: Array) -> Array:
+    def fast(q: Array, k: Array, v: Array, lengths: Array) -> Array:
+        count = None
+        if valid is not None:
+            count = lengths
         return jax.nn.dot_product_attention(
-            q, k, v, is_causal=causal, key_value_seq_lengths=lengths, implementation=implementation
+            q, k, v, is_causal=causal, key_value_seq_lengths=count, implementation=implementation
         )
 
-    def front_by_definition(q: Array, k: Array, v: Array, lengths: Array) -> Array:
-        return chunked_attention(
-            q, k, v, causal=causal, valid=jnp.arange(k.shape[1]) < lengths[:, None]
-        )
+    def definition(q: Array, k: Array, v: Array, lengths: Array) -> Array:
+        mask = None
+        if valid is not None:
+            mask = jnp.arange(k.shape[1]) < lengths[:, None]
+        return chunked_attention(q, k, v, causal=causal, valid=mask)
 
-    order = jnp.argsort(~valid, axis=1, stable=True)
-    there = valid[:, :, None, None]
-    q, k, v = (
-        jnp.take_along_axis(jnp.where(there, x, 0), order[:, :, None, None], axis=1)
-        for x in (q, k, v)
-    )
-    # No length is zero, of which cuDNN promises nothing: such an example is zeroed below, and its
+    function = fused(fast, definition)
+    if valid is None:
+        return function(q, k, v, jnp.zeros(0, jnp.int32))
+
+    order = jnp.argsort(~valid, axis=1, stable=True)[:, :, None, None]
+    mask = valid[:, :, None, None]
+    q = jnp.take_along_axis(jnp.where(mask, q, 0), order, axis=1)
+    k = jnp.take_along_axis(jnp.where(mask, k, 0), order, axis=1)
+    v = jnp.take_along_axis(jnp.where(mask, v, 0), order, axis=1)
+    # No length is zero, for which cuDNN promises nothing: such an example is zeroed below, and its
     # gradients with it.
     lengths = jnp.maximum(valid.sum(1, dtype=jnp.int32), 1)
-    out = fused(front, front_by_definition)(q, k, v, lengths)
-    return jnp.where(
-        there, jnp.take_along_axis(out, jnp.argsort(order, axis=1)[:, :, None, None], axis=1), 0
-    )
+    out = function(q, k, v, lengths)
+    back = jnp.argsort(order, axis=1)
+    return jnp.where(mask, jnp.take_along_axis(out, back, axis=1), 0)
 
 
 Function = Callable[[Array, Array, Array, Array], Array]
@@ -177,8 +178,9 @@ Function = Callable[[Array, Array, Array, Array], Array]
 def fused(fast: Function, definition: Function) -> Function:
     """`fast` and its gradient, with the derivatives of both taken from `definition`.
 
-    For kernels that can be differentiated backwards and once only: exact second-order search then
-    needs no choice of another kernel, and first-order search pays for none."""
+    For kernels that can be differentiated backwards and once only. Exact second-order search then
+    works with the same kernel, and first-order search pays nothing for it.
+    """
 
     @jax.custom_jvp
     def forward(q: Array, k: Array, v: Array, lengths: Array) -> tuple[Array, Any]:
@@ -189,6 +191,7 @@ def fused(fast: Function, definition: Function) -> Function:
         q, k, v, lengths = primals
         out = forward(q, k, v, lengths)
         tangent = jax.jvp(lambda q, k, v: definition(q, k, v, lengths), (q, k, v), tangents[:3])[1]
+        # `backward` has a rule of its own, and takes no derivative by what `pull` keeps.
         return out, (tangent, jax.tree.map(_no_tangent, out[1]))
 
     @jax.custom_jvp
@@ -199,31 +202,32 @@ def fused(fast: Function, definition: Function) -> Function:
     def backward_jvp(primals: Any, tangents: Any) -> Any:
         q, k, v, lengths, cotangent = primals[1:]
 
-        def slow(q: Array, k: Array, v: Array, cotangent: Array) -> Any:
-            return jax.vjp(lambda q, k, v: definition(q, k, v, lengths), q, k, v)[1](cotangent)
+        def gradient(q: Array, k: Array, v: Array, cotangent: Array) -> Any:
+            _, pull = jax.vjp(lambda q, k, v: definition(q, k, v, lengths), q, k, v)
+            return pull(cotangent)
 
-        tangent = jax.jvp(slow, (q, k, v, cotangent), (*tangents[1:4], tangents[5]))[1]
+        directions = (*tangents[1:4], tangents[5])
+        tangent = jax.jvp(gradient, (q, k, v, cotangent), directions)[1]
         return backward(*primals), tangent
 
     @jax.custom_vjp
     def function(q: Array, k: Array, v: Array, lengths: Array) -> Array:
         return fast(q, k, v, lengths)
 
-    def first(q: Array, k: Array, v: Array, lengths: Array) -> Any:
+    def forward_rule(q: Array, k: Array, v: Array, lengths: Array) -> Any:
         out, pull = forward(q, k, v, lengths)
         return out, (pull, q, k, v, lengths)
 
-    def second(kept: Any, cotangent: Array) -> Any:
-        return (*backward(*kept, cotangent), None)
+    def backward_rule(residuals: Any, cotangent: Array) -> Any:
+        lengths_gradient = None  # integers
+        return (*backward(*residuals, cotangent), lengths_gradient)
 
-    function.defvjp(first, second)
+    function.defvjp(forward_rule, backward_rule)
     return function
 
 
 def _no_tangent(x: Array) -> Any:
-    """The zero tangent of what `backward` does not look at where it is differentiated."""
-    return (
-        jnp.zeros_like(x)
-        if jnp.issubdtype(x.dtype, jnp.inexact)
-        else np.zeros(x.shape, jax.dtypes.float0)
-    )
+    """The zero tangent of a residual."""
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return jnp.zeros_like(x)
+    return np.zeros(x.shape, jax.dtypes.float0)  # as JAX wants it for integers

@@ -1,4 +1,7 @@
-"""Linear recurrence with a decay for each token and channel, in chunks: gated linear attention."""
+"""Linear recurrence with a decay for each token and channel, in chunks.
+
+Gated linear attention is of this form.
+"""
 
 import functools
 
@@ -6,13 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer.kernels.linear_scan import carry, chunked, joined
+from dartformer.kernels.linear_scan import carry, chunk_of, chunked, joined
 from dartformer.kernels.softmax import wide
 
 
-@functools.partial(
-    jax.jit, static_argnames=("causal", "chunk", "leaf")
-)  # traced once, and one program outside jit too
+# Under jit it is traced once, and is one program outside jit too.
+@functools.partial(jax.jit, static_argnames=("causal", "chunk", "leaf"))
 def gated_scan(
     q: Array,
     k: Array,
@@ -24,13 +26,15 @@ def gated_scan(
     chunk: int = 32,
     leaf: int = 8,
 ) -> Array:
-    """As `recurrence.recurrence` with a decay for each channel: y_i = sum_j sum_m q_im exp(decays
-    between) k_jm v_j.
+    """`recurrence` with a decay for each channel.
+
+    y_i = sum_j sum_m q_im exp(decays of m between i and j) k_jm v_j, by chunks as in Yang et al.
+    2024, arXiv:2312.06635, section 4.3.
 
     A product of matrices needs the decay between i and j as a factor of i and one of j, relative to
-    a place between them: elsewhere one of the two overflows. So a chunk is halved again and again:
-    each half reads the other relative to the border. What is left in the end, a few tokens each, is
-    summed term by term. No exponent is above zero.
+    a place between them: elsewhere one of the two overflows. So a chunk is halved again and again,
+    and each half reads the other relative to the border. The leaves, a few tokens each, are summed
+    term by term. No exponent is above zero.
 
     Args:
       q, k: `[B, N, H, M]`.
@@ -50,96 +54,109 @@ def gated_scan(
     length = v.shape[1]
     chunk = chunk_of(length, chunk, leaf)
     if valid is not None:
-        k, log_decay = (jnp.where(valid[:, :, None, None], x, 0) for x in (k, log_decay))
-    qs, ks, vs, decays = (chunked(x.astype(dtype), chunk) for x in (q, k, v, log_decay))
-    upto = jnp.cumsum(decays, axis=3)  # of all tokens of the chunk up to this one, [T, B, H, C, M]
-    before, whole = upto - decays, upto[:, :, :, -1:]
+        mask = valid[:, :, None, None]
+        k = jnp.where(mask, k, 0)
+        log_decay = jnp.where(mask, log_decay, 0)
+    qs = chunked(q.astype(dtype), chunk)  # [T, B, H, C, M]
+    ks = chunked(k.astype(dtype), chunk)
+    vs = chunked(v.astype(dtype), chunk)  # [T, B, H, C, D]
+    decays = chunked(log_decay.astype(dtype), chunk)
+    # Log-decays of the tokens of a chunk up to each token and before it, [T, B, H, C, M], and of
+    # the chunk, [T, B, H, 1, M].
+    upto = jnp.cumsum(decays, axis=3)
+    before = upto - decays
+    full = upto[:, :, :, -1:]
     out = _leaves(qs, ks, vs, upto, before, leaf, causal)
     half = leaf
     while half < chunk:
         out = out + _halves(qs, ks, vs, upto, before, half, causal)
         half *= 2
     if len(qs) > 1:
-        last = whole[:, :, :, 0, :, None]
-        states = carry(
-            jnp.exp(last), jnp.einsum("tbhjm,tbhjd->tbhmd", ks * jnp.exp(whole - upto), vs)
-        )
+        # States before each chunk: a write decays to the end of its chunk, then whole chunks.
+        last = full[:, :, :, 0, :, None]  # [T, B, H, M, 1]
+        decay = jnp.exp(last)
+        writes = jnp.einsum("tbhjm,tbhjd->tbhmd", ks * jnp.exp(full - upto), vs)
+        states = carry(decay, writes)
         out = out + jnp.einsum("tbhim,tbhmd->tbhid", qs * jnp.exp(upto), states)
         if not causal:
+            # The same from the right: states after each chunk.
             writes = jnp.einsum("tbhjm,tbhjd->tbhmd", ks * jnp.exp(before), vs)
             states = carry(jnp.exp(last)[::-1], writes[::-1])[::-1]
-            out = out + jnp.einsum("tbhim,tbhmd->tbhid", qs * jnp.exp(whole - before), states)
+            reads = qs * jnp.exp(full - before)
+            out = out + jnp.einsum("tbhim,tbhmd->tbhid", reads, states)
     return joined(out, length).astype(v.dtype)
 
 
 def gated_scan_work(length: int, width: int, chunk: int = 32, leaf: int = 8) -> tuple[float, float]:
-    """FLOPs of one head both ways, exponentials not counted, and how many numbers it holds; M and D
-    are `width`."""
+    """FLOPs of one head both ways, and how many numbers it holds.
+
+    M and D are `width`. Exponentials are not counted.
+    """
     chunk = chunk_of(length, chunk, leaf)
-    chunks, levels = -(-length // chunk), (chunk // leaf).bit_length() - 1
-    tokens, states = chunks * chunk, (chunks > 1) * 2 * chunks * width**2
-    flops = (
-        tokens * leaf * 12 * width
-        + tokens * (chunk - leaf) * 4 * width
-        + levels * tokens * 5 * width
-        + states * (4 * chunk + 3)
-        + tokens * width * (2 + 6 * (chunks > 1))
-    )
-    return flops, tokens * (2 * leaf * width + levels * 5 * width + 2 * chunk) + 2 * states
-
-
-def chunk_of(length: int, chunk: int, leaf: int) -> int:
-    """The smallest that holds all of `length` tokens, and at most `chunk`."""
-    while chunk > leaf and chunk // 2 >= length:
-        chunk //= 2
-    return chunk
+    chunks = -(-length // chunk)
+    several = chunks > 1  # with one chunk there are no states
+    levels = (chunk // leaf).bit_length() - 1
+    tokens = chunks * chunk
+    states = several * 2 * chunks * width**2
+    flops = tokens * leaf * 12 * width
+    flops += tokens * (chunk - leaf) * 4 * width
+    flops += levels * tokens * 5 * width
+    flops += states * (4 * chunk + 3)
+    flops += tokens * width * (2 + 6 * several)
+    numbers = tokens * (2 * leaf * width + levels * 5 * width + 2 * chunk)
+    return flops, numbers + 2 * states
 
 
 def _leaves(
     q: Array, k: Array, v: Array, upto: Array, before: Array, leaf: int, causal: bool
 ) -> Array:
     """What tokens of a leaf read of one another, `[T, B, H, C, D]`."""
-    # Heads and leaves share an axis: sums over arrays of seven axes crash in some releases of
-    # jaxlib (xla_flags.py).
+
+    def cut(x: Array) -> Array:
+        # Heads and leaves share an axis, [T, B, H C / leaf, leaf, M]: sums over arrays of seven
+        # axes crash in some releases of jaxlib (xla_flags.py).
+        return x.reshape(*x.shape[:2], -1, leaf, x.shape[-1])
+
     shape = v.shape
-    q, k, v, upto, before = (
-        x.reshape(*x.shape[:2], -1, leaf, x.shape[-1]) for x in (q, k, v, upto, before)
-    )
+    q, k, v, upto, before = cut(q), cut(k), cut(v), cut(upto), cut(before)
     past = jnp.tril(jnp.ones((leaf, leaf), bool))[..., None]
-    between = upto[..., :, None, :] - upto[..., None, :, :]
+    between = upto[..., :, None, :] - upto[..., None, :, :]  # [T, B, L, leaf, leaf, M]
     if causal:
         between = jnp.where(past, between, -jnp.inf)
     else:
         between = jnp.where(past, between, before[..., None, :, :] - before[..., :, None, :])
-    within = jnp.sum(q[..., :, None, :] * k[..., None, :, :] * jnp.exp(between), axis=-1)
+    products = q[..., :, None, :] * k[..., None, :, :]
+    within = jnp.sum(products * jnp.exp(between), axis=-1)
     return jnp.einsum("tblij,tbljd->tblid", within, v).reshape(shape)
 
 
 def _halves(
     q: Array, k: Array, v: Array, upto: Array, before: Array, half: int, causal: bool
 ) -> Array:
-    """What each `half` tokens read of the `half` before them, and unless causal after them, `[T, B,
-    H, C, D]`."""
-    q, k, v, upto, before = (
-        x.reshape(*x.shape[:3], -1, 2, half, x.shape[-1]) for x in (q, k, v, upto, before)
-    )
-    first, second = (tuple(x[..., side, :, :] for x in (q, k, v, upto, before)) for side in (0, 1))
+    """What each `half` tokens read of their neighbouring half, `[T, B, H, C, D]`.
+
+    The second half of a pair reads the first, and unless causal the first reads the second.
+    """
+
+    def cut(x: Array) -> tuple[Array, Array]:
+        """The first and the second half of each pair, `[T, B, H, C / (2 half), half, M]`."""
+        pairs = x.reshape(*x.shape[:3], -1, 2, half, x.shape[-1])
+        return pairs[..., 0, :, :], pairs[..., 1, :, :]
 
     def read(q: Array, k: Array, v: Array) -> Array:
-        return jnp.einsum("tbhlij,tbhljd->tbhlid", jnp.einsum("tbhlim,tbhljm->tbhlij", q, k), v)
+        scores = jnp.einsum("tbhlim,tbhljm->tbhlij", q, k)
+        return jnp.einsum("tbhlij,tbhljd->tbhlid", scores, v)
 
-    border = first[3][..., -1:, :]
-    later = read(
-        second[0] * jnp.exp(second[3] - border), first[1] * jnp.exp(border - first[3]), first[2]
-    )
-    earlier = (
-        jnp.zeros_like(later)
-        if causal
-        else read(
-            first[0] * jnp.exp(border - first[4]),
-            second[1] * jnp.exp(second[4] - border),
-            second[2],
-        )
-    )
+    q1, q2 = cut(q)
+    k1, k2 = cut(k)
+    v1, v2 = cut(v)
+    upto1, upto2 = cut(upto)
+    before1, before2 = cut(before)
+    border = upto1[..., -1:, :]  # decays up to the end of the first half
+    later = read(q2 * jnp.exp(upto2 - border), k1 * jnp.exp(border - upto1), v1)
+    if causal:
+        earlier = jnp.zeros_like(later)
+    else:
+        earlier = read(q1 * jnp.exp(border - before1), k2 * jnp.exp(before2 - border), v2)
     out = jnp.stack([earlier, later], axis=4)
     return out.reshape(*out.shape[:3], -1, out.shape[-1])

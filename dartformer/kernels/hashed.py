@@ -1,23 +1,26 @@
-"""Softmax attention within buckets of a hash: tokens sorted by bucket, in chunks that see
-themselves and one back."""
+"""Softmax attention within buckets of a hash.
+
+Tokens are sorted by bucket, and cut into chunks that see themselves and the chunk before.
+"""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dartformer.kernels.softmax import FLOOR, MASKED, drop, wide
+from dartformer.kernels.softmax import FLOOR, MASKED, drop, dropout_key, row_maximum, wide
 
 
 class Sorted(NamedTuple):
-    """Tokens of N places in T chunks of C, in the order of their bucket and then of their position.
+    """Tokens in T chunks of C, in the order of their bucket and then of their position.
 
     Attributes:
-      order: `[B, H, R, T C]`, the position of each; inverse: where each position went.
-      bucket: `[B, H, R, T, C]`; `buckets` or above at padding.
+      order: the position of each, `[B, H, R, T C]`.
+      inverse: where each position went, `[B, H, R, T C]`.
+      bucket: `[B, H, R, T, C]`; the number of buckets or above at padding.
     """
 
     order: Array
@@ -27,8 +30,7 @@ class Sorted(NamedTuple):
 
 @jax.custom_vjp
 def permute(x: Array, order: Array, inverse: Array) -> Array:
-    """x `[..., N, D]` in `order` `[..., N]`, whose inverse is given: then the gradient is a gather
-    as well.
+    """x `[..., N, D]` in `order` `[..., N]`, with a gather by `inverse` as its gradient.
 
     That of a plain gather is a scatter, which takes forty times as long on a CPU.
     """
@@ -39,39 +41,46 @@ def _take(x: Array, order: Array) -> Array:
     return jnp.take_along_axis(x, order[..., None], axis=-2, mode="promise_in_bounds")
 
 
-permute.defvjp(
-    lambda x, order, inverse: (_take(x, order), inverse),
-    lambda inverse, g: (_take(g, inverse), None, None),
-)
+def _permute_forward(x: Array, order: Array, inverse: Array) -> tuple[Array, Array]:
+    return _take(x, order), inverse
+
+
+def _permute_backward(inverse: Array, cotangent: Array) -> tuple[Array, None, None]:
+    return _take(cotangent, inverse), None, None
+
+
+permute.defvjp(_permute_forward, _permute_backward)
 
 
 def sort_by_bucket(bucket: Array, count: int, chunk: int) -> Sorted:
-    """The order of `bucket` `[B, H, R, N]`, in [0, count] where `count` is padding; filled up to
-    whole chunks."""
+    """The order of `bucket` `[B, H, R, N]`, filled up to full chunks.
+
+    Buckets are in [0, count], where `count` is padding.
+    """
     length = bucket.shape[-1]
-    size = length + -length % chunk
-    bucket = jnp.pad(bucket, [(0, 0)] * 3 + [(0, size - length)], constant_values=count)
+    filling = -length % chunk
+    size = length + filling
+    bucket = jnp.pad(bucket, [(0, 0)] * 3 + [(0, filling)], constant_values=count)
     # One integer holds bucket and position: sorting that is far quicker than sorting two arrays by
-    # one.
+    # one of them.
     packed = jnp.sort(bucket * size + jnp.arange(size, dtype=jnp.int32))
     order = packed % size
     places = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), order.shape)
-    b, h, r = (
-        jnp.arange(n).reshape(-1, *(1,) * after)
-        for n, after in zip(order.shape, (3, 2, 1), strict=False)
-    )
-    inverse = (
-        jnp.zeros_like(order)
-        .at[b, h, r, order]
-        .set(places, unique_indices=True, mode="promise_in_bounds")
-    )
-    return Sorted(order, inverse, (packed // size).reshape(*order.shape[:3], -1, chunk))
+    batch, heads, rounds, _ = order.shape
+    b = jnp.arange(batch).reshape(-1, 1, 1, 1)
+    h = jnp.arange(heads).reshape(-1, 1, 1)
+    r = jnp.arange(rounds).reshape(-1, 1)
+    at = jnp.zeros_like(order).at[b, h, r, order]
+    inverse = at.set(places, unique_indices=True, mode="promise_in_bounds")
+    sorted_bucket = (packed // size).reshape(*order.shape[:3], -1, chunk)
+    return Sorted(order, inverse, sorted_bucket)
 
 
 def unit(x: Array) -> Array:
     """x / |x| over the last axis, in float32 or wider; zero where x is zero."""
     x = x.astype(wide(x))
     square = (x * x).sum(-1, keepdims=True)
+    # The inner `where` keeps the gradient at zero finite.
     return x * jax.lax.rsqrt(jnp.where(square == 0, 1, square))
 
 
@@ -88,13 +97,13 @@ def hashed_attention(
     dropout: float = 0.0,
     key: Array | None = None,
 ) -> Array:
-    """One softmax over what the rounds of a hash show to a token: softmax_j(q_i . k_j / sqrt(D))
-    v_j, k = q / |q|.
+    """One softmax over the tokens that share a bucket: sum_j softmax_j(q_i . k_j / sqrt(D)) v_j.
 
-    In a round, tokens are sorted by bucket and then position, and cut into chunks; token i sees the
-    others of its bucket that lie in its own chunk or the one before. Causal: those of the `chunk`
-    tokens of its bucket before it. A token seen in several rounds counts as often. One that sees no
-    other in any round gives its own value.
+    k = q / |q|. Paper: Kitaev et al. 2020, arXiv:2001.04451, equations 4 to 7. In a round, tokens
+    are sorted by bucket and then position, and cut into chunks. Token i sees the others of its
+    bucket that lie in its own chunk or the one before. Causal: those of the `chunk` tokens of its
+    bucket before it. A token that shares buckets with i in several rounds counts as often. One that
+    sees no other in any round gives its own value.
 
     Args:
       q, v: `[B, N, H, D]`.
@@ -113,75 +122,104 @@ def hashed_attention(
     """
     length, width = q.shape[1], q.shape[-1]
     ordered = sort_by_bucket(bucket, count, chunk)
-    tiles = ordered.bucket.shape[-2]
-    qv = jnp.concatenate([x.astype(wide(q, v)) for x in (q, v)], axis=-1).swapaxes(1, 2)
-    qv = jnp.pad(qv, ((0, 0), (0, 0), (0, tiles * chunk - length), (0, 0)))
-    qv = jnp.broadcast_to(qv[:, :, None], (*ordered.order.shape, 2 * width))
-    qv = permute(qv, ordered.order, ordered.inverse).reshape(*ordered.bucket.shape, 2 * width)
-    queries, values = qv[..., :width], qv[..., width:]
-    keys = unit(queries)
-    position = ordered.order.reshape(ordered.bucket.shape)
+    queries, values = _in_order(q, v, ordered)
+    backs = range(2)  # each chunk sees itself and, 1 back, the one before it
+    if ordered.bucket.shape[-2] == 1:
+        backs = range(1)
 
-    apart = np.arange(chunk) - np.arange(chunk)[:, None]  # key minus query, in the order
-    first = np.arange(tiles)[:, None, None] == 0
+    keys = unit(queries)
     scores = []
-    for back in range(1 if tiles == 1 else 2):
-        place, other, there = (
-            _back(x, axis) if back else x
-            for x, axis in ((keys, -3), (ordered.bucket, -2), (position, -2))
-        )
-        allowed = ordered.bucket[..., None] == other[..., None, :]
-        if causal:
-            allowed = allowed & (~first & (apart >= 0) if back else apart < 0)
-        elif back:
-            allowed = allowed & (
-                ~first if few is None else ~first | few[:, None, None, None, None, None]
-            )
-        else:
-            allowed = allowed & (apart != 0)
-        dots = jnp.einsum("...qd,...kd->...qk", queries, place) * width**-0.5
-        if slopes is not None:
-            distance = abs(position[..., None] - there[..., None, :]).astype(dots.dtype)
-            dots = dots - slopes.astype(dots.dtype)[:, None, None, None, None] * distance
+    for back in backs:
+        dots = _chunk_scores(queries, keys, ordered, back, slopes)
+        allowed = _chunk_mask(ordered, back, causal, few)
         scores.append(dots + jnp.where(allowed, 0, MASKED))
 
-    top = functools.reduce(jnp.maximum, [jax.lax.stop_gradient(s).max(-1) for s in scores])
-    top = _every_round(jnp.maximum(top, FLOOR), ordered)
-    numerators = [jnp.exp(s - top[..., None]) for s in scores]
-    total = sum(n.sum(-1, keepdims=True) for n in numerators)
-    dropped = [
-        drop(n, dropout, None if key is None else jax.random.fold_in(key, i))
-        for i, n in enumerate(numerators)
-    ]
-    out = sum(
-        jnp.einsum("...qk,...kd->...qd", n, _back(values, -3) if back else values)
-        for back, n in enumerate(dropped)
-    )
-    out = jnp.concatenate([out, total], axis=-1)
-    out = permute(out.reshape(*ordered.order.shape, width + 1), ordered.inverse, ordered.order)
-    out = out.sum(2)[:, :, :length].swapaxes(1, 2)  # over rounds; [B, N, H, D + 1]
-    out, total = out[..., :-1], out[..., -1:]
-    alone = (
-        drop(jnp.ones_like(total), dropout, None if key is None else jax.random.fold_in(key, 2)) * v
-    )
-    return jnp.where(total == 0, alone, out / jnp.where(total == 0, 1, total)).astype(v.dtype)
+    # One maximum for each token over its rounds, so that their sums can be added.
+    tops = [jax.lax.stop_gradient(part).max(-1) for part in scores]
+    top = jnp.maximum(functools.reduce(jnp.maximum, tops), FLOOR)
+    top = _over_rounds(top, ordered)[..., None]
+    numerators = [jnp.exp(part - top) for part in scores]
+    total = sum(numerator.sum(-1, keepdims=True) for numerator in numerators)
+    sums: Any = 0
+    for back, numerator in enumerate(numerators):
+        numerator = drop(numerator, dropout, dropout_key(key, back))
+        chunk_values = _shifted(values, back, -3)
+        sums = sums + jnp.einsum("...qk,...kd->...qd", numerator, chunk_values)
+
+    # Numerator and denominator back to the order of the input, as one array: one gather.
+    joint = jnp.concatenate([sums, total], axis=-1)
+    joint = joint.reshape(*ordered.order.shape, width + 1)
+    joint = permute(joint, ordered.inverse, ordered.order)
+    joint = joint.sum(2)[:, :, :length].swapaxes(1, 2)  # over rounds; [B, N, H, D + 1]
+    out, total = joint[..., :-1], joint[..., -1:]
+    alone = drop(jnp.ones_like(total), dropout, dropout_key(key, 2)) * v
+    mean = out / jnp.where(total == 0, 1, total)
+    return jnp.where(total == 0, alone, mean).astype(v.dtype)
 
 
-def _back(x: Array, axis: int) -> Array:
-    """At each chunk of `axis` the one before it; at the first the second."""
-    index = np.concatenate([[1], np.arange(x.shape[axis] - 1)])
-    cut = functools.partial(jax.lax.slice_in_dim, x, axis=axis)
-    return jnp.concatenate([cut(1, 2), cut(0, len(index) - 1)], axis=axis)
+def _in_order(q: Array, v: Array, ordered: Sorted) -> tuple[Array, Array]:
+    """Queries and values sorted and in chunks, `[B, H, R, T, C, D]`."""
+    width = q.shape[-1]
+    dtype = wide(q, v)
+    # As one array: one gather.
+    joint = jnp.concatenate([q.astype(dtype), v.astype(dtype)], axis=-1).swapaxes(1, 2)
+    filling = ordered.order.shape[-1] - q.shape[1]
+    joint = jnp.pad(joint, ((0, 0), (0, 0), (0, filling), (0, 0)))
+    joint = jnp.broadcast_to(joint[:, :, None], (*ordered.order.shape, 2 * width))
+    joint = permute(joint, ordered.order, ordered.inverse)
+    joint = joint.reshape(*ordered.bucket.shape, 2 * width)
+    return joint[..., :width], joint[..., width:]
 
 
-def _every_round(top: Array, ordered: Sorted) -> Array:
-    """The largest of the rounds' `top` `[B, H, R, T, C]` for each token, in the order of each
-    round."""
-    flat = jnp.take_along_axis(
-        top.reshape(ordered.order.shape), ordered.inverse, -1, mode="promise_in_bounds"
-    )
+def _chunk_scores(
+    queries: Array, keys: Array, ordered: Sorted, back: int, slopes: Array | None
+) -> Array:
+    """Scaled dot products of queries with the keys `back` chunks before, `[B, H, R, T, C, C]`."""
+    keys = _shifted(keys, back, -3)
+    dots = jnp.einsum("...qd,...kd->...qk", queries, keys) * queries.shape[-1] ** -0.5
+    if slopes is None:
+        return dots
+    position = ordered.order.reshape(ordered.bucket.shape)
+    key_position = _shifted(position, back, -2)
+    distance = abs(position[..., None] - key_position[..., None, :]).astype(dots.dtype)
+    return dots - slopes.astype(dots.dtype)[:, None, None, None, None] * distance
+
+
+def _chunk_mask(ordered: Sorted, back: int, causal: bool, few: Array | None) -> Array:
+    """Which keys `back` chunks before each query sees, `[B, H, R, T, C, C]` bool."""
+    tiles, chunk = ordered.bucket.shape[-2:]
+    key_bucket = _shifted(ordered.bucket, back, -2)
+    same = ordered.bucket[..., None] == key_bucket[..., None, :]
+    apart = np.arange(chunk) - np.arange(chunk)[:, None]  # key minus query, in the order
+    if not back:
+        if causal:
+            return same & (apart < 0)
+        return same & (apart != 0)  # not itself
+    before: np.ndarray | Array = np.arange(tiles)[:, None, None] > 0  # chunk 0 has none before it
+    if causal:
+        return same & (before & (apart >= 0))  # the last C tokens of the bucket
+    if few is not None:
+        before = before | few[:, None, None, None, None, None]
+    return same & before
+
+
+def _shifted(x: Array, back: int, axis: int) -> Array:
+    """At each chunk of `axis` the one `back`, 0 or 1, before it; at the first the second."""
+    if back == 0:
+        return x
+    count = x.shape[axis]
+    second = jax.lax.slice_in_dim(x, 1, 2, axis=axis)
+    earlier = jax.lax.slice_in_dim(x, 0, count - 1, axis=axis)
+    return jnp.concatenate([second, earlier], axis=axis)
+
+
+def _over_rounds(top: Array, ordered: Sorted) -> Array:
+    """The largest of the rounds' `top` `[B, H, R, T, C]` for each token, in the order of each round."""
+    flat = top.reshape(ordered.order.shape)
+    flat = jnp.take_along_axis(flat, ordered.inverse, -1, mode="promise_in_bounds")
     flat = jnp.broadcast_to(flat.max(2, keepdims=True), flat.shape)
-    return jnp.take_along_axis(flat, ordered.order, -1, mode="promise_in_bounds").reshape(top.shape)
+    flat = jnp.take_along_axis(flat, ordered.order, -1, mode="promise_in_bounds")
+    return flat.reshape(top.shape)
 
 
 def shared_attention(
@@ -193,26 +231,27 @@ def shared_attention(
     dropout: float = 0.0,
     key: Array | None = None,
 ) -> Array:
-    """As `hashed_attention` where a token sees all others, both ways: by definition, for few
-    tokens. O(N^2)."""
-    i = jnp.arange(q.shape[1])
-    allowed = ~jnp.eye(q.shape[1], dtype=bool) & (
-        True if valid is None else valid[:, None, None, :]
-    )
-    scores = (
-        jnp.einsum("bnhd,bkhd->bhnk", q, unit(q), preferred_element_type=wide(q))
-        * q.shape[-1] ** -0.5
-    )
+    """`hashed_attention` where a token sees all others, both ways: by definition, for few tokens.
+
+    Takes O(N^2) time and memory.
+    """
+    length = q.shape[1]
+    allowed = ~jnp.eye(length, dtype=bool)
+    if valid is not None:
+        allowed = allowed & valid[:, None, None, :]
+    dots = jnp.einsum("bnhd,bkhd->bhnk", q, unit(q), preferred_element_type=wide(q))
+    scores = dots * q.shape[-1] ** -0.5
     if slopes is not None:
-        scores = scores - slopes.astype(scores.dtype)[:, None, None] * abs(i[:, None] - i)
+        i = jnp.arange(length)
+        distance = abs(i[:, None] - i)
+        scores = scores - slopes.astype(scores.dtype)[:, None, None] * distance
     scores = scores + jnp.where(allowed, 0, MASKED)
-    top = jnp.maximum(jax.lax.stop_gradient(scores).max(-1, keepdims=True), FLOOR)
+    top = jnp.maximum(row_maximum(scores), FLOOR)
     rows = jnp.exp(scores - top)
     total = rows.sum(-1, keepdims=True)
-    rows = jnp.where(
-        total == 0, jnp.eye(q.shape[1], dtype=rows.dtype), rows / jnp.where(total == 0, 1, total)
-    )
-    out = jnp.einsum(
-        "bhnk,bkhd->bnhd", drop(rows, dropout, key), v, preferred_element_type=wide(rows, v)
-    )
+    # A token that sees no other gives its own value.
+    itself = jnp.eye(length, dtype=rows.dtype)
+    rows = jnp.where(total == 0, itself, rows / jnp.where(total == 0, 1, total))
+    rows = drop(rows, dropout, key)
+    out = jnp.einsum("bhnk,bkhd->bnhd", rows, v, preferred_element_type=wide(rows, v))
     return out.astype(v.dtype)

@@ -1,5 +1,7 @@
-"""Normalised linear attention from positive features: two products, or a recurrence over chunks
-when causal."""
+"""Normalised linear attention from positive features.
+
+Two products of matrices, or a recurrence over chunks when causal.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,8 @@ def ratio(numerator: Array, denominator: Array) -> Array:
 
     No epsilon is added: features may all be tiny, and an epsilon would then decide. Dividing both
     by the denominator's value first keeps gradients from squaring it, which underflows below 1e-19
-    in float32."""
+    in float32.
+    """
     denominator = jnp.where(denominator == 0, 1, denominator)
     size = jax.lax.stop_gradient(denominator)
     return (numerator / size) / (denominator / size)
@@ -29,6 +32,8 @@ def linear_attention(
     chunk: int = 64,
 ) -> Array:
     """sum_j (phi_q_i . phi_k_j) v_j / sum_j (phi_q_i . phi_k_j), over all j or over j <= i.
+
+    Paper: Katharopoulos et al. 2020, arXiv:2006.16236, equations 5 and 9.
 
     Args:
       phi_q, phi_k: features, not negative, `[B, N, H, M]`.
@@ -55,8 +60,11 @@ def two_products(phi_q: Array, phi_k: Array, v: Array, dtype: jnp.dtype) -> Arra
     """`linear_attention` over all j, in `dtype`.
 
     Heads come first, and the state is `[D, M]`: on a CPU half the time of `bnhm,bnhd->bhmd`, which
-    turns each array round by itself and multiplies into narrow rows."""
-    phi_q, phi_k, value = (x.swapaxes(1, 2) for x in (phi_q, phi_k, v))
+    transposes each array on its own and multiplies into narrow rows.
+    """
+    phi_q = phi_q.swapaxes(1, 2)  # [B, H, N, M]
+    phi_k = phi_k.swapaxes(1, 2)
+    value = v.swapaxes(1, 2)  # [B, H, N, D]
     state = jnp.einsum("bhnd,bhnm->bhdm", value, phi_k, preferred_element_type=dtype)
     numerator = jnp.einsum("bhnm,bhdm->bhnd", phi_q, state, preferred_element_type=dtype)
     total = jnp.sum(phi_k, axis=2, dtype=dtype)
@@ -65,37 +73,45 @@ def two_products(phi_q: Array, phi_k: Array, v: Array, dtype: jnp.dtype) -> Arra
 
 
 def linear_weights(phi_q: Array, phi_k: Array, allowed: Array | None) -> Array:
-    """The matrix of `linear_attention` by definition, `[B, H, N, N]`: products of features, divided
-    by their sum.
+    """The matrix of `linear_attention` by definition, `[B, H, N, N]`.
 
-    `allowed` is as in `dense_allowed`.
+    Products of features, divided by their sum. `allowed` is as in `dense_allowed`.
     """
-    products = jnp.einsum(
-        "bnhm,bkhm->bhnk", phi_q, phi_k, preferred_element_type=wide(phi_q, phi_k)
-    )
+    dtype = wide(phi_q, phi_k)
+    products = jnp.einsum("bnhm,bkhm->bhnk", phi_q, phi_k, preferred_element_type=dtype)
     if allowed is not None:
         products = jnp.where(allowed, products, 0)
     return ratio(products, products.sum(-1, keepdims=True))
 
 
+def chunk_of(length: int, chunk: int, leaf: int = 1) -> int:
+    """`chunk`, halved as long as `length` tokens fit into the half, to `leaf` at least."""
+    while chunk > leaf and chunk // 2 >= length:
+        chunk //= 2
+    return chunk
+
+
 def chunked(x: Array, chunk: int, fill: float = 0) -> Array:
     """`[B, N, H, F]` to `[T, B, H, chunk, F]`, the last chunk filled up with `fill`."""
     batch, length, heads, width = x.shape
-    x = jnp.pad(x, ((0, 0), (0, -length % chunk), (0, 0), (0, 0)), constant_values=fill)
-    return x.reshape(batch, -1, chunk, heads, width).transpose(1, 0, 3, 2, 4)
+    padding = ((0, 0), (0, -length % chunk), (0, 0), (0, 0))
+    x = jnp.pad(x, padding, constant_values=fill)
+    chunks = x.reshape(batch, -1, chunk, heads, width)
+    return chunks.transpose(1, 0, 3, 2, 4)
 
 
 def joined(x: Array, length: int) -> Array:
     """`[T, B, H, chunk, F]` to `[B, N, H, F]`: the inverse of `chunked`."""
     chunks, batch, heads, chunk, width = x.shape
-    return x.transpose(1, 0, 3, 2, 4).reshape(batch, chunks * chunk, heads, width)[:, :length]
+    tokens = x.transpose(1, 0, 3, 2, 4).reshape(batch, chunks * chunk, heads, width)
+    return tokens[:, :length]
 
 
 def carry(decay: Array | None, update: Array) -> Array:
     """States before each chunk, `[T, B, H, M, D]`: S_0 = 0, S_{t+1} = decay_t S_t + update_t.
 
-    What costs most, the updates and what is read from the states, is computed for all chunks at
-    once; only this runs from chunk to chunk.
+    The expensive parts, the updates and what is read from the states, are computed for all chunks
+    at once. Only this runs from chunk to chunk.
 
     Args:
       decay: factors, broadcastable to `update`; None for 1.
@@ -105,25 +121,48 @@ def carry(decay: Array | None, update: Array) -> Array:
     if len(update) == 1:  # one chunk: no loop
         return start[None]
 
-    def step(state: Array, part: tuple[Array | None, Array]) -> tuple[Array, Array]:
-        factor, new = part
-        return (state if factor is None else factor * state) + new, state
+    def step(state: Array, chunk: tuple[Array | None, Array]) -> tuple[Array, Array]:
+        factor, new = chunk
+        kept = state
+        if factor is not None:
+            kept = factor * state
+        return kept + new, state
 
     return jax.lax.scan(step, start, (decay, update))[1]
 
 
 def _recurrent(phi_q: Array, phi_k: Array, v: Array, dtype: jnp.dtype, chunk: int) -> Array:
-    """The causal sums: within a chunk by a masked product, from earlier ones by the states sum
-    phi_k v^T, sum phi_k."""
-    q, k, value = (chunked(x.astype(dtype), chunk) for x in (phi_q, phi_k, v))
+    """The causal sums: within a chunk by a masked product, from earlier ones by states.
+
+    The states are sum phi_k v^T and sum phi_k.
+    """
+    q = chunked(phi_q.astype(dtype), chunk)  # [T, B, H, C, M]
+    k = chunked(phi_k.astype(dtype), chunk)
+    value = chunked(v.astype(dtype), chunk)
     past = jnp.tril(jnp.ones((chunk, chunk), bool))
     within = jnp.where(past, jnp.einsum("tbhim,tbhjm->tbhij", q, k), 0)
     state = carry(None, jnp.einsum("tbhjm,tbhjd->tbhmd", k, value))
     total = carry(None, jnp.sum(k, axis=3)[..., None])
-    numerator = jnp.einsum("tbhij,tbhjd->tbhid", within, value) + jnp.einsum(
-        "tbhim,tbhmd->tbhid", q, state
-    )
-    denominator = jnp.sum(within, axis=-1, keepdims=True) + jnp.einsum(
-        "tbhim,tbhmd->tbhid", q, total
-    )
-    return joined(ratio(numerator, denominator), v.shape[1])
+    return joined(read_chunks(within, value, q, state, total), v.shape[1])
+
+
+def read_chunks(within: Array, value: Array, read: Array, state: Array, total: Array) -> Array:
+    """The weighted mean of what each token reads of its own chunk and of the chunks before it.
+
+    Args:
+      within: weights of tokens of the same chunk, `[T, B, H, C, C]`.
+      value: `[T, B, H, C, D]`.
+      read: what the states are multiplied by, `[T, B, H, C, M]`.
+      state, total: sums over earlier chunks with and without values, `[T, B, H, M, D]` and
+        `[T, B, H, M, 1]`.
+
+    Returns:
+      `[T, B, H, C, D]`.
+    """
+    near = jnp.einsum("tbhij,tbhjd->tbhid", within, value)
+    far = jnp.einsum("tbhim,tbhmd->tbhid", read, state)
+    numerator = near + far
+    near = jnp.sum(within, axis=-1, keepdims=True)
+    far = jnp.einsum("tbhim,tbhmd->tbhid", read, total)
+    denominator = near + far
+    return ratio(numerator, denominator)

@@ -16,10 +16,9 @@ def project(matrix: Array, x: Array) -> Array:
 
 def slot_scores(q: Array, k_slots: Array) -> Array:
     """Scaled dot products `[B, H, N, M]` of q `[B, N, H, D]` and k_slots `[B, H, M, D]`."""
+    dtype = wide(q, k_slots)
     scale = q.shape[-1] ** -0.5
-    return (
-        jnp.einsum("bnhd,bhmd->bhnm", q, k_slots, preferred_element_type=wide(q, k_slots)) * scale
-    )
+    return jnp.einsum("bnhd,bhmd->bhnm", q, k_slots, preferred_element_type=dtype) * scale
 
 
 def low_rank_attention(
@@ -44,17 +43,14 @@ def low_rank_attention(
     """
     numerator, total = exponentials(slot_scores(q, k_slots), allowed)
     numerator = drop(numerator, dropout, key)
-    out = (
-        jnp.einsum(
-            "bhnm,bhmd->bhnd", numerator, v_slots, preferred_element_type=wide(numerator, v_slots)
-        )
-        / total
-    )
-    return out.transpose(0, 2, 1, 3)
+    dtype = wide(numerator, v_slots)
+    sums = jnp.einsum("bhnm,bhmd->bhnd", numerator, v_slots, preferred_element_type=dtype)
+    out = sums / total
+    return out.transpose(0, 2, 1, 3)  # [B, N, H, D]
 
 
 def slot_attention(q_slots: Array, k: Array, v: Array, allowed: Array | None = None) -> Array:
-    """softmax(q_slots k^T / sqrt(D)) v: what a few slots take from N tokens.
+    """softmax(q_slots k^T / sqrt(D)) v: what a few slots read of N tokens.
 
     Args:
       q_slots: `[B, H, M, D]`.
@@ -64,22 +60,20 @@ def slot_attention(q_slots: Array, k: Array, v: Array, allowed: Array | None = N
     Returns:
       `[B, H, M, D]` in float32 or wider.
     """
+    dtype = wide(q_slots, k)
     scale = k.shape[-1] ** -0.5
-    scores = (
-        jnp.einsum("bhmd,bnhd->bhmn", q_slots, k, preferred_element_type=wide(q_slots, k)) * scale
-    )
+    scores = jnp.einsum("bhmd,bnhd->bhmn", q_slots, k, preferred_element_type=dtype) * scale
     numerator, total = exponentials(scores, allowed)
-    return (
-        jnp.einsum("bhmn,bnhd->bhmd", numerator, v, preferred_element_type=wide(numerator, v))
-        / total
-    )
+    dtype = wide(numerator, v)
+    return jnp.einsum("bhmn,bnhd->bhmd", numerator, v, preferred_element_type=dtype) / total
 
 
 def segments(
     arrays: Sequence[Array], count: int, valid: Array | None
 ) -> tuple[list[Array], Array | None]:
-    """Means over `count` runs of the valid tokens, as equal in length as can be: token r of n is in
-    run r count // n.
+    """Means over `count` runs of the valid tokens, with lengths that differ by one at most.
+
+    Token r of n valid ones is in run floor(r count / n).
 
     Args:
       arrays: each `[B, N, H, D]`.
@@ -92,41 +86,60 @@ def segments(
     """
     length = arrays[0].shape[1]
     if valid is None and length % count == 0:
-
-        def mean(x: Array) -> Array:
-            runs = x.reshape(x.shape[0], count, length // count, *x.shape[2:])
-            return runs.mean(2, dtype=wide(x)).swapaxes(1, 2)
-
-        return [mean(x) for x in arrays], None
-    there: np.ndarray | Array
-    run: np.ndarray | Array
-    if valid is None:
-        there = np.ones((1, length), bool)
-        run = np.arange(length)[None] * count // length
-    else:
-        there, n = valid, jnp.maximum(valid.sum(1, keepdims=True), 1)
-        run = (jnp.cumsum(valid, axis=1) - 1) * count // n
-    member = (run[:, None] == np.arange(count)[:, None]) & there[:, None]  # [B or 1, M, N]
+        return [_equal_means(x, count) for x in arrays], None
+    member = run_members(length, count, valid)
     sizes = member.sum(-1)
-    held = None if valid is None and length >= count else jnp.asarray(sizes > 0)
+    filled = None
+    if valid is not None or length < count:
+        filled = jnp.asarray(sizes > 0)
     means = []
     for x in arrays:
-        matrix = jnp.broadcast_to(member, (x.shape[0], count, length)).astype(wide(x))
-        sums = jnp.einsum("bmn,bnhd->bhmd", matrix, x, preferred_element_type=wide(x))
-        means.append(sums / jnp.maximum(sizes, 1)[:, None, :, None].astype(wide(x)))
-    return means, held
+        dtype = wide(x)
+        matrix = jnp.broadcast_to(member, (x.shape[0], count, length)).astype(dtype)
+        sums = jnp.einsum("bmn,bnhd->bhmd", matrix, x, preferred_element_type=dtype)
+        divisor = jnp.maximum(sizes, 1)[:, None, :, None]  # [B or 1, 1, M, 1]
+        means.append(sums / divisor.astype(dtype))
+    return means, filled
+
+
+def run_members(length: int, count: int, valid: Array | None) -> np.ndarray | Array:
+    """Which token is in which of `count` runs, `[B or 1, M, N]` bool; static without `valid`."""
+    exists: np.ndarray | Array
+    run: np.ndarray | Array
+    if valid is None:
+        exists = np.ones((1, length), bool)
+        run = np.arange(length)[None] * count // length
+    else:
+        exists = valid
+        total = jnp.maximum(valid.sum(1, keepdims=True), 1)
+        rank = jnp.cumsum(valid, axis=1) - 1
+        run = rank * count // total
+    return (run[:, None] == np.arange(count)[:, None]) & exists[:, None]
+
+
+def _equal_means(x: Array, count: int) -> Array:
+    """`[B, H, M, D]`: the means of runs that are equally long, by a reshaped view."""
+    batch, length, heads, width = x.shape
+    runs = x.reshape(batch, count, length // count, heads, width)
+    return runs.mean(2, dtype=wide(x)).swapaxes(1, 2)
 
 
 def pseudo_inverse(a: Array, iterations: int) -> Array:
-    """Approximate Moore-Penrose inverse of `a` `[..., M, M]`, none of whose entries is negative.
+    """Approximate Moore-Penrose inverse of `a` `[..., M, M]`, whose entries are not negative.
 
     z <- z (13 I - a z (15 I - a z (7 I - a z))) / 4, from z = a^T / (largest row sum times largest
     column sum): Razavi et al. 2014, as in Xiong et al. 2021, arXiv:2102.03902, equation 14. A
-    matrix of zeros gives zeros."""
-    size = jnp.max(a.sum(-1), -1) * jnp.max(a.sum(-2), -1)
-    z = a.swapaxes(-1, -2) / jnp.where(size == 0, 1, size)[..., None, None]
+    matrix of zeros gives zeros.
+    """
+    row_sums = a.sum(-1)
+    column_sums = a.sum(-2)
+    # The product of the norms bounds the spectral norm of a^T a: the iteration converges from here.
+    size = jnp.max(row_sums, -1) * jnp.max(column_sums, -1)
+    divisor = jnp.where(size == 0, 1, size)[..., None, None]
+    z = a.swapaxes(-1, -2) / divisor
     eye = jnp.eye(a.shape[-1], dtype=a.dtype)
     for _ in range(iterations):
         az = a @ z
-        z = z @ (13 * eye - az @ (15 * eye - az @ (7 * eye - az))) / 4
+        inner = 15 * eye - az @ (7 * eye - az)
+        z = z @ (13 * eye - az @ inner) / 4
     return z

@@ -1,11 +1,10 @@
-"""Recurrences whose state is a matrix, one token at a time: the definition that fast scans are
-compared with."""
+"""Recurrences whose state is a matrix, one token at a time: what fast scans are compared with."""
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer.kernels.softmax import wide
+from dartformer.kernels.softmax import wide, zero_queries
 
 
 def recurrence(
@@ -20,10 +19,10 @@ def recurrence(
 ) -> Array:
     """y_t = S_t^T q_t with S_t = A_t S_{t-1} + k_t u_t^T and A_t = diag(exp(log_decay_t)).
 
-    u_t is v_t, or with `beta` the correction of the delta rule, beta_t (v_t - (A_t S_{t-1})^T k_t).
-    Unless causal, a second state runs from the last token to the first, and what it holds after its
-    decay by token t, and before t is written, is read by q_t too: each token is read once, and
-    decays are the same both ways.
+    u_t is v_t, or with `beta` the correction of the delta rule, beta_t (v_t - (A_t S_{t-1})^T k_t)
+    (Schlag et al. 2021, arXiv:2102.11174). Unless causal, a second state runs from the last token to
+    the first. q_t reads it too, after its decay by token t and before t is written: each token is
+    read once, and decays are the same both ways.
 
     Args:
       q, k: `[B, N, H, M]`.
@@ -40,23 +39,43 @@ def recurrence(
     if log_decay.ndim == 3:
         log_decay = log_decay[..., None]
     if valid is not None:
-        log_decay, k = (jnp.where(valid[:, :, None, None], x, 0) for x in (log_decay, k))
-    tokens = [q, k, v, jnp.exp(log_decay), *([] if beta is None else [beta[..., None]])]
-    tokens = [x.astype(dtype).swapaxes(0, 1) for x in tokens]
+        mask = valid[:, :, None, None]
+        # A log-decay of zero lets the state pass unchanged, a key of zero writes nothing.
+        log_decay = jnp.where(mask, log_decay, 0)
+        k = jnp.where(mask, k, 0)
+    arrays = [q, k, v, jnp.exp(log_decay)]
+    if beta is not None:
+        arrays.append(beta[..., None])
+    tokens = []
+    for x in arrays:
+        tokens.append(x.astype(dtype).swapaxes(0, 1))  # [N, B, H, ...]: a scan runs over axis 0
     batch, _, heads, width = v.shape
     start = jnp.zeros((batch, heads, k.shape[-1], width), dtype)
 
-    def step(state: Array, token: list[Array], reads_own: bool) -> tuple[Array, Array]:
-        q, k, v, decay, *beta = token
-        state = decay[..., None] * state
-        update = beta[0] * (v - jnp.einsum("bhmd,bhm->bhd", state, k)) if beta else v
-        after = state + k[..., None] * update[..., None, :]
-        return after, jnp.einsum("bhmd,bhm->bhd", after if reads_own else state, q)
+    def step(state: Array, token: list[Array]) -> tuple[Array, tuple[Array, Array]]:
+        """The next state, and it before and after token t is written."""
+        _, k, v, decay, *beta = token
+        before = decay[..., None] * state
+        update = v
+        if beta:
+            held = jnp.einsum("bhmd,bhm->bhd", before, k)  # what the state answers to k_t
+            update = beta[0] * (v - held)
+        after = before + k[..., None] * update[..., None, :]
+        return after, (before, after)
 
-    out = jax.lax.scan(lambda s, t: step(s, t, True), start, tokens)[1]
+    def forward(state: Array, token: list[Array]) -> tuple[Array, Array]:
+        state, (_, after) = step(state, token)
+        return state, jnp.einsum("bhmd,bhm->bhd", after, token[0])
+
+    def backward(state: Array, token: list[Array]) -> tuple[Array, Array]:
+        # Token t was read by the forward state: here it is read before it is written.
+        state, (before, _) = step(state, token)
+        return state, jnp.einsum("bhmd,bhm->bhd", before, token[0])
+
+    out = jax.lax.scan(forward, start, tokens)[1]
     if not causal:
-        out = out + jax.lax.scan(lambda s, t: step(s, t, False), start, tokens, reverse=True)[1]
-    return out.swapaxes(0, 1)
+        out = out + jax.lax.scan(backward, start, tokens, reverse=True)[1]
+    return out.swapaxes(0, 1)  # [B, N, H, D]
 
 
 def recurrence_weights(
@@ -68,13 +87,13 @@ def recurrence_weights(
     causal: bool = True,
     valid: Array | None = None,
 ) -> Array:
-    """The matrix `[B, H, N, N]` that `recurrence` multiplies v by; rows of invalid queries are
-    zero."""
+    """The matrix `[B, H, N, N]` that `recurrence` multiplies v by.
+
+    Rows of invalid queries are zero.
+    """
     batch, length, heads, _ = q.shape
-    unit = jnp.broadcast_to(
-        jnp.eye(length, dtype=wide(q, k))[:, None], (batch, length, heads, length)
-    )
-    rows = recurrence(q, k, unit, log_decay, beta=beta, causal=causal, valid=valid).transpose(
-        0, 2, 1, 3
-    )
-    return rows if valid is None else rows * valid[:, None, :, None]
+    # The output for unit vectors in place of v is the matrix.
+    eye = jnp.eye(length, dtype=wide(q, k))[:, None]
+    unit = jnp.broadcast_to(eye, (batch, length, heads, length))
+    out = recurrence(q, k, unit, log_decay, beta=beta, causal=causal, valid=valid)
+    return zero_queries(out.transpose(0, 2, 1, 3), valid)

@@ -1,4 +1,4 @@
-"""Sinkhorn's normalisation: a matrix of scores made nearly doubly stochastic, in the logarithm."""
+"""Sinkhorn's normalisation, in the logarithm: a matrix becomes nearly doubly stochastic."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,14 @@ from dartformer.kernels.softmax import FLOOR, MASKED
 
 
 def sinkhorn(scores: Array, iterations: int, keep: Array | None = None) -> Array:
-    """exp(scores), its rows and then its columns divided by their sums, `iterations` times.
+    """exp(scores), with its rows and then its columns divided by their sums, `iterations` times.
+
+    Paper: Sinkhorn's normalisation as in Tay et al. 2020, arXiv:2002.11296, section 3.1.
 
     Args:
       scores: `[..., T, T]`, float32 or wider.
       iterations: at least 1.
-      keep: bool, broadcastable to `scores`: the entries there are; None if all.
+      keep: bool, broadcastable to `scores`: which entries exist; None if all do.
 
     Returns:
       `[..., T, T]`, zero outside `keep`. Columns that have entries sum to one; rows nearly.
@@ -26,18 +28,24 @@ def sinkhorn(scores: Array, iterations: int, keep: Array | None = None) -> Array
     # it, the difference of two large logarithms would have lost the digits that this keeps.
     terms, _ = _terms(scores, keep, -2)
     total = terms.sum(-2, keepdims=True)
-    return terms / jnp.where(total == 0, 1, total)
+    divisor = jnp.where(total == 0, 1, total)
+    return terms / divisor
 
 
 def _terms(scores: Array, keep: Array | None, axis: int) -> tuple[Array, Array]:
     """exp(scores - top), zero outside `keep`, and top, the largest over `axis`."""
-    shown = scores if keep is None else jnp.where(keep, scores, MASKED)
-    top = jnp.maximum(jax.lax.stop_gradient(shown.max(axis, keepdims=True)), FLOOR)
-    return jnp.exp(shown - top), top
+    if keep is not None:
+        scores = jnp.where(keep, scores, MASKED)
+    largest = jax.lax.stop_gradient(scores.max(axis, keepdims=True))
+    # Above every masked score, so that a line of masked scores alone gives zeros.
+    top = jnp.maximum(largest, FLOOR)
+    return jnp.exp(scores - top), top
 
 
 def _log_sum(scores: Array, keep: Array | None, axis: int) -> Array:
     """log sum exp over `axis`, kept; 0 where there is no entry."""
     terms, top = _terms(scores, keep, axis)
     total = terms.sum(axis, keepdims=True)
-    return jnp.where(total == 0, 0, jnp.log(jnp.where(total == 0, 1, total)) + top)
+    empty = total == 0
+    # The inner `where` keeps log(0), whose gradient is infinite, from being computed at all.
+    return jnp.where(empty, 0, jnp.log(jnp.where(empty, 1, total)) + top)

@@ -1,8 +1,9 @@
 """Softmax with a mask, and dense softmax attention.
 
-The contract every kernel of this folder keeps: softmax and normalisers in float32 or wider, a query
-that may see no key gives exactly zero with exactly zero gradient, and the output has the dtype of
-v."""
+Every kernel of this folder keeps one contract. Softmax and normalisers are computed in float32 or
+wider. A query that may see no key gives exactly zero, with exactly zero gradient. The output has
+the dtype of v.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -12,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-# Finite, so that no inf - inf can arise; the floor of the row maximum is ten times higher, so that
-# a masked score always underflows to an exact zero, also in a row where every score is masked.
+# Finite, so that inf - inf cannot arise. The floor of the row maximum is ten times higher: a masked
+# score then underflows to an exact zero even in a row where every score is masked.
 MASKED = -1e30
 FLOOR = -1e29
 
@@ -52,34 +53,63 @@ def joint_exponentials(
     Returns:
       The numerators, and their common denominator `[..., 1]`.
     """
-    tops, masked = [], []
-    for part, may in zip(scores, allowed, strict=True):
-        part = part.astype(wide(part))
-        if (
-            may is not None
-        ):  # a sum and not a choice: its gradient needs no [N, N] mask, as the numerator is zero
-            part = part + jnp.where(may, 0, jnp.asarray(MASKED, part.dtype))
+    masked = []
+    tops = []
+    for part, mask in zip(scores, allowed, strict=True):
+        part = masked_scores(part.astype(wide(part)), mask)
         masked.append(part)
-        tops.append(jax.lax.stop_gradient(jnp.max(part, axis=-1, keepdims=True)))
+        tops.append(row_maximum(part))
+    # One maximum and one sum over all sets make them one softmax.
     top = jnp.maximum(functools.reduce(jnp.maximum, tops), FLOOR)
     numerators = [jnp.exp(part - top) for part in masked]
-    total = functools.reduce(jnp.add, [jnp.sum(n, axis=-1, keepdims=True) for n in numerators])
-    # The sum is zero where nothing is allowed; elsewhere the row maximum contributes 1. Adding a
-    # constant, where `where` would do, halves the memory of the backward pass: XLA then need not
-    # keep a second [N, N] array.
-    return numerators, total + jax.lax.stop_gradient(total == 0)
+    totals = [jnp.sum(numerator, axis=-1, keepdims=True) for numerator in numerators]
+    return numerators, without_zeros(functools.reduce(jnp.add, totals))
+
+
+def masked_scores(scores: Array, allowed: Array | np.ndarray | None) -> Array:
+    """`scores` `[..., K]`, lowered to about `MASKED` where not `allowed`; as they are for None."""
+    if allowed is None:
+        return scores
+    # A sum and not a choice: its gradient needs no [N, N] mask, because the numerator is zero where
+    # the mask is.
+    return scores + jnp.where(allowed, 0, jnp.asarray(MASKED, scores.dtype))
+
+
+def row_maximum(scores: Array) -> Array:
+    """The largest of `scores` `[..., K]` in each row, `[..., 1]`, as a constant.
+
+    It cancels in the softmax, so its gradient is zero in theory, and would be rounding in practice.
+    """
+    return jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+
+
+def without_zeros(total: Array) -> Array:
+    """`total` with 1 in place of 0: a sum of exponentials is zero where nothing is allowed.
+
+    Elsewhere the row maximum contributes 1. A constant is added, where `where` would do, because
+    that halves the memory of the backward pass: XLA then need not keep a second [N, N] array.
+    """
+    return total + jax.lax.stop_gradient(total == 0)
 
 
 def masked_softmax(scores: Array, allowed: Array | None) -> Array:
-    """Softmax over the last axis of `scores` `[..., K]` where `allowed`; rows with nothing allowed
-    are zero."""
+    """Softmax over the last axis of `scores` `[..., K]` where `allowed`.
+
+    Rows with nothing allowed are zero.
+    """
     numerator, total = exponentials(scores, allowed)
     return numerator / total
 
 
+def dropout_key(key: Array | None, stream: int | Array) -> Array | None:
+    """The key of one of several draws from `key`, or None for None."""
+    if key is None:
+        return None
+    return jax.random.fold_in(key, stream)
+
+
 def drop(x: Array, rate: float, key: Array | None) -> Array:
-    """Inverted dropout: each number of x is zero with probability `rate`, and x / (1 - rate)
-    otherwise.
+    """Inverted dropout: x / (1 - rate), with each number zero with probability `rate`.
 
     Raises:
       ValueError: a rate above 0 without a key.
@@ -87,13 +117,15 @@ def drop(x: Array, rate: float, key: Array | None) -> Array:
     if rate == 0:
         return x
     if key is None:
-        raise ValueError(f"attention dropout of {rate} in training needs a key.")
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+        raise ValueError(f"attention dropout of {rate} needs a PRNG key in training, got None.")
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0)
 
 
 def distance_bias(scores: Array, slopes: Array | None, distance: Array | np.ndarray) -> Array:
-    """scores - slopes |distance|: the positions of ALiBi (Press et al. 2022, arXiv:2108.12409);
-    scores if None.
+    """scores - slopes |distance|: the positions of ALiBi; scores if `slopes` is None.
+
+    Paper: Press et al. 2022, arXiv:2108.12409, section 3.
 
     Args:
       scores: `[B, H, ...]`.
@@ -104,22 +136,23 @@ def distance_bias(scores: Array, slopes: Array | None, distance: Array | np.ndar
     if slopes is None:
         return scores
     extent = abs(jnp.asarray(distance)).astype(scores.dtype)
-    return scores - slopes.astype(scores.dtype).reshape(-1, *(1,) * (scores.ndim - 2)) * extent
+    trailing = (1,) * (scores.ndim - 2)
+    slope = slopes.astype(scores.dtype).reshape(-1, *trailing)  # [H, 1, ...]
+    return scores - slope * extent
 
 
 def dense_scores(q: Array, k: Array, slopes: Array | None = None) -> Array:
-    """Scaled dot products `[B, H, N, K]` of q `[B, N, H, D]` and k `[B, K, H, D]`, in float32 or
-    wider.
+    """Scaled dot products `[B, H, N, K]` of q `[B, N, H, D]` and k `[B, K, H, D]`.
 
-    With `slopes` `[H]`, less slope times distance.
+    In float32 or wider. With `slopes` `[H]`, less slope times distance.
     """
     scale = q.shape[-1] ** -0.5
     scores = jnp.einsum("bnhd,bkhd->bhnk", q, k, preferred_element_type=wide(q, k)) * scale
     if slopes is None:
         return scores
-    return distance_bias(
-        scores, slopes, jnp.arange(k.shape[1]) - jnp.arange(q.shape[1])[:, None]
-    )  # N may be a symbol
+    # With `jnp`, as the length of an exported model may be a symbol.
+    distance = jnp.arange(k.shape[1]) - jnp.arange(q.shape[1])[:, None]  # [N, K]
+    return distance_bias(scores, slopes, distance)
 
 
 def dense_allowed(length: int, *, causal: bool, valid: Array | None) -> Array | None:
@@ -127,11 +160,34 @@ def dense_allowed(length: int, *, causal: bool, valid: Array | None) -> Array | 
 
     There is no head axis, and no query axis where the mask is only that of the keys.
     """
-    keys = None if valid is None else valid[:, None, None, :]
+    keys = key_mask(valid)
     if not causal:
         return keys
     past = jnp.tril(jnp.ones((length, length), bool))[None, None]
-    return past if keys is None else past & keys
+    return both_masks(past, keys)
+
+
+def key_mask(valid: Array | None) -> Array | None:
+    """`valid` `[B, N]` as a mask of keys, `[B, 1, 1, N]`; None for None."""
+    if valid is None:
+        return None
+    return valid[:, None, None, :]
+
+
+def both_masks(first: Array | None, second: Array | None) -> Array | None:
+    """What both masks allow; None allows everything."""
+    if first is None:
+        return second
+    if second is None:
+        return first
+    return first & second
+
+
+def zero_queries(rows: Array, valid: Array | None) -> Array:
+    """`rows` `[B, H, N, K]` with those of invalid queries zero; as they are where `valid` is None."""
+    if valid is None:
+        return rows
+    return rows * valid[:, None, :, None]
 
 
 def softmax_attention(
@@ -183,11 +239,11 @@ def softmax_values(
     numerator, total = exponentials(scores, allowed)
     numerator = jnp.broadcast_to(numerator, (v.shape[0], *numerator.shape[1:]))
     numerator = drop(numerator, dropout, key)
-    out = (
-        jnp.einsum("bhnk,bkhd->bhnd", numerator, v, preferred_element_type=wide(numerator, v))
-        / total
-    )
-    return out.transpose(0, 2, 1, 3).astype(v.dtype)
+    dtype = wide(numerator, v)
+    sums = jnp.einsum("bhnk,bkhd->bhnd", numerator, v, preferred_element_type=dtype)
+    # Divided after the product: N D numbers, and not N K.
+    out = sums / total
+    return out.transpose(0, 2, 1, 3).astype(v.dtype)  # [B, N, H, D]
 
 
 def dense_weights(
@@ -199,8 +255,9 @@ def dense_weights(
     valid: Array | None,
     slopes: Array | None = None,
 ) -> Array:
-    """`[B, H, N, N]`: the softmax of all scores where `pattern` allows it, by definition, in
-    O(N^2).
+    """The softmax of all scores where `pattern` allows it, `[B, H, N, N]`, by definition.
+
+    Takes O(N^2) time and memory.
 
     Args:
       q, k: `[B, N, H, D]`.
@@ -211,10 +268,7 @@ def dense_weights(
     Returns:
       Rows that sum to one, and rows of zeros for queries that see no key or are not valid.
     """
-    rest = dense_allowed(q.shape[1], causal=causal, valid=valid)
-    if pattern is None or rest is None:
-        allowed = rest if pattern is None else pattern
-    else:
-        allowed = pattern & rest
-    rows = masked_softmax(dense_scores(q, k, slopes), allowed)
-    return rows if valid is None else rows * valid[:, None, :, None]
+    mask = dense_allowed(q.shape[1], causal=causal, valid=valid)
+    scores = dense_scores(q, k, slopes)
+    rows = masked_softmax(scores, both_masks(pattern, mask))
+    return zero_queries(rows, valid)

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dartformer.kernels.softmax import distance_bias, drop, joint_exponentials, wide
+from dartformer.kernels.softmax import distance_bias, drop, dropout_key, joint_exponentials, wide
 
 
 class Keys(NamedTuple):
@@ -36,13 +35,15 @@ def tile(x: Array, block: int) -> Array:
     """`[B, N, H, D]` to `[B, H, ceil(N / block), block, D]`, zeros after the end."""
     batch, length, heads, width = x.shape
     x = jnp.pad(x, ((0, 0), (0, -length % block), (0, 0), (0, 0)))
-    return x.reshape(batch, -1, block, heads, width).transpose(0, 3, 1, 2, 4)
+    tiles = x.reshape(batch, -1, block, heads, width)
+    return tiles.transpose(0, 3, 1, 2, 4)
 
 
 def untile(x: Array, length: int) -> Array:
     """Inverse of `tile`: `[B, H, T, b, D]` to `[B, length, H, D]`."""
     batch, heads, tiles, block, width = x.shape
-    return x.transpose(0, 2, 3, 1, 4).reshape(batch, tiles * block, heads, width)[:, :length]
+    tokens = x.transpose(0, 2, 3, 1, 4).reshape(batch, tiles * block, heads, width)
+    return tokens[:, :length]
 
 
 def flat(x: Array) -> Array:
@@ -51,17 +52,20 @@ def flat(x: Array) -> Array:
 
 
 def existing(length: int, block: int, valid: Array | None) -> Array | np.ndarray:
-    """`[B or 1, T, b]` bool, in tiles: which of the positions there is a key for. Static where
-    `valid` is None."""
+    """Which positions have a key, in tiles: `[B or 1, T, b]` bool, static where `valid` is None."""
+    filling = -length % block
     if valid is None:
-        return np.arange(length + -length % block).reshape(1, -1, block) < length
+        position = np.arange(length + filling).reshape(1, -1, block)
+        return position < length
+    padded = jnp.pad(valid, ((0, 0), (0, filling)))
     # Not len(valid): an exported model's B is a symbol.
-    return jnp.pad(valid, ((0, 0), (0, -length % block))).reshape(valid.shape[0], -1, block)
+    return padded.reshape(valid.shape[0], -1, block)
 
 
 def around(x: Array, before: int, after: int, axis: int) -> Array:
-    """Each tile with the end of the one before it and the start of the one after it, by shifted
-    views.
+    """Each tile with the end of the tile before it and the start of the tile after it.
+
+    Shifted views of x do it, which XLA fuses; a gather would be a copy.
 
     Args:
       x: `[..., T, b, ...]`.
@@ -71,19 +75,24 @@ def around(x: Array, before: int, after: int, axis: int) -> Array:
     Returns:
       `[..., T, before + b + after, ...]`; zeros, or False, beyond both ends.
     """
-
-    def shifted(part: Array, padding: tuple[int, int]) -> Array:
-        return jnp.pad(part, [padding if a == axis else (0, 0) for a in range(part.ndim)])
-
-    head, pieces = (slice(None),) * axis, []
+    block = x.shape[axis + 1]
+    leading = (slice(None),) * axis
+    pieces = []
     if before:
-        pieces.append(
-            shifted(x[(*head, slice(None, -1), slice(x.shape[axis + 1] - before, None))], (1, 0))
-        )
+        ends = x[(*leading, slice(None, -1), slice(block - before, None))]
+        pieces.append(_padded(ends, (1, 0), axis))
     pieces.append(x)
     if after:
-        pieces.append(shifted(x[(*head, slice(1, None), slice(None, after))], (0, 1)))
+        starts = x[(*leading, slice(1, None), slice(None, after))]
+        pieces.append(_padded(starts, (0, 1), axis))
     return jnp.concatenate(pieces, axis=axis + 1)
+
+
+def _padded(x: Array, padding: tuple[int, int], axis: int) -> Array:
+    """x with zeros before and after it along `axis`."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = padding
+    return jnp.pad(x, widths)
 
 
 def attend(
@@ -95,10 +104,10 @@ def attend(
     dropout: float = 0.0,
     key: Array | None = None,
 ) -> Array:
-    """One softmax over the union of `sets`, which must not overlap: sum_j softmax_j(q_i . k_j /
-    sqrt(D)) v_j.
+    """One softmax over the union of `sets`: sum_j softmax_j(q_i . k_j / sqrt(D)) v_j.
 
-    The sets are never joined in memory: they share the row's maximum and its sum.
+    The sets must not overlap. They are never joined in memory: they share the row's maximum and its
+    sum.
 
     Args:
       q: `[B, H, T, b, D]`.
@@ -110,30 +119,30 @@ def attend(
     Returns:
       `[B, H, T, b, D]` in the dtype of v; zero for a query that sees no key.
     """
+    tiles, block, width = q.shape[2:]
     if position is None:
-        position = np.arange(q.shape[2] * q.shape[3]).reshape(q.shape[2], q.shape[3], 1)
-    scale, scores = q.shape[-1] ** -0.5, []
+        position = np.arange(tiles * block).reshape(tiles, block, 1)
+    scores = []
+    masks = []
     for keys in sets:
-        dots = (
-            jnp.einsum(
-                f"bhtqd,{keys.axes}->bhtqk", q, keys.k, preferred_element_type=wide(q, keys.k)
-            )
-            * scale
-        )
-        dots = dots if keys.bias is None else dots + keys.bias
-        scores.append(
-            dots if slopes is None else distance_bias(dots, slopes, keys.position - position)
-        )
-    numerators, total = joint_exponentials(scores, [keys.allowed for keys in sets])
+        dtype = wide(q, keys.k)
+        dots = jnp.einsum(f"bhtqd,{keys.axes}->bhtqk", q, keys.k, preferred_element_type=dtype)
+        dots = dots * width**-0.5
+        if keys.bias is not None:
+            dots = dots + keys.bias
+        if slopes is not None:
+            dots = distance_bias(dots, slopes, keys.position - position)
+        scores.append(dots)
+        masks.append(keys.allowed)
+    numerators, total = joint_exponentials(scores, masks)
     parts = []
     for i, (numerator, keys) in enumerate(zip(numerators, sets, strict=True)):
-        numerator = drop(numerator, dropout, None if key is None else jax.random.fold_in(key, i))
-        parts.append(
-            jnp.einsum(
-                f"bhtqk,{keys.axes}->bhtqd",
-                numerator,
-                keys.v,
-                preferred_element_type=wide(numerator, keys.v),
-            )
+        # Each set draws its own noise from the key.
+        numerator = drop(numerator, dropout, dropout_key(key, i))
+        dtype = wide(numerator, keys.v)
+        part = jnp.einsum(
+            f"bhtqk,{keys.axes}->bhtqd", numerator, keys.v, preferred_element_type=dtype
         )
-    return (sum(parts[1:], parts[0]) / total).astype(sets[0].v.dtype)
+        parts.append(part)
+    out = sum(parts[1:], parts[0]) / total
+    return out.astype(sets[0].v.dtype)

@@ -535,7 +535,7 @@ class Mutable(Full.__bases__[0]):
         (IgnoresDropout(), ["attention_dropout"]),
         (DropsInEvaluation(), ["attention_dropout"]),
         (DropsWithoutRescaling(), ["attention_dropout"]),
-        (TakesAnything(), ["refuses_what_it_cannot_take"]),
+        (TakesAnything(), ["refuses_what_it_does_not_support"]),
         (Mutable(), ["frozen_dataclass"]),
     ],
     ids=lambda a: (

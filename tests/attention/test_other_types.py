@@ -19,7 +19,7 @@ from dartformer.kernels.low_rank import pseudo_inverse, segments
     ("spec", "message"),
     [
         ("synthesizer(mode='sparse')", "synthesizer: option 'mode' must be 'dense' or"),
-        ("synthesizer(mode='random', rank=4)", "mode 'random' has no rank, got rank=4"),
+        ("synthesizer(mode='random', rank=4)", "mode 'random', which has no rank; got rank=4"),
         ("synthesizer(rank=0)", "synthesizer: rank must be a whole number of at least 1, got 0"),
         (
             "differential(lambda_init=1.0)",
@@ -56,7 +56,7 @@ def test_synthesizer_must_be_given_what_it_reads():
     q, shape = jnp.ones((1, 6, 2, 4)), Shape(6, 2, 4, 8)
     attention = parse("synthesizer")
     with pytest.raises(
-        InputError, match=r"synthesizer\(.*\) reads the layer's input, and inputs.x is None"
+        InputError, match=r"synthesizer\(.*\) reads the layer's input, but inputs.x is None"
     ):
         attention(attention.init(jax.random.key(0), shape), Inputs(q, q, q))
     for mode, reads in (("dense", "vx"), ("random", "v"), ("factorised", "v")):
@@ -173,7 +173,7 @@ def test_the_pseudo_inverse():
 def test_reformer_must_be_given_what_it_draws_from():
     q = jnp.ones((1, 60, 2, 4))
     with pytest.raises(
-        InputError, match=r"reformer\(.*\) draws its rotations from inputs.head_keys, which is None"
+        InputError, match=r"reformer\(.*\) is random, but inputs.head_keys is None"
     ):
         parse("reformer")({}, Inputs(q, q, q))
 

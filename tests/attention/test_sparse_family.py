@@ -192,12 +192,12 @@ def test_options_out_of_range(spec, message):
 def test_what_it_reads_must_be_given():
     q = jnp.ones((1, 60, H, 4))
     with pytest.raises(
-        InputError, match=r"bigbird\(.*\) draws its graph from inputs.head_keys, which is None"
+        InputError, match=r"bigbird\(.*\) is random, but inputs.head_keys is None"
     ):
         parse("bigbird")({}, Inputs(q, q, q))
     attention = parse("longformer")
     with pytest.raises(
-        InputError, match=r"longformer\(.*\) reads the layer's input, and inputs.x is None"
+        InputError, match=r"longformer\(.*\) reads the layer's input, but inputs.x is None"
     ):
         attention(attention.init(jax.random.key(0), Shape(60, H, 4, 8)), Inputs(q, q, q))
 

@@ -148,5 +148,5 @@ def test_a_causal_task_has_a_config_that_loads_and_refuses_what_sees_ahead(file)
         configs.override(config, {**values, "space.candidates": ("full", "linear")})
         configs.build(config)
         configs.override(config, {"space.candidates": ("full", "linformer(rank=2)")})
-        with pytest.raises(InputError, match="cannot be causal"):
+        with pytest.raises(InputError, match="does not work with a causal task"):
             configs.build(config)

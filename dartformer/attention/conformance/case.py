@@ -1,11 +1,10 @@
-"""What the conformance properties share: one small input with every kind of padding, and what is
-computed on it."""
+"""What the conformance properties share: a small input with each kind of padding, and its results."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,17 @@ from jax import Array
 from dartformer.attention.base import Attention, Inputs, Params, Shape
 
 FULL, RIGHT, HOLES, EMPTY = range(4)
-"""The four examples: no padding; padded at the end; padded at the start and inside; nothing but
-padding."""
+"""The four examples.
+
+They have no padding, padding at the end, padding at the start and inside, and nothing but padding.
+"""
+
+
+SHORT = 17
+"""A length for which outputs are also computed apart."""
+
+EXACT = 1e-12
+"""Allowed where two computations should do the same operations, in float64."""
 
 
 class Failed(Exception):
@@ -24,12 +32,24 @@ class Failed(Exception):
 
 
 class NotApplicable(Exception):
-    """A property has nothing to say about this attention; the message is the reason."""
+    """A property does not apply to this attention; the message is the reason."""
+
+
+class Gradients(NamedTuple):
+    """Gradients of the product of an output with `Case.cotangent`.
+
+    Attributes:
+      inputs: by q, k, v, x, each under its name.
+      params: by the floating parameters; None in place of others.
+    """
+
+    inputs: dict[str, np.ndarray]
+    params: Params
 
 
 @functools.cache
 def _cheap() -> dict[str, Any]:
-    """Options that make compiling several times quicker, as far as this jaxlib knows them."""
+    """Options that make compiling several times quicker, as far as this jaxlib has them."""
     options: dict[str, Any] = {"xla_backend_optimization_level": 0}
     quicker = {**options, "xla_cpu_use_fusion_emitters": False}
     try:
@@ -40,49 +60,64 @@ def _cheap() -> dict[str, Any]:
 
 
 def quick(function: Callable[..., Any], **options: Any) -> Any:
-    """`jax.jit` for what runs a few times on tiny arrays: compiling is what takes long, so optimise
-    less."""
+    """`jax.jit` for what runs a few times on tiny arrays: compiling takes the time, not running."""
     return jax.jit(function, compiler_options=_cheap(), **options)
 
 
-def gap(found: Any, wanted: Any) -> float:
-    """Largest absolute difference, relative to the largest magnitude of `wanted`; inf if not
-    finite."""
-    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
-    if not found.size:
+def gap(value: Any, reference: Any) -> float:
+    """Largest absolute difference, relative to the largest magnitude of `reference`.
+
+    Infinite if a number is not finite.
+    """
+    value = np.asarray(value, np.float64)
+    reference = np.asarray(reference, np.float64)
+    if not value.size:
         return 0.0
-    size = np.abs(wanted).max() or 1.0
-    value = np.abs(found - wanted).max() / size
-    return float(value) if np.isfinite(value) else float("inf")
+    size = np.abs(reference).max() or 1.0
+    difference = np.abs(value - reference).max() / size
+    if not np.isfinite(difference):
+        return float("inf")
+    return float(difference)
 
 
-def below(value: float, limit: float, what: str) -> str:
-    """The sentence `what value (limit)`; raises `Failed` with it unless value <= limit."""
-    if not value <= limit:
-        raise Failed(f"{what} {value:.3g}, allowed {limit:.3g}")
-    return f"{what} {value:.2g}"
+def below(value: float, limit: float, text: str) -> str:
+    """The sentence `text value`; raises `Failed` with the limit unless value <= limit."""
+    if not value <= limit:  # NaN fails too
+        raise Failed(f"{text} {value:.3g}, allowed {limit:.3g}")
+    return f"{text} {value:.2g}"
+
+
+def finite(tree: Any) -> bool:
+    """Whether all numbers of all arrays in `tree` are finite."""
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
 
 def arrays(jaxpr: Any) -> Iterator[int]:
     """Number of elements of every array made or held in `jaxpr`, loops and branches included."""
-    inner = getattr(jaxpr, "jaxpr", jaxpr)
-    yield from (int(np.size(c)) for c in getattr(jaxpr, "consts", ()))
-    for equation in inner.eqns:
-        yield from (
-            int(np.prod(v.aval.shape)) for v in equation.outvars if hasattr(v.aval, "shape")
-        )
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
-            if _is_jaxpr(value):
-                yield from arrays(value)
+    for constant in getattr(jaxpr, "consts", ()):
+        yield int(np.size(constant))
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        for variable in equation.outvars:
+            if hasattr(variable.aval, "shape"):
+                yield int(np.prod(variable.aval.shape))
+        for inner in _inner(equation):
+            yield from arrays(inner)
 
 
 def primitives(jaxpr: Any) -> Iterator[str]:
     """Name of every operation in `jaxpr`, loops and branches included."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         yield equation.primitive.name
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
-            if _is_jaxpr(value):
-                yield from primitives(value)
+        for inner in _inner(equation):
+            yield from primitives(inner)
+
+
+def _inner(equation: Any) -> Iterator[Any]:
+    """The programs inside an equation, such as the body of a loop."""
+    values = list(equation.params.values())
+    for value in jax.tree.leaves(values, is_leaf=_is_jaxpr):
+        if _is_jaxpr(value):
+            yield value
 
 
 def _is_jaxpr(value: Any) -> bool:
@@ -91,8 +126,10 @@ def _is_jaxpr(value: Any) -> bool:
 
 @dataclass
 class Case:
-    """One attention and the inputs it is checked on. Arrays are numpy, so that they fit any
-    precision mode."""
+    """One attention and the inputs it is checked on.
+
+    Arrays are numpy: they fit any precision mode.
+    """
 
     attention: Attention
     seed: int
@@ -103,20 +140,25 @@ class Case:
 
     def __post_init__(self) -> None:
         self.random = self._generator(0)
-        self.shape = Shape(
-            self.length, self.heads, self.head_dim, self.heads * self.head_dim, batch=4
-        )
+        width = self.heads * self.head_dim
+        self.shape = Shape(self.length, self.heads, self.head_dim, width, batch=4)
         traits = self.attention.traits
-        self.modes = tuple(
-            causal
-            for causal, able in ((False, traits.bidirectional), (True, traits.causal))
-            if able
-        )
+        modes = []  # of `causal`
+        if traits.bidirectional:
+            modes.append(False)
+        if traits.causal:
+            modes.append(True)
+        self.modes = tuple(modes)
         self.reads = sorted(traits.reads)
+        self._first_tokens: dict[bool, np.ndarray] = {}
+
+    @property
+    def rounding(self) -> float:
+        """Tolerance where two programs should compute the same, apart from the order of sums."""
+        return max(EXACT, self.tolerance)
 
     def _generator(self, stream: int) -> np.random.Generator:
-        """Inputs, parameters and cotangent each have a stream, so that what was asked for first
-        changes nothing."""
+        """Inputs, parameters and cotangent each have a stream: their order changes nothing."""
         return np.random.default_rng([self.seed, stream])
 
     def normal(self, *shape: int) -> np.ndarray:
@@ -135,13 +177,15 @@ class Case:
 
     @functools.cached_property
     def params(self) -> Params:
-        """Parameters moved off their initial values, where a zero could hide what depends on
-        them."""
+        """Parameters moved off their initial values, where a zero could hide a dependence."""
         random = self._generator(1)
-        return jax.tree.map(
-            lambda p: p + 0.1 * random.standard_normal(p.shape) if p.dtype.kind == "f" else p,
-            self.initial,
-        )
+
+        def moved(p: np.ndarray) -> np.ndarray:
+            if p.dtype.kind != "f":
+                return p
+            return p + 0.1 * random.standard_normal(p.shape)
+
+        return jax.tree.map(moved, self.initial)
 
     @functools.cached_property
     def inputs(self) -> Inputs:
@@ -149,51 +193,72 @@ class Case:
         n = self.length
         valid = np.ones((4, n), bool)
         valid[RIGHT, 2 * n // 3 :] = False
-        valid[HOLES, : n // 8 + 1] = valid[HOLES, n // 2 : n // 2 + 5] = False
+        valid[HOLES, : n // 8 + 1] = False
+        valid[HOLES, n // 2 : n // 2 + 5] = False
         valid[EMPTY] = False
         random = self._generator(2)
-        q, k, v = (random.standard_normal((4, n, self.heads, self.head_dim)) for _ in range(3))
+        size = (4, n, self.heads, self.head_dim)
+        q = random.standard_normal(size)
+        k = random.standard_normal(size)
+        v = random.standard_normal(size)
         x: Any = random.standard_normal((4, n, self.shape.model_dim))
         return Inputs(q, k, v, x, valid, self.keys())  # type: ignore[arg-type]
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Which tokens of the four examples exist, `[4, N]` bool."""
+        return np.asarray(self.inputs.valid)
 
     @functools.cached_property
     def cotangent(self) -> np.ndarray:
         """A random direction in the outputs, `[4, N, H, D]`."""
         return self._generator(3).standard_normal((4, self.length, self.heads, self.head_dim))
 
-    def replace(self, where: np.ndarray, scale: float = 10.0) -> Inputs:
-        """The inputs with every number at the tokens `where` `[4, N]` changed to another."""
-        given = self.inputs
+    def tokens_from(self, start: int) -> np.ndarray:
+        """The tokens from `start` on, in each example, `[4, N]` bool."""
+        return np.broadcast_to(np.arange(self.length) >= start, (4, self.length))
 
-        def change(x: Any) -> np.ndarray:
-            other = scale * self.normal(*x.shape)
-            return np.where(where.reshape(where.shape + (1,) * (x.ndim - 2)), other, x)
+    def replace(self, tokens: np.ndarray, scale: float = 10.0) -> Inputs:
+        """The inputs with every number at the `tokens` `[4, N]` changed to another."""
 
-        changed: dict[str, Any] = {n: change(getattr(given, n)) for n in "qkvx"}
-        return dataclasses.replace(given, **changed)
+        def changed(x: Any) -> np.ndarray:
+            new = scale * self.normal(*x.shape)
+            trailing = (1,) * (x.ndim - 2)
+            return np.where(tokens.reshape(*tokens.shape, *trailing), new, x)
+
+        inputs = self.inputs
+        arrays: dict[str, Any] = {}
+        for name in "qkvx":
+            arrays[name] = changed(getattr(inputs, name))
+        return dataclasses.replace(inputs, **arrays)
 
     def part(self, rows: slice, tokens: slice, *, valid: bool = True) -> Inputs:
         """Some examples and tokens of the inputs; x only if it is read."""
-        parts: dict[str, Any] = {}
-        for name in ("q", "k", "v", *["x"][: "x" in self.reads], *["valid"][:valid]):
+        parts: dict[str, Any] = {"x": None, "valid": None}
+        names = ["q", "k", "v"]
+        if "x" in self.reads:
+            names.append("x")
+        if valid:
+            names.append("valid")
+        for name in names:
             parts[name] = np.asarray(getattr(self.inputs, name))[rows, tokens]
-        return Inputs(**{"x": None, "valid": None, **parts}, head_keys=self.inputs.head_keys)
+        return Inputs(**parts, head_keys=self.inputs.head_keys)
 
     def defined(self, params: Params, inputs: Inputs, causal: bool) -> tuple[Array, Array | None]:
         """The output by definition: weights times v, and the weights; or `reference`, and None."""
+        matrix = self.attention.traits.matrix
         weights = self.attention.weights(params, inputs, causal=causal)
-        if (weights is not None) != self.attention.traits.matrix:
-            raise Failed(
-                f"traits.matrix is {self.attention.traits.matrix}, and weights() is "
-                f"{'None' if weights is None else 'an array'}"
-            )
+        if matrix and weights is None:
+            raise Failed("traits.matrix is True, but weights() returns None")
+        if not matrix and weights is not None:
+            raise Failed("traits.matrix is False, but weights() returns an array")
         if weights is not None:
             return jnp.einsum("bhnk,bkhd->bnhd", weights, inputs.v), weights
         reference = getattr(self.attention, "reference", None)
         if reference is None:
             raise Failed(
-                "traits.matrix is False: `reference(params, inputs, *, causal)` must give the output by "
-                "definition"
+                "traits.matrix is False, so it needs a method reference(params, inputs, *, causal) that "
+                "returns the output by definition"
             )
         return reference(params, inputs, causal=causal), None
 
@@ -203,28 +268,30 @@ class Case:
             params: Params, inputs: Inputs, key: Array, causal: bool, train: bool
         ) -> tuple[Array, Any]:
             def loss(parts: Any) -> tuple[Array, Array]:
-                out = self.attention(
-                    *_join(parts, params, inputs), causal=causal, train=train, key=key
-                )
+                joined = _join(parts, params, inputs)
+                out = self.attention(*joined, causal=causal, train=train, key=key)
                 return jnp.sum(out * self.cotangent), out
 
             grads, out = jax.grad(loss, has_aux=True)(_split(params, inputs))
-            return out, grads
+            return out, Gradients(*grads)
 
         return quick(evaluate, static_argnums=(3, 4))
 
     def evaluate(
         self, inputs: Inputs | None = None, *, causal: bool, train: bool = False, key: int = 0
-    ) -> tuple[np.ndarray, Any]:
-        """Output, and gradients of its product with `cotangent`: ({q, k, v, x}, floating
-        parameters)."""
-        given = self.inputs if inputs is None else inputs
-        return jax.tree.map(
-            np.asarray, self._evaluate(self.params, given, jax.random.key(key), causal, train)
-        )
+    ) -> tuple[np.ndarray, Gradients]:
+        """Output, and gradients of its product with `cotangent`."""
+        if inputs is None:
+            inputs = self.inputs
+        result = self._evaluate(self.params, inputs, jax.random.key(key), causal, train)
+        return jax.tree.map(np.asarray, result)
+
+    def output(self, inputs: Inputs | None = None, **options: Any) -> np.ndarray:
+        """The output of `evaluate`."""
+        return self.evaluate(inputs, **options)[0]
 
     @functools.cached_property
-    def results(self) -> dict[bool, tuple[np.ndarray, Any]]:
+    def results(self) -> dict[bool, tuple[np.ndarray, Gradients]]:
         """`evaluate` on the inputs, for every mode."""
         return {causal: self.evaluate(causal=causal) for causal in self.modes}
 
@@ -233,92 +300,114 @@ class Case:
         run = quick(lambda params, inputs: self.attention(params, inputs, causal=causal))
         return np.asarray(run(self.params, self.inputs))
 
+    def first_tokens(self, causal: bool) -> np.ndarray:
+        """Output for the first `SHORT` tokens of the example without padding, `[1, SHORT, H, D]`."""
+        if causal not in self._first_tokens:
+            run = quick(lambda params, inputs: self.attention(params, inputs, causal=causal))
+            inputs = self.part(slice(1), slice(SHORT), valid=False)
+            self._first_tokens[causal] = np.asarray(run(self.params, inputs))
+        return self._first_tokens[causal]
+
     @functools.cached_property
     def influence(self) -> dict[bool, np.ndarray]:
-        """`[H, N, N]` for every mode: the gradient of a random direction of output i by token j (no
-        padding)."""
+        """How far output i depends on token j, `[H, N, N]` for every mode.
+
+        It is the gradient of a random direction of output i by token j, without padding.
+        """
         return {causal: self._influence(self.attention, causal) for causal in self.modes}
 
     @functools.cached_property
     def expected(self) -> dict[bool, np.ndarray]:
-        """`[H, N, N]` bool for every mode: whether output i depends on token j, by definition (no
-        padding)."""
+        """Whether output i depends on token j by definition, `[H, N, N]` bool for every mode.
 
-        def seen(causal: bool) -> np.ndarray:
-            weights = self.definitions[causal][2]
-            if weights is None:
-                weights = self._influence(
-                    lambda p, i, causal: self.defined(p, i, causal)[0], causal
-                )
-            size = np.abs(weights)
-            return size > 1e-12 * size.max()
+        Without padding.
+        """
+        return {causal: self._depends(causal) for causal in self.modes}
 
-        return {causal: seen(causal) for causal in self.modes}
+    def _depends(self, causal: bool) -> np.ndarray:
+        weights = self.definitions[causal][2]
+        if weights is None:
+            weights = self._influence(lambda p, i, causal: self.defined(p, i, causal)[0], causal)
+        size = np.abs(weights)
+        return size > 1e-12 * size.max()
 
     def _influence(self, function: Callable[..., Any], causal: bool) -> np.ndarray:
-        """In reverse, which every attention supports that can be trained; forward mode some fused
-        ones do not."""
+        """`influence` of `function`, in reverse mode.
+
+        Every attention that can be trained supports it; some fused ones have no forward mode.
+        """
+        tokens, heads = jnp.arange(self.length), jnp.arange(self.heads)
 
         def gradients(params: Params, inputs: Inputs) -> Array:
-            _, pull = jax.vjp(
-                lambda given: function(*_join((given, {}), params, inputs), causal=causal),
-                _split({}, inputs)[0],
-            )
+            def output(parts: dict[str, Any]) -> Array:
+                return function(*_join((parts, {}), params, inputs), causal=causal)
 
-            def one(head: Array, token: Array) -> Array:
-                here = (
-                    (jnp.arange(self.length) == token)[:, None] & (jnp.arange(self.heads) == head)
-                )[None, :, :, None]
-                (grads,) = pull(jnp.where(here, self.cotangent[:1], 0.0))
-                return (
-                    sum(
-                        jnp.sum(g[0].reshape(self.length, -1) ** 2, axis=-1) for g in grads.values()
-                    )
-                    ** 0.5
-                )  # [N]
+            _, pull = jax.vjp(output, _split({}, inputs)[0])
 
-            over_tokens = jax.vmap(one, (None, 0))
-            return jax.vmap(over_tokens, (0, None))(jnp.arange(self.heads), jnp.arange(self.length))
+            def one_output(head: Array, token: Array) -> Array:
+                """The gradient of output `token` of `head` by each token, `[N]`."""
+                chosen = (tokens == token)[:, None] & (heads == head)  # [N, H]
+                direction = jnp.where(chosen[None, :, :, None], self.cotangent[:1], 0.0)
+                (grads,) = pull(direction)
+                squares: Any = 0
+                for grad in grads.values():
+                    numbers = grad[0].reshape(self.length, -1)
+                    squares = squares + jnp.sum(numbers**2, axis=-1)
+                return squares**0.5
 
-        return np.asarray(
-            quick(gradients)(self.params, self.part(slice(1), slice(None), valid=False))
-        )
+            over_tokens = jax.vmap(one_output, (None, 0))
+            return jax.vmap(over_tokens, (0, None))(heads, tokens)
+
+        inputs = self.part(slice(1), slice(None), valid=False)
+        return np.asarray(quick(gradients)(self.params, inputs))
 
     @functools.cached_property
-    def definitions(self) -> dict[bool, tuple[np.ndarray, Any, np.ndarray | None]]:
-        """As `results`, by definition; and the weights `[H, N, N]` of the example without
-        padding."""
+    def definitions(self) -> dict[bool, tuple[np.ndarray, Gradients, np.ndarray | None]]:
+        """`results` by definition, with the weights `[H, N, N]` of the example without padding."""
 
         def evaluate(params: Params, inputs: Inputs, causal: bool) -> Any:
             def loss(parts: Any) -> tuple[Array, Any]:
                 out, weights = self.defined(*_join(parts, params, inputs), causal)
-                return jnp.sum(out * self.cotangent), (
-                    out,
-                    None if weights is None else weights[FULL],
-                )
+                if weights is not None:
+                    weights = weights[FULL]
+                return jnp.sum(out * self.cotangent), (out, weights)
 
             grads, (out, weights) = jax.grad(loss, has_aux=True)(_split(params, inputs))
-            return out, grads, weights
+            return out, Gradients(*grads), weights
 
         run = quick(evaluate, static_argnums=2)
-        return {
-            causal: jax.tree.map(np.asarray, run(self.params, self.inputs, causal))
-            for causal in self.modes
-        }
+        definitions = {}
+        for causal in self.modes:
+            result = run(self.params, self.inputs, causal)
+            definitions[causal] = jax.tree.map(np.asarray, result)
+        return definitions
 
 
 def _split(params: Params, inputs: Inputs) -> tuple[dict[str, Any], Any]:
-    """What gradients are taken of: the inputs by name, and the parameters that are floating (others
-    None)."""
-    parts = {n: jnp.asarray(getattr(inputs, n)) for n in "qkvx" if getattr(inputs, n) is not None}
-    return parts, jax.tree.map(
-        lambda p: p if jnp.issubdtype(p.dtype, jnp.floating) else None, params
-    )
+    """What gradients are taken of: the inputs by name, and the floating parameters (others None)."""
+    parts = {}
+    for name in "qkvx":
+        value = getattr(inputs, name)
+        if value is not None:
+            parts[name] = jnp.asarray(value)
+
+    def floating(p: Array) -> Array | None:
+        if jnp.issubdtype(p.dtype, jnp.floating):
+            return p
+        return None
+
+    return parts, jax.tree.map(floating, params)
 
 
 def _join(parts: Any, params: Params, inputs: Inputs) -> tuple[Params, Inputs]:
     """Inverse of `_split`."""
-    given, floating = parts
+    arrays, floating = parts
+
+    def joined(p: Array, new: Array | None) -> Array:
+        if new is None:
+            return p
+        return new
+
     if floating:
-        params = jax.tree.map(lambda p, f: p if f is None else f, params, floating)
-    return params, dataclasses.replace(inputs, **given)
+        params = jax.tree.map(joined, params, floating)
+    return params, dataclasses.replace(inputs, **arrays)

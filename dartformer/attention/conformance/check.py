@@ -1,7 +1,7 @@
-"""Does an attention keep the protocol? Every property is tried on it, and every failure is
-named."""
+"""Does an attention keep the protocol? All properties are tried on it, and all failures named."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -16,12 +16,13 @@ PASSED, FAILED, NOT_APPLICABLE = "passed", "FAILED", "not applicable"
 
 @dataclass(frozen=True)
 class Result:
-    """One property: its name, "passed", "FAILED" or "not applicable", and the numbers or the
-    reason."""
+    """What one property says of an attention."""
 
     name: str
     status: str
+    """`PASSED`, `FAILED` or `NOT_APPLICABLE`."""
     detail: str
+    """The numbers, or the reason."""
 
     def __str__(self) -> str:
         return f"{self.name:28} {self.status:15} {self.detail}"
@@ -29,7 +30,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found, one `Result` for every property, none left out."""
+    """The outcome of `check`: one `Result` for every property."""
 
     attention: str
     results: tuple[Result, ...]
@@ -37,7 +38,7 @@ class Report:
     @property
     def failed(self) -> tuple[Result, ...]:
         """The properties that do not hold."""
-        return tuple(r for r in self.results if r.status == FAILED)
+        return tuple(result for result in self.results if result.status == FAILED)
 
     @property
     def ok(self) -> bool:
@@ -45,22 +46,28 @@ class Report:
         return not self.failed
 
     def __getitem__(self, name: str) -> Result:
-        return next(r for r in self.results if r.name == name)
+        for result in self.results:
+            if result.name == name:
+                return result
+        raise KeyError(name)
 
     def __str__(self) -> str:
-        return "\n".join([self.attention, *(f"  {r}" for r in self.results)])
+        lines = [self.attention]
+        for result in self.results:
+            lines.append(f"  {result}")
+        return "\n".join(lines)
 
 
 class ConformanceError(AssertionError):
-    """An attention does not keep the protocol: the message lists every failed property with its
-    numbers."""
+    """An attention does not keep the protocol; the message lists every failure with its numbers."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
-        lines = "\n".join(f"  {r.name}: {r.detail}" for r in report.failed)
-        super().__init__(
-            f"{report.attention} fails {len(report.failed)} of {len(report.results)} properties:\n{lines}"
-        )
+        failed, total = len(report.failed), len(report.results)
+        lines = [f"{report.attention} fails {failed} of {total} properties:"]
+        for result in report.failed:
+            lines.append(f"  {result.name}: {result.detail}")
+        super().__init__("\n".join(lines))
 
 
 def check(
@@ -74,14 +81,14 @@ def check(
     raise_: bool = True,
     table: Mapping[str, type] | None = None,
 ) -> Report:
-    """Try every property of `check_properties.PROPERTIES` on `attention`, on the CPU and mostly in
-    float64.
+    """Try every property of `properties.PROPERTIES` on `attention`.
+
+    On the CPU, and mostly in float64.
 
     Args:
       attention: any object that means to keep the protocol, a user's own type too.
       seed: of the inputs, parameters and keys.
-      heads, head_dim, length: sizes; at least 2 heads, and 24 tokens, so that there is room for
-        padding.
+      heads, head_dim, length: sizes; at least 2 heads, and 24 tokens to leave room for padding.
       tolerance: relative, between the output and its definition. The default leaves room for
         float32 inside; an attention that stays in float64 keeps 1e-9.
       raise_: raise if anything fails; otherwise only report.
@@ -96,23 +103,29 @@ def check(
             f"check needs at least 2 heads and 24 tokens, got heads={heads}, length={length}."
         )
     results = []
-    with jax.default_device(jax.local_devices(backend="cpu")[0]), jax.enable_x64(True):
+    cpu = jax.local_devices(backend="cpu")[0]
+    with jax.default_device(cpu), jax.enable_x64(True):
         case = Case(attention, seed, heads, head_dim, length, tolerance)
         for prop in PROPERTIES:
-            try:
-                detail = text_round_trip(case, table) if prop is text_round_trip else prop(case)
-                status = PASSED
-            except Failed as failure:
-                status, detail = FAILED, str(failure)
-            except NotApplicable as reason:
-                status, detail = NOT_APPLICABLE, str(reason)
-            except (
-                Exception
-            ) as error:  # a user's attention may raise anything, and the other properties still run
-                first_line = next(iter(str(error).strip().splitlines()), "no message")
-                status, detail = FAILED, f"raised {type(error).__name__}: {first_line}"
-            results.append(Result(prop.__name__, status, detail))
+            if prop is text_round_trip:
+                prop = functools.partial(text_round_trip, table=table)
+            results.append(_result(prop, case))
     report = Report(repr(attention), tuple(results))
     if raise_ and not report.ok:
         raise ConformanceError(report)
     return report
+
+
+def _result(prop: Callable[[Case], str], case: Case) -> Result:
+    """What a property says of `case`."""
+    name = getattr(prop, "func", prop).__name__
+    try:
+        return Result(name, PASSED, prop(case))
+    except Failed as failure:
+        return Result(name, FAILED, str(failure))
+    except NotApplicable as reason:
+        return Result(name, NOT_APPLICABLE, str(reason))
+    except Exception as error:
+        # A user's attention may raise anything, and the other properties still run.
+        lines = str(error).strip().splitlines() or ["no message"]
+        return Result(name, FAILED, f"raised {type(error).__name__}: {lines[0]}")

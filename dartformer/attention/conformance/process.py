@@ -1,8 +1,8 @@
-"""The output of an attention in another Python process: what a restart, or another host, would
-compute.
+"""The output of an attention in another Python process, as after a restart or on another host.
 
 That process is started once, with another seed of Python's string hashes, and answers until this
-one ends. Classes, fields and arrays go through pipes as JSON; nothing is pickled."""
+one ends. Classes, fields and arrays go through pipes as JSON; nothing is pickled.
+"""
 
 import atexit
 import base64
@@ -24,8 +24,8 @@ HASH_SEED = "20"
 """Of the other process; this one's is random, unless somebody has set it."""
 
 
-def elsewhere(case: Case, causal: bool) -> np.ndarray:
-    """`case.results[causal][0]` as another process finds it; raises `Failed` if it finds none."""
+def output_elsewhere(case: Case, causal: bool) -> np.ndarray:
+    """`case.results[causal][0]` as another process computes it; raises `Failed` if it cannot."""
     request = {
         "path": sys.path,
         "attention": _as_json(case.attention),
@@ -39,26 +39,31 @@ def elsewhere(case: Case, causal: bool) -> np.ndarray:
     process.stdin.flush()
     line = process.stdout.readline()
     if not line:
-        _process.cache_clear()
-        raise Failed(
-            f"another process ended with status {process.wait()} when it was to compute it"
-        )
+        _process.cache_clear()  # the next request starts another one
+        raise Failed(f"another process exited with status {process.wait()} while computing it")
     answer = json.loads(line)
     if "error" in answer:
         raise Failed(f"another process cannot compute it: {answer['error']}")
-    return np.frombuffer(base64.b64decode(answer["out"])).reshape(answer["shape"])
+    numbers = np.frombuffer(base64.b64decode(answer["out"]))
+    return numbers.reshape(answer["shape"])
 
 
 def _as_json(value: Any) -> Any:
-    """A field as JSON: an attention as its class and fields, a tuple as a list under its name, else
-    itself."""
+    """A field as JSON.
+
+    An attention becomes its class and fields, a tuple a list under the key "tuple"; other values
+    stay.
+    """
     if dataclasses.is_dataclass(value):
         cls: Any = type(value)
-        fields = {
-            f.name: _as_json(getattr(value, f.name)) for f in dataclasses.fields(cls) if f.init
-        }
+        fields = {}
+        for field in dataclasses.fields(cls):
+            if field.init:
+                fields[field.name] = _as_json(getattr(value, field.name))
         return {"module": cls.__module__, "class": cls.__qualname__, "fields": fields}
-    return {"tuple": [_as_json(v) for v in value]} if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return {"tuple": [_as_json(item) for item in value]}
+    return value
 
 
 def _from_json(value: Any) -> Any:
@@ -66,22 +71,20 @@ def _from_json(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if "tuple" in value:
-        return tuple(map(_from_json, value["tuple"]))
-    cls: Any = functools.reduce(
-        getattr, value["class"].split("."), importlib.import_module(value["module"])
-    )
-    return cls(**{name: _from_json(field) for name, field in value["fields"].items()})
+        return tuple(_from_json(item) for item in value["tuple"])
+    cls: Any = importlib.import_module(value["module"])
+    for name in value["class"].split("."):
+        cls = getattr(cls, name)
+    fields = {name: _from_json(field) for name, field in value["fields"].items()}
+    return cls(**fields)
 
 
 @functools.cache
 def _process() -> subprocess.Popen[str]:
     """The other process."""
+    program = f"import sys; sys.path[:] = {sys.path!r}\nimport {__name__} as p; p.serve()"
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            f"import sys; sys.path[:] = {sys.path!r}\nimport {__name__} as p; p.serve()",
-        ],
+        [sys.executable, "-c", program],
         env={**os.environ, "PYTHONHASHSEED": HASH_SEED, "JAX_PLATFORMS": "cpu"},
         text=True,
         stdin=subprocess.PIPE,
@@ -100,7 +103,7 @@ def _process() -> subprocess.Popen[str]:
 def serve() -> None:
     """Answer requests until there are no more: one line of JSON for each."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what others print must not stand between the answers
+    os.dup2(2, 1)  # what an attention prints must not mix with the answers
     for line in sys.stdin:
         try:
             answer = _answer(json.loads(line))
@@ -114,4 +117,5 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     with jax.enable_x64(True):
         case = Case(_from_json(request["attention"]), *request["case"])
         out = np.ascontiguousarray(case.forward(request["causal"]))
-    return {"out": base64.b64encode(out.tobytes()).decode(), "shape": out.shape}
+    encoded = base64.b64encode(out.tobytes()).decode()
+    return {"out": encoded, "shape": out.shape}

@@ -1,9 +1,9 @@
-"""The properties every attention must have. Each is one function, and each says which mistake it
-catches.
+"""The properties every attention must have: one function each, which says what mistake it catches.
 
 A property returns a sentence with its numbers, raises `Failed`, or raises `NotApplicable` with the
-reason. They run with float64 enabled, so that tolerances can be tight; those about lower precision
-switch it off."""
+reason. They run with float64 enabled, for tight tolerances; those about lower precision switch it
+off.
+"""
 
 import dataclasses
 import math
@@ -18,34 +18,33 @@ from dartformer import spec
 from dartformer.attention.base import DROPOUTS, POSITIONS, Attention, Inputs, Params, Shape, Traits
 from dartformer.attention.conformance.case import (
     EMPTY,
+    EXACT,
     HOLES,
     RIGHT,
+    SHORT,
     Case,
     Failed,
+    Gradients,
     NotApplicable,
     arrays,
     below,
+    finite,
     gap,
     primitives,
     quick,
 )
-from dartformer.attention.conformance.process import elsewhere
+from dartformer.attention.conformance.process import output_elsewhere
 from dartformer.errors import InputError
 
-SHORT = 17
-"""A length for which outputs are also computed apart."""
-
-EXACT = 1e-12
-"""Allowed where two computations should do the same operations, in float64."""
-
 LIVE = 1e-10
-"""A gradient smaller than this part of the largest one is rounding: terms that cancel exactly leave
-as much."""
+"""A gradient smaller than this part of the largest one is rounding.
+
+Terms that cancel exactly leave as much.
+"""
 
 
 def frozen_dataclass(case: Case) -> str:
-    """A mutable or unhashable type: it could not be static under jit, and would recompile or go
-    stale."""
+    """A mutable or unhashable type: it cannot be static under jit, and would recompile or go stale."""
     attention = case.attention
     if not dataclasses.is_dataclass(attention) or not isinstance(attention, Attention):
         raise Failed("must be a dataclass with traits, init, __call__, weights and cost")
@@ -53,23 +52,27 @@ def frozen_dataclass(case: Case) -> str:
         raise Failed("must be decorated with @dataclass(frozen=True)")
     copy = dataclasses.replace(attention)
     traits = attention.traits
-    if not isinstance(traits, Traits) or copy != attention or hash(copy) != hash(attention):
-        raise Failed("traits must be a Traits, and a copy must be equal with the same hash")
-    if not traits.positions <= POSITIONS or traits.dropout not in DROPOUTS:
+    if not isinstance(traits, Traits):
+        raise Failed(f"traits must be a Traits, got {type(traits).__name__}")
+    if copy != attention or hash(copy) != hash(attention):
+        raise Failed("a copy with the same fields must be equal and have the same hash")
+    if not traits.positions <= POSITIONS:
         raise Failed(
-            f"traits.positions must be among {sorted(POSITIONS)} and traits.dropout one of {DROPOUTS}, "
-            f"got {sorted(traits.positions)} and {traits.dropout!r}"
+            f"traits.positions must be among {sorted(POSITIONS)}, got {sorted(traits.positions)}"
         )
+    if traits.dropout not in DROPOUTS:
+        raise Failed(f"traits.dropout must be one of {DROPOUTS}, got {traits.dropout!r}")
     return "frozen, hashable, equal to its copy"
 
 
 def text_round_trip(case: Case, table: Mapping[str, type] | None = None) -> str:
     """A field that text cannot carry: the genotype on disk would name another attention."""
-    if table is None or type(case.attention) not in [table[name] for name in table]:
+    if table is None or type(case.attention) not in table.values():
         raise NotApplicable("its class is not registered")
     text = spec.to_text(case.attention, table)
-    if spec.parse(text, table) != case.attention:
-        raise Failed(f"{text!r} reads back as {spec.parse(text, table)!r}")
+    parsed = spec.parse(text, table)
+    if parsed != case.attention:
+        raise Failed(f"{text!r} reads back as {parsed!r}")
     return text
 
 
@@ -81,9 +84,11 @@ def parameters_lead_with_heads(case: Case) -> str:
     for p in leaves:
         if p.ndim == 0 or p.shape[0] != case.heads:
             raise Failed(
-                f"a parameter has shape {list(p.shape)}, its first axis must be the {case.heads} heads"
+                f"a parameter has shape {list(p.shape)}, but its first axis must be the "
+                f"{case.heads} heads"
             )
-        if p.dtype.kind == "f" and np.ptp(p) > 0 and (p[0] == p[1]).all():
+        varies = p.dtype.kind == "f" and np.ptp(p) > 0
+        if varies and (p[0] == p[1]).all():
             raise Failed(
                 f"a parameter of shape {list(p.shape)} begins the same in two heads: split the key"
             )
@@ -91,78 +96,81 @@ def parameters_lead_with_heads(case: Case) -> str:
 
 
 def shape_and_dtype(case: Case) -> str:
-    """An output of another shape or dtype than v's, in some mode, precision or with some input left
-    out."""
+    """An output of another shape or dtype than v's, in some mode, precision or without an input."""
     for dtype in (jnp.bfloat16, jnp.float32, jnp.float64):
-        with jax.enable_x64(dtype == jnp.float64):
-            for causal in case.modes:
-                for valid, train in ((False, False), (True, True)):
-                    given = _cast(case.part(slice(2), slice(None), valid=valid), dtype)
-                    params = _cast(
-                        case.params, jnp.float64 if dtype == jnp.float64 else jnp.float32
-                    )
-                    out = jax.eval_shape(
-                        lambda p, i, c=causal, t=train: case.attention(
-                            p, i, causal=c, train=t, key=jax.random.key(0) if t else None
-                        ),
-                        params,
-                        given,
-                    )
-                    if out.shape != given.v.shape or out.dtype != dtype:
-                        raise Failed(
-                            f"v is {dtype.__name__}{list(given.v.shape)} and the output "
-                            f"{out.dtype}{list(out.shape)} (causal={causal}, train={train})"
-                        )
+        for causal in case.modes:
+            for train in (False, True):
+                with jax.enable_x64(dtype == jnp.float64):
+                    _check_shape_and_dtype(case, dtype, causal, train)
     return "as v in bfloat16, float32, float64"
 
 
+def _check_shape_and_dtype(case: Case, dtype: Any, causal: bool, train: bool) -> None:
+    """One of `shape_and_dtype`: evaluation without a mask, or training with one."""
+    inputs = _cast(case.part(slice(2), slice(None), valid=train), dtype)
+    # Parameters stay in float32 where activations are in lower precision.
+    params = _cast(case.params, jnp.promote_types(dtype, jnp.float32))
+
+    def run(params: Params, inputs: Inputs) -> jax.Array:
+        key = None
+        if train:
+            key = jax.random.key(0)
+        return case.attention(params, inputs, causal=causal, train=train, key=key)
+
+    out = jax.eval_shape(run, params, inputs)
+    if out.shape != inputs.v.shape or out.dtype != dtype:
+        raise Failed(
+            f"v is {dtype.__name__}{list(inputs.v.shape)}, but the output is "
+            f"{out.dtype}{list(out.shape)} (causal={causal}, train={train})"
+        )
+
+
 def definition(case: Case) -> str:
-    """A fast path that computes something else than the equation: a strided window, heads mixed
-    with time."""
+    """A fast path that computes something else than the equation, such as a strided window."""
     worst = 0.0
     for causal in case.modes:
         worst = max(worst, gap(case.results[causal][0], case.definitions[causal][0]))
-    return below(
-        worst,
-        case.tolerance,
-        f"differs from {'weights @ v' if _matrix(case) else 'reference()'} by",
-    )
+    name = "reference()"
+    if case.attention.traits.matrix:
+        name = "weights @ v"
+    return below(worst, case.tolerance, f"differs from {name} by")
 
 
 def definition_gradients_agree(case: Case) -> str:
     """A custom or detached gradient: the loss falls, but not along the slope of the equation."""
     worst = 0.0
     for causal in case.modes:
-        found, wanted = (jax.tree.leaves(r[causal][1]) for r in (case.results, case.definitions))
-        worst = max([worst, *(gap(f, w) for f, w in zip(found, wanted, strict=True))])
+        grads = jax.tree.leaves(case.results[causal][1])
+        references = jax.tree.leaves(case.definitions[causal][1])
+        for grad, reference in zip(grads, references, strict=True):
+            worst = max(worst, gap(grad, reference))
     return below(worst, 10 * case.tolerance, "gradients differ by")
 
 
 def padded_rows_are_zero(case: Case) -> str:
-    """Outputs at padding, or of an example that is all padding: mean(v) in some libraries, NaN in
-    others."""
+    """Outputs at padding, or of an example of padding alone: mean(v) or NaN in some libraries."""
     for causal in case.modes:
         out, grads = case.results[causal]
-        if not (out[~np.asarray(case.inputs.valid)] == 0).all():
+        at_padding = np.abs(out[~case.valid])
+        if not (at_padding == 0).all():
             raise Failed(
-                f"largest output at padding {np.abs(out[~np.asarray(case.inputs.valid)]).max():.3g} "
-                f"(causal={causal}), must be exactly 0"
+                f"the largest output at padding is {at_padding.max():.3g} (causal={causal}), but must "
+                f"be exactly 0"
             )
-        if not all(np.isfinite(g).all() for g in jax.tree.leaves((out, grads))):
+        if not finite((out, grads)):
             raise Failed(f"an output or gradient is not finite (causal={causal})")
-        if any((g[EMPTY] != 0).any() for g in grads[0].values()):
+        if any((grad[EMPTY] != 0).any() for grad in grads.inputs.values()):
             raise Failed(f"an example of padding alone has a gradient (causal={causal})")
     return "exactly, with finite gradients"
 
 
 def padding_sends_nothing(case: Case) -> str:
     """Padding treated as valid: a gradient reaches the tokens that do not exist."""
-    worst = max(
-        float(np.abs(g[~np.asarray(case.inputs.valid)]).max())
-        for causal in case.modes
-        for g in case.results[causal][1][0].values()
-    )
-    return below(worst, 0.0, "gradient at padding")
+    worst = 0.0
+    for causal in case.modes:
+        for grad in case.results[causal][1].inputs.values():
+            worst = np.maximum(worst, np.abs(grad[~case.valid]).max())  # NaN stays NaN
+    return below(float(worst), 0.0, "gradient at padding")
 
 
 def padding_content(case: Case) -> str:
@@ -171,24 +179,31 @@ def padding_content(case: Case) -> str:
 
 
 def padding_holes(case: Case) -> str:
-    """Other numbers at padding before the start or inside change a valid output: only trailing
-    padding works."""
+    """Other numbers at padding before the start or inside change a valid output."""
     return _padding_content(case, HOLES)
 
 
-def padding_length(case: Case) -> str:
-    """The same tokens give other outputs once the batch is padded further: results depend on the
-    batch."""
-    worst, short = 0.0, SHORT
+def _padding_content(case: Case, example: int) -> str:
+    valid = case.valid[example]
+    worst = 0.0
     for causal in case.modes:
-        alone = _first_tokens(case, causal)
-        inputs = case.replace(np.broadcast_to(np.arange(case.length) >= short, (4, case.length)))
-        valid: Any = np.broadcast_to(np.arange(case.length) < short, (4, case.length))
-        inputs = dataclasses.replace(inputs, valid=valid)
-        worst = max(worst, gap(case.evaluate(inputs, causal=causal)[0][:1, :short], alone))
-    return below(
-        worst, max(EXACT, case.tolerance), f"{short} tokens padded to {case.length} differ by"
-    )
+        changed = case.output(case.replace(~case.valid), causal=causal)
+        out = case.results[causal][0]
+        worst = max(worst, gap(changed[example][valid], out[example][valid]))
+    return below(worst, EXACT, "valid outputs change by")
+
+
+def padding_length(case: Case) -> str:
+    """The same tokens give other outputs in a batch that is padded further."""
+    worst = 0.0
+    padding = case.tokens_from(SHORT)
+    for causal in case.modes:
+        alone = case.first_tokens(causal)
+        valid: Any = ~padding
+        inputs = dataclasses.replace(case.replace(padding), valid=valid)
+        out = case.output(inputs, causal=causal)
+        worst = max(worst, gap(out[:1, :SHORT], alone))
+    return below(worst, case.rounding, f"{SHORT} tokens padded to {case.length} differ by")
 
 
 def causality(case: Case) -> str:
@@ -196,328 +211,337 @@ def causality(case: Case) -> str:
     if not case.attention.traits.causal:
         raise NotApplicable("traits.causal is False")
     cut = case.length // 2 - 3
-    changed = case.evaluate(
-        case.replace(np.broadcast_to(np.arange(case.length) >= cut, (4, case.length))), causal=True
-    )[0]
-    worst = gap(changed[:, :cut], case.results[True][0][:, :cut])
-    below(worst, max(EXACT, case.tolerance), "changing the future changes the past by")
-    return below(
-        float(np.triu(case.influence[True], 1).max()),
-        max(EXACT, case.tolerance),
-        "derivative by the future",
-    )
+    changed = case.output(case.replace(case.tokens_from(cut)), causal=True)
+    out = case.results[True][0]
+    worst = gap(changed[:, :cut], out[:, :cut])
+    below(worst, case.rounding, "changing the future changes the past by")
+    future = np.triu(case.influence[True], 1).max()
+    return below(float(future), case.rounding, "derivative by the future")
 
 
 def looks_ahead(case: Case) -> str:
-    """A causal mask inside a bidirectional attention, in its definition too: no token sees a later
-    one."""
+    """A causal mask inside a bidirectional attention, in its definition too."""
     if not case.attention.traits.bidirectional:
         raise NotApplicable("traits.bidirectional is False")
-    expected, moved = case.expected[False], case.influence[False] > 0
-    if not (expected & ~np.eye(case.length, dtype=bool)).any():
+    expected = case.expected[False]
+    depends = case.influence[False] > 0
+    apart = ~np.eye(case.length, dtype=bool)
+    if not (expected & apart).any():
         raise NotApplicable("by definition, no token sees another")
-    if not np.triu(moved, 1).any(axis=(1, 2)).all():
-        raise Failed("no output depends on a later token, in some head")
-    if (expected[:, 0, 1:].any(axis=-1) & ~moved[:, 0, 1:].any(axis=-1)).any():
-        raise Failed("the first output does not depend on any later token, in some head")
-    return f"{int(np.triu(moved, 1).sum(axis=(1, 2)).min())} pairs of a token and a later one that it sees"
+    ahead = np.triu(depends, 1)  # [H, N, N]
+    if not ahead.any(axis=(1, 2)).all():
+        raise Failed("in some head, no output depends on a later token")
+    first_should = expected[:, 0, 1:].any(axis=-1)
+    first_does = depends[:, 0, 1:].any(axis=-1)
+    if (first_should & ~first_does).any():
+        raise Failed("in some head, the first output does not depend on any later token")
+    pairs = int(ahead.sum(axis=(1, 2)).min())
+    return f"{pairs} pairs of a token and a later one that it sees"
 
 
 def own_token(case: Case) -> str:
-    """Outputs at other places than their tokens: shifted by one, or time and heads reshaped into
-    each other."""
+    """Outputs at other places than their tokens: shifted by one, or time mixed with heads."""
     for causal in case.modes:
-        own = np.einsum("hnn->hn", case.expected[causal])
-        lost = own & (np.einsum("hnn->hn", case.influence[causal]) == 0)
+        should = np.einsum("hnn->hn", case.expected[causal])
+        does = np.einsum("hnn->hn", case.influence[causal]) != 0
+        lost = should & ~does
         if lost.any():
+            first = np.argwhere(lost)[0].tolist()
             raise Failed(
-                f"{int(lost.sum())} of {int(own.sum())} outputs do not depend on their own token, the first "
-                f"at head, position {np.argwhere(lost)[0].tolist()} (causal={causal})"
+                f"{int(lost.sum())} of {int(should.sum())} outputs do not depend on their own token, the "
+                f"first at head, position {first} (causal={causal})"
             )
-    return (
-        "every output depends on its own token"
-        if own.all()
-        else f"{int(own.sum())} outputs that should, do"
-    )
+    if should.all():
+        return "every output depends on its own token"
+    return f"{int(should.sum())} outputs that should, do"
 
 
 def odd_lengths(case: Case) -> str:
     """Lengths shorter than a block or window, or no multiple of one."""
     lengths = (1, 2, 3, 5, SHORT)
-
-    def both(params: Params, given: tuple[Inputs, ...], causal_at: tuple[bool, ...]) -> list[Any]:
-        return [
-            (case.attention(params, inputs, causal=causal), case.defined(params, inputs, causal)[0])
-            for inputs, causal in zip(given, causal_at, strict=True)
-        ]
-
+    # All in one program, as compiling takes the time; modes take turns.
     modes = tuple(case.modes[i % len(case.modes)] for i in range(len(lengths)))
-    given = tuple(case.part(slice(1), slice(length), valid=False) for length in lengths)
-    results = quick(both, static_argnums=2)(case.params, given, modes)
-    for length, (out, wanted) in zip(lengths, results, strict=True):
+
+    def outputs(params: Params, batches: tuple[Inputs, ...], modes: tuple[bool, ...]) -> list[Any]:
+        pairs = []
+        for inputs, causal in zip(batches, modes, strict=True):
+            out = case.attention(params, inputs, causal=causal)
+            reference, _ = case.defined(params, inputs, causal)
+            pairs.append((out, reference))
+        return pairs
+
+    batches = tuple(case.part(slice(1), slice(length), valid=False) for length in lengths)
+    results = quick(outputs, static_argnums=2)(case.params, batches, modes)
+    for length, (out, reference) in zip(lengths, results, strict=True):
         if out.shape != (1, length, case.heads, case.head_dim):
-            raise Failed(f"at length {length} the output is {list(out.shape)}")
-        below(
-            gap(out, wanted),
-            case.tolerance,
-            f"at length {length} it differs from its definition by",
-        )
-    return f"lengths {', '.join(map(str, lengths))}, {case.length}"
+            raise Failed(f"at length {length} the output has shape {list(out.shape)}")
+        difference = gap(out, reference)
+        below(difference, case.tolerance, f"at length {length} it differs from its definition by")
+    return f"lengths {_listed(lengths)}, {case.length}"
 
 
 def tiny_gradients(case: Case) -> str:
-    """A gradient that is not finite at one token or at fewer than a block, or where all of them are
-    padding."""
+    """A gradient that is not finite at one token or few, or where all of them are padding."""
     lengths = (1, 3)
+    modes = (case.modes[-1], case.modes[0])
+
+    def gradient(params: Params, inputs: Inputs, causal: bool) -> dict[str, jax.Array]:
+        def loss(parts: dict[str, Any]) -> jax.Array:
+            out = case.attention(params, dataclasses.replace(inputs, **parts), causal=causal)
+            return jnp.sum(out**2)
+
+        return jax.grad(loss)({name: getattr(inputs, name) for name in case.reads})
 
     def gradients(
-        params: Params, given: tuple[Inputs, ...], causal_at: tuple[bool, ...]
+        params: Params, batches: tuple[Inputs, ...], modes: tuple[bool, ...]
     ) -> list[Any]:
-        return [
-            jax.grad(
-                lambda parts, i=inputs, c=causal: jnp.sum(
-                    case.attention(params, dataclasses.replace(i, **parts), causal=c) ** 2
-                )
-            )({name: getattr(inputs, name) for name in case.reads})
-            for inputs, causal in zip(given, causal_at, strict=True)
-        ]
+        pairs = zip(batches, modes, strict=True)
+        return [gradient(params, inputs, causal) for inputs, causal in pairs]
 
-    modes = (case.modes[-1], case.modes[0])
-    given = []
+    batches = []
     for length in lengths:
-        inputs = case.part(slice(2), slice(length))
+        # The first example is valid, the second is padding alone.
         valid: Any = np.array([[True], [False]]) & np.ones((2, length), bool)
-        given.append(dataclasses.replace(inputs, valid=valid))
-    for length, grads in zip(
-        lengths, quick(gradients, static_argnums=2)(case.params, tuple(given), modes), strict=True
-    ):
-        for name, g in grads.items():
-            if not np.isfinite(g).all():
+        inputs = case.part(slice(2), slice(length))
+        batches.append(dataclasses.replace(inputs, valid=valid))
+    results = quick(gradients, static_argnums=2)(case.params, tuple(batches), modes)
+    for length, grads in zip(lengths, results, strict=True):
+        for name, grad in grads.items():
+            if not np.isfinite(grad).all():
                 raise Failed(f"the gradient of {name} at length {length} is not finite")
-            if (np.asarray(g)[1] != 0).any():
+            if (np.asarray(grad)[1] != 0).any():
                 raise Failed(
                     f"the gradient of {name} at length {length} is not zero where all is padding"
                 )
-    return f"finite at lengths {', '.join(map(str, lengths))}, zero where all is padding"
+    return f"finite at lengths {_listed(lengths)}, zero where all is padding"
 
 
 def precision(case: Case) -> str:
-    """Sums or softmax in bfloat16, or float32 that loses digits, against float64 on the same
-    rounded inputs.
+    """Sums or softmax in bfloat16, or float32 that loses digits, against float64.
 
-    Rounding the output alone to bfloat16 costs 2^-9 = 0.002 of its largest number.
+    The inputs are rounded to bfloat16 for all three. Rounding the output alone to bfloat16 costs
+    2^-9 = 0.002 of its largest number.
     """
     rounded = _cast(case.inputs, jnp.bfloat16)
     low, single = _rounded(case, _cast(rounded, np.float32), jnp.bfloat16, jnp.float32)
-    exact = case.evaluate(_cast(rounded, np.float64), causal=case.modes[-1])[0]
-    return ", ".join(
-        below(gap(out, exact), limit, f"{name} error")
-        for out, limit, name in ((low, 3e-3, "bfloat16"), (single, 1e-4, "float32"))
-    )
+    exact = case.output(_cast(rounded, np.float64), causal=case.modes[-1])
+    low_text = below(gap(low, exact), 3e-3, "bfloat16 error")
+    single_text = below(gap(single, exact), 1e-4, "float32 error")
+    return f"{low_text}, {single_text}"
 
 
 def float16_range(case: Case) -> str:
-    """Scores, sums or squares that overflow float16 on the way to an output that it could hold."""
-    large = dataclasses.replace(
-        case.inputs, q=case.inputs.q * 128, k=case.inputs.k * 128, v=case.inputs.v * 128
-    )
+    """Scores, sums or squares that overflow float16 where the output would not."""
+    inputs = case.inputs
+    large = dataclasses.replace(inputs, q=inputs.q * 128, k=inputs.k * 128, v=inputs.v * 128)
     rounded = _cast(large, np.float16)
-    exact = case.evaluate(_cast(rounded, np.float64), causal=case.modes[-1])[0]
+    exact = case.output(_cast(rounded, np.float64), causal=case.modes[-1])
     (out,) = _rounded(case, rounded, jnp.float16)
-    holds = np.abs(exact) < float(np.finfo(np.float16).max)
-    return below(
-        gap(np.where(holds, out, 0), np.where(holds, exact, 0)),
-        2e-2,
-        "error of q, k and v in the hundreds",
-    )
+    in_range = np.abs(exact) < float(np.finfo(np.float16).max)
+    difference = gap(np.where(in_range, out, 0), np.where(in_range, exact, 0))
+    return below(difference, 2e-2, "error of q, k and v in the hundreds")
+
+
+def _rounded(case: Case, inputs: Inputs, *dtypes: Any) -> list[np.ndarray]:
+    """Outputs for `inputs` in each of `dtypes`, without float64; in the last mode.
+
+    The parameters are rounded to float32 here, which is why float32 is not held to its last digit.
+    """
+    causal = case.modes[-1]
+
+    def outputs(params: Params, inputs: Inputs) -> list[jax.Array]:
+        return [case.attention(params, _cast(inputs, dtype), causal=causal) for dtype in dtypes]
+
+    with jax.enable_x64(False):
+        outs = quick(outputs)(_cast(case.params, np.float32), inputs)
+        return [np.asarray(out, np.float64) for out in outs]
 
 
 def jit_changes_nothing(case: Case) -> str:
     """Python state or control flow that tracing freezes."""
     causal = case.modes[0]
     inputs = jax.tree.map(jnp.asarray, case.part(slice(1), slice(SHORT), valid=False))
-    plain = case.attention(jax.tree.map(jnp.asarray, case.params), inputs, causal=causal)
-    return below(
-        gap(_first_tokens(case, causal), plain),
-        max(EXACT, case.tolerance),
-        "jit and no jit differ by",
-    )
+    params = jax.tree.map(jnp.asarray, case.params)
+    plain = case.attention(params, inputs, causal=causal)
+    return below(gap(case.first_tokens(causal), plain), case.rounding, "jit and no jit differ by")
 
 
 def vmap_and_remat(case: Case) -> str:
-    """Examples that depend on one another or on their number; a program that cannot be batched or
-    rematerialised."""
+    """Examples that depend on one another, or a program that cannot be batched or rematerialised."""
     causal = case.modes[-1]
 
     def gradients(params: Params, inputs: Inputs) -> tuple[jax.Array, Params]:
-        def one(
+        def loss(
             parts: Params, valid: jax.Array, cotangent: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
-            alone = Inputs(
-                **{name: part[None] for name, part in parts.items()},
-                valid=valid[None],
-                head_keys=inputs.head_keys,
-            )
-            out = jax.checkpoint(lambda i: case.attention(params, i, causal=causal))(alone)[0]
+            """Of one example, as a batch of its own."""
+            batch = {name: part[None] for name, part in parts.items()}
+            alone = Inputs(**batch, valid=valid[None], head_keys=inputs.head_keys)
+            run = jax.checkpoint(lambda inputs: case.attention(params, inputs, causal=causal))
+            out = run(alone)[0]
             return jnp.sum(out * cotangent), out
 
         parts = {name: getattr(inputs, name) for name in "qkvx"}
-        grads, out = jax.vmap(jax.grad(one, has_aux=True))(parts, inputs.valid, case.cotangent)
+        over_examples = jax.vmap(jax.grad(loss, has_aux=True))
+        grads, out = over_examples(parts, inputs.valid, case.cotangent)
         return out, grads
 
     out, grads = quick(gradients)(case.params, case.inputs)
-    wanted, (wanted_grads, _) = case.results[causal]
-    worst = max(gap(out, wanted), *(gap(grads[name], wanted_grads[name]) for name in case.reads))
-    return below(
-        worst,
-        max(EXACT, case.tolerance),
-        "each example alone, batched and rematerialised, differs by",
-    )
+    reference, reference_grads = case.results[causal]
+    worst = gap(out, reference)
+    for name in case.reads:
+        worst = max(worst, gap(grads[name], reference_grads.inputs[name]))
+    return below(worst, case.rounding, "each example alone, batched and rematerialised, differs by")
 
 
 def determinism(case: Case) -> str:
-    """Hidden randomness: two calls differ, or evaluation depends on `key`, or on keys it declares
-    not to read."""
+    """Hidden randomness: two calls differ, or the output depends on undeclared keys."""
     stochastic = case.attention.traits.stochastic
     for causal in case.modes:
-        again = case.evaluate(causal=causal, key=1)[0]
-        if not np.array_equal(again, case.results[causal][0]):
-            change = gap(again, case.results[causal][0])
+        out = case.results[causal][0]
+        again = case.output(causal=causal, key=1)
+        if not np.array_equal(again, out):
             raise Failed(
-                f"with train=False another `key` changes the output by {change:.3g} (causal={causal})"
+                f"with train=False another `key` changes the output by {gap(again, out):.3g} "
+                f"(causal={causal})"
             )
     causal = case.modes[0]
-    others = [case.evaluate(causal=causal, train=True, key=key)[0] for key in (0, 1)]
-    others.append(
-        case.evaluate(dataclasses.replace(case.inputs, head_keys=case.keys(1)), causal=causal)[0]
-    )
-    same = all(gap(other, case.results[causal][0]) <= EXACT for other in others)
-    if same == stochastic:
+    out = case.results[causal][0]
+    random_keys = dataclasses.replace(case.inputs, head_keys=case.keys(1))
+    outs = [
+        case.output(causal=causal, train=True, key=0),
+        case.output(causal=causal, train=True, key=1),
+        case.output(random_keys, causal=causal),
+    ]
+    same = all(gap(changed, out) <= EXACT for changed in outs)
+    if same and stochastic:
         raise Failed(
-            f"traits.stochastic is {stochastic}, and `head_keys` and `key` in training change "
-            f"{'nothing' if same else 'the output'}"
+            "traits.stochastic is True, but `head_keys` and `key` in training change nothing"
         )
-    return (
-        "random only by head_keys and by key in training"
-        if stochastic
-        else "the same on every call"
-    )
+    if not same and not stochastic:
+        raise Failed(
+            "traits.stochastic is False, but `head_keys` or `key` in training change the output"
+        )
+    if stochastic:
+        return "random only by head_keys and by key in training"
+    return "the same on every call"
 
 
 def other_processes(case: Case) -> str:
-    """Randomness from Python's hashes, the clock or a global generator: another model after a
-    restart."""
+    """Randomness from Python's hashes, the clock or a global generator: it changes at a restart."""
     cls, causal = type(case.attention), case.modes[0]
     if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
         raise NotApplicable(
             f"its class is defined in {cls.__module__}.{cls.__qualname__}, which another process "
             f"cannot import"
         )
-    again = elsewhere(case, causal)
-    return below(
-        gap(again, case.results[causal][0]),
-        max(EXACT, case.tolerance),
-        "another process differs by",
-    )
+    difference = gap(output_elsewhere(case, causal), case.results[causal][0])
+    return below(difference, case.rounding, "another process differs by")
 
 
 def head_slicing(case: Case) -> str:
-    """Heads that depend on one another or on their number: a derived model would differ from the
-    supernet."""
-    heads, worst = [case.heads - 1, 0], 0.0
-    inputs = case.inputs
+    """Heads that depend on one another or on their number: a derived model would differ."""
+    heads = [case.heads - 1, 0]
+    inputs, worst = case.inputs, 0.0
 
     def cut(x: Any) -> Any:
         return np.asarray(x)[:, :, heads]
 
+    keys = case.keys()[np.asarray(heads)]
+    cut_inputs = Inputs(cut(inputs.q), cut(inputs.k), cut(inputs.v), inputs.x, inputs.valid, keys)
+    params = jax.tree.map(lambda p: p[heads], case.params)
+    run = quick(lambda p, i, causal: case.attention(p, i, causal=causal), static_argnums=2)
     for causal in case.modes:
-        given = Inputs(
-            cut(inputs.q),
-            cut(inputs.k),
-            cut(inputs.v),
-            inputs.x,
-            inputs.valid,
-            case.keys()[np.asarray(heads)],
-        )
-        params = jax.tree.map(lambda p: p[heads], case.params)
-        out = quick(lambda p, i, c=causal: case.attention(p, i, causal=c))(params, given)
+        out = run(params, cut_inputs, causal)
         worst = max(worst, gap(out, case.results[causal][0][:, :, heads]))
-    return below(worst, max(EXACT, case.tolerance), f"heads {heads} alone differ by")
+    return below(worst, case.rounding, f"heads {heads} alone differ by")
 
 
 def reads_what_it_says(case: Case) -> str:
     """An input declared and never used (a dead branch in a search), or used and not declared."""
     for name in "qkvx":
-        found, wanted = (
-            max(np.abs(r[causal][1][0][name]).max() / _slope(case, causal) for causal in case.modes)
-            for r in (case.results, case.definitions)
-        )
-        declared, dead = name in case.attention.traits.reads, found == 0 or found <= LIVE < wanted
-        if declared == dead or (found > 0 and not declared):
-            raise Failed(
-                f"traits.reads is {case.reads}, and {name} has {'no' if declared else 'a'} gradient"
-            )
+        size = _largest(case, name, lambda causal: case.results[causal][1])
+        by_definition = _largest(case, name, lambda causal: case.definitions[causal][1])
+        dead = size == 0 or size <= LIVE < by_definition
+        if name in case.reads and dead:
+            raise Failed(f"traits.reads is {case.reads}, but {name} has no gradient")
+        if name not in case.reads and size > 0:
+            raise Failed(f"traits.reads is {case.reads}, but {name} has a gradient")
     return f"gradients reach {', '.join(case.reads)} and nothing else"
 
 
+def _largest(case: Case, name: str, gradients: Callable[[bool], Gradients]) -> float:
+    """The largest gradient by an input over the modes, relative to that of any input."""
+    sizes = []
+    for causal in case.modes:
+        grad = gradients(causal).inputs[name]
+        sizes.append(np.abs(grad).max() / _slope(case, causal))
+    return max(sizes)
+
+
 def parameters_live(case: Case) -> str:
-    """A parameter without gradient in some head: it is searched, saved and counted, and does
-    nothing."""
-    grads = [
-        [g / _slope(case, causal) for g in jax.tree.leaves(case.results[causal][1][1])]
-        for causal in case.modes
-    ]
-    if not grads[0]:
+    """A parameter without gradient in some head: it is trained, saved and counted for nothing."""
+    live: list[Any] = []  # by parameter, which heads have a gradient in some mode
+    shapes: list[list[int]] = []
+    for causal in case.modes:
+        leaves = jax.tree.leaves(case.results[causal][1].params)
+        sizes = []
+        for grad in leaves:
+            sizes.append(np.abs(grad).reshape(case.heads, -1).max(axis=-1) / _slope(case, causal))
+        shapes = [list(grad.shape) for grad in leaves]
+        live.append(sizes)
+    if not shapes:
         raise NotApplicable("no floating parameters")
-    for leaf in zip(*grads, strict=True):
-        live = sum(np.abs(g).reshape(case.heads, -1).max(axis=-1) for g in leaf) > LIVE
-        if not live.all():
-            raise Failed(
-                f"a parameter of shape {list(leaf[0].shape)} has no gradient in head(s) "
-                f"{np.flatnonzero(~live).tolist()}"
-            )
-    return f"{len(grads[0])} arrays, every head"
+    for shape, *sizes in zip(shapes, *live, strict=True):
+        dead = np.flatnonzero(~(sum(sizes) > LIVE))  # NaN is dead too
+        if dead.size:
+            raise Failed(f"a parameter of shape {shape} has no gradient in head(s) {dead.tolist()}")
+    return f"{len(shapes)} arrays, every head"
 
 
 def large_inputs(case: Case) -> str:
     """An exponential or a division that overflows once activations grow."""
     inputs = dataclasses.replace(case.inputs, q=case.inputs.q * 30, k=case.inputs.k * 30)
     for causal in case.modes:
-        if not all(
-            np.isfinite(a).all() for a in jax.tree.leaves(case.evaluate(inputs, causal=causal))
-        ):
+        if not finite(case.evaluate(inputs, causal=causal)):
             raise Failed(
-                f"q and k 30 times larger give an output or gradient that is not finite (causal={causal})"
+                f"with q and k 30 times larger, an output or gradient is not finite (causal={causal})"
             )
     return "finite at 30 times the scale"
 
 
 def growth(case: Case) -> str:
-    """An N x N array, forward or backward, or as many FLOPs, in what claims to be cheaper.
+    """An N x N array, forward or backward, or as many FLOPs, where the traits promise less.
 
-    Arrays are found by walking the traced program; FLOPs are those of `cost`, which `cost_flops`
-    compares."""
-    lengths, worst = (4096, 8192), 0.0
-    shapes = [dataclasses.replace(case.shape, batch=1, length=n) for n in lengths]
+    Arrays come from a walk over the traced program; FLOPs are those of `cost`, which `cost_flops`
+    compares.
+    """
+    short = dataclasses.replace(case.shape, batch=1, length=4096)
+    long = dataclasses.replace(case.shape, batch=1, length=8192)
+    allowed = case.attention.traits.growth + 0.15
+    worst = 0.0
     with jax.enable_x64(False):
         for causal in case.modes:
-            small, large = (max(arrays(_traced(case, shape, causal, True))) for shape in shapes)
+            small = max(arrays(_traced(case, short, causal, gradients=True)))
+            large = max(arrays(_traced(case, long, causal, gradients=True)))
             worst = max(worst, math.log2(large / small))
-    allowed = case.attention.traits.growth + 0.15
-    sentence = below(worst, allowed, f"largest array from N={lengths[0]} to {lengths[1]}: N to the")
-    few, many = (max(case.attention.cost(shape).flops, 1) for shape in shapes)
-    return f"{sentence}, {below(math.log2(many / few), allowed, 'FLOPs: N to the')}"
+    text = f"largest array from N={short.length} to {long.length}: N to the"
+    array_text = below(worst, allowed, text)
+    few = max(case.attention.cost(short).flops, 1)
+    many = max(case.attention.cost(long).flops, 1)
+    flops_text = below(math.log2(many / few), allowed, "FLOPs: N to the")
+    return f"{array_text}, {flops_text}"
 
 
 def cost_parameters(case: Case) -> str:
-    """A parameter count that is not what init makes; also a cost that is negative or not finite."""
+    """A parameter count that is not what init makes, or a cost that is negative or not finite."""
     cost = case.attention.cost(case.shape)
-    made = sum(p.size for p in jax.tree.leaves(case.initial))
-    if cost.parameters != made:
-        raise Failed(f"cost says {cost.parameters} parameters, init makes {made}")
-    if not all(np.isfinite(c) and c >= 0 for c in dataclasses.astuple(cost)):
+    count = sum(p.size for p in jax.tree.leaves(case.initial))
+    if cost.parameters != count:
+        raise Failed(f"cost says {cost.parameters} parameters, init makes {count}")
+    if not all(np.isfinite(number) and number >= 0 for number in dataclasses.astuple(cost)):
         raise Failed(f"every cost must be finite and not negative, got {cost}")
-    return f"{made} parameters"
+    return f"{count} parameters"
 
 
 def cost_flops(case: Case) -> str:
@@ -525,44 +549,100 @@ def cost_flops(case: Case) -> str:
     shape = Shape(length=64, heads=2, head_dim=32, model_dim=64, batch=2)
     causal = case.modes[0]
     with jax.enable_x64(False):
-        traced = _traced(case, shape, causal, False)
-        if loops := {"scan", "while"} & set(primitives(traced)):
+        traced = _traced(case, shape, causal, gradients=False)
+        loops = {"scan", "while"} & set(primitives(traced))
+        if loops:
             raise NotApplicable(
                 f"it has a {loops.pop()} at N={shape.length}, whose body XLA counts once"
             )
         analysis = _lowered(case, shape, causal).compile().cost_analysis() or {}
-    counted, ours = analysis.get("flops", 0.0), case.attention.cost(shape).flops
-    slack = (
-        2 * shape.batch * shape.length * shape.heads * shape.head_dim
-    )  # selects and copies, two for each output
-    if abs(counted - ours) > 0.1 * counted + slack:
-        raise Failed(f"cost says {ours:.4g} FLOPs, XLA counts {counted:.4g}, allowed 10% + {slack}")
-    return f"{ours:.4g} FLOPs, XLA counts {counted:.4g}"
+    counted = analysis.get("flops", 0.0)
+    flops = case.attention.cost(shape).flops
+    # Selects and copies, two for each output.
+    slack = 2 * shape.batch * shape.length * shape.heads * shape.head_dim
+    if abs(counted - flops) > 0.1 * counted + slack:
+        raise Failed(
+            f"cost says {flops:.4g} FLOPs, XLA counts {counted:.4g}, allowed 10% + {slack}"
+        )
+    return f"{flops:.4g} FLOPs, XLA counts {counted:.4g}"
 
 
 def second_order(case: Case) -> str:
-    """A second derivative that does not exist or is not finite: exact bilevel search would fail or
-    go NaN."""
-    if case.attention.traits.order < 2:
-        raise NotApplicable(f"traits.order is {case.attention.traits.order}")
+    """A second derivative that does not exist or is not finite: exact bilevel search would fail."""
+    order = case.attention.traits.order
+    if order < 2:
+        raise NotApplicable(f"traits.order is {order}")
     causal = case.modes[-1]
-    given = case.part(slice(4), slice(case.length // 2, case.length // 2 + 7))
+    start = case.length // 2
+    inputs = case.part(slice(4), slice(start, start + 7))
 
     def loss(qkv: tuple[jax.Array, ...]) -> jax.Array:
-        inputs = dataclasses.replace(given, q=qkv[0], k=qkv[1], v=qkv[2])
-        return jnp.sum(case.attention(case.params, inputs, causal=causal) ** 2)
+        q, k, v = qkv
+        changed = dataclasses.replace(inputs, q=q, k=k, v=v)
+        out = case.attention(case.params, changed, causal=causal)
+        return jnp.sum(out**2)
 
-    point = (jnp.asarray(given.q), jnp.asarray(given.k), jnp.asarray(given.v))
-    along = tuple(jnp.asarray(case.normal(*p.shape)) for p in point)
-    product = quick(lambda p, a: jax.jvp(jax.grad(loss), (p,), (a,))[1])
-    products = product(point, along)
-    if not all(np.isfinite(p).all() for p in products):
+    def product(point: Any, direction: Any) -> Any:
+        """Of the Hessian with a vector."""
+        return jax.jvp(jax.grad(loss), (point,), (direction,))[1]
+
+    point = (jnp.asarray(inputs.q), jnp.asarray(inputs.k), jnp.asarray(inputs.v))
+    direction = tuple(jnp.asarray(case.normal(*p.shape)) for p in point)
+    if not finite(quick(product)(point, direction)):
         raise Failed(f"a Hessian-vector product is not finite (causal={causal})")
     return "Hessian-vector products are finite"
 
 
+def alibi(case: Case) -> str:
+    """Slopes accepted and ignored, or of another head, or with the wrong distance in a fast path."""
+    if "alibi" not in case.attention.traits.positions:
+        raise NotApplicable("traits.positions has no 'alibi'")
+    slopes: Any = 2.0 ** -np.arange(case.heads)
+    inputs = dataclasses.replace(case.inputs, slopes=slopes)
+
+    def outputs(params: Params, inputs: Inputs, causal: bool) -> tuple[jax.Array, jax.Array]:
+        out = case.attention(params, inputs, causal=causal)
+        return out, case.defined(params, inputs, causal)[0]
+
+    run = quick(outputs, static_argnums=2)
+    worst = 0.0
+    for causal in case.modes:
+        out, reference = run(case.params, inputs, causal)
+        worst = max(worst, gap(out, reference))
+    return below(worst, case.tolerance, "with slopes it differs from its definition by")
+
+
+def attention_dropout(case: Case) -> str:
+    """Dropout accepted and ignored, outside training, or that changes the mean."""
+    traits, samples = case.attention.traits, 400
+    if not traits.dropout:
+        raise NotApplicable("traits.dropout is ''")
+    causal = case.modes[-1]
+    inputs = dataclasses.replace(case.part(slice(1), slice(SHORT), valid=False), dropout=0.25)
+
+    def run(params: Params, key: jax.Array, train: bool) -> jax.Array:
+        return case.attention(params, inputs, causal=causal, train=train, key=key)
+
+    still = case.first_tokens(causal)
+    evaluated = quick(run, static_argnums=2)(case.params, jax.random.key(0), False)
+    if not np.array_equal(evaluated, still):
+        raise Failed("with train=False a rate of 0.25 changes the output")
+    keys = jax.random.split(jax.random.key(case.seed), samples)
+    noisy = quick(jax.vmap(lambda key: run(case.params, key, True)))(keys)
+    noisy = np.asarray(noisy, np.float64)  # [samples, 1, SHORT, H, D]
+    deviation = noisy.std(axis=0)
+    if not (deviation.reshape(SHORT, -1).max(axis=-1) > 1e-9).all():
+        raise Failed("for some token, a rate of 0.25 in training changes nothing")
+    text = f"drops {traits.dropout} in training only; its mean is"
+    if traits.stochastic:
+        return f"{text} not compared, because `key` draws more than dropout"
+    standard_error = deviation * samples**-0.5 + 1e-9
+    off = np.abs(noisy.mean(axis=0) - still) / standard_error
+    return below(float(off.max()), 6.0, f"{text} off by standard errors")
+
+
 def refuses_the_other_mode(case: Case) -> str:
-    """Causality asked for and ignored: the model cheats, and nobody is told."""
+    """A mode that the traits rule out, ignored without an error: the model sees the future."""
     if len(case.modes) == 2:
         raise NotApplicable("both modes are supported")
     causal = not case.modes[0]
@@ -570,81 +650,39 @@ def refuses_the_other_mode(case: Case) -> str:
 
 
 def refuses_longer_inputs(case: Case) -> str:
-    """An input longer than the parameters were built for, cut or clamped silently."""
+    """An input longer than the parameters were built for, cut or clamped without an error."""
     if not case.attention.traits.fixed_length:
         raise NotApplicable("traits.fixed_length is False")
-    longer = jax.tree.map(
-        lambda a: np.concatenate([a, a], axis=1),
-        dataclasses.replace(case.part(slice(1), slice(None)), head_keys=None),
-    )
+    inputs = dataclasses.replace(case.part(slice(1), slice(None)), head_keys=None)
+    longer = jax.tree.map(lambda a: np.concatenate([a, a], axis=1), inputs)
     longer = dataclasses.replace(longer, head_keys=case.keys())
-    return _refuses(
-        case, longer, case.modes[0], f"{2 * case.length} tokens where built for {case.length}"
-    )
+    text = f"{2 * case.length} tokens where built for {case.length}"
+    return _refuses(case, longer, case.modes[0], text)
 
 
-def alibi(case: Case) -> str:
-    """Slopes taken and ignored, or of another head, or with the wrong distance in a fast path."""
-    if "alibi" not in case.attention.traits.positions:
-        raise NotApplicable("traits.positions has no 'alibi'")
-    slopes: Any = 2.0 ** -np.arange(case.heads)
-    inputs = dataclasses.replace(case.inputs, slopes=slopes)
-    both = quick(
-        lambda p, i, c: (case.attention(p, i, causal=c), case.defined(p, i, c)[0]), static_argnums=2
-    )
-    worst = max(gap(*both(case.params, inputs, causal)) for causal in case.modes)
-    return below(worst, case.tolerance, "with slopes it differs from its definition by")
-
-
-def attention_dropout(case: Case) -> str:
-    """Dropout taken and ignored, outside training, or that changes the mean."""
-    traits, keys = case.attention.traits, 400
-    if not traits.dropout:
-        raise NotApplicable("traits.dropout is ''")
-    causal = case.modes[-1]
-    inputs = dataclasses.replace(case.part(slice(1), slice(SHORT), valid=False), dropout=0.25)
-    still = _first_tokens(case, causal)
-    run = quick(
-        lambda p, i, key, train: case.attention(p, i, causal=causal, train=train, key=key),
-        static_argnums=3,
-    )
-    if not np.array_equal(run(case.params, inputs, jax.random.key(0), False), still):
-        raise Failed("with train=False a rate of 0.25 changes the output")
-    many = quick(
-        jax.vmap(
-            lambda key: case.attention(case.params, inputs, causal=causal, train=True, key=key)
-        )
-    )
-    noisy = np.asarray(many(jax.random.split(jax.random.key(case.seed), keys)), np.float64)
-    spread = noisy.std(axis=0)
-    if not (spread.reshape(SHORT, -1).max(axis=-1) > 1e-9).all():
-        raise Failed("a rate of 0.25 in training changes nothing, for some token")
-    if traits.stochastic:
-        return f"drops {traits.dropout} in training only; its mean is not defined, as `key` draws more than that"
-    off = np.abs(noisy.mean(axis=0) - still) / (spread * keys**-0.5 + 1e-9)
-    return below(
-        float(off.max()),
-        6.0,
-        f"drops {traits.dropout} in training only; mean off by standard errors",
-    )
-
-
-def refuses_what_it_cannot_take(case: Case) -> str:
-    """Slopes or dropout that the traits do not cover, ignored silently."""
-    given, told = case.part(slice(1), slice(SHORT)), []
+def refuses_what_it_does_not_support(case: Case) -> str:
+    """Slopes or dropout that the traits rule out, ignored without an error."""
+    inputs = case.part(slice(1), slice(SHORT))
     traits = case.attention.traits
+    refusals = []
     if "alibi" not in traits.positions:
         slopes: Any = np.ones(case.heads)
-        told.append(
-            _refuses(case, dataclasses.replace(given, slopes=slopes), case.modes[0], "slopes")
-        )
+        changed = dataclasses.replace(inputs, slopes=slopes)
+        refusals.append(_refuses(case, changed, case.modes[0], "slopes"))
     if not traits.dropout:
-        told.append(
-            _refuses(case, dataclasses.replace(given, dropout=0.5), case.modes[0], "dropout")
-        )
-    if not told:
-        raise NotApplicable("it takes slopes and dropout")
-    return "; ".join(told)
+        changed = dataclasses.replace(inputs, dropout=0.5)
+        refusals.append(_refuses(case, changed, case.modes[0], "dropout"))
+    if not refusals:
+        raise NotApplicable("it supports slopes and dropout")
+    return "; ".join(refusals)
+
+
+def _refuses(case: Case, inputs: Inputs, causal: bool, text: str) -> str:
+    try:
+        jax.eval_shape(lambda p, i: case.attention(p, i, causal=causal), case.params, inputs)
+    except InputError as error:
+        return f"{text}: {error}"
+    raise Failed(f"accepts {text}, but must raise InputError (see base.accept and base.fits)")
 
 
 PROPERTIES: tuple[Callable[[Case], str], ...] = (
@@ -682,101 +720,62 @@ PROPERTIES: tuple[Callable[[Case], str], ...] = (
     attention_dropout,
     refuses_the_other_mode,
     refuses_longer_inputs,
-    refuses_what_it_cannot_take,
+    refuses_what_it_does_not_support,
 )
 """All of them, in the order of the report. `text_round_trip` also takes the table of names."""
 
 
-def _matrix(case: Case) -> bool:
-    return case.attention.traits.matrix
-
-
 def _slope(case: Case, causal: bool) -> float:
     """The largest gradient of any input, or 1."""
-    return max(np.abs(g).max() for g in case.results[causal][1][0].values()) or 1.0
+    grads = case.results[causal][1].inputs.values()
+    return max(np.abs(grad).max() for grad in grads) or 1.0
 
 
-def _rounded(case: Case, inputs: Inputs, *dtypes: Any) -> list[np.ndarray]:
-    """Outputs for `inputs` in each of `dtypes`, without float64; in the last mode.
-
-    The parameters are rounded to float32 here, which is why float32 is not held to its last digit.
-    """
-    causal = case.modes[-1]
-    with jax.enable_x64(False):
-
-        def each(params: Params, inputs: Inputs) -> list[jax.Array]:
-            return [case.attention(params, _cast(inputs, dtype), causal=causal) for dtype in dtypes]
-
-        return [
-            np.asarray(out, np.float64)
-            for out in quick(each)(_cast(case.params, np.float32), inputs)
-        ]
-
-
-def _padding_content(case: Case, example: int) -> str:
-    valid, worst = np.asarray(case.inputs.valid), 0.0
-    for causal in case.modes:
-        changed = case.evaluate(case.replace(~valid), causal=causal)[0]
-        worst = max(
-            worst,
-            gap(changed[example][valid[example]], case.results[causal][0][example][valid[example]]),
-        )
-    return below(worst, EXACT, "valid outputs change by")
-
-
-def _first_tokens(case: Case, causal: bool) -> np.ndarray:
-    """Output for the first `SHORT` tokens of the example without padding, compiled, `[1, SHORT, H,
-    D]`."""
-    cache = case.__dict__.setdefault("first_tokens", {})
-    if causal not in cache:
-        run = quick(lambda p, i: case.attention(p, i, causal=causal))
-        cache[causal] = np.asarray(run(case.params, case.part(slice(1), slice(SHORT), valid=False)))
-    return cache[causal]
-
-
-def _refuses(case: Case, inputs: Inputs, causal: bool, what: str) -> str:
-    try:
-        jax.eval_shape(lambda p, i: case.attention(p, i, causal=causal), case.params, inputs)
-    except InputError as error:
-        return f"{what}: {error}"
-    raise Failed(f"accepts {what}; it must raise InputError (see base.accept and base.fits)")
+def _listed(lengths: tuple[int, ...]) -> str:
+    return ", ".join(str(length) for length in lengths)
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
     """Floating arrays of `tree` in `dtype`; jax arrays inside a trace, numpy otherwise."""
-    return jax.tree.map(
-        lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
-    )
+
+    def cast(a: Any) -> Any:
+        if jnp.issubdtype(a.dtype, jnp.floating):
+            return a.astype(dtype)
+        return a
+
+    return jax.tree.map(cast, tree)
 
 
 def _abstract(case: Case, shape: Shape) -> tuple[Any, Inputs]:
     """Parameters and inputs of `shape` in float32, as shapes only; no padding."""
 
-    def array(*dims: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((shape.batch, shape.length, *dims), jnp.float32)
+    def array(*sizes: int) -> Any:
+        return jax.ShapeDtypeStruct((shape.batch, shape.length, *sizes), jnp.float32)
 
     qkv = array(shape.heads, shape.head_dim)
     params = jax.eval_shape(lambda key: case.attention.init(key, shape), jax.random.key(0))
-    keys = jax.eval_shape(lambda key: jax.random.split(key, shape.heads), jax.random.key(0))
-    x = array(shape.model_dim) if "x" in case.reads else None
-    return params, Inputs(qkv, qkv, qkv, x, None, keys)  # type: ignore[arg-type]
+    keys: Any = jax.eval_shape(lambda key: jax.random.split(key, shape.heads), jax.random.key(0))
+    x = None
+    if "x" in case.reads:
+        x = array(shape.model_dim)
+    return params, Inputs(qkv, qkv, qkv, x, None, keys)
 
 
-def _traced(case: Case, shape: Shape, causal: bool, gradients: bool) -> Any:
+def _traced(case: Case, shape: Shape, causal: bool, *, gradients: bool) -> Any:
     """The program of one forward pass, or of its gradients by q, k and v, at `shape`."""
 
     def run(params: Params, inputs: Inputs) -> Any:
         def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return jnp.sum(
-                case.attention(params, dataclasses.replace(inputs, q=q, k=k, v=v), causal=causal)
-            )
+            changed = dataclasses.replace(inputs, q=q, k=k, v=v)
+            return jnp.sum(case.attention(params, changed, causal=causal))
 
-        return (jax.grad(loss, argnums=(0, 1, 2)) if gradients else loss)(
-            inputs.q, inputs.k, inputs.v
-        )
+        if not gradients:
+            return loss(inputs.q, inputs.k, inputs.v)
+        return jax.grad(loss, argnums=(0, 1, 2))(inputs.q, inputs.k, inputs.v)
 
     return jax.make_jaxpr(run)(*_abstract(case, shape))
 
 
 def _lowered(case: Case, shape: Shape, causal: bool) -> jax.stages.Lowered:
-    return jax.jit(lambda p, i: case.attention(p, i, causal=causal)).lower(*_abstract(case, shape))
+    run = jax.jit(lambda p, i: case.attention(p, i, causal=causal))
+    return run.lower(*_abstract(case, shape))
