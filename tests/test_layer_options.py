@@ -246,9 +246,7 @@ def test_networks_refuse_what_their_attentions_cannot_take():
         transformer(config, Genotype.homogeneous(parse("linear"), 1, 4))
     with pytest.raises(InputError, match="does not work with rotary"):
         supernet(config, SearchSpace((parse("full"), parse("linear")), 1, 4))
-    with pytest.raises(
-        InputError, match=r"does not support attention dropout, got a rate of 0\.1"
-    ):
+    with pytest.raises(InputError, match=r"does not support attention dropout, got a rate of 0\.1"):
         transformer(sizes(attention_dropout=0.1), Genotype.homogeneous(Undropped(), 1, 4))
     mixed = SearchSpace((parse("full"), parse("identity")), 1, 4, "head")
     shared = sizes(kv_heads=2)

@@ -37,9 +37,7 @@ def test_with_a_horizon_what_follows_changes_nothing_before_it():
 
 def test_a_horizon_is_checked():
     x = jnp.ones((1, 13, 2, 4))
-    with pytest.raises(
-        InputError, match=r"horizon=12.* was built for at most 12 tokens, got 13"
-    ):
+    with pytest.raises(InputError, match=r"horizon=12.* was built for at most 12 tokens, got 13"):
         parse("cosformer(horizon=12)")({}, Inputs(x, x, x))
     with pytest.raises(
         InputError, match="cosformer: horizon must be a whole number of at least 0, got -1"

@@ -172,9 +172,7 @@ def test_the_pseudo_inverse():
 
 def test_reformer_must_be_given_what_it_draws_from():
     q = jnp.ones((1, 60, 2, 4))
-    with pytest.raises(
-        InputError, match=r"reformer\(.*\) is random, but inputs.head_keys is None"
-    ):
+    with pytest.raises(InputError, match=r"reformer\(.*\) is random, but inputs.head_keys is None"):
         parse("reformer")({}, Inputs(q, q, q))
 
 

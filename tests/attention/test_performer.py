@@ -150,9 +150,7 @@ def test_options_out_of_range(spec, message):
 
 def test_what_it_draws_from_must_be_given():
     q = jnp.ones((1, 5, 2, 4))
-    with pytest.raises(
-        InputError, match=r"is random, but inputs.head_keys is None"
-    ):
+    with pytest.raises(InputError, match=r"is random, but inputs.head_keys is None"):
         parse("performer")({}, Inputs(q, q, q))
     with pytest.raises(InputError, match="redraws its features in training and needs a PRNG key"):
         parse("performer(redraw=0.5)")({}, given(), train=True)

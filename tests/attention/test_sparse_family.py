@@ -191,9 +191,7 @@ def test_options_out_of_range(spec, message):
 
 def test_what_it_reads_must_be_given():
     q = jnp.ones((1, 60, H, 4))
-    with pytest.raises(
-        InputError, match=r"bigbird\(.*\) is random, but inputs.head_keys is None"
-    ):
+    with pytest.raises(InputError, match=r"bigbird\(.*\) is random, but inputs.head_keys is None"):
         parse("bigbird")({}, Inputs(q, q, q))
     attention = parse("longformer")
     with pytest.raises(
