@@ -11,7 +11,7 @@ from dartformer import config as configs
 from dartformer.attention import parse
 from dartformer.cli.main import main
 from dartformer.cost.budget import Price
-from dartformer.cost.solve import near_ties, solve, within
+from dartformer.cost.integer_program import near_ties, solve, within
 from dartformer.errors import InputError
 from dartformer.machine.workdir import read_json, write_json
 from dartformer.space.search_space import SearchSpace
@@ -88,7 +88,7 @@ def test_a_search_under_a_budget_and_its_answers_to_others(tiny, tmp_path, capsy
     with Run(tiny, workdir) as run:
         found = search(run)
         price = run.prices["flops"]
-        least, most = price.cheapest(run.space)[0], price.dearest(run.space)[0]
+        least, most = price.cheapest(run.space)[0], price.most_expensive(run.space)[0]
         assert least < 19000 < most
         kept = read_json(workdir / "search/prices.json")
         assert kept["budget"]["flops"] == 19000

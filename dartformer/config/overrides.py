@@ -79,8 +79,7 @@ def _override_budget(config: ConfigDict, key: str, value: Any) -> None:
     else:
         budget = _budget(value, value, value)
     for limit in budget:
-        if limit not in budgets.QUANTITIES and limit not in budgets.PLACE:
-            raise unknown(f"key of {BUDGET}", limit, (*budgets.QUANTITIES, *budgets.PLACE))
+        budgets.check_key(limit, BUDGET)
     config.search.budget = ConfigDict(budget)
 
 

@@ -1,5 +1,5 @@
-"""What a model costs: by formula (`analytic`), measured (`measure`), from a saved table (`table`),
-and put together as prices of every genotype of a space (`prices`)."""
+"""Costs of models: by formula (`analytic`), measured (`measure`), from a saved table (`table`), as
+prices of every genotype of a space (`prices`), and the best within a budget (`integer_program`)."""
 
 from dartformer.cost.analytic import (
     attention_cost,
@@ -11,10 +11,11 @@ from dartformer.cost.analytic import (
     training_bytes,
     useful_flops,
 )
+from dartformer.cost.budget import check_phase
 from dartformer.cost.measure import (
+    Latency,
     Measured,
     attention,
-    check_phase,
     device,
     forward_latency,
     latency,
@@ -23,6 +24,7 @@ from dartformer.cost.measure import (
 )
 
 __all__ = [
+    "Latency",
     "Measured",
     "attention",
     "attention_cost",

@@ -14,7 +14,7 @@ from dartformer.models.transformer import Network, TransformerConfig, Weights
 from dartformer.space.genotype import Genotype
 
 MOST_PAIRS = 2048
-"""Longest input of which pairs of tokens are counted one by one."""
+"""The longest input whose pairs of tokens are counted one by one."""
 
 
 def parameters(weights: Weights) -> int:
@@ -23,7 +23,7 @@ def parameters(weights: Weights) -> int:
 
 
 def model_parameters(network: Network) -> int:
-    """Number of parameters of a network, without making them."""
+    """Number of parameters of a network, without creating them."""
     return parameters(jax.eval_shape(network.init, jax.random.key(0)))
 
 
@@ -39,12 +39,9 @@ def attention_cost(
     heads."""
     total = Cost(0, 0, 0, 0)
     for attention, heads in genotype.groups(layer):
-        shape = config.attention_shape(
-            len(heads),
-            kv_heads=len({h // config.sharing for h in heads}),
-            batch=batch,
-            length=length,
-        )
+        # Several heads share a key and a value head where config.sharing > 1.
+        kv_heads = len({head // config.sharing for head in heads})
+        shape = config.attention_shape(len(heads), kv_heads=kv_heads, batch=batch, length=length)
         total = total + attention.cost(shape)
     return total
 
@@ -58,43 +55,51 @@ def flops(
     Embeddings of ids and stem, which are look-ups, and normalisations, activations and dropout,
     which are linear in the activations, are left out."""
     n = config.tokens if length is None else length
-    e, inner, m = config.model_dim, config.heads * config.head_dim, config.mlp_dim
-    per_token = 4 * e * inner * (1 + 1 / config.sharing) + 4 * e * m
-    documents, pooled = batch * config.inputs, config.pooled
-    rows = batch * (n if config.pooling == "none" else 1)
+    documents = batch * config.inputs
+    mixing = 0.0
+    for l in range(config.layers):
+        mixing += attention_cost(config, genotype, l, batch=documents, length=n).flops
+    inner = config.heads * config.head_dim
+    # Queries and output, and keys and values, which heads share; then the two layers of the MLP.
+    projections = 4 * config.model_dim * inner * (1 + 1 / config.sharing)
+    per_token = projections + 4 * config.model_dim * config.mlp_dim
+    embedding = 2 * config.features * config.model_dim
+    rows = batch * n if config.pooling == "none" else batch
+    tokens = documents * n * (config.layers * per_token + embedding)
+    return mixing + tokens + rows * _classifier_flops(config)
+
+
+def _classifier_flops(config: TransformerConfig) -> int:
+    """FLOPs of the classifier on one row."""
+    pooled, m, classes = config.pooled, config.mlp_dim, config.classes
     if config.classifier == "linear":
-        head = 2 * pooled * config.classes
-    elif config.inputs == 1:
-        head = 2 * (pooled * m + m * config.classes)
-    else:
-        head = 2 * (pooled * m + m * (m // 2) + m // 2 * config.classes)
-    mixing = sum(
-        attention_cost(config, genotype, l, batch=documents, length=n).flops
-        for l in range(config.layers)
-    )
-    embed = 2 * config.features * e
-    return mixing + documents * n * (config.layers * per_token + embed) + rows * head
+        return 2 * pooled * classes
+    if config.inputs == 1:
+        return 2 * (pooled * m + m * classes)
+    return 2 * (pooled * m + m * (m // 2) + m // 2 * classes)
 
 
-def useful_flops(attention: Any, shape: Shape, *, causal: bool) -> float | None:
-    """Of the FLOPs that `attention` executes, those that the result needs.
+def useful_flops(attention: Attention, shape: Shape, *, causal: bool) -> float | None:
+    """The part of the FLOPs that `attention` executes that the result needs.
 
     The definition of a type that is a matrix of weights needs 4 D + 5 for each pair of tokens whose
-    weight is not zero (two multiply-adds by D numbers, and the softmax). Blocks that are computed
-    whole, and causal masks, execute more. Of a type that grows slower than N^2 although every token
-    sees every (earlier) one, all is useful: it never forms the matrix.
+    weight is not zero (two multiply-adds by D numbers, and the softmax). Dense blocks and causal
+    masks execute more. For a type that grows slower than N^2 although every token sees every
+    (earlier) one, all is useful: it never forms the matrix.
 
     Returns:
       The smaller of both; all that is executed where there is no matrix; None above `MOST_PAIRS`
       tokens.
     """
-    executed, n = attention.cost(shape).flops, shape.length
+    executed = attention.cost(shape).flops
+    n = shape.length
     if not attention.traits.matrix:
         return executed
     if n > MOST_PAIRS:
         return None
     pairs = _pairs(attention, n, shape.head_dim, shape.model_dim, causal)
-    if attention.traits.growth < 2 and pairs > 0.9 * (n * (n + 1) / 2 if causal else n * n):
+    visible = n * (n + 1) / 2 if causal else n * n
+    if attention.traits.growth < 2 and pairs > 0.9 * visible:
         return executed
     return min(executed, shape.batch * shape.heads * pairs * (4 * shape.head_dim + 5))
 
@@ -102,19 +107,19 @@ def useful_flops(attention: Any, shape: Shape, *, causal: bool) -> float | None:
 @functools.lru_cache(maxsize=512)
 def _pairs(attention: Any, length: int, head_dim: int, model_dim: int, causal: bool) -> int:
     """Pairs of tokens with a weight that is not zero, of one head on one random input."""
-    keys = iter(jax.random.split(jax.random.key(0), 6))
-    q, k, v = (jax.random.normal(next(keys), (1, length, 1, head_dim)) for _ in range(3))
+    q_key, k_key, v_key, x_key, head_key, init_key = jax.random.split(jax.random.key(0), 6)
+    shape = (1, length, 1, head_dim)  # [B, N, H, D]
     inputs = Inputs(
-        q,
-        k,
-        v,
-        jax.random.normal(next(keys), (1, length, model_dim)),
-        head_keys=jax.random.split(next(keys), 1),
+        jax.random.normal(q_key, shape),
+        jax.random.normal(k_key, shape),
+        jax.random.normal(v_key, shape),
+        jax.random.normal(x_key, (1, length, model_dim)),
+        head_keys=jax.random.split(head_key, 1),
     )
-    params = attention.init(next(keys), Shape(length, 1, head_dim, model_dim))
-    found = attention.weights(params, inputs, causal=causal)
-    assert found is not None
-    return int(np.count_nonzero(np.asarray(found)))
+    params = attention.init(init_key, Shape(length, 1, head_dim, model_dim))
+    weights = attention.weights(params, inputs, causal=causal)
+    assert weights is not None
+    return int(np.count_nonzero(np.asarray(weights)))
 
 
 def training_bytes(
@@ -124,25 +129,30 @@ def training_bytes(
     and parameters not among them: what a layer more adds to the memory of training. Found by
     tracing; nothing is computed or compiled."""
     sizes = (shape.batch, shape.length, shape.heads, shape.head_dim)
-    read = {n: jax.ShapeDtypeStruct(sizes, dtype) for n in "qkv"}
+    arrays = {name: jax.ShapeDtypeStruct(sizes, dtype) for name in "qkv"}
     if "x" in attention.traits.reads:
-        read["x"] = jax.ShapeDtypeStruct((shape.batch, shape.length, shape.model_dim), dtype)
+        arrays["x"] = jax.ShapeDtypeStruct((shape.batch, shape.length, shape.model_dim), dtype)
     params = jax.eval_shape(lambda key: attention.init(key, shape), jax.random.key(0))
 
-    def kept(params: Any, read: dict[str, jax.Array]) -> Any:
+    def residuals(params: Any, arrays: dict[str, jax.Array]) -> Any:
         valid = jnp.ones(sizes[:2], bool)
         keys = jax.random.split(jax.random.key(0), shape.heads)
 
-        def forward(params: Any, read: dict[str, jax.Array]) -> jax.Array:
-            inputs = Inputs(read["q"], read["k"], read["v"], read.get("x"), valid, keys)
+        def forward(params: Any, arrays: dict[str, jax.Array]) -> jax.Array:
+            inputs = Inputs(arrays["q"], arrays["k"], arrays["v"], arrays.get("x"), valid, keys)
             return attention(params, inputs, causal=causal, train=True, key=jax.random.key(1))
 
-        return jax.tree.leaves(jax.vjp(forward, params, read)[1])
+        # The leaves of a vjp are what it keeps for the backward pass.
+        return jax.tree.leaves(jax.vjp(forward, params, arrays)[1])
 
-    made = jax.make_jaxpr(kept)(params, read).jaxpr
-    given = {id(v) for v in (*made.invars, *made.constvars)}
-    unique = {id(v): v.aval for v in made.outvars if not hasattr(v, "val") and id(v) not in given}
-    return sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in unique.values())
+    jaxpr = jax.make_jaxpr(residuals)(params, arrays).jaxpr
+    inputs = {id(variable) for variable in (*jaxpr.invars, *jaxpr.constvars)}
+    # The same array may be kept twice, and counts once; literals have a value and no memory.
+    kept = {}
+    for variable in jaxpr.outvars:
+        if not hasattr(variable, "val") and id(variable) not in inputs:
+            kept[id(variable)] = variable.aval
+    return sum(int(np.prod(array.shape)) * array.dtype.itemsize for array in kept.values())
 
 
 def decodes(attention: Attention) -> bool:
@@ -156,16 +166,13 @@ def decoding_flops(
 ) -> float:
     """FLOPs of one more token after `length`, for each sequence of the batch: projections,
     feed-forward, classifier, and a multiply-add for each number that is kept."""
-    kept = (
-        sum(
-            attention_cost(config, genotype, l, batch=batch, length=length).state_bytes
-            for l in range(config.layers)
-        )
-        / config.attention_shape().itemsize
-    )
-    return flops(config, nothing(config), batch=batch, length=1) + 2 * kept
+    kept = 0.0
+    for l in range(config.layers):
+        kept += attention_cost(config, genotype, l, batch=batch, length=length).state_bytes
+    numbers = kept / config.attention_shape().itemsize
+    return flops(config, nothing(config), batch=batch, length=1) + 2 * numbers
 
 
 def nothing(config: TransformerConfig) -> Genotype:
-    """The genotype whose attentions cost nothing, for what the rest of a model costs."""
+    """The genotype whose attentions cost nothing, for the cost of the rest of a model."""
     return Genotype.homogeneous(Identity(), config.layers, config.heads)

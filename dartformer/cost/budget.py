@@ -1,7 +1,7 @@
 """Budgets: what a genotype may cost, at a stated batch, length and phase. Prices: what genotypes of
 a space cost."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from dartformer.errors import InputError, unknown
+from dartformer.machine.record import Record
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 
@@ -20,21 +21,22 @@ QUANTITIES = {
     "memory_bytes": "intermediate arrays that are in memory at once",
     "kv_bytes": "keys, values and states kept while decoding",
 }
-"""What can be limited, of a whole model at the stated batch, length and phase."""
+"""What a budget can limit, for a complete model at the stated batch, length and phase."""
 
 PHASES = ("forward", "train", "decode")
 """A forward pass; a forward and a backward pass; one more token after `length` tokens."""
 
-PLACE = {
-    "batch": 1,
-    "length": 0,
-    "phase": "forward",
-    "floor": 0.9,
-    "rate": 0.1,
-    "table": "",
-    "trust_table": False,
-}
+SETTINGS = ("batch", "length", "phase", "floor", "rate", "table", "trust_table")
+"""Keys of a budget that are no limits."""
+
 TEXTS = ("phase", "table")
+WHOLE_NUMBERS = ("batch", "length")
+
+
+def check_phase(phase: str, allowed: tuple[str, ...] = PHASES) -> None:
+    """Raise `InputError` for an unknown phase."""
+    if phase not in allowed:
+        raise unknown("phase", phase, allowed)
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,12 @@ class Budget:
 
     Attributes:
       limits: quantity and limit, of `QUANTITIES`.
-      batch, length, phase: where costs are meant; length 0 is that of the task.
+      batch, length, phase: at which costs are meant; length 0 is that of the task.
       floor: share of a limit below which a search under this budget is not pressed to be cheaper.
       rate: of dual ascent: how much a multiplier grows in a step, for each share by which the limit
         is exceeded.
       table: file of measured latencies; "" for the one in the user's cache folder.
-      trust_table: take it although another device or other versions measured it.
+      trust_table: use it although another device or other versions measured it.
     """
 
     limits: tuple[tuple[str, float], ...]
@@ -61,55 +63,51 @@ class Budget:
     trust_table: bool = False
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], where: str = "search.budget") -> "Budget":
-        """From `{"latency_ms": 12, "batch": 8}`; raises `InputError` for an unknown key or a value
-        that cannot be."""
-        for key, value in given.items():
-            if key not in QUANTITIES and key not in PLACE:
-                raise unknown(f"key of {where}", key, (*QUANTITIES, *PLACE))
-            if key in TEXTS or (key == "length" and value == 0):
-                continue
-            if key == "trust_table":
-                if not isinstance(value, bool):
-                    raise InputError(f"{where}: trust_table must be true or false, got {value!r}.")
-                continue
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, (int, float))
-                or not 0 < value < np.inf
-            ):
-                raise InputError(f"{where}: {key} must be a number above 0, got {value!r}.")
-            if key in ("batch", "length") and int(value) != value:
-                raise InputError(f"{where}: {key} must be a whole number, got {value!r}.")
-        place: dict[str, Any] = {**PLACE, **{k: v for k, v in given.items() if k in PLACE}}
-        if place["phase"] not in PHASES:
-            raise unknown(f"phase of {where}", place["phase"], PHASES)
-        if place["floor"] > 1:
-            raise InputError(
-                f"{where}: floor is a share of the limit, at most 1; got {place['floor']!r}."
-            )
-        limits = tuple((k, float(given[k])) for k in QUANTITIES if k in given)
+    def of(cls, options: Mapping[str, Any], where: str = "search.budget") -> "Budget":
+        """From `{"latency_ms": 12, "batch": 8}`; raises `InputError` for an unknown key or an
+        impossible value."""
+        for key, value in options.items():
+            check_key(key, where)
+            _check_value(key, value, where)
+        limits = tuple((key, float(options[key])) for key in QUANTITIES if key in options)
         if not limits:
             raise InputError(f"{where} limits nothing: give one of {', '.join(QUANTITIES)}.")
-        if place["phase"] == "decode" and "latency_ms" in given:
-            raise InputError(
-                f"{where}: latency_ms cannot be taken with phase = 'decode': nothing here runs token by "
-                f"token, so that there is no latency to measure; limit kv_bytes or flops."
-            )
-        if place["phase"] == "decode" and "memory_bytes" in given:
-            raise InputError(
-                f"{where}: memory_bytes with phase = 'decode' is kv_bytes: limit that."
-            )
-        return cls(
+        defaults = cls(limits)
+        budget = cls(
             limits,
-            int(place["batch"]),
-            int(place["length"]),
-            place["phase"],
-            float(place["floor"]),
-            float(place["rate"]),
-            str(place["table"]),
-            place["trust_table"],
+            batch=int(options.get("batch", defaults.batch)),
+            length=int(options.get("length", defaults.length)),
+            phase=options.get("phase", defaults.phase),
+            floor=float(options.get("floor", defaults.floor)),
+            rate=float(options.get("rate", defaults.rate)),
+            table=str(options.get("table", defaults.table)),
+            trust_table=options.get("trust_table", defaults.trust_table),
         )
+        budget._check(where)
+        return budget
+
+    def _check(self, where: str) -> None:
+        """Raise `InputError` for values that do not work together."""
+        if self.phase not in PHASES:
+            raise unknown(f"phase of {where}", self.phase, PHASES)
+        if self.floor > 1:
+            raise InputError(
+                f"{where}: floor is a share of the limit, at most 1; got {self.floor!r}."
+            )
+        if self.phase == "decode" and "latency_ms" in self.quantities:
+            raise InputError(
+                f"{where}: latency_ms does not work with phase = 'decode' because models are not "
+                f"run token by token, so there is no latency to measure. Limit kv_bytes or flops."
+            )
+        if self.phase == "decode" and "memory_bytes" in self.quantities:
+            raise InputError(
+                f"{where}: memory_bytes does not work with phase = 'decode'. Limit kv_bytes."
+            )
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """The quantities that are limited."""
+        return tuple(key for key, _ in self.limits)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, that `of` reads."""
@@ -122,56 +120,89 @@ class Budget:
 
     def __str__(self) -> str:
         limits = ", ".join(f"{key} = {number(value)}" for key, value in self.limits)
-        return f"{limits} (batch {self.batch}{f', length {self.length}' if self.length else ''}, {self.phase})"
+        length = f", length {self.length}" if self.length else ""
+        return f"{limits} (batch {self.batch}{length}, {self.phase})"
 
 
-def parse(texts: Any, where: str = "--budget") -> dict[str, Any]:
+def check_key(key: str, where: str) -> None:
+    """Raise `InputError` for an unknown key of a budget."""
+    if key not in QUANTITIES and key not in SETTINGS:
+        raise unknown(f"key of {where}", key, (*QUANTITIES, *SETTINGS))
+
+
+def _check_value(key: str, value: Any, where: str) -> None:
+    """Raise `InputError` for a value of the wrong type or range."""
+    if key == "trust_table":
+        if not isinstance(value, bool):
+            raise InputError(f"{where}: trust_table must be true or false, got {value!r}.")
+        return
+    if key in TEXTS or (key == "length" and value == 0):
+        return
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value < np.inf:
+        raise InputError(f"{where}: {key} must be a number above 0, got {value!r}.")
+    if key in WHOLE_NUMBERS and int(value) != value:
+        raise InputError(f"{where}: {key} must be a whole number, got {value!r}.")
+
+
+def parse(texts: Iterable[str], where: str = "--budget") -> dict[str, Any]:
     """`["latency_ms=12,batch=8", "parameters=1e5"]` as a mapping for `Budget.of`; raises
     `InputError`."""
-    found: dict[str, Any] = {}
-    for part in (p for text in texts for p in text.split(",") if p.strip()):
-        key, equals, value = (s.strip() for s in part.partition("="))
-        if not equals:
-            raise InputError(f"{where} takes KEY=VALUE, as in latency_ms=12, got {part!r}.")
-        if key not in QUANTITIES and key not in PLACE:
-            raise unknown(f"key of {where}", key, (*QUANTITIES, *PLACE))
-        if key == "trust_table":
-            found[key] = value.lower() in ("true", "1", "yes")
-            continue
-        found[key] = value if key in TEXTS else read(value, f"{where}: {key}")
-        if key in ("batch", "length") and found[key] == int(found[key]):
-            found[key] = int(found[key])
-    return found
+    options: dict[str, Any] = {}
+    for text in texts:
+        for part in text.split(","):
+            if part.strip():
+                key, value = _parse_part(part, where)
+                options[key] = value
+    return options
 
 
-def read(value: Any, name: str) -> float:
+def _parse_part(part: str, where: str) -> tuple[str, Any]:
+    """Key and value of KEY=VALUE."""
+    key, equals, text = (side.strip() for side in part.partition("="))
+    if not equals:
+        raise InputError(f"{where} takes KEY=VALUE, as in latency_ms=12, got {part!r}.")
+    check_key(key, where)
+    if key == "trust_table":
+        return key, text.lower() in ("true", "1", "yes")
+    if key in TEXTS:
+        return key, text
+    value = read_number(text, f"{where}: {key}")
+    if key in WHOLE_NUMBERS and value == int(value):
+        return key, int(value)
+    return key, value
+
+
+def read_number(text: str, name: str) -> float:
     """A finite number from a text; raises `InputError`."""
     try:
-        made = float(value)
+        value = float(text)
     except ValueError:
-        made = np.nan
-    if not np.isfinite(made):
-        raise InputError(f"{name} must be a number above 0, got {value!r}.")
-    return made
+        value = np.nan
+    if not np.isfinite(value):
+        raise InputError(f"{name} must be a number above 0, got {text!r}.")
+    return value
 
 
 def number(value: float) -> str:
     """A cost in at most four digits, whole numbers with commas."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
 
 
 @dataclass(frozen=True)
-class Price:
+class Price(Record):
     """What genotypes of a space cost in one quantity: `rest` and what the groups of heads of each
     layer add.
 
     Attributes:
       quantity: of `QUANTITIES`.
       rest: of a model without its attentions.
-      groups: `[K, H + 1]`: n heads of candidate k in one layer; 0 for n = 0. Not linear in n: one
-        head alone of a type still starts its whole kernel.
-      largest: layers share it, so that the dearest counts (memory of a forward pass); else it is
-        the sum over layers.
+      groups: `[K, H + 1]`: n heads of candidate k in one layer; 0 for n = 0. Not linear in n: a
+        single head of a type still starts its complete kernel.
+      largest: layers share it, so that the most expensive counts (memory of a forward pass);
+        otherwise it is the sum over layers.
     """
 
     quantity: str
@@ -183,7 +214,8 @@ class Price:
         """The cost of a genotype."""
         counts = self.counts(space.choice(genotype))
         layers = self.groups[np.arange(len(self.groups)), counts].sum(-1)
-        return float(self.rest + (layers.max() if self.largest else layers.sum()))
+        attentions = layers.max() if self.largest else layers.sum()
+        return float(self.rest + attentions)
 
     def counts(self, choice: np.ndarray) -> np.ndarray:
         """`[L, K]` heads of each candidate, of choices `[L, H]`."""
@@ -199,60 +231,59 @@ class Price:
         if tied:
             layers = mixture[:, 0] @ groups[:, -1]
         else:
-            odds = (
-                jnp.zeros((*mixture.shape[::2], groups.shape[1]), mixture.dtype).at[..., 0].set(1)
-            )
-            for h in range(mixture.shape[1]):
-                p = mixture[:, h, :, None]
-                odds = odds * (1 - p) + jnp.pad(odds[..., :-1], ((0, 0), (0, 0), (1, 0))) * p
-            layers = jnp.sum(odds * groups, (1, 2))
-        return self.rest + (jnp.max(layers) if self.largest else jnp.sum(layers))
+            layers = jnp.sum(self._head_counts(mixture) * groups, (1, 2))
+        attentions = jnp.max(layers) if self.largest else jnp.sum(layers)
+        return self.rest + attentions
+
+    def _head_counts(self, mixture: Array) -> Array:
+        """`[L, K, H + 1]` probability of each number of heads of each candidate."""
+        layers, heads, candidates = mixture.shape
+        empty = jnp.zeros((layers, candidates, heads + 1), mixture.dtype)
+        odds = empty.at[..., 0].set(1)
+        for h in range(heads):
+            p = mixture[:, h, :, None]
+            one_less = jnp.pad(odds[..., :-1], ((0, 0), (0, 0), (1, 0)))
+            odds = odds * (1 - p) + one_less * p
+        return odds
 
     def cheapest(self, space: SearchSpace) -> tuple[float, Genotype]:
         """The cheapest genotype of the space, with its cost."""
-        return self._extreme(space, self.groups)
+        return self._least(space, self.groups)
 
-    def dearest(self, space: SearchSpace) -> tuple[float, Genotype]:
-        """The dearest genotype of the space, with its cost."""
-        return self._extreme(space, -self.groups)
+    def most_expensive(self, space: SearchSpace) -> tuple[float, Genotype]:
+        """The most expensive genotype of the space, with its cost."""
+        return self._least(space, -self.groups)
 
-    def _extreme(self, space: SearchSpace, groups: np.ndarray) -> tuple[float, Genotype]:
-        if space.granularity != "head":
-            found = space.genotype(
-                np.full((space.layers, space.heads), int(np.argmin(groups[:, -1])))
-            )
-            return self.of(found, space), found
-        heads = space.heads
-        best: list[tuple[float, tuple[int, ...]]] = [
-            (0.0 if n == 0 else np.inf, ()) for n in range(heads + 1)
-        ]
-        for row in groups:  # best[n]: of the candidates so far, n heads given out
-            best = [
-                min(
-                    ((best[n - m][0] + float(row[m]), (*best[n - m][1], m)) for m in range(n + 1)),
-                    key=lambda one: one[0],
-                )
-                for n in range(heads + 1)
-            ]
-        layer = np.repeat(np.arange(len(groups)), best[heads][1])
-        found = space.genotype(np.broadcast_to(layer, (space.layers, heads)))
-        return self.of(found, space), found
+    def _least(self, space: SearchSpace, groups: np.ndarray) -> tuple[float, Genotype]:
+        """The genotype for which the sum of `groups` is least, with its cost."""
+        shape = (space.layers, space.heads)
+        if space.granularity == "head":
+            layer = np.repeat(np.arange(len(groups)), _best_counts(groups))
+            choice = np.broadcast_to(layer, shape)
+        else:
+            choice = np.full(shape, int(np.argmin(groups[:, -1])))
+        genotype = space.genotype(choice)
+        return self.of(genotype, space), genotype
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "quantity": self.quantity,
-            "rest": self.rest,
-            "groups": self.groups.tolist(),
-            "largest": self.largest,
-        }
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Price":
-        """The inverse of `to_dict`."""
-        return cls(
-            data["quantity"], data["rest"], np.array(data["groups"], np.float64), data["largest"]
-        )
+def _best_counts(groups: np.ndarray) -> tuple[int, ...]:
+    """How many heads of each candidate make the least sum of `groups` `[K, H + 1]`.
+
+    Dynamic programming: best[n] is the least sum, and the counts, for n heads of the candidates so
+    far."""
+    heads = groups.shape[1] - 1
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    best += [(np.inf, ())] * heads
+    for row in groups:
+        extended = []
+        for n in range(heads + 1):
+            options = []
+            for m in range(n + 1):
+                cost, counts = best[n - m]
+                options.append((cost + float(row[m]), (*counts, m)))
+            extended.append(min(options, key=lambda option: option[0]))
+        best = extended
+    return best[heads][1]
 
 
 class BudgetTooSmall(InputError):
@@ -260,8 +291,8 @@ class BudgetTooSmall(InputError):
 
 
 def require_possible(budget: Budget, prices: Mapping[str, Price], space: SearchSpace) -> None:
-    """Raise `BudgetTooSmall` for a limit below the cheapest genotype of the space, with what that
-    costs."""
+    """Raise `BudgetTooSmall` for a limit below the cheapest genotype of the space, with its
+    cost."""
     for key, limit in budget.limits:
         least, genotype = prices[key].cheapest(space)
         if limit < least:
@@ -273,11 +304,10 @@ def require_possible(budget: Budget, prices: Mapping[str, Price], space: SearchS
 
 
 def ratios(budget: Budget, prices: Mapping[str, Price], tied: bool) -> Callable[[Array], Array]:
-    """mixture `[L, H, K]` -> expected cost over limit `[M]`, one number for each limit."""
+    """mixture `[L, H, K]` -> expected cost over limit `[M]`, a number for each limit."""
 
-    def of(mixture: Array) -> Array:
-        return jnp.stack(
-            [prices[key].expected(mixture, tied) / limit for key, limit in budget.limits]
-        )
+    def expected_ratios(mixture: Array) -> Array:
+        costs = [prices[key].expected(mixture, tied) / limit for key, limit in budget.limits]
+        return jnp.stack(costs)
 
-    return of
+    return expected_ratios

@@ -1,4 +1,4 @@
-"""Cost by measurement on this device: latency, and what XLA says of the same compiled program."""
+"""Cost by measurement on this device: latency, and XLA's own figures of the compiled program."""
 
 import os
 import platform
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,7 @@ import numpy as np
 from flax import nnx
 
 from dartformer.attention.base import Attention, Inputs
-from dartformer.cost.budget import PHASES
-from dartformer.errors import unknown
+from dartformer.cost.budget import check_phase
 from dartformer.models.transformer import (
     Block,
     GroupedHeads,
@@ -31,8 +30,20 @@ from dartformer.models.transformer import (
 from dartformer.space.genotype import Genotype
 
 clock: Callable[[], float] = time.perf_counter
-"""What tells the time. On one core of a busy machine a benchmark may take `time.process_time`
-instead."""
+"""The clock of all measurements. On a single core of a busy machine a benchmark may replace it by
+`time.process_time`."""
+
+WARM_UPS = 2
+RUN_PHASES = ("forward", "train")
+"""The phases that are measured: no model here is run token by token."""
+
+
+class Latency(NamedTuple):
+    """Seconds of a call: the median, the 90th percentile and the minimum of the repeats."""
+
+    median: float
+    p90: float
+    min: float
 
 
 @dataclass(frozen=True)
@@ -40,72 +51,65 @@ class Measured:
     """A compiled program, measured.
 
     Attributes:
-      seconds: "median", "p90" and "min" of a call.
+      seconds: of a call.
       temp_bytes: XLA's `temp_size_in_bytes`: intermediate arrays that are in memory at once.
-      xla_flops: XLA's `cost_analysis`, which counts the body of a loop once; None where it has
+      xla_flops: XLA's `cost_analysis`, which counts the body of a loop once; None where XLA has
         none.
     """
 
-    seconds: dict[str, float]
+    seconds: Latency
     temp_bytes: int
     xla_flops: float | None
 
 
 def device() -> str:
     """The device in words: two machines with the same words may share a table of latencies."""
-    one = jax.devices()[0]
-    if one.platform != "cpu":
-        return f"{one.platform}: {one.device_kind}"
+    first = jax.devices()[0]
+    if first.platform != "cpu":
+        return f"{first.platform}: {first.device_kind}"
+    return f"cpu: {_cpu()}, {cores()} cores"
+
+
+def _cpu() -> str:
+    """The model of the processor, from Linux where it runs."""
     info = Path("/proc/cpuinfo")
-    models = (
-        [
-            line.partition(":")[2].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if info.exists()
-        else []
-    )
-    return f"cpu: {models[0] if models else platform.processor() or platform.machine()}, {cores()} cores"
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def check_phase(phase: str, allowed: tuple[str, ...] = PHASES) -> None:
-    """Raise `InputError` for a phase that there is not."""
-    if phase not in allowed:
-        raise unknown("phase", phase, allowed)
-
-
-def latency(call: Callable[..., Any], *args: Any, repeats: int = 20) -> dict[str, float]:
-    """Seconds of `call(*args)` on this device, compiled and warmed up: median, 90th percentile and
-    minimum."""
-    for _ in range(2):
+def latency(call: Callable[..., Any], *args: Any, repeats: int = 20) -> Latency:
+    """Seconds of `call(*args)` on this device, compiled and warmed up."""
+    for _ in range(WARM_UPS):
         jax.block_until_ready(call(*args))
     times = []
     for _ in range(repeats):
-        started = clock()
+        start = clock()
         jax.block_until_ready(call(*args))
-        times.append(clock() - started)
-    return {
-        "median": float(np.median(times)),
-        "p90": float(np.quantile(times, 0.9)),
-        "min": min(times),
-    }
+        times.append(clock() - start)
+    return Latency(float(np.median(times)), float(np.quantile(times, 0.9)), min(times))
 
 
 def measured(function: Callable[..., Any], *args: Any, repeats: int) -> Measured:
     """Compile `function` for `args`, and time it."""
     compiled = jax.jit(function).lower(*args).compile()
-    memory, analysis = compiled.memory_analysis(), compiled.cost_analysis()
+    memory = compiled.memory_analysis()
     assert memory is not None
-    counted = analysis.get("flops") if isinstance(analysis, dict) else None
-    return Measured(
-        latency(compiled, *args, repeats=repeats), int(memory.temp_size_in_bytes), counted
-    )
+    analysis = compiled.cost_analysis()
+    xla_flops = None
+    if isinstance(analysis, dict):
+        xla_flops = analysis.get("flops")
+    seconds = latency(compiled, *args, repeats=repeats)
+    return Measured(seconds, int(memory.temp_size_in_bytes), xla_flops)
 
 
 def model(
@@ -117,25 +121,17 @@ def model(
     phase: str = "forward",
     repeats: int = 20,
 ) -> Measured:
-    """A whole model with fresh weights on full-length inputs: a forward pass, or the gradient of a
-    loss (no optimiser).
+    """A model with fresh weights on full-length inputs: a forward pass, or a loss's gradient.
 
-    Raises `InputError` for the phase "decode": no model here is run token by token.
-    """
-    check_phase(phase, ("forward", "train"))
+    No optimiser runs. Raises `InputError` for the phase "decode"."""
+    check_phase(phase, RUN_PHASES)
     net = transformer(config, genotype)
     weights = net.init(jax.random.key(0))
-    tokens, valid = (jnp.ones(a.shape, a.dtype) for a in config.blank(batch, length))
+    tokens, valid = (jnp.ones(blank.shape, blank.dtype) for blank in config.blank(batch, length))
     if phase == "forward":
         return measured(net.apply, weights, tokens, valid, repeats=repeats)
-    return measured(
-        jax.value_and_grad(_loss_of(net)),
-        weights,
-        tokens,
-        valid,
-        jax.random.key(1),
-        repeats=repeats,
-    )
+    gradient = jax.value_and_grad(_loss_of(net))
+    return measured(gradient, weights, tokens, valid, jax.random.key(1), repeats=repeats)
 
 
 def temp_bytes(
@@ -146,12 +142,11 @@ def temp_bytes(
     length: int | None = None,
     phase: str = "forward",
 ) -> int:
-    """XLA's `temp_size_in_bytes` of a whole model: compiled, not run."""
-    check_phase(phase, ("forward", "train"))
+    """XLA's `temp_size_in_bytes` of a model: compiled, not run."""
+    check_phase(phase, RUN_PHASES)
     net = transformer(config, genotype)
-    weights, key = (
-        jax.eval_shape(f) for f in (lambda: net.init(jax.random.key(0)), lambda: jax.random.key(0))
-    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    weights = jax.eval_shape(net.init, key)
     blank = config.blank(batch, length)
     if phase == "forward":
         lowered = jax.jit(net.apply).lower(weights, *blank)
@@ -176,7 +171,7 @@ def forward_latency(
     batch: int,
     length: int | None = None,
     repeats: int = 20,
-) -> dict[str, float]:
+) -> Latency:
     """Measured seconds of one forward pass of a genotype with fresh weights."""
     return model(config, genotype, batch=batch, length=length, repeats=repeats).seconds
 
@@ -205,7 +200,7 @@ def block(
     length: int | None = None,
     phase: str = "forward",
 ) -> Callable[[], Any]:
-    """The same block, compiled, to be called."""
+    """The same block, compiled, as a function without arguments."""
     function, args = _block(config, genotype, index, batch, length, phase)
     compiled = jax.jit(function).lower(*args).compile()
     return lambda: compiled(*args)
@@ -219,7 +214,8 @@ def _block(
     length: int | None,
     phase: str,
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    check_phase(phase, ("forward", "train"))
+    """A block as a function, and its arguments."""
+    check_phase(phase, RUN_PHASES)
     n = config.tokens if length is None else length
     documents = batch * config.inputs
 
@@ -242,7 +238,7 @@ def _block(
 
 def attention(
     config: TransformerConfig,
-    one: Attention,
+    attention: Attention,
     heads: int,
     *,
     batch: int,
@@ -250,46 +246,53 @@ def attention(
     phase: str = "forward",
     repeats: int = 20,
 ) -> Measured:
-    """One attention on its group of `heads` heads of a layer: no projections."""
-    check_phase(phase, ("forward", "train"))
-    given, params = attention_inputs(config, one, heads, batch=batch, length=length)
+    """An attention on its group of `heads` heads of a layer: no projections."""
+    check_phase(phase, RUN_PHASES)
+    arrays, params = attention_inputs(config, attention, heads, batch=batch, length=length)
+    options = fixed(config, heads)
 
-    def apply(params: Any, given: Any, key: Any) -> Any:
-        return attend(
-            one,
-            params,
-            Inputs(**given, **fixed(config, heads)),
-            config,
-            train=phase == "train",
-            key=key,
-        )
+    def apply(params: Any, arrays: dict[str, Any], key: Any) -> Any:
+        inputs = Inputs(**arrays, **options)
+        return attend(attention, params, inputs, config, train=phase == "train", key=key)
 
-    return measured(
-        _forward_or_gradient(apply, phase), params, given, jax.random.key(2), repeats=repeats
-    )
+    function = _forward_or_gradient(apply, phase)
+    return measured(function, params, arrays, jax.random.key(2), repeats=repeats)
 
 
 def attention_inputs(
-    config: TransformerConfig, one: Attention, heads: int, *, batch: int, length: int | None = None
+    config: TransformerConfig,
+    attention: Attention,
+    heads: int,
+    *,
+    batch: int,
+    length: int | None = None,
 ) -> tuple[dict[str, Any], Any]:
-    """Random q, k, v `[B, N, heads, D]`, x and valid; and the attention's own parameters."""
+    """Random q, k, v `[B, N, heads, D]` and x `[B, N, E]`; and the attention's own parameters."""
     n = config.tokens if length is None else length
-    dtype, keys = jnp.dtype(config.dtype), iter(jax.random.split(jax.random.key(0), 4))
-    sizes = (batch * config.inputs, n, heads, config.head_dim)
-    given: dict[str, Any] = {name: jax.random.normal(next(keys), sizes, dtype) for name in "qkv"}
-    given["x"] = jax.random.normal(next(keys), (*sizes[:2], config.model_dim), dtype)
-    params = values(own_parameters(one, config, heads, nnx.Rngs(params=jax.random.key(1))))
-    return given, params
+    dtype = jnp.dtype(config.dtype)
+    documents = batch * config.inputs
+    q_key, k_key, v_key, x_key = jax.random.split(jax.random.key(0), 4)
+    shape = (documents, n, heads, config.head_dim)
+    arrays = {
+        "q": jax.random.normal(q_key, shape, dtype),
+        "k": jax.random.normal(k_key, shape, dtype),
+        "v": jax.random.normal(v_key, shape, dtype),
+        "x": jax.random.normal(x_key, (documents, n, config.model_dim), dtype),
+    }
+    rngs = nnx.Rngs(params=jax.random.key(1))
+    return arrays, values(own_parameters(attention, config, heads, rngs))
 
 
 def fixed(config: TransformerConfig, heads: int) -> dict[str, Any]:
-    """What a layer gives its attentions beside arrays."""
-    slopes = alibi_slopes(config.heads)[:heads] if config.positions == "alibi" else None
+    """A layer's inputs to its attentions beside arrays of tokens."""
+    slopes = None
+    if config.positions == "alibi":
+        slopes = jnp.asarray(alibi_slopes(config.heads)[:heads], jnp.dtype(config.dtype))
     return {
         "head_keys": head_keys(config, 0)[:heads],
         "dropout": config.attention_dropout,
         "kernel": config.kernel,
-        "slopes": None if slopes is None else jnp.asarray(slopes, jnp.dtype(config.dtype)),
+        "slopes": slopes,
     }
 
 

@@ -17,8 +17,8 @@ from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 
 TRAINING = 3
-"""FLOPs of a forward and a backward pass for each of the forward pass: the backward one has two
-products for each."""
+"""FLOPs of a forward and a backward pass for each of the forward pass: for each of its products the
+backward pass has two."""
 
 
 def prices(
@@ -36,111 +36,142 @@ def prices(
       table: for latencies; None for the budget's. Entries that it lacks are measured.
 
     Raises:
-      InputError: the length cannot be, or a candidate has no such cost.
+      InputError: the model does not take the length, or a candidate has no such cost.
     """
-    length = budget.length or config.length
-    if length > config.length:
-        raise InputError(
-            f"the budget is for {length} tokens, and the model takes at most {config.length}."
-        )
-    for one in space.candidates:
-        if one.traits.fixed_length and length != config.length:
+    pricing = _Pricing(config, space, budget, table)
+    if quantities is None:
+        quantities = budget.quantities
+    return {key: pricing.price(key) for key in quantities}
+
+
+class _Pricing:
+    """Prices at the batch, length and phase of a budget."""
+
+    def __init__(
+        self, config: TransformerConfig, space: SearchSpace, budget: Budget, table: Table | None
+    ):
+        self.config = config
+        self.space = space
+        self.budget = budget
+        self.table = table
+        self.plain = nothing(config)
+        self.length = budget.length or config.length
+        self._check_length()
+        # Positions of the model, with those that it adds, such as CLS.
+        self.positions = self.length + config.tokens - config.length
+
+    def _check_length(self) -> None:
+        longest = self.config.length
+        if self.length > longest:
             raise InputError(
-                f"the budget is for {length} tokens, and {to_text(one)} has parameters for {config.length} "
-                f"alone."
+                f"the budget is for {self.length} tokens, and the model takes at most {longest}."
             )
-    keys = [key for key, _ in budget.limits] if quantities is None else list(quantities)
-    return {
-        key: _price(key, config, space, budget, length + config.tokens - config.length, table)
-        for key in keys
-    }
+        for candidate in self.space.candidates:
+            if candidate.traits.fixed_length and self.length != longest:
+                raise InputError(
+                    f"the budget is for {self.length} tokens, and {to_text(candidate)} has "
+                    f"parameters for exactly {longest}."
+                )
 
+    def price(self, key: str) -> Price:
+        """The price of one quantity."""
+        decoding = self.budget.phase == "decode"
+        if key == "parameters":
+            return self._parameters()
+        if key == "kv_bytes" or decoding:
+            self._check_decodes()
+        if key == "kv_bytes":
+            return Price(key, 0.0, self._groups(lambda a, n: a.cost(self._shape(n)).state_bytes))
+        if key == "flops" and decoding:
+            return self._decoding_flops()
+        if key == "flops":
+            return self._flops()
+        if key == "memory_bytes":
+            return self._memory()
+        return self._latency()
 
-def _price(
-    key: str,
-    config: TransformerConfig,
-    space: SearchSpace,
-    budget: Budget,
-    n: int,
-    table: Table | None,
-) -> Price:
-    documents, phase = budget.batch * config.inputs, budget.phase
+    def _groups(self, cost: Callable[[Attention, int], float]) -> np.ndarray:
+        """`[K, H + 1]`: the cost of n heads of each candidate, of those n that the space has."""
+        heads = self.config.heads
+        groups = np.zeros((len(self.space.candidates), heads + 1))
+        sizes = [heads]
+        if self.space.granularity == "head":
+            sizes = list(range(1, heads + 1))
+        for k, candidate in enumerate(self.space.candidates):
+            for n in sizes:
+                groups[k, n] = cost(candidate, n)
+        return groups
 
-    def groups(cost_of: Callable[[Attention, int], float]) -> np.ndarray:
-        made = np.zeros((len(space.candidates), config.heads + 1))
-        sizes = range(1, config.heads + 1) if space.granularity == "head" else [config.heads]
-        for k, one in enumerate(space.candidates):
-            for heads in sizes:
-                made[k, heads] = cost_of(one, heads)
-        return made
-
-    def shape(heads: int, tokens: int = n) -> Shape:
-        return config.attention_shape(
-            heads, kv_heads=-(-heads // config.sharing), batch=documents, length=tokens
+    def _shape(self, heads: int, positions: int | None = None) -> Shape:
+        """The shape of a group of heads."""
+        return self.config.attention_shape(
+            heads,
+            kv_heads=-(-heads // self.config.sharing),
+            batch=self.budget.batch * self.config.inputs,
+            length=self.positions if positions is None else positions,
         )
 
-    plain = nothing(config)
-    if key == "parameters":
-        return Price(
-            key,
-            model_parameters(transformer(config, plain)),
-            groups(lambda one, heads: one.cost(shape(heads, config.tokens)).parameters),
-        )
-    if key in ("kv_bytes",) or phase == "decode":
-        stuck = [to_text(one) for one in space.candidates if not decodes(one)]
+    def _check_decodes(self) -> None:
+        """Raise `InputError` for a candidate that cannot be decoded token by token."""
+        stuck = [
+            to_text(candidate) for candidate in self.space.candidates if not decodes(candidate)
+        ]
         if stuck:
             raise InputError(
-                f"a budget for decoding cannot be taken with {', '.join(stuck)}: a later token changes "
-                f"earlier outputs, so that nothing can be decoded token by token."
-            )
-    if key == "kv_bytes":
-        return Price(key, 0.0, groups(lambda one, heads: one.cost(shape(heads)).state_bytes))
-    if key == "flops" and phase == "decode":
-        itemsize = shape(1).itemsize
-        return Price(
-            key,
-            flops(config, plain, batch=budget.batch, length=1),
-            groups(lambda one, heads: 2 * one.cost(shape(heads)).state_bytes / itemsize),
-        )
-    if key == "flops":
-        times = TRAINING if phase == "train" else 1
-        return Price(
-            key,
-            times * flops(config, plain, batch=budget.batch, length=n),
-            groups(lambda one, heads: times * one.cost(shape(heads)).flops),
-        )
-    if key == "memory_bytes":
-
-        def whole(genotype: Genotype) -> int:
-            return measure.temp_bytes(
-                config,
-                genotype,
-                batch=budget.batch,
-                phase=phase,
-                length=n - (config.tokens - config.length),
+                f"a budget for decoding does not work with {', '.join(stuck)} because a later token "
+                f"changes earlier outputs. Use candidates that can be causal."
             )
 
-        rest, layers = whole(plain), config.layers if phase == "train" else 1
-        # Of homogeneous models, and by heads in between. What is kept for a backward pass adds up
-        # over layers.
-        more = {
-            one: max(whole(g) - rest, 0) / layers
-            for one, g in zip(space.candidates, space.homogeneous(), strict=True)
-        }
-        return Price(
-            key,
-            rest,
-            groups(lambda one, heads: more[one] * heads / config.heads),
-            largest=phase != "train",
+    def _parameters(self) -> Price:
+        rest = model_parameters(transformer(self.config, self.plain))
+        tokens = self.config.tokens
+        groups = self._groups(lambda a, n: a.cost(self._shape(n, tokens)).parameters)
+        return Price("parameters", rest, groups)
+
+    def _flops(self) -> Price:
+        times = TRAINING if self.budget.phase == "train" else 1
+        rest = flops(self.config, self.plain, batch=self.budget.batch, length=self.positions)
+        groups = self._groups(lambda a, n: times * a.cost(self._shape(n)).flops)
+        return Price("flops", times * rest, groups)
+
+    def _decoding_flops(self) -> Price:
+        """A multiply-add for each number that is kept."""
+        itemsize = self._shape(1).itemsize
+        rest = flops(self.config, self.plain, batch=self.budget.batch, length=1)
+        groups = self._groups(lambda a, n: 2 * a.cost(self._shape(n)).state_bytes / itemsize)
+        return Price("flops", rest, groups)
+
+    def _memory(self) -> Price:
+        """From homogeneous models, and linear in the number of heads."""
+        training = self.budget.phase == "train"
+        rest = self._temp_bytes(self.plain)
+        # What is kept for a backward pass adds up over layers; a forward pass frees it.
+        layers = self.config.layers if training else 1
+        added = {}
+        models = zip(self.space.candidates, self.space.homogeneous(), strict=True)
+        for candidate, genotype in models:
+            added[candidate] = max(self._temp_bytes(genotype) - rest, 0) / layers
+        groups = self._groups(lambda a, n: added[a] * n / self.config.heads)
+        return Price("memory_bytes", rest, groups, largest=not training)
+
+    def _temp_bytes(self, genotype: Genotype) -> int:
+        return measure.temp_bytes(
+            self.config,
+            genotype,
+            batch=self.budget.batch,
+            phase=self.budget.phase,
+            length=self.length,
         )
-    table = table or Table(budget.table or None, budget.trust_table)
-    known = table
 
-    def milliseconds(one: Attention, heads: int) -> float:
-        return 1e3 * known.attention(config, one, heads, batch=budget.batch, length=n, phase=phase)
+    def _latency(self) -> Price:
+        table = self.table or Table(self.budget.table or None, self.budget.trust_table)
+        batch, length, phase = self.budget.batch, self.positions, self.budget.phase
 
-    return Price(
-        key,
-        1e3 * table.rest(config, batch=budget.batch, length=n, phase=phase),
-        groups(milliseconds),
-    )
+        def milliseconds(attention: Attention, heads: int) -> float:
+            seconds = table.attention(
+                self.config, attention, heads, batch=batch, length=length, phase=phase
+            )
+            return 1e3 * seconds
+
+        rest = 1e3 * table.rest(self.config, batch=batch, length=length, phase=phase)
+        return Price("latency_ms", rest, self._groups(milliseconds))

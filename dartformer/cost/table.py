@@ -1,15 +1,15 @@
-"""A table of measured latencies: attention x heads in its group x batch x length x phase, in a JSON
-file.
+"""A table of measured latencies by attention, heads of its group, batch, length and phase.
 
-An attention is measured as it is used, in a compiled block with its norms, projections and
-feed-forward: the block with it, less the same block with heads that do nothing. A call by itself
-would be mostly the start of a program."""
+It is a JSON file. An attention is measured as it is used, in a compiled block with its norms,
+projections and feed-forward: the block with it, less the same block with heads that do nothing. A
+call of the attention alone would be mostly the start of a program."""
 
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,20 +23,64 @@ from dartformer.cost import measure
 from dartformer.cost.analytic import nothing
 from dartformer.errors import InputError
 from dartformer.machine import user_cache
+from dartformer.machine.record import Plain, Record
 from dartformer.machine.workdir import read_json, write_json
 from dartformer.models.transformer import TransformerConfig
 from dartformer.space.genotype import Genotype
 
 FORMAT = 1
 ROUNDS = 40
-"""The least of these is taken: what else the machine does can only add."""
+"""The least of these is taken: other processes of the machine can only add."""
 
 REPEATS = 40
-"""Calls of a whole model."""
+"""Calls of a complete model."""
+
+
+class At(NamedTuple):
+    """Where a latency is measured: examples at once, tokens of each, and phase."""
+
+    batch: int
+    length: int
+    phase: str
+
+
+@dataclass(frozen=True)
+class Entry(Record):
+    """A latency in the file.
+
+    Attributes:
+      of: what was measured: everything that the latency depends on.
+      seconds: the least of all calls.
+    """
+
+    of: dict[str, Plain]
+    seconds: float
+
+    @property
+    def key(self) -> str:
+        """What entries are found by."""
+        return repr(sorted(self.of.items()))
+
+
+@dataclass(frozen=True)
+class TableFile(Record):
+    """The file of a table.
+
+    Attributes:
+      format: 1.
+      device: that measured it, in words.
+      versions: of packages that a latency depends on.
+      entries: in the order in which they were measured.
+    """
+
+    format: int
+    device: str
+    versions: dict[str, str]
+    entries: tuple[Entry, ...]
 
 
 def versions() -> dict[str, str]:
-    """What else a latency depends on."""
+    """Versions of packages that a latency depends on."""
     return {"jax": jax.__version__, "dartformer": __version__}
 
 
@@ -47,12 +91,11 @@ def cache_file() -> Path:
 
 
 class Table:
-    """Latencies by what was measured; read from a file, and written back whenever something was
-    added.
+    """Measured latencies, read from a file, and written back whenever an entry was added.
 
     Args:
-      file: where; None for `cache_file()`. Made if it is not there.
-      trusted: take it although another device or other versions measured it.
+      file: where; None for `cache_file()`. Created if it is missing.
+      trusted: use it although another device or other versions measured it.
 
     Raises:
       InputError: it is damaged, or another device's or other versions', and not trusted.
@@ -60,120 +103,126 @@ class Table:
 
     def __init__(self, file: str | Path | None = None, trusted: bool = False):
         self.file = cache_file() if file is None else Path(file)
-        self.device, self.versions = measure.device(), versions()
-        self.seconds: dict[str, dict[str, Any]] = {}
+        self.device = measure.device()
+        self.versions = versions()
+        self.entries: dict[str, Entry] = {}
         self.foreign = False
-        if not self.file.exists():
-            return
+        if self.file.exists():
+            self._read(trusted)
+
+    def _read(self, trusted: bool) -> None:
         data = read_json(self.file)
-        if (
-            not isinstance(data, dict)
-            or data.get("format") != FORMAT
-            or not isinstance(data.get("entries"), list)
-        ):
-            raise InputError(f"{self.file} is no table of latencies of format {FORMAT}.")
-        for what, ours in (("device", self.device), ("versions", self.versions)):
-            if data.get(what) != ours:
-                self.foreign = True
-                if not trusted:
-                    raise InputError(
-                        f"the latencies in {self.file} were measured on another {what} ({data.get(what)}; here "
-                        f"{ours}): name another file, where they are measured anew, or take them as they are with "
-                        f"--trust-table."
-                    )
-        self.device, self.versions = data["device"], data["versions"]
-        self.seconds = {_key(one["of"]): one for one in data["entries"]}
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise InputError(f"{self.file} is not a table of latencies of format {FORMAT}.")
+        content = TableFile.from_dict(data, str(self.file))
+        if content.device != self.device:
+            self._refuse_foreign("device", content.device, self.device, trusted)
+        if content.versions != self.versions:
+            self._refuse_foreign("versions", content.versions, self.versions, trusted)
+        self.device = content.device
+        self.versions = content.versions
+        self.entries = {entry.key: entry for entry in content.entries}
+
+    def _refuse_foreign(self, name: str, theirs: object, ours: object, trusted: bool) -> None:
+        self.foreign = True
+        if not trusted:
+            raise InputError(
+                f"the latencies in {self.file} were measured on another {name} ({theirs}; here "
+                f"{ours}). Name another file to measure them again, or use them as they are with "
+                f"--trust-table."
+            )
 
     def attention(
         self,
         config: TransformerConfig,
-        one: Attention,
+        attention: Attention,
         heads: int,
         *,
         batch: int,
         length: int,
         phase: str,
     ) -> float:
-        """Seconds that a group of `heads` heads of an attention adds to a layer; between measured
-        numbers, linear.
+        """Seconds that a group of `heads` heads of an attention adds to a layer.
 
-        What grouping costs a layer with several groups is shared out to them by heads.
+        Between measured numbers of heads it is linear. What grouping costs a layer with several
+        groups is shared out to them by heads.
         """
-        known = measured_heads(config.heads)
-        if heads not in known:
-            low, high = max(n for n in known if n < heads), min(n for n in known if n > heads)
-            below, above = (
-                self.attention(config, one, n, batch=batch, length=length, phase=phase)
-                for n in (low, high)
-            )
-            return below + (above - below) * (heads - low) / (high - low)
+        at = At(batch, length, phase)
+        sizes = measured_heads(config.heads)
+        if heads in sizes:
+            return self._of_group(config, attention, heads, at)
+        low = max(n for n in sizes if n < heads)
+        high = min(n for n in sizes if n > heads)
+        below = self._of_group(config, attention, low, at)
+        above = self._of_group(config, attention, high, at)
+        return below + (above - below) * (heads - low) / (high - low)
+
+    def _of_group(
+        self, config: TransformerConfig, attention: Attention, heads: int, at: At
+    ) -> float:
+        """Seconds of a group of a size that is measured."""
         if heads == config.heads:
-            return self._added(config, one, heads, batch, length, phase)
-        # The cheapest second group stands for what grouping costs; the heads that do nothing have
-        # had their part of it.
-        grouping = self._added(
-            config, Uniform(), measured_heads(config.heads)[-2], batch, length, phase
-        )
-        if isinstance(one, Identity):
+            return self._added(config, attention, heads, at)
+        # The cheapest second group stands for what grouping costs. Heads that do nothing carry
+        # their share of it.
+        half = measured_heads(config.heads)[-2]
+        grouping = self._added(config, Uniform(), half, at)
+        if isinstance(attention, Identity):
             return grouping * heads / config.heads
-        added = self._added(config, one, heads, batch, length, phase)
+        added = self._added(config, attention, heads, at)
         return max(added - grouping * (1 - heads / config.heads), 0.0)
 
-    def _added(
-        self,
-        config: TransformerConfig,
-        one: Attention,
-        heads: int,
-        batch: int,
-        length: int,
-        phase: str,
-    ) -> float:
-        if isinstance(one, Identity):
+    def _added(self, config: TransformerConfig, attention: Attention, heads: int, at: At) -> float:
+        """Seconds that heads of an attention add to a layer whose other heads do nothing."""
+        if isinstance(attention, Identity):
             return 0.0
-        of = {"attention": to_text(one), "heads": heads, **_place(config, batch, length, phase)}
+        of = {"attention": to_text(attention), "heads": heads, **_setting(config, at)}
         return self._get(
             of,
-            lambda: attention_seconds(config, one, heads, batch=batch, length=length, phase=phase),
+            lambda: attention_seconds(
+                config,
+                attention,
+                heads,
+                batch=at.batch,
+                length=at.length,
+                phase=at.phase,
+            ),
         )
 
     def rest(self, config: TransformerConfig, *, batch: int, length: int, phase: str) -> float:
         """Seconds of a model whose heads do nothing."""
 
-        def whole() -> float:
+        def model_seconds() -> float:
             tokens = length - (config.tokens - config.length)
-            return measure.model(
+            measured = measure.model(
                 config, nothing(config), batch=batch, length=tokens, phase=phase, repeats=REPEATS
-            ).seconds["min"]
+            )
+            return measured.seconds.min
 
-        return self._get(
-            {"rest": _sizes(config), "batch": batch, "length": length, "phase": phase}, whole
-        )
+        sizes = dataclasses.asdict(config)
+        del sizes["seed"]
+        of = {"rest": sizes, "batch": batch, "length": length, "phase": phase}
+        return self._get(of, model_seconds)
 
     def _get(self, of: dict[str, Any], call: Callable[[], float]) -> float:
-        key = _key(of)
-        if key not in self.seconds:
+        """The latency of an entry, measured by `call` where there is none yet."""
+        key = Entry(of, 0.0).key
+        if key not in self.entries:
             if self.foreign:
                 raise InputError(
-                    f"{self.file} is another device's and lacks {of.get('attention') or 'the model'} at "
-                    f"batch {of['batch']}, length {of['length']}, phase {of['phase']}: it can only be "
-                    f"measured there."
+                    f"{self.file} is another device's and lacks {of.get('attention') or 'the model'} "
+                    f"at batch {of['batch']}, length {of['length']}, phase {of['phase']}: it can only "
+                    f"be measured there."
                 )
-            self.seconds[key] = {"of": of, "seconds": call()}
+            self.entries[key] = Entry(of, call())
             self.save()
-        return float(self.seconds[key]["seconds"])
+        return float(self.entries[key].seconds)
 
     def save(self) -> None:
         """Write the file."""
+        content = TableFile(FORMAT, self.device, self.versions, tuple(self.entries.values()))
         try:
-            write_json(
-                self.file,
-                {
-                    "format": FORMAT,
-                    "device": self.device,
-                    "versions": self.versions,
-                    "entries": list(self.seconds.values()),
-                },
-            )
+            write_json(self.file, content.to_dict())
         except OSError as error:
             raise InputError(
                 f"cannot write the table of latencies {self.file}: {error.strerror}."
@@ -182,15 +231,16 @@ class Table:
 
 def measured_heads(heads: int) -> tuple[int, ...]:
     """Sizes of groups that are measured: powers of two, and all heads."""
-    return tuple(sorted({*(2**i for i in range(heads.bit_length()) if 2**i < heads), heads}))
+    powers = [2**i for i in range(heads.bit_length()) if 2**i < heads]
+    return (*powers, heads)
 
 
-def _place(config: TransformerConfig, batch: int, length: int, phase: str) -> dict[str, Any]:
+def _setting(config: TransformerConfig, at: At) -> dict[str, Any]:
     """What an attention's latency depends on beside itself."""
     return {
-        "batch": batch * config.inputs,
-        "length": length,
-        "phase": phase,
+        "batch": at.batch * config.inputs,
+        "length": at.length,
+        "phase": at.phase,
         "heads_of_layer": config.heads,
         "head_dim": config.head_dim,
         "mlp_dim": config.mlp_dim,
@@ -207,32 +257,36 @@ def _place(config: TransformerConfig, batch: int, length: int, phase: str) -> di
     }
 
 
-def _sizes(config: TransformerConfig) -> dict[str, Any]:
-    return {k: v for k, v in dataclasses.asdict(config).items() if k != "seed"}
-
-
-def _key(of: dict[str, Any]) -> str:
-    return repr(sorted(of.items()))
-
-
 def attention_seconds(
-    config: TransformerConfig, one: Attention, heads: int, *, batch: int, length: int, phase: str
+    config: TransformerConfig,
+    attention: Attention,
+    heads: int,
+    *,
+    batch: int,
+    length: int,
+    phase: str,
 ) -> float:
     """Seconds that `heads` heads of an attention add to a block whose other heads do nothing
     (`identity`)."""
-    rows = tuple((one,) * n + (Identity(),) * (config.heads - n) for n in (heads, 0))
-    calls = [
-        measure.block(config, Genotype((row,)), 0, batch=batch, length=length, phase=phase)
-        for row in rows
-    ]
+
+    def block(heads: int) -> Callable[[], Any]:
+        row = (attention,) * heads + (Identity(),) * (config.heads - heads)
+        genotype = Genotype((row,))
+        return measure.block(config, genotype, 0, batch=batch, length=length, phase=phase)
+
+    calls = [block(heads), block(0)]
     for call in calls:
-        call()
-    times = np.array([[_spent(call) for call in calls] for _ in range(ROUNDS)])  # they take turns
-    most, least = times.min(0)
-    return max(float(most - least), 0.0)
+        call()  # warm up
+    times = np.zeros((ROUNDS, 2))
+    for i in range(ROUNDS):
+        # They take turns, so that a slow moment of the machine hits both.
+        for j, call in enumerate(calls):
+            times[i, j] = _seconds(call)
+    with_attention, without = times.min(0)
+    return max(float(with_attention - without), 0.0)
 
 
-def _spent(call: Callable[[], Any]) -> float:
-    started = measure.clock()
+def _seconds(call: Callable[[], Any]) -> float:
+    start = measure.clock()
     jax.block_until_ready(call())
-    return measure.clock() - started
+    return measure.clock() - start

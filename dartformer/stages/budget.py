@@ -9,8 +9,8 @@ import numpy as np
 from dartformer import cost
 from dartformer.attention import to_text
 from dartformer.cost.budget import Budget, Price, number, require_possible
+from dartformer.cost.integer_program import near_ties, solve, within
 from dartformer.cost.prices import prices as price_space
-from dartformer.cost.solve import near_ties, solve, within
 from dartformer.derivations.base import Trained
 from dartformer.errors import InputError
 from dartformer.machine.workdir import write_json
@@ -181,7 +181,7 @@ def measure(run: Run, budget: Budget, genotype: Genotype) -> dict[str, float]:
     found = cost.model(
         run.model, genotype, batch=budget.batch, length=budget.length or None, phase=budget.phase
     )
-    both = {"latency_ms": 1e3 * found.seconds["median"], "memory_bytes": float(found.temp_bytes)}
+    both = {"latency_ms": 1e3 * found.seconds.median, "memory_bytes": float(found.temp_bytes)}
     return {key: both[key] for key in wanted}
 
 
@@ -198,7 +198,7 @@ def front(
       better), "chosen".
     """
     space, share = run.space, run.metric.share
-    (least, cheapest), (most, _) = price.cheapest(space), price.dearest(space)
+    (least, cheapest), (most, _) = price.cheapest(space), price.most_expensive(space)
     found = [cheapest]
     for limit in np.geomspace(max(least, 1e-12), max(most, 1e-12), POINTS):
         choice = solve(space, scores, [(price, float(limit) * (1 + 1e-9))])

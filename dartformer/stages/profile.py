@@ -219,8 +219,8 @@ def _shaped(
 
 def _measured(found: cost.Measured, batch: int) -> dict[str, Any]:
     return {
-        "latency_seconds": found.seconds,
-        "throughput": batch / found.seconds["median"],
+        "latency_seconds": found.seconds._asdict(),
+        "throughput": batch / found.seconds.median,
         "xla_temp_bytes": found.temp_bytes,
         "xla_flops": found.xla_flops,
     }

@@ -67,14 +67,14 @@ def main() -> None:
         parse_candidates(given.candidates), given.layers, given.heads, given.granularity
     )
     table, started = Table(given.table), time.perf_counter()
-    known = len(table.seconds)
+    known = len(table.entries)
     budget = Budget((("latency_ms", 1.0),), batch=given.batch, phase=given.phase)
     price = prices(config, space, budget, table)["latency_ms"]
     say(
         name="table",
         file=str(table.file),
-        entries=len(table.seconds),
-        measured_now=len(table.seconds) - known,
+        entries=len(table.entries),
+        measured_now=len(table.entries) - known,
         seconds=time.perf_counter() - started,
         rest_ms=price.rest,
         **{str(a): price.groups[k].tolist() for k, a in enumerate(space.candidates)},
@@ -84,14 +84,14 @@ def main() -> None:
         genotype = space.random(rng)
         predicted = price.of(genotype, space)
         found = cost.model(config, genotype, batch=given.batch, phase=given.phase, repeats=30)
-        measured = 1e3 * found.seconds["min"]
+        measured = 1e3 * found.seconds.min
         errors.append(predicted / measured - 1)
         say(
             name="genotype",
             genotype=str(genotype),
             predicted_ms=predicted,
             measured_ms=measured,
-            median_ms=1e3 * found.seconds["median"],
+            median_ms=1e3 * found.seconds.median,
             error=errors[-1],
         )
     sizes = np.abs(errors)

@@ -385,7 +385,7 @@ def test_the_batches_of_a_search_step_have_one_length(tmp_path, capsys):
 def test_new_refuses_what_does_not_go_together(tmp_path, capsys):
     write(tmp_path / "a.csv", ROWS)
     for arguments, message in (
-        (["--text", "review"], "give it with --data"),
+        (["--text", "review"], "Use them with --data"),
         (["--task=files"], "dartformer new --data FILE"),
         (["--task=listops", "--data", str(tmp_path / "a.csv")], "leave --task"),
     ):

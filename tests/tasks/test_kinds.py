@@ -303,7 +303,7 @@ def test_from_two_texts_to_a_number(file, tmp_path, capsys):
         )
         == 2
     )
-    assert "write it with metric=loss" in capsys.readouterr().err
+    assert "Use metric=loss" in capsys.readouterr().err
     assert main(["run", config, f"--workdir={tmp_path / 'run'}"]) == 0
     assert "above the rule 'mean'" in capsys.readouterr().out
     results = json.loads((tmp_path / "run/results.json").read_text())

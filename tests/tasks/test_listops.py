@@ -450,10 +450,10 @@ def test_a_killed_preparation_starts_again(tmp_path):
     stuck = """
 import sys, time
 from dartformer.data import prepare
-def shown(stream, total, name):
+def with_progress(stream, total, name):
     print(name, file=sys.__stdout__, flush=True)
     time.sleep(30)
-prepare.shown = shown
+prepare.with_progress = with_progress
 """
     task = write_texts(tmp_path)
     process = run(stuck + PREPARE, str(tmp_path))

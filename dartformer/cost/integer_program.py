@@ -1,0 +1,175 @@
+"""The best genotype within a budget, as an integer program, solved by SciPy's milp.
+
+    max  sum_{r,c,k} score[r, c, k] x[r, c, k]
+    with sum_k x[r, c, k] = 1                                  one candidate in each place
+         sum_n z[r, k, n] = 1, sum_n n z[r, k, n] = sum_c x[r, c, k]
+                                                               n heads of candidate k in layer r
+         rest + sum_{r,k,n} price[k, n] z[r, k, n] <= limit    for every limit
+
+Prices are of groups of heads and need not be linear in their number, hence z. Scores add up over
+places, as in Puzzle (Bercovich et al. 2024, arXiv:2411.19146): interactions of places are not
+seen."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import coo_array
+
+from dartformer.attention import to_text
+from dartformer.cost.budget import Price, number
+from dartformer.errors import InputError
+from dartformer.space.search_space import SearchSpace
+
+SECONDS = 20.0
+"""The longest that a program may take; after that, the best solution so far is used."""
+
+Limits = Sequence[tuple[Price, float]]
+"""Prices, and the most that each may come to."""
+
+Terms = list[tuple[int, float]]
+"""Variables and their factors in a sum."""
+
+
+def solve(space: SearchSpace, scores: np.ndarray, limits: Limits) -> np.ndarray:
+    """Choices `[1 or L, 1 or H]` with the highest sum of scores among those within all limits.
+
+    Args:
+      space: that was searched.
+      scores: `[1 or L, 1 or H, K]`, higher is better, finite.
+      limits: prices and what they may come to.
+
+    Raises:
+      InputError: no genotype is within all limits at once.
+    """
+    program = _Program(space, scores.shape)
+    program.choose_one()
+    if not program.tied:
+        program.count_heads()
+    for price, limit in limits:
+        program.limit(price, limit)
+    choice = program.maximise(scores)
+    if choice is None:
+        described = ", ".join(f"{price.quantity} = {number(limit)}" for price, limit in limits)
+        raise InputError(f"no genotype of the space is within {described} at once.")
+    return choice
+
+
+class _Program:
+    """Variables 0 or 1 and constraints least <= sum of terms <= most.
+
+    `x` `[R, C, K]` and `z` `[R, K, H + 1]` hold the numbers of the variables; tied heads need no
+    z."""
+
+    def __init__(self, space: SearchSpace, shape: tuple[int, ...]):
+        rows, columns, candidates = shape
+        sizes = space.heads + 1
+        self.tied = columns == 1
+        self.layers_per_row = space.layers // rows
+        self.x = np.arange(rows * columns * candidates).reshape(shape)
+        z = self.x.size + np.arange(rows * candidates * sizes)
+        self.z = z.reshape(rows, candidates, sizes)
+        self.variables = self.x.size
+        if not self.tied:
+            self.variables += self.z.size
+        self.entries: list[tuple[int, int, float]] = []  # constraint, variable, factor
+        self.least: list[float] = []
+        self.most: list[float] = []
+
+    def add(self, terms: Terms, least: float, most: float) -> None:
+        """Add a constraint."""
+        constraint = len(self.least)
+        for variable, factor in terms:
+            self.entries.append((constraint, variable, factor))
+        self.least.append(least)
+        self.most.append(most)
+
+    def choose_one(self) -> None:
+        """One candidate in each place."""
+        for place in self.x.reshape(-1, self.x.shape[-1]):
+            self.add([(variable, 1.0) for variable in place], 1, 1)
+
+    def count_heads(self) -> None:
+        """z is 1 for the number of heads of a candidate that x gives a row."""
+        rows, candidates, _ = self.z.shape
+        for r, k in np.ndindex(rows, candidates):
+            counts: Terms = [(variable, float(n)) for n, variable in enumerate(self.z[r, k])]
+            heads: Terms = [(variable, -1.0) for variable in self.x[r, :, k]]
+            self.add([(variable, 1.0) for variable in self.z[r, k]], 1, 1)
+            self.add(counts + heads, 0, 0)
+
+    def limit(self, price: Price, limit: float) -> None:
+        """The attentions cost at most `limit` less the rest of the model."""
+        most = limit - price.rest
+        rows = [self._cost_of_layer(r, price) for r in range(len(self.x))]
+        if price.largest:
+            for terms in rows:
+                self.add(terms, -np.inf, most)
+            return
+        total: Terms = []
+        for terms in rows:
+            total += [(variable, self.layers_per_row * factor) for variable, factor in terms]
+        self.add(total, -np.inf, most)
+
+    def _cost_of_layer(self, row: int, price: Price) -> Terms:
+        """The terms of the cost of a layer of a row."""
+        if self.tied:
+            variables, factors = self.x[row, 0], price.groups[:, -1]
+        else:
+            variables, factors = self.z[row].ravel(), price.groups.ravel()
+        return list(zip(variables.tolist(), factors.tolist(), strict=True))
+
+    def maximise(self, scores: np.ndarray) -> np.ndarray | None:
+        """Choices `[R, C]` with the highest sum of scores; None where there is no solution."""
+        constraints, variables, factors = zip(*self.entries, strict=True)
+        shape = (len(self.least), self.variables)
+        sums = coo_array((factors, (constraints, variables)), shape=shape)
+        cost = np.zeros(self.variables)
+        cost[: self.x.size] = -scores.ravel()  # milp minimises
+        solution = milp(
+            cost,
+            integrality=np.ones(self.variables),
+            bounds=Bounds(0, 1),
+            options={"time_limit": SECONDS},
+            constraints=LinearConstraint(sums.tocsr(), self.least, self.most),
+        )
+        if solution.x is None:
+            return None
+        return solution.x[: self.x.size].reshape(self.x.shape).argmax(-1)
+
+
+def within(space: SearchSpace, choice: np.ndarray, limits: Limits) -> bool:
+    """Whether the genotype of choices `[1 or L, 1 or H]` is within all limits."""
+    genotype = space.genotype(choice)
+    return all(price.of(genotype, space) <= limit * (1 + 1e-9) for price, limit in limits)
+
+
+def near_ties(
+    space: SearchSpace, mixture: np.ndarray, choice: np.ndarray, limits: Limits, margin: float
+) -> list[str]:
+    """A line for each place where a second candidate has nearly the weight of the chosen one.
+
+    Args:
+      space: that was searched.
+      mixture: `[1 or L, 1 or H, K]`.
+      choice: `[1 or L, 1 or H]`.
+      limits: that the genotype with the second candidate must be within, too.
+      margin: the largest difference of weights that is reported.
+    """
+    lines = []
+    for row, column in np.ndindex(*choice.shape):
+        weights, chosen = mixture[row, column], choice[row, column]
+        for k in np.argsort(-weights):
+            if k == chosen or abs(weights[k] - weights[chosen]) >= margin:
+                continue
+            alternative = choice.copy()
+            alternative[row, column] = k
+            if within(space, alternative, limits):
+                place = space.place_name((row, column))
+                first, second = space.candidates[chosen], space.candidates[k]
+                lines.append(
+                    f"{place}: {to_text(first)} ({weights[chosen]:.3f}) and {to_text(second)} "
+                    f"({weights[k]:.3f}) are within {margin:g}, and both within the budget"
+                )
+                break
+    return lines
