@@ -2,6 +2,7 @@
 decoding."""
 
 import functools
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -97,6 +98,7 @@ def useful_flops(attention: Attention, shape: Shape, *, causal: bool) -> float |
         return executed
     if n > MOST_PAIRS:
         return None
+    assert isinstance(attention, Hashable)  # a frozen dataclass
     pairs = _pairs(attention, n, shape.head_dim, shape.model_dim, causal)
     visible = n * (n + 1) / 2 if causal else n * n
     if attention.traits.growth < 2 and pairs > 0.9 * visible:
@@ -105,7 +107,7 @@ def useful_flops(attention: Attention, shape: Shape, *, causal: bool) -> float |
 
 
 @functools.lru_cache(maxsize=512)
-def _pairs(attention: Any, length: int, head_dim: int, model_dim: int, causal: bool) -> int:
+def _pairs(attention: Attention, length: int, head_dim: int, model_dim: int, causal: bool) -> int:
     """Pairs of tokens with a weight that is not zero, of one head on one random input."""
     q_key, k_key, v_key, x_key, head_key, init_key = jax.random.split(jax.random.key(0), 6)
     shape = (1, length, 1, head_dim)  # [B, N, H, D]
