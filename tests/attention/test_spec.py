@@ -85,7 +85,7 @@ def test_to_text_writes_every_field_as_a_keyword():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("locl(4)", r"unknown attention 'locl'. Did you mean 'local'\? Known: full, local"),
+        ("locl(4)", r"unknown attention 'locl'. Did you mean 'local'\? Known: .*\blocal,"),
         (
             "local(windw=4)",
             r"unknown option of local 'windw'. Did you mean 'window'\? Known: window",
