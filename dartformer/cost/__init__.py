@@ -1,5 +1,7 @@
-"""Costs of models: by formula (`analytic`), measured (`measure`), from a saved table (`table`), as
-prices of every genotype of a space (`prices`), and the best within a budget (`integer_program`)."""
+"""Costs of models.
+
+By formula (`analytic`), measured (`measure`), from a saved table (`table`), as prices of every
+genotype of a space (`prices`), and the best within a budget (`integer_program`)."""
 
 from dartformer.cost.analytic import (
     attention_cost,

@@ -1,5 +1,4 @@
-"""Cost by formula: parameters, FLOPs executed and useful, bytes kept for training and for
-decoding."""
+"""Cost by formula: parameters, FLOPs, and bytes for training and decoding."""
 
 import functools
 from collections.abc import Hashable
@@ -36,8 +35,9 @@ def attention_cost(
     batch: int = 1,
     length: int | None = None,
 ) -> Cost:
-    """Analytic cost of one layer's attentions (projections excluded): the sum over the groups of
-    heads."""
+    """Analytic cost of one layer's attentions, projections excluded.
+
+    It is the sum over the groups of heads."""
     total = Cost(0, 0, 0, 0)
     for attention, heads in genotype.groups(layer):
         # Several heads share a key and a value head where config.sharing > 1.
@@ -50,8 +50,9 @@ def attention_cost(
 def flops(
     config: TransformerConfig, genotype: Genotype, *, batch: int = 1, length: int | None = None
 ) -> float:
-    """FLOPs that a forward pass executes (a multiply-add is two): attentions, projections,
-    feed-forward, classifier.
+    """FLOPs that a forward pass executes (a multiply-add is two).
+
+    Attentions, projections, feed-forward, classifier.
 
     Embeddings of ids and stem, which are look-ups, and normalisations, activations and dropout,
     which are linear in the activations, are left out."""
@@ -127,9 +128,10 @@ def _pairs(attention: Attention, length: int, head_dim: int, model_dim: int, cau
 def training_bytes(
     attention: Attention, shape: Shape, *, causal: bool, dtype: Any = jnp.float32
 ) -> int:
-    """Bytes of the arrays that a forward pass of `attention` keeps for its backward pass, inputs
-    and parameters not among them: what a layer more adds to the memory of training. Found by
-    tracing; nothing is computed or compiled."""
+    """Bytes that a forward pass of `attention` keeps for its backward pass.
+
+    Inputs and parameters are not included: it is what another layer adds to the memory of training.
+    Found by tracing; nothing is computed or compiled."""
     sizes = (shape.batch, shape.length, shape.heads, shape.head_dim)
     arrays = {name: jax.ShapeDtypeStruct(sizes, dtype) for name in "qkv"}
     if "x" in attention.traits.reads:
@@ -158,16 +160,18 @@ def training_bytes(
 
 
 def decodes(attention: Attention) -> bool:
-    """Whether token after token can be decoded with what `Cost.state_bytes` counts: it can be
-    causal, so that no later token changes an earlier output."""
+    """Whether `attention` can decode token after token from `Cost.state_bytes`.
+
+    It must be causal, so that no later token changes an earlier output."""
     return attention.traits.causal
 
 
 def decoding_flops(
     config: TransformerConfig, genotype: Genotype, *, batch: int, length: int
 ) -> float:
-    """FLOPs of one more token after `length`, for each sequence of the batch: projections,
-    feed-forward, classifier, and a multiply-add for each number that is kept."""
+    """FLOPs of one more token after `length`, for each sequence of the batch.
+
+    Projections, feed-forward, classifier, and a multiply-add for each number that is kept."""
     kept = 0.0
     for l in range(config.layers):
         kept += attention_cost(config, genotype, l, batch=batch, length=length).state_bytes

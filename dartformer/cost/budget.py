@@ -1,5 +1,6 @@
-"""Budgets: what a genotype may cost, at a stated batch, length and phase. Prices: what genotypes of
-a space cost."""
+"""Budgets: what a genotype may cost. Prices: what the genotypes of a space cost.
+
+Both are for a stated batch, length and phase."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -64,8 +65,9 @@ class Budget:
 
     @classmethod
     def of(cls, options: Mapping[str, Any], where: str = "search.budget") -> "Budget":
-        """From `{"latency_ms": 12, "batch": 8}`; raises `InputError` for an unknown key or an
-        impossible value."""
+        """A budget from `{"latency_ms": 12, "batch": 8}`.
+
+        Raises `InputError` for an unknown key or an impossible value."""
         for key, value in options.items():
             check_key(key, where)
             _check_value(key, value, where)
@@ -146,8 +148,9 @@ def _check_value(key: str, value: Any, where: str) -> None:
 
 
 def parse(texts: Iterable[str], where: str = "--budget") -> dict[str, Any]:
-    """`["latency_ms=12,batch=8", "parameters=1e5"]` as a mapping for `Budget.of`; raises
-    `InputError`."""
+    """A budget from texts such as "latency_ms=12,batch=8", as a mapping for `Budget.of`.
+
+    Raises `InputError`."""
     options: dict[str, Any] = {}
     for text in texts:
         for part in text.split(","):
@@ -193,8 +196,9 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Price(Record):
-    """What genotypes of a space cost in one quantity: `rest` and what the groups of heads of each
-    layer add.
+    """What genotypes of a space cost in one quantity.
+
+    It is `rest` plus what the groups of heads of each layer add.
 
     Attributes:
       quantity: of `QUANTITIES`.
@@ -291,8 +295,7 @@ class BudgetTooSmall(InputError):
 
 
 def require_possible(budget: Budget, prices: Mapping[str, Price], space: SearchSpace) -> None:
-    """Raise `BudgetTooSmall` for a limit below the cheapest genotype of the space, with its
-    cost."""
+    """Raise `BudgetTooSmall` for a limit below the cheapest genotype of the space."""
     for key, limit in budget.limits:
         least, genotype = prices[key].cheapest(space)
         if limit < least:

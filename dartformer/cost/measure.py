@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
 
 from dartformer.attention.base import Attention, Inputs
 from dartformer.cost.budget import check_phase
@@ -20,6 +21,7 @@ from dartformer.models.transformer import (
     GroupedHeads,
     Network,
     TransformerConfig,
+    Weights,
     alibi_slopes,
     attend,
     head_keys,
@@ -157,8 +159,10 @@ def temp_bytes(
     return int(memory.temp_size_in_bytes)
 
 
-def _loss_of(net: Network) -> Callable[..., Any]:
-    def loss(weights: Any, tokens: Any, valid: Any, key: Any) -> Any:
+def _loss_of(net: Network) -> Callable[[Weights, Array, Array, Array], Array]:
+    """A scalar of the outputs, so that there is a gradient to measure."""
+
+    def loss(weights: Weights, tokens: Array, valid: Array, key: Array) -> Array:
         return jnp.mean(net.apply(weights, tokens, valid, train=True, key=key) ** 2)
 
     return loss
@@ -199,7 +203,7 @@ def block(
     batch: int,
     length: int | None = None,
     phase: str = "forward",
-) -> Callable[[], Any]:
+) -> Callable[[], Array]:
     """The same block, compiled, as a function without arguments."""
     function, args = _block(config, genotype, index, batch, length, phase)
     compiled = jax.jit(function).lower(*args).compile()
@@ -230,7 +234,7 @@ def _block(
     )
     valid = jnp.ones((documents, n), bool)
 
-    def apply(weights: Any, x: Any, key: Any) -> Any:
+    def apply(weights: Weights, x: Array, key: Array) -> Array:
         return nnx.merge(structure, weights)(x, valid, None, train=phase == "train", key=key)
 
     return _forward_or_gradient(apply, phase), (weights, x, jax.random.key(2))
@@ -248,25 +252,25 @@ def attention(
 ) -> Measured:
     """An attention on its group of `heads` heads of a layer: no projections."""
     check_phase(phase, RUN_PHASES)
-    arrays, params = attention_inputs(config, attention, heads, batch=batch, length=length)
-    options = fixed(config, heads)
+    arrays, params = _attention_inputs(config, attention, heads, batch=batch, length=length)
+    options = _fixed(config, heads)
 
-    def apply(params: Any, arrays: dict[str, Any], key: Any) -> Any:
-        inputs = Inputs(**arrays, **options)
+    def apply(params: Weights, arrays: dict[str, Array], key: Array) -> Array:
+        inputs = Inputs(arrays["q"], arrays["k"], arrays["v"], arrays["x"], **options)
         return attend(attention, params, inputs, config, train=phase == "train", key=key)
 
     function = _forward_or_gradient(apply, phase)
     return measured(function, params, arrays, jax.random.key(2), repeats=repeats)
 
 
-def attention_inputs(
+def _attention_inputs(
     config: TransformerConfig,
     attention: Attention,
     heads: int,
     *,
     batch: int,
     length: int | None = None,
-) -> tuple[dict[str, Any], Any]:
+) -> tuple[dict[str, Array], Weights]:
     """Random q, k, v `[B, N, heads, D]` and x `[B, N, E]`; and the attention's own parameters."""
     n = config.tokens if length is None else length
     dtype = jnp.dtype(config.dtype)
@@ -283,7 +287,7 @@ def attention_inputs(
     return arrays, values(own_parameters(attention, config, heads, rngs))
 
 
-def fixed(config: TransformerConfig, heads: int) -> dict[str, Any]:
+def _fixed(config: TransformerConfig, heads: int) -> dict[str, Any]:
     """A layer's inputs to its attentions beside arrays of tokens."""
     slopes = None
     if config.positions == "alibi":
@@ -296,13 +300,12 @@ def fixed(config: TransformerConfig, heads: int) -> dict[str, Any]:
     }
 
 
-def _forward_or_gradient(
-    apply: Callable[[Any, Any, Any], Any], phase: str
-) -> Callable[[Any, Any, Any], Any]:
+def _forward_or_gradient(apply: Callable[..., Array], phase: str) -> Callable[..., Any]:
+    """A function of parameters, inputs and a key, or the gradient of its squares by both."""
     if phase == "forward":
         return apply
 
-    def loss(params: Any, x: Any, key: Any) -> Any:
+    def loss(params: Weights, x: Array | dict[str, Array], key: Array) -> Array:
         return jnp.sum(apply(params, x, key).astype(jnp.float32) ** 2)
 
     return jax.grad(loss, (0, 1))

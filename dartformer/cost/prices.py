@@ -1,5 +1,6 @@
-"""Prices of all genotypes of a space at once: from formulas, or from a table of measured
-latencies."""
+"""Prices of all genotypes of a space at once.
+
+From formulas, or from a table of measured latencies."""
 
 from collections.abc import Callable, Iterable
 

@@ -266,8 +266,9 @@ def attention_seconds(
     length: int,
     phase: str,
 ) -> float:
-    """Seconds that `heads` heads of an attention add to a block whose other heads do nothing
-    (`identity`)."""
+    """Seconds that `heads` heads of an attention add to a block.
+
+    The block's other heads do nothing (`identity`)."""
 
     def block(heads: int) -> Callable[[], Any]:
         row = (attention,) * heads + (Identity(),) * (config.heads - heads)

@@ -14,10 +14,10 @@ import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import tensorflow_datasets as tfds
 from rich.progress import track
@@ -26,7 +26,13 @@ from dartformer.errors import InputError
 from dartformer.machine.progress import console
 
 Item = TypeVar("Item")
-Examples = Iterable[Mapping[str, Any]]
+
+Example = Mapping[str, Any]
+"""`{"tokens": [n], "label": int}`; the label may be a float, or [n], one for each token; a second
+document is `tokens2`."""
+
+Examples = Iterable[Example]
+
 Notes = dict[str, Any]
 """Plain data kept with a prepared set: how many rows were dropped and why, a tokenizer, labels."""
 
@@ -35,11 +41,21 @@ CHECKED_BYTES = 256 * 2**20
 the sizes of the files are."""
 
 
+class Records(Protocol):
+    """A TFDS data source: records by index, decoded."""
+
+    split: str
+    dataset_info: Any
+
+    def __len__(self) -> int: ...
+    def __getitems__(self, indices: Sequence[int]) -> Iterable[Example]: ...
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A prepared data set: TFDS data sources by split, and notes from preparing it."""
 
-    splits: Mapping[str, Any]
+    splits: Mapping[str, Records]
     notes: Notes
 
 
@@ -80,16 +96,16 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
             metadata=tfds.core.MetadataDict(),
         )
 
-    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, Any]]]:
+    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, Example]]]:
         recipe = self._recipe
         self.notes: Notes = {}
-        generators: dict[str, Iterator[tuple[int, Any]]] = {}
+        generators: dict[str, Iterator[tuple[int, Example]]] = {}
         for name, examples in recipe.splits(self.notes).items():
             total = recipe.totals.get(name)
             generators[name] = enumerate(with_progress(examples, total, f"{recipe.title} {name}"))
         return generators
 
-    def _generate_examples(self) -> Iterator[tuple[int, Any]]:
+    def _generate_examples(self) -> Iterator[tuple[int, Example]]:
         raise AssertionError("every split has its own generator")
 
     def _download_and_prepare(self, *arguments: Any, **options: Any) -> None:
@@ -102,7 +118,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 
 def prepared(
     name: str,
-    options: Any,
+    options: object,
     description: str,
     features: Mapping[str, Any],
     splits: Callable[[Notes], Mapping[str, Examples]],
@@ -215,7 +231,9 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence TFDS: warnings about a configuration it does not know, progress bars, and standard
+    """Silence TFDS.
+
+    It would warn about a configuration it does not know, show progress bars, and write to standard
     output."""
     log = logging.getLogger("absl")
     level = log.level
@@ -230,8 +248,10 @@ def _quiet() -> Iterator[None]:
 
 
 def with_progress(stream: Iterable[Item], total: int | None, name: str) -> Iterator[Item]:
-    """`stream`, with a progress bar where standard error is a terminal, else a line every ten
-    seconds and at the end; with neither where progress is turned off."""
+    """`stream`, with its progress on standard error.
+
+    A bar on a terminal, else a line every ten seconds and at the end; neither where progress is
+    turned off."""
     if console.quiet:
         yield from stream
         return

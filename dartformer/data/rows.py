@@ -31,7 +31,8 @@ PARTS = ("train", "valid", "test")
 SURROGATES = re.compile("[\ud800-\udfff]+")
 
 Label = Any
-"""A class's number, a finite number, or a list of classes, one for each token."""
+"""A class's number, a finite number, or a list of classes, one for each token: which of them, the
+task's kind says."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Row:
     """One or two texts and a label, as they are in the source; `where` names the row in errors."""
 
     texts: tuple[str, ...]
-    label: Any
+    label: object
     where: str
 
 
@@ -96,7 +97,7 @@ class Labels:
         self.kind = kind
         self.numbers = {name: i for i, name in enumerate(classes)}
 
-    def read(self, value: Any) -> Label:
+    def read(self, value: object) -> Label:
         """The label as training needs it; `ValueError` says what is wrong."""
         if self.kind == "language":
             return 0
@@ -115,7 +116,7 @@ class Labels:
             raise ValueError(f"its label {value!r} is not finite")
         return number
 
-    def _class(self, value: Any) -> int:
+    def _class(self, value: object) -> int:
         name = canonical(value)
         if name not in self.numbers:
             raise ValueError(
@@ -124,7 +125,7 @@ class Labels:
         return self.numbers[name]
 
 
-def canonical(label: Any) -> str:
+def canonical(label: object) -> str:
     """A label as text: 1, 1.0 and "1" are one class, as are True and "True"."""
     if isinstance(label, float) and label.is_integer():
         label = int(label)

@@ -7,14 +7,14 @@ which later starts map."""
 import itertools
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from dartformer.data.prepare import alone, with_progress
+from dartformer.data.prepare import Example, Records, alone, with_progress
 from dartformer.data.splits import ArraySplit, Split
 from dartformer.errors import InputError
 
@@ -26,20 +26,6 @@ CHUNK = 1000
 
 ARRAYS = ("tokens", "lengths", "labels")
 
-Example = Mapping[str, Any]
-"""`{"tokens": [n], "label": int}`; the label may be a float, or [n], one for each token; a second
-document is `tokens2`."""
-
-
-class Source(Protocol):
-    """A TFDS data source: records by index, decoded."""
-
-    split: str
-    dataset_info: Any
-
-    def __len__(self) -> int: ...
-    def __getitems__(self, indices: Sequence[int]) -> Iterable[Example]: ...
-
 
 class NewArray(Protocol):
     """Makes an array of zeros from a name, a shape and a type."""
@@ -48,7 +34,7 @@ class NewArray(Protocol):
 
 
 def from_source(
-    source: Source, length: int, vocabulary: int, in_memory: int = IN_MEMORY_BYTES
+    source: Records, length: int, vocabulary: int, in_memory: int = IN_MEMORY_BYTES
 ) -> Split:
     """A split over a TFDS data source, in memory or mapped from files beside the set.
 
@@ -60,13 +46,13 @@ def from_source(
     return pack(records(source), len(source), length, dtype)
 
 
-def records(source: Source) -> Iterator[Example]:
+def records(source: Records) -> Iterator[Example]:
     """Every record, in order."""
     for start in range(0, len(source), CHUNK):
         yield from source.__getitems__(list(range(start, min(start + CHUNK, len(source)))))
 
 
-def mapped(source: Source, length: int, dtype: np.dtype, folder: Path) -> ArraySplit:
+def mapped(source: Records, length: int, dtype: np.dtype, folder: Path) -> ArraySplit:
     """A split over arrays in files under `folder`, which are written first if they are missing.
 
     They are written by one process at a time, and appear complete, by a renaming: a process that
@@ -88,7 +74,7 @@ def mapped(source: Source, length: int, dtype: np.dtype, folder: Path) -> ArrayS
         ) from None
 
 
-def _write(source: Source, length: int, dtype: np.dtype, rows: Path) -> None:
+def _write(source: Records, length: int, dtype: np.dtype, rows: Path) -> None:
     """Write the arrays of `source` to the folder `rows`."""
     unfinished = rows.with_name(f"{rows.name}.part")
     # What is there was left by a process that was killed: this one holds the lock.

@@ -27,8 +27,9 @@ class Split(Protocol):
 
 
 class ArraySplit:
-    """Examples in memory: `tokens` [S, N] of any integer type, `lengths` [S], `labels` [S] or
-    [S, N].
+    """Examples in memory, or in mapped files.
+
+    `tokens` [S, N] of any integer type, `lengths` [S], `labels` [S] or [S, N].
 
     With two documents `tokens` is [S, 2, N] and `lengths` [S, 2]; labels may be float32. The arrays
     may be mapped files."""
@@ -104,8 +105,9 @@ class Endless:
 
 
 def in_order(split: Split, size: int = 512) -> Iterator[Batch]:
-    """Every example once, in order, the last batch shorter: for counting, not for a compiled
-    function."""
+    """Every example once, in order, the last batch shorter.
+
+    For counting, not for a compiled function."""
     for start in range(0, len(split), size):
         yield split.take(np.arange(start, min(start + size, len(split))))
 

@@ -1,5 +1,6 @@
-"""Rows of a prepared TFDS folder, read without TensorFlow: array_record or TFRecord files of
-serialised `tf.train.Example`s."""
+"""Rows of a prepared TFDS folder, read without TensorFlow.
+
+Its array_record or TFRecord files hold serialised `tf.train.Example`s."""
 
 import json
 import os
@@ -120,8 +121,10 @@ def array_records(file: Path) -> Iterator[bytes]:
 
 
 def tfrecords(file: Path) -> Iterator[bytes]:
-    """Records of a TFRecord file: length (8 bytes, little-endian), its masked CRC-32C, data, the
-    data's CRC-32C.
+    """Records of a TFRecord file.
+
+    Each is its length (8 bytes, little-endian), the length's masked CRC-32C, data, the data's
+    CRC-32C.
 
     The length's checksum is compared, the data's is not (it would take minutes in Python); a file
     that ends inside a record is an error."""
@@ -151,8 +154,9 @@ def masked_crc32c(data: bytes) -> int:
 
 
 def example(data: bytes) -> dict[str, Any]:
-    """The features of a serialised `tf.train.Example`: a value, or a list unless there is exactly
-    one.
+    """The features of a serialised `tf.train.Example`.
+
+    Each is a value, or a list unless there is exactly one.
 
     Bytes become text, with surrogates where they are not valid UTF-8."""
     row: dict[str, Any] = {}

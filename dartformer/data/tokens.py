@@ -58,7 +58,7 @@ class Tokenizer(Protocol):
         """The text of every id."""
         ...
 
-    def state(self) -> dict[str, Any]: ...
+    def state(self) -> dict[str, str]: ...
 
 
 class Bytes:
@@ -78,7 +78,7 @@ class Bytes:
         """Each byte's Latin-1 character."""
         return ["", *(chr(b) for b in range(256))]
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, str]:
         """The kind alone: nothing is learned."""
         return {"kind": "bytes"}
 
@@ -108,7 +108,7 @@ class Characters:
         """The characters."""
         return ["", "\ufffd", *self.characters]
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, str]:
         """The characters in order."""
         return {"kind": "characters", "characters": self.characters}
 
@@ -152,7 +152,7 @@ class Learned:
         """The words or pieces."""
         return [self._library.id_to_token(i) or "" for i in range(self.size)]
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, str]:
         """The library's own JSON."""
         return {"kind": self.kind, "tokenizer": self.text}
 
@@ -245,8 +245,9 @@ def _byte_pairs(size: int) -> tuple[Any, Any]:
 
 
 def _chunks(texts: Iterable[str], size: int = 1000) -> Iterator[list[str]]:
-    """Lists of `size` pieces of the texts: the library trains faster on lists than on single
-    texts."""
+    """Lists of `size` pieces of the texts.
+
+    The library trains faster on lists than on single texts."""
     chunk: list[str] = []
     for text in texts:
         for piece in pieces(text):

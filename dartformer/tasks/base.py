@@ -70,8 +70,9 @@ class Task(Protocol):
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a raw text; `InputError` names an unknown symbol or a length beyond
-        `length`."""
+        """Token ids of a raw text.
+
+        Raises `InputError` for an unknown symbol or a length beyond `length`."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -83,8 +84,9 @@ class Task(Protocol):
         ...
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
-        """Accuracies in [0, 1], beside `majority`, of rules fitted on `train` and scored on
-        `split`."""
+        """Accuracies in [0, 1] of simple rules, fitted on `train` and scored on `split`.
+
+        `majority` is added for every task."""
         ...
 
 
@@ -99,8 +101,9 @@ class Checks(Protocol):
 
 @runtime_checkable
 class Learns(Protocol):
-    """A task that learns something from its training part, such as a tokenizer, and counts what it
-    met while preparing the data."""
+    """A task that learns something from its training part, such as a tokenizer.
+
+    It also counts what it met while preparing the data."""
 
     learned: str
     """JSON of what was learned; empty before `fitted`."""
@@ -115,8 +118,7 @@ class Learns(Protocol):
 
 
 def parts(task: Task, data_dir: str | None = None, seed: int = 0) -> dict[str, Split]:
-    """The four disjoint `PARTS`, and under "train" the union of "weights" and "alphas", to retrain
-    on.
+    """The four disjoint `PARTS`, and under "train" the union of "weights" and "alphas".
 
     Which examples of train fall in which part depends on `seed` and the number of examples alone.
     Where the data has no valid split, `VALID_FRACTION` of train becomes "valid" before the

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dartformer.data import tfds
+from dartformer.data.locations import identity, located
 from dartformer.data.records import Record, read, splits
 from dartformer.data.rows import Row
 from dartformer.errors import InputError, unknown
@@ -40,8 +40,7 @@ class ByKind:
 
 @dataclass(frozen=True, kw_only=True)
 class Files(TextTask):
-    """A text in the column `text` and its label in the column `label`, of the file or folder
-    `path`.
+    """Texts and their labels in two columns, `text` and `label`, of the file or folder `path`.
 
     `kind`: "classification" of a text, or of two where `text2` names another column; "regression",
     a number, also of one or two; "labelling", a label for each word, texts and labels separated by
@@ -143,29 +142,6 @@ class Files(TextTask):
             if self.kind != "language":
                 label = column(record, self.label, where)
             yield Row(texts, label, where)
-
-
-def located(path: str, data_dir: str | None) -> Path:
-    """The file or folder that `path` names; `InputError` where there is none."""
-    if path.startswith("tfds:"):
-        return tfds.newest(path.removeprefix("tfds:"), data_dir)
-    file = Path(path).expanduser()
-    if not file.exists():
-        raise InputError(f"there is no file or folder {path} (looked in {file.absolute()}).")
-    return file
-
-
-def identity(path: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of a file, or of every file of a folder: another set is prepared when one
-    changes."""
-    files = [path]
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-    identities = []
-    for file in files:
-        stat = file.stat()
-        identities.append((str(file.relative_to(path)), stat.st_size, stat.st_mtime_ns))
-    return identities
 
 
 def column(record: Record, name: str, where: str) -> Any:

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dartformer.data.locations import located
 from dartformer.data.records import Record, read, splits
 from dartformer.data.rows import canonical
 from dartformer.errors import InputError, unknown
-from dartformer.tasks.files import located
 
 LABEL_NAMES = (
     "label",

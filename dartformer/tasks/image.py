@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dartformer.data.compressed import members, opened, suffix
+from dartformer.data.locations import located
 from dartformer.data.records import read
 from dartformer.data.rows import Rules, digest, without_leaks
 from dartformer.data.splits import Batch, Split, in_order, permutation
 from dartformer.errors import InputError
 from dartformer.tasks.base import TaskTraits
 from dartformer.tasks.checks import require_fraction, require_ids
-from dartformer.tasks.files import located
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ROWS = {"train": 50_000, "test": 10_000}
@@ -37,8 +37,9 @@ GREY = np.array([0.2989, 0.587, 0.114], np.float32)
 
 
 class Pixels:
-    """Images `[S, 32, 32]` uint8 in memory, as tokens: ids of pixels `[B, 1024]`, or patches `[B,
-    N, P * P]`."""
+    """Images `[S, 32, 32]` uint8 in memory, as tokens: pixels or patches.
+
+    Pixels are ids `[B, 1024]`, patches `[B, N, P * P]` numbers."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, patch: int):
         self.images = images
@@ -59,8 +60,10 @@ class Pixels:
 
 
 def tokens_of(images: np.ndarray, patch: int) -> np.ndarray:
-    """Images `[B, 32, 32]` uint8 to ids `[B, 1024]` int32, value + 1; or to patches `[B, N, P *
-    P]`, about -2 to 2."""
+    """Tokens of images `[B, 32, 32]` uint8.
+
+    Ids `[B, 1024]` int32, value + 1; or, of a `patch` above 0, patches `[B, N, P * P]` float32 of
+    about -2 to 2."""
     if not patch:
         return images.reshape(len(images), -1).astype(np.int32) + 1
     n = SIDE // patch
@@ -125,8 +128,9 @@ class Image:
         return len(LABELS)
 
     def encode(self, text: str) -> Any:
-        """Tokens of an image given as its 1,024 values, 0 to 255, row by row; `InputError` for
-        anything else."""
+        """Tokens of an image given as its 1,024 values, 0 to 255, row by row.
+
+        Raises `InputError` for anything else."""
         try:
             values = np.array([int(word) for word in text.replace(",", " ").split()])
         except ValueError as error:

@@ -1,5 +1,6 @@
-"""IMDb reviews, positive or negative, as bytes or as words: tasks of Long Range Arena and of the
-papers before it.
+"""IMDb reviews, positive or negative, as bytes or as words.
+
+Both are tasks of Long Range Arena and of the papers before it.
 
 The data are Maas et al. 2011's: 25,000 reviews to train on and 25,000 to test. There is no valid
 split: it is cut out of train, and never out of test (both public code bases select on test)."""
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from dartformer.data.compressed import members, suffix
+from dartformer.data.locations import identity, located
 from dartformer.data.records import Record, read, splits
 from dartformer.data.rows import Row
 from dartformer.errors import InputError
 from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.files import identity, located
 from dartformer.tasks.text import Source, TextTask
 
 LABELS = ("neg", "pos")
@@ -112,8 +113,9 @@ def _download(data_dir: str | None) -> None:
 
 
 def records(path: Path, split: str) -> Iterator[Record]:
-    """`{"text", "label"}` of a split of an archive, an `aclImdb` folder, a TFDS folder or a folder
-    of JSONL files."""
+    """`{"text", "label"}` of a split of an archive or a folder.
+
+    The folder is `aclImdb`, one of TFDS, or one of JSONL files."""
     if path.is_file():
         yield from _archived(path, split)
     elif all((path / split / label).is_dir() for label in LABELS):
@@ -153,8 +155,9 @@ def _text(data: bytes) -> str:
 
 
 def _folder_times(path: Path) -> list[tuple[str, int]]:
-    """Names and times of a folder's entries, and of its folders' folders: its 100,000 files would
-    take too long."""
+    """Names and times of a folder's entries, and of its folders' folders.
+
+    Its 100,000 files would take too long."""
     entries = sorted(path.glob("*"))
     entries += [folder for folder in sorted(path.glob("*/*")) if folder.is_dir()]
     return [(str(entry.relative_to(path)), entry.stat().st_mtime_ns) for entry in entries]

@@ -11,20 +11,21 @@ import numpy as np
 
 from dartformer.data import tokens as tokenizers
 from dartformer.data.compressed import opened
+from dartformer.data.locations import identity, located
 from dartformer.data.rows import SURROGATES
 from dartformer.data.splits import Batch, Split
 from dartformer.errors import InputError, unknown
 from dartformer.tasks import simple
 from dartformer.tasks.base import TaskTraits
 from dartformer.tasks.checks import require_at_least, require_fraction, require_ids
-from dartformer.tasks.files import identity, located
 
 KINDS = ("bytes", "characters")
 
 
 class Windows:
-    """A stream of ids `[T]` in windows of `length` that do not overlap; a token's label is the next
-    token."""
+    """A stream of ids `[T]` in windows of `length` that do not overlap.
+
+    A token's label is the next token."""
 
     def __init__(self, ids: np.ndarray, length: int):
         self.ids = ids

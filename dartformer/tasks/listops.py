@@ -170,8 +170,7 @@ class ListOps:
         return {name: _encoded(stream, count) for name, count in self._counts().items()}
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
-        """`root_operator`: the most frequent label of `train` given the first token, scored on
-        `split`."""
+        """`root_operator`: the most frequent label of `train` given the first token."""
         table = np.zeros((self.vocabulary, self.classes), np.int64)
         for batch in in_order(train):
             np.add.at(table, (batch["tokens"][:, 0], batch["label"]), 1)
@@ -214,8 +213,9 @@ of the middle two; FIRST and LAST are in the original files only."""
 
 
 def evaluate(text: str) -> int:
-    """The value, 0 to 9, of an expression; `InputError` names the symbol and position where it is
-    malformed."""
+    """The value, 0 to 9, of an expression.
+
+    `InputError` names the symbol and position where it is malformed."""
     return _value(symbols(text))
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from dartformer.data.compressed import members, opened
+from dartformer.data.locations import identity, located
 from dartformer.data.rows import Row
 from dartformer.errors import InputError
 from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.files import identity, located
 from dartformer.tasks.text import Source, TextTask
 
 LABELS = ("no", "yes")

@@ -46,8 +46,7 @@ Path = list[tuple[Point, Point]]
 
 @dataclass(frozen=True, kw_only=True)
 class Pathfinder:
-    """Pictures of `size` x `size` pixels; the label is whether the dots stand at the two ends of
-    one contour.
+    """Pictures of `size` x `size` pixels: are the dots at the two ends of one contour?
 
     Two contours of `contour_length` dashes (published: 6 is easy, 9 is harder, 14 is "hard"), and
     `distractors` of a third of that. `train`, `valid` and `test` say how many pictures, `seed`
@@ -93,8 +92,9 @@ class Pathfinder:
         return 2
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a picture given as its values, 0 to 255, row by row; `InputError` for anything
-        else."""
+        """Tokens of a picture given as its values, 0 to 255, row by row.
+
+        Raises `InputError` for anything else."""
         words = text.replace(",", " ").split()
         if len(words) != self.length or not all(_is_pixel(word) for word in words):
             raise InputError(
@@ -139,8 +139,9 @@ class Pathfinder:
             yield {"tokens": image.reshape(-1).astype(np.uint16) + 1, "label": label}
 
     def picture(self, number: int) -> tuple[np.ndarray, int]:
-        """Picture `number`, `[size, size]` uint8, and its label; a function of the options and the
-        number alone."""
+        """Picture `number`, `[size, size]` uint8, and its label.
+
+        Both are a function of the options and the number alone."""
         # Python promises that this stream never changes between versions; it promises it of no
         # other method.
         uniform = random.Random((self.seed << 40) + number).random
@@ -187,8 +188,9 @@ class Pathfinder:
         return contours
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
-        """`dot_distance`: joined where the dots are nearer (or farther) than a threshold, fitted on
-        `train`."""
+        """`dot_distance`: joined where the dots are nearer (or farther) than a threshold.
+
+        The threshold is fitted on `train`."""
         # right[i]: correct answers where all from position i on are called joined.
         values, right = simple.right_from(*self._distances(train))
         best, worst = int(right.argmax()), int(right.argmin())
@@ -201,8 +203,9 @@ class Pathfinder:
         return {"dot_distance": float((joined == labels).mean())}
 
     def _distances(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        """Distance between the first and the last square of 3 x 3 white pixels of each picture, and
-        its label."""
+        """Distance of the two dots of each picture, and its label.
+
+        The dots are the first and the last square of 3 x 3 white pixels."""
         distances = []
         labels = []
         for batch in in_order(split):
@@ -228,8 +231,9 @@ def _ends(contour: Path) -> tuple[Point, Point]:
 
 
 def _equally_far(first: tuple[Point, Point], second: tuple[Point, Point]) -> tuple[Point, Point]:
-    """An end of each path, about as far apart as the ends of the first: otherwise the distance of
-    the dots would give the label away."""
+    """An end of each path, about as far apart as the ends of the first.
+
+    Otherwise the distance of the dots would give the label away."""
     distance = math.dist(*first)
     pairs = itertools.product(first, second)
     return min(pairs, key=lambda pair: abs(math.dist(*pair) - distance))
@@ -238,8 +242,9 @@ def _equally_far(first: tuple[Point, Point], second: tuple[Point, Point]) -> tup
 def path(
     uniform: Callable[[], float], size: int, dashes: int, occupied: list[Point]
 ) -> Path | None:
-    """Start and end of each dash of a new path, which keeps away from the `occupied` points and
-    adds its own; None where no place is found."""
+    """Start and end of each dash of a new path, or None where no place is found.
+
+    It keeps away from the `occupied` points and adds its own."""
     for _ in range(PATIENCE):
         drawn = _try_path(uniform, size, dashes, occupied)
         if drawn is not None:

@@ -120,8 +120,9 @@ class Planted:
         return layers == [sorted(heads) for heads in ANSWERS[self.kind]]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of symbols separated by spaces; `InputError` for an unknown one, none, or too
-        many."""
+        """Token ids of symbols separated by spaces.
+
+        Raises `InputError` for an unknown symbol, none, or too many."""
         symbols = text.split()
         for symbol in symbols:
             if symbol not in self.symbols:
@@ -143,8 +144,9 @@ class Planted:
         return generated.splits(self.examples, numbers, self.endless, np.uint8, np.int8)
 
     def examples(self, indices: np.ndarray) -> Batch:
-        """The examples of those numbers [B], each a function of (kind, length, seed, number)
-        alone."""
+        """The examples of those numbers [B].
+
+        Each is a function of (kind, length, seed, number) alone."""
         bits = draws(self.seed, indices, 2 * self.length)
         if self.kind == "recall":
             return batch_of(*self._recall(bits))
@@ -177,8 +179,7 @@ class Planted:
         return 1 + letters, label
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
-        """`own_token`: the most frequent label of `train` given the token itself, scored on
-        `split`."""
+        """`own_token`: the most frequent label of `train` given the token itself."""
         return {"own_token": simple.own_token(train, split, self.vocabulary, self.classes)}
 
 

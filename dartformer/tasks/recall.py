@@ -79,8 +79,9 @@ class Recall:
         return self.symbols[1 + self.keys :]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of symbols separated by spaces; `InputError` for an unknown one, none, or too
-        many."""
+        """Token ids of symbols separated by spaces.
+
+        Raises `InputError` for an unknown symbol, none, or too many."""
         ids = {symbol: i for i, symbol in enumerate(self.symbols)}
         symbols = text.split()
         for symbol in symbols:
@@ -107,8 +108,9 @@ class Recall:
         return generated.splits(self.examples, numbers, self.endless, tokens, np.int16)
 
     def examples(self, indices: np.ndarray) -> Batch:
-        """The examples of those numbers [B], each a function of the options and its number
-        alone."""
+        """The examples of those numbers [B].
+
+        Each is a function of the options and its number alone."""
         pairs, key_count = self.pairs, self.keys
         places = (self.length - 2 * pairs) // 2
         sizes = [key_count, key_count, places, self.length]

@@ -44,8 +44,9 @@ def _hashed(ids: np.ndarray, grams: int, width: int) -> np.ndarray:
 
 
 def naive_bayes(train: Split, split: Split, classes: int, features: Features) -> float:
-    """Accuracy on `split` of naive Bayes on what occurs, with add-one smoothing, fitted on
-    `train`."""
+    """Accuracy on `split` of naive Bayes on what occurs, fitted on `train`.
+
+    Counts have add-one smoothing."""
     counts: np.ndarray | float = 0.0  # [classes, width], once the width is known
     per_class = np.zeros(classes)
     for batch in in_order(train):
@@ -70,8 +71,9 @@ def _occurring(batch: Batch, features: Features) -> np.ndarray:
 
 
 def overlap(train: Split, split: Split, features: Features) -> float:
-    """Accuracy on `split` of calling two documents a match above a TF-IDF cosine; idf and threshold
-    are fitted on `train`."""
+    """Accuracy on `split` of calling two documents a match above a TF-IDF cosine.
+
+    Idf and threshold are fitted on `train`."""
     documents: np.ndarray | float = 0.0  # [width] documents that have a feature
     for batch in in_order(train, PAIRS_CHUNK):
         first, second = _both(batch, features)
@@ -103,8 +105,9 @@ def _cosines(split: Split, features: Features, idf: np.ndarray) -> tuple[np.ndar
 
 
 def right_from(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted `values` [S], and how many are right [S + 1] where all from position i on are called
-    1."""
+    """Sorted `values` [S], and how many examples each threshold gets right, [S + 1].
+
+    Entry i is for calling all from position i on 1, and those before it 0."""
     order = np.argsort(values, kind="stable")
     zeros = np.cumsum(labels[order] == 0)  # right among those up to a position
     ones = np.cumsum((labels[order] == 1)[::-1])[::-1]  # right among those from a position on
@@ -149,8 +152,9 @@ def own_token(train: Split, split: Split, vocabulary: int, classes: int) -> floa
 
 
 def bigram(train: Split, split: Split, vocabulary: int) -> dict[str, float]:
-    """Bits per token on `split` of the frequencies of `train`: of tokens, and of tokens given the
-    one before."""
+    """Bits per token on `split` of the frequencies of `train`.
+
+    Of tokens, and of tokens given the one before."""
     single = np.full(vocabulary, 1e-2)
     pairs = np.zeros((vocabulary, vocabulary))
     for batch in in_order(train):

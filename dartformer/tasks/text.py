@@ -1,5 +1,4 @@
-"""What tasks on texts have in common: rows by the rules, a tokenizer of the training part, splits,
-simple rules."""
+"""What tasks on texts have in common: rules for rows, a tokenizer, splits, simple rules."""
 
 import itertools
 import json
@@ -46,8 +45,9 @@ Ids = Sequence[int] | np.ndarray
 
 @dataclass(frozen=True)
 class Source:
-    """Where the rows of a split come from: a function that starts reading, and an identity that
-    changes whenever the rows may have changed."""
+    """Where the rows of a split come from.
+
+    `rows` starts reading; `identity` changes whenever the rows may have changed."""
 
     rows: Callable[[], Iterable[Row]]
     identity: Any
@@ -55,8 +55,9 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class TextTask(ABC):
-    """Texts as tokens: "bytes", "characters", "words" or "bpe", at most `vocabulary_size` of them
-    (0: the default).
+    """Texts as tokens: "bytes", "characters", "words" or "bpe".
+
+    There are at most `vocabulary_size` of them (0: the default).
 
     A text of more than `length` tokens is cropped: its "head", its "tail", or half of each
     ("ends"). Where the source has no valid (or test) split, `valid_fraction` (`test_fraction`) of
@@ -96,8 +97,10 @@ class TextTask(ABC):
 
     @property
     def kind(self) -> str:
-        """ "classification", "regression", "labelling" (a class for each token) or "language" (the
-        next token)"""
+        """The kind of labels.
+
+        "classification", "regression", "labelling" (a class for each token) or "language" (the next
+        token)."""
         return "classification"
 
     @property
@@ -132,8 +135,9 @@ class TextTask(ABC):
 
     @abstractmethod
     def sources(self, data_dir: str | None) -> dict[str, Source]:
-        """The source of "train" and, if the data have them, "valid" and "test"; `InputError` says
-        what is missing."""
+        """The source of "train" and, if the data have them, "valid" and "test".
+
+        `InputError` says what is missing."""
 
     # From texts to token ids.
 
@@ -189,13 +193,15 @@ class TextTask(ABC):
         return replace(self, learned=json.dumps(learned, sort_keys=True))
 
     def facts(self, data_dir: str | None = None) -> dict[str, Any]:
-        """What was counted while preparing, by split: rows, why some were dropped, labels, share of
-        padding."""
+        """What was counted while preparing, by split.
+
+        Rows, why some were dropped, labels, the share of padding."""
         return self._prepared(data_dir).notes["splits"]
 
     def load(self, data_dir: str | None = None) -> Mapping[str, Split]:
-        """Splits "train", "valid" and "test", prepared on first use under `data_dir`, by default
-        where TFDS keeps data.
+        """Splits "train", "valid" and "test", prepared on first use.
+
+        They are kept under `data_dir`, by default where TFDS keeps data.
 
         Raises `InputError` for whatever the rules call an error, or a class of which train has no
         example."""
@@ -238,8 +244,9 @@ class TextTask(ABC):
     # Simple rules.
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
-        """Rules of `dartformer.tasks.simple` that fit the kind of labels, fitted on `train` and
-        scored on `split`."""
+        """Rules of `dartformer.tasks.simple` that fit the kind of labels.
+
+        They are fitted on `train` and scored on `split`."""
         if self.kind == "regression":
             return {"mean": simple.mean_of_train(train, split)}
         if self.kind == "labelling":
@@ -321,8 +328,9 @@ class _Preparation:
         self.labels = Labels(task.kind, task.labels)
 
     def run(self, notes: Notes) -> dict[str, Examples]:
-        """The examples of each split; fills `notes` with "learned" and, while the examples are
-        read, "splits"."""
+        """The examples of each split.
+
+        Fills `notes` with "learned" and, while the examples are read, "splits"."""
         self.scans = {name: self._scan(name) for name in self.sources}
         self.rows = self._divided()
         self.leaked = self._drop_leaked()
