@@ -256,8 +256,8 @@ def require(
         )
     if not causal and not traits.bidirectional:
         raise InputError(
-            f"{name} works only with a causal task, and this one is bidirectional. Leave it out of the "
-            f"candidates."
+            f"{name} works only with a causal task, and this one is bidirectional. Leave it out of "
+            f"the candidates."
         )
     if length < 1:
         raise InputError(f"length must be at least 1, got {length}.")
@@ -269,13 +269,14 @@ def require(
     unread = positions == "rotary" and not traits.reads & {"q", "k"}
     if positions in POSITIONS and positions not in traits.positions and not unread:
         raise InputError(
-            f"{name} does not work with {positions} positions ({_supported(traits.positions)}). Leave it "
-            f"out of the candidates, or use model.positions = 'learned', 'sinusoidal' or 'none'."
+            f"{name} does not work with {positions} positions ({_supported(traits.positions)}). "
+            f"Leave it out of the candidates, or use model.positions = 'learned', 'sinusoidal' or "
+            f"'none'."
         )
     if dropout > 0 and not traits.dropout:
         raise InputError(
-            f"{name} does not support attention dropout, got a rate of {dropout}. Leave it out of the "
-            f"candidates, or use model.attention_dropout = 0."
+            f"{name} does not support attention dropout, got a rate of {dropout}. Leave it out of "
+            f"the candidates, or use model.attention_dropout = 0."
         )
 
 
@@ -327,7 +328,7 @@ def zero_invalid(out: Array, valid: Array) -> Array:
 
 
 def drop_values(inputs: Inputs, train: bool, key: Array | None) -> Array:
-    """v `[B, N, H, D]` with tokens dropped at `inputs.dropout` in training: the dropout "values"."""
+    """v `[B, N, H, D]`, in training with tokens dropped at `inputs.dropout`: dropout "values"."""
     rate = inputs.rate(train)
     if rate == 0:
         return inputs.v
@@ -360,6 +361,6 @@ def head_keys(attention: Attention, inputs: Inputs) -> Array:
     """`inputs.head_keys` `[H]`; raises `InputError` where it is None."""
     if inputs.head_keys is None:
         raise InputError(
-            f"{attention!r} is random, but inputs.head_keys is None. Pass one PRNG key for each head."
+            f"{attention!r} is random, but inputs.head_keys is None. Pass a PRNG key for each head."
         )
     return inputs.head_keys

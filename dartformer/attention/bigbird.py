@@ -35,15 +35,18 @@ class BigBird(Spelled):
     the remaining ones. Where fewer than that remain it sees them all: few blocks are full
     attention, exactly.
 
-    Paper: Zaheer et al. 2020, arXiv:2007.14062, section 2 and appendix D (BigBird-ITC). Own
-    parameters: none. Cost: O(N b (3 + randoms + 4 globals) D) time, memory without the D; no N x N
-    array. Randomness: the graph of a head depends on its key in `Inputs.head_keys`, the number of
-    the block and n, and on nothing else: it is the same in training, evaluation, after a restart,
-    and in a derived model. Masks: invalid keys are left out of the softmax. n counts blocks up to
-    that of the last valid token of each example: the last blocks are not padding, and padding a
-    batch further changes nothing. A query that sees no key gives zero. Deviations: the paper has no
-    causal form. Here it is t-1, t up to the query, the first `globals` blocks, and `randoms` drawn
-    from the blocks in between; there are no last blocks, and nothing depends on n.
+    Paper: Zaheer et al. 2020, arXiv:2007.14062, section 2 and appendix D (BigBird-ITC).
+    Own parameters: none.
+    Cost: O(N b (3 + randoms + 4 globals) D) time, memory without the D; no N x N array.
+    Randomness: the graph of a head depends on its key in `Inputs.head_keys`, the number of the
+      block and n, and on nothing else: it is the same in training, evaluation, after a restart, and
+      in a derived model.
+    Masks: invalid keys are left out of the softmax. n counts blocks up to that of the last valid
+      token of each example: the last blocks are not padding, and padding a batch further changes
+      nothing. A query that sees no key gives zero.
+    Deviations: the paper has no causal form. Here it is t-1, t up to the query, the first `globals`
+      blocks, and `randoms` drawn from the blocks in between; there are no last blocks, and nothing
+      depends on n.
 
     Attributes:
       block: b, tokens in a block.
@@ -72,7 +75,7 @@ class BigBird(Spelled):
         return {}
 
     def sees_all(self, length: int, *, causal: bool = False) -> bool:
-        """Whether `length` tokens are so few blocks that all are seen: then this is full attention."""
+        """Whether `length` tokens are so few blocks that all are seen, as in full attention."""
         blocks = -(-length // self.block)
         ends = 2
         if causal:
@@ -176,11 +179,14 @@ class BigBird(Spelled):
         scores = shape.length**2
         if not self.sees_all(shape.length):
             blocks = -(-shape.length // self.block)
+            # The window, the random blocks, and the global ones at both ends as keys and queries.
             scores = blocks * self.block**2 * (3 + self.randoms + 4 * self.globals)
         scores *= shape.batch * shape.heads
         return Cost(
+            # Two products; scale, mask, maximum, shift, exp and sum.
             flops=scores * (4 * shape.head_dim + 6),
             parameters=0,
+            # Scores and their exponentials.
             activation_bytes=2 * scores * shape.wide_itemsize,
             state_bytes=kv_cache_bytes(shape, shape.length),
         )

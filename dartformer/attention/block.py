@@ -30,12 +30,14 @@ class Block(Spelled):
     That is over j with floor(j / b) = floor(i / b).
 
     Paper: the "local attention" of Tay et al. 2021 (Long Range Arena), arXiv:2011.04006; blocks of
-    queries as in Parmar et al. 2018 (Image Transformer), arXiv:1802.05751, which let a block see
-    what surrounds it too. Own parameters: none. Cost: O(N b D) time, O(N b) memory; no N x N array,
-    and no gather. Masks: invalid keys are left out of the softmax; causal leaves out j > i. A query
-    that sees no key gives zero. Deviations: blocks are contiguous; in the code of Long Range Arena
-    they are every so many tokens, which is a mistake there. The last block may be shorter than the
-    others.
+      queries as in Parmar et al. 2018 (Image Transformer), arXiv:1802.05751, which let a block see
+      what surrounds it too.
+    Own parameters: none.
+    Cost: O(N b D) time, O(N b) memory; no N x N array, and no gather.
+    Masks: invalid keys are left out of the softmax; causal leaves out j > i. A query that sees no
+      key gives zero.
+    Deviations: blocks are contiguous; in the code of Long Range Arena they are every so many
+      tokens, which is a mistake there. The last block may be shorter than the others.
 
     Attributes:
       size: b, tokens in a block; a token at its edge does not see its neighbour across it (`local`
@@ -97,8 +99,10 @@ class Block(Spelled):
         blocks = -(-shape.length // size)
         scores = shape.batch * shape.heads * blocks * size**2
         return Cost(
+            # Two products; scale, mask, maximum, shift, exp and sum.
             flops=scores * (4 * shape.head_dim + 6),
             parameters=0,
+            # Scores and their exponentials.
             activation_bytes=2 * scores * shape.wide_itemsize,
             state_bytes=kv_cache_bytes(shape, size),
         )

@@ -26,14 +26,16 @@ from dartformer.kernels.softmax import wide
 class Conv(Spelled):
     """Depthwise convolution: y_i = sum_t kernel_t * v_{i - before + t}, t = 0 .. width - 1.
 
-    Each of the D numbers has its own taps. before = floor(width / 2): an even width has one more tap
-    before than after. Causal: before = width - 1.
+    Each of the D numbers has its own taps. before = floor(width / 2): an even width has one more
+    tap before than after. Causal: before = width - 1.
 
     Paper: none; a baseline, the token mixing of lightweight convolutions (Wu et al. 2019,
-    arXiv:1901.10430, section 3) without their sharing of channels and softmax. It lets a search
-    find that a head needs no attention. Own parameters: kernel `[H, width, D]`. Cost: O(N width D)
-    time, O(N D) memory. Masks: invalid tokens are zero before the convolution, as is what lies
-    beyond both ends. Deviations: none.
+      arXiv:1901.10430, section 3) without their sharing of channels and softmax. It lets a search
+      find that a head needs no attention.
+    Own parameters: kernel `[H, width, D]`.
+    Cost: O(N width D) time, O(N D) memory.
+    Masks: invalid tokens are zero before the convolution, as is what lies beyond both ends.
+    Deviations: none.
 
     Attributes:
       width: taps.
@@ -110,6 +112,7 @@ class Conv(Spelled):
         return Cost(
             flops=2 * self.width * numbers,
             parameters=shape.heads * self.width * shape.head_dim,
+            # The padded values, and the sums.
             activation_bytes=2 * numbers * shape.wide_itemsize,
             state_bytes=kept * shape.itemsize,
         )

@@ -32,13 +32,15 @@ class Cosformer(Spelled):
     As cos(a - b) = cos a cos b + sin a sin b, this is linear attention of 2D features, none of them
     negative where i and j lie in a span of M tokens.
 
-    Paper: Qin et al. 2022, arXiv:2202.08791, the re-weighting by a cosine of section 3. Own
-    parameters: none. Cost: O(N D^2) time, O(N D) memory; causal by a recurrence with a 2D x D
-    state. Masks: features of invalid keys are zero, so they add nothing; causal sums over j <= i.
-    Without a `horizon`, M is the number of tokens from the first valid one of each example to the
-    last: padding a batch further changes nothing. Causal outputs then depend on how many tokens
-    follow, though not on which; with one they do not. Deviations: no epsilon bounds the
-    denominator; where no feature of a query meets one of a key, the output is zero.
+    Paper: Qin et al. 2022, arXiv:2202.08791, the re-weighting by a cosine of section 3.
+    Own parameters: none.
+    Cost: O(N D^2) time, O(N D) memory; causal by a recurrence with a 2D x D state.
+    Masks: features of invalid keys are zero, so they add nothing; causal sums over j <= i. Without
+      a `horizon`, M is the number of tokens from the first valid one of each example to the last:
+      padding a batch further changes nothing. Causal outputs then depend on how many tokens follow,
+      though not on which; with one they do not.
+    Deviations: no epsilon bounds the denominator; where no feature of a query meets one of a key,
+      the output is zero.
 
     Attributes:
       horizon: M, and the longest input, longer ones being refused; 0 for the length of each
@@ -125,6 +127,7 @@ class Cosformer(Spelled):
     def cost(self, shape: Shape) -> Cost:
         """Two products with the 2D x D state, and 14 operations for each number of q, k and v."""
         numbers = shape.batch * shape.length * shape.heads * shape.head_dim
+        # sum phi(k) v^T and sum phi(k), which decoding keeps.
         state = 2 * shape.batch * shape.heads * shape.head_dim * (shape.head_dim + 1)
         return Cost(
             flops=numbers * (8 * shape.head_dim + 14),

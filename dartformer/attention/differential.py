@@ -28,19 +28,20 @@ NAMES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 class Differential(Spelled):
     """Difference of softmaxes: y_i = sum_j (softmax_j(S1_ij) - l softmax_j(S2_ij)) v_j.
 
-    S1_ij = q1_i . k1_j / s and S2_ij = q2_i . k2_j / s, where q1, q2 are the two halves of q, k1, k2
-    those of k, s = sqrt(D / 2), and
+    S1_ij = q1_i . k1_j / s and S2_ij = q2_i . k2_j / s, where q1, q2 are the two halves of q, k1,
+    k2 those of k, s = sqrt(D / 2), and
     l = exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init.
 
-    Paper: Ye et al. 2024, arXiv:2410.05258, equations 1 and 2. Own parameters: lambda_q1,
-    lambda_k1, lambda_q2, lambda_k2, `[H, D / 2]` each. Cost: O(N^2 D) time, O(N^2) memory, with
-    twice the scores of full attention. Masks: invalid keys are left out of both softmaxes; causal
-    leaves out j > i. A query that sees no key gives zero. Deviations: a head is as wide as others,
-    and q1, k1, q2, k2 half as wide, where the paper doubles the values; l is of each head, where
-    the paper shares it. The norm of each head's output and the factor 1 - lambda_init behind it are
-    left to the layer (`model.branch_norm`). Rotary positions are refused: which numbers they turn
-    together is the layer's affair, and the halves would tear pairs apart. ALiBi is added to both
-    sets of scores.
+    Paper: Ye et al. 2024, arXiv:2410.05258, equations 1 and 2.
+    Own parameters: lambda_q1, lambda_k1, lambda_q2, lambda_k2, `[H, D / 2]` each.
+    Cost: O(N^2 D) time, O(N^2) memory, with twice the scores of full attention.
+    Masks: invalid keys are left out of both softmaxes; causal leaves out j > i. A query that sees
+      no key gives zero.
+    Deviations: a head is as wide as others, and q1, k1, q2, k2 half as wide, where the paper
+      doubles the values; l is of each head, where the paper shares it. The norm of each head's
+      output and the factor 1 - lambda_init behind it are left to the layer (`model.branch_norm`).
+      Rotary positions are refused: which numbers they turn together is the layer's affair, and the
+      halves would tear pairs apart. ALiBi is added to both sets of scores.
 
     Attributes:
       lambda_init: at least 0 and below 1; the paper has 0.8 - 0.6 exp(-0.3 l) in layer l = 0, 1,
@@ -124,8 +125,10 @@ class Differential(Spelled):
         """Two products, two softmaxes, and three operations for their difference."""
         scores = shape.batch * shape.heads * shape.length**2
         return Cost(
+            # Scores of half the width twice, and values once: 4 D; 14 for softmaxes and difference.
             flops=scores * (4 * shape.head_dim + 14),
             parameters=4 * shape.heads * (shape.head_dim // 2),
+            # Both softmaxes, and their difference.
             activation_bytes=3 * scores * shape.wide_itemsize,
             state_bytes=kv_cache_bytes(shape, shape.length),
         )

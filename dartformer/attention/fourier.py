@@ -30,14 +30,17 @@ class Fourier(Spelled):
 
     F is the matrix of the discrete Fourier transform.
 
-    Paper: Lee-Thorp et al. 2022 (FNet), arXiv:2105.03824, equation 3. Own parameters: none. Cost:
-    O(N D (log N + D)) time, O(N D) memory; about four times that with a mask. Masks: n is the
-    number of valid tokens of an example and the transform is theirs alone, as if padding
-    were cut out: adding padding changes nothing. A plain transform would change with every token
-    that is added. Not causal. Deviations: over the D numbers of v in one head, where FNet transforms all
-    E of the layer's input. Divided by sqrt(n D), which makes the transform unitary: outputs, its
-    real part, have 1 / sqrt(2) of the scale of the values. Computed in float32 or wider: there is
-    no FFT of float16 or bfloat16."""
+    Paper: Lee-Thorp et al. 2022 (FNet), arXiv:2105.03824, equation 3.
+    Own parameters: none.
+    Cost: O(N D (log N + D)) time, O(N D) memory; about four times that with a mask.
+    Masks: n is the number of valid tokens of an example and the transform is theirs alone, as if
+      padding were cut out: adding padding changes nothing. A plain transform would change with
+      every token that is added. Not causal.
+    Deviations: over the D numbers of v in one head, where FNet transforms all E of the layer's
+      input. Divided by sqrt(n D), which makes the transform unitary: outputs, its real part, have 1
+      / sqrt(2) of the scale of the values. Computed in float32 or wider: there is no FFT of float16
+      or bfloat16.
+    """
 
     traits: ClassVar[Traits] = Traits(
         summary="Fourier transform over tokens and numbers, no parameters",
@@ -109,7 +112,7 @@ class Fourier(Spelled):
             flops=numbers * (4 * shape.head_dim + 5 * levels + 2),
             parameters=0,
             activation_bytes=4 * numbers * shape.wide_itemsize,
-            state_bytes=0,
+            state_bytes=0,  # the transform is of all tokens: there is no decoding
         )
 
 

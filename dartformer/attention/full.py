@@ -31,9 +31,13 @@ from dartformer.kernels.softmax import (
 class Full(Spelled):
     """The attention of the Transformer: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j.
 
-    Paper: Vaswani et al. 2017, arXiv:1706.03762, equation 1. Own parameters: none. Cost: O(N^2 D)
-    time, O(N) memory beyond a tile's length (`Inputs.kernel`). Masks: invalid keys are left out of
-    the softmax; causal leaves out j > i. A query that sees no key gives zero. Deviations: none."""
+    Paper: Vaswani et al. 2017, arXiv:1706.03762, equation 1.
+    Own parameters: none.
+    Cost: O(N^2 D) time, O(N) memory beyond a tile's length (`Inputs.kernel`).
+    Masks: invalid keys are left out of the softmax; causal leaves out j > i. A query that sees no
+      key gives zero.
+    Deviations: none.
+    """
 
     traits: ClassVar[Traits] = Traits(
         summary="softmax over all tokens",

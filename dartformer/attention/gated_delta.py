@@ -39,13 +39,16 @@ class GatedDelta(Spelled):
     a_i = exp(-A softplus(w_a . x_i + c)).
 
     Paper: Yang et al. 2025 (Gated DeltaNet), arXiv:2412.06464, section 3, equation 10; the delta
-    rule of Schlag et al. 2021, arXiv:2102.11174. Own parameters: `alpha` `[H, E]` (w_a), `beta`
-    `[H, E]` (w_b), `A_log` `[H]` (A = exp), `dt_bias` `[H]` (c). Cost: O(N (C + D) D) time in
-    chunks of C = 32; state D x D. No weight is divided by a sum. Masks: an invalid token is not
-    written and the state does not decay for it. Both ways: a second recurrence from the last token
-    to the first, added, in which each token reads before it is written: the own token is counted
-    once. Deviations: the short convolutions before it and the gate and norm behind it are left out
-    (`model.branch_norm` is a norm for each head)."""
+      rule of Schlag et al. 2021, arXiv:2102.11174.
+    Own parameters: `alpha` `[H, E]` (w_a), `beta` `[H, E]` (w_b), `A_log` `[H]` (A = exp),
+      `dt_bias` `[H]` (c).
+    Cost: O(N (C + D) D) time in chunks of C = 32; state D x D. No weight is divided by a sum.
+    Masks: an invalid token is not written and the state does not decay for it.
+    Both ways: a second recurrence from the last token to the first, added, in which each token
+      reads before it is written: the own token is counted once.
+    Deviations: the short convolutions before it and the gate and norm behind it are left out
+      (`model.branch_norm` is a norm for each head).
+    """
 
     spelling: ClassVar[str] = "gated_delta"
 
@@ -112,5 +115,6 @@ class GatedDelta(Spelled):
             flops=flops * heads + tokens * (4 * shape.model_dim + 12 + 8 * shape.head_dim),
             parameters=2 * shape.heads * (shape.model_dim + 1),
             activation_bytes=(numbers * heads + 2 * tokens) * shape.wide_itemsize,
+            # Decoding keeps the state D x D, and no keys and values.
             state_bytes=heads * shape.head_dim**2 * shape.wide_itemsize,
         )

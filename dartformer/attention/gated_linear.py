@@ -32,12 +32,15 @@ class GatedLinear(Spelled):
     The gates are a_i = sigmoid(W x_i)^(1/tau).
 
     Paper: Yang et al. 2024 (GLA), arXiv:2312.06635, sections 4.1 (recurrence), 4.3 (chunks) and 4.4
-    (the gate). Own parameters: W = `up` `down` + `bias`, `down` `[H, E, rank]`, `up` `[H, rank,
-    D]`, `bias` `[H, D]`. Cost: O(N (C + D) D) time in chunks of C = 32; state D x D. No weight is
-    divided by a sum. Masks: an invalid token is not written and the state does not decay for it.
+      (the gate).
+    Own parameters: W = `up` `down` + `bias`, `down` `[H, E, rank]`, `up` `[H, rank, D]`, `bias`
+      `[H, D]`.
+    Cost: O(N (C + D) D) time in chunks of C = 32; state D x D. No weight is divided by a sum.
+    Masks: an invalid token is not written and the state does not decay for it.
     Both ways: a second recurrence from the last token to the first, added; the own token is counted
-    once. Deviations: the gate and the norm of the output are left out (`model.branch_norm` is a
-    norm for each head), and `down` is of each head, where the paper's heads share it.
+      once.
+    Deviations: the gate and the norm of the output are left out (`model.branch_norm` is a norm for
+      each head), and `down` is of each head, where the paper's heads share it.
 
     Attributes:
       rank: of the gate's projection.
@@ -117,5 +120,6 @@ class GatedLinear(Spelled):
             flops=flops * heads + tokens * (2 * gate + 6 * shape.head_dim),
             parameters=shape.heads * (gate + shape.head_dim),
             activation_bytes=(numbers * heads + 2 * tokens * shape.head_dim) * shape.wide_itemsize,
+            # Decoding keeps the state D x D, and no keys and values.
             state_bytes=heads * shape.head_dim**2 * shape.wide_itemsize,
         )

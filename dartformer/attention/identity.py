@@ -25,9 +25,13 @@ from dartformer.kernels.softmax import wide
 class Identity(Spelled):
     """No mixing of tokens: y_i = v_i.
 
-    Paper: none; a baseline. It lets a search find that a head needs no attention. Own parameters:
-    none. Cost: none beyond writing the output. Masks: rows of invalid tokens are zero; always
-    causal. The distance to itself is 0, so ALiBi changes nothing. Deviations: none."""
+    Paper: none; a baseline. It lets a search find that a head needs no attention.
+    Own parameters: none.
+    Cost: none beyond writing the output.
+    Masks: rows of invalid tokens are zero; always causal. The distance to itself is 0, so ALiBi
+      changes nothing.
+    Deviations: none.
+    """
 
     traits: ClassVar[Traits] = Traits(
         summary="each token alone, no attention (baseline)",

@@ -42,12 +42,14 @@ class Linear(Spelled):
     """Kernel attention: y_i = phi(q_i)^T sum_j phi(k_j) v_j^T / phi(q_i)^T sum_j phi(k_j).
 
     Paper: Katharopoulos et al. 2020, arXiv:2006.16236, equations 5 and 7 (bidirectional), 9 to 12
-    (causal). Own parameters: none. Cost: O(N D^2) time, O(N D) memory; causal by a recurrence with
-    a D x D state, and 16 N D exponentials more for "exp" and "softmax". Masks: features of invalid
-    keys are zero, so they add nothing; causal sums over j <= i. Deviations: no epsilon is added to
-    the denominator. It is positive wherever a key is seen, but for "relu": where no feature of a
-    query meets one of a key, the output is zero. "exp" and "softmax" are computed from their
-    logarithms, and do not overflow.
+      (causal).
+    Own parameters: none.
+    Cost: O(N D^2) time, O(N D) memory; causal by a recurrence with a D x D state, and 16 N D
+      exponentials more for "exp" and "softmax".
+    Masks: features of invalid keys are zero, so they add nothing; causal sums over j <= i.
+    Deviations: no epsilon is added to the denominator. It is positive wherever a key is seen, but
+      for "relu": where no feature of a query meets one of a key, the output is zero. "exp" and
+      "softmax" are computed from their logarithms, and do not overflow.
 
     Attributes:
       feature: phi. "elu": elu(x) + 1, that of the paper. "relu": max(x, 0), which leaves out tokens
@@ -124,6 +126,7 @@ class Linear(Spelled):
     def cost(self, shape: Shape) -> Cost:
         """Two products with the D x D state, and 16 operations for each number of q, k and v."""
         numbers = shape.batch * shape.length * shape.heads * shape.head_dim
+        # sum phi(k) v^T and sum phi(k), which decoding keeps.
         state = shape.batch * shape.heads * shape.head_dim * (shape.head_dim + 1)
         return Cost(
             flops=numbers * (4 * shape.head_dim + 16),

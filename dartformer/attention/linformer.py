@@ -28,16 +28,17 @@ from dartformer.kernels.softmax import masked_softmax
 class Linformer(Spelled):
     """Low-rank attention: y_i = softmax(q_i (E K)^T / sqrt(D)) (F V), with E, F of rank x N.
 
-    Paper: Wang et al. 2020, arXiv:2006.04768, equation 7. Own parameters: E and F, `[H, rank,
-    N_max]` each, for every head its own; E alone where F = E. Cost: O(N rank D) time, O(N rank)
-    memory. Masks: invalid keys and values are set to zero *before* they are projected, since
-    afterwards tokens cannot be told apart; a slot that holds no token still takes part in the
-    softmax, as a zero. Not causal: every slot mixes all tokens. Deviations: entries are drawn with
-    variance 1 / N_max. A slot then has the scale of a token, and the softmax begins as unsaturated
-    as that of full attention; with the 1 / rank of the paper's proof, scores begin sqrt(N / rank)
-    times larger. Inputs shorter than N_max use the first columns; longer ones are
-    refused. Of the paper's sharing, that between heads and between layers is not offered: a head
-    must be cut out with its parameters.
+    Paper: Wang et al. 2020, arXiv:2006.04768, equation 7.
+    Own parameters: E and F, `[H, rank, N_max]` each, for every head its own; E alone where F = E.
+    Cost: O(N rank D) time, O(N rank) memory.
+    Masks: invalid keys and values are set to zero *before* they are projected, since afterwards
+      tokens cannot be told apart; a slot that holds no token still takes part in the softmax, as a
+      zero. Not causal: every slot mixes all tokens.
+    Deviations: entries are drawn with variance 1 / N_max. A slot then has the scale of a token, and
+      the softmax begins as unsaturated as that of full attention; with the 1 / rank of the paper's
+      proof, scores begin sqrt(N / rank) times larger. Inputs shorter than N_max use the first
+      columns; longer ones are refused. Of the paper's sharing, that between heads and between
+      layers is not offered: a head must be cut out with its parameters.
 
     Attributes:
       rank: number of slots.
@@ -101,6 +102,7 @@ class Linformer(Spelled):
         e, f = self._projections(params, inputs, causal)
         k, v = inputs.k, inputs.v
         if inputs.valid is not None:
+            # Before the projection: a slot mixes tokens, and cannot leave one out afterwards.
             k, v = zero_invalid(k, inputs.valid), zero_invalid(v, inputs.valid)
         k_slots, v_slots = project(e, k), project(f, v)  # [B, H, rank, D]
         out = low_rank_attention(inputs.q, k_slots, v_slots, dropout=inputs.rate(train), key=key)
@@ -126,5 +128,5 @@ class Linformer(Spelled):
             flops=scores * (8 * shape.head_dim + 5),
             parameters=len(self._names) * shape.heads * self.rank * shape.length,
             activation_bytes=(2 * scores + slots) * shape.wide_itemsize,
-            state_bytes=0,
+            state_bytes=0,  # slots mix all tokens: there is no decoding
         )

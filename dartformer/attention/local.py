@@ -28,11 +28,13 @@ class Local(Spelled):
     """Sliding window: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over |i - j| <= window.
 
     Paper: Parmar et al. 2018 (Image Transformer), arXiv:1802.05751, section 3; the sliding form as
-    in Beltagy et al. 2020 (Longformer), arXiv:2004.05150, section 3.1. Own parameters: none. Cost:
-    O(N w D) time, O(N w) memory; no N x N array. Masks: invalid keys are left out of the softmax;
-    causal keeps i - w <= j <= i. A query that sees no key gives zero. Deviations: the window slides
-    with each query, where the Image Transformer fixes one for each block of queries: no token
-    has a neighbour it cannot see.
+      in Beltagy et al. 2020 (Longformer), arXiv:2004.05150, section 3.1.
+    Own parameters: none.
+    Cost: O(N w D) time, O(N w) memory; no N x N array.
+    Masks: invalid keys are left out of the softmax; causal keeps i - w <= j <= i. A query that sees
+      no key gives zero.
+    Deviations: the window slides with each query, where the Image Transformer fixes one for each
+      block of queries: no token has a neighbour it cannot see.
 
     Attributes:
       window: one-sided and inclusive, in tokens; 0 lets each token see itself only.
@@ -98,8 +100,10 @@ class Local(Spelled):
         copies = shape.batch * shape.heads * tiles * span * shape.head_dim
         kept = min(shape.length, self.window + 1)
         return Cost(
+            # Two products; scale, mask, maximum, shift, exp and sum.
             flops=scores * (4 * shape.head_dim + 6),
             parameters=0,
+            # Scores and their exponentials.
             activation_bytes=2 * scores * shape.wide_itemsize + 2 * copies * shape.itemsize,
             state_bytes=kv_cache_bytes(shape, kept),
         )

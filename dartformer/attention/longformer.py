@@ -33,16 +33,19 @@ class Longformer(Spelled):
     y_i = sum_j softmax_j(q'_i . k'_j / sqrt(D)) v'_j over all j, where q' = W_q x, k' = W_k x,
     v' = W_v x are projected apart from the q, k, v of the layer.
 
-    Paper: Beltagy et al. 2020, arXiv:2004.05150, section 3.1. Own parameters: W_q, W_k, W_v of the
-    global tokens, `[H, E, D]` each, applied to the layer's input x. Cost: O(N (w + g) D + N g E)
-    time, O(N (w + g)) memory; no N x N array. The N keys and values k', v' are never made: W_k goes
-    to the side of the g queries, and W_v behind their sum over tokens. Masks: invalid keys are left
-    out of the softmax, and a global token that is padding is not seen; causal, which the paper has
-    without global tokens only, leaves out j > i in both parts. A query that sees no key gives zero.
+    Paper: Beltagy et al. 2020, arXiv:2004.05150, section 3.1.
+    Own parameters: W_q, W_k, W_v of the global tokens, `[H, E, D]` each, applied to the layer's
+      input x.
+    Cost: O(N (w + g) D + N g E) time, O(N (w + g)) memory; no N x N array. The N keys and values
+      k', v' are never made: W_k goes to the side of the g queries, and W_v behind their sum over
+      tokens.
+    Masks: invalid keys are left out of the softmax, and a global token that is padding is not seen;
+      causal, which the paper has without global tokens only, leaves out j > i in both parts. A
+      query that sees no key gives zero.
     Deviations: the first g tokens are global (the paper chooses by task, and for classification
-    takes the CLS token, which is first). W_q, W_k, W_v start independently in each head, and not as
-    copies of the layer's projections, which an attention does not own. No dilation. Rotary
-    positions turn the layer's q and k only.
+      takes the CLS token, which is first). W_q, W_k, W_v start independently in each head, and not
+      as copies of the layer's projections, which an attention does not own. No dilation. Rotary
+      positions turn the layer's q and k only.
 
     Attributes:
       window: w, one-sided and inclusive, in tokens, at least 1; half of what other implementations
@@ -169,6 +172,7 @@ class Longformer(Spelled):
         first = min(self.globals, shape.length)
         scores = band_scores(shape.length, self.window, self.globals)
         projection = shape.model_dim * shape.head_dim
+        # Projections of the global queries and outputs, then two products of g x N x E.
         rows = first * (6 * projection + shape.length * (4 * shape.model_dim + 6))
         heads = shape.batch * shape.heads
         kept = min(shape.length, self.window + 1 + self.globals)

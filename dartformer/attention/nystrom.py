@@ -36,15 +36,18 @@ class Nystrom(Spelled):
     """Landmarks: y = softmax(q k~^T / s) softmax(q~ k~^T / s)^+ softmax(q~ k^T / s) v, s = sqrt(D).
 
     q~ and k~ are the means of q and k over `landmarks` runs of tokens, with lengths that differ by
-    one at most; ^+ is the pseudo-inverse by six steps of a third-order Newton iteration (equation 14).
+    one at most; ^+ is the pseudo-inverse by six steps of a third-order Newton iteration (equation
+    14).
 
-    Paper: Xiong et al. 2021 (Nystromformer), arXiv:2102.03902, equations 13 and 14. Own parameters:
-    none. Cost: O(N m D + m^3) time, O(N m) memory, with m landmarks. Masks: runs are of valid
-    tokens, as if padding were cut out, and invalid keys are left out of the last softmax, so
-    padding changes nothing. An example of no more than m valid tokens gets full attention, exactly.
-    Not causal: every landmark is a mean over tokens on both sides. Deviations: no convolution of v
-    is added (`conv` is a candidate of its own, and `parallel` adds). The iteration starts from the
-    largest sums of each matrix, where the paper's code takes those of the whole batch.
+    Paper: Xiong et al. 2021 (Nystromformer), arXiv:2102.03902, equations 13 and 14.
+    Own parameters: none.
+    Cost: O(N m D + m^3) time, O(N m) memory, with m landmarks.
+    Masks: runs are of valid tokens, as if padding were cut out, and invalid keys are left out of
+      the last softmax, so padding changes nothing. An example of no more than m valid tokens gets
+      full attention, exactly. Not causal: every landmark is a mean over tokens on both sides.
+    Deviations: no convolution of v is added (`conv` is a candidate of its own, and `parallel`
+      adds). The iteration starts from the largest sums of each matrix, where the paper's code takes
+      those of the whole batch.
 
     Attributes:
       landmarks: m.
@@ -139,5 +142,5 @@ class Nystrom(Spelled):
             flops=heads * flops,
             parameters=0,
             activation_bytes=heads * (2 * scores + 4 * m**2) * shape.wide_itemsize,
-            state_bytes=0,
+            state_bytes=0,  # landmarks mix all tokens: there is no decoding
         )

@@ -28,11 +28,12 @@ class Parallel(Spelled):
     """A hybrid: y_i = sum_m s_m member_m(q, k, v)_i, with shares s that sum to one.
 
     Paper: the branches of a mixed operation that is kept instead of being cut to one, DARTS (Liu et
-    al. 2019, arXiv:1806.09055, equation 2); attention beside a recurrence in one layer as in Hymba
-    (Dong et al. 2024, arXiv:2411.13676). Own parameters: those of each member, under its number.
-    Cost: the sum of the members'. Masks: as the members. Where the model normalises branches, each
-    member is normalised before it is weighted: a hybrid is the supernet's layer with all but its
-    members left out.
+      al. 2019, arXiv:1806.09055, equation 2); attention beside a recurrence in one layer as in
+      Hymba (Dong et al. 2024, arXiv:2411.13676).
+    Own parameters: those of each member, under its number.
+    Cost: the sum of the members'.
+    Masks: as the members. Where the model normalises branches, each member is normalised before it
+      is weighted: a hybrid is the supernet's layer with all but its members left out.
 
     Attributes:
       members: at least two different attentions, none of them parallel itself.
@@ -57,16 +58,16 @@ class Parallel(Spelled):
         different = len(set(self.members)) == len(self.members)
         if len(self.members) < 2 or not different or not attentions or nested:
             raise InputError(
-                f"parallel: members must be at least two different attentions, none of them parallel; "
-                f"got {self.members!r}."
+                f"parallel: members must be at least two different attentions, none of them "
+                f"parallel; got {self.members!r}."
             )
         if not self.shares:
             return
         positive = all(type(s) in (int, float) and 0 < s < float("inf") for s in self.shares)
         if len(self.shares) != len(self.members) or not positive:
             raise InputError(
-                f"parallel: shares must be a positive number for each of the {len(self.members)} members, "
-                f"or empty; got {self.shares!r}."
+                f"parallel: shares must be a positive number for each of the {len(self.members)} "
+                f"members, or empty; got {self.shares!r}."
             )
 
     def joint_traits(self) -> Traits:
@@ -129,7 +130,7 @@ class Parallel(Spelled):
         key: Array | None = None,
     ) -> Array:
         """See `Attention`."""
-        total: Any = 0
+        total: Any = 0  # summed in float32 or wider
         for m, (member, share) in enumerate(self.weighted):
             y = member(
                 params.get(str(m), {}),

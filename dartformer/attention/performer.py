@@ -41,18 +41,21 @@ class Performer(Spelled):
     phi(x) = max(W x', 0) + 0.001 instead.
 
     Paper: Choromanski et al. 2021, arXiv:2009.14794, equation 5, lemma 1 and section 2.4; "relu" is
-    its generalised attention. Own parameters: none. Cost: O(N m D) time, O(N (m + D)) memory;
-    causal by a recurrence with an m x D state, and 16 N m exponentials more. Randomness: W of a
-    head depends on its key in `Inputs.head_keys` and on nothing else: it is the same in training,
-    evaluation, after a restart, and in a derived model. With `redraw`, some training steps use
-    another W, from the key of the step and that of the head; evaluation never does. There is no
-    state: whether and what a step draws comes from its key alone. A resumed training draws what an
-    uninterrupted one would. Masks: features of invalid keys are zero, so they add
-    nothing; causal sums over j <= i. Deviations: softmax features are computed from their
-    logarithms, each relative to its largest value max(W k - |k|^2 / 2) over the valid keys (those
-    up to the query if causal), which cancels; nothing is added to features or denominator. The
-    usual max(W k), with 1e-4 added, turns large keys into a uniform mean without a gradient. W is
-    redrawn for single steps, and not kept for many.
+      its generalised attention.
+    Own parameters: none.
+    Cost: O(N m D) time, O(N (m + D)) memory; causal by a recurrence with an m x D state, and 16 N m
+      exponentials more.
+    Randomness: W of a head depends on its key in `Inputs.head_keys` and on nothing else: it is the
+      same in training, evaluation, after a restart, and in a derived model. With `redraw`, some
+      training steps use another W, from the key of the step and that of the head; evaluation never
+      does. There is no state: whether and what a step draws comes from its key alone. A resumed
+      training draws what an uninterrupted one would.
+    Masks: features of invalid keys are zero, so they add nothing; causal sums over j <= i.
+    Deviations: softmax features are computed from their logarithms, each relative to its largest
+      value max(W k - |k|^2 / 2) over the valid keys (those up to the query if causal), which
+      cancels; nothing is added to features or denominator. The usual max(W k), with 1e-4 added,
+      turns large keys into a uniform mean without a gradient. W is redrawn for single steps, and
+      not kept for many.
 
     Attributes:
       features: m. The error falls with its root, and grows with the exponential of |q|^2 and |k|^2.
@@ -158,6 +161,7 @@ class Performer(Spelled):
         """Two products with W, two with the m x D state, 10 for each feature, and drawing W."""
         tokens = shape.batch * shape.length * shape.heads
         numbers = tokens * self.features
+        # sum phi(k) v^T and sum phi(k), which decoding keeps.
         state = shape.batch * shape.heads * self.features * (shape.head_dim + 1)
         squares = -(-self.features // shape.head_dim)
         drawn = shape.heads * squares * shape.head_dim**2

@@ -33,17 +33,19 @@ class Reformer(Spelled):
     its bucket in its chunk and the one before. Rounds are combined by the logarithms of their sums:
     this is one softmax in which j counts once for every round that shows it.
 
-    Paper: Kitaev et al. 2020, arXiv:2001.04451, equations 4 to 7. Own parameters: none; queries
-    serve as keys, and k is not read. Cost: O(hashes N (chunk + buckets) D) time, with a sort,
-    O(hashes N chunk) memory; no N x N array. The hash itself has no gradient. Randomness: the
-    rotations of a head depend on its key in `Inputs.head_keys` alone. Masks: padding is sorted
-    behind all buckets and seen by none. A token sees itself only if it sees no other in any round.
-    An example of at most two chunks of valid tokens is attention over all of them, whatever their
-    buckets. Causal: i sees the last `chunk` tokens of its bucket before it, however few tokens
-    there are. Deviations: the paper's causal form cuts chunks among all tokens, and later tokens
-    move their edges and change what earlier ones see. Here nothing depends on what comes later.
-    Chunks do not wrap around the end. `buckets` is a field, where the paper takes N / chunk: with
-    that, a bucket fills a chunk.
+    Paper: Kitaev et al. 2020, arXiv:2001.04451, equations 4 to 7.
+    Own parameters: none; queries serve as keys, and k is not read.
+    Cost: O(hashes N (chunk + buckets) D) time, with a sort, O(hashes N chunk) memory; no N x N
+      array. The hash itself has no gradient.
+    Randomness: the rotations of a head depend on its key in `Inputs.head_keys` alone.
+    Masks: padding is sorted behind all buckets and seen by none. A token sees itself only if it
+      sees no other in any round. An example of at most two chunks of valid tokens is attention over
+      all of them, whatever their buckets. Causal: i sees the last `chunk` tokens of its bucket
+      before it, however few tokens there are.
+    Deviations: the paper's causal form cuts chunks among all tokens, and later tokens move their
+      edges and change what earlier ones see. Here nothing depends on what comes later. Chunks do
+      not wrap around the end. `buckets` is a field, where the paper takes N / chunk: with that, a
+      bucket fills a chunk.
 
     Attributes:
       buckets: an even number of at least 2.
@@ -83,7 +85,7 @@ class Reformer(Spelled):
         train: bool = False,
         key: Array | None = None,
     ) -> Array:
-        """See `Attention`; raises `InputError` where it needs `inputs.head_keys` and they are None."""
+        """See `Attention`; `inputs.head_keys` may be None where all tokens see one another."""
         accept(self, inputs, causal=causal)
         dropout = inputs.rate(train)
         if self.sees_all(inputs.q.shape[1], causal=causal):

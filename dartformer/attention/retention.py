@@ -30,14 +30,18 @@ class Retention(Spelled):
     Computed by the recurrence S_i = gamma S_{i-1} + k_i v_i^T.
 
     Paper: Sun et al. 2023 (RetNet), arXiv:2307.08621, equations 5 (parallel), 6 (recurrent) and 7
-    (in chunks). Own parameters: `decay` `[H]`, with gamma = sigmoid(decay), at first the paper's 1
-    - 2^(-5-h) for head h. Cost: O(N (C + D) D) time in chunks of C = 64; state D x D. No weight is
-    divided by a sum. Masks: an invalid token is not written, and gamma is not applied for it:
-    distances count valid tokens. Both ways: a second recurrence from the last token to the
-    first, added; the own token is counted once, so the weight is gamma^|i - j|. Deviations: gamma
-    is trained, where the paper fixes it. The paper's norm of each head behind it is the layer's
-    (`model.branch_norm`), its rotation xPos is the layer's rotary positions, and its gate is left
-    out."""
+      (in chunks).
+    Own parameters: `decay` `[H]`, with gamma = sigmoid(decay), at first the paper's 1 - 2^(-5-h)
+      for head h.
+    Cost: O(N (C + D) D) time in chunks of C = 64; state D x D. No weight is divided by a sum.
+    Masks: an invalid token is not written, and gamma is not applied for it: distances count valid
+      tokens.
+    Both ways: a second recurrence from the last token to the first, added; the own token is counted
+      once, so the weight is gamma^|i - j|.
+    Deviations: gamma is trained, where the paper fixes it. The paper's norm of each head behind it
+      is the layer's (`model.branch_norm`), its rotation xPos is the layer's rotary positions, and
+      its gate is left out.
+    """
 
     traits: ClassVar[Traits] = Traits(
         summary="linear recurrence that forgets at a rate of each head",
@@ -57,6 +61,7 @@ class Retention(Spelled):
         dtype = wide(inputs.q, inputs.k)
         q = inputs.q.astype(dtype) * inputs.q.shape[-1] ** -0.5
         decay = jax.nn.log_sigmoid(params["decay"].astype(dtype))
+        # The same at every token: gamma is of the head.
         return q, inputs.k, jnp.broadcast_to(decay, inputs.q.shape[:3])
 
     def __call__(
@@ -89,5 +94,6 @@ class Retention(Spelled):
             flops=flops * heads + tokens * shape.head_dim,
             parameters=shape.heads,
             activation_bytes=numbers * heads * shape.wide_itemsize,
+            # Decoding keeps the state D x D, and no keys and values.
             state_bytes=heads * shape.head_dim**2 * shape.wide_itemsize,
         )

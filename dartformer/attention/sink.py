@@ -30,13 +30,16 @@ class Sink(Spelled):
     That is over |i - j| <= window or j < sinks.
 
     Paper: Xiao et al. 2024 (StreamingLLM), arXiv:2309.17453, section 3.2: a window alone takes from
-    the softmax the first tokens, on which models have learned to put the weight that they have no
-    other use for. Own parameters: none. Cost: O(N (window + sinks) D) time, O(N (window + sinks))
-    memory; no N x N array. Masks: invalid keys are left out of the softmax, and a sink that is
-    padding is no sink; causal leaves out j > i. A query that sees no key gives zero. Deviations:
-    positions are those in the text, where the paper counts them within its cache. Both ways unless
-    causal, where the paper is causal only. The sinks are tokens of the input, in training too; the
-    paper's learned sink token is a CLS token in front (`model.pooling = 'cls'`).
+      the softmax the first tokens, on which models have learned to put the weight that they have no
+      other use for.
+    Own parameters: none.
+    Cost: O(N (window + sinks) D) time, O(N (window + sinks)) memory; no N x N array.
+    Masks: invalid keys are left out of the softmax, and a sink that is padding is no sink; causal
+      leaves out j > i. A query that sees no key gives zero.
+    Deviations: positions are those in the text, where the paper counts them within its cache. Both
+      ways unless causal, where the paper is causal only. The sinks are tokens of the input, in
+      training too; the paper's learned sink token is a CLS token in front (`model.pooling =
+      'cls'`).
 
     Attributes:
       window: one-sided and inclusive, in tokens, at least 1.
@@ -99,8 +102,10 @@ class Sink(Spelled):
         scores = shape.batch * shape.heads * band_scores(shape.length, self.window, self.sinks)
         kept = min(shape.length, self.window + 1 + self.sinks)
         return Cost(
+            # Two products; scale, mask, maximum, shift, exp and sum.
             flops=scores * (4 * shape.head_dim + 6),
             parameters=0,
+            # Scores and their exponentials.
             activation_bytes=2 * scores * shape.wide_itemsize,
             state_bytes=kv_cache_bytes(shape, kept),
         )

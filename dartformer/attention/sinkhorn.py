@@ -57,16 +57,17 @@ class Sinkhorn(Spelled):
     block t is sorted to k'_{t,s} = sum_u R_tu k_{u,s} in places s = 1 .. b, and v' likewise. Here
     R = S(W^T [sum_s q_{u,s}; sum_s k_{u,s}] / temperature), with Sinkhorn's normalisation S.
 
-    Paper: Tay et al. 2020 (Sparse Sinkhorn Attention), arXiv:2002.11296, sections 3.1 and 3.2. Own
-    parameters: W of the sort net, `[H, 2 D, N_max / b]`. Cost: O(N b D + (N / b)^2 b D) time, O(N b
-    + (N / b)^2) memory: less than N^2 by a factor of b at least, and quadratic in the end. Masks:
-    sums, R and sorted places are of valid tokens alone. A place is made of the valid tokens there,
-    as if all of R were theirs, and weighs their share of R in the softmax; a place whose share is a
-    millionth or less is empty. Blocks of padding are no blocks. Not causal: sums are of whole
-    blocks. Deviations: the sort net is one linear map, and reads queries and keys, as it cannot
-    read what they were made of. No Gumbel noise. R ends with columns that sum to one; rows do so
-    after many iterations. Inputs of more blocks than W has columns are refused; fewer use the
-    first.
+    Paper: Tay et al. 2020 (Sparse Sinkhorn Attention), arXiv:2002.11296, sections 3.1 and 3.2.
+    Own parameters: W of the sort net, `[H, 2 D, N_max / b]`.
+    Cost: O(N b D + (N / b)^2 b D) time, O(N b + (N / b)^2) memory: less than N^2 by a factor of b
+      at least, and quadratic in the end.
+    Masks: sums, R and sorted places are of valid tokens alone. A place is made of the valid tokens
+      there, as if all of R were theirs, and weighs their share of R in the softmax; a place whose
+      share is a millionth or less is empty. Blocks of padding are no blocks. Not causal: sums are
+      of whole blocks.
+    Deviations: the sort net is one linear map, and reads queries and keys, as it cannot read what
+      they were made of. No Gumbel noise. R ends with columns that sum to one; rows do so after many
+      iterations. Inputs of more blocks than W has columns are refused; fewer use the first.
 
     Attributes:
       block: b, tokens in a block.
@@ -150,7 +151,7 @@ class Sinkhorn(Spelled):
         else:
             exists = existing(inputs.q.shape[1], self.block, inputs.valid)[:, None, :, None, :]
             filled = share > LEAST  # [B, H, T, b]
-            # As if all of R were the valid tokens': divided by their share, and the share returns as
+            # As if all of R were the valid tokens': divided by their share. The share returns as
             # the weight of the place.
             divisor = jnp.where(filled, share, 1)[..., None]
             sorted_k = sorted_k / divisor
@@ -208,5 +209,5 @@ class Sinkhorn(Spelled):
             flops=heads * flops,
             parameters=shape.heads * 2 * shape.head_dim * tiles,
             activation_bytes=heads * activations * shape.wide_itemsize,
-            state_bytes=0,
+            state_bytes=0,  # blocks are sorted among all of them: there is no decoding
         )

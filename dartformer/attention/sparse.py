@@ -31,15 +31,17 @@ class Sparse(Spelled):
     Both sets come under one softmax.
 
     Paper: Child et al. 2019 (Sparse Transformer), arXiv:1904.10509, section 4.3. With stride l and
-    summary c, pattern "fixed": A1_i = {j: floor(j / l) = floor(i / l)}, A2_i = {j: j mod l >= l -
-    c}; pattern "strided": A1_i = {j: |i - j| <= l}, A2_i = {j: (i - j) mod l = 0}. Own parameters:
-    none. Cost: time O(N (l + c N / l) D) and "strided" O(N (l + N / l) D), memory without the D.
-    That is N sqrt(N) where l is near sqrt(N). The stride does not follow the length, since
-    outputs would then depend on how far a batch is padded: for ever longer inputs the growth is
-    quadratic, with a factor c / l. Masks: invalid keys are left out of the softmax;
-    causal leaves out j > i. A query that sees no key gives zero. Deviations: both sets in every
-    head (the paper's "merged" head, its second way to combine them). Both ways unless causal, where
-    the paper is causal only.
+      summary c, pattern "fixed": A1_i = {j: floor(j / l) = floor(i / l)}, A2_i = {j: j mod l >= l -
+      c}; pattern "strided": A1_i = {j: |i - j| <= l}, A2_i = {j: (i - j) mod l = 0}.
+    Own parameters: none.
+    Cost: time O(N (l + c N / l) D) and "strided" O(N (l + N / l) D), memory without the D. That is
+      N sqrt(N) where l is near sqrt(N). The stride does not follow the length, since outputs would
+      then depend on how far a batch is padded: for ever longer inputs the growth is quadratic, with
+      a factor c / l.
+    Masks: invalid keys are left out of the softmax; causal leaves out j > i. A query that sees no
+      key gives zero.
+    Deviations: both sets in every head (the paper's "merged" head, its second way to combine them).
+      Both ways unless causal, where the paper is causal only.
 
     Attributes:
       stride: l, in tokens; near the square root of the length is cheapest.
@@ -150,13 +152,15 @@ class Sparse(Spelled):
         if tiles == 1:
             keys = size
         elif self.pattern == "fixed":
-            keys = size + tiles * self.columns
+            keys = size + tiles * self.columns  # the block, and all summaries
         else:
-            keys = 3 * size - 2 + tiles
+            keys = 3 * size - 2 + tiles  # the band, with its neighbours, and a column
         scores = shape.batch * shape.heads * tiles * size * keys
         return Cost(
+            # Two products; scale, mask, maximum, shift, exp and sum.
             flops=scores * (4 * shape.head_dim + 6),
             parameters=0,
+            # Scores and their exponentials.
             activation_bytes=2 * scores * shape.wide_itemsize,
             state_bytes=kv_cache_bytes(shape, self._kept(shape.length)),
         )

@@ -36,13 +36,17 @@ class Ssd(Spelled):
     The steps are dt_i = softplus(w . x_i + b).
 
     Paper: Dao and Gu 2024 (Mamba-2), arXiv:2405.21060, sections 2.1, 5 and 6; q, k, v are its C, B,
-    x. Own parameters: `dt` `[H, E]` (w), `dt_bias` `[H]` (b), `A_log` `[H]` (A = exp), `D` `[H]`;
-    they begin as there. Cost: O(N (C + D) D) time in chunks of C = 64; state D x D. No weight is
-    divided by a sum. Masks: an invalid token is not written and the state does not decay for it.
+      x.
+    Own parameters: `dt` `[H, E]` (w), `dt_bias` `[H]` (b), `A_log` `[H]` (A = exp), `D` `[H]`; they
+      begin as there.
+    Cost: O(N (C + D) D) time in chunks of C = 64; state D x D. No weight is divided by a sum.
+    Masks: an invalid token is not written and the state does not decay for it.
     Both ways: a second recurrence from the last token to the first, added; the own token is counted
-    once. Deviations: the short convolution before it and the gate and norm behind it are left out
-    (`model.branch_norm` is a norm for each head), and every head has its own q and k, where the
-    paper shares B and C between heads."""
+      once.
+    Deviations: the short convolution before it and the gate and norm behind it are left out
+      (`model.branch_norm` is a norm for each head), and every head has its own q and k, where the
+      paper shares B and C between heads.
+    """
 
     traits: ClassVar[Traits] = Traits(
         summary="Mamba-2's state space: steps and decays that depend on the token",
@@ -112,5 +116,6 @@ class Ssd(Spelled):
             flops=flops * heads + tokens * (2 * shape.model_dim + 6 + 3 * shape.head_dim),
             parameters=shape.heads * (shape.model_dim + 3),
             activation_bytes=(numbers * heads + tokens) * shape.wide_itemsize,
+            # Decoding keeps the state D x D, and no keys and values.
             state_bytes=heads * shape.head_dim**2 * shape.wide_itemsize,
         )

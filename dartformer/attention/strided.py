@@ -27,11 +27,13 @@ class Strided(Spelled):
     """Columns: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over (i - j) mod stride = 0.
 
     Paper: Child et al. 2019 (Sparse Transformer), arXiv:1904.10509, section 4.2: the second head of
-    the strided pattern, alone. It is also attention down the columns of a picture of s columns (Ho
-    et al. 2019, Axial Attention, arXiv:1912.12180). Own parameters: none. Cost: O(N^2 D / s) time,
-    O(N^2 / s) memory. Masks: invalid keys are left out of the softmax; causal leaves out j > i. A
-    query that sees no key gives zero. Deviations: both ways unless causal, where the paper is
-    causal only.
+      the strided pattern, alone. It is also attention down the columns of a picture of s columns
+      (Ho et al. 2019, Axial Attention, arXiv:1912.12180).
+    Own parameters: none.
+    Cost: O(N^2 D / s) time, O(N^2 / s) memory.
+    Masks: invalid keys are left out of the softmax; causal leaves out j > i. A query that sees no
+      key gives zero.
+    Deviations: both ways unless causal, where the paper is causal only.
 
     Attributes:
       stride: in tokens; 1 is full attention.
@@ -99,6 +101,7 @@ class Strided(Spelled):
         return Cost(
             flops=scores * (4 * shape.head_dim + 5),
             parameters=0,
+            # Scores and their exponentials.
             activation_bytes=2 * scores * shape.wide_itemsize,
             state_bytes=kv_cache_bytes(shape, shape.length),
         )

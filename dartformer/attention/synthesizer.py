@@ -41,13 +41,16 @@ class Synthesizer(Spelled):
     """Weights without dot products: y_i = sum_j softmax_j(S_ij) v_j.
 
     Paper: Tay et al. 2020, arXiv:2005.00743, section 3.1. mode "dense": S_i = W2^T relu(W1^T x_i),
-    from token i alone; "random": S = R, free parameters; "factorised": S = R1 R2^T, free and of
-    that `rank` (3.1.4). Own parameters: "dense" W1 `[H, E, rank]` and W2 `[H, rank, N_max]`;
-    "random" R `[H, N_max, N_max]`; "factorised" R1 and R2 `[H, N_max, rank]`. Cost: O(N^2 (D +
-    rank)) time, O(N^2) memory, as full attention. Masks: invalid keys are left out of the softmax;
-    causal leaves out j > i. A query that sees no key gives zero. Deviations: no biases; R is always
-    trained (the paper also fixes it). Inputs shorter than N_max use the first rows and columns;
-    longer ones are refused. ALiBi, which is not in the paper, is added to S.
+      from token i alone; "random": S = R, free parameters; "factorised": S = R1 R2^T, free and of
+      that `rank` (3.1.4).
+    Own parameters: "dense" W1 `[H, E, rank]` and W2 `[H, rank, N_max]`; "random" R `[H, N_max,
+      N_max]`; "factorised" R1 and R2 `[H, N_max, rank]`.
+    Cost: O(N^2 (D + rank)) time, O(N^2) memory, as full attention.
+    Masks: invalid keys are left out of the softmax; causal leaves out j > i. A query that sees no
+      key gives zero.
+    Deviations: no biases; R is always trained (the paper also fixes it). Inputs shorter than N_max
+      use the first rows and columns; longer ones are refused. ALiBi, which is not in the paper, is
+      added to S.
 
     Attributes:
       mode: "dense", "random" or "factorised".

@@ -25,8 +25,12 @@ class Uniform(Spelled):
     """Every token weighs the same: y_i = mean_j v_j; causal: the running mean over j <= i.
 
     Paper: none; a baseline. It is full attention with q = 0, and tells whether mixing tokens is
-    enough. Own parameters: none. Cost: O(N D) time and memory. Masks: the mean is over valid
-    tokens. A query that sees no key gives zero. Deviations: none."""
+      enough.
+    Own parameters: none.
+    Cost: O(N D) time and memory.
+    Masks: the mean is over valid tokens. A query that sees no key gives zero.
+    Deviations: none.
+    """
 
     traits: ClassVar[Traits] = Traits(
         summary="the mean of all tokens (baseline)",
@@ -78,6 +82,7 @@ class Uniform(Spelled):
     def cost(self, shape: Shape) -> Cost:
         """One addition for each number of v."""
         numbers = shape.batch * shape.length * shape.heads * shape.head_dim
+        # The sum of v and the number of tokens, which decoding keeps.
         state = shape.batch * (shape.heads * shape.head_dim + 1)
         return Cost(
             flops=numbers,

@@ -73,8 +73,8 @@ def chunked_attention(
 
     Paper: Rabe and Staats 2021, arXiv:2112.05682 (queries in chunks, recomputed); Dao et al. 2022,
     arXiv:2205.14135. The backward pass computes a tile's scores again, from the row's maximum and
-    sum that the forward pass kept. It is plain JAX under `jax.checkpoint`, and can be differentiated
-    any number of times, in both modes.
+    sum that the forward pass kept. It is plain JAX under `jax.checkpoint`, and can be
+    differentiated any number of times, in both modes.
 
     Args:
       tile: queries in a tile, at most.
@@ -121,8 +121,8 @@ def chunked_attention(
 def _cells(batch: int, heads: int) -> int:
     """Into how many cells the heads of all examples are cut.
 
-    A CPU is quickest with one head of one example at a time, in its cache. Other devices want all of
-    them at once.
+    A CPU is quickest with one head of one example at a time, in its cache. Other devices want all
+    of them at once.
     """
     if jax.default_backend() != "cpu":
         return 1

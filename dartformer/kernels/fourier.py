@@ -14,8 +14,8 @@ def fourier(z: Array, counts: Array | None = None) -> Array:
     """y_k = sum_m z_m exp(-2 pi i k m / n), over the first n tokens of each example.
 
     Where n differs from example to example it is a traced number, which no FFT takes. With
-    Bluestein's identity (Bluestein 1970) k m = (k^2 + m^2 - (k - m)^2) / 2 the transform is a convolution with a
-    chirp, of a static length: three FFTs of at least 2 N - 1 in place of one of N.
+    Bluestein's identity (1970) k m = (k^2 + m^2 - (k - m)^2) / 2 the transform is a convolution
+    with a chirp, of a static length: three FFTs of at least 2 N - 1 in place of one of N.
 
     Args:
       z: `[B, N, ...]`, complex; with `counts`, zero from token n on.
@@ -32,7 +32,8 @@ def fourier(z: Array, counts: Array | None = None) -> Array:
     length = z.shape[1]
     if length > LONGEST:
         raise ValueError(
-            f"the Fourier transform of padded sequences takes at most {LONGEST} tokens, got {length}."
+            f"the Fourier transform of padded sequences takes at most {LONGEST} tokens, "
+            f"got {length}."
         )
     size = int(next_fast_len(2 * length - 1))
     n = jnp.maximum(counts, 1).astype(jnp.uint32)[:, None]

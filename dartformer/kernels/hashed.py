@@ -214,7 +214,7 @@ def _shifted(x: Array, back: int, axis: int) -> Array:
 
 
 def _over_rounds(top: Array, ordered: Sorted) -> Array:
-    """The largest of the rounds' `top` `[B, H, R, T, C]` for each token, in the order of each round."""
+    """The largest `top` of a token's rounds, `[B, H, R, T, C]`, in the order of each round."""
     flat = top.reshape(ordered.order.shape)
     flat = jnp.take_along_axis(flat, ordered.inverse, -1, mode="promise_in_bounds")
     flat = jnp.broadcast_to(flat.max(2, keepdims=True), flat.shape)

@@ -23,9 +23,9 @@ def log_linear_attention(
     """sum_j w_ij v_j / sum_j w_ij with w_ij = sum_m exp(log_q_im + log_k_jm).
 
     Over all j, or over j <= i if causal. Each feature is held relative to its largest value among
-    the keys in reach, and each query relative to the largest of its terms. No exponent is above zero
-    and every denominator is at least one: nothing overflows, and no query loses all its keys, even
-    where features differ by more than a float can hold.
+    the keys in reach, and each query relative to the largest of its terms. No exponent is above
+    zero and every denominator is at least one: nothing overflows, and no query loses all its keys,
+    even where features differ by more than a float can hold.
 
     Args:
       log_q, log_k: logarithms of the features, `[B, N, H, M]`; what is added to all features of a

@@ -20,8 +20,8 @@ def recurrence(
     """y_t = S_t^T q_t with S_t = A_t S_{t-1} + k_t u_t^T and A_t = diag(exp(log_decay_t)).
 
     u_t is v_t, or with `beta` the correction of the delta rule, beta_t (v_t - (A_t S_{t-1})^T k_t)
-    (Schlag et al. 2021, arXiv:2102.11174). Unless causal, a second state runs from the last token to
-    the first. q_t reads it too, after its decay by token t and before t is written: each token is
+    (Schlag et al. 2021, arXiv:2102.11174). Unless causal, a second state runs from the last token
+    to the first. q_t reads it too, after its decay by token t and before t is written: each token is
     read once, and decays are the same both ways.
 
     Args:

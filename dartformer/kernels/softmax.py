@@ -184,7 +184,7 @@ def both_masks(first: Array | None, second: Array | None) -> Array | None:
 
 
 def zero_queries(rows: Array, valid: Array | None) -> Array:
-    """`rows` `[B, H, N, K]` with those of invalid queries zero; as they are where `valid` is None."""
+    """`rows` `[B, H, N, K]` with those of invalid queries zero; unchanged if `valid` is None."""
     if valid is None:
         return rows
     return rows * valid[:, None, :, None]

@@ -1,4 +1,4 @@
-"""What the conformance properties share: a small input with each kind of padding, and its results."""
+"""What the conformance properties share: a small input with all kinds of padding, and results."""
 
 import dataclasses
 import functools
@@ -257,8 +257,8 @@ class Case:
         reference = getattr(self.attention, "reference", None)
         if reference is None:
             raise Failed(
-                "traits.matrix is False, so it needs a method reference(params, inputs, *, causal) that "
-                "returns the output by definition"
+                "traits.matrix is False, so it needs a method reference(params, inputs, *, causal) "
+                "that returns the output by definition"
             )
         return reference(params, inputs, causal=causal), None
 
@@ -301,7 +301,7 @@ class Case:
         return np.asarray(run(self.params, self.inputs))
 
     def first_tokens(self, causal: bool) -> np.ndarray:
-        """Output for the first `SHORT` tokens of the example without padding, `[1, SHORT, H, D]`."""
+        """Output for `SHORT` tokens of the example without padding, `[1, SHORT, H, D]`."""
         if causal not in self._first_tokens:
             run = quick(lambda params, inputs: self.attention(params, inputs, causal=causal))
             inputs = self.part(slice(1), slice(SHORT), valid=False)
@@ -384,7 +384,7 @@ class Case:
 
 
 def _split(params: Params, inputs: Inputs) -> tuple[dict[str, Any], Any]:
-    """What gradients are taken of: the inputs by name, and the floating parameters (others None)."""
+    """What gradients are taken by: inputs by name, and floating parameters (others None)."""
     parts = {}
     for name in "qkvx":
         value = getattr(inputs, name)

@@ -44,7 +44,7 @@ Terms that cancel exactly leave as much.
 
 
 def frozen_dataclass(case: Case) -> str:
-    """A mutable or unhashable type: it cannot be static under jit, and would recompile or go stale."""
+    """A mutable or unhashable type: as a static argument of jit it would recompile or go stale."""
     attention = case.attention
     if not dataclasses.is_dataclass(attention) or not isinstance(attention, Attention):
         raise Failed("must be a dataclass with traits, init, __call__, weights and cost")
@@ -154,8 +154,8 @@ def padded_rows_are_zero(case: Case) -> str:
         at_padding = np.abs(out[~case.valid])
         if not (at_padding == 0).all():
             raise Failed(
-                f"the largest output at padding is {at_padding.max():.3g} (causal={causal}), but must "
-                f"be exactly 0"
+                f"the largest output at padding is {at_padding.max():.3g} (causal={causal}), but "
+                f"must be exactly 0"
             )
         if not finite((out, grads)):
             raise Failed(f"an output or gradient is not finite (causal={causal})")
@@ -248,8 +248,8 @@ def own_token(case: Case) -> str:
         if lost.any():
             first = np.argwhere(lost)[0].tolist()
             raise Failed(
-                f"{int(lost.sum())} of {int(should.sum())} outputs do not depend on their own token, the "
-                f"first at head, position {first} (causal={causal})"
+                f"{int(lost.sum())} of {int(should.sum())} outputs do not depend on their own "
+                f"token, the first at head, position {first} (causal={causal})"
             )
     if should.all():
         return "every output depends on its own token"
@@ -367,7 +367,7 @@ def jit_changes_nothing(case: Case) -> str:
 
 
 def vmap_and_remat(case: Case) -> str:
-    """Examples that depend on one another, or a program that cannot be batched or rematerialised."""
+    """Examples that depend on one another, or a program that vmap or remat cannot take."""
     causal = case.modes[-1]
 
     def gradients(params: Params, inputs: Inputs) -> tuple[jax.Array, Params]:
@@ -505,7 +505,8 @@ def large_inputs(case: Case) -> str:
     for causal in case.modes:
         if not finite(case.evaluate(inputs, causal=causal)):
             raise Failed(
-                f"with q and k 30 times larger, an output or gradient is not finite (causal={causal})"
+                f"with q and k 30 times larger, an output or gradient is not finite "
+                f"(causal={causal})"
             )
     return "finite at 30 times the scale"
 
@@ -594,7 +595,7 @@ def second_order(case: Case) -> str:
 
 
 def alibi(case: Case) -> str:
-    """Slopes accepted and ignored, or of another head, or with the wrong distance in a fast path."""
+    """Slopes accepted and ignored, or of another head, or times a wrong distance."""
     if "alibi" not in case.attention.traits.positions:
         raise NotApplicable("traits.positions has no 'alibi'")
     slopes: Any = 2.0 ** -np.arange(case.heads)
