@@ -1,5 +1,4 @@
-"""The conformance suite passes on every attention, and finds each mistake planted in a wrong
-one."""
+"""The conformance suite passes on every attention, and fails each wrong one for its mistake."""
 
 import dataclasses
 import os
@@ -45,8 +44,7 @@ def test_every_attention_keeps_the_protocol(text):
 
 
 def fails(attention, *names):
-    """That each of the named properties fails on `attention`; the right ones are told in their
-    messages."""
+    """Assert that each of the named properties fails on `attention`."""
     with jax.enable_x64(True):
         case = Case(attention, seed=0, heads=3, head_dim=8, length=53, tolerance=1e-6)
         for name in names:
@@ -195,9 +193,11 @@ class EndsTheProcess(Full):
 
 @dataclass(frozen=True)
 class DeadSortNet(Full):
-    """Sorts blocks as the original Sinkhorn code does: keys and the sorting matrix are summed
-    apart, so that every sorted block is the sum of all, the rows of the matrix sum to one, and its
-    parameters get rounding for gradient."""
+    """Sorts blocks as the original Sinkhorn code does.
+
+    Keys and the sorting matrix are summed apart: every sorted block is the sum of all, the rows of
+    the matrix sum to one, and its parameters get rounding for gradient.
+    """
 
     traits = dataclasses.replace(Full.traits, causal=False)
 
@@ -218,17 +218,18 @@ class DeadSortNet(Full):
 
 @dataclass(frozen=True)
 class ChunksOfAllTokens(Reformer):
-    """Causal as published: later keys are masked, and the chunks are still cut among all tokens,
-    later ones too."""
+    """Causal as published: later keys are masked, but chunks are cut among all tokens."""
 
     def _times(self, inputs, causal):
         i, bucket = square(inputs), self.hashed(inputs, causal=causal)[0]
-        other = bucket[..., None, :]
-        rank = ((other < bucket[..., None]) | ((other == bucket[..., None]) & (i[1] < i[0]))).sum(
-            -1
-        ) // self.chunk
+        key_bucket = bucket[..., None, :]
+        rank = (
+            (key_bucket < bucket[..., None]) | ((key_bucket == bucket[..., None]) & (i[1] < i[0]))
+        ).sum(-1) // self.chunk
         back = rank[..., None] - rank[..., None, :]
-        return ((other == bucket[..., None]) & ((back == 0) | (back == 1)) & (i[1] < i[0])).sum(2)
+        return (
+            (key_bucket == bucket[..., None]) & ((back == 0) | (back == 1)) & (i[1] < i[0])
+        ).sum(2)
 
     def __call__(self, params, inputs, *, causal=False, train=False, key=None):
         return jnp.einsum("bhnk,bkhd->bnhd", self.weights(params, inputs, causal=True), inputs.v)
@@ -422,20 +423,22 @@ def reverse_only(x):
 
 
 @jax.custom_vjp
-def once(x):
+def differentiable_once(x):
     return x
 
 
 reverse_only.defvjp(lambda x: (x, None), lambda _, g: (g,))
 # The gradient passes through a function without a forward derivative, as fused kernels' gradients
 # do.
-once.defvjp(lambda x: (x, None), lambda _, g: (reverse_only(g),))
+differentiable_once.defvjp(lambda x: (x, None), lambda _, g: (reverse_only(g),))
 
 
 @dataclass(frozen=True)
 class DifferentiableOnce(Full):
     def __call__(self, params, inputs, *, causal=False, train=False, key=None):
-        return once(Full.__call__(self, params, inputs, causal=causal, train=train, key=key))
+        return differentiable_once(
+            Full.__call__(self, params, inputs, causal=causal, train=train, key=key)
+        )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,4 @@
-"""Each attention against implementations that are not ours: see tests/oracles, which made the
-fixtures."""
+"""Each attention against the fixtures of implementations that are not ours (tests/oracles)."""
 
 import functools
 import sys
@@ -27,10 +26,12 @@ def fixture(name):
         return {key: file[key] for key in file.files}
 
 
-def relative(found, wanted):
+def relative(actual, expected):
     """Largest difference, relative to the largest number wanted where that is above 1."""
-    assert found.shape == wanted.shape
-    return np.abs(np.asarray(found, np.float64) - wanted).max() / max(1.0, np.abs(wanted).max())
+    assert actual.shape == expected.shape
+    return np.abs(np.asarray(actual, np.float64) - expected).max() / max(
+        1.0, np.abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize("name", FIXTURES)
@@ -74,8 +75,8 @@ def test_the_fixture(name, monkeypatch):
 
 def test_no_type_without_a_fixture():
     built_in = set(dartformer.attention.BUILT_IN)
-    found = {str(fixture(name)["spec"]).split("(")[0] for name in FIXTURES}
-    assert built_in - found == set()
+    actual = {str(fixture(name)["spec"]).split("(")[0] for name in FIXTURES}
+    assert built_in - actual == set()
     modes = {(type(parse(str(f["spec"]))), bool(f["causal"])) for f in map(fixture, FIXTURES)}
     for name in built_in:
         cls = dartformer.attention.ATTENTIONS[name]
@@ -111,13 +112,13 @@ def test_full_and_local_agree_with_jax_nn(causal):
     i = jnp.arange(70)
     for attention, band in ((parse("full"), 70), (parse("local(window=9)"), 9)):
         mask = valid[:, None, None, :] & (abs(i[:, None] - i) <= band)
-        wanted = jax.nn.dot_product_attention(
+        expected = jax.nn.dot_product_attention(
             q, k, v, mask=mask, is_causal=causal, implementation="xla"
         )
         out = quick(lambda inputs, a=attention: a({}, inputs, causal=causal))(
             Inputs(q, k, v, None, valid)
         )
-        np.testing.assert_allclose(jnp.where(valid[..., None, None], wanted, 0), out, atol=1e-6)
+        np.testing.assert_allclose(jnp.where(valid[..., None, None], expected, 0), out, atol=1e-6)
 
 
 @pytest.mark.parametrize(

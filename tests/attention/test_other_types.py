@@ -1,5 +1,7 @@
-"""What is special to `synthesizer`, `conv`, `fourier`, `differential`, `sinkhorn`, `nystrom` and
-`reformer`."""
+"""What is special to the other types.
+
+They are `synthesizer`, `conv`, `fourier`, `differential`, `sinkhorn`, `nystrom` and `reformer`.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -96,8 +98,8 @@ def test_fourier_of_padded_sequences_is_that_of_each_alone(length):
     z = z * (np.arange(length) < counts[:, None])[..., None]
     out = np.asarray(quick(fourier)(z.astype(np.complex64), counts))
     for b, n in enumerate(counts):
-        wanted = np.fft.fft(z[b, :n], axis=0)
-        np.testing.assert_allclose(out[b, :n], wanted, atol=1e-5 * np.abs(wanted).max())
+        expected = np.fft.fft(z[b, :n], axis=0)
+        np.testing.assert_allclose(out[b, :n], expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_fourier_keeps_the_scale_and_says_what_is_too_long():
@@ -117,8 +119,7 @@ def test_fourier_keeps_the_scale_and_says_what_is_too_long():
 
 
 def test_sinkhorn_sorts_blocks():
-    """A sort net that says which block comes where: each token sees its own block and the one
-    sorted to it alone."""
+    """A sort net that permutes: each token sees its own block and the one sorted to it alone."""
     length, block, hot = 12, 3, np.eye(12)
     order = np.array([2, 0, 3, 1])  # block t sees block order[t]
     net = np.zeros((1, 2 * length, 4))
@@ -129,17 +130,17 @@ def test_sinkhorn_sorts_blocks():
         {"W": net}, Inputs(q, 0 * q, q)
     )
     number = np.arange(length) // block
-    wanted = (number[:, None] == number) | (order[number][:, None] == number)
-    np.testing.assert_allclose(out[0, :, 0], wanted / wanted.sum(1, keepdims=True), atol=1e-5)
+    expected = (number[:, None] == number) | (order[number][:, None] == number)
+    np.testing.assert_allclose(out[0, :, 0], expected / expected.sum(1, keepdims=True), atol=1e-5)
 
 
 def test_nystrom_is_full_where_tokens_are_no_more_than_landmarks():
     q, k, v = (jax.random.normal(jax.random.key(s), (3, 20, 2, 8)) for s in range(3))
     valid = jnp.arange(20) < jnp.array([[5], [8], [9]])
     inputs = Inputs(q, k, v, None, valid)
-    found, full = (quick(parse(name))({}, inputs) for name in ("nystrom(landmarks=8)", "full"))
-    np.testing.assert_allclose(found[:2], full[:2], atol=1e-6)
-    assert np.abs(found[2] - full[2]).max() > 1e-3
+    actual, full = (quick(parse(name))({}, inputs) for name in ("nystrom(landmarks=8)", "full"))
+    np.testing.assert_allclose(actual[:2], full[:2], atol=1e-6)
+    assert np.abs(actual[2] - full[2]).max() > 1e-3
     np.testing.assert_allclose(
         quick(parse("nystrom(landmarks=20)"))({}, Inputs(q, k, v)),
         quick(parse("full"))({}, Inputs(q, k, v)),
@@ -152,16 +153,16 @@ def test_segments_are_as_equal_as_can_be_and_padding_is_in_none(length, count):
     x, held = segments([jnp.arange(1.0, length + 1).reshape(1, length, 1, 1)], count, None)
     cuts = np.flatnonzero(np.diff(np.arange(length) * count // length)) + 1
     tokens = np.array_split(np.arange(1.0, length + 1), cuts)
-    some = np.ones(count, bool) if held is None else np.asarray(held)[0]
-    np.testing.assert_allclose(np.asarray(x[0]).ravel()[some], [t.mean() for t in tokens])
+    filled = np.ones(count, bool) if held is None else np.asarray(held)[0]
+    np.testing.assert_allclose(np.asarray(x[0]).ravel()[filled], [t.mean() for t in tokens])
     sizes = [len(t) for t in tokens]
     assert max(sizes) - min(sizes) <= 1
     padded = jnp.concatenate(
         [jnp.full((1, 2, 1, 1), 99.0), jnp.arange(1.0, length + 1).reshape(1, length, 1, 1)], 1
     )
-    again, there = segments([padded], count, jnp.arange(length + 2)[None] >= 2)
+    again, present = segments([padded], count, jnp.arange(length + 2)[None] >= 2)
     np.testing.assert_allclose(again[0], x[0], rtol=1e-6)
-    np.testing.assert_array_equal(there[0], some)
+    np.testing.assert_array_equal(present[0], filled)
 
 
 def test_the_pseudo_inverse():
@@ -178,17 +179,16 @@ def test_reformer_must_be_given_what_it_draws_from():
 
 def test_rotations_are_those_of_the_head_alone():
     keys = jax.random.split(jax.random.key(0), 3)
-    one = rotations(keys, 2, 4, 8)
+    r = rotations(keys, 2, 4, 8)
     with jax.enable_x64(True):
         np.testing.assert_array_equal(
-            rotations(keys[np.array([2, 0])], 2, 4, 8), one[np.array([2, 0])]
+            rotations(keys[np.array([2, 0])], 2, 4, 8), r[np.array([2, 0])]
         )
-    assert len(np.unique(one)) == one.size
+    assert len(np.unique(r)) == r.size
 
 
 def test_reformer_finds_equal_tokens_wherever_they_are():
-    """Four kinds of tokens, shuffled: each sees the others of its kind, and no more than chance
-    lets it of the rest."""
+    """Four kinds of tokens, shuffled: each sees its own kind, and others no more than by chance."""
     random = np.random.default_rng(0)
     kind = random.permutation(np.repeat(np.arange(4), 16))
     q = 8 * random.standard_normal((4, 16))[kind][None, :, None] / 4
@@ -205,14 +205,14 @@ def test_reformer_finds_equal_tokens_wherever_they_are():
 @pytest.mark.parametrize("count", [1, 4])
 def test_the_order_of_buckets(count):
     bucket = np.random.default_rng(count).integers(0, count + 1, (2, 3, 2, 13))
-    found = sort_by_bucket(jnp.asarray(bucket, jnp.int32), count, 5)
-    wanted = np.argsort(
+    actual = sort_by_bucket(jnp.asarray(bucket, jnp.int32), count, 5)
+    expected = np.argsort(
         np.pad(bucket, [(0, 0)] * 3 + [(0, 2)], constant_values=count), kind="stable"
     )
-    np.testing.assert_array_equal(found.order, wanted)
-    np.testing.assert_array_equal(found.inverse, np.argsort(wanted))
+    np.testing.assert_array_equal(actual.order, expected)
+    np.testing.assert_array_equal(actual.inverse, np.argsort(expected))
     np.testing.assert_array_equal(
-        found.bucket.reshape(wanted.shape)[..., :13],
+        actual.bucket.reshape(expected.shape)[..., :13],
         np.sort(np.pad(bucket, [(0, 0)] * 3 + [(0, 2)], constant_values=count))[..., :13],
     )
 

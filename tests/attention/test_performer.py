@@ -1,5 +1,4 @@
-"""What is special to `performer`: its random features, what they estimate, and when they are drawn
-anew."""
+"""What is special to `performer`: its random features, their mean, and when they are redrawn."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from dartformer.errors import InputError
 KEYS = jax.random.split(jax.random.key(3), 2)
 
 
-def given(length=40, width=8, scale=1.0, heads=2):
+def example(length=40, width=8, scale=1.0, heads=2):
     random = np.random.default_rng(0)
     q, k, v = (
         jnp.asarray(random.standard_normal((1, length, heads, width)), jnp.float32)
@@ -56,7 +55,7 @@ def test_the_draw_is_that_of_the_head_in_any_precision_and_company():
 
 
 def test_features_estimate_the_kernel_of_the_softmax():
-    inputs = given(length=6, scale=0.5, heads=400)
+    inputs = example(length=6, scale=0.5, heads=400)
     same = inputs.q[0, :, :1], inputs.k[0, :, :1]
     inputs = Inputs(
         *(jnp.broadcast_to(x[None], (1, 6, 400, 8)) for x in same),
@@ -66,16 +65,16 @@ def test_features_estimate_the_kernel_of_the_softmax():
     log_q, log_k = quick(lambda i: parse("performer(features=16)").phi(i, i.head_keys))(inputs)
     q = inputs.q * 8**-0.25
     log_q = log_q - jnp.sum(q * q, -1, keepdims=True) / 2
-    found = np.asarray(jnp.exp(log_q[0, :, None] + log_k[0]).mean(-1))  # [6, 6, 400]
-    wanted = np.exp(np.einsum("nd,kd->nk", *(x[:, 0] for x in same)) / 8**0.5)
-    error = found.std(-1) / 400**0.5
-    assert (abs(found.mean(-1) - wanted) < 5 * error).all()
+    actual = np.asarray(jnp.exp(log_q[0, :, None] + log_k[0]).mean(-1))  # [6, 6, 400]
+    expected = np.exp(np.einsum("nd,kd->nk", *(x[:, 0] for x in same)) / 8**0.5)
+    error = actual.std(-1) / 400**0.5
+    assert (abs(actual.mean(-1) - expected) < 5 * error).all()
     assert error.max() < 0.1
 
 
 @pytest.mark.parametrize("scale", [2.0, 3.0])
 def test_the_gradient_of_large_queries_and_keys_does_not_die(scale):
-    inputs = given(length=256, width=16, scale=scale)
+    inputs = example(length=256, width=16, scale=scale)
 
     def slope(spec):
         attention = parse(spec)
@@ -96,8 +95,10 @@ def test_the_gradient_of_large_queries_and_keys_does_not_die(scale):
 
 
 def test_redraw_is_of_the_step_and_the_head_and_of_training_only():
-    inputs = given()
-    never, always, some = (parse(f"performer(features=8, redraw={r})") for r in (0.0, 1.0, 0.25))
+    inputs = example()
+    never, always, sometimes = (
+        parse(f"performer(features=8, redraw={r})") for r in (0.0, 1.0, 0.25)
+    )
     data = jax.random.key_data
 
     draw = quick(
@@ -120,7 +121,7 @@ def test_redraw_is_of_the_step_and_the_head_and_of_training_only():
         drawn(always, step, inputs.head_keys[::-1]), drawn(always, step)[::-1]
     )
     assert (drawn(always, jax.random.key(8)) != drawn(always, step)).any()
-    changed = quick(jax.vmap(lambda key: (data(some.keys(inputs, True, key)) != fixed).any()))
+    changed = quick(jax.vmap(lambda key: (data(sometimes.keys(inputs, True, key)) != fixed).any()))
     many = changed(jax.random.split(step, 400))
     assert np.mean(many) == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / 400) ** 0.5)
     run = quick(lambda key, train: always({}, inputs, train=train, key=key), static_argnums=1)
@@ -153,4 +154,4 @@ def test_what_it_draws_from_must_be_given():
     with pytest.raises(InputError, match=r"is random, but inputs.head_keys is None"):
         parse("performer")({}, Inputs(q, q, q))
     with pytest.raises(InputError, match="redraws its features in training and needs a PRNG key"):
-        parse("performer(redraw=0.5)")({}, given(), train=True)
+        parse("performer(redraw=0.5)")({}, example(), train=True)

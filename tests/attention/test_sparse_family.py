@@ -1,5 +1,4 @@
-"""What is special to `block`, `sink`, `sparse`, `longformer` and `bigbird`: the exact set that each
-token sees."""
+"""The exact set that each token sees in `block`, `sink`, `sparse`, `longformer` and `bigbird`."""
 
 import itertools
 
@@ -16,9 +15,11 @@ from dartformer.errors import InputError
 H = 2
 
 
-def seen(attention, length, valid, causal):
-    """`[B, H, N, N]` bool: what the fast path weighs, read off values (or x and W_v) that are
-    one-hot in the token."""
+def reach(attention, length, valid, causal):
+    """What the fast path weighs, `[B, H, N, N]` bool, read off values that are one-hot.
+
+    For `longformer` those of x and W_v.
+    """
     random = np.random.default_rng(length)
     batch, hot = len(valid), np.eye(length)
     q, k = random.standard_normal((2, batch, length, H, 4))
@@ -72,15 +73,16 @@ def test_the_exact_set(spec, rule, causal):
     random = np.random.default_rng(len(spec))
     for length in (2, *random.integers(9, 60, 2), 48):
         valid = random.random((2, length)) < 0.8
-        wanted = np.array(
+        expected = np.array(
             [
                 [rule(i, j, attention, length) and (j <= i or not causal) for j in range(length)]
                 for i in range(length)
             ]
         )
-        wanted = wanted & valid[:, None, None, :] & valid[:, None, :, None]
+        expected = expected & valid[:, None, None, :] & valid[:, None, :, None]
         np.testing.assert_array_equal(
-            seen(attention, length, valid, causal), np.broadcast_to(wanted, (2, H, length, length))
+            reach(attention, length, valid, causal),
+            np.broadcast_to(expected, (2, H, length, length)),
         )
 
 
@@ -93,7 +95,7 @@ def test_the_exact_set_of_bigbird(block, randoms, globals_, length, causal):
     attention = parse(f"bigbird(block={block}, randoms={randoms}, globals={globals_})")
     valid = np.random.default_rng(length).random((3, length)) < 0.8
     valid[0], valid[1, length // 2 :], valid[2, -1] = True, False, True
-    found = seen(attention, length, valid, causal)
+    actual = reach(attention, length, valid, causal)
     number = np.arange(length) // block
     t, u = number[:, None], number
     for b in range(3):
@@ -104,9 +106,9 @@ def test_the_exact_set_of_bigbird(block, randoms, globals_, length, causal):
             always = always | (t < globals_) | (u >= count - globals_) | (t >= count - globals_)
         for h in range(H):
             drawn = np.zeros((count, count), bool)
-            drawn[tuple(np.argwhere(found[b, h] & ~always).T // block)] = True
+            drawn[tuple(np.argwhere(actual[b, h] & ~always).T // block)] = True
             np.testing.assert_array_equal(
-                found[b, h], pair & (always | np.pad(drawn, (0, 99))[t, u])
+                actual[b, h], pair & (always | np.pad(drawn, (0, 99))[t, u])
             )  # whole blocks
             for row in range(count):
                 among = (
@@ -119,7 +121,7 @@ def test_the_exact_set_of_bigbird(block, randoms, globals_, length, causal):
                 assert drawn[row].sum() <= min(randoms, len(among))
                 if b == 0:
                     assert drawn[row].sum() == min(randoms, len(among))
-    everything = (found[0, 0] == (np.tri(length, dtype=bool) if causal else True)).all()
+    everything = (actual[0, 0] == (np.tri(length, dtype=bool) if causal else True)).all()
     assert attention.sees_all(length, causal=causal) == everything
 
 
@@ -151,18 +153,18 @@ def test_every_set_of_random_blocks_is_as_likely():
 
 
 def test_the_graph_is_that_of_head_block_and_length_only():
-    one = graph(3, 9, np.array([[8]]))
-    np.testing.assert_array_equal(one, graph(3, 9, np.array([[8]])))
+    short = graph(3, 9, np.array([[8]]))
+    np.testing.assert_array_equal(short, graph(3, 9, np.array([[8]])))
     padded = graph(3, 30, np.array([[8], [20]]))  # a batch padded to 30 blocks, of 9 and 21
-    np.testing.assert_array_equal(one[0], padded[0, :, :9])
+    np.testing.assert_array_equal(short[0], padded[0, :, :9])
     with jax.enable_x64(True):
-        np.testing.assert_array_equal(one, graph(3, 9, np.array([[8]])))
+        np.testing.assert_array_equal(short, graph(3, 9, np.array([[8]])))
     keys = jax.random.split(jax.random.key(0), 3)[
         np.array([2, 0])
     ]  # heads regrouped, as in a derived model
-    np.testing.assert_array_equal(one[:, [2, 0]], random_blocks(keys, 9, 1, np.array([[8]]), 2))
-    assert (one[0, 0] != one[0, 1]).any()
-    assert (one != graph(3, 9, np.array([[8]]), seed=1)).any()
+    np.testing.assert_array_equal(short[:, [2, 0]], random_blocks(keys, 9, 1, np.array([[8]]), 2))
+    assert (short[0, 0] != short[0, 1]).any()
+    assert (short != graph(3, 9, np.array([[8]]), seed=1)).any()
     causal = graph(3, 9, np.arange(9)[None] - 1)  # the past only: no row depends on how many follow
     np.testing.assert_array_equal(causal, graph(3, 30, np.arange(30)[None] - 1)[:, :, :9])
 
@@ -212,8 +214,8 @@ def test_the_cost_is_that_of_what_is_computed():
     ):
         assert flops(spec, 8192) == pytest.approx(2 * flops(spec, 4096), rel=0.01)
         assert flops("full", 4096) > 5 * flops(spec, 4096)
-    for rest in ("summary=1", "pattern='strided'"):  # N sqrt(N) where the stride is sqrt(N)
-        small, large = (flops(f"sparse(stride={n}, {rest})", n**2) for n in (32, 64))
+    for option in ("summary=1", "pattern='strided'"):  # N sqrt(N) where the stride is sqrt(N)
+        small, large = (flops(f"sparse(stride={n}, {option})", n**2) for n in (32, 64))
         assert large == pytest.approx(8 * small, rel=0.1)
     assert flops("bigbird(block=64, randoms=3)", 400) == pytest.approx(flops("full", 400), rel=0.01)
     shape = Shape(4096, 4, 32, 128)

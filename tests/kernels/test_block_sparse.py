@@ -16,8 +16,7 @@ from dartformer.kernels.softmax import masked_softmax
 
 
 def dense(q, k, v, allowed, slopes=None):
-    """softmax over `allowed` [B or 1, H or 1, N, N], in O(N^2); with ALiBi's bias if there are
-    slopes."""
+    """Softmax over `allowed` [B or 1, H or 1, N, N], in O(N^2); with ALiBi if there are slopes."""
     scores = jnp.einsum("bnhd,bkhd->bhnk", q, k) / np.sqrt(q.shape[-1])
     if slopes is not None:
         i = np.arange(q.shape[1])
@@ -32,14 +31,16 @@ def agree(ours, theirs, seed, batch, length, heads, width=8):
         jnp.asarray(random.standard_normal((batch, length, heads, width))) for _ in range(4)
     )
 
-    def both(f):
+    def output_and_gradients(f):
         out, pull = jax.vjp(f, q, k, v)
         return out, *pull(c)
 
-    for found, wanted in zip(
-        jax.jit(lambda: both(ours))(), jax.jit(lambda: both(theirs))(), strict=True
+    for actual, expected in zip(
+        jax.jit(lambda: output_and_gradients(ours))(),
+        jax.jit(lambda: output_and_gradients(theirs))(),
+        strict=True,
     ):
-        np.testing.assert_allclose(found, wanted, atol=1e-12)
+        np.testing.assert_allclose(actual, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -72,10 +73,10 @@ def test_block_sparse_is_the_dense_mask(seed, traced):
     allowed = allowed[None] & rule(position[:, None], position) & valid[:, None, None, :]
     slopes = random.random(heads) if seed % 2 else None
     with jax.enable_x64(True):
-        given = jnp.asarray(ids) if traced else ids
+        named = jnp.asarray(ids) if traced else ids
         agree(
             lambda q, k, v: block_sparse_attention(
-                q, k, v, given, block=block, allowed=rule, valid=jnp.asarray(valid), slopes=slopes
+                q, k, v, named, block=block, allowed=rule, valid=jnp.asarray(valid), slopes=slopes
             ),
             lambda q, k, v: dense(q, k, v, allowed, slopes),
             seed,
@@ -111,12 +112,12 @@ def test_band_is_the_dense_band(length, window, causal):
     offset = np.arange(length) - np.arange(length)[:, None]
     band = (abs(offset) <= window) & ((offset <= 0) | (not causal))
     with jax.enable_x64(True):
-        for given in (None, jnp.asarray(valid)):
-            allowed = band[None, None] if given is None else band & valid[:, None, None, :]
-            slopes = None if given is None else np.array([0.5, 0.1])
+        for mask in (None, jnp.asarray(valid)):
+            allowed = band[None, None] if mask is None else band & valid[:, None, None, :]
+            slopes = None if mask is None else np.array([0.5, 0.1])
             agree(
-                lambda q, k, v, given=given, slopes=slopes: band_attention(
-                    q, k, v, window=window, causal=causal, valid=given, slopes=slopes
+                lambda q, k, v, mask=mask, slopes=slopes: band_attention(
+                    q, k, v, window=window, causal=causal, valid=mask, slopes=slopes
                 ),
                 lambda q, k, v, allowed=allowed, slopes=slopes: dense(q, k, v, allowed, slopes),
                 length,
@@ -132,11 +133,11 @@ def test_band_agrees_with_jax_nn_local_window():
         for s in range(3)
     )
     for causal in (False, True):
-        wanted = jax.nn.dot_product_attention(
+        expected = jax.nn.dot_product_attention(
             q, k, v, local_window_size=(7, 0 if causal else 7), implementation="xla"
         )
         np.testing.assert_allclose(
-            band_attention(q, k, v, window=7, causal=causal), wanted, atol=1e-6
+            band_attention(q, k, v, window=7, causal=causal), expected, atol=1e-6
         )
 
 
@@ -192,19 +193,19 @@ def test_blocks_that_all_see_and_that_see_all(seed):
     allowed = np.zeros((len(ids), ids.shape[1], length, length), bool)
     for b, h, row, m in np.ndindex(ids.shape):
         allowed[b, h] |= (number[:, None] == row) & (number == ids[b, h, row, m])
-    everyone = (number == everywhere[..., None]).any(axis=1)[:, None]  # [B or 1, 1, N]
-    allowed = allowed | everyone[:, :, None] | (everyone[..., None] if both_ways else False)
+    through = (number == everywhere[..., None]).any(axis=1)[:, None]  # [B or 1, 1, N]
+    allowed = allowed | through[:, :, None] | (through[..., None] if both_ways else False)
     allowed = allowed & valid[:, None, None, :] & (np.tri(length, dtype=bool) if causal else True)
     with jax.enable_x64(True):
-        given = [jnp.asarray(a) if seed % 2 else a for a in (ids, everywhere)]
+        sets = [jnp.asarray(a) if seed % 2 else a for a in (ids, everywhere)]
         agree(
             lambda q, k, v: block_sparse_attention(
                 q,
                 k,
                 v,
-                given[0],
+                sets[0],
                 block=block,
-                everywhere=given[1],
+                everywhere=sets[1],
                 both_ways=both_ways,
                 allowed=(lambda i, j: j <= i) if causal else None,
                 valid=jnp.asarray(valid),
@@ -229,11 +230,11 @@ def test_band_with_a_prefix_counts_each_key_once(length, window, prefix, causal)
         (key <= key[:, None]) | (not causal)
     )
     with jax.enable_x64(True):
-        for given in (None, jnp.asarray(valid)):
-            allowed = band[None, None] if given is None else band & valid[:, None, None, :]
+        for mask in (None, jnp.asarray(valid)):
+            allowed = band[None, None] if mask is None else band & valid[:, None, None, :]
             agree(
-                lambda q, k, v, given=given: band_attention(
-                    q, k, v, window=window, prefix=prefix, causal=causal, valid=given
+                lambda q, k, v, mask=mask: band_attention(
+                    q, k, v, window=window, prefix=prefix, causal=causal, valid=mask
                 ),
                 lambda q, k, v, allowed=allowed: dense(q, k, v, allowed),
                 length,

@@ -11,15 +11,14 @@ from dartformer.kernels.softmax import masked_softmax
 
 
 def agree(kernel, rule, length, causal, seed):
-    """Output and gradients in float64 against softmax over `rule(i, j)`, with holes in the keys and
-    without."""
+    """Output and gradients in float64 against softmax over `rule(i, j)`, with and without holes."""
     random = np.random.default_rng(seed)
     q, k, v, c = (jnp.asarray(random.standard_normal((2, length, 2, 6))) for _ in range(4))
     i, j = np.arange(length)[:, None], np.arange(length)
     pattern = rule(i, j) & ((j <= i) | (not causal))
     holes = random.random((2, length)) < 0.7
 
-    def both(f):
+    def output_and_gradients(f):
         out, pull = jax.vjp(f, q, k, v)
         return out, *pull(c)
 
@@ -30,11 +29,15 @@ def agree(kernel, rule, length, causal, seed):
             scores = jnp.einsum("bnhd,bkhd->bhnk", q, k) / np.sqrt(q.shape[-1])
             return jnp.einsum("bhnk,bkhd->bnhd", masked_softmax(scores, jnp.asarray(allowed)), v)
 
-        given = None if valid is None else jnp.asarray(valid)
-        found = jax.jit(
-            lambda given=given: both(lambda q, k, v: kernel(q, k, v, causal=causal, valid=given))
+        mask = None if valid is None else jnp.asarray(valid)
+        actual = jax.jit(
+            lambda mask=mask: output_and_gradients(
+                lambda q, k, v: kernel(q, k, v, causal=causal, valid=mask)
+            )
         )()
-        for a, b in zip(found, jax.jit(lambda dense=dense: both(dense))(), strict=True):
+        for a, b in zip(
+            actual, jax.jit(lambda dense=dense: output_and_gradients(dense))(), strict=True
+        ):
             np.testing.assert_allclose(a, b, atol=1e-12)
 
 

@@ -1,5 +1,7 @@
-"""Full attention by chunks and by a fused kernel, against the dense definition: outputs, gradients,
-second order."""
+"""Full attention by chunks and by a fused kernel, against the dense definition.
+
+Outputs, gradients and second order are compared.
+"""
 
 import types
 
@@ -29,11 +31,10 @@ VALID[1] = False
 
 
 def derivatives(function, q, k, v, direction):
-    """Output, gradient, and the derivative of the gradient along `direction`, of a function that is
-    not linear."""
+    """Of a function that is not linear: output, gradient, and its derivative along `direction`."""
 
-    def loss(*given):
-        return (function(*given) ** 2 * direction).sum()
+    def loss(*arrays_in):
+        return (function(*arrays_in) ** 2 * direction).sum()
 
     gradient = jax.grad(loss, (0, 1, 2))
     tangents = (k, v, q)
@@ -79,26 +80,28 @@ def test_the_fused_kernel_has_the_derivatives_of_the_definition(inputs, causal, 
 
 
 def test_the_fused_gradient_is_its_own_and_is_never_differentiated(inputs):
-    """A kernel whose gradient is 7 g, whatever it is asked: first order gets that, second order the
-    definition's."""
+    """First order uses the kernel's gradient, here always 7 g, and second order the definition's."""
 
     @jax.custom_vjp
-    def once(q, k, v, lengths):
+    def kernel(q, k, v, lengths):
         return softmax_attention(q, k, v)
 
-    once.defvjp(lambda *a: (once(*a), None), lambda kept, g: (7 * g, 7 * g, 7 * g, None))
+    kernel.defvjp(lambda *a: (kernel(*a), None), lambda residuals, g: (7 * g, 7 * g, 7 * g, None))
     q, k, v, direction = (x[:, :5].astype(jnp.float32) for x in inputs)
-    function = fused(once, lambda q, k, v, lengths: softmax_attention(q, k, v))
+    function = fused(kernel, lambda q, k, v, lengths: softmax_attention(q, k, v))
 
     def gradient(of):
         return jax.grad(lambda q: (of(q) * direction).sum())
 
-    found = gradient(lambda q: function(q, k, v, jnp.zeros(0, jnp.int32)))
-    wanted = gradient(lambda q: softmax_attention(q, k, v))
+    actual = gradient(lambda q: function(q, k, v, jnp.zeros(0, jnp.int32)))
+    expected = gradient(lambda q: softmax_attention(q, k, v))
     results = quick(
         lambda: (
-            found(q),
-            *((jax.jvp(one, (q,), (v,))[1], jax.vjp(one, q)[1](v)[0]) for one in (found, wanted)),
+            actual(q),
+            *(
+                (jax.jvp(slope, (q,), (v,))[1], jax.vjp(slope, q)[1](v)[0])
+                for slope in (actual, expected)
+            ),
         )
     )()
     np.testing.assert_allclose(results[0], 7 * direction, rtol=1e-6)
@@ -162,12 +165,12 @@ def test_the_choice_is_ordered_and_an_explicit_one_fails_with_the_reason():
         ({"dropout": 0.1}, "no attention dropout"),
         ({"device": jax.devices("cpu")[0]}, "needs a CUDA GPU, and this is cpu"),
     ):
-        given = {"dtype": jnp.bfloat16, "head_dim": 64, "device": old, **changes}
-        assert reason in cudnn_refusal(**given)
-        assert choose("auto", length=4096, **given) == "chunked"
-        assert choose("auto", length=100, **given) == "dense"
+        options = {"dtype": jnp.bfloat16, "head_dim": 64, "device": old, **changes}
+        assert reason in cudnn_refusal(**options)
+        assert choose("auto", length=4096, **options) == "chunked"
+        assert choose("auto", length=100, **options) == "dense"
         with pytest.raises(InputError, match=reason):
-            choose("cudnn", length=4096, **given)
+            choose("cudnn", length=4096, **options)
     assert choose("dense", jnp.bfloat16, 64, 4096, device=new) == "dense"
     with pytest.raises(InputError, match=r"unknown kernel 'flash'.*cudnn, chunked, dense"):
         choose("flash", jnp.float32, 8, 8)

@@ -30,16 +30,18 @@ def test_linear_attention_is_the_quadratic_form(length, chunk, causal):
             jnp.asarray(random.random((2, length)) < 0.7).at[1, :3].set(False)
         )  # empty rows when causal
 
-        def both(f):
+        def output_and_gradients(f):
             out, pull = jax.vjp(f, phi_q, phi_k, v)
             return out, *pull(c)
 
         ours = quick(
-            lambda: both(lambda *a: linear_attention(*a, causal=causal, valid=valid, chunk=chunk))
+            lambda: output_and_gradients(
+                lambda *a: linear_attention(*a, causal=causal, valid=valid, chunk=chunk)
+            )
         )()
-        theirs = quick(lambda: both(lambda *a: quadratic(*a, causal, valid)))()
-        for found, wanted in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(found, wanted, atol=1e-12)
+        theirs = quick(lambda: output_and_gradients(lambda *a: quadratic(*a, causal, valid)))()
+        for actual, expected in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(actual, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -62,8 +64,8 @@ def test_tiny_features_lose_nothing(causal):
         value, gradient = f(jnp.float32(q * size))
         return value, gradient * size
 
-    for found, wanted in zip(run(1e-12), run(1.0), strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    for actual, expected in zip(run(1e-12), run(1.0), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_zero_denominator_gives_zero_with_finite_gradients():

@@ -28,15 +28,17 @@ def test_it_is_the_quadratic_form_whatever_the_size_of_the_features(length, chun
     def fast(q, k, v):
         return log_linear_attention(q, k, v, causal=causal, valid=valid, chunk=chunk)
 
-    def both(f):
+    def output_and_gradients(f):
         out, pull = jax.vjp(f, q, k, v)
         return out, *pull(c)
 
     with jax.enable_x64(True):
-        for found, wanted in zip(
-            quick(lambda: both(fast))(), quick(lambda: both(dense))(), strict=True
+        for actual, expected in zip(
+            quick(lambda: output_and_gradients(fast))(),
+            quick(lambda: output_and_gradients(dense))(),
+            strict=True,
         ):
-            np.testing.assert_allclose(found, wanted, atol=1e-11)
+            np.testing.assert_allclose(actual, expected, atol=1e-11)
 
 
 @pytest.mark.parametrize("causal", [False, True])

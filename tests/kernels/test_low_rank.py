@@ -21,8 +21,8 @@ def test_low_rank_attention_head_by_head():
         )
     for b, h in np.ndindex(2, 3):
         scores = np.exp(q[b, :, h] @ (e[h] @ k[b, :, h]).T / 2) * allowed
-        wanted = scores / scores.sum(-1, keepdims=True) @ (f[h] @ v[b, :, h])
-        np.testing.assert_allclose(out[b, :, h], wanted, atol=1e-12)
+        expected = scores / scores.sum(-1, keepdims=True) @ (f[h] @ v[b, :, h])
+        np.testing.assert_allclose(out[b, :, h], expected, atol=1e-12)
 
 
 def test_no_slot_allowed_is_zero():

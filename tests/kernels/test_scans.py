@@ -27,24 +27,24 @@ def agree(ours, length, channels, causal, scale=1.0, delta=False):
     """Outputs and gradients of `ours` are those of the definition."""
     with jax.enable_x64(True):
         q, k, v, g, valid, c = arrays(length, channels, scale)
-        beta = [jax.nn.sigmoid(q[..., 0] * v[..., 1])] if delta else []
-        k = k / jnp.linalg.norm(k, axis=-1, keepdims=True) if delta else k
+        beta = []
+        if delta:
+            beta = [jax.nn.sigmoid(q[..., 0] * v[..., 1])]
+            k = k / jnp.linalg.norm(k, axis=-1, keepdims=True)
 
-        def both(f):
-            out, pull = jax.vjp(
-                lambda *a: f(
-                    *a[:4], **({"beta": a[4]} if delta else {}), causal=causal, valid=valid
-                ),
-                q,
-                k,
-                v,
-                g,
-                *beta,
-            )
+        def output_and_gradients(f):
+            def run(q, k, v, g, *beta):
+                if not beta:
+                    return f(q, k, v, g, causal=causal, valid=valid)
+                return f(q, k, v, g, beta=beta[0], causal=causal, valid=valid)
+
+            out, pull = jax.vjp(run, q, k, v, g, *beta)
             return out, *pull(c)
 
-        for found, wanted in zip(*quick(lambda: (both(ours), both(recurrence)))(), strict=True):
-            np.testing.assert_allclose(found, wanted, atol=1e-11)
+        pair = quick(lambda: (output_and_gradients(ours), output_and_gradients(recurrence)))
+        actuals, expecteds = pair()
+        for actual, expected in zip(actuals, expecteds, strict=True):
+            np.testing.assert_allclose(actual, expected, atol=1e-11)
 
 
 BOTH = pytest.mark.parametrize("causal", [False, True])
@@ -93,10 +93,10 @@ def test_the_inverse_of_a_unit_triangle(size):
     """Also where all keys are the same, so that the terms of the series are largest, in float32."""
     lower = np.tril(np.random.default_rng(size).standard_normal((3, size, size)), -1)
     with jax.enable_x64(True):
-        found = np.asarray(unit_triangular_inverse(jnp.asarray(lower)))
+        actual = np.asarray(unit_triangular_inverse(jnp.asarray(lower)))
     np.testing.assert_allclose(
-        found @ (np.eye(size) + lower), np.broadcast_to(np.eye(size), lower.shape), atol=1e-9
+        actual @ (np.eye(size) + lower), np.broadcast_to(np.eye(size), lower.shape), atol=1e-9
     )
-    ones = np.tril(np.ones((size, size), np.float32), -1)
-    exact = np.linalg.inv(np.eye(size) + ones)
-    np.testing.assert_allclose(unit_triangular_inverse(jnp.asarray(ones)), exact, atol=1e-5)
+    dense = np.tril(np.ones((size, size), np.float32), -1)
+    exact = np.linalg.inv(np.eye(size) + dense)
+    np.testing.assert_allclose(unit_triangular_inverse(jnp.asarray(dense)), exact, atol=1e-5)

@@ -10,17 +10,17 @@ from dartformer.kernels.sinkhorn import sinkhorn
 
 def test_the_definition_with_entries_left_out():
     scores = np.random.default_rng(0).standard_normal((2, 5, 5))
-    some = np.array([[True] * 5, [False, True, True, False, True]])
-    keep = some[:, None] & some[:, :, None]
-    wanted = np.exp(scores) * keep
+    filled = np.array([[True] * 5, [False, True, True, False, True]])
+    keep = filled[:, None] & filled[:, :, None]
+    expected = np.exp(scores) * keep
     for _ in range(4):
         for axis in (2, 1):
-            wanted = wanted / np.maximum(wanted.sum(axis, keepdims=True), 1e-300)
+            expected = expected / np.maximum(expected.sum(axis, keepdims=True), 1e-300)
     with jax.enable_x64(True):
-        found = sinkhorn(jnp.asarray(scores), 4, jnp.asarray(keep))
-        np.testing.assert_allclose(found, wanted, atol=1e-12)
+        actual = sinkhorn(jnp.asarray(scores), 4, jnp.asarray(keep))
+        np.testing.assert_allclose(actual, expected, atol=1e-12)
         np.testing.assert_allclose(
-            sinkhorn(jnp.asarray(scores), 200, jnp.asarray(keep)).sum(2), some, atol=1e-9
+            sinkhorn(jnp.asarray(scores), 200, jnp.asarray(keep)).sum(2), filled, atol=1e-9
         )
 
 

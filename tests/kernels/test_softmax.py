@@ -29,14 +29,14 @@ def test_masked_softmax_is_the_softmax_of_what_is_allowed(scale):
     allowed = np.random.default_rng(1).random(scores.shape) < 0.5
     allowed[0, 0, 0] = False
     with jax.enable_x64(True):
-        found = masked_softmax(jnp.asarray(scores), jnp.asarray(allowed))
-    np.testing.assert_allclose(found, oracle(scores, allowed), atol=1e-14)
+        actual = masked_softmax(jnp.asarray(scores), jnp.asarray(allowed))
+    np.testing.assert_allclose(actual, oracle(scores, allowed), atol=1e-14)
     np.testing.assert_allclose(
         masked_softmax(jnp.asarray(scores, jnp.float32), jnp.asarray(allowed)),
         oracle(np.float32(scores).astype(float), allowed),
         atol=1e-6,
     )
-    assert (np.asarray(found)[~allowed] == 0).all()
+    assert (np.asarray(actual)[~allowed] == 0).all()
 
 
 def test_a_row_with_nothing_allowed_is_zero_with_zero_gradient():
@@ -90,8 +90,9 @@ def test_softmax_attention_agrees_with_jax_nn(causal, masked):
 def test_garbage_at_masked_keys_changes_nothing():
     q, k, v = (jnp.asarray(normal(s, 1, 8, 2, 4), jnp.float32) for s in range(3))
     valid = jnp.arange(8)[None] < 5
-    there = ~valid[:, :, None, None]
+    padding = ~valid[:, :, None, None]
     out = softmax_attention(q, k, v, valid=valid)
     np.testing.assert_array_equal(
-        out, softmax_attention(q, jnp.where(there, 1e9, k), jnp.where(there, -1e20, v), valid=valid)
+        out,
+        softmax_attention(q, jnp.where(padding, 1e9, k), jnp.where(padding, -1e20, v), valid=valid),
     )
