@@ -55,7 +55,7 @@ def flops(
     Attentions, projections, feed-forward, classifier.
 
     Embeddings of ids and stem, which are look-ups, and normalisations, activations and dropout,
-    which are linear in the activations, are left out."""
+    which are linear in the activations, are not counted."""
     n = config.tokens if length is None else length
     documents = batch * config.inputs
     mixing = 0.0

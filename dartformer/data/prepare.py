@@ -1,8 +1,8 @@
 """Prepares data sets on disk: each once, completely, checked, and by one process at a time.
 
 Every task's examples go through a TFDS builder that writes array_record files; TensorFlow is never
-imported. TFDS writes to another folder and renames it at the end, so that what was killed half-way
-never looks whole."""
+imported. TFDS writes to another folder and renames it at the end, so that an unfinished data set
+never looks complete."""
 
 import contextlib
 import fcntl
@@ -132,7 +132,7 @@ def prepared(
 
     Args:
       name: of the set, an identifier.
-      options: whatever decides its content, with a `repr` that is the same in every process.
+      options: everything that decides its content, with a `repr` that is the same in every process.
       description: one sentence kept with the data.
       features: TFDS features of an example; use `tfds.features.Tensor`, which is ten times faster
         than `Sequence`.

@@ -23,7 +23,7 @@ Record = dict[str, Any]
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet", ".npz", ".txt")
 
 SPLITS = ("train", "valid", "validation", "test")
-"""Names of the files or folders that are taken as the splits of a folder."""
+"""Names of the files or folders that are read as the splits of a folder."""
 
 
 def splits(path: Path) -> list[str]:

@@ -27,7 +27,7 @@ def newest(name: str, data_dir: str | None) -> Path:
     Raises `InputError` with the folder that was searched where there is none."""
     root = data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
     folder = Path(root).expanduser() / name
-    # The data set's version stands below its name, or below its name and configuration.
+    # A version is a folder below the data set's name, or below its name and configuration.
     versions = [*folder.glob("*/dataset_info.json"), *folder.glob("*/*/dataset_info.json")]
     if not versions:
         raise InputError(

@@ -10,7 +10,9 @@ from dartformer.data.records import Record, read, splits
 from dartformer.data.rows import Row
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.text import Source, TextTask, token_names
+from dartformer.tasks.encoding import token_names
+from dartformer.tasks.preparation import Source
+from dartformer.tasks.text import TextTask
 
 SPLIT_NAMES = {"valid": ("valid", "validation"), "test": ("test",)}
 """The names under which a folder may have each split."""
@@ -49,7 +51,7 @@ class Files(TextTask):
     `path` may be `tfds:NAME`, a data set that TFDS has prepared. `valid` and `test` are files of
     their own; without them, splits of those names in `path` are used, else fractions of train.
     `label_names` lists the labels, in order; `dartformer new --data FILE` finds them and writes the
-    whole config."""
+    config."""
 
     path: str = ""
     valid: str = ""

@@ -20,7 +20,8 @@ from dartformer.data.records import Record, read, splits
 from dartformer.data.rows import Row
 from dartformer.errors import InputError
 from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.text import Source, TextTask
+from dartformer.tasks.preparation import Source
+from dartformer.tasks.text import TextTask
 
 LABELS = ("neg", "pos")
 ROWS = 25_000

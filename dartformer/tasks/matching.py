@@ -16,7 +16,8 @@ from dartformer.data.locations import identity, located
 from dartformer.data.rows import Row
 from dartformer.errors import InputError
 from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.text import Source, TextTask
+from dartformer.tasks.preparation import Source
+from dartformer.tasks.text import TextTask
 
 LABELS = ("no", "yes")
 AAN = {

@@ -1,185 +1,32 @@
-"""What tasks on texts have in common: rules for rows, a tokenizer, splits, simple rules."""
+"""Tasks on texts: prepared from rows on first use, with a tokenizer of the training part."""
 
-import itertools
 import json
-import sys
-from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple, Self
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dartformer.data import tokens as tokenizers
-from dartformer.data.prepare import Examples, Notes, Prepared, prepared
-from dartformer.data.rows import (
-    Label,
-    Labels,
-    Row,
-    Rules,
-    Tally,
-    accepted,
-    digest,
-    without_leaks,
-)
+from dartformer.data.prepare import Prepared, prepared
 from dartformer.data.sources import from_source
-from dartformer.data.splits import Split, permutation
-from dartformer.errors import InputError, unknown
+from dartformer.data.splits import Split
+from dartformer.errors import InputError
 from dartformer.tasks import simple
-from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.checks import require_at_least, require_fraction, require_ids
-
-CROPS = ("head", "tail", "ends")
-
-CHUNK = 500
-"""Rows that are encoded at once."""
-
-LOPSIDED = 0.9
-"""The share of the largest class above which it is reported."""
-
-Ids = Sequence[int] | np.ndarray
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the rows of a split come from.
-
-    `rows` starts reading; `identity` changes whenever the rows may have changed."""
-
-    rows: Callable[[], Iterable[Row]]
-    identity: Any
+from dartformer.tasks.encoding import TextEncoding
+from dartformer.tasks.preparation import Preparation, Source
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextTask(ABC):
-    """Texts as tokens: "bytes", "characters", "words" or "bpe".
-
-    There are at most `vocabulary_size` of them (0: the default).
-
-    A text of more than `length` tokens is cropped: its "head", its "tail", or half of each
-    ("ends"). Where the source has no valid (or test) split, `valid_fraction` (`test_fraction`) of
-    train becomes one, by `seed`. Rows that occur in two splits, blank texts, labels outside the
-    classes and bytes that are not valid UTF-8 follow `on_duplicate`, `on_empty`, `on_bad_label` and
-    `on_invalid` (see `dartformer.data.rows`); how many there were is printed and kept."""
-
-    tokens: str = "bytes"
-    vocabulary_size: int = 0
-    length: int = 512
-    crop: str = "head"
-    valid_fraction: float = 0.1
-    test_fraction: float = 0.1
-    seed: int = 0
-    on_empty: str = "drop"
-    on_duplicate: str = "drop"
-    on_bad_label: str = "error"
-    on_invalid: str = "replace"
-    learned: str = field(default="", repr=False, metadata={"option": False})
-
-    traits: ClassVar[TaskTraits]
-
-    def __post_init__(self) -> None:
-        tokenizers.size_of(self.tokens, self.vocabulary_size)
-        require_at_least(self, length=1, seed=0)
-        if self.crop not in CROPS:
-            raise unknown("task.crop", self.crop, CROPS)
-        require_fraction(self, "valid_fraction", "test_fraction")
-        self.rules  # noqa: B018 - raises for an unknown rule
-
-    # What a task says of itself.
-
-    @property
-    def title(self) -> str:
-        """Its name in messages."""
-        return type(self).__name__
-
-    @property
-    def kind(self) -> str:
-        """The kind of labels.
-
-        "classification", "regression", "labelling" (a class for each token) or "language" (the next
-        token)."""
-        return "classification"
-
-    @property
-    def inputs(self) -> int:
-        """Documents of an example."""
-        return 1
-
-    @property
-    def rules(self) -> Rules:
-        """What to do with bad rows."""
-        return Rules(self.on_empty, self.on_duplicate, self.on_bad_label, self.on_invalid)
-
-    @property
-    def vocabulary(self) -> int:
-        """The most token ids, with padding; the tokenizer of little data uses fewer."""
-        return tokenizers.size_of(self.tokens, self.vocabulary_size)
-
-    @property
-    def token_dtype(self) -> np.dtype:
-        """The smallest type that holds every token id."""
-        return np.min_scalar_type(self.vocabulary - 1)
-
-    @property
-    @abstractmethod
-    def labels(self) -> tuple[str, ...]:
-        """Names of the classes."""
-
-    @property
-    def classes(self) -> int:
-        """The number of classes."""
-        return len(self.labels)
+class TextTask(TextEncoding):
+    """A task on texts; a subclass says where the rows of its splits come from."""
 
     @abstractmethod
     def sources(self, data_dir: str | None) -> dict[str, Source]:
         """The source of "train" and, if the data have them, "valid" and "test".
 
         `InputError` says what is missing."""
-
-    # From texts to token ids.
-
-    @property
-    def tokenizer(self) -> tokenizers.Tokenizer:
-        """The tokenizer of the training part; `InputError` before `fitted`."""
-        if self.tokens == "bytes":
-            return tokenizers.Bytes()
-        if not self.learned:
-            raise InputError(
-                f"{self.title} has not learned its {self.tokens} yet. Prepare its data first."
-            )
-        return _restored(self.learned)
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, cropped as in training; `InputError` for a blank one."""
-        if not text.strip():
-            raise InputError("the text is empty.")
-        ids = self.tokenizer.encode([text])[0]
-        if not ids:
-            raise InputError(f"the text {text[:40]!r} has no tokens.")
-        return self.cropped(ids)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, without padding; `InputError` for an id beyond the vocabulary."""
-        tokenizer = self.tokenizer
-        require_ids(ids, tokenizer.size)
-        return tokenizer.decode([int(i) for i in ids])
-
-    def cropped(self, ids: list[int], extra: int = 0) -> list[int]:
-        """At most `length` of the ids, and `extra`."""
-        n = self.length + extra
-        if len(ids) <= n:
-            return ids
-        if self.crop == "head":
-            return ids[:n]
-        if self.crop == "tail":
-            return ids[-n:]
-        tail = n // 2
-        return ids[: n - tail] + ids[len(ids) - tail :]
-
-    # Preparing.
 
     def check(self, data_dir: str | None = None) -> None:
         """Raise `InputError` where the data are missing, or their first row cannot be read."""
@@ -203,8 +50,7 @@ class TextTask(ABC):
 
         They are kept under `data_dir`, by default where TFDS keeps data.
 
-        Raises `InputError` for whatever the rules call an error, or a class of which train has no
-        example."""
+        Raises `InputError` for a row that a rule refuses, or a class without an example in train."""
         splits = {}
         for name, source in self._prepared(data_dir).splits.items():
             splits[name] = from_source(source, self.length, self.vocabulary)
@@ -223,7 +69,7 @@ class TextTask(ABC):
             (sorted(options.items()), identity),
             f"{self.title}: {self}.",
             features,
-            lambda notes: _Preparation(self, sources).run(notes),
+            lambda notes: Preparation(self, sources).run(notes),
             data_dir,
             title=self.title,
             label=f"{self.tokens}-{self.length}",
@@ -237,11 +83,9 @@ class TextTask(ABC):
         return tfds.features.Tensor(shape=(None,), dtype=np.int32)
 
     def value(self, output: float) -> float:
-        """The number that an output of the model stands for."""
+        """The number that an output of the model means: outputs are scaled."""
         learned = json.loads(self.learned)
         return output * learned["scale"] + learned["mean"]
-
-    # Simple rules.
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
         """Rules of `dartformer.tasks.simple` that fit the kind of labels.
@@ -260,298 +104,3 @@ class TextTask(ABC):
         if self.inputs == 2 and self.classes == 2:
             scores["overlap"] = simple.overlap(train, split, features)
         return scores
-
-
-# Preparing a data set from the rows of its sources.
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """What the first pass over a source keeps of the rows that the rules let through.
-
-    `numbers` `[S]` int64, `digests` `[S]` uint64, `classes` `[S]` int64, 0 where labels are no
-    classes."""
-
-    numbers: np.ndarray
-    digests: np.ndarray
-    classes: np.ndarray
-    tally: Tally
-
-    def repeated(self) -> int:
-        """Rows whose text occurred before in the same source."""
-        return len(self.digests) - len(np.unique(self.digests))
-
-
-class _Rows(NamedTuple):
-    """The rows of a split: a source, and positions `[S]` among the rows of its scan."""
-
-    source: str
-    positions: np.ndarray
-
-
-@dataclass
-class _Facts:
-    """What is counted of a split, as `facts` returns it."""
-
-    odd: dict[str, int]
-    leaked: int
-    repeated: int
-    rows: int = 0
-    labels: Counter[str] = field(default_factory=Counter)
-    cropped: int = 0
-    tokens: int = 0
-    """Tokens that are not padding."""
-
-    def padded_share(self, length: int) -> float:
-        """Share of padding where a row has `length` tokens."""
-        return round(1 - self.tokens / (self.rows * length), 4)
-
-    def to_dict(self, length: int) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "rows": self.rows,
-            "left out or odd": self.odd,
-            "also in a later split": self.leaked,
-            "repeated in the source": self.repeated,
-            "labels": dict(sorted(self.labels.items())),
-            "cropped": self.cropped,
-            "padded share": self.padded_share(length),
-        }
-
-
-class _Preparation:
-    """Three passes over the sources: which rows go where, the tokenizer, and the examples."""
-
-    def __init__(self, task: TextTask, sources: dict[str, Source]):
-        self.task = task
-        self.sources = sources
-        self.labels = Labels(task.kind, task.labels)
-
-    def run(self, notes: Notes) -> dict[str, Examples]:
-        """The examples of each split.
-
-        Fills `notes` with "learned" and, while the examples are read, "splits"."""
-        self.scans = {name: self._scan(name) for name in self.sources}
-        self.rows = self._divided()
-        self.leaked = self._drop_leaked()
-        self._check_rows()
-        self.tokenizer = self._trained_tokenizer()
-        self.learned = {**self.tokenizer.state(), **self._scale()}
-        notes["learned"] = self.learned
-        notes["splits"] = {}
-        return {part: self._examples(part, notes["splits"]) for part in ("test", "valid", "train")}
-
-    def _scan(self, name: str) -> _Scan:
-        """The first pass over a source."""
-        task, tally = self.task, Tally()
-        numbers, digests, classes = [], [], []
-        for row in accepted(self.sources[name].rows(), task.rules, self.labels, tally):
-            numbers.append(row.number)
-            digests.append(digest(row.texts))
-            classes.append(row.label if task.kind == "classification" else 0)
-        if not numbers:
-            raise InputError(
-                f"{task.title}: {name} has no rows that can be used "
-                f"({tally.text() or 'it is empty'})."
-            )
-        return _Scan(
-            np.array(numbers, np.int64),
-            np.array(digests, np.uint64),
-            np.array(classes, np.int64),
-            tally,
-        )
-
-    def _divided(self) -> dict[str, _Rows]:
-        """The rows of each split; what the data lack is cut out of train, by `seed`."""
-        rows = {}
-        for name, scan in self.scans.items():
-            rows[name] = _Rows(name, np.arange(len(scan.numbers)))
-        n = len(self.scans["train"].numbers)
-        order = permutation(n, self.task.seed)
-        fractions = {"test": self.task.test_fraction, "valid": self.task.valid_fraction}
-        for part, fraction in fractions.items():
-            if part not in rows:
-                count = max(1, round(fraction * n))
-                rows[part] = _Rows("train", np.sort(order[:count]))
-                order = order[count:]
-        rows["train"] = _Rows("train", np.sort(order))
-        return rows
-
-    def _drop_leaked(self) -> dict[str, int]:
-        """Drop rows that occur in a later split, if the rule says so; how many there are."""
-        digests = {}
-        for part, (source, positions) in self.rows.items():
-            digests[part] = self.scans[source].digests[positions]
-        keep, leaked = without_leaks(digests, self.task.on_duplicate)
-        for part, (source, positions) in self.rows.items():
-            self.rows[part] = _Rows(source, positions[keep[part]])
-        return leaked
-
-    def _check_rows(self) -> None:
-        """Raise `InputError` for a split without rows, or a class without an example in train."""
-        task = self.task
-        for part, rows in self.rows.items():
-            if not len(rows.positions):
-                raise InputError(f"{task.title}: no rows are left for {part}.")
-        if task.kind != "classification":
-            return
-        present = self.scans["train"].classes[self.rows["train"].positions]
-        missing = np.setdiff1d(np.arange(task.classes), present)
-        if len(missing):
-            names = ", ".join(task.labels[i] for i in missing)
-            raise InputError(f"{task.title}: train has no row of the class {names}.")
-
-    def _selected(self, part: str) -> Iterator[tuple[tuple[str, ...], Label]]:
-        """Texts and label of each row of a split: another pass over its source."""
-        source, positions = self.rows[part]
-        numbers = iter(self.scans[source].numbers[positions].tolist())
-        number = next(numbers, None)
-        rows = self.sources[source].rows()
-        # What is odd was counted in the first pass.
-        for row in accepted(rows, self.task.rules, self.labels, Tally()):
-            if row.number == number:
-                yield row.texts, row.label
-                number = next(numbers, None)
-
-    def _trained_tokenizer(self) -> tokenizers.Tokenizer:
-        """The tokenizer of the training part: the second pass."""
-        task = self.task
-        texts: Iterator[str] = (text for texts, _ in self._selected("train") for text in texts)
-        if task.inputs == 2:
-            texts = distinct(texts)
-        split = task.kind == "labelling"
-        return tokenizers.train(task.tokens, texts, task.vocabulary, split=split)
-
-    def _scale(self) -> dict[str, float]:
-        """Mean and standard deviation of labels that are numbers.
-
-        Training sees them with mean 0 and deviation 1."""
-        if self.task.kind != "regression":
-            return {}
-        values = np.array([label for _, label in self._selected("train")], np.float64)
-        return {"mean": float(values.mean()), "scale": float(values.std()) or 1.0}
-
-    def _examples(self, part: str, noted: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The third pass: the examples of a split; `noted` gets its facts at the end."""
-        task = self.task
-        source = self.rows[part].source
-        scan = self.scans[source]
-        facts = _Facts(scan.tally.positive(), self.leaked[part], scan.repeated())
-        rows = self._selected(part)
-        encode = Encoder(task, self.tokenizer)
-        while chunk := list(itertools.islice(rows, CHUNK)):
-            encoded = encode([text for texts, _ in chunk for text in texts])
-            for i, (_, label) in enumerate(chunk):
-                documents = encoded[i * task.inputs : (i + 1) * task.inputs]
-                facts.rows += 1
-                facts.cropped += any(n > task.length for _, n in documents)
-                facts.tokens += sum(min(n, task.length) for _, n in documents)
-                if task.kind == "classification":
-                    facts.labels[task.labels[label]] += 1
-                # A text without tokens becomes one unknown token: every row has something to see.
-                texts = [ids if len(ids) else [1] for ids, _ in documents]
-                yield self._example(texts, label)
-        length = task.length * task.inputs
-        noted[part] = facts.to_dict(length)
-        self._report(part, facts, length, has_source=source == part)
-
-    def _example(self, texts: list[Ids], label: Label) -> dict[str, Any]:
-        """An example from the ids of its texts."""
-        task = self.task
-        if task.kind == "language":
-            return self._next_tokens(texts[0])
-        tokens = [np.array(task.cropped(ids), task.token_dtype) for ids in texts]  # type: ignore[arg-type]
-        if task.kind == "labelling":
-            label = np.array(task.cropped(label), np.int32)
-        elif task.kind == "regression":
-            label = (label - self.learned["mean"]) / self.learned["scale"]
-        example = {"tokens": tokens[0], "label": label}
-        if task.inputs == 2:
-            example["tokens2"] = tokens[1]
-        return example
-
-    def _next_tokens(self, ids: Ids) -> dict[str, Any]:
-        """An example whose labels are the next tokens."""
-        stream = np.array(self.task.cropped(ids, 1), np.int32)  # type: ignore[arg-type]
-        tokens, label = stream[:-1], stream[1:]
-        if not len(label):  # a single token: nothing follows it
-            tokens, label = stream, np.array([-1], np.int32)
-        return {"tokens": tokens.astype(self.task.token_dtype), "label": label}
-
-    def _report(self, part: str, facts: _Facts, length: int, has_source: bool) -> None:
-        """Print a line; what was odd in a source is printed only for the split of its name."""
-        task = self.task
-        odd = []
-        if has_source:
-            odd += [f"{n:,} {name}" for name, n in facts.odd.items()]
-        if facts.leaked:
-            action = {"drop": ", dropped", "keep": ", kept"}.get(task.on_duplicate, "")
-            odd.append(f"{facts.leaked:,} also in a later split{action}")
-        if facts.repeated and has_source:
-            odd.append(f"{facts.repeated:,} repeated in the source")
-        if facts.cropped:
-            odd.append(f"{facts.cropped:,} cropped to {task.length} tokens")
-        largest = max(facts.labels.values(), default=0) / facts.rows
-        if largest > LOPSIDED:
-            odd.append(f"{100 * largest:.0f}% are of one class")
-        line = f"{task.title} {part}: {facts.rows:,} rows"
-        details = [f"{100 * facts.padded_share(length):.0f}% padding", *odd]
-        print(f"{line}, {', '.join(details)}", file=sys.stderr, flush=True)
-
-
-class Encoder:
-    """Token ids of texts, and how many each text has.
-
-    The documents of pairs occur again and again: their ids are cropped, and kept for the next time.
-    """
-
-    CAPACITY = 2**25
-    """Ids that are kept at most."""
-
-    def __init__(self, task: TextTask, tokenizer: tokenizers.Tokenizer):
-        self.task = task
-        self.tokenizer = tokenizer
-        self.cache: dict[int, tuple[Ids, int]] = {}
-        self.size = 0
-
-    def __call__(self, texts: list[str]) -> list[tuple[Ids, int]]:
-        """(ids, number) of each text."""
-        if self.task.inputs == 1:
-            return [(ids, len(ids)) for ids in self.tokenizer.encode(texts)]
-        if self.size > self.CAPACITY:
-            self.cache, self.size = {}, 0
-        keys = [digest([text]) for text in texts]
-        fresh = {}
-        for key, text in zip(keys, texts, strict=True):
-            if key not in self.cache:
-                fresh[key] = text
-        encoded = self.tokenizer.encode(list(fresh.values()))
-        for key, ids in zip(fresh, encoded, strict=True):
-            kept = np.array(self.task.cropped(ids), self.task.token_dtype)
-            self.cache[key] = kept, len(ids)
-            self.size += len(kept)
-        return [self.cache[key] for key in keys]
-
-
-def distinct(texts: Iterable[str]) -> Iterator[str]:
-    """Each text once: a document that is in many pairs says no more about its words."""
-    digests = set()
-    for text in texts:
-        key = digest([text])
-        if key not in digests:
-            digests.add(key)
-            yield text
-
-
-@lru_cache(maxsize=8)
-def _restored(learned: str) -> tokenizers.Tokenizer:
-    return tokenizers.restored(json.loads(learned))
-
-
-def token_names(task: TextTask) -> tuple[str, ...]:
-    """The text of every token id; before the task has learned them, their numbers."""
-    names = []
-    if task.tokens == "bytes" or task.learned:
-        names = task.tokenizer.names()
-    names += [f"#{i}" for i in range(len(names), task.vocabulary)]
-    return tuple(names)

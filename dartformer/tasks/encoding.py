@@ -1,0 +1,155 @@
+"""Options of tasks on texts, and texts as token ids."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import ClassVar
+
+import numpy as np
+
+from dartformer.data import tokens as tokenizers
+from dartformer.data.rows import Rules
+from dartformer.errors import InputError, unknown
+from dartformer.tasks.base import TaskTraits
+from dartformer.tasks.checks import require_at_least, require_fraction, require_ids
+
+CROPS = ("head", "tail", "ends")
+
+Ids = list[int] | np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoding(ABC):
+    """Texts as tokens: "bytes", "characters", "words" or "bpe".
+
+    There are at most `vocabulary_size` of them (0: the default).
+
+    A text of more than `length` tokens is cropped: its "head", its "tail", or half of each
+    ("ends"). Where the source has no valid (or test) split, `valid_fraction` (`test_fraction`) of
+    train becomes one, by `seed`. Rows that occur in two splits, blank texts, labels outside the
+    classes and bytes that are not valid UTF-8 follow `on_duplicate`, `on_empty`, `on_bad_label` and
+    `on_invalid` (see `dartformer.data.rows`); how many there were is printed and kept."""
+
+    tokens: str = "bytes"
+    vocabulary_size: int = 0
+    length: int = 512
+    crop: str = "head"
+    valid_fraction: float = 0.1
+    test_fraction: float = 0.1
+    seed: int = 0
+    on_empty: str = "drop"
+    on_duplicate: str = "drop"
+    on_bad_label: str = "error"
+    on_invalid: str = "replace"
+    learned: str = field(default="", repr=False, metadata={"option": False})
+
+    traits: ClassVar[TaskTraits]
+
+    def __post_init__(self) -> None:
+        tokenizers.size_of(self.tokens, self.vocabulary_size)
+        require_at_least(self, length=1, seed=0)
+        if self.crop not in CROPS:
+            raise unknown("task.crop", self.crop, CROPS)
+        require_fraction(self, "valid_fraction", "test_fraction")
+        self.rules  # noqa: B018 - raises for an unknown rule
+
+    # What a task says of itself.
+
+    @property
+    def title(self) -> str:
+        """Its name in messages."""
+        return type(self).__name__
+
+    @property
+    def kind(self) -> str:
+        """The kind of labels.
+
+        "classification", "regression", "labelling" (a class for each token) or "language" (the next
+        token)."""
+        return "classification"
+
+    @property
+    def inputs(self) -> int:
+        """Documents of an example."""
+        return 1
+
+    @property
+    def rules(self) -> Rules:
+        """What to do with bad rows."""
+        return Rules(self.on_empty, self.on_duplicate, self.on_bad_label, self.on_invalid)
+
+    @property
+    def vocabulary(self) -> int:
+        """The most token ids, with padding; the tokenizer of little data uses fewer."""
+        return tokenizers.size_of(self.tokens, self.vocabulary_size)
+
+    @property
+    def token_dtype(self) -> np.dtype:
+        """The smallest type that holds every token id."""
+        return np.min_scalar_type(self.vocabulary - 1)
+
+    @property
+    @abstractmethod
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes."""
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return len(self.labels)
+
+    # From texts to token ids.
+
+    @property
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        """The tokenizer of the training part; `InputError` before `fitted`."""
+        if self.tokens == "bytes":
+            return tokenizers.Bytes()
+        if not self.learned:
+            raise InputError(
+                f"{self.title} has not learned its {self.tokens} yet. Prepare its data first."
+            )
+        return _restored(self.learned)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, cropped as in training; `InputError` for a blank one."""
+        if not text.strip():
+            raise InputError("the text is empty.")
+        ids = self.tokenizer.encode([text])[0]
+        if not ids:
+            raise InputError(f"the text {text[:40]!r} has no tokens.")
+        return list(self.cropped(ids))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without padding; `InputError` for an id beyond the vocabulary."""
+        tokenizer = self.tokenizer
+        require_ids(ids, tokenizer.size)
+        return tokenizer.decode([int(i) for i in ids])
+
+    def cropped(self, ids: Ids, extra: int = 0) -> Ids:
+        """At most `length` of the ids, and `extra`."""
+        n = self.length + extra
+        if len(ids) <= n:
+            return ids
+        if self.crop == "head":
+            return ids[:n]
+        if self.crop == "tail":
+            return ids[-n:]
+        tail = n // 2
+        return [*ids[: n - tail], *ids[len(ids) - tail :]]
+
+
+@lru_cache(maxsize=8)
+def _restored(learned: str) -> tokenizers.Tokenizer:
+    return tokenizers.restored(json.loads(learned))
+
+
+def token_names(task: TextEncoding) -> tuple[str, ...]:
+    """The text of every token id; before the task has learned them, their numbers."""
+    names = []
+    if task.tokens == "bytes" or task.learned:
+        names = task.tokenizer.names()
+    names += [f"#{i}" for i in range(len(names), task.vocabulary)]
+    return tuple(names)
