@@ -18,9 +18,10 @@ from dartformer.export import load as served_stage
 from dartformer.export import write as export_stage
 from dartformer.export.formats import check as check_formats
 from dartformer.machine.progress import say
-from dartformer.machine.workdir import Workdir, write_json, write_text
+from dartformer.machine.workdir import Workdir, jsonable, write_json, write_text
 from dartformer.report import page as report_stage
 from dartformer.report import provenance, tracking
+from dartformer.results import Results
 from dartformer.space.genotype import Genotype
 from dartformer.stages import derive as derive_stage
 from dartformer.stages import evaluate as evaluate_stage
@@ -77,7 +78,7 @@ def _evaluate(run: Run, genotype: Genotype) -> dict[str, Any]:
     results = evaluate_stage.evaluate(
         run, models, retrain_stage.retrain_baselines(run, genotype, models)
     )
-    tracking.track(run, results)
+    tracking.track(run, Results.from_dict(jsonable(results)))
     return results
 
 

@@ -201,4 +201,4 @@ if __name__ == "__main__":
     file = FOLDER / "attention.md"
     file.write_text(page(file.read_text()))
     figure = plots.matrices([parse(DRAWN.get(name, name)) for name in BUILT_IN])
-    figure.savefig(FOLDER / "attention_matrices.png", dpi=90)
+    figure.save(FOLDER / "attention_matrices.png")

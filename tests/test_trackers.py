@@ -11,21 +11,40 @@ from tensorboardX.proto.event_pb2 import Event
 import dartformer as df
 from dartformer import config as configs
 from dartformer.report.tracking import track
+from dartformer.results import Results
 from dartformer.stages.study import Run
 from dartformer.training import metric, trackers
 from dartformer.training.log import MetricsLog, read_metrics
 
-RESULTS = {
-    "test": {"accuracy": 0.5},
-    "valid": {"accuracy": 0.6},
-    "parameters": 10,
-    "flops": 1e3,
-    "baselines": {
-        "majority": {"test": {"accuracy": 0.1}},
-        "homogeneous.full": {"test": {"accuracy": 0.4}},
-    },
-    "genotype": {"format": 1, "layers": [["full", "uniform"]]},
-}
+RESULTS = Results.from_dict(
+    {
+        "task": "listops",
+        "metric": "accuracy",
+        "test": {"accuracy": 0.5, "spread": None, "per_seed": [0.5], "loss": 1.0, "examples": 9},
+        "valid": {"accuracy": 0.6, "per_seed": [0.6]},
+        "parameters": 10,
+        "flops": 1e3,
+        "steps": 5,
+        "baselines": {
+            "majority": {"test": {"accuracy": 0.1}},
+            "homogeneous.full": {
+                "test": {
+                    "accuracy": 0.4,
+                    "spread": None,
+                    "per_seed": [0.4],
+                    "loss": 1.0,
+                    "examples": 9,
+                },
+                "valid": {"accuracy": 0.4, "per_seed": [0.4]},
+                "parameters": 10,
+                "flops": 1e3,
+                "steps": 5,
+                "genotype": {"format": 1, "layers": [["full", "full"]]},
+            },
+        },
+        "genotype": {"format": 1, "layers": [["full", "uniform"]]},
+    }
+)
 
 
 def values(folder):

@@ -16,10 +16,11 @@ from dartformer.cost.budget import Budget, parse
 from dartformer.errors import InputError
 from dartformer.export.load import load
 from dartformer.machine import compile_cache
-from dartformer.machine.workdir import jsonable
+from dartformer.machine.workdir import jsonable, read_json
 from dartformer.report import compare as comparison
 from dartformer.report import figures, page, plots
 from dartformer.report.watch import watch
+from dartformer.results import BudgetAnswer, Front, Profile
 from dartformer.stages import profile as profiling
 from dartformer.stages.study import Run
 
@@ -90,11 +91,13 @@ def _derive_within_budget(arguments: argparse.Namespace, values: dict[str, str])
     with Run(config, arguments.workdir) as study:
         result = api.derive_within(study, budget)
     if arguments.plot:
-        plots.save(plots.pareto(result), arguments.plot)
+        front = Front.from_dict(read_json(Path(arguments.workdir) / "pareto.json"))
+        plots.pareto(front).save(arguments.plot)
     if arguments.json:
         print_json(result)
     else:
-        terminal.show_budget(result, Path(arguments.workdir))
+        answer = BudgetAnswer.from_dict(jsonable(result))
+        terminal.show_budget(answer, Path(arguments.workdir))
     return 0
 
 
@@ -124,12 +127,13 @@ def profile(arguments: argparse.Namespace, values: dict[str, str]) -> int:
         result = profiling.profile_all(model.shape, genotypes, at, True)
     else:
         result = _profile_config(arguments, values, at)
+    record = Profile.from_dict(jsonable(result))
     if arguments.plot:
-        plots.save(plots.profile(result), arguments.plot)
+        plots.profile(record).save(arguments.plot)
     if arguments.json:
         print_json(result)
     else:
-        terminal.show_profile(result)
+        terminal.show_profile(record)
     return 0
 
 
@@ -186,7 +190,7 @@ def compare(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     if arguments.html:
         comparison.write(result, arguments.html)
     if arguments.json:
-        print_json(result)
+        print_json(result.to_dict())
         return 0
     terminal.show_comparison(result)
     if arguments.html:

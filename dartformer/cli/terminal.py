@@ -1,356 +1,416 @@
 """What the terminal shows at the end of a verb."""
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from dartformer.cost import budget as budgets
-from dartformer.report.reading import read
-from dartformer.report.verdicts import MARKS, headline, number
-from dartformer.space.genotype import Genotype
+from dartformer.cost.budget import number as short
+from dartformer.machine.workdir import jsonable
+from dartformer.report import compare, verdicts
+from dartformer.report.drawing import letter
+from dartformer.report.reading import FOUND, read
+from dartformer.results import (
+    BudgetAnswer,
+    Derivation,
+    Diagnostics,
+    FrontPoint,
+    GenotypeRecord,
+    Latency,
+    Limit,
+    ModelScores,
+    Profile,
+    Results,
+    finite,
+)
 from dartformer.training import metric
 
-COLOURS = ("blue", "yellow", "green", "magenta", "cyan", "red", "white", "bright_black")
+COLORS = ("blue", "yellow", "green", "magenta", "cyan", "red", "white", "bright_black")
+
+DIFFERENCES = 6
+"""Heads in which two genotypes differ that are listed in the terminal."""
 
 
-def drawing(genotype: Genotype) -> Text:
-    """Layers by heads, a coloured letter for each attention, and what the letters stand for."""
-    return letters(genotype.to_dict()["layers"])
+def say(console: Console, text: str) -> None:
+    """A sentence as it is, which the terminal breaks where it ends."""
+    console.print(text, markup=False, soft_wrap=True)
 
 
-def letters(layers: list[list[str]]) -> Text:
-    """`drawing` of attentions that are given as texts; rows that repeat the one above them are
-    drawn once."""
-    names = list(dict.fromkeys(a for row in layers for a in row))
-    signs = {
-        n: (chr(65 + i) if i < 26 else str(i), COLOURS[i % len(COLOURS)])
-        for i, n in enumerate(names)
-    }
+def show(verb: str, data: Mapping[str, Any], workdir: Path) -> None:
+    """The closing words of a verb, on standard output."""
+    console = Console(highlight=False)
+    plain = jsonable(data)
+    if verb in ("run", "evaluate"):
+        _show_results(console, Results.from_dict(plain), workdir)
+    elif verb == "derive":
+        _show_derivation(console, plain)
+    elif verb == "search":
+        _show_findings(console, Diagnostics.from_dict(plain["diagnostics"]))
+        file = workdir / "search/alphas.json"
+        say(console, f"searched for {data['seconds']:.1f} s; the mixture is in {file}")
+    elif verb == "retrain":
+        measure = metric.of(data)
+        for scores in data["valid"]:
+            value = measure.text(scores[measure.name])
+            seed, step = scores["seed"], scores["step"]
+            console.print(f"seed {seed}: valid {measure.title} {value} at step {step}")
+    elif verb == "profile":
+        show_profile(Profile.from_dict(plain))
+    else:
+        say(console, f"wrote {data.get('folder') or data.get('file')}")
+
+
+def drawing(layers: Sequence[Sequence[str]]) -> Text:
+    """Layers by heads, a colored letter for each attention, and what the letters stand for.
+
+    Rows that repeat the one above them are drawn once.
+    """
+    names = list(dict.fromkeys(attention for heads in layers for attention in heads))
+    styles = {name: f"bold {COLORS[i % len(COLORS)]}" for i, name in enumerate(names)}
+    letters = {name: letter(i) for i, name in enumerate(names)}
     drawn = Text()
-    l = 0
-    while l < len(layers):
-        last = l
-        while last + 1 < len(layers) and layers[last + 1] == layers[l]:
-            last += 1
-        drawn.append(f"{f'layer {l}' if l == last else f'layers {l}-{last}':>13}  ")
-        for a in layers[l]:
-            drawn.append(f"{signs[a][0]} ", f"bold {signs[a][1]}")
+    for first, last in _equal_rows(layers):
+        rows = f"layer {first}" if first == last else f"layers {first}-{last}"
+        drawn.append(f"{rows:>13}  ")
+        for attention in layers[first]:
+            drawn.append(f"{letters[attention]} ", styles[attention])
         drawn.append("\n")
-        l = last + 1
-    for n in names:
-        count = sum(row.count(n) for row in layers)
-        drawn.append(f"{signs[n][0]:>13}  ", f"bold {signs[n][1]}")
-        drawn.append(f"{n} in {count} of {len(layers) * len(layers[0])} heads\n")
+    total = len(layers) * len(layers[0])
+    for name in names:
+        count = sum(list(heads).count(name) for heads in layers)
+        drawn.append(f"{letters[name]:>13}  ", styles[name])
+        drawn.append(f"{name} in {count} of {total} heads\n")
     drawn.rstrip()
     return drawn
 
 
+def _equal_rows(layers: Sequence[Sequence[str]]) -> list[tuple[int, int]]:
+    """The first and the last layer of each stretch of equal ones."""
+    stretches: list[tuple[int, int]] = []
+    for l, heads in enumerate(layers):
+        if stretches and layers[stretches[-1][0]] == heads:
+            stretches[-1] = (stretches[-1][0], l)
+        else:
+            stretches.append((l, l))
+    return stretches
+
+
 def show_report(workdir: str | Path) -> None:
     """The verdict of a workdir, which need not be finished, and its genotype."""
-    console, found = Console(highlight=False), read(workdir)
-    if found.genotype:
-        console.print(letters(found.genotype))
-    for line in headline(found):
-        console.print(line, markup=False, soft_wrap=True)
+    console, reading = Console(highlight=False), read(workdir)
+    if reading.genotype is not None:
+        console.print(drawing(reading.genotype))
+    for line in verdicts.headline(reading):
+        say(console, line)
 
 
-def show_comparison(data: dict[str, Any]) -> None:
-    """Several runs as a table, then each pair in sentences (see `stages.compare`)."""
-    console, shown = Console(highlight=False), metric.find(data["metric"])
-    table = Table("run", f"test {shown.title}", "spread", "majority", "seeds", "genotype", box=None)
-    for row in data["runs"]:
-        table.add_row(
-            *(
-                escape(cell)
-                for cell in (
-                    row["run"],
-                    "not yet" if row["test"] is None else shown.text(row["test"]),
-                    ""
-                    if row["spread"] is None
-                    else shown.gap(row["spread"]).removesuffix(" points"),
-                    "" if row["majority"] is None else shown.text(row["majority"]),
-                    ", ".join(map(str, row["seeds"] or [])),
-                    row["genotype"] or "none yet",
-                )
-            )
-        )
+def show_comparison(compared: compare.Compared) -> None:
+    """Several runs as a table, then each pair in sentences."""
+    console, measure = Console(highlight=False), compared.measure
+    table = Table(box=None, pad_edge=False)
+    table.add_column("run", overflow="fold")
+    for title in (f"test {measure.title}", "spread", "majority", "seeds"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("genotype", overflow="fold")
+    for run in compared.runs:
+        test = spread = majority = ""
+        if run.test is not None:
+            test = measure.text(run.test)
+        if finite(run.spread) and run.spread is not None:
+            spread = _bare_gap(measure, run.spread)
+        if run.majority is not None:
+            majority = measure.text(run.majority)
+        seeds = ", ".join(str(seed) for seed in run.seeds or ())
+        cells = (run.run, test or "not yet", spread, majority, seeds, run.genotype or "none yet")
+        table.add_row(*map(escape, cells))
     console.print(table)
-    for one in data["pairs"]:
-        for line in (
-            f"over seeds: {one['seeds']}",
-            f"over test examples, paired: {one['examples']}",
-        ):
-            console.print(line, markup=False, soft_wrap=True)
-        apart = one["genotypes"]
-        if apart is not None and apart["count"] != 0:
-            where = (
-                "different sizes"
-                if apart["count"] is None
-                else f"they differ in {apart['count']} of {apart['places']} heads"
-            )
-            console.print(
-                f"genotypes: {where}: {'; '.join(apart['lines'][:6])}", markup=False, soft_wrap=True
-            )
+    say(console, compare.headline(compared))
+    for pair in compared.pairs:
+        say(console, f"over seeds: {pair.seeds}")
+        say(console, f"over test examples, paired: {pair.examples}")
+        _show_differences(console, pair.genotypes)
 
 
-def show(verb: str, data: dict[str, Any], workdir: Path) -> None:
-    """The closing words of a verb, on standard output."""
-    console = Console(highlight=False)
-    if verb in ("run", "evaluate"):
-        _show_results(console, data, workdir)
-    elif verb == "derive":
-        console.print(drawing(Genotype.from_dict(data["genotype"])))
-        _show_seeds(console, data)
-        if "budget" in data:
-            console.print(f"budget: {data['budget']['note']}", markup=False, soft_wrap=True)
-            if not data["budget"]["kept"]:
-                show_limits(console, data["budget"])
-        for line in data["ties"]:
-            console.print(f"tie: {line}", markup=False)
-    elif verb == "search":
-        _show_findings(console, data["diagnostics"])
-        console.print(
-            f"searched for {data['seconds']:.1f} s; the mixture is in {workdir / 'search/alphas.json'}",
-            markup=False,
-            soft_wrap=True,
-        )
-    elif verb == "retrain":
-        for one in data["valid"]:
-            shown = metric.of(data)
-            value = shown.text(one[shown.name])
-            console.print(f"seed {one['seed']}: valid {shown.title} {value} at step {one['step']}")
-    elif verb == "profile":
-        show_profile(data)
-    else:
-        console.print(
-            f"wrote {data.get('folder') or data.get('file')}", markup=False, soft_wrap=True
-        )
+def _show_differences(console: Console, apart: compare.Differences | None) -> None:
+    """Where two genotypes differ, if they do."""
+    if apart is None or apart.count == 0:
+        return
+    extent = "different sizes"
+    if apart.count is not None:
+        extent = f"they differ in {apart.count} of {apart.places} heads"
+    say(console, f"genotypes: {extent}: {'; '.join(apart.lines[:DIFFERENCES])}")
 
 
-def show_profile(data: dict[str, Any]) -> None:
+def _bare_gap(measure: metric.Metric, value: float) -> str:
+    """A difference of scores without its unit, for a table."""
+    return measure.gap(value).removesuffix(" points")
+
+
+class Column(NamedTuple):
+    """A column of a profile.
+
+    Attributes:
+      title: its heading.
+      fields: names of the record's fields, of which a row has one.
+      text: how the value is written.
+    """
+
+    title: str
+    fields: tuple[str, ...]
+    text: Callable[[Any], str]
+
+
+def _count(value: float) -> str:
+    return f"{value:,}"
+
+
+def _millions(value: float) -> str:
+    return f"{value / 1e6:.3g}"
+
+
+def _mebibytes(value: float) -> str:
+    return f"{value / 2**20:.3g}"
+
+
+def _kibibytes(value: float) -> str:
+    return f"{value / 2**10:.3g}"
+
+
+def _median(latency: Latency) -> str:
+    return f"{1e3 * latency.median:.3g}"
+
+
+def _p90(latency: Latency) -> str:
+    return f"{1e3 * latency.p90:.3g}"
+
+
+def _rate(value: float) -> str:
+    return f"{value:.4g}"
+
+
+COLUMNS = (
+    Column("parameters", ("parameters", "attention_parameters"), _count),
+    Column("MFLOP", ("flops", "attention_flops"), _millions),
+    Column("useful", ("useful_flops",), _millions),
+    Column("act. MiB", ("activation_bytes", "attention_activation_bytes"), _mebibytes),
+    Column("kept to train MiB", ("training_bytes", "attention_training_bytes"), _mebibytes),
+    Column("XLA temp MiB", ("xla_temp_bytes",), _mebibytes),
+    Column("state KiB", ("state_bytes",), _kibibytes),
+    Column("ms", ("latency_seconds",), _median),
+    Column("p90", ("latency_seconds",), _p90),
+    Column("examples/s", ("throughput",), _rate),
+)
+"""The numbers of a profile."""
+
+
+def show_profile(profile: Profile) -> None:
     """Tables of `dartformer profile`: whole models, layers, attentions, and the sweep of
     lengths."""
     console = Console(highlight=False)
-    console.print(
-        f"{data['device']}; batch {data['batch']}, length {data['length']}, phase {data['phase']}, "
-        f"{data['dtype']}",
-        markup=False,
-    )
-    for title, keys, rows in (
-        ("model", ("name",), data["models"]),
-        ("layer", ("layer", "attentions"), data.get("layers", ())),
-        ("attention", ("attention", "heads"), data["attentions"]),
-        ("sweep", ("name", "length"), data.get("sweep", ())),
-    ):
-        shown = [c for c in COSTS if any(any(row.get(k) is not None for k in c[1]) for row in rows)]
-        if not rows:
-            continue
-        table = Table(
-            *keys, box=None, title=TITLES[title], title_justify="left", padding=(0, 1, 0, 0)
-        )
-        for label, *_ in shown:
-            table.add_column(label, justify="right", no_wrap=True)
-        texts = [
-            [
-                *(str(row[k]) for k in keys),
-                *(
-                    next((form(row[f]) for f in fields if row.get(f) is not None), "-")
-                    for _, fields, form in shown
-                ),
-            ]
-            for row in rows
-        ]
-        heads = [*keys, *(label for label, *_ in shown)]
-        if (
-            sum(max(map(len, column)) + 1 for column in zip(heads, *texts, strict=True))
-            > console.width
-        ):
-            _print_lines(console, TITLES[title], heads, texts, len(keys))
-            continue
-        for cells in texts:
-            table.add_row(*map(escape, cells))
-        console.print(table)
-    if "note" in data:
-        console.print(data["note"] + ".", markup=False)
+    where = f"batch {profile.batch}, length {profile.length}, phase {profile.phase}"
+    console.print(f"{profile.device}; {where}, {profile.dtype}", markup=False)
+    _show_costs(console, "whole models", ("name",), profile.models)
+    layers = "layers: measured whole; by formula, their attentions alone"
+    _show_costs(console, layers, ("layer", "attentions"), profile.layers or ())
+    attentions = "attentions, each on its group of heads, without projections"
+    _show_costs(console, attentions, ("attention", "heads"), profile.attentions)
+    _show_costs(console, "over lengths", ("name", "length"), profile.sweep or ())
+    if profile.note is not None:
+        console.print(verdicts.sentence(profile.note), markup=False)
 
 
-def _print_lines(
+def _show_costs(
+    console: Console, title: str, names: tuple[str, ...], rows: Sequence[object]
+) -> None:
+    """A table of costs: fields that name a row, then the numbers that a row has."""
+    if not rows:
+        return
+    columns = [column for column in COLUMNS if any(_value(row, column) for row in rows)]
+    heads = [*names, *(column.title for column in columns)]
+    texts = []
+    for row in rows:
+        cells = [str(getattr(row, name)) for name in names]
+        for column in columns:
+            value = _value(row, column)
+            cells.append("-" if value is None else column.text(value))
+        texts.append(cells)
+    widths = [max(map(len, cells)) + 1 for cells in zip(heads, *texts, strict=True)]
+    if sum(widths) > console.width:
+        _show_lines(console, title, heads, texts, len(names))
+        return
+    table = Table(*names, box=None, title=title, title_justify="left", padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column.title, justify="right", no_wrap=True)
+    for cells in texts:
+        table.add_row(*map(escape, cells))
+    console.print(table)
+
+
+def _value(row: object, column: Column) -> Any:
+    """The number of a row in a column; None where it has none."""
+    for field in column.fields:
+        value = getattr(row, field, None)
+        if value is not None:
+            return value
+    return None
+
+
+def _show_lines(
     console: Console, title: str, heads: list[str], rows: list[list[str]], names: int
 ) -> None:
-    """A table too wide for the terminal: for each row what names it, then its numbers, as many in a
-    line as fit."""
+    """A table too wide for the terminal: for each row its name, then its numbers, wrapped."""
     console.print(title, style="italic", markup=False)
     for row in rows:
         console.print(" ".join(row[:names]), style="bold", markup=False, soft_wrap=True)
-        numbers = [
-            f"{label} {cell}" for label, cell in zip(heads[names:], row[names:], strict=True)
-        ]
-        console.print(
-            textwrap.indent(textwrap.fill("; ".join(numbers), console.width - 2), "  "),
-            markup=False,
-        )
+        pairs = zip(heads[names:], row[names:], strict=True)
+        numbers = "; ".join(f"{head} {cell}" for head, cell in pairs)
+        wrapped = textwrap.fill(numbers, console.width - 2)
+        console.print(textwrap.indent(wrapped, "  "), markup=False)
 
 
-def show_budget(data: dict[str, Any], workdir: Path) -> None:
-    """What `dartformer derive --budget` found: the genotype, its costs against the limits, and the
-    front."""
+def show_budget(answer: BudgetAnswer, workdir: Path) -> None:
+    """What `dartformer derive --budget` chose, its costs against the limits, and the front."""
     console = Console(highlight=False)
-    console.print(drawing(Genotype.from_dict({"format": 1, "layers": data["genotype"]})))
-    show_limits(console, data)
-    for line in data["ties"]:
-        console.print(f"tie: {line}", markup=False)
-    if data["programme"] != data["text"]:
-        console.print(
-            f"instead of {data['programme']}, which has the highest sum of log weights, but costs more and "
-            f"scores less with inherited weights",
-            markup=False,
-            soft_wrap=True,
+    console.print(drawing(answer.genotype))
+    show_limits(console, answer.limits)
+    _show_ties(console, answer.ties)
+    if answer.programme != answer.text:
+        say(
+            console,
+            f"instead of {answer.programme}, which has the highest sum of log weights but costs "
+            f"more and scores less with inherited weights",
         )
-    table = Table(
-        data["quantity"],
-        f"valid {data['metric']}",
-        "",
-        "genotype",
-        box=None,
-        title_justify="left",
-        title="accuracy with inherited weights against cost",
-    )
-    for row in data["front"]:
-        mark = "chosen" if row["chosen"] else "front" if row["front"] else ""
-        table.add_row(
-            budgets.number(row["cost"]), f"{row[data['metric']]:.3f}", mark, escape(row["text"])
-        )
+    table = Table(box=None, title="accuracy with inherited weights against cost")
+    table.title_justify = "left"
+    for title in (answer.quantity or "cost", f"valid {answer.metric}", ""):
+        table.add_column(title, no_wrap=True)
+    table.add_column("genotype", overflow="fold")
+    for point in answer.front or ():
+        table.add_row(short(point.cost), f"{point.score:.3f}", _kind(point), escape(point.text))
     console.print(table)
-    where = f"{workdir / 'budget.json'} and {workdir / 'pareto.json'}"
-    console.print(
-        f"written to {where}"
-        + (
-            f", and {workdir / 'genotype.json'}"
-            if data["written"]
-            else "; genotype.json stays, as a model is trained from it: to train this one, take a new workdir"
-        ),
-        markup=False,
-        soft_wrap=True,
-    )
+    written = f"written to {workdir / 'budget.json'} and {workdir / 'pareto.json'}"
+    if answer.written:
+        say(console, f"{written}, and {workdir / 'genotype.json'}")
+    else:
+        say(
+            console,
+            f"{written}. genotype.json is unchanged because a model was trained from it: to train "
+            f"this genotype, use a new workdir",
+        )
 
 
-def show_limits(console: Console, data: dict[str, Any]) -> None:
+def _kind(point: FrontPoint) -> str:
+    """Where a genotype is, in the table of the front."""
+    if point.chosen:
+        return "chosen"
+    if point.front:
+        return "front"
+    return ""
+
+
+def show_limits(console: Console, limits: Sequence[Limit]) -> None:
     """A line for each limit: predicted, measured, slack."""
-    for row in data["limits"]:
-        measured = (
-            "" if row["measured"] is None else f", measured {budgets.number(row['measured'])}"
-        )
-        left = (
-            f"{budgets.number(row['slack'])} to spare"
-            if row["met"]
-            else f"ABOVE it by {budgets.number(-row['slack'])} ({-row['slack'] / row['limit']:.1%})"
-        )
-        console.print(
-            f"{row['quantity']}: limit {budgets.number(row['limit'])}, predicted "
-            f"{budgets.number(row['predicted'])}{measured}: {left}",
-            markup=False,
-            soft_wrap=True,
-        )
+    for limit in limits:
+        text = f"{limit.quantity}: limit {short(limit.limit)}, predicted {short(limit.predicted)}"
+        if limit.measured is not None:
+            text += f", measured {short(limit.measured)}"
+        if limit.met:
+            text += f": {short(limit.slack)} to spare"
+        else:
+            share = -limit.slack / limit.limit
+            text += f": EXCEEDED by {short(-limit.slack)} ({share:.1%})"
+        say(console, text)
 
 
-TITLES = {
-    "model": "whole models",
-    "layer": "layers: measured whole; by formula, their attentions alone",
-    "attention": "attentions, each on its group of heads, without projections",
-    "sweep": "over lengths",
-}
-COSTS: tuple[tuple[str, tuple[str, ...], Callable[[Any], str]], ...] = (
-    ("parameters", ("parameters", "attention_parameters"), lambda v: f"{v:,}"),
-    ("MFLOP", ("flops", "attention_flops"), lambda v: f"{v / 1e6:.3g}"),
-    ("useful", ("useful_flops",), lambda v: f"{v / 1e6:.3g}"),
-    ("act. MiB", ("activation_bytes", "attention_activation_bytes"), lambda v: f"{v / 2**20:.3g}"),
-    (
-        "kept to train MiB",
-        ("training_bytes", "attention_training_bytes"),
-        lambda v: f"{v / 2**20:.3g}",
-    ),
-    ("XLA temp MiB", ("xla_temp_bytes",), lambda v: f"{v / 2**20:.3g}"),
-    ("state KiB", ("state_bytes",), lambda v: f"{v / 2**10:.3g}"),
-    ("ms", ("latency_seconds",), lambda v: f"{1e3 * v['median']:.3g}"),
-    ("p90", ("latency_seconds",), lambda v: f"{1e3 * v['p90']:.3g}"),
-    ("examples/s", ("throughput",), lambda v: f"{v:.4g}"),
-)
-"""Columns of a profile: title, fields of which a row has one, and how it is written."""
+def _show_results(console: Console, results: Results, workdir: Path) -> None:
+    """The verdict of a finished run, its models, its diagnostics and where it is."""
+    if results.genotype is not None:
+        console.print(drawing(results.genotype.layers))
+    if results.derive is not None:
+        _show_seeds(console, results.derive)
+    _show_ties(console, results.ties or ())
+    console.print(_models(results))
+    console.print(f"* {verdicts.scored(results)}", markup=False, soft_wrap=True)
+    for line in results.verdict or ():
+        say(console, f"* {verdicts.sentence(line)}")
+    if results.diagnostics is not None:
+        _show_findings(console, results.diagnostics)
+    training, compiling = results.training_seconds, results.compile_seconds
+    console.print(f"{training:.0f} s of training, {compiling:.0f} s of compiling", markup=False)
+    for name, shape in (results.shapes or {}).items():
+        text = f"shape {name}: valid {shape.valid.metric} {shape.valid.mean:.3f}"
+        text += f", {shape.parameters:,} parameters"
+        if name == results.shape:
+            text += ", chosen"
+        console.print(text)
+    if results.shape is not None:
+        workdir = workdir / f"shapes/{results.shape}"
+    say(console, f"everything is in {workdir}: report.html, results.json, export/")
 
 
-def _show_results(console: Console, results: dict[str, Any], workdir: Path) -> None:
-    console.print(drawing(Genotype.from_dict(results["genotype"])))
-    _show_seeds(console, results.get("derive", {}))
-    for line in results.get("ties", []):
-        console.print(f"tie: {line}", markup=False)
-    examples, seeds = results["test"]["examples"], len(results["seeds"])
-    shown = metric.of(results)
-    table = Table(
-        "model",
-        f"test {shown.title}",
-        "seeds' spread",
-        "valid",
-        "parameters",
-        box=None,
-        title=f"{results['task']}: {seeds} seed{'s' * (seeds > 1)}, {results['steps']} steps, "
-        f"{examples} test examples",
-    )
-    for name, fields in [("found", results), *results["baselines"].items()]:
-        test = fields["test"]
-        table.add_row(
-            f"[bold]{name}[/]" if name == "found" else name,
-            shown.text(test[shown.name]),
-            "" if test.get("spread") is None else shown.gap(test["spread"]).removesuffix(" points"),
-            shown.text(fields["valid"][shown.name]) if "valid" in fields else "",
-            f"{fields['parameters']:,}" if "parameters" in fields else "",
-        )
-    console.print(table)
-    for sentence in headline(read(workdir)):
-        console.print(f"* {sentence}", markup=False, soft_wrap=True)
-    if "diagnostics" in results:
-        _show_findings(console, results["diagnostics"])
-    seconds = results["seconds"]
-    running = sum(v for k, v in seconds.items() if not k.endswith(".compile"))
-    compiling = sum(v for k, v in seconds.items() if k.endswith(".compile"))
-    console.print(f"{running:.0f} s of training, {compiling:.0f} s of compiling", markup=False)
-    for name, one in results.get("shapes", {}).items():
-        valid = one["valid"][metric.of(results).share]
-        console.print(
-            f"shape {name}: valid {metric.of(results).share} {valid:.3f}, {one['parameters']:,} parameters"
-            f"{', chosen' if name == results['shape'] else ''}"
-        )
-    workdir = workdir / f"shapes/{results['shape']}" if "shapes" in results else workdir
-    console.print(
-        f"everything is in {workdir}: report.html, results.json, export/",
-        markup=False,
-        soft_wrap=True,
-    )
+def _models(results: Results) -> Table:
+    """The table of models. Their names are folded where they do not fit, and never cut."""
+    measure = metric.find(results.measure)
+    seeds = len(results.seeds or ())
+    title = f"{results.task}: {verdicts.seeds_in_words(seeds)}, {results.steps} steps"
+    if results.test is not None:
+        title += f", {results.test.examples} test examples"
+    table = Table(box=None, title=title, pad_edge=False)
+    table.add_column("model", overflow="fold")
+    for heading in (f"test {measure.title}", "spread", "valid", "parameters"):
+        table.add_column(heading, no_wrap=True)
+    for name, model in results.models.items():
+        cells = [escape(name), measure.text(model.test.mean), "", "", ""]
+        if isinstance(model, ModelScores):
+            if finite(model.test.spread):
+                cells[2] = _bare_gap(measure, model.test.spread)
+            cells[3] = measure.text(model.valid.mean)
+            cells[4] = f"{model.parameters:,}"
+        table.add_row(*cells, style="bold" if name == FOUND else "")
+    return table
 
 
-def _show_seeds(console: Console, derived: dict[str, Any]) -> None:
+def _show_derivation(console: Console, data: Mapping[str, Any]) -> None:
+    """What `dartformer derive` chose."""
+    derivation = Derivation.from_dict(data)
+    console.print(drawing(GenotypeRecord.from_dict(data["genotype"]).layers))
+    _show_seeds(console, derivation)
+    if derivation.budget is not None:
+        say(console, f"budget: {derivation.budget.note}")
+        if not derivation.budget.kept:
+            show_limits(console, derivation.budget.limits)
+    _show_ties(console, data["ties"])
+
+
+def _show_ties(console: Console, ties: Sequence[str]) -> None:
+    for tie in ties:
+        console.print(f"tie: {tie}", markup=False)
+
+
+def _show_seeds(console: Console, derivation: Derivation) -> None:
     """How far the seeds of a search agree, where there are several."""
-    if "seeds" in derived:
-        console.print(derived["seeds"]["verdict"], markup=False, soft_wrap=True)
+    if derivation.seeds is not None:
+        say(console, derivation.seeds.verdict)
 
 
-def _show_findings(console: Console, diagnostics: dict[str, Any]) -> None:
+def _show_findings(console: Console, diagnostics: Diagnostics) -> None:
     """What the search's diagnostics say: a line for each, warnings marked."""
-    if not diagnostics["findings"]:
-        for line in diagnostics["verdicts"]:
+    if not diagnostics.findings:
+        for line in diagnostics.verdicts:
             console.print(line, markup=False)
         return
-    table = Table("search", "value", "limit", "verdict", box=None)
-    for one in diagnostics["findings"]:
-        mark, colour = MARKS[one["fine"]]
+    table = Table("search", "value", "threshold", "verdict", box=None, pad_edge=False)
+    for finding in diagnostics.findings:
+        word, color = verdicts.mark(finding)
         table.add_row(
-            f"[{colour}]{mark} {one['name']}[/]",
-            *(number(one[k]) for k in ("value", "threshold")),
-            escape(one["verdict"]),
+            f"[{color}]{word} {finding.name}[/]",
+            verdicts.number(finding.value),
+            verdicts.number(finding.threshold),
+            escape(finding.verdict),
         )
     console.print(table)

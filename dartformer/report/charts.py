@@ -1,124 +1,87 @@
-"""The report's charts as Vega-Lite: a specification and rows of numbers, plain data; how they look
-is the page's."""
+"""The charts of a run. Each is drawn on the page, one choice at a time, and to files."""
 
 import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dartformer.report.plots import FAR, colour
+from dartformer.report.chart import (
+    ACCENT,
+    ALERT,
+    COMPACT,
+    LEGEND,
+    NEUTRAL,
+    PALETTE,
+    TOOLTIP,
+    Chart,
+    Choice,
+    Row,
+    Spec,
+    category,
+    colors,
+    named_lines,
+    place,
+    quantity,
+)
+from dartformer.report.models import Priced, Score
+from dartformer.report.reading import FOUND, SEARCH, Curve, Trajectory
+from dartformer.results import Front, FrontPoint, Profile
 from dartformer.training.metric import Metric
 
-
-@dataclass(frozen=True)
-class Chart:
-    """One figure of a page.
-
-    Attributes:
-      name: an identifier, which also names the CSV file.
-      title, alt: heading, and what a person who cannot see it should know.
-      spec: Vega-Lite without data; its rows are named `rows`.
-      columns, rows: the numbers that are drawn, which are those of the CSV file.
-      note: what was left out, if anything.
-    """
-
-    name: str
-    title: str
-    alt: str
-    spec: dict[str, Any]
-    columns: tuple[str, ...]
-    rows: list[list[Any]] = field(repr=False)
-    note: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """What the page's script reads."""
-        return {"name": self.name, "spec": self.spec, "columns": self.columns, "rows": self.rows}
+FAR = 1.3
+"""A budget beyond this many times the largest cost is not drawn: it would press all points
+together."""
 
 
-def colours(names: Sequence[str]) -> dict[str, list[str]]:
-    """A Vega scale that gives each name the colour of its number."""
-    return {"domain": list(names), "range": [colour(i) for i in range(len(names))]}
+def score_title(metric: Metric) -> str:
+    """The title of an axis of scores."""
+    if metric.percent:
+        return f"test {metric.title}, %"
+    return f"test {metric.title}"
 
 
-def dashes(count: int) -> list[list[int]]:
-    """A dash pattern for each of `count` lines: the nine colours that are told apart best, then
-    again, dashed."""
-    return [([1, 0], [6, 3], [2, 2])[i // 9 % 3] for i in range(count)]
-
-
-def _pick(name: str, label: str, options: Sequence[str]) -> dict[str, Any]:
-    """A parameter with a select box."""
-    return {
-        "name": name,
-        "value": options[0],
-        "bind": {"input": "select", "options": list(options), "name": label},
+def comparison(scores: Sequence[Score], metric: Metric) -> Chart:
+    """The score on test of every model: a bar for the mean, a dot for each seed."""
+    rows: list[Row] = []
+    for score in scores:
+        rows.append((score.model, "mean", None, metric.number(score.mean)))
+        for seed, value in score.per_seed.items():
+            rows.append((score.model, "seed", seed, metric.number(value)))
+    order = [score.model for score in scores]
+    y = category("model", sort=order, title=None, axis={"labelLimit": 220})
+    x = quantity("value", score_title(metric))
+    is_found = f"datum.model == '{FOUND}'"
+    bar_color = {"condition": {"test": is_found, "value": ACCENT}, "value": "#9aa3af"}
+    bars = {
+        "transform": [{"filter": "datum.kind == 'mean'"}],
+        "mark": {"type": "bar", **TOOLTIP},
+        "encoding": {"y": y, "x": x, "color": bar_color},
     }
-
-
-TIDY = {"tooltip": {"content": "data"}}
-LEGEND = {"orient": "bottom", "labelLimit": 320, "title": None, "symbolOpacity": 1}
-
-
-def comparison(results: Mapping[str, Any], metric: Metric, first: str = "found") -> Chart:
-    """The metric on test of the found model and of every baseline: a bar for the mean, a dot for
-    each seed."""
-    rows: list[list[Any]] = []
-    for name, fields in [(first, results), *results["baselines"].items()]:
-        test = fields["test"]
-        rows.append([name, "mean", None, metric.number(test[metric.name])])
-        seeds = results.get("seeds", [])
-        rows += [
-            [name, "seed", seed, metric.number(one)]
-            for seed, one in zip(seeds, test.get("per_seed", []), strict=False)
-        ]
-    order = list(dict.fromkeys(row[0] for row in rows))
-    title = f"test {metric.title}{', %' if metric.percent else ''}"
-    y = {
-        "field": "model",
-        "type": "nominal",
-        "sort": order,
-        "title": None,
-        "axis": {"labelLimit": 180},
+    dot = {"filled": True, "size": 34, "color": "#111827", "stroke": "#ffffff", "opacity": 1}
+    dots = {
+        "transform": [{"filter": "datum.kind == 'seed'"}],
+        "mark": {"type": "point", **dot, **TOOLTIP},
+        "encoding": {"y": y, "x": x},
     }
-    x = {"field": "value", "type": "quantitative", "title": title}
-    found = {
-        "condition": {"test": "datum.model == 'found'", "value": colour(0)},
-        "value": "#9aa3af",
+    # The number stands to the right of the bar and of the dots beyond its end.
+    digits = ".1f" if metric.percent else ".3f"
+    edge = {"op": "max", "field": "value", "as": "edge"}
+    numbers: Spec = {
+        "transform": [
+            {"joinaggregate": [edge], "groupby": ["model"]},
+            {"filter": "datum.kind == 'mean'"},
+        ],
+        "mark": {"type": "text", "align": "left", "dx": 7, "fontSize": 11, "color": NEUTRAL},
+        "encoding": {"y": y, "x": quantity("edge", score_title(metric))},
     }
+    numbers["encoding"]["text"] = quantity("value", None, format=digits)
+    bars_in_words = "; ".join(f"{score.model} {metric.text(score.mean)}" for score in scores)
     return Chart(
         "comparison",
         f"Test {metric.title}",
-        "Bars: "
-        + "; ".join(
-            f"{row[0]} {metric.text(row[3] / (100 if metric.percent else 1))}"
-            for row in rows
-            if row[1] == "mean"
-        ),
-        {
-            "height": 26 * len(order),
-            "layer": [
-                {
-                    "transform": [{"filter": "datum.kind == 'mean'"}],
-                    "mark": {"type": "bar", **TIDY},
-                    "encoding": {"y": y, "x": x, "color": found},
-                },
-                {
-                    "transform": [{"filter": "datum.kind == 'seed'"}],
-                    "mark": {
-                        "type": "point",
-                        "filled": True,
-                        "size": 34,
-                        "color": "#111827",
-                        "stroke": "#ffffff",
-                        "opacity": 1,
-                        **TIDY,
-                    },
-                    "encoding": {"y": y, "x": x},
-                },
-            ],
-        },
+        f"Bars: {bars_in_words}",
+        {"height": 26 * len(order), "layer": [bars, dots, numbers]},
         ("model", "kind", "seed", "value"),
         rows,
         "Bars are means over the seeds, dots are seeds.",
@@ -128,207 +91,162 @@ def comparison(results: Mapping[str, Any], metric: Metric, first: str = "found")
 def frontier(points: Sequence[tuple[float, float]], higher: bool) -> list[int]:
     """Numbers of the points (cost, score) that no other point beats in both, by rising cost."""
     sign = 1.0 if higher else -1.0
+
+    def cheapest_then_best(i: int) -> tuple[float, float]:
+        cost, score = points[i]
+        return cost, -sign * score
+
     front: list[int] = []
     best = -np.inf
-    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -sign * points[i][1])):
-        if sign * points[i][1] > best:
-            best = sign * points[i][1]
+    for i in sorted(range(len(points)), key=cheapest_then_best):
+        score = sign * points[i][1]
+        if score > best:
+            best = score
             front.append(i)
     return front
 
 
-def accuracy_cost(models: Sequence[Mapping[str, Any]], metric: Metric, part: str) -> Chart | None:
-    """Score over cost, the Pareto front joined; None where no cost is known of two models.
-
-    Args:
-      models: each with "model", "score" and costs under their names ("FLOPs", ...).
-      metric, part: what the score is, of which part of the data.
-    """
-    measures = list(dict.fromkeys(k for m in models for k in m if k not in ("model", "score")))
-    rows: list[list[Any]] = []
-    for measure in measures:
-        known = [m for m in models if m.get(measure) is not None]
-        front = set(frontier([(m[measure], m["score"]) for m in known], metric.higher))
-        if len(known) > 1:
-            rows += [
-                [measure, m["model"], m[measure], metric.number(m["score"]), i in front]
-                for i, m in enumerate(known)
-            ]
+def accuracy_cost(models: Sequence[Priced], metric: Metric) -> Chart | None:
+    """Score over cost with the Pareto front; None where no cost is known of two models."""
+    rows: list[tuple[str, str, float, float, bool]] = []
+    for measure in dict.fromkeys(name for model in models for name in model.costs):
+        rows += _priced_rows(models, measure, metric)
     if not rows:
         return None
-    title = f"{part} {metric.title}{', %' if metric.percent else ''}"
-    x = {
-        "field": "cost",
-        "type": "quantitative",
-        "title": "cost",
-        "scale": {"zero": False, "padding": 20},
-        "axis": {"format": "~s", "tickCount": 5},
+    measures = list(dict.fromkeys(row[0] for row in rows))
+    x = quantity(
+        "cost",
+        "cost",
+        scale={"zero": False, "padding": 40},
+        axis=COMPACT | {"tickCount": 5},
+    )
+    y = quantity("score", score_title(metric), scale={"zero": False, "padding": 22})
+    kinds = [FOUND, "other"]
+    tone = category("kind", legend=None, scale={"domain": kinds, "range": [ACCENT, NEUTRAL]})
+    shape = category("kind", legend=None, scale={"domain": kinds, "range": ["diamond", "circle"]})
+    front = {
+        "transform": [{"filter": "datum.front"}],
+        "mark": {"type": "line", "interpolate": "step-after", "color": ALERT, "strokeDash": [5, 4]},
+        "encoding": {"x": x, "y": y},
     }
-    y = {
-        "field": "score",
-        "type": "quantitative",
-        "title": title,
-        "scale": {"zero": False, "padding": 14},
+    points = {
+        "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1, **TOOLTIP},
+        "encoding": {"x": x, "y": y, "color": tone, "shape": shape},
     }
-    kind = {
-        "field": "kind",
-        "type": "nominal",
-        "legend": None,
-        "scale": {"domain": ["found", "other"], "range": [colour(0), "#7b8494"]},
+    below_or_above = {"expr": f"datum.kind == '{FOUND}' ? 17 : -11"}
+    names = {
+        "mark": {"type": "text", "fontSize": 11, "limit": 170, "dy": below_or_above},
+        "encoding": {"x": x, "y": y, "text": category("label"), "color": tone},
     }
-    used = list(dict.fromkeys(row[0] for row in rows))
+    kind = f"slice(datum.model, 0, {len(FOUND)}) == '{FOUND}' ? '{FOUND}' : 'other'"
+    transform = [
+        {"calculate": kind, "as": "kind"},
+        {"calculate": "replace(datum.model, 'homogeneous.', '')", "as": "label"},
+    ]
+    title = "Accuracy against cost" if metric.name == "accuracy" else "Score against cost"
+    on_front = [row[1] for row in rows if row[0] == measures[0] and row[4]]
+    direction = "as well" if metric.higher else "as low"
     return Chart(
         "accuracy_cost",
-        "Accuracy against cost" if metric.name == "accuracy" else "Score against cost",
-        f"Points: {title} of each model over its cost. On the Pareto front by {used[0]}: "
-        + ", ".join(row[1] for row in rows if row[0] == used[0] and row[4]),
-        {
-            "height": 300,
-            "params": [_pick("measure", "cost: ", used)],
-            "transform": [
-                {"filter": "datum.measure == measure"},
-                {
-                    "calculate": "slice(datum.model, 0, 5) == 'found' ? 'found' : 'other'",
-                    "as": "kind",
-                },
-                {"calculate": "replace(datum.model, 'homogeneous.', '')", "as": "label"},
-            ],
-            "layer": [
-                {
-                    "transform": [{"filter": "datum.front"}],
-                    "mark": {
-                        "type": "line",
-                        "interpolate": "step-after",
-                        "color": "#D55E00",
-                        "strokeDash": [5, 4],
-                    },
-                    "encoding": {"x": x, "y": y},
-                },
-                {
-                    "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1, **TIDY},
-                    "encoding": {
-                        "x": x,
-                        "y": y,
-                        "color": kind,
-                        "shape": {
-                            "field": "kind",
-                            "type": "nominal",
-                            "scale": {"domain": ["found", "other"], "range": ["diamond", "circle"]},
-                            "legend": None,
-                        },
-                    },
-                },
-                {
-                    "mark": {
-                        "type": "text",
-                        "fontSize": 11,
-                        "limit": 170,
-                        "dy": {"expr": "datum.kind == 'found' ? 17 : -11"},
-                    },
-                    "encoding": {
-                        "x": x,
-                        "y": y,
-                        "text": {"field": "label", "type": "nominal"},
-                        "color": kind,
-                    },
-                },
-            ],
-        },
+        title,
+        f"Points: {score_title(metric)} of each model over its cost. On the Pareto front by "
+        f"{measures[0]}: {', '.join(on_front)}",
+        {"height": 300, "transform": transform, "layer": [front, points, names]},
         ("measure", "model", "cost", "score", "front"),
         rows,
-        "The dashed line is the Pareto front: nothing left of it scores as well."
-        if metric.higher
-        else "The dashed line is the Pareto front: nothing left of it scores as low.",
+        f"The dashed line is the Pareto front: nothing left of it scores {direction}.",
+        (Choice("measure", "cost", measures, axis="x"),),
     )
 
 
-def pareto(data: Mapping[str, Any]) -> Chart:
-    """The front of a search space that `derive --budget` wrote to `pareto.json`: inherited weights,
-    on valid."""
-    share, dearest = data["metric"], max(p["cost"] for p in data["points"])
-    limit = data["budget"].get(data["quantity"])
-    rows = [
-        [p["name"] or "", p["cost"], p[share], bool(p["front"]), bool(p["chosen"])]
-        for p in data["points"]
-    ]
-    x = {
-        "field": "cost",
-        "type": "quantitative",
-        "title": data["quantity"],
-        "scale": {"zero": False, "padding": 20},
-        "axis": {"format": "~s" if dearest >= 1e4 else "~g", "tickCount": 5},
+def _priced_rows(
+    models: Sequence[Priced], measure: str, metric: Metric
+) -> list[tuple[str, str, float, float, bool]]:
+    """A row for each model with this cost; none where it is known of one model alone."""
+    priced = []
+    for model in models:
+        cost = model.costs.get(measure)
+        if cost is not None:
+            priced.append((model.model, cost, model.score))
+    if len(priced) < 2:
+        return []
+    front = frontier([(cost, score) for _, cost, score in priced], metric.higher)
+    rows = []
+    for i, (name, cost, score) in enumerate(priced):
+        rows.append((measure, name, cost, metric.number(score), i in front))
+    return rows
+
+
+def pareto(front: Front) -> Chart:
+    """The front of a search space: scores on valid with inherited weights, over cost."""
+    rows = [(p.name or "", p.cost, p.score, p.front, _kind(p)) for p in front.points]
+    largest = max(point.cost for point in front.points)
+    x = quantity(
+        "cost",
+        front.quantity,
+        scale={"zero": False, "padding": 40},
+        axis=COMPACT | {"tickCount": 5},
+    )
+    y = quantity(
+        "score",
+        f"{front.metric} on valid, inherited weights",
+        scale={"zero": False, "padding": 22},
+    )
+    kinds = ["chosen", "front", "other"]
+    tones = {"domain": kinds, "range": [ALERT, ACCENT, NEUTRAL]}
+    shapes = {"domain": kinds, "range": ["diamond", "circle", "circle"]}
+    line = {
+        "transform": [{"filter": "datum.front"}],
+        "mark": {"type": "line", "interpolate": "step-after", "color": ACCENT},
+        "encoding": {"x": x, "y": y},
     }
-    y = {
-        "field": "score",
-        "type": "quantitative",
-        "title": f"{share} on valid, inherited weights",
-        "scale": {"zero": False, "padding": 14},
+    dots = {
+        "mark": {"type": "point", "filled": True, "opacity": 1, **TOOLTIP},
+        "encoding": {
+            "x": x,
+            "y": y,
+            "color": category("kind", legend=LEGEND, scale=tones),
+            "shape": category("kind", legend=LEGEND, scale=shapes),
+            "size": {"condition": {"test": "datum.kind == 'chosen'", "value": 200}, "value": 70},
+        },
     }
-    tone = {
-        "condition": [
-            {"test": "datum.chosen", "value": "#D55E00"},
-            {"test": "datum.front", "value": colour(0)},
-        ],
-        "value": "#7b8494",
+    names = {
+        "mark": {"type": "text", "fontSize": 11, "dy": 14, "limit": 170, "color": NEUTRAL},
+        "encoding": {"x": x, "y": y, "text": category("genotype")},
     }
-    shape = {"condition": {"test": "datum.chosen", "value": "diamond"}, "value": "circle"}
-    chosen = [f"{row[1]:.4g} with {row[2]:.3f}" for row in rows if row[4]]
+    layers: list[Spec] = [line, dots, names]
+    note = (
+        "The diamond is what the budget chose; the line joins the front. Scored on valid with the "
+        "weights inherited from the supernet, without further training."
+    )
+    limit = front.budget.get(front.quantity)
+    if isinstance(limit, int | float) and limit < FAR * largest:
+        dash = {"type": "rule", "strokeDash": [5, 4], "color": ALERT}
+        layers.append({"mark": dash, "encoding": {"x": {"datum": limit}}})
+        note += f" The budget, {limit:,.6g}, is dashed."
+    elif isinstance(limit, int | float):
+        note += f" The budget, {limit:,.6g}, is far to the right."
+    chosen = [f"{p.cost:.4g} with {p.score:.3f}" for p in front.points if p.chosen]
+    on_front = sum(point.front for point in front.points)
     return Chart(
         "pareto",
         "The space within a budget",
-        f"Points: {share} of genotypes over {data['quantity']}; "
-        f"{sum(row[3] for row in rows)} of {len(rows)} are on the front. Chosen: {', '.join(chosen) or 'none'}",
-        {
-            "height": 300,
-            "layer": [
-                {
-                    "transform": [{"filter": "datum.front"}],
-                    "mark": {"type": "line", "interpolate": "step-after", "color": colour(0)},
-                    "encoding": {"x": x, "y": y},
-                },
-                {
-                    "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1, **TIDY},
-                    "encoding": {
-                        "x": x,
-                        "y": y,
-                        "color": tone,
-                        "shape": shape,
-                        "size": {"condition": {"test": "datum.chosen", "value": 200}, "value": 70},
-                    },
-                },
-                {
-                    "mark": {
-                        "type": "text",
-                        "fontSize": 11,
-                        "dy": -11,
-                        "limit": 170,
-                        "color": "#7b8494",
-                    },
-                    "encoding": {"x": x, "y": y, "text": {"field": "genotype", "type": "nominal"}},
-                },
-                *(
-                    [
-                        {
-                            "mark": {"type": "rule", "strokeDash": [5, 4], "color": "#D55E00"},
-                            "encoding": {"x": {"datum": limit}},
-                        }
-                    ]
-                    if limit and limit < FAR * dearest
-                    else []
-                ),
-            ],
-        },
-        ("genotype", "cost", "score", "front", "chosen"),
+        f"Points: {front.metric} of genotypes over {front.quantity}; {on_front} of "
+        f"{len(front.points)} are on the front. Chosen: {', '.join(chosen) or 'none'}",
+        {"height": 300, "layer": layers},
+        ("genotype", "cost", "score", "front", "kind"),
         rows,
-        "The diamond is what the budget chose; the line "
-        "joins the front. Scored on valid with the weights of the supernet, which nothing was trained from."
-        + (
-            f" The budget, {limit:,.4g}, is "
-            + ("dashed." if limit < FAR * dearest else "far to the right.")
-            if limit
-            else ""
-        ),
+        note,
     )
+
+
+def _kind(point: FrontPoint) -> str:
+    """What the legend calls a point."""
+    if point.chosen:
+        return "chosen"
+    if point.front:
+        return "front"
+    return "other"
 
 
 FIELDS = {
@@ -338,7 +256,7 @@ FIELDS = {
     "valid_accuracy": "valid accuracy",
     "valid_r2": "valid share of variance explained",
     "valid_bits_per_character": "valid bits per character",
-    "valid_discrete_accuracy": "valid accuracy of the search, discretised",
+    "valid_discrete_accuracy": "valid accuracy of the search, discretized",
     "entropy": "entropy of the mixture, share of ln K",
     "curvature": "dominant eigenvalue of d2L/dalpha2",
     "gradient_norm": "gradient norm",
@@ -349,174 +267,137 @@ FIELDS = {
 """Numbers of `metrics.jsonl` that have a curve, in words."""
 
 
-def curves(found: Sequence[Any]) -> Chart | None:
-    """Everything logged over steps, one number at a time; `found` are `stages.reading.Curve`s."""
-    shown = [c for c in found if c.field in FIELDS]
-    if not shown:
+def curves(logged: Sequence[Curve]) -> Chart | None:
+    """Everything logged over steps, one number at a time; None where nothing is."""
+    drawn = [curve for curve in logged if curve.field in FIELDS]
+    if not drawn:
         return None
-    models = sorted(
-        {c.model for c in shown}, key=lambda m: ({"found": 0, "search": 1}.get(m, 2), m)
-    )
-    fields = [text for name, text in FIELDS.items() if any(c.field == name for c in shown)]
-    rows = [
-        [FIELDS[c.field], c.model, -1 if c.seed is None else c.seed, step, float(f"{value:.6g}")]
-        for c in shown
-        for step, value in c.points
-    ]
-    drawn, logged = len(rows), sum(c.logged for c in shown)
+    rows: list[Row] = []
+    for curve in drawn:
+        seed = -1 if curve.seed is None else curve.seed
+        for step, value in curve.points:
+            rounded = float(f"{value:.6g}")  # halves the page
+            rows.append((FIELDS[curve.field], curve.model, seed, step, rounded))
+    models = sorted({curve.model for curve in drawn}, key=_found_and_search_first)
+    present = {curve.field for curve in drawn}
+    numbers = [title for field, title in FIELDS.items() if field in present]
+    note = "One line for each seed."
+    points = sum(curve.logged for curve in drawn)
+    if len(rows) < points:
+        note += (
+            f" {len(rows):,} of {points:,} logged points are drawn, the lowest and highest of "
+            f"each stretch among them; metrics.jsonl has them all."
+        )
+    encoding = {
+        "x": quantity("step", "step"),
+        "y": quantity("value", None, scale={"zero": False}),
+        "detail": category("seed"),
+        **named_lines("model", models),
+    }
+    mark = {"type": "line", "strokeWidth": 1.6, "point": False, **TOOLTIP}
     return Chart(
         "curves",
         "Loss and accuracy over steps",
-        f"Lines over steps for {', '.join(models)}; choose among {', '.join(fields)}",
-        {
-            "height": 280,
-            "params": [_pick("number", "number: ", fields)],
-            "transform": [{"filter": "datum.number == number"}],
-            "mark": {"type": "line", "strokeWidth": 1.6, "point": False, **TIDY},
-            "encoding": {
-                "x": {"field": "step", "type": "quantitative", "title": "step"},
-                "y": {
-                    "field": "value",
-                    "type": "quantitative",
-                    "title": None,
-                    "scale": {"zero": False},
-                },
-                "detail": {"field": "seed", "type": "nominal"},
-                "strokeDash": {
-                    "field": "model",
-                    "type": "nominal",
-                    "sort": models,
-                    "legend": LEGEND,
-                    "scale": {"domain": models, "range": dashes(len(models))},
-                },
-                "color": {
-                    "field": "model",
-                    "type": "nominal",
-                    "scale": colours(models),
-                    "legend": LEGEND,
-                },
-            },
-        },
+        f"Lines over steps for {', '.join(models)}; choose among {', '.join(numbers)}",
+        {"height": 280, "mark": mark, "encoding": encoding},
         ("number", "model", "seed", "step", "value"),
         rows,
-        "One line for each seed."
-        + (
-            ""
-            if drawn == logged
-            else f" {drawn:,} of {logged:,} logged points are drawn, "
-            "the lowest and highest of each stretch among them; metrics.jsonl has them all."
-        ),
+        note,
+        (Choice("number", "number", numbers, axis="y"),),
     )
 
 
-def trajectories(found: Any, candidates: Sequence[str]) -> tuple[Chart, dict[str, Any]]:
-    """Weights of one place's mixture over the steps, with the data of all places
-    (`stages.reading.Trajectory`).
+def _found_and_search_first(model: str) -> tuple[int, str]:
+    """A key to sort names of models."""
+    return {FOUND: 0, SEARCH: 1}.get(model, 2), model
 
-    The weights travel as base64 of little-endian uint16, `[S, T, rows, columns, K]` in 1/65535.
-    """
-    _, steps, rows, columns, k = found.weights.shape
-    packed = np.round(np.clip(found.weights, 0, 1) * 65535).astype("<u2")
-    last = found.weights[0, -1]
-    sure = [
-        f"{candidates[int(last[r, c].argmax())]} {last[r, c].max():.2f}"
-        for r in range(min(rows, 3))
-        for c in range(min(columns, 2))
-    ]
+
+def mixture_lines(candidates: Sequence[str]) -> Spec:
+    """Lines of the candidates' weights over the steps; `detail` keeps seeds apart."""
+    return {
+        "mark": {"type": "line", "strokeWidth": 2, **TOOLTIP},
+        "encoding": {
+            "x": quantity("step", "search step"),
+            "y": quantity("weight", "weight in the mixture", scale={"domain": [0, 1]}),
+            "detail": category("seed"),
+            **named_lines("attention", candidates),
+        },
+    }
+
+
+def trajectories(trajectory: Trajectory, candidates: Sequence[str]) -> Chart:
+    """Weights of one layer's or head's mixture over the steps; the page sets the rows."""
+    now = {
+        "data": {"values": [{}]},
+        "mark": {"type": "rule", "strokeDash": [3, 3], "color": NEUTRAL},
+        "encoding": {"x": {"datum": {"expr": "now"}, "type": "quantitative"}},
+    }
     spec = {
         "height": 260,
-        "params": [{"name": "now", "value": found.steps[-1]}],
-        "layer": [
-            {
-                "mark": {"type": "line", "strokeWidth": 2, **TIDY},
-                "encoding": {
-                    "x": {"field": "step", "type": "quantitative", "title": "search step"},
-                    "y": {
-                        "field": "weight",
-                        "type": "quantitative",
-                        "title": "weight in the mixture",
-                        "scale": {"domain": [0, 1]},
-                    },
-                    "strokeDash": {
-                        "field": "attention",
-                        "type": "nominal",
-                        "sort": list(candidates),
-                        "legend": LEGEND,
-                        "scale": {"domain": list(candidates), "range": dashes(k)},
-                    },
-                    "color": {
-                        "field": "attention",
-                        "type": "nominal",
-                        "scale": colours(candidates),
-                        "legend": LEGEND,
-                    },
-                },
-            },
-            {
-                "data": {"values": [{}]},
-                "mark": {"type": "rule", "strokeDash": [3, 3], "color": "#7b8494"},
-                "encoding": {"x": {"datum": {"expr": "now"}, "type": "quantitative"}},
-            },
-        ],
+        "params": [{"name": "now", "value": trajectory.steps[-1]}],
+        "layer": [mixture_lines(candidates), now],
     }
-    note = (
-        "" if steps == found.logged else f" {steps} of {found.logged:,} logged steps are kept here."
-    )
-    more = "..." if rows * columns > len(sure) else ""
-    chart = Chart(
+    _, steps, rows, columns, _ = trajectory.weights.shape
+    last = trajectory.weights[0, -1]
+    largest = []
+    for row in range(min(rows, 3)):
+        for column in range(min(columns, 2)):
+            winner = int(last[row, column].argmax())
+            largest.append(f"{candidates[winner]} {last[row, column, winner]:.2f}")
+    more = "..." if rows * columns > len(largest) else ""
+    note = ""
+    if steps < trajectory.logged:
+        note = f"{steps} of {trajectory.logged:,} logged steps are kept here."
+    return Chart(
         "trajectories",
         "How the search decided",
         "Lines: the weight of each candidate over the steps. "
-        f"At the last step the largest weights are {', '.join(sure)}{more}",
+        f"At the last step the largest weights are {', '.join(largest)}{more}",
         spec,
         ("step", "attention", "weight"),
-        [],
+        (),
         note,
     )
-    return chart, {
-        "seeds": found.seeds,
-        "steps": found.steps,
-        "shape": list(found.weights.shape),
+
+
+def packed(trajectory: Trajectory, candidates: Sequence[str]) -> dict[str, Any]:
+    """The weights of all layers and heads for the page's script.
+
+    They travel as base64 of little-endian uint16, `[S, T, rows, columns, K]` in 1/65535.
+    """
+    weights = np.round(np.clip(trajectory.weights, 0, 1) * 65535).astype("<u2")
+    return {
+        "seeds": trajectory.seeds,
+        "steps": trajectory.steps,
+        "shape": list(weights.shape),
         "candidates": list(candidates),
-        "colours": colours(candidates)["range"],
-        "data": base64.b64encode(packed.tobytes()).decode(),
+        "data": base64.b64encode(weights.tobytes()).decode(),
     }
 
 
 def winners(rows: int, candidates: Sequence[str]) -> Chart:
-    """The heaviest candidate of each place at the step of the slider; its rows are set by the
-    page."""
+    """The candidate with the largest weight at the step of the slider; the page sets the rows."""
+    encoding = {
+        "x": place("head", axis={"labelAngle": 0, "labelOverlap": True}),
+        "y": place("layer", axis={"labelOverlap": True}),
+        "color": category("attention", scale=colors(candidates), legend=None),
+        "opacity": quantity(
+            "weight", None, legend=None, scale={"domain": [0, 1], "range": [0.12, 1]}
+        ),
+    }
+    height = max(5, min(28, 320 // rows))
     return Chart(
         "winners",
-        "Heaviest candidate at the step",
-        "Cells: layers by heads, coloured by the candidate with "
-        "the largest weight, the fainter the smaller its weight",
+        "Largest weight at the step",
+        "Cells: layers by heads, colored by the candidate with the largest weight, the fainter "
+        "the smaller its weight",
         {
-            "height": rows * max(5, min(28, 320 // rows)),
-            "mark": {"type": "rect", "stroke": None, **TIDY},
-            "encoding": {
-                "x": {
-                    "field": "head",
-                    "type": "ordinal",
-                    "axis": {"labelAngle": 0, "labelOverlap": True},
-                },
-                "y": {"field": "layer", "type": "ordinal", "axis": {"labelOverlap": True}},
-                "color": {
-                    "field": "attention",
-                    "type": "nominal",
-                    "scale": colours(candidates),
-                    "legend": None,
-                },
-                "opacity": {
-                    "field": "weight",
-                    "type": "quantitative",
-                    "legend": None,
-                    "scale": {"domain": [0, 1], "range": [0.12, 1]},
-                },
-            },
+            "height": rows * height,
+            "mark": {"type": "rect", "stroke": None, **TOOLTIP},
+            "encoding": encoding,
         },
         ("layer", "head", "attention", "weight"),
-        [],
+        (),
     )
 
 
@@ -525,91 +406,75 @@ COSTS = {
     "activation_bytes": "activation bytes",
     "state_bytes": "bytes of state",
 }
+"""Costs of a layer's attentions, in words."""
 
 
-def layers(profile: Mapping[str, Any]) -> Chart | None:
-    """Cost of each layer's attentions in the profiled models; None for a profile that has no
-    layers."""
-    rows: list[list[Any]] = []
-    for model in profile["models"]:
-        for l, one in enumerate(model.get("layers", [])):
-            rows += [[COSTS[k], model["name"], l, v] for k, v in one.items() if k in COSTS]
+def layers(profile: Profile) -> Chart | None:
+    """Cost of each layer's attentions in the profiled models; None for models without layers."""
+    rows: list[tuple[str, str, int, float]] = []
+    for model in profile.models:
+        for number, price in enumerate(model.layers):
+            for field, title in COSTS.items():
+                rows.append((title, model.name, number, getattr(price, field)))
     if not rows:
         return None
-    names, measures = (list(dict.fromkeys(row[i] for row in rows)) for i in (1, 0))
-    count = len(profile["models"][0]["layers"])
+    measures = list(dict.fromkeys(row[0] for row in rows))
+    models = list(dict.fromkeys(row[1] for row in rows))
+    count = 1 + max(row[2] for row in rows)
     return Chart(
         "cost_per_layer",
         "Cost of each layer",
-        f"Bars for {count} layers: what the attentions of a layer cost by "
-        f"formula, of the model chosen among {', '.join(names)}",
+        f"Bars for {count} layers: the cost of a layer's attentions by formula, for the model "
+        f"chosen among {', '.join(models)}",
         {
             "height": 220,
-            "params": [_pick("model", "model: ", names), _pick("measure", "cost: ", measures)],
-            "transform": [{"filter": "datum.model == model && datum.measure == measure"}],
-            "mark": {"type": "bar", "color": colour(0), **TIDY},
+            "mark": {"type": "bar", "color": PALETTE[0], **TOOLTIP},
             "encoding": {
-                "x": {
-                    "field": "layer",
-                    "type": "ordinal",
-                    "axis": {"labelAngle": 0, "labelOverlap": True},
-                },
-                "y": {
-                    "field": "value",
-                    "type": "quantitative",
-                    "title": None,
-                    "axis": {"format": "~s"},
-                },
+                "x": place("layer", axis={"labelAngle": 0, "labelOverlap": True}),
+                "y": quantity("value", None, axis=COMPACT),
             },
         },
         ("measure", "model", "layer", "value"),
         rows,
-        f"By formula, at batch {profile['batch']} and length {profile['length']}, projections excluded.",
+        f"By formula, at batch {profile.batch} and length {profile.length}, projections excluded.",
+        (Choice("model", "model", models), Choice("measure", "cost", measures, axis="y")),
     )
 
 
-def attention_map() -> Chart:
-    """One head's weights on one example; its rows are set by the page."""
-    scale = {"scheme": "blues", "domainMin": 0}
+def heat(scale: Spec, legend: Spec | None) -> Spec:
+    """A matrix of weights: queries downward, keys to the right.
+
+    A token is named by its number, a space and its text, as the same text may occur twice.
+    """
     axis = {
         "labelAngle": -90,
         "labelOverlap": True,
         "labelFontSize": 9,
         "tickSize": 0,
         "labelLimit": 60,
-        "labelExpr": "split(datum.label, '\\u0001')[1]",
+        "labelExpr": "slice(datum.label, indexof(datum.label, ' ') + 1)",
     }
+    x_axis = axis | {"orient": "top"}
+    y_axis = axis | {"labelAngle": 0}
+    return {
+        "mark": {"type": "rect", **TOOLTIP},
+        "encoding": {
+            "x": place("key", sort=None, title="key: takes from", axis=x_axis),
+            "y": place("query", sort=None, title="query: what takes", axis=y_axis),
+            "color": quantity("weight", "weight", scale=scale, legend=legend),
+        },
+    }
+
+
+def attention_map() -> Chart:
+    """One head's weights on one example; the page sets the rows."""
+    legend = {"orient": "bottom", "gradientLength": 160}
     return Chart(
         "attention",
         "What the model attends to",
-        "Cells: how much each token, downward, takes from each "
-        "token, to the right, in the chosen layer and head on the chosen example",
-        {
-            "height": 420,
-            "mark": {"type": "rect", **TIDY},
-            "encoding": {
-                "x": {
-                    "field": "key",
-                    "type": "ordinal",
-                    "sort": None,
-                    "title": "key: takes from",
-                    "axis": {**axis, "orient": "top"},
-                },
-                "y": {
-                    "field": "query",
-                    "type": "ordinal",
-                    "sort": None,
-                    "title": "query: what takes",
-                    "axis": {**axis, "labelAngle": 0},
-                },
-                "color": {
-                    "field": "weight",
-                    "type": "quantitative",
-                    "scale": scale,
-                    "legend": {"orient": "bottom", "title": "weight", "gradientLength": 160},
-                },
-            },
-        },
+        "Cells: how much each token, downward, takes from each token, to the right, in the chosen "
+        "layer and head on the chosen example",
+        {"height": 420} | heat({"scheme": "blues", "domainMin": 0}, legend),
         ("query", "key", "weight"),
-        [],
+        (),
     )

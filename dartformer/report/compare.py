@@ -1,260 +1,409 @@
-"""Compare: several runs beside each other, their seeds, their genotypes, and whether their
-difference is real."""
+"""Several runs beside each other: their scores, their genotypes, and which differ significantly."""
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dartformer import diagnostics
+from dartformer import statistics
 from dartformer.errors import InputError
+from dartformer.machine.record import Record
 from dartformer.machine.workdir import write_text
-from dartformer.report import charts
-from dartformer.report import page as report
-from dartformer.report.reading import Reading, describe, read
-from dartformer.stages import scores
+from dartformer.report import charts, page
+from dartformer.report.chart import Chart
+from dartformer.report.drawing import Drawing, draw
+from dartformer.report.models import Priced, Score
+from dartformer.report.reading import FOUND, SEARCH, Reading, describe, read, record
+from dartformer.results import ExampleScores, Layers
 from dartformer.training import metric
+from dartformer.training.metric import Metric
 
-SHOWN = 30
-"""Places of a genotype's differences that are listed; the rest are counted."""
+LISTED = 30
+"""Heads in which two genotypes differ that are listed; the rest are counted."""
+
+SAMPLES = 2000
+"""Of the bootstrap. Smaller p than one of them cannot be told apart."""
 
 
-def compare(paths: Sequence[str | Path]) -> dict[str, Any]:
-    """What two or more workdirs found, as plain data: `metric`, `runs` and `pairs` (see `row`,
-    `pair`).
+@dataclass(frozen=True)
+class Entry(Record):
+    """One run; null for what is not known yet.
 
-    Every pair is compared twice, which asks different things: over the seeds (Welch's interval, as
-    in the report: would other seeds say the same?) and over the test examples, paired (a bootstrap:
-    would other examples?). Raises `InputError` for fewer than two workdirs, one named twice, or
-    tasks that are scored differently."""
+    Attributes:
+      run: its workdir.
+      task, strategy: names.
+      genotype: in short.
+      test: the score, mean over the seeds.
+      spread: over the seeds.
+      per_seed: the scores.
+      seeds: of the trainings.
+      steps: of each training.
+      majority: the score of the majority class.
+      parameters: of the found model.
+      flops: of a forward pass on one example.
+      seconds: of the whole run.
+    """
+
+    run: str
+    task: str
+    strategy: str
+    genotype: str | None
+    test: float | None
+    spread: float | None
+    per_seed: tuple[float, ...] | None
+    seeds: tuple[int, ...] | None
+    steps: int | None
+    majority: float | None
+    parameters: int | None
+    flops: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Bootstrap(Record):
+    """The paired bootstrap over test examples, see `dartformer.statistics.paired_bootstrap`.
+
+    Attributes:
+      difference: of the mean scores.
+      low, high: its 95% interval.
+      p: two-sided.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return not self.low <= 0 <= self.high
+
+
+@dataclass(frozen=True)
+class Differences(Record):
+    """Where two genotypes differ.
+
+    Attributes:
+      count: heads that differ; null for genotypes of different sizes.
+      places: heads of each genotype; null for genotypes of different sizes.
+      lines: the first of them in words.
+    """
+
+    count: int | None
+    places: int | None
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pair(Record):
+    """Two runs compared.
+
+    Attributes:
+      a, b: their workdirs.
+      seeds: a sentence: would other seeds say the same?
+      examples: a sentence: would other test examples?
+      bootstrap: the numbers behind `examples`; null where there are none.
+      genotypes: where they differ; null where one is missing.
+      significant: whether the difference is significant over seeds and over examples.
+    """
+
+    a: str
+    b: str
+    seeds: str
+    examples: str
+    bootstrap: Bootstrap | None
+    genotypes: Differences | None
+    significant: bool
+
+
+@dataclass(frozen=True)
+class Compared(Record):
+    """Two or more runs compared.
+
+    Attributes:
+      metric: of the scores.
+      runs: one entry for each.
+      pairs: every two of them.
+    """
+
+    metric: str
+    runs: tuple[Entry, ...]
+    pairs: tuple[Pair, ...]
+
+    @property
+    def measure(self) -> Metric:
+        """The metric of the scores."""
+        return metric.find(self.metric)
+
+
+def compare(paths: Sequence[str | Path]) -> Compared:
+    """Two or more workdirs beside each other.
+
+    Every pair is compared twice, which answers different questions: over the seeds (Welch's
+    interval, as in the report: would other seeds say the same?) and over the test examples, paired
+    (a bootstrap: would other examples?). Raises `InputError` for fewer than two workdirs, one named
+    twice, or tasks that are scored differently.
+    """
     if len(paths) < 2:
         raise InputError(f"compare takes at least two workdirs, got {len(paths)}.")
-    if len({Path(p).resolve() for p in paths}) < len(paths):
-        raise InputError(f"compare takes different workdirs, got {', '.join(map(str, paths))}.")
-    found = {str(p): read(p) for p in paths}
-    evaluated = [r for r in found.values() if "test" in r.results]
-    measures = {metric.of(r.results).name for r in evaluated}
+    if len({Path(path).resolve() for path in paths}) < len(paths):
+        listed = ", ".join(str(path) for path in paths)
+        raise InputError(f"compare takes different workdirs, got {listed}.")
+    readings = {str(path): read(path) for path in paths}
+    measures = {r.metric.name for r in readings.values() if r.results.test is not None}
     if len(measures) > 1:
-        raise InputError(
-            f"these runs are scored differently ({', '.join(sorted(measures))}): they cannot be compared."
-        )
-    shown = metric.of(evaluated[0].results) if evaluated else metric.ACCURACY
-    given = {name: scores.read(r.path) for name, r in found.items()}
-    return {
-        "metric": shown.name,
-        "runs": [row(name, r) for name, r in found.items()],
-        "pairs": [pair(a, b, found, given, shown) for a, b in itertools.combinations(found, 2)],
-    }
-
-
-def row(name: str, found: Reading) -> dict[str, Any]:
-    """One run: what it found and how well that did; None for what is not known yet."""
-    results, config = found.results, found.config
-    test, shown = results.get("test", {}), metric.of(results)
-    majority = results.get("baselines", {}).get("majority", {}).get("test", {}).get(shown.name)
-    return {
-        "run": name,
-        "task": config["task"]["name"],
-        "strategy": config["search"]["strategy"]["name"],
-        "genotype": describe(found.genotype) if found.genotype else None,
-        "test": test.get(shown.name),
-        "spread": test.get("spread"),
-        "per_seed": test.get("per_seed"),
-        "seeds": results.get("seeds"),
-        "steps": results.get("steps"),
-        "majority": majority,
-        "parameters": results.get("parameters"),
-        "flops": results.get("flops"),
-        "seconds": sum(results.get("seconds", {}).values()) or None,
-    }
-
-
-def pair(
-    a: str, b: str, found: dict[str, Reading], given: dict[str, Any], shown: metric.Metric
-) -> dict[str, Any]:
-    """Two runs: sentences for the seeds and for the examples, the bootstrap's numbers, where the
-    genotypes differ."""
-    ours, theirs = found[a].results.get("test"), found[b].results.get("test")
-    layers = found[a].genotype, found[b].genotype
-    made: dict[str, Any] = {
-        "a": a,
-        "b": b,
-        "bootstrap": None,
-        "genotypes": differences(layers[0], layers[1]) if layers[0] and layers[1] else None,
-    }
-    tasks = [found[name].config["task"]["name"] for name in (a, b)]
-    if tasks[0] != tasks[1]:
-        return {
-            **made,
-            "seeds": f"different tasks: {' and '.join(tasks)}",
-            "examples": "different tasks",
-        }
-    if ours is None or theirs is None:
-        late = ", ".join(name for name, test in ((a, ours), (b, theirs)) if test is None)
-        return {
-            **made,
-            "seeds": f"not evaluated yet: {late}",
-            "examples": f"not evaluated yet: {late}",
-        }
-    made["seeds"] = diagnostics.compare(
-        a, ours["per_seed"], b, theirs["per_seed"], rows_counted=ours["examples"], metric=shown
+        names = ", ".join(sorted(measures))
+        raise InputError(f"these runs cannot be compared: they are scored by {names}.")
+    measure = metric.ACCURACY
+    if measures:
+        measure = metric.find(measures.pop())
+    pairs = itertools.combinations(readings, 2)
+    return Compared(
+        measure.name,
+        tuple(entry(name, reading) for name, reading in readings.items()),
+        tuple(pair(a, b, readings, measure) for a, b in pairs),
     )
-    made["examples"], made["bootstrap"] = bootstrap(a, b, given, shown)
-    return made
 
 
-def bootstrap(
-    a: str, b: str, given: dict[str, Any], shown: metric.Metric
-) -> tuple[str, dict[str, Any] | None]:
-    """A sentence, and the numbers of `diagnostics.paired_bootstrap` where there can be any."""
-    missing = [name for name in (a, b) if given[name] is None]
+def entry(name: str, reading: Reading) -> Entry:
+    """One run."""
+    results = reading.results
+    genotype = mean = spread = per_seed = majority = None
+    if reading.genotype is not None:
+        genotype = describe(reading.genotype)
+    if results.test is not None:
+        mean, spread, per_seed = results.test.mean, results.test.spread, results.test.per_seed
+    if results.baselines and "majority" in results.baselines:
+        majority = results.baselines["majority"].test.mean
+    return Entry(
+        run=name,
+        task=reading.settings.task,
+        strategy=reading.settings.strategy,
+        genotype=genotype,
+        test=mean,
+        spread=spread,
+        per_seed=per_seed,
+        seeds=results.seeds,
+        steps=results.steps,
+        majority=majority,
+        parameters=results.parameters,
+        flops=results.flops,
+        seconds=(results.training_seconds + results.compile_seconds) or None,
+    )
+
+
+def pair(a: str, b: str, readings: Mapping[str, Reading], measure: Metric) -> Pair:
+    """Two runs: sentences, the bootstrap's numbers, and where the genotypes differ."""
+    ours, theirs = readings[a], readings[b]
+    genotypes = None
+    if ours.genotype is not None and theirs.genotype is not None:
+        genotypes = differences(ours.genotype, theirs.genotype)
+    obstacle = _obstacle(a, b, ours, theirs)
+    if obstacle:
+        return Pair(a, b, obstacle, obstacle, None, genotypes, False)
+    by_seeds = over_seeds(ours, theirs, measure)
+    seeds = seeds_in_words(a, b, by_seeds, measure)
+    examples, bootstrap = over_examples(a, b, ours, theirs, measure)
+    significant = by_seeds.outcome != "undecided"
+    significant = significant and bootstrap is not None and bootstrap.significant
+    return Pair(a, b, seeds, examples, bootstrap, genotypes, significant)
+
+
+def _obstacle(a: str, b: str, ours: Reading, theirs: Reading) -> str:
+    """Why two runs cannot be compared, or nothing."""
+    if ours.settings.task != theirs.settings.task:
+        return f"different tasks: {ours.settings.task} and {theirs.settings.task}"
+    missing = [name for name, run in ((a, ours), (b, theirs)) if run.results.test is None]
     if missing:
-        return (
-            f"no pairs: {', '.join(missing)} kept no scores of test examples (test_scores.json): evaluate again",
-            None,
-        )
-    if given[a]["fingerprint"] != given[b]["fingerprint"]:
-        return "no pairs: the two were tested on different examples", None
-    result = diagnostics.paired_bootstrap(given[a]["models"]["found"], given[b]["models"]["found"])
-    higher, points = given[a]["higher"], shown.percent
-    scale, unit = (100, " points") if points else (1, "")
-    what = "" if given[a]["score"] == shown.name else f" in {given[a]['score']}"
-    numbers = (
-        f"{scale * result.difference:+.{1 if points else 3}f}{unit}{what}, 95% interval "
-        f"{scale * result.low:+.{1 if points else 3}f} to {scale * result.high:+.{1 if points else 3}f}, "
-        f"p {'<' if result.p <= 1 / 2000 else '='} {max(result.p, 1 / 2000):.2g}, "
-        f"{given[a]['examples']:,} examples"
+        return f"not evaluated yet: {', '.join(missing)}"
+    return ""
+
+
+def over_seeds(ours: Reading, theirs: Reading, measure: Metric) -> statistics.Comparison:
+    """The scores of two evaluated runs, compared over their seeds."""
+    a, b = ours.results.test, theirs.results.test
+    assert a is not None
+    assert b is not None
+    # The binomial error, which stands in for one seed, is that of an accuracy.
+    examples = a.examples if measure.percent else 0
+    return statistics.compare(a.per_seed, b.per_seed, higher=measure.higher, examples=examples)
+
+
+def seeds_in_words(a: str, b: str, compared: statistics.Comparison, measure: Metric) -> str:
+    """A sentence on two runs compared over their seeds."""
+    sign = "+" if compared.difference >= 0 else "-"
+    numbers = f"{sign}{measure.gap(abs(compared.difference))}"
+    if compared.noise is None:
+        return f"{a} and {b} differ by {numbers}; there are {compared.source}"
+    numbers += f", noise {measure.gap(compared.noise)} {compared.source}"
+    return f"{_outcome(a, b, compared.outcome)} ({numbers})"
+
+
+def _outcome(a: str, b: str, outcome: str) -> str:
+    """Which of two runs is better, in words."""
+    if outcome == "better":
+        return f"{a} beats {b}"
+    if outcome == "worse":
+        return f"{a} loses to {b}"
+    return f"{a} and {b} do not differ significantly"
+
+
+def over_examples(
+    a: str, b: str, ours: Reading, theirs: Reading, measure: Metric
+) -> tuple[str, Bootstrap | None]:
+    """A sentence on two runs compared over their test examples, and its numbers."""
+    kept = {}
+    for name, reading in ((a, ours), (b, theirs)):
+        scores = record(ExampleScores, reading.path / "test_scores.json")
+        if scores is None:
+            return f"{name} kept no scores of test examples: evaluate it again", None
+        kept[name] = scores
+    if kept[a].fingerprint != kept[b].fingerprint:
+        return "the two were tested on different examples", None
+    score = kept[a].score
+    numbers = statistics.paired_bootstrap(kept[a].array(FOUND), kept[b].array(FOUND), SAMPLES)
+    bootstrap = Bootstrap(*numbers)
+    outcome = "undecided"
+    if bootstrap.significant:
+        outcome = "better" if (bootstrap.difference > 0) == kept[a].higher else "worse"
+    low, high = _signed(bootstrap.low, measure), _signed(bootstrap.high, measure)
+    difference = _signed(bootstrap.difference, measure)
+    unit = " points" if measure.percent else ""
+    named = "" if score == measure.name else f" in {score}"
+    sign = "<" if bootstrap.p <= 1 / SAMPLES else "="
+    in_words = (
+        f"{difference}{unit}{named}, 95% interval {low} to {high}, p {sign} {bootstrap.p:.2g}, "
+        f"{kept[a].examples:,} examples"
     )
-    if result.low <= 0 <= result.high:
-        return f"{a} and {b} cannot be told apart ({numbers})", result._asdict()
-    verb = "beats" if (result.difference > 0) == higher else "loses to"
-    return f"{a} {verb} {b} ({numbers})", result._asdict()
+    return f"{_outcome(a, b, outcome)} ({in_words})", bootstrap
 
 
-def differences(ours: list[list[str]], theirs: list[list[str]]) -> dict[str, Any]:
-    """Places where two genotypes differ: `count` of `places`, and lines for the first of them."""
-    shapes = [(len(g), len(g[0])) for g in (ours, theirs)]
-    if shapes[0] != shapes[1]:
-        return {
-            "count": None,
-            "places": None,
-            "lines": [
-                f"{shapes[0][0]} layers of {shapes[0][1]} heads against {shapes[1][0]} of {shapes[1][1]}"
-            ],
-        }
-    lines, count = [], 0
-    for l, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
-        where = [h for h in range(len(mine)) if mine[h] != other[h]]
-        count += len(where)
-        if where and len(set(mine)) == len(set(other)) == 1:
-            lines.append(f"layer {l}: {mine[0]} against {other[0]}")
+def _signed(value: float, measure: Metric) -> str:
+    """A difference with its sign, in points of a percentage."""
+    if measure.percent:
+        return f"{100 * value:+.1f}"
+    return f"{value:+.3f}"
+
+
+def differences(ours: Layers, theirs: Layers) -> Differences:
+    """Heads in which two genotypes differ."""
+    sizes = [(len(layers), len(layers[0])) for layers in (ours, theirs)]
+    if sizes[0] != sizes[1]:
+        line = " against ".join(f"{rows} layers of {heads} heads" for rows, heads in sizes)
+        return Differences(None, None, (line,))
+    lines: list[str] = []
+    count = 0
+    for layer, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        heads = [head for head in range(len(a)) if a[head] != b[head]]
+        count += len(heads)
+        if heads and len(set(a)) == len(set(b)) == 1:
+            lines.append(f"layer {layer}: {a[0]} against {b[0]}")
         else:
-            lines += [f"layer {l}, head {h}: {mine[h]} against {other[h]}" for h in where]
-    return {
-        "count": count,
-        "places": shapes[0][0] * shapes[0][1],
-        "lines": lines[:SHOWN] + ([f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []),
-    }
+            lines += [f"layer {layer}, head {h}: {a[h]} against {b[h]}" for h in heads]
+    if len(lines) > LISTED:
+        lines = [*lines[:LISTED], f"and {len(lines) - LISTED} more"]
+    rows, columns = sizes[0]
+    return Differences(count, rows * columns, tuple(lines))
 
 
-def page(data: dict[str, Any]) -> str:
-    """The comparison in the looks of a report."""
-    shown = metric.find(data["metric"])
-    found = {r["run"]: read(r["run"]) for r in data["runs"]}
-    scored = [r for r in data["runs"] if r["test"] is not None]
-    figures: list[charts.Chart | None] = []
-    if scored:
-        figures.append(
-            charts.comparison(
-                {
-                    "test": {shown.name: scored[0]["test"], "per_seed": scored[0]["per_seed"]},
-                    "seeds": scored[0]["seeds"],
-                    "baselines": {
-                        r["run"]: {"test": {shown.name: r["test"], "per_seed": r["per_seed"]}}
-                        for r in scored[1:]
-                    },
-                },
-                shown,
-                first=scored[0]["run"],
-            )
-        )
-        figures.append(
-            charts.accuracy_cost(
-                [
-                    {
-                        "model": r["run"],
-                        "score": r["test"],
-                        "FLOPs of a forward pass": r["flops"],
-                        "parameters": r["parameters"],
-                        "seconds of the whole run": r["seconds"],
-                    }
-                    for r in scored
-                ],
-                shown,
-                "test",
-            )
-        )
-    kept = [
-        replace(c, model=name if c.model == "found" else f"{name}: search")
-        for name, one in found.items()
-        for c in one.curves
-        if c.model in ("found", "search")
-    ]
-    figures.append(charts.curves(kept))
-    named = {c.name: c for c in figures if c is not None}
-    drawn, extra = [], dict[str, Any]()
-    candidates = list(dict.fromkeys(c for one in found.values() for c in one.candidates))
-    for i, (name, one) in enumerate(found.items()):
-        if one.genotype:
-            drawn.append((f"genotype-{i}", name, report.drawing(one.genotype, candidates)))
-            extra[f"genotype-{i}"] = {
-                "columns": ("layer", "head", "attention"),
-                "rows": [
-                    (l, h, a) for l, heads in enumerate(one.genotype) for h, a in enumerate(heads)
-                ],
-            }
-    return report.page(
+@dataclass(frozen=True)
+class Drawn:
+    """The genotype of a run on the page.
+
+    Attributes:
+      key: of its numbers.
+      run: whose it is.
+      drawing: its shapes.
+    """
+
+    key: str
+    run: str
+    drawing: Drawing
+
+
+def render(compared: Compared) -> str:
+    """The comparison as a page that looks like a report."""
+    readings = {run.run: read(run.run) for run in compared.runs}
+    drawn, extra = _genotypes(readings)
+    return page.fill(
         "compare.html",
-        title=f"{len(found)} runs compared",
-        figures=named,
+        title=f"{len(readings)} runs compared",
+        figures=_charts(compared, readings),
         extra=extra,
         live=False,
-        data_=data,
-        shown=shown,
+        compared=compared,
+        measure=compared.measure,
         drawn=drawn,
-        first=headline(data),
+        first=headline(compared),
     )
 
 
-def headline(data: dict[str, Any]) -> str:
-    """The best run by its mean, and whether the next is told apart from it."""
-    shown = metric.find(data["metric"])
-    scored = sorted(
-        (r for r in data["runs"] if r["test"] is not None),
-        key=lambda r: -shown.objective({shown.name: r["test"]}),
-    )
+def _charts(compared: Compared, readings: Mapping[str, Reading]) -> dict[str, Chart]:
+    """The charts of the page, by name."""
+    scores, priced = [], []
+    for run in compared.runs:
+        if run.test is None:
+            continue
+        per_seed = dict(zip(run.seeds or (), run.per_seed or (), strict=False))
+        scores.append(Score(run.run, run.test, per_seed))
+        costs = {
+            "FLOPs of a forward pass": run.flops,
+            "parameters": run.parameters,
+            "seconds of the whole run": run.seconds,
+        }
+        priced.append(Priced(run.run, run.test, costs))
+    curves = []
+    for name, reading in readings.items():
+        titles = {FOUND: name, SEARCH: f"{name}: search"}
+        for curve in reading.curves:
+            if curve.model in titles:
+                curves.append(replace(curve, model=titles[curve.model]))
+    described = [charts.curves(curves)]
+    if scores:
+        described.append(charts.comparison(scores, compared.measure))
+        described.append(charts.accuracy_cost(priced, compared.measure))
+    return {chart.name: chart for chart in described if chart is not None}
+
+
+def _genotypes(readings: Mapping[str, Reading]) -> tuple[list[Drawn], dict[str, Any]]:
+    """The drawings of the page, in the same colors, and their numbers."""
+    candidates: list[str] = []
+    for reading in readings.values():
+        candidates += reading.candidates
+    drawn: list[Drawn] = []
+    numbers: dict[str, Any] = {}
+    for i, (name, reading) in enumerate(readings.items()):
+        if reading.genotype is not None:
+            key = f"genotype-{i}"
+            drawn.append(Drawn(key, name, draw(reading.genotype, candidates)))
+            numbers[key] = page.genotype_numbers(reading.genotype)
+    return drawn, numbers
+
+
+def headline(compared: Compared) -> str:
+    """The run with the best mean, and whether it differs significantly from the next."""
+    measure = compared.measure
+    scored = [run for run in compared.runs if run.test is not None]
+    scored.sort(key=lambda run: run.test or 0.0, reverse=measure.higher)
     if len(scored) < 2:
-        return "Fewer than two of these runs are evaluated: there is nothing to compare yet."
+        return "Fewer than two of these runs are evaluated, so there is nothing to compare yet."
     best, second = scored[:2]
-    between = next(p for p in data["pairs"] if {p["a"], p["b"]} == {best["run"], second["run"]})
-    sure = (
-        between["bootstrap"] is not None
-        and not between["bootstrap"]["low"] <= 0 <= between["bootstrap"]["high"]
-        and " ties with " not in between["seeds"]
-        and "too few seeds" not in between["seeds"]
+    assert best.test is not None
+    assert second.test is not None
+    rank = "highest" if measure.higher else "lowest"
+    text = (
+        f"{best.run} scores {rank} on test ({measure.title} {measure.text(best.test)} against "
+        f"{measure.text(second.test)} for {second.run})"
     )
-    return (
-        f"{best['run']} has the best test {shown.title}, {shown.text(best['test'])}, before {second['run']}, "
-        f"{shown.text(second['test'])}"
-        + (
-            ": more than seeds and test examples explain."
-            if sure
-            else ": no more than seeds or test examples may explain."
-        )
-    )
+    names = {best.run, second.run}
+    for two in compared.pairs:
+        if {two.a, two.b} == names and two.significant:
+            return f"{text}, and the difference is significant."
+    return f"{text}, but the difference is not significant."
 
 
-def write(data: dict[str, Any], file: str | Path) -> None:
-    """`page`, to a file."""
-    write_text(Path(file), page(data))
+def write(compared: Compared, file: str | Path) -> None:
+    """`render`, to a file."""
+    write_text(Path(file), render(compared))

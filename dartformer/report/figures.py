@@ -1,73 +1,68 @@
-"""Figures: those of a report as matplotlib's, for papers and notebooks, saved as PDF, SVG or
-PNG."""
+"""The figures of a workdir, for papers and notebooks, saved as PDF, SVG or PNG."""
 
 from pathlib import Path
-from typing import Any
-
-import matplotlib
-from matplotlib.figure import Figure
 
 from dartformer.errors import unknown
 from dartformer.report import charts, plots
-from dartformer.report import page as report
+from dartformer.report.chart import Chart
+from dartformer.report.figure import KINDS, Figure, alone
+from dartformer.report.models import priced
 from dartformer.report.reading import Reading, read
-from dartformer.stages.maps import unpack
-from dartformer.training import metric
-
-KINDS = ("pdf", "svg", "png")
 
 
-def figures(found: Reading) -> dict[str, Figure]:
+def figures(reading: Reading) -> dict[str, Figure]:
     """Every figure that the workdir has numbers for, by name."""
-    made: dict[str, Figure] = {}
-    results, shown = found.results, metric.of(found.results)
-    if found.genotype:
-        made["genotype"] = plots.drawing(found.genotype, found.candidates)
-    if "baselines" in results:
-        made["comparison"] = plots.comparison(results)
-        models = report.costs(found)
-        for measure in dict.fromkeys(k for m in models for k in m if k not in ("model", "score")):
-            known = [m for m in models if m.get(measure) is not None]
-            if len(known) > 1:
-                name = "cost_" + measure.split(",")[0].replace(" ", "_").replace("'", "")
-                made[name] = plots.cost(
-                    [(m["model"], m[measure], m["score"]) for m in known],
-                    measure,
-                    shown,
-                    charts.frontier([(m[measure], m["score"]) for m in known], shown.higher),
-                )
-    if found.pareto and found.pareto.get("points"):
-        made["pareto"] = plots.pareto(found.pareto)
-    if found.trajectory:
-        made["trajectories"] = plots.weights(
-            found.trajectory.steps,
-            found.trajectory.weights,
-            found.candidates,
-            found.config["space"]["granularity"],
+    drawn: dict[str, Figure] = {}
+    if reading.genotype is not None:
+        drawn["genotype"] = plots.genotype_of(reading.genotype, reading.candidates)
+    if reading.results.models:
+        drawn["comparison"] = plots.comparison(reading.results)
+        drawn |= _costs(charts.accuracy_cost(priced(reading), reading.metric))
+    if reading.front is not None and reading.front.points:
+        drawn["pareto"] = plots.pareto(reading.front)
+    if reading.trajectory is not None:
+        drawn["trajectories"] = plots.weights(
+            reading.trajectory.steps,
+            reading.trajectory.weights,
+            reading.candidates,
+            reading.settings.granularity,
         )
-    for field, label in (
-        ("loss", "training loss"),
-        (f"valid_{shown.name}", f"valid {shown.title}"),
-    ):
-        lines: dict[str, list[Any]] = {}
-        for curve in found.curves:
-            if curve.field == field:
-                lines.setdefault(curve.model, []).append(curve.points)
-        if lines:
-            made[field] = plots.curves(lines, label)
-    if found.profile and "layers" in found.profile["models"][0]:
-        made["cost_per_layer"] = plots.layers(
-            found.profile["models"], "flops", charts.COSTS["flops"]
-        )
-    for i, one in enumerate((found.attention or {}).get("examples", [])):
-        data: Any = found.attention
-        made[f"attention_{i}"] = plots.maps(
-            unpack(one, len(data["layers"]), len(data["heads"])),
-            one["tokens"],
-            data["layers"],
-            data["heads"],
-        )
-    return made
+    drawn |= _curves(reading)
+    if reading.profile is not None:
+        layers = charts.layers(reading.profile)
+        if layers is not None:
+            chosen = {"measure": charts.COSTS["flops"]}
+            drawn["cost_per_layer"] = alone(layers, chosen, width=180, panels="model")
+    if reading.attention is not None:
+        for number, example in enumerate(reading.attention.examples):
+            drawn[f"attention_{number}"] = plots.attention_maps(reading.attention, example)
+    return drawn
+
+
+def _costs(chart: Chart | None) -> dict[str, Figure]:
+    """Score over each of the costs."""
+    if chart is None:
+        return {}
+    drawn = {}
+    (choice,) = chart.choices
+    for measure in choice.options:
+        quantity = measure.split(",")[0].replace(" ", "_").replace("'", "")
+        drawn[f"cost_{quantity}"] = alone(chart, {"measure": measure})
+    return drawn
+
+
+def _curves(reading: Reading) -> dict[str, Figure]:
+    """The training loss and the score on valid over steps."""
+    chart = charts.curves(reading.curves)
+    if chart is None:
+        return {}
+    drawn = {}
+    (choice,) = chart.choices
+    for field in ("loss", f"valid_{reading.metric.name}"):
+        number = charts.FIELDS[field]
+        if number in choice.options:
+            drawn[field] = alone(chart, {"number": number})
+    return drawn
 
 
 def save(path: str | Path, kind: str) -> list[Path]:
@@ -75,15 +70,11 @@ def save(path: str | Path, kind: str) -> list[Path]:
     if kind not in KINDS:
         raise unknown("--figures", kind, KINDS)
     folder = Path(path) / "figures"
-    made = figures(read(path))
+    drawn = figures(read(path))
     folder.mkdir(exist_ok=True)
     files = []
-    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "savefig.dpi": 200}):
-        for name, figure in made.items():
-            files.append(folder / f"{name}.{kind}")
-            figure.savefig(
-                files[-1],
-                metadata={"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind),
-                bbox_inches="tight",
-            )
+    for name, figure in drawn.items():
+        file = folder / f"{name}.{kind}"
+        figure.save(file)
+        files.append(file)
     return files

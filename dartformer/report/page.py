@@ -1,40 +1,26 @@
-"""Report: what was found so far, in one self-contained page that needs no network, nor the run to
-be over."""
+"""The report of a run: one self-contained page, which needs no network and no finished run."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import jinja2
+from typing import Any, NamedTuple
 
 from dartformer._version import __version__
 from dartformer.machine.progress import say
 from dartformer.machine.workdir import jsonable, write_text
-from dartformer.report import charts, vega
-from dartformer.report.plots import colour
-from dartformer.report.reading import Reading, describe, read
-from dartformer.report.verdicts import MARKS, headline, hours, number, stopped
+from dartformer.report import charts, markup, vega, verdicts
+from dartformer.report.chart import Chart
+from dartformer.report.drawing import draw
+from dartformer.report.models import priced, scores
+from dartformer.report.reading import FOUND, SEARCH, Reading, describe, read
+from dartformer.results import Diagnostics, Layers, ModelScores, finite
 from dartformer.space.genotype import layer_in_words
-from dartformer.training import metric
-
-TITLED = 400
-"""A drawing of a genotype with more cells than this has neither letters nor titles in them."""
-
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("dartformer.report", "templates"),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-)
-"""Everything that is put into a page is escaped, names of tasks and texts of examples above all."""
 
 LINKS = {
     "config.json": "the whole config",
     "genotype.json": "layers and heads",
     "results.json": "every number",
-    "search/alphas.json": "alphas and mixtures",
+    "search/alphas.json": "architecture weights and mixtures",
     "test_scores.json": "each test example's score",
     "attention.json": "attention maps",
     "profile.json": "cost on this device",
@@ -42,278 +28,287 @@ LINKS = {
     "provenance.json": "commands, versions, devices",
     "export/README.md": "the exported model's card",
 }
+"""The files that a page links to, and what they hold."""
+
+COMMANDS = 6
+"""The last commands of a workdir are shown."""
+
+
+class Stage(NamedTuple):
+    """A stage of a run: its name, "done", "begun" or "open", and how far it is."""
+
+    name: str
+    state: str
+    detail: str = ""
+
+
+class Cell(NamedTuple):
+    """A cell of a table: its text, and what it is sorted by."""
+
+    text: str
+    value: str | float
+
+
+EMPTY = Cell("", "")
+
+
+class Row(NamedTuple):
+    """A row of the table of models."""
+
+    found: bool
+    cells: tuple[Cell, ...]
+
+
+class Link(NamedTuple):
+    """A file beside the page, and what it holds."""
+
+    file: str
+    content: str
+
+
+class Fact(NamedTuple):
+    """Something about how the numbers came about."""
+
+    name: str
+    text: str
 
 
 def report(path: str | Path, *, live: bool = False) -> str:
-    """Write `report.html` from what the workdir holds so far; returns the page. `live` is for a
-    page that is served."""
-    page = render(read(path), live=live)
+    """Write `report.html` from what the workdir holds so far and return the page.
+
+    A `live` page is served, and not written.
+    """
+    text = render(read(path), live=live)
     if not live:
-        write_text(Path(path) / "report.html", page)
-    return page
+        write_text(Path(path) / "report.html", text)
+    return text
 
 
 def refresh(path: str | Path) -> None:
-    """`report`, of which nothing that goes wrong may stop a run: it is said in one line."""
+    """`report`, after a stage: a page that fails must not stop a run, so a line says why."""
     try:
         report(path)
     except Exception as error:
-        say(
-            f"report.html is not refreshed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        )
+        reason = " ".join(str(error).split())[:300]
+        say(f"report.html was not refreshed: {type(error).__name__}: {reason}")
 
 
-def render(found: Reading, *, live: bool = False) -> str:
+def render(reading: Reading, *, live: bool = False) -> str:
     """The page of a workdir."""
-    results, config = found.results, found.config
-    shown = metric.of(results)
-    figures: dict[str, charts.Chart] = {}
-    extra: dict[str, Any] = {}
-
-    def add(chart: charts.Chart | None) -> None:
-        if chart is not None:
-            figures[chart.name] = chart
-
-    if "baselines" in results:
-        add(charts.comparison(results, shown))
-        add(charts.accuracy_cost(costs(found), shown, "test"))
-    if found.pareto and found.pareto.get("points"):
-        add(charts.pareto(found.pareto))
-    if found.trajectory is not None:
-        chart, extra["trajectories"] = charts.trajectories(found.trajectory, found.candidates)
-        add(chart)
-        rows, columns = found.places
-        if rows * columns > 1:
-            add(charts.winners(rows, found.candidates))
-    add(charts.curves(found.curves))
-    if found.profile:
-        add(charts.layers(found.profile))
-    if found.attention and found.attention["examples"]:
-        add(charts.attention_map())
-        extra["attention"] = found.attention
-    if found.genotype:
-        extra["genotype"] = {
-            "columns": ("layer", "head", "attention"),
-            "rows": [(l, h, a) for l, row in enumerate(found.genotype) for h, a in enumerate(row)],
-        }
-    diagnostics = results.get("diagnostics") or (found.searched or {}).get("diagnostics")
-    return page(
+    results = reading.results
+    drawn, extra = figures(reading)
+    drawing = None
+    short = "no genotype yet"
+    if reading.genotype is not None:
+        drawing = draw(reading.genotype, reading.candidates)
+        short = describe(reading.genotype)[:80]
+    findings = diagnostics(reading)
+    links = [Link(file, text) for file, text in LINKS.items() if (reading.path / file).exists()]
+    prepared = ""
+    if results.data is not None:
+        prepared = json.dumps(results.data, indent=2)
+    return fill(
         "report.html",
-        title=f"{config['task']['name']}: {_short(found)}",
-        figures=figures,
+        title=f"{reading.settings.task}: {short}",
+        figures=drawn,
         extra=extra,
         live=live,
-        found=found,
-        results=results,
-        config=config,
-        verdict=headline(found),
-        genotype=drawing(found.genotype, found.candidates) if found.genotype else None,
-        stages=stages(found),
-        models=table(found),
-        findings=(diagnostics or {}).get("findings", []),
-        verdicts=(diagnostics or {}).get("verdicts", []),
-        marks=MARKS,
-        number=number,
-        config_text=json.dumps(config, indent=2),
-        facts=facts(found),
-        prepared=json.dumps(results["data"], indent=2) if "data" in results else "",
-        links=[(name, what) for name, what in LINKS.items() if (found.path / name).exists()],
+        task=reading.settings.task,
+        verdict=verdicts.headline(reading),
+        stopped=verdicts.stopped(reading),
+        stages=stages(reading),
+        genotype=drawing,
         describe_layer=layer_in_words,
+        ties=results.ties or (),
+        agreement=agreement(reading),
+        models=table(reading),
+        diagnostics=findings,
+        mark=verdicts.mark,
+        number=verdicts.number,
+        sentence=verdicts.sentence,
+        facts=facts(reading),
+        prepared=prepared,
+        config=json.dumps(reading.settings.config, indent=2),
+        links=links,
+        trajectory=reading.trajectory,
+        attention=reading.attention,
     )
 
 
-def page(
-    template: str, *, figures: dict[str, charts.Chart], extra: dict[str, Any], **given: Any
+def fill(
+    template: str, *, figures: dict[str, Chart], extra: dict[str, Any], live: bool, **values: Any
 ) -> str:
     """A page with its charts, their numbers and every script and style within it."""
-    data = json.dumps(
-        jsonable({"charts": [c.to_dict() for c in figures.values()], **extra}),
-        separators=(",", ":"),
-    ).replace("<", "\\u003c")
-    source: Any = TEMPLATES.loader
-    style, script = (source.get_source(TEMPLATES, name)[0] for name in ("report.css", "report.js"))
-    return TEMPLATES.get_template(template).render(
+    described = [chart.to_dict() for chart in figures.values()]
+    data = json.dumps(jsonable({"charts": described, **extra}), separators=(",", ":"))
+    library = vega.script() if figures else ""
+    return markup.fill(
+        template,
         figures=figures,
-        extra=extra,
-        data=data,
-        style=style,
-        script=script,
-        vega=vega.script() if figures else "",
+        data=data.replace("<", "\\u003c"),  # so that no text can end the script element
+        style=markup.source("report.css"),
+        script=markup.source("report.js"),
+        vega=library,
         version=__version__,
-        **given,
+        live=live,
+        **values,
     )
 
 
-def _short(found: Reading) -> str:
-    return describe(found.genotype)[:80] if found.genotype else "no genotype yet"
+def figures(reading: Reading) -> tuple[dict[str, Chart], dict[str, Any]]:
+    """The charts that the workdir has numbers for, by name, and what else the script reads."""
+    drawn: list[Chart | None] = []
+    extra: dict[str, Any] = {}
+    if reading.results.models:
+        drawn.append(charts.comparison(scores(reading.results), reading.metric))
+        drawn.append(charts.accuracy_cost(priced(reading), reading.metric))
+    if reading.front is not None and reading.front.points:
+        drawn.append(charts.pareto(reading.front))
+    if reading.trajectory is not None:
+        drawn.append(charts.trajectories(reading.trajectory, reading.candidates))
+        extra["trajectories"] = charts.packed(reading.trajectory, reading.candidates)
+        rows, columns = reading.settings.places
+        if rows * columns > 1:
+            drawn.append(charts.winners(rows, reading.candidates))
+    drawn.append(charts.curves(reading.curves))
+    if reading.profile is not None:
+        drawn.append(charts.layers(reading.profile))
+    if reading.attention is not None and reading.attention.examples:
+        drawn.append(charts.attention_map())
+        extra["attention"] = reading.attention.to_dict()
+    if reading.genotype is not None:
+        extra["genotype"] = genotype_numbers(reading.genotype)
+    return {chart.name: chart for chart in drawn if chart is not None}, extra
 
 
-def drawing(layers: list[list[str]], candidates: Sequence[str]) -> dict[str, Any]:
-    """Layers by heads as shapes of an SVG: the cells of an attention are one path, with a letter in
-    each if few.
-
-    Letters and titles let a drawing be read without colours.
-    """
-    rows, columns = len(layers), len(layers[0])
-    names = list(dict.fromkeys([*candidates, *(a for row in layers for a in row)]))
-    counts = {n: sum(row.count(n) for row in layers) for n in names}
-    used = [n for n in names if counts[n]]
-    few = rows * columns <= TITLED
-    size = 34 if few else 10
-    paths = {
-        n: "".join(
-            f"M{h * size + 1} {l * size + 1}h{size - 2}v{size - 2}h{2 - size}z"
-            for l in range(rows)
-            for h in range(columns)
-            if layers[l][h] == n
-        )
-        for n in used
-    }
-    letters = {n: chr(65 + i) if i < 26 else str(i) for i, n in enumerate(names)}
-    tones = {n: colour(names.index(n)) for n in used}
-    return {
-        "rows": rows,
-        "columns": columns,
-        "size": size,
-        "few": few,
-        "layers": layers,
-        "letters": letters,
-        "width": columns * size + 44,
-        "height": rows * size + 24,
-        "text": describe(layers),
-        "every": max(1, rows // 20 if not few else 1),
-        "inks": {n: ink(t) for n, t in tones.items()},
-        "legend": [
-            {
-                "name": n,
-                "letter": letters[n],
-                "colour": tones[n],
-                "ink": ink(tones[n]),
-                "path": paths[n],
-                "count": counts[n],
-            }
-            for n in used
-        ],
-    }
-
-
-def ink(tone: str) -> str:
-    """Black or white, whichever is read better on a colour (the larger contrast of WCAG 2)."""
-    parts = [int(tone[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    light = sum(
-        w * (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4)
-        for w, p in zip((0.2126, 0.7152, 0.0722), parts, strict=True)
-    )
-    return "#000000" if (light + 0.05) / 0.05 > 1.05 / (light + 0.05) else "#ffffff"
-
-
-def costs(found: Reading) -> list[dict[str, Any]]:
-    """Every trained model with its score on test and what it costs, as far as that is known."""
-    results, name = found.results, metric.of(found.results).name
-    profiled = {json.dumps(m["genotype"]): m for m in (found.profile or {}).get("models", [])}
-    models = []
-    same = [n for n, b in results["baselines"].items() if b.get("genotype") == results["genotype"]]
-    for model, fields in [("found", results), *results["baselines"].items()]:
-        if "genotype" not in fields or model in same:
-            continue
-        measured = profiled.get(json.dumps(fields["genotype"]["layers"]), {})
-        latency = (measured.get("latency_seconds") or {}).get("median")
-        named = f"found, which is {same[0]}" if model == "found" and same else model
-        models.append(
-            {
-                "model": named,
-                "score": fields["test"][name],
-                "FLOPs of a forward pass": fields.get("flops"),
-                "parameters": fields.get("parameters"),
-                "latency, ms": None if latency is None else 1e3 * latency,
-                "bytes of the attentions' activations": measured.get("attention_activation_bytes"),
-            }
-        )
-    return models
-
-
-def table(found: Reading) -> list[dict[str, Any]]:
-    """Rows of the table of models: each cell a text and what it is sorted by."""
-    results = found.results
-    if "baselines" not in results:
-        return []
-    shown = metric.of(results)
+def genotype_numbers(layers: Layers) -> dict[str, Any]:
+    """A genotype as the rows of a CSV file."""
     rows = []
-    for name, fields in [("found", results), *results["baselines"].items()]:
-        test, valid = fields["test"], fields.get("valid", {})
-        spread = test.get("spread")
-        cells: list[tuple[str, Any]] = [
-            (name, name),
-            (shown.text(test[shown.name]), test[shown.name]),
-            ("", "") if spread is None else (shown.gap(spread).removesuffix(" points"), spread),
-            (shown.text(valid[shown.name]), valid[shown.name]) if valid else ("", ""),
-            (f"{fields['parameters']:,}", fields["parameters"])
-            if "parameters" in fields
-            else ("", ""),
-            (f"{fields['flops']:.3g}", fields["flops"]) if "flops" in fields else ("", ""),
-        ]
-        rows.append({"found": name == "found", "cells": cells})
+    for layer, heads in enumerate(layers):
+        for head, attention in enumerate(heads):
+            rows.append((layer, head, attention))
+    return {"columns": ("layer", "head", "attention"), "rows": rows}
+
+
+def diagnostics(reading: Reading) -> Diagnostics | None:
+    """Those of the finished run, which know more, or those of the search."""
+    if reading.results.diagnostics is not None:
+        return reading.results.diagnostics
+    if reading.search is not None:
+        return reading.search.diagnostics
+    return None
+
+
+def agreement(reading: Reading) -> str:
+    """How far the seeds of the search agree, where there are several."""
+    derivation = reading.results.derive
+    if derivation is None or derivation.seeds is None:
+        return ""
+    return derivation.seeds.verdict
+
+
+def table(reading: Reading) -> list[Row]:
+    """The table of models, the found one first."""
+    measure = reading.metric
+    rows = []
+    for name, model in reading.results.models.items():
+        test = Cell(measure.text(model.test.mean), model.test.mean)
+        cells = [Cell(name, name), test, EMPTY, EMPTY, EMPTY, EMPTY]
+        if isinstance(model, ModelScores):
+            if finite(model.test.spread):
+                spread = measure.gap(model.test.spread).removesuffix(" points")
+                cells[2] = Cell(spread, model.test.spread)
+            cells[3] = Cell(measure.text(model.valid.mean), model.valid.mean)
+            cells[4] = Cell(f"{model.parameters:,}", model.parameters)
+            cells[5] = Cell(f"{model.flops:.3g}", model.flops)
+        rows.append(Row(name == FOUND, tuple(cells)))
     return rows
 
 
-def stages(found: Reading) -> list[tuple[str, str, str]]:
-    """For each stage its name, "done", "begun" or "open", and how far it is."""
-    config, results, path = found.config, found.results, found.path
-    steps = {(c.model, c.seed): c.points[-1][0] for c in found.curves if c.field == "loss"}
-    searched = max([s for (m, _), s in steps.items() if m == "search"], default=0)
-    seeds = config["retrain"]["seeds"]
-    trained = [steps.get(("found", seed), 0) for seed in seeds]
-    baselines = [s for (m, _), s in steps.items() if m not in ("search", "found")]
-    whole = config["retrain"]["steps"]
-
-    def of(done: bool, begun: bool, detail: str = "") -> tuple[str, str]:
-        return ("done", "") if done else ("begun", detail) if begun else ("open", "")
-
-    states = {
-        "search": of(
-            found.searched is not None,
-            searched > 0,
-            f"step {searched} of {config['search']['steps']}",
+def stages(reading: Reading) -> list[Stage]:
+    """How far each stage is."""
+    settings = reading.settings
+    steps: dict[tuple[str, int | None], int] = {}
+    for curve in reading.curves:
+        if curve.field == "loss":
+            last_step, _ = curve.points[-1]
+            steps[curve.model, curve.seed] = last_step
+    whole = settings.retrain_steps
+    found = [steps.get((FOUND, seed), 0) for seed in settings.retrain_seeds]
+    searched = 0
+    baselines = []
+    for (model, _), step in steps.items():
+        if model == SEARCH:
+            searched = max(searched, step)
+        elif model != FOUND:
+            baselines.append(step)
+    finished = sum(step >= whole for step in found)
+    unfinished = max((step for step in found if step < whole), default=whole)
+    compared = sum(step >= whole for step in baselines)
+    return [
+        _stage(
+            "search",
+            done=reading.search is not None,
+            begun=searched > 0,
+            detail=f"step {searched} of {settings.search_steps}",
         ),
-        "derive": of(found.genotype is not None, False),
-        "retrain": of(
-            all(s >= whole for s in trained),
-            any(trained),
-            f"{sum(s >= whole for s in trained)} of {len(seeds)} seeds, the last at step "
-            f"{max([s for s in trained if s < whole], default=whole)} of {whole}",
+        _stage("derive", done=reading.genotype is not None),
+        _stage(
+            "retrain",
+            done=finished == len(found),
+            begun=any(found),
+            detail=f"{finished} of {len(found)} seeds, the last at step {unfinished} of {whole}",
         ),
-        "evaluate": of(
-            "verdict" in results,
-            bool(baselines),
-            f"{sum(s >= whole for s in baselines)} trainings of baselines finished",
+        _stage(
+            "evaluate",
+            done=reading.results.verdict is not None,
+            begun=bool(baselines),
+            detail=f"{compared} trainings of baselines finished",
         ),
-        "profile": of(found.profile is not None, False),
-        "export": of((path / "export/README.md").exists(), False),
-    }
-    return [(name, *state) for name, state in states.items()]
-
-
-def facts(found: Reading) -> list[tuple[str, str]]:
-    """How the numbers came about."""
-    config, seconds = found.config, found.results.get("seconds", {})
-    last = found.runs[-1] if found.runs else {}
-    spent = sum(v for v in seconds.values())
-    compiling = sum(v for k, v in seconds.items() if k.endswith(".compile"))
-    commands = list(dict.fromkeys(one["command"] for one in found.runs))
-    rows = [
-        ("command", "\n".join(commands[-6:])),
-        ("device", "; ".join(dict.fromkeys(one["device"] for one in found.runs))),
-        ("versions", ", ".join(f"{k} {v}" for k, v in last.get("versions", {}).items())),
-        (
-            "seeds",
-            f"search {', '.join(str(config['seed'] + i) for i in range(config['search']['seeds']))}; retrain "
-            f"{', '.join(map(str, config['retrain']['seeds']))}",
-        ),
-        ("steps", f"search {config['search']['steps']:,}; retrain {config['retrain']['steps']:,}"),
-        ("time", f"{hours(spent)}, of which {hours(compiling)} compiling" if seconds else ""),
-        ("written", last.get("started", "")),
+        _stage("profile", done=reading.profile is not None),
+        _stage("export", done=(reading.path / "export/README.md").exists()),
     ]
-    return [(name, text) for name, text in rows if text]
 
 
-TEMPLATES.globals.update(stopped=stopped, hours=hours)
+def _stage(name: str, *, done: bool, begun: bool = False, detail: str = "") -> Stage:
+    if done:
+        return Stage(name, "done")
+    if begun:
+        return Stage(name, "begun", detail)
+    return Stage(name, "open")
+
+
+def facts(reading: Reading) -> list[Fact]:
+    """How the numbers came about."""
+    settings, results = reading.settings, reading.results
+    commands = list(dict.fromkeys(run.command for run in reading.invocations))
+    devices = dict.fromkeys(run.device for run in reading.invocations)
+    listed = [
+        Fact("command", "\n".join(commands[-COMMANDS:])),
+        Fact("device", ", then ".join(devices)),
+        Fact("versions", _versions(reading)),
+        Fact(
+            "seeds",
+            f"search {_listed(settings.search_seeds)}; retrain {_listed(settings.retrain_seeds)}",
+        ),
+        Fact("steps", f"search {settings.search_steps:,}; retrain {settings.retrain_steps:,}"),
+    ]
+    if results.seconds:
+        spent = verdicts.hours(results.training_seconds + results.compile_seconds)
+        compiling = verdicts.hours(results.compile_seconds)
+        listed.append(Fact("time", f"{spent}, of which {compiling} compiling"))
+    if reading.invocations:
+        listed.append(Fact("written", reading.invocations[-1].started))
+    return [fact for fact in listed if fact.text]
+
+
+def _versions(reading: Reading) -> str:
+    """Of the last command."""
+    if not reading.invocations:
+        return ""
+    versions = reading.invocations[-1].versions
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(str(number) for number in numbers)

@@ -1,465 +1,141 @@
-"""Figures, each as a matplotlib figure: for the report, for notebooks, for papers."""
+"""Figures for notebooks, the command line and the documentation."""
 
-import dataclasses
+import base64
+import math
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
-from dartformer.attention import Attention, Inputs, Shape, to_text
-from dartformer.errors import InputError
+from dartformer.attention import Attention, to_text
+from dartformer.report import charts, drawing
+from dartformer.report.chart import (
+    COMPACT,
+    NEUTRAL,
+    Spec,
+    category,
+    colors,
+    dashes,
+    named_lines,
+    quantity,
+)
+from dartformer.report.figure import Figure, alone, faceted, figure
+from dartformer.report.matrices import Example, matrix
+from dartformer.report.models import scores
+from dartformer.results import AttentionMaps, Front, MapExample, ModelProfile, Profile, Results
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 from dartformer.training import metric
 
-# Okabe and Ito's palette: told apart with every common colour blindness, and in print; its
-# black, unseen on a dark page, is a violet, and three of Tol's follow.
-PALETTE = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#D55E00",
-    "#F0E442",
-    "#999999",
-    "#7A4FB5",
-    "#882255",
-    "#44AA99",
-    "#DDCC77",
-)
-GREY = "#6b7280"
+PANELS = 24
+"""Layers and heads of a search that have a panel; further ones have none."""
 
-matplotlib.rcParams["svg.hashsalt"] = "dartformer"  # the same figure gives the same file
+MAPS = 6, 8
+"""Layers and heads of an example that have an attention map."""
 
+LETTERED = 16
+"""Tokens of an attention map that are written beside it; of longer ones none is."""
 
-def colour(index: int) -> str:
-    """The colour of candidate number `index`."""
-    return PALETTE[index % len(PALETTE)]
+PANEL = 150
+"""Pixels of a side of an attention map, about."""
+
+SIGNED: Spec = {
+    "domain": [-1, -0.5, 0, 0.25, 0.5, 0.75, 1],
+    "range": ["#7f3b08", "#f1a340", "#f7fbff", "#c6dbef", "#6baed6", "#2171b5", "#08306b"],
+    "interpolate": "rgb",
+}
+"""Colors of weights over the largest: blue above 0, orange below."""
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=GREY)
-    return figure, axes
+def genotype(chosen: Genotype, candidates: Sequence[str] = ()) -> Figure:
+    """Layers by heads, colored by attention, with a legend."""
+    layers = [[to_text(attention) for attention in heads] for heads in chosen.layers]
+    return genotype_of(layers, candidates)
 
 
-def genotype(found: Genotype, candidates: Sequence[str] | None = None) -> Figure:
-    """Layers by heads, coloured by attention, with a legend."""
-    return drawing([[to_text(a) for a in heads] for heads in found.layers], candidates)
+def genotype_of(layers: Sequence[Sequence[str]], candidates: Sequence[str] = ()) -> Figure:
+    """`genotype` of attentions given as texts, which need not be known here."""
+    return Figure(drawing.svg(drawing.draw(layers, candidates)))
 
 
-def drawing(texts: Sequence[Sequence[str]], candidates: Sequence[str] | None = None) -> Figure:
-    """`genotype` of attentions that are given as texts."""
-    rows, columns = len(texts), len(texts[0])
-    names = list(dict.fromkeys([*(candidates or ()), *(t for row in texts for t in row)]))
-    cell = min(0.5, 12 / max(rows, columns))
-    figure, axes = _figure(1.4 + 1.1 * cell * columns + 2.2, 1.0 + cell * rows)
-    for l, row in enumerate(texts):
-        for h, text in enumerate(row):
-            axes.add_patch(
-                matplotlib.patches.Rectangle(
-                    (h + 0.04, l + 0.04), 0.92, 0.92, color=colour(names.index(text))
-                )
-            )
-    axes.set(xlim=(0, columns), ylim=(rows, 0), xlabel="head", ylabel="layer", aspect="equal")
-    for set_ticks, n in ((axes.set_xticks, columns), (axes.set_yticks, rows)):
-        every = np.arange(0, n, max(1, n // 24))
-        set_ticks(every + 0.5, [str(i) for i in every])
-    axes.spines[["left", "bottom"]].set_visible(False)
-    axes.tick_params(length=0)
-    used = [n for n in names if any(n in row for row in texts)]
-    axes.legend(
-        [matplotlib.patches.Patch(color=colour(names.index(n))) for n in used],
-        used,
-        loc="center left",
-        bbox_to_anchor=(1.02, 0.5),
-        frameon=False,
-    )
-    return figure
+def comparison(results: Results | Mapping[str, Any]) -> Figure:
+    """The score on test of the found model and of every baseline.
+
+    Takes what `evaluate` returns.
+    """
+    if not isinstance(results, Results):
+        results = Results.from_dict(results)
+    return alone(charts.comparison(scores(results), metric.find(results.measure)))
 
 
-def trajectories(history: Sequence[dict[str, Any]], space: SearchSpace) -> Figure:
-    """Mixture weights over the steps of a seed's `history`; see `weights`."""
+def trajectories(history: Sequence[Mapping[str, Any]], space: SearchSpace) -> Figure:
+    """Mixture weights over the steps of one seed of a search, such as `SearchResult.history`."""
     rows, columns, _ = space.alphas_shape
     lines = [line for line in history if "mixture" in line]
-    values = np.array([line["mixture"] for line in lines]).reshape(len(lines), *space.mixture_shape)
+    mixtures = np.array([line["mixture"] for line in lines])
+    mixtures = mixtures.reshape(len(lines), *space.mixture_shape)  # [T, L, H, K]
     return weights(
         [line["step"] for line in lines],
-        values[None, :, :rows, :columns],
-        [to_text(a) for a in space.candidates],
+        mixtures[None, :, :rows, :columns],
+        [to_text(candidate) for candidate in space.candidates],
         space.granularity,
     )
 
 
 def weights(
-    steps: Sequence[int], values: np.ndarray, candidates: Sequence[str], granularity: str = "head"
+    steps: Sequence[int], mixtures: np.ndarray, candidates: Sequence[str], granularity: str
 ) -> Figure:
-    """Mixture weights `[S, T, 1 or L, 1 or H, K]` over steps `[T]`, a panel for each of up to 24
-    places."""
-    seeds, _, rows, columns, _ = values.shape
-    shown = [(l, h) for l in range(rows) for h in range(columns)][:24]
-    wide = min(len(shown), 4)
-    tall = -(-len(shown) // wide)
-    figure = Figure(figsize=(1.2 + 2.4 * wide + 1.6, 0.6 + 1.9 * tall), layout="constrained")
-    grid = figure.subplots(tall, wide, squeeze=False, sharex=True, sharey=True)
-    for axes in grid.flat[len(shown) :]:
-        axes.set_visible(False)
-    for axes, (l, h) in zip(grid.flat, shown, strict=False):
-        for k, name in enumerate(candidates):
-            for s in range(seeds):
-                axes.plot(
-                    steps,
-                    values[s, :, l, h, k],
-                    color=colour(k),
-                    linewidth=1.4,
-                    alpha=1 / seeds**0.5,
-                    label=name if s == 0 else None,
-                )
-        axes.set_title(_row_name(granularity, l, h), fontsize=9)
-        axes.set_ylim(0, 1)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=GREY)
-    figure.supxlabel("search step", fontsize=9)
-    figure.supylabel("weight in the mixture", fontsize=9)
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
-    return figure
+    """Mixtures `[S, T, 1 or L, 1 or H, K]` over steps `[T]`, a panel for each of their rows."""
+    seeds, _, rows, columns, _ = mixtures.shape
+    lines = []
+    for l, h in list(np.ndindex(rows, columns))[:PANELS]:
+        title = _row_name(granularity, l, h)
+        for s, t, k in np.ndindex(seeds, len(steps), len(candidates)):
+            weight = round(float(mixtures[s, t, l, h, k]), 4)
+            lines.append(
+                {
+                    "row": title,
+                    "seed": s,
+                    "step": steps[t],
+                    "attention": candidates[k],
+                    "weight": weight,
+                }
+            )
+    panel = charts.mixture_lines(candidates) | {"width": 150, "height": 110}
+    return figure(faceted(panel, lines, "row", 4))
 
 
 def _row_name(granularity: str, layer: int, head: int) -> str:
     if granularity == "model":
         return "all layers"
-    return f"layer {layer}" if granularity == "layer" else f"layer {layer}, head {head}"
+    if granularity == "layer":
+        return f"layer {layer}"
+    return f"layer {layer}, head {head}"
 
 
-def curves(models: Mapping[str, Sequence[Sequence[tuple[int, float]]]], label: str) -> Figure:
-    """Something over steps: a colour for each model by name, a line of (step, value) for each of
-    its seeds."""
-    figure, axes = _figure(7, 3)
-    for i, (name, seeds) in enumerate(models.items()):
-        for number, points in enumerate(seeds):
-            axes.plot(
-                *zip(*points, strict=True),
-                color=colour(i),
-                linewidth=1,
-                label=None if number else name,
-            )
-    axes.set(xlabel="step", ylabel=label)
-    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
-    return figure
+def pareto(front: Front) -> Figure:
+    """Scores with inherited weights over cost: what `derive --budget` chose from."""
+    return alone(charts.pareto(front))
 
 
-def comparison(results: dict[str, Any]) -> Figure:
-    """The metric on test of the found model and of every baseline: a dot for each seed, a bar for
-    the mean."""
-    shown = metric.of(results)
-    rows = [("found", results["test"])] + [(n, b["test"]) for n, b in results["baselines"].items()]
-    figure, axes = _figure(7, 0.7 + 0.34 * len(rows))
-    for i, (name, test) in enumerate(rows):
-        tone = PALETTE[0] if name == "found" else "#c3c9d1"
-        axes.barh(i, shown.number(test[shown.name]), color=tone, height=0.65)
-        axes.plot(
-            [shown.number(a) for a in test.get("per_seed", [])],
-            [i] * len(test.get("per_seed", [])),
-            "o",
-            color="#1f2937",
-            markersize=3.5,
-        )
-        right = max([test[shown.name], *test.get("per_seed", [])])
-        axes.annotate(
-            shown.text(test[shown.name]).removesuffix("%"),
-            (shown.number(right), i - 0.05),
-            (4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color=GREY,
-            ha="left",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7},
-        )
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axes.set(
-        ylim=(len(rows) - 0.4, -0.6), xlabel=f"test {shown.title}{', %' if shown.percent else ''}"
-    )
-    return figure
+def attention_maps(maps: AttentionMaps, example: MapExample) -> Figure:
+    """The attention maps of one example, at most six layers of eight heads."""
+    arrays = unpacked(example)
+    cells = []
+    for l, layer in enumerate(maps.layers[: MAPS[0]]):
+        for h, head in enumerate(maps.heads[: MAPS[1]]):
+            cells += _cells(f"layer {layer}, head {head}", arrays[l, h], example.tokens)
+    columns = min(len(maps.heads), MAPS[1])
+    return _heatmaps(cells, columns, lettered=len(example.tokens) <= LETTERED)
 
 
-def cost(
-    models: Sequence[tuple[str, float, float]],
-    measure: str,
-    shown: metric.Metric,
-    front: Sequence[int],
-) -> Figure:
-    """Score over cost of `models` (name, cost, score), with the Pareto front, numbers of models by
-    rising cost."""
-    figure, axes = _figure(6, 3.6)
-    line = [(models[i][1], shown.number(models[i][2])) for i in front]
-    axes.step(
-        *zip(*line, strict=True), where="post", color=PALETTE[5], linestyle="--", linewidth=1.2
-    )
-    for name, x, score in models:
-        found = name.startswith("found")
-        axes.plot(
-            x, shown.number(score), "D" if found else "o", color=PALETTE[0] if found else GREY
-        )
-        axes.annotate(
-            name.removeprefix("homogeneous."),
-            (x, shown.number(score)),
-            (0, -12 if found else 5),
-            textcoords="offset points",
-            ha="center",
-            fontsize=7,
-            color=PALETTE[0] if found else GREY,
-        )
-    axes.margins(0.15)
-    axes.set(xlabel=measure, ylabel=f"test {shown.title}{', %' if shown.percent else ''}")
-    return figure
-
-
-def layers(models: Sequence[Mapping[str, Any]], field: str, label: str) -> Figure:
-    """A cost of each layer, a step line for each model: `models` are rows of `profile.json`."""
-    figure, axes = _figure(7, 3)
-    for i, model in enumerate(models):
-        axes.plot(
-            [one[field] for one in model["layers"]],
-            color=colour(i),
-            label=model["name"],
-            marker="o",
-            markersize=3,
-            drawstyle="steps-mid",
-        )
-    axes.set(xlabel="layer", ylabel=label, ylim=(0, None))
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
-    return figure
-
-
-def maps(
-    weights: np.ndarray, tokens: Sequence[str], layers: Sequence[int], heads: Sequence[int]
-) -> Figure:
-    """Attention maps `[L, H, n, n]` on one example, at most 48: queries downward, keys to the
-    right."""
-    tall, wide = min(len(layers), 6), min(len(heads), 8)
-    figure = Figure(figsize=(0.6 + 1.7 * wide, 0.4 + 1.85 * tall), layout="constrained")
-    grid = figure.subplots(tall, wide, squeeze=False)
-    for l in range(tall):
-        for h in range(wide):
-            axes, matrix = grid[l, h], weights[l, h]
-            top, signed = max(np.abs(matrix).max(), 1e-12), matrix.min() < 0
-            axes.imshow(
-                matrix,
-                cmap="PuOr" if signed else "Blues",
-                vmin=-top if signed else 0,
-                vmax=top,
-                interpolation="nearest",
-            )
-            axes.set_title(f"layer {layers[l]}, head {heads[h]}", fontsize=7)
-            few = len(tokens) <= 16
-            axes.set_xticks(
-                range(len(tokens)) if few else [], tokens if few else [], fontsize=4.5, rotation=90
-            )
-            axes.set_yticks(range(len(tokens)) if few else [], tokens if few else [], fontsize=4.5)
-            axes.tick_params(length=0, pad=1, colors=GREY)
-            axes.spines[:].set_color("#d1d5db")
-    return figure
-
-
-def growth(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Time and memory over length, on logarithmic axes, a line for each attention, named where it
-    ends.
-
-    Args:
-      rows: each with "spec", "lengths", "ms" and "temp_mib", as
-        `experiments/benchmarks/attention.py` prints them.
-    """
-    figure = Figure(figsize=(11, 3.2 + 0.13 * len(rows)), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for axes, field, label in zip(
-        panels, ("ms", "temp_mib"), ("forward and backward, ms", "kept meanwhile, MiB"), strict=True
-    ):
-        ends = []
-        for i, row in enumerate(rows):
-            points = [(n, v) for n, v in zip(row["lengths"], row[field], strict=True) if v > 0]
-            if points:
-                axes.plot(
-                    *zip(*points, strict=True),
-                    color=colour(i),
-                    linewidth=1.3,
-                    marker="o",
-                    markersize=2.5,
-                    linestyle=("-", "--", ":")[i // len(PALETTE) % 3],
-                )
-                ends.append((points[-1], row["spec"], colour(i)))
-        axes.set(xscale="log", yscale="log", xlabel="length N", ylabel=label)
-        ticks = sorted({n for row in rows for n in row["lengths"]})
-        axes.set_xticks(ticks, [f"{n:,}" for n in ticks], fontsize=7)
-        axes.minorticks_off()
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=GREY)
-        _name_ends(axes, ends)
-    return figure
-
-
-def profile(data: Mapping[str, Any]) -> Figure:
-    """What `dartformer profile` found: over lengths, on logarithmic axes, where several were asked
-    for; else bars."""
-    fields = [
-        (
-            "latency, ms",
-            lambda r: r.get("latency_seconds") and 1e3 * r["latency_seconds"]["median"],
-        ),
-        ("MFLOP executed", lambda r: r.get("flops") and r["flops"] / 1e6),
-        ("state when decoding, KiB", lambda r: r["state_bytes"] / 2**10),
-    ]
-    rows = data.get("sweep") or data["models"]
-    fields = [(label, get) for label, get in fields if any(get(r) for r in rows)]
-    names = list(dict.fromkeys(r["name"] for r in rows))
-    sweep = len({r["length"] for r in rows}) > 1
-    figure = Figure(
-        figsize=(3.6 * len(fields) + 2, 3.2 if sweep else 1.2 + 0.3 * len(names)),
-        layout="constrained",
-    )
-    panels = figure.subplots(1, len(fields), squeeze=False, sharey=not sweep)[0]
-    for axes, (label, get) in zip(panels, fields, strict=True):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=GREY)
-        for i, name in enumerate(names):
-            points = [(r["length"], get(r)) for r in rows if r["name"] == name and get(r)]
-            if sweep and points:
-                axes.plot(
-                    *zip(*points, strict=True),
-                    color=colour(i),
-                    marker="o",
-                    markersize=3,
-                    label=name,
-                )
-            elif points:
-                axes.barh(i, points[0][1], color=colour(i))
-        if sweep:
-            axes.set(xscale="log", yscale="log", xlabel="length", ylabel=label)
-        else:
-            axes.set_yticks(range(len(names)), names, fontsize=7)
-            axes.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
-    if sweep:
-        figure.legend(
-            *panels[0].get_legend_handles_labels(),
-            frameon=False,
-            fontsize=7,
-            loc="outside right upper",
-        )
-    figure.suptitle(
-        f"{data['device']}; batch {data['batch']}, {data['phase']}", fontsize=8, color=GREY
-    )
-    return figure
-
-
-FAR = 1.3
-"""A budget beyond this many times the dearest genotype is told and not drawn: it would press all
-points together."""
-
-
-def pareto(data: Mapping[str, Any]) -> Figure:
-    """Accuracy with inherited weights against cost, from `pareto.json` (points) or what `derive
-    --budget` returns."""
-    points, share = data.get("points") or data["front"], data["metric"]
-    figure, axes = _figure(7, 4)
-    best = [p for p in points if p["front"]]
-    axes.step(
-        [p["cost"] for p in best],
-        [p[share] for p in best],
-        where="post",
-        color=PALETTE[0],
-        linewidth=1.2,
-    )
-    kinds = {
-        "chosen": (PALETTE[5], "D", 7, lambda p: p["chosen"]),
-        "front": (PALETTE[0], "o", 4, lambda p: p["front"] and not p["chosen"]),
-        "others": (GREY, "o", 4, lambda p: not p["front"] and not p["chosen"]),
-    }
-    for label, (tone, marker, size, belongs) in kinds.items():
-        some = [p for p in points if belongs(p)]
-        axes.plot(
-            [p["cost"] for p in some],
-            [p[share] for p in some],
-            marker,
-            color=tone,
-            markersize=size,
-            label=label,
-        )
-    for p in points:
-        if p["name"]:
-            axes.annotate(
-                p["name"],
-                (p["cost"], p[share]),
-                (5, -10),
-                textcoords="offset points",
-                fontsize=7,
-                color=GREY,
-            )
-    limit, dearest = data.get("budget", {}).get(data["quantity"]), max(p["cost"] for p in points)
-    if limit and limit < FAR * dearest:
-        axes.axvline(limit, color=PALETTE[5], linewidth=0.8, linestyle="--", label="budget")
-    elif limit:
-        axes.plot(
-            [],
-            [],
-            color=PALETTE[5],
-            linewidth=0.8,
-            linestyle="--",
-            label=f"budget: {limit:.4g}, to the right",
-        )
-    axes.margins(x=0.12)
-    axes.legend(frameon=False, fontsize=7, loc="upper left")  # a front rises to the right
-    axes.set(xlabel=data["quantity"], ylabel=f"{share} on valid, inherited weights")
-    return figure
-
-
-def save(figure: Figure, file: str) -> None:
-    """Write a figure as its ending says; raises `InputError` for one that matplotlib does not
-    know."""
-    try:
-        figure.savefig(file)
-    except (ValueError, OSError) as error:
-        raise InputError(f"cannot draw to {file}: {error}.") from None
-
-
-def _name_ends(axes: Any, ends: list[tuple[tuple[float, float], str, str]]) -> None:
-    """Write the name of each line to the right of the axes, near the height at which it ends, none
-    over another."""
-    low, high = np.log(axes.get_ylim())
-    ends = sorted(ends, key=lambda end: end[0][1])
-    gap = 1 / max(len(ends), 36)
-    places: list[float] = []
-    for (_, y), _, _ in ends:
-        place = float((np.log(y) - low) / (high - low))
-        places.append(max(place, places[-1] + gap) if places else place)
-    for i, place in enumerate(places):  # those that were pushed above the axes push back
-        places[i] = min(place, 1 - gap * (len(places) - 1 - i))
-    for (end, name, tone), place in zip(ends, places, strict=True):
-        axes.annotate(
-            name if len(name) < 36 else name.split("(")[0] + "(...)",
-            end,
-            (1.1, place),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=6.5,
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": tone,
-                "linewidth": 0.7,
-                "relpos": (0, 0.5),
-                "shrinkB": 1,
-            },
-        )
+def unpacked(example: MapExample) -> np.ndarray:
+    """The maps `[L, H, n, n]` of an example."""
+    n = len(example.tokens)
+    scale = example.maps.scale  # [L, H]
+    codes = np.frombuffer(base64.b64decode(example.maps.data), np.int8)
+    return codes.reshape(*scale.shape, n, n) * scale[..., None, None] / 127
 
 
 def matrices(
@@ -469,71 +145,244 @@ def matrices(
     causal: bool = False,
     seed: int = 0,
 ) -> Figure:
-    """What each attention's outputs take from which tokens, on one small input: queries downward,
-    keys to the right.
+    """What each attention's outputs take from which tokens: queries downward, keys to the right.
 
-    Each letter of `text` is a random vector, which is query, key and input alike but for a little
-    noise: letters attend to their like, as far as an attention lets them. Parameters are those of
-    `init`. Drawn are the weights; of a type that has none, how much each output changes with the
-    value and the input of each token, by its definition."""
-    keys = iter(jax.random.split(jax.random.key(seed), 9))
-    n, width = len(text), 16
-    shape = Shape(length=n, heads=1, head_dim=width, model_dim=width)
-    letters = jax.random.normal(next(keys), (128, width))[
-        np.frombuffer(text.encode("ascii"), np.uint8)
-    ]
-    q, k, x = (1.1 * letters + 0.2 * jax.random.normal(next(keys), (n, width)) for _ in range(3))
-    inputs = Inputs(
-        q[None, :, None],
-        k[None, :, None],
-        jax.random.normal(next(keys), (1, n, 1, width)),
-        x[None],
-        head_keys=jax.random.split(next(keys), 1),
-    )
-    init_key = next(keys)
-    wide = min(len(attentions), 5)
-    tall = -(-len(attentions) // wide)
-    figure = Figure(figsize=(0.4 + 2.1 * wide, 2.35 * tall), layout="constrained")
-    grid = figure.subplots(tall, wide, squeeze=False)
-    for axes in grid.flat[len(attentions) :]:
-        axes.set_visible(False)
-    for axes, attention in zip(grid.flat, attentions, strict=False):
-        matrix = _matrix(
-            attention,
-            attention.init(init_key, shape),
-            inputs,
-            causal=causal or not attention.traits.bidirectional,
+    Each letter of `text` is a random vector: letters attend to their like, as far as an attention
+    lets them. An attention without weights is drawn by the derivatives of its definition.
+    """
+    example = Example.of(text, seed)
+    cells = []
+    for attention in attentions:
+        # A long name may be broken after its first parenthesis.
+        name = to_text(attention).replace("(", "( ", 1)
+        title = textwrap.fill(name, 34).replace("( ", "(")
+        cells += _cells(title, matrix(attention, example, causal=causal), text)
+    return _heatmaps(cells, 5, lettered=True)
+
+
+def _cells(title: str, weights: np.ndarray, tokens: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of one panel: weights over the largest."""
+    largest = max(float(np.abs(weights).max()), 1e-12)
+    names = [f"{i} {token}" for i, token in enumerate(tokens)]
+    cells = []
+    for q, k in np.ndindex(weights.shape):
+        weight = round(float(weights[q, k]) / largest, 3)
+        cells.append({"panel": title, "query": names[q], "key": names[k], "weight": weight})
+    return cells
+
+
+def _heatmaps(cells: Sequence[Mapping[str, Any]], columns: int, *, lettered: bool) -> Figure:
+    """A panel for each matrix."""
+    tokens = len({cell["key"] for cell in cells})
+    # Cells of whole pixels leave no seams between them.
+    side = {"step": max(1, round(PANEL / tokens))}
+    panel = charts.heat(SIGNED, None) | {"width": side, "height": side}
+    for channel, edge in (("x", "bottom"), ("y", "left")):
+        encoding = panel["encoding"][channel]
+        encoding["title"] = None
+        if lettered:
+            encoding["axis"] |= {"labelFontSize": 6, "labelOverlap": False, "orient": edge}
+        else:
+            encoding["axis"] = None
+    return figure(faceted(panel, cells, "panel", columns, independent=("x", "y")))
+
+
+class Measure(NamedTuple):
+    """A number of a profile that has a panel."""
+
+    title: str
+    of: Callable[[ModelProfile], float | None]
+
+
+def _milliseconds(model: ModelProfile) -> float | None:
+    if model.latency_seconds is None:
+        return None
+    return 1e3 * model.latency_seconds.median
+
+
+def _megaflops(model: ModelProfile) -> float | None:
+    if model.flops is None:
+        return None
+    return model.flops / 1e6
+
+
+def _kibibytes(model: ModelProfile) -> float:
+    return model.state_bytes / 2**10
+
+
+MEASURES = (
+    Measure("latency, ms", _milliseconds),
+    Measure("MFLOP executed", _megaflops),
+    Measure("state when decoding, KiB", _kibibytes),
+)
+
+
+def profile(measured: Profile) -> Figure:
+    """What `dartformer profile` measured: lines over several lengths, or bars."""
+    models = measured.sweep or measured.models
+    rows = []
+    for measure in MEASURES:
+        for model in models:
+            value = measure.of(model)
+            if value:  # nothing measured, or no state to keep
+                rows.append(
+                    {
+                        "measure": measure.title,
+                        "model": model.name,
+                        "length": model.length,
+                        "value": value,
+                    }
+                )
+    names = list(dict.fromkeys(model.name for model in models))
+    panel: Spec
+    if len({model.length for model in models}) > 1:
+        panel = {
+            "width": 220,
+            "height": 200,
+            "mark": {"type": "line", "point": True},
+            "encoding": {
+                "x": quantity("length", "length", scale={"type": "log"}, axis=POWERS),
+                "y": quantity("value", None, scale={"type": "log"}, axis=COMPACT),
+                **named_lines("model", names),
+            },
+        }
+        separate = ["y"]
+    else:
+        panel = {
+            "width": 180,
+            "height": 20 * len(names),
+            "mark": "bar",
+            "encoding": {
+                "x": quantity("value", None, axis=COMPACT | {"tickCount": 4}),
+                "y": category("model", sort=names, title=None, axis={"labelLimit": 260}),
+                "color": category("model", scale=colors(names), legend=None),
+            },
+        }
+        separate = ["x"]
+    where = f"{measured.device}; batch {measured.batch}, {measured.phase}"
+    title = {"text": where, "fontSize": 11, "fontWeight": 400, "color": NEUTRAL}
+    panels = faceted(panel, rows, "measure", len(MEASURES), independent=separate)
+    return figure({"title": title, **panels})
+
+
+POWERS: Spec = {"format": ",d", "labelOverlap": True, "grid": False}
+"""An axis of lengths."""
+
+
+class Growth(NamedTuple):
+    """What an attention costs at several lengths.
+
+    Attributes:
+      name: of the attention.
+      lengths: of the input.
+      ms: milliseconds, forward and backward.
+      mib: MiB kept meanwhile.
+    """
+
+    name: str
+    lengths: Sequence[int]
+    ms: Sequence[float]
+    mib: Sequence[float]
+
+
+def growth(attentions: Sequence[Growth]) -> Figure:
+    """Time and memory over length, a line for each attention, named where it ends."""
+    panels = []
+    for title, field in (("forward and backward, ms", "ms"), ("kept meanwhile, MiB", "mib")):
+        lines = {}
+        for attention in attentions:
+            values = zip(attention.lengths, getattr(attention, field), strict=True)
+            points = [(length, value) for length, value in values if value > 0]
+            if points:
+                lines[attention.name] = points
+        panels.append(_growth_panel(lines, title))
+    return figure({"hconcat": panels, "resolve": {"scale": {"color": "independent"}}})
+
+
+def _growth_panel(lines: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Spec:
+    """Lines by name on logarithmic axes, with their names to the right."""
+    names = list(lines)
+    lengths = sorted({length for points in lines.values() for length, _ in points})
+    values = [value for points in lines.values() for _, value in points]
+    low, high = min(values), max(values)
+    margin = lengths[-1] * 1.3
+    rows = []
+    for name, points in lines.items():
+        for length, value in points:
+            rows.append({"attention": name, "length": length, "value": value})
+    ends = {name: points[-1] for name, points in lines.items()}
+    labels = []
+    for name, height in spread_out({n: y for n, (_, y) in ends.items()}, low, high).items():
+        length, value = ends[name]
+        labels.append(
+            {
+                "attention": name,
+                "label": name if len(name) < 36 else f"{name.split('(')[0]}(...)",
+                "length": length,
+                "value": value,
+                "beside": margin,
+                "height": height,
+            }
         )
-        top, signed = np.abs(matrix).max(), matrix.min() < 0
-        axes.imshow(
-            matrix,
-            cmap="PuOr" if signed else "Blues",
-            vmin=-top if signed else 0,
-            vmax=top,
-            interpolation="nearest",
-        )
-        axes.set_title(
-            textwrap.fill(to_text(attention).replace("(", "( ", 1), 34).replace("( ", "("),
-            fontsize=6.5,
-        )
-        axes.set_xticks(range(n), text, fontsize=5)
-        axes.set_yticks(range(n), text, fontsize=5)
-        axes.tick_params(length=0, pad=1, colors=GREY)
-        axes.spines[:].set_color("#d1d5db")
-    return figure
+    x = {"type": "log", "domain": [lengths[0], margin], "nice": False}
+    y = {"type": "log", "domain": [low, high], "nice": False}
+    look = {
+        "color": category("attention", sort=names, scale=colors(names), legend=None),
+    }
+    dash = category("attention", sort=names, scale=dashes(names), legend=None)
+    x_of_line = quantity("length", "length N", scale=x, axis=POWERS | {"values": lengths})
+    y_of_line = quantity("value", title, scale=y, axis=COMPACT)
+    curve = {
+        "mark": {"type": "line", "strokeWidth": 1.3, "point": {"size": 12}},
+        "encoding": {"x": x_of_line, "y": y_of_line, "strokeDash": dash, **look},
+    }
+    leader = {
+        "data": {"values": labels},
+        "mark": {"type": "rule", "strokeWidth": 0.7},
+        "encoding": {
+            "x": x_of_line,
+            "y": y_of_line,
+            "x2": {"field": "beside"},
+            "y2": {"field": "height"},
+            **look,
+        },
+    }
+    names_beside = {
+        "data": {"values": labels},
+        "mark": {"type": "text", "align": "left", "dx": 3, "fontSize": 8, "clip": False},
+        "encoding": {
+            "x": quantity("beside", "length N", scale=x),
+            "y": quantity("height", title, scale=y),
+            "text": category("label"),
+        },
+    }
+    return {
+        "width": 380,
+        "height": max(300, 12 * len(names)),
+        "data": {"values": rows},
+        "layer": [curve, leader, names_beside],
+    }
 
 
-def _matrix(attention: Attention, params: Any, inputs: Inputs, *, causal: bool) -> np.ndarray:
-    """`[N, N]` of the first head: its weights, or the size of the derivatives of its definition by
-    v and x."""
-    found = attention.weights(params, inputs, causal=causal)
-    if found is not None:
-        return np.asarray(found[0, 0])
-    reference: Any = attention.reference  # type: ignore[attr-defined]
+def spread_out(values: Mapping[str, float], low: float, high: float) -> dict[str, float]:
+    """Near each value, on a logarithmic axis, a height that is apart from all others.
 
-    def output(v: jax.Array, x: jax.Array) -> jax.Array:
-        return reference(params, dataclasses.replace(inputs, v=v, x=x), causal=causal)[0, :, 0]
-
-    by_v, by_x = jax.jacobian(output, (0, 1))(inputs.v, inputs.x)
-    parts = jnp.sum(by_v[:, :, 0, :, 0] ** 2, (1, 3)), jnp.sum(by_x[:, :, 0] ** 2, (1, 3))
-    return np.asarray(jnp.sqrt(parts[0] + parts[1]))
+    Args:
+      values: by name, between `low` and `high`, the ends of the axis.
+    """
+    names = sorted(values, key=lambda name: values[name])
+    gap = 1 / max(len(names), 36)
+    span = math.log(high / low) or 1.0
+    heights: list[float] = []  # shares of the axis
+    for name in names:
+        height = math.log(values[name] / low) / span
+        if heights:
+            height = max(height, heights[-1] + gap)
+        heights.append(height)
+    # Those that were pushed above the axis push back.
+    for i in range(len(heights)):
+        above = len(heights) - 1 - i
+        heights[i] = min(heights[i], 1 - gap * above)
+    return {
+        name: low * math.exp(height * span) for name, height in zip(names, heights, strict=True)
+    }

@@ -1,5 +1,4 @@
-"""Provenance: which command, with which versions, on which device, for how long:
-`provenance.json`."""
+"""Provenance: which command, with which versions, on which device, and for how long."""
 
 import contextlib
 import importlib.metadata
@@ -8,14 +7,15 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from dartformer import cost
 from dartformer._version import __version__
 from dartformer.machine.workdir import read_json, write_json
+from dartformer.results import Invocation, Provenance
 
 FILE, KEPT = "provenance.json", 100
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
@@ -23,41 +23,50 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
 @contextlib.contextmanager
 def noted(folder: Path, verb: str) -> Iterator[None]:
-    """Note a verb in the workdir `folder`: as it begins, when it ends, and what stopped it where
-    something does."""
-    entry: dict[str, Any] = {
-        "verb": verb,
-        "command": command(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "device": device(),
-        "versions": versions(),
-    }
+    """Note a verb in the workdir `folder` as it begins, when it ends, and what stopped it."""
+    invocation = Invocation(
+        verb=verb,
+        command=command(),
+        started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        device=device(),
+        versions=versions(),
+        state="running",
+    )
     earlier = read(folder)
     started = time.monotonic()
 
-    def write(**more: Any) -> None:
-        write_json(folder / FILE, {"runs": [*earlier, {**entry, **more}][-KEPT:]})
+    def write(state: str, why: str | None = None) -> None:
+        ended = replace(invocation, state=state, why=why)
+        if state != "running":
+            ended = replace(ended, seconds=time.monotonic() - started)
+        runs = (*earlier, ended)[-KEPT:]
+        write_json(folder / FILE, Provenance(runs).to_dict())
 
-    write(state="running")
+    write("running")
     try:
         yield
     except BaseException as error:
         text = " ".join(str(error).split()) or type(error).__name__
         with contextlib.suppress(OSError):  # a full disk must not replace the error with its own
-            write(state="stopped", why=text[:500], seconds=time.monotonic() - started)
+            write("stopped", text[:500])
         raise
-    write(state="done", seconds=time.monotonic() - started)
+    write("done")
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
+def read(folder: Path) -> tuple[Invocation, ...]:
     """The entries so far, the oldest first."""
-    return read_json(folder / FILE)["runs"] if (folder / FILE).exists() else []
+    file = folder / FILE
+    if not file.exists():
+        return ()
+    return Provenance.from_dict(read_json(file), str(file)).runs
 
 
 def command() -> str:
     """What was typed; of a script only its name, which is all that can be known."""
-    name = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
-    if name == "__main__.py" or name == "dartformer":
+    name = "python"
+    if sys.argv and sys.argv[0]:
+        name = Path(sys.argv[0]).name
+    if name in ("__main__.py", "dartformer"):
         return shlex.join(["dartformer", *sys.argv[1:]])
     return f"{name} (through Python)"
 
@@ -69,7 +78,7 @@ def device() -> str:
 
 def versions() -> dict[str, str]:
     """Of this package, of Python, and of the packages that numbers depend on."""
-    found = {"dartformer": __version__, "python": platform.python_version()}
+    numbers = {"dartformer": __version__, "python": platform.python_version()}
     for name in PACKAGES:
-        found[name] = importlib.metadata.version(name)
-    return found
+        numbers[name] = importlib.metadata.version(name)
+    return numbers

@@ -1,5 +1,4 @@
-"""Reading: what a workdir holds so far, read beside whoever is writing it, for reports and
-comparisons."""
+"""Reading a workdir while it may still be written: what it holds so far, for reports."""
 
 import itertools
 import json
@@ -8,14 +7,30 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from dartformer.errors import InputError
+from dartformer.machine.record import Record
 from dartformer.machine.workdir import read_json
 from dartformer.report import provenance
+from dartformer.results import (
+    AttentionMaps,
+    Front,
+    GenotypeRecord,
+    Invocation,
+    Layers,
+    Profile,
+    Results,
+    SearchRecord,
+)
 from dartformer.space.genotype import in_words
+from dartformer.stages.retrain import baseline_folder
+from dartformer.training import metric
+from dartformer.training.metric import Metric
+
+R = TypeVar("R", bound=Record)
 
 WEIGHTS = 300_000
 """How many weights of mixtures are read: of a larger search fewer steps, evenly spaced."""
@@ -26,7 +41,70 @@ POINTS, FEWEST = 24_000, 60
 LONG = 200
 """Letters of a genotype that is spelled out, layer by layer."""
 
+FREQUENT = 6
+"""Attentions of a longer genotype that are counted."""
+
 MIXTURE = re.compile(rb', "mixtures?": \[')
+
+SECTIONS = {"task", "model", "space", "search", "retrain"}
+"""Of every config."""
+
+FOUND, SEARCH = "found", "search"
+"""Whose curves those of `retrain/` and of `search/` are."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a report needs of the config, as plain values: a plug-in may be missing here.
+
+    Attributes:
+      task, strategy: names.
+      granularity: "model", "layer" or "head".
+      candidates: as they were typed.
+      layers, heads: of the model.
+      search_steps, retrain_steps: of each training.
+      search_seeds, retrain_seeds: numbers.
+      config: all of it, to be shown.
+    """
+
+    task: str
+    strategy: str
+    granularity: str
+    candidates: tuple[str, ...]
+    layers: int
+    heads: int
+    search_steps: int
+    retrain_steps: int
+    search_seeds: tuple[int, ...]
+    retrain_seeds: tuple[int, ...]
+    config: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> "Settings":
+        """From the content of `config.json`."""
+        model, space = config["model"], config["space"]
+        search, retrain = config["search"], config["retrain"]
+        first = config["seed"]
+        return cls(
+            task=config["task"]["name"],
+            strategy=search["strategy"]["name"],
+            granularity=space["granularity"],
+            candidates=tuple(space["candidates"]),
+            layers=model["layers"],
+            heads=model["heads"],
+            search_steps=search["steps"],
+            retrain_steps=retrain["steps"],
+            search_seeds=tuple(range(first, first + search["seeds"])),
+            retrain_seeds=tuple(retrain["seeds"]),
+            config=config,
+        )
+
+    @property
+    def places(self) -> tuple[int, int]:
+        """`(1 or L, 1 or H)`: rows and columns of the architecture weights."""
+        rows = 1 if self.granularity == "model" else self.layers
+        columns = self.heads if self.granularity == "head" else 1
+        return rows, columns
 
 
 @dataclass(frozen=True)
@@ -46,6 +124,18 @@ class Trajectory:
     logged: int
 
 
+class Training(NamedTuple):
+    """What a log is of.
+
+    Attributes:
+      model: "search", "found" or the name of a baseline.
+      seed: its number; None where one log holds several seeds.
+    """
+
+    model: str
+    seed: int | None
+
+
 @dataclass(frozen=True)
 class Curve:
     """One number of one training over its steps; `logged` points, of which these are kept."""
@@ -62,206 +152,227 @@ class Reading:
     """A workdir: the content of its files, None or empty where there is none yet."""
 
     path: Path
-    config: dict[str, Any]
-    results: dict[str, Any]
-    genotype: list[list[str]] | None
-    searched: dict[str, Any] | None
+    settings: Settings
+    results: Results
+    genotype: Layers | None
+    search: SearchRecord | None
     trajectory: Trajectory | None
     curves: tuple[Curve, ...]
-    profile: dict[str, Any] | None
-    pareto: dict[str, Any] | None
-    attention: dict[str, Any] | None
-    runs: list[dict[str, Any]]
+    profile: Profile | None
+    front: Front | None
+    attention: AttentionMaps | None
+    invocations: tuple[Invocation, ...]
 
     @property
-    def candidates(self) -> list[str]:
-        """As texts: of the search where it is finished, which spells every option out."""
-        return list(
-            self.searched["candidates"] if self.searched else self.config["space"]["candidates"]
-        )
+    def metric(self) -> Metric:
+        """What the models are scored by."""
+        return metric.find(self.results.measure)
 
     @property
-    def places(self) -> tuple[int, int]:
-        """`(1 or L, 1 or H)`: rows and columns of the alphas."""
-        granularity, model = self.config["space"]["granularity"], self.config["model"]
-        return (
-            1 if granularity == "model" else model["layers"],
-            model["heads"] if granularity == "head" else 1,
-        )
+    def candidates(self) -> tuple[str, ...]:
+        """As texts: of a finished search, which spells every option out."""
+        if self.search is None:
+            return self.settings.candidates
+        return self.search.candidates
 
 
 def read(path: str | Path) -> Reading:
-    """Everything that a page shows; raises `InputError` where the folder is no workdir, or a file
-    is damaged."""
+    """Everything that a page shows.
+
+    Raises `InputError` where the folder is not a workdir, or a file is damaged.
+    """
     path = Path(path)
-    config = config_of(path)
-
-    def maybe(name: str) -> Any:
-        return read_json(path / name) if (path / name).is_file() else None
-
-    genotype = maybe("genotype.json")
-    results = maybe("results.json") or {"task": config["task"]["name"]}
-    logs = (
-        sorted(path.glob("search/**/metrics.jsonl"))
-        + sorted(path.glob("retrain/*/metrics.jsonl"))
-        + sorted(path.glob("baselines/*/*/metrics.jsonl"))
-    )
-    searched = maybe("search/alphas.json")
-    candidates = (searched or config["space"])["candidates"]
-    names = {
-        _folder_of(name): name
-        for name in [*(f"homogeneous.{c}" for c in candidates), *results.get("baselines", {})]
-    }
+    settings = settings_of(path)
+    genotype = record(GenotypeRecord, path / "genotype.json")
+    results = record(Results, path / "results.json") or Results(task=settings.task)
+    search = record(SearchRecord, path / "search/alphas.json")
+    candidates = settings.candidates if search is None else search.candidates
+    logs = _logs(path)
+    names = _baseline_names(candidates, results)
     curves: list[Curve] = []
     for log in logs:
-        curves += _curves(log, _model_of(log.parent.relative_to(path), names))
+        training = _training_of(log.parent.relative_to(path), names)
+        curves += _curves(log, training)
     most = max(POINTS // max(len(curves), 1), FEWEST)
     return Reading(
-        path,
-        config,
-        results,
-        genotype["layers"] if genotype else None,
-        searched,
-        _trajectory(
-            path, config, [log for log in logs if log.relative_to(path).parts[0] == "search"]
-        ),
-        tuple(Curve(c.model, c.seed, c.field, thinned(c.points, most), c.logged) for c in curves),
-        maybe("profile.json"),
-        maybe("pareto.json"),
-        maybe("attention.json"),
-        provenance.read(path),
+        path=path,
+        settings=settings,
+        results=results,
+        genotype=None if genotype is None else genotype.layers,
+        search=search,
+        trajectory=_trajectory(path, settings, logs),
+        curves=tuple(_thinned_curve(curve, most) for curve in curves),
+        profile=record(Profile, path / "profile.json"),
+        front=record(Front, path / "pareto.json"),
+        attention=record(AttentionMaps, path / "attention.json"),
+        invocations=provenance.read(path),
     )
 
 
-def config_of(path: Path) -> dict[str, Any]:
-    """The config of a workdir, plain; raises `InputError` where the folder is none."""
-    if not (path / "config.json").is_file():
-        raise InputError(f"{path} is no workdir: it has no config.json.")
-    config = read_json(path / "config.json")
-    if (
-        not isinstance(config, dict)
-        or not {"task", "model", "space", "search", "retrain"} <= config.keys()
+def settings_of(path: Path) -> Settings:
+    """The settings of a workdir; raises `InputError` where the folder is none."""
+    file = path / "config.json"
+    if not file.is_file():
+        raise InputError(f"{path} is not a workdir: it has no config.json.")
+    config = read_json(file)
+    if not isinstance(config, dict) or not config.keys() >= SECTIONS:
+        raise InputError(f"{path} is not a workdir: dartformer did not write its config.json.")
+    return Settings.of(config)
+
+
+def record(kind: type[R], file: Path) -> R | None:
+    """The record in a file, if there is one."""
+    if not file.is_file():
+        return None
+    return kind.from_dict(read_json(file), str(file))
+
+
+def _logs(path: Path) -> list[Path]:
+    """The logs of a workdir, search first."""
+    logs: list[Path] = []
+    for pattern in (
+        "search/**/metrics.jsonl",
+        "retrain/*/metrics.jsonl",
+        "baselines/*/*/metrics.jsonl",
     ):
-        raise InputError(f"{path} is no workdir: its config.json is not dartformer's.")
-    return config
+        logs += sorted(path.glob(pattern))
+    return logs
 
 
-def _folder_of(name: str) -> str:
-    from dartformer.stages.retrain import baseline_folder
+def _baseline_names(candidates: Sequence[str], results: Results) -> dict[str, str]:
+    """The names of baselines by their folders, also of those that are not evaluated yet."""
+    names = [f"homogeneous.{candidate}" for candidate in candidates]
+    names += results.baselines or ()
+    return {baseline_folder(name): name for name in names}
 
-    return baseline_folder(name)
 
-
-def _model_of(folder: Path, names: dict[str, str]) -> tuple[str, int | None]:
+def _training_of(folder: Path, names: dict[str, str]) -> Training:
     """("found", 0) for `retrain/seed0`, and so on."""
-    seed = int(folder.name.removeprefix("seed")) if folder.name.startswith("seed") else None
+    seed = None
+    if folder.name.startswith("seed"):
+        seed = int(folder.name.removeprefix("seed"))
     if folder.parts[0] == "search":
-        return "search", seed
+        return Training(SEARCH, seed)
     if folder.parts[0] == "retrain":
-        return "found", seed
-    return names.get("/".join(folder.parts[:2]), folder.parts[1]), seed
+        return Training(FOUND, seed)
+    baseline = "/".join(folder.parts[:2])
+    return Training(names.get(baseline, folder.parts[1]), seed)
 
 
 def heads(file: Path) -> Iterator[tuple[dict[str, Any], int | None]]:
-    """The lines of a `metrics.jsonl`; of those with a mixture only what stands before the first
-    list, and their place.
+    """The lines of a `metrics.jsonl`, with the place in the file of those that hold a mixture.
 
-    Numbers stand before lists there. Leaving lists unread makes a search of thousands of places
-    quick to look at."""
+    Of a line with a mixture only what stands before the first list is read. Numbers stand before
+    lists there. Leaving lists unread makes a search of thousands of heads quick to read.
+    """
     with open(file, "rb") as handle:
-        place = 0
+        start = 0
         for line in handle:
             if not line.endswith(b"\n"):
                 return  # being written, or cut short by a crash
-            mixed = MIXTURE.search(line)
             try:
-                if mixed is None:
+                if MIXTURE.search(line) is None:
                     yield json.loads(line), None
                 else:
                     head = line[: line.index(b": [")]
-                    yield json.loads(head[: head.rindex(b", ")] + b"}"), place
+                    yield json.loads(head[: head.rindex(b", ")] + b"}"), start
             except json.JSONDecodeError:
                 return
-            place += len(line)
+            start += len(line)
 
 
-def _curves(file: Path, who: tuple[str, int | None]) -> Iterator[Curve]:
-    found: dict[str, list[tuple[int, float]]] = {}
+def _curves(file: Path, training: Training) -> Iterator[Curve]:
+    """A curve for each number in a log."""
+    logged: dict[str, list[tuple[int, float]]] = {}
     for line, _ in heads(file):
         for name, value in line.items():
             if name != "step" and isinstance(value, int | float):
-                found.setdefault(name, []).append((line["step"], value))
-    for name, points in found.items():
-        yield Curve(*who, name, tuple(points), len(points))
+                logged.setdefault(name, []).append((line["step"], value))
+    for name, points in logged.items():
+        yield Curve(training.model, training.seed, name, tuple(points), len(points))
+
+
+def _thinned_curve(curve: Curve, most: int) -> Curve:
+    points = thinned(curve.points, most)
+    return Curve(curve.model, curve.seed, curve.field, points, curve.logged)
 
 
 def thinned(points: Sequence[tuple[int, float]], most: int) -> tuple[tuple[int, float], ...]:
-    """About `most` of the points: the first, the last, and the lowest and highest of equal
-    stretches between."""
+    """About `most` of the points.
+
+    They are the first, the last, and the lowest and highest of equal stretches between.
+    """
     if len(points) <= most:
         return tuple(points)
     keep = {0, len(points) - 1}
-    values = np.array([v for _, v in points], np.float64)
+    values = np.array([value for _, value in points], np.float64)
     edges = np.linspace(0, len(points), max(most // 2, 1) + 1).astype(int)
-    for a, b in itertools.pairwise(edges):
-        keep |= {int(a + values[a:b].argmin()), int(a + values[a:b].argmax())}
+    for start, end in itertools.pairwise(edges):
+        stretch = values[start:end]
+        keep.add(int(start + stretch.argmin()))
+        keep.add(int(start + stretch.argmax()))
     return tuple(points[i] for i in sorted(keep))
 
 
-def _trajectory(path: Path, config: dict[str, Any], logs: list[Path]) -> Trajectory | None:
-    model, granularity = config["model"], config["space"]["granularity"]
-    rows, columns = (
-        1 if granularity == "model" else model["layers"],
-        model["heads"] if granularity == "head" else 1,
-    )
-    size = rows * columns * len(config["space"]["candidates"]) * config["search"]["seeds"]
+def _trajectory(path: Path, settings: Settings, logs: Sequence[Path]) -> Trajectory | None:
+    """The mixtures that a search logged, at evenly spaced steps."""
+    rows, columns = settings.places
+    size = rows * columns * len(settings.candidates) * len(settings.search_seeds)
     most = int(np.clip(WEIGHTS // size, 12, 400))
-    each: list[np.ndarray] = []
+    weights: list[np.ndarray] = []  # for each seed [T, rows, columns, K]
     seeds: list[int] = []
     steps: list[int] = []
     logged = 0
     for log in logs:
-        lines = [(line["step"], place) for line, place in heads(log) if place is not None]
+        if log.relative_to(path).parts[0] != "search":
+            continue
+        lines = [(line["step"], start) for line, start in heads(log) if start is not None]
         if not lines:
             continue
-        if not each:
-            logged = len(lines)
-        chosen = np.unique(
-            np.linspace(0, len(lines) - 1, min(len(lines), most)).round().astype(int)
-        )
-        values = []
-        with open(log, "rb") as handle:
-            for i in chosen:
-                handle.seek(lines[i][1] or 0)
-                line = json.loads(handle.readline())
-                values.append(
-                    np.array(
-                        line["mixtures"] if "mixtures" in line else [line["mixture"]], np.float32
-                    )[:, :rows, :columns]
-                )
-        own = [lines[i][0] for i in chosen]
-        if each and own != steps:
+        count = min(len(lines), most)
+        numbers = np.unique(np.linspace(0, len(lines) - 1, count).round().astype(int))
+        kept = [lines[number] for number in numbers]
+        log_steps = [step for step, _ in kept]
+        if not weights:
+            logged, steps = len(lines), log_steps
+        elif log_steps != steps:
             break  # a seed that is not as far as the first yet
-        steps = own
-        each += list(np.stack(values, 1))
-        seed = log.parent.name.removeprefix("seed")
-        seeds += (
-            [int(seed)]
-            if seed.isdigit()
-            else [config["seed"] + i for i in range(values[0].shape[0])]
-        )
-    return Trajectory(tuple(seeds), tuple(steps), np.stack(each), logged) if each else None
+        mixtures = _mixtures(log, [start for _, start in kept])
+        weights += list(mixtures[:, :, :rows, :columns])
+        seeds += _seeds_of(log, settings, len(mixtures))
+    if not weights:
+        return None
+    return Trajectory(tuple(seeds), tuple(steps), np.stack(weights), logged)
 
 
-def describe(layers: list[list[str]]) -> str:
+def _mixtures(log: Path, starts: Sequence[int]) -> np.ndarray:
+    """`[S, T, L, H, K]`: the mixtures in the lines that start at these places of a log."""
+    steps = []
+    with open(log, "rb") as handle:
+        for start in starts:
+            handle.seek(start)
+            line = json.loads(handle.readline())
+            seeds = line.get("mixtures") or [line["mixture"]]
+            steps.append(np.array(seeds, np.float32))
+    return np.stack(steps, 1)
+
+
+def _seeds_of(log: Path, settings: Settings, count: int) -> Sequence[int]:
+    """The seeds of a log: of the folder's name, or the first `count` of the search."""
+    seed = log.parent.name.removeprefix("seed")
+    if seed.isdigit():
+        return [int(seed)]
+    first = settings.search_seeds[0]
+    return range(first, first + count)
+
+
+def describe(layers: Sequence[Sequence[str]]) -> str:
     """A genotype in short; counts where that is long."""
     text = in_words(layers)
     if len(text) <= LONG:
         return text
-    heads = Counter(a for row in layers for a in row)
-    return (
-        f"a mixed genotype of {len(layers)} layers of {len(layers[0])} heads ("
-        + ", ".join(f"{a} in {n}" for a, n in heads.most_common(6))
-        + ("..." if len(heads) > 6 else "")
-        + ")"
-    )
+    counts = Counter(attention for heads in layers for attention in heads)
+    parts = [f"{attention} in {count}" for attention, count in counts.most_common(FREQUENT)]
+    more = "..." if len(counts) > FREQUENT else ""
+    size = f"{len(layers)} layers of {len(layers[0])} heads"
+    return f"a mixed genotype of {size} ({', '.join(parts)}{more})"

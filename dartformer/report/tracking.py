@@ -1,52 +1,53 @@
-"""Tracking: what a run came to, for TensorBoard and the trackers of `log.trackers`."""
+"""The result of a run, for TensorBoard and the trackers of `log.trackers`."""
 
 from typing import Any
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-
 from dartformer import config as configs
 from dartformer.report import plots
-from dartformer.space.genotype import Genotype
+from dartformer.results import Results
 from dartformer.stages.study import Run
 from dartformer.training import trackers
 
 
-def track(run: Run, results: dict[str, Any]) -> None:
-    """The config, the scores of the found genotype and of each baseline, and the genotype's
-    picture."""
-    metric = run.metric.name
-    scores = {
-        f"test_{metric}": results["test"][metric],
-        f"valid_{metric}": results["valid"][metric],
-        "parameters": float(results["parameters"]),
-        "flops": float(results["flops"]),
-    }
-    scores.update(
-        {
-            f"baseline_{name.split('.')[0]}_{i}_test_{metric}": baseline["test"][metric]
-            for i, (name, baseline) in enumerate(results["baselines"].items())
-        }
-    )
-    figure = plots.genotype(Genotype.from_dict(results["genotype"]), run.config.space.candidates)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    for one in trackers.start(run.config.log.trackers, run.file("summary"), str(run.workdir.path)):
+def track(run: Run, results: Results) -> None:
+    """The config, the scores of the found model and of each baseline, and the genotype's picture."""
+    if results.found is None or results.genotype is None:
+        return
+    values = scores(results)
+    picture = plots.genotype_of(results.genotype.layers, run.config.space.candidates).pixels()
+    settings = dict(flat(configs.to_dict(run.config)))
+    name = str(run.workdir.path)
+    for tracker in trackers.start(run.config.log.trackers, run.file("summary"), name):
         try:
-            one.summary(dict(_flat(configs.to_dict(run.config))), scores)
-            one.image("genotype", np.ascontiguousarray(pixels))
+            tracker.summary(settings, values)
+            tracker.image("genotype", picture)
         finally:
-            one.close()
+            tracker.close()
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    return [
-        pair
-        for name, value in config.items()
-        for pair in (
-            _flat(value, f"{prefix}{name}.")
-            if isinstance(value, dict)
-            else [(f"{prefix}{name}", value)]
-        )
-    ]
+def scores(results: Results) -> dict[str, float]:
+    """What is compared between runs, by name."""
+    found, metric = results.found, results.measure
+    if found is None:
+        return {}
+    values = {
+        f"test_{metric}": found.test.mean,
+        f"valid_{metric}": found.valid.mean,
+        "parameters": float(found.parameters),
+        "flops": found.flops,
+    }
+    for number, (name, baseline) in enumerate((results.baselines or {}).items()):
+        kind = name.split(".")[0]
+        values[f"baseline_{kind}_{number}_test_{metric}"] = baseline.test.mean
+    return values
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """The fields of a nested config by their dotted names."""
+    pairs: list[tuple[str, Any]] = []
+    for name, value in config.items():
+        if isinstance(value, dict):
+            pairs += flat(value, f"{prefix}{name}.")
+        else:
+            pairs.append((f"{prefix}{name}", value))
+    return pairs

@@ -1,4 +1,4 @@
-"""The charting library of the report, Vega-Lite with its runtime, as one script to be inlined."""
+"""The charting library of the report: Vega-Lite with its runtime, as one script to be inlined."""
 
 import contextlib
 import functools
@@ -12,16 +12,17 @@ from dartformer.machine.workdir import write_text
 
 @functools.cache
 def script() -> str:
-    """The script that defines `vegaEmbed`, from the package vl-convert-python; safe inside a
-    `<script>` element.
+    """The script that defines `vegaEmbed`, safe inside a `<script>` element.
 
-    Putting it together takes seconds, so it is kept in the user's cache folder, where that can be
-    written, by version."""
+    It comes from the package vl-convert-python. Bundling it takes seconds, so it is kept in the
+    user's cache folder, by version, where that can be written.
+    """
     file = user_cache.folder() / f"vega-{version('vl-convert-python')}.js"
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return file.read_text(encoding="utf-8")
-    made: str = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]  # its stub lacks the default
-    made = made.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    bundle: str = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]  # its stub lacks the default
+    # Neither text may stand in a script element, and both occur in strings only.
+    bundle = bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
     with contextlib.suppress(OSError):
-        write_text(file, made)
-    return made
+        write_text(file, bundle)
+    return bundle

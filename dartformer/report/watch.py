@@ -1,55 +1,68 @@
-"""Watch: the report of a run under way, served on this machine alone, made anew whenever the run
-writes something."""
+"""A report that is served on this machine alone, and refreshed while the run writes."""
 
 import hashlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 from dartformer.errors import InputError
-from dartformer.report import page as report
-from dartformer.report import reading
+from dartformer.report import page, reading
 
 HOST = "127.0.0.1"
 
+PATTERNS = (
+    "*.json",
+    "search/**/*.json*",
+    "retrain/*/metrics.jsonl",
+    "baselines/*/*/metrics.jsonl",
+)
+"""The files that a page shows."""
+
 
 def version(path: Path) -> str:
-    """Changes whenever a file that a page shows does."""
-    found = hashlib.sha256()
-    for file in sorted(
-        [
-            *path.glob("*.json"),
-            *path.glob("search/**/*.json*"),
-            *path.glob("retrain/*/metrics.jsonl"),
-            *path.glob("baselines/*/*/metrics.jsonl"),
-        ]
-    ):
+    """A text that changes whenever a file that a page shows does."""
+    files: list[Path] = []
+    for pattern in PATTERNS:
+        files += path.glob(pattern)
+    digest = hashlib.sha256()
+    for file in sorted(files):
         try:
             about = file.stat()
         except OSError:  # replaced in this moment
             continue
-        found.update(f"{file} {about.st_mtime_ns} {about.st_size}\n".encode())
-    return found.hexdigest()[:16]
+        digest.update(f"{file} {about.st_mtime_ns} {about.st_size}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+class Page:
+    """The page of a workdir, rendered when the workdir has changed."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._version = ""
+        self._text = ""
+
+    def text(self) -> str:
+        """The page as of now."""
+        with self._lock:
+            current = version(self.folder)
+            if current != self._version:
+                self._text = page.report(self.folder, live=True)
+                self._version = current
+            return self._text
 
 
 def server(path: str | Path, port: int = 0) -> ThreadingHTTPServer:
-    """A server of one workdir's page, on the loopback interface; `port` 0 is any that is free.
+    """A server of one workdir's page, on the loopback interface; `port` 0 is any free port.
 
-    It answers three things: the page, its version, and the files the page links to. A request that
+    It answers with the page, its version, and the files that the page links to. A request that
     names another host is refused, so that no page of another site can read this one. Raises
-    `InputError` where the folder is no workdir, or the port is taken."""
+    `InputError` where the folder is not a workdir, or the port is taken.
+    """
     folder = Path(path)
-    reading.config_of(folder)
-    made: dict[str, Any] = {"version": None, "page": ""}
-    lock = threading.Lock()
-
-    def page() -> str:
-        with lock:
-            now = version(folder)
-            if made["version"] != now:
-                made.update(page=report.report(folder, live=True), version=now)
-            return str(made["page"])
+    reading.settings_of(folder)
+    served = Page(folder)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -61,15 +74,14 @@ def server(path: str | Path, port: int = 0) -> ThreadingHTTPServer:
                 self._answer(200, "text/plain", version(folder))
             elif name == "":
                 try:
-                    self._answer(200, "text/html", page())
+                    self._answer(200, "text/html", served.text())
                 except InputError as error:
                     self._answer(503, "text/plain", f"{error}\n")
-            elif name in report.LINKS and (folder / name).is_file():
-                self._answer(
-                    200, "text/plain", (folder / name).read_text(encoding="utf-8", errors="replace")
-                )
+            elif name in page.LINKS and (folder / name).is_file():
+                text = (folder / name).read_text(encoding="utf-8", errors="replace")
+                self._answer(200, "text/plain", text)
             else:
-                self._answer(404, "text/plain", "not here")
+                self._answer(404, "text/plain", "not found")
 
         def _answer(self, code: int, kind: str, text: str) -> None:
             data = text.encode()
@@ -81,8 +93,8 @@ def server(path: str | Path, port: int = 0) -> ThreadingHTTPServer:
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, *_: Any) -> None:
-            """Requests are not worth a line each."""
+        def log_message(self, *_: object) -> None:
+            """Requests are not logged."""
 
     try:
         return ThreadingHTTPServer((HOST, port), Handler)
@@ -91,7 +103,7 @@ def server(path: str | Path, port: int = 0) -> ThreadingHTTPServer:
 
 
 def watch(path: str | Path, port: int = 0) -> None:
-    """Serve until interrupted, and say where."""
+    """Serve until interrupted, and print the address."""
     with server(path, port) as serving:
         print(f"http://{HOST}:{serving.server_address[1]}/ shows {path} (Ctrl-C stops)", flush=True)
         serving.serve_forever()

@@ -155,6 +155,15 @@ def verdicts(rows: list[dict[str, Any]]) -> None:
     )
 
 
+def drawn(rows: list[dict[str, Any]]) -> list[plots.Growth]:
+    """The rows of attentions, as a figure takes them."""
+    growths = []
+    for row in rows:
+        if row["name"] == "attention":
+            growths.append(plots.Growth(row["spec"], row["lengths"], row["ms"], row["temp_mib"]))
+    return growths
+
+
 def timed(run: Callable[[], Any], seconds: float) -> float:
     """Seconds of one run, the median of several."""
     run()
@@ -292,7 +301,7 @@ def main() -> None:
         else:
             say(name="ceilings", skipped=f"no accelerator here: {jax.devices()[0].device_kind}")
     if arguments.plot:
-        plots.growth([r for r in rows if r["name"] == "attention"]).savefig(arguments.plot, dpi=80)
+        plots.growth(drawn(rows)).save(arguments.plot)
         print(f"wrote {arguments.plot}", file=sys.stderr)
 
 

@@ -164,7 +164,7 @@
       rows() {
         const e = Number(by("a-example").value), l = Number(by("a-layer").value), h = Number(by("a-head").value);
         const one = given.examples[e], n = one.tokens.length, scale = one.maps.scale[l][h], found = [], all = bytes(e);
-        const name = (i) => i + "\u0001" + one.tokens[i]; // the same word may stand twice
+        const name = (i) => i + " " + one.tokens[i]; // the same word may occur twice
         const answer = one.label === undefined ? "" : ` Label: ${one.label}; the model's answer: ${one.answer}.`;
         by("a-words").textContent = one.text + "." + answer + (scale ? "" : " This head's attention has no weights to show.");
         for (let q = 0; q < n; q++) for (let k = 0; k < n; k++) {
