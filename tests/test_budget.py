@@ -163,7 +163,7 @@ def test_budget_in_a_config(tiny):
     for name, reason in (
         ("spos", "learns no alphas"),
         ("grid", "trains no supernet"),
-        ("sigmoid", "no distribution"),
+        ("sigmoid", "not a distribution"),
     ):
         configs.override(tiny, {"search.strategy.name": name})
         with pytest.raises(InputError, match=reason):

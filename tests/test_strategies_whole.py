@@ -111,7 +111,7 @@ def test_a_strategy_brings_its_options_and_what_follows_it(tiny):
         ({"search.strategy.extras": "drop(keep=3)"}, "keep=3 of 3 candidates drops none"),
         (
             {"search.strategy.name": "gumbel", "search.strategy.extras": "smoothing"},
-            "cannot be put on top of gumbel",
+            "does not work with gumbel",
         ),
         ({"search.partial": 2}, "cannot be taken with space.granularity = 'head'"),
         (
@@ -306,7 +306,7 @@ def test_a_dropped_candidate_is_not_computed():
     narrowing = Narrowing(
         lambda left: lambda state, batch: over(left)[1].step(state, batch, batch),
         space.mixture_shape,
-        options.falls(2, 6),
+        options.drop_steps(2, 6),
     )
     narrowing.prepare(other, tokens)
     for done in range(6):

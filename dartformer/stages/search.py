@@ -212,7 +212,7 @@ def step_of(run: Run, group: Group, strategy: Strategy | None = None) -> Step[St
 def compiled_step(run: Run, group: Group) -> CompiledStep[State] | Narrowing:
     """The step of a group; one that is compiled again as candidates fall, where the strategy drops
     some."""
-    falls = run.strategy.falls(len(run.space.candidates), run.config.search.steps)
+    falls = run.strategy.drop_steps(len(run.space.candidates), run.config.search.steps)
     among = run.shared(axis=1 if group.together else 0)
     if not falls:
         return CompiledStep(step_of(run, group), among)

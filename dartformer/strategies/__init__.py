@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from dartformer import spec
 from dartformer.errors import InputError, unknown
 from dartformer.registry import Registry, is_dataclass_type
 from dartformer.strategies import relax
@@ -100,15 +101,34 @@ def find(name: str, field: str = "search.strategy.name") -> type:
 
 
 def make(name: str, options: Mapping[str, Any]) -> StrategyOptions:
-    """The strategy `name` with `options`; raises `InputError` for a name or an option that does not
-    exist."""
-    kind: Any = find(name)
-    fields = [f.name for f in dataclasses.fields(kind)]
+    """The strategy `name` with `options`.
+
+    Args:
+      name: of a strategy.
+      options: values of its fields; the rest have their defaults. Extras may be texts, such as
+        "drop(keep=2)".
+
+    Raises:
+      InputError: for an unknown name or option, or a value that the strategy refuses.
+    """
+    cls: Any = find(name)
+    fields = [f.name for f in dataclasses.fields(cls)]
     for option in options:
         if option not in fields:
             raise unknown(f"option of the strategy {name}", option, fields)
+    values = dict(options)
+    if "extras" in values:
+        values["extras"] = tuple(_extra(extra) for extra in values["extras"])
     try:
-        made: StrategyOptions = kind(**options)
-        return made
+        strategy: StrategyOptions = cls(**values)
     except TypeError as error:
         raise InputError(f"strategy {name}: {error}.") from None
+    return strategy
+
+
+def _extra(extra: str | Extra) -> Extra:
+    """An extra, read from its text if it is one."""
+    if not isinstance(extra, str):
+        return extra
+    parsed: Extra = spec.parse(extra, EXTRAS, "extra")
+    return parsed

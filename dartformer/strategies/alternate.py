@@ -1,10 +1,11 @@
-"""The loop that strategies with alphas share: a step of the alphas, then a step of the weights.
+"""The loop of strategies with alphas: a step of the alphas, then a step of the weights.
 
-A strategy is a relaxation (how alphas become a mixture), a hypergradient (how the weights' answer
-is accounted for), a penalty on the alphas, and extras on top."""
+A strategy is a relaxation (how alphas become a mixture), a hypergradient (how the gradient of the
+alphas accounts for the weights' response), a penalty on the alphas, and extras on top. `Alternating`
+and `Bilevel` are its options; `Loop` is the algorithm, to be read from top to bottom.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,16 +14,14 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from dartformer.errors import InputError, unknown
-from dartformer.strategies.base import Options, Problem, State, Strategy, Weights
+from dartformer import spec
+from dartformer.errors import InputError
+from dartformer.strategies.base import Metrics, Options, Problem, State, Strategy, Weights
 from dartformer.strategies.extras import constrain
 from dartformer.strategies.extras.base import Extra
 from dartformer.strategies.hypergradients import HYPERGRADIENTS
 from dartformer.strategies.hypergradients.bilevel import First, Hypergradient
 from dartformer.strategies.relax import Alive, Relaxation, everywhere
-
-Penalty = Callable[[Array, Alive], Array | float]
-"""(alphas, alive) -> what a strategy adds to the alphas' loss."""
 
 SAMPLE = 0x5A3B1E
 """Folded into a step's key for what is sampled, so that it is independent of dropout."""
@@ -60,8 +59,8 @@ class Alternating(Options, ABC):
             reason = extra.refusal(self)
             if reason:
                 raise InputError(
-                    f"search.strategy.extras: {extra.name} cannot be put on top of "
-                    f"{type(self).__name__.lower()}: {reason}."
+                    f"search.strategy.extras: {extra.name} does not work with "
+                    f"{type(self).__name__.lower()}, because {reason}."
                 )
 
     @property
@@ -82,17 +81,22 @@ class Alternating(Options, ABC):
         """What the strategy itself adds to the alphas' loss."""
         return 0.0
 
-    def falls(self, candidates: int, steps: int) -> frozenset[int]:
+    def warmup_steps(self, steps: int) -> int:
+        """How many of the first steps move the weights alone."""
+        return round(self.warmup * steps)
+
+    def drop_steps(self, candidates: int, steps: int) -> frozenset[int]:
         """See `StrategyOptions`."""
-        warmup = round(self.warmup * steps)
-        return frozenset(
-            warmup + s for extra in self.extras for s in extra.falls(candidates, steps - warmup)
-        )
+        warmup = self.warmup_steps(steps)
+        drops: set[int] = set()
+        for extra in self.extras:
+            drops.update(warmup + s for s in extra.drop_steps(candidates, steps - warmup))
+        return frozenset(drops)
 
     def check(self, candidates: int, steps: int) -> None:
         """See `StrategyOptions`."""
         for extra in self.extras:
-            extra.check(candidates, steps - round(self.warmup * steps))
+            extra.check(candidates, steps - self.warmup_steps(steps))
 
     def __call__(self, problem: Problem) -> Strategy:
         """The strategy for a problem."""
@@ -101,7 +105,7 @@ class Alternating(Options, ABC):
 
 @dataclass(frozen=True)
 class Bilevel(Alternating):
-    """Options of the strategies whose alphas can be told how the weights answer.
+    """Options of the strategies whose alphas can account for the weights' response.
 
     Attributes:
       hypergradient: "first", "second" (exact), "finite" (the published approximation of the
@@ -113,137 +117,159 @@ class Bilevel(Alternating):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.hypergradient, str):
-            if self.hypergradient not in HYPERGRADIENTS:
-                raise unknown("search.strategy.hypergradient", self.hypergradient, HYPERGRADIENTS)
-            object.__setattr__(self, "hypergradient", HYPERGRADIENTS[self.hypergradient]())
+        self.response()  # refuses what cannot be read before anything is trained
+
+    def response(self) -> Hypergradient:
+        """The hypergradient, read from its text if it is one."""
+        if not isinstance(self.hypergradient, str):
+            return self.hypergradient
+        hypergradient: Hypergradient = spec.parse(
+            self.hypergradient, HYPERGRADIENTS, "hypergradient"
+        )
+        return hypergradient
 
     @property
     def order(self) -> int:
         """See `StrategyOptions`."""
-        return max(super().order, self.hypergradient.order)  # type: ignore[union-attr]
+        return max(super().order, self.response().order)
 
     def __call__(self, problem: Problem) -> Strategy:
         """The strategy for a problem."""
-        return alternate(problem, self, self.hypergradient)  # type: ignore[arg-type]
+        return alternate(problem, self, self.response())
 
 
 def alternate(problem: Problem, options: Alternating, hypergradient: Hypergradient) -> Strategy:
-    """The strategy that `options` describe; with `options.joint`, one gradient of both levels on
-    one batch."""
-    relaxation, extras = options.relaxation(), options.extras
-    warmup = round(options.warmup * problem.steps)
-    length = max(problem.steps - warmup, 1)
+    """The strategy that `options` describe: see `Loop`."""
     options.check(problem.alphas_shape[-1], problem.steps)
+    loop = Loop(problem, options, options.relaxation(), hypergradient)
+    return Strategy(loop.init, loop.step, loop.mixture)
 
-    def init(key: Array, weights: Weights) -> State:
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """Alternates steps of the alphas and of the weights.
+
+    Rows are `[1 or L, 1 or H, K]`, as the alphas are; the loss takes them broadcast to `[L, H, K]`.
+    """
+
+    problem: Problem
+    options: Alternating
+    relaxation: Relaxation
+    hypergradient: Hypergradient
+
+    def init(self, key: Array, weights: Weights) -> State:
+        """The state before the first step."""
+        problem, options = self.problem, self.options
         key, noise = jax.random.split(key)
         alphas = options.spread * jax.random.normal(noise, problem.alphas_shape)
-        memory = {name: value for extra in extras for name, value in extra.memory(alphas).items()}
-        memory.update(constrain.start(problem.constraint))
+        memory = constrain.start(problem.constraint)
+        for extra in options.extras:
+            memory.update(extra.memory(alphas))
         return State(
-            jnp.zeros((), jnp.int32),
-            key,
-            weights,
-            problem.weights_optimizer.init(weights),
-            alphas,
-            problem.alphas_optimizer.init(alphas),
-            memory,
+            step=jnp.zeros((), jnp.int32),
+            key=key,
+            weights=weights,
+            weights_optimizer=problem.weights_optimizer.init(weights),
+            alphas=alphas,
+            alphas_optimizer=problem.alphas_optimizer.init(alphas),
+            memory=memory,
         )
 
-    def progress_of(state: State) -> Array:
-        return jnp.clip((state.step - warmup) / length, 0.0, 1.0)
+    def step(self, state: State, weights_batch: Any, alphas_batch: Any) -> tuple[State, Metrics]:
+        """One step of both levels, then what extras and budget make of it."""
+        upper_key, lower_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        active = self.active(state)
+        if self.options.joint:
+            state, metrics = self.joint_step(state, weights_batch, lower_key, active)
+        else:
+            state, upper = self.alphas_phase(state, weights_batch, alphas_batch, upper_key, active)
+            state, lower = self.weights_phase(state, weights_batch, lower_key)
+            metrics = lower | upper
+        finite = jnp.isfinite(metrics["loss"])
+        state = state._replace(step=state.step + 1)
+        state, extra_metrics = self.extras_phase(state, alphas_batch, upper_key)
+        state, budget_metrics = self.budget_phase(state, active)
+        finite = finite & jnp.all(jnp.isfinite(state.alphas))
+        return state, metrics | extra_metrics | budget_metrics | {"finite": finite}
 
-    def loss_at(
-        weights: Weights, rows: Array, batch: Any, key: Array
-    ) -> tuple[Array, dict[str, Array]]:
-        return problem.loss(weights, everywhere(rows, problem.mixture_shape), batch, key)
+    def mixture(self, state: State) -> Array:
+        """`[L, H, K]`: what the alphas stand for now."""
+        return self.soft(state, state.alphas)
 
-    def penalty(alphas: Array, state: State) -> Array | float:
-        alive, progress = state.memory.get("alive"), progress_of(state)
-        soft = everywhere(relaxation.soft(alphas, alive), problem.mixture_shape)
-        return (
-            options.penalty(alphas, alive)
-            + sum(extra.penalty(alphas, alive, progress) for extra in extras)
-            + constrain.pressure(problem.constraint, soft, state.memory)
-        )
+    # The phases of a step, in their order.
 
-    def alphas_moved(state: State, gradient: Array, key: Array) -> State:
-        alphas, optimizer = move(
-            problem.alphas_optimizer, gradient, state.alphas_optimizer, state.alphas
-        )
-        alphas = relaxation.settle(state.alphas, alphas, state.memory.get("alive"), key)
-        return state._replace(alphas=alphas, alphas_optimizer=optimizer)
+    def alphas_phase(
+        self, state: State, weights_batch: Any, alphas_batch: Any, key: Array, active: Array
+    ) -> tuple[State, Metrics]:
+        """A step of the alphas, unless they rest."""
+        operands = state, weights_batch, alphas_batch, key
+        if self.warmup == 0 and "stopped" not in state.memory:
+            return self.alphas_step(*operands)  # They never rest: there is no branch to compile.
+        return jax.lax.cond(active, self.alphas_step, self.alphas_rest, *operands)
 
     def alphas_step(
-        state: State, weights_batch: Any, alphas_batch: Any, key: Array
-    ) -> tuple[State, dict[str, Array]]:
-        alive, progress, sample = (
-            state.memory.get("alive"),
-            progress_of(state),
-            jax.random.fold_in(key, SAMPLE),
-        )
+        self, state: State, weights_batch: Any, alphas_batch: Any, key: Array
+    ) -> tuple[State, Metrics]:
+        """A step of the alphas by the hypergradient of their own batch's loss."""
+        sample = jax.random.fold_in(key, SAMPLE)
 
-        def lower(weights: Weights, alphas: Array) -> tuple[Array, dict[str, Array]]:
-            return loss_at(
-                weights, relaxation.lower(alphas, alive, sample, progress), weights_batch, key
-            )
+        def lower(weights: Weights, alphas: Array) -> tuple[Array, Metrics]:
+            rows = self.lower_rows(state, alphas, sample)
+            return self.loss(weights, rows, weights_batch, key)
 
-        def upper(weights: Weights, alphas: Array) -> tuple[Array, dict[str, Array]]:
-            rows = relaxation.upper(alphas, alive, sample, progress)
-            value, _ = loss_at(weights, rows, alphas_batch, key)
-            return value + penalty(alphas, state), {"alphas_loss": value}
+        def upper(weights: Weights, alphas: Array) -> tuple[Array, Metrics]:
+            rows = self.upper_rows(state, alphas, sample)
+            value, _ = self.loss(weights, rows, alphas_batch, key)
+            return value + self.penalty(state, alphas), {"alphas_loss": value}
 
         def update(gradient: Weights) -> Weights:
-            return move(
-                problem.weights_optimizer, gradient, state.weights_optimizer, state.weights
-            )[0]
+            weights, _ = self.moved_weights(state, gradient)
+            return weights
 
-        found = hypergradient(lower, upper, update, state.weights, state.alphas)
-        metrics = {**found.metrics, "alphas_gradient_norm": optax.tree.norm(found.gradient)}
-        return alphas_moved(state, found.gradient, sample), metrics
+        result = self.hypergradient(lower, upper, update, state.weights, state.alphas)
+        norm = optax.tree.norm(result.gradient)
+        state = self.moved_alphas(state, result.gradient, sample)
+        return state, result.metrics | {"alphas_gradient_norm": norm}
 
-    def rows_of_weights(state: State, batch: Any, key: Array) -> Array:
-        alive, progress, sample = (
-            state.memory.get("alive"),
-            progress_of(state),
-            jax.random.fold_in(key, SAMPLE),
-        )
-        rows = relaxation.lower(state.alphas, alive, sample, progress)
-        if warmup and options.sampled:
-            rows = jnp.where(state.step < warmup, relaxation.soft(state.alphas, alive), rows)
-        for extra in extras:
-            rows = extra.disturb(
-                rows, sample, progress, lambda r: loss_at(state.weights, r, batch, key)[0]
-            )
-        return rows
+    def alphas_rest(
+        self, state: State, weights_batch: Any, alphas_batch: Any, key: Array
+    ) -> tuple[State, Metrics]:
+        """No step of the alphas: the state as it is, and the metrics of a step as NaN."""
+        _, shapes = jax.eval_shape(self.alphas_step, state, weights_batch, alphas_batch, key)
+        return state, jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes)
 
-    def both(state: State, batch: Any, key: Array) -> tuple[State, dict[str, Array]]:
-        alive, progress, sample = (
-            state.memory.get("alive"),
-            progress_of(state),
-            jax.random.fold_in(key, SAMPLE),
-        )
+    def weights_phase(self, state: State, batch: Any, key: Array) -> tuple[State, Metrics]:
+        """A step of the weights, at rows that the extras may have perturbed."""
+        sample = jax.random.fold_in(key, SAMPLE)
+        rows = self.lower_rows(state, state.alphas, sample)
+        if self.warmup and self.options.sampled:
+            # Of hard samples each candidate would get only its share of the warm-up.
+            soft = self.relaxation.soft(state.alphas, alive(state))
+            rows = jnp.where(state.step < self.warmup, soft, rows)
 
-        def loss(weights: Weights, alphas: Array) -> tuple[Array, tuple[Array, dict[str, Array]]]:
-            value, metrics = loss_at(
-                weights, relaxation.upper(alphas, alive, sample, progress), batch, key
-            )
-            return value + penalty(alphas, state), (value, metrics)
+        def loss(rows: Array) -> Array:
+            value, _ = self.loss(state.weights, rows, batch, key)
+            return value
 
-        ((_, (value, metrics)), gradients) = jax.value_and_grad(loss, (0, 1), has_aux=True)(
-            state.weights, state.alphas
-        )
+        for extra in self.options.extras:
+            rows = extra.perturb(rows, sample, self.progress(state), loss)
+        mixture = everywhere(rows, self.problem.mixture_shape)
+        return weights_step(self.problem, state, mixture, batch, key)
+
+    def joint_step(
+        self, state: State, batch: Any, key: Array, active: Array
+    ) -> tuple[State, Metrics]:
+        """One gradient of weights and alphas on one batch, in place of the first two phases."""
+        sample = jax.random.fold_in(key, SAMPLE)
+
+        def loss(weights: Weights, alphas: Array) -> tuple[Array, tuple[Array, Metrics]]:
+            rows = self.upper_rows(state, alphas, sample)
+            value, metrics = self.loss(weights, rows, batch, key)
+            return value + self.penalty(state, alphas), (value, metrics)
+
+        gradient_of = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+        (_, (value, metrics)), gradients = gradient_of(state.weights, state.alphas)
         gradient, alphas_gradient = gradients
-        weights, optimizer = move(
-            problem.weights_optimizer, gradient, state.weights_optimizer, state.weights
-        )
-        moved = alphas_moved(state, alphas_gradient, sample)
-        alphas, alphas_optimizer = jax.tree.map(
-            lambda new, old: jnp.where(active(state), new, old),
-            (moved.alphas, moved.alphas_optimizer),
-            (state.alphas, state.alphas_optimizer),
-        )
         metrics = {
             "loss": value,
             "gradient_norm": optax.tree.norm(gradient),
@@ -251,68 +277,113 @@ def alternate(problem: Problem, options: Alternating, hypergradient: Hypergradie
             "alphas_loss": value,
             "alphas_gradient_norm": optax.tree.norm(alphas_gradient),
         }
-        return state._replace(
+        moved = self.moved_alphas(state, alphas_gradient, sample)
+        alphas, alphas_optimizer = jax.tree.map(
+            lambda new, old: jnp.where(active, new, old),
+            (moved.alphas, moved.alphas_optimizer),
+            (state.alphas, state.alphas_optimizer),
+        )
+        weights, optimizer = self.moved_weights(state, gradient)
+        state = state._replace(
             weights=weights,
             weights_optimizer=optimizer,
             alphas=alphas,
             alphas_optimizer=alphas_optimizer,
-        ), metrics
+        )
+        return state, metrics
 
-    def active(state: State) -> Array:
-        return (state.step >= warmup) & ~state.memory.get("stopped", jnp.zeros((), bool))
-
-    def step(state: State, weights_batch: Any, alphas_batch: Any) -> tuple[State, dict[str, Array]]:
-        upper_key, lower_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-
-        def rest(state: State, *_: Any) -> tuple[State, dict[str, Array]]:
-            shapes = jax.eval_shape(alphas_step, state, weights_batch, alphas_batch, upper_key)[1]
-            return state, jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes)
-
-        upper: dict[str, Array] = {}
-        moves = active(state)
-        if options.joint:
-            state, lower = both(state, weights_batch, lower_key)
-        else:
-            if warmup == 0 and "stopped" not in state.memory:
-                state, upper = alphas_step(state, weights_batch, alphas_batch, upper_key)
-            else:
-                state, upper = jax.lax.cond(
-                    active(state), alphas_step, rest, state, weights_batch, alphas_batch, upper_key
-                )
-            rows = rows_of_weights(state, weights_batch, lower_key)
-            state, lower = weights_step(
-                problem, state, everywhere(rows, problem.mixture_shape), weights_batch, lower_key
-            )
-        state = state._replace(step=state.step + 1)
-        noted: dict[str, Array] = {}
-        for extra in extras:
+    def extras_phase(self, state: State, alphas_batch: Any, key: Array) -> tuple[State, Metrics]:
+        """What the extras do after a step: drop candidates, stop the alphas."""
+        metrics: Metrics = {}
+        for extra in self.options.extras:
 
             def soft_loss(alphas: Array, state: State = state) -> Array:
-                rows = relaxation.soft(alphas, state.memory.get("alive"))
-                return loss_at(state.weights, rows, alphas_batch, upper_key)[0]
+                rows = self.relaxation.soft(alphas, alive(state))
+                value, _ = self.loss(state.weights, rows, alphas_batch, key)
+                return value
 
-            state, found = extra.after(state, progress_of(state), upper_key, soft_loss)
-            noted.update(found)
-        memory, spent = constrain.ascend(problem.constraint, mixture(state), state.memory, moves)
-        state = state._replace(memory=memory)
-        noted.update(spent)
-        finite = jnp.isfinite(lower["loss"]) & jnp.all(jnp.isfinite(state.alphas))
-        return state, {**lower, **upper, **noted, "finite": finite}
+            state, logged = extra.after(state, self.progress(state), key, soft_loss)
+            metrics.update(logged)
+        return state, metrics
 
-    def mixture(state: State) -> Array:
-        return everywhere(
-            relaxation.soft(state.alphas, state.memory.get("alive")), problem.mixture_shape
+    def budget_phase(self, state: State, active: Array) -> tuple[State, Metrics]:
+        """The multipliers of a budget rise with what the mixture costs above its limits."""
+        memory, metrics = constrain.ascend(
+            self.problem.constraint, self.mixture(state), state.memory, active
+        )
+        return state._replace(memory=memory), metrics
+
+    # What the phases are made of.
+
+    @property
+    def warmup(self) -> int:
+        """Steps before the alphas begin to move."""
+        return self.options.warmup_steps(self.problem.steps)
+
+    def active(self, state: State) -> Array:
+        """Whether the alphas move in this step."""
+        stopped = state.memory.get("stopped", jnp.zeros((), bool))
+        return (state.step >= self.warmup) & ~stopped
+
+    def progress(self, state: State) -> Array:
+        """From 0, where the alphas begin to move, to 1, at the last step."""
+        length = max(self.problem.steps - self.warmup, 1)
+        return jnp.clip((state.step - self.warmup) / length, 0.0, 1.0)
+
+    def loss(self, weights: Weights, rows: Array, batch: Any, key: Array) -> tuple[Array, Metrics]:
+        """The problem's loss at rows `[1 or L, 1 or H, K]`."""
+        mixture = everywhere(rows, self.problem.mixture_shape)
+        return self.problem.loss(weights, mixture, batch, key)
+
+    def soft(self, state: State, alphas: Array) -> Array:
+        """The soft mixture `[L, H, K]` of `alphas`, over the candidates still alive."""
+        rows = self.relaxation.soft(alphas, alive(state))
+        return everywhere(rows, self.problem.mixture_shape)
+
+    def lower_rows(self, state: State, alphas: Array, sample: Array) -> Array:
+        """The rows at which the weights take their step."""
+        return self.relaxation.lower(alphas, alive(state), sample, self.progress(state))
+
+    def upper_rows(self, state: State, alphas: Array, sample: Array) -> Array:
+        """The rows through which the alphas' loss is differentiated."""
+        return self.relaxation.upper(alphas, alive(state), sample, self.progress(state))
+
+    def penalty(self, state: State, alphas: Array) -> Array | float:
+        """What the strategy, its extras and a budget add to the alphas' loss."""
+        extras: Array | float = 0.0
+        for extra in self.options.extras:
+            extras += extra.penalty(alphas, alive(state), self.progress(state))
+        pressure = constrain.pressure(
+            self.problem.constraint, self.soft(state, alphas), state.memory
+        )
+        return self.options.penalty(alphas, alive(state)) + extras + pressure
+
+    def moved_alphas(self, state: State, gradient: Array, sample: Array) -> State:
+        """The state after an optimizer step of the alphas, settled as the relaxation needs it."""
+        alphas, optimizer = move(
+            self.problem.alphas_optimizer, gradient, state.alphas_optimizer, state.alphas
+        )
+        alphas = self.relaxation.settle(state.alphas, alphas, alive(state), sample)
+        return state._replace(alphas=alphas, alphas_optimizer=optimizer)
+
+    def moved_weights(self, state: State, gradient: Weights) -> tuple[Weights, optax.OptState]:
+        """Weights after an optimizer step, and the optimizer's new state."""
+        return move(
+            self.problem.weights_optimizer, gradient, state.weights_optimizer, state.weights
         )
 
-    return Strategy(init, step, mixture)
+
+def alive(state: State) -> Alive:
+    """The candidates still in play; None where no extra ever drops one."""
+    return state.memory.get("alive")
 
 
 def weights_step(
     problem: Problem, state: State, mixture: Array, batch: Any, key: Array
-) -> tuple[State, dict[str, Array]]:
+) -> tuple[State, Metrics]:
     """One step of the weights at a mixture `[L, H, K]`."""
 
-    def loss(weights: Weights) -> tuple[Array, dict[str, Array]]:
+    def loss(weights: Weights) -> tuple[Array, Metrics]:
         return problem.loss(weights, mixture, batch, key)
 
     (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.weights)
@@ -326,6 +397,6 @@ def weights_step(
 def move(
     optimizer: optax.GradientTransformation, gradient: Any, state: optax.OptState, values: Any
 ) -> tuple[Any, optax.OptState]:
-    """One optimiser step: the new values and the optimiser's new state."""
+    """One optimizer step: the new values and the optimizer's new state."""
     updates, state = optimizer.update(gradient, state, values)
     return optax.apply_updates(values, updates), state

@@ -1,4 +1,4 @@
-"""What a search strategy is: two pure functions over one state. It sees a loss, never a network."""
+"""What a search strategy is: pure functions over one state. It sees a loss, never a network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,21 +10,24 @@ from jax import Array
 Weights = Any
 """A pytree of parameters."""
 
-Loss = Callable[[Weights, Array, Any, Array], tuple[Array, dict[str, Array]]]
+Metrics = dict[str, Array]
+"""Numbers of a step to log, by name."""
+
+Loss = Callable[[Weights, Array, Any, Array], tuple[Array, Metrics]]
 """loss(weights, mixture [L, H, K], batch, key) -> (scalar, metrics); the key is for dropout and the
 like."""
 
 
 class State(NamedTuple):
-    """All that a search knows, one pytree: what is saved is what is resumed.
+    """The whole state of a search, one pytree: a checkpoint holds it and nothing else.
 
     Attributes:
       step: steps taken, int32 scalar.
       key: PRNG key; step `s` draws from `fold_in(key, s)`.
       weights, weights_optimizer: parameters and their optax state.
       alphas, alphas_optimizer: `[1 or L, 1 or H, K]` and their optax state.
-      memory: what else a strategy must remember (candidates dropped, alphas of earlier steps);
-        empty for most.
+      memory: what the extras and a budget remember (candidates dropped, alphas of earlier steps);
+        empty for most strategies.
     """
 
     step: Array
@@ -53,7 +56,7 @@ class Constraint(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """What a strategy is given to solve.
+    """What a strategy solves.
 
     Attributes:
       loss: of weights and mixture on a batch.
@@ -78,25 +81,25 @@ class Strategy(NamedTuple):
 
     init: (key, weights) -> State.
     step: (state, weights_batch, alphas_batch) -> (State, metrics), one step of both levels.
-    mixture: state -> `[L, H, K]`, what the alphas stand for now, without sampling or disturbance.
+    mixture: state -> `[L, H, K]`, what the alphas stand for now, without samples or perturbations.
     """
 
     init: Callable[[Array, Weights], State]
-    step: Callable[[State, Any, Any], tuple[State, dict[str, Array]]]
+    step: Callable[[State, Any, Any], tuple[State, Metrics]]
     mixture: Callable[[State], Array]
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What the stages must know of a strategy without building it.
+    """What the stages need to know about a strategy before it is built.
 
     Attributes:
       paper: where it was published.
       derivations: names of the derivations that can follow it; the first is the default.
       alphas: it learns alphas; without them every row of its mixture stays uniform and says
         nothing.
-      simplex: rows of its mixture sum to one; otherwise they are gates between 0 and 1, each for
-        itself.
+      simplex: rows of its mixture sum to one; otherwise they are independent gates between 0 and
+        1.
       supernet: it trains a supernet; otherwise it has no steps, and its work is done by its
         derivation.
       halves: weights and alphas learn from their own half of train; otherwise there is one level,
@@ -119,54 +122,50 @@ def refusal(traits: Traits, derivation: str) -> str | None:
     if derivation in traits.derivations:
         return None
     if not traits.supernet:
-        return "it trains no supernet that could be asked"
+        return "it trains no supernet"
     if not traits.alphas and derivation in ("argmax", "sample", "top_k"):
         return "it learns no alphas, so every row of its mixture is uniform"
     if not traits.simplex and derivation == "sample":
-        return "its gates are no distribution that could be sampled"
-    return "it is made for another"
+        return "its gates are not a distribution to sample from"
+    return "it is made for other strategies"
 
 
 def budget_refusal(traits: Traits) -> str | None:
-    """Why a budget on the expected cost makes no sense in a search with these traits; None if it
-    does."""
+    """Why a search with these traits cannot hold a budget on the expected cost; None if it can."""
     if not traits.supernet:
         return "it trains no supernet"
     if not traits.alphas:
-        return "it learns no alphas that a budget could move"
+        return "it learns no alphas for a budget to act on"
     if not traits.simplex:
-        return "its gates are no distribution, so that there is no expected cost"
+        return "its gates are not a distribution, so there is no expected cost"
     return None
 
 
-def remat_refusal(strategy: Any) -> str | None:
-    """Why a supernet that always computes every candidate makes no sense with a strategy; None if
-    it does."""
+def remat_refusal(strategy: "StrategyOptions") -> str | None:
+    """Why a strategy does not work in a supernet that computes every candidate; None if it does."""
     if not strategy.traits.supernet:
         return "it trains no supernet"
     if strategy.sampled:
-        return "it samples, so that a step needs few of the candidates"
-    skipping = [extra.name for extra in getattr(strategy, "extras", ()) if extra.skips]
-    return (
-        f"{skipping[0]} without compiling again saves what it drops only as a step runs"
-        if skipping
-        else None
-    )
+        return "it samples, so a step needs only a few of the candidates"
+    for extra in getattr(strategy, "extras", ()):
+        if extra.skips:
+            return f"{extra.name} without recompiling saves work only by skipping candidates"
+    return None
 
 
 class StrategyOptions(Protocol):
     """A frozen dataclass of a strategy's options; calling it with a problem gives the strategy.
 
     Attributes:
-      traits: what stages must know of it.
+      traits: what stages need to know about it.
       order: how many times the loss is differentiated with respect to the network's inputs and
         weights.
-      sampled: mixtures are one-hot samples (after any warm-up), so that a step computes few of the
+      sampled: mixtures are one-hot samples (after any warm-up), so a step computes few of the
         candidates.
-      vectorises: several seeds may run as one `jax.vmap`ped program at no more than their own
-        price. Not where `lax.cond` saves work: under `vmap` both its sides are computed.
-      falls: (candidates, steps) -> the numbers of steps after which candidates can have been
-        dropped for good (`memory["alive"]`), so that the step should be compiled anew without them.
+      vectorises: several seeds may run as one `jax.vmap`ped program at no extra cost. Not where
+        `lax.cond` saves work, because `vmap` computes both of its branches.
+      drop_steps: (candidates, steps) -> the steps after which candidates can have been dropped for
+        good (`memory["alive"]`), so that the step should be compiled again without them.
       check: (candidates, steps) -> None, or `InputError` where the options do not fit them.
     """
 
@@ -181,13 +180,13 @@ class StrategyOptions(Protocol):
     @property
     def vectorises(self) -> bool: ...
 
-    def falls(self, candidates: int, steps: int) -> frozenset[int]: ...
+    def drop_steps(self, candidates: int, steps: int) -> frozenset[int]: ...
     def check(self, candidates: int, steps: int) -> None: ...
     def __call__(self, problem: Problem) -> Strategy: ...
 
 
 class Options:
-    """What most strategies answer to `StrategyOptions`."""
+    """The answers that most strategies give to `StrategyOptions`."""
 
     traits: ClassVar[Traits]
 
@@ -206,7 +205,7 @@ class Options:
         """Several seeds may run as one program."""
         return not self.sampled
 
-    def falls(self, candidates: int, steps: int) -> frozenset[int]:
+    def drop_steps(self, candidates: int, steps: int) -> frozenset[int]:
         """See `StrategyOptions`."""
         return frozenset()
 

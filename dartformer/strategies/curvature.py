@@ -1,9 +1,9 @@
-"""The curvature of the alphas' loss: eigenvalues of d2L/da2, by Lanczos iteration over
-Hessian-vector products.
+"""The curvature of the alphas' loss: eigenvalues of d2L/da2, by Lanczos iteration.
 
-A large dominant eigenvalue means a sharp minimum: the loss of the rounded mixture says little about
-that of the soft one (Zela et al. 2020, "Understanding and Robustifying Differentiable Architecture
-Search", arXiv 1909.09656)."""
+A large dominant eigenvalue means a sharp minimum, where the loss of the discretized mixture says
+little about that of the soft one (Zela et al. 2020, "Understanding and Robustifying Differentiable
+Architecture Search", arXiv 1909.09656).
+"""
 
 from collections.abc import Callable
 
@@ -19,19 +19,16 @@ rounding."""
 def eigenvalues(
     gradient: Callable[[Array], Array], alphas: Array, key: Array, iterations: int = ITERATIONS
 ) -> Array:
-    """Ritz values of the Jacobian of `gradient` at `alphas`, ascending; the ends are the first to
-    be right.
+    """Ritz values of the Jacobian of `gradient` at `alphas`, ascending.
 
-    Each iteration costs one `jax.jvp` of the gradient; the basis is orthogonalised in full, twice,
-    so that no eigenvalue appears more often than it should, and where it spans an invariant
-    subspace it goes on from a new random direction. The Jacobian must be symmetric, as that of a
-    gradient is.
+    The ends of the spectrum converge first. Each iteration costs one `jax.jvp` of the gradient. The
+    Jacobian must be symmetric, as that of a gradient is.
 
     Args:
       gradient: alphas -> dL/da, of the same shape; differentiable once more.
       alphas: any shape, n numbers in all.
       key: of the random directions.
-      iterations: at most n are made.
+      iterations: n at most.
 
     Returns:
       `[min(iterations, n)]`, of the alphas' dtype.
@@ -42,29 +39,35 @@ def eigenvalues(
     small = 10 * n * jnp.finfo(alphas.dtype).eps
 
     def product(v: Array) -> Array:
-        return jax.jvp(gradient, (alphas,), (v.reshape(alphas.shape),))[1].reshape(n)
+        _, image = jax.jvp(gradient, (alphas,), (v.reshape(alphas.shape),))
+        return image.reshape(n)
 
     def orthogonal(v: Array, basis: Array) -> Array:
+        # Against the whole basis and twice: otherwise rounding repeats converged eigenvalues.
         for _ in range(2):
             v = v - basis.T @ (basis @ v)
         return v
 
     def iterate(basis: Array, i: Array) -> tuple[Array, tuple[Array, Array]]:
         image = product(basis[i])
-        on, scale = image @ basis[i], jnp.linalg.norm(image)
-        rest = orthogonal(image, basis)
-        off = jnp.linalg.norm(rest)
-        ended = off <= small * scale
+        diagonal, scale = image @ basis[i], jnp.linalg.norm(image)
+        residual = orthogonal(image, basis)
+        norm = jnp.linalg.norm(residual)
+        # Where the basis spans an invariant subspace, go on from a new random direction.
+        invariant = norm <= small * scale
         fresh = orthogonal(directions[(i + 1) % rank], basis)
-        rest = jnp.where(ended, fresh / jnp.linalg.norm(fresh), rest / jnp.where(ended, 1, off))
+        fresh = fresh / jnp.linalg.norm(fresh)
+        following = jnp.where(invariant, fresh, residual / jnp.where(invariant, 1, norm))
         # The row after the last is written nowhere: out-of-bounds updates are dropped.
-        return basis.at[i + 1].set(rest, mode="drop"), (on, jnp.where(ended, 0, off))
+        basis = basis.at[i + 1].set(following, mode="drop")
+        return basis, (diagonal, jnp.where(invariant, 0, norm))
 
-    basis = (
-        jnp.zeros((rank, n), alphas.dtype).at[0].set(directions[0] / jnp.linalg.norm(directions[0]))
-    )
-    _, (on, off) = jax.lax.scan(iterate, basis, jnp.arange(rank))
-    return jnp.linalg.eigvalsh(jnp.diag(on) + jnp.diag(off[:-1], 1) + jnp.diag(off[:-1], -1))
+    first = directions[0] / jnp.linalg.norm(directions[0])
+    basis = jnp.zeros((rank, n), alphas.dtype).at[0].set(first)
+    _, (diagonal, norms) = jax.lax.scan(iterate, basis, jnp.arange(rank))
+    off = norms[:-1]
+    tridiagonal = jnp.diag(diagonal) + jnp.diag(off, 1) + jnp.diag(off, -1)
+    return jnp.linalg.eigvalsh(tridiagonal)
 
 
 def dominant_eigenvalue(

@@ -1,5 +1,4 @@
-"""DARTS (Liu et al. 2019, arXiv 1806.09055): alphas by gradient descent on their own half of the
-data."""
+"""DARTS (Liu et al. 2019, arXiv 1806.09055): alphas learn on their own half of the data."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,11 +10,11 @@ from dartformer.strategies.relax import SOFTMAX, Relaxation
 
 @dataclass(frozen=True)
 class Darts(Bilevel):
-    """Alternates a step of the alphas (upper level) and of the weights (lower level), at a softmax
-    of the alphas.
+    """Alternates gradient steps of the alphas and of the weights, at a softmax of the alphas.
 
     Attributes:
-      hypergradient: how the weights' answer to the alphas is accounted for, see `Bilevel`.
+      hypergradient: how the gradient of the alphas accounts for the weights' response, see
+        `Bilevel`.
       warmup, spread, extras: see `Alternating`.
     """
 
@@ -24,5 +23,5 @@ class Darts(Bilevel):
     )
 
     def relaxation(self) -> Relaxation:
-        """Softmax, without chance."""
+        """Softmax, without samples."""
         return SOFTMAX

@@ -1,10 +1,10 @@
-"""DrNAS (Chen et al. 2021, arXiv 2006.10355): each row of the mixture is drawn from a Dirichlet
-distribution.
+"""DrNAS (Chen et al. 2021, arXiv 2006.10355): rows drawn from a Dirichlet distribution.
 
     theta ~ Dir(c),   c = elu(a) + 1,   loss + reg * KL(Dir(c) || Dir(1))
 
-differentiated through the draw (implicit reparameterisation); what is derived is the mean c /
-sum(c)."""
+The gradient goes through the draw (implicit reparameterisation). The derivation reads the mean,
+c / sum(c).
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -28,11 +28,10 @@ def concentration(alphas: Array) -> Array:
 def divergence(c: Array) -> Array:
     """KL(Dir(c) || Dir(1)) of each row `[..., K]`: 0 at c = 1, 0.1250928 at c = (2, 2)."""
     total = c.sum(-1)
+    # E[log theta_k] under Dir(c).
+    logs = digamma(c) - digamma(total)[..., None]
     return (
-        gammaln(total)
-        - gammaln(c).sum(-1)
-        - gammaln(float(c.shape[-1]))
-        + ((c - 1) * (digamma(c) - digamma(total)[..., None])).sum(-1)
+        gammaln(total) - gammaln(c).sum(-1) - gammaln(float(c.shape[-1])) + ((c - 1) * logs).sum(-1)
     )
 
 
@@ -46,8 +45,7 @@ def among(rows: Array, alive: Alive) -> Array:
 
 @dataclass(frozen=True)
 class Dirichlet(Bilevel):
-    """Draws soft mixtures from a Dirichlet distribution whose concentrations are learned: explores
-    by itself.
+    """Draws soft mixtures from a Dirichlet distribution with learned concentrations.
 
     Attributes:
       regularisation: weight of the divergence from the uniform Dirichlet (the authors: 1e-3).
@@ -74,15 +72,14 @@ class Dirichlet(Bilevel):
         return self.regularisation * divergence(concentration(alphas)).mean()
 
     def relaxation(self) -> Relaxation:
-        """Weights' and alphas' steps both take draws."""
+        """Draws for the steps of weights and alphas; their mean as the soft rows."""
 
         def soft(alphas: Array, alive: Alive) -> Array:
             c = concentration(alphas)
             return among(c / c.sum(-1, keepdims=True), alive)
 
         def draw(alphas: Array, alive: Alive, key: Array, progress: Array) -> Array:
-            return among(
-                jax.random.dirichlet(key, concentration(alphas), dtype=alphas.dtype), alive
-            )
+            rows = jax.random.dirichlet(key, concentration(alphas), dtype=alphas.dtype)
+            return among(rows, alive)
 
         return Relaxation(soft, draw, draw)

@@ -1,10 +1,8 @@
-"""DARTFormer's own search (Brown et al. 2022, arXiv 2210.00641): no alphas; the candidates are
-averaged.
+"""The DARTFormer paper's search (Brown et al. 2022, arXiv 2210.00641): no alphas, but an average.
 
-    o = (1/K) sum_k o_k          trained to convergence on the training loss; then see
-    `dartformer.derivations.masked`
+    o = (1/K) sum_k o_k          trained to convergence on the training loss
 
-Each candidate is a block with its own projections.
+Each candidate is a block with its own projections. `dartformer.derivations.masked` then chooses.
 """
 
 from collections.abc import Callable
@@ -20,8 +18,7 @@ from dartformer.strategies.relax import softmax
 
 @dataclass(frozen=True)
 class Masked(WeightsOnly):
-    """The DARTFormer paper's: weights at the uniform mixture; what is missed most when it is masked
-    out is chosen."""
+    """Keeps the candidate whose removal lowers validation accuracy most (the DARTFormer paper's)."""
 
     traits: ClassVar[Traits] = Traits(
         "arXiv 2210.00641",

@@ -1,5 +1,4 @@
-"""The loop of strategies that learn no alphas: steps of the weights alone, at mixtures that nobody
-learns."""
+"""The loop of strategies without alphas: steps of the weights alone, at mixtures not learned."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -10,12 +9,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from dartformer.strategies.alternate import SAMPLE, weights_step
-from dartformer.strategies.base import Options, Problem, State, Strategy, Weights
+from dartformer.strategies.base import Metrics, Options, Problem, State, Strategy, Weights
 from dartformer.strategies.relax import everywhere, softmax
 
 
 class WeightsOnly(Options, ABC):
-    """A strategy whose weights learn at the rows that `rows` gives; its alphas stay zero."""
+    """A strategy whose weights learn at the rows that `rows` draws; its alphas stay zero."""
 
     draws: ClassVar[bool]
 
@@ -35,28 +34,24 @@ class WeightsOnly(Options, ABC):
         def init(key: Array, weights: Weights) -> State:
             alphas = jnp.zeros(problem.alphas_shape)
             return State(
-                jnp.zeros((), jnp.int32),
-                key,
-                weights,
-                problem.weights_optimizer.init(weights),
-                alphas,
-                problem.alphas_optimizer.init(alphas),
-                {},
+                step=jnp.zeros((), jnp.int32),
+                key=key,
+                weights=weights,
+                weights_optimizer=problem.weights_optimizer.init(weights),
+                alphas=alphas,
+                alphas_optimizer=problem.alphas_optimizer.init(alphas),
+                memory={},
             )
 
-        def step(
-            state: State, weights_batch: Any, alphas_batch: Any
-        ) -> tuple[State, dict[str, Array]]:
+        def step(state: State, weights_batch: Any, alphas_batch: Any) -> tuple[State, Metrics]:
             key = jax.random.fold_in(state.key, state.step)
-            mixture = everywhere(
-                rows(state.alphas, jax.random.fold_in(key, SAMPLE)), problem.mixture_shape
-            )
-            state, metrics = weights_step(problem, state, mixture, weights_batch, key)
-            return state._replace(step=state.step + 1), {
-                **metrics,
-                "finite": jnp.isfinite(metrics["loss"]),
-            }
+            sample = jax.random.fold_in(key, SAMPLE)
+            drawn = everywhere(rows(state.alphas, sample), problem.mixture_shape)
+            state, metrics = weights_step(problem, state, drawn, weights_batch, key)
+            finite = jnp.isfinite(metrics["loss"])
+            return state._replace(step=state.step + 1), metrics | {"finite": finite}
 
-        return Strategy(
-            init, step, lambda state: everywhere(softmax(state.alphas), problem.mixture_shape)
-        )
+        def mixture(state: State) -> Array:
+            return everywhere(softmax(state.alphas), problem.mixture_shape)
+
+        return Strategy(init, step, mixture)

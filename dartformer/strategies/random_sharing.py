@@ -1,5 +1,4 @@
-"""Random search with weight sharing (Li and Talwalkar 2019, arXiv 1902.07638): the baseline to
-beat."""
+"""Random search with weight sharing (Li and Talwalkar 2019, arXiv 1902.07638), a baseline."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,8 +9,7 @@ from dartformer.strategies.spos import Spos
 
 @dataclass(frozen=True)
 class RandomSharing(Spos):
-    """Trains one random path at each step; then keeps the best of a thousand random genotypes
-    (RSWS)."""
+    """Trains one random path at each step, then keeps the best of a thousand random genotypes."""
 
     traits: ClassVar[Traits] = Traits(
         "arXiv 1902.07638", ("random_search", "evolution"), alphas=False, halves=False

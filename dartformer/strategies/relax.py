@@ -1,7 +1,8 @@
 """Relaxations: from alphas to the mixtures at which weights and alphas take their steps.
 
-All work on rows `[1 or L, 1 or H, K]`, the free places of the search; `alive` of that shape marks
-the candidates that are still in play (None: all), and a dropped one has weight zero, exactly."""
+They work on rows `[1 or L, 1 or H, K]`, the free places of the search. `alive`, of the same shape,
+marks the candidates still in play (None: all); a dropped one has weight zero, exactly.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,9 +20,10 @@ alphas."""
 class Relaxation(NamedTuple):
     """How alphas become rows of a mixture.
 
-    soft: (alphas, alive) -> rows: what the alphas stand for, without chance. lower: rows at which
-    the weights take a step. upper: rows through which the alphas' loss is differentiated. settle:
-    (alphas before, alphas after, alive, key of `upper`) -> alphas: what follows the alphas' step.
+    soft: (alphas, alive) -> rows: what the alphas stand for, without samples.
+    lower: rows at which the weights take a step.
+    upper: rows through which the alphas' loss is differentiated.
+    settle: (alphas before, alphas after, alive, key of `upper`) -> alphas: the end of their step.
     """
 
     soft: Callable[[Array, Alive], Array]
@@ -32,7 +34,9 @@ class Relaxation(NamedTuple):
 
 def living(alphas: Array, alive: Alive) -> Array:
     """Alphas, minus infinity where a candidate is dropped."""
-    return alphas if alive is None else jnp.where(alive, alphas, -jnp.inf)
+    if alive is None:
+        return alphas
+    return jnp.where(alive, alphas, -jnp.inf)
 
 
 def softmax(alphas: Array, alive: Alive = None) -> Array:
@@ -52,11 +56,12 @@ def one_hot(choice: Array, like: Array) -> Array:
 
 def uniform_path(alphas: Array, alive: Alive, key: Array, progress: Array) -> Array:
     """One candidate in each row, all equally likely (Guo et al. 2020, arXiv 1904.00420, eq. 7)."""
-    return one_hot(jax.random.randint(key, alphas.shape[:-1], 0, alphas.shape[-1]), alphas)
+    choice = jax.random.randint(key, alphas.shape[:-1], 0, alphas.shape[-1])
+    return one_hot(choice, alphas)
 
 
-def without_chance(soft: Callable[[Array, Alive], Array]) -> Relaxation:
-    """A relaxation that draws nothing: every step is taken at what the alphas stand for."""
+def deterministic(soft: Callable[[Array, Alive], Array]) -> Relaxation:
+    """A relaxation without samples: every step is taken at the soft rows."""
 
     def draw(alphas: Array, alive: Alive, key: Array, progress: Array) -> Array:
         return soft(alphas, alive)
@@ -64,4 +69,4 @@ def without_chance(soft: Callable[[Array, Alive], Array]) -> Relaxation:
     return Relaxation(soft, draw, draw)
 
 
-SOFTMAX = without_chance(softmax)
+SOFTMAX = deterministic(softmax)

@@ -1,11 +1,10 @@
-"""FairDARTS (Chu et al. 2020, arXiv 1911.12126): a gate for each candidate by itself, instead of a
-softmax.
+"""FairDARTS (Chu et al. 2020, arXiv 1911.12126): an independent gate for each candidate.
 
-    mixture_k = sigmoid(a_k),    loss + weight * L,   L = -mean (sigmoid(a) - 1/2)^2        (the 0-1
-    loss)
+    mixture_k = sigmoid(a_k),    loss + weight * L,    L = -mean (sigmoid(a) - 1/2)^2
 
-Candidates do not compete for a budget, so that several may stay in one place; L pushes each gate to
-0 or 1."""
+Candidates do not compete as in a softmax, so several may stay in one place. L, the 0-1 loss, pushes
+each gate to 0 or 1.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,20 +16,30 @@ from jax import Array
 from dartformer.errors import InputError, unknown
 from dartformer.strategies.alternate import Bilevel
 from dartformer.strategies.base import Traits
-from dartformer.strategies.relax import Alive, Relaxation, without_chance
+from dartformer.strategies.relax import Alive, Relaxation, deterministic
 
 NORMS = ("l2", "l1")
 
 
 def zero_one(gates: Array, norm: str = "l2") -> Array:
-    """The 0-1 loss: 0 where every gate is 1/2, its maximum; -1/4 ("l2") or -1/2 ("l1") where each
-    is 0 or 1."""
-    return -jnp.mean((gates - 0.5) ** 2 if norm == "l2" else jnp.abs(gates - 0.5))
+    """The 0-1 loss: 0, its maximum, at gates of 1/2; -1/4 ("l2") or -1/2 ("l1") at 0 or 1."""
+    distances = gates - 0.5
+    if norm == "l2":
+        return -jnp.mean(distances**2)
+    return -jnp.mean(jnp.abs(distances))
+
+
+def gates(alphas: Array, alive: Alive) -> Array:
+    """Rows of gates between 0 and 1."""
+    rows = jax.nn.sigmoid(alphas)
+    if alive is None:
+        return rows
+    return jnp.where(alive, rows, 0)
 
 
 @dataclass(frozen=True)
 class Sigmoid(Bilevel):
-    """Opens or shuts a gate for every candidate by itself, so that several may stay in one place.
+    """Learns an independent gate for each candidate, so several may stay in one place.
 
     Attributes:
       zero_one: weight of the 0-1 loss (the authors' command: 10).
@@ -59,9 +68,5 @@ class Sigmoid(Bilevel):
         return self.zero_one * zero_one(jax.nn.sigmoid(alphas), self.norm)
 
     def relaxation(self) -> Relaxation:
-        """Gates, without chance."""
-        return without_chance(
-            lambda alphas, alive: jnp.where(
-                True if alive is None else alive, jax.nn.sigmoid(alphas), 0
-            )
-        )
+        """Gates, without samples."""
+        return deterministic(gates)

@@ -1,8 +1,8 @@
-"""Single-level search: weights and alphas descend the same loss on the same data, in one backward
-pass.
+"""Single-level search: weights and alphas descend one loss on one batch, in one backward pass.
 
-The plain alternative to bilevel optimisation. Liu et al. 2019 (arXiv 1806.09055, section 3.3)
-report it as worse than bilevel on their space, alphas overfitting the training data as weights do.
+The plain alternative to bilevel optimization. Liu et al. 2019 (arXiv 1806.09055, section 3.3)
+report that it is worse than bilevel on their space, because alphas overfit the training data as
+weights do.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,7 @@ from dartformer.strategies.relax import SOFTMAX, Relaxation
 
 @dataclass(frozen=True)
 class SingleLevel(Alternating):
-    """Weights and alphas descend one loss together, on all of train: half the price of `darts`, and
-    easier to overfit.
+    """Moves weights and alphas together on all of train: half the cost of `darts`, overfits sooner.
 
     Attributes:
       warmup, spread, extras: see `Alternating`.
@@ -28,5 +27,5 @@ class SingleLevel(Alternating):
     joint: ClassVar[bool] = True
 
     def relaxation(self) -> Relaxation:
-        """Softmax, without chance."""
+        """Softmax, without samples."""
         return SOFTMAX

@@ -14,8 +14,7 @@ from dartformer.strategies.relax import uniform_path
 
 @dataclass(frozen=True)
 class Spos(WeightsOnly):
-    """Trains one random path at each step, all equally often; then evolves genotypes with the
-    shared weights."""
+    """Trains one uniformly random path at each step, then evolves genotypes on shared weights."""
 
     traits: ClassVar[Traits] = Traits(
         "arXiv 1904.00420", ("evolution", "random_search"), alphas=False, halves=False

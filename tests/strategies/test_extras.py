@@ -97,7 +97,7 @@ def test_smoothing_stays_on_the_simplex_and_within_its_size(progress):
     size = 0.03 + 0.27 * progress
     rows = ROWS.at[0, 0, 2].set(0).at[0, 0, 1].add(ROWS[0, 0, 2])
     keys = jax.random.split(KEY, 200)
-    found = jax.vmap(lambda k: Smoothing().disturb(rows, k, jnp.float32(progress), rising))(keys)
+    found = jax.vmap(lambda k: Smoothing().perturb(rows, k, jnp.float32(progress), rising))(keys)
     np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
     assert (found >= 0).all()
     assert (found[:, 0, 0, 2] == 0).all()
@@ -108,11 +108,11 @@ def test_smoothing_stays_on_the_simplex_and_within_its_size(progress):
 
 def test_adversarial_never_lowers_the_loss():
     """A re-implementation left out the sign and descended, which its safeguard then undid: no
-    disturbance at all."""
+    perturbation at all."""
     raised = 0
     for i in range(8):
         rows = jax.nn.softmax(jax.random.normal(jax.random.key(i), (2, 1, K)), -1)
-        found = Adversarial().disturb(rows, KEY, END, rising)
+        found = Adversarial().perturb(rows, KEY, END, rising)
         assert (jnp.abs(found - rows) <= 0.3 + 1e-6).all()
         assert ((found >= 0) & (found <= 1)).all()
         assert rising(found) >= rising(rows)
@@ -120,7 +120,7 @@ def test_adversarial_never_lowers_the_loss():
     assert raised == 8
 
 
-def test_only_the_weights_see_the_disturbance():
+def test_only_the_weights_see_the_perturbation():
     def by_mixture(weights, mixture, batch, key):
         return jnp.sum(weights["w"] * mixture.sum((0, 1))[:3]) + jnp.sum(mixture**2), {}
 
@@ -233,7 +233,7 @@ def test_all_at_once_finds_the_best_arm_and_resumes():
     ],
 )
 def test_compositions_that_make_no_sense_are_refused(strategy, extra, reason):
-    with pytest.raises(InputError, match=f"{extra} cannot be put on top of .*{reason}"):
+    with pytest.raises(InputError, match=f"{extra} does not work with .*{reason}"):
         make(strategy, {"extras": (EXTRAS[extra](),)})
 
 
@@ -258,10 +258,11 @@ def test_bad_options(extra, options, message):
     ("extra", "message"),
     [
         (Drop(keep=6), "drops none"),
-        (Drop(keep=4, stages=3), "only 2 of 6"),
+        (Drop(keep=4, stages=3), "drops only 2 of 6"),
         (
             EarlyStop(),
-            "needs 9 measurements, one every 10 steps of the alphas, before it can stop; they take 67 steps",
+            "needs 9 measurements, one every 10 steps of the alphas, before it can stop, "
+            "but the alphas take only 67 steps",
         ),
     ],
 )

@@ -236,9 +236,9 @@ def test_bad_options(options, message):
     ("traits", "derivation", "reason"),
     [
         (Traits("", ("argmax",)), "argmax", None),
-        (Traits("", ("argmax",)), "grid", "made for another"),
+        (Traits("", ("argmax",)), "grid", "made for other"),
         (Traits("", ("evolution",), alphas=False), "argmax", "learns no alphas"),
-        (Traits("", ("argmax",), simplex=False), "sample", "no distribution"),
+        (Traits("", ("argmax",), simplex=False), "sample", "not a distribution"),
         (Traits("", ("grid",), supernet=False), "masked_drop", "no supernet"),
     ],
 )

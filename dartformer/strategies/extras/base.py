@@ -1,16 +1,15 @@
-"""Extras: what can be put on top of a strategy that learns alphas. Each is a frozen dataclass of
-its options."""
+"""What an extra is: a frozen dataclass of options that goes on top of a strategy with alphas."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from jax import Array
 
-from dartformer.strategies.base import State
+from dartformer.strategies.base import Metrics, State
 
 
 class Extra:
-    """Does nothing by itself; each extra overrides the part that it is about.
+    """Does nothing alone: each extra overrides the part that it changes.
 
     Rows are `[1 or L, 1 or H, K]`, the free places of the search. `progress` runs from 0, where the
     alphas begin to move, to 1, at the last step.
@@ -18,8 +17,8 @@ class Extra:
     Attributes:
       name: in the table and in messages.
       order: derivatives it takes of the network.
-      vectorises: it leaves seeds in one program at no more than their own price.
-      skips: what it saves is candidates without weight that are passed over as a step runs.
+      vectorises: several seeds may still run as one program at no extra cost.
+      skips: it saves work only because a step skips candidates without weight.
     """
 
     name: ClassVar[str]
@@ -32,35 +31,37 @@ class Extra:
         return False
 
     def refusal(self, strategy: Any) -> str | None:
-        """Why it makes no sense on top of a strategy; None if it does."""
+        """Why it does not work on top of a strategy (an `Alternating`); None if it does."""
         return None
 
     def check(self, candidates: int, steps: int) -> None:
         """Raise `InputError` where the options do not fit the number of candidates or of alphas'
         steps."""
 
-    def falls(self, candidates: int, steps: int) -> frozenset[int]:
-        """After how many steps of the alphas candidates can have been dropped, so that compiling
-        again saves memory."""
+    def drop_steps(self, candidates: int, steps: int) -> frozenset[int]:
+        """The steps of the alphas after which candidates can have been dropped for good.
+
+        The step is compiled again after each of them, which saves memory."""
         return frozenset()
 
     def memory(self, alphas: Array) -> dict[str, Array]:
-        """What it must remember, at the start."""
+        """The entries that it keeps in `State.memory`, as they are before the first step."""
         return {}
 
     def penalty(self, alphas: Array, alive: Array | None, progress: Array) -> Array | float:
         """What it adds to the alphas' loss."""
         return 0.0
 
-    def disturb(
+    def perturb(
         self, rows: Array, key: Array, progress: Array, loss: Callable[[Array], Array]
     ) -> Array:
-        """The rows at which the weights take their step; `loss` is the weights' at other rows."""
+        """The rows at which the weights take their step; `loss` maps rows to the weights' loss."""
         return rows
 
     def after(
         self, state: State, progress: Array, key: Array, loss: Callable[[Array], Array]
-    ) -> tuple[State, dict[str, Array]]:
-        """The state after a step of both levels, and numbers to log; `loss` is the alphas', at
-        their soft rows."""
+    ) -> tuple[State, Metrics]:
+        """The state after a step of both levels, and numbers to log.
+
+        `loss` maps alphas to the loss of their own batch at the soft rows."""
         return state, {}

@@ -35,8 +35,12 @@ class BetaDecay(Extra):
 
     def refusal(self, strategy: Any) -> str | None:
         """See `Extra`."""
-        return None if strategy.softmax else "its mixture is no softmax of the alphas"
+        if strategy.softmax:
+            return None
+        return "its mixture is no softmax of the alphas"
 
     def penalty(self, alphas: Array, alive: Array | None, progress: Array) -> Array:
         """See `Extra`."""
-        return self.weight * progress * jnp.mean(jax.nn.logsumexp(living(alphas, alive), -1))
+        # A dropped candidate is minus infinity here, and adds nothing to the sum.
+        log_sums = jax.nn.logsumexp(living(alphas, alive), -1)
+        return self.weight * progress * jnp.mean(log_sums)

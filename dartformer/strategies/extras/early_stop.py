@@ -1,8 +1,9 @@
 """Early stop on curvature (RobustDARTS, Zela et al. 2020, arXiv 1909.09656, section 4.3).
 
-The dominant eigenvalue of d2L/da2 is measured every so often. Where its average over a window has
-grown by more than a factor since `patience` measurements ago, the alphas go back to what they were
-then, and stay; the weights go on."""
+The dominant eigenvalue of d2L/da2 is measured at intervals. When its average over a window has grown
+by more than a factor since `patience` measurements ago, the alphas go back to their values of that
+time and stay there, while the weights go on.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,15 +14,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from dartformer.errors import InputError
-from dartformer.strategies.base import State
+from dartformer.strategies.base import Metrics, State
 from dartformer.strategies.curvature import dominant_eigenvalue
 from dartformer.strategies.extras.base import Extra
 
 
 @dataclass(frozen=True)
 class EarlyStop(Extra):
-    """Takes earlier alphas and keeps them, where the alphas' loss becomes sharply curved (arXiv
-    1909.09656).
+    """Returns to earlier alphas when their loss becomes sharply curved (arXiv 1909.09656).
 
     Attributes:
       every: steps between measurements.
@@ -44,20 +44,19 @@ class EarlyStop(Extra):
 
     def __post_init__(self) -> None:
         for name in ("every", "window", "patience", "iterations"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"early_stop: {name} must be at least 1, got {getattr(self, name)}."
-                )
+            value = getattr(self, name)
+            if value < 1:
+                raise InputError(f"early_stop: {name} must be at least 1, got {value}.")
         if self.factor <= 1:
             raise InputError(f"early_stop: factor must be above 1, got {self.factor}.")
 
     def check(self, candidates: int, steps: int) -> None:
         """See `Extra`."""
-        needed = (self.window + self.patience) * self.every
-        if needed > steps:
+        measurements = self.window + self.patience
+        if measurements * self.every > steps:
             raise InputError(
-                f"early_stop: needs {self.window + self.patience} measurements, one every {self.every} "
-                f"steps of the alphas, before it can stop; they take {steps} steps."
+                f"early_stop needs {measurements} measurements, one every {self.every} steps of the "
+                f"alphas, before it can stop, but the alphas take only {steps} steps."
             )
 
     def memory(self, alphas: Array) -> dict[str, Array]:
@@ -70,36 +69,34 @@ class EarlyStop(Extra):
 
     def after(
         self, state: State, progress: Array, key: Array, loss: Callable[[Array], Array]
-    ) -> tuple[State, dict[str, Array]]:
+    ) -> tuple[State, Metrics]:
         """See `Extra`. Whether to measure depends on the step alone."""
 
         def measure(state: State) -> tuple[State, Array]:
             memory = state.memory
-            found = dominant_eigenvalue(jax.grad(loss), state.alphas, key, self.iterations)
-            values = jnp.append(memory["eigenvalues"][1:], found)
+            curvature = dominant_eigenvalue(jax.grad(loss), state.alphas, key, self.iterations)
+            eigenvalues = jnp.append(memory["eigenvalues"][1:], curvature)
             earlier = jnp.concatenate([memory["earlier"][1:], state.alphas[None]])
-            before, now = values[: self.window].mean(), values[-self.window :].mean()
-            stops = (
-                ~memory["stopped"] & (before > 0) & (now > self.factor * before)
-            )  # never while any is NaN
-            alphas = jnp.where(stops, earlier[0], state.alphas)
-            return state._replace(
-                alphas=alphas,
-                memory={
-                    **memory,
+            before = eigenvalues[: self.window].mean()
+            now = eigenvalues[-self.window :].mean()
+            # NaN until the windows are full, and then no comparison holds.
+            grown = (before > 0) & (now > self.factor * before)
+            stops = ~memory["stopped"] & grown
+            state = state._replace(
+                alphas=jnp.where(stops, earlier[0], state.alphas),
+                memory=memory
+                | {
                     "stopped": memory["stopped"] | stops,
-                    "eigenvalues": values,
+                    "eigenvalues": eigenvalues,
                     "earlier": earlier,
                 },
-            ), found
+            )
+            return state, curvature
 
-        def rest(state: State) -> tuple[State, Array]:
+        def skip(state: State) -> tuple[State, Array]:
             return state, jnp.full((), jnp.nan, state.alphas.dtype)
 
-        state, found = jax.lax.cond(
-            (progress > 0) & (state.step % self.every == 0), measure, rest, state
-        )
-        return state, {
-            "alphas_curvature": found,
-            "stopped": state.memory["stopped"].astype(jnp.float32),
-        }
+        due = (progress > 0) & (state.step % self.every == 0)
+        state, curvature = jax.lax.cond(due, measure, skip, state)
+        stopped = state.memory["stopped"].astype(jnp.float32)
+        return state, {"alphas_curvature": curvature, "stopped": stopped}

@@ -1,4 +1,4 @@
-"""Entropy schedule: rows of the mixture are kept open early and made to decide late.
+"""Entropy schedule: rows of the mixture stay open early and decide late.
 
     loss + w * mean over rows of H(row) / ln K,    w going linearly from `start` to `end`
 
@@ -19,18 +19,17 @@ from dartformer.strategies.relax import softmax
 
 def entropy(rows: Array) -> Array:
     """H / ln K of each row `[..., K]`, between 0 and 1; a weight of zero adds nothing."""
-    logs = jnp.log(jnp.where(rows > 0, rows, 1))
+    logs = jnp.log(jnp.where(rows > 0, rows, 1))  # no log of 0, whose gradient would be NaN
     return -jnp.sum(rows * logs, -1) / jnp.log(rows.shape[-1])
 
 
 @dataclass(frozen=True)
 class Entropy(Extra):
-    """Keeps rows open early and makes them decide late (arXiv 2007.03154): entropy in the alphas'
-    loss.
+    """Adds the entropy of the rows to the alphas' loss, so that they decide (arXiv 2007.03154).
 
     Attributes:
-      start, end: weights at the alphas' first and last step; below 0 it spreads, above 0 it
-        decides.
+      start, end: weights at the alphas' first and last step. A weight below 0 spreads the rows, one
+        above 0 makes them decide.
     """
 
     name: ClassVar[str] = "entropy"
@@ -44,7 +43,9 @@ class Entropy(Extra):
 
     def refusal(self, strategy: Any) -> str | None:
         """See `Extra`."""
-        return None if strategy.softmax else "its mixture is no softmax of the alphas"
+        if strategy.softmax:
+            return None
+        return "its mixture is no softmax of the alphas"
 
     def penalty(self, alphas: Array, alive: Array | None, progress: Array) -> Array:
         """See `Extra`."""

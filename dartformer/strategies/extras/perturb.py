@@ -1,11 +1,12 @@
-"""SDARTS (Chen and Hsieh 2020, arXiv 2002.05283): weights learn at disturbed mixtures, so that
-rounding hurts less.
+"""SDARTS (Chen and Hsieh 2020, arXiv 2002.05283): weights learn at perturbed mixtures.
 
-    random smoothing    mixture + U(-eps, eps), clipped to [0, 1], scaled to sum to one adversarial
-    the mixture within eps (in every weight) where the weights' loss is highest, by gradient ascent
+Discretization then costs less. The mixture is perturbed, not the alphas, and only in the weights'
+step; a candidate of weight zero stays at zero. With eps rising linearly:
 
-with eps rising linearly. The mixture is disturbed, not the alphas, and only in the weights' step. A
-candidate of weight zero is left at zero."""
+    random smoothing    mixture + U(-eps, eps), clipped to [0, 1], scaled to sum to one
+    adversarial         the mixture within eps (in each weight) where the weights' loss is highest,
+                        by gradient ascent
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from dartformer.strategies.extras.base import Extra
 
 @dataclass(frozen=True)
 class Smoothing(Extra):
-    """Disturbs the mixture at random in the weights' step (SDARTS-RS, arXiv 2002.05283).
+    """Perturbs the mixture at random in the weights' step (SDARTS-RS, arXiv 2002.05283).
 
     Attributes:
       start, end: eps at the alphas' first and last step.
@@ -41,20 +42,18 @@ class Smoothing(Extra):
     def refusal(self, strategy: Any) -> str | None:
         """See `Extra`."""
         if strategy.sampled:
-            return "its weights learn at one-hot samples, not at a mixture that could be disturbed"
+            return "its weights learn at one-hot samples, not at a soft mixture"
         if not strategy.traits.simplex:
             return "its gates do not sum to one"
-        return (
-            "its weights and alphas share one step, and alphas must not see the disturbance"
-            if strategy.joint
-            else None
-        )
+        if strategy.joint:
+            return "its weights and alphas share one step, and alphas must not see the perturbation"
+        return None
 
     def size(self, progress: Array) -> Array:
         """eps."""
         return self.start + (self.end - self.start) * progress
 
-    def disturb(
+    def perturb(
         self, rows: Array, key: Array, progress: Array, loss: Callable[[Array], Array]
     ) -> Array:
         """See `Extra`."""
@@ -62,18 +61,18 @@ class Smoothing(Extra):
         noise = jax.random.uniform(jax.random.fold_in(key, 1), rows.shape, rows.dtype, -size, size)
         moved = jnp.where(rows > 0, jnp.clip(rows + noise, 0, 1), 0)
         total = moved.sum(-1, keepdims=True)
+        # Noise can take a whole row to zero, which cannot be scaled to sum to one.
         return jnp.where(total > 0, moved / jnp.where(total > 0, total, 1), rows)
 
 
 @dataclass(frozen=True)
 class Adversarial(Smoothing):
-    """Disturbs the mixture to where the loss is highest in the weights' step (SDARTS-ADV, arXiv
-    2002.05283).
+    """Moves the mixture to where the weights' loss is highest (SDARTS-ADV, arXiv 2002.05283).
 
     Attributes:
       start, end: eps at the alphas' first and last step.
-      ascents: gradient steps of 2 eps / `ascents` each; each costs about what a step of the weights
-        costs.
+      ascents: gradient steps of 2 eps / `ascents`, each about as expensive as a step of the
+        weights.
     """
 
     name: ClassVar[str] = "adversarial"
@@ -85,15 +84,16 @@ class Adversarial(Smoothing):
         if self.ascents < 1:
             raise InputError(f"adversarial: ascents must be at least 1, got {self.ascents}.")
 
-    def disturb(
+    def perturb(
         self, rows: Array, key: Array, progress: Array, loss: Callable[[Array], Array]
     ) -> Array:
-        """Where ascent did not raise the loss, the rows stay as they were."""
+        """See `Extra`. Where the ascent does not raise the loss, the rows stay as they are."""
         size = self.size(progress)
 
         def ascend(_: int, moved: Array) -> Array:
             moved = moved + 2 * size / self.ascents * jnp.sign(jax.grad(loss)(moved))
-            return jnp.where(rows > 0, jnp.clip(jnp.clip(moved, rows - size, rows + size), 0, 1), 0)
+            moved = jnp.clip(moved, rows - size, rows + size)
+            return jnp.where(rows > 0, jnp.clip(moved, 0, 1), 0)
 
         moved = jax.lax.fori_loop(0, self.ascents, ascend, rows)
         return jnp.where(loss(moved) > loss(rows), moved, rows)

@@ -1,11 +1,10 @@
-"""Implicit gradients: the upper level's gradient where the weights have answered to the alphas in
-full.
+"""Implicit gradients: the upper level's gradient where the weights have responded in full.
 
-    d_a L_v(w*(a), a) = d_a L_v - d_a <grad_w L_t(w, a), x>    with    H x = grad_w L_v,   H = d2
-    L_t / dw2
+    d_a L_v(w*(a), a) = d_a L_v - d_a <grad_w L_t(w, a), x>
+    with    H x = grad_w L_v,    H = d2 L_t / dw2
 
-x is found with Hessian-vector products alone (`jax.jvp` of the gradient); it is exact where w is a
-minimum of L_t. The optimiser of the weights does not enter.
+Hessian-vector products alone (`jax.jvp` of the gradient) solve for x. The gradient is exact where w
+is a minimum of L_t. The optimizer of the weights plays no part.
 
 Sources: Lorraine et al. 2020, arXiv 1911.02590 (Neumann series); Pedregosa 2016, arXiv 1602.02355,
 and Rajeswaran et al. 2019, arXiv 1909.04630 (conjugate gradient).
@@ -13,7 +12,7 @@ and Rajeswaran et al. 2019, arXiv 1909.04630 (conjugate gradient).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,33 +20,35 @@ import optax
 from jax import Array
 
 from dartformer.errors import InputError
-from dartformer.strategies.hypergradients.bilevel import Scalar, Update, Upper, Weights
+from dartformer.strategies.base import Weights
+from dartformer.strategies.hypergradients.bilevel import Scalar, Update, Upper
 
 Solve = Callable[[Callable[[Weights], Weights], Weights], Weights]
 """(v -> H v, right-hand side b) -> x with H x near b."""
 
 
 def implicit(lower: Scalar, upper: Scalar, weights: Weights, alphas: Array, solve: Solve) -> Upper:
-    """The gradient with a given solver."""
-    (loss, metrics), (at_weights, direct) = jax.value_and_grad(upper, (0, 1), has_aux=True)(
-        weights, alphas
-    )
+    """The implicit gradient, with `solve` for the linear system."""
+    gradients_of = jax.value_and_grad(upper, argnums=(0, 1), has_aux=True)
+    (loss, metrics), (at_weights, direct) = gradients_of(weights, alphas)
 
     def lower_gradient(weights: Weights, alphas: Array) -> Weights:
         return jax.grad(lambda w: lower(w, alphas)[0])(weights)
 
-    def curved(v: Weights) -> Weights:
-        return jax.jvp(lambda w: lower_gradient(w, alphas), (weights,), (v,))[1]
+    def hessian_product(v: Weights) -> Weights:
+        _, product = jax.jvp(lambda w: lower_gradient(w, alphas), (weights,), (v,))
+        return product
 
-    x = solve(curved, at_weights)
+    x = solve(hessian_product, at_weights)
     mixed = jax.grad(lambda a: optax.tree.vdot(lower_gradient(weights, a), x))(alphas)
     return Upper(direct - mixed, loss, metrics)
 
 
 @dataclass(frozen=True)
 class Neumann:
-    """x = rate * sum_{j <= terms} (I - rate H)^j b: `terms` more steps of gradient descent, looked
-    back through.
+    """Implicit, by a Neumann series: as if the weights took `terms` more steps of descent.
+
+        x = rate * sum_{j <= terms} (I - rate H)^j b
 
     Attributes:
       terms: products with the Hessian; 0 is the second order of DARTS with plain SGD, taken at w
@@ -71,21 +72,34 @@ class Neumann:
     ) -> Upper:
         """See `Hypergradient`."""
 
-        def solve(curved: Callable[[Weights], Weights], b: Weights) -> Weights:
-            def add(_: int, carry: tuple[Weights, Weights]) -> tuple[Weights, Weights]:
-                power, total = carry
-                power = jax.tree.map(lambda p, h: p - self.rate * h, power, curved(power))
-                return power, optax.tree.add(total, power)
+        return implicit(lower, upper, weights, alphas, self.solve)
 
-            return optax.tree.scale(self.rate, jax.lax.fori_loop(0, self.terms, add, (b, b))[1])
+    def solve(self, product: Callable[[Weights], Weights], b: Weights) -> Weights:
+        """See `Solve`."""
 
-        return implicit(lower, upper, weights, alphas, solve)
+        def add(_: int, carry: tuple[Weights, Weights]) -> tuple[Weights, Weights]:
+            power, total = carry
+            power = jax.tree.map(lambda p, h: p - self.rate * h, power, product(power))
+            return power, optax.tree.add(total, power)
+
+        _, total = jax.lax.fori_loop(0, self.terms, add, (b, b))
+        return optax.tree.scale(self.rate, total)
+
+
+class Iterate(NamedTuple):
+    """The state of conjugate gradients; `running` is a bool scalar."""
+
+    x: Weights
+    residual: Weights
+    direction: Weights
+    running: Array
 
 
 @dataclass(frozen=True)
 class ConjugateGradient:
-    """Solves (H + damping I) x = b by conjugate gradients, and stops where it meets a direction of
-    no curvature.
+    """Implicit, by conjugate gradients on (H + damping I) x = b.
+
+    It stops at a direction without curvature.
 
     Attributes:
       terms: iterations, each one product with the Hessian.
@@ -108,26 +122,28 @@ class ConjugateGradient:
     ) -> Upper:
         """See `Hypergradient`."""
 
-        def solve(curved: Callable[[Weights], Weights], b: Weights) -> Weights:
-            square = optax.tree.vdot
-            first = square(b, b)
+        return implicit(lower, upper, weights, alphas, self.solve)
 
-            def iterate(_: int, carry: tuple[Weights, Weights, Weights, Array]) -> tuple[Any, ...]:
-                x, residual, direction, on = carry
-                image = optax.tree.add_scale(curved(direction), self.damping, direction)
-                curvature, before = square(direction, image), square(residual, residual)
-                # Beyond a residual of rounding errors, or along no curvature, a step would be noise
-                # or without end.
-                on = on & (curvature > 0) & (before > jnp.finfo(before.dtype).eps ** 2 * first)
-                size = jnp.where(on, before / jnp.where(on, curvature, 1), 0)
-                x, residual = (
-                    optax.tree.add_scale(x, size, direction),
-                    optax.tree.add_scale(residual, -size, image),
-                )
-                turn = jnp.where(on, square(residual, residual) / jnp.where(on, before, 1), 0)
-                return x, residual, optax.tree.add_scale(residual, turn, direction), on
+    def solve(self, product: Callable[[Weights], Weights], b: Weights) -> Weights:
+        """See `Solve`."""
+        square = optax.tree.vdot
+        norm = square(b, b)
 
-            start = (optax.tree.zeros_like(b), b, b, jnp.ones((), bool))
-            return jax.lax.fori_loop(0, self.terms, iterate, start)[0]
+        def iterate(_: int, carry: Iterate) -> Iterate:
+            image = optax.tree.add_scale(product(carry.direction), self.damping, carry.direction)
+            curvature = square(carry.direction, image)
+            before = square(carry.residual, carry.residual)
+            # Beyond a residual of rounding errors, or along no curvature, a step would be noise or
+            # without end.
+            rounding = jnp.finfo(before.dtype).eps ** 2 * norm
+            running = carry.running & (curvature > 0) & (before > rounding)
+            size = jnp.where(running, before / jnp.where(running, curvature, 1), 0)
+            x = optax.tree.add_scale(carry.x, size, carry.direction)
+            residual = optax.tree.add_scale(carry.residual, -size, image)
+            after = square(residual, residual)
+            turn = jnp.where(running, after / jnp.where(running, before, 1), 0)
+            direction = optax.tree.add_scale(residual, turn, carry.direction)
+            return Iterate(x, residual, direction, running)
 
-        return implicit(lower, upper, weights, alphas, solve)
+        start = Iterate(optax.tree.zeros_like(b), b, b, jnp.ones((), bool))
+        return jax.lax.fori_loop(0, self.terms, iterate, start).x
