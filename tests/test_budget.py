@@ -33,11 +33,11 @@ def draw(space):
 
 def test_formulas_of_a_genotype_are_those_of_its_model():
     budget = Budget.of({"flops": 1e9, "parameters": 1e6, "batch": 2})
-    found = prices(CONFIG, SPACE, budget)
+    costs = prices(CONFIG, SPACE, budget)
     for _ in range(3):
         genotype = SPACE.random(RNG)
-        assert found["flops"].of(genotype, SPACE) == pytest.approx(flops(CONFIG, genotype, batch=2))
-        assert found["parameters"].of(genotype, SPACE) == model_parameters(
+        assert costs["flops"].of(genotype, SPACE) == pytest.approx(flops(CONFIG, genotype, batch=2))
+        assert costs["parameters"].of(genotype, SPACE) == model_parameters(
             transformer(CONFIG, genotype)
         )
 
@@ -54,9 +54,9 @@ def test_expected_cost_is_the_mean_over_all_genotypes():
         gradient = jax.grad(lambda m: UNEVEN.expected(m, False))(jnp.asarray(mixture))
     assert float(expected) == pytest.approx(5 + total)
     assert np.isfinite(np.asarray(gradient)).all()
-    one = SPACE.random(RNG)
-    assert float(UNEVEN.expected(jnp.asarray(SPACE.mixture(one)), False)) == pytest.approx(
-        UNEVEN.of(one, SPACE)
+    genotype = SPACE.random(RNG)
+    assert float(UNEVEN.expected(jnp.asarray(SPACE.mixture(genotype)), False)) == pytest.approx(
+        UNEVEN.of(genotype, SPACE)
     )
 
 
@@ -66,15 +66,15 @@ def test_cheapest_by_trying_all(granularity, largest):
     space = SearchSpace(SPACE.candidates, 2, 3, granularity)
     price = Price("flops", 5.0, UNEVEN.groups, largest)
     rows, columns, _ = space.alphas_shape
-    every = [
+    costs = [
         price.of(space.genotype(np.reshape(c, (rows, columns))), space)
         for c in itertools.product(range(3), repeat=rows * columns)
     ]
-    for found, known in (
-        (price.cheapest(space), min(every)),
-        (price.most_expensive(space), max(every)),
+    for extreme, expected in (
+        (price.cheapest(space), min(costs)),
+        (price.most_expensive(space), max(costs)),
     ):
-        assert found[0] == pytest.approx(known) == price.of(found[1], space)
+        assert extreme[0] == pytest.approx(expected) == price.of(extreme[1], space)
 
 
 def searched(limit, name="darts", steps=250, **options):
@@ -118,7 +118,7 @@ def test_a_budget_that_is_met_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("options", "message"),
     [
         ({"latency": 12}, "Did you mean 'latency_ms'"),
         ({"latency_ms": 0}, "above 0"),
@@ -130,9 +130,9 @@ def test_a_budget_that_is_met_changes_nothing():
         ({"flops": 1, "batch": 1.5}, "whole number"),
     ],
 )
-def test_what_is_no_budget(given, said):
-    with pytest.raises(InputError, match=said):
-        Budget.of(given)
+def test_what_is_no_budget(options, message):
+    with pytest.raises(InputError, match=message):
+        Budget.of(options)
 
 
 def test_budgets_as_text():
@@ -180,5 +180,5 @@ def test_memory_of_a_mixed_genotype_is_that_of_xla(phase, compile_quickly):
     ]
     for choice in ([[0, 0], [1, 1]], [[0, 1], [1, 1]]):
         genotype = space.genotype(np.array(choice))
-        found = temp_bytes(config, genotype, batch=4, phase=phase)
-        assert price.of(genotype, space) == pytest.approx(found, rel=0.1)
+        measured = temp_bytes(config, genotype, batch=4, phase=phase)
+        assert price.of(genotype, space) == pytest.approx(measured, rel=0.1)

@@ -24,19 +24,19 @@ GROUPING = 1.5
 def world(monkeypatch):
     """A device on which a group takes a millisecond for each head (`linear`: half), and grouping
     1.5 ms a layer."""
-    asked = []
+    calls = []
 
-    def added(config, one, heads, *, batch, length, phase):
-        asked.append((repr(one), heads))
-        each = {"full": 1.0, "linear(feature='elu')": 0.5, "uniform": 0.0}[repr(one)]
-        return (each * heads + GROUPING * (heads < config.heads)) / 1e3
+    def added(config, attention, heads, *, batch, length, phase):
+        calls.append((repr(attention), heads))
+        milliseconds = {"full": 1.0, "linear(feature='elu')": 0.5, "uniform": 0.0}[repr(attention)]
+        return (milliseconds * heads + GROUPING * (heads < config.heads)) / 1e3
 
     class Whole:
         seconds = tables.measure.Latency(0.02, 0.03, 0.01)
 
     monkeypatch.setattr(tables, "attention_seconds", added)
     monkeypatch.setattr(tables.measure, "model", lambda *a, **k: Whole())
-    return asked
+    return calls
 
 
 def test_built_once_and_additive(world, tmp_path):
@@ -64,18 +64,18 @@ def test_another_device_or_version_is_refused(world, tmp_path):
     file = tmp_path / "t.json"
     prices(CONFIG, SPACE, AT, tables.Table(file))
     data = json.loads(file.read_text())
-    for what, value in (
+    for key, value in (
         ("device", "gpu: another"),
         ("versions", {"jax": "0.0.1", "dartformer": "0"}),
     ):
-        file.write_text(json.dumps({**data, what: value}))
-        with pytest.raises(InputError, match=f"another {what}"):
+        file.write_text(json.dumps({**data, key: value}))
+        with pytest.raises(InputError, match=f"another {key}"):
             tables.Table(file)
         trusted = tables.Table(file, trusted=True)
         assert prices(CONFIG, SPACE, AT, trusted)["latency_ms"].rest == 10
         with pytest.raises(InputError, match="only be measured there"):
             prices(CONFIG, SPACE, Budget.of({"latency_ms": 1.0, "batch": 9}), trusted)
-        assert json.loads(file.read_text())[what] == value
+        assert json.loads(file.read_text())[key] == value
     file.write_text("{}")
     with pytest.raises(InputError, match="not a table"):
         tables.Table(file)

@@ -55,16 +55,16 @@ def test_valid_is_cut_from_train_and_never_is_test(name, tmp_path, capsys):
     """There (and in the code of the papers on this project's search) models are chosen on IMDb's
     test set."""
     task = tasks.make(name, {"rows": False, "length": 64, **lay_out("jsonl", tmp_path)})
-    found, fitted = parts(task, str(tmp_path)), task.fitted(str(tmp_path))
+    splits, fitted = parts(task, str(tmp_path)), task.fitted(str(tmp_path))
     texts = {
         part: {fitted.decode(row.tolist()) for row in split.take(np.arange(len(split)))["tokens"]}
-        for part, split in found.items()
+        for part, split in splits.items()
     }
     if name == "imdb_bytes":
         assert all(text.startswith("train") for text in texts["valid"] | texts["train"])
         assert all(text.startswith("test") for text in texts["test"])
-    for one in ("weights", "alphas", "valid"):
-        assert not texts[one] & texts["test"]
+    for part in ("weights", "alphas", "valid"):
+        assert not texts[part] & texts["test"]
 
 
 def test_no_value_of_a_pixel_or_a_byte_is_padding(tmp_path, capsys):
@@ -87,13 +87,13 @@ def test_train_and_test_are_drawn_alike(tmp_path, capsys):
     """Pathfinder-128 (38): 95% on train, chance on test, because the parts came from two different
     folders."""
     task = tasks.make("pathfinder", {"train": 200, "valid": 10, "test": 200, "distractors": 2})
-    found = task.load(str(tmp_path))
+    splits = task.load(str(tmp_path))
     ink = {
-        part: (found[part].take(np.arange(200))["tokens"] > 1).sum(1) for part in ("train", "test")
+        part: (splits[part].take(np.arange(200))["tokens"] > 1).sum(1) for part in ("train", "test")
     }
     assert abs(ink["train"].mean() - ink["test"].mean()) < 2
     pictures = {
-        part: {row.tobytes() for row in found[part].take(np.arange(200))["tokens"]} for part in ink
+        part: {row.tobytes() for row in splits[part].take(np.arange(200))["tokens"]} for part in ink
     }
     assert not pictures["train"] & pictures["test"]
     assert len(pictures["train"]) == 200

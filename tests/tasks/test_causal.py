@@ -97,12 +97,12 @@ def test_every_key_is_asked_once_and_followed_by_its_value(options):
             zip(tokens[0 : 2 * task.pairs : 2], tokens[1 : 2 * task.pairs : 2], strict=True)
         )
         assert len(pairs) == task.pairs
-        asked = np.flatnonzero(label >= 0)
-        assert sorted(tokens[asked]) == sorted(pairs)
-        for at in asked:
+        queries = np.flatnonzero(label >= 0)
+        assert sorted(tokens[queries]) == sorted(pairs)
+        for at in queries:
             assert tokens[at + 1] == pairs[tokens[at]] == 1 + task.keys + label[at]
-        rest = np.setdiff1d(np.arange(2 * task.pairs, task.length), asked)
-        assert not set(tokens[rest]) & set(pairs), (
+        filler = np.setdiff1d(np.arange(2 * task.pairs, task.length), queries)
+        assert not set(tokens[filler]) & set(pairs), (
             "a key of the example stands where nothing is asked"
         )
     assert task.decode(batch["tokens"][0].tolist()).split()[0].startswith("k")
@@ -111,8 +111,8 @@ def test_every_key_is_asked_once_and_followed_by_its_value(options):
 
 def test_examples_are_a_function_of_their_number():
     task = tasks.make("recall", {})
-    many, one = (task.examples(np.array(numbers))["tokens"] for numbers in ([7, 3], [3]))
-    np.testing.assert_array_equal(many[1], one[0])
+    many, single = (task.examples(np.array(numbers))["tokens"] for numbers in ([7, 3], [3]))
+    np.testing.assert_array_equal(many[1], single[0])
     near, far = (
         np.mean(
             [

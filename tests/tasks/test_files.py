@@ -101,15 +101,19 @@ def everything(task, folder, part="train"):
 def test_every_kind_of_file_holds_the_same_rows(name, tmp_path, capsys):
     write(tmp_path / name, ROWS)
     task = files(tmp_path / name)
-    found = {part: everything(task, tmp_path, part) for part in ("train", "valid", "test")}
-    assert {part: len(rows) for part, rows in found.items()} == {"train": 48, "valid": 6, "test": 6}
-    rows = [row for part in found.values() for row in part]
+    by_split = {part: everything(task, tmp_path, part) for part in ("train", "valid", "test")}
+    assert {part: len(rows) for part, rows in by_split.items()} == {
+        "train": 48,
+        "valid": 6,
+        "test": 6,
+    }
+    rows = [row for part in by_split.values() for row in part]
     clean = sorted(
         (text.lower().replace(",", " ,"), label) for text, label in map(review, range(60))
     )
     # A word that train never shows is unknown in valid and test.
-    assert sorted(found["train"]) == [row for row in clean if row in found["train"]]
-    assert len(set(found["train"])) == 48
+    assert sorted(by_split["train"]) == [row for row in clean if row in by_split["train"]]
+    assert len(set(by_split["train"])) == 48
     assert sum("[UNK]" in text for text, _ in rows) == 12
 
 
@@ -191,13 +195,13 @@ def test_a_text_in_two_splits_leaves_the_earlier_one(tmp_path, capsys):
     write(tmp_path / "t.csv", ROWS[35:])
     options = {"test": str(tmp_path / "t.csv"), "tokens": "bytes", "length": 40}
     task = files(tmp_path / "a.csv", **options)
-    found = {
+    rows = {
         part: {text for text, _ in everything(task, tmp_path, part)}
         for part in ("train", "valid", "test")
     }
-    assert not found["train"] & found["test"]
-    assert not found["valid"] & found["test"]
-    assert len(found["train"] | found["valid"]) == 35
+    assert not rows["train"] & rows["test"]
+    assert not rows["valid"] & rows["test"]
+    assert len(rows["train"] | rows["valid"]) == 35
     facts = task.facts(str(tmp_path))
     assert sum(facts[part]["also in a later split"] for part in facts) == 5
     kept = files(tmp_path / "a.csv", on_duplicate="keep", **options)
@@ -271,10 +275,10 @@ MALFORMED = {
 def test_a_file_that_cannot_be_read_is_one_line_before_training(name, tmp_path, capsys):
     data, message = MALFORMED[name]
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(InputError) as found:
+    with pytest.raises(InputError) as error:
         files(tmp_path / name).load(str(tmp_path))
-    assert message in str(found.value)
-    assert "\n" not in str(found.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_npz_is_never_unpickled(tmp_path):
@@ -285,8 +289,8 @@ def test_npz_is_never_unpickled(tmp_path):
 
 def test_a_guess_of_a_file(tmp_path):
     write(tmp_path / "a.csv", ROWS)
-    found = guess(str(tmp_path / "a.csv"))
-    assert found.options == {
+    guessed = guess(str(tmp_path / "a.csv"))
+    assert guessed.options == {
         "path": str(tmp_path / "a.csv"),
         "text": "review",
         "label": "stars",
@@ -295,7 +299,7 @@ def test_a_guess_of_a_file(tmp_path):
         "length": 16,
         "kind": "classification",
     }
-    assert found.train == 48
+    assert guessed.train == 48
     with pytest.raises(InputError, match=r"unknown column of .* 'reviw'. Did you mean 'review'"):
         guess(str(tmp_path / "a.csv"), ["reviw"])
     with pytest.raises(InputError, match="no file or folder"):
@@ -403,8 +407,8 @@ def test_files_without_a_path_or_classes_say_so(tmp_path, capsys):
 
 def test_parts_are_the_task_s_own_splits(tmp_path, capsys):
     write(tmp_path / "a.csv", ROWS)
-    found = parts(files(tmp_path / "a.csv"), str(tmp_path))
-    assert {k: len(v) for k, v in found.items()} == {
+    splits = parts(files(tmp_path / "a.csv"), str(tmp_path))
+    assert {k: len(v) for k, v in splits.items()} == {
         "weights": 24,
         "alphas": 24,
         "valid": 6,
@@ -419,11 +423,11 @@ def test_a_huge_text_is_read_in_pieces_and_has_the_same_tokens(kind, monkeypatch
         f"word{i % 7}{' , '[i % 3]}{'  ' * (i % 5 == 0)}\n" * (i % 4 == 0) + f" {i % 11}é"
         for i in range(300)
     )
-    whole = tokenizers.train(kind, [text], 400)
-    ids = whole.encode([text, "a b", text[:50]])
+    tokenizer = tokenizers.train(kind, [text], 400)
+    ids = tokenizer.encode([text, "a b", text[:50]])
     monkeypatch.setattr(tokenizers, "PIECE", 40)
     assert "".join(tokenizers.pieces(text)) == text
     assert 1 < max(map(len, tokenizers.pieces(text))) <= 80
-    assert tokenizers.train(kind, [text], 400).state() == whole.state()
-    assert whole.encode([text, "a b", text[:50]]) == ids
+    assert tokenizers.train(kind, [text], 400).state() == tokenizer.state()
+    assert tokenizer.encode([text, "a b", text[:50]]) == ids
     assert list(tokenizers.pieces("x" * 100)) == ["x" * 80, "x" * 20]

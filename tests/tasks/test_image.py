@@ -81,8 +81,10 @@ def lay_out(kind, folder):
         rows = np.concatenate(
             [labels[:, None], images.transpose(0, 3, 1, 2).reshape(len(images), -1)], 1
         )
-        for name, some in zip(BATCHES[part], np.array_split(rows, len(BATCHES[part])), strict=True):
-            (inside / name).write_bytes(some.tobytes())
+        for name, chunk in zip(
+            BATCHES[part], np.array_split(rows, len(BATCHES[part])), strict=True
+        ):
+            (inside / name).write_bytes(chunk.tobytes())
     if kind == "folder":
         return {"path": str(inside)}
     with tarfile.open(folder / "cifar-10-binary.tar.gz", "w:gz") as archive:
@@ -93,21 +95,21 @@ def lay_out(kind, folder):
 @pytest.mark.parametrize("kind", ["npy", "folder", "tar", "tfds"])
 def test_every_layout_gives_the_same_images(kind, tmp_path):
     task = tasks.make("image", {"rows": False, **lay_out(kind, tmp_path)})
-    found = task.load(str(tmp_path))
-    assert {k: len(v) for k, v in found.items()} == {"train": 45, "valid": 5, "test": 10}
+    splits = task.load(str(tmp_path))
+    assert {k: len(v) for k, v in splits.items()} == {"train": 45, "valid": 5, "test": 10}
     images, labels = colours(1, 10)
-    batch = found["test"].take(np.arange(10))
+    batch = splits["test"].take(np.arange(10))
     np.testing.assert_array_equal(
         batch["tokens"], grey(images).reshape(10, -1).astype(np.int32) + 1
     )
     np.testing.assert_array_equal(batch["label"], labels)
-    every = np.concatenate(
-        [found[part].take(np.arange(len(found[part])))["tokens"] for part in ("train", "valid")]
+    images = np.concatenate(
+        [splits[part].take(np.arange(len(splits[part])))["tokens"] for part in ("train", "valid")]
     )
-    assert len(np.unique(every, axis=0)) == 50
+    assert len(np.unique(images, axis=0)) == 50
     with pytest.raises(InputError, match=r"train in .* has 50 images; it should have 50,000"):
         tasks.make("image", {"path": task.path}).load(str(tmp_path))
-    assert 0 <= task.baselines(found["train"], found["test"])["nearest_mean"] <= 1
+    assert 0 <= task.baselines(splits["train"], splits["test"])["nearest_mean"] <= 1
 
 
 def test_an_image_in_two_splits_is_left_out_of_the_earlier(tmp_path, capsys):

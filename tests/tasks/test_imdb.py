@@ -90,9 +90,9 @@ def lay_out(kind, folder):
         for split, labels in REVIEWS.items()
     }
     if kind == "jsonl":
-        for split, some in rows.items():
+        for split, examples in rows.items():
             (folder / f"{split}.jsonl").write_text(
-                "".join(json.dumps({"text": t, "label": n}) + "\n" for t, n in some), "utf-8"
+                "".join(json.dumps({"text": t, "label": n}) + "\n" for t, n in examples), "utf-8"
             )
         return {"path": str(folder)}
     where = folder / "imdb_reviews/plain_text/1.0.0"
@@ -101,10 +101,10 @@ def lay_out(kind, folder):
         json.dumps({"splits": [{"name": split, "shardLengths": ["20"]} for split in rows]})
     )
     (where / "label.labels.txt").write_text("neg\npos\n")
-    for split, some in rows.items():
+    for split, examples in rows.items():
         if kind == "tfrecord":
             (where / f"imdb_reviews-{split}.tfrecord-00000-of-00001").write_bytes(
-                tfrecord(serialised(*row) for row in some)
+                tfrecord(serialised(*row) for row in examples)
             )
         else:
             from array_record.python.array_record_module import ArrayRecordWriter
@@ -112,7 +112,7 @@ def lay_out(kind, folder):
             writer = ArrayRecordWriter(
                 str(where / f"imdb_reviews-{split}.array_record-00000-of-00001"), "group_size:1"
             )
-            for row in some:
+            for row in examples:
                 writer.write(serialised(*row))
             writer.close()
     return {}
@@ -130,14 +130,14 @@ def texts(task, split):
 def test_every_place_gives_the_same_reviews(kind, tmp_path, capsys):
     task = tasks.make("imdb_bytes", {"length": 64, "rows": False, **lay_out(kind, tmp_path)})
     task.check(str(tmp_path))
-    found = {part: texts(task, split) for part, split in task.load(str(tmp_path)).items()}
-    wanted = {
-        split: sorted((text, label) for label, some in labels.items() for text in some)
+    loaded = {part: texts(task, split) for part, split in task.load(str(tmp_path)).items()}
+    expected = {
+        split: sorted((text, label) for label, reviews in labels.items() for text in reviews)
         for split, labels in REVIEWS.items()
     }
-    assert sorted(found["test"]) == wanted["test"]
-    assert sorted(found["train"] + found["valid"]) == wanted["train"]
-    assert len(found["valid"]) == 2
+    assert sorted(loaded["test"]) == expected["test"]
+    assert sorted(loaded["train"] + loaded["valid"]) == expected["train"]
+    assert len(loaded["valid"]) == 2
     assert not Path("/tmp/aclImdb_evil").exists()
     assert not list(tmp_path.rglob("*evil*"))
     with pytest.raises(InputError, match="has 20 rows; it should have 25,000"):
@@ -145,14 +145,14 @@ def test_every_place_gives_the_same_reviews(kind, tmp_path, capsys):
 
 
 def test_what_was_looked_for_is_said(tmp_path):
-    with pytest.raises(InputError) as found:
+    with pytest.raises(InputError) as error:
         tasks.make("imdb_tokens", {}).check(str(tmp_path))
     for text in (
         f"{tmp_path}/imdb_reviews/*/dataset_info.json",
         "aclImdb_v1.tar.gz",
         "train.jsonl",
     ):
-        assert text in str(found.value)
+        assert text in str(error.value)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="looked for train/neg and train/pos"):
         tasks.make("imdb_tokens", {"path": str(tmp_path / "empty")}).check()
@@ -174,17 +174,17 @@ def test_without_a_network_a_download_is_one_clear_error(tmp_path, monkeypatch, 
 
 
 def test_tfrecords_that_are_damaged(tmp_path):
-    whole = tfrecord([serialised("good", 1), serialised("bad", 0)])
+    intact = tfrecord([serialised("good", 1), serialised("bad", 0)])
     file = tmp_path / "a.tfrecord"
-    file.write_bytes(whole)
+    file.write_bytes(intact)
     assert [example(data) for data in tfrecords(file)] == [
         {"text": "good", "label": 1},
         {"text": "bad", "label": 0},
     ]
     for data, message in (
-        (whole[:-3], "cut short"),
-        (whole[:-30], "cut short|length does not match"),
-        (b"\xff" + whole[1:], "length does not match its checksum"),
+        (intact[:-3], "cut short"),
+        (intact[:-30], "cut short|length does not match"),
+        (b"\xff" + intact[1:], "length does not match its checksum"),
     ):
         file.write_bytes(data)
         with pytest.raises(InputError, match=message):

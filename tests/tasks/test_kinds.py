@@ -86,8 +86,8 @@ KINDS = {
 @pytest.mark.parametrize("name", KINDS)
 def test_the_shapes_of_each_kind(name, file, tmp_path, capsys):
     task = tasks.make("files", {"path": str(file), "length": 12, **KINDS[name]})
-    found = parts(task, str(tmp_path))
-    batch = found["weights"].take(np.arange(4))
+    splits = parts(task, str(tmp_path))
+    batch = splits["weights"].take(np.arange(4))
     document = (4, 2, 12) if "two" in name or name == "pair" else (4, 12)
     assert batch["tokens"].shape == batch["valid"].shape == document
     assert batch["label"].shape == ((4, 12) if name in ("words", "language") else (4,))
@@ -105,7 +105,7 @@ def test_the_shapes_of_each_kind(name, file, tmp_path, capsys):
             assert fitted.value(label) == pytest.approx(
                 len(fitted.decode(tokens.tolist()).split()[0]) - 4.5, abs=1e-5
             )
-        everything = found["train"].take(np.arange(len(found["train"])))["label"]
+        everything = splits["train"].take(np.arange(len(splits["train"])))["label"]
         assert abs(everything.mean()) < 0.3
     if name == "words":
         assert (batch["label"] >= 0).sum(1).tolist() == [3] * 4
@@ -116,7 +116,7 @@ def test_the_shapes_of_each_kind(name, file, tmp_path, capsys):
             n = valid.sum()
             np.testing.assert_array_equal(tokens[1:n], label[: n - 1])
             assert (label[n:] == -1).all()
-    scores = task.baselines(found["train"], found["test"])
+    scores = task.baselines(splits["train"], splits["test"])
     assert scores
     assert all(np.isfinite(v) for v in scores.values())
     if name == "language":
@@ -190,7 +190,7 @@ SIZES = {"layers": 1, "heads": 1, "head_dim": 4, "model_dim": 4, "mlp_dim": 6}
 
 @pytest.mark.parametrize("pair", ["interaction", "concat"])
 def test_two_documents_are_encoded_alike_and_compared(pair):
-    one = TransformerConfig(5, 2, 3, **SIZES)
+    config = TransformerConfig(5, 2, 3, **SIZES)
     two = TransformerConfig(5, 2, 3, inputs=2, pair=pair, **SIZES)
     genotype = Genotype.homogeneous(Full(), 1, 1)
     net = transformer(two, genotype)
@@ -204,10 +204,10 @@ def test_two_documents_are_encoded_alike_and_compared(pair):
         np.asarray(wide.apply({**encoder, "head": identity}, tokens[:, i], valid[:, i]))
         for i in range(2)
     )
-    seen = np.concatenate([u, v, u * v, u - v] if pair == "interaction" else [u, v], -1)
-    want = seen @ np.asarray(weights["head"]["kernel"]) + np.asarray(weights["head"]["bias"])
+    joined = np.concatenate([u, v, u * v, u - v] if pair == "interaction" else [u, v], -1)
+    want = joined @ np.asarray(weights["head"]["kernel"]) + np.asarray(weights["head"]["bias"])
     np.testing.assert_allclose(net.apply(weights, tokens, valid), want, rtol=1e-5, atol=1e-6)
-    assert one.pooled == 4
+    assert config.pooled == 4
 
 
 def test_the_published_head_has_the_published_parameters():
@@ -238,17 +238,17 @@ def test_scores_by_hand():
         np.array([[1.0], [2.0], [4.0]], np.float32),
         np.array([1.0, 3.0, 5.0], np.float32),
     )
-    loss, other, weight = (
+    loss, reference, weight = (
         np.asarray(a) for a in METRICS["r2"].losses(jax.numpy.asarray(outputs), labels)
     )
-    assert METRICS["r2"].summary(Losses(loss, other, weight)) == pytest.approx(
+    assert METRICS["r2"].summary(Losses(loss, reference, weight)) == pytest.approx(
         {"loss": 2 / 3, "r2": 1 - (2 / 3) / (8 / 3)}
     )
     bits = METRICS["bits_per_character"]
-    loss, other, weight = (
+    loss, reference, weight = (
         np.asarray(a) for a in bits.losses(jax.numpy.zeros((1, 3, 4)), np.array([[0, 1, -1]]))
     )
-    assert bits.summary(Losses(loss, other, weight))["bits_per_character"] == pytest.approx(2)
+    assert bits.summary(Losses(loss, reference, weight))["bits_per_character"] == pytest.approx(2)
     assert bits.objective({"bits_per_character": 2}) < bits.objective({"bits_per_character": 1})
     assert (bits.text(1.23456), METRICS["accuracy"].text(0.5)) == ("1.235", "50.0%")
 
@@ -397,13 +397,13 @@ def recall(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "made"),
+    ("name", "make"),
     [("image", pictures), ("language", letters), ("files", labels_of_words), ("recall", recall)],
 )
-def test_a_loaded_export_answers_as_the_model(name, made, tmp_path, capsys):
+def test_a_loaded_export_answers_as_the_model(name, make, tmp_path, capsys):
     """Of what has patches for tokens, or a label for each token. (Training does not differ by
     task.)"""
-    values, text, tokens = made(tmp_path)
+    values, text, tokens = make(tmp_path)
     config = dartformer.defaults(name)
     configs.override(config, {**values, **TINY, "data.dir": str(tmp_path)})
     with Run(config, tmp_path / "run") as run:
@@ -417,9 +417,9 @@ def test_a_loaded_export_answers_as_the_model(name, made, tmp_path, capsys):
     assert arrays[1].sum() == tokens
     (answer,) = served([text])
     want = np.asarray(net.apply(model.weights, *arrays)).argmax(-1)
-    found = answer["label"] if name != "image" else [answer["label"]]
-    assert found == [served.labels[i] for i in want.reshape(-1)[: len(found)]]
-    assert len(found) == (tokens if name != "image" else 1)
+    labels = answer["label"] if name != "image" else [answer["label"]]
+    assert labels == [served.labels[i] for i in want.reshape(-1)[: len(labels)]]
+    assert len(labels) == (tokens if name != "image" else 1)
 
 
 # Matching.
@@ -437,20 +437,20 @@ PAIRS = [
 def matching_files(kind, folder):
     cut = {"train": PAIRS[::2], "valid": PAIRS[1::4], "test": PAIRS[3::4]}
     if kind == "aan":
-        for part, some in cut.items():
+        for part, rows in cut.items():
             name = f"new_aan_pairs.{'eval' if part == 'valid' else part}.tsv"
             (folder / name).write_text(
                 "".join(
-                    f"{label}.0\t{a}\t{b}\t{DOCUMENTS[a]}\t{DOCUMENTS[b]}\n" for label, a, b in some
+                    f"{label}.0\t{a}\t{b}\t{DOCUMENTS[a]}\t{DOCUMENTS[b]}\n" for label, a, b in rows
                 )
             )
         return folder
     (folder / "docs.jsonl").write_text(
         "".join(json.dumps({"id": k, "text": v}) + "\n" for k, v in DOCUMENTS.items())
     )
-    for part, some in cut.items():
+    for part, rows in cut.items():
         (folder / f"pairs.{part}.tsv").write_text(
-            "".join(f"{label}\t{a}\t{b}\n" for label, a, b in some)
+            "".join(f"{label}\t{a}\t{b}\n" for label, a, b in rows)
         )
     if kind == "folder":
         return folder
@@ -464,13 +464,13 @@ def matching_files(kind, folder):
 def test_matching_from_every_layout(kind, tmp_path, capsys):
     task = tasks.make("matching", {"path": str(matching_files(kind, tmp_path)), "length": 60})
     task.check()
-    found = parts(task, str(tmp_path))
-    assert len(found["test"]) == len(PAIRS[3::4])
-    batch = found["test"].take(np.arange(len(found["test"])))
+    splits = parts(task, str(tmp_path))
+    assert len(splits["test"]) == len(PAIRS[3::4])
+    batch = splits["test"].take(np.arange(len(splits["test"])))
     for pair, label in zip(batch["tokens"], batch["label"], strict=True):
         a, b = (task.decode(d.tolist()).split()[0] for d in pair)
         assert (a == b) == bool(label)
-    assert task.baselines(found["train"], found["test"])["overlap"] > 0.9
+    assert task.baselines(splits["train"], splits["test"])["overlap"] > 0.9
 
 
 def test_matching_says_what_it_lacks(tmp_path):

@@ -127,9 +127,9 @@ def test_encode_and_decode_are_inverse():
         == task.encode("\t[MAX 2 9[MIN 4 7]0]\n")
     )
     assert task.decode([*task.encode(spaced), 0, 0]) == spaced
-    every = "[MIN [MAX [MED [SM 0 1 2 3 4 5 6 7 8 9 ] ] ] ]"
-    assert task.decode(task.encode(every)) == every
-    assert set(task.encode(every)) == set(range(1, task.vocabulary))
+    text = "[MIN [MAX [MED [SM 0 1 2 3 4 5 6 7 8 9 ] ] ] ]"
+    assert task.decode(task.encode(text)) == text
+    assert set(task.encode(text)) == set(range(1, task.vocabulary))
     assert 0 not in task.encode(spaced)
     assert task.labels == tuple("0123456789")
     for tokens, _ in itertools.islice(expressions(SMALL), 50):
@@ -236,8 +236,8 @@ def test_aborting_early_changes_nothing_but_the_time():
     bounded = ListOps(max_depth=5, max_args=5, min_length=0, max_length=30)
     free = ListOps(max_depth=5, max_args=5, min_length=0, max_length=10**6)
     for seed in range(3000):
-        short, whole = (draw(options, random.Random(seed).random) for options in (bounded, free))
-        assert short == (whole if len(whole) < 30 else None)
+        short, full = (draw(options, random.Random(seed).random) for options in (bounded, free))
+        assert short == (full if len(full) < 30 else None)
 
 
 def test_a_small_tree_has_the_published_distribution():
@@ -248,9 +248,9 @@ def test_a_small_tree_has_the_published_distribution():
         random.Random(3).random,
         40_000,
     )
-    found = Counter(draw(options, uniform) for _ in range(n))
+    counts = Counter(draw(options, uniform) for _ in range(n))
     by_first, by_length = Counter(), Counter()
-    for tokens, count in found.items():
+    for tokens, count in counts.items():
         by_first[SYMBOLS[tokens[0]]] += count / n
         by_length[len(tokens)] += count / n
     expected = {
@@ -261,7 +261,7 @@ def test_a_small_tree_has_the_published_distribution():
     assert by_length == pytest.approx({1: 0.75, 4: 0.125, 5: 0.125}, abs=0.01)
     digits = Counter(
         SYMBOLS[t]
-        for tokens, count in found.items()
+        for tokens, count in counts.items()
         if len(tokens) > 1
         for t in tokens[1:-1] * count
     )
@@ -322,14 +322,14 @@ def test_the_published_distribution():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_no_expression_is_in_two_parts(folder, seed):
     task = SMALL
-    found = {
+    by_part = {
         name: texts(task, split)
         for name, split in parts(task, folder, seed).items()
         if name in PARTS
     }
-    every = [text for part in found.values() for text in part]
-    assert len(every) == len(set(every)) == 420
-    assert {name: len(part) for name, part in found.items()} == {
+    all_texts = [text for part in by_part.values() for text in part]
+    assert len(all_texts) == len(set(all_texts)) == 420
+    assert {name: len(part) for name, part in by_part.items()} == {
         "weights": 150,
         "alphas": 150,
         "valid": 60,
@@ -424,9 +424,9 @@ def write_texts(folder):
 
 def test_two_processes_at_once_end_with_the_same_data_and_no_tensorflow(tmp_path):
     write_texts(tmp_path)
-    both = [run(PREPARE, str(tmp_path)) for _ in range(2)]
-    outputs = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
+    processes = [run(PREPARE, str(tmp_path)) for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
     digests, tensorflow = zip(*(out.split() for out, _ in outputs), strict=True)
     assert len(set(digests)) == 1
     assert set(tensorflow) == {"False"}
@@ -438,12 +438,14 @@ def test_two_processes_at_once_end_with_the_same_data_and_no_tensorflow(tmp_path
     task = ListOps(
         max_depth=4, max_args=4, min_length=5, max_length=40, train=3000, valid=60, test=60
     )
-    here = [
+    expected = [
         text
         for name in ("test", "valid", "train")
         for text in texts(task, task.load(str(tmp_path))[name])
     ]
-    assert here == [task.decode(tokens) for tokens, _ in itertools.islice(expressions(task), 3120)]
+    assert expected == [
+        task.decode(tokens) for tokens, _ in itertools.islice(expressions(task), 3120)
+    ]
 
 
 def test_a_killed_preparation_starts_again(tmp_path):

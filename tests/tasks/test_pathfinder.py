@@ -24,14 +24,14 @@ def squares(image):
 def reach(image, start, step):
     """White pixels that can be reached from `start` by jumps of at most `step` pixels each way."""
     white = set(zip(*np.nonzero(image), strict=True))
-    seen, todo = set(), [start]
+    visited, todo = set(), [start]
     while todo:
         r, c = todo.pop()
         near = {p for p in white if abs(p[0] - r) <= step and abs(p[1] - c) <= step}
-        todo += near - seen
-        seen |= near
+        todo += near - visited
+        visited |= near
         white -= near
-    return seen
+    return visited
 
 
 def test_the_label_is_whether_a_dashed_path_joins_the_dots():
@@ -66,15 +66,15 @@ def test_pictures_are_a_function_of_options_and_number():
 
 def test_nothing_simple_gives_the_label_away(tmp_path, capsys):
     task = tasks.make("pathfinder", {"train": 300, "valid": 10, "test": 200, "distractors": 2})
-    found = task.load(str(tmp_path))
-    assert {k: len(v) for k, v in found.items()} == {"train": 300, "valid": 10, "test": 200}
-    batch = found["train"].take(np.arange(300))
+    splits = task.load(str(tmp_path))
+    assert {k: len(v) for k, v in splits.items()} == {"train": 300, "valid": 10, "test": 200}
+    batch = splits["train"].take(np.arange(300))
     assert batch["valid"].all()
     assert 0.4 < batch["label"].mean() < 0.6
     ink = (batch["tokens"] == 256).sum(1)
     assert abs(ink[batch["label"] == 1].mean() - ink[batch["label"] == 0].mean()) < 2
-    assert majority(found["train"], found["test"]) < 0.65
-    assert 0.4 < task.baselines(found["train"], found["test"])["dot_distance"] < 0.95
+    assert majority(splits["train"], splits["test"]) < 0.65
+    assert 0.4 < task.baselines(splits["train"], splits["test"])["dot_distance"] < 0.95
     text = task.decode(batch["tokens"][0].tolist())
     assert task.encode(text) == batch["tokens"][0].tolist()
 

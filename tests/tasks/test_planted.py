@@ -29,7 +29,7 @@ def most_frequent(letters):
     return min(counts, key=lambda letter: (-counts[letter], letter))
 
 
-def wanted(kind, text, i):
+def expected(kind, text, i):
     """The label of position i of a list of symbols, None where there is none."""
     n = len(text)
     if kind == "recall":
@@ -38,9 +38,9 @@ def wanted(kind, text, i):
     every_eighth = [j for j in range(n) if (i - j) % 8 == 0]
     column = [text[j] for j in every_eighth]
     if kind == "relay":
-        return most_frequent([wanted("local", text, j) for j in every_eighth])
-    seen = {"local": near, "strided": column, "global": text, "mix": column if i % 2 else near}
-    return most_frequent(seen[kind])
+        return most_frequent([expected("local", text, j) for j in every_eighth])
+    visible = {"local": near, "strided": column, "global": text, "mix": column if i % 2 else near}
+    return most_frequent(visible[kind])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -53,7 +53,7 @@ def test_labels_are_what_the_definition_says(kind):
             assert task.encode(" ".join(text)) == list(ids)
             assert len(text) == 64
             got = [task.labels[c] if c >= 0 else None for c in label]
-            assert got == [wanted(kind, text, i) for i in range(64)]
+            assert got == [expected(kind, text, i) for i in range(64)]
 
 
 def test_recall_shows_every_key_once_and_asks_for_shown_ones():
@@ -77,13 +77,13 @@ def test_symbols_are_evenly_distributed():
 @pytest.mark.parametrize("endless", [False, True])
 def test_no_example_is_in_two_parts(endless):
     task = Planted("recall", train=300, valid=50, test=70, endless=endless)
-    found = parts(task, seed=3)
+    splits = parts(task, seed=3)
     seeds = (0, 1) if endless else (0,)
-    streams = [batches(found[part], 30, seed) for part in ("weights", "alphas") for seed in seeds]
+    streams = [batches(splits[part], 30, seed) for part in ("weights", "alphas") for seed in seeds]
     rows = [
         tuple(row)
         for part in ("valid", "test")
-        for row in found[part].take(np.arange(50))["tokens"]
+        for row in splits[part].take(np.arange(50))["tokens"]
     ]
     rows += [tuple(row) for stream in streams for _ in range(5) for row in next(stream)["tokens"]]
     assert len(set(rows)) == len(rows)
@@ -95,9 +95,9 @@ def test_more_training_examples_leave_valid_and_test_as_they_were():
         np.testing.assert_array_equal(
             few[part].take(np.arange(20))["tokens"], many[part].take(np.arange(20))["tokens"]
         )
-    other = Planted("mix", train=10, seed=1).load()
+    second = Planted("mix", train=10, seed=1).load()
     assert (
-        few["test"].take(np.arange(20))["tokens"] != other["test"].take(np.arange(20))["tokens"]
+        few["test"].take(np.arange(20))["tokens"] != second["test"].take(np.arange(20))["tokens"]
     ).mean() > 0.6
 
 
@@ -108,11 +108,11 @@ def test_the_endless_stream_is_fresh_and_resumes_exactly():
     stream, again = batches(split, 32, 5), batches(split, 32, 5)
     first = [next(stream)["tokens"] for _ in range(4)]
     state = stream.get_state()
-    rest = [next(stream)["tokens"] for _ in range(3)]
+    following = [next(stream)["tokens"] for _ in range(3)]
     again.set_state(state)
-    for batch in rest:
+    for batch in following:
         np.testing.assert_array_equal(next(again)["tokens"], batch)
-    assert len({tuple(row) for batch in (*first, *rest) for row in batch}) == 7 * 32, (
+    assert len({tuple(row) for batch in (*first, *following) for row in batch}) == 7 * 32, (
         "far beyond the split's length"
     )
 
@@ -131,11 +131,11 @@ def test_an_endless_split_needs_a_valid_split_of_its_own():
 
 def test_rules_are_fitted_on_train_alone():
     task = Planted("local", train=2000, test=500)
-    found = parts(task)
-    assert task.baselines(found["train"], found["test"])["own_token"] == pytest.approx(
+    splits = parts(task)
+    assert task.baselines(splits["train"], splits["test"])["own_token"] == pytest.approx(
         0.44, abs=0.02
     )
-    assert majority(found["train"], found["test"]) == pytest.approx(0.33, abs=0.02)
+    assert majority(splits["train"], splits["test"]) == pytest.approx(0.33, abs=0.02)
     recall = Planted("recall", train=2000, endless=True)
     rules = recall.baselines(parts(recall)["train"], parts(recall)["test"])
     assert rules["own_token"] == pytest.approx(1 / 8, abs=0.02)
@@ -276,9 +276,9 @@ def test_it_runs_to_an_export_that_labels_every_token(tmp_path, capsys):
 
 def test_a_subset_of_an_endless_split_is_finite():
     split = Planted(train=10, endless=True).load()["train"]
-    some = Subset(split, np.array([3, 1]))
+    subset = Subset(split, np.array([3, 1]))
     np.testing.assert_array_equal(
-        some.take(np.arange(2))["tokens"], split.take(np.array([3, 1]))["tokens"]
+        subset.take(np.arange(2))["tokens"], split.take(np.array([3, 1]))["tokens"]
     )
     assert jax.tree.map(np.shape, split.take(np.arange(2))) == {
         "tokens": (2, 64),

@@ -47,14 +47,14 @@ class Numbers:
     has_valid: bool = True
 
     def load(self, data_dir=None):
-        every = in_memory(self.n + 20)
+        examples = in_memory(self.n + 20)
         cut = {
             "train": range(self.n),
             "valid": range(self.n, self.n + 10),
             "test": range(self.n + 10, self.n + 20),
         }
         return {
-            name: Subset(every, np.array(rows))
+            name: Subset(examples, np.array(rows))
             for name, rows in cut.items()
             if name != "valid" or self.has_valid
         }
@@ -140,17 +140,17 @@ def test_the_largest_token_id_fits_the_type_in_memory():
 @pytest.mark.parametrize("seed", [0, 1, 12345])
 def test_parts_are_disjoint_and_lose_nothing(has_valid, seed):
     task = Numbers(has_valid=has_valid)
-    found = parts(task, seed=seed)
-    assert set(found) == {*PARTS, "train"}
-    examples = [i for part in PARTS for i in numbers(found[part])]
+    splits = parts(task, seed=seed)
+    assert set(splits) == {*PARTS, "train"}
+    examples = [i for part in PARTS for i in numbers(splits[part])]
     assert len(examples) == len(set(examples)), "an example is in two parts"
-    assert sorted(numbers(found["weights"]) + numbers(found["alphas"])) == sorted(
-        numbers(found["train"])
+    assert sorted(numbers(splits["weights"]) + numbers(splits["alphas"])) == sorted(
+        numbers(splits["train"])
     )
-    assert len(found["weights"]) - len(found["alphas"]) in (0, 1)
-    assert numbers(found["test"]) == list(range(111, 121))
-    assert len(found["valid"]) == (10 if has_valid else round(VALID_FRACTION * 101))
-    assert max(numbers(found["train"])) < 101, "train reaches into valid or test"
+    assert len(splits["weights"]) - len(splits["alphas"]) in (0, 1)
+    assert numbers(splits["test"]) == list(range(111, 121))
+    assert len(splits["valid"]) == (10 if has_valid else round(VALID_FRACTION * 101))
+    assert max(numbers(splits["train"])) < 101, "train reaches into valid or test"
     assert len(set(examples)) == (121 if has_valid else 111)
 
 
@@ -181,28 +181,28 @@ def test_batches_are_endless_and_every_epoch_is_a_new_order():
     assert all(len(set(epoch)) == 9 for epoch in epochs), "an example twice in one epoch"
     assert len({tuple(epoch) for epoch in epochs}) == 20
     assert {i for epoch in epochs for i in epoch} == set(range(10)), "an example is never used"
-    other = [
+    second = [
         i
         for _ in range(3)
         for i in next(batches(in_memory(10), 3, seed=1))["tokens"][:, 0].tolist()
     ]
-    assert other != epochs[0]
+    assert second != epochs[0]
 
 
 @pytest.mark.parametrize("taken", [0, 1, 2, 3, 4, 11])
 def test_an_iterator_resumes_exactly(taken):
     split = in_memory(10)
-    whole = [
+    reference = [
         next(stream) for stream in [batches(split, 3, 5)] for _ in range(20)
     ]  # 3 batches an epoch
     first, second = batches(split, 3, 5), batches(split, 3, 5)
     for _ in range(taken):
         next(first)
     second.set_state(first.get_state())
-    assert all(same(next(second), batch) for batch in whole[taken:])
+    assert all(same(next(second), batch) for batch in reference[taken:])
     # And back: an iterator that has gone on can be set to an earlier state.
     second.set_state(batches(split, 3, 5).get_state())
-    assert same(next(second), whole[0])
+    assert same(next(second), reference[0])
 
 
 @pytest.mark.parametrize("size", [0, -1, 11])
@@ -214,16 +214,16 @@ def test_a_batch_that_the_split_cannot_fill_is_refused(size):
 @pytest.mark.parametrize("size", [1, 4, 10, 16])
 def test_examine_weighs_every_example_once(size):
     split = in_memory(10)
-    found = list(examine(split, size))
+    examined = list(examine(split, size))
     assert all(
         batch["tokens"].shape == (size, LENGTH) and batch["weight"].shape == (size,)
-        for batch in found
+        for batch in examined
     )
-    rows = np.concatenate([batch["tokens"][:, 0] for batch in found])
-    weight = np.concatenate([batch["weight"] for batch in found])
+    rows = np.concatenate([batch["tokens"][:, 0] for batch in examined])
+    weight = np.concatenate([batch["weight"] for batch in examined])
     assert weight.dtype == np.float32
     assert rows[weight == 1].tolist() == list(range(10))
-    assert all(batch["valid"].any(1).all() for batch in found), (
+    assert all(batch["valid"].any(1).all() for batch in examined), (
         "a filled-up row has no token to attend to"
     )
 
@@ -233,8 +233,8 @@ def test_buckets_hold_examples_of_like_length_and_lose_none():
     stream = batches(split, 7, 3, buckets=3)
     epochs = [[next(stream) for _ in range(14)] for _ in range(8)]
     for epoch in epochs:
-        seen = np.concatenate([batch["tokens"][:, 0] for batch in epoch])
-        assert len(set(seen.tolist())) == 98
+        numbers_of_epoch = np.concatenate([batch["tokens"][:, 0] for batch in epoch])
+        assert len(set(numbers_of_epoch.tolist())) == 98
         for batch in epoch:
             n = batch["tokens"].shape[1]
             assert n in (3, 6, 7)
@@ -280,13 +280,13 @@ def test_two_streams_over_halves_keep_step_in_length():
 
 
 def test_examine_in_buckets_has_every_row_once():
-    found = list(examine(in_memory(10), 4, buckets=3))
-    rows = np.concatenate([batch["row"][batch["weight"] > 0] for batch in found])
+    examined = list(examine(in_memory(10), 4, buckets=3))
+    rows = np.concatenate([batch["row"][batch["weight"] > 0] for batch in examined])
     assert sorted(rows) == list(range(10))
     np.testing.assert_array_equal(
-        rows, np.concatenate([b["tokens"][b["weight"] > 0, 0] for b in found])
+        rows, np.concatenate([b["tokens"][b["weight"] > 0, 0] for b in examined])
     )
-    assert [batch["valid"].shape[1] for batch in found] == [3, 6, 7]
+    assert [batch["valid"].shape[1] for batch in examined] == [3, 6, 7]
 
 
 def test_examine_refuses_an_empty_batch():

@@ -70,9 +70,9 @@ def test_options_reach_the_task():
     ],
 )
 def test_a_wrong_option_is_one_clear_error(name, options, message):
-    with pytest.raises(InputError, match=message) as found:
+    with pytest.raises(InputError, match=message) as error:
         tasks.make(name, options)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
 
 
 def test_other_packages_add_tasks(installed):
