@@ -66,6 +66,7 @@ def flops(
     projections = 4 * config.model_dim * inner * (1 + 1 / config.sharing)
     per_token = projections + 4 * config.model_dim * config.mlp_dim
     embedding = 2 * config.features * config.model_dim
+    # Without pooling every token is classified.
     rows = batch * n if config.pooling == "none" else batch
     tokens = documents * n * (config.layers * per_token + embedding)
     return mixing + tokens + rows * _classifier_flops(config)
@@ -102,6 +103,7 @@ def useful_flops(attention: Attention, shape: Shape, *, causal: bool) -> float |
     assert isinstance(attention, Hashable)  # a frozen dataclass
     pairs = _pairs(attention, n, shape.head_dim, shape.model_dim, causal)
     visible = n * (n + 1) / 2 if causal else n * n
+    # Nearly all tokens are seen, and yet the matrix was never formed.
     if attention.traits.growth < 2 and pairs > 0.9 * visible:
         return executed
     return min(executed, shape.batch * shape.heads * pairs * (4 * shape.head_dim + 5))

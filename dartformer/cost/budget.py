@@ -217,7 +217,8 @@ class Price(Record):
     def of(self, genotype: Genotype, space: SearchSpace) -> float:
         """The cost of a genotype."""
         counts = self.counts(space.choice(genotype))
-        layers = self.groups[np.arange(len(self.groups)), counts].sum(-1)
+        candidates = np.arange(len(self.groups))
+        layers = self.groups[candidates, counts].sum(-1)  # [L]
         attentions = layers.max() if self.largest else layers.sum()
         return float(self.rest + attentions)
 
@@ -246,6 +247,7 @@ class Price(Record):
         odds = empty.at[..., 0].set(1)
         for h in range(heads):
             p = mixture[:, h, :, None]
+            # P(n - 1): shifted by one head, and 0 for n = 0.
             one_less = jnp.pad(odds[..., :-1], ((0, 0), (0, 0), (1, 0)))
             odds = odds * (1 - p) + one_less * p
         return odds
@@ -263,7 +265,7 @@ class Price(Record):
         shape = (space.layers, space.heads)
         if space.granularity == "head":
             layer = np.repeat(np.arange(len(groups)), _best_counts(groups))
-            choice = np.broadcast_to(layer, shape)
+            choice = np.broadcast_to(layer, shape)  # layers do not depend on one another
         else:
             choice = np.full(shape, int(np.argmin(groups[:, -1])))
         genotype = space.genotype(choice)

@@ -103,6 +103,7 @@ class _Program:
         most = limit - price.rest
         rows = [self._cost_of_layer(r, price) for r in range(len(self.x))]
         if price.largest:
+            # The largest layer is within the limit where every layer is.
             for terms in rows:
                 self.add(terms, -np.inf, most)
             return
@@ -129,7 +130,7 @@ class _Program:
         solution = milp(
             cost,
             integrality=np.ones(self.variables),
-            bounds=Bounds(0, 1),
+            bounds=Bounds(0, 1),  # whole numbers from 0 to 1
             options={"time_limit": SECONDS},
             constraints=LinearConstraint(sums.tocsr(), self.least, self.most),
         )
@@ -141,7 +142,9 @@ class _Program:
 def within(space: SearchSpace, choice: np.ndarray, limits: Limits) -> bool:
     """Whether the genotype of choices `[1 or L, 1 or H]` is within all limits."""
     genotype = space.genotype(choice)
-    return all(price.of(genotype, space) <= limit * (1 + 1e-9) for price, limit in limits)
+    # The program's own tolerance may exceed a limit by rounding.
+    slack = 1 + 1e-9
+    return all(price.of(genotype, space) <= limit * slack for price, limit in limits)
 
 
 def near_ties(

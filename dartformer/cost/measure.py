@@ -91,6 +91,7 @@ def cores() -> int:
 
 def latency(call: Callable[..., Any], *args: Any, repeats: int = 20) -> Latency:
     """Seconds of `call(*args)` on this device, compiled and warmed up."""
+    # The first calls allocate buffers and fill caches.
     for _ in range(WARM_UPS):
         jax.block_until_ready(call(*args))
     times = []
@@ -227,6 +228,7 @@ def _block(
         rngs = nnx.Rngs(params=jax.random.key(0))
         return Block(config, GroupedHeads(config, genotype, index, rngs=rngs), rngs=rngs)
 
+    # As a function of its weights, which a jitted function must not hold as constants.
     structure, state = nnx.split(make())
     weights = nnx.to_pure_dict(state)
     x = jax.random.normal(

@@ -124,6 +124,7 @@ class _Pricing:
             )
 
     def _parameters(self) -> Price:
+        """Their number depends on the model's length, never on the budget's."""
         rest = model_parameters(transformer(self.config, self.plain))
         tokens = self.config.tokens
         groups = self._groups(lambda a, n: a.cost(self._shape(n, tokens)).parameters)

@@ -165,7 +165,7 @@ class Table:
             return self._added(config, attention, heads, at)
         # The cheapest second group stands for what grouping costs. Heads that do nothing carry
         # their share of it.
-        half = measured_heads(config.heads)[-2]
+        half = measured_heads(config.heads)[-2]  # the largest group that leaves room for another
         grouping = self._added(config, Uniform(), half, at)
         if isinstance(attention, Identity):
             return grouping * heads / config.heads
@@ -200,7 +200,7 @@ class Table:
             return measured.seconds.min
 
         sizes = dataclasses.asdict(config)
-        del sizes["seed"]
+        del sizes["seed"]  # of the weights, which cost the same
         of = {"rest": sizes, "batch": batch, "length": length, "phase": phase}
         return self._get(of, model_seconds)
 

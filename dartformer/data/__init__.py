@@ -1,1 +1,1 @@
-"""Rows from files, tokens from texts, prepared arrays on disk."""
+"""Rows from files, tokens from texts, prepared sets on disk, splits and batches of them."""

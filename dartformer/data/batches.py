@@ -105,6 +105,7 @@ class _Fresh:
     def __init__(self, split: Endless, batch_size: int, seed: int):
         self.split = split
         self.batch_size = batch_size
+        # 60 random bits: streams of two seeds are unlikely to overlap, and numbers fit int64.
         self.start = int(random_bits(1, seed)[0]) >> 4
 
     def __len__(self) -> int:
@@ -155,6 +156,7 @@ def examine(split: Split, batch_size: int, buckets: int = 1) -> Iterator[Batch]:
     if batch_size < 1:
         raise InputError(f"batch size {batch_size} is less than 1.")
     bucketed = Buckets(split, buckets)
+    # The shorter first, in the split's own order where lengths are equal.
     order = np.argsort(bucketed.steps, kind="stable")
     for start in range(0, len(split), batch_size):
         positions = np.arange(start, start + batch_size)

@@ -125,6 +125,7 @@ def pack(
     first = next(stream, None)
     if first is None:
         raise InputError("a split has no rows.")
+    # All examples are of the form of the first.
     pairs = "tokens2" in first
     label = np.asarray(first["label"])
     per_token = label.ndim > 0

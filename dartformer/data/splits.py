@@ -143,6 +143,7 @@ def permutation(n: int, *seed: int) -> np.ndarray:
 
 def random_bits(n: int, *seed: int) -> np.ndarray:
     """`[n]` uniform uint64."""
+    # PCG64 would raise an error of its own for a negative seed.
     if min(seed, default=0) < 0:
         raise InputError(f"seed {min(seed)} is negative. Use a seed of at least 0.")
     return np.random.PCG64(seed).random_raw(n)

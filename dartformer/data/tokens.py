@@ -68,6 +68,7 @@ class Bytes:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """A list of ids for each text."""
+        # Surrogates, which are not valid UTF-8, become question marks.
         return [[b + 1 for b in text.encode("utf-8", "replace")] for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -130,6 +131,7 @@ class Learned:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """A list of ids for each text."""
+        # A batch is faster, and long texts need too much memory at once.
         if all(len(text) <= PIECE for text in texts):
             return [encoded.ids for encoded in self._library.encode_batch_fast(list(texts))]
         return [self._encode_long(text) for text in texts]
@@ -268,7 +270,7 @@ def restored(state: dict[str, Any]) -> Tokenizer:
         if kind == "characters":
             return Characters(str(state["characters"]))
         if kind in ("words", "bpe"):
-            json.loads(state["tokenizer"])
+            json.loads(state["tokenizer"])  # says where what is not JSON breaks off
             return Learned(kind, state["tokenizer"])
     except Exception as error:
         raise InputError(f"the saved tokenizer of {kind} is damaged: {error}.") from None

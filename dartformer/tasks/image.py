@@ -69,6 +69,7 @@ def tokens_of(images: np.ndarray, patch: int) -> np.ndarray:
     n = SIDE // patch
     grid = images.reshape(-1, n, patch, n, patch).swapaxes(2, 3)  # [B, n, n, patch, patch]
     patches = grid.reshape(-1, n * n, patch * patch)
+    # The middle of the values becomes 0; they spread about as far as a normal distribution.
     return (patches.astype(np.float32) - 127.5) / 64
 
 

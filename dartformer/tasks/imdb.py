@@ -100,6 +100,7 @@ def _download(data_dir: str | None) -> None:
     import tensorflow_datasets as tfds
 
     try:
+        # A request without a body shows at once whether the server answers.
         with urllib.request.urlopen(urllib.request.Request(SERVER, method="HEAD"), timeout=20):
             pass
         with contextlib.redirect_stdout(sys.stderr):  # standard output may be JSON

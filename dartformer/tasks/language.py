@@ -160,6 +160,7 @@ class Language:
             raise InputError(f"{path} is a folder, and language reads a single text file.")
         text, invalid = _text(path, json.dumps(identity(path)))
         n = len(text)
+        # Where the test and the valid part start: the file's end is test, before it valid.
         test = n - round(self.test_fraction * n)
         valid = test - round(self.valid_fraction * n)
         ranges = {"train": slice(0, valid), "valid": slice(valid, test), "test": slice(test, n)}

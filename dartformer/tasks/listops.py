@@ -98,8 +98,9 @@ class ListOps:
     @property
     def length(self) -> int:
         """Tokens of the longest possible example: of the largest tree that `max_length` allows."""
-        tokens = 1
+        tokens = 1  # a tree of one level is a digit
         for _ in range(self.max_depth - 1):
+            # An operator, its arguments and a bracket.
             tokens = 2 + self.max_args * tokens
             if tokens >= self.max_length:
                 return self.max_length - 1
@@ -171,6 +172,7 @@ class ListOps:
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
         """`root_operator`: the most frequent label of `train` given the first token."""
+        # table[t, c]: expressions of train that start with token t and have the value c.
         table = np.zeros((self.vocabulary, self.classes), np.int64)
         for batch in in_order(train):
             np.add.at(table, (batch["tokens"][:, 0], batch["label"]), 1)

@@ -265,7 +265,8 @@ def _try_path(
     drawn: Path = []
     points: list[Point] = []
     for _ in range(dashes):
-        start, end = (x, y), (x + dash * math.cos(heading), y + dash * math.sin(heading))
+        start = (x, y)
+        end = (x + dash * math.cos(heading), y + dash * math.sin(heading))
         if not all(EDGE <= v <= size - 1 - EDGE for v in end):
             return None
         # The last two dashes of the path itself are near by nature.
@@ -284,7 +285,8 @@ def _try_path(
 
 def _is_near(point: Point, points: list[Point], distance: float) -> bool:
     """Whether a point is nearer than `distance` to one of `points`."""
-    return any(math.hypot(x - point[0], y - point[1]) < distance for x, y in points)
+    px, py = point
+    return any(math.hypot(x - px, y - py) < distance for x, y in points)
 
 
 def draw(image: np.ndarray, start: Point, end: Point) -> None:

@@ -156,13 +156,16 @@ class Planted:
         """Pairs first, then queries; tokens and labels `[B, N]` of draws `[B, 2 N]`."""
         pairs = self.pairs
         half = self.length // 2
-        keys = np.argsort(bits[:, : self.keys], axis=1, kind="stable")[:, :pairs]
+        # The order of random numbers is a random permutation: its start are keys that differ.
+        order = np.argsort(bits[:, : self.keys], axis=1, kind="stable")
+        keys = order[:, :pairs]
         values = below(VALUES, bits[:, self.keys : self.keys + pairs])
         queries = below(pairs, bits[:, self.length : self.length + half])
         tokens = np.empty((len(bits), self.length), np.int64)
         tokens[:, 0:half:2] = 1 + keys
         tokens[:, 1:half:2] = 1 + self.keys + values
         tokens[:, half:] = 1 + np.take_along_axis(keys, queries, 1)
+        # Ids of keys follow padding, and ids of values follow the keys; only queries have a label.
         label = np.full_like(tokens, -1)
         label[:, half:] = np.take_along_axis(values, queries, 1)
         return tokens, label
@@ -175,7 +178,7 @@ class Planted:
         for kind in stages:
             one_hot = np.eye(len(LETTERS), dtype=np.float32)[label]
             counts = sees(kind, self.length) @ one_hot  # [B, N, letters]
-            label = counts.argmax(-1)
+            label = counts.argmax(-1)  # of equals the first
         return 1 + letters, label
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:

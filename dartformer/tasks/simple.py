@@ -37,6 +37,7 @@ def _hashed(ids: np.ndarray, grams: int, width: int) -> np.ndarray:
     """`[B, N - grams + 1]` buckets of the n-grams of ids `[B, N]`."""
     length = ids.shape[1]
     n = max(length - grams + 1, 1)
+    # A polynomial in a prime; powers modulo 2^31, so that the sum fits 64 bits.
     total = np.zeros((len(ids), n), np.int64)
     for i in range(min(grams, length)):
         total += ids[:, i : i + n] * pow(1_000_003, i, 2**31)
@@ -56,6 +57,7 @@ def naive_bayes(train: Split, split: Split, classes: int, features: Features) ->
     smoothed = np.asarray(counts) + 1
     likelihood = np.log(smoothed) - np.log(smoothed.sum(1, keepdims=True))
     weights = likelihood.T.astype(np.float32)
+    # A class without examples gets a probability that never wins, not a logarithm of zero.
     prior = np.log(np.maximum(per_class, 1e-9) / per_class.sum())
     right = 0
     for batch in in_order(split):
@@ -88,7 +90,9 @@ def overlap(train: Split, split: Split, features: Features) -> float:
 def _both(batch: Batch, features: Features) -> tuple[np.ndarray, np.ndarray]:
     """Features of the first and of the second document."""
     tokens, valid = batch["tokens"], batch["valid"]  # [B, 2, N]
-    return features(tokens[:, 0], valid[:, 0]), features(tokens[:, 1], valid[:, 1])
+    first = features(tokens[:, 0], valid[:, 0])
+    second = features(tokens[:, 1], valid[:, 1])
+    return first, second
 
 
 def _cosines(split: Split, features: Features, idf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -155,6 +159,7 @@ def bigram(train: Split, split: Split, vocabulary: int) -> dict[str, float]:
     """Bits per token on `split` of the frequencies of `train`.
 
     Of tokens, and of tokens given the one before."""
+    # A hundredth of a count for every token, so that none costs infinitely many bits.
     single = np.full(vocabulary, 1e-2)
     pairs = np.zeros((vocabulary, vocabulary))
     for batch in in_order(train):
