@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from dartformer.api import derive, evaluate, export, load, retrain, run_all, search
     from dartformer.attention import check, parse
     from dartformer.config import defaults, load_config
+    from dartformer.models.sizes import TransformerConfig
     from dartformer.models.supernet import supernet
-    from dartformer.models.transformer import TransformerConfig, transformer
+    from dartformer.models.transformer import transformer
     from dartformer.registry import register
     from dartformer.space.genotype import Genotype
     from dartformer.space.search_space import SearchSpace
@@ -52,7 +53,7 @@ _HOME = {
     **dict.fromkeys(("defaults", "load_config"), "config"),
     "Genotype": "space.genotype",
     "SearchSpace": "space.search_space",
-    "TransformerConfig": "models.transformer",
+    "TransformerConfig": "models.sizes",
     "register": "registry",
     "supernet": "models.supernet",
     "transformer": "models.transformer",

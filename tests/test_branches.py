@@ -12,9 +12,10 @@ from dartformer import config as configs
 from dartformer import diagnostics
 from dartformer.attention import parse
 from dartformer.attention.full import Full
-from dartformer.models.branches import gauge, observer
+from dartformer.models.branches import observer, squared_norm
+from dartformer.models.mixers import Projections
+from dartformer.models.sizes import TransformerConfig
 from dartformer.models.supernet import supernet
-from dartformer.models.transformer import Projections, TransformerConfig
 from dartformer.space.search_space import SearchSpace
 from dartformer.stages.search import search
 from dartformer.stages.study import Run
@@ -34,14 +35,10 @@ def batch():
     }
 
 
-def test_a_gauge_reads_the_norm_and_changes_nothing():
+def test_the_squared_norm_is_of_each_head():
     x = jnp.arange(16.0).reshape(1, 2, 2, 4)
-    value, (dx, needle) = jax.value_and_grad(lambda x, n: jnp.sum(gauge(x, n) ** 3), (0, 1))(
-        x, jnp.zeros(2)
-    )
-    assert value == jnp.sum(x**3)
-    np.testing.assert_allclose(dx, 3 * x**2)
-    np.testing.assert_allclose(needle, jnp.sum((3 * x**2) ** 2, (0, 1, 3)))
+    np.testing.assert_allclose(squared_norm(x), jnp.sum(x**2, (0, 1, 3)))
+    assert squared_norm(x.astype(jnp.bfloat16)).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("projections", ["shared", "separate"])

@@ -17,7 +17,8 @@ from dartformer.cost.budget import parse as parse_budget
 from dartformer.cost.measure import temp_bytes
 from dartformer.cost.prices import prices
 from dartformer.errors import InputError
-from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.models.sizes import TransformerConfig
+from dartformer.models.transformer import transformer
 from dartformer.space.search_space import SearchSpace
 from dartformer.strategies import Constraint, Problem, make
 

@@ -10,7 +10,7 @@ from dartformer.cost import table as tables
 from dartformer.cost.budget import Budget
 from dartformer.cost.prices import prices
 from dartformer.errors import InputError
-from dartformer.models.transformer import TransformerConfig
+from dartformer.models.sizes import TransformerConfig
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 

@@ -15,14 +15,11 @@ from dartformer.attention import Full, parse
 from dartformer.attention.base import Inputs
 from dartformer.attention.conformance.case import quick
 from dartformer.errors import InputError
+from dartformer.models.mixers import take_heads
+from dartformer.models.positions import alibi_slopes, rotate
+from dartformer.models.sizes import TransformerConfig
 from dartformer.models.supernet import inherit, supernet
-from dartformer.models.transformer import (
-    TransformerConfig,
-    alibi_slopes,
-    rotate,
-    take_heads,
-    transformer,
-)
+from dartformer.models.transformer import transformer
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 

@@ -9,7 +9,7 @@ from dartformer import cost
 from dartformer.attention import Shape, parse
 from dartformer.cli.main import main
 from dartformer.errors import InputError
-from dartformer.models.transformer import TransformerConfig
+from dartformer.models.sizes import TransformerConfig
 from dartformer.space.genotype import Genotype
 from dartformer.stages.profile import At, profile_all
 

@@ -14,7 +14,8 @@ from dartformer import attention, cost
 from dartformer import config as configs
 from dartformer.cost.budget import BudgetTooSmall
 from dartformer.errors import InputError
-from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.models.sizes import TransformerConfig
+from dartformer.models.transformer import transformer
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import shapes
 

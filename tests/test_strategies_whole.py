@@ -11,8 +11,8 @@ from dartformer import config as configs
 from dartformer.attention import parse
 from dartformer.cli.new import starter
 from dartformer.errors import InputError
+from dartformer.models.sizes import TransformerConfig
 from dartformer.models.supernet import supernet
-from dartformer.models.transformer import TransformerConfig
 from dartformer.space.search_space import SearchSpace
 from dartformer.stages.derive import derive
 from dartformer.stages.narrow import Narrowing
@@ -113,7 +113,7 @@ def test_a_strategy_brings_its_options_and_what_follows_it(tiny):
             {"search.strategy.name": "gumbel", "search.strategy.extras": "smoothing"},
             "does not work with gumbel",
         ),
-        ({"search.partial": 2}, "cannot be taken with space.granularity = 'head'"),
+        ({"search.partial": 2}, "does not work with space.granularity='head'"),
         (
             {"search.strategy.name": "spos", "search.remat": False},
             "it samples, so that a step needs few",
@@ -257,7 +257,7 @@ def test_a_dropped_candidate_is_not_computed():
     options = make("darts", {"warmup": 0.0, "extras": (Drop(stages=1),)})
 
     def over(left=None):
-        net = supernet(shape, space, left=left)
+        net = supernet(shape, space, kept=left)
 
         def loss(weights, mixture, batch, key):
             logits = net.apply(weights, batch, batch > 0, mixture, train=True, key=key)

@@ -10,8 +10,9 @@ from dartformer.attention import ATTENTIONS, parse
 from dartformer.derivations.base import Trained
 from dartformer.derivations.top_k import TopK
 from dartformer.errors import InputError
+from dartformer.models.sizes import TransformerConfig
 from dartformer.models.supernet import inherit, supernet
-from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.models.transformer import transformer
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import GRANULARITIES, SearchSpace
 
@@ -358,8 +359,8 @@ def test_partial_heads_hand_on_their_values(batch):
     [
         (("layer", "shared", 3), "must divide the 4 heads"),
         (("layer", "shared", 0), "must divide"),
-        (("head", "shared", 2), "granularity = 'head'"),
-        (("layer", "separate", 2), "projections = 'separate'"),
+        (("head", "shared", 2), "granularity='head'"),
+        (("layer", "separate", 2), "projections='separate'"),
     ],
 )
 def test_partial_heads_that_make_no_sense_are_refused(options, message):

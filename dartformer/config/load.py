@@ -28,7 +28,7 @@ from dartformer.config.sections import (
 from dartformer.errors import InputError, unknown
 from dartformer.fields import FieldError
 from dartformer.machine.workdir import jsonable
-from dartformer.models.transformer import TransformerOptions
+from dartformer.models.sizes import TransformerOptions
 from dartformer.tasks.base import Task
 
 

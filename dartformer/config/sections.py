@@ -14,8 +14,8 @@ from dartformer.attention.base import Attention
 from dartformer.cost.budget import Budget
 from dartformer.derivations.base import Rule
 from dartformer.fields import FieldError, at_least, check_types, one_of
+from dartformer.models.sizes import TransformerConfig, TransformerOptions
 from dartformer.models.supernet import PROJECTIONS
-from dartformer.models.transformer import TransformerConfig, TransformerOptions
 from dartformer.space.genotype import parse_candidates
 from dartformer.space.search_space import ASPECTS, GRANULARITIES, Granularity, SearchSpace, shapes
 from dartformer.strategies import StrategyOptions

@@ -10,7 +10,8 @@ import numpy as np
 
 from dartformer.attention.base import Attention, Cost, Inputs, Shape
 from dartformer.attention.identity import Identity
-from dartformer.models.transformer import Network, TransformerConfig, Weights
+from dartformer.models.sizes import TransformerConfig
+from dartformer.models.transformer import Network, Weights
 from dartformer.space.genotype import Genotype
 
 MOST_PAIRS = 2048

@@ -16,19 +16,10 @@ from jax import Array
 
 from dartformer.attention.base import Attention, Inputs
 from dartformer.cost.budget import check_phase
-from dartformer.models.transformer import (
-    Block,
-    GroupedHeads,
-    Network,
-    TransformerConfig,
-    Weights,
-    alibi_slopes,
-    attend,
-    head_keys,
-    own_parameters,
-    transformer,
-    values,
-)
+from dartformer.models.mixers import GroupedHeads, attend, head_keys, own_parameters, values
+from dartformer.models.positions import alibi_slopes
+from dartformer.models.sizes import TransformerConfig
+from dartformer.models.transformer import Block, Network, Weights, transformer
 from dartformer.space.genotype import Genotype
 
 clock: Callable[[], float] = time.perf_counter

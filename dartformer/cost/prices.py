@@ -13,7 +13,8 @@ from dartformer.cost.analytic import decodes, flops, model_parameters, nothing
 from dartformer.cost.budget import Budget, Price
 from dartformer.cost.table import Table
 from dartformer.errors import InputError
-from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.models.sizes import TransformerConfig
+from dartformer.models.transformer import transformer
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 

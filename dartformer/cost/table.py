@@ -25,7 +25,7 @@ from dartformer.errors import InputError
 from dartformer.machine import user_cache
 from dartformer.machine.record import Plain, Record
 from dartformer.machine.workdir import read_json, write_json
-from dartformer.models.transformer import TransformerConfig
+from dartformer.models.sizes import TransformerConfig
 from dartformer.space.genotype import Genotype
 
 FORMAT = 1

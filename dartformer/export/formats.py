@@ -10,7 +10,8 @@ import numpy as np
 
 from dartformer.errors import InputError
 from dartformer.export import to_onnx, to_tensorflow, to_torch
-from dartformer.models.transformer import Network, TransformerConfig
+from dartformer.models.sizes import TransformerConfig
+from dartformer.models.transformer import Network
 from dartformer.registry import Registry
 from dartformer.stages.retrain import Model
 

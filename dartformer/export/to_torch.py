@@ -14,7 +14,8 @@ from dartformer.attention import ATTENTIONS
 from dartformer.attention.base import Attention
 from dartformer.attention.parallel import Parallel
 from dartformer.errors import InputError
-from dartformer.models.transformer import Network, alibi_slopes
+from dartformer.models.positions import alibi_slopes
+from dartformer.models.transformer import Network
 from dartformer.stages.retrain import Model
 
 FILE = "model_torch.py"

@@ -1,40 +1,36 @@
-"""Attention maps: which tokens a trained model's heads take from, on given examples."""
+"""Attention maps: which tokens the heads of a trained model attend to, on examples."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array
 
-from dartformer.models.transformer import (
-    GroupedHeads,
-    TransformerConfig,
-    Weights,
-    head_keys,
-    network,
-    take_heads,
-    values,
-)
+from dartformer.models.mixers import GroupedHeads, head_keys, take_heads, values
+from dartformer.models.sizes import TransformerConfig
+from dartformer.models.transformer import Transformer, Weights, graph
 from dartformer.space.genotype import Genotype
 
 
 class Maps(NamedTuple):
-    """What was seen of a batch.
+    """Logits of a batch and the attention weights behind them.
 
-    logits: of the model. weights: `[L, B, H, N, N]`, queries before keys, NaN for heads whose
-    attention has no matrix (`Traits.matrix`); B
-      counts documents, and N a CLS token that comes first.
+    Attributes:
+      logits: of the model.
+      weights: `[L, B, H, N, N]`, queries before keys, NaN for heads whose attention has no matrix
+        (`Traits.matrix`). B counts documents, and N a CLS token that comes first.
     """
 
     logits: Array
     weights: Array
 
 
-class _Seen(GroupedHeads):
-    """The same layer with the same parameters, which notes its weights."""
+class _MappedHeads(GroupedHeads):
+    """The same layer with the same parameters, which keeps its attention weights in `maps`."""
 
-    notes: list[Array]
+    maps: nnx.Intermediate[Array]
 
     def __call__(
         self,
@@ -44,35 +40,44 @@ class _Seen(GroupedHeads):
         *,
         train: bool,
         key: Array | None,
-        first: bool = False,
+        layer: Array | None = None,
+        first_token: bool = False,
     ) -> Array:
+        """See `Mixer`."""
         inputs = self.projections[0].inputs(x, valid, head_keys(self.config, self.layer))
         b, n, h = inputs.q.shape[:3]
-        seen = jnp.full((b, h, n, n), jnp.nan, jnp.float32)
+        maps = jnp.full((b, h, n, n), jnp.nan, jnp.float32)
         for (attention, heads), own in zip(self.groups, self.own, strict=True):
-            given = dataclasses.replace(take_heads(inputs, heads), dropout=0.0)
-            found = attention.weights(values(own), given, causal=self.config.causal)
-            if found is not None:
-                seen = seen.at[:, jnp.array(heads)].set(found.astype(jnp.float32))
-        self.notes.append(seen)
-        return super().__call__(x, valid, mixture, train=train, key=key, first=first)
+            group = dataclasses.replace(take_heads(inputs, heads), dropout=0.0)
+            weights = attention.weights(values(own), group, causal=self.config.causal)
+            if weights is not None:
+                maps = maps.at[:, jnp.array(heads)].set(weights.astype(jnp.float32))
+        self.maps = nnx.Intermediate(maps)
+        return super().__call__(
+            x, valid, mixture, train=train, key=key, layer=layer, first_token=first_token
+        )
 
 
-def mapper(config: TransformerConfig, genotype: Genotype) -> Callable[[Weights, Any, Any], Maps]:
-    """(weights of the model, tokens `[B, N]`, valid `[B, N]`) -> `Maps`, by definition: O(N^2) for
-    every head."""
-    notes: list[Array] = []
+def mapper(
+    config: TransformerConfig, genotype: Genotype
+) -> Callable[[Weights, Array, Array], Maps]:
+    """(weights of the model, tokens `[B, N]`, valid `[B, N]`) -> `Maps`.
 
-    def mixer(layer: int, rngs: Any) -> _Seen:
-        made = _Seen(config, genotype, layer, rngs=rngs)
-        made.notes = notes
-        return made
+    The weights follow from each attention's definition: O(N^2) for every head.
+    """
 
-    net = network(config, mixer)
+    def mixer(layer: int, rngs: nnx.Rngs) -> _MappedHeads:
+        return _MappedHeads(config, genotype, layer, rngs=rngs)
 
-    def look(weights: Weights, tokens: Array, valid: Array) -> Maps:
-        notes.clear()
-        logits = net.apply(weights, tokens, valid)
-        return Maps(logits, jnp.stack(notes))
+    structure = graph(config, mixer)
 
-    return look
+    def attention_maps(weights: Weights, tokens: Array, valid: Array) -> Maps:
+        model: Transformer = nnx.merge(structure, weights)
+        logits = model(tokens, valid)
+        maps = []
+        for block in model.blocks:
+            assert isinstance(block.mixer, _MappedHeads)
+            maps.append(block.mixer.maps[...])
+        return Maps(logits, jnp.stack(maps))
+
+    return attention_maps

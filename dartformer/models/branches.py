@@ -1,4 +1,4 @@
-"""Branches: how loud each candidate of a supernet is, and how much its queries and keys learn."""
+"""Branches: how large the outputs of each candidate are, and how much its queries and keys learn."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -6,64 +6,48 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array
 
-from dartformer.attention.base import Attention
+from dartformer.attention.base import Attention, Params
+from dartformer.models.mixers import Projections, attend, values
+from dartformer.models.sizes import TransformerConfig
 from dartformer.models.supernet import MixedAttention
-from dartformer.models.transformer import (
-    TransformerConfig,
-    Weights,
-    attend,
-    head_keys,
-    network,
-    values,
-)
+from dartformer.models.transformer import Block, Transformer, Weights, graph
 from dartformer.space.search_space import SearchSpace
 
 
 class Branches(NamedTuple):
-    """What was seen of every branch, each `[L, K, H]`.
+    """What is measured of every branch, each `[L, K, H]`.
 
-    rms: root mean square of its outputs at valid tokens, before any norm. gradient: norm of the
-    loss's gradient with respect to the queries and keys it reads, for each unit of its weight
-      in the mixture; 0 where it reads neither, NaN where it has no weight.
+    Attributes:
+      rms: root mean square of its outputs at valid tokens, before any norm.
+      gradient: norm of the loss's gradient with respect to the queries and keys it reads, for each
+        unit of its weight in the mixture; 0 where it reads neither, NaN where it has no weight.
     """
 
     rms: Array
     gradient: Array
 
 
-@jax.custom_vjp
-def gauge(x: Array, needle: Array) -> Array:
-    """x `[B, N, H, D]` as it is; the "gradient" of `needle` `[H]` is the squared norm of the
-    gradient of x, by head."""
-    return x
+class Offsets(NamedTuple):
+    """Zeros that are added to the queries and keys of one branch, `[B, N, H, D]`.
+
+    The gradient with respect to them is that of the queries and keys.
+    """
+
+    q: Array
+    k: Array
 
 
-def _forward(x: Array, needle: Array) -> tuple[Array, None]:
-    return x, None
+class _ObservedMixture(MixedAttention):
+    """The same layer with the same parameters, every branch of which is computed and measured.
 
+    It adds `offsets`, one for each branch, and keeps the `rms` of the branches `[K, H]`.
+    """
 
-def _backward(_: None, gradient: Array) -> tuple[Array, Array]:
-    wide = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
-    return gradient, jnp.sum(wide * wide, (0, 1, 3))
-
-
-gauge.defvjp(_forward, _backward)
-
-
-class _Sight:
-    """What the mixers of one trace read and write: `needles` `[L, K, H]`, and the RMS of each layer
-    `[K, H]`."""
-
-    needles: Array
-    rms: dict[int, Array]
-
-
-class _Observed(MixedAttention):
-    """The same layer with the same parameters, of which every branch is computed and looked at."""
-
-    sight: _Sight
+    offsets: nnx.Perturbation[list[Offsets]]
+    rms: nnx.Intermediate[Array]
 
     def __call__(
         self,
@@ -74,56 +58,65 @@ class _Observed(MixedAttention):
         train: bool,
         key: Array | None,
         layer: Array | None = None,
+        first_token: bool = False,
     ) -> Array:
+        """See `Mixer`; it stands for no other layer, since a scan cannot hand out `rms`."""
         assert mixture is not None
-        assert layer is None  # what is seen leaves by the side, which a scan cannot
-        config, shared = self.config, len(self.projections) == 1
-        keys = (
-            head_keys(config, self.layer)
-            if any(a.traits.stochastic for a in self.candidates)
-            else None
-        )
-        bare = dataclasses.replace(config, branch_norm=False)
-        total, seen = jnp.zeros((), x.dtype), []
-        if len(self.mixed) < config.heads:
-            total = self.projections[0].output(
-                self.bypass(self.projections[0].inputs(x, valid, keys))
-            )
-            mixture = mixture * jnp.zeros((config.heads, 1), mixture.dtype).at[
-                jnp.array(self.mixed)
-            ].set(1)
+        assert layer is None
+        assert not first_token
+        config = self.config
+        keys = self.keys(self.layer)
+        unnormed = dataclasses.replace(config, branch_norm=False)
+        total = jnp.zeros((), x.dtype)
+        if self.partial:
+            bypass = self.bypass(self.projections[0].inputs(x, valid, keys))
+            total = self.projections[0].output(bypass)
+            is_mixed = jnp.zeros((config.heads, 1), mixture.dtype).at[jnp.array(self.mixed)].set(1)
+            mixture = mixture * is_mixed
+
+        def branch(
+            attention: Attention,
+            projections: Projections,
+            column: Array,
+            offsets: Offsets,
+            params: Params,
+        ) -> tuple[Array, Array]:
+            inputs = projections.inputs(x, valid, keys)
+            inputs = dataclasses.replace(inputs, q=inputs.q + offsets.q, k=inputs.k + offsets.k)
+            y = attend(attention, params, inputs, config, train=False, key=None)
+            raw = attend(attention, params, inputs, unnormed, train=False, key=None)
+            rms = valid_rms(jax.lax.stop_gradient(raw).astype(column.dtype), valid)
+            return projections.output(y * column.astype(y.dtype)[:, None]), rms
+
+        measured = []
         for k, attention in enumerate(self.candidates):
-            projections = self.projections[0 if shared else k]
-
-            def branch(
-                column: Array,
-                needle: Array,
-                own: Any,
-                attention: Attention = attention,
-                projections: Any = projections,
-            ) -> tuple[Array, Array]:
-                given = projections.inputs(x, valid, keys)
-                given = dataclasses.replace(
-                    given, q=gauge(given.q, needle), k=gauge(given.k, needle)
-                )
-                y = attend(attention, own, given, config, train=False, key=None)
-                raw = jax.lax.stop_gradient(
-                    attend(attention, own, given, bare, train=False, key=None)
-                )
-                square = jnp.where(valid[..., None, None], raw.astype(column.dtype) ** 2, 0).sum(
-                    (0, 1, 3)
-                )
-                rms = jnp.sqrt(square / (jnp.maximum(valid.sum(), 1) * raw.shape[-1]))
-                return projections.output(y * column.astype(y.dtype)[:, None]), rms
-
-            # Rematerialised, as in the supernet: looking must not need more memory than searching.
-            y, rms = jax.checkpoint(branch)(
-                mixture[:, k], self.sight.needles[self.layer, k], values(self.own[k])
-            )
+            projections = self.projections[0 if self.shared else k]
+            params = values(self.own[k])
+            # Rematerialized, as in the supernet: observing must not need more memory than searching.
+            run = jax.checkpoint(branch, static_argnums=(0, 1))
+            y, rms = run(attention, projections, mixture[:, k], self.offsets[k], params)
             total = total + y
-            seen.append(rms)
-        self.sight.rms[self.layer] = jnp.stack(seen)
+            measured.append(rms)
+        self.rms = nnx.Intermediate(jnp.stack(measured))
         return total
+
+
+def mixer_of(block: Block) -> _ObservedMixture:
+    """The mixer of a block of the observed supernet."""
+    assert isinstance(block.mixer, _ObservedMixture)
+    return block.mixer
+
+
+def valid_rms(y: Array, valid: Array) -> Array:
+    """`[H]`: root mean square of y `[B, N, H, D]` over valid tokens and D."""
+    squares = jnp.where(valid[..., None, None], y**2, 0).sum((0, 1, 3))
+    return jnp.sqrt(squares / (jnp.maximum(valid.sum(), 1) * y.shape[-1]))
+
+
+def squared_norm(gradient: Array) -> Array:
+    """`[H]`: squared norm of a gradient `[B, N, H, D]` by head, in float32 or wider."""
+    wide = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
+    return jnp.sum(wide * wide, (0, 1, 3))
 
 
 def observer(
@@ -133,37 +126,49 @@ def observer(
     loss: Callable[[Array, Any], Array],
     partial: int = 1,
 ) -> Callable[[Weights, Array, Mapping[str, Array]], Branches]:
-    """(weights of the supernet, mixture `[L, H, K]`, batch) -> `Branches`; one forward and backward
-    pass.
+    """(weights of the supernet, mixture `[L, H, K]`, batch) -> `Branches`.
+
+    It costs one forward and one backward pass.
 
     Args:
       config, space, projections, partial: of the supernet.
       loss: (logits, labels) -> scalar.
     """
-    sight = _Sight()
 
-    def mixer(layer: int, rngs: Any) -> _Observed:
-        made = _Observed(config, space.candidates, projections, layer, partial, rngs=rngs)
-        made.sight = sight
-        return made
+    def mixer(layer: int, rngs: nnx.Rngs) -> _ObservedMixture:
+        return _ObservedMixture(config, space.candidates, projections, layer, partial, rngs=rngs)
 
-    net = network(config, mixer)
+    structure = graph(config, mixer)
+    # Row l says which heads are mixed in layer l, as in `MixedAttention`.
     mixed = jnp.arange(config.heads) % partial == jnp.arange(config.layers)[:, None] % partial
 
+    def zeros(batch: Mapping[str, Array]) -> list[list[Offsets]]:
+        """For each layer, for each branch."""
+        documents = len(batch["tokens"]) * config.inputs
+        tokens = batch["valid"].shape[-1] + (config.pooling == "cls")
+        zero = jnp.zeros((documents, tokens, config.heads, config.head_dim), config.dtype)
+        branches = [Offsets(zero, zero)] * len(space.candidates)
+        return [branches] * config.layers
+
     def observe(weights: Weights, mixture: Array, batch: Mapping[str, Array]) -> Branches:
-        columns = jnp.swapaxes(mixture, 1, 2)
+        def total(offsets: list[list[Offsets]]) -> tuple[Array, Array]:
+            model: Transformer = nnx.merge(structure, weights)
+            mixers = [mixer_of(block) for block in model.blocks]
+            for mixer, of_layer in zip(mixers, offsets, strict=True):
+                mixer.offsets = nnx.Perturbation(of_layer)
+            tokens, valid = jnp.asarray(batch["tokens"]), jnp.asarray(batch["valid"])
+            logits = model(tokens, valid, mixture)
+            rms = jnp.stack([mixer.rms[...] for mixer in mixers])
+            return loss(logits, batch["label"]), rms
 
-        def total(needles: Array) -> tuple[Array, Array]:
-            sight.needles, sight.rms = needles, {}
-            logits = net.apply(weights, batch["tokens"], batch["valid"], mixture)
-            return loss(logits, batch["label"]), jnp.stack(
-                [sight.rms[l] for l in range(config.layers)]
-            )
-
-        squared, rms = jax.grad(total, has_aux=True)(jnp.zeros_like(columns))
-        weighs = (columns > 0) & mixed[:, None]
-        return Branches(
-            rms, jnp.where(weighs, jnp.sqrt(squared) / jnp.where(weighs, columns, 1), jnp.nan)
-        )
+        gradients, rms = jax.grad(total, has_aux=True)(zeros(batch))
+        squares = []
+        for of_layer in gradients:
+            norms = [squared_norm(offsets.q) + squared_norm(offsets.k) for offsets in of_layer]
+            squares.append(jnp.stack(norms))
+        columns = jnp.swapaxes(mixture, 1, 2)  # [L, K, H]
+        weighted = (columns > 0) & mixed[:, None]
+        per_unit = jnp.sqrt(jnp.stack(squares)) / jnp.where(weighted, columns, 1)
+        return Branches(rms, jnp.where(weighted, per_unit, jnp.nan))
 
     return observe

@@ -7,8 +7,8 @@ space."""
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,44 +16,64 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from dartformer.attention.base import Attention, Inputs
+from dartformer.attention.base import Attention, Inputs, Params
 from dartformer.attention.parallel import Parallel
 from dartformer.errors import InputError, unknown
-from dartformer.models.skipping import Branch, sum_of_active
-from dartformer.models.transformer import (
-    Network,
+from dartformer.models.mixers import (
     Projections,
-    TransformerConfig,
-    Weights,
     attend,
     branch_norm,
     head_keys,
-    network,
     own_parameters,
     require_all,
     take_heads,
     values,
 )
+from dartformer.models.sizes import TransformerConfig
+from dartformer.models.skipping import Branch, sum_of_active
+from dartformer.models.transformer import Network, Weights, network
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 
 PROJECTIONS = ("shared", "separate")
 
 
+class BranchParameters(NamedTuple):
+    """What one candidate alone reads: its column of the mixture `[H]` and its parameters.
+
+    `projections` is empty where all candidates share theirs."""
+
+    column: Array
+    params: Params
+    projections: Weights
+
+
+class Constants(NamedTuple):
+    """What all candidates read and nothing differentiates."""
+
+    valid: Array
+    head_keys: Array | None
+    slopes: Array | None
+    key: Array | None
+
+
 class MixedAttention(nnx.Module):
     """All candidates of one layer, weighted per head by the mixture's row `[H, K]`.
 
-    A candidate whose column is zero is not computed (`sum_of_active`), and what one computes is
-    computed again in the backward pass. Without `remat` it is kept instead, and all candidates are
-    computed whatever their columns: one needs not wait for another, so that several cores or a wide
-    device are put to better use, at the sum of their memories.
+    A candidate whose column is zero is not computed (`sum_of_active`), and the others are computed
+    again in the backward pass. Without `remat` their outputs are kept instead, and all candidates
+    are computed whatever their columns: they need not wait for one another, so several cores or a
+    wide device are put to better use, at the sum of their memories.
 
-    Those whose index is not in `left` are not even compiled: a program over fewer candidates needs
-    less memory. Their parameters stay where they are.
+    Candidates whose index is not in `kept` are not even compiled: a program over fewer candidates
+    needs less memory. Their parameters stay where they are.
 
-    With `partial` = p above 1, candidates are computed for one in p heads alone; the others hand on
+    With `partial` = p above 1, candidates are computed for one in p heads; the other heads hand on
     their values, as `identity` would (PC-DARTS, arXiv 1907.05737, with heads for channels). Which
     ones rotates from layer to layer."""
+
+    # The candidates mix all tokens whatever is read of them.
+    saves_by_first_token: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -62,27 +82,38 @@ class MixedAttention(nnx.Module):
         projections: str,
         layer: int,
         partial: int = 1,
-        left: Sequence[int] | None = None,
+        kept: Sequence[int] | None = None,
         remat: bool = True,
         *,
         rngs: nnx.Rngs,
     ) -> None:
         self.config, self.candidates, self.layer, self.remat = config, candidates, layer, remat
-        owners = 1 if projections == "shared" else len(candidates)
-        self.projections = nnx.List([Projections(config, rngs=rngs) for _ in range(owners)])
+        self.shared = projections == "shared"
+        sets = 1 if self.shared else len(candidates)
+        self.projections = nnx.List([Projections(config, rngs=rngs) for _ in range(sets)])
+        # "own" is a key of saved weights: the parameters that attentions have beside projections.
         self.own = nnx.data([own_parameters(a, config, config.heads, rngs) for a in candidates])
         self.mixed = tuple(range(layer % partial, config.heads, partial))
-        self.left = tuple(range(len(candidates)) if left is None else left)
+        self.kept = tuple(range(len(candidates)) if kept is None else kept)
+
+    @property
+    def partial(self) -> bool:
+        """Whether some heads are not mixed."""
+        return len(self.mixed) < self.config.heads
+
+    def keys(self, layer: int | Array) -> Array | None:
+        """`[H]` keys of fixed randomness, where a candidate has some."""
+        if any(a.traits.stochastic for a in self.candidates):
+            return head_keys(self.config, layer)
+        return None
 
     def bypass(self, inputs: Inputs) -> Array:
-        """`[B, N, H, D]`: the values of the heads that are not mixed, zero in the others."""
-        rest = np.delete(np.arange(self.config.heads), self.mixed)
-        v = jnp.where(inputs.mask[..., None, None], inputs.v[:, :, rest], 0)
-        return (
-            jnp.zeros_like(inputs.v)
-            .at[:, :, rest]
-            .set(branch_norm(v) if self.config.branch_norm else v)
-        )
+        """`[B, N, H, D]`: the values of the heads that are not mixed, zero in the mixed ones."""
+        unmixed = np.delete(np.arange(self.config.heads), self.mixed)
+        v = jnp.where(inputs.mask[..., None, None], inputs.v[:, :, unmixed], 0)
+        if self.config.branch_norm:
+            v = branch_norm(v)
+        return jnp.zeros_like(inputs.v).at[:, :, unmixed].set(v)
 
     def __call__(
         self,
@@ -93,65 +124,80 @@ class MixedAttention(nnx.Module):
         train: bool,
         key: Array | None,
         layer: Array | None = None,
+        first_token: bool = False,
     ) -> Array:
+        """See `Mixer`."""
         if mixture is None:
             raise ValueError("a supernet needs a mixture [L, H, K].")
-        number = self.layer if layer is None else layer
-        keys = (
-            head_keys(self.config, number)
-            if any(a.traits.stochastic for a in self.candidates)
-            else None
-        )
-        shared = len(self.projections) == 1
-        inputs = self.projections[0].inputs(x, valid, keys)
-        some = len(self.mixed) < self.config.heads
-        every = inputs
-        if some:
+        keys = self.keys(self.layer if layer is None else layer)
+        all_heads = inputs = self.projections[0].inputs(x, valid, keys)
+        if self.partial:
             inputs = take_heads(inputs, self.mixed)
             mixture = mixture[np.array(self.mixed)]
-        structure = nnx.graphdef(self.projections[0])
-
-        def branch_of(k: int) -> Branch:
-            def branch(given: Any, own: Any, fixed: Any) -> Array:
-                column, params, state = own
-                noise = None if fixed["noise"] is None else jax.random.fold_in(fixed["noise"], k)
-                if shared:
-                    known = dataclasses.replace(
-                        inputs,
-                        **given,
-                        valid=fixed["valid"],
-                        head_keys=fixed["keys"],
-                        slopes=fixed["slopes"],
-                    )
-                else:
-                    projections = nnx.merge(structure, state)
-                    known = projections.inputs(given["x"], fixed["valid"], fixed["keys"])
-                y = attend(self.candidates[k], params, known, self.config, train=train, key=noise)
-                y = y * column.astype(y.dtype)[:, None]
-                return y if shared else projections.output(y)
-
-            return branch
-
-        owned = []
-        for k in self.left:
-            params = values(self.own[k])
-            params = jax.tree.map(lambda p: p[np.array(self.mixed)], params) if some else params
-            state = {} if shared else nnx.to_pure_dict(nnx.state(self.projections[k]))
-            owned.append((mixture[:, k], params, state))
-        given = {"q": inputs.q, "k": inputs.k, "v": inputs.v, "x": x} if shared else {"x": x}
-        fixed = {"valid": valid, "keys": inputs.head_keys, "slopes": inputs.slopes, "noise": key}
-        branches = [branch_of(k) for k in self.left]
+        read = {"x": x}
+        if self.shared:
+            read |= {"q": inputs.q, "k": inputs.k, "v": inputs.v}
+        constants = Constants(valid, inputs.head_keys, inputs.slopes, key)
+        branches = [self.branch(k, inputs, train) for k in self.kept]
+        parameters = [self.branch_parameters(k, mixture[:, k]) for k in self.kept]
         if self.remat:
-            active = jnp.any(mixture[:, np.array(self.left)] != 0, axis=0)
-            total = sum_of_active(branches, active, given, owned, fixed)
+            active = jnp.any(mixture[:, np.array(self.kept)] != 0, axis=0)
+            total = sum_of_active(branches, active, read, parameters, constants)
         else:
-            total = functools.reduce(
-                jnp.add,
-                [branch(given, own, fixed) for branch, own in zip(branches, owned, strict=True)],
-            )
-        if some:
-            total = self.bypass(every).at[:, :, np.array(self.mixed)].set(total)
-        return self.projections[0].output(total) if shared else total
+            outputs = []
+            for branch, params in zip(branches, parameters, strict=True):
+                outputs.append(branch(read, params, constants))
+            total = functools.reduce(jnp.add, outputs)
+        if self.partial:
+            total = self.bypass(all_heads).at[:, :, np.array(self.mixed)].set(total)
+        if self.shared:
+            total = self.projections[0].output(total)
+        return total[:, :1] if first_token else total
+
+    def branch_parameters(self, k: int, column: Array) -> BranchParameters:
+        """What candidate number k alone reads, in the heads that are mixed."""
+        params = values(self.own[k])
+        if self.partial:
+            params = jax.tree.map(lambda p: p[np.array(self.mixed)], params)
+        projections = {}
+        if not self.shared:
+            projections = nnx.to_pure_dict(nnx.state(self.projections[k]))
+        return BranchParameters(column, params, projections)
+
+    def branch(self, k: int, template: Inputs, train: bool) -> Branch:
+        """The weighted output of candidate number k, as a function of all that it reads.
+
+        `template` gives what is not an array. With shared projections the output is
+        `[B, N, H, D]`, else `[B, N, E]`.
+        """
+        structure = nnx.graphdef(self.projections[0])
+        shared, config, attention = self.shared, self.config, self.candidates[k]
+
+        def branch(
+            read: Mapping[str, Array], parameters: BranchParameters, constants: Constants
+        ) -> Array:
+            key = constants.key
+            if key is not None:
+                key = jax.random.fold_in(key, k)
+            if shared:
+                inputs = dataclasses.replace(
+                    template,
+                    q=read["q"],
+                    k=read["k"],
+                    v=read["v"],
+                    x=read["x"],
+                    valid=constants.valid,
+                    head_keys=constants.head_keys,
+                    slopes=constants.slopes,
+                )
+            else:
+                projections = nnx.merge(structure, parameters.projections)
+                inputs = projections.inputs(read["x"], constants.valid, constants.head_keys)
+            y = attend(attention, parameters.params, inputs, config, train=train, key=key)
+            y = y * parameters.column.astype(y.dtype)[:, None]
+            return y if shared else projections.output(y)
+
+        return branch
 
 
 def check_partial(heads: int, granularity: str, projections: str, partial: int) -> None:
@@ -160,13 +206,13 @@ def check_partial(heads: int, granularity: str, projections: str, partial: int) 
         raise InputError(f"search.partial must divide the {heads} heads of a layer, got {partial}.")
     if partial > 1 and granularity == "head":
         raise InputError(
-            "search.partial above 1 cannot be taken with space.granularity = 'head': heads that are not "
-            "mixed would learn no alphas."
+            "search.partial > 1 does not work with space.granularity='head' because heads that are "
+            "not mixed would learn no alphas. Use 'layer' or 'model'."
         )
     if partial > 1 and projections == "separate":
         raise InputError(
-            "search.partial above 1 cannot be taken with search.projections = 'separate': a head that is "
-            "not mixed has no candidate whose values it could hand on."
+            "search.partial > 1 does not work with search.projections='separate' because a head that "
+            "is not mixed has no candidate whose values it could hand on. Use 'shared'."
         )
 
 
@@ -175,7 +221,7 @@ def supernet(
     space: SearchSpace,
     projections: str = "shared",
     partial: int = 1,
-    left: Sequence[Sequence[int]] | None = None,
+    kept: Sequence[Sequence[int]] | None = None,
     remat: bool = True,
 ) -> Network:
     """A `Network` whose `apply` takes a mixture `[L, H, K]` over the candidates of `space`.
@@ -187,82 +233,117 @@ def supernet(
         "separate": each has its own four matrices.
       partial: candidates mix one in so many heads; 1 for all. Above 1, weights cut out for a
         derived model hold queries and keys that were not trained.
-      left: for each layer, the indices of the candidates that are computed; all if None. The others
-        count as if the mixture had zero for them; the weights are those of the whole supernet.
+      kept: for each layer, the indices of the candidates that are computed; None for all. The
+        others count as if the mixture had zero for them; the weights are those of the whole
+        supernet.
       remat: compute candidates again in the backward pass (see `MixedAttention`).
     """
     if projections not in PROJECTIONS:
         raise unknown("search.projections", projections, PROJECTIONS)
     require_all(space.candidates, config)
     check_partial(config.heads, space.granularity, projections, partial)
-    alike = partial == 1 and len(set(map(tuple, left or ()))) <= 1
-    return network(
-        config,
-        lambda l, rngs: MixedAttention(
+    # One loop over layers needs layers that compute the same.
+    alike = partial == 1 and len(set(map(tuple, kept or ()))) <= 1
+    scan = alike and 0 < config.scan <= config.layers
+
+    def mixer(layer: int, rngs: nnx.Rngs) -> MixedAttention:
+        return MixedAttention(
             config,
             space.candidates,
             projections,
-            l,
+            layer,
             partial,
-            None if left is None else left[l],
+            None if kept is None else kept[layer],
             remat,
             rngs=rngs,
-        ),
-        scan=alike and 0 < config.scan <= config.layers,
-    )
+        )
+
+    return network(config, mixer, scan)
 
 
 def inherit(weights: Weights, space: SearchSpace, genotype: Genotype) -> Weights:
-    """Weights of the derived model of `genotype`, cut out of the supernet's `weights` along the
-    head axis.
+    """Weights of the derived model of `genotype`, cut out of the supernet's `weights`.
 
     `transformer(config, genotype)` with them gives the logits of the supernet at the genotype's
-    mixture (`space.mixture(genotype)`). Raises `InputError` where candidates in parallel have
-    separate projections: the derived layer has one set."""
+    mixture (`space.mixture(genotype)`). They are cut along the head axis.
+
+    Raises:
+      InputError: the supernet lacks an attention of the genotype; or its projections are separate,
+        and a derived layer, which has one set, would need several: for candidates in parallel, and
+        for heads that share keys and values but not their attention.
+    """
     space.mixture(genotype)  # raises for an attention that the supernet lacks
-    blocks = {
-        l: {**block, "mixer": _inherit_layer(block["mixer"], genotype, l, space)}
-        for l, block in weights["blocks"].items()
-    }
+    blocks = {}
+    for layer, block in weights["blocks"].items():
+        cut = _Cut(block["mixer"], space, genotype, layer)
+        blocks[layer] = {**block, "mixer": cut.mixer()}
     return {**weights, "blocks": blocks}
 
 
-def _inherit_layer(
-    mixer: dict[str, Any], genotype: Genotype, layer: int, space: SearchSpace
-) -> dict[str, Any]:
-    owners, heads_of = mixer["projections"], genotype.layers[layer]
-    if len(owners) > 1 and not set(heads_of) <= set(space.candidates):
-        raise InputError(
-            "candidates in parallel cannot inherit weights from a supernet with separate projections."
-        )
-    head_axis = {"q": 1, "k": 1, "v": 1, "o": 0, "q_norm": 0, "k_norm": 0}
-    sharing = len(heads_of) // owners[0]["k"].shape[1]
+HEAD_AXES = {"q": 1, "k": 1, "v": 1, "o": 0, "q_norm": 0, "k_norm": 0}
+"""The axis of the heads in each array of `Projections`."""
 
-    def gather(name: str) -> Array:
-        if len(owners) == 1:
-            return owners[0][name]
-        step = sharing if name in ("k", "v", "k_norm") else 1
-        if any(set(heads_of[h : h + step]) != {heads_of[h]} for h in range(0, len(heads_of), step)):
+
+class _Cut:
+    """One layer of a derived model, cut out of the supernet's."""
+
+    def __init__(
+        self, weights: Weights, space: SearchSpace, genotype: Genotype, layer: int
+    ) -> None:
+        self.weights, self.space, self.genotype, self.layer = weights, space, genotype, layer
+        self.heads = genotype.layers[layer]
+        self.sets = weights["projections"]
+        if len(self.sets) > 1 and not set(self.heads) <= set(space.candidates):
             raise InputError(
-                f"each {sharing} heads that share keys and values must have one attention to inherit from "
-                f"separate projections; layer {layer} has {genotype.describe_layer(layer)}."
+                "candidates in parallel cannot inherit weights from a supernet with separate "
+                "projections."
             )
-        heads = [
-            jnp.take(owners[space.candidates.index(a)][name], jnp.array([h]), head_axis[name])
-            for h, a in enumerate(heads_of[::step])
-        ]
-        return jnp.concatenate(heads, head_axis[name])
 
-    def own_of(attention: Attention) -> Any:
-        if attention in space.candidates:
-            return mixer.get("own", {}).get(space.candidates.index(attention), {})
+    def mixer(self) -> Weights:
+        """The weights of `GroupedHeads`."""
+        projections = {name: self.projection(name) for name in self.sets[0]}
+        mixer: Weights = {"projections": {0: projections}}
+        own = {}
+        for number, (attention, heads) in enumerate(self.genotype.groups(self.layer)):
+            params = self.params(attention)
+            if params:
+                index = np.array(heads)
+                own[number] = jax.tree.map(lambda p, index=index: p[index], params)
+        if own:
+            mixer["own"] = own
+        return mixer
+
+    def projection(self, name: str) -> Array:
+        """One array of the projections, each head's part from the set of its attention."""
+        if len(self.sets) == 1:
+            return jnp.asarray(self.sets[0][name])
+        # How many heads share one row of this array.
+        sharing = len(self.heads) // self.sets[0]["k"].shape[1]
+        if name not in ("k", "v", "k_norm"):
+            sharing = 1
+        axis, parts = HEAD_AXES[name], []
+        for row, first in enumerate(range(0, len(self.heads), sharing)):
+            attentions = set(self.heads[first : first + sharing])
+            if len(attentions) > 1:
+                raise InputError(
+                    f"each {sharing} heads that share keys and values must have one attention to "
+                    f"inherit from separate projections; layer {self.layer} has "
+                    f"{self.genotype.describe_layer(self.layer)}."
+                )
+            owner = self.sets[self.space.candidates.index(self.heads[first])]
+            parts.append(jnp.take(owner[name], jnp.array([row]), axis))
+        return jnp.concatenate(parts, axis)
+
+    def params(self, attention: Attention) -> Params:
+        """An attention's own parameters, of all heads; a parallel one's are those of its members."""
+        if attention in self.space.candidates:
+            number = self.space.candidates.index(attention)
+            params: Params = self.weights.get("own", {}).get(number, {})
+            return params
         assert isinstance(attention, Parallel)
-        members = {str(m): own_of(one) for m, one in enumerate(attention.members)}
-        return {m: params for m, params in members.items() if params}
-
-    own = {}
-    for g, (attention, heads) in enumerate(genotype.groups(layer)):
-        if params := own_of(attention):
-            own[g] = jax.tree.map(lambda p, heads=heads: p[np.array(heads)], params)
-    new: dict[str, Any] = {"projections": {0: {name: gather(name) for name in owners[0]}}}
-    return {**new, "own": own} if own else new
+        members = {}
+        for m, member in enumerate(attention.members):
+            params = self.params(member)
+            if params:
+                members[str(m)] = params
+        return members

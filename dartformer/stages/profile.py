@@ -13,7 +13,8 @@ from dartformer.attention import to_text
 from dartformer.config import Config
 from dartformer.errors import InputError
 from dartformer.machine.workdir import write_json
-from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.models.sizes import TransformerConfig
+from dartformer.models.transformer import transformer
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 from dartformer.stages.study import Run

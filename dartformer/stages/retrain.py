@@ -12,7 +12,8 @@ from dartformer.config import Config
 from dartformer.data.batches import batches
 from dartformer.errors import InputError
 from dartformer.machine.progress import say
-from dartformer.models.transformer import TransformerConfig, Weights
+from dartformer.models.sizes import TransformerConfig
+from dartformer.models.transformer import Weights
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 from dartformer.stages.study import Run

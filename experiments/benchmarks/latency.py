@@ -19,7 +19,7 @@ from dartformer.cost import measure as measure_model
 from dartformer.cost.budget import Budget
 from dartformer.cost.prices import prices
 from dartformer.cost.table import Table
-from dartformer.models.transformer import TransformerConfig
+from dartformer.models.sizes import TransformerConfig
 from dartformer.space.genotype import parse_candidates
 from dartformer.space.search_space import SearchSpace
 

@@ -24,7 +24,8 @@ from steps import problem, random_batch, stepper
 from dartformer import strategies
 from dartformer.attention import ATTENTIONS, Shape, parse
 from dartformer.machine.xla_flags import DOTS_ONLY, FLAG
-from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.models.sizes import TransformerConfig
+from dartformer.models.transformer import transformer
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 from dartformer.training import optimizer

@@ -25,8 +25,9 @@ from dartformer import strategies
 from dartformer.attention import parse
 from dartformer.data.batches import batches
 from dartformer.data.splits import ArraySplit
+from dartformer.models.sizes import TransformerConfig
 from dartformer.models.supernet import supernet
-from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.models.transformer import transformer
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 from dartformer.training import optimizer
@@ -161,7 +162,7 @@ def loop(seconds: float) -> None:
 def problem(
     config: TransformerConfig, space: SearchSpace, left: Sequence[Sequence[int]] | None = None
 ) -> tuple[Any, strategies.Problem]:
-    net = supernet(config, space, left=left)
+    net = supernet(config, space, kept=left)
     return net, strategies.Problem(
         training_loss(net),
         space.alphas_shape,

@@ -27,7 +27,8 @@ import optax
 from measure import machine, say
 
 from dartformer import attention, cost
-from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.models.sizes import TransformerConfig
+from dartformer.models.transformer import transformer
 from dartformer.space.genotype import Genotype
 from dartformer.training.step import begin, plain_step
 

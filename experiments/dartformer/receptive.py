@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dartformer import attention
-from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.models.sizes import TransformerConfig
+from dartformer.models.transformer import transformer
 from dartformer.space.genotype import Genotype
 
 LENGTH = {"published": 2000, "cpu": 63}

@@ -15,7 +15,8 @@ from test_imdb import message, tfrecord, varint
 from dartformer import tasks
 from dartformer.attention.full import Full
 from dartformer.errors import InputError
-from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.models.sizes import TransformerConfig
+from dartformer.models.transformer import transformer
 from dartformer.space.genotype import Genotype
 from dartformer.tasks.image import BATCHES, LABELS, grey, tokens_of
 

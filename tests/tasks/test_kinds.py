@@ -16,7 +16,8 @@ from dartformer import tasks
 from dartformer.attention.full import Full
 from dartformer.cli.main import main
 from dartformer.errors import InputError
-from dartformer.models.transformer import TransformerConfig, transformer
+from dartformer.models.sizes import TransformerConfig
+from dartformer.models.transformer import transformer
 from dartformer.space.genotype import Genotype
 from dartformer.stages.retrain import Model
 from dartformer.stages.study import Run

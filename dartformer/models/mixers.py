@@ -1,0 +1,275 @@
+"""What a block of the Transformer holds between its normalizations: projections and attentions."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, ClassVar, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from dartformer.attention.base import Attention, Inputs, Params, require
+from dartformer.attention.full import Full
+from dartformer.attention.parallel import Parallel
+from dartformer.models.positions import alibi_slopes, rotate
+from dartformer.models.sizes import TransformerConfig
+from dartformer.space.genotype import Genotype
+
+
+class Mixer(Protocol):
+    """What a block puts between its two normalizations: tokens in, tokens out, `[B, N, E]`.
+
+    Attributes:
+      saves_by_first_token: whether the output of the first token alone costs less. The Transformer
+        asks a mixer for it only then.
+    """
+
+    saves_by_first_token: ClassVar[bool]
+
+    def __call__(
+        self,
+        x: Array,
+        valid: Array,
+        mixture: Array | None,
+        *,
+        train: bool,
+        key: Array | None,
+        layer: Array | None = None,
+        first_token: bool = False,
+    ) -> Array:
+        """Mix the tokens of one layer.
+
+        Args:
+          x: `[B, N, E]`.
+          valid: `[B, N]`.
+          mixture: the layer's row `[H, K]`, or None in a derived model.
+          train: whether dropout is on.
+          key: for dropout and noise.
+          layer: the number of the layer, traced, where one mixer stands for all layers of a scan;
+            None: the layer that the mixer was made for.
+          first_token: give the output of the first token alone, `[B, 1, E]`.
+        """
+        ...
+
+
+def head_keys(config: TransformerConfig, layer: int | Array) -> Array:
+    """`[H]` PRNG keys of a layer's heads, from (seed, layer, head) alone."""
+    key = jax.random.fold_in(jax.random.key(config.seed), layer)
+    return jax.vmap(lambda head: jax.random.fold_in(key, head))(jnp.arange(config.heads))
+
+
+def rms_norm(y: Array, gain: Array | None = None) -> Array:
+    """`gain y / sqrt(mean(y^2) + 1e-6)` over the last axis, in float32 or wider."""
+    wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)
+    if gain is not None:
+        wide = wide * gain
+    return wide.astype(y.dtype)
+
+
+def branch_norm(y: Array) -> Array:
+    """RMS norm over D without parameters for each token and head.
+
+    Without it a mixture's weights measure how large an attention's outputs are, not how useful.
+    """
+    return rms_norm(y)
+
+
+class Projections(nnx.Module):
+    """W_q `[E, H, D]`, W_k and W_v `[E, kv_heads, D]`, W_o `[H, D, E]`; gains of q/k norm.
+
+    None of them has a bias.
+    """
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        e, h, d = config.model_dim, config.heads, config.head_dim
+        kv = h // config.sharing
+
+        def normal(shape: tuple[int, ...], fan_in: int) -> nnx.Param[Array]:
+            return nnx.Param(jax.random.normal(rngs.params(), shape) / np.sqrt(fan_in))
+
+        # Drawn in this order, which decides the weights of a seed.
+        self.q = normal((e, h, d), e)
+        self.k = normal((e, kv, d), e)
+        self.v = normal((e, kv, d), e)
+        self.o = normal((h, d, e), h * d)
+        if config.qk_norm:
+            self.q_norm = nnx.Param(jnp.ones((h, d)))
+            self.k_norm = nnx.Param(jnp.ones((kv, d)))
+
+    def inputs(
+        self, x: Array, valid: Array, keys: Array | None, queries: int | None = None
+    ) -> Inputs:
+        """Queries, keys and values `[B, N, H, D]` of x `[B, N, E]`, in its dtype.
+
+        Keys and values that heads share are repeated. With `queries` there are queries of the first
+        tokens alone, so many of them.
+        """
+        config = self.config
+        q = project(x[:, :queries], self.q)
+        k, v = project(x, self.k), project(x, self.v)
+        if config.qk_norm:
+            q, k = rms_norm(q, self.q_norm[...]), rms_norm(k, self.k_norm[...])
+        if config.positions == "rotary":
+            q, k = rotate(q), rotate(k)
+        if config.sharing > 1:
+            k = jnp.repeat(k, config.sharing, axis=2)
+            v = jnp.repeat(v, config.sharing, axis=2)
+        slopes = None
+        if config.positions == "alibi":
+            slopes = jnp.asarray(alibi_slopes(config.heads), q.dtype)
+        return Inputs(q, k, v, x, valid, keys, slopes, config.attention_dropout, config.kernel)
+
+    def output(self, y: Array) -> Array:
+        """`[B, N, H, D]` to `[B, N, E]`."""
+        return jnp.einsum("bnhd,hde->bne", y, self.o[...].astype(y.dtype))
+
+
+def project(x: Array, matrix: nnx.Param[Array]) -> Array:
+    """`[B, N, E]` to `[B, N, H, D]`, in the dtype of x."""
+    return jnp.einsum("bne,ehd->bnhd", x, matrix[...].astype(x.dtype))
+
+
+class GroupedHeads(nnx.Module):
+    """A derived layer: heads grouped by attention, each attention run once, on its group."""
+
+    saves_by_first_token: ClassVar[bool] = True
+
+    def __init__(
+        self, config: TransformerConfig, genotype: Genotype, layer: int, *, rngs: nnx.Rngs
+    ) -> None:
+        self.config, self.layer, self.groups = config, layer, genotype.groups(layer)
+        self.projections = nnx.List([Projections(config, rngs=rngs)])
+        # "own" is a key of saved weights: the parameters that attentions have beside projections.
+        self.own = nnx.data(
+            [own_parameters(a, config, len(heads), rngs) for a, heads in self.groups]
+        )
+
+    def __call__(
+        self,
+        x: Array,
+        valid: Array,
+        mixture: Array | None,
+        *,
+        train: bool,
+        key: Array | None,
+        layer: Array | None = None,
+        first_token: bool = False,
+    ) -> Array:
+        """See `Mixer`."""
+        attentions = [attention for attention, _ in self.groups]
+        keys = None
+        if any(a.traits.stochastic for a in attentions):
+            keys = head_keys(self.config, self.layer if layer is None else layer)
+        queries = None
+        if first_token and all(isinstance(a, Full) for a in attentions):
+            queries = 1
+        inputs = self.projections[0].inputs(x, valid, keys, queries)
+        outputs = []
+        for (attention, heads), own in zip(self.groups, self.own, strict=True):
+            group, noise = inputs, key
+            if len(self.groups) > 1:
+                group = take_heads(inputs, heads)
+                if key is not None:
+                    noise = jax.random.fold_in(key, heads[0])
+            y = attend(
+                attention,
+                values(own),
+                group,
+                self.config,
+                train=train,
+                key=noise,
+                first_token=first_token,
+            )
+            outputs.append(y)
+        if len(outputs) == 1:
+            return self.projections[0].output(outputs[0])
+        # Heads stand group by group: put them back in their order.
+        order = np.argsort(np.concatenate([heads for _, heads in self.groups]))
+        y = jnp.concatenate(outputs, axis=2)[:, :, order]
+        return self.projections[0].output(y)
+
+
+def attend(
+    attention: Attention,
+    params: Params,
+    inputs: Inputs,
+    config: TransformerConfig,
+    *,
+    train: bool,
+    key: Array | None,
+    first_token: bool = False,
+) -> Array:
+    """One attention on its heads, normalized if the config says so: `[B, N, H, D]`.
+
+    The members of a parallel attention are normalized one by one. With `first_token` the result is
+    that of the first token alone, `[B, 1, H, D]`, for which full attention needs one query.
+    """
+    if isinstance(attention, Parallel):
+        total: Array | int = 0
+        for m, (member, share) in enumerate(attention.weighted):
+            y = attend(
+                member,
+                params.get(str(m), {}),
+                inputs,
+                config,
+                train=train,
+                key=attention.member_key(key, m),
+                first_token=first_token,
+            )
+            total = total + y * jnp.asarray(share, y.dtype)
+        return jnp.asarray(total)
+    if first_token and isinstance(attention, Full):
+        y = attention.first(inputs, train=train, key=key)
+    else:
+        y = attention(params, inputs, causal=config.causal, train=train, key=key)
+        if first_token:
+            y = y[:, :1]
+    if config.branch_norm:
+        y = branch_norm(y)
+    return y
+
+
+def require_all(attentions: Iterable[Attention], config: TransformerConfig) -> None:
+    """Raise `InputError` for the first of `attentions` that does not work in the model."""
+    for attention in attentions:
+        require(
+            attention,
+            causal=config.causal,
+            length=config.tokens,
+            positions=config.positions,
+            dropout=config.attention_dropout,
+        )
+
+
+def own_parameters(
+    attention: Attention, config: TransformerConfig, heads: int, rngs: nnx.Rngs
+) -> Any:
+    """An attention's own parameters as NNX variables."""
+    return jax.tree.map(nnx.Param, attention.init(rngs.params(), config.attention_shape(heads)))
+
+
+def values(parameters: Any) -> Params:
+    """The arrays behind `own_parameters`."""
+    return jax.tree.map(
+        lambda variable: variable[...],
+        parameters,
+        is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+    )
+
+
+def take_heads(inputs: Inputs, heads: tuple[int, ...]) -> Inputs:
+    """The inputs of some heads."""
+    index = np.array(heads)
+    keys, slopes = inputs.head_keys, inputs.slopes
+    return dataclasses.replace(
+        inputs,
+        q=inputs.q[:, :, index],
+        k=inputs.k[:, :, index],
+        v=inputs.v[:, :, index],
+        head_keys=None if keys is None else keys[index],
+        slopes=None if slopes is None else slopes[index],
+    )

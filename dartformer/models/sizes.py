@@ -1,0 +1,226 @@
+"""The sizes and choices of a Transformer, and which of them work together."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dartformer.attention.base import Shape
+from dartformer.errors import InputError, unknown
+from dartformer.fields import check_types
+from dartformer.kernels.flash import KERNELS, choose
+
+STEMS = ("none", "bigram")
+POSITIONS = ("learned", "sinusoidal", "rotary", "alibi", "none")
+POOLING = ("mean", "cls", "last", "none")
+CLASSIFIERS = ("linear", "mlp")
+PAIRS = ("interaction", "concat")
+DTYPES = ("float32", "bfloat16", "float64")
+CHOICES = {
+    "stem": STEMS,
+    "positions": POSITIONS,
+    "pooling": POOLING,
+    "classifier": CLASSIFIERS,
+    "pair": PAIRS,
+    "dtype": DTYPES,
+    "kernel": KERNELS,
+}
+"""The values that the named choices of `TransformerOptions` take."""
+
+Dimension = Any
+"""A number, or a symbolic dimension of `jax.export`."""
+
+
+def _require_count(name: str, value: object, least: int) -> None:
+    """Raise `InputError` unless a field is a whole number of at least `least`."""
+    if not isinstance(value, int) or value < least:
+        raise InputError(f"model.{name} must be a whole number of at least {least}, got {value!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerOptions:
+    """What a user chooses of a Transformer: the section `model` of a config.
+
+    Attributes:
+      layers: L, at least 1.
+      heads: H, heads of queries in each layer.
+      head_dim: D, the width of a head; heads * head_dim need not be model_dim.
+      model_dim: E, the width of the residual stream.
+      mlp_dim: hidden width of the feed-forward layers.
+      kv_heads: heads of keys and values, each shared by heads / kv_heads neighbouring heads of
+        queries (Ainslie et al. 2023, arXiv:2305.13245); it must divide heads. 0: as many as heads.
+      stem: what else a token's embedding holds: "none", or "bigram", a learned row for the token
+        before it, so that a single layer of attention can find what follows a given token.
+      positions: added to the embeddings, "learned" or "sinusoidal"; inside the attentions, where
+        these can take them, "rotary" (see `rotate`) or "alibi" (see `alibi_slopes`); or "none".
+      qk_norm: RMS norm of every query and key, with a learned gain for each head and number (Henry
+        et al. 2020, arXiv:2010.04245; in this form Gemma Team 2025, arXiv:2503.19786), before
+        positions.
+      pooling: over valid tokens: "mean", "cls" (a learned token put in front), "last" (for causal
+        models), or "none" (an answer for every token).
+      classifier: "linear", or "mlp" (one hidden ReLU layer of mlp_dim, as in Long Range Arena; for
+        two documents a second one of half the width).
+      pair: what the classifier sees of two documents u and v: "interaction", [u, v, u*v, u-v] (as
+        published for natural-language inference), or "concat", [u, v].
+      dropout: rate on embeddings and on both residual branches, in training.
+      attention_dropout: rate inside the attentions, in training; what it drops is the attention's
+        `Traits.dropout`.
+      branch_norm: parameter-free RMS norm of every attention's output, per token and head (see
+        `supernet`).
+      dtype: of activations; parameters are float32 (float64 if the activations are), and so is
+        softmax.
+      kernel: how softmax over all tokens is computed: "auto", the first that can of "cudnn" (on a
+        GPU), "chunked" (no array of N x N) and "dense"; or one of these by name.
+      scan: a supernet of at least so many layers runs them as one loop, which compiles one layer in
+        place of all; 0: never.
+    """
+
+    layers: int = 2
+    heads: int = 4
+    head_dim: int = 16
+    model_dim: int = 64
+    mlp_dim: int = 128
+    kv_heads: int = 0
+    stem: str = "none"
+    positions: str = "learned"
+    qk_norm: bool = False
+    pooling: str = "mean"
+    classifier: str = "linear"
+    pair: str = "interaction"
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    branch_norm: bool = True
+    dtype: str = "float32"
+    kernel: str = "auto"
+    scan: int = 3
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("layers", "heads", "head_dim", "model_dim", "mlp_dim"):
+            _require_count(name, getattr(self, name), 1)
+        for name, choices in CHOICES.items():
+            choice = getattr(self, name)
+            if choice not in choices:
+                raise unknown(f"model.{name}", choice, choices)
+        _require_count("scan", self.scan, 0)
+        for name in ("dropout", "attention_dropout"):
+            rate = getattr(self, name)
+            if not 0 <= rate < 1:
+                raise InputError(f"model.{name} must be at least 0 and below 1, got {rate!r}.")
+        kv_heads = self.kv_heads or self.heads
+        if not isinstance(kv_heads, int) or kv_heads < 0 or self.heads % kv_heads:
+            raise InputError(
+                f"model.kv_heads must divide model.heads = {self.heads}, or be 0 for as many; "
+                f"got {self.kv_heads!r}."
+            )
+        if self.positions == "rotary" and self.head_dim % 2:
+            raise InputError(
+                f"model.positions='rotary' turns pairs of numbers: model.head_dim must be even, "
+                f"got {self.head_dim}."
+            )
+
+
+@dataclass(frozen=True)
+class TransformerConfig(TransformerOptions):
+    """Sizes and choices of a Transformer, whatever its attentions.
+
+    Attributes:
+      vocabulary: token ids, 0 among them, which is padding.
+      classes: labels.
+      length: the longest input in tokens.
+      causal: no token sees a later one.
+      seed: of fixed randomness inside attentions (random graphs, features, rotations).
+      inputs: documents of an example: 1, or 2, which one encoder reads one by one.
+      features: numbers of a token, `[B, N, F]`, where tokens are not ids; 0 where they are.
+    """
+
+    vocabulary: int
+    classes: int
+    length: int
+    causal: bool = False
+    seed: int = 0
+    inputs: int = 1
+    features: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("vocabulary", "classes", "length"):
+            _require_count(name, getattr(self, name), 1)
+        # Raises where the kernel that is named cannot compute this shape.
+        choose(
+            self.kernel,
+            jnp.dtype(self.dtype),
+            self.head_dim,
+            self.tokens,
+            slopes=self.positions == "alibi",
+            dropout=self.attention_dropout,
+        )
+        if self.causal and self.pooling in ("mean", "cls"):
+            raise InputError(
+                f"model.pooling={self.pooling!r} does not work with a causal task. Use 'last' or "
+                f"'none'."
+            )
+        if self.inputs not in (1, 2):
+            raise InputError(f"a model reads 1 or 2 documents, got {self.inputs!r}.")
+        if self.inputs == 2 and self.pooling == "none":
+            raise InputError(
+                "model.pooling='none' does not work with two documents because it labels tokens. "
+                "Use 'mean', 'cls' or 'last'."
+            )
+        if self.features and self.stem != "none":
+            raise InputError(
+                f"model.stem={self.stem!r} needs tokens that are ids, and this task's tokens are "
+                f"numbers. Use 'none'."
+            )
+
+    @property
+    def pooled(self) -> int:
+        """Width of what the classifier reads of an example."""
+        if self.inputs == 1:
+            return self.model_dim
+        vectors = 4 if self.pair == "interaction" else 2
+        return vectors * self.model_dim
+
+    @property
+    def tokens(self) -> int:
+        """The longest sequence inside the network: `length`, and one more for a CLS token."""
+        return self.length + (self.pooling == "cls")
+
+    @property
+    def sharing(self) -> int:
+        """How many heads of queries share one of keys and values."""
+        return self.heads // (self.kv_heads or self.heads)
+
+    def blank(
+        self, batch: Dimension, length: Dimension | None = None
+    ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """Shapes of tokens `[B, N]`, `[B, 2, N]` or `[B, N, F]`, and of `valid`, without F."""
+        if length is None:
+            length = self.length
+        documents = (2,) if self.inputs == 2 else ()
+        shape = (batch, *documents, length)
+        valid = jax.ShapeDtypeStruct(shape, jnp.bool_)
+        if self.features:
+            return jax.ShapeDtypeStruct((*shape, self.features), jnp.float32), valid
+        return jax.ShapeDtypeStruct(shape, jnp.int32), valid
+
+    def attention_shape(
+        self,
+        heads: int | None = None,
+        *,
+        kv_heads: int = 0,
+        batch: int = 1,
+        length: int | None = None,
+    ) -> Shape:
+        """The `Shape` of an attention over `heads` of the heads, with `kv_heads` of keys and values."""
+        return Shape(
+            length=self.tokens if length is None else length,
+            heads=heads or self.heads,
+            kv_heads=kv_heads,
+            head_dim=self.head_dim,
+            model_dim=self.model_dim,
+            batch=batch,
+            itemsize=np.dtype(jnp.dtype(self.dtype)).itemsize,
+        )
