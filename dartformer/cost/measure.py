@@ -160,18 +160,6 @@ def _loss_of(net: Network) -> Callable[[Weights, Array, Array, Array], Array]:
     return loss
 
 
-def forward_latency(
-    config: TransformerConfig,
-    genotype: Genotype,
-    *,
-    batch: int,
-    length: int | None = None,
-    repeats: int = 20,
-) -> Latency:
-    """Measured seconds of one forward pass of a genotype with fresh weights."""
-    return model(config, genotype, batch=batch, length=length, repeats=repeats).seconds
-
-
 def layer(
     config: TransformerConfig,
     genotype: Genotype,
