@@ -3,6 +3,7 @@
 import argparse
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -16,7 +17,6 @@ from typing import Any
 
 from dartformer._version import __version__
 from dartformer.cli.grammar import FAILED_CHECK
-from dartformer.cli.run_verbs import print_json
 from dartformer.machine import compile_cache, xla_flags
 
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -109,7 +109,8 @@ def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """Examine the installation and print the result."""
     examination = examine()
     if arguments.json:
-        print_json(examination.to_dict())
+        # Without the other modules' imports, since one of their packages may be missing.
+        print(json.dumps(examination.to_dict(), indent=2))
     else:
         print(text(examination))
     if examination.problems:
@@ -120,12 +121,12 @@ def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
 def examine() -> Examination:
     """Look at versions, devices, folders and extras."""
     versions = {name: _version(name) for name in needed()}
+    # Each probe runs in its own process, so a crash there is a result and not an end.
     reductions = _reductions()
-    problems = [
-        f"{name} is not installed. `pip install dartformer` installs it."
-        for name, version in versions.items()
-        if version is None
-    ]
+    problems = []
+    for name, version in versions.items():
+        if version is None:
+            problems.append(f"{name} is not installed. `pip install dartformer` installs it.")
     if xla_flags.Verdict(reductions.in_use) in FAULTY:
         problems.append(
             f"sums of jaxlib {versions['jaxlib']} on this CPU: {reductions.in_use}. "
@@ -214,7 +215,9 @@ def _extras() -> dict[str, Extra]:
 
 def text(examination: Examination) -> str:
     """The examination as `dartformer doctor` prints it."""
-    versions = [f"{name} {v or 'MISSING'}" for name, v in examination.versions.items()]
+    versions = []
+    for name, version in examination.versions.items():
+        versions.append(f"{name} {version or 'MISSING'}")
     devices = ", ".join(examination.devices) or "none"
     lines = [
         f"dartformer {__version__}, Python {_python()} ({sys.executable})",
@@ -239,7 +242,8 @@ def text(examination: Examination) -> str:
     lines += _extra_lines(examination.extras)
     lines.append("")
     if examination.problems:
-        lines += [f"PROBLEM: {problem}" for problem in examination.problems]
+        for problem in examination.problems:
+            lines.append(f"PROBLEM: {problem}")
     else:
         lines.append("All required packages are installed.")
     return "\n".join(lines)

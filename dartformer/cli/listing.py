@@ -11,7 +11,7 @@ from rich.table import Table
 
 from dartformer import strategies, tasks
 from dartformer.attention import Shape, names, parse, to_text
-from dartformer.cli.run_verbs import print_json
+from dartformer.cli.output import print_json
 from dartformer.config.presets import strategy_defaults
 
 LISTED = Shape(length=1024, heads=4, head_dim=32, model_dim=128)

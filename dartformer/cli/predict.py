@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from dartformer.cli.run_verbs import print_json
+from dartformer.cli.output import print_json
 from dartformer.errors import InputError
 from dartformer.export import push as pushing
 from dartformer.export.load import Served, load

@@ -1,7 +1,6 @@
 """The verbs on configs and workdirs: the stages, profile, report, compare and new."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from dartformer import api
 from dartformer import config as configs
 from dartformer.cli import terminal
 from dartformer.cli.new import for_data, starter
+from dartformer.cli.output import print_json
 from dartformer.config import load_config
 from dartformer.cost.budget import Budget, parse
 from dartformer.errors import InputError
@@ -23,11 +23,6 @@ from dartformer.report.watch import watch
 from dartformer.results import BudgetAnswer, Front, Profile
 from dartformer.stages import profile as profiling
 from dartformer.stages.study import Run
-
-
-def print_json(data: object) -> None:
-    """Print a result as indented JSON on standard output."""
-    print(json.dumps(jsonable(data), indent=2))
 
 
 def run(arguments: argparse.Namespace, values: dict[str, str]) -> int:
@@ -103,7 +98,10 @@ def _derive_within_budget(arguments: argparse.Namespace, values: dict[str, str])
 
 def profile(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """The price of a workdir's genotype, of a genotype file, of a search space or of an export."""
-    sources = [name for name in ("workdir", "genotype", "export") if getattr(arguments, name)]
+    sources = []
+    for name in ("workdir", "genotype", "export"):
+        if getattr(arguments, name):
+            sources.append(name)
     if len(sources) > 1:
         raise InputError(
             f"--{sources[0]} does not work with --{sources[1]}, because profile prices one model. "
@@ -166,7 +164,7 @@ def report(arguments: argparse.Namespace, values: dict[str, str]) -> int:
         Run(load_config(arguments.config, values), folder).close()
     files: list[Path] = []
     if arguments.figures is not None:
-        files = [Path(file) for file in figures.save(folder, arguments.figures)]
+        files = figures.save(folder, arguments.figures)
     if arguments.watch is not None:
         try:
             watch(folder, arguments.port)

@@ -12,7 +12,7 @@ from dartformer import config as configs
 from dartformer.attention import to_text
 from dartformer.cli import new as starter
 from dartformer.cli.grammar import FAILED_CHECK
-from dartformer.cli.run_verbs import print_json
+from dartformer.cli.output import print_json
 from dartformer.machine import compile_cache
 from dartformer.tasks.planted import ANSWERS, Planted
 
