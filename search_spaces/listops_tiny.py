@@ -1,11 +1,14 @@
-"""ListOps for two CPU cores: nested lists such as `[MAX 2 9 [MIN 4 7 ] 0 ]`, each worth one of ten digits.
+"""ListOps for two CPU cores.
+
+Nested lists such as `[MAX 2 9 [MIN 4 7 ] 0 ]`, each worth one of ten digits.
 
 Command:  dartformer run --config=search_spaces/listops_tiny.py --workdir=runs/listops
 Takes:    about two minutes on two cores.
-Expect:   about 44% on test; the majority class scores about 10%, a rule that sees the root operator only about 22%,
-          the homogeneous `uniform` model about 40%. The three attentions that mix by content (full, local,
-          linear) lie within a few points of one another at this size: the report will call them ties. That is the
-          truth about this task, not a failure of the search.
+Expect:   about 44% on test. The majority class scores about 10%, a rule that sees only the root
+          operator about 22%, the homogeneous `uniform` model about 40%. The three attentions that
+          mix by content (full, local, linear) lie within a few points of one another at this size,
+          so the report calls them ties. That is the truth about this task, not a failure of the
+          search.
 """
 
 import dartformer
@@ -13,7 +16,8 @@ import dartformer
 
 def get_config():
     config = dartformer.defaults(task="listops")
-    # how the data are made (see `dartformer list tasks`)
+
+    # The data (see `dartformer list tasks`).
     config.task.max_depth = 3
     config.task.max_args = 4
     config.task.min_length = 8
@@ -21,24 +25,33 @@ def get_config():
     config.task.train = 10000
     config.task.valid = 1000
     config.task.test = 2000
-    # sizes; heads * head_dim need not be model_dim
+
+    # The Transformer. heads * head_dim need not be model_dim.
     config.model.layers = 2
     config.model.heads = 4
     config.model.head_dim = 16
     config.model.model_dim = 64
     config.model.mlp_dim = 128
-    # what is searched over (see `dartformer list attentions`)
+
+    # What to search over (see `dartformer list attentions`), and what chooses: the whole "model" at
+    # once, each "layer", or each "head".
     config.space.candidates = ("full", "local(window=4)", "linear", "uniform")
-    # "model": one attention everywhere; "layer"; "head"
     config.space.granularity = "layer"
-    # how long
+
+    # The search.
     config.search.steps = 300
+
+    # Training from scratch, once with each seed.
     config.retrain.steps = 500
     config.retrain.seeds = (0, 1, 2)
-    config.log.eval_every = 250
-    config.log.checkpoint_every = 250
-    # compare with every candidate alone, a random genotype, and all candidates mixed
+
+    # Comparisons: every candidate alone, a random genotype, and all candidates mixed evenly.
     config.baselines.homogeneous = True
     config.baselines.random = True
     config.baselines.uniform = True
+
+    # Steps between lines of metrics, evaluations and checkpoints.
+    config.log.eval_every = 250
+    config.log.checkpoint_every = 250
+
     return config

@@ -1,7 +1,10 @@
-"""Pathfinder: are two dots joined by a dashed path? Generated. For two CPU cores.
+"""Pathfinder, for two CPU cores.
+
+Are two dots joined by a dashed path? The pictures are generated.
 
 Command:  dartformer run --config=search_spaces/pathfinder_small.py --workdir=runs/pathfinder
-Compare:  chance is 50%; a threshold on the distance of the dots, fitted on 2,000 pictures, has 62%.
+Compare:  chance is 50%; a threshold on the distance of the dots, fitted on 2,000 pictures, scores
+          62%.
 """
 
 import dartformer
@@ -9,31 +12,43 @@ import dartformer
 
 def get_config():
     config = dartformer.defaults(task="pathfinder")
+
+    # The data (see `dartformer list tasks`).
     config.task.contour_length = 6
     config.task.distractors = 4
-    # sizes; heads * head_dim need not be model_dim
+
+    # Batches.
+    config.data.batch_size = 32
+    config.data.eval_batch_size = 100
+
+    # The Transformer. heads * head_dim need not be model_dim.
     config.model.layers = 2
     config.model.heads = 4
     config.model.head_dim = 16
     config.model.model_dim = 64
     config.model.mlp_dim = 128
-    # what is searched over (see `dartformer list attentions`)
+
+    # What to search over (see `dartformer list attentions`), and what chooses: the whole "model" at
+    # once, each "layer", or each "head".
     config.space.candidates = ("full", "local(window=8)", "linear", "uniform")
-    # "model": one attention everywhere; "layer"; "head"
     config.space.granularity = "layer"
-    # examples in a step
-    config.data.batch_size = 32
-    # how long
+
+    # The search.
     config.search.steps = 600
     config.search.weights.learning_rate = 0.003
+
+    # Training from scratch, once with each seed.
     config.retrain.steps = 600
     config.retrain.seeds = (0, 1, 2)
     config.retrain.optimizer.learning_rate = 0.003
-    config.log.eval_every = 150
-    config.log.checkpoint_every = 150
-    # compare with every candidate alone, a random genotype, and all candidates mixed
+
+    # Comparisons: every candidate alone, a random genotype, and all candidates mixed evenly.
     config.baselines.homogeneous = True
     config.baselines.random = True
     config.baselines.uniform = True
-    config.data.eval_batch_size = 100
+
+    # Steps between lines of metrics, evaluations and checkpoints.
+    config.log.eval_every = 150
+    config.log.checkpoint_every = 150
+
     return config

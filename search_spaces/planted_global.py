@@ -1,10 +1,13 @@
-"""A planted answer for two CPU cores: symbols whose labels only one kind of attention can get right. A search that does
-not find it cannot be trusted on a task where nobody knows the answer.
+"""A planted answer, `global`, for two CPU cores.
+
+Only one kind of attention can get these labels right. A search that does not find it cannot be
+trusted on a task whose answer nobody knows.
 
 Command:  dartformer run --config=search_spaces/planted_global.py --workdir=runs/planted
 Takes:    about two minutes on two cores.
-Expect:   one of `full`, `linear`, `linformer` and `uniform`, at about 95% on test: the most frequent letter of all.
-          They are equals here, and the report will call them ties. `strided` has about 47%.
+Expect:   one of `full`, `linear`, `linformer` and `uniform`, at about 95% on test: the most
+          frequent letter of all. They are equals here, and the report calls them ties. `strided`
+          scores about 47%.
 """
 
 import dartformer
@@ -12,32 +15,50 @@ import dartformer
 
 def get_config():
     config = dartformer.defaults(task="planted")
-    # which answer is planted (see `dartformer.tasks.planted`)
+
+    # The planted answer (see `dartformer.tasks.planted`).
     config.task.kind = "global"
-    # sizes; heads * head_dim need not be model_dim
+
+    # Batches.
+    config.data.batch_size = 16
+
+    # The Transformer. heads * head_dim need not be model_dim.
     config.model.layers = 1
     config.model.heads = 2
     config.model.head_dim = 16
     config.model.model_dim = 32
     config.model.mlp_dim = 64
     config.model.stem = "bigram"
-    # what is searched over (see `dartformer list attentions`)
-    config.space.candidates = ("full", "local(window=4)", "strided(stride=8)", "linear", "linformer(rank=8)", "uniform",
-                               "identity")
-    # "model": one attention everywhere; "layer"; "head"
+
+    # What to search over (see `dartformer list attentions`), and what chooses: the whole "model" at
+    # once, each "layer", or each "head".
+    config.space.candidates = (
+        "full",
+        "local(window=4)",
+        "strided(stride=8)",
+        "linear",
+        "linformer(rank=8)",
+        "uniform",
+        "identity",
+    )
     config.space.granularity = "model"
-    # examples in a step
-    config.data.batch_size = 16
-    # how long
+
+    # The search.
     config.search.steps = 150
     config.search.weights.learning_rate = 0.005
+
+    # Training from scratch, once with each seed.
     config.retrain.steps = 150
     config.retrain.seeds = (0, 1, 2)
     config.retrain.optimizer.learning_rate = 0.005
-    config.log.eval_every = 150
-    config.log.checkpoint_every = 150
-    # compare with every candidate alone, a random genotype, and all candidates mixed
+
+    # Comparisons: every candidate alone, a random genotype, and all candidates mixed evenly.
     config.baselines.homogeneous = True
     config.baselines.random = True
     config.baselines.uniform = True
+
+    # Steps between lines of metrics, evaluations and checkpoints.
+    config.log.eval_every = 150
+    config.log.checkpoint_every = 150
+
     return config

@@ -1,7 +1,9 @@
-"""Multi-query associative recall: which value stood after this key? Causal, generated. For two CPU cores.
+"""Multi-query associative recall, for two CPU cores.
+
+Which value followed this key? The data are generated, and every attention here is causal.
 
 Command:  dartformer run --config=search_spaces/recall_small.py --workdir=runs/recall
-Compare:  the value that most often followed a key in train has 3%.
+Compare:  the value that most often followed a key in train scores 3%.
 """
 
 import dartformer
@@ -9,32 +11,44 @@ import dartformer
 
 def get_config():
     config = dartformer.defaults(task="recall")
+
+    # The data (see `dartformer list tasks`).
     config.task.length = 32
     config.task.pairs = 4
     config.task.keys = 32
+
+    # Batches.
+    config.data.batch_size = 32
+
+    # The Transformer. heads * head_dim need not be model_dim.
     config.model.stem = "bigram"
-    # sizes; heads * head_dim need not be model_dim
     config.model.layers = 1
     config.model.heads = 4
     config.model.head_dim = 16
     config.model.model_dim = 64
     config.model.mlp_dim = 128
-    # what is searched over (see `dartformer list attentions`)
+
+    # What to search over (see `dartformer list attentions`), and what chooses: the whole "model" at
+    # once, each "layer", or each "head".
     config.space.candidates = ("full", "local(window=8)", "linear")
-    # "model": one attention everywhere; "layer"; "head"
     config.space.granularity = "layer"
-    # examples in a step
-    config.data.batch_size = 32
-    # how long
+
+    # The search.
     config.search.steps = 800
     config.search.weights.learning_rate = 0.01
+
+    # Training from scratch, once with each seed.
     config.retrain.steps = 800
     config.retrain.seeds = (0, 1, 2)
     config.retrain.optimizer.learning_rate = 0.01
-    config.log.eval_every = 200
-    config.log.checkpoint_every = 200
-    # compare with every candidate alone, a random genotype, and all candidates mixed
+
+    # Comparisons: every candidate alone, a random genotype, and all candidates mixed evenly.
     config.baselines.homogeneous = True
     config.baselines.random = True
     config.baselines.uniform = True
+
+    # Steps between lines of metrics, evaluations and checkpoints.
+    config.log.eval_every = 200
+    config.log.checkpoint_every = 200
+
     return config

@@ -29,7 +29,7 @@ FLOORS = [
     ["api"],
     ["cli"],
     ["__init__"],
-    ["__main__"],
+    ["__main__", "configs"],
 ]
 # Strategies see a loss and never an example, so they import nothing of the data either.
 APART = {("strategies", "data")}
