@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import dartformer
-from dartformer.cli.new import for_data
+from dartformer.cli.new import config_for_data
 
 SPACES = Path(__file__).resolve().parent.parent / "search_spaces"
 
@@ -59,7 +59,7 @@ def run(name: str, seed: int, path: str, data: str, workdir: Path) -> None:
     if name == "csv":
         workdir.mkdir(parents=True, exist_ok=True)
         file = workdir / "csv.py"
-        file.write_text(for_data(path)[0])
+        file.write_text(config_for_data(path).text)
     else:
         file = SPACES / f"{name}_small.py"
     steps = dartformer.load_config(file, values).retrain.steps

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +16,12 @@ from test_resume import finish, launch, outcome, write_config
 
 import dartformer
 from dartformer.attention import ATTENTIONS
-from dartformer.cli.examples import EXAMPLES
 from dartformer.cli.main import main
-from dartformer.cli.new import HEADS, starter
+from dartformer.cli.new import space_file
+from dartformer.config import to_dict
 from dartformer.report import provenance
 from dartformer.stages import scores
+from dartformer.tasks import BUILT_IN, TASKS
 from dartformer.tasks.planted import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,23 +108,70 @@ def test_a_causal_task_refuses_an_attention_that_is_not(tmp_path, capsys, monkey
     assert "linformer(rank=2, sharing='none') does not work with a causal task" in line
 
 
-def test_config_files_that_will_not_do(tmp_path, capsys):
-    cases = {
-        "x = 1": "no function get_config()",
-        "def get_config(:": "line 1",
-        "def get_config():\n    return 3": "must return a config",
-        "import dartformer\ndef get_config():\n    c = dartformer.defaults()\n    c.serach.steps = 3": "serach",
-        "import dartformer\ndef get_config():\n    c = dartformer.defaults()\n    c.search.steps = 'x'": "steps",
-    }
-    for text, message in cases.items():
-        (tmp_path / "bad.py").write_text(text)
-        assert message in error_of(
-            capsys, "run", f"--config={tmp_path / 'bad.py'}", f"--workdir={tmp_path / 'run'}"
-        )
-    assert "no config file" in error_of(
-        capsys, "run", "--config=nowhere.py", f"--workdir={tmp_path / 'run'}"
-    )
+HEAD = "import sys\nimport dartformer\n"
+BAD_FILES = {
+    "no function": ("x = 1", "no function get_config()"),
+    "syntax": ("def get_config(:", "bad.py, line 3: "),
+    "no config": ("def get_config():\n    return 3", "must return a config"),
+    "mistyped section": (
+        "def get_config():\n    c = dartformer.defaults()\n    c.serach.steps = 3",
+        "bad.py, line 5: ",
+    ),
+    "another type": (
+        "def get_config():\n    c = dartformer.defaults()\n    c.search.steps = 'x'",
+        "bad.py, line 5: ",
+    ),
+    "a section as a number": (
+        "def get_config():\n    c = dartformer.defaults()\n    c.search = 3\n    return c",
+        "bad.py, line 5: ",
+    ),
+    "a section as None": (
+        "def get_config():\n    c = dartformer.defaults()\n    c.search = None\n    return c",
+        "config field 'search' is a section, got None.",
+    ),
+    "a field as None": (
+        "def get_config():\n    c = dartformer.defaults()\n    c.search.steps = None\n    return c",
+        "search.steps takes a whole number, got None.",
+    ),
+    "a field too many": (
+        "def get_config():\n    c = dartformer.defaults()\n"
+        "    with c.unlocked():\n        c.search.step = 3\n    return c",
+        "unknown config field 'search.step'. Did you mean 'search.steps'?",
+    ),
+    "another task's options": (
+        "def get_config():\n    c = dartformer.defaults()\n    c.task.name = 'recall'\n    return c",
+        "dartformer.defaults(task='recall')",
+    ),
+    "an unknown task": (
+        "def get_config():\n    return dartformer.defaults('listop')",
+        "bad.py, line 4: unknown task 'listop'. Did you mean 'listops'?",
+    ),
+    "a name": ("def get_config():\n    return confg", "bad.py, line 4: NameError: name 'confg'"),
+    "a value": ("x = int('many')", "bad.py, line 3: ValueError: invalid literal for int()"),
+    "an import": ("import no_such_module", "bad.py, line 3: ModuleNotFoundError: No module"),
+    "a key": ("x = {}['steps']", "bad.py, line 3: KeyError: 'steps'."),
+    "an exit": ("sys.exit(0)", "bad.py, line 3: the file exits."),
+    "an exit inside": ("def get_config():\n    sys.exit('no')", "bad.py, line 4: the file exits."),
+    "an empty exception": ("raise RuntimeError", "bad.py, line 3: RuntimeError."),
+    "no arguments": ("def get_config(task):\n    return task", "bad.py: TypeError: get_config()"),
+    "not a function": ("get_config = 3", "bad.py: TypeError: 'int' object is not callable"),
+    "a null byte": ("x = '\0'", "bad.py"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_config_files_that_will_not_do(name, tmp_path, capsys):
+    text, message = BAD_FILES[name]
+    (tmp_path / "bad.py").write_text(HEAD + text)
+    flags = f"--config={tmp_path / 'bad.py'}", f"--workdir={tmp_path / 'run'}"
+    assert message in error_of(capsys, "run", *flags)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_config_file_that_is_not_there(tmp_path, capsys):
+    for file in ("nowhere.py", tmp_path):
+        line = error_of(capsys, "run", f"--config={file}", f"--workdir={tmp_path / 'run'}")
+        assert "no config file" in line
 
 
 def test_workdirs_that_will_not_do(tmp_path, capsys, tiny):
@@ -204,9 +253,45 @@ def test_attentions_are_listed_with_traits_cost_and_paper(capsys, monkeypatch):
         assert f"{row['cost']['flops'] / 1e6:.1f} " in out  # no column is cut off
 
 
-@pytest.mark.parametrize("task", dict.fromkeys([*HEADS, *EXAMPLES["small"]]))
+SPACES = sorted((ROOT / "search_spaces").glob("*.py"))
+
+
+def arguments_of(file):
+    """What `new` is asked for to print a search space."""
+    name, _, size = file.stem.rpartition("_")
+    if name == "planted":
+        return ["--task=planted", f"--config.task.kind={size}"]
+    if size == "published":
+        return [f"--task={name}", "--size=published"]
+    return [f"--task={name}"]
+
+
+@pytest.mark.parametrize("file", SPACES, ids=lambda file: file.stem)
+def test_new_copies_a_search_space(file, tmp_path, capsys):
+    """The files of search_spaces/ come with the package; `new` changes their own name alone."""
+    packaged = ROOT / "dartformer/configs" / file.name
+    assert file.read_text() == packaged.read_text(), (
+        "cp dartformer/configs/[a-z]*.py search_spaces/"
+    )
+    assert main(["new", *arguments_of(file)]) == 0
+    out = capsys.readouterr().out
+    assert out == file.read_text().replace(f"search_spaces/{file.name}", "my_space.py")
+    assert "--config=my_space.py" in out
+    dartformer.load_config(file)
+
+
+def test_the_search_spaces_are_those_of_the_package():
+    packaged = {file.name for file in (ROOT / "dartformer/configs").glob("*.py")}
+    assert packaged - {"__init__.py"} == {file.name for file in SPACES}
+    tasks = {task for task in BUILT_IN if task != "files"}
+    assert all(space_file(task).exists() for task in tasks)
+    assert all(space_file(task, "published").exists() for task in tasks - {"planted"})
+    assert all(space_file("planted", kind=kind).exists() for kind in KINDS)
+
+
+@pytest.mark.parametrize("task", ["listops", "planted", "image", "language"])
 def test_new_prints_a_config_that_loads(task, tmp_path, capsys):
-    for extra in ([], ["--preset=published"], ["--config.search.steps=7"]):
+    for extra in (["--preset=published"], ["--config.search.steps=7"]):
         assert main(["new", f"--task={task}", *extra]) == 0
         (tmp_path / "my_space.py").write_text(capsys.readouterr().out)
         config = dartformer.load_config(tmp_path / "my_space.py")
@@ -219,25 +304,57 @@ def test_new_prints_a_config_that_loads(task, tmp_path, capsys):
             )
 
 
-STARTERS = {
-    "listops_tiny": ("listops", {}),
-    **{f"planted_{kind}": ("planted", {"task.kind": kind}) for kind in KINDS},
-}
+def test_new_sets_fields_with_what_they_mean(tmp_path, capsys):
+    """What the file assigns is replaced; what it does not is added to its section."""
+    values = {
+        "space.candidates": "full,uniform",
+        "search.budget.parameters": "1e5",
+        "search.strategy.name": "gumbel",
+        "search.strategy.hard": "false",
+        "baselines": "false",
+        "derive.tie_margin": "0.1",
+    }
+    flags = [f"--config.{name}={value}" for name, value in values.items()]
+    assert main(["new", *flags]) == 0
+    text = capsys.readouterr().out
+    assert text.count("config.space.candidates") == 1
+    assert "# Candidates whose mixture weights differ by less are tied." in text
+    assert all(len(line) <= 100 for line in text.splitlines())
+    (tmp_path / "my_space.py").write_text(text)
+    config = dartformer.load_config(tmp_path / "my_space.py")
+    assert config.space.candidates == ("full", "uniform")
+    assert config.search.budget == {"parameters": 1e5}
+    assert config.search.strategy.name == "gumbel"
+    assert config.search.strategy.hard is False
+    assert not any(vars(config.baselines).values())
+    assert config.derive.tie_margin == 0.1
+    assert main(["new", *flags, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == to_dict(config)
 
 
-@pytest.mark.parametrize("name", STARTERS)
-def test_a_config_of_the_repository_is_the_starter(name):
-    file, (task, values) = f"search_spaces/{name}.py", STARTERS[name]
-    assert (ROOT / file).read_text() == starter(task, values=values, file=file)
-    dartformer.load_config(ROOT / file)
-
-
-@pytest.mark.parametrize("size", EXAMPLES)
-def test_every_task_has_a_config_at_both_sizes(size):
-    for task in EXAMPLES[size]:
-        file = f"search_spaces/{task}{'_small' if size == 'small' else '_published'}.py"
-        assert (ROOT / file).read_text() == starter(task, file=file, size=size)
-        dartformer.load_config(ROOT / file)
+def test_new_knows_another_packages_task(tmp_path, monkeypatch, capsys):
+    """As docs/tasks.md says: by its entry point, with its options to be edited."""
+    page = (ROOT / "docs/tasks.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    (tmp_path / "mirror_task.py").write_text(code)
+    info = tmp_path / "mirror-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mirror\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[dartformer.task]\nmirror = mirror_task:Mirror\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(TASKS, "registered", {})
+    try:
+        assert main(["new", "--task=mirror", "--config.task.length=8"]) == 0
+        text = capsys.readouterr().out
+        assert "is a text the same backwards?" in text
+        (tmp_path / "my_space.py").write_text(text)
+        config = dartformer.load_config(tmp_path / "my_space.py")
+        assert config.task.length == config.task.built.length == 8
+        assert "config.task.train = 4000" in text
+        line = error_of(capsys, "new", "--task=mirror", "--size=published")
+        assert "no published size of the task mirror" in line
+    finally:
+        sys.modules.pop("mirror_task", None)
 
 
 def test_new_refuses_what_there_is_not(capsys):

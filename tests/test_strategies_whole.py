@@ -9,7 +9,7 @@ import pytest
 
 from dartformer import config as configs
 from dartformer.attention import parse
-from dartformer.cli.new import starter
+from dartformer.cli.new import starting_config
 from dartformer.errors import InputError
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.supernet import supernet
@@ -154,7 +154,7 @@ def test_one_level_of_several_seeds_shares_a_program(tiny, tmp_path):
 def test_a_starting_config_for_a_strategy(tmp_path):
     file = tmp_path / "space.py"
     file.write_text(
-        starter(
+        starting_config(
             "listops", values={"search.strategy.name": "gumbel", "search.strategy.hard": "false"}
         )
     )

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from dartformer import api
-from dartformer import config as configs
 from dartformer.cli import terminal
-from dartformer.cli.new import for_data, starter
+from dartformer.cli.new import config_for_data, load_text, starting_config
 from dartformer.cli.output import print_json
-from dartformer.config import load_config
+from dartformer.config import load_config, to_dict
 from dartformer.cost.budget import Budget, parse
 from dartformer.errors import InputError
 from dartformer.export.load import load
@@ -199,33 +198,28 @@ def compare(arguments: argparse.Namespace, values: dict[str, str]) -> int:
 def new(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """Print a starting config."""
     if arguments.data:
-        task = "files"
-        text, values = _new_for_data(arguments, values)
+        text = _new_for_data(arguments, values)
     elif arguments.text or arguments.label:
         raise InputError("--text and --label name columns of a file. Use them with --data FILE.")
     else:
         task = arguments.task or "listops"
-        text = starter(task, arguments.preset, values, size=arguments.size)
+        text = starting_config(task, arguments.preset, values, arguments.size)
     if arguments.json:
-        config = configs.defaults(task, preset=arguments.preset)
-        configs.override(config, values)
-        print_json(configs.to_dict(config))
+        print_json(to_dict(load_text(text)))
     else:
         print(text, end="")
     return 0
 
 
-def _new_for_data(
-    arguments: argparse.Namespace, values: dict[str, str]
-) -> tuple[str, dict[str, Any]]:
-    """The config for --data and the values it sets; prints the guesses on standard error."""
+def _new_for_data(arguments: argparse.Namespace, values: dict[str, str]) -> str:
+    """The config for --data; prints the guesses on standard error."""
     if arguments.task not in (None, "files") or arguments.preset != "recommended":
         raise InputError(
             "--data does not work with --task or --preset, because it writes a config of the task "
             "'files' with the recommended preset. Leave them out."
         )
     columns = arguments.text or ()
-    text, chosen, guess = for_data(arguments.data, columns, arguments.label or "", values)
-    for sentence in guess.sentences:
+    config = config_for_data(arguments.data, columns, arguments.label or "", values)
+    for sentence in config.guess.sentences:
         print(f"guessed: {sentence}", file=sys.stderr)
-    return text, chosen
+    return config.text

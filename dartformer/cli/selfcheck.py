@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dartformer import api
-from dartformer import config as configs
 from dartformer.attention import to_text
-from dartformer.cli import new as starter
 from dartformer.cli.grammar import FAILED_CHECK
+from dartformer.cli.new import space_file
 from dartformer.cli.output import print_json
+from dartformer.config import load_config
 from dartformer.machine import compile_cache
 from dartformer.tasks.planted import ANSWERS, Planted
 
@@ -95,9 +95,8 @@ def selfcheck(
 def _check(kind: str, seed: int) -> Check:
     """Search one planted task and compare its derived attentions with the planted ones."""
     started = time.monotonic()
-    config = configs.defaults("planted")
-    settings = {**starter.planted(kind), "seed": seed, "search.observe": False}
-    configs.override(config, settings)
+    file = space_file("planted", kind=kind)
+    config = load_config(file, {"seed": seed, "search.observe": False})
     with tempfile.TemporaryDirectory() as folder:
         genotype = api.derive(api.search(config, Path(folder) / "run"))
     derived = [[to_text(attention) for attention in heads] for heads in genotype.layers]

@@ -123,8 +123,8 @@ def _raised_by(path: Path, error: BaseException) -> InputError:
     """One line for what a config file raised, with the file and the line number."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-    message = str(error)
-    name = f"{type(error).__name__}: "
+    message = str(error).split("\n")[0]
+    name = type(error).__name__
     if isinstance(error, SyntaxError) and error.filename == str(path):
         lines, message, name = [error.lineno], error.msg, ""
     place = str(path)
@@ -136,9 +136,9 @@ def _raised_by(path: Path, error: BaseException) -> InputError:
         return InputError(f"{place}: {message}")
     if frames and "ml_collections" in frames[-1].filename:
         # A mistyped field or a value of another type: the library's message says which.
-        name = ""
-    first = message.strip("'\"").split("\n")[0].rstrip(".")
-    return InputError(f"{place}: {name}{first}.")
+        name, message = "", message.strip("'\"")
+    reason = ": ".join(filter(None, [name, message.rstrip(".")]))
+    return InputError(f"{place}: {reason}.")
 
 
 def from_dict(data: Mapping[str, Any]) -> Config:

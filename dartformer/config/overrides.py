@@ -27,9 +27,10 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> None:
     Another `search.strategy.name` is set first, with its own options in place of the other's (see
     `choose_strategy`). Raises `InputError` for a field that does not exist (with the nearest name)
     or a value of another type."""
-    strategy = values.get(STRATEGY, config.search.strategy.name)
-    if strategy != config.search.strategy.name:
-        choose_strategy(config, convert(STRATEGY, strategy, ""))
+    if STRATEGY in values:
+        strategy = convert(STRATEGY, values[STRATEGY], "")
+        if strategy != _section(config, "search.strategy").name:
+            choose_strategy(config, strategy)
     for name, value in values.items():
         if name == BUDGET or name.startswith(f"{BUDGET}."):
             _override_budget(config, name.removeprefix(BUDGET).lstrip("."), value)
@@ -38,18 +39,31 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> None:
 
 
 def _override_field(config: ConfigDict, name: str, value: Any) -> None:
-    *path, last = name.split(".")
-    section, prefix = config, ""
-    for part in path:
-        _require_field(section, part, name, prefix)
-        section = section[part]
-        prefix = f"{prefix}{part}."
-    _require_field(section, last, name, prefix)
+    path, _, last = name.rpartition(".")
+    section = config
+    if path:
+        section = _section(config, path, name)
+        path += "."
+    _require_field(section, last, name, path)
     current = section[last]
     if isinstance(current, ConfigDict):
         _override_switches(current, name, value)
     else:
         section[last] = convert(name, value, current)
+
+
+def _section(config: ConfigDict, path: str, name: str = "") -> ConfigDict:
+    """The section at a dotted path; `name` is the field that is looked up, for messages."""
+    section, prefix = config, ""
+    for part in path.split("."):
+        _require_field(section, part, name or path, prefix)
+        section = section[part]
+        prefix = f"{prefix}{part}."
+    if not isinstance(section, ConfigDict):
+        if name:  # the path leads to a field, and the name beyond it
+            raise unknown("config field", name, [])
+        raise InputError(f"config field {path!r} is a section, got {section!r}.")
+    return section
 
 
 def _require_field(section: object, part: str, name: str, prefix: str) -> None:
@@ -74,13 +88,13 @@ def _override_switches(section: ConfigDict, name: str, value: Any) -> None:
 def _override_budget(config: ConfigDict, key: str, value: Any) -> None:
     """Set a whole budget, `search.budget="latency_ms=12"`, or one key of it."""
     if key:
-        budget = config.search.budget.to_dict()
+        budget = _section(config, BUDGET).to_dict()
         budget.update(_budget({key: value}, f"{key}={value}", value))
     else:
         budget = _budget(value, value, value)
     for limit in budget:
         budgets.check_key(limit, BUDGET)
-    config.search.budget = ConfigDict(budget)
+    _section(config, "search").budget = ConfigDict(budget)
 
 
 def _budget(values: Any, text: str, value: Any) -> dict[str, Any]:
@@ -97,6 +111,8 @@ def _budget(values: Any, text: str, value: Any) -> dict[str, Any]:
 def choose_strategy(config: ConfigDict, name: str) -> None:
     """Change the strategy, and every field it brings that still has the old strategy's default."""
     strategies.find(name)
+    for section in ("search.strategy", "search.alphas", "derive"):
+        _section(config, section)
     before = strategy_defaults(config.search.strategy.name)
     after = strategy_defaults(name)
     with config.unlocked():

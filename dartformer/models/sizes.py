@@ -44,10 +44,10 @@ class TransformerOptions:
     """What a user chooses of a Transformer: the section `model` of a config.
 
     Attributes:
-      layers: L, at least 1.
-      heads: H, heads of queries in each layer.
-      head_dim: D, the width of a head; heads * head_dim need not be model_dim.
-      model_dim: E, the width of the residual stream.
+      layers: number of layers, L.
+      heads: heads of queries in each layer, H.
+      head_dim: width of a head, D; heads * head_dim need not be model_dim.
+      model_dim: width of the residual stream, E.
       mlp_dim: hidden width of the feed-forward layers.
       kv_heads: heads of keys and values, each shared by heads / kv_heads neighbouring heads of
         queries (Ainslie et al. 2023, arXiv:2305.13245); it must divide heads. 0: as many as heads.

@@ -19,9 +19,8 @@ import numpy as np
 import optax
 
 import dartformer
-from dartformer import config as configs
 from dartformer import derivations
-from dartformer.cli import new as starter
+from dartformer.cli.new import space_file
 from dartformer.data.batches import batches
 from dartformer.data.splits import Subset
 from dartformer.derivations import Derived, Trained
@@ -185,7 +184,7 @@ def open_lab(
 ) -> Iterator[Lab]:
     """A lab for a kind of planted task with the settings of `search_spaces/planted_<kind>.py`, and
     `values` on top."""
-    config = dartformer.defaults("planted", strategy)
-    configs.override(config, {**starter.planted(kind), **(values or {})})
+    file = space_file("planted", kind=kind)
+    config = dartformer.load_config(file, {"search.strategy.name": strategy, **(values or {})})
     with tempfile.TemporaryDirectory() as folder, Run(config, Path(folder) / "run") as run:
         yield Lab(run, reference)

@@ -42,9 +42,8 @@ from measure import machine, say
 from trial import trained
 
 import dartformer
-from dartformer import config as configs
 from dartformer.attention import to_text
-from dartformer.cli import new as starter
+from dartformer.cli.new import space_file
 from dartformer.stages.narrow import Narrowing
 from dartformer.stages.search import Group, compiled_step, initial, stream
 from dartformer.stages.study import Run
@@ -93,11 +92,10 @@ SEARCHES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 @contextmanager
 def opened(strategy: str, values: Mapping[str, Any]) -> Iterator[Run]:
     """A run on the planted task recall whose workdir is thrown away."""
-    config = dartformer.defaults("planted", strategy)
-    configs.override(
-        config,
+    config = dartformer.load_config(
+        space_file("planted", kind="recall"),
         {
-            **starter.planted("recall"),
+            "search.strategy.name": strategy,
             "model.layers": LAYERS,
             "task.length": LENGTH,
             "space.granularity": "model",

@@ -15,7 +15,7 @@ from dartformer import tasks
 from dartformer.attention import parse
 from dartformer.attention.base import Inputs
 from dartformer.cli.main import main
-from dartformer.cli.new import starter
+from dartformer.cli.new import starting_config
 from dartformer.data.batches import batches
 from dartformer.data.splits import Endless, Subset
 from dartformer.errors import InputError
@@ -241,7 +241,7 @@ def test_it_runs_to_an_export_that_labels_every_token(tmp_path, capsys):
         "data.eval_batch_size": 20,
         "baselines.random": False,
     }
-    (tmp_path / "space.py").write_text(starter("planted", values=values))
+    (tmp_path / "space.py").write_text(starting_config("planted", values=values))
     assert (
         main(
             ["run", f"--config={tmp_path / 'space.py'}", f"--workdir={tmp_path / 'run'}", "--json"]
