@@ -13,7 +13,7 @@ from dartformer.data import tokens as tokenizers
 from dartformer.data.rows import Rules
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.checks import require_at_least, require_fraction, require_ids
+from dartformer.tasks.requirements import require_at_least, require_fraction, require_ids
 
 CROPS = ("head", "tail", "ends")
 

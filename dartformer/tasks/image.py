@@ -19,7 +19,7 @@ from dartformer.data.rows import Rules, digest, without_leaks
 from dartformer.data.splits import Batch, Split, in_order, permutation
 from dartformer.errors import InputError
 from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.checks import require_fraction, require_ids
+from dartformer.tasks.requirements import require_fraction, require_ids
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ROWS = {"train": 50_000, "test": 10_000}

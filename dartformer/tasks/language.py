@@ -17,7 +17,7 @@ from dartformer.data.splits import Batch, Split
 from dartformer.errors import InputError, unknown
 from dartformer.tasks import simple
 from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.checks import require_at_least, require_fraction, require_ids
+from dartformer.tasks.requirements import require_at_least, require_fraction, require_ids
 
 KINDS = ("bytes", "characters")
 

@@ -20,7 +20,7 @@ from dartformer.data.sources import from_source
 from dartformer.data.splits import Split, in_order
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.checks import require_at_least, require_ids
+from dartformer.tasks.requirements import require_at_least, require_ids
 
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
 SYMBOLS = ("", *OPERATORS, "]", *"0123456789")

@@ -21,7 +21,7 @@ from dartformer.data.splits import Split, in_order
 from dartformer.errors import InputError
 from dartformer.tasks import generated, simple
 from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.checks import require_at_least, require_ids
+from dartformer.tasks.requirements import require_at_least, require_ids
 
 SPACING = {32: (1.0, 1.8, 2.3), 64: (2.0, 2.0, 3.0), 128: (3.0, 2.0, 4.0)}
 """Pixels by size: of a dash, between two of them, and between two paths."""

@@ -14,8 +14,8 @@ from dartformer.data.splits import Batch, Split
 from dartformer.errors import InputError
 from dartformer.tasks import generated, simple
 from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.checks import require_at_least, require_ids
 from dartformer.tasks.generated import batch_of, below, draws
+from dartformer.tasks.requirements import require_at_least, require_ids
 
 
 @dataclass(frozen=True, kw_only=True)
