@@ -31,8 +31,8 @@ class ByKind:
         if task is not None:
             kind = task.kind
         return TaskTraits(
-            summary="your own data: JSONL, CSV, TSV, Parquet, npz, or folders (a folder per class, "
-            "TFDS, `datasets`)",
+            summary="Your own data: JSONL, CSV, TSV, Parquet, npz, a folder per class, TFDS or "
+            "`datasets` folders",
             paper="none: `dartformer new --data FILE` writes its config",
             metric=METRICS.get(kind, "accuracy"),
             causal=kind == "language",

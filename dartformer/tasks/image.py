@@ -92,7 +92,7 @@ class Image:
     seed: int = 0
 
     traits: ClassVar[TaskTraits] = TaskTraits(
-        summary="what does a grey image of 32 x 32 pixels show? (CIFAR-10)",
+        summary="Classify grey images of 32 x 32 pixels (CIFAR-10)",
         paper="Krizhevsky 2009; as a sequence Tay et al. 2020, 2011.04006; patches Dosovitskiy et "
         "al. 2020, 2010.11929",
     )

@@ -173,7 +173,7 @@ class ImdbBytes(_Imdb):
     length: int = 1000
 
     traits: ClassVar[TaskTraits] = TaskTraits(
-        summary="is a film review, read byte by byte, positive?", paper=PAPER
+        summary="Classify film reviews as positive or negative, byte by byte", paper=PAPER
     )
 
 
@@ -185,5 +185,5 @@ class ImdbTokens(_Imdb):
     length: int = 256
 
     traits: ClassVar[TaskTraits] = TaskTraits(
-        summary="is a film review, read word by word, positive?", paper=PAPER
+        summary="Classify film reviews as positive or negative, word by word", paper=PAPER
     )

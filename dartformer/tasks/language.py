@@ -71,7 +71,7 @@ class Language:
     learned: str = field(default="", repr=False, metadata={"option": False})
 
     traits: ClassVar[TaskTraits] = TaskTraits(
-        summary="the next byte or character of a text of your own",
+        summary="Predict the next byte or character of your own text",
         paper="none: any text file",
         metric="bits_per_character",
         causal=True,

@@ -54,7 +54,7 @@ class ListOps:
     seed: int = 0
 
     traits: ClassVar[TaskTraits] = TaskTraits(
-        summary="the value, 0 to 9, of a nested list of MIN, MAX, MED and SM over digits",
+        summary="Evaluate a nested list of MIN, MAX, MED and SM over digits",
         paper="Nangia and Bowman 2018, 1804.06028; long as in Tay et al. 2020, 2011.04006",
     )
 

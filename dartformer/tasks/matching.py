@@ -42,7 +42,7 @@ class Matching(TextTask):
     length: int = 4000
 
     traits: ClassVar[TaskTraits] = TaskTraits(
-        summary="do two documents match? (papers, one of which may cite the other)",
+        summary="Decide whether two documents match: papers, one of which may cite the other",
         paper="ACL Anthology Network, Radev et al. 2013; as a task Tay et al. 2020, 2011.04006",
     )
 

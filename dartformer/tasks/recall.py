@@ -39,7 +39,7 @@ class Recall:
     seed: int = 0
 
     traits: ClassVar[TaskTraits] = TaskTraits(
-        summary="which value followed this key? (multi-query associative recall, causal, generated)",
+        summary="Recall the value that followed a key (multi-query, causal, generated)",
         paper="Arora et al. 2023 (Zoology), 2312.04927",
         causal=True,
         per_token=True,
