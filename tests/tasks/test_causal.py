@@ -56,7 +56,7 @@ def test_characters_are_those_of_train(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "which text file"),
+        ({}, "Set it to a text file"),
         ({"path": "nowhere.txt"}, "no file or folder nowhere.txt"),
         ({"tokens": "words"}, "unknown task.tokens of language 'words'"),
         ({"length": 0}, "must be at least 1"),

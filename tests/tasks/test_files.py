@@ -391,7 +391,7 @@ def test_new_refuses_what_does_not_go_together(tmp_path, capsys):
     for arguments, message in (
         (["--text", "review"], "Use them with --data"),
         (["--task=files"], "dartformer new --data FILE"),
-        (["--task=listops", "--data", str(tmp_path / "a.csv")], "leave --task"),
+        (["--task=listops", "--data", str(tmp_path / "a.csv")], "does not work with --task"),
     ):
         assert main(["new", *arguments]) == 2
         assert message in capsys.readouterr().err
