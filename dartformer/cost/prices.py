@@ -104,13 +104,13 @@ class _Pricing:
                 groups[k, n] = cost(candidate, n)
         return groups
 
-    def _shape(self, heads: int, positions: int | None = None) -> Shape:
-        """The shape of a group of heads."""
+    def _shape(self, heads: int, length: int | None = None) -> Shape:
+        """The shape of a group of heads, at the budget's length if no other is given."""
         return self.config.attention_shape(
             heads,
             kv_heads=-(-heads // self.config.sharing),
             batch=self.budget.batch * self.config.inputs,
-            length=self.positions if positions is None else positions,
+            length=length or self.positions,
         )
 
     def _check_decodes(self) -> None:

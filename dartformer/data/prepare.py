@@ -148,7 +148,8 @@ def prepared(
         written.
     """
     digest = hashlib.blake2b(repr(options).encode(), digest_size=6).hexdigest()
-    config = tfds.core.BuilderConfig(name=f"{label}-{digest}" if label else digest)
+    folder = f"{label}-{digest}".removeprefix("-")
+    config = tfds.core.BuilderConfig(name=folder)
     recipe = _Recipe(name, title, description, features, splits, totals or {})
 
     def new_builder() -> _Builder:

@@ -40,7 +40,8 @@ def _version(folder: Path) -> tuple[list[int], str]:
     """Sorts versions as numbers: 1.10.0 comes after 1.9.0."""
     numbers = []
     for part in folder.name.split("."):
-        numbers.append(int(part) if part.isdigit() else -1)
+        number = int(part) if part.isdigit() else -1
+        numbers.append(number)
     return numbers, str(folder)
 
 
@@ -102,7 +103,8 @@ def _row_count(path: Path, split: str) -> int | None:
     for entry in info.get("splits", []):
         if entry.get("name") == split:
             shards = entry.get("shardLengths")
-            return None if shards is None else sum(int(n) for n in shards)
+            if shards is not None:
+                return sum(int(rows) for rows in shards)
     return None
 
 

@@ -119,7 +119,8 @@ class Files(TextTask):
         available = splits(path)
         if available and "train" not in available:
             raise InputError(f"{path} has no split 'train'; it has {', '.join(available)}.")
-        sources = {"train": self._source(path, "train" if available else "")}
+        train = "train" if available else ""
+        sources = {"train": self._source(path, train)}
         for part, names in SPLIT_NAMES.items():
             own_file = getattr(self, part)
             if own_file:

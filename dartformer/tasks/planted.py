@@ -111,7 +111,7 @@ class Planted:
             return self.symbols[1 + self.keys :]
         return self.symbols[1:]
 
-    def found(self, genotype: Sequence[Sequence[str]]) -> bool:
+    def is_answer(self, genotype: Sequence[Sequence[str]]) -> bool:
         """Whether a genotype, the text of each head of each layer, is a planted answer."""
         if self.kind == "global":
             narrow = (LOCAL, STRIDED, "identity")

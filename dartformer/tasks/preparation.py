@@ -37,7 +37,7 @@ class Source:
 class _Scan:
     """What the first pass over a source keeps of the rows that the rules let through.
 
-    `numbers` `[S]` int64, `digests` `[S]` uint64, `classes` `[S]` int64, 0 where labels are no
+    `numbers` `[S]` int64, `digests` `[S]` uint64; `classes` `[S]` int64, empty where labels are no
     classes."""
 
     numbers: np.ndarray
@@ -116,7 +116,8 @@ class Preparation:
         for row in accepted(self.sources[name].rows(), task.rules, self.labels, tally):
             numbers.append(row.number)
             digests.append(digest(row.texts))
-            classes.append(row.label if task.kind == "classification" else 0)
+            if task.kind == "classification":
+                classes.append(row.label)
         if not numbers:
             raise InputError(
                 f"{task.title}: {name} has no rows that can be used "
@@ -216,9 +217,7 @@ class Preparation:
                 facts.tokens += sum(min(n, task.length) for _, n in documents)
                 if task.kind == "classification":
                     facts.labels[task.labels[label]] += 1
-                # A text without tokens becomes one unknown token: every row has something to see.
-                texts = [ids if len(ids) else [1] for ids, _ in documents]
-                yield self._example(texts, label)
+                yield self._example([ids for ids, _ in documents], label)
         length = task.length * task.inputs
         noted[part] = facts.to_dict(length)
         self._report(part, facts, length, has_source=source == part)
@@ -226,6 +225,8 @@ class Preparation:
     def _example(self, texts: list[Ids], label: Label) -> dict[str, Any]:
         """An example from the ids of its texts."""
         task = self.task
+        # A text without tokens becomes an unknown token: every row has something to attend to.
+        texts = [ids if len(ids) > 0 else [1] for ids in texts]
         if task.kind == "language":
             return self._next_tokens(texts[0])
         tokens = [np.array(task.cropped(ids), task.token_dtype) for ids in texts]

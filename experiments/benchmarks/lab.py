@@ -172,7 +172,7 @@ class Lab:
 
     def found(self, genotype: Genotype) -> bool:
         """Whether it is the planted answer."""
-        return self.run.task.found(genotype.to_dict()["layers"])
+        return self.run.task.is_answer(genotype.to_dict()["layers"])
 
 
 @contextlib.contextmanager

@@ -182,7 +182,7 @@ def test_the_planted_attentions_see_exactly_what_the_labels_need():
     ],
 )
 def test_which_genotype_is_the_answer(kind, genotype, right):
-    assert Planted(kind).found(genotype) == right
+    assert Planted(kind).is_answer(genotype) == right
 
 
 @pytest.mark.parametrize(
