@@ -3,21 +3,24 @@
     python docs/make.py
 
 This writes the table of attentions in docs/attention.md with the picture of their weight matrices,
-and docs/results.md. Run it after you add, change or measure an attention, or change a record.
+docs/results.md and docs/fields.md. Run it after you add, change or measure an attention, or change
+a record or a field of a config.
 """
 
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from dartformer import results
+from dartformer import results, strategies, tasks
 from dartformer.attention import BUILT_IN, parse
 from dartformer.cli import listing
+from dartformer.cli.new import literal
+from dartformer.config import defaults, reference
+from dartformer.fields import documented
 from dartformer.machine.record import Record
 from dartformer.report import plots
 
@@ -155,7 +158,7 @@ def type_text(hint: Any) -> str:
 
 def record_table(record: type[Record]) -> str:
     """Keys, types and meanings of a record, in Markdown."""
-    meanings = dict(re.findall(r"^ {6}(\w+): (.*(?:\n {8}.*)*)", record.__doc__ or "", re.M))
+    meanings = documented(record)
     hints = get_type_hints(record)
     lines = ["| key | type | meaning |", "|---|---|---|"]
     for field in fields(record):
@@ -168,7 +171,7 @@ def record_table(record: type[Record]) -> str:
         if field.default is None:
             kind = kind.removesuffix(" or null")
             key += " (optional)"
-        meaning = " ".join(meanings[field.name].split())
+        meaning = meanings[field.name]
         lines.append(f"| {key} | {kind} | {meaning[0].upper()}{meaning[1:]} |")
     return "\n".join(lines) + "\n"
 
@@ -196,7 +199,62 @@ def results_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def field_rows(fields: Iterable[reference.Field]) -> str:
+    """Fields, defaults and meanings, in Markdown."""
+    lines = ["| field | default | meaning |", "|---|---|---|"]
+    for field in fields:
+        meaning = field.sentence[:1].upper() + field.sentence[1:]
+        lines.append(
+            f"| `{field.name}` | `{literal(field.value)}` | {meaning} |".replace("`` ", "")
+        )
+    return "\n".join(lines)
+
+
+def fields_page() -> str:
+    """docs/fields.md."""
+    config = defaults()
+    rows = reference.fields(config)
+    parts = [
+        "# Config fields",
+        "Every field of a config with its default and its meaning. A config file assigns them "
+        "(`config.search.steps = 500`), and every verb overrides them "
+        "(`--config.search.steps=500`). `dartformer list fields` prints this list. The page is "
+        "generated from the docstrings of the typed sections.",
+    ]
+    for section, cls in reference.sections(config).items():
+        if section in OWN_OPTIONS:
+            continue
+        inside = [row for row in rows if row.name.rpartition(".")[0] == section]
+        parts += [f"## {section or 'The whole'}", first_line(cls), field_rows(inside)]
+    parts += ["## task", "Each task has its own options. `config.task.name` chooses the task."]
+    for name in tasks.BUILT_IN:
+        rows = reference.fields(defaults(name))
+        inside = [row for row in rows if row.name.startswith("task.")][1:]
+        parts += [f"### {name}", first_line(tasks.find(name)), field_rows(inside)]
+    parts += [
+        "## search.strategy",
+        "Each strategy has its own options. `config.search.strategy.name` chooses the strategy.",
+    ]
+    for name in strategies.BUILT_IN:
+        rows = reference.fields(defaults(strategy=name))
+        inside = [row for row in rows if row.name.startswith("search.strategy.")][1:]
+        parts += [f"### {name}", first_line(strategies.find(name))]
+        if inside:
+            parts.append(field_rows(inside))
+    return "\n\n".join(parts) + "\n"
+
+
+OWN_OPTIONS = ("task", "search.strategy")
+"""The sections whose fields depend on what they name."""
+
+
+def first_line(cls: type) -> str:
+    """The summary of a docstring: what comes before the first blank line."""
+    return " ".join((cls.__doc__ or "").split("\n\n")[0].split())
+
+
 if __name__ == "__main__":
+    (FOLDER / "fields.md").write_text(fields_page())
     (FOLDER / "results.md").write_text(results_page())
     file = FOLDER / "attention.md"
     file.write_text(page(file.read_text()))

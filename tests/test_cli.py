@@ -203,7 +203,12 @@ def test_a_verb_without_what_it_needs_says_what_to_run(verb, tmp_path, capsys):
 
 
 def test_list_is_a_table_or_json(capsys):
-    for what, some in (("attentions", "linformer"), ("strategies", "darts"), ("tasks", "listops")):
+    for what, some in (
+        ("attentions", "linformer"),
+        ("strategies", "darts"),
+        ("tasks", "listops"),
+        ("fields", "search.steps"),
+    ):
         assert main(["list", what, "--json"]) == 0
         rows = json.loads(capsys.readouterr().out)
         assert some in [row["name"] for row in rows]

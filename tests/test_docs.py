@@ -56,6 +56,12 @@ def test_the_reference_of_results_is_what_the_script_makes():
     assert page == (FOLDER / "results.md").read_text(), "run `python docs/make.py`"
 
 
+def test_the_reference_of_fields_is_what_the_script_makes():
+    page = runpy.run_path(str(FOLDER / "make.py"))["fields_page"]()
+    assert page == (FOLDER / "fields.md").read_text(), "run `python docs/make.py`"
+    assert "|  |" not in page, "a field without an entry in the Attributes of its class"
+
+
 def test_the_fields_and_kernels_it_names_are_there():
     fields = set(re.findall(r"^\| `model\.(\w+)` \| ", PAGE, re.M))
     assert {"kv_heads", "positions", "qk_norm", "attention_dropout", "kernel"} <= fields

@@ -281,8 +281,12 @@ def _add_new(verbs: "Verbs[Parser]") -> None:
 
 
 def _add_list(verbs: "Verbs[Parser]") -> None:
-    verb = _add(verbs, "list", "list the available attentions, strategies or tasks")
-    verb.add_argument("what", choices=("attentions", "strategies", "tasks"))
+    verb = _add(
+        verbs,
+        "list",
+        "list the available attentions, strategies or tasks, or the fields of a config",
+    )
+    verb.add_argument("what", choices=("attentions", "strategies", "tasks", "fields"))
     _add_json(verb, "the list")
 
 

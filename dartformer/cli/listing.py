@@ -1,4 +1,4 @@
-"""The verb list: tables of attentions, strategies and tasks."""
+"""The verb list: tables of attentions, strategies, tasks and config fields."""
 
 import argparse
 import dataclasses
@@ -11,7 +11,9 @@ from rich.table import Table
 
 from dartformer import strategies, tasks
 from dartformer.attention import Shape, names, parse, to_text
+from dartformer.cli.new import literal
 from dartformer.cli.output import print_json
+from dartformer.config import defaults, reference
 from dartformer.config.presets import strategy_defaults
 
 LISTED = Shape(length=1024, heads=4, head_dim=32, model_dim=128)
@@ -48,7 +50,15 @@ def rows(what: str) -> list[dict[str, Any]]:
         return [_attention(name) for name in names()]
     if what == "strategies":
         return _strategies()
+    if what == "fields":
+        return [_field(field) for field in reference.fields(defaults())]
     return [_task(name) for name in tasks.names()]
+
+
+def _field(field: reference.Field) -> dict[str, Any]:
+    """A row of `dartformer list fields`: the field, its default and its meaning."""
+    summary = field.sentence[:1].upper() + field.sentence[1:]
+    return {"name": field.name, "summary": summary, "default": field.value}
 
 
 def _task(name: str) -> dict[str, Any]:
@@ -163,7 +173,9 @@ def _entry(row: dict[str, Any]) -> list[str]:
         lines.append(f"Derivation: {row['rule']}.")
     if row.get("paper"):
         lines.append(f"Paper: {row['paper']}.")
-    options = ", ".join(f"{name}={value}" for name, value in row["options"].items())
+    if "default" in row:
+        lines.append(f"Default: {literal(row['default'])}")
+    options = ", ".join(f"{name}={value}" for name, value in row.get("options", {}).items())
     if options:
         lines.append(f"Options: {options}")
     return lines

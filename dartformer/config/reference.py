@@ -66,8 +66,12 @@ def fields(config: ConfigDict) -> list[Field]:
             values = values[part]
         for name in _names(section, cls):
             full = f"{section}.{name}".lstrip(".")
-            if full not in types and name in values:
-                rows.append(Field(full, values[name], sentence_of(config, full)))
+            if full in types or name not in values:
+                continue
+            value = values[name]
+            if isinstance(value, ConfigDict):
+                value = value.to_dict()
+            rows.append(Field(full, value, sentence_of(config, full)))
     return rows
 
 

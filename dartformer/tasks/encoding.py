@@ -22,15 +22,24 @@ Ids = list[int] | np.ndarray
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoding(ABC):
-    """Texts as tokens: "bytes", "characters", "words" or "bpe".
+    """Texts as tokens, from rows that are checked on the way.
 
-    There are at most `vocabulary_size` of them (0: the default).
+    What is dropped, replaced or refused on the way is counted, printed and kept (see
+    `dartformer.data.rows`).
 
-    A text of more than `length` tokens is cropped: its "head", its "tail", or half of each
-    ("ends"). Where the source has no valid (or test) split, `valid_fraction` (`test_fraction`) of
-    train becomes one, by `seed`. Rows that occur in two splits, blank texts, labels outside the
-    classes and bytes that are not valid UTF-8 follow `on_duplicate`, `on_empty`, `on_bad_label` and
-    `on_invalid` (see `dartformer.data.rows`); how many there were is printed and kept."""
+    Attributes:
+      tokens: "bytes", "characters", "words" or "bpe" (byte-pair encoding).
+      vocabulary_size: most different tokens; 0 for the default of the kind of tokens.
+      length: most tokens of a text; a longer one is cropped.
+      crop: what is kept of a longer text: its "head", its "tail", or half of each ("ends").
+      valid_fraction: share of train that becomes the valid split where the source has none.
+      test_fraction: share of train that becomes the test split where the source has none.
+      seed: of the rows that become valid and test.
+      on_empty: rows without text: "drop" or "error".
+      on_duplicate: rows that occur in two splits: "drop", "keep" or "error".
+      on_bad_label: rows whose label is none of the classes: "drop" or "error".
+      on_invalid: bytes that are not valid UTF-8: "replace" them, "drop" the row, or "error".
+    """
 
     tokens: str = "bytes"
     vocabulary_size: int = 0

@@ -44,14 +44,17 @@ class ByKind:
 class Files(TextTask):
     """Texts and their labels in two columns, `text` and `label`, of the file or folder `path`.
 
-    `kind`: "classification" of a text, or of two where `text2` names another column; "regression",
-    a number, also of one or two; "labelling", a label for each word, texts and labels separated by
-    spaces (or lists); "language", the next byte or character of each text.
-
-    `path` may be `tfds:NAME`, a data set that TFDS has prepared. `valid` and `test` are files of
-    their own; without them, splits of those names in `path` are used, else fractions of train.
-    `label_names` lists the labels, in order; `dartformer new --data FILE` finds them and writes the
-    config."""
+    Attributes:
+      path: a file, a folder, or `tfds:NAME`, a data set that TFDS has prepared.
+      valid: a file for validation; empty for the split of that name in `path`, or else a part of train.
+      test: a file for test; empty for the split of that name in `path`, or else a part of train.
+      kind: "classification" of one or two texts; "regression", a number for one or two texts;
+        "labelling", a label for each word; "language", the next byte or character.
+      text: the column of texts.
+      text2: the column of second texts, to compare with the first; empty for one text.
+      label: the column of labels; for "labelling" lists, or texts with spaces between the labels.
+      label_names: the labels in order; `dartformer new --data FILE` finds them.
+    """
 
     path: str = ""
     valid: str = ""

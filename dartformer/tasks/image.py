@@ -75,14 +75,19 @@ def tokens_of(images: np.ndarray, patch: int) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """`patch`: 0 for a token per pixel, or the side of square patches of `patch`^2 numbers each.
+    """Grey pictures of 32 x 32 pixels in ten classes.
 
-    `path` is a folder, or a tar archive (which is read, never unpacked), with CIFAR-10's own binary
-    batches, or a folder with `train_gray.npy`, `train_labels.npy`, `test_gray.npy`,
-    `test_labels.npy` (`[S, 32, 32]` and `[S]` uint8, compressed or not). If it is empty, TFDS's
-    `cifar10` is read where it is prepared. `rows` says whether all 50,000 and 10,000 must be there.
-    `valid_fraction` of train, by `seed`, is the valid split. Images that occur in two splits, pixel
-    by pixel, follow `on_duplicate` ("drop", "keep" or "error"), as texts do."""
+    Attributes:
+      path: a folder, or a tar archive (which is read, never unpacked), with CIFAR-10's own binary
+        batches, or a folder with `train_gray.npy`, `train_labels.npy`, `test_gray.npy`,
+        `test_labels.npy` (`[S, 32, 32]` and `[S]` uint8, compressed or not). Empty for TFDS's
+        `cifar10`, read where it is prepared.
+      patch: 0 for a token per pixel, or the side of square patches of `patch`^2 numbers each.
+      rows: refuse a set without all 50,000 and 10,000 pictures; False for parts of the data.
+      on_duplicate: pictures that occur in two splits, pixel by pixel: "drop", "keep" or "error".
+      valid_fraction: share of train that becomes the valid split.
+      seed: of the pictures that become valid.
+    """
 
     path: str = ""
     patch: int = 0

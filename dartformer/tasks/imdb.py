@@ -33,11 +33,14 @@ PAPER = "Maas et al. 2011; as bytes in Long Range Arena, Tay et al. 2020, 2011.0
 class _Imdb(TextTask):
     """Reviews from `path`, or from TFDS's `imdb_reviews` where that is empty.
 
-    `path` is a folder `aclImdb/`, the archive `aclImdb_v1.tar.gz` (which is read, never unpacked),
-    or a folder with `train.jsonl` and `test.jsonl` (compressed or not; columns `text` and `label`).
-    TFDS's set is read where it is prepared, as array_record or TFRecord; with `download`, TFDS
-    fetches it first. `rows` says whether all 25,000 of each split must be there; False for parts of
-    the data."""
+    TFDS's set is read where it is prepared, as array_record or TFRecord.
+
+    Attributes:
+      path: a folder `aclImdb/`, the archive `aclImdb_v1.tar.gz` (which is read, never unpacked), or a
+        folder with `train.jsonl` and `test.jsonl` (compressed or not; columns `text` and `label`).
+      download: let TFDS fetch its set first.
+      rows: refuse a set without all 25,000 rows of each split; False for parts of the data.
+    """
 
     path: str = ""
     download: bool = False

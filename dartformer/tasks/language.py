@@ -58,9 +58,17 @@ class Part(NamedTuple):
 class Language:
     """The text of the file `path` (compressed or not), read as "bytes" or "characters".
 
-    Of characters the most frequent of train are known, `vocabulary_size` with padding and the
-    unknown (0: 256). The file's last `test_fraction` is the test part, the text before it the valid
-    part: nothing is shuffled over their borders. Windows of `length` tokens do not overlap."""
+    The file's last part is the test part, the text before it the valid part: nothing is shuffled over
+    their borders. Windows do not overlap.
+
+    Attributes:
+      path: a text file, compressed or not.
+      tokens: "bytes" or "characters".
+      vocabulary_size: most different characters, with padding and the unknown one; 0 for 256.
+      length: tokens of a window.
+      valid_fraction: share of the file that is the valid part.
+      test_fraction: share of the file that is the test part.
+    """
 
     path: str = ""
     tokens: str = "characters"

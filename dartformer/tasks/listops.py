@@ -38,10 +38,19 @@ distribution, 1 draw in 12 is new."""
 class ListOps:
     """Nested lists of operators over digits; the label is the value, 0 to 9.
 
-    `max_depth` levels of at most `max_args` arguments; a node above the last level is an operator
-    with `operator_probability`. Only expressions with `min_length` < tokens < `max_length` are
-    kept; `train`, `valid` and `test` say how many, `seed` which. Raises `InputError` where no
-    expression can satisfy the options."""
+    Raises `InputError` where no expression can satisfy the options.
+
+    Attributes:
+      max_depth: most levels of operators.
+      max_args: most arguments of an operator.
+      min_length: an expression has more tokens than this.
+      max_length: an expression has fewer tokens than this.
+      operator_probability: of a node above the last level to be an operator.
+      train: number of training examples.
+      valid: number of validation examples.
+      test: number of test examples.
+      seed: of the examples.
+    """
 
     max_depth: int = 10
     max_args: int = 10

@@ -33,9 +33,13 @@ DOCUMENTS = "docs.jsonl"
 class Matching(TextTask):
     """Pairs of documents of at most `length` tokens each.
 
-    `path` is a folder, or a tar archive (which is read, never unpacked), that holds either
-    `docs.jsonl` (`id`, `text`) and `pairs.{train,valid,test}.tsv` (label, id, id, with or without a
-    header), or `new_aan_pairs.{train,eval,test}.tsv` (label, id, id, text, text)."""
+    Attributes:
+      path: a folder, or a tar archive (which is read, never unpacked), that holds either `docs.jsonl`
+        (`id`, `text`) and `pairs.{train,valid,test}.tsv` (label, id, id, with or without a header), or
+        `new_aan_pairs.{train,eval,test}.tsv` (label, id, id, text, text).
+      tokens: "bytes", "characters", "words" or "bpe" (byte-pair encoding).
+      length: most tokens of a document; a longer one is cropped.
+    """
 
     path: str = ""
     tokens: str = "bytes"

@@ -48,9 +48,17 @@ Path = list[tuple[Point, Point]]
 class Pathfinder:
     """Pictures of `size` x `size` pixels: are the dots at the two ends of one contour?
 
-    Two contours of `contour_length` dashes (published: 6 is easy, 9 is harder, 14 is "hard"), and
-    `distractors` of a third of that. `train`, `valid` and `test` say how many pictures, `seed`
-    which. Raises `InputError` where so much does not fit the picture."""
+    Raises `InputError` where so much does not fit the picture.
+
+    Attributes:
+      size: side of a picture in pixels.
+      contour_length: dashes of each of the two contours (published: 6 is easy, 9 harder, 14 "hard").
+      distractors: further contours, of a third of that length.
+      train: number of training pictures.
+      valid: number of validation pictures.
+      test: number of test pictures.
+      seed: of the pictures.
+    """
 
     size: int = 32
     contour_length: int = 6

@@ -41,15 +41,24 @@ LETTERS = "abcd"
 class Planted:
     """A label for every token (or for the queries only), which one kind of attention can compute.
 
-    `recall`: pairs of a key and a value, then keys alone; the label of those is the key's value.
-    Needs `model.stem = "bigram"` where there is one layer. `local`: the most frequent letter at
-    most 4 tokens away, of equals the first. `strided`: the same over every eighth token. `global`:
-    over all. `mix`: even positions as in `local`, odd ones as in `strided`. `relay`, for two
-    layers: the most frequent `local` label over every eighth token.
+    The kinds:
+    * `recall`: pairs of a key and a value, then keys alone; the label of those is the key's value.
+      Needs `model.stem = "bigram"` where there is one layer.
+    * `local`: the most frequent letter at most 4 tokens away, of equals the first.
+    * `strided`: the same over every eighth token.
+    * `global`: the same over all tokens.
+    * `mix`: even positions as in `local`, odd ones as in `strided`.
+    * `relay`, for two layers: the most frequent `local` label over every eighth token.
 
-    Sequences have `length` tokens; `train`, `valid` and `test` say how many, `seed` which. With
-    `endless`, training never sees an example twice, and the simple rules are fitted on `train`
-    examples."""
+    Attributes:
+      kind: which answer is planted: "recall", "local", "strided", "global", "mix" or "relay".
+      length: tokens of an example.
+      train: number of training examples; with `endless`, what the simple rules are fitted on.
+      valid: number of validation examples.
+      test: number of test examples.
+      endless: draw new training examples without end, so that none is seen twice.
+      seed: of the examples.
+    """
 
     kind: str = "recall"
     length: int = 64

@@ -23,10 +23,20 @@ class Recall:
     """`pairs` keys with their values, then each key once more, somewhere in the other tokens.
 
     A key comes again near the start with a probability like position^(power - 1); the remaining
-    tokens of the `length` are none of the example's keys. There are `keys` keys and as many values.
-    The label of a key's second place is its value; no other token has a label. `train`, `valid` and
-    `test` say how many examples, `seed` which; with `endless`, training never sees an example
-    twice."""
+    tokens of the `length` are none of the example's keys. The label of a key's second place is its
+    value; no other token has a label.
+
+    Attributes:
+      length: tokens of an example.
+      pairs: keys of an example, each with its value.
+      keys: different keys; there are as many values.
+      power: how near the start keys come again; the smaller, the nearer.
+      train: number of training examples.
+      valid: number of validation examples.
+      test: number of test examples.
+      endless: draw new training examples without end, so that none is seen twice.
+      seed: of the examples.
+    """
 
     length: int = 64
     pairs: int = 4
