@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dartformer.attention import ATTENTIONS, ConformanceError, Inputs, Shape, parse
+from dartformer.attention import ATTENTIONS, ConformanceError, Inputs, Shape, check, parse
 from dartformer.attention.base import Cost, zero_invalid
-from dartformer.attention.conformance import check, properties
 from dartformer.attention.conformance import process as check_process
+from dartformer.attention.conformance import properties
 from dartformer.attention.conformance.case import Case, Failed, NotApplicable
 from dartformer.attention.full import Full
 from dartformer.attention.linformer import Linformer

@@ -178,7 +178,7 @@ def test_the_graph_is_that_of_head_block_and_length_only():
         ("sparse(stride=0)", "sparse: stride must be"),
         ("sparse(summary=0)", "sparse: summary must be a whole number of at least 1, got 0"),
         ("sparse(stride=4, summary=5)", "sparse: summary must be at most the stride, 4, got 5"),
-        ("sparse(summary=2, pattern='strided')", "'strided' has no summary, got summary=2"),
+        ("sparse(summary=2, pattern='strided')", "'strided', which has none; got summary=2"),
         ("sparse(pattern='dilated')", "must be 'fixed' or 'strided', got 'dilated'"),
         ("longformer(globals=0)", "longformer: globals must be"),
         ("bigbird(randoms=0)", "bigbird: randoms must be"),
