@@ -1,21 +1,21 @@
-"""What the two reproductions share: a genotype trained from some seeds, and results that are kept
-as they come."""
+"""What the reproductions share: training a genotype from several seeds, and files of results."""
 
 import json
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from scipy.special import stdtrit
 
 from dartformer import cost
 from dartformer.data.batches import batches
-from dartformer.data.splits import Split, Subset, permutation
+from dartformer.data.splits import Batch, Split, Subset, permutation
 from dartformer.machine.progress import say
 from dartformer.machine.workdir import jsonable
 from dartformer.models.transformer import Weights, transformer
@@ -23,7 +23,8 @@ from dartformer.space.genotype import Genotype
 from dartformer.stages.study import Run
 from dartformer.training import optimizer
 from dartformer.training.evaluate import Evaluator
-from dartformer.training.step import begin, plain_step
+from dartformer.training.loop import Schedule, ZippedStream, fit
+from dartformer.training.step import CompiledStep, Metrics, Step, TrainState, begin, plain_step
 
 
 class Lines:
@@ -38,17 +39,18 @@ class Lines:
         self.file, self.names, self.rows = file, tuple(names), list[dict[str, Any]]()
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.exists():
-            whole = file.read_text(encoding="utf-8")
-            lines = whole[: whole.rfind("\n") + 1]
+            text = file.read_text(encoding="utf-8")
+            lines = text[: text.rfind("\n") + 1]
             self.rows = [json.loads(line) for line in lines.splitlines()]
-            if lines != whole:
+            if lines != text:
                 file.write_text(lines, encoding="utf-8")
 
     def find(self, **key: Any) -> dict[str, Any] | None:
         """The result with these values of `names`."""
-        return next(
-            (row for row in self.rows if all(row.get(n) == key.get(n) for n in self.names)), None
-        )
+        for row in self.rows:
+            if all(row.get(name) == key.get(name) for name in self.names):
+                return row
+        return None
 
     def add(self, **row: Any) -> dict[str, Any]:
         """Keep a result."""
@@ -60,47 +62,84 @@ class Lines:
 
 
 def steps_of(task: str, rows: Sequence[dict[str, Any]]) -> int:
-    """The number of steps of all `rows`; ends the program where they differ, since they say nothing
-    of each other."""
-    found = sorted({row["steps"] for row in rows})
-    if len(found) > 1:
+    """The number of steps of all `rows`; ends the program if they differ.
+
+    Trainings of different lengths cannot be compared."""
+    steps = sorted({row["steps"] for row in rows})
+    if len(steps) > 1:
         raise SystemExit(
-            f"{task}: trainings of {' and '.join(map(str, found))} steps stand in one file: take out "
-            f"those that are not wanted."
+            f"{task}: the file mixes trainings of {' and '.join(map(str, steps))} steps. Remove the "
+            f"lines that you do not need."
         )
-    return found[0] if found else 0
+    return steps[0] if steps else 0
 
 
 def provenance() -> dict[str, Any]:
     """Commit and device of a run."""
-    here = Path(__file__).parent
-    found = subprocess.run(
-        ["git", "-C", str(here), "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
     return {
-        "commit": found.stdout.strip() or "unknown",
+        "commit": process.stdout.strip() or "unknown",
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }
 
 
-def some(split: Split, examples: int, seed: int = 0) -> Split:
-    """`examples` of a split drawn by the seed; all of it where it has no more."""
-    return (
-        split
-        if len(split) <= examples
-        else Subset(split, permutation(len(split), seed, 17)[:examples])
-    )
+def sample(split: Split, examples: int, seed: int = 0) -> Split:
+    """`examples` of a split drawn by the seed, or all of them if it has no more."""
+    if len(split) <= examples:
+        return split
+    return Subset(split, permutation(len(split), seed, 17)[:examples])
+
+
+class Trial(NamedTuple):
+    """Several seeds in training: one pytree whose arrays lead with the seeds, save their step.
+
+    `losses` `[LAST, S]` holds those of the last steps.
+    """
+
+    seeds: TrainState
+    losses: Array
+
+    @property
+    def step(self) -> Array:
+        """The number of steps that are done."""
+        return self.seeds.step
+
+
+LAST = 20
+"""Steps over which the training loss is averaged."""
+
+# All seeds are at the same step.
+AXES = TrainState(step=None, key=0, weights=0, optimizer=0)  # type: ignore[arg-type]
+
+
+def seeded(step: Step[TrainState]) -> Step[Trial]:
+    """A step of all seeds at once."""
+    all_seeds = jax.vmap(step, in_axes=(AXES, 0), out_axes=(AXES, 0))
+
+    def run(trial: Trial, batch: Batch) -> tuple[Trial, Metrics]:
+        seeds, metrics = all_seeds(trial.seeds, batch)
+        losses = trial.losses.at[trial.step % LAST].set(metrics["loss"])
+        means = {name: jnp.mean(value) for name, value in metrics.items() if name != "finite"}
+        means["finite"] = jnp.all(metrics["finite"])
+        return Trial(seeds, losses), means
+
+    return run
+
+
+class StackedStream(ZippedStream):
+    """The batches of several seeds, each array with a leading axis of seeds."""
+
+    def __next__(self) -> Batch:
+        batch: Batch = jax.tree.map(lambda *arrays: np.stack(arrays), *super().__next__())
+        return batch
 
 
 def trained(
     run: Run, genotype: Genotype, *, together: bool, test_examples: int, keep: bool = False
 ) -> tuple[dict[str, Any], list[Weights]]:
-    """Train `genotype` from scratch at `retrain`'s budget from each of its seeds; score the last
-    weights.
+    """Train `genotype` from scratch at `retrain`'s budget from each of its seeds, and score it.
 
     Args:
       run: of the config; its workdir is not written to.
@@ -111,72 +150,65 @@ def trained(
       keep: whether to give the weights back.
 
     Returns:
-      Accuracies of each seed on valid and test, parameters, steps, seconds, those of the processor,
-      and steps per second; the weights.
+      Accuracies of the last weights of each seed on valid and test, parameters, steps, seconds,
+      those of the processor, and steps per second; the weights.
     """
-    config, net = run.config.retrain, transformer(run.model, genotype)
+    config, data = run.config.retrain, run.config.data
+    net = transformer(run.model, genotype)
     chain = optimizer.build(config.optimizer, config.steps)
-    step = plain_step(net, chain, run.metric)
-    evaluator = Evaluator(net, run.config.data.eval_batch_size, run.metric)
-    test = some(run.parts["test"], test_examples)
-    groups = [tuple(config.seeds)] if together else [(seed,) for seed in config.seeds]
-    compiled = jax.jit(jax.vmap(step), donate_argnums=0)
-    found: dict[str, Any] = {"seeds": list(config.seeds), "valid": [], "test": [], "loss": []}
-    kept, seconds, cpu_seconds, compile_seconds = [], 0.0, 0.0, 0.0
+    step = CompiledStep(seeded(plain_step(net, chain, run.metric)))
+    evaluator = Evaluator(net, data.eval_batch_size, run.metric)
+    test = sample(run.parts["test"], test_examples)
+    groups = [(seed,) for seed in config.seeds]
+    if together:
+        groups = [tuple(config.seeds)]
+    start = jax.vmap(lambda seed: begin(net, chain, seed), out_axes=AXES)
+    kept: list[Weights] = []
+    result: dict[str, Any] = {"seeds": list(config.seeds), "valid": [], "test": [], "loss": []}
+    seconds = cpu_seconds = 0.0
     for group in groups:
-        streams = [batches(run.parts["train"], run.config.data.batch_size, seed) for seed in group]
-        state = jax.vmap(lambda seed: begin(net, chain, seed))(jnp.array(group))
-
-        def take(streams: Any = streams) -> Any:
-            return jax.tree.map(lambda *arrays: np.stack(arrays), *(next(one) for one in streams))
-
-        batch, started = take(), time.perf_counter()
-        program = compiled.lower(state, batch).compile()
-        compile_seconds += time.perf_counter() - started
-        found["temp_bytes"] = int(program.memory_analysis().temp_size_in_bytes)
-        started, cpu, losses = time.perf_counter(), time.process_time(), []
-        for i in range(config.steps):
-            state, metrics = program(state, batch)
-            losses.append(metrics["loss"])
-            if i + 1 < config.steps:
-                batch = take()
-            if i % run.config.log.every == 0 and not bool(jnp.all(metrics["finite"])):
-                raise RuntimeError(f"{genotype} diverged at step {i}.")
-        jax.block_until_ready(state)
-        seconds, cpu_seconds = (
-            seconds + time.perf_counter() - started,
-            cpu_seconds + time.process_time() - cpu,
-        )
-        found["loss"] += np.mean([np.asarray(one) for one in losses[-20:]], 0).tolist()
+        streams = [batches(run.parts["train"], data.batch_size, seed) for seed in group]
+        stream = StackedStream(*streams)
+        seeds = start(jnp.array(group))
+        state = Trial(seeds, jnp.full((LAST, len(group)), jnp.nan))
+        # Compiled here, on the batch that `fit` then draws again, to keep it out of the CPU time.
+        position = stream.get_state()
+        step.prepare(state, next(stream))
+        stream.set_state(position)
+        cpu_started = time.process_time()
+        schedule = Schedule(config.steps, log_every=run.config.log.every)
+        fitted = fit(str(genotype), step, state, stream, schedule, folder=None)
+        cpu_seconds += time.process_time() - cpu_started
+        seconds += fitted.seconds
+        result["loss"] += np.nanmean(fitted.state.losses, axis=0).tolist()
         for i in range(len(group)):
-            weights = jax.tree.map(lambda leaf, i=i: leaf[i], state.weights)
-            found["valid"].append(evaluator(weights, run.parts["valid"])["accuracy"])
-            found["test"].append(evaluator(weights, test)["accuracy"])
+            weights = jax.tree.map(lambda leaf, i=i: leaf[i], fitted.state.seeds.weights)
+            result["valid"].append(evaluator(weights, run.parts["valid"])["accuracy"])
+            result["test"].append(evaluator(weights, test)["accuracy"])
             if keep:
                 kept.append(weights)
-    first = jax.eval_shape(net.init, jax.random.key(0))
-    found.update(
-        parameters=cost.parameters(first),
+    temporaries = [p.memory_analysis().temp_size_in_bytes for p in step.programs.values()]
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    result.update(
+        temp_bytes=int(temporaries[-1]),
+        parameters=cost.parameters(shapes),
         steps=config.steps,
         test_examples=len(test),
         seconds=seconds,
         cpu_seconds=cpu_seconds,
-        compile_seconds=compile_seconds,
+        compile_seconds=step.compile_seconds,
         steps_per_second=len(config.seeds) * config.steps / seconds,
     )
     say(
-        f"{genotype}: test {np.mean(found['test']):.3f} ({seconds:.0f} s, {cpu_seconds:.0f} s of the processor, "
-        f"compiled in {compile_seconds:.0f} s)"
+        f"{genotype}: test {np.mean(result['test']):.3f} ({seconds:.0f} s, {cpu_seconds:.0f} s of "
+        f"CPU time, compiled in {step.compile_seconds:.0f} s)"
     )
-    return found, kept
+    return result, kept
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half-width of Student's 95% interval."""
-    n = len(values)
-    half = (
-        float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(n))
-        if n > 1
-        else float("nan")
-    )
-    return float(np.mean(values)), half
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        return mean, float("nan")
+    return mean, float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(n))

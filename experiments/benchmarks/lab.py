@@ -8,29 +8,43 @@ trains every genotype of a space."""
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import Array
 
 import dartformer
 from dartformer import derivations
 from dartformer.cli.new import space_file
 from dartformer.data.batches import batches
-from dartformer.data.splits import Subset
+from dartformer.data.splits import Batch, Subset
 from dartformer.derivations import Derived, Trained
+from dartformer.models.transformer import Weights
 from dartformer.space.genotype import Genotype
 from dartformer.stages.derive import fine_tuner
+from dartformer.stages.narrow import Narrowing
 from dartformer.stages.search import Group, compiled_step, initial, stream
 from dartformer.stages.study import Run
 from dartformer.tasks.planted import ANSWERS
 from dartformer.training import optimizer
-from dartformer.training.step import CompiledStep, training_loss
+from dartformer.training.loop import Schedule, fit
+from dartformer.training.step import CompiledStep, Metrics, training_loss
+
+
+class Fixed(NamedTuple):
+    """A supernet in training at one mixture, which is part of the state so that one program will do."""
+
+    step: Array
+    key: Array
+    mixture: Array
+    weights: Weights
+    optimizer: optax.OptState
 
 
 class Lab:
@@ -45,74 +59,75 @@ class Lab:
     def __init__(self, run: Run, reference: "Lab | None" = None):
         self.run, self.space, self.reference = run, run.space, reference
         self._alone: dict[tuple[bytes, int], dict[str, float]] = {}
-        self.step: CompiledStep | None = None
+        self.step: CompiledStep[Any] | Narrowing | None = None
         self._owed = 0.0
 
     @cached_property
-    def _fixed(self) -> tuple[Any, Any]:
-        """(begin, step): plain training of the supernet at a mixture that is handed in."""
+    def _fixed(self) -> tuple[Callable[[Array], tuple[Any, Any]], CompiledStep[Fixed]]:
+        """(weights and optimizer state of a key, step): training of the supernet at one mixture."""
         net, config = self.run.supernet.network, self.run.config.retrain
         loss, chain = training_loss(net), optimizer.build(config.optimizer, config.steps)
 
         @jax.jit
-        def begin(key: jax.Array) -> Any:
+        def initial(key: Array) -> tuple[Any, Any]:
             weights = net.init(key)
             return weights, chain.init(weights)
 
-        def step(state: Any, mixture: Any, batch: Any, key: jax.Array) -> Any:
-            weights, moments = state
-            gradient = jax.grad(lambda w: loss(w, mixture, batch, key)[0])(weights)
-            updates, moments = chain.update(gradient, moments, weights)
-            return optax.apply_updates(weights, updates), moments
+        def step(state: Fixed, batch: Batch) -> tuple[Fixed, Metrics]:
+            key = jax.random.fold_in(state.key, state.step)
+            value_and_gradient = jax.value_and_grad(loss, has_aux=True)
+            (value, _), gradient = value_and_gradient(state.weights, state.mixture, batch, key)
+            updates, moments = chain.update(gradient, state.optimizer, state.weights)
+            weights = optax.apply_updates(state.weights, updates)
+            finite = jnp.isfinite(value + optax.tree.norm(gradient))
+            state = Fixed(state.step + 1, state.key, state.mixture, weights, moments)
+            return state, {"loss": value, "finite": finite}
 
-        return begin, jax.jit(step, donate_argnums=0)
+        return initial, CompiledStep(step)
 
     def alone(self, genotype: Genotype, seed: int) -> dict[str, float]:
-        """Valid and test accuracy, valid loss and seconds of a genotype trained from scratch at
-        `retrain`'s budget."""
+        """Scores and seconds of a genotype trained from scratch at `retrain`'s budget.
+
+        The scores are the accuracy on valid and test, and the loss on valid."""
         if self.reference is not None:
             return self.reference.alone(genotype, seed)
         mixture = jnp.asarray(self.space.mixture(genotype))
-        known = np.asarray(mixture).tobytes(), seed
-        if known not in self._alone:
-            run, (begin, step) = self.run, self._fixed
+        name = np.asarray(mixture).tobytes(), seed
+        if name not in self._alone:
+            run, (initial_weights, step) = self.run, self._fixed
             first, key = jax.random.split(jax.random.key(seed))
-            given = batches(run.parts["train"], run.config.data.batch_size, seed)
-            # Compiled on a copy, before the clock is started.
-            jax.block_until_ready(step(begin(first), mixture, next(given), key))
-            state, started = begin(first), time.perf_counter()
-            for i in range(run.config.retrain.steps):
-                state = step(state, mixture, next(given), jax.random.fold_in(key, i))
-            jax.block_until_ready(state)
-            seconds = time.perf_counter() - started
-            valid, test = (
-                run.supernet.evaluator(state[0], run.parts[name], mixture)
-                for name in ("valid", "test")
-            )
-            self._alone[known] = {
-                "valid": valid["accuracy"],
-                "valid_loss": valid["loss"],
-                "test": test["accuracy"],
-                "seconds": seconds,
+            # Copied because the step reuses the memory of its state.
+            state = Fixed(jnp.zeros((), jnp.int32), key, mixture.copy(), *initial_weights(first))
+            batch_stream = batches(run.parts["train"], run.config.data.batch_size, seed)
+            next(batch_stream)  # the published tables were made without the first batch
+            schedule = Schedule(run.config.retrain.steps, log_every=run.config.log.every)
+            fitted = fit("alone", step, state, batch_stream, schedule, folder=None)
+            scores = {}
+            for part in ("valid", "test"):
+                evaluator = run.supernet.evaluator
+                scores[part] = evaluator(fitted.state.weights, run.parts[part], mixture)
+            self._alone[name] = {
+                "valid": scores["valid"]["accuracy"],
+                "valid_loss": scores["valid"]["loss"],
+                "test": scores["test"]["accuracy"],
+                "seconds": fitted.seconds,
             }
-        return self._alone[known]
+        return self._alone[name]
 
     def search(self, seed: int) -> tuple[Trained, float]:
-        """What a search with `seed` gives a derivation, and its seconds (0 where no supernet is
-        trained)."""
+        """What a search with `seed` hands to a derivation, and its seconds.
+
+        Without a supernet there is nothing to train, in 0 seconds."""
         run, state, seconds = self.run, None, 0.0
         mixture = np.full(self.space.mixture_shape, 1 / len(self.space.candidates), np.float32)
         if run.strategy.traits.supernet:
             group = Group(run.file("search"), (seed,))
-            state, given = initial(run, group), stream(run, group)
-            step = self.step = self.step or compiled_step(run, group)
-            step.prepare(state, next(stream(run, group)))
-            compiled, started = step.compile_seconds, time.perf_counter()
-            for _ in range(run.config.search.steps):
-                state, _ = step(state, next(given))
-            jax.block_until_ready(state)
-            # A step is compiled again on the way where candidates are dropped.
-            seconds = time.perf_counter() - started - (step.compile_seconds - compiled)
+            if self.step is None:
+                self.step = compiled_step(run, group)
+            schedule = Schedule(run.config.search.steps, log_every=run.config.log.every)
+            start, batch_stream = initial(run, group), stream(run, group)
+            fitted = fit("search", self.step, start, batch_stream, schedule, folder=None)
+            state, seconds = fitted.state, fitted.seconds
             mixture = np.asarray(run.supernet.strategy.mixture(state))
         valid = run.parts["valid"]
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from trial import provenance, some, trained
+from trial import provenance, sample, trained
 
 from dartformer import attention
 from dartformer import config as configs
@@ -110,7 +110,7 @@ def main() -> None:
     genotype = Genotype.homogeneous(attention.parse("full"), 1, 16)
     with tempfile.TemporaryDirectory() as folder, Run(config, Path(folder) / "run") as run:
         found, kept = trained(run, genotype, together=False, test_examples=2_000, keep=True)
-        batch = next(iter(examine(some(run.parts["test"], 100, seed=1), 100)))
+        batch = next(iter(examine(sample(run.parts["test"], 100, seed=1), 100)))
         margin, effect = effects(run, genotype, kept[0], batch)
         seen = np.asarray(
             mapper(run.model, genotype)(kept[0], batch["tokens"], batch["valid"]).weights
