@@ -59,9 +59,9 @@ def decay_scan(
     # Log-decays of the tokens of a chunk up to each token and before it, [T, B, H, C, 1], and of
     # the chunk, [T, B, H, 1, 1].
     # A product with a triangle of ones and not `cumsum`: it and its gradient are quicker on a CPU,
-    # and summed with half the rounding error.
+    # and summed with half the rounding error. Accelerators would round the factors by default.
     past = jnp.tril(jnp.ones((chunk, chunk), dtype))
-    upto = jnp.einsum("ij,tbhjm->tbhim", past, decays)
+    upto = jnp.einsum("ij,tbhjm->tbhim", past, decays, precision="highest")
     before = upto - decays
     full = upto[:, :, :, -1:]
     between = upto - upto.swapaxes(3, 4)
