@@ -8,9 +8,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dartformer.errors import InputError, unknown
+
+if TYPE_CHECKING:  # the library is imported where it is used: most runs need none
+    from tokenizers import Tokenizer as Library
+    from tokenizers import trainers
 
 KINDS = ("bytes", "characters", "words", "bpe")
 
@@ -211,7 +215,7 @@ def _train_characters(texts: Iterable[str], size: int) -> Characters:
     return Characters("".join(ranked[: size - 2]))
 
 
-def _words(size: int, split: bool) -> tuple[Any, Any]:
+def _words(size: int, split: bool) -> tuple["Library", "trainers.Trainer"]:
     """The library's model of words, and its trainer."""
     from tokenizers import Tokenizer as Library
     from tokenizers import models, normalizers, pre_tokenizers, trainers
@@ -228,7 +232,7 @@ def _words(size: int, split: bool) -> tuple[Any, Any]:
     return library, trainer
 
 
-def _byte_pairs(size: int) -> tuple[Any, Any]:
+def _byte_pairs(size: int) -> tuple["Library", "trainers.Trainer"]:
     """The library's model of byte pairs, and its trainer."""
     from tokenizers import Tokenizer as Library
     from tokenizers import decoders, models, pre_tokenizers, trainers
