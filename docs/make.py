@@ -97,7 +97,7 @@ def table() -> str:
 
 
 def page(text: str) -> str:
-    """The page with the table made anew."""
+    """The page with a new table."""
     before, rest = text.split(BEGIN)
     return before + BEGIN + table() + END + rest.split(END)[1]
 

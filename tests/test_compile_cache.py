@@ -51,11 +51,11 @@ def test_it_can_be_turned_off(own, monkeypatch):
     assert not own.exists()
 
 
-def test_a_folder_that_cannot_be_written_is_told_of_and_done_without(own, capsys, monkeypatch):
+def test_a_folder_that_cannot_be_written_causes_one_warning_and_no_cache(own, capsys, monkeypatch):
     own.write_text("a file where the folder should be")
     monkeypatch.setenv(compile_cache.VARIABLE, "")
     assert compile_cache.use() is None
-    assert "compiled anew" in "".join(capsys.readouterr())
+    assert "Compilation cache disabled" in "".join(capsys.readouterr())
     assert compile_cache.use() is None
     assert not "".join(capsys.readouterr())
 

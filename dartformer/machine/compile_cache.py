@@ -1,5 +1,4 @@
-"""Compiled programs kept in the user's cache folder, so that what was compiled once starts at once
-the next time."""
+"""Keep compiled programs in the user's cache folder, so the next run starts sooner."""
 
 import hashlib
 import os
@@ -11,31 +10,41 @@ from dartformer.machine import user_cache
 from dartformer.machine.progress import say
 
 VARIABLE = "DARTFORMER_COMPILE_CACHE"
-"""Set to "off" to compile everything anew."""
+"""Set to "off" to compile every program in every run."""
+
+MIN_SECONDS = 0.2
+"""Programs that compile faster are not kept."""
 
 
 def folder() -> Path:
-    """Where programs for this machine are kept.
+    """The folder with the programs for this machine.
 
-    `JAX_COMPILATION_CACHE_DIR` chooses another. The folder's name holds the kind of machine: a
-    program compiled for one CPU may use instructions that another lacks."""
-    if given := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return Path(given)
-    cpu = Path("/proc/cpuinfo")
-    flags = (
-        next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "")
-        if cpu.exists()
-        else platform.processor()
-    )
-    kind = hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
+    `JAX_COMPILATION_CACHE_DIR` names another. The name of the folder depends on the kind of machine,
+    because a program compiled for one CPU may use instructions that another lacks."""
+    chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    machine = f"{platform.machine()} {_cpu_flags()}"
+    kind = hashlib.sha256(machine.encode()).hexdigest()[:12]
     return user_cache.folder() / f"compiled-{kind}"
 
 
-def use() -> Path | None:
-    """Turn the cache on, unless it is off or another is chosen already; the folder, or None.
+def _cpu_flags() -> str:
+    """The instruction sets of the CPU on Linux, elsewhere its name."""
+    cpu = Path("/proc/cpuinfo")
+    if not cpu.exists():
+        return platform.processor()
+    for line in cpu.read_text().splitlines():
+        if line.startswith("flags"):
+            return line
+    return ""
 
-    A folder that cannot be written is told of once, and does without. An entry that cannot be read
-    is compiled again: JAX warns of it."""
+
+def use() -> Path | None:
+    """Turn the cache on, unless it is off or JAX already has one; the folder, or None.
+
+    A folder that cannot be written causes one warning and no cache. JAX itself warns of an entry
+    that it cannot read, and compiles the program again."""
     import jax
 
     if os.environ.get(VARIABLE, "").lower() in ("off", "0", "false", "no"):
@@ -44,16 +53,18 @@ def use() -> Path | None:
     if chosen:
         return Path(chosen)
     try:
-        where = folder()
-        where.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=where):
+        path = folder()
+        path.mkdir(parents=True, exist_ok=True)
+        # Creating a file is the only sure test for permission to write.
+        with tempfile.TemporaryFile(dir=path):
             pass
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         os.environ[VARIABLE] = "off"
         say(
-            f"programs are compiled anew each time: {error} (set XDG_CACHE_HOME, or {VARIABLE}=off to say nothing)"
+            f"Compilation cache disabled: {error}. Set XDG_CACHE_HOME to a writable folder, or "
+            f"{VARIABLE}=off to silence this warning."
         )
         return None
-    jax.config.update("jax_compilation_cache_dir", str(where))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    return where
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
+    return path

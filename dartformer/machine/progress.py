@@ -1,6 +1,6 @@
-"""What a person sees while something runs: rich bars in a terminal, plain lines in a pipe or in
-CI."""
+"""Progress of long work: rich bars in a terminal, plain lines in a pipe or in CI."""
 
+import math
 import sys
 import time
 from types import TracebackType
@@ -10,8 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False)
-"""Everything but results goes to standard error; nothing goes there while its `quiet` is set.
-Without colours where it is no terminal, or where NO_COLOR is set."""
+"""Standard error, for everything but results. It is silent while its `quiet` is set, and has no
+colors if NO_COLOR is set or it is not a terminal."""
+
+LINE_EVERY = 5
+"""Seconds between plain lines."""
 
 
 class Bar:
@@ -48,29 +51,28 @@ class Bar:
             self._bar.stop()
 
     def update(self, done: int, numbers: dict[str, Any]) -> None:
-        """Show that `done` steps are done, with a few numbers; plain lines every five seconds, and
-        at the end."""
+        """Show that `done` steps are done, with a few numbers."""
         now = time.monotonic()
         rate = (done - self.first) / max(now - self.started, 1e-9)
-        note = "  ".join(
-            [*(f"{name} {_text(value)}" for name, value in numbers.items()), f"{rate:.1f} steps/s"]
-        )
+        parts = [f"{name} {_text(value)}" for name, value in numbers.items()]
+        note = "  ".join([*parts, f"{rate:.1f} steps/s"])
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
-        elif not console.quiet and (done == self.total or now - self.last_line >= 5):
+        elif not console.quiet and (done == self.total or now - self.last_line >= LINE_EVERY):
             self.last_line = now
-            left = (self.total - done) / rate if rate > 0 else float("inf")
-            print(
-                f"{self.name}  {done}/{self.total}  {note}  {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            remaining = math.inf
+            if rate > 0:
+                remaining = (self.total - done) / rate
+            line = f"{self.name}  {done}/{self.total}  {note}  {remaining:.0f} s left"
+            print(line, file=sys.stderr, flush=True)
 
 
 def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
 
 
 def say(text: str) -> None:
-    """One line to standard error, above a running bar."""
+    """Print one line to standard error, above a running bar."""
     console.print(text, markup=False, soft_wrap=True)

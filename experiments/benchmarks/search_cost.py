@@ -14,7 +14,7 @@ models, all with as many steps of one batch size, one seed, in one process: with
 kept (`search.remat = False`), with both, and with sampled paths (`spos`, one candidate in each
 place and step). Targets at K = 11: 0.35 of the grid's seconds for a soft one and 0.2 for a sampled
 one, at an equal or better choice; temporaries of the soft supernet's step at most 1.5 times those
-of the dearest model's. Seconds are the wall's and, on a busy machine the steadier ones, the
+of the most expensive model's. Seconds are the wall's and, on a busy machine the steadier ones, the
 processor's; compiling is apart (but for the processor's seconds where a step is compiled again
 because candidates were dropped).
 
