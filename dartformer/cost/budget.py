@@ -303,8 +303,8 @@ def require_possible(budget: Budget, prices: Mapping[str, Price], space: SearchS
         if limit < least:
             raise BudgetTooSmall(
                 f"the budget {key} = {number(limit)} is below the cheapest genotype of the space, "
-                f"which costs {number(least)} ({genotype}; {number(prices[key].rest)} of it without "
-                f"any attention)."
+                f"which costs {number(least)} ({genotype}; {number(prices[key].rest)} of it "
+                f"without any attention)."
             )
 
 

@@ -120,8 +120,8 @@ class _Pricing:
         ]
         if stuck:
             raise InputError(
-                f"a budget for decoding does not work with {', '.join(stuck)} because a later token "
-                f"changes earlier outputs. Use candidates that can be causal."
+                f"a budget for decoding does not work with {', '.join(stuck)} because a later "
+                f"token changes earlier outputs. Use candidates that can be causal."
             )
 
     def _parameters(self) -> Price:

@@ -209,10 +209,10 @@ class Table:
         key = Entry(of, 0.0).key
         if key not in self.entries:
             if self.foreign:
+                name = of.get("attention") or "the model"
                 raise InputError(
-                    f"{self.file} is another device's and lacks {of.get('attention') or 'the model'} "
-                    f"at batch {of['batch']}, length {of['length']}, phase {of['phase']}: it can only "
-                    f"be measured there."
+                    f"{self.file} is another device's and lacks {name} at batch {of['batch']}, "
+                    f"length {of['length']}, phase {of['phase']}: it can only be measured there."
                 )
             self.entries[key] = Entry(of, call())
             self.save()

@@ -203,8 +203,8 @@ class Image:
         shapes_match = images.shape[1:] == (SIDE, SIDE) and labels.shape == images.shape[:1]
         if not shapes_match or images.dtype != np.uint8:
             raise InputError(
-                f"{part} in {path}: images [S, {SIDE}, {SIDE}] uint8 and labels [S] are needed, got "
-                f"{images.shape} {images.dtype} and {labels.shape}."
+                f"{part} in {path}: images [S, {SIDE}, {SIDE}] uint8 and labels [S] are needed, "
+                f"got {images.shape} {images.dtype} and {labels.shape}."
             )
         if self.rows and len(images) != ROWS[part]:
             raise InputError(

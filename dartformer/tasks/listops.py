@@ -85,8 +85,8 @@ class ListOps:
             )
         if self.max_length - self.min_length < 2:
             raise InputError(
-                f"listops keeps expressions with min_length < tokens < max_length, and no number of "
-                f"tokens is between min_length {self.min_length} and max_length {self.max_length}."
+                f"listops keeps expressions with min_length < tokens < max_length, and no number "
+                f"of tokens is between min_length {self.min_length} and max_length {self.max_length}."
             )
         if self.min_length >= self.length:
             raise InputError(
@@ -160,8 +160,8 @@ class ListOps:
             data_dir,
             title="ListOps",
             totals=self._counts(),
-            label=f"depth{self.max_depth}-args{self.max_args}-length{self.min_length}to{self.max_length}-"
-            f"seed{self.seed}",
+            label=f"depth{self.max_depth}-args{self.max_args}-"
+            f"length{self.min_length}to{self.max_length}-seed{self.seed}",
         )
         splits = {}
         for name, source in data.splits.items():

@@ -69,7 +69,7 @@ class Pathfinder:
     seed: int = 0
 
     traits: ClassVar[TaskTraits] = TaskTraits(
-        summary="Decide whether a dashed path joins two dots, from the pixels of a generated picture",
+        summary="Decide whether a dashed path joins two dots (pixels of a generated picture)",
         paper="Linsley et al. 2018, 1805.08315; as a sequence Tay et al. 2020, 2011.04006",
     )
 

@@ -69,7 +69,7 @@ class Planted:
     seed: int = 0
 
     traits: ClassVar[TaskTraits] = TaskTraits(
-        summary="Tiny tasks whose right attention is known: recall, local, strided, global, mix, relay",
+        summary="Tiny tasks with a known answer: recall, local, strided, global, mix, relay",
         paper="recall: Arora et al. 2023 (Zoology), 2312.04927; the others are this package's",
         per_token=True,
     )
