@@ -538,7 +538,7 @@ class Mutable(Full.__bases__[0]):
         (IgnoresDropout(), ["attention_dropout"]),
         (DropsInEvaluation(), ["attention_dropout"]),
         (DropsWithoutRescaling(), ["attention_dropout"]),
-        (TakesAnything(), ["refuses_what_it_does_not_support"]),
+        (TakesAnything(), ["refuses_unsupported_inputs"]),
         (Mutable(), ["frozen_dataclass"]),
     ],
     ids=lambda a: (

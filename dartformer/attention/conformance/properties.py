@@ -663,7 +663,7 @@ def refuses_longer_inputs(case: Case) -> str:
     return _refuses(case, longer, case.modes[0], text)
 
 
-def refuses_what_it_does_not_support(case: Case) -> str:
+def refuses_unsupported_inputs(case: Case) -> str:
     """Slopes or dropout that the traits rule out, ignored without an error."""
     inputs = case.part(slice(1), slice(SHORT))
     traits = case.attention.traits
@@ -723,7 +723,7 @@ PROPERTIES: tuple[Callable[[Case], str], ...] = (
     attention_dropout,
     refuses_the_other_mode,
     refuses_longer_inputs,
-    refuses_what_it_does_not_support,
+    refuses_unsupported_inputs,
 )
 """All of them, in the order of the report. `text_round_trip` also takes the table of names."""
 
