@@ -147,8 +147,8 @@ class Synthesizer(Spelled):
         else:
             # S = R1 R2^T
             fits(self, length, params["R1"].shape[1])
-            left, right = params["R1"][:, :length], params["R2"][:, :length]
-            scores = jnp.einsum("hnm,hkm->hnk", left, right)[None]
+            rows, columns = params["R1"][:, :length], params["R2"][:, :length]
+            scores = jnp.einsum("hnm,hkm->hnk", rows, columns)[None]
         position = jnp.arange(length)
         distance = position - position[:, None]
         return distance_bias(scores.astype(wide(scores)), inputs.slopes, distance)

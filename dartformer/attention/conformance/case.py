@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +25,10 @@ SHORT = 17
 
 EXACT = 1e-12
 """Allowed where two computations should do the same operations, in float64."""
+
+
+Parts = tuple[dict[str, Array], Params]
+"""What gradients are taken by: inputs by name, and floating parameters with None for others."""
 
 
 class Failed(Exception):
@@ -221,16 +225,13 @@ class Case:
     def replace(self, tokens: np.ndarray, scale: float = 10.0) -> Inputs:
         """The inputs with every number at the `tokens` `[4, N]` changed to another."""
 
-        def changed(x: Any) -> np.ndarray:
+        def changed(x: Array) -> np.ndarray:
             new = scale * self.normal(*x.shape)
             trailing = (1,) * (x.ndim - 2)
             return np.where(tokens.reshape(*tokens.shape, *trailing), new, x)
 
         inputs = self.inputs
-        arrays: dict[str, Any] = {}
-        for name in "qkvx":
-            arrays[name] = changed(getattr(inputs, name))
-        return dataclasses.replace(inputs, **arrays)
+        return with_arrays(inputs, {name: changed(getattr(inputs, name)) for name in "qkvx"})
 
     def part(self, rows: slice, tokens: slice, *, valid: bool = True) -> Inputs:
         """Some examples and tokens of the inputs; x only if it is read."""
@@ -266,8 +267,8 @@ class Case:
     def _evaluate(self) -> Any:
         def evaluate(
             params: Params, inputs: Inputs, key: Array, causal: bool, train: bool
-        ) -> tuple[Array, Any]:
-            def loss(parts: Any) -> tuple[Array, Array]:
+        ) -> tuple[Array, Gradients]:
+            def loss(parts: Parts) -> tuple[Array, Array]:
                 joined = _join(parts, params, inputs)
                 out = self.attention(*joined, causal=causal, train=train, key=key)
                 return jnp.sum(out * self.cotangent), out
@@ -339,7 +340,7 @@ class Case:
         tokens, heads = jnp.arange(self.length), jnp.arange(self.heads)
 
         def gradients(params: Params, inputs: Inputs) -> Array:
-            def output(parts: dict[str, Any]) -> Array:
+            def output(parts: dict[str, Array]) -> Array:
                 return function(*_join((parts, {}), params, inputs), causal=causal)
 
             _, pull = jax.vjp(output, _split({}, inputs)[0])
@@ -349,7 +350,7 @@ class Case:
                 chosen = (tokens == token)[:, None] & (heads == head)  # [N, H]
                 direction = jnp.where(chosen[None, :, :, None], self.cotangent[:1], 0.0)
                 (grads,) = pull(direction)
-                squares: Any = 0
+                squares = jnp.zeros(self.length)
                 for grad in grads.values():
                     numbers = grad[0].reshape(self.length, -1)
                     squares = squares + jnp.sum(numbers**2, axis=-1)
@@ -365,8 +366,10 @@ class Case:
     def definitions(self) -> dict[bool, tuple[np.ndarray, Gradients, np.ndarray | None]]:
         """`results` by definition, with the weights `[H, N, N]` of the example without padding."""
 
-        def evaluate(params: Params, inputs: Inputs, causal: bool) -> Any:
-            def loss(parts: Any) -> tuple[Array, Any]:
+        def evaluate(
+            params: Params, inputs: Inputs, causal: bool
+        ) -> tuple[Array, Gradients, Array | None]:
+            def loss(parts: Parts) -> tuple[Array, tuple[Array, Array | None]]:
                 out, weights = self.defined(*_join(parts, params, inputs), causal)
                 if weights is not None:
                     weights = weights[FULL]
@@ -383,8 +386,8 @@ class Case:
         return definitions
 
 
-def _split(params: Params, inputs: Inputs) -> tuple[dict[str, Any], Any]:
-    """What gradients are taken by: inputs by name, and floating parameters (others None)."""
+def _split(params: Params, inputs: Inputs) -> Parts:
+    """The parts of parameters and inputs that gradients are taken by."""
     parts = {}
     for name in "qkvx":
         value = getattr(inputs, name)
@@ -399,7 +402,7 @@ def _split(params: Params, inputs: Inputs) -> tuple[dict[str, Any], Any]:
     return parts, jax.tree.map(floating, params)
 
 
-def _join(parts: Any, params: Params, inputs: Inputs) -> tuple[Params, Inputs]:
+def _join(parts: Parts, params: Params, inputs: Inputs) -> tuple[Params, Inputs]:
     """Inverse of `_split`."""
     arrays, floating = parts
 
@@ -410,4 +413,9 @@ def _join(parts: Any, params: Params, inputs: Inputs) -> tuple[Params, Inputs]:
 
     if floating:
         params = jax.tree.map(joined, params, floating)
-    return params, dataclasses.replace(inputs, **arrays)
+    return params, with_arrays(inputs, arrays)
+
+
+def with_arrays(inputs: Inputs, arrays: Mapping[str, Any]) -> Inputs:
+    """`inputs` with some of its arrays replaced, by name."""
+    return dataclasses.replace(inputs, **arrays)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from dartformer import spec
 from dartformer.attention.base import DROPOUTS, POSITIONS, Attention, Inputs, Params, Shape, Traits
@@ -32,6 +33,7 @@ from dartformer.attention.conformance.case import (
     gap,
     primitives,
     quick,
+    with_arrays,
 )
 from dartformer.attention.conformance.process import output_elsewhere
 from dartformer.errors import InputError
@@ -105,7 +107,7 @@ def shape_and_dtype(case: Case) -> str:
     return "as v in bfloat16, float32, float64"
 
 
-def _check_shape_and_dtype(case: Case, dtype: Any, causal: bool, train: bool) -> None:
+def _check_shape_and_dtype(case: Case, dtype: type, causal: bool, train: bool) -> None:
     """One of `shape_and_dtype`: evaluation without a mask, or training with one."""
     inputs = _cast(case.part(slice(2), slice(None), valid=train), dtype)
     # Parameters stay in float32 where activations are in lower precision.
@@ -199,8 +201,7 @@ def padding_length(case: Case) -> str:
     padding = case.tokens_from(SHORT)
     for causal in case.modes:
         alone = case.first_tokens(causal)
-        valid: Any = ~padding
-        inputs = dataclasses.replace(case.replace(padding), valid=valid)
+        inputs = dataclasses.replace(case.replace(padding), valid=jnp.asarray(~padding))
         out = case.output(inputs, causal=causal)
         worst = max(worst, gap(out[:1, :SHORT], alone))
     return below(worst, case.rounding, f"{SHORT} tokens padded to {case.length} differ by")
@@ -262,7 +263,9 @@ def odd_lengths(case: Case) -> str:
     # All in one program, as compiling takes the time; modes take turns.
     modes = tuple(case.modes[i % len(case.modes)] for i in range(len(lengths)))
 
-    def outputs(params: Params, batches: tuple[Inputs, ...], modes: tuple[bool, ...]) -> list[Any]:
+    def outputs(
+        params: Params, batches: tuple[Inputs, ...], modes: tuple[bool, ...]
+    ) -> list[tuple[jax.Array, jax.Array]]:
         pairs = []
         for inputs, causal in zip(batches, modes, strict=True):
             out = case.attention(params, inputs, causal=causal)
@@ -286,22 +289,22 @@ def tiny_gradients(case: Case) -> str:
     modes = (case.modes[-1], case.modes[0])
 
     def gradient(params: Params, inputs: Inputs, causal: bool) -> dict[str, jax.Array]:
-        def loss(parts: dict[str, Any]) -> jax.Array:
-            out = case.attention(params, dataclasses.replace(inputs, **parts), causal=causal)
+        def loss(parts: dict[str, jax.Array]) -> jax.Array:
+            out = case.attention(params, with_arrays(inputs, parts), causal=causal)
             return jnp.sum(out**2)
 
         return jax.grad(loss)({name: getattr(inputs, name) for name in case.reads})
 
     def gradients(
         params: Params, batches: tuple[Inputs, ...], modes: tuple[bool, ...]
-    ) -> list[Any]:
+    ) -> list[dict[str, jax.Array]]:
         pairs = zip(batches, modes, strict=True)
         return [gradient(params, inputs, causal) for inputs, causal in pairs]
 
     batches = []
     for length in lengths:
         # The first example is valid, the second is padding alone.
-        valid: Any = np.array([[True], [False]]) & np.ones((2, length), bool)
+        valid = jnp.array([[True], [False]]) & jnp.ones((2, length), bool)
         inputs = case.part(slice(2), slice(length))
         batches.append(dataclasses.replace(inputs, valid=valid))
     results = quick(gradients, static_argnums=2)(case.params, tuple(batches), modes)
@@ -342,7 +345,7 @@ def float16_range(case: Case) -> str:
     return below(difference, 2e-2, "error of q, k and v in the hundreds")
 
 
-def _rounded(case: Case, inputs: Inputs, *dtypes: Any) -> list[np.ndarray]:
+def _rounded(case: Case, inputs: Inputs, *dtypes: DTypeLike) -> list[np.ndarray]:
     """Outputs for `inputs` in each of `dtypes`, without float64; in the last mode.
 
     The parameters are rounded to float32 here, which is why float32 is not held to its last digit.
@@ -598,7 +601,7 @@ def alibi(case: Case) -> str:
     """Slopes accepted and ignored, or of another head, or times a wrong distance."""
     if "alibi" not in case.attention.traits.positions:
         raise NotApplicable("traits.positions has no 'alibi'")
-    slopes: Any = 2.0 ** -np.arange(case.heads)
+    slopes = jnp.asarray(2.0 ** -np.arange(case.heads))
     inputs = dataclasses.replace(case.inputs, slopes=slopes)
 
     def outputs(params: Params, inputs: Inputs, causal: bool) -> tuple[jax.Array, jax.Array]:
@@ -669,7 +672,7 @@ def refuses_unsupported_inputs(case: Case) -> str:
     traits = case.attention.traits
     refusals = []
     if "alibi" not in traits.positions:
-        slopes: Any = np.ones(case.heads)
+        slopes = jnp.ones(case.heads)
         changed = dataclasses.replace(inputs, slopes=slopes)
         refusals.append(_refuses(case, changed, case.modes[0], "slopes"))
     if not traits.dropout:
@@ -738,7 +741,7 @@ def _listed(lengths: tuple[int, ...]) -> str:
     return ", ".join(str(length) for length in lengths)
 
 
-def _cast(tree: Any, dtype: Any) -> Any:
+def _cast(tree: Any, dtype: DTypeLike) -> Any:
     """Floating arrays of `tree` in `dtype`; jax arrays inside a trace, numpy otherwise."""
 
     def cast(a: Any) -> Any:
