@@ -3,7 +3,9 @@
 The names below are imported when they are first asked for, so that `import dartformer` and
 `dartformer --help` are quick: neither imports JAX."""
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dartformer._version import __version__
@@ -73,6 +75,21 @@ def __getattr__(name: str) -> Any:
             if error.name != f"dartformer.{name}":
                 raise
     raise AttributeError(f"module 'dartformer' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """This package, whose public functions stay when a module of their name is imported.
+
+    Python sets `dartformer.export` to the folder `export` as soon as anything in it is imported.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _HOME and isinstance(value, ModuleType):
+            return
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -1,10 +1,10 @@
-"""The Python API: each stage on a config and a workdir. The command line calls the same
-functions."""
+"""The Python API: each stage on a config and a workdir. The command line calls the same functions."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -14,238 +14,276 @@ from dartformer.config import Config
 from dartformer.cost.budget import Budget, BudgetTooSmall
 from dartformer.errors import InputError
 from dartformer.export import checksums
-from dartformer.export import load as served_stage
+from dartformer.export import load as load_stage
 from dartformer.export import write as export_stage
 from dartformer.export.formats import check as check_formats
+from dartformer.machine.identity import different
 from dartformer.machine.progress import say
-from dartformer.machine.workdir import Workdir, jsonable, write_json, write_text
+from dartformer.machine.workdir import read_json
 from dartformer.report import page as report_stage
 from dartformer.report import provenance, tracking
-from dartformer.results import Results
+from dartformer.results import BudgetAnswer, GenotypeRecord, Profile, Results, Shape, ValidScores
 from dartformer.space.genotype import Genotype
 from dartformer.stages import derive as derive_stage
 from dartformer.stages import evaluate as evaluate_stage
 from dartformer.stages import profile as profile_stage
 from dartformer.stages import retrain as retrain_stage
 from dartformer.stages import search as search_stage
+from dartformer.stages.layout import Workdir
 from dartformer.stages.retrain import Model
 from dartformer.stages.search import SearchResult
-from dartformer.stages.study import Run
+from dartformer.stages.study import Study
+from dartformer.statistics import mean
 
-load = served_stage.load
+load = load_stage.load
+
+
+class Session(NamedTuple):
+    """A study with its workdir open."""
+
+    study: Study
+    workdir: Workdir
+
+
+@contextmanager
+def opened(config: Config | ConfigDict, workdir: str | Path) -> Iterator[Session]:
+    """The study of a config, with its workdir open."""
+    study = Study(config)
+    with Workdir(workdir, config) as folder:
+        yield Session(study, folder)
+
+
+@contextmanager
+def staged(session: Session, verb: str) -> Iterator[None]:
+    """Around a stage: note it in `provenance.json`, and refresh `report.html`, however it ends."""
+    path = session.workdir.path
+    try:
+        with provenance.noted(path, verb):
+            yield
+    finally:
+        report_stage.refresh(path)
+
+
+# What a notebook calls.
 
 
 def search(config: Config | ConfigDict, workdir: str | Path) -> SearchResult:
     """Search, or continue where an earlier call on this workdir stopped."""
-    with Run(config, workdir) as run, staged(run, "search"):
-        return search_stage.search(run)
+    with opened(config, workdir) as session, staged(session, "search"):
+        return search_stage.search(*session)
 
 
 def derive(found: SearchResult) -> Genotype:
     """The genotype of a finished search; also written to `genotype.json` in its workdir."""
-    with found.run.reopen() as run, staged(run, "derive"):
-        return derive_stage.derive(found).genotype
+    with Workdir(found.path, found.config) as workdir:
+        session = Session(found.study, workdir)
+        with staged(session, "derive"):
+            return derive_stage.derive(found, workdir).genotype
 
 
 def retrain(genotype: Genotype, config: Config | ConfigDict, workdir: str | Path) -> Model:
-    """Train a genotype from scratch for every seed of the config; returns the model that is best on
-    valid."""
-    with Run(config, workdir) as run, staged(run, "retrain"):
-        return retrain_stage.best(retrain_stage.retrain(run, genotype))
+    """Train a genotype from scratch for every seed; returns the model that is best on valid."""
+    with opened(config, workdir) as session, staged(session, "retrain"):
+        return retrain_stage.best(retrain_stage.retrain(*session, genotype))
 
 
 def evaluate(
     genotype: Genotype, config: Config | ConfigDict, workdir: str | Path
 ) -> dict[str, Any]:
-    """Train the baselines that the config asks for, read test once, write and return
-    `results.json`."""
-    with Run(config, workdir) as run, staged(run, "evaluate"):
-        return _evaluate(run, genotype)
-
-
-@contextmanager
-def staged(run: Run, verb: str) -> Iterator[None]:
-    """Around a stage: note it in `provenance.json`, and refresh `report.html`, however it ends."""
-    try:
-        with provenance.noted(run.workdir.path, verb):
-            yield
-    finally:
-        report_stage.refresh(run.workdir.path)
-
-
-def _evaluate(run: Run, genotype: Genotype) -> dict[str, Any]:
-    models = retrain_stage.retrain(run, genotype)
-    results = evaluate_stage.evaluate(
-        run, models, retrain_stage.retrain_baselines(run, genotype, models)
-    )
-    tracking.track(run, Results.from_dict(jsonable(results)))
-    return results
+    """Train the baselines that the config selects, read test once, and return `results.json`."""
+    with opened(config, workdir) as session, staged(session, "evaluate"):
+        return _evaluate(session, genotype).to_dict()
 
 
 def export(model: Model, folder: str | Path, formats: Sequence[str] = ()) -> Path:
-    """Write a model as a folder that outsiders can use; `formats` beside it, see
-    `dartformer.export.write`."""
+    """Write a model as a folder that outsiders can use.
+
+    `formats` are written beside it, see `dartformer.export.write`.
+    """
     return export_stage.export(model, folder, formats=formats)
 
 
 def run_all(config: Config | ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """All stages in order, resuming where an earlier call on this workdir stopped; returns
-    `results.json`."""
+    """All stages in order, resuming where an earlier call on this workdir stopped.
+
+    Returns `results.json`.
+    """
+    return _run_all(config, workdir).to_dict()
+
+
+def _run_all(config: Config | ConfigDict, workdir: str | Path) -> Results:
     config = configs.build(config)
     if config.space.aspect != "given":
         return _run_shapes(config, workdir)
-    with Run(config, workdir) as run:
+    with opened(config, workdir) as session:
         for verb in VERBS:
-            if not finished(run, verb):
-                do(run, verb)
-        return run.results()
+            if not finished(session, verb):
+                do(session, verb)
+        return session.workdir.read_results()
 
 
-def _run_shapes(config: Config, workdir: str | Path) -> dict[str, Any]:
-    """A search for each shape of the space, in `shapes/LxH`; the stages after retraining for the
-    one best on valid.
+def _evaluate(session: Session, genotype: Genotype) -> Results:
+    study, workdir = session
+    models = retrain_stage.retrain(study, workdir, genotype)
+    baselines = retrain_stage.retrain_baselines(study, workdir, models)
+    results = evaluate_stage.evaluate(study, workdir, models, baselines)
+    tracking.track(study, workdir, results)
+    return results
+
+
+# Several shapes.
+
+
+def _run_shapes(config: Config, workdir: str | Path) -> Results:
+    """A search for each shape of the space; the later stages for the one best on valid.
 
     Of equals the one with fewest parameters is taken. `results.json` is the chosen shape's, with
     `shape` and `shapes`. A shape of which no genotype is within `search.budget` is left out;
-    `BudgetTooSmall` where that leaves none."""
+    raises `BudgetTooSmall` where that leaves none.
+    """
     configs.require_here(config)
-    with Workdir(workdir, configs.to_dict(config)) as folder:
-        found: dict[str, dict[str, Any]] = {}
-        scores: dict[str, tuple[float, int]] = {}
-        every = config.shapes
-        dear: dict[str, str] = {}
-        for name, one in every.items():
-            with Run(one, folder / f"shapes/{name}") as run:
+    with Workdir(workdir, config) as folder:
+        shapes: dict[str, Shape] = {}
+        merits: dict[str, tuple[float, int]] = {}
+        left_out: dict[str, str] = {}
+        of_shapes = config.shapes
+        for name, own in of_shapes.items():
+            with opened(own, folder.shape(name)) as session:
                 try:
-                    for verb in ("search", "derive"):
-                        if not finished(run, verb):
-                            do(run, verb)
+                    shape, merits[name] = _search_shape(session)
                 except BudgetTooSmall as error:
                     say(f"shape {name} is left out: {error}")
-                    dear[name] = str(error)
+                    left_out[name] = str(error)
                     continue
-                models = do(run, "retrain")["valid"]
-                genotype, share = run.genotype(), run.metric.share
-                parameters = cost.model_parameters(run.program(genotype).network)
-            scores[name] = sum(run.metric.objective(m) for m in models) / len(models), -parameters
-            found[name] = {
-                "valid": {
-                    share: sum(m[share] for m in models) / len(models),
-                    "per_seed": [m[share] for m in models],
-                },
-                "parameters": parameters,
-                "genotype": genotype.to_dict(),
-            }
+            shapes[name] = shape
             say(
-                f"shape {name}: valid {share} {found[name]['valid'][share]:.3f}, {parameters:,} parameters"
+                f"shape {name}: valid {shape.valid.metric} {shape.valid.mean:.3f}, "
+                f"{shape.parameters:,} parameters"
             )
-        if not scores:
-            raise BudgetTooSmall(
-                "; ".join(f"shape {name}: {why.rstrip('.')}" for name, why in dear.items()) + "."
-            )
-        chosen = max(scores, key=lambda name: scores[name])
-        results = {
-            **run_all(every[chosen], folder / f"shapes/{chosen}"),
-            "shape": chosen,
-            "shapes": found,
-            **({"shapes_left_out": dear} if dear else {}),
-        }
-        write_text(folder / "genotype.json", Genotype.from_dict(results["genotype"]).to_json())
-        write_json(folder / "results.json", results)
+        if not merits:
+            reasons = [f"shape {name}: {why.rstrip('.')}" for name, why in left_out.items()]
+            raise BudgetTooSmall("; ".join(reasons) + ".")
+        chosen = max(merits, key=merits.__getitem__)
+        results = dataclasses.replace(
+            _run_all(of_shapes[chosen], folder.shape(chosen)),
+            shape=chosen,
+            shapes=shapes,
+            shapes_left_out=left_out or None,
+        )
+        assert results.genotype is not None
+        folder.write_genotype(Genotype.from_dict(results.genotype.to_dict()))
+        folder.write(folder.results, results)
         return results
 
 
-def do(run: Run, verb: str, **options: Any) -> dict[str, Any]:
-    """What the verb returns, given its `options` (such as `formats` of export), noted and
-    reported."""
+def _search_shape(session: Session) -> tuple[Shape, tuple[float, int]]:
+    """Search, derive and retrain one shape: its scores, and what the best shape has most of."""
+    study, workdir = session
+    for verb in ("search", "derive"):
+        if not finished(session, verb):
+            do(session, verb)
+    genotype = workdir.read_genotype()
+    with staged(session, "retrain"):
+        models = retrain_stage.retrain(study, workdir, genotype)
+    share = study.metric.share
+    per_seed = tuple(model.valid[share] for model in models)
+    shape = Shape(
+        ValidScores(share, mean(per_seed), per_seed),
+        cost.model_parameters(study.program(genotype).network),
+        GenotypeRecord.from_dict(genotype.to_dict()),
+    )
+    objective = mean([study.metric.objective(model.valid) for model in models])
+    return shape, (objective, -shape.parameters)
+
+
+# The verbs of the command line.
+
+
+def do(session: Session, verb: str, **options: Any) -> dict[str, Any]:
+    """Run a verb, noted and reported; `options` such as `formats` of export."""
     if verb == "report":
-        return _report_verb(run)
-    with staged(run, verb):
-        return VERBS[verb](run, **options)
+        return _report_verb(session)
+    with staged(session, verb):
+        return VERBS[verb](session, **options)
 
 
-def finished(run: Run, verb: str) -> bool:
-    """Whether a stage has left its last file, which each writes whole, at its end. Asked in the
-    order of the stages: a workdir has one config, so what stands there is what would be made
-    again."""
-    left = {
-        "search": "search/alphas.json",
-        "derive": "genotype.json",
-        "profile": "profile.json",
-        "export": f"export/{checksums.CHECKSUMS}",
-    }
-    if verb == "report":
-        return False  # written again whenever it is asked for: it is quick
-    if verb in ("retrain", "evaluate"):
-        return "verdict" in run.results()
-    return run.file(left[verb]).exists()
+def derive_within(session: Session, budget: Budget) -> BudgetAnswer:
+    """The best genotype of a finished search within a budget, and the front over cost."""
+    with staged(session, "derive"):
+        return derive_stage.derive_within(_finished_search(session), session.workdir, budget)
 
 
-def _finished_search(run: Run) -> SearchResult:
-    found = search_stage.read(run)
-    if found is None:
-        raise InputError(
-            f"there is no finished search in {run.workdir.path}: run `dartformer search` first."
-        )
-    return found
-
-
-def derive_within(run: Run, budget: Budget) -> dict[str, Any]:
-    """The best genotype of a finished search within a budget, and the front of accuracy against
-    cost."""
-    with staged(run, "derive"):
-        return derive_stage.derive_within(_finished_search(run), budget)
-
-
-def _derive_verb(run: Run) -> dict[str, Any]:
-    genotype, ties, details = derive_stage.derive(_finished_search(run))
-    return {"genotype": genotype.to_dict(), "text": str(genotype), "ties": ties, **details}
-
-
-def _retrain_verb(run: Run) -> dict[str, Any]:
-    models = retrain_stage.retrain(run, run.genotype())
-    return {
-        "genotype": models[0].genotype.to_dict(),
-        "steps": run.config.retrain.steps,
-        "metric": run.metric.name,
-        "valid": [{"seed": m.seed, **m.valid} for m in models],
-    }
-
-
-def _search_verb(run: Run) -> dict[str, Any]:
-    found = search_stage.search(run)
+def _search_verb(session: Session) -> dict[str, Any]:
+    found = search_stage.search(*session)
     return {
         "mixture": found.mixture.tolist(),
-        "diagnostics": found.diagnostics,
+        "diagnostics": found.diagnostics.to_dict(),
         "seconds": found.seconds,
     }
 
 
-def _evaluate_verb(run: Run) -> dict[str, Any]:
-    genotype = run.genotype()
-    retrain_stage.require_trained(run)
-    return _evaluate(run, genotype)
+def _finished_search(session: Session) -> SearchResult:
+    found = search_stage.read(*session)
+    if found is None:
+        raise InputError(
+            f"there is no finished search in {session.workdir.path}: run `dartformer search` first."
+        )
+    return found
 
 
-def _profile_verb(run: Run) -> dict[str, Any]:
-    return profile_stage.profile(run, run.genotype())
+def _derive_verb(session: Session) -> dict[str, Any]:
+    found = _finished_search(session)
+    genotype, ties, details = derive_stage.derive(found, session.workdir)
+    return {"genotype": genotype.to_dict(), "text": str(genotype), "ties": ties, **details}
 
 
-def _export_verb(run: Run, formats: Sequence[str] = ()) -> dict[str, Any]:
+def _retrain_verb(session: Session) -> dict[str, Any]:
+    study, workdir = session
+    models = retrain_stage.retrain(study, workdir, _genotype(session))
+    return {
+        "genotype": models[0].genotype.to_dict(),
+        "steps": study.config.retrain.steps,
+        "metric": study.metric.name,
+        "valid": retrain_stage.scores_by_seed(models),
+    }
+
+
+def _evaluate_verb(session: Session) -> dict[str, Any]:
+    genotype = _genotype(session)
+    retrain_stage.require_trained(*session, genotype)
+    return _evaluate(session, genotype).to_dict()
+
+
+def _profile_verb(session: Session) -> dict[str, Any]:
+    return profile_stage.profile(*session, _genotype(session)).to_dict()
+
+
+def _export_verb(session: Session, formats: Sequence[str] = ()) -> dict[str, Any]:
     check_formats(formats)
-    genotype = run.genotype()
-    retrain_stage.require_trained(run)
-    model = retrain_stage.best(retrain_stage.retrain(run, genotype))
-    folder = export_stage.export(model, run.file("export"), run.results(), formats)
+    study, workdir = session
+    genotype = _genotype(session)
+    retrain_stage.require_trained(study, workdir, genotype)
+    model = retrain_stage.best(retrain_stage.retrain(study, workdir, genotype))
+    results = workdir.read_results().to_dict()
+    folder = export_stage.export(model, workdir.export, results, formats)
     return {"folder": str(folder), "files": sorted(p.name for p in folder.iterdir())}
 
 
-def _report_verb(run: Run) -> dict[str, Any]:
-    report_stage.report(run.workdir.path)
-    return {"file": str(run.file("report.html"))}
+def _report_verb(session: Session) -> dict[str, Any]:
+    report_stage.report(session.workdir.path)
+    return {"file": str(session.workdir.report)}
 
 
-VERBS: Mapping[str, Any] = {
+def _genotype(session: Session) -> Genotype:
+    """The derived genotype; `InputError` where it was edited to leave the search space."""
+    genotype = session.workdir.read_genotype()
+    session.study.require_of_space(genotype, session.workdir.genotype)
+    return genotype
+
+
+Verb = Callable[..., dict[str, Any]]
+
+VERBS: Mapping[str, Verb] = {
     "search": _search_verb,
     "derive": _derive_verb,
     "retrain": _retrain_verb,
@@ -254,5 +292,86 @@ VERBS: Mapping[str, Any] = {
     "export": _export_verb,
     "report": _report_verb,
 }
-"""What the command line runs: each takes a `Run`, reads what the one before left, returns plain
+"""What the command line runs, in order: each reads what the one before left, and returns plain
 data."""
+
+
+# Whether a stage is finished.
+
+
+def finished(session: Session, verb: str) -> bool:
+    """Whether a stage has left its last file, whole and of this study and genotype.
+
+    Asked in the order of the stages. Raises `InputError` where the search was on other data.
+    """
+    return FINISHED[verb](session)
+
+
+def _search_finished(session: Session) -> bool:
+    record = session.workdir.read_search()
+    if record is None:
+        return False
+    search_stage.require_of_study(session.study, session.workdir, record)
+    return True
+
+
+def _derive_finished(session: Session) -> bool:
+    return session.workdir.genotype.exists()
+
+
+def _evaluate_finished(session: Session) -> bool:
+    study, workdir = session
+    results = workdir.read_results()
+    if results.verdict is None:
+        return False
+    genotype = _genotype(session)
+    if results.identity is None:
+        # Written by version 0.1.0.
+        return results.genotype == GenotypeRecord.from_dict(genotype.to_dict())
+    changed = different(results.identity, study.training_identity(genotype))
+    return not changed
+
+
+def _profile_finished(session: Session) -> bool:
+    study, workdir = session
+    profile = workdir.read(Profile, workdir.profile)
+    if profile is None:
+        return False
+    genotype = _genotype(session)
+    if profile.identity is None:
+        layers = GenotypeRecord.from_dict(genotype.to_dict()).layers
+        return any(model.name == "found" and model.genotype == layers for model in profile.models)
+    return not different(profile.identity, study.model_identity(genotype))
+
+
+def _export_finished(session: Session) -> bool:
+    study, workdir = session
+    if not (workdir.export / checksums.CHECKSUMS).exists():
+        return False
+    try:
+        checksums.verify(workdir.export, ("config.json", "genotype.json", "weights.safetensors"))
+        header = read_json(workdir.export / "config.json")
+        exported = profile_stage.read_genotype(workdir.export / "genotype.json")
+    except InputError as error:
+        say(f"{error} It is exported again.")
+        return False
+    genotype = _genotype(session)
+    if exported != genotype:
+        return False
+    identity = header.get("identity", {})
+    return not different(identity, study.training_identity(genotype))
+
+
+def _report_finished(session: Session) -> bool:
+    return False  # it is quick, and written whenever it is asked for
+
+
+FINISHED: Mapping[str, Callable[[Session], bool]] = {
+    "search": _search_finished,
+    "derive": _derive_finished,
+    "retrain": _evaluate_finished,
+    "evaluate": _evaluate_finished,
+    "profile": _profile_finished,
+    "export": _export_finished,
+    "report": _report_finished,
+}

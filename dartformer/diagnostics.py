@@ -1,15 +1,17 @@
-"""Whether to believe a result: numbers about a search or a comparison, each with a verdict in plain
-words."""
+"""Diagnostics: whether to believe a search, as numbers with thresholds and verdicts in words."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from scipy.special import stdtrit
 
 from dartformer.attention import to_text
+from dartformer.results import Diagnostics, Finding, SearchSeeds, SeedScores
 from dartformer.space.search_space import SearchSpace
+from dartformer.statistics import Comparison, critical_tau, kendall_tau, mean, spread
+from dartformer.statistics import compare as compare_scores
 from dartformer.training.metric import ACCURACY, Metric
 
 LOW_ENTROPY, HIGH_ENTROPY = 0.5, 0.95
@@ -17,7 +19,7 @@ LOW_ENTROPY, HIGH_ENTROPY = 0.5, 0.95
 moved."""
 
 DECIDED = 0.75
-"""Largest weight of a row from which on a choice is one. Set on 80 searches of planted tasks:
+"""Largest weight of a row from which on a choice is decided. Set on 80 searches of planted tasks:
 argmax was right in 56 of the 56 with it in every row, and in 10 of the others. Then 120 from other
 seeds: 97 of 97, and 15 of 23 (experiments/benchmarks/README.md)."""
 
@@ -26,7 +28,7 @@ MANY = 8
 (experiments/dartformer/README.md)."""
 
 WIDE_GAP = 0.05
-"""A loss of accuracy by discretisation above this (5 points) means that the mixture, not its
+"""A loss of accuracy by discretization above this (5 points) means that the mixture, not its
 winner, was trained."""
 
 SILENT = 1e-3
@@ -35,7 +37,7 @@ to count."""
 
 LOUD = 10.0
 """Times the median RMS of its layer above which a branch drowns the others, where nothing
-normalises it."""
+normalizes it."""
 
 UNTAUGHT = 1e-2
 """Of the median gradient of its layer's queries and keys, below which a branch's hardly learn."""
@@ -46,356 +48,335 @@ eigenvalue, averaged over five evaluations, has grown by more than this since fo
 ago."""
 
 NAMED = 3
-"""Places that a verdict names; it counts the rest."""
+"""Layers or heads that a verdict names; it counts the remaining ones."""
+
+TINY = 1e-30
+"""Keeps a logarithm or a quotient finite."""
 
 
-class Finding(NamedTuple):
-    """One number, held against a threshold.
+class Rows(NamedTuple):
+    """Of each free row of a mixture, `[1 or L, 1 or H]`.
 
     Attributes:
-      name: what was measured.
-      value, threshold: the number and its limit; None where there is none.
-      source: where the threshold comes from.
-      fine: True, False for a warning, None where it cannot be judged.
-      verdict: a sentence.
+      winner: the candidate with the largest weight.
+      entropy: as a share of the maximum, ln K.
+      margin: between the two largest weights.
     """
 
-    name: str
-    value: float | None
-    threshold: float | None
-    source: str
-    fine: bool | None
-    verdict: str
+    winner: np.ndarray
+    entropy: np.ndarray
+    margin: np.ndarray
 
 
-def rows(mixture: np.ndarray, space: SearchSpace, simplex: bool = True) -> dict[str, np.ndarray]:
-    """For each free row of the alphas `[1 or L, 1 or H]`: the winner, entropy / ln K, and margin to
-    the second.
+class Observed(Protocol):
+    """What was measured of a search's branches, `[L, K]`, and of its curvature."""
+
+    @property
+    def rms(self) -> np.ndarray: ...
+    @property
+    def gradient(self) -> np.ndarray: ...
+    @property
+    def curvature(self) -> float | None: ...
+
+
+def rows(mixture: np.ndarray, space: SearchSpace, simplex: bool = True) -> Rows:
+    """Winner, entropy and margin of each free row of the mixture.
 
     Where rows are no distributions (`simplex` False) but gates, each between 0 and 1, the entropy
-    is the mean of the gates', as a share of ln 2."""
-    free = np.asarray(mixture, np.float64)[: space.alphas_shape[0], : space.alphas_shape[1]]
-    entropy = -(free * np.log(np.maximum(free, 1e-30))).sum(-1)
+    is the mean of the gates', as a share of ln 2.
+    """
+    free = _free(np.asarray(mixture, np.float64), space)
+    candidates = free.shape[-1]
+    entropy = _entropy(free)
     if simplex:
-        entropy /= np.log(free.shape[-1])
+        entropy = entropy / np.log(candidates)
     else:
-        entropy = (entropy - ((1 - free) * np.log(np.maximum(1 - free, 1e-30))).sum(-1)) / (
-            free.shape[-1] * np.log(2)
-        )
+        # A gate g is a choice between g and 1 - g.
+        entropy = (entropy + _entropy(1 - free)) / (candidates * np.log(2))
     order = np.sort(free, -1)
-    return {
-        "winner": free.argmax(-1),
-        "entropy": entropy,
-        "margin": order[..., -1] - order[..., -2],
-    }
+    return Rows(free.argmax(-1), entropy, order[..., -1] - order[..., -2])
+
+
+def _free(mixture: np.ndarray, space: SearchSpace) -> np.ndarray:
+    """`[..., L, H, K]` -> `[..., 1 or L, 1 or H, K]`: the rows that are not copies."""
+    layers, heads, _ = space.alphas_shape
+    return mixture[..., :layers, :heads, :]
+
+
+def _entropy(weights: np.ndarray) -> np.ndarray:
+    return -(weights * np.log(np.maximum(weights, TINY))).sum(-1)
+
+
+# Findings about the mixture.
 
 
 def entropy(mixtures: np.ndarray, space: SearchSpace, simplex: bool = True) -> Finding:
-    """Whether the alphas moved: mean entropy of the rows of `mixtures` `[S, L, H, K]` (see
-    `rows`)."""
-    value = float(np.mean([rows(m, space, simplex)["entropy"] for m in mixtures]))
+    """Whether the architecture weights moved: mean entropy of the rows of `mixtures` [S, L, H, K]."""
+    value = mean([float(rows(mixture, space, simplex).entropy.mean()) for mixture in mixtures])
+    share = f"entropy {value:.2f} of the maximum"
     if value > HIGH_ENTROPY:
-        verdict = f"the alphas hardly moved (entropy {value:.2f} of the maximum): the choice is close to a coin toss"
+        verdict = f"the architecture weights hardly moved ({share}): the choice is close to random"
     elif value < LOW_ENTROPY:
-        verdict = f"the alphas have decided (entropy {value:.2f} of the maximum)"
+        verdict = f"the architecture weights have decided ({share})"
     else:
-        verdict = f"the alphas moved, and keep several candidates alive (entropy {value:.2f} of the maximum)"
-    return Finding(
-        "entropy",
-        value,
-        HIGH_ENTROPY,
-        "this package: with four candidates, a largest weight of 0.42",
-        value <= HIGH_ENTROPY,
-        verdict,
-    )
+        verdict = f"the architecture weights moved, and several candidates remain ({share})"
+    source = "this package: with four candidates, a largest weight of 0.42"
+    return Finding("entropy", value, HIGH_ENTROPY, source, value <= HIGH_ENTROPY, verdict)
 
 
 def decision(mixtures: np.ndarray, space: SearchSpace) -> Finding:
-    """Whether every row of the mean of `mixtures` `[S, L, H, K]` has one candidate that outweighs
-    the others by far."""
-    free = np.mean(np.asarray(mixtures, np.float64), 0)[
-        : space.alphas_shape[0], : space.alphas_shape[1]
-    ]
+    """Whether every row of the mean of `mixtures` [S, L, H, K] has one candidate far ahead."""
+    free = _free(np.mean(np.asarray(mixtures, np.float64), 0), space)
     largest = free.max(-1)
-    value, open_ = float(largest.min()), int((largest < DECIDED).sum())
-    if open_:
-        row, column = divmod(int(largest.argmin()), largest.shape[1])
-        verdict = (
-            f"{open_} of {largest.size} places are not decided, least of all {space.place_name((row, column))} "
-            f"(largest weight {value:.2f}): longer searches may choose differently"
-        )
-        if len(space.candidates) >= MANY:
-            verdict += f"; with {len(space.candidates)} candidates a search by the strategy 'spos' is to be preferred"
-    else:
-        verdict = f"every place has a candidate of weight {value:.2f} or more"
-    source = "this package: of 200 searches of planted tasks, argmax was right in 153 of 153 above it, 25 of 47 below"
-    return Finding("decision", value, DECIDED, source, not open_, verdict)
+    value, undecided = float(largest.min()), int((largest < DECIDED).sum())
+    source = (
+        "this package: of 200 searches of planted tasks, argmax was right in 153 of 153 above it, "
+        "25 of 47 below"
+    )
+    if not undecided:
+        verdict = f"every choice is decided: the smallest top weight is {value:.2f}"
+        return Finding("decision", value, DECIDED, source, True, verdict)
+    row, column = divmod(int(largest.argmin()), largest.shape[1])
+    place = space.place_name((row, column))
+    verb = "is" if undecided == 1 else "are"
+    verdict = (
+        f"{undecided} of {largest.size} choices {verb} undecided: the top weight of {place} is "
+        f"{value:.2f} (threshold {DECIDED}). A longer search may choose differently"
+    )
+    if len(space.candidates) >= MANY:
+        verdict += f". With {len(space.candidates)} candidates, prefer the strategy 'spos'"
+    return Finding("decision", value, DECIDED, source, False, verdict)
 
 
 def margin(mixtures: np.ndarray, space: SearchSpace, tie_margin: float) -> Finding:
-    """Whether first and second can be told apart in every place of `mixtures` `[S, L, H, K]`.
+    """Whether the two best candidates of every row of `mixtures` [S, L, H, K] differ.
 
-    The first two are those of the mean over the seeds. With several seeds their difference is held
-    against its spread, the standard deviation over the seeds: a smaller one would be another seed's
-    sign."""
-    free = np.asarray(mixtures, np.float64)[:, : space.alphas_shape[0], : space.alphas_shape[1]]
-    seeds, tied, smallest, limit = len(free), [], np.inf, tie_margin
-    for place in np.ndindex(free.shape[1:3]):
-        values = free[(slice(None), *place)]
-        first, second = np.argsort(-values.mean(0), kind="stable")[:2]
-        gaps = values[:, first] - values[:, second]
-        noise = spread(gaps.tolist()) if seeds > 1 else 0.0
-        if gaps.mean() < smallest:
-            smallest, limit = float(gaps.mean()), max(noise, tie_margin)
-        if gaps.mean() <= max(noise, tie_margin):
-            what = (
-                f"seed noise {noise:.2f}"
-                if noise > tie_margin
-                else f"the tie margin {tie_margin:g}"
-            )
-            tied.append(
-                f"{space.place_name(place)}: margin {gaps.mean():.2f} is within {what}: treat "
-                f"{to_text(space.candidates[first])} and {to_text(space.candidates[second])} as tied"
-            )
-    more = (
-        f"; and so in {len(tied) - NAMED} more of {free[0, ..., 0].size} places"
-        if len(tied) > NAMED
-        else ""
-    )
-    source = (
-        f"spread over {seeds} seeds, at least derive.tie_margin"
-        if seeds > 1
-        else "derive.tie_margin"
-    )
-    return Finding(
-        "margin",
-        smallest,
-        limit,
-        source,
-        not tied,
-        "; ".join(tied[:NAMED]) + more
-        if tied
-        else f"every choice is clear (smallest margin {smallest:.2f})",
-    )
+    The two best are those of the mean over the seeds. With several seeds their difference is
+    compared with its spread, the standard deviation over the seeds: a smaller one could have the
+    other sign with another seed.
+    """
+    free = _free(np.asarray(mixtures, np.float64), space)
+    seeds, layers, heads, _ = free.shape
+    smallest, limit = np.inf, tie_margin
+    ties = []
+    for place in np.ndindex(layers, heads):
+        weights = free[:, *place]  # [S, K]
+        first, second = np.argsort(-weights.mean(0), kind="stable")[:2]
+        gaps = weights[:, first] - weights[:, second]
+        gap, noise = float(gaps.mean()), 0.0
+        if seeds > 1:
+            noise = spread(gaps.tolist())
+        if gap < smallest:
+            smallest, limit = gap, max(noise, tie_margin)
+        if gap > max(noise, tie_margin):
+            continue
+        bound = f"the tie margin {tie_margin:g}"
+        if noise > tie_margin:
+            bound = f"seed noise {noise:.2f}"
+        pair = f"{to_text(space.candidates[first])} and {to_text(space.candidates[second])}"
+        name = space.place_name(place)
+        ties.append(f"{name}: {pair} are tied (their margin {gap:.2f} is within {bound})")
+    source = "derive.tie_margin"
+    if seeds > 1:
+        source = f"spread over {seeds} seeds, at least derive.tie_margin"
+    verdict = f"every choice is clear (smallest margin {smallest:.2f})"
+    if ties:
+        verdict = _first(ties)
+    return Finding("margin", smallest, limit, source, not ties, verdict)
 
 
 def agreement(mixtures: np.ndarray, space: SearchSpace) -> Finding:
-    """Whether seeds choose alike: the share of `mixtures` `[S, L, H, K]` with the common winner, in
-    the worst place."""
-    winners = np.array([rows(m, space)["winner"] for m in mixtures])
-    seeds, source = (
-        len(winners),
-        "this package: what is chosen must be chosen by more than half of the seeds",
-    )
+    """Whether seeds choose alike: the share of the most frequent winner, in the worst row."""
+    winners = np.array([rows(mixture, space).winner for mixture in mixtures])  # [S, L, H]
+    seeds, source = len(winners), "this package: a choice needs more than half of the seeds"
     if seeds < 2:
-        return Finding(
-            "seeds",
-            None,
-            0.5,
-            source,
-            None,
-            "one seed: another might choose differently (search.seeds)",
+        verdict = (
+            "only one search seed was run. Set search.seeds=3 to see whether the choice is stable"
         )
-    shares = np.array(
-        [
-            Counter(winners[(slice(None), *place)].tolist()).most_common(1)[0][1] / seeds
-            for place in np.ndindex(winners.shape[1:])
-        ]
-    )
-    split = int((shares <= 0.5).sum())
+        return Finding("seeds", None, 0.5, source, None, verdict)
+    shares = []
+    for place in np.ndindex(winners.shape[1:]):
+        counts = Counter(winners[:, *place].tolist())
+        shares.append(counts.most_common(1)[0][1] / seeds)
+    split = sum(share <= 0.5 for share in shares)
     if split:
-        verdict = f"in {split} of {shares.size} places no candidate is chosen by more than half of the {seeds} seeds"
+        verdict = (
+            f"in {split} of {len(shares)} choices no candidate wins in more than half of the "
+            f"{seeds} seeds"
+        )
     else:
-        verdict = f"{100 * shares.mean():.0f}% of the choices of {seeds} seeds are the common one"
-    return Finding("seeds", float(shares.min()), 0.5, source, not split, verdict)
+        verdict = f"{100 * mean(shares):.0f}% of the choices of {seeds} seeds are the common one"
+    return Finding("seeds", min(shares), 0.5, source, not split, verdict)
 
 
 def discretisation(soft: Sequence[float], hard: Sequence[float]) -> Finding:
-    """Valid accuracy of each seed's supernet at its mixture, and at the one-hot mixture of the
-    largest weights."""
-    value = float(np.mean(soft) - np.mean(hard))
-    points = f"{100 * abs(value):.1f} points on valid against the mixture"
+    """Whether the supernet keeps its accuracy when each row becomes its largest weight.
+
+    Args:
+      soft: valid accuracy of each seed's supernet at its mixture.
+      hard: at the one-hot mixture of the largest weights.
+    """
+    value = mean(soft) - mean(hard)
+    points = f"{100 * abs(value):.1f} points on valid"
     if value > WIDE_GAP:
-        verdict = (
-            f"the discretised supernet loses {points}: alphas and one-hot performance may disagree"
-        )
+        verdict = f"discretization costs {points}: what was trained is the mixture, not its winner"
     elif value > 0:
-        verdict = f"the discretised supernet keeps its accuracy (it loses {points})"
+        verdict = f"discretization costs little ({points})"
     else:
-        verdict = f"the discretised supernet is no worse (it gains {points})"
+        verdict = f"discretization costs nothing (it gains {points})"
     source = (
         "this package; the gap is that of arXiv 1909.09656 and 2108.04392, which give no threshold"
     )
     return Finding("discretisation", value, WIDE_GAP, source, value <= WIDE_GAP, verdict)
 
 
+# Findings about the branches.
+
+
 def loudness(rms: np.ndarray, space: SearchSpace, branch_norm: bool) -> Finding:
     """Dead or shouting branches, by the RMS `[L, K]` of their outputs before any norm."""
-    each = np.asarray(rms, np.float64)
-    ratio = each / np.maximum(np.median(each, 1, keepdims=True), 1e-30)
-    dead = [
-        f"{_branch(space, i)} is dead (RMS {each[i]:.1g})"
-        for i in np.ndindex(each.shape)
-        if each[i] < SILENT
-    ]
-    loud = [
-        f"{_branch(space, i)} has {ratio[i]:.0f} times the median RMS of its layer"
-        for i in np.ndindex(each.shape)
-        if ratio[i] > LOUD
-    ]
-    said, value = dead + ([] if branch_norm else loud), float(ratio.max())
-    if said:
-        verdict = _some(said) + (
-            "" if dead else ": the mixture measures scale (model.branch_norm evens it out)"
-        )
+    outputs = np.asarray(rms, np.float64)
+    ratio = outputs / np.maximum(np.median(outputs, 1, keepdims=True), TINY)
+    dead, loud = [], []
+    for place in np.ndindex(outputs.shape):
+        name = _branch(space, place)
+        if outputs[place] < SILENT:
+            dead.append(f"{name} is dead (RMS {outputs[place]:.1g})")
+        if ratio[place] > LOUD:
+            loud.append(f"{name} has {ratio[place]:.0f} times the median RMS of its layer")
+    value = float(ratio.max())
+    warnings = list(dead)
+    if not branch_norm:
+        warnings += loud
+    if warnings:
+        verdict = _first(warnings)
+        if not dead:
+            verdict += ". The mixture then measures scale: set model.branch_norm=True"
     else:
-        verdict = (
-            f"no branch is dead; the loudest has {value:.1f} times the median RMS of its layer"
-        )
-        verdict += ", which the branch norm evens out" if loud else ""
+        verdict = f"no branch is dead; the loudest has {value:.1f} times the median RMS"
+        if loud:
+            verdict += ", which model.branch_norm evens out"
     source = f"this package; dead is below {SILENT:g}, where the branch norm's epsilon counts"
-    return Finding("output RMS", value, LOUD, source, not said, verdict)
+    return Finding("output RMS", value, LOUD, source, not warnings, verdict)
 
 
 def learning(gradient: np.ndarray, space: SearchSpace) -> Finding:
-    """Branches whose queries and keys hardly learn, by the norms `[L, K]` of their gradients for a
-    unit of weight.
+    """Branches whose queries and keys hardly learn, by the norms `[L, K]` of their gradients.
 
-    Branches that read neither, or have no weight in the mixture, are left out.
+    The gradients are for a unit of weight. Branches that read neither, or have no weight in the
+    mixture, are left out.
     """
-    smallest, said = np.inf, []
-    for l, row in enumerate(np.asarray(gradient, np.float64)):
-        alive = [
-            k
-            for k, a in enumerate(space.candidates)
-            if a.traits.reads & {"q", "k"} and np.isfinite(row[k])
-        ]
+    smallest, warnings = np.inf, []
+    for layer, norms in enumerate(np.asarray(gradient, np.float64)):
+        alive = []
+        for k, candidate in enumerate(space.candidates):
+            if candidate.traits.reads & {"q", "k"} and np.isfinite(norms[k]):
+                alive.append(k)
         if len(alive) < 2:
             continue
-        ratios = {k: float(row[k] / max(np.median(row[alive]), 1e-30)) for k in alive}
-        smallest = min(smallest, *ratios.values())
-        said += [
-            f"the queries and keys of {_branch(space, (l, k))} hardly learn ({r:.1g} of the median gradient)"
-            for k, r in ratios.items()
-            if r < UNTAUGHT
-        ]
-    source = "this package: a hundredth of the median of the layer"
+        median = max(float(np.median(norms[alive])), TINY)
+        for k in alive:
+            ratio = float(norms[k] / median)
+            smallest = min(smallest, ratio)
+            if ratio < UNTAUGHT:
+                name = _branch(space, (layer, k))
+                share = f"{ratio:.1g} of the median gradient"
+                warnings.append(f"the queries and keys of {name} hardly learn ({share})")
+    name, source = "query and key gradients", "this package: a hundredth of the median of the layer"
     if smallest == np.inf:
-        return Finding(
-            "query and key gradients",
-            None,
-            UNTAUGHT,
-            source,
-            None,
-            "fewer than two candidates read queries and keys: nothing to compare",
-        )
-    return Finding(
-        "query and key gradients",
-        smallest,
-        UNTAUGHT,
-        source,
-        not said,
-        _some(said)
-        if said
-        else f"every branch learns (the smallest gradient is {smallest:.2g} of the median of its layer)",
+        verdict = "fewer than two candidates read queries and keys: nothing to compare"
+        return Finding(name, None, UNTAUGHT, source, None, verdict)
+    verdict = (
+        f"every branch learns (the smallest gradient is {smallest:.2g} of the median of its layer)"
     )
+    if warnings:
+        verdict = _first(warnings)
+    return Finding(name, smallest, UNTAUGHT, source, not warnings, verdict)
 
 
 def curvature(values: Sequence[float]) -> Finding:
-    """Whether the dominant eigenvalue of d2 L/d alpha2, at each evaluation of a search, keeps
-    growing."""
-    smooth = [float(np.mean(values[max(0, i + 1 - WINDOW) : i + 1])) for i in range(len(values))]
+    """Whether the dominant eigenvalue of d2 L/d alpha2 keeps growing over the evaluations."""
     source = "RobustDARTS, arXiv 1909.09656: growth of its moving average over four evaluations"
-    if len(values) < 2 or smooth[max(0, len(smooth) - WINDOW)] <= 0:
-        why = "fewer than two evaluations" if len(values) < 2 else "it was not positive before"
-        return Finding(
-            "curvature",
-            None,
-            SHARPER,
-            source,
-            None,
-            f"growth of the alphas' curvature is unknown: {why}",
-        )
+    smooth = []
+    for i in range(len(values)):
+        window = values[max(0, i + 1 - WINDOW) : i + 1]
+        smooth.append(mean(window))
+    if len(values) < 2:
+        verdict = "the growth of the curvature is unknown: there are fewer than two evaluations"
+        return Finding("curvature", None, SHARPER, source, None, verdict)
     earlier, now = smooth[max(0, len(smooth) - WINDOW)], smooth[-1]
-    numbers = f"dominant eigenvalue of d2L/dalpha2 from {earlier:.3g} to {now:.3g}"
-    return Finding(
-        "curvature",
-        now / earlier,
-        SHARPER,
-        source,
-        now / earlier <= SHARPER,
-        f"the minimum gets sharper ({numbers}): earlier alphas may discretise better"
-        if now / earlier > SHARPER
-        else f"the minimum does not get sharper ({numbers})",
-    )
-
-
-def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
-    """tau-b of two lists of at least two numbers, with Kendall's correction for ties; NaN where one
-    is all ties."""
-    i, j = np.triu_indices(len(a), 1)
-    x, y = (
-        np.sign(np.subtract(np.take(a, i), np.take(a, j))),
-        np.sign(np.subtract(np.take(b, i), np.take(b, j))),
-    )
-    pairs = np.sqrt(np.count_nonzero(x)) * np.sqrt(np.count_nonzero(y))
-    return float((x * y).sum() / pairs) if pairs else float("nan")
-
-
-def critical_tau(n: int) -> float | None:
-    """The smallest tau of n untied items that at most 5% of their orders reach; None if there are
-    too few orders."""
-    counts = np.ones(1)  # of orders with 0, 1, 2, ... inversions
-    for i in range(2, n + 1):
-        counts = np.convolve(counts, np.ones(i))
-    allowed = np.flatnonzero(np.cumsum(counts) / counts.sum() <= 0.05)
-    return float(1 - 4 * allowed[-1] / (n * (n - 1))) if len(allowed) else None
+    if earlier <= 0:
+        verdict = "the growth of the curvature is unknown: it was not positive before"
+        return Finding("curvature", None, SHARPER, source, None, verdict)
+    growth = now / earlier
+    change = f"dominant eigenvalue of d2L/dalpha2 from {earlier:.3g} to {now:.3g}"
+    verdict = f"the minimum does not get sharper ({change})"
+    if growth > SHARPER:
+        verdict = (
+            f"the minimum gets sharper ({change}): earlier architecture weights may discretize "
+            f"better"
+        )
+    return Finding("curvature", growth, SHARPER, source, growth <= SHARPER, verdict)
 
 
 def ranking(supernet: Mapping[str, float], alone: Mapping[str, Sequence[float]]) -> Finding:
     """Whether the supernet ranks candidates as training them does.
+
+    So few candidates that only a perfect ranking is significant leave it unjudged, unless there is
+    no agreement at all.
 
     Args:
       supernet: accuracy of each candidate everywhere, with the supernet's weights.
       alone: accuracies of each trained alone, one for each seed.
     """
     names = list(alone)
-    means = [float(np.mean(alone[n])) for n in names]
-    tau, limit = kendall_tau([supernet[n] for n in names], means), critical_tau(len(names))
+    trained = [mean(alone[name]) for name in names]
+    ranks = [supernet[name] for name in names]
+    tau, limit = kendall_tau(ranks, trained), critical_tau(len(names))
+    # Of equals the first of the search space.
+    top = max(names, key=supernet.__getitem__)
+    lost = 100 * (max(trained) - trained[names.index(top)])
+    regret = f"Its top choice, {top}, is {lost:.1f} points below the best"
     source = "one-sided exact test at 5% (Kendall 1938)"
-    best = max(names, key=supernet.__getitem__)
-    lost = 100 * (max(means) - means[names.index(best)])
-    regret = f"its favourite, {best}, is {lost:.1f} points below the best alone"
-    if not np.isfinite(tau) or limit is None:
-        why = f"{len(names)} candidates are too few" if limit is None else "all are equal"
-        return Finding(
-            "ranking",
-            tau if np.isfinite(tau) else None,
-            limit,
-            source,
-            None,
-            f"whether the supernet ranks as training alone does cannot be told: {why}; {regret}",
+    if not np.isfinite(tau):
+        verdict = f"the ranking cannot be judged, because all scores are equal. {regret}"
+        return Finding("ranking", None, limit, source, None, verdict)
+    if limit is None:
+        verdict = f"{len(names)} candidates are too few to judge the ranking. {regret}"
+        return Finding("ranking", tau, limit, source, None, verdict)
+    if tau >= limit:
+        verdict = (
+            f"the supernet ranks candidates as training each one alone does (Kendall's tau "
+            f"{tau:.2f}). {regret}"
         )
-    fine = tau >= limit
-    return Finding(
-        "ranking",
-        tau,
-        limit,
-        source,
-        bool(fine),
-        f"the supernet ranks candidates "
-        f"{'as' if fine else 'no more like'} training alone does{'' if fine else ' than chance might'} "
-        f"(Kendall tau {tau:.2f}); {regret}",
+        return Finding("ranking", tau, limit, source, True, verdict)
+    needed = f"with {len(names)} candidates {limit:.2f} or more would be significant"
+    fine: bool | None = False
+    if limit >= 1:
+        needed = f"with {len(names)} candidates only {limit:.2f} would be significant"
+        if tau > 0:
+            fine = None
+    verdict = (
+        f"the supernet's ranking does not agree significantly with training each candidate alone "
+        f"(Kendall's tau {tau:.2f}; {needed}). {regret}"
     )
+    return Finding("ranking", tau, limit, source, fine, verdict)
 
 
-def _branch(space: SearchSpace, where: tuple[int, ...]) -> str:
-    return f"{to_text(space.candidates[where[1]])} in layer {where[0]}"
+def _branch(space: SearchSpace, place: tuple[int, ...]) -> str:
+    layer, k = place
+    return f"{to_text(space.candidates[k])} in layer {layer}"
 
 
-def _some(said: list[str]) -> str:
-    more = f"; and {len(said) - NAMED} more" if len(said) > NAMED else ""
-    return "; ".join(said[:NAMED]) + more
+def _first(sentences: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
+    text = "; ".join(sentences[:NAMED])
+    if len(sentences) > NAMED:
+        text += f"; and {len(sentences) - NAMED} more"
+    return text
+
+
+# All findings together.
 
 
 def of_search(
@@ -406,9 +387,10 @@ def of_search(
     *,
     learned: bool = True,
     simplex: bool = True,
-    observed: Sequence[Finding] = (),
+    findings: Sequence[Finding] = (),
+    observed: Observed | None = None,
     share: str = "accuracy",
-) -> dict[str, Any]:
+) -> Diagnostics:
     """All that can be said of a finished search without training anything.
 
     Args:
@@ -417,174 +399,105 @@ def of_search(
       evaluate: (number of the seed, mixture `[L, H, K]`) -> valid loss and accuracy of its
         supernet.
       tie_margin: candidates closer than this in the mixture count as tied.
-      share: the score that is looked at: "accuracy", or "r2" where numbers are predicted.
       learned: the strategy has alphas; without them a mixture is uniform and says nothing.
       simplex: rows of a mixture are distributions, not gates.
-      observed: what else was found, on the way.
-
-    Returns:
-      Plain data: rows of entropy and margin (means over the seeds), valid at the mixture and at its
-        argmax, each
-      candidate alone in the supernet, `findings` and `verdicts`.
+      findings: about what was observed on the way.
+      observed: the numbers behind them.
+      share: the score that is compared: "accuracy", or "r2" where numbers are predicted.
     """
-    each = range(len(mixtures))
-    found = [rows(m, space, simplex) for m in mixtures]
-    soft = [evaluate(i, mixtures[i].astype(np.float32)) for i in each]
-    alone = {
-        to_text(g.layers[0][0]): _mean([evaluate(i, space.mixture(g)) for i in each])
-        for g in space.homogeneous()
-    }
-    data: dict[str, Any] = {
-        "entropy": np.mean([f["entropy"] for f in found], 0).tolist(),
-        "margin": np.mean([f["margin"] for f in found], 0).tolist(),
-        "valid_soft": _mean(soft),
-        "alone": alone,
-    }
-    if not learned:
-        return {
-            **data,
-            **judged(
-                [
-                    Finding(
-                        "margin",
-                        None,
-                        None,
-                        "",
-                        None,
-                        "the strategy learns no alphas: its mixture "
-                        "is uniform, and the derivation decides",
-                    ),
-                    *observed,
-                ]
-            ),
-        }
-    hard = [evaluate(i, space.mixture(space.genotype(found[i]["winner"]))) for i in each]
-    seeds = agreement(mixtures, space)
-    findings = [
-        entropy(mixtures, space, simplex),
-        *([decision(mixtures, space)] if simplex else []),
-        margin(mixtures, space, tie_margin),
-        seeds,
-        discretisation([s[share] for s in soft], [h[share] for h in hard]),
-    ]
-    accuracy = [h[share] for h in hard]
-    return {
-        **data,
-        "valid_discrete": _mean(hard),
-        "discretisation_gap": findings[-1].value,
-        "seeds": {
-            f"valid_discrete_{share}": {
-                "mean": float(np.mean(accuracy)),
-                "spread": spread(accuracy),
-                "per_seed": accuracy,
-            },
-            "agreement": seeds.value,
-        },
-        **judged([*findings, *observed]),
-    }
+    seeds = range(len(mixtures))
+    each = [rows(mixture, space, simplex) for mixture in mixtures]
+    soft = [evaluate(i, mixtures[i].astype(np.float32)) for i in seeds]
+    alone = {}
+    for genotype in space.homogeneous():
+        scores = [evaluate(i, space.mixture(genotype)) for i in seeds]
+        alone[to_text(genotype.layers[0][0])] = _mean(scores)
+    hard, agreed = None, None
+    if learned:
+        choices = [space.genotype(row.winner) for row in each]
+        hard = [evaluate(i, space.mixture(choices[i])) for i in seeds]
+        agreed = agreement(mixtures, space)
+        own = [entropy(mixtures, space, simplex)]
+        if simplex:
+            own.append(decision(mixtures, space))
+        own.append(margin(mixtures, space, tie_margin))
+        own.append(agreed)
+        own.append(discretisation([s[share] for s in soft], [h[share] for h in hard]))
+    else:
+        verdict = "the strategy learns no architecture weights, and the derivation decides"
+        own = [Finding("margin", None, None, "", None, verdict)]
+    judged = [*own, *findings]
+    report = Diagnostics(
+        tuple(judged),
+        verdicts(judged),
+        entropy=np.mean([row.entropy for row in each], 0),
+        margin=np.mean([row.margin for row in each], 0),
+        valid_soft=_mean(soft),
+        alone=alone,
+    )
+    if hard is not None and agreed is not None:
+        report = replace(
+            report,
+            valid_discrete=_mean(hard),
+            discretisation_gap=own[-1].value,
+            seeds=_over_seeds(hard, share, agreed),
+        )
+    if observed is not None:
+        report = replace(
+            report,
+            branch_rms=observed.rms,
+            branch_gradient=observed.gradient,
+            curvature=observed.curvature,
+        )
+    return report
 
 
-def judged(findings: Sequence[Finding | Mapping[str, Any]]) -> dict[str, Any]:
-    """`findings` as plain data and `verdicts`, the sentences of those that warn (or that nothing
-    does)."""
-    plain = [f._asdict() if isinstance(f, Finding) else dict(f) for f in findings]
-    warnings = [f["verdict"] for f in plain if f["fine"] is False]
-    return {
-        "findings": plain,
-        "verdicts": warnings or ["no warning: " + "; ".join(f["verdict"] for f in plain)],
-    }
+def _over_seeds(hard: Sequence[Mapping[str, float]], share: str, agreed: Finding) -> SearchSeeds:
+    per_seed = [scores[share] for scores in hard]
+    scores = SeedScores(mean(per_seed), spread(per_seed), tuple(per_seed))
+    return SearchSeeds(share, scores, agreed.value)
+
+
+def verdicts(findings: Sequence[Finding]) -> tuple[str, ...]:
+    """The sentences of the findings that warn, or one that says that none does."""
+    warnings = tuple(finding.verdict for finding in findings if finding.fine is False)
+    if warnings:
+        return warnings
+    sentences = "; ".join(finding.verdict for finding in findings)
+    return (f"no warning: {sentences}",)
 
 
 def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {k: float(np.mean([s[k] for s in scores])) for k in scores[0]}
+    return {name: mean([score[name] for score in scores]) for name in scores[0]}
 
 
-def spread(values: Sequence[float]) -> float:
-    """Sample standard deviation; NaN for fewer than two values."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-
-
-def welch(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Half-width of Welch's 95% interval for the difference of two means, each over at least two
-    seeds."""
-    parts = np.array([spread(ours) ** 2 / len(ours), spread(theirs) ** 2 / len(theirs)])
-    if parts.sum() == 0:
-        return 0.0
-    degrees = parts.sum() ** 2 / (
-        parts[0] ** 2 / (len(ours) - 1) + parts[1] ** 2 / (len(theirs) - 1)
-    )
-    return float(stdtrit(degrees, 0.975) * np.sqrt(parts.sum()))
-
-
-class Bootstrap(NamedTuple):
-    """The difference of two models' mean scores, its 95% interval, and how often the other sign
-    comes up.
-
-    `p` is two-sided: twice the smaller share of resamples on either side of 0 (a resample at 0
-    counts on both)."""
-
-    difference: float
-    low: float
-    high: float
-    p: float
-
-
-def paired_bootstrap(
-    ours: np.ndarray, theirs: np.ndarray, samples: int = 2000, seed: int = 0
-) -> Bootstrap:
-    """Whether `ours` `[S, n]` differs from `theirs` `[T, n]`, scores of seeds on the same n
-    examples.
-
-    Examples are drawn again with replacement, the same for both (Koehn 2004, Statistical
-    Significance Tests for Machine Translation Evaluation), and so are each side's seeds, where it
-    has several."""
-    rng = np.random.default_rng(seed)
-    n = ours.shape[1]
-    found = np.empty(samples)
-    for i in range(samples):
-        counts = np.bincount(rng.integers(n, size=n), minlength=n) / n
-        means = [
-            (one[rng.integers(len(one), size=len(one))] @ counts).mean() for one in (ours, theirs)
-        ]
-        found[i] = means[0] - means[1]
-    low, high = np.quantile(found, (0.025, 0.975))
-    p = min(1.0, 2 * min(float((found <= 0).mean()), float((found >= 0).mean())))
-    return Bootstrap(
-        float(ours.mean() - theirs.mean()), float(low), float(high), max(p, 1 / samples)
-    )
+# Two models compared.
 
 
 def compare(
     name: str,
     ours: Sequence[float],
-    other_name: str,
+    other: str,
     theirs: Sequence[float],
     *,
-    better: str = "beats",
-    rows_counted: int | None = None,
+    examples: int = 0,
     metric: Metric = ACCURACY,
-) -> str:
-    """One sentence: does `ours` differ from `theirs` by more than seeds (and finite test data)
-    explain?
+) -> tuple[Comparison, str]:
+    """Whether the scores of two models differ by more than seeds explain, and a sentence about it.
 
-    The difference of means is held against Welch's 95% interval from the spread over seeds; with
-    one seed, against twice the binomial error of an accuracy over `rows_counted` examples (of
-    another metric there is none)."""
-    a, b = float(np.mean(ours)), float(np.mean(theirs))
-    if len(ours) > 1 and len(theirs) > 1:
-        error = welch(ours, theirs)
-        source = f"over {len(ours)} seeds"
-    elif rows_counted and metric.percent:
-        error = 2 * np.sqrt((a * (1 - a) + b * (1 - b)) / rows_counted)
-        source = f"for one seed and {rows_counted} examples"
-    else:
-        return f"{name} ({metric.text(a)}) and {other_name} ({metric.text(b)}): too few seeds to compare"
-    noise = metric.gap(error).removesuffix(" points")
-    difference = f"{'-' if a < b else '+'}{metric.gap(abs(a - b))}, noise {noise} {source}"
-    if abs(a - b) <= error:
-        return f"{name} ties with {other_name} ({difference})"
-    return (
-        f"{name} {better} {other_name} ({difference})"
-        if (a > b) == metric.higher
-        else f"{name} loses to {other_name} ({difference})"
-    )
+    See `statistics.compare`. With one seed the error over `examples` test examples counts, where
+    the metric is an accuracy.
+    """
+    counted = examples if metric.percent else 0
+    result = compare_scores(ours, theirs, higher=metric.higher, examples=counted)
+    if result.noise is None:
+        scores = f"{metric.text(result.ours)} and {metric.text(result.theirs)}"
+        sentence = f"{name} and {other} score {scores}: {result.source}"
+        return result, sentence
+    sign = "-" if result.difference < 0 else "+"
+    noise = metric.gap(result.noise).removesuffix(" points")
+    numbers = f"{sign}{metric.gap(abs(result.difference))}, noise {noise} {result.source}"
+    if result.outcome == "undecided":
+        return result, f"{name} and {other} do not differ significantly ({numbers})"
+    verb = "beats" if result.outcome == "better" else "loses to"
+    return result, f"{name} {verb} {other} ({numbers})"

@@ -20,7 +20,7 @@ from dartformer.machine.progress import say
 from dartformer.machine.workdir import jsonable
 from dartformer.models.transformer import Weights, transformer
 from dartformer.space.genotype import Genotype
-from dartformer.stages.study import Run
+from dartformer.stages.study import Study
 from dartformer.training import optimizer
 from dartformer.training.evaluate import Evaluator
 from dartformer.training.loop import Schedule, ZippedStream, fit
@@ -137,12 +137,12 @@ class StackedStream(ZippedStream):
 
 
 def trained(
-    run: Run, genotype: Genotype, *, together: bool, test_examples: int, keep: bool = False
+    run: Study, genotype: Genotype, *, together: bool, test_examples: int, keep: bool = False
 ) -> tuple[dict[str, Any], list[Weights]]:
     """Train `genotype` from scratch at `retrain`'s budget from each of its seeds, and score it.
 
     Args:
-      run: of the config; its workdir is not written to.
+      run: of the config.
       genotype: of the size of `run.model`.
       together: all seeds as one program, which on a CPU at tiny sizes is nearly as quick as one of
         them.

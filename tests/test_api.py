@@ -12,8 +12,9 @@ from conftest import TINY
 from test_resume import write_config
 
 import dartformer as df
+from dartformer.stages.layout import Workdir
 from dartformer.stages.retrain import retrain as retrain_stage
-from dartformer.stages.study import Run
+from dartformer.stages.study import Study
 from dartformer.tasks.base import PARTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,14 +41,16 @@ def test_a_loaded_model_is_the_exported_one(tiny, tmp_path):
     genotype = df.SearchSpace(tuple(map(df.parse, TINY["space.candidates"])), 2, 2, "head").random(
         np.random.default_rng(1)
     )
-    with Run(tiny, tmp_path / "run") as run:
-        model = retrain_stage(run, genotype)[0]
-        batch = run.parts["test"].take(np.arange(20))
-        want = run.program(genotype).network.apply(model.weights, batch["tokens"], batch["valid"])
-        texts = [
-            run.task.decode(row[valid].tolist())
-            for row, valid in zip(batch["tokens"], batch["valid"], strict=True)
-        ]
+    study = Study(tiny)
+    with Workdir(tmp_path / "run", tiny) as workdir:
+        model = retrain_stage(study, workdir, genotype)[0]
+    batch = study.parts["test"].take(np.arange(20))
+    network = study.program(genotype).network
+    want = network.apply(model.weights, batch["tokens"], batch["valid"])
+    texts = [
+        study.task.decode(row[valid].tolist())
+        for row, valid in zip(batch["tokens"], batch["valid"], strict=True)
+    ]
     df.export(model, tmp_path / "out")
     served = df.load(tmp_path / "out")
     assert served.model.genotype == genotype

@@ -17,8 +17,9 @@ from dartformer.models.mixers import Projections
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.supernet import supernet
 from dartformer.space.search_space import SearchSpace
+from dartformer.stages.layout import Workdir
 from dartformer.stages.search import search
-from dartformer.stages.study import Run
+from dartformer.stages.study import Study
 from dartformer.training.metric import ACCURACY
 
 CONFIG = TransformerConfig(
@@ -94,15 +95,15 @@ def test_a_search_logs_what_it_observes(tiny, tmp_path):
             "space.granularity": "layer",
         },
     )
-    with Run(tiny, tmp_path) as run:
-        found = search(run)
+    with Workdir(tmp_path, tiny) as workdir:
+        found = search(Study(tiny), workdir)
         lines = [line for line in found.history if "branch_rms" in line]
         assert [line["step"] for line in lines] == [3, 6]
         assert np.shape(lines[0]["branch_gradient"]) == (1, 3)
         assert np.isfinite([line["curvature"] for line in lines]).all()
-        names = [f["name"] for f in found.diagnostics["findings"]]
+        names = [finding.name for finding in found.diagnostics.findings]
         assert names[-3:] == ["output RMS", "query and key gradients", "curvature"]
-        assert found.diagnostics["curvature"] == pytest.approx(lines[-1]["curvature"], rel=1e-5)
+        assert found.diagnostics.curvature == pytest.approx(lines[-1]["curvature"], rel=1e-5)
         assert (
             np.shape(found.history[0]["entropy_rows"])
             == np.shape(found.history[0]["margin_rows"])

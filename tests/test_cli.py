@@ -175,10 +175,10 @@ def test_a_config_file_that_is_not_there(tmp_path, capsys):
 
 
 def test_workdirs_that_will_not_do(tmp_path, capsys, tiny):
-    from dartformer.stages.study import Run
+    from dartformer.stages.layout import Workdir
 
     config = write_config(tmp_path)
-    Run(dartformer.load_config(config), tmp_path / "run").close()
+    Workdir(tmp_path / "run", dartformer.load_config(config)).close()
     flags = f"--config={config}", f"--workdir={tmp_path / 'run'}"
     line = error_of(capsys, "run", *flags, "--config.search.steps=13", "--config.seed=1")
     assert "belongs to another config; it differs in search.steps: 12 -> 13; seed: 0 -> 1" in line
@@ -191,7 +191,7 @@ def test_workdirs_that_will_not_do(tmp_path, capsys, tiny):
     assert "holds other files (thesis.tex)" in error_of(
         capsys, "run", flags[0], f"--workdir={tmp_path / 'full'}"
     )
-    with Run(dartformer.load_config(config), tmp_path / "run"):
+    with Workdir(tmp_path / "run", dartformer.load_config(config)):
         assert "in use by another process" in error_of(capsys, "search", *flags)
 
 
@@ -448,7 +448,7 @@ def test_predict_and_exports(tmp_path, whole_run, capsys):
     assert set(results["baselines"]) == {"majority", "root_operator", "random"}
     assert outcome(workdir)
     stored = scores.read(workdir)
-    assert stored["models"]["random"].mean() == pytest.approx(
+    assert stored.array("random").mean() == pytest.approx(
         results["baselines"]["random"]["test"]["accuracy"]
     )
     seen = json.loads((workdir / "attention.json").read_text())

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dartformer import diagnostics
+from dartformer import diagnostics, statistics
 from dartformer.attention import parse
 from dartformer.cli import terminal
+from dartformer.results import SeedScores
 from dartformer.space.search_space import SearchSpace
 
 SPACE = SearchSpace(
@@ -24,18 +25,18 @@ def mixtures(*first_rows):
 
 def test_entropy_and_margin_of_rows():
     found = diagnostics.rows(np.array([[[0.25] * 4], [[0.5, 0.5, 0, 0]]]), SPACE)
-    np.testing.assert_allclose(found["entropy"], [[1.0], [0.5]])
-    np.testing.assert_allclose(found["margin"], [[0], [0]])
+    np.testing.assert_allclose(found.entropy, [[1.0], [0.5]])
+    np.testing.assert_allclose(found.margin, [[0], [0]])
     gates = diagnostics.rows(np.array([[[0.5] * 4], [[1, 0.5, 1, 0]]]), SPACE, simplex=False)
-    np.testing.assert_allclose(gates["entropy"], [[1.0], [0.25]])
-    np.testing.assert_allclose(gates["margin"], [[0], [0]])
+    np.testing.assert_allclose(gates.entropy, [[1.0], [0.25]])
+    np.testing.assert_allclose(gates.margin, [[0], [0]])
 
 
 @pytest.mark.parametrize(
     ("row", "fine", "says"),
     [
         ((0.28, 0.24, 0.24, 0.24), False, "hardly moved"),
-        ((0.6, 0.2, 0.1, 0.1), True, "keep several candidates alive"),
+        ((0.6, 0.2, 0.1, 0.1), True, "several candidates remain"),
         ((0.97, 0.01, 0.01, 0.01), True, "have decided"),
     ],
 )
@@ -52,7 +53,7 @@ def test_entropy_says_whether_the_alphas_moved(row, fine, says):
         (
             [(0.4, 0.1, 0.38, 0.12)],
             False,
-            "layer 0: margin 0.02 is within the tie margin 0.05: treat full and identity as tied",
+            "layer 0: full and identity are tied (their margin 0.02 is within the tie margin 0.05)",
         ),
         ([(0.6, 0.2, 0.1, 0.1)], True, "every choice is clear (smallest margin 0.40)"),
         # Over the seeds the margin is 0.1 on average and its spread 0.2 * sqrt(2): one seed is the
@@ -60,7 +61,7 @@ def test_entropy_says_whether_the_alphas_moved(row, fine, says):
         (
             [(0.55, 0.25, 0.1, 0.1), (0.35, 0.45, 0.1, 0.1)],
             False,
-            "layer 0: margin 0.10 is within seed noise 0.28: treat full and local(window=4) as tied",
+            "layer 0: full and local(window=4) are tied (their margin 0.10 is within seed noise 0.28)",
         ),
         ([(0.6, 0.2, 0.1, 0.1), (0.62, 0.2, 0.1, 0.08)], True, "smallest margin 0.41"),
     ],
@@ -78,10 +79,14 @@ def test_margin_is_held_against_the_seeds(rows, fine, says):
         (
             [(0.6, 0.2, 0.1, 0.1)],
             False,
-            "1 of 2 places are not decided, least of all layer 0 (largest weight 0.60)",
+            "1 of 2 choices is undecided: the top weight of layer 0 is 0.60 (threshold 0.75)",
         ),
-        ([(0.8, 0.1, 0.05, 0.05)], True, "every place has a candidate of weight 0.80 or more"),
-        ([(0.9, 0.1, 0, 0), (0.1, 0.9, 0, 0)], False, "largest weight 0.50"),
+        (
+            [(0.8, 0.1, 0.05, 0.05)],
+            True,
+            "every choice is decided: the smallest top weight is 0.80",
+        ),
+        ([(0.9, 0.1, 0, 0), (0.1, 0.9, 0, 0)], False, "layer 0 is 0.50"),
     ],
 )
 def test_decision(rows, fine, says):
@@ -92,7 +97,7 @@ def test_decision(rows, fine, says):
 
 def test_an_undecided_search_of_many_candidates_is_told_of_sampling():
     many = SearchSpace(tuple(parse(f"local(window={2 * i})") for i in range(1, 9)), 1, 1, "layer")
-    assert "with 8 candidates" in diagnostics.decision(np.full((1, 1, 1, 8), 1 / 8), many).verdict
+    assert "With 8 candidates" in diagnostics.decision(np.full((1, 1, 1, 8), 1 / 8), many).verdict
     assert "spos" not in diagnostics.decision(np.eye(8)[None, None, :1], many).verdict
     assert "spos" not in diagnostics.decision(mixtures((0.6, 0.2, 0.1, 0.1)), SPACE).verdict
 
@@ -100,8 +105,8 @@ def test_an_undecided_search_of_many_candidates_is_told_of_sampling():
 def test_margin_names_some_places_and_counts_the_rest():
     space = SearchSpace(SPACE.candidates, 5, 1, "layer")
     found = diagnostics.margin(np.full((1, 5, 1, 4), 0.25), space, 0.05)
-    assert found.verdict.count("as tied") == diagnostics.NAMED
-    assert found.verdict.endswith("and so in 2 more of 5 places")
+    assert found.verdict.count("are tied") == diagnostics.NAMED
+    assert found.verdict.endswith("; and 2 more")
 
 
 @pytest.mark.parametrize(
@@ -121,8 +126,8 @@ def test_seeds_agree_or_not(winners, value, fine):
 @pytest.mark.parametrize(
     ("hard", "fine", "says"),
     [
-        ((0.8, 0.82), False, "loses 9.0 points"),
-        ((0.88, 0.9), True, "keeps its accuracy"),
+        ((0.8, 0.82), False, "costs 9.0 points"),
+        ((0.88, 0.9), True, "costs little"),
         ((1, 1), True, "gains 10.0"),
     ],
 )
@@ -139,45 +144,41 @@ def test_of_a_search():
 
     rows = (0.8, 0.2, 0.0, 0.0), (0.9, 0.1, 0.0, 0.0)
     data = diagnostics.of_search(mixtures(*rows), SPACE, evaluate, 0.05)
-    assert data["valid_soft"] == pytest.approx({"loss": 1.5, "accuracy": 0.85})
-    assert data["valid_discrete"]["accuracy"] == 1.0
-    assert data["discretisation_gap"] == pytest.approx(-0.15)
-    assert {k: v["accuracy"] for k, v in data["alone"].items()} == {
+    assert data.valid_soft == pytest.approx({"loss": 1.5, "accuracy": 0.85})
+    assert data.valid_discrete["accuracy"] == 1.0
+    assert data.discretisation_gap == pytest.approx(-0.15)
+    assert {k: v["accuracy"] for k, v in data.alone.items()} == {
         "full": 1,
         "local(window=4)": 0,
         "identity": 0,
         "uniform": 0,
     }
-    assert data["seeds"]["valid_discrete_accuracy"] == {
-        "mean": 1.0,
-        "spread": 0.0,
-        "per_seed": [1.0, 1.0],
-    }
-    assert [f["name"] for f in data["findings"]] == [
+    assert data.seeds.valid_discrete == SeedScores(1.0, 0.0, (1.0, 1.0))
+    assert [finding.name for finding in data.findings] == [
         "entropy",
         "decision",
         "margin",
         "seeds",
         "discretisation",
     ]
-    assert all(f["source"] for f in data["findings"])
-    assert data["verdicts"][0].startswith("no warning")
+    assert all(finding.source for finding in data.findings)
+    assert data.verdicts[0].startswith("no warning")
     tied = diagnostics.of_search(mixtures((0.3, 0.3, 0.2, 0.2)), SPACE, evaluate, 0.05)
-    assert len(tied["verdicts"]) == 2
-    assert "as tied" in tied["verdicts"][1]
+    assert len(tied.verdicts) == 2
+    assert "are tied" in tied.verdicts[1]
     blind = diagnostics.of_search(np.full((1, 2, 1, 4), 0.25), SPACE, evaluate, 0.05, learned=False)
-    assert "learns no alphas" in blind["verdicts"][0]
-    assert "valid_discrete" not in blind
+    assert "learns no architecture weights" in blind.verdicts[0]
+    assert blind.valid_discrete is None
 
 
 def test_the_terminal_shows_every_verdict(capsys, tmp_path):
     data = diagnostics.of_search(
         mixtures((0.3, 0.3, 0.2, 0.2)), SPACE, lambda *_: {"loss": 1.0, "accuracy": 0.5}, 0.05
     )
-    terminal.show("search", {"diagnostics": data, "seconds": 1.0}, tmp_path)
+    terminal.show("search", {"diagnostics": data.to_dict(), "seconds": 1.0}, tmp_path)
     shown = " ".join(capsys.readouterr().out.split())
-    for mark, one in zip(("ok", "WARNING", "WARNING", "?", "ok"), data["findings"], strict=True):
-        assert f"{mark} {one['name']}" in shown
+    for mark, one in zip(("ok", "WARNING", "WARNING", "?", "ok"), data.findings, strict=True):
+        assert f"{mark} {one.name}" in shown
     terminal.show(
         "search",
         {"diagnostics": {"findings": [], "verdicts": ["nothing"]}, "seconds": 1.0},
@@ -194,9 +195,9 @@ def test_the_terminal_shows_every_verdict(capsys, tmp_path):
             (1, 1, 40, 1),
             False,
             False,
-            "identity in layer 0 has 40 times the median RMS of its layer: the mixture measures",
+            "identity in layer 0 has 40 times the median RMS of its layer. The mixture then measures",
         ),
-        ((1, 1, 40, 1), True, True, "which the branch norm evens out"),
+        ((1, 1, 40, 1), True, True, "which model.branch_norm evens out"),
         ((1, 1e-4, 1, 1), True, False, "local(window=4) in layer 0 is dead (RMS 0.0001)"),
     ],
 )
@@ -248,8 +249,8 @@ def test_kendall_tau_is_scipys():
     for n in (2, 3, 5, 9):
         a, b = rng.integers(0, 5, (2, n)).tolist()
         want = scipy.stats.kendalltau(a, b).statistic
-        np.testing.assert_allclose(diagnostics.kendall_tau(a, b), want, atol=1e-12)
-    assert diagnostics.kendall_tau([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(2 / 3)
+        np.testing.assert_allclose(statistics.kendall_tau(a, b), want, atol=1e-12)
+    assert statistics.kendall_tau([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(
@@ -257,10 +258,10 @@ def test_kendall_tau_is_scipys():
 )
 def test_critical_tau_by_counting_orders(n, tau):
     """Kendall's table, checked against every order of so few."""
-    assert diagnostics.critical_tau(n) == (None if tau is None else pytest.approx(tau))
+    assert statistics.critical_tau(n) == (None if tau is None else pytest.approx(tau))
     if tau is not None:
         orders = itertools.permutations(range(n)) if n < 7 else ()
-        taus = np.array([diagnostics.kendall_tau(range(n), order) for order in orders])
+        taus = np.array([statistics.kendall_tau(range(n), order) for order in orders])
         next_lower = tau - 4 / (n * (n - 1))
         assert not taus.size or np.mean(taus > tau - 1e-9) <= 0.05 < np.mean(
             taus > next_lower - 1e-9
@@ -273,14 +274,15 @@ def test_critical_tau_by_counting_orders(n, tau):
         (
             (4, 3, 2, 1),
             True,
-            "ranks candidates as training alone does (Kendall tau 1.00); its favourite, a, is 0.0 points",
+            "ranks candidates as training each one alone does (Kendall's tau 1.00). Its top choice, a, is 0.0 points",
         ),
         (
             (1, 2, 3, 4),
             False,
-            "no more like training alone does than chance might (Kendall tau -1.00); its favourite, d",
+            "(Kendall's tau -1.00; with 4 candidates only 1.00 would be significant). Its top choice, d",
         ),
-        ((1, 1, 1, 1), None, "cannot be told: all are equal"),
+        ((4, 3, 1, 2), None, "does not agree significantly with training each candidate alone"),
+        ((1, 1, 1, 1), None, "all scores are equal"),
         ((3, 2, 1), None, "3 candidates are too few"),
     ],
 )
@@ -300,9 +302,9 @@ def test_paired_bootstrap_sees_through_the_spread_that_pairs_share():
     easy = rng.random(400) < 0.7
     better = np.array([easy | (rng.random(400) < 0.2) for _ in range(2)], float)
     plain = np.array([easy, easy], float)
-    found = diagnostics.paired_bootstrap(better, plain, samples=300)
+    found = statistics.paired_bootstrap(better, plain, samples=300)
     assert found.low > 0
     assert found.p <= 2 / 300
     assert found.difference == pytest.approx(better.mean() - plain.mean())
-    same = diagnostics.paired_bootstrap(plain, plain, samples=50)
+    same = statistics.paired_bootstrap(plain, plain, samples=50)
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)

@@ -14,7 +14,7 @@ import dartformer as df
 from dartformer import config as configs
 from dartformer.cli.grammar import parser
 from dartformer.cli.main import main, overrides
-from dartformer.stages.study import Run
+from dartformer.stages.study import Study
 from dartformer.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -139,14 +139,15 @@ def test_a_task_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setattr(TASKS, "registered", {})
     try:
         config = df.load_config(tmp_path / "mirror_space.py")
-        with Run(config, tmp_path / "run") as run:
-            test = run.parts["test"].take(np.arange(200))
-            texts = [run.task.decode(row) for row in test["tokens"]]
-            assert [text == text[::-1] for text in texts] == test["label"].astype(bool).tolist()
-            assert run.task.encode(texts[0]) == test["tokens"][0].tolist()
-            assert 0.5 < run.task.baselines(run.parts["train"], run.parts["test"])["ends"] < 0.7
+        study = Study(config)
+        test = study.parts["test"].take(np.arange(200))
+        texts = [study.task.decode(row) for row in test["tokens"]]
+        assert [text == text[::-1] for text in texts] == test["label"].astype(bool).tolist()
+        assert study.task.encode(texts[0]) == test["tokens"][0].tolist()
+        rules = study.task.baselines(study.parts["train"], study.parts["test"])
+        assert 0.5 < rules["ends"] < 0.7
         with pytest.raises(df.InputError, match="mirror takes 1 to 16 letters"):
-            run.task.encode("abcx")
+            study.task.encode("abcx")
         with pytest.raises(df.InputError, match="must be even"):
             df.load_config(tmp_path / "mirror_space.py", {"task.length": "7"})
     finally:

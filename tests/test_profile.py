@@ -9,7 +9,8 @@ from dartformer import cost
 from dartformer.attention import Shape, parse
 from dartformer.cli.main import main
 from dartformer.errors import InputError
-from dartformer.models.sizes import TransformerConfig
+from dartformer.models.transformer import TransformerConfig
+from dartformer.results import Profile
 from dartformer.space.genotype import Genotype
 from dartformer.stages.profile import At, profile_all
 
@@ -19,36 +20,35 @@ MIXED = Genotype(((parse("full"), parse("uniform")), (parse("uniform"),) * 2))
 
 def test_profile_of_a_genotype(compile_quickly):
     data = profile_all(CONFIG, {"given": MIXED}, At(batch=2, lengths=(32, 16), repeats=2), True)
-    (model,), layers, attentions = data["models"], data["layers"], data["attentions"]
-    assert [row["layer"] for row in layers] == [0, 1]
-    assert [(a["attention"], a["heads"]) for a in attentions] == [
+    (model,), layers, attentions = data.models, data.layers, data.attentions
+    assert [row.layer for row in layers] == [0, 1]
+    assert [(row.attention, row.heads) for row in attentions] == [
         ("full", 1),
         ("uniform", 1),
         ("uniform", 2),
     ]
-    assert [(row["length"], row["name"]) for row in data["sweep"]] == [(32, "given"), (16, "given")]
-    assert model["parameters"] == cost.model_parameters(cost.measure.transformer(CONFIG, MIXED))
+    assert [(row.length, row.name) for row in data.sweep] == [(32, "given"), (16, "given")]
+    assert model.parameters == cost.model_parameters(cost.measure.transformer(CONFIG, MIXED))
     # XLA counts norms and activations too, which are a fifth here at a width of 8.
-    assert model["flops"] < model["xla_flops"] < 1.4 * model["flops"]
+    assert model.flops < model.xla_flops < 1.4 * model.flops
     for row in (model, *layers, *attentions):
-        assert 0 < row["latency_seconds"]["median"] <= row["latency_seconds"]["p90"]
-        assert row["throughput"] == 2 / row["latency_seconds"]["median"]
-    json.dumps(data)
+        assert 0 < row.latency_seconds.median <= row.latency_seconds.p90
+        assert row.throughput == 2 / row.latency_seconds.median
+    assert Profile.from_dict(json.loads(json.dumps(data.to_dict()))) == data
 
 
 def test_decoding_is_by_formula_and_says_what_cannot():
     data = profile_all(CONFIG, {"given": MIXED}, At(lengths=(8, 16), phase="decode"), True)
-    first, second = data["sweep"]
-    assert first["latency_seconds"] is None
-    assert "no latency is measured" in data["note"]
-    assert (
-        second["state_bytes"] - first["state_bytes"] == 8 * 2 * 4 * 4
-    )  # keys and values of one head of `full`
-    assert second["flops"] - first["flops"] == 2 * 8 * 2 * 4
+    first, second = data.sweep
+    assert first.latency_seconds is None
+    assert "no latency is measured" in data.note
+    # Keys and values of one head of `full`.
+    assert second.state_bytes - first.state_bytes == 8 * 2 * 4 * 4
+    assert second.flops - first.flops == 2 * 8 * 2 * 4
     fourier = Genotype.homogeneous(parse("fourier"), 2, 2)
     stuck = profile_all(CONFIG, {"given": fourier}, At(phase="decode"), True)
-    assert stuck["models"][0]["flops"] is None
-    assert "cannot be decoded" in stuck["note"]
+    assert stuck.models[0].flops is None
+    assert "these cannot decode" in stuck.note
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_what_cannot_be_asked(at):
 
 
 def test_a_type_of_one_length_is_refused_at_another():
-    with pytest.raises(InputError, match="32 tokens alone"):
+    with pytest.raises(InputError, match="32 tokens only"):
         profile_all(
             CONFIG,
             {"given": Genotype.homogeneous(parse("linformer"), 2, 2)},
@@ -117,4 +117,4 @@ def test_verb(tmp_path, capsys):
         assert main(["profile", f"--config={config}", *wrong]) == 2
         assert said in capsys.readouterr().err
     assert main(["profile"]) == 2
-    assert "needs --config" in capsys.readouterr().err
+    assert "needs --export, or --config" in capsys.readouterr().err

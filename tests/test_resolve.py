@@ -14,11 +14,13 @@ from dartformer.cost.budget import Price
 from dartformer.cost.integer_program import near_ties, solve, within
 from dartformer.errors import InputError
 from dartformer.machine.workdir import read_json, write_json
+from dartformer.results import FrontPoint, GenotypeRecord
 from dartformer.space.search_space import SearchSpace
 from dartformer.stages.budget import cheaper_and_better
 from dartformer.stages.derive import derive
+from dartformer.stages.layout import Workdir
 from dartformer.stages.search import search
-from dartformer.stages.study import Run
+from dartformer.stages.study import Study
 
 CANDIDATES = tuple(parse(t) for t in ("full", "conv(width=3)", "uniform"))
 UNEVEN = Price("flops", 5.0, np.array([[0, 7, 8.5, 9], [0, 1, 4, 8], [0, 2, 3, 4.5]]))
@@ -65,13 +67,14 @@ def test_ties_are_named_where_both_are_within_the_budget():
 
 def test_what_costs_no_more_and_scores_more_is_better():
     every = SearchSpace(CANDIDATES, 1, 1, "layer").homogeneous()
-    points = [
-        {"cost": cost, "accuracy": accuracy, "genotype": one.to_dict()["layers"]}
-        for one, cost, accuracy in zip(every, (2, 1, 3), (0.5, 0.6, 0.7), strict=True)
-    ]
-    assert cheaper_and_better(points, every[0], "accuracy") == every[1]
-    assert cheaper_and_better(points, every[1], "accuracy") is None
-    assert cheaper_and_better(points, every[2], "accuracy") is None
+    points = []
+    for genotype, cost, accuracy in zip(every, (2, 1, 3), (0.5, 0.6, 0.7), strict=True):
+        layers = GenotypeRecord.from_dict(genotype.to_dict()).layers
+        text = str(genotype)
+        points.append(FrontPoint("accuracy", cost, accuracy, 1.0, layers, text, None, False, False))
+    assert cheaper_and_better(points, every[0]) == every[1]
+    assert cheaper_and_better(points, every[1]) is None
+    assert cheaper_and_better(points, every[2]) is None
 
 
 def test_a_search_under_a_budget_and_its_answers_to_others(tiny, tmp_path, capsys):
@@ -85,17 +88,18 @@ def test_a_search_under_a_budget_and_its_answers_to_others(tiny, tmp_path, capsy
         },
     )
     workdir = tmp_path / "run"
-    with Run(tiny, workdir) as run:
-        found = search(run)
-        price = run.prices["flops"]
-        least, most = price.cheapest(run.space)[0], price.most_expensive(run.space)[0]
+    study = Study(tiny)
+    with Workdir(workdir, tiny) as opened:
+        found = search(study, opened)
+        price = study.prices["flops"]
+        least, most = price.cheapest(study.space)[0], price.most_expensive(study.space)[0]
         assert least < 19000 < most
         kept = read_json(workdir / "search/prices.json")
         assert kept["budget"]["flops"] == 19000
         assert any({"flops_of_budget", "flops_multiplier"} <= line.keys() for line in found.history)
-        genotype = derive(found).genotype
-        assert price.of(genotype, run.space) <= 19000
-        assert run.genotype() == genotype
+        genotype = derive(found, opened).genotype
+        assert price.of(genotype, study.space) <= 19000
+        assert opened.read_genotype() == genotype
     config = tmp_path / "config.py"
     config.write_text(
         "import dartformer\ndef get_config():\n"
@@ -117,7 +121,7 @@ def test_a_search_under_a_budget_and_its_answers_to_others(tiny, tmp_path, capsy
     assert limit["met"]
     assert limit["slack"] == pytest.approx(most - limit["predicted"])
     # With room for everything the choice is the largest weight in each place.
-    assert data["programme"] == str(run.space.genotype(found.mixture.argmax(-1)))
+    assert data["programme"] == str(study.space.genotype(found.mixture.argmax(-1)))
     own, chosen = (
         next(p for p in points if p["text"] == data[key]) for key in ("programme", "text")
     )

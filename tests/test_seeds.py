@@ -13,8 +13,9 @@ from dartformer.errors import InputError
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 from dartformer.stages.derive import derive, disagreements
+from dartformer.stages.layout import Workdir
 from dartformer.stages.search import groups, read, read_states, search
-from dartformer.stages.study import Run
+from dartformer.stages.study import Study
 
 
 @pytest.fixture
@@ -26,18 +27,17 @@ def seeded(tiny):
 
 
 def test_seeds_in_one_program_are_the_seeds_alone(seeded, tmp_path, monkeypatch):
-    with Run(seeded, tmp_path / "together") as run:
-        assert [g.seeds for g in groups(run)] == [(0, 1)]
-        together = search(run)
-        derived = derive(together)
-        derived_again = derive(read(run))
-        states = read_states(run)
-        compiled = run.supernet
-    monkeypatch.setattr(type(run.strategy), "vectorises", property(lambda self: False))
-    with Run(seeded, tmp_path / "alone") as run:
-        run.supernet = compiled
-        assert [g.seeds for g in groups(run)] == [(0,), (1,)]
-        alone = search(run)
+    study = Study(seeded)
+    with Workdir(tmp_path / "together", seeded) as workdir:
+        assert [g.seeds for g in groups(study)] == [(0, 1)]
+        together = search(study, workdir)
+        derived = derive(together, workdir)
+        derived_again = derive(read(study, workdir), workdir)
+        states = read_states(study, workdir)
+    monkeypatch.setattr(type(study.strategy), "vectorises", property(lambda self: False))
+    with Workdir(tmp_path / "alone", seeded) as workdir:
+        assert [g.seeds for g in groups(study)] == [(0,), (1,)]
+        alone = search(study, workdir)
     for one, other in zip(together.seeds, alone.seeds, strict=True):
         assert one.seed == other.seed
         np.testing.assert_allclose(one.mixture, other.mixture, atol=1e-4)
@@ -87,10 +87,10 @@ def test_disagreements_are_counted_place_by_place():
 
 def test_derive_without_the_checkpoint_says_what_is_missing(seeded, tmp_path):
     with (
-        Run(seeded, tmp_path) as run,
+        Workdir(tmp_path, seeded) as workdir,
         pytest.raises(InputError, match="the last checkpoint of the search is gone"),
     ):
-        read_states(run)
+        read_states(Study(seeded), workdir)
 
 
 @pytest.mark.parametrize(

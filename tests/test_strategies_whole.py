@@ -15,9 +15,10 @@ from dartformer.models.sizes import TransformerConfig
 from dartformer.models.supernet import supernet
 from dartformer.space.search_space import SearchSpace
 from dartformer.stages.derive import derive
+from dartformer.stages.layout import Workdir
 from dartformer.stages.narrow import Narrowing
 from dartformer.stages.search import groups, initial, search, step_of, stream
-from dartformer.stages.study import Run
+from dartformer.stages.study import Study
 from dartformer.strategies import STRATEGIES, Problem, make
 from dartformer.strategies.extras.drop import Drop
 
@@ -37,30 +38,31 @@ FEW = {
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_search_and_derive(name, tiny, tmp_path):
     configs.override(tiny, {"search.strategy.name": name, **FEW})
-    with Run(tiny, tmp_path) as run:
-        found = search(run)
-        genotype = derive(found).genotype
+    study = Study(tiny)
+    with Workdir(tmp_path, tiny) as workdir:
+        found = search(study, workdir)
+        genotype = derive(found, workdir).genotype
         assert len(genotype.layers) == 1
-        if not run.strategy.traits.supernet:
+        if not study.strategy.traits.supernet:
             return
-        (group,) = groups(run)
-        halves = len(next(stream(run, group)))
-        assert halves == (2 if run.strategy.traits.halves else 1)
+        (group,) = groups(study)
+        halves = len(next(stream(study, group)))
+        assert halves == (2 if study.strategy.traits.halves else 1)
     assert np.isfinite(found.alphas).all()
     assert found.history[-1]["step"] == 4
-    if run.strategy.traits.alphas:
+    if study.strategy.traits.alphas:
         assert np.ptp(found.alphas) > 0
     else:
         np.testing.assert_array_equal(found.mixture, 0.5)
 
 
-def test_batches_advance_and_the_halves_do_not_meet(tiny, tmp_path):
+def test_batches_advance_and_the_halves_do_not_meet(tiny):
     """A loader that is made anew at every step gives the first batch for ever (tinyml-tensorlab#15,
     PC-DARTS)."""
     configs.override(tiny, FEW)
-    with Run(tiny, tmp_path) as run:
-        pairs = stream(run, groups(run)[0])
-        seen = [next(pairs) for _ in range(5)]
+    study = Study(tiny)
+    pairs = stream(study, groups(study)[0])
+    seen = [next(pairs) for _ in range(5)]
     for part in range(2):
         texts = [batch[part]["tokens"].tobytes() for batch in seen]
         assert len(set(texts)) == len(texts)
@@ -144,9 +146,10 @@ def test_one_level_of_several_seeds_shares_a_program(tiny, tmp_path):
             "search.strategy.warmup": 0.0,
         },
     )
-    with Run(tiny, tmp_path) as run:
-        assert [g.seeds for g in groups(run)] == [(0, 1)]
-        first, second = search(run).seeds
+    study = Study(tiny)
+    assert [g.seeds for g in groups(study)] == [(0, 1)]
+    with Workdir(tmp_path, tiny) as workdir:
+        first, second = search(study, workdir).seeds
     assert np.isfinite([first.alphas, second.alphas]).all()
     assert np.abs(first.alphas - second.alphas).max() > 1e-3
 
@@ -186,11 +189,12 @@ def test_extras_hypergradient_and_partial_heads_from_a_config(tiny, tmp_path):
             "patience=1, iterations=2)",
         },
     )
-    with Run(tiny, tmp_path) as run:
-        found = search(run)
-        genotype = derive(found).genotype
+    study = Study(tiny)
+    with Workdir(tmp_path, tiny) as workdir:
+        found = search(study, workdir)
+        genotype = derive(found, workdir).genotype
     assert (np.count_nonzero(found.mixture, axis=-1) == 1).all()
-    assert run.space.choice(genotype)[0, 0] == found.mixture[0, 0].argmax()
+    assert study.space.choice(genotype)[0, 0] == found.mixture[0, 0].argmax()
     assert found.history[-1]["step"] == 6
     assert any("alphas_curvature" in line for line in found.history)
 
@@ -208,44 +212,44 @@ def test_a_search_that_keeps_its_branches_finds_the_same(tiny, tmp_path):
                 "search.remat": remat,
             },
         )
-        with Run(tiny, tmp_path / str(remat)) as run:
-            result = search(run)
-            found.append((result.mixture, derive(result).genotype, result.history[-1]))
+        with Workdir(tmp_path / str(remat), tiny) as workdir:
+            result = search(Study(tiny), workdir)
+            genotype = derive(result, workdir).genotype
+            found.append((result.mixture, genotype, result.history[-1]))
     (mixture, genotype, last), (other_mixture, other_genotype, other_last) = found
     np.testing.assert_allclose(other_mixture, mixture, atol=1e-4)
     assert other_genotype == genotype
     assert other_last["valid_loss"] == pytest.approx(last["valid_loss"], abs=1e-3)
 
 
-def test_kept_branches_are_for_the_steps_alone(tiny, tmp_path):
+def test_kept_branches_are_for_the_steps_alone(tiny):
     """A genotype is evaluated and fine-tuned through a network that passes over the others."""
     configs.override(tiny, {**FEW, "search.strategy.name": "single_level", "search.remat": False})
-    with Run(tiny, tmp_path) as run:
-        group = groups(run)[0]
-        state, batch = initial(run, group), next(stream(run, group))
-        skips = [
-            str(jax.make_jaxpr(of)(*given)).count("cond[")
-            for of, given in (
+    study = Study(tiny)
+    group = groups(study)[0]
+    state, batch = initial(study, group), next(stream(study, group))
+    skips = [
+        str(jax.make_jaxpr(of)(*given)).count("cond[")
+        for of, given in (
+            (
+                study.supernet.network.apply,
                 (
-                    run.supernet.network.apply,
-                    (
-                        state.weights,
-                        batch[0]["tokens"],
-                        batch[0]["valid"],
-                        np.ones(run.space.mixture_shape, np.float32),
-                    ),
+                    state.weights,
+                    batch[0]["tokens"],
+                    batch[0]["valid"],
+                    np.ones(study.space.mixture_shape, np.float32),
                 ),
-                (step_of(run, group), (state, batch)),
-            )
-        ]
-    assert skips[0] >= len(run.space.candidates)
+            ),
+            (step_of(study, group), (state, batch)),
+        )
+    ]
+    assert skips[0] >= len(study.space.candidates)
     assert skips[1] == 0
 
 
-def test_sampled_strategies_never_share_a_program(tiny, tmp_path):
+def test_sampled_strategies_never_share_a_program(tiny):
     configs.override(tiny, {**FEW, "search.seeds": 2, "search.strategy.name": "spos"})
-    with Run(tiny, tmp_path) as run:
-        assert [g.seeds for g in groups(run)] == [(0,), (1,)]
+    assert [g.seeds for g in groups(Study(tiny))] == [(0,), (1,)]
 
 
 def test_a_dropped_candidate_is_not_computed():

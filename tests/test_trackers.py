@@ -12,7 +12,8 @@ import dartformer as df
 from dartformer import config as configs
 from dartformer.report.tracking import track
 from dartformer.results import Results
-from dartformer.stages.study import Run
+from dartformer.stages.layout import Layout
+from dartformer.stages.study import Study
 from dartformer.training import metric, trackers
 from dartformer.training.log import MetricsLog, read_metrics
 
@@ -61,14 +62,12 @@ def values(folder):
     return found
 
 
-def stub(tmp_path, *names):
+def stub(*names):
     config = df.defaults("listops")
     config.log.trackers = names
     return types.SimpleNamespace(
         config=config,
         metric=metric.ACCURACY,
-        file=lambda name: tmp_path / name,
-        workdir=types.SimpleNamespace(path=tmp_path),
     )
 
 
@@ -82,7 +81,7 @@ def test_tensorboard_has_scalars_hparams_and_the_genotype(tmp_path):
         {"step": 3, "loss": 0.25, "mixture": [[1.0]]}
     ]
     for _ in range(2):  # evaluated again: one row
-        track(stub(tmp_path), RESULTS)
+        track(stub(), Layout(tmp_path), RESULTS)
     found = values(tmp_path / "summary/tensorboard/hparams")
     rows = [v for tag, v in found if tag == "_hparams_/session_start_info"]
     assert len(rows) == 1
@@ -119,7 +118,7 @@ def test_another_tracker_is_a_line_in_the_table(tmp_path, monkeypatch):
     with MetricsLog(tmp_path, 0, trackers.start(("fake",), tmp_path, "search")) as log:
         log.write(3, {"loss": 0.25, "mixture": [[1.0]]})
     assert Fake.made.calls == [("scalars", 3, {"loss": 0.25}), ("close",)]
-    track(stub(tmp_path, "fake"), RESULTS)
+    track(stub("fake"), Layout(tmp_path), RESULTS)
     assert [call[0] for call in Fake.made.calls] == ["summary", "image", "close"]
     assert Fake.made.calls[0][1]["search.steps"] == 300
     assert Fake.made.calls[1][2].dtype == np.uint8
@@ -143,7 +142,7 @@ def test_what_this_machine_lacks_stops_a_run_and_no_model(tmp_path, monkeypatch)
         configs.override(config, values)
         assert configs.editable(configs.from_dict(configs.to_dict(config))) == config
         with pytest.raises(df.InputError, match=message):
-            Run(config, tmp_path / "run")
+            Study(config)
     assert not (tmp_path / "run").exists()
 
 
@@ -160,7 +159,7 @@ def test_a_service_offline(name, tmp_path, monkeypatch):
         _, service = trackers.start((name,), tmp_path / "search", "search", step)
         service.scalars(step + 3, {"loss": 0.25})
         service.close()
-    track(stub(tmp_path, name), RESULTS)
+    track(stub(name), Layout(tmp_path), RESULTS)
     if name == "mlflow":
         import mlflow
 

@@ -21,7 +21,7 @@ from dartformer.report import figures, page, plots
 from dartformer.report.watch import watch
 from dartformer.results import BudgetAnswer, Front, Profile
 from dartformer.stages import profile as profiling
-from dartformer.stages.study import Run
+from dartformer.stages.layout import Workdir
 
 
 def run(arguments: argparse.Namespace, values: dict[str, str]) -> int:
@@ -33,16 +33,16 @@ def run(arguments: argparse.Namespace, values: dict[str, str]) -> int:
 def stage(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """One stage without options of its own."""
     config = load_config(arguments.config, values)
-    with Run(config, arguments.workdir) as study:
-        result = api.do(study, arguments.verb)
+    with api.opened(config, arguments.workdir) as session:
+        result = api.do(session, arguments.verb)
     return _show_stage(arguments, result)
 
 
 def export(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """Write the trained model, in more formats if wanted."""
     config = load_config(arguments.config, values)
-    with Run(config, arguments.workdir) as study:
-        result = api.do(study, "export", formats=formats(arguments.format or ()))
+    with api.opened(config, arguments.workdir) as session:
+        result = api.do(session, "export", formats=formats(arguments.format or ()))
     return _show_stage(arguments, result)
 
 
@@ -82,8 +82,8 @@ def _derive_within_budget(arguments: argparse.Namespace, values: dict[str, str])
     budget = Budget.of(limits, "--budget")
     config = load_config(arguments.config, values)
     compile_cache.use()
-    with Run(config, arguments.workdir) as study:
-        result = api.derive_within(study, budget)
+    with api.opened(config, arguments.workdir) as session:
+        result = api.derive_within(session, budget).to_dict()
     if arguments.plot:
         front = Front.from_dict(read_json(Path(arguments.workdir) / "pareto.json"))
         plots.pareto(front).save(arguments.plot)
@@ -121,7 +121,7 @@ def profile(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     if arguments.export:
         model = load(arguments.export).model
         genotypes = {"exported": model.genotype}
-        result = profiling.profile_all(model.shape, genotypes, at, True)
+        result = profiling.profile_all(model.shape, genotypes, at, True).to_dict()
     else:
         result = _profile_config(arguments, values, at)
     record = Profile.from_dict(jsonable(result))
@@ -139,12 +139,13 @@ def _profile_config(
 ) -> dict[str, Any]:
     config = load_config(arguments.config, values)
     if arguments.workdir:
-        with Run(config, arguments.workdir) as study:
-            return profiling.profile(study, study.genotype(), at, detail=True)
+        with api.opened(config, arguments.workdir) as session:
+            genotype = session.workdir.read_genotype()
+            return profiling.profile(*session, genotype, at, detail=True).to_dict()
     if arguments.genotype:
         genotypes = {"given": profiling.read_genotype(arguments.genotype)}
-        return profiling.profile_asked(config, genotypes, at)
-    return profiling.profile_asked(config, {}, at)
+        return profiling.profile_asked(config, genotypes, at).to_dict()
+    return profiling.profile_asked(config, {}, at).to_dict()
 
 
 def report(arguments: argparse.Namespace, values: dict[str, str]) -> int:
@@ -160,7 +161,7 @@ def report(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     (folder,) = folders
     if arguments.config is not None:
         # Opening the workdir compares its config with this one.
-        Run(load_config(arguments.config, values), folder).close()
+        Workdir(folder, load_config(arguments.config, values)).close()
     files: list[Path] = []
     if arguments.figures is not None:
         files = figures.save(folder, arguments.figures)

@@ -1,5 +1,4 @@
-"""A folder of one run: text a person can read, state a program can resume, one configuration, one
-process at a time."""
+"""Files that are replaced whole, and folders that one process holds at a time."""
 
 import contextlib
 import fcntl
@@ -15,7 +14,7 @@ from dartformer.errors import InputError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file at once: after a crash there is the old text or the new one, never a part."""
+    """Replace a file whole: after a crash it holds the old text or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -42,8 +41,10 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"there is no {path}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}.") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}.") from None
 
 
 def jsonable(data: Any) -> Any:
@@ -69,61 +70,32 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> I
             yield f"{prefix}{name}: {a!r} -> {b!r}"
 
 
-class Workdir:
-    """The folder of a run with one configuration.
+class LockedFolder:
+    """A folder that no other process can open while it is held; it is made where there is none.
 
-    Opening makes the folder and writes `config.json`, or checks that the one there says the same.
-    While it is held, no other process can open it. Raises `InputError` where the folder cannot be
-    written, belongs to another configuration (the differences are named), or is in use."""
+    Raises `InputError` where it cannot be written or locked, or is in use.
+    """
 
-    def __init__(self, path: str | Path, config: dict[str, Any]):
-        self.path = Path(path)
-        config = jsonable(config)
+    NAME = ".lock"
+
+    def __init__(self, path: Path):
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 - held open as long as the workdir
+            path.mkdir(parents=True, exist_ok=True)
+            self._file = open(path / self.NAME, "a")  # noqa: SIM115 - held open as long as the folder
         except OSError as error:
-            raise InputError(
-                f"cannot write to the workdir {self.path}: {error.strerror}."
-            ) from None
+            raise InputError(f"cannot write to the workdir {path}: {error.strerror}.") from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.close()
-            raise InputError(f"the workdir {self.path} is in use by another process.") from None
-        try:
-            self._claim(config)
-        except BaseException:
-            self.close()
-            raise
-
-    def _claim(self, config: dict[str, Any]) -> None:
-        file = self.path / "config.json"
-        if not file.exists():
-            others = [p.name for p in self.path.iterdir() if p.name != ".lock"]
-            if others:
-                raise InputError(
-                    f"the workdir {self.path} holds other files ({', '.join(sorted(others)[:3])}) and no "
-                    f"config.json: choose an empty or a new folder."
-                )
-            write_json(file, config)
-            return
-        found = list(differences(read_json(file), config))
-        if found:
+            self._file.close()
+            raise InputError(f"the workdir {path} is in use by another process.") from None
+        except OSError as error:
+            # Some network disks have no locks (ENOLCK, EOPNOTSUPP).
+            self._file.close()
             raise InputError(
-                f"the workdir {self.path} belongs to another config; it differs in "
-                f"{'; '.join(found)}. Choose another workdir, or the config it was made with."
-            )
+                f"cannot lock the workdir {path}: {error.strerror}. Use a folder on a local disk."
+            ) from None
 
     def close(self) -> None:
-        """Let go of the folder."""
-        self._lock.close()
-
-    def __enter__(self) -> "Workdir":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __truediv__(self, name: str) -> Path:
-        return self.path / name
+        """Release the folder."""
+        self._file.close()

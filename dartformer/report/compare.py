@@ -8,6 +8,7 @@ from typing import Any
 
 from dartformer import statistics
 from dartformer.errors import InputError
+from dartformer.machine.identity import different
 from dartformer.machine.record import Record
 from dartformer.machine.workdir import write_text
 from dartformer.report import charts, page
@@ -218,6 +219,12 @@ def _obstacle(a: str, b: str, ours: Reading, theirs: Reading) -> str:
     missing = [name for name, run in ((a, ours), (b, theirs)) if run.results.test is None]
     if missing:
         return f"not evaluated yet: {', '.join(missing)}"
+    changed = different(ours.results.identity or {}, theirs.results.identity or {})
+    if "data" in changed:
+        return "trained on different data, which allows no comparison"
+    kept = [record(ExampleScores, run.path / "test_scores.json") for run in (ours, theirs)]
+    if len({scores.fingerprint for scores in kept if scores is not None}) > 1:
+        return "tested on different examples, which allows no comparison"
     return ""
 
 
@@ -260,8 +267,6 @@ def over_examples(
         if scores is None:
             return f"{name} kept no scores of test examples: evaluate it again", None
         kept[name] = scores
-    if kept[a].fingerprint != kept[b].fingerprint:
-        return "the two were tested on different examples", None
     score = kept[a].score
     numbers = statistics.paired_bootstrap(kept[a].array(FOUND), kept[b].array(FOUND), SAMPLES)
     bootstrap = Bootstrap(*numbers)

@@ -26,7 +26,7 @@ from dartformer.results import (
     SearchRecord,
 )
 from dartformer.space.genotype import in_words
-from dartformer.stages.retrain import baseline_folder
+from dartformer.stages.layout import baseline_folder
 from dartformer.training import metric
 from dartformer.training.metric import Metric
 

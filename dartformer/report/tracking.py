@@ -5,19 +5,20 @@ from typing import Any
 from dartformer import config as configs
 from dartformer.report import plots
 from dartformer.results import Results
-from dartformer.stages.study import Run
+from dartformer.stages.layout import Layout
+from dartformer.stages.study import Study
 from dartformer.training import trackers
 
 
-def track(run: Run, results: Results) -> None:
+def track(study: Study, layout: Layout, results: Results) -> None:
     """The config, the scores of the found model and of each baseline, and the genotype's picture."""
     if results.found is None or results.genotype is None:
         return
     values = scores(results)
-    picture = plots.genotype_of(results.genotype.layers, run.config.space.candidates).pixels()
-    settings = dict(flat(configs.to_dict(run.config)))
-    name = str(run.workdir.path)
-    for tracker in trackers.start(run.config.log.trackers, run.file("summary"), name):
+    picture = plots.genotype_of(results.genotype.layers, study.config.space.candidates).pixels()
+    settings = dict(flat(configs.to_dict(study.config)))
+    name = str(layout.path)
+    for tracker in trackers.start(study.config.log.trackers, layout.summary, name):
         try:
             tracker.summary(settings, values)
             tracker.image("genotype", picture)

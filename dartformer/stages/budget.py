@@ -1,8 +1,7 @@
-"""Resolve: a finished search answered again under a budget, in seconds; and the front of accuracy
-against cost."""
+"""Resolve: the best genotype within a budget from a finished search, and the front over cost."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,13 +12,15 @@ from dartformer.cost.integer_program import near_ties, solve, within
 from dartformer.cost.prices import prices as price_space
 from dartformer.derivations.base import Trained
 from dartformer.errors import InputError
-from dartformer.machine.workdir import write_json
+from dartformer.results import BudgetAnswer, Front, FrontPoint, Layers, Limit
 from dartformer.space.genotype import Genotype
-from dartformer.stages.study import Run
+from dartformer.space.search_space import SearchSpace
+from dartformer.stages.layout import Workdir
+from dartformer.stages.study import Study
 
 POINTS = 12
-"""Budgets for which the front is solved, evenly in ratio from the cheapest genotype to the
-dearest."""
+"""Budgets for which the front is solved, evenly in ratio from the cheapest genotype to the most
+expensive."""
 
 SMALLEST = 1e-6
 """Weights below count as this: the logarithm of zero is no score."""
@@ -28,241 +29,313 @@ TIGHTER = 0.98
 """Where a model is measured above its limit, it is solved again for this share of the limit that
 would just do."""
 
-Inherits = Callable[[Genotype], dict[str, float]]
+ATTEMPTS = 3
+"""At a genotype that is also measured within its limits."""
+
+Inherits = Callable[[Genotype], Mapping[str, float]]
 """genotype -> valid loss and accuracy (or r2) with the weights it inherits, the mean over the
 search's seeds."""
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What is solved: scores of each place `[1 or L, 1 or H, K]` under a budget with its prices."""
+
+    study: Study
+    budget: Budget
+    prices: Mapping[str, Price]
+    scores: np.ndarray
+
+    def limits(self, aims: Mapping[str, float]) -> list[tuple[Price, float]]:
+        """Prices with the limits that are aimed at."""
+        return [(self.prices[key], aims[key]) for key, _ in self.budget.limits]
+
+    def affordable(self, genotype: Genotype) -> bool:
+        """Whether the genotype is within every limit by its prices."""
+        return not self.exceeded(genotype)
+
+    def exceeded(self, genotype: Genotype) -> list[str]:
+        """A phrase for each limit that the genotype is above."""
+        phrases = []
+        for key, limit in self.budget.limits:
+            predicted = self.prices[key].of(genotype, self.study.space)
+            if predicted > limit:
+                phrases.append(f"{key} {number(predicted)}, limit {number(limit)}")
+        return phrases
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A genotype with what was measured of it, and the limits it was solved for."""
+
+    genotype: Genotype
+    choice: np.ndarray
+    measured: Mapping[str, float]
+    aims: Mapping[str, float]
+
+
 def resolve(
-    run: Run,
-    given: list[Trained],
+    study: Study,
+    workdir: Workdir,
+    trained: Sequence[Trained],
     budget: Budget,
     inherits: Inherits,
-    prices: dict[str, Price] | None = None,
-) -> dict[str, Any]:
+    prices: Mapping[str, Price] | None = None,
+) -> BudgetAnswer:
     """The best genotype within a budget, and the front; writes `budget.json` and `pareto.json`.
 
+    The answer is what the integer programme chose, or a model of the front that costs no more and
+    scores more on valid with inherited weights, where there is one.
+
     Args:
-      run: of a finished search.
-      given: what a derivation is given, for each seed.
+      study: of a finished search.
+      workdir: of the search.
+      trained: what a derivation sees, for each seed.
       budget: limits; its first quantity is the one of the front.
       inherits: scores of a genotype.
       prices: where they are known already.
 
-    Returns:
-      What `budget.json` holds: "budget", "genotype" (layers), "text", "limits" (a row for each:
-        limit, predicted,
-      measured or None, slack, met), "ties", "scores", "front" (the points of `pareto.json`),
-      "programme": what the integer programme chose, in whose place "genotype" is a model of the
-      front that costs no more and scores more on valid with inherited weights, where there is one.
-
     Raises:
       InputError: the budget is below the cheapest genotype, or no supernet was trained.
     """
-    space = run.space
-    if not run.strategy.traits.supernet:
+    if not study.strategy.traits.supernet:
         raise InputError(
-            f"the strategy {run.config.search.strategy.name!r} trains no supernet: nothing says what a "
-            f"genotype within a budget is worth."
+            f"the strategy {study.config.search.strategy.name!r} does not work with a budget, "
+            f"because it trains no supernet that could score genotypes. Use another strategy."
         )
-    known = prices or price_space(run.model, space, budget)
-    require_possible(budget, known, space)
-    rows, columns, _ = space.alphas_shape
-    mixture = np.mean([one.mixture for one in given], 0)[:rows, :columns]
-    scores = place_scores(run, given)
-    aims = dict(budget.limits)
-    for attempt in range(3):
-        limits = [(known[key], aims[key]) for key, _ in budget.limits]
-        choice = solve(space, scores, limits)
+    prices = prices or price_space(study.model, study.space, budget)
+    require_possible(budget, prices, study.space)
+    problem = Problem(study, budget, prices, place_scores(study, trained))
+    programme = _solve(problem)
+    points = front(problem, inherits, programme.genotype)
+    solution = _improved(problem, points, programme)
+    chosen = _layers(solution.genotype)
+    points = tuple(replace(point, chosen=point.genotype == chosen) for point in points)
+    learned = study.strategy.traits.alphas
+    scored = "log of the mixture"
+    ties: list[str] = []
+    if learned:
+        ties = _ties(problem, trained, solution, programme.aims)
+    else:
+        scored = "valid loss of each place alone, all else uniform"
+    quantity, share = budget.limits[0][0], study.metric.share
+    device, asked = cost.device(), budget.to_dict()
+    answer = BudgetAnswer(
+        device,
+        asked,
+        chosen,
+        str(solution.genotype),
+        str(programme.genotype),
+        tuple(_limits(problem, solution)),
+        tuple(ties),
+        scored,
+    )
+    weights = "inherited from the supernet"
+    whole = Front(device, asked, quantity, share, "valid", weights, len(trained), points)
+    workdir.write(workdir.budget, answer)
+    workdir.write(workdir.pareto, whole)
+    return replace(answer, quantity=quantity, metric=share, front=points)
+
+
+def _solve(problem: Problem) -> Solution:
+    """What the programme chooses; solved again where it is measured above its limits."""
+    space, aims = problem.study.space, dict(problem.budget.limits)
+    for attempt in range(ATTEMPTS):
+        choice = solve(space, problem.scores, problem.limits(aims))
         genotype = space.genotype(choice)
-        measured = measure(run, budget, genotype)
-        over = {
-            key: found / limit
-            for key, limit in budget.limits
-            if (found := measured.get(key)) is not None and found > limit
-        }
-        tighter = {key: aims[key] / share * TIGHTER for key, share in over.items()}
-        if (
-            not over
-            or attempt == 2
-            or any(known[key].cheapest(space)[0] > aim for key, aim in tighter.items())
-        ):
+        measured = measure(problem.study, problem.budget, genotype)
+        solution = Solution(genotype, choice, measured, dict(aims))
+        tighter = _tighter(problem.budget, measured, aims)
+        if not tighter or attempt + 1 == ATTEMPTS:
+            break
+        if any(problem.prices[key].cheapest(space)[0] > aim for key, aim in tighter.items()):
             break
         aims.update(tighter)
-    quantity = budget.limits[0][0]
-    points = front(run, known[quantity], scores, inherits, genotype)
-    said, better = str(genotype), cheaper_and_better(points, genotype, run.metric.share)
-    if better is not None and all(
-        known[key].of(better, space) <= limit for key, limit in budget.limits
-    ):
-        again = measure(run, budget, better)
-        if all(again[key] <= limit for key, limit in budget.limits if key in again):
-            genotype, measured, choice = better, again, space.choice(better)
-            for row in points:
-                row["chosen"] = row["genotype"] == genotype.to_dict()["layers"]
-    told = []
+    return solution
+
+
+def _tighter(
+    budget: Budget, measured: Mapping[str, float], aims: Mapping[str, float]
+) -> dict[str, float]:
+    """For each limit that a model was measured above, a lower one to aim at."""
+    tighter = {}
     for key, limit in budget.limits:
-        predicted, found = known[key].of(genotype, space), measured.get(key)
-        last = predicted if found is None else found
-        told.append(
-            {
-                "quantity": key,
-                "limit": limit,
-                "predicted": predicted,
-                "measured": found,
-                "aimed": aims[key],
-                "slack": limit - last,
-                "met": last <= limit,
-            }
-        )
-    learned = run.strategy.traits.alphas
-    ties = (
-        near_ties(space, mixture, choice, limits, run.config.derive.tie_margin) if learned else []
-    )
-    at = {"device": cost.device(), "budget": budget.to_dict()}
-    data = {
-        **at,
-        "genotype": genotype.to_dict()["layers"],
-        "text": str(genotype),
-        "programme": said,
-        "limits": told,
-        "ties": ties,
-        "scores": "log of the mixture"
-        if learned
-        else "valid loss of each place alone, all else uniform",
-    }
-    write_json(run.file("budget.json"), data)
-    write_json(
-        run.file("pareto.json"),
-        {
-            **at,
-            "quantity": quantity,
-            "metric": run.metric.share,
-            "part": "valid",
-            "weights": "inherited from the supernet",
-            "seeds": len(given),
-            "points": points,
-        },
-    )
-    return {**data, "quantity": quantity, "metric": run.metric.share, "front": points}
+        value = measured.get(key)
+        if value is not None and value > limit:
+            tighter[key] = aims[key] / (value / limit) * TIGHTER
+    return tighter
 
 
-def place_scores(run: Run, given: list[Trained]) -> np.ndarray:
-    """`[1 or L, 1 or H, K]`: the log of the mixture, the mean over seeds; where no alphas were
-    learned, minus the valid loss with one candidate alone in one place and all others mixed
-    evenly."""
-    space = run.space
-    rows, columns, candidates = space.alphas_shape
-    if run.strategy.traits.alphas:
-        return np.mean(
-            [np.log(np.maximum(one.mixture[:rows, :columns], SMALLEST)) for one in given], 0
-        )
-    scores = np.zeros((rows, columns, candidates))
-    places = {
-        "model": lambda r, c: (slice(None), slice(None)),
-        "layer": lambda r, c: (r, slice(None)),
-        "head": lambda r, c: (r, c),
-    }[space.granularity]
-    for r, c, k in np.ndindex(rows, columns, candidates):
-        mixture = np.full(space.mixture_shape, 1 / candidates, np.float32)
-        mixture[places(r, c)] = np.eye(candidates, dtype=np.float32)[k]
-        scores[r, c, k] = -np.mean(
-            [np.mean(one.evaluate(one.weights, mixture, None)["loss"]) for one in given]
-        )
-    return scores
+def _improved(problem: Problem, points: Sequence[FrontPoint], programme: Solution) -> Solution:
+    """The programme's solution, or a model of the front that is better and within the budget."""
+    better = cheaper_and_better(points, programme.genotype)
+    if better is None or not problem.affordable(better):
+        return programme
+    measured = measure(problem.study, problem.budget, better)
+    for key, limit in problem.budget.limits:
+        if key in measured and measured[key] > limit:
+            return programme
+    choice = problem.study.space.choice(better)
+    return Solution(better, choice, measured, programme.aims)
 
 
-def measure(run: Run, budget: Budget, genotype: Genotype) -> dict[str, float]:
-    """Of what the budget limits and can be measured: milliseconds, and XLA's bytes of intermediate
-    arrays."""
-    wanted = {key for key, _ in budget.limits} & {"latency_ms", "memory_bytes"}
-    if not wanted:
-        return {}
-    found = cost.model(
-        run.model, genotype, batch=budget.batch, length=budget.length or None, phase=budget.phase
-    )
-    both = {"latency_ms": 1e3 * found.seconds.median, "memory_bytes": float(found.temp_bytes)}
-    return {key: both[key] for key in wanted}
-
-
-def front(
-    run: Run, price: Price, scores: np.ndarray, inherits: Inherits, chosen: Genotype
-) -> list[dict[str, Any]]:
-    """The genotypes that are best within budgets from the cheapest to the dearest, the homogeneous
-    and the chosen ones.
-
-    Returns:
-      A row for each, by cost: "cost", "loss" and "accuracy" (or "r2") on valid with inherited
-        weights, "genotype",
-      "text", "name" (of a homogeneous one, else None), "front" (no other is both cheaper and
-      better), "chosen".
-    """
-    space, share = run.space, run.metric.share
-    (least, cheapest), (most, _) = price.cheapest(space), price.most_expensive(space)
-    found = [cheapest]
-    for limit in np.geomspace(max(least, 1e-12), max(most, 1e-12), POINTS):
-        choice = solve(space, scores, [(price, float(limit) * (1 + 1e-9))])
-        assert within(space, choice, [(price, float(limit) * (1 + 1e-6))])
-        found.append(space.genotype(choice))
-    named = {g: to_text(g.layers[0][0]) for g in space.homogeneous()}
-    rows: list[dict[str, Any]] = []
-    for one in dict.fromkeys([*found, chosen, *named]):
-        score = inherits(one)
-        rows.append(
-            {
-                "cost": price.of(one, space),
-                share: score[share],
-                "loss": score["loss"],
-                "genotype": one.to_dict()["layers"],
-                "text": str(one),
-                "name": named.get(one),
-                "chosen": one == chosen,
-            }
-        )
-    rows.sort(key=lambda row: (row["cost"], -row[share]))
-    best = -np.inf
-    for row in rows:
-        row["front"] = row[share] > best
-        best = max(best, row[share])
+def _limits(problem: Problem, solution: Solution) -> list[Limit]:
+    rows = []
+    for key, limit in problem.budget.limits:
+        predicted = problem.prices[key].of(solution.genotype, problem.study.space)
+        measured = solution.measured.get(key)
+        value = predicted if measured is None else measured
+        slack, aim = limit - value, solution.aims[key]
+        rows.append(Limit(key, limit, predicted, measured, aim, slack, value <= limit))
     return rows
 
 
-def cheaper_and_better(
-    points: list[dict[str, Any]], genotype: Genotype, share: str
-) -> Genotype | None:
-    """Of the `points` of a front, the best that costs no more than `genotype` and has more of
-    `share`, if any."""
-    own = next(row for row in points if row["genotype"] == genotype.to_dict()["layers"])
-    best = max((row for row in points if row["cost"] <= own["cost"]), key=lambda row: row[share])
-    return (
-        Genotype.from_dict({"format": 1, "layers": best["genotype"]})
-        if best[share] > own[share]
-        else None
+def _ties(
+    problem: Problem,
+    trained: Sequence[Trained],
+    solution: Solution,
+    aims: Mapping[str, float],
+) -> list[str]:
+    study = problem.study
+    layers, heads, _ = study.space.alphas_shape
+    mixture = np.mean([one.mixture for one in trained], 0)[:layers, :heads]
+    margin = study.config.derive.tie_margin
+    return near_ties(study.space, mixture, solution.choice, problem.limits(aims), margin)
+
+
+def place_scores(study: Study, trained: Sequence[Trained]) -> np.ndarray:
+    """`[1 or L, 1 or H, K]`: the log of the mixture, the mean over seeds.
+
+    Where no alphas were learned: minus the valid loss with one candidate alone in one place and all
+    others mixed evenly.
+    """
+    space = study.space
+    layers, heads, candidates = space.alphas_shape
+    if study.strategy.traits.alphas:
+        mixtures = np.array([one.mixture[:layers, :heads] for one in trained])
+        return np.mean(np.log(np.maximum(mixtures, SMALLEST)), 0)
+    scores = np.zeros((layers, heads, candidates))
+    for layer, head, k in np.ndindex(layers, heads, candidates):
+        mixture = np.full(space.mixture_shape, 1 / candidates, np.float32)
+        place = _cells(space, layer, head)
+        mixture[place] = np.eye(candidates, dtype=np.float32)[k]
+        losses = []
+        for one in trained:
+            scored = one.evaluate(one.weights, mixture, None)
+            losses.append(np.mean(scored["loss"]))
+        scores[layer, head, k] = -np.mean(losses)
+    return scores
+
+
+def _cells(space: SearchSpace, layer: int, head: int) -> tuple[slice | int, slice | int]:
+    """The layers and heads that one place of the alphas stands for."""
+    if space.granularity == "model":
+        return slice(None), slice(None)
+    if space.granularity == "layer":
+        return layer, slice(None)
+    return layer, head
+
+
+def measure(study: Study, budget: Budget, genotype: Genotype) -> dict[str, float]:
+    """Of what the budget limits, what can be measured: milliseconds and XLA's intermediate bytes."""
+    limited = {key for key, _ in budget.limits}
+    if not limited & {"latency_ms", "memory_bytes"}:
+        return {}
+    length = budget.length or None
+    measured = cost.model(
+        study.model, genotype, batch=budget.batch, length=length, phase=budget.phase
     )
+    values = {
+        "latency_ms": 1e3 * measured.seconds.median,
+        "memory_bytes": float(measured.temp_bytes),
+    }
+    return {key: value for key, value in values.items() if key in limited}
+
+
+def front(problem: Problem, inherits: Inherits, chosen: Genotype) -> tuple[FrontPoint, ...]:
+    """The best genotypes within budgets from the cheapest to the most expensive, by cost.
+
+    The homogeneous and the chosen ones are among them.
+    """
+    space, share = problem.study.space, problem.study.metric.share
+    price = problem.prices[problem.budget.limits[0][0]]
+    named = {genotype: to_text(genotype.layers[0][0]) for genotype in space.homogeneous()}
+    genotypes = [*_along(problem, price), chosen, *named]
+    points = []
+    for genotype in dict.fromkeys(genotypes):
+        score = inherits(genotype)
+        point = FrontPoint(
+            share,
+            price.of(genotype, space),
+            score[share],
+            score["loss"],
+            _layers(genotype),
+            str(genotype),
+            named.get(genotype),
+            chosen=genotype == chosen,
+            front=False,
+        )
+        points.append(point)
+    points.sort(key=lambda point: (point.cost, -point.score))
+    best = -np.inf
+    marked = []
+    for point in points:
+        marked.append(replace(point, front=point.score > best))
+        best = max(best, point.score)
+    return tuple(marked)
+
+
+def _along(problem: Problem, price: Price) -> list[Genotype]:
+    """The cheapest genotype, and the best within each of the budgets up to the most expensive."""
+    space = problem.study.space
+    (least, cheapest), (most, _) = price.cheapest(space), price.most_expensive(space)
+    genotypes = [cheapest]
+    for limit in np.geomspace(max(least, 1e-12), max(most, 1e-12), POINTS):
+        # The ends are costs of genotypes, which rounding must not leave out.
+        choice = solve(space, problem.scores, [(price, float(limit) * (1 + 1e-9))])
+        assert within(space, choice, [(price, float(limit) * (1 + 1e-6))])
+        genotypes.append(space.genotype(choice))
+    return genotypes
+
+
+def cheaper_and_better(points: Sequence[FrontPoint], genotype: Genotype) -> Genotype | None:
+    """The best point that costs no more than `genotype` and scores more; None if there is none."""
+    layers = _layers(genotype)
+    own = next(point for point in points if point.genotype == layers)
+    affordable = [point for point in points if point.cost <= own.cost]
+    best = max(affordable, key=lambda point: point.score)
+    if best.score <= own.score:
+        return None
+    return _genotype(best.genotype)
 
 
 def enforce(
-    run: Run, given: list[Trained], genotype: Genotype, inherits: Inherits
-) -> tuple[Genotype, dict[str, Any]]:
-    """The genotype itself where it is within the search's budget, else the one that `resolve`
-    finds; with details."""
-    budget = run.budget
+    study: Study,
+    workdir: Workdir,
+    trained: Sequence[Trained],
+    genotype: Genotype,
+    inherits: Inherits,
+) -> tuple[Genotype, BudgetAnswer]:
+    """The genotype itself where it is within the search's budget, otherwise what `resolve` finds."""
+    budget = study.budget
     assert budget is not None
-    found = resolve(run, given, budget, inherits, run.prices)
-    over = [
-        f"{key} {number(run.prices[key].of(genotype, run.space))} against {number(limit)}"
-        for key, limit in budget.limits
-        if run.prices[key].of(genotype, run.space) > limit
-    ]
-    details = {k: v for k, v in found.items() if k != "front"}
-    if not over:
-        return genotype, {
-            **details,
-            "kept": True,
-            "note": "the rule's own genotype is within the budget",
-        }
-    return Genotype.from_dict({"format": 1, "layers": found["genotype"]}), {
-        **details,
-        "kept": False,
-        "note": f"the rule's own genotype is above the budget ({', '.join(over)}): this is the best within it",
-    }
+    answer = resolve(study, workdir, trained, budget, inherits, study.prices)
+    answer = replace(answer, front=None)
+    problem = Problem(study, budget, study.prices, np.zeros(0))
+    exceeded = problem.exceeded(genotype)
+    if not exceeded:
+        note = "the derivation's own genotype is within the budget"
+        return genotype, replace(answer, kept=True, note=note)
+    note = (
+        f"the derivation's own genotype is above the budget ({'; '.join(exceeded)}); this is the "
+        f"best within it"
+    )
+    return _genotype(answer.genotype), replace(answer, kept=False, note=note)
+
+
+def _layers(genotype: Genotype) -> Layers:
+    return tuple(tuple(to_text(one) for one in heads) for heads in genotype.layers)
+
+
+def _genotype(layers: Layers) -> Genotype:
+    return Genotype.from_dict({"format": 1, "layers": [list(heads) for heads in layers]})

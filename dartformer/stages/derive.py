@@ -1,252 +1,335 @@
 """Derive: from what each seed of a search found to one genotype, with ties and a second opinion."""
 
-import dataclasses
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import Array
+from jax.typing import ArrayLike
 
-from dartformer import derivations, diagnostics
+from dartformer import derivations
 from dartformer.attention import to_text
 from dartformer.cost.budget import Budget
 from dartformer.data.batches import batches
-from dartformer.data.splits import Subset
+from dartformer.data.splits import Batch, Split, Subset
 from dartformer.derivations import Derived, Trained
-from dartformer.machine.workdir import write_text
-from dartformer.models.transformer import Weights
+from dartformer.models.transformer import Network, Weights
+from dartformer.results import (
+    BudgetAnswer,
+    Derivation,
+    DerivedSeeds,
+    GenotypeRecord,
+    SecondOpinion,
+    SeedScores,
+)
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 from dartformer.stages import budget as resolve_stage
 from dartformer.stages import retrain as retrain_stage
+from dartformer.stages.layout import Workdir, baseline_folder
 from dartformer.stages.search import SearchResult, read_states
-from dartformer.stages.study import Run
+from dartformer.stages.study import Study
+from dartformer.statistics import mean, spread
 from dartformer.training import optimizer
-from dartformer.training.step import training_loss
+from dartformer.training.loop import Schedule, Stream, fit
+from dartformer.training.step import CompiledStep, Metrics, TrainState, plain_step
 
 FINE_TUNE_RATE = 0.1
 """Of the search's learning rate, falling to zero along a cosine: DARTS-PT fine-tunes so (arXiv
 2108.04392)."""
 
 
-def derive(found: SearchResult) -> Derived:
-    """Apply the config's rule to every seed, choose, ask for a second opinion; write
-    `genotype.json`.
+def derive(found: SearchResult, workdir: Workdir) -> Derived:
+    """Apply the config's rule to every seed, choose, and ask for a second opinion.
 
     Of several seeds the genotype found most often is taken; of equally frequent ones the one with
-    the lowest valid loss, with the weights it inherits. Everything is chosen on valid."""
-    run, config = found.run, found.run.config.derive
+    the lowest valid loss, with the weights it inherits. Everything is chosen on valid. Writes
+    `genotype.json`.
+    """
+    study = found.study
+    config = study.config.derive
+    trained = trained_seeds(found, workdir)
     rule = derivations.parse(config.rule)
-    given = _given(found)
-    each = [rule(one) for one in given]
-    counts = Counter(one.genotype for one in each)
-    scores = [_inherited(one, d.genotype) for one, d in zip(given, each, strict=True)]
-    chosen = min(
-        range(len(each)), key=lambda i: (-counts[each[i].genotype], scores[i].get("loss", 0.0))
-    )
-    derived, ties = each[chosen], list(each[chosen].ties)
-    details: dict[str, Any] = {"rule": config.rule, **derived.details}
+    each = [rule(one) for one in trained]
+    scores = [_inherited(one, own.genotype) for one, own in zip(trained, each, strict=True)]
+    chosen = _most_frequent([own.genotype for own in each], scores)
+    genotype, ties = each[chosen].genotype, list(each[chosen].ties)
+    derivation = Derivation(config.rule, each[chosen].details)
     if len(each) > 1:
-        accuracy = [s[run.metric.share] for s in scores]
-        ties += disagreements(found.space, [d.genotype for d in each])
-        mean, spread = float(np.mean(accuracy)), diagnostics.spread(accuracy)
-        details["seeds"] = {
-            "verdict": f"{counts[derived.genotype]} of {len(each)} seeds of the search found this genotype; what they "
-            f"found scores {mean:.3f} on valid in their supernets, spread {spread:.3f} ({run.metric.share})",
-            "seeds": [s.seed for s in found.seeds],
-            "chosen": found.seeds[chosen].seed,
-            "genotypes": [d.genotype.to_dict()["layers"] for d in each],
-            "agreement": counts[derived.genotype] / len(each),
-            f"valid_{run.metric.share}": {"mean": mean, "spread": spread, "per_seed": accuracy},
-        }
+        genotypes = [own.genotype for own in each]
+        ties += disagreements(study.space, genotypes)
+        derivation = replace(derivation, seeds=_seeds(found, genotypes, scores, chosen))
     if config.second_opinion:
-        other = derivations.parse(config.second_opinion)(given[chosen])
-        details["second_opinion"] = opinion = _compare(
-            derived.genotype, other, config.second_opinion
-        )
-        ties += opinion["differences"]
-    genotype = derived.genotype
-    if run.budget:
-        genotype, details["budget"] = resolve_stage.enforce(
-            run, given, genotype, _mean_inherited(run, given)
-        )
-        if not details["budget"]["kept"]:
-            ties = details["budget"]["ties"]
-    derived = Derived(genotype, ties, details)
-    run.record(genotype=derived.genotype.to_dict(), ties=ties, derive=details)
-    write_text(run.file("genotype.json"), derived.genotype.to_json())
-    return derived
+        another = derivations.parse(config.second_opinion)(trained[chosen])
+        opinion = _second_opinion(genotype, another, config.second_opinion)
+        ties += opinion.differences
+        derivation = replace(derivation, second_opinion=opinion)
+    if study.budget is not None:
+        inherits = _mean_inherited(trained)
+        genotype, answer = resolve_stage.enforce(study, workdir, trained, genotype, inherits)
+        derivation = replace(derivation, budget=answer)
+        if not answer.kept:
+            ties = list(answer.ties)
+    record = GenotypeRecord.from_dict(genotype.to_dict())
+    workdir.record(genotype=record, ties=tuple(ties), derive=derivation)
+    workdir.write_genotype(genotype)
+    details = derivation.to_dict()
+    return Derived(genotype, ties, details)
 
 
-def derive_within(found: SearchResult, budget: Budget) -> dict[str, Any]:
-    """The best genotype of a finished search within another budget, and the front of accuracy
-    against cost.
+def derive_within(found: SearchResult, workdir: Workdir, budget: Budget) -> BudgetAnswer:
+    """The best genotype of a finished search within another budget, and the front over cost.
 
     Writes `budget.json` and `pareto.json`, and `genotype.json` where nothing has been trained from
-    it yet; returns what `resolve` does, with "written"."""
-    run = found.run
-    given = _given(found)
-    data = resolve_stage.resolve(run, given, budget, _mean_inherited(run, given))
-    data["written"] = not run.file("retrain").exists()
-    if data["written"]:
-        genotype = Genotype.from_dict({"format": 1, "layers": data["genotype"]})
-        run.record(
-            genotype=genotype.to_dict(),
-            ties=data["ties"],
-            derive={
-                "rule": f"budget: {budget}",
-                "budget": {k: v for k, v in data.items() if k != "front"},
-            },
+    it yet; the answer says so in `written`.
+    """
+    study = found.study
+    trained = trained_seeds(found, workdir)
+    inherits = _mean_inherited(trained)
+    answer = resolve_stage.resolve(study, workdir, trained, budget, inherits)
+    if workdir.has_training():
+        return replace(answer, written=False)
+    record = GenotypeRecord(1, answer.genotype)
+    genotype = Genotype.from_dict(record.to_dict())
+    derivation = Derivation(f"budget: {budget}", {}, budget=replace(answer, front=None))
+    workdir.record(genotype=record, ties=answer.ties, derive=derivation)
+    workdir.write_genotype(genotype)
+    return replace(answer, written=True)
+
+
+def _most_frequent(genotypes: Sequence[Genotype], scores: Sequence[Mapping[str, float]]) -> int:
+    """The number of the seed whose genotype is taken."""
+    counts = Counter(genotypes)
+
+    def order(i: int) -> tuple[int, float]:
+        return -counts[genotypes[i]], scores[i].get("loss", 0.0)
+
+    return min(range(len(genotypes)), key=order)
+
+
+def _seeds(
+    found: SearchResult,
+    genotypes: Sequence[Genotype],
+    scores: Sequence[Mapping[str, float]],
+    chosen: int,
+) -> DerivedSeeds:
+    """What the seeds chose, and a sentence about it."""
+    share, count = found.study.metric.share, Counter(genotypes)[genotypes[chosen]]
+    per_seed = tuple(score[share] for score in scores)
+    valid = SeedScores(mean(per_seed), spread(per_seed), per_seed)
+    verdict = (
+        f"{count} of {len(genotypes)} seeds of the search found this genotype; with the supernets' "
+        f"weights, the seeds' genotypes score {valid.mean:.3f} on valid, spread {valid.spread:.3f} "
+        f"({share})"
+    )
+    return DerivedSeeds(
+        share,
+        verdict,
+        tuple(seed.seed for seed in found.seeds),
+        found.seeds[chosen].seed,
+        tuple(GenotypeRecord.from_dict(genotype.to_dict()).layers for genotype in genotypes),
+        count / len(genotypes),
+        valid,
+    )
+
+
+def _second_opinion(genotype: Genotype, another: Derived, rule: str) -> SecondOpinion:
+    """What another rule would choose, and a line for each layer where it differs."""
+    differences = []
+    for layer, heads in enumerate(genotype.layers):
+        if heads != another.genotype.layers[layer]:
+            theirs = another.genotype.describe_layer(layer)
+            ours = genotype.describe_layer(layer)
+            differences.append(f"layer {layer}: {rule} would choose {theirs}, not {ours}")
+    return SecondOpinion(
+        rule,
+        GenotypeRecord.from_dict(another.genotype.to_dict()).layers,
+        not differences,
+        tuple(differences),
+        tuple(another.ties),
+        another.details,
+    )
+
+
+# What a derivation sees.
+
+
+def trained_seeds(found: SearchResult, workdir: Workdir) -> list[Trained]:
+    """What the rule sees of each seed."""
+    study = found.study
+    weights: list[Weights | None] = [None]
+    if study.strategy.traits.supernet:
+        weights = [state.weights for state in read_states(study, workdir)]
+    tune = fine_tuner(study)
+    trained = []
+    for seed, own in zip(found.seeds, weights, strict=True):
+        trained.append(
+            Trained(
+                study.space,
+                seed.mixture,
+                own,
+                evaluator_of(study),
+                tune,
+                standalone_of(study, workdir),
+                np.random.default_rng([seed.seed, 1]),
+                study.config.derive.tie_margin,
+            )
         )
-        write_text(run.file("genotype.json"), genotype.to_json())
-    return data
+    return trained
 
 
-def _mean_inherited(run: Run, given: list[Trained]) -> Callable[[Genotype], dict[str, float]]:
-    """genotype -> valid loss and the metric, with inherited weights, the mean over seeds."""
-
-    def inherits(genotype: Genotype) -> dict[str, float]:
-        scores = [_inherited(one, genotype) for one in given]
-        return {k: float(np.mean([s[k] for s in scores])) for k in scores[0]}
-
-    return inherits
-
-
-def _given(found: SearchResult) -> list[Trained]:
-    """What the rule is given for each seed."""
-    run = found.run
-    supernet = run.strategy.traits.supernet
-    states = read_states(run) if supernet else [None]
-    valid = run.parts["valid"]
-    tune = fine_tuner(run)
+def evaluator_of(
+    study: Study,
+) -> Callable[[Weights, np.ndarray, int | None], Mapping[str, np.ndarray]]:
+    """(weights, mixture, examples) -> scores on the first `examples` of valid."""
+    valid = study.parts["valid"]
 
     def evaluate(
         weights: Weights, mixture: np.ndarray, examples: int | None
-    ) -> dict[str, np.ndarray]:
-        part = (
-            valid
-            if examples is None or examples >= len(valid)
-            else Subset(valid, np.arange(examples))
-        )
-        return run.supernet.evaluator.per_example(weights, part, mixture)
+    ) -> Mapping[str, np.ndarray]:
+        part: Split = valid
+        if examples is not None and examples < len(valid):
+            part = Subset(valid, np.arange(examples))
+        return study.supernet.evaluator.per_example(weights, part, mixture)
 
-    def standalone(genotype: Genotype) -> dict[str, np.ndarray]:
-        name = f"homogeneous.{to_text(genotype.layers[0][0])}"
-        models = retrain_stage.retrain(run, genotype, retrain_stage.baseline_folder(name))
-        return {
-            k: np.array([m.valid[k] for m in models])
-            for k in ("loss", "accuracy")
-            if k in models[0].valid
-        }
-
-    return [
-        Trained(
-            run.space,
-            seed.mixture,
-            None if state is None else state.weights,
-            evaluate,
-            tune,
-            standalone,
-            np.random.default_rng([seed.seed, 1]),
-            run.config.derive.tie_margin,
-        )
-        for seed, state in zip(found.seeds, states, strict=True)
-    ]
+    return evaluate
 
 
-def fine_tuner(run: Run) -> Callable[[Weights, np.ndarray, int, int], Weights]:
-    """(weights, mixture, steps, seed) -> weights, trained on what the search trained them on, at a
-    fixed mixture."""
-    compiled: dict[int, tuple[optax.GradientTransformation, Any]] = {}
+def standalone_of(study: Study, workdir: Workdir) -> Callable[[Genotype], Mapping[str, np.ndarray]]:
+    """genotype -> scores on valid of the homogeneous genotype trained alone, by seed."""
 
-    def program(steps: int) -> tuple[optax.GradientTransformation, Any]:
-        loss = training_loss(run.supernet.network, run.metric)
-        weights = run.config.search.weights
-        options = dataclasses.replace(
-            weights,
-            learning_rate=FINE_TUNE_RATE * weights.learning_rate,
-            schedule="cosine",
-            warmup=0.0,
-            final=0.0,
-        )
+    def standalone(genotype: Genotype) -> Mapping[str, np.ndarray]:
+        folder = baseline_folder(f"homogeneous.{to_text(genotype.layers[0][0])}")
+        models = retrain_stage.retrain(study, workdir, genotype, folder)
+        scores: dict[str, np.ndarray] = {}
+        for name in ("loss", "accuracy"):
+            if name in models[0].valid:
+                scores[name] = np.array([model.valid[name] for model in models])
+        return scores
+
+    return standalone
+
+
+def fine_tuner(study: Study) -> Callable[[Weights, np.ndarray, int, int], Weights]:
+    """(weights, mixture, steps, seed) -> weights, trained further at a fixed mixture.
+
+    On the part that the search trained them on.
+    """
+    compiled: dict[int, tuple[optax.GradientTransformation, CompiledStep[TrainState]]] = {}
+
+    def program(steps: int) -> tuple[optax.GradientTransformation, CompiledStep[TrainState]]:
+        search = study.config.search.weights
+        rate = FINE_TUNE_RATE * search.learning_rate
+        options = replace(search, learning_rate=rate, schedule="cosine", warmup=0.0, final=0.0)
         chain = optimizer.build(options, steps)
 
-        @jax.jit
-        def step(
-            weights: Weights, moments: optax.OptState, mixture: Any, batch: Any, key: jax.Array
-        ) -> Any:
-            gradient = jax.grad(lambda w: loss(w, mixture, batch, key)[0])(weights)
-            updates, moments = chain.update(gradient, moments, weights)
-            return optax.apply_updates(weights, updates), moments
+        def step(state: TrainState, pair: tuple[Batch, Array]) -> tuple[TrainState, Metrics]:
+            batch, mixture = pair
+            network = _at_mixture(study.supernet.network, mixture)
+            return plain_step(network, chain, study.metric)(state, batch)
 
-        return chain, step
+        return chain, CompiledStep(step)
 
     def fine_tune(weights: Weights, mixture: np.ndarray, steps: int, seed: int) -> Weights:
+        if steps == 0:
+            return weights
         if steps not in compiled:
             compiled[steps] = program(steps)
         chain, step = compiled[steps]
-        moments, key = chain.init(weights), jax.random.key(seed)
-        part = "weights" if run.strategy.traits.halves else "train"
-        stream = batches(run.parts[part], run.config.data.batch_size, seed, run.config.data.buckets)
-        for i in range(steps):
-            weights, moments = step(
-                weights, moments, mixture, next(stream), jax.random.fold_in(key, i)
-            )
-        return weights
+        # A step reuses the memory of its state, and the caller keeps its weights.
+        own = jax.tree.map(jnp.copy, weights)
+        state = TrainState(jnp.zeros((), jnp.int32), jax.random.key(seed), own, chain.init(own))
+        part = "weights" if study.strategy.traits.halves else "train"
+        data = study.config.data
+        stream = batches(study.parts[part], data.batch_size, seed, data.buckets)
+        schedule = Schedule(steps, log_every=steps)
+        fitted = fit("fine-tuning", step, state, _AtMixture(stream, mixture), schedule, None)
+        return fitted.state.weights
 
     return fine_tune
 
 
-def _inherited(trained: Trained, genotype: Genotype) -> dict[str, float]:
-    """Valid loss and accuracy of a genotype with the supernet's weights; nothing where there is no
-    supernet."""
+class _AtMixture:
+    """A stream of pairs of a batch and a mixture that stays the same."""
+
+    def __init__(self, stream: Stream, mixture: np.ndarray):
+        self.stream, self.mixture = stream, mixture
+        self.get_state, self.set_state = stream.get_state, stream.set_state
+
+    def __next__(self) -> tuple[Batch, np.ndarray]:
+        return next(self.stream), self.mixture
+
+
+def _at_mixture(network: Network, fixed: Array) -> Network:
+    """A supernet as an ordinary network whose mixture is fixed."""
+
+    def apply(
+        weights: Weights,
+        tokens: ArrayLike,
+        valid: ArrayLike,
+        mixture: ArrayLike | None = None,
+        *,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Array:
+        return network.apply(weights, tokens, valid, fixed, train=train, key=key)
+
+    return network._replace(apply=apply)
+
+
+def _mean_inherited(trained: Sequence[Trained]) -> Callable[[Genotype], Mapping[str, float]]:
+    """genotype -> valid loss and the metric, with inherited weights, the mean over seeds."""
+
+    def inherits(genotype: Genotype) -> Mapping[str, float]:
+        scores = [_inherited(one, genotype) for one in trained]
+        return {name: mean([score[name] for score in scores]) for name in scores[0]}
+
+    return inherits
+
+
+def _inherited(trained: Trained, genotype: Genotype) -> Mapping[str, float]:
+    """Scores on valid of a genotype with the supernet's weights; empty where there is none."""
     if trained.weights is None:
         return {}
     scores = trained.evaluate(trained.weights, trained.space.mixture(genotype), None)
-    return {k: float(np.mean(v)) for k, v in scores.items()}
+    return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
-def disagreements(space: SearchSpace, genotypes: list[Genotype]) -> list[str]:
-    """A line for each place where the seeds chose differently: "layer 1: the seeds chose full (2),
-    linear (1)"."""
+# Seeds that disagree.
+
+
+def disagreements(space: SearchSpace, genotypes: Sequence[Genotype]) -> list[str]:
+    """A line for each place where the seeds chose differently.
+
+    For example "layer 1: the seeds chose full (2), linear (1)".
+    """
     rows, columns, _ = space.alphas_shape
-    if any(
-        g.layers[l][h] != g.layers[l % rows][h % columns]
-        for g in genotypes
-        for l in range(space.layers)
-        for h in range(space.heads)
-    ):
-        rows, columns = space.layers, space.heads  # spread over heads, whatever was searched
+    spread_out = not all(_follows(space, genotype) for genotype in genotypes)
+    if spread_out:
+        # A rule that spreads over heads chooses in more places than were searched.
+        rows, columns = space.layers, space.heads
     lines = []
-    for l, h in np.ndindex(rows, columns):
-        counts = Counter(to_text(g.layers[l][h]) for g in genotypes)
-        if len(counts) > 1:
-            name = (
-                space.place_name((l, h))
-                if (rows, columns) == space.alphas_shape[:2]
-                else f"layer {l}, head {h}"
-            )
-            lines.append(
-                f"{name}: the seeds chose {', '.join(f'{a} ({n})' for a, n in counts.most_common())}"
-            )
+    for layer, head in np.ndindex(rows, columns):
+        counts = Counter(to_text(genotype.layers[layer][head]) for genotype in genotypes)
+        if len(counts) < 2:
+            continue
+        name = space.place_name((layer, head))
+        if spread_out:
+            name = f"layer {layer}, head {head}"
+        choices = ", ".join(f"{text} ({count})" for text, count in counts.most_common())
+        lines.append(f"{name}: the seeds chose {choices}")
     return lines
 
 
-def _compare(genotype: Genotype, other: Derived, rule: str) -> dict[str, Any]:
-    """What the second opinion says, and a line for each layer where it differs."""
-    differences = [
-        f"layer {l}: {rule} would choose {other.genotype.describe_layer(l)}, not "
-        f"{genotype.describe_layer(l)}"
-        for l in range(len(genotype.layers))
-        if genotype.layers[l] != other.genotype.layers[l]
-    ]
-    return {
-        "rule": rule,
-        "genotype": other.genotype.to_dict()["layers"],
-        "agrees": not differences,
-        "differences": differences,
-        "ties": other.ties,
-        **other.details,
-    }
+def _follows(space: SearchSpace, genotype: Genotype) -> bool:
+    """Whether a genotype is the same in all layers and heads that share a row of the alphas."""
+    rows, columns, _ = space.alphas_shape
+    for layer, heads in enumerate(genotype.layers):
+        for head, attention in enumerate(heads):
+            if attention != genotype.layers[layer % rows][head % columns]:
+                return False
+    return True

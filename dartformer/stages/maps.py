@@ -1,17 +1,17 @@
-"""Maps: what the final model attends to, on a handful of examples, small enough to keep in
-`attention.json`."""
+"""Maps: what the final model attends to, on a few examples, small enough for `attention.json`."""
 
 import base64
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from dartformer.machine.workdir import write_json
+from dartformer.data.splits import Batch
 from dartformer.models.attention_maps import mapper
-from dartformer.stages.observe import QUICK
+from dartformer.results import AttentionMaps, MapData, MapExample
+from dartformer.stages.observe import quick_options
 from dartformer.stages.retrain import Model
-from dartformer.stages.study import Run
+from dartformer.stages.study import Study
 
 EXAMPLES, LOOKED_AT = 4, 200
 """How many examples of test are kept, of how many: short ones first, each of another label while
@@ -28,133 +28,154 @@ LETTERS = 400
 """Of an example's text that are kept."""
 
 
-def maps(run: Run, model: Model) -> dict[str, Any]:
-    """Look at `model` on examples of test, write `attention.json` and return what is in it.
+class Frame(NamedTuple):
+    """Which layers and heads are shown, and how many rows a map has at most."""
 
-    `examples`: each with `text`, `label`, `answer`, `tokens` (the name of each row, "12-15" where
-    rows are averages) and `maps`: `scale` `[L, H]`, the largest absolute weight (0 where an
-    attention has no matrix), and `data`, base64 of signed bytes `[L, H, n, n]`, queries before
-    keys, in 1/127 of the scale. `layers` and `heads` are the numbers of those shown. Where rows are
-    averaged a number is the weight that a query of the row puts on all keys of the column."""
-    part = run.parts["test"]
+    layers: list[int]
+    heads: list[int]
+    bins: int
+
+
+def maps(study: Study, model: Model) -> AttentionMaps:
+    """Look at `model` on examples of test.
+
+    Where rows are averaged a number is the weight that a query of the row puts on all keys of the
+    column.
+    """
+    part, shape = study.parts["test"], study.model
     batch = part.take(np.arange(min(LOOKED_AT, len(part))))
-    fixed = any(a.traits.fixed_length for heads in model.genotype.layers for a in heads)
-    longest = run.model.length if fixed else TOKENS
+    longest = TOKENS
+    if any(a.traits.fixed_length for heads in model.genotype.layers for a in heads):
+        longest = shape.length
     chosen = [] if longest > TOKENS else _choose(batch)
-    look = jax.jit(
-        mapper(run.model, model.genotype),
-        compiler_options=QUICK if jax.default_backend() == "cpu" else None,
-    )
-    layers, heads, bins = _fit(
-        run.model.layers, run.model.heads, max(len(chosen), 1) * run.model.inputs
-    )
+    look = jax.jit(mapper(shape, model.genotype), compiler_options=quick_options())
+    frame = _fit(shape.layers, shape.heads, max(len(chosen), 1) * shape.inputs)
     examples = []
     for i in chosen:
-        tokens, valid = batch["tokens"][i : i + 1], batch["valid"][i : i + 1, ..., :longest]
-        tokens = tokens[:, :longest] if run.model.features else tokens[..., :longest]
-        found = look(model.weights, tokens, valid)
-        weights = np.asarray(found.weights[np.array(layers)][:, :, np.array(heads)])
-        for d in range(run.model.inputs):
-            ids, there = (a[0, d] if run.model.inputs == 2 else a[0] for a in (tokens, valid))
-            examples.append(
-                _example(run, ids, there, weights[:, d], bins, d)
-                | _answer(run, batch["label"][i], np.asarray(found.logits)[0])
-            )
-    data = {
-        "seed": model.seed,
-        "step": model.step,
-        "part": "test",
-        "layers": layers,
-        "heads": heads,
-        "examples": examples,
-    }
-    write_json(run.file("attention.json"), data)
-    return data
+        tokens, valid = _cut(study, batch, i, longest)
+        maps_of = look(model.weights, tokens, valid)
+        layers, heads = np.array(frame.layers), np.array(frame.heads)
+        weights = np.asarray(maps_of.weights[layers][:, :, heads])  # [L, documents, H, N, N]
+        label, answer = _answer(study, batch["label"][i], np.asarray(maps_of.logits)[0])
+        for document in range(shape.inputs):
+            ids, exists = tokens[0], valid[0]
+            if shape.inputs == 2:
+                ids, exists = ids[document], exists[document]
+            own = weights[:, document]
+            name, tokens_of, data = _example(study, ids, exists, own, frame.bins)
+            if shape.inputs == 2:
+                name += f" (document {document + 1})"
+            examples.append(MapExample(name, tuple(tokens_of), data, label, answer))
+    layers_shown, heads_shown = tuple(frame.layers), tuple(frame.heads)
+    return AttentionMaps(model.seed, model.step, "test", layers_shown, heads_shown, tuple(examples))
 
 
-def _choose(batch: dict[str, np.ndarray]) -> list[int]:
+def _cut(study: Study, batch: Batch, i: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and valid of one example, as a batch, cut to the longest that is looked at."""
+    tokens, valid = batch["tokens"][i : i + 1], batch["valid"][i : i + 1, ..., :longest]
+    if study.model.features:
+        return tokens[:, :longest], valid  # [1, N, F]
+    return tokens[..., :longest], valid
+
+
+def _choose(batch: Batch) -> list[int]:
     """Numbers of examples to show: short ones, of different labels."""
-    sizes = batch["valid"].sum(-1).reshape(len(batch["label"]), -1).max(1)
-    order = sorted(range(len(sizes)), key=lambda i: (sizes[i] > BINS, i))
-    labels: set[Any] = set()
+    count = len(batch["label"])
+    sizes = batch["valid"].sum(-1).reshape(count, -1).max(1)
+    order = sorted(range(count), key=lambda i: (sizes[i] > BINS, i))
+    order = [i for i in order if sizes[i] > 0]
+    labels: set[bytes | int] = set()
     chosen: list[int] = []
     for i in order:
-        label = batch["label"][i].tobytes() if batch["label"].ndim == 1 else i
-        if label not in labels and sizes[i] > 0 and len(chosen) < EXAMPLES:
+        # Where every token has a label, examples count as different.
+        label: bytes | int = i
+        if batch["label"].ndim == 1:
+            label = batch["label"][i].tobytes()
+        if label not in labels and len(chosen) < EXAMPLES:
             labels.add(label)
             chosen.append(i)
-    return chosen + [i for i in order if i not in chosen and sizes[i] > 0][: EXAMPLES - len(chosen)]
+    spare = [i for i in order if i not in chosen]
+    return chosen + spare[: EXAMPLES - len(chosen)]
 
 
-def _fit(layers: int, heads: int, examples: int) -> tuple[list[int], list[int], int]:
-    """Which layers and heads are shown, and rows of a map, so that all have at most `NUMBERS`
-    numbers."""
-
-    def spaced(n: int, most: int) -> list[int]:
-        return sorted({round(x) for x in np.linspace(0, n - 1, min(n, most))})
-
+def _fit(layers: int, heads: int, examples: int) -> Frame:
+    """Layers, heads and rows so that all maps together have at most `NUMBERS` numbers."""
     most = max(NUMBERS // (examples * 24 * 24), 1)
-    shown_heads = spaced(heads, min(heads, most))
-    shown_layers = spaced(layers, max(most // len(shown_heads), 1))
-    maps = examples * len(shown_layers) * len(shown_heads)
-    return shown_layers, shown_heads, int(min(BINS, np.sqrt(NUMBERS / maps)))
+    heads_shown = _spaced(heads, most)
+    layers_shown = _spaced(layers, max(most // len(heads_shown), 1))
+    count = examples * len(layers_shown) * len(heads_shown)
+    return Frame(layers_shown, heads_shown, int(min(BINS, np.sqrt(NUMBERS / count))))
+
+
+def _spaced(n: int, most: int) -> list[int]:
+    """At most `most` of n numbers, evenly spaced."""
+    return sorted({round(x) for x in np.linspace(0, n - 1, min(n, most))})
 
 
 def _example(
-    run: Run, ids: np.ndarray, valid: np.ndarray, weights: np.ndarray, bins: int, document: int
-) -> dict[str, Any]:
-    """One document's names of rows and its maps; `weights` `[L, H, N, N]` of the padded
-    document."""
-    cls = int(run.model.pooling == "cls")
+    study: Study, ids: np.ndarray, valid: np.ndarray, weights: np.ndarray, bins: int
+) -> tuple[str, list[str], MapData]:
+    """One document's text, its names of rows and its maps; `weights` `[L, H, N, N]` is padded."""
+    cls = int(study.model.pooling == "cls")
     n = int(valid.sum())
-    words = []
-    if not run.model.features:
-        text = run.fitted.decode(ids[:n].tolist())
-        words = ["CLS"] * cls + [run.fitted.decode([int(i)]) or "?" for i in ids[:n]]
-    else:
-        text = f"{n} tokens of {run.model.features} numbers"
+    text, words = f"{n} tokens of {study.model.features} numbers", []
+    if not study.model.features:
+        text = study.fitted.decode(ids[:n].tolist())
+        words = ["CLS"] * cls
+        words += [study.fitted.decode([int(i)]) or "?" for i in ids[:n]]
+    if len(text) > LETTERS:
+        text = text[:LETTERS] + "..."
     n += cls
-    weights = weights[:, :, :n, :n]
     edges = np.unique(np.linspace(0, n, min(n, bins) + 1).round().astype(int))
-    if len(edges) - 1 < n:
-        weights = np.add.reduceat(weights, edges[:-1], -1)
-        weights = np.add.reduceat(weights, edges[:-1], -2) / np.diff(edges)[:, None]
-    names = [
-        words[a] if words and b == a + 1 else str(a) if b == a + 1 else f"{a}-{b - 1}"
-        for a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
-    ]
-    known = np.isfinite(weights).all((-1, -2), keepdims=True)
-    weights = np.where(known, weights, 0)
-    scale = np.asarray(np.abs(weights).max((-1, -2)))
-    whole = np.round(127 * weights / np.where(scale > 0, scale, 1)[..., None, None]).astype(np.int8)
-    which = f" (document {document + 1})" if run.model.inputs == 2 else ""
-    return {
-        "text": text[:LETTERS] + ("..." if len(text) > LETTERS else "") + which,
-        "tokens": names,
-        "maps": {
-            "scale": scale.astype(float).round(6),
-            "data": base64.b64encode(whole.tobytes()).decode(),
-        },
-    }
+    binned = _binned(weights[:, :, :n, :n], edges)
+    return text, _row_names(words, edges), _packed(binned)
 
 
-def _answer(run: Run, label: np.ndarray, logits: np.ndarray) -> dict[str, str]:
-    """The label and the model's answer, in words; nothing where every token has one."""
-    if run.metric.name == "r2":
-        value = getattr(run.fitted, "value", lambda x: x)
-        return {
-            "label": f"{float(value(float(label))):.4g}",
-            "answer": f"{float(value(float(logits[0]))):.4g}",
-        }
+def _binned(weights: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Sums over the keys and means over the queries between the edges."""
+    if len(edges) - 1 == weights.shape[-1]:
+        return weights
+    weights = np.add.reduceat(weights, edges[:-1], -1)
+    return np.add.reduceat(weights, edges[:-1], -2) / np.diff(edges)[:, None]
+
+
+def _row_names(words: list[str], edges: np.ndarray) -> list[str]:
+    names = []
+    for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        if stop > start + 1:
+            names.append(f"{start}-{stop - 1}")
+        elif words:
+            names.append(words[start])
+        else:
+            names.append(str(start))
+    return names
+
+
+def _packed(weights: np.ndarray) -> MapData:
+    """Weights as signed bytes and their scale; 0 where a head has no matrix."""
+    finite = np.isfinite(weights).all((-1, -2), keepdims=True)
+    weights = np.where(finite, weights, 0)
+    scale = np.asarray(np.abs(weights).max((-1, -2)))  # [L, H]
+    divisor = np.where(scale > 0, scale, 1)[..., None, None]
+    whole = np.round(127 * weights / divisor).astype(np.int8)
+    data = base64.b64encode(whole.tobytes()).decode()
+    return MapData(scale.astype(float).round(6), data)
+
+
+def _answer(study: Study, label: np.ndarray, logits: np.ndarray) -> tuple[str | None, str | None]:
+    """The label and the model's answer, in words; None where every token has one."""
+    if study.metric.name == "r2":
+        value = getattr(study.fitted, "value", lambda number: number)
+        return f"{float(value(float(label))):.4g}", f"{float(value(float(logits[0]))):.4g}"
     if np.ndim(label):
-        return {}
-    return {"label": run.task.labels[int(label)], "answer": run.task.labels[int(logits.argmax())]}
+        return None, None
+    labels = study.task.labels
+    return labels[int(label)], labels[int(logits.argmax())]
 
 
-def unpack(example: dict[str, Any], layers: int, heads: int) -> np.ndarray:
+def unpack(example: MapExample, layers: int, heads: int) -> np.ndarray:
     """The maps `[L, H, n, n]` of an example of `attention.json`."""
-    n, scale = len(example["tokens"]), np.array(example["maps"]["scale"])
-    whole = np.frombuffer(base64.b64decode(example["maps"]["data"]), np.int8).reshape(
-        layers, heads, n, n
-    )
-    return whole * scale[..., None, None] / 127
+    n = len(example.tokens)
+    raw = base64.b64decode(example.maps.data)
+    whole = np.frombuffer(raw, np.int8).reshape(layers, heads, n, n)
+    return whole * example.maps.scale[..., None, None] / 127

@@ -1,7 +1,7 @@
-"""Observe: what is measured of a search at each evaluation, beside its scores: its branches and its
-curvature."""
+"""Observe: what is measured of a search at each evaluation: its branches and its curvature."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from jax import Array
 
 from dartformer.attention import to_text
 from dartformer.models.branches import observer
-from dartformer.stages.study import Run
+from dartformer.stages.study import Study
 from dartformer.strategies import State
 from dartformer.strategies.curvature import dominant_eigenvalue
 
@@ -21,45 +21,87 @@ ITERATIONS = 8
 """Of Lanczos: the dominant eigenvalue is the first to be right, and each iteration costs about
 three search steps."""
 
-
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """On a CPU these halve the time to compile, of which there is more here than of running."""
 
 
-def observing(run: Run) -> Callable[[State], dict[str, np.ndarray]]:
-    """state -> `rms` and `gradient` `[L, K, H]` (see `Branches`), and `curvature`, a scalar, where
-    it can be had."""
-    config, part = run.config, run.parts["alphas"]
-    loss = run.metric.mean
-    strategy, net = run.supernet.strategy, run.supernet.network
+def quick_options() -> dict[str, Any] | None:
+    """Compiler options for a program that runs a few times."""
+    if jax.default_backend() == "cpu":
+        return QUICK
+    return None
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What branches and curvature of a state are like.
+
+    Attributes:
+      rms: of each branch's output, `[L, K, H]`; `[L, K]` as a mean over heads.
+      gradient: norm of the gradient of each branch's queries and keys, shaped as `rms`; NaN
+        without any weight.
+      curvature: the dominant eigenvalue of d2 L/d alpha2; None where there is none.
+    """
+
+    rms: np.ndarray
+    gradient: np.ndarray
+    curvature: float | None
+
+    def line(self) -> dict[str, Any]:
+        """As fields of a line of `metrics.jsonl`."""
+        fields: dict[str, Any] = {"branch_rms": self.rms, "branch_gradient": self.gradient}
+        if self.curvature is not None:
+            fields["curvature"] = self.curvature
+        return fields
+
+
+def observing(study: Study) -> Callable[[State], Observation]:
+    """state -> its observation, compiled."""
+    config, part = study.config.search, study.parts["alphas"]
+    loss = study.metric.mean
+    strategy, net = study.supernet.strategy, study.supernet.network
     batch = part.take(np.arange(min(EXAMPLES, len(part))))
-    quick = QUICK if jax.default_backend() == "cpu" else None
-    look = jax.jit(
-        observer(run.model, run.space, config.search.projections, loss, config.search.partial),
-        compiler_options=quick,
-    )
-    sharp = run.strategy.traits.alphas and not once(run)
+    branches = observer(study.model, study.space, config.projections, loss, config.partial)
+    look = jax.jit(branches, compiler_options=quick_options())
+    twice = study.strategy.traits.alphas and not first_order_only(study)
 
     def curvature(state: State, batch: Any) -> Array:
         def value(alphas: Array) -> Array:
             mixture = strategy.mixture(state._replace(alphas=alphas))
-            return loss(
-                net.apply(state.weights, batch["tokens"], batch["valid"], mixture), batch["label"]
-            )
+            logits = net.apply(state.weights, batch["tokens"], batch["valid"], mixture)
+            return loss(logits, batch["label"])
 
         return dominant_eigenvalue(jax.grad(value), state.alphas, jax.random.key(0), ITERATIONS)
 
-    mixture_of, curve = jax.jit(strategy.mixture), jax.jit(curvature, compiler_options=quick)
+    mixture_of = jax.jit(strategy.mixture)
+    curvature_of = jax.jit(curvature, compiler_options=quick_options())
 
-    def observe(state: State) -> dict[str, np.ndarray]:
-        seen: dict[str, Any] = look(state.weights, mixture_of(state), batch)._asdict()
-        if sharp:
-            seen["curvature"] = curve(state, batch)
-        return {k: np.asarray(v) for k, v in seen.items()}
+    def observe(state: State) -> Observation:
+        seen_branches = look(state.weights, mixture_of(state), batch)
+        rms, gradient = np.asarray(seen_branches.rms), np.asarray(seen_branches.gradient)
+        if not twice:
+            return Observation(rms, gradient, None)
+        return Observation(rms, gradient, float(curvature_of(state, batch)))
 
     return observe
 
 
-def once(run: Run) -> list[str]:
-    """The candidates that can be differentiated only once."""
-    return [to_text(a) for a in run.space.candidates if a.traits.order < 2]
+def mean_over_seeds(observations: Sequence[Observation]) -> Observation:
+    """Means over seeds and heads: `[L, K]` for branches (NaN without any weight)."""
+    # [S, L, K, H] -> [L, K]
+    rms = np.stack([one.rms for one in observations])
+    gradient = np.stack([one.gradient for one in observations])
+    alive = np.isfinite(gradient)
+    count = alive.sum((0, -1))
+    total = np.where(alive, gradient, 0).sum((0, -1))
+    mean_gradient = total / np.where(count, count, np.nan)
+    mean_rms = np.sqrt(np.mean(rms**2, (0, -1)))
+    curvatures = [one.curvature for one in observations if one.curvature is not None]
+    if not curvatures:
+        return Observation(mean_rms, mean_gradient, None)
+    return Observation(mean_rms, mean_gradient, float(np.mean(curvatures)))
+
+
+def first_order_only(study: Study) -> list[str]:
+    """The candidates that have no second derivative."""
+    return [to_text(one) for one in study.space.candidates if one.traits.order < 2]

@@ -1,37 +1,45 @@
-"""Profile: what models cost on this device, whole, by layer and by attention, beside the
-homogeneous ones."""
+"""Profile: what models cost on this device, whole, by layer and by attention."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 
 from dartformer import cost
 from dartformer.attention import to_text
+from dartformer.attention.base import Attention, Shape
 from dartformer.config import Config
 from dartformer.errors import InputError
-from dartformer.machine.workdir import write_json
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import transformer
+from dartformer.results import (
+    AttentionProfile,
+    Latency,
+    LayerPrice,
+    LayerProfile,
+    ModelProfile,
+    Profile,
+)
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
-from dartformer.stages.study import Run
+from dartformer.stages.layout import Workdir
+from dartformer.stages.study import Study
 
 DECODE = (
-    "decoding is priced by formula, as one more token after {length}: nothing here runs token by token, so that "
-    "no latency is measured{names}"
+    "decoding is priced by formula, as one more token after {length}: nothing here runs token by "
+    "token, so no latency is measured"
 )
-STUCK = "; these cannot be decoded, as a later token changes earlier outputs: "
+STUCK = "; these cannot decode, because a later token changes earlier outputs: {names}"
 
-ONE = ("found", "given", "exported")
+SINGLE = ("found", "given", "exported")
 """Names of what is profiled layer by layer; of homogeneous models one layer says all."""
 
 
 @dataclasses.dataclass(frozen=True)
 class At:
-    """Where costs are asked for.
+    """Where costs are measured.
 
     Attributes:
       batch: examples at once.
@@ -46,258 +54,300 @@ class At:
     phase: str = "forward"
     repeats: int = 20
 
+    @property
+    def decoding(self) -> bool:
+        """Whether costs are of one more token, by formula."""
+        return self.phase == "decode"
+
     def checked(self, config: TransformerConfig, genotypes: Mapping[str, Genotype]) -> "At":
-        """With the model's own length where none is given; raises `InputError` for what cannot
-        be."""
+        """With the model's own length as the default; raises `InputError` for impossible values."""
         lengths = self.lengths or (config.length,)
-        for name, value in (
-            ("batch", self.batch),
-            ("repeats", self.repeats),
-            *(("length", n) for n in lengths),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        _require_positive("batch", self.batch)
+        _require_positive("repeats", self.repeats)
+        for length in lengths:
+            _require_positive("length", length)
         cost.check_phase(self.phase)
         if max(lengths) > config.length:
             raise InputError(
-                f"the model takes at most {config.length} tokens, got a length of {max(lengths)}: set "
-                f"the task's length with --config."
+                f"the model takes at most {config.length} tokens, got a length of {max(lengths)}: "
+                f"set the task's length with --config."
             )
-        for one in {a: None for g in genotypes.values() for heads in g.layers for a in heads}:
-            if one.traits.fixed_length and set(lengths) != {config.length}:
+        foreign = [length for length in lengths if length != config.length]
+        for attention in _attentions(genotypes):
+            if attention.traits.fixed_length and foreign:
                 raise InputError(
-                    f"{to_text(one)} has parameters for {config.length} tokens alone, and cannot be "
-                    f"profiled at {', '.join(str(n) for n in lengths if n != config.length)}."
+                    f"{to_text(attention)} has parameters for {config.length} tokens only, and "
+                    f"cannot be profiled at {', '.join(map(str, foreign))}."
                 )
         return dataclasses.replace(self, lengths=lengths)
 
 
+def _require_positive(name: str, value: object) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a whole number of at least 1, got {value!r}.")
+
+
+def _attentions(genotypes: Mapping[str, Genotype]) -> Iterator[Attention]:
+    for genotype in genotypes.values():
+        for heads in genotype.layers:
+            yield from heads
+
+
+class Setting(NamedTuple):
+    """Sizes of a model, and where it is measured.
+
+    Attributes:
+      config: sizes.
+      at: batch, phase and repeats.
+      length: tokens of an example.
+    """
+
+    config: TransformerConfig
+    at: At
+    length: int
+
+    @property
+    def documents(self) -> int:
+        """Sequences at once: two of an example that compares documents."""
+        return self.at.batch * self.config.inputs
+
+    @property
+    def tokens(self) -> int:
+        """Of a sequence, with what the model adds, such as [CLS]."""
+        return self.length + self.config.tokens - self.config.length
+
+    def shape(self, heads: int) -> Shape:
+        """What an attention on a group of heads is given."""
+        kv_heads = -(-heads // self.config.sharing)
+        return self.config.attention_shape(
+            heads, kv_heads=kv_heads, batch=self.documents, length=self.tokens
+        )
+
+
+class Measurement(NamedTuple):
+    """What was measured of a compiled program; fields of a profile's row."""
+
+    latency_seconds: Latency
+    throughput: float
+    xla_temp_bytes: int
+    xla_flops: float | None
+
+
 def profile(
-    run: Run, genotype: Genotype, at: At | None = None, detail: bool = False
-) -> dict[str, Any]:
-    """The found genotype and the homogeneous ones, measured; writes `profile.json` in the
-    workdir."""
-    data = profile_all(run.model, {"found": genotype, **homogeneous(run.space)}, at or At(), detail)
-    write_json(run.file("profile.json"), data)
+    study: Study,
+    workdir: Workdir,
+    genotype: Genotype,
+    at: At | None = None,
+    detail: bool = False,
+) -> Profile:
+    """The found genotype and the homogeneous ones, measured; writes `profile.json`."""
+    named = {"found": genotype, **homogeneous(study.space)}
+    data = profile_all(study.model, named, at or At(), detail)
+    data = dataclasses.replace(data, identity=dict(study.model_identity(genotype)))
+    workdir.write(workdir.profile, data)
     return data
 
 
 def homogeneous(space: SearchSpace) -> dict[str, Genotype]:
     """A search space by its homogeneous models."""
-    return {str(g): g for g in space.homogeneous()}
+    return {str(genotype): genotype for genotype in space.homogeneous()}
 
 
 def profile_all(
     config: TransformerConfig, named: Mapping[str, Genotype], at: At, detail: bool
-) -> dict[str, Any]:
+) -> Profile:
     """Profile genotypes of one size.
 
     Args:
       config: sizes.
-      named: genotypes by name; of those in `ONE` every layer is looked at, of a search space one
+      named: genotypes by name; of those in `SINGLE` every layer is measured, of a search space one
         layer of each.
       at: batch, lengths, phase.
       detail: measure each layer, and each attention on its group of heads, too.
-
-    Returns:
-      "device", "batch", "length", "phase", "dtype"; "models", "attentions" and "layers", a list of
-      rows each; "sweep", rows of every model at every length where there are several.
     """
     at = at.checked(config, named)
-    length = at.lengths[0]
-    groups = {
-        (a, len(heads)): None
-        for g in named.values()
-        for l in range(config.layers)
-        for a, heads in g.groups(l)
-    }
-    data: dict[str, Any] = {
-        "device": cost.device(),
-        "jax": jax.__version__,
-        "batch": at.batch,
-        "length": length,
-        "phase": at.phase,
-        "dtype": config.dtype,
-        "models": [whole(config, n, g, at, length, detail) for n, g in named.items()],
-        "attentions": [by_attention(config, a, n, at, length, detail) for a, n in groups],
-    }
-    if at.phase == "decode":
-        stuck = sorted({to_text(a) for a, _ in groups if not cost.decodes(a)})
-        data["note"] = DECODE.format(length=length, names=STUCK + ", ".join(stuck) if stuck else "")
-    if detail:
-        data["layers"] = [
-            row
-            for name, g in named.items()
-            if name in ONE or not any(n in named for n in ONE)
-            for row in by_layer(config, g, at, length)[: None if name in ONE else 1]
-        ]
-        if len(at.lengths) > 1:
-            data["sweep"] = [
-                whole(config, n, g, at, one, False) for one in at.lengths for n, g in named.items()
-            ]
-    return data
+    setting = Setting(config, at, at.lengths[0])
+    groups = _groups(named.values())
+    data = Profile(
+        cost.device(),
+        jax.__version__,
+        at.batch,
+        setting.length,
+        at.phase,
+        config.dtype,
+        tuple(whole(setting, name, genotype, detail) for name, genotype in named.items()),
+        tuple(by_attention(setting, attention, heads, detail) for attention, heads in groups),
+    )
+    if at.decoding:
+        data = dataclasses.replace(data, note=_note(setting.length, groups))
+    if not detail:
+        return data
+    layers = []
+    alone = any(name in named for name in SINGLE)
+    for name, genotype in named.items():
+        if name in SINGLE:
+            layers += by_layer(setting, genotype)
+        elif not alone:
+            layers += by_layer(setting, genotype)[:1]
+    data = dataclasses.replace(data, layers=tuple(layers))
+    if len(at.lengths) < 2:
+        return data
+    sweep = []
+    for length in at.lengths:
+        for name, genotype in named.items():
+            sweep.append(whole(Setting(config, at, length), name, genotype, False))
+    return dataclasses.replace(data, sweep=tuple(sweep))
 
 
-def whole(
-    config: TransformerConfig, name: str, genotype: Genotype, at: At, length: int, useful: bool
-) -> dict[str, Any]:
-    """The row of a whole model; with the FLOPs that are `useful`, which takes a second for each
-    type."""
-    documents, n = at.batch * config.inputs, length + config.tokens - config.length
-    layers = [
-        cost.attention_cost(config, genotype, l, batch=documents, length=n)
-        for l in range(config.layers)
-    ]
-    parts = [
-        _shaped(config, a, len(heads), documents, n)
-        for l in range(config.layers)
-        for a, heads in genotype.groups(l)
-    ]
-    executed = cost.flops(config, genotype, batch=at.batch, length=n)
-    row: dict[str, Any] = {
-        "name": name,
-        "genotype": genotype.to_dict()["layers"],
-        "batch": at.batch,
-        "length": length,
-        "parameters": cost.model_parameters(transformer(config, genotype)),
-        "flops": executed,
-        **(
-            {"useful_flops": _useful(config, parts, executed)}
-            if useful and at.phase != "decode"
-            else {}
-        ),
-        "attention_activation_bytes": max(c.activation_bytes for c in layers),
-        "attention_training_bytes": sum(
-            cost.training_bytes(a, s, causal=config.causal) for a, s in parts
-        ),
-        "state_bytes": sum(c.state_bytes for c in layers),
-        "layers": [
-            {"flops": c.flops, "activation_bytes": c.activation_bytes, "state_bytes": c.state_bytes}
-            for c in layers
-        ],
-    }
-    if at.phase == "decode":
-        able = all(cost.decodes(a) for a, _ in parts)
-        return {
-            **row,
-            "decodes": able,
-            "latency_seconds": None,
-            "throughput": None,
-            "flops": cost.decoding_flops(config, genotype, batch=documents, length=n)
-            if able
-            else None,
-        }
-    return {
-        **row,
-        **_measured(
-            cost.model(
-                config, genotype, batch=at.batch, length=length, phase=at.phase, repeats=at.repeats
-            ),
-            at.batch,
-        ),
-    }
+def _groups(genotypes: Iterable[Genotype]) -> list[tuple[Attention, int]]:
+    """Each attention with each number of heads that it has in a layer, once."""
+    groups: dict[tuple[Attention, int], None] = {}
+    for genotype in genotypes:
+        for layer in range(len(genotype.layers)):
+            for attention, heads in genotype.groups(layer):
+                groups[attention, len(heads)] = None
+    return list(groups)
 
 
-def _useful(
-    config: TransformerConfig, parts: list[tuple[Any, Any]], executed: float
-) -> float | None:
+def _note(length: int, groups: list[tuple[Attention, int]]) -> str:
+    note = DECODE.format(length=length)
+    stuck = sorted({to_text(a) for a, _ in groups if not cost.decodes(a)})
+    if stuck:
+        note += STUCK.format(names=", ".join(stuck))
+    return note
+
+
+def whole(setting: Setting, name: str, genotype: Genotype, useful: bool) -> ModelProfile:
+    """The row of a whole model.
+
+    With the FLOPs that are `useful`, which takes a second for each attention.
+    """
+    config, at = setting.config, setting.at
+    documents, tokens = setting.documents, setting.tokens
+    layers, shapes = [], []
+    for layer in range(config.layers):
+        layers.append(cost.attention_cost(config, genotype, layer, batch=documents, length=tokens))
+        for attention, heads in genotype.groups(layer):
+            shapes.append((attention, setting.shape(len(heads))))
+    training = [cost.training_bytes(a, shape, causal=config.causal) for a, shape in shapes]
+    executed = cost.flops(config, genotype, batch=at.batch, length=tokens)
+    row = ModelProfile(
+        name,
+        tuple(tuple(heads) for heads in genotype.to_dict()["layers"]),
+        at.batch,
+        setting.length,
+        cost.model_parameters(transformer(config, genotype)),
+        executed,
+        max(layer.activation_bytes for layer in layers),
+        sum(training),
+        sum(layer.state_bytes for layer in layers),
+        tuple(LayerPrice(one.flops, one.activation_bytes, one.state_bytes) for one in layers),
+        latency_seconds=None,
+        throughput=None,
+    )
+    if at.decoding:
+        able = all(cost.decodes(attention) for attention, _ in shapes)
+        flops = None
+        if able:
+            flops = cost.decoding_flops(config, genotype, batch=documents, length=tokens)
+        return dataclasses.replace(row, decodes=able, flops=flops)
+    if useful:
+        wasted = _wasted(config, shapes)
+        if wasted is not None:
+            row = dataclasses.replace(row, useful_flops=executed - wasted)
+    measured = cost.model(
+        config,
+        genotype,
+        batch=at.batch,
+        length=setting.length,
+        phase=at.phase,
+        repeats=at.repeats,
+    )
+    return dataclasses.replace(row, **_measured(measured, at.batch)._asdict())
+
+
+def _wasted(config: TransformerConfig, shapes: list[tuple[Attention, Shape]]) -> float | None:
+    """FLOPs on what masks leave out; None where that is not known of an attention."""
     wasted = 0.0
-    for attention, shape in parts:
+    for attention, shape in shapes:
         useful = cost.useful_flops(attention, shape, causal=config.causal)
         if useful is None:
             return None
         wasted += attention.cost(shape).flops - useful
-    return executed - wasted
+    return wasted
 
 
-def _shaped(
-    config: TransformerConfig, attention: Any, heads: int, documents: int, n: int
-) -> tuple[Any, Any]:
-    return attention, config.attention_shape(
-        heads, kv_heads=-(-heads // config.sharing), batch=documents, length=n
-    )
-
-
-def _measured(found: cost.Measured, batch: int) -> dict[str, Any]:
-    return {
-        "latency_seconds": found.seconds._asdict(),
-        "throughput": batch / found.seconds.median,
-        "xla_temp_bytes": found.temp_bytes,
-        "xla_flops": found.xla_flops,
-    }
+def _measured(measured: cost.Measured, batch: int) -> Measurement:
+    latency = Latency(*measured.seconds)
+    return Measurement(latency, batch / latency.median, measured.temp_bytes, measured.xla_flops)
 
 
 def by_attention(
-    config: TransformerConfig, attention: Any, heads: int, at: At, length: int, measure: bool
-) -> dict[str, Any]:
+    setting: Setting, attention: Attention, heads: int, measure: bool
+) -> AttentionProfile:
     """The row of one attention on a group of heads, projections excluded."""
-    documents, n = at.batch * config.inputs, length + config.tokens - config.length
-    _, shape = _shaped(config, attention, heads, documents, n)
-    found = attention.cost(shape)
-    row = {
-        "attention": to_text(attention),
-        "heads": heads,
-        "parameters": found.parameters,
-        "flops": found.flops,
-        "activation_bytes": found.activation_bytes,
-        "state_bytes": found.state_bytes,
-        "training_bytes": cost.training_bytes(attention, shape, causal=config.causal),
-        "decodes": cost.decodes(attention),
-    }
-    if measure and at.phase != "decode":
-        row["useful_flops"] = cost.useful_flops(attention, shape, causal=config.causal)
-        row.update(
-            _measured(
-                cost.attention(
-                    config,
-                    attention,
-                    heads,
-                    batch=at.batch,
-                    length=n,
-                    phase=at.phase,
-                    repeats=at.repeats,
-                ),
-                at.batch,
-            )
-        )
-    return row
+    config, at, shape = setting.config, setting.at, setting.shape(heads)
+    price = attention.cost(shape)
+    row = AttentionProfile(
+        to_text(attention),
+        heads,
+        price.parameters,
+        price.flops,
+        price.activation_bytes,
+        price.state_bytes,
+        cost.training_bytes(attention, shape, causal=config.causal),
+        cost.decodes(attention),
+    )
+    if not measure or at.decoding:
+        return row
+    useful = cost.useful_flops(attention, shape, causal=config.causal)
+    measured = cost.attention(
+        config,
+        attention,
+        heads,
+        batch=at.batch,
+        length=setting.tokens,
+        phase=at.phase,
+        repeats=at.repeats,
+    )
+    fields = _measured(measured, at.batch)._asdict()
+    return dataclasses.replace(row, useful_flops=useful, **fields)
 
 
-def by_layer(
-    config: TransformerConfig, genotype: Genotype, at: At, length: int
-) -> list[dict[str, Any]]:
+def by_layer(setting: Setting, genotype: Genotype) -> list[LayerProfile]:
     """A row for each layer of a genotype: its whole block; equal layers are measured once."""
-    documents, n = at.batch * config.inputs, length + config.tokens - config.length
-    rows: list[dict[str, Any]] = []
-    known: dict[Any, dict[str, Any]] = {}
-    for l in range(config.layers):
-        heads = genotype.layers[l]
-        if heads not in known:
-            found = cost.attention_cost(config, genotype, l, batch=documents, length=n)
-            known[heads] = {
-                "attentions": genotype.describe_layer(l),
-                "attention_parameters": found.parameters,
-                "attention_flops": found.flops,
-                "attention_activation_bytes": found.activation_bytes,
-                "state_bytes": found.state_bytes,
-            }
-            if at.phase != "decode":
-                known[heads].update(
-                    _measured(
-                        cost.layer(
-                            config,
-                            genotype,
-                            l,
-                            batch=at.batch,
-                            length=n,
-                            phase=at.phase,
-                            repeats=at.repeats,
-                        ),
-                        at.batch,
-                    )
-                )
-        rows.append({"layer": l, **known[heads]})
+    rows: list[LayerProfile] = []
+    measured: dict[tuple[Attention, ...], LayerProfile] = {}
+    for layer, heads in enumerate(genotype.layers):
+        if heads not in measured:
+            measured[heads] = _layer(setting, genotype, layer)
+        rows.append(dataclasses.replace(measured[heads], layer=layer))
     return rows
+
+
+def _layer(setting: Setting, genotype: Genotype, layer: int) -> LayerProfile:
+    config, at, tokens = setting.config, setting.at, setting.tokens
+    price = cost.attention_cost(config, genotype, layer, batch=setting.documents, length=tokens)
+    row = LayerProfile(
+        layer,
+        genotype.describe_layer(layer),
+        price.parameters,
+        price.flops,
+        price.activation_bytes,
+        price.state_bytes,
+    )
+    if at.decoding:
+        return row
+    measured = cost.layer(
+        config,
+        genotype,
+        layer,
+        batch=at.batch,
+        length=tokens,
+        phase=at.phase,
+        repeats=at.repeats,
+    )
+    return dataclasses.replace(row, **_measured(measured, at.batch)._asdict())
 
 
 def parse_lengths(text: str) -> tuple[int, ...]:
@@ -310,10 +360,10 @@ def parse_lengths(text: str) -> tuple[int, ...]:
         ) from None
 
 
-def profile_asked(config: Config, given: Mapping[str, Genotype], at: At) -> dict[str, Any]:
-    """Genotypes that are named, or the search space of a config where none is, and no workdir."""
-    genotypes = given or homogeneous(config.search_space)
-    return profile_all(config.transformer, genotypes, at, True)
+def profile_asked(config: Config, genotypes: Mapping[str, Genotype], at: At) -> Profile:
+    """Profile without a workdir: the genotypes, or the search space of the config."""
+    named = genotypes or homogeneous(config.search_space)
+    return profile_all(config.transformer, named, at, True)
 
 
 def read_genotype(file: str | Path) -> Genotype:

@@ -1,8 +1,8 @@
-"""Retrain: a genotype from scratch, once for each seed, on all of train; the same for the
-baselines."""
+"""Retrain: a genotype from scratch, once for each seed, on all of train; and the baselines."""
 
-import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,19 @@ from dartformer.attention import to_text
 from dartformer.config import Config
 from dartformer.data.batches import batches
 from dartformer.errors import InputError
+from dartformer.machine.identity import Identity, different, require_same
 from dartformer.machine.progress import say
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import Weights
+from dartformer.results import ModelScores
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
-from dartformer.stages.study import Run
+from dartformer.stages.layout import FOUND, Workdir, baseline_folder
+from dartformer.stages.study import Study, genotype_identity, genotype_key
 from dartformer.tasks.base import Task
 from dartformer.training import optimizer
 from dartformer.training.checkpoint import Checkpoints
-from dartformer.training.loop import Schedule, fit
+from dartformer.training.loop import Fitted, fit
 from dartformer.training.metric import find
 from dartformer.training.step import TrainState, begin
 
@@ -37,80 +40,172 @@ class Model:
     seed: int
     step: int
     valid: dict[str, float]
+    identity: Identity = field(default_factory=dict)
 
 
-def retrain(run: Run, genotype: Genotype, folder: str = "retrain") -> list[Model]:
+def retrain(study: Study, workdir: Workdir, genotype: Genotype, folder: str = FOUND) -> list[Model]:
     """Train `genotype` from scratch for every seed of `retrain.seeds`; raises what `fit` raises.
 
     Each seed gives its own initial weights and order of examples. The weights kept are the last
-    ones, or those that are best on valid, as `retrain.select` says."""
-    config = run.config.retrain
-    net, chain, step, evaluator = run.program(genotype)
-    models, seconds = [], []
-    for seed in config.seeds:
-        where = run.file(f"{folder}/seed{seed}")
-
-        def evaluate(state: TrainState) -> dict[str, float]:
-            return evaluator(state.weights, run.parts["valid"])
-
-        fitted = fit(
-            f"{folder} seed {seed}",
-            step,
-            begin(net, chain, seed),
-            batches(run.parts["train"], run.config.data.batch_size, seed, run.config.data.buckets),
-            Schedule(
-                config.steps,
-                run.config.log.every,
-                run.config.log.eval_every,
-                run.config.log.checkpoint_every,
-                run.config.log.trackers,
-            ),
-            where,
-            evaluate=evaluate,
-            rates={"rate": optimizer.schedule(config.optimizer, config.steps)},
-            metric=run.metric,
-        )
-        state, valid = fitted.state, fitted.evaluations[-1]
-        if config.select == "best":
-            with Checkpoints(where / "checkpoints") as checkpoints:
-                best = checkpoints.best(begin(net, chain, seed))
-            if best is not None:
-                state = best.state
-                valid = next(e for e in fitted.evaluations if e["step"] == best.step)
-        models.append(
-            Model(
-                run.config,
-                run.fitted,
-                run.model,
-                genotype,
-                state.weights,
-                seed,
-                int(state.step),
-                valid,
-            )
-        )
-        seconds.append((fitted.seconds, fitted.compile_seconds))
-    _remember(run, folder, seconds)
+    ones, or those that are best on valid, as `retrain.select` says. Where another genotype was
+    trained in `folder`, that training is moved to `superseded/`.
+    """
+    _make_room(study, workdir, genotype, folder)
+    models, seconds, compile_seconds = [], 0.0, 0.0
+    for seed in study.config.retrain.seeds:
+        fitted = _fit(study, workdir, genotype, folder, seed)
+        models.append(_selected(study, workdir, genotype, folder, seed, fitted))
+        seconds += fitted.seconds
+        compile_seconds = max(compile_seconds, fitted.compile_seconds)
+    workdir.record_seconds({folder: seconds, f"{folder}.compile": compile_seconds})
     return models
 
 
-def _remember(run: Run, folder: str, seconds: list[tuple[float, float]]) -> None:
-    results = run.results()
-    spent: dict[str, Any] = results.get("seconds", {})
-    spent[folder] = sum(s for s, _ in seconds)
-    spent[f"{folder}.compile"] = max(c for _, c in seconds)
-    run.record(seconds=spent)
+def _fit(
+    study: Study, workdir: Workdir, genotype: Genotype, folder: str, seed: int
+) -> Fitted[TrainState]:
+    config, data = study.config.retrain, study.config.data
+    net, chain, step, evaluator = study.program(genotype)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        return evaluator(state.weights, study.parts["valid"])
+
+    return fit(
+        f"{folder} seed {seed}",
+        step,
+        begin(net, chain, seed),
+        batches(study.parts["train"], data.batch_size, seed, data.buckets),
+        study.schedule(config.steps),
+        workdir.training(folder, seed),
+        evaluate=evaluate,
+        rates={"rate": optimizer.schedule(config.optimizer, config.steps)},
+        metric=study.metric,
+        identity=study.training_identity(genotype),
+    )
+
+
+def _selected(
+    study: Study,
+    workdir: Workdir,
+    genotype: Genotype,
+    folder: str,
+    seed: int,
+    fitted: Fitted[TrainState],
+) -> Model:
+    """The last weights, or those that are best on valid."""
+    state, valid = fitted.state, fitted.evaluations[-1]
+    if study.config.retrain.select == "best":
+        net, chain, _, _ = study.program(genotype)
+        with Checkpoints(_checkpoints(workdir, folder, seed)) as checkpoints:
+            best = checkpoints.best(begin(net, chain, seed))
+        if best is not None:
+            state = best.state
+            valid = next(line for line in fitted.evaluations if line["step"] == best.step)
+    return Model(
+        study.config,
+        study.fitted,
+        study.model,
+        genotype,
+        state.weights,
+        seed,
+        int(state.step),
+        valid,
+        study.training_identity(genotype),
+    )
+
+
+def _checkpoints(workdir: Workdir, folder: str, seed: int) -> Path:
+    return workdir.training(folder, seed) / "checkpoints"
+
+
+# Which genotype was trained where.
+
+
+def saved_identity(study: Study, workdir: Workdir, folder: str) -> Identity | None:
+    """What the training in `folder` belongs to; None where there is no checkpoint yet."""
+    saved: Identity | None = None
+    for seed in study.config.retrain.seeds:
+        checkpoints = _checkpoints(workdir, folder, seed)
+        if not (checkpoints / "steps").is_dir():
+            continue
+        with Checkpoints(checkpoints) as opened:
+            identity = opened.identity()
+        if identity:
+            return identity
+        saved = {}
+    return saved
+
+
+def _make_room(study: Study, workdir: Workdir, genotype: Genotype, folder: str) -> None:
+    """Move the training of another genotype out of the way, and an earlier one of this back."""
+    saved = saved_identity(study, workdir, folder)
+    if saved is None:
+        if not (workdir.path / folder).exists():
+            workdir.restore(folder, genotype_key(genotype))
+        return
+    if not saved:
+        saved = _recorded_identity(workdir, folder)
+    now = study.training_identity(genotype)
+    if different(saved, now) != ["genotype"]:
+        where = workdir.path / folder
+        remedy = f"Use a new workdir, or delete {where}."
+        require_same(saved, now, f"the training in {where}", remedy)
+        return
+    name, _, key = saved["genotype"].rpartition(" [")
+    target = workdir.supersede(folder, key.rstrip("]"))
+    say(f"{folder} held a training of {name}, which was moved to {target}")
+    if not (workdir.path / folder).exists():
+        workdir.restore(folder, genotype_key(genotype))
+
+
+def _recorded_identity(workdir: Workdir, folder: str) -> Identity:
+    """The genotype of a training by version 0.1.0, whose checkpoints do not name it."""
+    results = workdir.read_results()
+    if folder == FOUND:
+        # Version 0.1.0 trained what this file says.
+        if not workdir.genotype.exists():
+            where = workdir.path / folder
+            raise InputError(
+                f"{where} was trained by dartformer 0.1.0, which did not note the genotype, and "
+                f"there is no {workdir.genotype}. Use a new workdir, or delete {where}."
+            )
+        return {"genotype": genotype_identity(workdir.read_genotype())}
+    for name, scores in (results.baselines or {}).items():
+        if baseline_folder(name) == folder and isinstance(scores, ModelScores):
+            genotype = Genotype.from_dict(scores.genotype.to_dict())
+            return {"genotype": genotype_identity(genotype)}
+    return {}
+
+
+def require_trained(study: Study, workdir: Workdir, genotype: Genotype) -> None:
+    """Raise `InputError` unless every seed has been trained to the end from this genotype."""
+    steps = study.config.retrain.steps
+    for seed in study.config.retrain.seeds:
+        if not (_checkpoints(workdir, FOUND, seed) / "steps" / str(steps)).exists():
+            raise InputError(
+                f"seed {seed} is not trained to step {steps} in {workdir.path}: run "
+                f"`dartformer retrain` first."
+            )
+    saved = saved_identity(study, workdir, FOUND) or {}
+    where = workdir.path / FOUND
+    remedy = "Run `dartformer retrain` first."
+    require_same(saved, study.training_identity(genotype), f"the training in {where}", remedy)
+
+
+# Baselines.
 
 
 def baseline_genotypes(config: Config, space: SearchSpace, found: Genotype) -> dict[str, Genotype]:
-    """Names and genotypes of the baselines the config asks for: `homogeneous.<spec>` for every
-    candidate, `random`, and `uniform_mixing`, which is all candidates side by side.
+    """Names and genotypes of the baselines that the config selects.
 
-    The random genotype is drawn from the space by the config's seed, again until it differs from
-    the found one where the space has another."""
+    They are `homogeneous.<text>` for every candidate, `random`, and `uniform_mixing`, which is all
+    candidates side by side. The random genotype is drawn from the space by the config's seed, again
+    until it differs from the found one where the space has another.
+    """
     named = {}
     if config.baselines.homogeneous:
-        named.update({f"homogeneous.{to_text(g.layers[0][0])}": g for g in space.homogeneous()})
+        for genotype in space.homogeneous():
+            named[f"homogeneous.{to_text(genotype.layers[0][0])}"] = genotype
     if config.baselines.random:
         rng = np.random.default_rng(config.seed)
         drawn = space.random(rng)
@@ -122,38 +217,31 @@ def baseline_genotypes(config: Config, space: SearchSpace, found: Genotype) -> d
     return named
 
 
-def baseline_folder(name: str) -> str:
-    """Where the baseline `name` is trained."""
-    return f"baselines/{re.sub(r'[^A-Za-z0-9_.=-]+', '_', name).strip('_')}"
+def retrain_baselines(
+    study: Study, workdir: Workdir, models: Sequence[Model]
+) -> dict[str, list[Model]]:
+    """The baselines, trained as the found genotype was.
 
-
-def retrain_baselines(run: Run, found: Genotype, models: list[Model]) -> dict[str, list[Model]]:
-    """The baselines, trained as the found genotype was; one that *is* the found genotype is not
-    trained twice."""
-    done: dict[Genotype, list[Model]] = {found: models}
+    One that is the found genotype, or another baseline's, is not trained twice.
+    """
+    genotype = models[0].genotype
+    trained: dict[Genotype, list[Model]] = {genotype: list(models)}
     named = {}
-    for name, genotype in baseline_genotypes(run.config, run.space, found).items():
-        if genotype in done:
+    for name, baseline in baseline_genotypes(study.config, study.space, genotype).items():
+        if baseline in trained:
             say(f"baseline {name}: the same genotype is already trained")
         else:
-            done[genotype] = retrain(run, genotype, baseline_folder(name))
-        named[name] = done[genotype]
+            trained[baseline] = retrain(study, workdir, baseline, baseline_folder(name))
+        named[name] = trained[baseline]
     return named
 
 
-def best(models: list[Model]) -> Model:
+def best(models: Sequence[Model]) -> Model:
     """The model that is best on valid by the task's metric, of equals the first."""
     metric = find(models[0].task.traits.metric)
     return max(models, key=lambda model: metric.objective(model.valid))
 
 
-def require_trained(run: Run, folder: str = "retrain") -> None:
-    """Raise `InputError` unless every seed has been trained to the end."""
-    for seed in run.config.retrain.seeds:
-        if not run.file(
-            f"{folder}/seed{seed}/checkpoints/steps/{run.config.retrain.steps}"
-        ).exists():
-            raise InputError(
-                f"seed {seed} is not trained to step {run.config.retrain.steps} in "
-                f"{run.workdir.path}: run `dartformer retrain` first."
-            )
+def scores_by_seed(models: Sequence[Model]) -> list[Mapping[str, Any]]:
+    """Each seed's scores on valid, with its number."""
+    return [{"seed": model.seed, **model.valid} for model in models]

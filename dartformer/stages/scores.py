@@ -1,73 +1,66 @@
-"""Scores: how every example of test was answered by every model, kept so that runs can be compared
-pair by pair."""
+"""Scores: how every model answered every test example, so that runs can be compared by pairs."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dartformer.data.splits import Split, in_order
-from dartformer.machine.workdir import read_json, write_json
-from dartformer.stages.study import Run
+from dartformer.machine.identity import LETTERS, Identity
+from dartformer.results import ExampleScores
+from dartformer.stages.layout import Layout
+from dartformer.stages.study import Study
 
-FILE = "test_scores.json"
+DIGITS = 6
+"""Significant digits of a loss that are kept."""
 
 
-def write(run: Run, each: dict[str, list[dict[str, np.ndarray]]]) -> None:
-    """Write `test_scores.json`.
+def record(
+    study: Study, models: Mapping[str, Sequence[Mapping[str, np.ndarray]]], identity: Identity
+) -> ExampleScores:
+    """What `test_scores.json` holds.
 
     Args:
-      run: whose test part was read.
-      each: for every model, for every seed, what `Evaluator.per_example` gives.
+      study: whose test part was read.
+      models: for every model, for every seed, what `Evaluator.per_example` gives.
+      identity: of the evaluation.
     """
-    score = "accuracy" if run.metric.name == "accuracy" else "loss"
-    write_json(
-        run.file(FILE),
-        {
-            "score": score,
-            "higher": score == "accuracy",
-            "examples": len(run.parts["test"]),
-            "fingerprint": fingerprint(run.parts["test"]),
-            "seeds": list(run.config.retrain.seeds),
-            "models": {name: [_pack(one[score]) for one in seeds] for name, seeds in each.items()},
-        },
+    score = "loss"
+    if study.metric.name == "accuracy":
+        score = "accuracy"
+    packed = {}
+    for name, seeds in models.items():
+        packed[name] = tuple(_pack(scores[score]) for scores in seeds)
+    part = study.parts["test"]
+    return ExampleScores(
+        score,
+        score == "accuracy",
+        len(part),
+        fingerprint(part),
+        tuple(study.config.retrain.seeds),
+        packed,
+        dict(identity),
     )
 
 
-def read(folder: Path) -> dict[str, Any] | None:
-    """What `write` wrote, each model an array `[S, n]` of seeds and examples; None if it is not
-    there."""
-    if not (folder / FILE).exists():
-        return None
-    data = read_json(folder / FILE)
-    return {
-        **data,
-        "models": {
-            name: np.array([_unpack(one) for one in seeds])
-            for name, seeds in data["models"].items()
-        },
-    }
+def read(folder: Path) -> ExampleScores | None:
+    """The scores of a workdir; None where it keeps none."""
+    layout = Layout(folder)
+    return layout.read(ExampleScores, layout.test_scores)
 
 
 def fingerprint(split: Split) -> str:
-    """Of the examples in their order: two runs whose fingerprints are equal were tested on the same
-    ones."""
-    found = hashlib.sha256()
+    """Of the examples in their order: two runs with equal ones were tested on the same examples."""
+    digest = hashlib.sha256()
     for batch in in_order(split):
         for name in ("tokens", "valid", "label"):
-            found.update(np.ascontiguousarray(batch[name]).tobytes())
-    return found.hexdigest()[:16]
+            digest.update(np.ascontiguousarray(batch[name]).tobytes())
+    return digest.hexdigest()[:LETTERS]
 
 
-def _pack(scores: np.ndarray) -> str | list[float]:
-    """A text of 0 and 1 where there is nothing else, or numbers of six digits."""
+def _pack(scores: np.ndarray) -> str | tuple[float, ...]:
+    """A text of 0 and 1 where there is nothing else, or rounded numbers."""
     if np.isin(scores, (0, 1)).all():
-        return "".join("01"[int(one)] for one in scores)
-    return [float(f"{one:.6g}") for one in scores]
-
-
-def _unpack(scores: str | list[float]) -> np.ndarray:
-    return np.array(
-        [one == "1" for one in scores] if isinstance(scores, str) else scores, np.float64
-    )
+        return "".join("01"[int(score)] for score in scores)
+    return tuple(float(f"{score:.{DIGITS}g}") for score in scores)

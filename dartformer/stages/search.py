@@ -1,7 +1,7 @@
-"""Search: alphas and weights move together; what comes out is a mixture, for each seed."""
+"""Search: architecture weights and weights train together; each seed ends in a mixture."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dartformer import diagnostics
+from dartformer import cost, diagnostics
 from dartformer.attention import to_text
+from dartformer.config import Config
+from dartformer.cost.budget import Price
 from dartformer.data.batches import batches, resized
 from dartformer.errors import InputError
+from dartformer.machine.identity import require_same
 from dartformer.machine.workdir import read_json, write_json
 from dartformer.models.transformer import Weights
+from dartformer.results import Diagnostics, Finding, SearchRecord, SeedMixture
 from dartformer.space.search_space import SearchSpace
-from dartformer.stages.narrow import Narrowing
-from dartformer.stages.observe import observing, once
-from dartformer.stages.study import Run
+from dartformer.stages.layout import Layout, Workdir
+from dartformer.stages.narrow import Left, Narrowing
+from dartformer.stages.observe import Observation, first_order_only, mean_over_seeds, observing
+from dartformer.stages.study import Study
 from dartformer.strategies import State, Strategy
 from dartformer.training.checkpoint import Checkpoints
 from dartformer.training.log import read_metrics
-from dartformer.training.loop import Schedule, Stream, ZippedStream, fit
+from dartformer.training.loop import Fitted, Stream, ZippedStream, fit
 from dartformer.training.step import CompiledStep, Step, StepProgram
+
+Line = dict[str, Any]
+"""A line of `metrics.jsonl`: its step, and numbers or lists of numbers by name."""
 
 
 @dataclass(frozen=True)
@@ -41,30 +49,42 @@ class Seed:
     seed: int
     alphas: np.ndarray
     mixture: np.ndarray
-    history: list[dict[str, Any]] = field(repr=False)
+    history: list[Line] = field(repr=False)
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """What a search found: plain arrays, which survive pickling.
 
     Attributes:
-      run: what it was run with.
+      config: of the search.
+      path: its workdir.
+      space: what was searched over.
       seeds: one or more, in the order of the seeds.
       diagnostics: numbers and verdicts (see `dartformer.diagnostics`).
-      seconds, compile_seconds: time spent training, and compiling.
+      seconds: spent training.
+      compile_seconds: spent compiling.
+      prepared: the study, with its data and compiled programs; left out of a pickle.
     """
 
-    run: Run = field(repr=False)
+    config: Config = field(repr=False)
+    path: Path
+    space: SearchSpace = field(repr=False)
     seeds: tuple[Seed, ...]
-    diagnostics: dict[str, Any]
+    diagnostics: Diagnostics
     seconds: float
     compile_seconds: float
+    prepared: Study | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "prepared": None}
 
     @property
-    def space(self) -> SearchSpace:
-        """What was searched over."""
-        return self.run.space
+    def study(self) -> Study:
+        """The study of the search."""
+        if self.prepared is not None:
+            return self.prepared
+        return Study(self.config)
 
     @property
     def alphas(self) -> np.ndarray:
@@ -77,38 +97,55 @@ class SearchResult:
         return self.seeds[0].mixture
 
     @property
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> list[Line]:
         """Lines of the first seed's `metrics.jsonl`."""
         return self.seeds[0].history
 
     @property
     def weights(self) -> Weights:
         """The supernet's, of the first seed, read from its last checkpoint."""
-        return read_states(self.run)[0].weights
+        return read_states(self.study, Layout(self.path))[0].weights
+
+
+# Seeds.
 
 
 @dataclass(frozen=True)
 class Group:
-    """Seeds that are searched in one program, in one folder."""
+    """Seeds that are searched in one program."""
 
-    folder: Path
     seeds: tuple[int, ...]
+    only: bool = True
+    """Whether it is the only group, which has the search's folder to itself."""
 
     @property
     def together(self) -> bool:
         """Whether arrays lead with a seed axis."""
         return len(self.seeds) > 1
 
+    def folder(self, layout: Layout) -> Path:
+        """Where it is searched."""
+        return layout.search_of(self.seeds, self.only)
 
-def groups(run: Run) -> list[Group]:
-    """One program for all seeds where the strategy's mixtures are soft, else one after the other.
+    @property
+    def title(self) -> str:
+        """For the progress bar."""
+        if self.only:
+            return "search"
+        return f"search seed {self.seeds[0]}"
+
+
+def groups(study: Study) -> list[Group]:
+    """One program for all seeds where the strategy's mixtures are soft; otherwise one after another.
 
     Under `jax.vmap` a `lax.cond` computes both its sides, so a sampled strategy would pay for every
-    candidate."""
-    seeds = tuple(run.config.seed + i for i in range(run.config.search.seeds))
-    if len(seeds) == 1 or run.strategy.vectorises:
-        return [Group(run.file("search"), seeds)]
-    return [Group(run.file(f"search/seed{seed}"), (seed,)) for seed in seeds]
+    candidate.
+    """
+    first = study.config.seed
+    seeds = tuple(range(first, first + study.config.search.seeds))
+    if len(seeds) == 1 or study.strategy.vectorises:
+        return [Group(seeds)]
+    return [Group((seed,), only=False) for seed in seeds]
 
 
 # The state of seeds in one program: every leaf leads with them, save the step, which they share. It
@@ -116,348 +153,424 @@ def groups(run: Run) -> list[Group]:
 AXES = State(*[0] * len(State._fields))._replace(step=None)  # type: ignore[arg-type]
 
 
-def initial(run: Run, group: Group) -> State:
+def initial(study: Study, group: Group) -> State:
     """The state before the first step; everything in it follows from the seeds."""
-    network, strategy = run.supernet.network, run.supernet.strategy
+    network, strategy = study.supernet.network, study.supernet.strategy
 
-    def one(key: jax.Array) -> State:
+    def of_seed(key: jax.Array) -> State:
         weights_key, key = jax.random.split(key)
         return strategy.init(key, network.init(weights_key))
 
     keys = [jax.random.key(seed) for seed in group.seeds]
-    return jax.vmap(one, out_axes=AXES)(jnp.stack(keys)) if group.together else one(keys[0])
+    if not group.together:
+        return of_seed(keys[0])
+    return jax.vmap(of_seed, out_axes=AXES)(jnp.stack(keys))
 
 
 def separate(state: State, group: Group) -> list[State]:
     """The state of each seed."""
     if not group.together:
         return [state]
-    return [
-        State(
-            *(
-                field if axis is None else jax.tree.map(lambda leaf, i=i: leaf[i], field)
-                for field, axis in zip(state, AXES, strict=True)
-            )
-        )
-        for i in range(len(group.seeds))
-    ]
+    return [_of_seed(state, i) for i in range(len(group.seeds))]
+
+
+def _of_seed(state: State, i: int) -> State:
+    fields = []
+    for value, axis in zip(state, AXES, strict=True):
+        if axis is not None:
+            value = jax.tree.map(lambda leaf: leaf[i], value)
+        fields.append(value)
+    return State(*fields)
+
+
+# Batches.
 
 
 class Feed:
-    """A batch of each part for a step, of all seeds where they go together: then each array leads
-    with them.
+    """A batch of each part for a step; of several seeds, with arrays that lead with them.
 
     Where batches have several lengths, those of a step are padded to the longest, so that no more
-    pairs of lengths than there are lengths must be compiled."""
+    pairs of lengths than there are lengths must be compiled.
+    """
 
     def __init__(self, parts: list[list[Stream]], together: bool):
-        self.streams, self.count, self.together = (
-            ZippedStream(*(s for part in parts for s in part)),
-            len(parts),
-            together,
-        )
+        streams = [stream for part in parts for stream in part]
+        self.streams = ZippedStream(*streams)
+        self.count, self.together = len(parts), together
         self.get_state, self.set_state = self.streams.get_state, self.streams.set_state
 
     def __next__(self) -> tuple[Any, ...]:
-        found = next(self.streams)
-        widths = [batch["valid"].shape[-1] for batch in found]
+        drawn = next(self.streams)
+        widths = [batch["valid"].shape[-1] for batch in drawn]
         if min(widths) < max(widths):
-            found = tuple(resized(batch, max(widths)) for batch in found)
+            drawn = tuple(resized(batch, max(widths)) for batch in drawn)
         if not self.together:
-            return found
-        each = len(found) // self.count
-        return tuple(
-            jax.tree.map(lambda *arrays: np.stack(arrays), *found[i : i + each])
-            for i in range(0, len(found), each)
-        )
+            return drawn
+        # Streams are ordered by part, then by seed: the seeds of each part become one batch.
+        seeds = len(drawn) // self.count
+        stacked = []
+        for start in range(0, len(drawn), seeds):
+            of_part = drawn[start : start + seeds]
+            stacked.append(jax.tree.map(lambda *arrays: np.stack(arrays), *of_part))
+        return tuple(stacked)
 
 
-def stream(run: Run, group: Group) -> Feed:
-    """Batches of the two halves of train, in each seed's own order; of all of it where there is but
-    one level."""
-    data = run.config.data
-    parts = ("weights", "alphas") if run.strategy.traits.halves else ("train",)
-    return Feed(
-        [
-            [
-                batches(
-                    run.parts[part],
-                    data.batch_size,
-                    seed + offset,
-                    data.buckets,
-                    lengths_seed=run.config.seed,
-                )
-                for seed in group.seeds
-            ]
-            for offset, part in enumerate(parts)
-        ],
-        group.together,
-    )
+def stream(study: Study, group: Group) -> Feed:
+    """Batches of the two halves of train, in each seed's own order.
+
+    Of all of train where the strategy has but one level.
+    """
+    data, seed = study.config.data, study.config.seed
+    names = ("weights", "alphas") if study.strategy.traits.halves else ("train",)
+    parts = []
+    for offset, name in enumerate(names):
+        part, streams = study.parts[name], []
+        for own in group.seeds:
+            order = own + offset
+            streams.append(batches(part, data.batch_size, order, data.buckets, lengths_seed=seed))
+        parts.append(streams)
+    return Feed(parts, group.together)
 
 
-def step_of(run: Run, group: Group, strategy: Strategy | None = None) -> Step[State]:
-    """The strategy's step on a pair of batches (or one batch twice); for several seeds, with the
-    means of metrics."""
-    strategy = strategy or run.supernet.strategy
+# The step.
+
+
+def step_of(study: Study, group: Group, strategy: Strategy | None = None) -> Step[State]:
+    """The strategy's step on a pair of batches (or one batch twice); of several seeds, vmapped."""
+    strategy = strategy or study.supernet.strategy
     if not group.together:
         return lambda state, pair: strategy.step(state, pair[0], pair[-1])
 
     def step(state: State, pair: Any) -> tuple[State, dict[str, jax.Array]]:
         state, metrics = jax.vmap(strategy.step, (AXES, 0, 0), (AXES, 0))(state, pair[0], pair[-1])
-        return state, {k: jnp.all(v) if k == "finite" else jnp.mean(v) for k, v in metrics.items()}
+        means = {name: jnp.mean(values) for name, values in metrics.items() if name != "finite"}
+        return state, {**means, "finite": jnp.all(metrics["finite"])}
 
     return step
 
 
-def compiled_step(run: Run, group: Group) -> CompiledStep[State] | Narrowing:
-    """The step of a group; one that is compiled again as candidates fall, where the strategy drops
-    some."""
-    falls = run.strategy.drop_steps(len(run.space.candidates), run.config.search.steps)
-    among = run.shared(axis=1 if group.together else 0)
+def compiled_step(study: Study, group: Group) -> CompiledStep[State] | Narrowing:
+    """The step of a group; compiled again as candidates are dropped, where the strategy drops some."""
+    falls = study.strategy.drop_steps(len(study.space.candidates), study.config.search.steps)
+    parallel = study.data_parallel(axis=int(group.together))
     if not falls:
-        return CompiledStep(step_of(run, group), among)
-    return Narrowing(
-        lambda left: step_of(run, group, run.strategy_of(left)),
-        run.space.mixture_shape,
-        falls,
-        among,
-    )
+        return CompiledStep(step_of(study, group), parallel)
+
+    def over(left: Left) -> Step[State]:
+        return step_of(study, group, study.strategy_of(left))
+
+    return Narrowing(over, study.space.mixture_shape, falls, parallel)
 
 
-def search(run: Run) -> SearchResult:
-    """Run (or continue) the search of a run, and write `search/alphas.json`."""
-    if not run.strategy.traits.supernet:
-        return _without_supernet(run)
-    config, space = run.config, run.space
-    _, strategy, evaluator, rates = run.supernet
-    mixture_of = jax.jit(strategy.mixture)
+# What is logged on the way.
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is measured of the states of a group while it is searched."""
+
+    study: Study
+    group: Group
+    mixture_of: Callable[[State], jax.Array]
+    look: Callable[[State], Observation] | None
+
+    def evaluate(self, state: State) -> Line:
+        """Scores on valid, means over the seeds."""
+        states = separate(state, self.group)
+        scores = [self._scores(one.weights, self._mixture(one)) for one in states]
+        means: Line = _means(scores)
+        if self.group.together:
+            share = self.study.metric.share
+            means["per_seed"] = [score[share] for score in scores]
+        return means
+
+    def _scores(self, weights: Weights, mixture: np.ndarray) -> dict[str, float]:
+        """Valid loss and accuracy (or r2) at the mixture and at its argmax, and the gap between."""
+        study = self.study
+        evaluator, valid, share = study.supernet.evaluator, study.parts["valid"], study.metric.share
+        soft = evaluator(weights, valid, mixture)
+        if not study.strategy.traits.alphas:
+            return soft
+        choice = study.space.genotype(diagnostics.rows(mixture, study.space).winner)
+        hard = evaluator(weights, valid, study.space.mixture(choice))[share]
+        gap = soft[share] - hard
+        return {**soft, f"discrete_{share}": hard, "discretisation_gap": gap}
+
+    def describe(self, state: State) -> Line:
+        """Entropy and margin of the mixture's rows, means over the seeds, and the mixtures."""
+        mixtures = np.array([self._mixture(one) for one in separate(state, self.group)])
+        simplex = self.study.strategy.traits.simplex
+        rows = [diagnostics.rows(mixture, self.study.space, simplex) for mixture in mixtures]
+        entropy = np.mean([row.entropy for row in rows], 0)
+        margin = np.mean([row.margin for row in rows], 0)
+        line: Line = {
+            "entropy": float(entropy.mean()),
+            "margin": float(margin.mean()),
+            "entropy_rows": entropy,
+            "margin_rows": margin,
+        }
+        # Numbers stand before the mixtures, so that a reader of curves can leave these unparsed.
+        if self.group.together:
+            line["mixtures"] = mixtures.tolist()
+        else:
+            line["mixture"] = mixtures[0].tolist()
+        return line
+
+    def observe(self, state: State) -> Line:
+        """What the branches and the curvature are like, means over the seeds."""
+        assert self.look is not None
+        looks = [self.look(one) for one in separate(state, self.group)]
+        return mean_over_seeds(looks).line()
+
+    def _mixture(self, state: State) -> np.ndarray:
+        return np.asarray(self.mixture_of(state))
+
+
+def _means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+
+
+# The stage.
+
+
+def search(study: Study, workdir: Workdir) -> SearchResult:
+    """Run (or continue) the search of a study, and write `search/alphas.json`."""
+    if not study.strategy.traits.supernet:
+        return _without_supernet(study, workdir)
+    keep_prices(study, workdir)
+    mixture_of = jax.jit(study.supernet.strategy.mixture)
+    look, look_seconds = _prepared_look(study)
+    step: StepProgram[State] | None = None
     seeds: list[Seed] = []
     states: list[State] = []
     seconds = compile_seconds = 0.0
-    step: StepProgram[State] | None = None
-    share = run.metric.share
+    for group in groups(study):
+        step = step or compiled_step(study, group)  # groups of one seed share it
+        fitted = _fit(study, workdir, step, Watch(study, group, mixture_of, look))
+        seconds += fitted.seconds
+        compile_seconds = max(compile_seconds, fitted.compile_seconds)
+        own, lines = separate(fitted.state, group), histories(group, workdir)
+        for number, state, history in zip(group.seeds, own, lines, strict=True):
+            alphas, mixture = np.asarray(state.alphas), np.asarray(mixture_of(state))
+            seeds.append(Seed(number, alphas, mixture, history))
+            states.append(state)
+    report = _diagnose(study, seeds, states, look)
+    return _write(study, workdir, seeds, report, seconds, compile_seconds + look_seconds)
 
-    def scores(weights: Weights, mixture: np.ndarray) -> dict[str, float]:
-        """Valid loss and accuracy (or r2) at the mixture; the same at its argmax, and the gap
-        between them."""
-        soft = evaluator(weights, run.parts["valid"], mixture)
-        if not run.strategy.traits.alphas:
-            return soft
-        choice = space.genotype(diagnostics.rows(mixture, space)["winner"])
-        hard = evaluator(weights, run.parts["valid"], space.mixture(choice))[share]
-        return {**soft, f"discrete_{share}": hard, "discretisation_gap": soft[share] - hard}
 
-    observer = observing(run) if config.search.observe else None
-    observer_compile_seconds = 0.0
-    if observer:  # compiled before any clock runs that counts training
-        started = time.perf_counter()
-        observer(separate(initial(run, groups(run)[0]), groups(run)[0])[0])
-        observer_compile_seconds = time.perf_counter() - started
-    for group in groups(run):
+def _prepared_look(study: Study) -> tuple[Callable[[State], Observation] | None, float]:
+    """The observation of a state, compiled before any clock runs that counts training."""
+    if not study.config.search.observe:
+        return None, 0.0
+    look = observing(study)
+    first = groups(study)[0]
+    started = time.perf_counter()
+    look(separate(initial(study, first), first)[0])
+    return look, time.perf_counter() - started
 
-        def evaluate(state: State, group: Group = group) -> dict[str, Any]:
-            found = [
-                scores(one.weights, np.asarray(mixture_of(one))) for one in separate(state, group)
-            ]
-            means = {k: float(np.mean([f[k] for f in found])) for k in found[0]}
-            return {**means, "per_seed": [f[share] for f in found]} if group.together else means
 
-        def describe(state: State, group: Group = group) -> dict[str, Any]:
-            mixtures = np.array([mixture_of(one) for one in separate(state, group)])
-            rows = [diagnostics.rows(m, space, run.strategy.traits.simplex) for m in mixtures]
-            means = {k: np.mean([r[k] for r in rows], 0) for k in ("entropy", "margin")}
-            return {
-                **{k: float(v.mean()) for k, v in means.items()},
-                **{f"{k}_rows": v for k, v in means.items()},
-                **(
-                    {"mixtures": mixtures.tolist()}
-                    if group.together
-                    else {"mixture": mixtures[0].tolist()}
-                ),
-            }
+def _fit(study: Study, workdir: Workdir, step: StepProgram[State], watch: Watch) -> Fitted[State]:
+    group = watch.group
+    return fit(
+        group.title,
+        step,
+        initial(study, group),
+        stream(study, group),
+        study.schedule(study.config.search.steps),
+        group.folder(workdir),
+        evaluate=watch.evaluate,
+        describe=watch.describe,
+        observe=watch.observe if watch.look else None,
+        rates=study.supernet.rates,
+        metric=study.metric,
+        identity=study.search_identity,
+    )
 
-        def observe(state: State, group: Group = group) -> dict[str, Any]:
-            return means_of([observer(one) for one in separate(state, group)]) if observer else {}
 
-        step = step or compiled_step(run, group)  # groups of one seed share it
-        name = "search" if len(groups(run)) == 1 else f"search seed {group.seeds[0]}"
-        fitted = fit(
-            name,
-            step,
-            initial(run, group),
-            stream(run, group),
-            Schedule(
-                config.search.steps,
-                config.log.every,
-                config.log.eval_every,
-                config.log.checkpoint_every,
-                config.log.trackers,
-            ),
-            group.folder,
-            evaluate=evaluate,
-            describe=describe,
-            observe=observe if observer else None,
-            rates=rates,
-            metric=run.metric,
-        )
-        seconds, compile_seconds = (
-            seconds + fitted.seconds,
-            max(compile_seconds, fitted.compile_seconds),
-        )
-        for one, number, history in zip(
-            separate(fitted.state, group), group.seeds, histories(group), strict=True
-        ):
-            states.append(one)
-            seeds.append(Seed(number, np.asarray(one.alphas), np.asarray(mixture_of(one)), history))
-    seen = means_of([observer(state) for state in states]) if observer else {}
-    report = diagnostics.of_search(
+def _diagnose(
+    study: Study,
+    seeds: Sequence[Seed],
+    states: Sequence[State],
+    look: Callable[[State], Observation] | None,
+) -> Diagnostics:
+    evaluator, valid = study.supernet.evaluator, study.parts["valid"]
+    observed = None
+    if look is not None:
+        observed = mean_over_seeds([look(state) for state in states])
+    return diagnostics.of_search(
         np.array([seed.mixture for seed in seeds]),
-        space,
-        lambda i, mixture: evaluator(states[i].weights, run.parts["valid"], mixture),
-        config.derive.tie_margin,
-        learned=run.strategy.traits.alphas,
-        simplex=run.strategy.traits.simplex,
-        observed=_judge(run, seen, seeds),
-        share=share,
-    )
-    return _write(
-        run, seeds, {**report, **seen}, seconds, compile_seconds + observer_compile_seconds
+        study.space,
+        lambda i, mixture: evaluator(states[i].weights, valid, mixture),
+        study.config.derive.tie_margin,
+        learned=study.strategy.traits.alphas,
+        simplex=study.strategy.traits.simplex,
+        findings=_judge(study, observed, seeds),
+        observed=observed,
+        share=study.metric.share,
     )
 
 
-def means_of(seen: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-    """Means over seeds and heads of what was observed: `[L, K]` for branches (NaN without any
-    weight), and a number."""
-    rms, gradient = (np.stack([one[k] for one in seen]) for k in ("rms", "gradient"))
-    alive = np.isfinite(gradient)
-    count = alive.sum((0, -1))
-    learnt = np.where(alive, gradient, 0).sum((0, -1)) / np.where(count, count, np.nan)
-    return {
-        "branch_rms": np.sqrt(np.mean(rms**2, (0, -1))),
-        "branch_gradient": learnt,
-        **(
-            {"curvature": float(np.mean([one["curvature"] for one in seen]))}
-            if "curvature" in seen[0]
-            else {}
-        ),
-    }
-
-
-def _judge(run: Run, seen: dict[str, Any], seeds: list[Seed]) -> list[diagnostics.Finding]:
-    """What was observed, judged; the curvature by its course."""
-    if not seen:
+def _judge(study: Study, observed: Observation | None, seeds: Sequence[Seed]) -> list[Finding]:
+    """Findings about what was observed; the curvature is judged by its course."""
+    if observed is None:
         return []
-    found = [
-        diagnostics.loudness(seen["branch_rms"], run.space, run.model.branch_norm),
-        diagnostics.learning(seen["branch_gradient"], run.space),
+    findings = [
+        diagnostics.loudness(observed.rms, study.space, study.model.branch_norm),
+        diagnostics.learning(observed.gradient, study.space),
     ]
-    if "curvature" in seen:
-        courses = [
-            [line["curvature"] for line in seed.history if line.get("curvature") is not None]
-            for seed in seeds
-        ]
-        found.append(
-            diagnostics.curvature(
-                np.mean([c[-min(map(len, courses)) :] for c in courses], 0).tolist()
-            )
-        )
-    elif run.strategy.traits.alphas:
-        found.append(
-            diagnostics.Finding(
-                "curvature",
-                None,
-                None,
-                "",
-                None,
-                "the curvature is unknown: these can be "
-                f"differentiated only once: {', '.join(once(run))}",
-            )
-        )
-    return found
+    if observed.curvature is not None:
+        findings.append(diagnostics.curvature(_curvatures(seeds)))
+    elif study.strategy.traits.alphas:
+        names = ", ".join(first_order_only(study))
+        verdict = f"the curvature is unknown, because these have no second derivative: {names}"
+        findings.append(Finding("curvature", None, None, "", None, verdict))
+    return findings
 
 
-def _without_supernet(run: Run) -> SearchResult:
+def _curvatures(seeds: Sequence[Seed]) -> list[float]:
+    """The curvature at each evaluation, mean over the seeds."""
+    courses = []
+    for seed in seeds:
+        values = [line.get("curvature") for line in seed.history]
+        courses.append([value for value in values if value is not None])
+    shortest = min(len(course) for course in courses)
+    return np.mean([course[-shortest:] for course in courses], 0).tolist()
+
+
+def _without_supernet(study: Study, workdir: Workdir) -> SearchResult:
     """What is written where no supernet is trained: a mixture that says nothing."""
-    alphas = np.zeros(run.space.alphas_shape, np.float32)
-    mixture = np.full(run.space.mixture_shape, 1 / alphas.shape[-1], np.float32)
-    run.file("search").mkdir(exist_ok=True)
-    seed = Seed(run.config.seed, alphas, mixture, [])
-    name = run.config.search.strategy.name
-    nothing = {"findings": [], "verdicts": [f"{name} trains no supernet: nothing to judge"]}
-    return _write(run, [seed], nothing, 0.0, 0.0)
+    alphas = np.zeros(study.space.alphas_shape, np.float32)
+    mixture = np.full(study.space.mixture_shape, 1 / alphas.shape[-1], np.float32)
+    workdir.search.mkdir(exist_ok=True)
+    seed = Seed(study.config.seed, alphas, mixture, [])
+    verdict = f"{study.config.search.strategy.name} trains no supernet: nothing to judge"
+    return _write(study, workdir, [seed], Diagnostics((), (verdict,)), 0.0, 0.0)
 
 
 def _write(
-    run: Run, seeds: list[Seed], report: dict[str, Any], seconds: float, compile_seconds: float
+    study: Study,
+    workdir: Workdir,
+    seeds: Sequence[Seed],
+    report: Diagnostics,
+    seconds: float,
+    compile_seconds: float,
 ) -> SearchResult:
-    run.record(
-        diagnostics=report,
-        seconds={
-            **run.results().get("seconds", {}),
-            "search": seconds,
-            "search.compile": compile_seconds,
-        },
+    workdir.record(diagnostics=report)
+    workdir.record_seconds({"search": seconds, "search.compile": compile_seconds})
+    mixtures = tuple(SeedMixture(seed.seed, seed.alphas, seed.mixture) for seed in seeds)
+    record = SearchRecord(
+        tuple(to_text(candidate) for candidate in study.space.candidates),
+        study.space.granularity,
+        seeds[0].alphas,
+        seeds[0].mixture,
+        mixtures,
+        report,
+        seconds,
+        compile_seconds,
+        dict(study.search_identity),
     )
     # Last, because it says that the search is finished.
-    write_json(
-        run.file("search/alphas.json"),
-        {
-            "candidates": [to_text(a) for a in run.space.candidates],
-            "granularity": run.space.granularity,
-            "alphas": seeds[0].alphas,
-            "mixture": seeds[0].mixture,
-            "seeds": [{"seed": s.seed, "alphas": s.alphas, "mixture": s.mixture} for s in seeds],
-            "diagnostics": report,
-            "seconds": seconds,
-            "compile_seconds": compile_seconds,
-        },
+    workdir.write(workdir.alphas, record)
+    return SearchResult(
+        study.config,
+        workdir.path,
+        study.space,
+        tuple(seeds),
+        report,
+        seconds,
+        compile_seconds,
+        study,
     )
-    return SearchResult(run, tuple(seeds), report, seconds, compile_seconds)
 
 
-def histories(group: Group) -> Iterator[list[dict[str, Any]]]:
-    """The lines of `metrics.jsonl` as each seed's: with its own mixture, everything else being the
-    mean."""
-    lines = read_metrics(group.folder / "metrics.jsonl")
+# Reading a finished search.
+
+
+def histories(group: Group, layout: Layout) -> Iterator[list[Line]]:
+    """The lines of `metrics.jsonl` as each seed's: with its own mixture, all else being the mean."""
+    lines = read_metrics(group.folder(layout) / "metrics.jsonl")
     for i in range(len(group.seeds)):
-        yield [
-            {**{k: v for k, v in line.items() if k != "mixtures"}, "mixture": line["mixtures"][i]}
-            if "mixtures" in line
-            else line
-            for line in lines
-        ]
+        yield [_line_of(line, i) for line in lines]
 
 
-def read(run: Run) -> SearchResult | None:
-    """The finished search of a workdir; None if it is not finished."""
-    file = run.file("search/alphas.json")
-    if not file.exists():
+def _line_of(line: Line, i: int) -> Line:
+    if "mixtures" not in line:
+        return line
+    own = {name: value for name, value in line.items() if name != "mixtures"}
+    own["mixture"] = line["mixtures"][i]
+    return own
+
+
+def read(study: Study, workdir: Workdir) -> SearchResult | None:
+    """The finished search of a workdir; None if it is not finished.
+
+    Raises `InputError` where the search was on other data or in another space.
+    """
+    record = workdir.read_search()
+    if record is None:
         return None
-    data = read_json(file)
-    lines = [history for group in groups(run) for history in histories(group)]
-    seeds = tuple(
-        Seed(
-            one["seed"],
-            np.array(one["alphas"], np.float32),
-            np.array(one["mixture"], np.float32),
-            history,
-        )
-        for one, history in zip(data["seeds"], lines, strict=False)
+    require_of_study(study, workdir, record)
+    lines: list[list[Line]] = []
+    for group in groups(study):
+        lines += histories(group, workdir)
+    seeds = []
+    for seed, history in zip(record.seeds, lines, strict=False):
+        alphas, mixture = seed.alphas.astype(np.float32), seed.mixture.astype(np.float32)
+        seeds.append(Seed(seed.seed, alphas, mixture, history))
+    return SearchResult(
+        study.config,
+        workdir.path,
+        study.space,
+        tuple(seeds),
+        record.diagnostics,
+        record.seconds,
+        record.compile_seconds,
+        study,
     )
-    return SearchResult(run, seeds, data["diagnostics"], data["seconds"], data["compile_seconds"])
 
 
-def read_states(run: Run) -> list[State]:
-    """The last state of every seed of a finished search, from its checkpoints; raises `InputError`
-    if one is gone."""
-    states = []
-    for group in groups(run):
-        with Checkpoints(group.folder / "checkpoints") as checkpoints:
-            found = checkpoints.latest(initial(run, group))
-        if found is None or found.step < run.config.search.steps:
+def require_of_study(study: Study, workdir: Workdir, record: SearchRecord) -> None:
+    """Raise `InputError` where a finished search was on other data or in another space."""
+    remedy = "Use a new workdir, or restore what the search was made with."
+    name = f"the search in {workdir.path}"
+    require_same(record.identity or {}, study.search_identity, name, remedy)
+
+
+def read_states(study: Study, layout: Layout) -> list[State]:
+    """The last state of every seed of a finished search, from its checkpoints.
+
+    Raises `InputError` if one is gone.
+    """
+    states: list[State] = []
+    for group in groups(study):
+        folder = group.folder(layout)
+        with Checkpoints(folder / "checkpoints") as checkpoints:
+            restored = checkpoints.latest(initial(study, group))
+        if restored is None or restored.step < study.config.search.steps:
             raise InputError(
-                f"the last checkpoint of the search is gone from {group.folder}: run `dartformer search` "
+                f"the last checkpoint of the search is gone from {folder}: run `dartformer search` "
                 f"again, in a new workdir."
             )
-        states += separate(found.state, group)
+        states += separate(restored.state, group)
     return states
+
+
+def keep_prices(study: Study, workdir: Workdir) -> None:
+    """Read the prices of the search's budget, or write them the first time.
+
+    A search that is resumed on a busier machine goes on with the prices it began with.
+    """
+    if study.budget is None:
+        return
+    if workdir.prices.exists():
+        rows = read_json(workdir.prices)["prices"]
+        study.prices = {row["quantity"]: Price.from_dict(row) for row in rows}
+        return
+    rows = [price.to_dict() for price in study.prices.values()]
+    data = {
+        "device": cost.device(),
+        "budget": study.budget.to_dict(),
+        "candidates": [to_text(candidate) for candidate in study.space.candidates],
+        "prices": rows,
+    }
+    write_json(workdir.prices, data)

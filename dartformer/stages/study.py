@@ -1,25 +1,27 @@
-"""What every stage needs, made once from a config: a run."""
+"""Study: what follows from a config alone, such as task, data, networks and strategy; no files."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import optax
 from ml_collections import ConfigDict
 
 from dartformer import config as configs
 from dartformer.attention import to_text
+from dartformer.attention.base import Attention
+from dartformer.attention.parallel import Parallel
 from dartformer.config import Config
-from dartformer.cost import device
 from dartformer.cost.budget import Budget, Price, ratios, require_possible
 from dartformer.cost.prices import prices
+from dartformer.data.fingerprint import fingerprint as fingerprint_of_examples
 from dartformer.data.splits import Split
 from dartformer.errors import InputError
 from dartformer.kernels.flash import without_cudnn
 from dartformer.machine import compile_cache
-from dartformer.machine.workdir import Workdir, read_json, write_json
+from dartformer.machine.identity import Identity, fingerprint
 from dartformer.models.supernet import supernet
 from dartformer.models.transformer import Network, transformer
 from dartformer.space.genotype import Genotype
@@ -28,6 +30,7 @@ from dartformer.tasks.base import Checks, Learns, Task, parts
 from dartformer.training import metric, optimizer
 from dartformer.training.devices import DataParallel, data_parallel
 from dartformer.training.evaluate import Evaluator
+from dartformer.training.loop import Schedule
 from dartformer.training.step import CompiledStep, TrainState, plain_step, training_loss
 
 
@@ -41,10 +44,10 @@ class Program(NamedTuple):
 
 
 class Supernet(NamedTuple):
-    """The supernet of a run with the strategy that trains it, shared by the stages.
+    """The supernet with the strategy that trains it, shared by the stages.
 
     Whatever `search.remat` says of the strategy's steps, `network` and `evaluator` pass over what
-    has no weight: a genotype is evaluated, fine-tuned and looked at for the price of what it holds.
+    has no weight: a genotype is evaluated and fine-tuned for the price of what it holds.
     """
 
     network: Network
@@ -53,82 +56,128 @@ class Supernet(NamedTuple):
     rates: dict[str, optax.Schedule]
 
 
-class Run:
-    """A config with its workdir open, and what follows from them: task, data, sizes, space.
+class Study:
+    """A config and what follows from it. Tests can make one without a folder.
 
-    Use it as a context manager; raises `InputError` where the config or the workdir will not do.
+    Raises `InputError` where the config does not work here.
     """
 
-    def __init__(self, config: Config | ConfigDict, workdir: str | Path):
+    def __init__(self, config: Config | ConfigDict):
         config = configs.build(config)
         configs.require_here(config)
         if config.space.aspect != "given":
+            shapes = ", ".join(config.shapes)
             raise InputError(
-                f"space.aspect = {config.space.aspect!r} is several shapes "
-                f"({', '.join(config.shapes)}), which `dartformer run` searches one by one; "
-                f"for a stage of one of them, use a config with space.aspect = 'given' and its "
-                f"model.layers and model.heads."
+                f"space.aspect={config.space.aspect!r} stands for several shapes ({shapes}), which "
+                f"only `dartformer run` searches. For one stage of one shape, use a config with "
+                f"space.aspect='given' and that shape's model.layers and model.heads."
             )
         compile_cache.use()
         self.config = config
         self.task = config.task.built
         self.metric = metric.find(self.task.traits.metric)
         if isinstance(self.task, Checks):
-            self.task.check(config.data.dir or None)
+            self.task.check(self.data_dir)
         self.model = config.transformer
         self.space = config.search_space
         self.strategy = config.search.strategy.built
         self._programs: dict[Genotype, Program] = {}
-        self.workdir = Workdir(workdir, configs.to_dict(config))
 
-    def reopen(self) -> "Run":
-        """The same run, with what it has prepared and compiled, after it was closed."""
-        self.workdir = Workdir(self.workdir.path, configs.to_dict(self.config))
-        return self
+    @property
+    def data_dir(self) -> str | None:
+        """Where data are prepared; None for the default."""
+        return self.config.data.dir or None
 
     @cached_property
     def parts(self) -> dict[str, Split]:
-        """The four disjoint parts (and "train", the union of the first two); prepared on first
-        use."""
-        return parts(self.task, self.config.data.dir or None, self.config.seed)
+        """The four disjoint parts, and "train", the union of the first two."""
+        return parts(self.task, self.data_dir, self.config.seed)
 
     @cached_property
     def fitted(self) -> Task:
-        """The task, with what its training part taught where it learns something."""
-        return (
-            self.task.fitted(self.config.data.dir or None)
-            if isinstance(self.task, Learns)
-            else self.task
-        )
+        """The task, with what it learned from its training part, such as a tokenizer."""
+        if isinstance(self.task, Learns):
+            return self.task.fitted(self.data_dir)
+        return self.task
+
+    def require_of_space(self, genotype: Genotype, file: Path) -> None:
+        """Raise `InputError` for a genotype with an attention that is no candidate.
+
+        A rule that keeps several candidates puts them side by side (`parallel`).
+        """
+        allowed = {member for one in self.space.candidates for member in members_of(one)}
+        for heads in genotype.layers:
+            for attention in heads:
+                if not allowed.issuperset(members_of(attention)):
+                    raise InputError(
+                        f"{file} holds {to_text(attention)}, which is not among space.candidates. "
+                        f"Delete the file and run `dartformer derive` again."
+                    )
+        sizes = len(genotype.layers), genotype.heads
+        if sizes != (self.space.layers, self.space.heads):
+            raise InputError(
+                f"{file} has {sizes[0]} layers of {sizes[1]} heads, and the model has "
+                f"{self.space.layers} of {self.space.heads}. Delete the file and run "
+                f"`dartformer derive` again."
+            )
+
+    # Identity: what a result belongs to.
+
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """Of the examples that are trained and validated on; test is left unread."""
+        return fingerprint_of_examples(self.parts[name] for name in ("weights", "alphas", "valid"))
+
+    @cached_property
+    def _sections(self) -> Mapping[str, str]:
+        sections = configs.to_dict(self.config)
+        retrain = sections["retrain"]
+        return {
+            "task": fingerprint(sections["task"]),
+            "model": fingerprint(sections["model"]),
+            "space": fingerprint(sections["space"]),
+            "search": fingerprint(sections["search"]),
+            "training": fingerprint([retrain["optimizer"], retrain["steps"]]),
+        }
+
+    def _identity(self, *aspects: str) -> dict[str, str]:
+        return {aspect: self._sections[aspect] for aspect in aspects}
+
+    @property
+    def search_identity(self) -> Identity:
+        """What a search of this study belongs to."""
+        aspects = self._identity("task", "model", "space", "search")
+        return {**aspects, "data": self.data_fingerprint}
+
+    def training_identity(self, genotype: Genotype) -> Identity:
+        """What a training of `genotype` in this study belongs to."""
+        aspects = self._identity("task", "model", "training")
+        key = genotype_identity(genotype)
+        return {**aspects, "data": self.data_fingerprint, "genotype": key}
+
+    def model_identity(self, genotype: Genotype) -> Identity:
+        """What a profile of `genotype` belongs to: its sizes, and no data."""
+        return {**self._identity("model"), "genotype": genotype_identity(genotype)}
+
+    # Networks.
 
     @cached_property
     def supernet(self) -> Supernet:
         """The supernet, and the strategy that trains it."""
         config, net = self.config.search, self._supernet_network()
-        return Supernet(
-            net,
-            self.strategy_of(),
-            self._evaluator(net),
-            {
-                "weights_rate": optimizer.schedule(config.weights, config.steps),
-                "alphas_rate": optimizer.schedule(config.alphas, config.steps),
-            },
-        )
+        rates = {
+            "weights_rate": optimizer.schedule(config.weights, config.steps),
+            "alphas_rate": optimizer.schedule(config.alphas, config.steps),
+        }
+        return Supernet(net, self.strategy_of(), self._evaluator(net), rates)
 
     def strategy_of(self, left: Sequence[Sequence[int]] | None = None) -> Strategy:
-        """The strategy over a supernet that computes no candidates but those `left` in each layer
-        (None: all)."""
+        """The strategy over a supernet that computes only the candidates `left` in each layer.
+
+        None: all of them.
+        """
         config, space = self.config.search, self.space
         net = self._supernet_network(left, config.remat)
-        constraint = None
-        if self.budget:
-            limits = tuple(key for key, _ in self.budget.limits)
-            constraint = Constraint(
-                ratios(self.budget, self.prices, space.granularity != "head"),
-                limits,
-                self.budget.floor,
-                self.budget.rate,
-            )
         return self.strategy(
             Problem(
                 loss=training_loss(net, self.metric),
@@ -137,28 +186,56 @@ class Run:
                 weights_optimizer=optimizer.build(config.weights, config.steps),
                 alphas_optimizer=optimizer.build(config.alphas, config.steps),
                 steps=config.steps,
-                constraint=constraint,
+                constraint=self._constraint(),
             )
         )
+
+    def _constraint(self) -> Constraint | None:
+        budget = self.budget
+        if budget is None:
+            return None
+        limits = tuple(key for key, _ in budget.limits)
+        costs = ratios(budget, self.prices, self.space.granularity != "head")
+        return Constraint(costs, limits, budget.floor, budget.rate)
 
     def _supernet_network(
         self, left: Sequence[Sequence[int]] | None = None, remat: bool = True
     ) -> Network:
-        config = self.config.search
-        # Seeds in one program are a vmap of gradients, which cuDNN's did wrongly before JAX 0.11.1.
-        kernel = (
-            without_cudnn(self.model.kernel, self.model.tokens)
-            if config.seeds > 1
-            else self.model.kernel
-        )
-        return supernet(
-            dataclasses.replace(self.model, kernel=kernel),
-            self.space,
-            config.projections,
-            config.partial,
-            left,
-            remat,
-        )
+        config, kernel = self.config.search, self.model.kernel
+        if config.seeds > 1:
+            # Seeds in one program are a vmap of gradients, which cuDNN's did wrongly before JAX
+            # 0.11.1.
+            kernel = without_cudnn(kernel, self.model.tokens)
+        model = dataclasses.replace(self.model, kernel=kernel)
+        return supernet(model, self.space, config.projections, config.partial, left, remat)
+
+    def _evaluator(self, net: Network) -> Evaluator:
+        data = self.config.data
+        return Evaluator(net, data.eval_batch_size, self.metric, data.buckets)
+
+    def data_parallel(self, axis: int = 0) -> DataParallel | None:
+        """How the examples of a batch, along `axis` of its arrays, are divided among devices.
+
+        None where there is one device.
+        """
+        return data_parallel(self.config.data.devices, self.config.data.batch_size, axis)
+
+    def program(self, genotype: Genotype) -> Program:
+        """What trains and evaluates a genotype; built once."""
+        if genotype not in self._programs:
+            config = self.config.retrain
+            net = transformer(self.model, genotype)
+            chain = optimizer.build(config.optimizer, config.steps)
+            step = CompiledStep(plain_step(net, chain, self.metric), self.data_parallel())
+            self._programs[genotype] = Program(net, chain, step, self._evaluator(net))
+        return self._programs[genotype]
+
+    def schedule(self, steps: int) -> Schedule:
+        """How long to train, and how often to log, evaluate and save."""
+        log = self.config.log
+        return Schedule(steps, log.every, log.eval_every, log.checkpoint_every, log.trackers)
+
+    # Costs.
 
     @cached_property
     def budget(self) -> Budget | None:
@@ -167,76 +244,36 @@ class Run:
 
     @cached_property
     def prices(self) -> dict[str, Price]:
-        """What the search's budget is held against: measured or computed once, and kept in
-        `search/prices.json`, so that a search that is resumed goes on with the same. Raises
-        `InputError` for a budget that cannot be met."""
+        """Measured or computed prices of the budget's quantities.
+
+        Raises `InputError` for a budget below the cheapest genotype. A search keeps them in its
+        workdir, so that it goes on with the same after it was stopped.
+        """
         assert self.budget is not None
-        file = self.file("search/prices.json")
-        if file.exists():
-            return {one["quantity"]: Price.from_dict(one) for one in read_json(file)["prices"]}
-        found = prices(self.model, self.space, self.budget)
-        require_possible(self.budget, found, self.space)
-        write_json(
-            file,
-            {
-                "device": device(),
-                "budget": self.budget.to_dict(),
-                "candidates": [to_text(one) for one in self.space.candidates],
-                "prices": [price.to_dict() for price in found.values()],
-            },
-        )
-        return found
+        measured = prices(self.model, self.space, self.budget)
+        require_possible(self.budget, measured, self.space)
+        return measured
 
-    def _evaluator(self, net: Network) -> Evaluator:
-        return Evaluator(
-            net, self.config.data.eval_batch_size, self.metric, self.config.data.buckets
-        )
 
-    def shared(self, axis: int = 0) -> DataParallel | None:
-        """How the examples of a batch, along `axis` of its arrays, are shared out among devices;
-        None for one."""
-        return data_parallel(self.config.data.devices, self.config.data.batch_size, axis)
+def members_of(attention: Attention) -> tuple[Attention, ...]:
+    """The attentions that stand side by side in `parallel`; otherwise the attention itself."""
+    if isinstance(attention, Parallel):
+        return attention.members
+    return (attention,)
 
-    def program(self, genotype: Genotype) -> Program:
-        """What trains and evaluates a genotype; made once."""
-        if genotype not in self._programs:
-            net = transformer(self.model, genotype)
-            chain = optimizer.build(self.config.retrain.optimizer, self.config.retrain.steps)
-            step = CompiledStep(plain_step(net, chain, self.metric), self.shared())
-            self._programs[genotype] = Program(net, chain, step, self._evaluator(net))
-        return self._programs[genotype]
 
-    def file(self, name: str) -> Path:
-        """A path in the workdir."""
-        return self.workdir / name
+def genotype_identity(genotype: Genotype) -> str:
+    """A genotype in short, with its fingerprint: two long ones may begin alike."""
+    text = str(genotype)
+    if len(text) > SHORT:
+        text = text[:SHORT] + "..."
+    return f"{text} [{genotype_key(genotype)}]"
 
-    def record(self, **sections: Any) -> dict[str, Any]:
-        """Put sections into `results.json`, keeping the others."""
-        results = self.results()
-        results.update(sections)
-        write_json(self.file("results.json"), results)
-        return results
 
-    def results(self) -> dict[str, Any]:
-        """What `results.json` holds so far."""
-        file = self.file("results.json")
-        return read_json(file) if file.exists() else {"task": self.config.task.name}
+def genotype_key(genotype: Genotype) -> str:
+    """The fingerprint of a genotype, which can stand in a path."""
+    return fingerprint(genotype.to_dict())
 
-    def genotype(self) -> Genotype:
-        """The genotype that `derive` wrote."""
-        file = self.file("genotype.json")
-        if not file.exists():
-            raise InputError(
-                f"there is no {file}: run `dartformer derive` first (or `dartformer run` for all stages)."
-            )
-        return Genotype.from_json(file.read_text(encoding="utf-8"))
 
-    def close(self) -> None:
-        """Let go of the workdir."""
-        self.workdir.close()
-
-    def __enter__(self) -> "Run":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+SHORT = 60
+"""Letters of a genotype's identity that a person reads."""

@@ -6,11 +6,9 @@ derived model (tests of the package hold them equal), and the mixture is data: o
 trains every genotype of a space."""
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +28,7 @@ from dartformer.space.genotype import Genotype
 from dartformer.stages.derive import fine_tuner
 from dartformer.stages.narrow import Narrowing
 from dartformer.stages.search import Group, compiled_step, initial, stream
-from dartformer.stages.study import Run
+from dartformer.stages.study import Study
 from dartformer.tasks.planted import ANSWERS
 from dartformer.training import optimizer
 from dartformer.training.loop import Schedule, fit
@@ -56,7 +54,7 @@ class Lab:
         too.
     """
 
-    def __init__(self, run: Run, reference: "Lab | None" = None):
+    def __init__(self, run: Study, reference: "Lab | None" = None):
         self.run, self.space, self.reference = run, run.space, reference
         self._alone: dict[tuple[bytes, int], dict[str, float]] = {}
         self.step: CompiledStep[Any] | Narrowing | None = None
@@ -121,7 +119,7 @@ class Lab:
         run, state, seconds = self.run, None, 0.0
         mixture = np.full(self.space.mixture_shape, 1 / len(self.space.candidates), np.float32)
         if run.strategy.traits.supernet:
-            group = Group(run.file("search"), (seed,))
+            group = Group((seed,))
             if self.step is None:
                 self.step = compiled_step(run, group)
             schedule = Schedule(run.config.search.steps, log_every=run.config.log.every)
@@ -201,5 +199,4 @@ def open_lab(
     `values` on top."""
     file = space_file("planted", kind=kind)
     config = dartformer.load_config(file, {"search.strategy.name": strategy, **(values or {})})
-    with tempfile.TemporaryDirectory() as folder, Run(config, Path(folder) / "run") as run:
-        yield Lab(run, reference)
+    yield Lab(Study(config), reference)

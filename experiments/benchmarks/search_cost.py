@@ -29,8 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ from dartformer.attention import to_text
 from dartformer.cli.new import space_file
 from dartformer.stages.narrow import Narrowing
 from dartformer.stages.search import Group, compiled_step, initial, stream
-from dartformer.stages.study import Run
+from dartformer.stages.study import Study
 from dartformer.training.step import CompiledStep
 
 ELEVEN = (
@@ -89,9 +88,8 @@ SEARCHES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 """Kind, strategy and what else is set."""
 
 
-@contextmanager
-def opened(strategy: str, values: Mapping[str, Any]) -> Iterator[Run]:
-    """A run on the planted task recall whose workdir is thrown away."""
+def study_of(strategy: str, values: Mapping[str, Any]) -> Study:
+    """A study on the planted task recall."""
     config = dartformer.load_config(
         space_file("planted", kind="recall"),
         {
@@ -103,8 +101,7 @@ def opened(strategy: str, values: Mapping[str, Any]) -> Iterator[Run]:
             **values,
         },
     )
-    with tempfile.TemporaryDirectory() as folder, Run(config, Path(folder) / "run") as run:
-        yield run
+    return Study(config)
 
 
 def temporaries(step: CompiledStep[Any] | Narrowing) -> float:
@@ -117,9 +114,9 @@ def temporaries(step: CompiledStep[Any] | Narrowing) -> float:
     )
 
 
-def compiled(run: Run) -> tuple[CompiledStep[Any] | Narrowing, dict[str, Any]]:
+def compiled(run: Study) -> tuple[CompiledStep[Any] | Narrowing, dict[str, Any]]:
     """The search's step, compiled, and what that took."""
-    group, started = Group(run.file("search"), (0,)), time.perf_counter()
+    group, started = Group((0,)), time.perf_counter()
     state, batch = initial(run, group), next(stream(run, group))
     drawn, step = time.perf_counter() - started, compiled_step(run, group)
     step.prepare(state, batch)
@@ -139,11 +136,11 @@ def against_grid(k: int, steps: int) -> None:
         "retrain.seeds": (0,),
     }
     alone: dict[str, dict[str, Any]] = {}
-    with opened("single_level", values) as run:
-        for genotype in run.space.homogeneous():
-            alone[to_text(genotype.layers[0][0])], _ = trained(
-                run, genotype, together=False, test_examples=2_000
-            )
+    run = study_of("single_level", values)
+    for genotype in run.space.homogeneous():
+        alone[to_text(genotype.layers[0][0])], _ = trained(
+            run, genotype, together=False, test_examples=2_000
+        )
     grid = {
         what: sum(one[what] for one in alone.values())
         for what in ("seconds", "cpu_seconds", "compile_seconds")
@@ -160,15 +157,15 @@ def against_grid(k: int, steps: int) -> None:
         **grid,
     )
     for kind, strategy, more_values in SEARCHES:
-        with opened(strategy, {**values, **more_values}) as run:
-            lab = Lab(run)
-            lab.step, cost = compiled(run)
-            cpu = time.process_time()
-            found, seconds = lab.search(0)
-            derived, more = lab.derive(found)
-            cpu = time.process_time() - cpu
-            cost.update(compile_seconds=lab.step.compile_seconds, temp_mib=temporaries(lab.step))
-            chosen = to_text(derived.genotype.layers[0][0])
+        run = study_of(strategy, {**values, **more_values})
+        lab = Lab(run)
+        lab.step, cost = compiled(run)
+        cpu = time.process_time()
+        found, seconds = lab.search(0)
+        derived, more = lab.derive(found)
+        cpu = time.process_time() - cpu
+        cost.update(compile_seconds=lab.step.compile_seconds, temp_mib=temporaries(lab.step))
+        chosen = to_text(derived.genotype.layers[0][0])
         after = alone[chosen]
         say(
             name="search",
@@ -212,15 +209,15 @@ def growth() -> list[dict[str, Any]]:
 def one_step(values: Mapping[str, Any]) -> dict[str, Any]:
     """Median milliseconds of a step of the soft supernet, the wall's and the processor's, and what
     it took to make."""
-    with opened("single_level", values) as run:
-        step, cost = compiled(run)
-        group = Group(run.file("search"), (0,))
-        state, given, spent = initial(run, group), stream(run, group), []
-        for _ in range(REPEATS + 1):
-            started = time.perf_counter(), time.process_time()
-            state, _ = step(state, next(given))
-            jax.block_until_ready(state)
-            spent.append((time.perf_counter() - started[0], time.process_time() - started[1]))
+    run = study_of("single_level", values)
+    step, cost = compiled(run)
+    group = Group((0,))
+    state, given, spent = initial(run, group), stream(run, group), []
+    for _ in range(REPEATS + 1):
+        started = time.perf_counter(), time.process_time()
+        state, _ = step(state, next(given))
+        jax.block_until_ready(state)
+        spent.append((time.perf_counter() - started[0], time.process_time() - started[1]))
     wall, processor = 1e3 * np.median(spent[1:], 0)
     return {"wall_ms": float(wall), "processor_ms": float(processor), **cost}
 
@@ -279,14 +276,14 @@ if __name__ == "__main__":
     )
     arguments = parser.parse_args()
     if arguments.strategy:
-        with opened(arguments.strategy, {"space.candidates": ELEVEN, "model.layers": 6}) as run:
-            say(
-                name="compile",
-                strategy=arguments.strategy,
-                candidates=11,
-                layers=6,
-                **compiled(run)[1],
-            )
+        run = study_of(arguments.strategy, {"space.candidates": ELEVEN, "model.layers": 6})
+        say(
+            name="compile",
+            strategy=arguments.strategy,
+            candidates=11,
+            layers=6,
+            **compiled(run)[1],
+        )
         sys.exit()
     if arguments.devices:
         say(

@@ -27,11 +27,11 @@ from lab import Lab, open_lab
 from measure import machine, say
 
 from dartformer import cost
-from dartformer.diagnostics import kendall_tau
 from dartformer.machine.workdir import write_text
 from dartformer.models.transformer import transformer
 from dartformer.space.genotype import Genotype, parse_candidates
 from dartformer.space.search_space import SearchSpace
+from dartformer.statistics import kendall_tau
 
 FILE = Path(__file__).parent / "results" / "tabular.json"
 CANDIDATES = ("full", "local(window=4)", "strided(stride=8)", "uniform")

@@ -24,10 +24,7 @@ command:
 """
 
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +42,7 @@ from dartformer import config as configs
 from dartformer.derivations import masked
 from dartformer.machine.progress import say
 from dartformer.space.genotype import Genotype
-from dartformer.stages.study import Run
+from dartformer.stages.study import Study
 from dartformer.tasks.base import majority
 
 TASKS = ("listops", "imdb_bytes", "matching")
@@ -71,9 +68,8 @@ class Experiment:
         self.shape, self.small = SHAPE[size][task], size == "cpu"
         self.types = {name: arena.TYPES[size][name] for name in arena.DARTFORMER}
 
-    @contextmanager
-    def run(self, strategy: str = "darts", layers: int = 0, **values: Any) -> Iterator[Run]:
-        """A run of this task whose workdir is thrown away."""
+    def study(self, strategy: str = "darts", layers: int = 0, **values: Any) -> Study:
+        """A study of this task."""
         shape = (layers or self.shape[0], self.shape[1])
         config = arena.config(self.task, self.size, shape, self.steps, self.data, strategy)
         configs.override(
@@ -87,8 +83,7 @@ class Experiment:
         )
         if strategy == "spos":
             config.search.steps *= SAMPLED
-        with tempfile.TemporaryDirectory() as folder, Run(config, Path(folder) / "run") as run:
-            yield run
+        return Study(config)
 
     def add(self, kind: str, name: str, **row: Any) -> None:
         self.lines.add(task=self.task, kind=kind, name=name, **row, **provenance())
@@ -101,21 +96,21 @@ class Experiment:
         if self.has(kind, name):
             return
         say(f"{self.task} {kind} {name}")
-        with self.run() as run:
-            found, _ = trained(
-                run,
-                genotype,
-                together=self.small,
-                test_examples=2_000 if self.small else len(run.parts["test"]),
-            )
+        run = self.study()
+        found, _ = trained(
+            run,
+            genotype,
+            together=self.small,
+            test_examples=2_000 if self.small else len(run.parts["test"]),
+        )
         self.add(kind, name, genotype=genotype.to_dict()["layers"], **found)
 
     def baselines(self) -> None:
         """What a constant and ListOps' root operator score."""
         if not self.has("baseline", "majority"):
-            with self.run() as run:
-                train, test = run.parts["train"], run.parts["test"]
-                simple = {"majority": majority(train, test), **run.task.baselines(train, test)}
+            run = self.study()
+            train, test = run.parts["train"], run.parts["test"]
+            simple = {"majority": majority(train, test), **run.task.baselines(train, test)}
             for name in sorted(simple, reverse=True):
                 self.add("baseline", name, test=[simple[name]])
 
@@ -133,38 +128,36 @@ class Experiment:
         if all(self.has("masked", str(seed)) for seed in range(SEEDS)):
             return
         names = list(self.types)
-        with self.run("masked", layers=1) as run:
-            lab = Lab(run)
-            for seed in range(SEEDS):
-                if self.has("masked", str(seed)):
-                    continue
-                say(f"{self.task} masked search, seed {seed}")
-                found, seconds = lab.search(seed)
-                started = time.perf_counter()
-                lost = {
-                    metric: masked.drops(
-                        found, found.weights, found.mixture, metric, renormalise=False
-                    )
-                    for metric in ("accuracy", "loss")
-                }
-                drops = {
-                    metric: {names[k]: float(v.mean()) for k, v in of.items()}
-                    for metric, of in lost.items()
-                }
-                tune = max(1, run.config.search.steps // 10)
-                pruned = derivations.parse(f"prune(keep={KEEP}, fine_tune={tune})")(found)
-                whole = found.evaluate(found.weights, found.mixture, None)
-                self.add(
-                    "masked",
-                    str(seed),
-                    drops=drops,
-                    valid=float(np.mean(whole["accuracy"])),
-                    chosen={metric: max(of, key=lambda n: of[n]) for metric, of in drops.items()},
-                    pruned=[self.name_of(text) for text in pruned.details["kept"]],
-                    search_seconds=seconds,
-                    derive_seconds=time.perf_counter() - started,
-                    steps=run.config.search.steps,
-                )
+        run = self.study("masked", layers=1)
+        lab = Lab(run)
+        for seed in range(SEEDS):
+            if self.has("masked", str(seed)):
+                continue
+            say(f"{self.task} masked search, seed {seed}")
+            found, seconds = lab.search(seed)
+            started = time.perf_counter()
+            lost = {
+                metric: masked.drops(found, found.weights, found.mixture, metric, renormalise=False)
+                for metric in ("accuracy", "loss")
+            }
+            drops = {
+                metric: {names[k]: float(v.mean()) for k, v in of.items()}
+                for metric, of in lost.items()
+            }
+            tune = max(1, run.config.search.steps // 10)
+            pruned = derivations.parse(f"prune(keep={KEEP}, fine_tune={tune})")(found)
+            whole = found.evaluate(found.weights, found.mixture, None)
+            self.add(
+                "masked",
+                str(seed),
+                drops=drops,
+                valid=float(np.mean(whole["accuracy"])),
+                chosen={metric: max(of, key=lambda n: of[n]) for metric, of in drops.items()},
+                pruned=[self.name_of(text) for text in pruned.details["kept"]],
+                search_seconds=seconds,
+                derive_seconds=time.perf_counter() - started,
+                steps=run.config.search.steps,
+            )
 
     def name_of(self, text: str) -> str:
         """The type behind an attention's text, however fully it is written."""
@@ -178,10 +171,10 @@ class Experiment:
             for granularity, seeds in (("model", SEEDS), ("layer", 1)):
                 if all(self.has(strategy, f"{granularity} {seed}") for seed in range(seeds)):
                     continue
-                with self.run(strategy, **{"space.granularity": granularity, **more}) as run:
-                    self.search(run, granularity, seeds)
+                run = self.study(strategy, **{"space.granularity": granularity, **more})
+                self.search(run, granularity, seeds)
 
-    def search(self, run: Run, granularity: str, seeds: int) -> None:
+    def search(self, run: Study, granularity: str, seeds: int) -> None:
         """Searches from several seeds, unless they are there."""
         strategy, lab = run.config.search.strategy.name, Lab(run)
         for seed in range(seeds):

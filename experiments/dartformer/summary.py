@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from trial import steps_of
 
-from dartformer.diagnostics import critical_tau, kendall_tau, welch
+from dartformer.statistics import critical_tau, kendall_tau, welch
 
 
 def mean_drops(rows: list[dict[str, Any]], metric: str) -> dict[str, float]:

@@ -12,7 +12,6 @@ two agree: Kendall's tau of attention and size of the effect, over 100 reviews. 
 import argparse
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,15 @@ from trial import provenance, sample, trained
 from dartformer import attention
 from dartformer import config as configs
 from dartformer.data.batches import examine
-from dartformer.diagnostics import kendall_tau
 from dartformer.models.attention_maps import mapper
 from dartformer.models.transformer import transformer
 from dartformer.space.genotype import Genotype
-from dartformer.stages.study import Run
+from dartformer.stages.study import Study
+from dartformer.statistics import kendall_tau
 
 
 def effects(
-    run: Run, genotype: Genotype, weights: Any, batch: dict[str, Any]
+    run: Study, genotype: Genotype, weights: Any, batch: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of each review its margin, the logit of positive minus that of negative `[B]`; what each word
     adds `[B, N]`."""
@@ -108,38 +107,38 @@ def main() -> None:
     config = arena.config("imdb_tokens", "cpu", (1, 16), arguments.steps, data)
     configs.override(config, {"retrain.seeds": (0,)})
     genotype = Genotype.homogeneous(attention.parse("full"), 1, 16)
-    with tempfile.TemporaryDirectory() as folder, Run(config, Path(folder) / "run") as run:
-        found, kept = trained(run, genotype, together=False, test_examples=2_000, keep=True)
-        batch = next(iter(examine(sample(run.parts["test"], 100, seed=1), 100)))
-        margin, effect = effects(run, genotype, kept[0], batch)
-        seen = np.asarray(
-            mapper(run.model, genotype)(kept[0], batch["tokens"], batch["valid"]).weights
-        )[0, :, :, 0, 1:]
-        taus, reviews = [], []
-        right = (margin > 0) == (batch["label"] == 1)
-        for b in range(len(margin)):
-            n = int(batch["valid"][b].sum())
-            taus.append(kendall_tau(seen[b, :, :n].mean(0).tolist(), abs(effect[b, :n]).tolist()))
-        order = np.argsort(-abs(margin)).tolist()
-        chosen = [
-            next(b for b in order if right[b] and batch["label"][b] == 1),
-            next(b for b in order if right[b] and batch["label"][b] == 0),
-            next(b for b in order if not right[b]),
-        ]
-        for b in chosen:
-            n = int(batch["valid"][b].sum())
-            words = [run.fitted.decode([int(t)]).strip() or "?" for t in batch["tokens"][b, :n]]
-            truth, said = (
-                ("negative", "positive")[int(one)] for one in (batch["label"][b], margin[b] > 0)
-            )
-            reviews.append(
-                {
-                    "words": [w.replace("$", r"\$") for w in words],
-                    "effect": effect[b, :n],
-                    "attention": seen[b, :, :n],
-                    "title": f"{truth}, answered {said} (margin {margin[b]:+.2f})",
-                }
-            )
+    run = Study(config)
+    found, kept = trained(run, genotype, together=False, test_examples=2_000, keep=True)
+    batch = next(iter(examine(sample(run.parts["test"], 100, seed=1), 100)))
+    margin, effect = effects(run, genotype, kept[0], batch)
+    seen = np.asarray(
+        mapper(run.model, genotype)(kept[0], batch["tokens"], batch["valid"]).weights
+    )[0, :, :, 0, 1:]
+    taus, reviews = [], []
+    right = (margin > 0) == (batch["label"] == 1)
+    for b in range(len(margin)):
+        n = int(batch["valid"][b].sum())
+        taus.append(kendall_tau(seen[b, :, :n].mean(0).tolist(), abs(effect[b, :n]).tolist()))
+    order = np.argsort(-abs(margin)).tolist()
+    chosen = [
+        next(b for b in order if right[b] and batch["label"][b] == 1),
+        next(b for b in order if right[b] and batch["label"][b] == 0),
+        next(b for b in order if not right[b]),
+    ]
+    for b in chosen:
+        n = int(batch["valid"][b].sum())
+        words = [run.fitted.decode([int(t)]).strip() or "?" for t in batch["tokens"][b, :n]]
+        truth, said = (
+            ("negative", "positive")[int(one)] for one in (batch["label"][b], margin[b] > 0)
+        )
+        reviews.append(
+            {
+                "words": [w.replace("$", r"\$") for w in words],
+                "effect": effect[b, :n],
+                "attention": seen[b, :, :n],
+                "title": f"{truth}, answered {said} (margin {margin[b]:+.2f})",
+            }
+        )
     draw(arguments.plot, reviews)
     print(
         json.dumps(

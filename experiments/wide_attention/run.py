@@ -10,7 +10,6 @@ stands there is not trained again, so that the same command goes on where it was
 `--summary` prints the tables."""
 
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -21,7 +20,7 @@ from trial import Lines, provenance, trained
 from dartformer import attention
 from dartformer.machine.progress import say
 from dartformer.space.genotype import Genotype
-from dartformer.stages.study import Run
+from dartformer.stages.study import Study
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -62,17 +61,14 @@ def main() -> None:
                 if name == "Sinkhorn":
                     config.model.pooling = "mean"  # as in the authors' code
                 say(f"{task} {name} {key['shape']}")
-                with (
-                    tempfile.TemporaryDirectory() as folder,
-                    Run(config, Path(folder) / "run") as run,
-                ):
-                    genotype = Genotype.homogeneous(attention.parse(types[name]), *shape)
-                    found, _ = trained(
-                        run,
-                        genotype,
-                        together=small,
-                        test_examples=2_000 if small else len(run.parts["test"]),
-                    )
+                run = Study(config)
+                genotype = Genotype.homogeneous(attention.parse(types[name]), *shape)
+                found, _ = trained(
+                    run,
+                    genotype,
+                    together=small,
+                    test_examples=2_000 if small else len(run.parts["test"]),
+                )
                 lines.add(**key, attention=types[name], **found, **provenance())
 
 

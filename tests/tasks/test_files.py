@@ -17,7 +17,7 @@ from dartformer.data import tokens as tokenizers
 from dartformer.data.records import read
 from dartformer.errors import InputError
 from dartformer.stages import search
-from dartformer.stages.study import Run
+from dartformer.stages.study import Study
 from dartformer.tasks.base import parts
 from dartformer.tasks.guess import guess
 
@@ -378,9 +378,9 @@ def test_the_batches_of_a_search_step_have_one_length(tmp_path, capsys):
             "search.seeds": 2,
         },
     )
-    with Run(config, tmp_path / "run") as run:
-        feed = search.stream(run, search.groups(run)[0])
-        pairs = [next(feed) for _ in range(10)]
+    study = Study(config)
+    feed = search.stream(study, search.groups(study)[0])
+    pairs = [next(feed) for _ in range(10)]
     assert {pair[0]["valid"].shape for pair in pairs} == {(2, 4, 4), (2, 4, 8), (2, 4, 12)}
     assert all(pair[0]["tokens"].shape == pair[1]["tokens"].shape for pair in pairs)
     assert not any(pair[i]["tokens"][~pair[i]["valid"]].any() for pair in pairs for i in (0, 1))

@@ -20,7 +20,7 @@ from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import transformer
 from dartformer.space.genotype import Genotype
 from dartformer.stages.retrain import Model
-from dartformer.stages.study import Run
+from dartformer.stages.study import Study
 from dartformer.tasks.base import parts
 from dartformer.training.metric import METRICS, Losses
 
@@ -407,12 +407,11 @@ def test_a_loaded_export_answers_as_the_model(name, make, tmp_path, capsys):
     values, text, tokens = make(tmp_path)
     config = dartformer.defaults(name)
     configs.override(config, {**values, **TINY, "data.dir": str(tmp_path)})
-    with Run(config, tmp_path / "run") as run:
-        net = transformer(run.model, genotype := Genotype.homogeneous(Full(), 1, 1))
-        model = Model(
-            config, run.fitted, run.model, genotype, net.init(jax.random.key(0)), 0, 0, {}
-        )
-        assert set(run.parts) == {"weights", "alphas", "valid", "test", "train"}
+    study = Study(config)
+    net = transformer(study.model, genotype := Genotype.homogeneous(Full(), 1, 1))
+    weights = net.init(jax.random.key(0))
+    model = Model(config, study.fitted, study.model, genotype, weights, 0, 0, {})
+    assert set(study.parts) == {"weights", "alphas", "valid", "test", "train"}
     served = dartformer.load(dartformer.export(model, tmp_path / "export"))
     arrays = served.arrays([text])
     assert arrays[1].sum() == tokens

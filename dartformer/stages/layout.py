@@ -1,0 +1,194 @@
+"""Layout: every path of a workdir, its lock, and how its records are read and written."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+
+from dartformer import config as configs
+from dartformer.config import Config
+from dartformer.errors import InputError
+from dartformer.machine.record import Record
+from dartformer.machine.workdir import (
+    LockedFolder,
+    differences,
+    jsonable,
+    read_json,
+    write_json,
+    write_text,
+)
+from dartformer.results import SCHEMA, Results, SearchRecord
+from dartformer.space.genotype import Genotype
+
+R = TypeVar("R", bound=Record)
+
+FOUND = "retrain"
+"""The training of the found genotype, as a folder and as a key of `seconds`."""
+
+
+def baseline_folder(name: str) -> str:
+    """Where the baseline `name` is trained, within a workdir."""
+    safe = re.sub(r"[^A-Za-z0-9_.=-]+", "_", name).strip("_")
+    return f"baselines/{safe}"
+
+
+class Layout:
+    """Where everything of a workdir lies; for readers, which need no lock."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.results = self.path / "results.json"
+        self.genotype = self.path / "genotype.json"
+        self.search = self.path / "search"
+        self.alphas = self.search / "alphas.json"
+        self.prices = self.search / "prices.json"
+        self.budget = self.path / "budget.json"
+        self.pareto = self.path / "pareto.json"
+        self.profile = self.path / "profile.json"
+        self.test_scores = self.path / "test_scores.json"
+        self.attention = self.path / "attention.json"
+        self.provenance = self.path / "provenance.json"
+        self.report = self.path / "report.html"
+        self.export = self.path / "export"
+        self.summary = self.path / "summary"
+        self.superseded = self.path / "superseded"
+
+    def search_of(self, seeds: tuple[int, ...], together: bool) -> Path:
+        """Where seeds are searched: all of them in `search`, or each in a folder of its own."""
+        if together:
+            return self.search
+        return self.search / f"seed{seeds[0]}"
+
+    def training(self, folder: str, seed: int) -> Path:
+        """Where a genotype is trained with one seed; `folder` is `FOUND` or a baseline's."""
+        return self.path / folder / f"seed{seed}"
+
+    def shape(self, name: str) -> Path:
+        """The workdir of one shape of a search over shapes."""
+        return self.path / "shapes" / name
+
+    def read(self, record: type[R], file: Path) -> R | None:
+        """The record in a file; None where there is no file, `InputError` where it is damaged."""
+        if not file.exists():
+            return None
+        return record.from_dict(read_json(file), str(file))
+
+
+class Workdir(Layout):
+    """The folder of a run with one config, which no other process can open while it is held.
+
+    Opening makes the folder and writes `config.json`, or checks that the one there says the same.
+    Raises `InputError` where the folder cannot be written, belongs to another config (the
+    differences are named), or is in use.
+    """
+
+    def __init__(self, path: str | Path, config: Config | ConfigDict):
+        super().__init__(path)
+        config = configs.build(config)
+        self.task = str(config.task.name)
+        self._lock = LockedFolder(self.path)
+        try:
+            self._claim(jsonable(configs.to_dict(config)))
+        except BaseException:
+            self.close()
+            raise
+
+    def _claim(self, config: dict[str, Any]) -> None:
+        if not self.config.exists():
+            names = sorted(p.name for p in self.path.iterdir() if p.name != LockedFolder.NAME)
+            if names:
+                raise InputError(
+                    f"the workdir {self.path} holds other files ({', '.join(names[:3])}) and no "
+                    f"config.json: choose an empty or a new folder."
+                )
+            write_json(self.config, config)
+            return
+        saved = read_json(self.config)
+        if not isinstance(saved, dict):
+            raise InputError(f"{self.config} is damaged: it must hold an object.")
+        changes = list(differences(saved, config))
+        if changes:
+            raise InputError(
+                f"the workdir {self.path} belongs to another config; it differs in "
+                f"{'; '.join(changes)}. Choose another workdir, or the config it was made with."
+            )
+
+    def read_results(self) -> Results:
+        """What `results.json` holds so far."""
+        return self.read(Results, self.results) or Results(self.task)
+
+    def record(self, **sections: Any) -> Results:
+        """Put sections into `results.json`, keeping its other sections."""
+        results = dataclasses.replace(self.read_results(), schema=SCHEMA, **sections)
+        write_json(self.results, results.to_dict())
+        return results
+
+    def record_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Put the seconds of a stage into `results.json`."""
+        spent = dict(self.read_results().seconds or {})
+        spent.update(seconds)
+        self.record(seconds=spent)
+
+    def write(self, file: Path, record: Record) -> None:
+        """Write a record to one of the files of the layout."""
+        write_json(file, record.to_dict())
+
+    def write_genotype(self, genotype: Genotype) -> None:
+        """Write `genotype.json`."""
+        write_text(self.genotype, genotype.to_json())
+
+    def read_genotype(self) -> Genotype:
+        """The genotype that `derive` wrote; `InputError` where there is none."""
+        if not self.genotype.exists():
+            raise InputError(
+                f"there is no {self.genotype}: run `dartformer derive` first "
+                f"(or `dartformer run` for all stages)."
+            )
+        try:
+            return Genotype.from_dict(read_json(self.genotype))
+        except InputError as error:
+            raise InputError(
+                f"{self.genotype}: {error} Delete it and run `dartformer derive` again."
+            ) from None
+
+    def read_search(self) -> SearchRecord | None:
+        """The finished search; None before it is finished."""
+        return self.read(SearchRecord, self.alphas)
+
+    def has_training(self) -> bool:
+        """Whether the found genotype has begun to be trained."""
+        return (self.path / FOUND).exists()
+
+    def supersede(self, folder: str, key: str) -> Path:
+        """Move the training of another genotype out of `folder`, to be moved back when needed."""
+        target = self.superseded / f"{Path(folder).name}-{key}"
+        target.parent.mkdir(exist_ok=True)
+        number = 1
+        while target.exists():
+            number += 1
+            target = self.superseded / f"{Path(folder).name}-{key}-{number}"
+        (self.path / folder).rename(target)
+        return target
+
+    def restore(self, folder: str, key: str) -> bool:
+        """Move a training that was superseded back to `folder`, which is free; whether one was."""
+        source = self.superseded / f"{Path(folder).name}-{key}"
+        if not source.is_dir():
+            return False
+        (self.path / folder).parent.mkdir(parents=True, exist_ok=True)
+        source.rename(self.path / folder)
+        return True
+
+    def close(self) -> None:
+        """Release the folder."""
+        self._lock.close()
+
+    def __enter__(self) -> "Workdir":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
