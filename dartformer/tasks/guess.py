@@ -1,11 +1,11 @@
-"""What a user's file seems to hold: which column is the text, which the label, and options that
-will do for it."""
+"""A guess at what a user's file holds: its columns, its labels, and options of the task `files`."""
 
 import itertools
 import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,125 +28,113 @@ LABEL_NAMES = (
     "y",
 )
 
-LOOKED_AT = 2000
-"""Rows that decide the columns and the length; labels are counted in all of them."""
+SAMPLE = 2000
+"""Rows that decide the columns and the length; labels are counted in all rows."""
 
 MOST_CLASSES, MOST_NUMBERS = 200, 10_000
 FEWEST_NUMBERS = 20
-"""Numbers of more different values than this are a quantity; after `MOST_NUMBERS` they are counted
-no more."""
+"""Numbers of more different values than this are a quantity. Beyond `MOST_NUMBERS` values they are
+no longer counted."""
+
+LISTED_NAMES = 6
+"""Class names that a sentence lists."""
+
+LENGTHS = (16, 512)
+"""The shortest and the longest `length` that is guessed."""
 
 
 class Guess(NamedTuple):
-    """Options of the task `files`, how many rows train will have, and sentences that say what was
-    guessed and why."""
+    """What a file seems to hold.
+
+    Attributes:
+      options: of the task `files`.
+      train: how many rows train will have.
+      sentences: what was guessed, and why.
+    """
 
     options: dict[str, Any]
     train: int
     sentences: list[str]
 
 
+class Labels(NamedTuple):
+    """The labels of all rows.
+
+    Attributes:
+      kind: of `files`: "classification", "regression" or "labelling".
+      counts: how often each label occurs.
+      rows: how many rows there are.
+    """
+
+    kind: str
+    counts: Counter[str]
+    rows: int
+
+
 def guess(
     file: str, texts: Sequence[str] = (), label: str = "", data_dir: str | None = None
 ) -> Guess:
-    """Look at a file; columns that are given are not guessed: one text, or two that are to be
-    compared, and a label.
+    """Guess the options for a file, but for the columns that the user names.
 
-    Raises `InputError` where the file cannot be read, a column does not exist, or none will do.
+    Args:
+      file: a file or a folder.
+      texts: the column of texts, or two that are compared; empty to guess one.
+      label: the column of labels; empty to guess it.
+      data_dir: the folder for prepared data sets.
+
+    Raises:
+      InputError: the file cannot be read, a column does not exist, or no column will do.
     """
     if len(texts) > 2:
         raise InputError(
-            f"one text, or two that are compared, can be read; got {len(texts)}: {', '.join(texts)}."
+            f"a model reads one text, or compares two; got {len(texts)}: {', '.join(texts)}."
         )
     path = located(file, data_dir)
-    inside = splits(path)
-    split = "train" if "train" in inside else (inside[0] if inside else "")
-    rows = list(itertools.islice(read(path, split), LOOKED_AT))
+    names = splits(path)
+    split = _train_split(names)
+    rows = list(itertools.islice(read(path, split), SAMPLE))
     if not rows:
         raise InputError(f"{file} has no rows.")
     for name in filter(None, (*texts, label)):
         if name not in rows[0]:
             raise unknown(f"column of {file}", name, rows[0])
-    said = []
+    sentences = []
     if not texts:
         texts = [_text_column(rows, label)]
-        said.append(f"text column {texts[0]!r}: of all columns it has the longest texts")
+        sentences.append(f"text column {texts[0]!r}: of all columns it has the longest texts")
     if not label:
         label = _label_column(rows, texts)
-        said.append(f"label column {label!r}: by its name, or because its values are few")
+        sentences.append(f"label column {label!r}: by its name, or because its values are few")
     options: dict[str, Any] = {"path": file, "text": texts[0], "label": label}
     if len(texts) == 2:
         options["text2"] = texts[1]
-    kind = "labelling" if len(texts) == 1 and _aligned(rows, texts[0], label) else ""
-    values, count = Counter[str](), 0
-    for row in read(path, split):
-        count += 1
-        if row.get(label) in (None, "", []):
-            continue
-        if kind:
-            values.update(canonical(one) for one in words(row[label]))
-        elif len(values) <= MOST_NUMBERS:
-            values[canonical(row[label])] += 1
-    if len(values) < 2:
-        raise InputError(
-            f"the column {label!r} of {file} has {len(values)} different values; at least 2 are needed."
-        )
-    if not kind:
-        kind = (
-            "regression"
-            if len(values) > FEWEST_NUMBERS and all(map(is_number, values))
-            else "classification"
-        )
-    if kind != "regression" and len(values) > MOST_CLASSES:
-        raise InputError(
-            f"the column {label!r} of {file} has more than {MOST_CLASSES} different values: too many for "
-            f"classes, and they are no numbers. Which column is the label? Name it with --label."
-        )
-    options["kind"] = kind
-    if kind == "regression":
-        said.append(
-            f"regression: the label is a number with more than {FEWEST_NUMBERS} different values"
-        )
-    else:
-        names = options["label_names"] = tuple(sorted(values, key=_numbers_first))
-        most, often = values.most_common(1)[0]
-        shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-        what = "a label for each word, of" if kind == "labelling" else "classification into"
-        said.append(
-            f"{what} {len(names)} classes ({shown}); always saying {most!r} is right in "
-            f"{100 * often / values.total():.0f}%"
-        )
-    every = [str(row.get(name) or "") for row in rows for name in texts]
-    lengths = np.array(
-        [
-            len(text.split()) if kind == "labelling" else len(re.findall(r"\w+|[^\w\s]+", text))
-            for text in every
-        ]
+
+    labels = _labels(path, split, rows, texts, label)
+    _require_classes(labels, label, file)
+    options["kind"] = labels.kind
+    if labels.kind != "regression":
+        options["label_names"] = tuple(sorted(labels.counts, key=_numbers_first))
+    sentences.append(_label_sentence(labels, options.get("label_names", ())))
+
+    options["tokens"], lengths = _tokens(rows, texts, labels.kind)
+    options["length"] = _length(lengths)
+    whole = 100 * float((lengths <= options["length"]).mean())
+    sentences.append(
+        f"tokens are {options['tokens']}; length {options['length']}, which holds {whole:.0f}% of "
+        f"the texts whole"
     )
-    options["tokens"] = "words"
-    if kind != "labelling" and np.median(lengths) < 3:
-        options["tokens"] = "bytes"
-        lengths = np.array([len(text.encode("utf-8", "replace")) for text in every])
-    options["length"] = min(512, max(16, -(-int(np.quantile(lengths, 0.95)) // 8) * 8))
-    said.append(
-        f"tokens are {options['tokens']}; length {options['length']}, which holds "
-        f"{100 * float((lengths <= options['length']).mean()):.0f}% of the texts whole"
-    )
-    missing = [
-        part
-        for part, also in (("valid", "validation"), ("test", "test"))
-        if not {part, also} & set(inside)
-    ]
+    missing = _missing_splits(names)
     if missing:
-        said.append(
-            f"no split {' and no split '.join(missing)}: a tenth of the rows each, drawn with seed 0"
-        )
-    return Guess(options, round(count * (1 - 0.1 * len(missing))), said)
+        splits_text = " and no split ".join(missing)
+        sentences.append(f"no split {splits_text}: a tenth of the rows each, drawn with seed 0")
+    return Guess(options, round(labels.rows * (1 - 0.1 * len(missing))), sentences)
 
 
 def words(value: Any) -> list[Any]:
     """A label for each word: a list, or a text of them."""
-    return value if isinstance(value, list) else str(value).split()
+    if isinstance(value, list):
+        return value
+    return str(value).split()
 
 
 def is_number(text: str) -> bool:
@@ -157,46 +145,142 @@ def is_number(text: str) -> bool:
         return False
 
 
-def _aligned(rows: list[Record], text: str, label: str) -> bool:
-    """Whether every row has as many labels as words, and some have several."""
-    counts = [
-        (
-            len(words(row.get(text) or "")),
-            len(words(row.get(label) if row.get(label) is not None else "")),
-        )
-        for row in rows
-    ]
-    return all(a == b for a, b in counts) and any(a > 1 for a, _ in counts)
+def _train_split(names: Sequence[str]) -> str:
+    """The split to learn from, of those that a folder has; "" for a file."""
+    if "train" in names:
+        return "train"
+    return next(iter(names), "")
+
+
+def _missing_splits(names: Sequence[str]) -> list[str]:
+    """Which of the splits valid and test a folder lacks."""
+    missing = []
+    if not {"valid", "validation"} & set(names):
+        missing.append("valid")
+    if "test" not in names:
+        missing.append("test")
+    return missing
 
 
 def _text_column(rows: list[Record], label: str) -> str:
     """The column of texts whose mean length is largest."""
-    lengths = {
-        name: np.mean([len(row[name]) if isinstance(row.get(name), str) else 0 for row in rows])
-        for name in rows[0]
-        if name != label
-    }
-    best = max(lengths, key=lambda name: lengths[name], default="")
-    if not best or lengths[best] == 0:
-        raise InputError(f"no column holds texts; there are {', '.join(rows[0])}.")
-    return best
+    lengths = {}
+    for name in rows[0]:
+        if name != label:
+            texts = [row[name] for row in rows if isinstance(row.get(name), str)]
+            lengths[name] = sum(map(len, texts)) / len(rows)
+    longest = max(lengths, key=lambda name: lengths[name], default="")
+    if not longest or lengths[longest] == 0:
+        raise InputError(f"no column holds texts; the columns are {', '.join(rows[0])}.")
+    return longest
 
 
 def _label_column(rows: list[Record], texts: Sequence[str]) -> str:
-    """The first column with a label's name, else the one with the fewest values, of at least
-    two."""
-    others = [name for name in rows[0] if name not in texts]
-    named = [name for wanted in LABEL_NAMES for name in others if name.lower() == wanted]
-    few = {name: len({canonical(row.get(name)) for row in rows}) for name in others}
-    possible = {
-        name: n for name, n in few.items() if 1 < n <= min(MOST_CLASSES, max(2, len(rows) // 2))
-    }
-    found = named[0] if named else min(possible, key=lambda name: possible[name], default="")
-    if not found:
+    """The first column with a label's name, or the one with the fewest values, at least two."""
+    columns = [name for name in rows[0] if name not in texts]
+    for label_name in LABEL_NAMES:
+        for name in columns:
+            if name.lower() == label_name:
+                return name
+    most = min(MOST_CLASSES, max(2, len(rows) // 2))
+    possible = {}
+    for name in columns:
+        count = len({canonical(row.get(name)) for row in rows})
+        if 1 < count <= most:
+            possible[name] = count
+    if not possible:
         raise InputError(
-            f"no column looks like a label; there are {', '.join(rows[0])}. Name one with --label."
+            f"no column looks like a label; the columns are {', '.join(rows[0])}. Name one with "
+            f"--label."
         )
-    return found
+    return min(possible, key=lambda name: possible[name])
+
+
+def _labels(path: Path, split: str, rows: list[Record], texts: Sequence[str], label: str) -> Labels:
+    """Count the labels of every row, not only of the sample."""
+    per_word = len(texts) == 1 and _aligned(rows, texts[0], label)
+    counts = Counter[str]()
+    total = 0
+    for row in read(path, split):
+        total += 1
+        value = row.get(label)
+        if value in (None, "", []):
+            continue
+        if per_word:
+            counts.update(canonical(word) for word in words(value))
+        elif len(counts) <= MOST_NUMBERS:
+            counts[canonical(value)] += 1
+    kind = "classification"
+    if per_word:
+        kind = "labelling"
+    elif len(counts) > FEWEST_NUMBERS and all(map(is_number, counts)):
+        kind = "regression"
+    return Labels(kind, counts, total)
+
+
+def _aligned(rows: list[Record], text: str, label: str) -> bool:
+    """Whether every row has as many labels as words, and some have several."""
+    several = False
+    for row in rows:
+        value = row.get(label)
+        if value is None:
+            value = ""
+        count = len(words(row.get(text) or ""))
+        if count != len(words(value)):
+            return False
+        several = several or count > 1
+    return several
+
+
+def _require_classes(labels: Labels, column: str, file: str) -> None:
+    """Raise `InputError` where a column has too few or too many values for labels."""
+    count = len(labels.counts)
+    if count < 2:
+        raise InputError(
+            f"the column {column!r} of {file} has {count} different values; at least 2 are needed."
+        )
+    if labels.kind != "regression" and count > MOST_CLASSES:
+        raise InputError(
+            f"the column {column!r} of {file} has more than {MOST_CLASSES} different values, too "
+            f"many for classes, and they are not numbers. Name the label column with --label."
+        )
+
+
+def _label_sentence(labels: Labels, names: Sequence[str]) -> str:
+    """What was guessed of the labels."""
+    if labels.kind == "regression":
+        return f"regression: the label is a number with more than {FEWEST_NUMBERS} different values"
+    start = "classification into"
+    if labels.kind == "labelling":
+        start = "a label for each word, of"
+    listed = ", ".join(names[:LISTED_NAMES])
+    if len(names) > LISTED_NAMES:
+        listed += ", ..."
+    majority, count = labels.counts.most_common(1)[0]
+    share = 100 * count / labels.counts.total()
+    return (
+        f"{start} {len(names)} classes ({listed}); always saying {majority!r} is right in "
+        f"{share:.0f}%"
+    )
+
+
+def _tokens(rows: list[Record], texts: Sequence[str], kind: str) -> tuple[str, np.ndarray]:
+    """The kind of tokens, and the length in such tokens of every text of the sample."""
+    contents = [str(row.get(name) or "") for row in rows for name in texts]
+    if kind == "labelling":
+        return "words", np.array([len(text.split()) for text in contents])
+    lengths = np.array([len(re.findall(r"\w+|[^\w\s]+", text)) for text in contents])
+    if np.median(lengths) >= 3:
+        return "words", lengths
+    # Texts of a word or two are read byte by byte: words alone would say too little of them.
+    return "bytes", np.array([len(text.encode("utf-8", "replace")) for text in contents])
+
+
+def _length(lengths: np.ndarray) -> int:
+    """A multiple of 8 that holds 95% of the texts whole, within `LENGTHS`."""
+    shortest, longest = LENGTHS
+    enough = 8 * math.ceil(int(np.quantile(lengths, 0.95)) / 8)
+    return min(longest, max(shortest, enough))
 
 
 def _numbers_first(name: str) -> tuple[int, float, str]:
