@@ -363,7 +363,7 @@ def _export_finished(session: Session) -> bool:
 
 
 def _report_finished(session: Session) -> bool:
-    return False  # it is quick, and written whenever it is asked for
+    return False  # it is quick, so it is always written again
 
 
 FINISHED: Mapping[str, Callable[[Session], bool]] = {

@@ -317,7 +317,7 @@ class Front(Record):
 
     Attributes:
       device: that measured it.
-      budget: what was asked for.
+      budget: the requested limits.
       quantity: of the costs.
       metric: of the scores.
       part: of the data: "valid".
@@ -342,7 +342,7 @@ class BudgetAnswer(Record):
 
     Attributes:
       device: that measured it.
-      budget: what was asked for.
+      budget: the requested limits.
       genotype: the answer, as layers.
       text: the answer in short.
       programme: what the integer programme chose, in short.

@@ -65,8 +65,7 @@ def make(name: str, options: Mapping[str, Any]) -> Task:
     """The task `name` with these options, the rest at their defaults.
 
     Raises `InputError` for an unknown task or option, a value of another type than the option's, or
-    one that the task refuses. An int serves where a float is asked for, and a list where a tuple
-    is."""
+    one that the task refuses. A float option accepts an int, and a tuple option a list."""
     kind = find(name)
     known = list(options_of(kind))
     hints = typing.get_type_hints(kind)
