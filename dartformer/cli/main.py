@@ -28,7 +28,7 @@ HANDLERS = {
     "export": "run_verbs.export",
     "report": "run_verbs.report",
     "compare": "run_verbs.compare",
-    "new": "run_verbs.new",
+    "new": "new.command",
     "list": "listing.command",
     "selfcheck": "selfcheck.command",
     "predict": "predict.command",

@@ -1,8 +1,10 @@
 """The config file that `dartformer new` prints: a search space of this package, or one for your
 own data or task. Every line of it is meant to be edited."""
 
+import argparse
 import ast
 import json
+import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +15,7 @@ from ml_collections import ConfigDict
 
 from dartformer import config as configs
 from dartformer import tasks
+from dartformer.cli.output import print_json
 from dartformer.config.overrides import BUDGET
 from dartformer.config.reference import sentence_of
 from dartformer.errors import InputError, unknown
@@ -70,6 +73,36 @@ class DataConfig(NamedTuple):
 
     text: str
     guess: Guess
+
+
+def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    """Print a starting config."""
+    if arguments.data:
+        text = _new_for_data(arguments, values)
+    elif arguments.text or arguments.label:
+        raise InputError("--text and --label name columns of a file. Use them with --data FILE.")
+    else:
+        task = arguments.task or "listops"
+        text = starting_config(task, arguments.preset, values, arguments.size)
+    if arguments.json:
+        print_json(configs.to_dict(load_text(text)))
+    else:
+        print(text, end="")
+    return 0
+
+
+def _new_for_data(arguments: argparse.Namespace, values: dict[str, str]) -> str:
+    """The config for --data; prints the guesses on standard error."""
+    if arguments.task not in (None, "files") or arguments.preset != "recommended":
+        raise InputError(
+            "--data does not work with --task or --preset, because it writes a config of the task "
+            "'files' with the recommended preset. Leave them out."
+        )
+    columns = arguments.text or ()
+    config = config_for_data(arguments.data, columns, arguments.label or "", values)
+    for sentence in config.guess.sentences:
+        print(f"guessed: {sentence}", file=sys.stderr)
+    return config.text
 
 
 def starting_config(

@@ -1,16 +1,14 @@
-"""The verbs on configs and workdirs: the stages, profile, report, compare and new."""
+"""The verbs on configs and workdirs: the stages, profile, report and compare."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dartformer import api
 from dartformer.cli import terminal
-from dartformer.cli.new import config_for_data, load_text, starting_config
 from dartformer.cli.output import print_json
-from dartformer.config import load_config, to_dict
+from dartformer.config import load_config
 from dartformer.cost.budget import Budget, parse
 from dartformer.errors import InputError
 from dartformer.export.load import load
@@ -194,33 +192,3 @@ def compare(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     if arguments.html:
         print(f"wrote {arguments.html}")
     return 0
-
-
-def new(arguments: argparse.Namespace, values: dict[str, str]) -> int:
-    """Print a starting config."""
-    if arguments.data:
-        text = _new_for_data(arguments, values)
-    elif arguments.text or arguments.label:
-        raise InputError("--text and --label name columns of a file. Use them with --data FILE.")
-    else:
-        task = arguments.task or "listops"
-        text = starting_config(task, arguments.preset, values, arguments.size)
-    if arguments.json:
-        print_json(to_dict(load_text(text)))
-    else:
-        print(text, end="")
-    return 0
-
-
-def _new_for_data(arguments: argparse.Namespace, values: dict[str, str]) -> str:
-    """The config for --data; prints the guesses on standard error."""
-    if arguments.task not in (None, "files") or arguments.preset != "recommended":
-        raise InputError(
-            "--data does not work with --task or --preset, because it writes a config of the task "
-            "'files' with the recommended preset. Leave them out."
-        )
-    columns = arguments.text or ()
-    config = config_for_data(arguments.data, columns, arguments.label or "", values)
-    for sentence in config.guess.sentences:
-        print(f"guessed: {sentence}", file=sys.stderr)
-    return config.text
