@@ -118,11 +118,11 @@ def test_a_strategy_brings_its_options_and_what_follows_it(tiny):
         ({"search.partial": 2}, "does not work with space.granularity='head'"),
         (
             {"search.strategy.name": "spos", "search.remat": False},
-            "it samples, so that a step needs few",
+            "it samples, so a step needs only a few",
         ),
         (
             {"search.strategy.extras": "drop(stages=1, recompile=False)", "search.remat": False},
-            "drop without compiling again",
+            "drop without recompiling",
         ),
         ({"search.strategy.extras": "nothing"}, "unknown extra 'nothing'"),
     ],

@@ -1,0 +1,148 @@
+"""The typed config: built and checked once, with every field documented and every rule applied."""
+
+import copy
+import dataclasses
+import pickle
+
+import pytest
+
+import dartformer
+from dartformer import config as configs
+from dartformer.config import compat, reference
+from dartformer.config.sections import Data, Derive, Log, Retrain, Space
+from dartformer.errors import InputError
+from dartformer.fields import documented
+from dartformer.stages.study import Study
+from dartformer.training.optimizer import Optimizer
+
+BROKEN = {
+    "labels of tokens": ("planted", {"model.pooling": "mean"}),
+    "labels of sequences": ("listops", {"model.pooling": "none"}),
+    "shared keys and values": (
+        "listops",
+        {"model.kv_heads": 2, "search.projections": "separate", "space.granularity": "head"},
+    ),
+    "an optimizer of nothing": (
+        "listops",
+        {"search.strategy.name": "spos", "search.alphas.learning_rate": 0.5},
+    ),
+    "a budget of candidates in parallel": (
+        "listops",
+        {"search.budget.parameters": 1e6, "derive.rule": "top_k"},
+    ),
+    "a budget without expected cost": (
+        "listops",
+        {"search.budget.parameters": 1e6, "search.strategy.name": "spos"},
+    ),
+    "batches of several lengths": (
+        "listops",
+        {"data.buckets": 2, "space.candidates": ("full", "linformer(rank=2)")},
+    ),
+    "branches that are kept": (
+        "listops",
+        {"search.remat": False, "search.strategy.name": "spos"},
+    ),
+    "rule after a strategy": ("listops", {"derive.rule": "evolution"}),
+    "second_opinion after a strategy": ("listops", {"derive.second_opinion": "grid"}),
+    "rule of candidates in parallel": (
+        "listops",
+        {"derive.rule": "top_k", "search.projections": "separate"},
+    ),
+    "seeds without a supernet": (
+        "listops",
+        {"search.strategy.name": "grid", "search.seeds": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_rule_says_its_sentence(name):
+    task, values = BROKEN[name]
+    config = dartformer.defaults(task)
+    configs.override(config, values)
+    (rule,) = [rule for rule in compat.RULES if rule.name == name]
+    with pytest.raises(InputError) as error:
+        configs.build(config)
+    start = rule.sentence.split("{")[0]
+    assert str(error.value).startswith(start)
+    assert " does not work with " in str(error.value) or " has no effect" in str(error.value)
+    assert "{" not in str(error.value)
+    assert str(error.value).endswith(".")
+
+
+def test_a_config_is_built_once(tiny, monkeypatch):
+    """Through a file, a study and a second study: what is typed is taken as it is."""
+    checks = []
+    check = compat.check
+    monkeypatch.setattr(compat, "check", lambda config: checks.append(check(config)))
+    config = configs.build(tiny)
+    study = Study(config)
+    assert configs.build(config) is config
+    assert study.config is config
+    assert study.task is config.task.built
+    assert len(checks) == 1
+
+
+def test_a_config_is_plain_and_frozen(tiny):
+    config = configs.build(tiny)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.search.steps = 3
+    assert config.task.max_depth == config.task.built.max_depth == 3
+    with pytest.raises(AttributeError, match="listops has no option 'max_dept'"):
+        _ = config.task.max_dept
+    assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
+    assert configs.from_dict(configs.to_dict(config)) == config
+    again = configs.editable(config)
+    again.search.steps = 5
+    assert configs.build(again).search.steps == 5
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "message"),
+    [
+        (Data, {"batch_size": 0}, "batch_size must be at least 1, got 0."),
+        (Data, {"batch_size": True}, "batch_size takes a whole number, got True."),
+        (Space, {"granularity": "heads"}, "granularity cannot be 'heads'. Did you mean 'head'?"),
+        (Space, {"candidates": "full"}, "candidates takes a list separated by commas, got 'full'."),
+        (Space, {"candidates": ("ful", "linear")}, "Did you mean 'full'?"),
+        (Derive, {"tie_margin": 1.0}, "tie_margin must be at least 0 and below 1, got 1.0."),
+        (Derive, {"rule": "armgax"}, "Did you mean 'argmax'?"),
+        (Retrain, {"seeds": (1, 1)}, "seeds must be different whole numbers of at least 0"),
+        (Retrain, {"seeds": (1.5,)}, "seeds takes a list separated by commas, got (1.5,)."),
+        (Log, {"trackers": ("wand",)}, "Did you mean 'wandb'?"),
+        (Optimizer, {"learning_rate": float("nan")}, "learning_rate must be at least 0, got nan."),
+        (Optimizer, {"b1": 1.5}, "b1 must be between 0 and 1, got 1.5."),
+        (Optimizer, {"name": "adamm"}, "name cannot be 'adamm'. Did you mean 'adam'?"),
+    ],
+)
+def test_a_section_checks_itself(cls, values, message):
+    with pytest.raises(InputError) as error:
+        cls(**values)
+    assert message in str(error.value)
+
+
+def test_overrides_of_another_type_name_the_field(tiny):
+    for values, message in (
+        ({"search.steps": 2.5}, "'search.steps' takes a whole number (as 12), got 2.5."),
+        ({"search.steps": None}, "'search.steps' takes a whole number (as 12), got None."),
+        ({"search": 3}, "'search' is a section. Set one of its fields: "),
+        ({"search.budget": 3}, "'search.budget' takes limits, as in latency_ms=12, got 3."),
+        ({"search.strategy.name": 3}, "'search.strategy.name' takes a text"),
+        ({"search.steps.x": 3}, "unknown config field 'search.steps.x'"),
+        ({"space.candidates": 3}, "'space.candidates' takes a list separated by commas"),
+    ):
+        with pytest.raises(InputError) as error:
+            configs.override(tiny, values)
+        assert message in str(error.value)
+    for config in (None, 3, {}, {"search": {}}):
+        with pytest.raises(InputError, match=r"made by dartformer\.defaults\(\)"):
+            configs.build(config)
+
+
+def test_every_field_is_documented():
+    rows = reference.fields(dartformer.defaults())
+    assert all(row.sentence for row in rows)
+    names = {row.name for row in rows}
+    assert {"seed", "task.name", "search.steps", "search.alphas.learning_rate"} <= names
+    sentences = documented(Optimizer)
+    assert sentences["b1"] == "Adam's decay of the first moment."
