@@ -99,6 +99,7 @@ def _write(model: Model, folder: Path, results: dict[str, Any], formats: Sequenc
             "dartformer": __version__,
             "seed": model.seed,
             "step": model.step,
+            "identity": dict(model.identity),
             "labels": list(model.task.labels),
             "length": model.shape.length,
             "any_length": any_length,

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import optax
 
+from dartformer.errors import InputError
 from dartformer.machine.identity import Identity, require_same
 from dartformer.machine.progress import Bar, say
 from dartformer.training import trackers
@@ -153,7 +154,10 @@ def fit(
         training.compile()
         training.run(None)
         return training.result()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{folder} must be a folder, but a file stands there. Move it.") from None
     with Checkpoints(folder / "checkpoints") as checkpoints:
         remedy = f"Use a new workdir, or delete {folder}."
         require_same(checkpoints.identity(), training.identity, f"the training in {folder}", remedy)
