@@ -1,5 +1,7 @@
-"""Argmax: in every place, the candidate with the largest weight (DARTS, Liu et al. 2019, arXiv
-1806.09055)."""
+"""Argmax: in every place, the candidate with the largest weight.
+
+DARTS, Liu et al. 2019, arXiv 1806.09055.
+"""
 
 from dataclasses import dataclass
 
@@ -11,8 +13,7 @@ from dartformer.derivations.base import Derived, Rule, Trained
 
 @dataclass(frozen=True)
 class Argmax(Rule):
-    """The largest weight of each row of the mixture; of equals, the first in the list of
-    candidates."""
+    """Keeps the candidate with the largest weight in each place; of equals, the first."""
 
     def __call__(self, trained: Trained) -> Derived:
         """Ties are rows whose first two weights are closer than the tie margin."""
@@ -26,6 +27,7 @@ class Argmax(Rule):
             if row[first] - row[second] < trained.tie_margin:
                 ties.append(
                     f"{space.place_name(place)}: {to_text(space.candidates[first])} and "
-                    f"{to_text(space.candidates[second])} are tied ({row[first]:.2f}, {row[second]:.2f})"
+                    f"{to_text(space.candidates[second])} are tied "
+                    f"({row[first]:.2f}, {row[second]:.2f})"
                 )
         return Derived(space.genotype(free.argmax(-1)), ties, {})

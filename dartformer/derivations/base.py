@@ -1,24 +1,32 @@
 """What a derivation is: from a trained supernet to a genotype. It sees scores, never a network.
 
-Weights go in and come out as an argument, so that a derivation is a pure function: the same
-supernet and the same random numbers give the same genotype."""
+Weights go in and come out as an argument, so a derivation is a pure function: the same supernet and
+the same random numbers give the same genotype.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
 from dartformer.attention import to_text
 from dartformer.errors import InputError, unknown
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
+from dartformer.strategies.base import Traits, Weights
 
-Scores = Mapping[str, Any]
+Scores = Mapping[str, np.ndarray | float]
 """`{"loss", "accuracy"}` of a supernet on valid: each `[S]`, one number for each example, or a
 scalar."""
+
+Choice = tuple[tuple[int, ...], ...]
+"""Candidates by number, `[1 or L, 1 or H]`, as nested tuples that can be keys."""
+
+Key = TypeVar("Key", bound=Hashable)
 
 METRICS = ("loss", "accuracy")
 
@@ -43,16 +51,16 @@ class Trained:
 
     space: SearchSpace
     mixture: np.ndarray
-    weights: Any
-    evaluate: Callable[[Any, np.ndarray, int | None], Scores]
-    fine_tune: Callable[[Any, np.ndarray, int, int], Any]
+    weights: Weights
+    evaluate: Callable[[Weights, np.ndarray, int | None], Scores]
+    fine_tune: Callable[[Weights, np.ndarray, int, int], Weights]
     standalone: Callable[[Genotype], Scores]
     rng: np.random.Generator
     tie_margin: float = 0.05
 
 
 class Derived(NamedTuple):
-    """What a derivation found.
+    """The result of a derivation.
 
     Attributes:
       genotype: the choice.
@@ -66,12 +74,17 @@ class Derived(NamedTuple):
 
 
 class Rule(ABC):
-    """A derivation: a frozen dataclass of its options, written `masked_drop(fine_tune=20)` in
-    configs."""
+    """A derivation: a frozen dataclass of its options, such as `masked_drop(fine_tune=20)`."""
 
     def check(self, space: SearchSpace) -> None:  # noqa: B027 - most fit every space
-        """Raise `InputError` where the options do not fit the space; called before anything is
-        trained."""
+        """Raise `InputError` where the options do not fit the space, before anything is trained."""
+
+    def follows(self, traits: Traits) -> bool:
+        """Whether it can follow a strategy whose traits do not name it.
+
+        The built-in strategies name the built-in derivations; one of another package says here
+        which strategies it can follow."""
+        return False
 
     @abstractmethod
     def __call__(self, trained: Trained) -> Derived:
@@ -81,126 +94,140 @@ class Rule(ABC):
 def merit(scores: Scores, metric: str) -> np.ndarray:
     """`[S]`, higher is better: accuracy, or minus the loss."""
     values = np.atleast_1d(np.asarray(scores[metric], np.float64))
-    return -values if metric == "loss" else values
+    if metric == "loss":
+        return -values
+    return values
 
 
-def difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    """Mean of `ours - theirs`, paired by example `[S]`, and the half-width of its 95% interval
-    (Student's t).
+def score(merits: np.ndarray, metric: str) -> float:
+    """The mean of merits `[S]` as a value of the metric again."""
+    mean = float(merits.mean())
+    if metric == "loss":
+        return -mean
+    return mean
 
-    With one number there is nothing to tell noise from: the half-width is 0.
+
+def largest(merits: Mapping[Key, np.ndarray]) -> Key:
+    """The key with the largest mean merit; of equals, the first."""
+    return max(merits, key=lambda key: merits[key].mean())
+
+
+def ranked(merits: Mapping[Key, np.ndarray]) -> list[Key]:
+    """Keys by mean merit, the largest first; equals keep their order."""
+    return sorted(merits, key=lambda key: -merits[key].mean())
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """Mean of `first - second`, paired by example `[S]`, and the half-width of its 95% interval.
+
+    The interval is Student's. One number alone has no noise to measure: its half-width is 0.
     """
-    gaps = ours - theirs
+    gaps = first - second
     if len(gaps) < 2:
         return float(gaps.mean()), 0.0
-    return float(gaps.mean()), float(
-        stdtrit(len(gaps) - 1, 0.975) * gaps.std(ddof=1) / np.sqrt(len(gaps))
-    )
+    quantile = stdtrit(len(gaps) - 1, 0.975)
+    standard_error = gaps.std(ddof=1) / np.sqrt(len(gaps))
+    return float(gaps.mean()), float(quantile * standard_error)
 
 
-def as_good(merits: Mapping[Any, np.ndarray], best: Any) -> list[Any]:
-    """Which others than `best` are within the noise of their difference to it."""
-    found = {
-        name: difference(merits[best], values) for name, values in merits.items() if name != best
-    }
-    return [name for name, (gap, noise) in found.items() if abs(gap) <= noise]
+def tied_with(best: Key, merits: Mapping[Key, np.ndarray]) -> list[Key]:
+    """The keys whose difference to `best` is within its noise."""
+    tied = []
+    for key, values in merits.items():
+        gap, noise = difference(merits[best], values)
+        if key != best and abs(gap) <= noise:
+            tied.append(key)
+    return tied
 
 
 def cells(space: SearchSpace, place: tuple[int, int]) -> tuple[slice, slice]:
-    """The part of a mixture `[L, H, K]` that one place `[1 or L, 1 or H]` of the alphas stands
-    for."""
+    """The part of a mixture `[L, H, K]` that a place `[1 or L, 1 or H]` of the alphas stands for."""
     rows, columns, _ = space.alphas_shape
-    return (
-        slice(None) if rows == 1 else slice(place[0], place[0] + 1),
-        slice(None) if columns == 1 else slice(place[1], place[1] + 1),
-    )
+    layers = heads = slice(None)
+    if rows > 1:
+        layers = slice(place[0], place[0] + 1)
+    if columns > 1:
+        heads = slice(place[1], place[1] + 1)
+    return layers, heads
 
 
 def without(
     mixture: np.ndarray, where: tuple[slice, slice], k: int, renormalise: bool
 ) -> np.ndarray:
-    """`mixture` without candidate k in the cells `where`; the others as they are, or scaled to the
-    same sum."""
-    new = mixture.copy()
-    new[(*where, k)] = 0
+    """`mixture` without candidate k in the cells `where`.
+
+    The other candidates keep their weights, or are scaled to the same sum with `renormalise`."""
+    masked = mixture.copy()
+    masked[(*where, k)] = 0
     if renormalise:
-        total = new[where].sum(-1, keepdims=True)
-        new[where] *= np.divide(
-            mixture[where].sum(-1, keepdims=True), total, out=np.ones_like(total), where=total > 0
-        )
-    return new
+        before = mixture[where].sum(-1, keepdims=True)
+        after = masked[where].sum(-1, keepdims=True)
+        # Where k was the only candidate, nothing is left to scale.
+        masked[where] *= np.divide(before, after, out=np.ones_like(after), where=after > 0)
+    return masked
 
 
 def names(space: SearchSpace, candidates: Iterable[int]) -> str:
     """Candidates as a phrase: "full, linear and uniform"."""
-    texts = [to_text(space.candidates[k]) for k in candidates]
-    return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
+    *first, last = [to_text(space.candidates[k]) for k in candidates]
+    if not first:
+        return last
+    return f"{', '.join(first)} and {last}"
 
 
-def one_hot(space: SearchSpace, choice: np.ndarray) -> np.ndarray:
+def mean_by_name(space: SearchSpace, merits: Mapping[int, np.ndarray]) -> dict[str, float]:
+    """The mean of each candidate's merits, by its text."""
+    return {to_text(space.candidates[k]): float(values.mean()) for k, values in merits.items()}
+
+
+def one_hot(space: SearchSpace, choice: ArrayLike) -> np.ndarray:
     """The mixture `[L, H, K]` of integer choices `[1 or L, 1 or H]`, float32."""
     grid = np.broadcast_to(choice, space.mixture_shape[:2])
     return np.eye(len(space.candidates), dtype=np.float32)[grid]
 
 
-def pick(
-    trained: Trained,
-    choices: Iterable[tuple[tuple[int, ...], ...]],
-    metric: str,
-    known: Mapping[Any, np.ndarray] | None = None,
-) -> Derived:
-    """The best of some genotypes on all of valid, each with the weights it inherits from the
-    supernet.
+def merit_of(
+    trained: Trained, choice: Choice, metric: str, examples: int | None = None
+) -> np.ndarray:
+    """Merits `[S]` of a genotype with the weights that it inherits from the supernet."""
+    mixture = one_hot(trained.space, choice)
+    return merit(trained.evaluate(trained.weights, mixture, examples), metric)
 
-    Args:
-      trained: the supernet.
-      choices: integer choices `[1 or L, 1 or H]` as nested tuples; of equals the first wins.
-      metric: "loss" or "accuracy".
-      known: merits `[S]` of choices that are already scored on all of valid.
-    """
-    space, known = trained.space, known or {}
-    merits = {
-        c: known[c]
-        if c in known
-        else merit(trained.evaluate(trained.weights, one_hot(space, np.array(c)), None), metric)
-        for c in choices
+
+def best_of(trained: Trained, merits: Mapping[Choice, np.ndarray], metric: str) -> Derived:
+    """The best of some genotypes, by their merits `[S]` on all of valid; of equals, the first."""
+    space = trained.space
+    best = largest(merits)
+    tied = tied_with(best, merits)
+    ties = []
+    if tied:
+        second = largest({choice: merits[choice] for choice in tied})
+        ties.append(
+            f"{len(tied)} of the other {len(merits) - 1} genotypes are within noise of the best on "
+            f"valid. The next: {space.genotype(np.array(second))}"
+        )
+    details = {
+        "metric": metric,
+        "scored": len(merits),
+        "within_noise": len(tied),
+        f"valid_{metric}": score(merits[best], metric),
     }
-    best = max(merits, key=lambda c: merits[c].mean())
-    equal = as_good(merits, best)
-    sign = -1 if metric == "loss" else 1
-    ties = (
-        []
-        if not equal
-        else [
-            f"{len(equal)} of the other {len(merits) - 1} genotypes are within noise of the best on valid, the next: "
-            f"{space.genotype(np.array(max(equal, key=lambda c: merits[c].mean())))}"
-        ]
-    )
-    return Derived(
-        space.genotype(np.array(best)),
-        ties,
-        {
-            "metric": metric,
-            "scored": len(merits),
-            "within_noise": len(equal),
-            f"valid_{metric}": float(sign * merits[best].mean()),
-        },
-    )
+    return Derived(space.genotype(np.array(best)), ties, details)
 
 
-def frozen(choice: np.ndarray) -> tuple[tuple[int, ...], ...]:
-    """Choices `[1 or L, 1 or H]` as something that can be counted and compared."""
-    return tuple(tuple(int(k) for k in row) for row in choice)
+def as_choice(numbers: np.ndarray) -> Choice:
+    """Candidates by number `[1 or L, 1 or H]` as a `Choice`."""
+    return tuple(tuple(row) for row in numbers.tolist())
 
 
-def draw(space: SearchSpace, rng: np.random.Generator) -> tuple[tuple[int, ...], ...]:
-    """Choices drawn uniformly."""
+def draw(space: SearchSpace, rng: np.random.Generator) -> Choice:
+    """A choice drawn uniformly."""
     rows, columns, candidates = space.alphas_shape
-    return frozen(rng.integers(candidates, size=(rows, columns)))
+    return as_choice(rng.integers(candidates, size=(rows, columns)))
 
 
 def check_metric(rule: str, metric: str) -> None:
-    """Raise `InputError` for a metric that there is not."""
+    """Raise `InputError` for an unknown metric."""
     if metric not in METRICS:
         raise unknown(f"{rule}: metric", metric, METRICS)
 

@@ -1,41 +1,42 @@
-"""Evolution over the genotypes of a supernet (SPOS, Guo et al. 2019, arXiv 1904.00420, algorithm
-1)."""
+"""Evolution over the genotypes of a supernet.
+
+SPOS, Guo et al. 2019, arXiv 1904.00420, algorithm 1.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from dartformer.derivations.base import (
+    Choice,
     Derived,
     Rule,
     Trained,
+    as_choice,
     at_least,
+    best_of,
     check_metric,
     draw,
-    frozen,
-    merit,
-    one_hot,
-    pick,
+    merit_of,
+    ranked,
+    score,
 )
 from dartformer.errors import InputError
 
 TRIES = 10
-"""Draws for each child that is wanted, before a generation is taken as it is: small spaces run out
-of new ones."""
+"""Draws for each child before a generation stays smaller: small spaces run out of new genotypes."""
 
 
 @dataclass(frozen=True)
 class Evolution(Rule):
-    """A population of genotypes, scored with inherited weights; the best breed by mutation and
-    crossover.
+    """Breeds genotypes by mutation and crossover, scored with inherited weights.
 
     Attributes:
       population: genotypes in each generation (SPOS: 50).
       top: how many of all that were scored are parents (10).
       mutations, crossovers: children of each kind in a generation (25 and 25); random genotypes
-        fill it up.
+        make up the rest.
       generations: how many after the first (20).
       probability: of each place to mutate (0.1).
       metric: "accuracy" on all of valid, or "loss".
@@ -71,52 +72,81 @@ class Evolution(Rule):
 
     def __call__(self, trained: Trained) -> Derived:
         """See `Rule`. No genotype is scored twice; it ends early when the space has no new ones."""
-        space, rng = trained.space, trained.rng
-        shape, candidates = space.alphas_shape[:2], space.alphas_shape[2]
-        scored: dict[tuple[tuple[int, ...], ...], np.ndarray] = {}
-
-        def score(children: list[tuple[tuple[int, ...], ...]]) -> None:
-            for child in children:
-                mixture = one_hot(space, np.array(child))
-                scored[child] = merit(trained.evaluate(trained.weights, mixture, None), self.metric)
-
-        def parent() -> np.ndarray:
-            return np.array(parents[rng.integers(len(parents))])
-
-        def mutant() -> np.ndarray:
-            one = parent()
-            return np.where(
-                rng.random(shape) < self.probability, rng.integers(candidates, size=shape), one
-            )
-
-        def crossed() -> np.ndarray:
-            return np.where(rng.random(shape) < 0.5, parent(), parent())
-
-        def new(
-            make: Callable[[], Any], count: int, children: list[tuple[tuple[int, ...], ...]]
-        ) -> None:
-            wanted = len(children) + count
-            for _ in range(TRIES * count):
-                child = frozen(np.array(make()))
-                if len(children) < wanted and child not in scored and child not in children:
-                    children.append(child)
-
-        children: list[tuple[tuple[int, ...], ...]] = []
-        new(lambda: draw(space, rng), self.population, children)
-        score(children)
-        best = [max(float(m.mean()) for m in scored.values())]
+        population = Population(trained, self)
+        population.fill(population.random, self.population)
+        population.score_children()
+        best = [population.best()]
         for _ in range(self.generations):
-            parents = sorted(scored, key=lambda c: -scored[c].mean())[: self.top]
-            children = []
-            new(mutant, self.mutations, children)
-            new(crossed, self.crossovers, children)
-            new(lambda: draw(space, rng), self.population - len(children), children)
-            if not children:
+            population.choose_parents()
+            population.fill(population.mutant, self.mutations)
+            population.fill(population.crossover, self.crossovers)
+            population.fill(population.random, self.population - len(population.children))
+            if not population.children:
                 break
-            score(children)
-            best.append(max(float(m.mean()) for m in scored.values()))
-        found = pick(trained, scored, self.metric, known=scored)
-        sign = -1 if self.metric == "loss" else 1
-        return found._replace(
-            details={**found.details, "best_by_generation": [sign * b for b in best]}
-        )
+            population.score_children()
+            best.append(population.best())
+        derived = best_of(trained, population.merits, self.metric)
+        return derived._replace(details=derived.details | {"best_by_generation": best})
+
+
+@dataclass
+class Population:
+    """The genotypes of an evolution.
+
+    Attributes:
+      merits: of every genotype scored so far.
+      parents: the best of them.
+      children: the genotypes of a generation, before they are scored.
+    """
+
+    trained: Trained
+    rule: Evolution
+    merits: dict[Choice, np.ndarray] = field(default_factory=dict)
+    parents: list[Choice] = field(default_factory=list)
+    children: list[Choice] = field(default_factory=list)
+
+    def fill(self, breed: Callable[[], Choice], count: int) -> None:
+        """Add `count` new children, or fewer where `TRIES` draws for each do not find them."""
+        size = len(self.children) + count
+        for _ in range(TRIES * count):
+            child = breed()
+            new = child not in self.merits and child not in self.children
+            if new and len(self.children) < size:
+                self.children.append(child)
+
+    def score_children(self) -> None:
+        """Score the children with inherited weights; the next generation begins empty."""
+        for child in self.children:
+            self.merits[child] = merit_of(self.trained, child, self.rule.metric)
+        self.children = []
+
+    def choose_parents(self) -> None:
+        """The best genotypes so far become the parents."""
+        self.parents = ranked(self.merits)[: self.rule.top]
+
+    def best(self) -> float:
+        """The metric of the best genotype so far."""
+        highest = max(self.merits.values(), key=lambda values: float(values.mean()))
+        return score(highest, self.rule.metric)
+
+    def random(self) -> Choice:
+        """A genotype drawn uniformly."""
+        return draw(self.trained.space, self.trained.rng)
+
+    def parent(self) -> np.ndarray:
+        """One of the parents."""
+        return np.array(self.parents[self.trained.rng.integers(len(self.parents))])
+
+    def mutant(self) -> Choice:
+        """A parent with new draws for some places."""
+        rows, columns, candidates = self.trained.space.alphas_shape
+        rng, parent = self.trained.rng, self.parent()
+        mutated = rng.random((rows, columns)) < self.rule.probability
+        random = rng.integers(candidates, size=(rows, columns))
+        return as_choice(np.where(mutated, random, parent))
+
+    def crossover(self) -> Choice:
+        """Each place from one of two parents."""
+        rows, columns, _ = self.trained.space.alphas_shape
+        first = self.trained.rng.random((rows, columns)) < 0.5
+        return as_choice(np.where(first, self.parent(), self.parent()))

@@ -1,42 +1,39 @@
-"""Grid: every homogeneous model trained alone, the best on valid: dear, and the ground truth for
-all the others."""
+"""Grid: trains every homogeneous model alone; expensive, and the ground truth for other rules."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from dartformer.derivations.base import Derived, Rule, Trained, as_good, merit, names
+from dartformer.derivations.base import (
+    Derived,
+    Rule,
+    Trained,
+    largest,
+    merit,
+    names,
+    score,
+    tied_with,
+)
 
 
 @dataclass(frozen=True)
 class Grid(Rule):
-    """Trains each candidate everywhere, from scratch, as the baselines are trained; needs no
-    supernet."""
+    """Trains every homogeneous model from scratch, as the baselines are; needs no supernet."""
 
     def __call__(self, trained: Trained) -> Derived:
         """Ties are models within the noise of the seeds they were trained with."""
         space = trained.space
-        scores = {k: trained.standalone(g) for k, g in enumerate(space.homogeneous())}
-        # Where numbers are predicted there is no accuracy.
-        metric = "accuracy" if "accuracy" in scores[0] else "loss"
-        merits = {k: merit(s, metric) for k, s in scores.items()}
-        sign = 1 if metric == "accuracy" else -1
-        best = max(merits, key=lambda k: merits[k].mean())
-        equal = as_good(merits, best)
-        ties = (
-            [
-                f"everywhere: {names(space, (best, *equal))} are tied (valid {metric} "
-                f"{', '.join(f'{sign * merits[k].mean():.3f}' for k in (best, *equal))})"
-            ]
-            if equal
-            else []
-        )
-        return Derived(
-            space.genotype(np.array([[best]])),
-            ties,
-            {
-                f"valid_{metric}": {
-                    names(space, [k]): float(sign * m.mean()) for k, m in merits.items()
-                }
-            },
-        )
+        scores = [trained.standalone(genotype) for genotype in space.homogeneous()]
+        metric = "accuracy"
+        if metric not in scores[0]:
+            metric = "loss"  # a task that predicts numbers has no accuracy
+        merits = {k: merit(values, metric) for k, values in enumerate(scores)}
+        best = largest(merits)
+        tied = tied_with(best, merits)
+        ties = []
+        if tied:
+            models = best, *tied
+            values = ", ".join(f"{score(merits[k], metric):.3f}" for k in models)
+            ties.append(f"everywhere: {names(space, models)} are tied (valid {metric} {values})")
+        by_name = {names(space, [k]): score(values, metric) for k, values in merits.items()}
+        return Derived(space.genotype(np.array([[best]])), ties, {f"valid_{metric}": by_name})

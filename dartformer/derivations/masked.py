@@ -1,12 +1,14 @@
-"""The rules of the DARTFormer paper (Brown et al. 2022, arXiv 2210.00641, section 3.1): mask a
-candidate everywhere.
+"""The rules of the DARTFormer paper: mask a candidate everywhere, and see what is lost.
 
     s_j = A - A(-j)      the validation accuracy lost when candidate j is masked out of the uniform
-    mixture
+                         mixture
 
-`Masked` takes the best candidate for every place. `BestFour` ("one-shot") keeps the best four,
-`Prune` removes the worst one by one and fine-tunes in between; their derived models have the same
-set in every layer, spread over heads."""
+`Masked` keeps the best candidate for every place. `BestFour` ("one-shot") keeps the best four.
+`Prune` removes the worst one by one and fine-tunes in between. The derived models of the last two
+have the same set in every layer, spread over heads.
+
+Brown et al. 2022, arXiv 2210.00641, section 3.1.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,23 +19,27 @@ from dartformer.derivations.base import (
     Derived,
     Rule,
     Trained,
-    as_good,
     at_least,
     check_metric,
     difference,
+    largest,
+    mean_by_name,
     merit,
     names,
+    ranked,
+    tied_with,
     without,
 )
 from dartformer.errors import InputError
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
+from dartformer.strategies.base import Weights
 
 EVERYWHERE = slice(None), slice(None)
 
 
 def drops(
-    trained: Trained, weights: Any, mixture: np.ndarray, metric: str, renormalise: bool
+    trained: Trained, weights: Weights, mixture: np.ndarray, metric: str, renormalise: bool
 ) -> dict[int, np.ndarray]:
     """s_j `[S]` of every candidate j that is still in the mixture."""
     present = merit(trained.evaluate(weights, mixture, None), metric)
@@ -44,35 +50,29 @@ def drops(
     return lost
 
 
-def means(trained: Trained, lost: dict[int, np.ndarray]) -> dict[str, float]:
-    """Mean drops by name."""
-    return {names(trained.space, [k]): float(values.mean()) for k, values in lost.items()}
-
-
 def spread_over_heads(space: SearchSpace, kept: list[int]) -> Genotype:
-    """Head h of every layer gets the kept candidate number h modulo their number; the best come
-    first."""
-    return space.genotype(np.array([[kept[h % len(kept)] for h in range(space.heads)]]))
+    """Head h of every layer gets the kept candidate number h modulo their number, best first."""
+    heads = [kept[h % len(kept)] for h in range(space.heads)]
+    return space.genotype(np.array([heads]))
 
 
 def require_room(rule: str, keep: int, space: SearchSpace) -> None:
-    """Raise `InputError` where `keep` candidates cannot be chosen, or do not fit into a layer's
-    heads."""
+    """Raise `InputError` where `keep` exceeds the candidates, or the heads of a layer."""
     if keep > min(space.heads, len(space.candidates)):
         raise InputError(
-            f"{rule}: keep={keep} attentions, but the space has {len(space.candidates)} candidates and "
-            f"{space.heads} heads in a layer."
+            f"{rule}: keep={keep} attentions, but the space has {len(space.candidates)} candidates "
+            f"and {space.heads} heads in a layer."
         )
 
 
 @dataclass(frozen=True)
 class Masked(Rule):
-    """The homogeneous choice: the candidate whose masking costs most, in every layer and head.
+    """Keeps the candidate whose removal everywhere lowers the metric most, in all layers and heads.
 
     Attributes:
       metric: "accuracy", as published, or "loss".
-      renormalise: scale the others up when one is masked (the paper does not say; plain masking is
-        the default).
+      renormalise: scale the other weights up when one is masked (the paper does not say; plain
+        masking is the default).
     """
 
     metric: str = "accuracy"
@@ -82,36 +82,33 @@ class Masked(Rule):
         check_metric("masked", self.metric)
 
     def __call__(self, trained: Trained) -> Derived:
-        """A choice whose own drop is within noise of none is reported, too: low scores are
-        unreliable."""
+        """A choice whose own drop is within noise of zero is reported as well: the scores of a
+        candidate that the supernet does not need say nothing."""
         space = trained.space
         lost = drops(trained, trained.weights, trained.mixture, self.metric, self.renormalise)
-        best = max(lost, key=lambda k: lost[k].mean())
-        equal = as_good(lost, best)
-        ties = (
-            [
-                f"everywhere: {names(space, (best, *equal))} are tied (masking them costs "
-                f"{', '.join(f'{lost[k].mean():.4f}' for k in (best, *equal))} of {self.metric})"
-            ]
-            if equal
-            else []
-        )
+        best = largest(lost)
+        tied = tied_with(best, lost)
+        ties = []
+        if tied:
+            candidates = best, *tied
+            costs = ", ".join(f"{lost[k].mean():.4f}" for k in candidates)
+            ties.append(
+                f"everywhere: {names(space, candidates)} are tied "
+                f"(masking them costs {costs} of {self.metric})"
+            )
         size, noise = difference(lost[best], np.zeros_like(lost[best]))
         if size <= noise:
             ties.append(
-                f"masking {names(space, [best])} costs no more {self.metric} than noise: no candidate is "
-                f"missed"
+                f"masking {names(space, [best])} costs no more {self.metric} than noise: "
+                f"no candidate is missed"
             )
-        return Derived(
-            space.genotype(np.array([[best]])),
-            ties,
-            {"metric": self.metric, "drops": means(trained, lost)},
-        )
+        details = {"metric": self.metric, "drops": mean_by_name(space, lost)}
+        return Derived(space.genotype(np.array([[best]])), ties, details)
 
 
 @dataclass(frozen=True)
 class BestFour(Rule):
-    """The heterogeneous one-shot way: the `keep` candidates with the largest drops, in one pass.
+    """Keeps the `keep` candidates with the largest drops, in one pass (heterogeneous one-shot).
 
     Attributes:
       keep: how many.
@@ -131,34 +128,32 @@ class BestFour(Rule):
         require_room("best_four", self.keep, space)
 
     def __call__(self, trained: Trained) -> Derived:
-        """A tie is a candidate left out whose drop is within noise of the last one's that was
-        kept."""
+        """A tie is a candidate left out whose drop is within noise of the last one kept."""
         space = trained.space
         lost = drops(trained, trained.weights, trained.mixture, self.metric, self.renormalise)
-        order = sorted(lost, key=lambda k: -lost[k].mean())
-        kept, rest = order[: self.keep], order[self.keep :]
-        ties = _tie(space, lost, kept[-1], rest, "kept", "left out")
-        return Derived(
-            spread_over_heads(space, kept),
-            ties,
-            {
-                "metric": self.metric,
-                "drops": means(trained, lost),
-                "kept": [names(space, [k]) for k in kept],
-            },
-        )
+        order = ranked(lost)
+        kept = order[: self.keep]
+        contenders = {k: lost[k] for k in order[self.keep - 1 :]}
+        ties = []
+        if tied := tied_with(kept[-1], contenders):
+            ties.append(_tie(space, kept[-1], "kept", tied, "left out"))
+        details = {
+            "metric": self.metric,
+            "drops": mean_by_name(space, lost),
+            "kept": [names(space, [k]) for k in kept],
+        }
+        return Derived(spread_over_heads(space, kept), ties, details)
 
 
 @dataclass(frozen=True)
 class Prune(Rule):
-    """The dearer heterogeneous way: remove the candidate with the smallest drop, fine-tune, until
-    `keep` are left.
+    """Removes the candidate with the smallest drop and fine-tunes, until `keep` are left.
 
     Attributes:
       keep: how many to end with.
       fine_tune: steps of the weights after each removal (the paper does not say how many).
-      metric, renormalise: as in `Masked`. After a removal those left share the mixture evenly again
-        in any case.
+      metric, renormalise: as in `Masked`. After a removal the remaining candidates always share the
+        mixture evenly again.
     """
 
     keep: int = 4
@@ -176,46 +171,32 @@ class Prune(Rule):
         require_room("prune", self.keep, space)
 
     def __call__(self, trained: Trained) -> Derived:
-        """A tie is a removal whose drop is within noise of that of one that stayed."""
+        """A tie is a removal whose drop is within noise of that of a candidate that stayed."""
         space = trained.space
         mixture, weights = np.asarray(trained.mixture, np.float32), trained.weights
-        ties, removed = [], []
+        ties: list[str] = []
+        removed: list[dict[str, Any]] = []
         lost = drops(trained, weights, mixture, self.metric, self.renormalise)
         while len(lost) > self.keep:
             worst = min(lost, key=lambda k: lost[k].mean())
-            ties += _tie(space, lost, worst, [k for k in lost if k != worst], "removed", "kept")
-            removed.append({"removed": names(space, [worst]), "drops": means(trained, lost)})
+            if tied := tied_with(worst, lost):
+                ties.append(_tie(space, worst, "removed", tied, "kept"))
+            removed.append({"removed": names(space, [worst]), "drops": mean_by_name(space, lost)})
             mixture = without(mixture, EVERYWHERE, worst, renormalise=True)
             if self.fine_tune:
-                weights = trained.fine_tune(
-                    weights, mixture, self.fine_tune, int(trained.rng.integers(2**31))
-                )
+                seed = int(trained.rng.integers(2**31))
+                weights = trained.fine_tune(weights, mixture, self.fine_tune, seed)
             lost = drops(trained, weights, mixture, self.metric, self.renormalise)
-        kept = sorted(lost, key=lambda k: -lost[k].mean())
-        return Derived(
-            spread_over_heads(space, kept),
-            ties,
-            {
-                "metric": self.metric,
-                "drops": means(trained, lost),
-                "removed": removed,
-                "kept": [names(space, [k]) for k in kept],
-            },
-        )
+        kept = ranked(lost)
+        details = {
+            "metric": self.metric,
+            "drops": mean_by_name(space, lost),
+            "removed": removed,
+            "kept": [names(space, [k]) for k in kept],
+        }
+        return Derived(spread_over_heads(space, kept), ties, details)
 
 
-def _tie(
-    space: SearchSpace,
-    lost: dict[int, np.ndarray],
-    one: int,
-    others: list[int],
-    verb: str,
-    other_verb: str,
-) -> list[str]:
-    """The line that says that `others` were as good as `one`; none if they were not."""
-    equal = as_good({k: lost[k] for k in (one, *others)}, one)
-    return (
-        [f"{names(space, [one])}, {verb}, and {names(space, equal)}, {other_verb}, are tied"]
-        if equal
-        else []
-    )
+def _tie(space: SearchSpace, k: int, verb: str, tied: list[int], tied_verb: str) -> str:
+    """The line that says that the candidates `tied` were as good as k."""
+    return f"{names(space, [k])}, {verb}, and {names(space, tied)}, {tied_verb}, are tied"

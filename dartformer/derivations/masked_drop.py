@@ -1,11 +1,14 @@
-"""Masked drop: in every place, the candidate whose removal hurts most (DARTS-PT, Wang et al. 2021,
-arXiv 2108.04392).
+"""Masked drop: in every place, the candidate whose removal hurts most.
 
 The size of an alpha says how much a candidate is used, not what it is worth: candidates that can
-stand in for one another share their weight. What the supernet loses without a candidate says that
-directly."""
+replace each other share their weight. What the supernet loses without a candidate measures its worth
+directly.
+
+DARTS-PT, Wang et al. 2021, arXiv 2108.04392.
+"""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,15 +16,18 @@ from dartformer.derivations.base import (
     Derived,
     Rule,
     Trained,
-    as_good,
     at_least,
     cells,
     check_metric,
+    largest,
+    mean_by_name,
     merit,
     names,
+    tied_with,
     without,
 )
 from dartformer.errors import unknown
+from dartformer.strategies.base import Weights
 
 ORDERS = ("random", "given")
 EQUALS = ("loss", "weight")
@@ -29,16 +35,15 @@ EQUALS = ("loss", "weight")
 
 @dataclass(frozen=True)
 class MaskedDrop(Rule):
-    """Place by place: mask each candidate there, keep the one that is missed most, fine-tune, go
-    on.
+    """Keeps, place by place, the candidate whose removal costs most, and fine-tunes in between.
 
     Attributes:
       metric: what is lost: "loss" (its rise) or "accuracy", which is coarser.
       order: of the places: "random" as published, or "given", from the first layer to the last.
       fine_tune: steps of the weights after each decision (the paper: 5 epochs).
-      equals: which of the candidates that are missed as much, within the noise, is kept: the one
-        with the largest "loss" (as published), or with the largest "weight" in the mixture, so that
-        noise alone overrules no alphas.
+      equals: which of several candidates is kept when their drops are equal within the noise: the
+        one with the largest "loss" (as published), or with the largest "weight" in the mixture, so
+        that noise alone does not overrule the alphas.
       renormalise: scale the other weights up to fill the gap; the authors' code leaves them as they
         are.
     """
@@ -58,51 +63,66 @@ class MaskedDrop(Rule):
             raise unknown("masked_drop: equals", self.equals, EQUALS)
 
     def __call__(self, trained: Trained) -> Derived:
-        """Ties are places where another candidate is missed as much, within the noise of the
-        examples of valid."""
+        """Ties are places where another candidate's drop is equal within the noise of valid."""
         space, rng = trained.space, trained.rng
         rows, columns, _ = space.alphas_shape
-        places = list(np.ndindex(rows, columns))
+        places = [(row, column) for row in range(rows) for column in range(columns)]
         if self.order == "random":
             places = [places[i] for i in rng.permutation(len(places))]
         mixture, weights = np.asarray(trained.mixture, np.float32).copy(), trained.weights
         choice = np.zeros((rows, columns), int)
-        ties, drops = {}, {}
+        decisions: dict[tuple[int, int], Decision] = {}
         for place in places:
-            where, name = cells(space, place), space.place_name(place)
-            present = merit(trained.evaluate(weights, mixture, None), self.metric)
-            alive = np.flatnonzero(mixture[:rows, :columns][place]).tolist()
-            lost = {
-                k: present
-                - merit(
-                    trained.evaluate(weights, without(mixture, where, k, self.renormalise), None),
-                    self.metric,
-                )
-                for k in alive
-            }
-            best = max(lost, key=lambda k: lost[k].mean())
-            if equal := as_good(lost, best):
-                shown = ", ".join(f"{lost[k].mean():.4f}" for k in (best, *equal))
-                ties[place] = (
-                    f"{name}: no significant preference"
-                    if len(equal) + 1 == len(lost) > 2
-                    else f"{name}: {names(space, (best, *equal))} are tied"
-                ) + f" (removing them costs {shown} of {self.metric})"
-                if self.equals == "weight":
-                    row = mixture[:rows, :columns][place]
-                    best = max((best, *equal), key=lambda k: row[k])
-            drops[place] = {names(space, [k]): float(values.mean()) for k, values in lost.items()}
-            choice[place] = best
-            mixture[where] = np.eye(mixture.shape[-1], dtype=np.float32)[best]
+            decision = self.decide(trained, weights, mixture, place)
+            decisions[place] = decision
+            choice[place] = decision.best
+            # The decided place is one-hot from now on, for all decisions that follow.
+            mixture[cells(space, place)] = np.eye(mixture.shape[-1], dtype=np.float32)[
+                decision.best
+            ]
             if self.fine_tune and place != places[-1]:
-                weights = trained.fine_tune(
-                    weights, mixture, self.fine_tune, int(rng.integers(2**31))
-                )
-        return Derived(
-            space.genotype(choice),
-            [ties[p] for p in sorted(ties)],
-            {
-                "metric": self.metric,
-                "drops": {space.place_name(p): drops[p] for p in sorted(drops)},
-            },
+                seed = int(rng.integers(2**31))
+                weights = trained.fine_tune(weights, mixture, self.fine_tune, seed)
+        ties, drops = [], {}
+        for place in sorted(decisions):
+            decision = decisions[place]
+            drops[space.place_name(place)] = mean_by_name(space, decision.drops)
+            if decision.tie:
+                ties.append(decision.tie)
+        return Derived(space.genotype(choice), ties, {"metric": self.metric, "drops": drops})
+
+    def decide(
+        self, trained: Trained, weights: Weights, mixture: np.ndarray, place: tuple[int, int]
+    ) -> "Decision":
+        """The candidate to keep in a place of the alphas, at a mixture `[L, H, K]`."""
+        where = cells(trained.space, place)
+        row = mixture[place]
+        present = merit(trained.evaluate(weights, mixture, None), self.metric)
+        drops = {}
+        for k in np.flatnonzero(row).tolist():
+            masked = without(mixture, where, k, self.renormalise)
+            drops[k] = present - merit(trained.evaluate(weights, masked, None), self.metric)
+        best = largest(drops)
+        tied = tied_with(best, drops)
+        if not tied:
+            return Decision(best, drops, "")
+        equals = best, *tied
+        costs = ", ".join(f"{drops[k].mean():.4f}" for k in equals)
+        preference = f"{names(trained.space, equals)} are tied"
+        if len(equals) == len(drops) > 2:
+            preference = "no significant preference"
+        tie = (
+            f"{trained.space.place_name(place)}: {preference} "
+            f"(removing them costs {costs} of {self.metric})"
         )
+        if self.equals == "weight":
+            best = max(equals, key=lambda k: row[k])
+        return Decision(best, drops, tie)
+
+
+class Decision(NamedTuple):
+    """The choice for a place: the candidate, the drops `[S]` of all, and a line if it is a tie."""
+
+    best: int
+    drops: dict[int, np.ndarray]
+    tie: str

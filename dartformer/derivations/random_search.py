@@ -1,26 +1,26 @@
-"""Random search with shared weights (Li and Talwalkar 2019, arXiv 1902.07638): a baseline to
-beat."""
+"""Random search with shared weights (Li and Talwalkar 2019, arXiv 1902.07638), a baseline."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from dartformer.derivations.base import (
+    Choice,
     Derived,
     Rule,
     Trained,
     at_least,
+    best_of,
     check_metric,
     draw,
-    merit,
-    one_hot,
-    pick,
+    merit_of,
+    ranked,
 )
 
 
 @dataclass(frozen=True)
 class RandomSearch(Rule):
-    """Many random genotypes on one batch of valid, the best few of them on all of it.
+    """Scores many random genotypes on one batch of valid, then the best few on all of it.
 
     Attributes:
       count: how many are drawn (the authors: 1000); those drawn twice are scored once.
@@ -40,16 +40,12 @@ class RandomSearch(Rule):
 
     def __call__(self, trained: Trained) -> Derived:
         """See `Rule`."""
-        space = trained.space
-        drawn = dict.fromkeys(draw(space, trained.rng) for _ in range(self.count))
-        first = {
-            c: merit(
-                trained.evaluate(trained.weights, one_hot(space, np.array(c)), self.batch),
-                self.metric,
-            ).mean()
-            for c in drawn
-        }
-        found = pick(trained, sorted(first, key=lambda c: -first[c])[: self.top], self.metric)
-        return found._replace(
-            details={"drawn": self.count, "distinct": len(drawn), **found.details}
-        )
+        drawn = dict.fromkeys(draw(trained.space, trained.rng) for _ in range(self.count))
+        first: dict[Choice, np.ndarray] = {}
+        for choice in drawn:
+            first[choice] = merit_of(trained, choice, self.metric, self.batch)
+        finalists = ranked(first)[: self.top]
+        merits = {choice: merit_of(trained, choice, self.metric) for choice in finalists}
+        derived = best_of(trained, merits, self.metric)
+        counts = {"drawn": self.count, "distinct": len(first)}
+        return derived._replace(details=counts | derived.details)

@@ -1,20 +1,28 @@
-"""Sample: genotypes drawn from the mixture, the best of them on valid with the weights they
-inherit.
+"""Sample: genotypes drawn from the mixture, the best of them with the weights they inherit.
 
-The supernet is trained at a mixture; the genotype that scores best in it need not have the largest
-weight everywhere."""
+The supernet is trained at a mixture. The genotype that scores best in it need not have the largest
+weight everywhere.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from dartformer.derivations.base import Derived, Rule, Trained, at_least, check_metric, frozen, pick
+from dartformer.derivations.base import (
+    Derived,
+    Rule,
+    Trained,
+    as_choice,
+    at_least,
+    best_of,
+    check_metric,
+    merit_of,
+)
 
 
 @dataclass(frozen=True)
 class Sample(Rule):
-    """Draws each place from its row of the mixture, `count` times, and scores the distinct
-    genotypes.
+    """Draws genotypes from the mixture and keeps the best on valid with inherited weights.
 
     Attributes:
       count: how many are drawn; the argmax is always among those scored.
@@ -32,9 +40,14 @@ class Sample(Rule):
         """See `Rule`."""
         rows, columns, _ = trained.space.alphas_shape
         free = np.asarray(trained.mixture, np.float64)[:rows, :columns]
+        # Inverse transform sampling; gates do not sum to one, so rows are scaled first.
         edges = np.cumsum(free / free.sum(-1, keepdims=True), -1)[..., :-1]
-        drawn = [frozen(free.argmax(-1))]
+        drawn = [as_choice(free.argmax(-1))]
         for _ in range(self.count):
-            drawn.append(frozen((trained.rng.random((rows, columns, 1)) >= edges).sum(-1)))
-        found = pick(trained, dict.fromkeys(drawn), self.metric)
-        return found._replace(details={"drawn": self.count, **found.details})
+            uniform = trained.rng.random((rows, columns, 1))
+            drawn.append(as_choice((uniform >= edges).sum(-1)))
+        merits = {}
+        for choice in dict.fromkeys(drawn):
+            merits[choice] = merit_of(trained, choice, self.metric)
+        derived = best_of(trained, merits, self.metric)
+        return derived._replace(details={"drawn": self.count} | derived.details)

@@ -1,10 +1,10 @@
-"""Top k: the k largest weights of each row are kept, and their candidates run in parallel in the
-derived model."""
+"""Top k: the candidates with the k largest weights of each row run in parallel."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from dartformer.attention import Attention
 from dartformer.attention.parallel import Parallel
 from dartformer.derivations.base import Derived, Rule, Trained, at_least, names
 from dartformer.errors import InputError
@@ -12,13 +12,12 @@ from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 
 DIGITS = 4
-"""Decimals kept of a weight, so that a genotype can be read; the model is what is written, to the
-last digit."""
+"""Decimals of a weight, to keep genotypes readable; the model has exactly the weights written."""
 
 
 @dataclass(frozen=True)
 class TopK(Rule):
-    """The truncated mixture, scaled to sum to one, as `parallel(...)` attentions with fixed shares.
+    """Keeps the k largest weights of each row, as `parallel(...)` attentions with fixed shares.
 
     Attributes:
       k: how many of each row; 2 or more (1 is `argmax`).
@@ -40,28 +39,37 @@ class TopK(Rule):
         """A tie is a weight left out that is closer to the last one kept than the tie margin."""
         space = trained.space
         rows, columns, _ = space.alphas_shape
-        ties, places = [], {}
+        mixture = np.asarray(trained.mixture, np.float64)
+        ties: list[str] = []
+        attentions: dict[tuple[int, ...], Attention] = {}
         for place in np.ndindex(rows, columns):
-            row = np.asarray(trained.mixture, np.float64)[place]
+            row = mixture[place]
             order = np.argsort(-row, kind="stable")
-            kept = sorted(order[: self.k])
-            shares = np.round(row[kept] / row[kept].sum(), DIGITS)
-            alive = [
-                (space.candidates[k], float(share))
-                for k, share in zip(kept, shares, strict=True)
-                if share > 0
-            ]
-            places[place] = alive[0][0] if len(alive) == 1 else Parallel(*zip(*alive, strict=True))
-            for last, left in zip(
-                order[self.k - 1 : self.k], order[self.k : self.k + 1], strict=False
-            ):
-                if row[last] - row[left] < trained.tie_margin:
-                    ties.append(
-                        f"{space.place_name(place)}: {names(space, [last])}, kept, and {names(space, [left])}, "
-                        f"left out, are tied ({row[last]:.2f}, {row[left]:.2f})"
-                    )
-        grid = tuple(
-            tuple(places[l % rows, h % columns] for h in range(space.heads))
-            for l in range(space.layers)
-        )
-        return Derived(Genotype(grid), ties, {})
+            attentions[place] = truncated(space, row, sorted(order[: self.k]))
+            if self.k == len(order):
+                continue
+            last, following = order[self.k - 1], order[self.k]
+            if row[last] - row[following] < trained.tie_margin:
+                ties.append(
+                    f"{space.place_name(place)}: {names(space, [last])}, kept, and "
+                    f"{names(space, [following])}, left out, are tied "
+                    f"({row[last]:.2f}, {row[following]:.2f})"
+                )
+        layers = []
+        for l in range(space.layers):
+            heads = [attentions[l % rows, h % columns] for h in range(space.heads)]
+            layers.append(tuple(heads))
+        return Derived(Genotype(tuple(layers)), ties, {})
+
+
+def truncated(space: SearchSpace, row: np.ndarray, kept: list[int]) -> Attention:
+    """The attention of a row `[K]` cut to the candidates `kept`, scaled to sum to one."""
+    shares = np.round(row[kept] / row[kept].sum(), DIGITS).tolist()
+    members, positive = [], []
+    for k, share in zip(kept, shares, strict=True):
+        if share > 0:
+            members.append(space.candidates[k])
+            positive.append(share)
+    if len(members) == 1:
+        return members[0]
+    return Parallel(tuple(members), tuple(positive))
