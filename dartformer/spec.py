@@ -1,162 +1,111 @@
-"""Attentions as text: `local(window=16)`, `parallel(members=(full, linear))`. Nothing is ever
-evaluated."""
+"""Texts of typed options: `local(window=16)`, `parallel(members=(full, linear))`.
+
+A text names a dataclass of a table and gives values to its fields: an attention, a derivation, an
+extra, a hypergradient. Texts are read as Python literals and never evaluated.
+"""
 
 import ast
 import dataclasses
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from dartformer.errors import InputError, unknown
 
 
+class Call(NamedTuple):
+    """A text taken apart: `name(*positional, **keywords)`."""
+
+    name: str
+    positional: list[object]
+    keywords: list[tuple[str, object]]
+
+
 def parse(text: str, table: Mapping[str, type], kind: str = "attention") -> Any:
-    """The attention that `text` spells: `full`, `local(window=16)` or `local(16)`; or a thing of
-    another `kind`.
+    """The instance that `text` describes: `full`, `local(window=16)` or `local(16)`.
+
+    Args:
+      text: a name of the table, with or without options.
+      table: classes by name, dataclasses.
+      kind: what the table holds, for messages.
 
     Raises:
-      InputError: not of this form, an unknown name or option, or a value of the wrong type or
-        range.
+      InputError: the text is not of this form, a name or an option is unknown, or a value is of the
+        wrong type or out of range.
     """
-    name, positional, keywords = _read(text, table, kind)
-    if name not in table:
-        raise unknown(kind, name, table)
-    cls = table[name]
-    fields = [f.name for f in dataclasses.fields(cls) if f.init]
-    if len(positional) > len(fields):
-        raise InputError(
-            f"{name} takes {len(fields)} options at most ({', '.join(fields) or 'none'}), "
-            f"got {len(positional)} in {text!r}."
-        )
-    options = dict(zip(fields, positional, strict=False))
-    for option, value in keywords:
-        if option in options:
-            raise InputError(f"{text!r} gives option {option!r} twice.")
-        if option not in fields:
-            raise unknown(f"option of {name}", option, fields)
-        options[option] = value
+    call = _read(text, table, kind)
+    if call.name not in table:
+        raise unknown(kind, call.name, table)
+    cls = table[call.name]
+    options = _options(text, call, cls)
     hints = typing.get_type_hints(cls)
-    options = {
-        option: _typed(name, option, value, hints[option]) for option, value in options.items()
-    }
-    missing = [
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.init
-        and f.name not in options
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-    ]
+    for option, value in options.items():
+        options[option] = typed(f"{call.name}: option {option!r}", value, hints[option])
+    missing = [name for name in _required(cls) if name not in options]
     if missing:
         raise InputError(f"{text!r} lacks a value for {', '.join(missing)}.")
     return cls(**options)
 
 
-def to_text(attention: Any, table: Mapping[str, type]) -> str:
-    """The text that `parse` reads back as an equal attention; every field is written."""
+def to_text(instance: Any, table: Mapping[str, type]) -> str:
+    """The text that `parse` reads back as an equal instance; it gives every field."""
     for name, cls in table.items():
-        if type(attention) is cls:
-            return spelled(name, attention, lambda value: _text(value, table))
+        if type(instance) is cls:
+            return spelled(name, instance, lambda value: _value_text(value, table))
     raise InputError(
-        f"{attention!r} is of no registered attention type: register its class first. "
+        f"{instance!r} is of no registered type. Register its class first. "
         f"Known: {', '.join(table)}."
     )
 
 
-def _text(value: Any, table: Mapping[str, type]) -> str:
-    """A field's value as `_value` reads it."""
-    if isinstance(value, tuple) and value and all(map(dataclasses.is_dataclass, value)):
-        return (
-            "("
-            + ", ".join(to_text(one, table) for one in value)
-            + ("," if len(value) == 1 else "")
-            + ")"
-        )
-    return repr(value)
+def typed(label: str, value: Any, hint: Any) -> Any:
+    """`value` as a field annotated with `hint` holds it.
 
+    An int becomes a float where the field holds floats, and a list a tuple, because JSON has no
+    tuples. Items of a tuple are not checked.
 
-def _read(
-    text: str, table: Mapping[str, type], kind: str
-) -> tuple[str, list[Any], list[tuple[str, Any]]]:
-    """Name, positional values and keyword values of a spec."""
-    error = InputError(
-        f"cannot read {kind} {text!r}: write a name, or name(option=value, ...) with plain values."
-    )
-    if not isinstance(text, str):
-        raise error
-    try:
-        body = ast.parse(text.strip(), mode="eval").body
-        if isinstance(body, ast.Name):
-            return body.id, [], []
-        if not isinstance(body, ast.Call) or not isinstance(body.func, ast.Name):
-            raise error
-        positional = [_value(node, table) for node in body.args]
-        keywords = [
-            (str(k.arg), _value(k.value, table)) for k in body.keywords if k.arg is not None
-        ]
-    except InputError:  # of an attention inside
-        raise
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        raise error from None
-    if len(keywords) < len(body.keywords):  # ** unpacking
-        raise error
-    return body.func.id, positional, keywords
+    Args:
+      label: what to call the value in the message.
+      value: plain data.
+      hint: a type, a union of types or a `Literal`.
 
-
-def _value(node: ast.expr, table: Mapping[str, type]) -> Any:
-    """A constant, or a tuple of attentions; raises what `ast.literal_eval` raises for anything
-    else."""
-    if isinstance(node, ast.Tuple) and any(
-        isinstance(one, (ast.Name, ast.Call)) for one in node.elts
-    ):
-        return tuple(parse(ast.unparse(one), table) for one in node.elts)
-    return ast.literal_eval(node)
-
-
-def _typed(name: str, option: str, value: Any, wanted: Any) -> Any:
-    """`value`, checked against the field's annotation; a whole number is accepted where a float is
-    wanted."""
-    for kind in _alternatives(wanted):
-        if kind is Any or (type(value) is kind) or (typing.get_origin(kind) is type(value)):
+    Raises:
+      InputError: the value is of another type.
+    """
+    members = _members(hint)
+    for member in members:
+        origin = typing.get_origin(member) or member
+        if origin is Any or type(value) is origin:
             return value
-        if kind is float and type(value) is int:
+        if origin is float and type(value) is int:
             return float(value)
-        if typing.get_origin(kind) is typing.Literal and value in typing.get_args(kind):
+        if origin is tuple and type(value) is list:
+            return tuple(value)
+        if origin is typing.Literal and value in typing.get_args(member):
             return value
-    expected = " or ".join(
-        "None"
-        if k is types.NoneType
-        else " or ".join(map(repr, typing.get_args(k)))
-        if typing.get_origin(k) is typing.Literal
-        else getattr(k, "__name__", str(k))
-        for k in _alternatives(wanted)
-    )
-    raise InputError(f"{name}: option {option!r} must be {expected}, got {value!r}.")
+    expected = " or ".join(_type_text(member) for member in members)
+    raise InputError(f"{label} must be {expected}, got {value!r}.")
 
 
-def _alternatives(wanted: Any) -> tuple[Any, ...]:
-    """The members of a union, or the annotation alone."""
-    if typing.get_origin(wanted) in (typing.Union, types.UnionType):
-        return typing.get_args(wanted)
-    return (wanted,)
-
-
-def spelled(name: str, attention: Any, text: Callable[[Any], str] = repr) -> str:
-    """`name(field=value, ...)` with every field of the dataclass `attention`, or `name` if it has
-    none."""
-    fields = ", ".join(
-        f"{f.name}={text(getattr(attention, f.name))}" for f in dataclasses.fields(attention)
-    )
-    return f"{name}({fields})" if fields else name
+def spelled(name: str, instance: Any, text: Callable[[Any], str] = repr) -> str:
+    """`name(field=value, ...)` with every field of a dataclass, or `name` if it has none."""
+    fields = []
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        fields.append(f"{field.name}={text(value)}")
+    if not fields:
+        return name
+    return f"{name}({', '.join(fields)})"
 
 
 class Spelled:
-    """Prints an attention as the text that configs use: `local(window=16)`. For
-    `@dataclass(repr=False)`.
+    """Prints an attention as the text that configs use: `local(window=16)`.
+
+    For classes decorated with `@dataclass(repr=False)`.
 
     Attributes:
-      spelling: its name there, where it is not that of the class in small letters.
+      spelling: its name in texts, where it is not the name of the class in lower case.
     """
 
     spelling: ClassVar[str] = ""
@@ -166,5 +115,97 @@ class Spelled:
 
 
 def name_of(option: Any) -> str:
-    """What `option` is called in texts: its class's `spelling`, or the class's name in small letters."""
+    """The name of `option` in texts: its `spelling`, or its class's name in lower case."""
     return getattr(option, "spelling", "") or type(option).__name__.lower()
+
+
+def _read(text: str, table: Mapping[str, type], kind: str) -> Call:
+    """A text taken apart; `InputError` where it is not a name or a call with plain values."""
+    error = InputError(
+        f"cannot read {kind} {text!r}: write a name, or name(option=value, ...) with plain values."
+    )
+    if not isinstance(text, str):
+        raise error
+    try:
+        body = ast.parse(text.strip(), mode="eval").body
+        if isinstance(body, ast.Name):
+            return Call(body.id, [], [])
+        if not isinstance(body, ast.Call) or not isinstance(body.func, ast.Name):
+            raise error
+        positional = [_value(node, table) for node in body.args]
+        keywords = []
+        for keyword in body.keywords:
+            if keyword.arg is None:  # ** unpacking
+                raise error
+            keywords.append((keyword.arg, _value(keyword.value, table)))
+    except InputError:  # this error, or that of an attention inside the text
+        raise
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        raise error from None
+    return Call(body.func.id, positional, keywords)
+
+
+def _value(node: ast.expr, table: Mapping[str, type]) -> object:
+    """A constant, or a tuple of attentions.
+
+    For anything else it raises what `ast.literal_eval` raises."""
+    if isinstance(node, ast.Tuple):
+        texts = [item for item in node.elts if isinstance(item, (ast.Name, ast.Call))]
+        if texts:
+            return tuple(parse(ast.unparse(item), table) for item in node.elts)
+    return ast.literal_eval(node)
+
+
+def _value_text(value: object, table: Mapping[str, type]) -> str:
+    """The text of a field's value, which `_value` reads back."""
+    if not isinstance(value, tuple) or not value or not all(map(dataclasses.is_dataclass, value)):
+        return repr(value)
+    texts = [to_text(item, table) for item in value]
+    if len(texts) == 1:
+        return f"({texts[0]},)"
+    return f"({', '.join(texts)})"
+
+
+def _options(text: str, call: Call, cls: type) -> dict[str, Any]:
+    """The values of a call by field name."""
+    fields = [field.name for field in dataclasses.fields(cls) if field.init]
+    if len(call.positional) > len(fields):
+        raise InputError(
+            f"{call.name} takes {len(fields)} options at most ({', '.join(fields) or 'none'}), "
+            f"got {len(call.positional)} in {text!r}."
+        )
+    options: dict[str, Any] = dict(zip(fields, call.positional, strict=False))
+    for option, value in call.keywords:
+        if option in options:
+            raise InputError(f"{text!r} gives option {option!r} twice.")
+        if option not in fields:
+            raise unknown(f"option of {call.name}", option, fields)
+        options[option] = value
+    return options
+
+
+def _required(cls: type) -> list[str]:
+    """The fields of a dataclass that have no default."""
+    required = []
+    for field in dataclasses.fields(cls):
+        default = field.default is not dataclasses.MISSING
+        factory = field.default_factory is not dataclasses.MISSING
+        if field.init and not default and not factory:
+            required.append(field.name)
+    return required
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the annotation alone."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def _type_text(hint: Any) -> str:
+    """A type in a message: "int", "None", "'dense' or 'random'"."""
+    if hint is types.NoneType:
+        return "None"
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    return getattr(hint, "__name__", str(hint))

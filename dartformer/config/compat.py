@@ -80,7 +80,7 @@ def _derivation_rules(field: str, read: Callable[[Config], Derivation | None]) -
         if derivation is None:
             return None
         traits = _traits(config)
-        reason = strategies.refusal(traits, derivations.name_of(derivation))
+        reason = derivations.refusal(derivation, traits)
         if reason is None:
             return None
         return f"{reason}. Use {' or '.join(traits.derivations)}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dartformer import spec, strategies, tasks
+from dartformer import strategies, tasks
 from dartformer.config import compat
 from dartformer.config.overrides import convert, override
 from dartformer.config.presets import PRESETS, field_defaults, strategy_defaults
@@ -265,21 +265,13 @@ def _task(section: object) -> Named[Task]:
 
 
 def _strategy(section: object) -> Named[strategies.StrategyOptions]:
-    """The strategy of a config, with its hypergradient and its extras read from their texts."""
+    """The strategy of a config."""
     name, options = _choice(section, "search.strategy")
     own = field_defaults(strategies.find(name))
     _require_own("search.strategy", name, options, own, "strategy")
     values = {}
     for option, value in options.items():
         values[option] = convert(f"search.strategy.{option}", value, own[option])
-    if "hypergradient" in values:
-        values["hypergradient"] = spec.parse(
-            values["hypergradient"], strategies.HYPERGRADIENTS, "hypergradient"
-        )
-    if "extras" in values:
-        values["extras"] = tuple(
-            spec.parse(text, strategies.EXTRAS, "extra") for text in values["extras"]
-        )
     return Named(name, options, strategies.make(name, values))
 
 

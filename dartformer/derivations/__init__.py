@@ -19,8 +19,19 @@ from dartformer.derivations.random_search import RandomSearch
 from dartformer.derivations.sample import Sample
 from dartformer.derivations.top_k import TopK
 from dartformer.registry import Registry, is_dataclass_type
+from dartformer.strategies import base as strategies
+from dartformer.strategies.base import Traits
 
-__all__ = ["DERIVATIONS", "Argmax", "Derived", "Rule", "Trained", "name_of", "parse"]
+__all__ = [
+    "DERIVATIONS",
+    "Argmax",
+    "Derived",
+    "Rule",
+    "Trained",
+    "name_of",
+    "parse",
+    "refusal",
+]
 
 BUILT_IN: dict[str, type[Rule]] = {
     "argmax": Argmax,
@@ -53,6 +64,13 @@ DERIVATIONS: Registry[type[Rule]] = Registry(
 def parse(text: str) -> Rule:
     """The derivation that `text` spells; `InputError` for an unknown name or option."""
     return spec.parse(text, DERIVATIONS, "derivation")
+
+
+def refusal(derivation: Rule, traits: Traits) -> str | None:
+    """Why a derivation does not work after a strategy with these traits; None if it does."""
+    if derivation.follows(traits):
+        return None
+    return strategies.refusal(traits, name_of(derivation))
 
 
 def name_of(derivation: Rule) -> str:

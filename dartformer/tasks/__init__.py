@@ -4,13 +4,13 @@ To add a task here, write a file and a line in `BUILT_IN`. To add one from outsi
 `dartformer.register("task", name, cls)` or offer an entry point of the group `dartformer.task`.
 """
 
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from dartformer.errors import InputError, unknown
+from dartformer import spec
+from dartformer.errors import unknown
 from dartformer.registry import Registry, is_dataclass_type
 from dartformer.tasks.base import Task
 from dartformer.tasks.files import Files
@@ -56,43 +56,31 @@ def find(name: str) -> type:
     return TASKS.find(name)
 
 
-def options_of(kind: type) -> dict[str, Any]:
-    """The options of a task type with their defaults; what a task learns from its data is none."""
-    return {f.name: f.default for f in fields(kind) if f.init and f.metadata.get("option", True)}
+def options_of(cls: type) -> dict[str, Any]:
+    """The options of a task type with their defaults, without what a task learns from its data."""
+    options = {}
+    for field in fields(cls):
+        if field.init and field.metadata.get("option", True):
+            options[field.name] = field.default
+    return options
 
 
 def make(name: str, options: Mapping[str, Any]) -> Task:
-    """The task `name` with these options, the rest at their defaults.
+    """The task `name` with these options; the rest have their defaults.
 
-    Raises `InputError` for an unknown task or option, a value of another type than the option's, or
-    one that the task refuses. A float option accepts an int, and a tuple option a list."""
-    kind = find(name)
-    known = list(options_of(kind))
-    hints = typing.get_type_hints(kind)
-    for option in options:
+    An int is accepted for a float, and a list for a tuple.
+
+    Raises:
+      InputError: for an unknown task or option, a value of the wrong type, or one that the task
+        refuses.
+    """
+    cls = find(name)
+    known = list(options_of(cls))
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for option, value in options.items():
         if option not in known:
             raise unknown(f"option of task {name}", option, known)
-    return kind(
-        **{key: _fitted(f"{name} {key}", value, hints[key]) for key, value in options.items()}
-    )
-
-
-def _fitted(option: str, value: Any, hint: Any) -> Any:
-    """`value`, where it is of the type `hint`; a union's first member that fits decides."""
-    members = (
-        typing.get_args(hint)
-        if typing.get_origin(hint) in (typing.Union, types.UnionType)
-        else (hint,)
-    )
-    for member in members:
-        kind = typing.get_origin(member) or member
-        if kind is Any or type(value) is kind:
-            return value
-        if kind is float and type(value) is int:
-            return float(value)
-        if kind is tuple and isinstance(value, list):
-            return tuple(value)
-    wanted = getattr(hint, "__name__", str(hint)) if len(members) == 1 else str(hint)
-    raise InputError(
-        f"task option {option} must be {wanted}; got {value!r}, of type {type(value).__name__}."
-    )
+        values[option] = spec.typed(f"task option {name} {option}", value, hints[option])
+    task: Task = cls(**values)
+    return task

@@ -170,7 +170,7 @@ def test_register(table):
         register("attention", "mine", dict)
     with pytest.raises(InputError, match="Did you mean 'attention'"):
         register("atention", "mine", Many)
-    with pytest.raises(InputError, match="of no registered attention type"):
+    with pytest.raises(InputError, match="of no registered type"):
         to_text(Many(3))
     assert register("attention", "mine", Many) is Many
     assert register("attention", "mine", Many) is Many  # a notebook's cell that is run again
