@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dartformer.attention import check, parse
     from dartformer.config import defaults, load_config
     from dartformer.models.sizes import TransformerConfig
-    from dartformer.models.supernet import supernet
+    from dartformer.models.supernet import inherit, supernet
     from dartformer.models.transformer import transformer
     from dartformer.registry import register
     from dartformer.space.genotype import Genotype
@@ -36,6 +36,7 @@ __all__ = [
     "derive",
     "evaluate",
     "export",
+    "inherit",
     "load",
     "load_config",
     "parse",
@@ -57,6 +58,7 @@ _HOME = {
     "SearchSpace": "space.search_space",
     "TransformerConfig": "models.sizes",
     "register": "registry",
+    "inherit": "models.supernet",
     "supernet": "models.supernet",
     "transformer": "models.transformer",
 }

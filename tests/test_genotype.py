@@ -31,16 +31,9 @@ def test_round_trips(granularity):
         assert sum(len(heads) for l in range(3) for _, heads in genotype.groups(l)) == 12
 
 
-@pytest.mark.parametrize(
-    ("granularity", "size", "places"), [("model", 3, 12), ("layer", 27, 4), ("head", 3**12, 1)]
-)
-def test_mutation_changes_one_place(granularity, size, places):
-    one, rng = space(granularity), np.random.default_rng(1)
-    assert one.size == size
-    for _ in range(20):
-        genotype = one.random(rng)
-        neighbour = one.mutate(genotype, rng)
-        assert (one.choice(genotype) != one.choice(neighbour)).sum() == places
+@pytest.mark.parametrize(("granularity", "size"), [("model", 3), ("layer", 27), ("head", 3**12)])
+def test_the_size_of_a_space(granularity, size):
+    assert space(granularity).size == size
 
 
 def test_text_forms():

@@ -62,8 +62,7 @@ class Protection(enum.Enum):
 def protect(
     environment: MutableMapping[str, str] = os.environ, *, may_probe: bool = False
 ) -> Protection:
-    """Add `DOTS_ONLY` to `XLA_FLAGS` where the installed jaxlib needs it and the user has not set
-    the flag.
+    """Add `DOTS_ONLY` to `XLA_FLAGS` if jaxlib needs it and the user has not set the flag.
 
     Warns with `RuntimeWarning` if the CPU backend runs already, because the flag would then have no
     effect.
@@ -74,15 +73,18 @@ def protect(
         for each release.
     """
     flags = environment.get("XLA_FLAGS", "")
+    if DOTS_ONLY in flags:
+        return Protection.SET
     if FLAG in flags:
-        return Protection.SET if DOTS_ONLY in flags else Protection.CHOSEN
+        return Protection.CHOSEN
     version = jaxlib_version()
     if version is None or not _is_faulty(version, may_probe):
         return Protection.UNNEEDED
     if _backend_is_running():
         warnings.warn(
-            f"JAX was started before dartformer was imported, and reductions of jaxlib {version} on a CPU can crash or "
-            f"be wrong. Import dartformer before the first computation, or set XLA_FLAGS={DOTS_ONLY}.",
+            f"JAX was started before dartformer was imported, and reductions of jaxlib {version} "
+            f"on a CPU can crash or be wrong. Import dartformer before the first computation, or "
+            f"set XLA_FLAGS={DOTS_ONLY}.",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -100,10 +102,9 @@ def jaxlib_version() -> str | None:
 
 
 def probe(flag: str = "", seconds: float = 120) -> Verdict:
-    """Run `PROBE` in a process of its own, on a CPU, with `flag` and no other choice of YNNPACK's
-    fusions."""
-    others = [word for word in os.environ.get("XLA_FLAGS", "").split() if not word.startswith(FLAG)]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join([*others, flag])}
+    """Run `PROBE` in its own process, on a CPU, with `flag` in place of any other `FLAG`."""
+    flags = [word for word in os.environ.get("XLA_FLAGS", "").split() if not word.startswith(FLAG)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join([*flags, flag])}
     try:
         process = subprocess.run(
             [sys.executable, "-c", PROBE],
@@ -131,9 +132,9 @@ def _is_faulty(version: str, may_probe: bool) -> bool:
             return note.read_text() == "faulty"
         if not may_probe:
             return False
-        faulty = (
-            probe() not in (Verdict.SOUND, Verdict.FAILED) and probe(DOTS_ONLY) is Verdict.SOUND
-        )
+        faulty = probe() not in (Verdict.SOUND, Verdict.FAILED)
+        # The flag is set only where it is known, and helps.
+        faulty = faulty and probe(DOTS_ONLY) is Verdict.SOUND
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text("faulty" if faulty else "sound")
     except (OSError, RuntimeError):  # RuntimeError: there is no home folder

@@ -1,5 +1,4 @@
-"""A sum of branches of which some are skipped at run time, forward and backward, at no cost for
-those that are."""
+"""A sum of branches that skips some of them at run time, forward and backward, at no cost."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,73 +8,98 @@ import jax.numpy as jnp
 from jax import Array
 
 Branch = Callable[[Any, Any, Any], Array]
-"""(given, own, fixed) to an array; of one shape and dtype for all branches."""
+"""(shared, private, fixed) to an array; of one shape and dtype for all branches."""
+
+Arrays = Any
+"""A pytree of arrays."""
 
 
 def sum_of_active(
-    branches: Sequence[Branch], active: Array, given: Any, own: Sequence[Any], fixed: Any
+    branches: Sequence[Branch],
+    active: Array,
+    shared: Arrays,
+    private: Sequence[Arrays],
+    fixed: Arrays,
 ) -> Array:
-    """`sum_k branches[k](given, own[k], fixed)` over the k for which `active[k]`.
+    """`sum_k branches[k](shared, private[k], fixed)` over the k for which `active[k]`.
 
-    Left to itself, the gradient of a chain of `cond` has each skipped branch make zeros for
-    everything that it would have read, to be added up afterwards. Here the gradients so far go
-    through the backward `cond`s, as the sum so far goes through those of the forward pass, so that
-    a skipped branch neither writes nor adds anything that is large. Branches are run again in the
-    backward pass: peak memory is near that of one, not of all. The backward pass is made of what
-    JAX can differentiate, so that a gradient has gradients, and products with vectors in either
-    mode.
+    In JAX's own gradient of a chain of `cond`, each skipped branch makes zeros for everything that
+    it would have read, to be added up afterwards. Here the gradients so far go through the backward
+    `cond`s, as the sum so far goes through those of the forward pass, so a skipped branch neither
+    writes nor adds anything large. Branches are run again in the backward pass: peak memory is near
+    that of one, not of all. JAX can differentiate the backward pass, so a gradient has gradients,
+    and products with vectors in either mode.
 
     Args:
       branches: K functions. They must not close over what is differentiated.
       active: `[K]` bool. Under a `jax.vmap` over it all branches are computed, and the skipped ones
         dropped.
-      given: arrays that all branches read, floating.
-      own: for each branch, arrays that it alone reads, floating.
+      shared: arrays that all branches read, floating.
+      private: for each branch, arrays that it alone reads, floating.
       fixed: arrays that are not differentiated; their gradient is zero.
 
     Returns:
       The sum; zeros where nothing is active.
     """
 
-    def run(active: Array, given: Any, own: Sequence[Any], fixed: Any) -> Array:
-        shape = jax.eval_shape(branches[0], given, own[0], fixed)
+    def run(active: Array, shared: Arrays, private: Sequence[Arrays], fixed: Arrays) -> Array:
+        shape = jax.eval_shape(branches[0], shared, private[0], fixed)
         out = jnp.zeros(shape.shape, shape.dtype)
         for k, branch in enumerate(branches):
 
-            def taken(out: Array, *arguments: Any, branch: Branch = branch) -> Array:
+            def computed(out: Array, *arguments: Arrays, branch: Branch = branch) -> Array:
                 # Without the checkpoint, a branch that is not taken still writes residuals, of
                 # zeros, where this is differentiated as a part of a gradient.
                 return out + jax.checkpoint(branch)(*arguments)
 
-            out = jax.lax.cond(active[k], taken, lambda out, *_: out, out, given, own[k], fixed)
+            out = jax.lax.cond(active[k], computed, unchanged, out, shared, private[k], fixed)
         return out
 
-    def backward(kept: Any, cotangent: Array) -> Any:
-        active, given, own, fixed = kept
-        of_given, of_own = jax.tree.map(jnp.zeros_like, given), []
+    def backward(residuals: Arrays, cotangent: Array) -> Arrays:
+        active, shared, private, fixed = residuals
+        shared_gradient = jax.tree.map(jnp.zeros_like, shared)
+        private_gradients = []
         for k, branch in enumerate(branches):
 
-            def taken(
-                so_far: Any,
-                given: Any,
-                mine: Any,
-                fixed: Any,
+            def computed(
+                total: Arrays,
+                shared: Arrays,
+                private: Arrays,
+                fixed: Arrays,
                 cotangent: Array,
                 branch: Branch = branch,
-            ) -> Any:
-                _, pull = jax.vjp(lambda given, mine: branch(given, mine, fixed), given, mine)
-                more, of_mine = pull(cotangent)
-                return jax.tree.map(jnp.add, so_far, more), of_mine
+            ) -> tuple[Arrays, Arrays]:
+                _, pull = jax.vjp(lambda s, p: branch(s, p, fixed), shared, private)
+                of_shared, of_private = pull(cotangent)
+                return jax.tree.map(jnp.add, total, of_shared), of_private
 
-            def skipped(so_far: Any, given: Any, mine: Any, *_: Any) -> Any:
-                return so_far, jax.tree.map(jnp.zeros_like, mine)
-
-            of_given, of_mine = jax.lax.cond(
-                active[k], jax.checkpoint(taken), skipped, of_given, given, own[k], fixed, cotangent
+            shared_gradient, private_gradient = jax.lax.cond(
+                active[k],
+                jax.checkpoint(computed),
+                skipped,
+                shared_gradient,
+                shared,
+                private[k],
+                fixed,
+                cotangent,
             )
-            of_own.append(of_mine)
-        return None, of_given, of_own, None
+            private_gradients.append(private_gradient)
+        return None, shared_gradient, private_gradients, None
+
+    def forward(*arguments: Arrays) -> tuple[Array, Arrays]:
+        # The arguments are all that the backward pass needs, since it runs the branches again.
+        return run(*arguments), arguments
 
     total = jax.custom_vjp(run)
-    total.defvjp(lambda *arguments: (run(*arguments), arguments), backward)
-    return total(active, given, list(own), fixed)
+    total.defvjp(forward, backward)
+    return total(active, shared, list(private), fixed)
+
+
+def unchanged(out: Array, *_: Arrays) -> Array:
+    """A skipped branch, forward."""
+    return out
+
+
+def skipped(total: Arrays, shared: Arrays, private: Arrays, *_: Arrays) -> tuple[Arrays, Arrays]:
+    """A skipped branch, backward: nothing for what all read, zeros for what it alone reads."""
+    return total, jax.tree.map(jnp.zeros_like, private)

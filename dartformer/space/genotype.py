@@ -15,48 +15,44 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Genotype:
-    """Plain data: `layers[l][h]` is the attention of head h in layer l; every layer has as many
-    heads."""
+    """Plain data: `layers[l][h]` is the attention of head h in layer l.
+
+    All layers have the same number of heads."""
 
     layers: tuple[tuple[Attention, ...], ...]
 
     def __post_init__(self) -> None:
-        widths = {len(heads) for heads in self.layers}
-        if not self.layers or widths == {0} or len(widths) != 1:
+        widths = [len(heads) for heads in self.layers]
+        if not widths or widths[0] == 0 or len(set(widths)) > 1:
             raise InputError(
-                f"a genotype needs at least one layer, and layers of equally many heads; "
-                f"got {[len(heads) for heads in self.layers]} heads."
+                f"a genotype needs at least one layer, and the same number of heads in all layers; "
+                f"got {widths} heads."
             )
 
     @classmethod
-    def homogeneous(cls, one: Attention, layers: int, heads: int) -> "Genotype":
-        """`one` in every layer and head."""
-        return cls(((one,) * heads,) * layers)
+    def homogeneous(cls, attention: Attention, layers: int, heads: int) -> "Genotype":
+        """One attention in all layers and heads."""
+        return cls(((attention,) * heads,) * layers)
 
     @property
     def heads(self) -> int:
         """H, the number of heads of each layer."""
         return len(self.layers[0])
 
-    @property
-    def is_homogeneous(self) -> bool:
-        """Whether one attention stands everywhere."""
-        return len({a for heads in self.layers for a in heads}) == 1
-
     def groups(self, layer: int) -> tuple[tuple[Attention, tuple[int, ...]], ...]:
-        """The heads of a layer grouped by attention, in the order in which the attentions first
-        appear."""
-        heads = self.layers[layer]
-        return tuple(
-            (a, tuple(h for h, b in enumerate(heads) if b == a)) for a in dict.fromkeys(heads)
-        )
+        """The heads of a layer by attention, in the order in which the attentions appear."""
+        groups: dict[Attention, list[int]] = {}
+        for head, kind in enumerate(self.layers[layer]):
+            groups.setdefault(kind, []).append(head)
+        return tuple((kind, tuple(heads)) for kind, heads in groups.items())
+
+    def texts(self) -> list[list[str]]:
+        """The attentions as text: `[["full", "local(window=16)"], ...]`."""
+        return [[attention.to_text(a) for a in heads] for heads in self.layers]
 
     def to_dict(self) -> dict[str, Any]:
         """Explicit lists: `{"format": 1, "layers": [["full", "local(window=16)"], ...]}`."""
-        return {
-            "format": FORMAT,
-            "layers": [[attention.to_text(a) for a in heads] for heads in self.layers],
-        }
+        return {"format": FORMAT, "layers": self.texts()}
 
     @classmethod
     def from_dict(cls, data: Any) -> "Genotype":
@@ -64,17 +60,15 @@ class Genotype:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise InputError(f"not a genotype of format {FORMAT}: {str(data)[:80]!r}.")
         layers = data.get("layers")
-        if not isinstance(layers, list) or not all(
-            isinstance(heads, list) and all(isinstance(a, str) for a in heads) for heads in layers
-        ):
+        if not isinstance(layers, list) or not all(map(_is_list_of_texts, layers)):
             raise InputError(
                 "a genotype's 'layers' must be a list of lists of attentions written as text."
             )
-        return cls(tuple(tuple(attention.parse(a) for a in heads) for heads in layers))
+        return cls(tuple(tuple(map(attention.parse, heads)) for heads in layers))
 
     def to_json(self) -> str:
         """One line for each layer, so that two genotypes differ line by line."""
-        rows = ",\n    ".join(json.dumps(heads) for heads in self.to_dict()["layers"])
+        rows = ",\n    ".join(map(json.dumps, self.texts()))
         return f'{{\n  "format": {FORMAT},\n  "layers": [\n    {rows}\n  ]\n}}\n'
 
     @classmethod
@@ -87,16 +81,20 @@ class Genotype:
         return cls.from_dict(data)
 
     def __str__(self) -> str:
-        return in_words(self.to_dict()["layers"])
+        return in_words(self.texts())
 
     def describe_layer(self, layer: int) -> str:
         """A layer in short: "full" or "full x2 + linear x2"."""
-        return layer_in_words(self.to_dict()["layers"][layer])
+        return layer_in_words(self.texts()[layer])
+
+
+def _is_list_of_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def in_words(layers: Sequence[Sequence[str]]) -> str:
-    """A genotype in short, from the texts of its attentions alone, which need not be known here."""
-    if len({a for heads in layers for a in heads}) == 1:
+    """A genotype in short, from the texts of its attentions, which need not be installed."""
+    if len({text for heads in layers for text in heads}) == 1:
         return f"{layers[0][0]} everywhere ({len(layers)}x{len(layers[0])})"
     return " | ".join(map(layer_in_words, layers))
 
@@ -104,12 +102,13 @@ def in_words(layers: Sequence[Sequence[str]]) -> str:
 def layer_in_words(heads: Sequence[str]) -> str:
     """A layer in short: "full" or "full x2 + linear x2"."""
     counts = Counter(heads)
-    return heads[0] if len(counts) == 1 else " + ".join(f"{a} x{n}" for a, n in counts.items())
+    if len(counts) == 1:
+        return heads[0]
+    return " + ".join(f"{text} x{count}" for text, count in counts.items())
 
 
 def parse_candidates(texts: Sequence[str]) -> tuple[Attention, ...]:
-    """Candidates from their texts; raises `InputError` for fewer than two, or for one that stands
-    twice."""
+    """Candidates from their texts; raises `InputError` for fewer than two, or for duplicates."""
     if isinstance(texts, str):
         raise InputError(f"space.candidates must be a list of attentions, got the text {texts!r}.")
     if len(texts) < 2:
@@ -117,7 +116,7 @@ def parse_candidates(texts: Sequence[str]) -> tuple[Attention, ...]:
             f"space.candidates needs at least two attentions to choose among, got {list(texts)}."
         )
     candidates = tuple(attention.parse(text) for text in texts)
-    for text, one in zip(texts, candidates, strict=True):
-        if candidates.count(one) > 1:
+    for text, candidate in zip(texts, candidates, strict=True):
+        if candidates.count(candidate) > 1:
             raise InputError(f"space.candidates holds {text!r} twice.")
     return candidates

@@ -1,5 +1,4 @@
-"""What is searched over: which attentions, how finely, and the step between alphas, mixtures and
-genotypes."""
+"""The search space: its candidates, its granularity, and its alphas, mixtures and genotypes."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,13 +16,17 @@ ASPECTS = ("given", "constant_heads")
 
 
 def shapes(layers: int, heads: int, aspect: str) -> tuple[tuple[int, int], ...]:
-    """Layers and heads of every shape of a space, the deepest first: the given one, or with
-    "constant_heads" all that have as many heads in all and a number of layers that divides L (Wide
-    Attention, arXiv 2210.00640): of 6 x 8 also 3 x 16, 2 x 24 and 1 x 48."""
+    """Layers and heads of the shapes of a space, the deepest first.
+
+    "given" is the one shape L x H. "constant_heads" adds all shapes with the same total of heads
+    and a number of layers that divides L (Wide Attention, arXiv 2210.00640): 6 x 8 brings 3 x 16,
+    2 x 24 and 1 x 48."""
     if aspect not in ASPECTS:
         raise unknown("space.aspect", aspect, ASPECTS)
-    fewer = range(layers, 0, -1) if aspect == "constant_heads" else (layers,)
-    return tuple((n, layers * heads // n) for n in fewer if layers % n == 0)
+    if aspect == "given":
+        return ((layers, heads),)
+    total = layers * heads
+    return tuple((n, total // n) for n in range(layers, 0, -1) if layers % n == 0)
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,15 @@ class SearchSpace:
 
     @property
     def alphas_shape(self) -> tuple[int, int, int]:
-        """`[1 or L, 1 or H, K]`: what broadcasts to a mixture [L, H, K] is the whole of
-        granularity."""
-        return (
-            1 if self.granularity == "model" else self.layers,
-            self.heads if self.granularity == "head" else 1,
-            len(self.candidates),
-        )
+        """`[1 or L, 1 or H, K]`, which broadcasts to a mixture `[L, H, K]`.
+
+        Granularity means nothing more than this shape."""
+        rows, columns = self.layers, 1
+        if self.granularity == "model":
+            rows = 1
+        if self.granularity == "head":
+            columns = self.heads
+        return rows, columns, len(self.candidates)
 
     @property
     def mixture_shape(self) -> tuple[int, int, int]:
@@ -68,37 +73,38 @@ class SearchSpace:
         return int(candidates) ** (rows * columns)
 
     def place_name(self, place: tuple[int, int]) -> str:
-        """How a place `[1 or L, 1 or H]` of the alphas is called."""
+        """The name of a place `[1 or L, 1 or H]` of the alphas."""
+        layer, head = place
         if self.granularity == "model":
             return "everywhere"
-        return (
-            f"layer {place[0]}"
-            if self.granularity == "layer"
-            else f"layer {place[0]}, head {place[1]}"
-        )
+        if self.granularity == "layer":
+            return f"layer {layer}"
+        return f"layer {layer}, head {head}"
 
     def genotype(self, choice: np.ndarray) -> Genotype:
-        """The genotype of integer choices `[1 or L, 1 or H]` (or any array that broadcasts to [L,
-        H])."""
+        """The genotype of integer choices `[1 or L, 1 or H]`, or of any that broadcast to [L, H]."""
         grid = np.broadcast_to(np.asarray(choice), (self.layers, self.heads))
-        return Genotype(tuple(tuple(self.candidates[int(k)] for k in row) for row in grid))
+        layers = []
+        for row in grid:
+            layers.append(tuple(self.candidates[int(k)] for k in row))
+        return Genotype(tuple(layers))
 
     def choice(self, genotype: Genotype) -> np.ndarray:
-        """`[L, H]` indices of a genotype's attentions among the candidates; raises if one is not
-        among them."""
+        """`[L, H]`: the index of each attention of a genotype among the candidates.
+
+        Raises `InputError` for an attention that is no candidate."""
         self._require_size(genotype)
-        return np.array([[self._index(a) for a in heads] for heads in genotype.layers])
+        return np.array([list(map(self._index, heads)) for heads in genotype.layers])
 
     def mixture(self, genotype: Genotype) -> np.ndarray:
-        """The mixture `[L, H, K]` of a genotype, float32: one-hot, or the shares where candidates
-        are in parallel."""
+        """The mixture `[L, H, K]` of a genotype, float32: one-hot, or the shares of a parallel one."""
         self._require_size(genotype)
         mixture = np.zeros(self.mixture_shape, np.float32)
         for l, heads in enumerate(genotype.layers):
-            for h, one in enumerate(heads):
-                members: tuple[tuple[Attention, float], ...] = ((one, 1.0),)
-                if isinstance(one, Parallel) and one not in self.candidates:
-                    members = one.weighted
+            for h, attention in enumerate(heads):
+                members = [(attention, 1.0)]
+                if attention not in self.candidates:
+                    members = _members(attention)
                 for member, share in members:
                     mixture[l, h, self._index(member)] = share
         return mixture
@@ -110,39 +116,34 @@ class SearchSpace:
                 f"the space is {self.layers}x{self.heads}."
             )
 
-    def _index(self, one: Attention) -> int:
-        if one not in self.candidates:
-            raise InputError(f"{one!r} is not among the candidates {list(self.candidates)}.")
-        return self.candidates.index(one)
+    def _index(self, attention: Attention) -> int:
+        if attention not in self.candidates:
+            raise InputError(f"{attention!r} is not among the candidates {list(self.candidates)}.")
+        return self.candidates.index(attention)
 
     def homogeneous(self) -> tuple[Genotype, ...]:
         """The K genotypes with one attention everywhere."""
         return tuple(Genotype.homogeneous(a, self.layers, self.heads) for a in self.candidates)
 
     def mixed(self) -> Genotype:
-        """All candidates in parallel, everywhere, with equal shares: the supernet's uniform mixture
-        as a model."""
+        """All candidates in parallel, everywhere: the supernet's uniform mixture as a model."""
         shares: dict[Attention, float] = {}
-        for one in self.candidates:
-            for member, share in one.weighted if isinstance(one, Parallel) else ((one, 1.0),):
+        for candidate in self.candidates:
+            # A parallel candidate cannot be a member itself, so its members are.
+            for member, share in _members(candidate):
                 shares[member] = shares.get(member, 0.0) + share
-        equal = len(set(shares.values())) == 1
-        return Genotype.homogeneous(
-            Parallel(tuple(shares), () if equal else tuple(shares.values())),
-            self.layers,
-            self.heads,
-        )
+        unequal = len(set(shares.values())) > 1
+        parallel = Parallel(tuple(shares), tuple(shares.values()) if unequal else ())
+        return Genotype.homogeneous(parallel, self.layers, self.heads)
 
     def random(self, rng: np.random.Generator) -> Genotype:
         """A genotype drawn uniformly from the space."""
         rows, columns, candidates = self.alphas_shape
         return self.genotype(rng.integers(candidates, size=(rows, columns)))
 
-    def mutate(self, genotype: Genotype, rng: np.random.Generator) -> Genotype:
-        """A neighbour: one place of the space (a head, a layer, or all) changed to another
-        candidate."""
-        rows, columns, candidates = self.alphas_shape
-        choice = self.choice(genotype)[:rows, :columns].copy()
-        place = rng.integers(rows), rng.integers(columns)
-        choice[place] = (choice[place] + rng.integers(1, candidates)) % candidates
-        return self.genotype(choice)
+
+def _members(attention: Attention) -> list[tuple[Attention, float]]:
+    """The members of a parallel attention with their shares; any other attention itself."""
+    if isinstance(attention, Parallel):
+        return list(attention.weighted)
+    return [(attention, 1.0)]

@@ -61,22 +61,23 @@ class Checkpoints:
                 preservation_policy=keep, best_fn=lambda metrics: metrics[METRIC], create=True
             ),
         )
-        self._pending: int | None = None
+        self._pending: int | None = None  # the step whose checkpoint is being written
 
     def save(
         self, step: int, state: Any, extra: dict[str, Any], score: float | None = None
     ) -> None:
-        """Save `state` (and `extra`, plain JSON) as of `step`; `score`, higher is better, decides
-        which is best."""
+        """Save `state` and `extra`, which is plain JSON, as of `step`.
+
+        The checkpoint with the highest `score` is the best one."""
         self._settle()
         arrays = {name: _plain(leaf) for name, leaf in named_leaves(state)}
-        self._manager.save(
-            step,
-            metrics=None if score is None else {METRIC: score},
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(arrays), extra=ocp.args.JsonSave(extra)
-            ),
+        metrics = None
+        if score is not None:
+            metrics = {METRIC: score}
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays), extra=ocp.args.JsonSave(extra)
         )
+        self._manager.save(step, metrics=metrics, args=args)
         self._pending = step
 
     def latest(self, like: Any, warn: Any = print) -> Restored | None:
@@ -116,13 +117,19 @@ class Checkpoints:
         return {}
 
     def best(self, like: Any) -> Restored | None:
-        """The checkpoint with the highest score, of equals the latest (as orbax keeps them); None
-        if none has one."""
+        """The checkpoint with the highest score, or None if no checkpoint has a score.
+
+        Of equals it is the latest, which is the one that orbax keeps."""
         self._settle()
-        scored = [
-            (m[METRIC], s) for s in self._manager.all_steps() if (m := self._manager.metrics(s))
-        ]
-        return self._restore(max(scored)[1], like) if scored else None
+        scores = []
+        for step in self._manager.all_steps():
+            metrics = self._manager.metrics(step)
+            if metrics:
+                scores.append((metrics[METRIC], step))
+        if not scores:
+            return None
+        _, step = max(scores)
+        return self._restore(step, like)
 
     def close(self) -> None:
         """Wait for what is being written."""
@@ -135,25 +142,25 @@ class Checkpoints:
 
     def __exit__(self, kind: Any, *_: object) -> None:
         with contextlib.ExitStack() as stack:
-            if (
-                kind is not None
-            ):  # an error is under way: a failing disk must not replace it with its own
+            if kind is not None:
+                # A failing disk must not replace the error that is under way with its own.
                 stack.enter_context(contextlib.suppress(Exception))
             self.close()
 
     def _settle(self) -> None:
         """Wait for the checkpoint being written, then note its files."""
         self._manager.wait_until_finished()
-        if self._pending is not None:
-            step, self._pending = self._pending, None
-            write_json(
-                self.folder / f"{step}.json", {name: list(v) for name, v in self._files(step)}
-            )
-            for note in self.folder.glob("*.json"):
-                if not (self.folder / "steps" / note.stem).exists():
-                    note.unlink()
+        if self._pending is None:
+            return
+        step, self._pending = self._pending, None
+        write_json(self.folder / f"{step}.json", dict(self._files(step)))
+        # orbax deletes old checkpoints; their notes go with them.
+        for note in self.folder.glob("*.json"):
+            if not (self.folder / "steps" / note.stem).exists():
+                note.unlink()
 
     def _files(self, step: int) -> Iterator[tuple[str, tuple[int, int]]]:
+        """The files of a checkpoint, each with its size and CRC."""
         base = self.folder / "steps" / str(step)
         for file in sorted(p for p in base.rglob("*") if p.is_file()):
             data = file.read_bytes()
@@ -162,23 +169,22 @@ class Checkpoints:
     def _restore(self, step: int, like: Any) -> Restored:
         note = self.folder / f"{step}.json"
         if note.exists():
-            noted, found = json.loads(note.read_text()), dict(self._files(step))
-            for name, size_and_crc in noted.items():
-                if tuple(size_and_crc) != found.get(name):
+            files = dict(self._files(step))
+            for name, size_and_crc in json.loads(note.read_text()).items():
+                if tuple(size_and_crc) != files.get(name):
                     raise ValueError(f"{name} is not as it was written")
-        named = dict(named_leaves(like))
-        abstract = {
-            name: jax.ShapeDtypeStruct(np.shape(p := _plain(leaf)), p.dtype)
-            for name, leaf in named.items()
-        }
-        got = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), extra=ocp.args.JsonRestore()
-            ),
+        named = named_leaves(like)
+        shapes = {}
+        for name, leaf in named:
+            array = _plain(leaf)
+            shapes[name] = jax.ShapeDtypeStruct(np.shape(array), array.dtype)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(shapes), extra=ocp.args.JsonRestore()
         )
-        leaves = [_like(got.state[name], leaf) for name, leaf in named.items()]
-        return Restored(step, jax.tree.unflatten(jax.tree.structure(like), leaves), got.extra)
+        saved = self._manager.restore(step, args=args)
+        leaves = [_like(saved.state[name], leaf) for name, leaf in named]
+        state = jax.tree.unflatten(jax.tree.structure(like), leaves)
+        return Restored(step, state, saved.extra)
 
     def _set_aside(self, step: int) -> None:
         aside = self.folder / "damaged"
@@ -191,10 +197,13 @@ class Checkpoints:
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """Leaves with the names of their paths, e.g. `weights/blocks/0/up/kernel`."""
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="/") or "value", leaf)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-    ]
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    named = []
+    for path, leaf in leaves:
+        # A tree that is a leaf itself has an empty path.
+        name = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
+        named.append((name, leaf))
+    return named
 
 
 def _is_key(leaf: Any) -> bool:
@@ -202,13 +211,14 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _plain(leaf: Any) -> Any:
-    """A leaf as orbax takes it: PRNG keys as their bits, and of what several devices hold a copy
-    of, one.
+    """A leaf as orbax takes it: PRNG keys as their bits, and one copy of what devices share.
 
     Orbax notes on which devices an array lay, and restores it nowhere else.
     """
     array = jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
-    return jax.device_put(array, jax.local_devices()[0]) if len(array.devices()) > 1 else array
+    if len(array.devices()) == 1:
+        return array
+    return jax.device_put(array, jax.local_devices()[0])
 
 
 def _like(array: Any, leaf: Any) -> Any:
@@ -231,13 +241,17 @@ def _quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     uncaught, in_thread, unraisable = sys.excepthook, threading.excepthook, sys.unraisablehook
 
-    def other(kind: Any, error: BaseException, trace: Any) -> None:
+    def report(kind: Any, error: BaseException, trace: Any) -> None:
         if "Event loop is closed" not in str(error):
             uncaught(kind, error, trace)
 
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
-    sys.excepthook, threading.excepthook, sys.unraisablehook = other, lambda _: None, lambda _: None
+    sys.excepthook, threading.excepthook, sys.unraisablehook = (
+        report,
+        lambda _: None,
+        lambda _: None,
+    )
     try:
         yield
     finally:

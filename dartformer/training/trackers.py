@@ -48,7 +48,9 @@ class TensorBoard:
 
     def __init__(self, folder: Path, name: str, step: int):
         self.folder = folder / "tensorboard"
-        self.events = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+        # Steps after the one resumed from will be written again.
+        purge_step = step + 1 if step else None
+        self.events = SummaryWriter(str(self.folder), purge_step=purge_step)
 
     def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
         """See `Tracker`."""
@@ -62,9 +64,10 @@ class TensorBoard:
     def summary(self, settings: Mapping[str, Any], scores: Mapping[str, float]) -> None:
         """As hparams: a row of TensorBoard's table, in a folder of its own."""
         shutil.rmtree(self.folder / "hparams", ignore_errors=True)
-        plain = {
-            k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()
-        }
+        plain = {}
+        for name, value in settings.items():
+            # The table takes no lists.
+            plain[name] = value if isinstance(value, (bool, int, float, str)) else str(value)
         self.events.add_hparams(plain, dict(scores), name="hparams")
 
     def close(self) -> None:
@@ -126,12 +129,14 @@ class MLflow:
         self.client = mlflow.MlflowClient()
         file = folder / "mlflow.id"
         if not file.exists():
-            called = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-            experiment = self.client.get_experiment_by_name(called)
-            number = (
-                experiment.experiment_id if experiment else self.client.create_experiment(called)
-            )
-            file.write_text(self.client.create_run(number, run_name=name).info.run_id)
+            title = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+            experiment = self.client.get_experiment_by_name(title)
+            if experiment:
+                number = experiment.experiment_id
+            else:
+                number = self.client.create_experiment(title)
+            run = self.client.create_run(number, run_name=name)
+            file.write_text(run.info.run_id)
         self.run = file.read_text()
 
     def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -190,5 +195,7 @@ def require_installed(names: Sequence[str]) -> None:
 def start(names: Sequence[str], folder: Path, name: str, step: int = 0) -> list[Tracker]:
     """TensorBoard and the trackers of `names`, for what happens in `folder` of a workdir."""
     folder.mkdir(parents=True, exist_ok=True)
-    kinds: list[Any] = [TensorBoard, *(TRACKERS[one] for one in names)]
-    return [kind(folder, name, step) for kind in kinds]
+    trackers: list[Tracker] = [TensorBoard(folder, name, step)]
+    for kind in names:
+        trackers.append(TRACKERS[kind](folder, name, step))
+    return trackers
