@@ -264,7 +264,7 @@ def _export_verb(session: Session, formats: Sequence[str] = ()) -> dict[str, Any
     genotype = _genotype(session)
     retrain_stage.require_trained(study, workdir, genotype)
     model = retrain_stage.best(retrain_stage.retrain(study, workdir, genotype))
-    results = workdir.read_results().to_dict()
+    results = workdir.read_results()
     folder = export_stage.export(model, workdir.export, results, formats)
     return {"folder": str(folder), "files": sorted(p.name for p in folder.iterdir())}
 

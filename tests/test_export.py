@@ -1,8 +1,10 @@
 """The exported folder: what it says, any batch and length, further formats, JSON lines, the hub."""
 
+import ast
 import importlib.util
 import io
 import json
+import re
 import sys
 import types
 
@@ -16,30 +18,54 @@ from dartformer.cli.main import main
 from dartformer.export import checksums, formats, to_torch
 from dartformer.export.write import export
 from dartformer.models.transformer import transformer
+from dartformer.results import Results
 from dartformer.stages.retrain import Model
 
-RESULTS = {
-    "task": "listops",
-    "metric": "accuracy",
-    "seeds": [0, 3],
-    "steps": 10,
-    "verdict": ["it is a tie"],
-    "seconds": {"search": 2.0, "search.compile": 9.0},
-    "test": {"accuracy": 0.34, "examples": 80},
-    "baselines": {
-        "random": {"test": {"accuracy": 0.3, "per_seed": [0.3, 0.3]}},
-        "majority": {"test": {"accuracy": 0.17}},
-    },
-}
+
+def scored(test, per_seed):
+    return {
+        "test": {
+            "accuracy": test,
+            "spread": 0.0,
+            "per_seed": per_seed,
+            "loss": 1.0,
+            "examples": 80,
+        },
+        "valid": {"accuracy": test, "per_seed": per_seed},
+        "parameters": 10,
+        "flops": 1e3,
+        "steps": 10,
+        "genotype": {"format": 1, "layers": [["full", "uniform"]]},
+    }
+
+
+RESULTS = Results.from_dict(
+    {
+        "task": "listops",
+        "metric": "accuracy",
+        "seeds": [0, 3],
+        **scored(0.34, [0.34, 0.34]),
+        "verdict": ["it is a tie"],
+        "seconds": {"search": 2.0, "search.compile": 9.0},
+        "baselines": {
+            "random": scored(0.3, [0.3, 0.3]),
+            "majority": {"test": {"accuracy": 0.17}},
+        },
+    }
+)
 
 
 def made(layers, weights=True, **values):
     """A model of the task listops with fresh weights, or without any."""
     genotype = df.Genotype(tuple(tuple(map(df.parse, heads)) for heads in layers))
     config = df.defaults("listops")
+    candidates = dict.fromkeys(attention for heads in layers for attention in heads)
+    if len(candidates) == 1:
+        candidates["uniform"] = None
     configs.override(
         config,
         {
+            "space.candidates": tuple(candidates),
             "model.layers": len(layers),
             "model.heads": genotype.heads,
             "model.head_dim": 4,
@@ -270,6 +296,24 @@ TORCH = [
         {"model.stem": "bigram", "model.positions": "none", "model.branch_norm": False},
     ),
 ]
+
+
+@pytest.mark.parametrize("case", range(len(TORCH)))
+def test_the_torch_module_is_python_and_holds_what_is_used(case):
+    """Also where torch is not installed."""
+    layers, values = TORCH[case]
+    model = made(layers, weights=False, **{k.replace(".", "__"): v for k, v in values.items()})
+    tree = ast.parse(to_torch.source(model))
+    assigned = {ast.unparse(n.targets[0]): n.value for n in tree.body if isinstance(n, ast.Assign)}
+    table = {key.value for key in assigned["ATTENTIONS"].keys}
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    written = ",".join(",".join(heads) for heads in layers)
+    used = set(re.findall(r"[a-z]+(?=[(,)']|$)", written)) & set(to_torch.KNOWN)
+    assert table == used - {"parallel"}
+    assert defined & set(to_torch.KNOWN) == used - {"parallel"} | defined & {"parallel"}
+    annotated = {n.target.id: n.value for n in tree.body if isinstance(n, ast.AnnAssign)}
+    assert len(ast.literal_eval(annotated["GENOTYPE"])) == len(layers)
+    assert ast.literal_eval(annotated["SHAPE"])["pooling"] == model.shape.pooling
 
 
 @pytest.mark.parametrize("case", range(len(TORCH)))

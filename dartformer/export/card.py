@@ -1,12 +1,13 @@
 """The model card of an export: what it is, how good, at what cost, for what, and how to use it."""
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import jax
 
 from dartformer import cost
+from dartformer.export.formats import FORMATS
+from dartformer.results import ModelScores, Results
 from dartformer.stages.retrain import Model
 from dartformer.training import metric
 
@@ -15,81 +16,54 @@ PIPELINES = {
     "pathfinder": "image-classification",
     "language": "text-generation",
 }
-"""Tasks of the Hugging Face hub for ours; other texts are classified, by the text or by the
-token."""
+"""Tasks of the Hugging Face hub for ours. Other tasks classify texts or their tokens."""
+
+LABELS = 100
+"""Classes whose names are listed."""
+
+LIMITS = (
+    "For the task above, on inputs like those it was trained on. Other uses have not been tested. "
+    "It takes at most {length} tokens. Probabilities are the softmax of the logits and were not "
+    "calibrated. It was tested for accuracy only, not for fairness, robustness or adversarial "
+    "inputs."
+)
 
 
 def card(
-    model: Model, results: dict[str, Any], formats: Sequence[str] = (), *, any_length: bool = False
+    model: Model,
+    results: Results | None = None,
+    formats: Sequence[str] = (),
+    *,
+    any_length: bool = False,
 ) -> str:
     """The model card, in Markdown with the hub's front matter.
 
     Args:
       model: the exported one.
-      results: the run's `results.json`, or empty where the model was not evaluated.
+      results: of the run, if the model was evaluated.
       formats: what else is in the folder.
       any_length: whether `model.stablehlo` takes shorter inputs too.
     """
-    name, shape = model.config.task.name, model.shape
-    labels = model.task.labels
+    results = results or Results(task=model.config.task.name)
     lines = [
         *front_matter(model, results),
-        f"# {name} model found by dartformer",
+        f"# {model.config.task.name} model found by dartformer",
         "",
-        f"A Transformer whose attention was searched for, by layer and head. Genotype: {model.genotype}.",
+        f"A Transformer whose attention was searched by layer and head. Genotype: {model.genotype}.",
         "",
         "## Results",
         "",
-    ]
-    if "test" in results:
-        shown = metric.of(results)
-        seeds = results["seeds"]
-        lines += [
-            f"On {results['test']['examples']} test examples; mean over seeds {', '.join(map(str, seeds))}, "
-            f"{results['steps']} training steps each. This folder holds seed {model.seed} after step "
-            f"{model.step}, which is best on valid.",
-            "",
-            f"| model | test {shown.title} | seeds |",
-            "|---|---|---|",
-            f"| **this genotype** | {shown.text(results['test'][shown.name])} | {len(seeds)} |",
-        ]
-        order = sorted(results["baselines"].items(), key=lambda item: item[0] != "majority")
-        lines += [
-            f"| {'majority class' if other == 'majority' else other} | {shown.text(b['test'][shown.name])} | "
-            f"{len(b['test'].get('per_seed', [])) or '-'} |"
-            for other, b in order
-        ]
-        lines += ["", *(f"* {sentence}." for sentence in results["verdict"]), ""]
-    else:
-        lines += [
-            f"Not evaluated on test. Seed {model.seed} after step {model.step}; on valid: "
-            + ", ".join(f"{k} {v:.4g}" for k, v in model.valid.items() if k != "step")
-            + ".",
-            "",
-        ]
-    seconds = sum(v for k, v in results.get("seconds", {}).items() if not k.endswith(".compile"))
-    lines += [
+        *_scores(model, results),
         "## Cost",
         "",
-        f"{cost.parameters(model.weights):,} parameters; {cost.flops(shape, model.genotype):.3g} FLOPs for an example "
-        f"of {shape.length} tokens."
-        + (f" Search, training and baselines took {seconds:.0f} s." if seconds else ""),
+        _cost(model, results),
         "",
         "## Data and training",
         "",
-        f"Task `{name}`: {type(model.task).traits.summary}. All of the config is in `config.json`; of the task:",
-        "",
-        "```json",
-        json.dumps(model.config.task.to_dict(), indent=2),
-        "```",
-        "",
-        f"Classes: {', '.join(labels[:100])}{', ...' if len(labels) > 100 else ''}.",
-        "",
+        *_data(model),
         "## Intended use and limits",
         "",
-        "For the task above, on inputs of the kind it was trained on; nothing is known of any other use. It takes at "
-        f"most {shape.length} tokens. Probabilities are the softmax of logits and were not calibrated, and it was "
-        "tested for accuracy alone: not for fairness, robustness or adversarial inputs.",
+        LIMITS.format(length=model.shape.length),
         "",
         "## How to use it",
         "",
@@ -98,84 +72,144 @@ def card(
     return "\n".join(lines)
 
 
-def _use(model: Model, formats: Sequence[str], any_length: bool) -> list[str]:
+def _scores(model: Model, results: Results) -> Iterator[str]:
+    """The table of models on test, or the score on valid where test was not read."""
+    if results.test is None:
+        scores = [f"{name} {value:.4g}" for name, value in model.valid.items() if name != "step"]
+        yield (
+            f"Not evaluated on test. Seed {model.seed} after step {model.step}, on valid: "
+            f"{', '.join(scores)}."
+        )
+        yield ""
+        return
+    measure = metric.find(results.measure)
+    seeds = results.seeds or ()
+    listed = ", ".join(str(seed) for seed in seeds)
+    yield (
+        f"On {results.test.examples} test examples; mean over seeds {listed}, {results.steps} "
+        f"training steps each. This folder holds seed {model.seed} after step {model.step}, the "
+        f"best on valid."
+    )
+    yield ""
+    yield f"| model | test {measure.title} | seeds |"
+    yield "|---|---|---|"
+    yield f"| **this genotype** | {measure.text(results.test.mean)} | {len(seeds)} |"
+    baselines = results.baselines or {}
+    for name in sorted(baselines, key=_majority_first):
+        baseline = baselines[name]
+        count = "-"
+        if isinstance(baseline, ModelScores):
+            count = str(len(baseline.test.per_seed))
+        title = "majority class" if name == "majority" else name
+        yield f"| {title} | {measure.text(baseline.test.mean)} | {count} |"
+    yield ""
+    for sentence in results.verdict or ():
+        yield f"* {sentence.removesuffix('.')}."
+    yield ""
+
+
+def _majority_first(name: str) -> bool:
+    """A key to sort names of baselines."""
+    return name != "majority"
+
+
+def _cost(model: Model, results: Results) -> str:
+    """Parameters, operations, and how long the run took."""
+    parameters = cost.parameters(model.weights)
+    flops = cost.flops(model.shape, model.genotype)
+    text = (
+        f"{parameters:,} parameters; {flops:.3g} FLOPs for an example of {model.shape.length} "
+        f"tokens."
+    )
+    seconds = results.training_seconds
+    if seconds:
+        text += f" Search, training and baselines took {seconds:.0f} s."
+    return text
+
+
+def _data(model: Model) -> Iterator[str]:
+    """What the model was trained on."""
+    labels = model.task.labels
+    more = ", ..." if len(labels) > LABELS else ""
+    summary = type(model.task).traits.summary.removesuffix(".")
+    yield f"Task `{model.config.task.name}`: {summary}."
+    yield "`config.json` holds the whole config. Of the task:"
+    yield ""
+    yield "```json"
+    yield json.dumps(model.config.task.to_dict(), indent=2)
+    yield "```"
+    yield ""
+    yield f"Classes: {', '.join(labels[:LABELS])}{more}."
+    yield ""
+
+
+def _use(model: Model, formats: Sequence[str], any_length: bool) -> Iterator[str]:
+    """How to run each file."""
     tokens, valid = model.shape.blank(1)
-    found = "numbers" if model.task.traits.metric == "r2" else "logits"
-    shorter = "; or fewer of them, N being any length up to that" if any_length else ""
-    lines = [
-        "`dartformer.load(folder)` reads texts. Without dartformer: `model.stablehlo`, for CPU, CUDA and TPU, "
-        f"takes tokens {described(tokens)} and valid {described(valid)}{shorter}, and gives {found}:",
-        "",
-        "```python",
-        "import jax.export, numpy",
-        'run = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))',
-        f"run.call(numpy.zeros({tokens.shape}, numpy.{tokens.dtype}), numpy.ones({valid.shape}, bool))",
-        "```",
-        "",
-    ]
-    code = {
-        "onnx": [
-            "import onnxruntime, numpy",
-            'run = onnxruntime.InferenceSession("model.onnx")',
-            f'run.run(None, {{"tokens": numpy.zeros({tokens.shape}, numpy.{tokens.dtype}), '
-            f'"valid": numpy.ones({valid.shape}, bool)}})',
-        ],
-        "tensorflow": [
-            "import tensorflow as tf",
-            'run = tf.saved_model.load("saved_model").signatures["serving_default"]',
-            f'run(tokens=tf.zeros({tokens.shape}, "{tokens.dtype}"), valid=tf.ones({valid.shape}, "bool"))',
-        ],
-        "torch": [
-            "import torch, model_torch",
-            'model = model_torch.load(".")',
-            f"model(torch.zeros({tokens.shape}, dtype=torch.{tokens.dtype}), torch.ones({valid.shape}, "
-            f"dtype=torch.bool))",
-        ],
-    }
+    outputs = "numbers" if model.task.traits.metric == "r2" else "logits"
+    shorter = ", or fewer of them, N being any length up to that" if any_length else ""
+    yield (
+        "`dartformer.load(folder)` reads texts. Without dartformer: `model.stablehlo`, for CPU, "
+        f"CUDA and TPU, takes tokens {described(tokens)} and valid {described(valid)}{shorter}, "
+        f"and returns {outputs}:"
+    )
+    yield ""
+    yield "```python"
+    yield "import jax.export, numpy"
+    yield 'run = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))'
+    yield (
+        f"run.call(numpy.zeros({tokens.shape}, numpy.{tokens.dtype}), "
+        f"numpy.ones({valid.shape}, bool))"
+    )
+    yield "```"
+    yield ""
     for name in formats:
-        lines += ["```python", *code[name], "```", ""]
-    return lines
+        lines = FORMATS[name].usage(tokens, valid)
+        if lines:
+            yield "```python"
+            yield from lines
+            yield "```"
+        else:
+            yield f"It also holds {FORMATS[name].summary}."
+        yield ""
 
 
 def described(array: jax.ShapeDtypeStruct) -> str:
     """ "`[b, N]` int32", N being the number"""
-    return f"`[b, {', '.join(map(str, array.shape[1:]))}]` {array.dtype}"
+    sizes = ", ".join(str(size) for size in array.shape[1:])
+    return f"`[b, {sizes}]` {array.dtype}"
 
 
-def front_matter(model: Model, results: dict[str, Any]) -> list[str]:
-    """The YAML that the Hugging Face hub reads: library, tags, task, and the test result. Values
-    are JSON, which is YAML."""
+def pipeline(model: Model) -> str:
+    """The hub's name for what the model does."""
+    traits = model.task.traits
+    if traits.metric == "bits_per_character":
+        return "text-generation"
+    default = "token-classification" if traits.per_token else "text-classification"
+    return PIPELINES.get(model.config.task.name, default)
+
+
+def front_matter(model: Model, results: Results) -> Iterator[str]:
+    """The YAML that the hub reads: library, tags, task and test result. Values are JSON."""
     name = model.config.task.name
-    pipeline = PIPELINES.get(
-        name, "token-classification" if model.task.traits.per_token else "text-classification"
-    )
-    if model.task.traits.metric == "bits_per_character":
-        pipeline = "text-generation"
-    lines = [
-        "---",
-        "library_name: dartformer",
-        f"pipeline_tag: {pipeline}",
-        f"tags: {json.dumps(['dartformer', 'jax', 'neural-architecture-search', 'attention', name])}",
-    ]
-    if "test" in results:
-        shown = metric.of(results)
-        entry = [
-            {
-                "name": f"dartformer-{name}",
-                "results": [
-                    {
-                        "task": {"type": pipeline},
-                        "dataset": {"name": name, "type": name},
-                        "metrics": [
-                            {
-                                "type": shown.name,
-                                "name": f"test {shown.title}",
-                                "value": results["test"][shown.name],
-                            }
-                        ],
-                    }
-                ],
-            }
-        ]
-        lines.append(f"model-index: {json.dumps(entry)}")
-    return [*lines, "---", ""]
+    tags = ["dartformer", "jax", "neural-architecture-search", "attention", name]
+    yield "---"
+    yield "library_name: dartformer"
+    yield f"pipeline_tag: {pipeline(model)}"
+    yield f"tags: {json.dumps(tags)}"
+    if results.test is not None:
+        measure = metric.find(results.measure)
+        score = {
+            "type": measure.name,
+            "name": f"test {measure.title}",
+            "value": results.test.mean,
+        }
+        result = {
+            "task": {"type": pipeline(model)},
+            "dataset": {"name": name, "type": name},
+            "metrics": [score],
+        }
+        entry = {"name": f"dartformer-{name}", "results": [result]}
+        yield f"model-index: {json.dumps([entry])}"
+    yield "---"
+    yield ""

@@ -2,7 +2,6 @@
 
 import hashlib
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from dartformer.errors import InputError
 from dartformer.machine.workdir import read_json, write_json
@@ -12,32 +11,39 @@ CHECKSUMS = "checksums.json"
 
 def note(folder: Path) -> None:
     """Write `checksums.json`: the SHA-256 of every file of the folder, by its path in it."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
-    write_json(folder / CHECKSUMS, {p.relative_to(folder).as_posix(): _sha256(p) for p in files})
+    digests = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.name != CHECKSUMS:
+            digests[file.relative_to(folder).as_posix()] = _sha256(file)
+    write_json(folder / CHECKSUMS, digests)
 
 
-def verify(folder: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Compare every file with its checksum; returns them by path.
+def verify(folder: Path, needed: tuple[str, ...] = ()) -> dict[str, str]:
+    """Compare every file with its checksum; returns the checksums by path.
 
-    Raises `InputError`, one line, where the folder is no export, or a file is missing, damaged or
-    changed."""
+    Raises `InputError`, in one line, where the folder is not an export, or a file is missing,
+    damaged or changed.
+    """
+    table = folder / CHECKSUMS
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}.")
-    if not (folder / CHECKSUMS).is_file():
+    if not table.is_file():
         raise InputError(f"{folder} is not an exported model: it has no {CHECKSUMS}.")
-    noted = read_json(folder / CHECKSUMS)
+    noted = read_json(table)
     if not isinstance(noted, dict):
-        raise InputError(f"{folder / CHECKSUMS} is damaged: it is not a table of files.")
+        raise InputError(f"{table} is damaged: it is not a table of files.")
     for name in needed:
         if name not in noted:
-            raise InputError(f"{folder / CHECKSUMS} is damaged: it does not list {name}.")
+            raise InputError(f"{table} is damaged: it does not list {name}.")
     for name, digest in noted.items():
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or not (folder / path).is_file():
+        # A path that leaves the folder is not read, whatever the table says.
+        inside = not path.is_absolute() and ".." not in path.parts
+        if not inside or not (folder / path).is_file():
             raise InputError(f"the export {folder} lacks {name}.")
         if _sha256(folder / path) != digest:
             raise InputError(
-                f"{folder / path} is damaged: its checksum is not the one noted at export."
+                f"{folder / path} is damaged: its checksum differs from the one noted at export."
             )
     return noted
 

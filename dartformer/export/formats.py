@@ -1,5 +1,4 @@
-"""Further formats of an exported model, each behind an extra and compared with the model's own
-logits when written."""
+"""More formats of an exported model. Each needs an extra and must give the model's own logits."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -7,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax import ShapeDtypeStruct
 
 from dartformer.errors import InputError
 from dartformer.export import to_onnx, to_tensorflow, to_torch
@@ -16,34 +16,53 @@ from dartformer.registry import Registry
 from dartformer.stages.retrain import Model
 
 TOLERANCE = 1e-4
-"""The largest difference of logits, over 1 + the largest logit, that is taken for rounding."""
+"""The largest difference of logits, over 1 + the largest logit, that passes for rounding."""
+
+
+def no_usage(tokens: ShapeDtypeStruct, valid: ShapeDtypeStruct) -> Sequence[str]:
+    """No lines of Python for the model card."""
+    return ()
 
 
 class Format(NamedTuple):
-    """A format: what it writes, which packages (of the extra of the same name) it needs, how to
-    write and run it."""
+    """A format of an exported model.
+
+    Attributes:
+      summary: what is written.
+      packages: that it needs, those of the extra of the same name.
+      write: into a folder that holds the weights.
+      run: logits of what was written, of tokens and valid.
+      usage: for the model card, the lines of Python that run it, given the inputs of one example.
+    """
 
     summary: str
     packages: tuple[str, ...]
     write: Callable[[Network, Model, Path], None]
     run: Callable[[Path, np.ndarray, np.ndarray], np.ndarray]
+    usage: Callable[[ShapeDtypeStruct, ShapeDtypeStruct], Sequence[str]] = no_usage
 
 
 BUILT_IN: dict[str, Format] = {
     "onnx": Format(
-        "model.onnx, for ONNX Runtime", ("jax2onnx", "onnxruntime"), to_onnx.write, to_onnx.run
+        summary="model.onnx, for ONNX Runtime",
+        packages=("jax2onnx", "onnxruntime"),
+        write=to_onnx.write,
+        run=to_onnx.run,
+        usage=to_onnx.usage,
     ),
     "tensorflow": Format(
-        "saved_model/, a TensorFlow SavedModel",
-        ("tensorflow",),
-        to_tensorflow.write,
-        to_tensorflow.run,
+        summary="saved_model/, a TensorFlow SavedModel",
+        packages=("tensorflow",),
+        write=to_tensorflow.write,
+        run=to_tensorflow.run,
+        usage=to_tensorflow.usage,
     ),
     "torch": Format(
-        "model_torch.py, a plain PyTorch module on weights.safetensors",
-        ("torch",),
-        to_torch.write,
-        to_torch.run,
+        summary="model_torch.py, a plain PyTorch module on weights.safetensors",
+        packages=("torch",),
+        write=to_torch.write,
+        run=to_torch.run,
+        usage=to_torch.usage,
     ),
 }
 
@@ -63,13 +82,14 @@ FORMATS: Registry[Format] = Registry(
 
 
 def check(formats: Sequence[str]) -> None:
-    """Raise `InputError` for a format that there is not, or whose packages are not installed."""
+    """Raise `InputError` for an unknown format, or one whose packages are not installed."""
     for name in formats:
         packages = FORMATS.find(name).packages
-        missing = [p for p in packages if importlib.util.find_spec(p) is None]
+        missing = [package for package in packages if importlib.util.find_spec(package) is None]
         if missing:
             raise InputError(
-                f"the format {name} needs {' and '.join(missing)}: pip install 'dartformer[{name}]'."
+                f"the format {name} needs {' and '.join(missing)}. "
+                f"Install it: pip install 'dartformer[{name}]'."
             )
 
 
@@ -77,29 +97,33 @@ def write(name: str, net: Network, model: Model, folder: Path) -> None:
     """Write a format into a folder that holds the weights, then compare it with the network.
 
     Raises `InputError` where the model has something that the format cannot express, `RuntimeError`
-    where the logits differ."""
-    FORMATS[name].write(net, model, folder)
+    where the logits differ.
+    """
+    written = FORMATS[name]
+    written.write(net, model, folder)
     for batch in (3, 1):
         tokens, valid = examples(model.shape, batch)
-        want = np.asarray(net.apply(model.weights, tokens, valid))
-        got = FORMATS[name].run(folder, tokens, valid)
-        if got.shape != want.shape or not np.abs(got - want).max() <= TOLERANCE * (
-            1 + np.abs(want).max()
-        ):
-            raise RuntimeError(
-                f"the format {name} does not give the model's logits: shape {got.shape} for {want.shape}"
-                + (f", off by {np.abs(got - want).max():.3g}." if got.shape == want.shape else ".")
-            )
+        expected = np.asarray(net.apply(model.weights, tokens, valid))
+        logits = written.run(folder, tokens, valid)
+        wrong = f"the format {name} does not give the model's logits: "
+        if logits.shape != expected.shape:
+            raise RuntimeError(f"{wrong}its shape is {logits.shape}, not {expected.shape}.")
+        error = np.abs(logits - expected).max()
+        allowed = TOLERANCE * (1 + np.abs(expected).max())
+        if not error <= allowed:  # NaN fails too
+            raise RuntimeError(f"{wrong}they are off by {error:.3g}.")
 
 
 def examples(shape: TransformerConfig, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random tokens and valid to compare on: the first as long as may be, the others shorter."""
+    """Random tokens and valid to compare on: the first at full length, the others shorter."""
     rng = np.random.default_rng(0)
-    tokens, valid = (np.zeros(a.shape, a.dtype) for a in shape.blank(batch))
+    tokens, valid = (np.zeros(array.shape, array.dtype) for array in shape.blank(batch))
     for i in range(batch):
-        valid[i, ..., : max(1, shape.length // (i + 1))] = True
+        length = max(1, shape.length // (i + 1))
+        valid[i, ..., :length] = True
     if shape.features:
-        return (rng.normal(size=tokens.shape) * valid[..., None]).astype(np.float32), valid
-    return (
-        rng.integers(min(1, shape.vocabulary - 1), shape.vocabulary, tokens.shape) * valid
-    ).astype(np.int32), valid
+        numbers = rng.normal(size=tokens.shape) * valid[..., None]  # [B, N, F]
+        return numbers.astype(np.float32), valid
+    smallest = min(1, shape.vocabulary - 1)  # 0 is padding, where there is another token
+    ids = rng.integers(smallest, shape.vocabulary, tokens.shape) * valid
+    return ids.astype(np.int32), valid

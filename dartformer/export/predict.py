@@ -2,61 +2,85 @@
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from dartformer.errors import InputError
 from dartformer.export.load import Served
 
 FIELDS = ("text", "texts", "tokens")
-"""What a line may hold: a text, two texts that are compared, or token ids (two lists where two are
-compared)."""
+"""What a line may hold: a text, two texts to compare, or token ids (two lists to compare)."""
+
+
+class Line(NamedTuple):
+    """A line that was read.
+
+    Attributes:
+      fields: what is answered with, whatever else the line holds among it.
+      document: what the model reads; None where the line cannot be read.
+      error: what is wrong with it.
+    """
+
+    fields: Mapping[str, Any]
+    document: Any
+    error: str = ""
 
 
 def stream(served: Served, lines: Iterable[str], batch: int = 64) -> Iterator[dict[str, Any]]:
-    """For each line that is not blank its object with the answer's fields, or with "error" where it
-    cannot be read.
+    """For each line that is not blank its object with the answer, or with "error".
 
     Lines are `{"text": "..."}`, `{"texts": ["...", "..."]}` or `{"tokens": [...]}`, with whatever
-    else they hold, or a bare JSON text. `batch` of them are read before they are answered together;
-    memory does not grow."""
+    else they hold, or a bare JSON text. `batch` of them are read before they are answered together,
+    so memory does not grow.
+    """
     if batch < 1:
         raise InputError(f"--batch must be at least 1, got {batch}.")
-    numbered = ((n, line) for n, line in enumerate(lines, 1) if line.strip())
-    while some := list(itertools.islice(numbered, batch)):
-        read = [_read(served, n, line) for n, line in some]
-        good = [i for i, (_, error) in enumerate(read) if not error]
-        answers = dict(zip(good, served([_document(read[i][0]) for i in good]), strict=True))
-        for i, (one, error) in enumerate(read):
-            yield {**one, **({"error": error} if error else answers[i])}
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    while chunk := list(itertools.islice(numbered, batch)):
+        read = [_read(served, number, line) for number, line in chunk]
+        documents = [line.document for line in read if not line.error]
+        answers = iter(served(documents))
+        for line in read:
+            if line.error:
+                yield {**line.fields, "error": line.error}
+            else:
+                yield {**line.fields, **next(answers)}
 
 
-def _document(one: dict[str, Any]) -> Any:
-    return next(one[field] for field in FIELDS if field in one)
-
-
-def _read(served: Served, number: int, line: str) -> tuple[dict[str, Any], str]:
-    """A line's object and what is wrong with it."""
+def _read(served: Served, number: int, text: str) -> Line:
+    """A line, checked."""
     try:
-        data = json.loads(line)
+        data = json.loads(text)
     except json.JSONDecodeError as error:
-        return {"line": number}, f"line {number} is not JSON: {error}."
-    one = {"text": data} if isinstance(data, str) else data
-    if not isinstance(one, dict) or sum(field in one for field in FIELDS) != 1:
-        return {"line": number}, f"line {number} must be an object with one of {', '.join(FIELDS)}."
+        return Line({"line": number}, None, f"line {number} is not JSON: {error}.")
+    fields = {"text": data} if isinstance(data, str) else data
+    if not isinstance(fields, dict) or sum(name in fields for name in FIELDS) != 1:
+        names = ", ".join(FIELDS)
+        wrong = f"line {number} must be an object with one of {names}."
+        return Line({"line": number}, None, wrong)
     try:
-        if ("text" in one and not isinstance(one["text"], str)) or (
-            "texts" in one
-            and not (
-                isinstance(one["texts"], list)
-                and len(one["texts"]) == 2
-                and all(isinstance(t, str) for t in one["texts"])
-            )
-        ):
-            raise InputError("'text' must be a text, 'texts' a list of two.")
-        if "texts" in one and served.model.shape.inputs != 2:
-            raise InputError("this model reads one text: give 'text'.")
-        served.arrays([_document(one)])
+        document = _document(served, fields)
+        served.arrays([document])
     except (InputError, TypeError, ValueError) as error:
-        return {**one, "line": number}, f"line {number}: {error}"
-    return one, ""
+        return Line({**fields, "line": number}, None, f"line {number}: {error}")
+    return Line(fields, document)
+
+
+def _document(served: Served, fields: Mapping[str, Any]) -> Any:
+    """The text, the two texts or the token ids of a line."""
+    if "text" in fields:
+        if not isinstance(fields["text"], str):
+            raise InputError("'text' must be a text.")
+        return fields["text"]
+    if "texts" in fields:
+        texts = fields["texts"]
+        if not isinstance(texts, list) or len(texts) != 2 or not all(map(_is_text, texts)):
+            raise InputError("'texts' must be a list of two texts.")
+        if served.model.shape.inputs != 2:
+            raise InputError("'texts' does not work with a model of one document. Use 'text'.")
+        return texts
+    return fields["tokens"]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)

@@ -1,5 +1,6 @@
 """An export as ONNX, converted from the model's jaxpr by jax2onnx, run in ONNX Runtime."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -20,11 +21,12 @@ def write(net: Network, model: Model, folder: Path) -> None:
     from jax2onnx import to_onnx
 
     weights = jax.tree.map(np.asarray, model.weights)
-    shapes = [jax.ShapeDtypeStruct(("B", *a.shape[1:]), a.dtype) for a in model.shape.blank(1)]
+    tokens, valid = model.shape.blank(1)
+    inputs = [jax.ShapeDtypeStruct(("B", *a.shape[1:]), a.dtype) for a in (tokens, valid)]
     try:
-        made = to_onnx(
+        converted = to_onnx(
             lambda tokens, valid: net.apply(weights, tokens, valid),
-            shapes,
+            inputs,
             model_name="dartformer",
             input_names=["tokens", "valid"],
             output_names=["logits"],
@@ -34,7 +36,7 @@ def write(net: Network, model: Model, folder: Path) -> None:
             f"the format onnx cannot express this genotype ({model.genotype}): "
             f"{type(error).__name__}: {error}"
         ) from error
-    (folder / FILE).write_bytes(made.SerializeToString())
+    (folder / FILE).write_bytes(converted.SerializeToString())
 
 
 def run(folder: Path, tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -42,4 +44,15 @@ def run(folder: Path, tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(["logits"], {"tokens": tokens, "valid": valid})[0])
+    (logits,) = session.run(["logits"], {"tokens": tokens, "valid": valid})
+    return np.asarray(logits)
+
+
+def usage(tokens: jax.ShapeDtypeStruct, valid: jax.ShapeDtypeStruct) -> Sequence[str]:
+    """The lines of Python that run it, for the model card."""
+    return (
+        "import onnxruntime, numpy",
+        f'run = onnxruntime.InferenceSession("{FILE}")',
+        f'run.run(None, {{"tokens": numpy.zeros({tokens.shape}, numpy.{tokens.dtype}), '
+        f'"valid": numpy.ones({valid.shape}, bool)}})',
+    )

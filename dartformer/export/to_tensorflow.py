@@ -1,7 +1,7 @@
-"""An export as a TensorFlow SavedModel: the same StableHLO, called by TensorFlow's own
-operation."""
+"""An export as a TensorFlow SavedModel: the same StableHLO, called by an operation of TensorFlow."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +29,23 @@ def _call_module() -> Any:
 
 
 def write(net: Network, model: Model, folder: Path) -> None:
-    """`saved_model/`, with the signature `serving_default(tokens, valid) -> {"logits"}` for any
-    batch size.
+    """`saved_model/` with the signature `serving_default(tokens, valid) -> {"logits"}`.
 
-    JAX has no `jax2tf` any more; what it called, the operation XlaCallModule, takes what
-    `jax.export` makes."""
+    It takes any batch size. JAX no longer has `jax2tf`, but the operation that it called,
+    XlaCallModule, takes what `jax.export` writes.
+    """
     tf = _tensorflow()
     weights = jax.tree.map(np.asarray, model.weights)
     (batch,) = jax_export.symbolic_shape("b")
-    shapes = model.shape.blank(batch)
-    exported = jax_export.export(
-        jax.jit(lambda tokens, valid: net.apply(weights, tokens, valid)),
-        platforms=("cpu", "cuda", "tpu"),
-    )(*shapes)
+    tokens, valid = model.shape.blank(batch)
+    function = jax.jit(lambda tokens, valid: net.apply(weights, tokens, valid))
+    exported = jax_export.export(function, platforms=("cpu", "cuda", "tpu"))(tokens, valid)
     (out,) = exported.out_avals
-    specs = [
-        tf.TensorSpec((None, *a.shape[1:]), tf.as_dtype(a.dtype.name), name=name)
-        for name, a in zip(("tokens", "valid"), shapes, strict=True)
-    ]
+    platforms = [name.upper() for name in exported.platforms]
+    signature = []
+    for name, array in (("tokens", tokens), ("valid", valid)):
+        dtype = tf.as_dtype(array.dtype.name)
+        signature.append(tf.TensorSpec((None, *array.shape[1:]), dtype, name=name))
 
     def call(tokens: Any, valid: Any) -> dict[str, Any]:
         (logits,) = _call_module()(
@@ -55,17 +54,28 @@ def write(net: Network, model: Model, folder: Path) -> None:
             module=exported.mlir_module_serialized,
             Tout=[tf.as_dtype(out.dtype.name)],
             Sout=[(None, *out.shape[1:])],
-            platforms=[name.upper() for name in exported.platforms],
+            platforms=platforms,
         )
         return {"logits": logits}
 
     module = tf.Module()
-    module.call = tf.function(call, autograph=False, input_signature=specs)
+    module.call = tf.function(call, autograph=False, input_signature=signature)
     tf.saved_model.save(module, str(folder / FOLDER), signatures={"serving_default": module.call})
 
 
 def run(folder: Path, tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Logits of the SavedModel that was written."""
+    """Logits of the SavedModel."""
     tf = _tensorflow()
     served = tf.saved_model.load(str(folder / FOLDER)).signatures["serving_default"]
-    return np.asarray(served(tokens=tf.constant(tokens), valid=tf.constant(valid))["logits"])
+    outputs = served(tokens=tf.constant(tokens), valid=tf.constant(valid))
+    return np.asarray(outputs["logits"])
+
+
+def usage(tokens: jax.ShapeDtypeStruct, valid: jax.ShapeDtypeStruct) -> Sequence[str]:
+    """The lines of Python that run it, for the model card."""
+    return (
+        "import tensorflow as tf",
+        f'run = tf.saved_model.load("{FOLDER}").signatures["serving_default"]',
+        f'run(tokens=tf.zeros({tokens.shape}, "{tokens.dtype}"), '
+        f'valid=tf.ones({valid.shape}, "bool"))',
+    )

@@ -1,13 +1,14 @@
-"""An export as a plain PyTorch module: `model_torch.py`, generated from the genotype, on the same
-weights."""
+"""An export as a plain PyTorch module: `model_torch.py`, generated from the genotype."""
 
 import ast
 import dataclasses
 import importlib.util
 import pprint
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from dartformer.attention import ATTENTIONS
@@ -15,6 +16,7 @@ from dartformer.attention.base import Attention
 from dartformer.attention.parallel import Parallel
 from dartformer.errors import InputError
 from dartformer.models.positions import alibi_slopes
+from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import Network
 from dartformer.stages.retrain import Model
 
@@ -39,80 +41,101 @@ KNOWN = (
 )
 """The attentions that the template knows."""
 
+SIZES = (
+    "inputs",
+    "features",
+    "stem",
+    "pooling",
+    "positions",
+    "pair",
+    "classifier",
+    "qk_norm",
+    "branch_norm",
+    "causal",
+)
+"""The fields of `TransformerConfig` that the template reads."""
+
+Group = tuple[list[int], str, dict[str, Any]]
+"""Heads of a layer, the name of their attention, and its options."""
+
 
 def source(model: Model) -> str:
     """The text of `model_torch.py`; raises `InputError` for what the template does not know."""
-    groups = [
-        [(list(heads), *_spelled(one)) for one, heads in model.genotype.groups(l)]
-        for l in range(model.shape.layers)
-    ]
+    layers = [_groups(model, layer) for layer in range(model.shape.layers)]
     if model.shape.dtype != "float32":
         raise InputError(
-            f"the format torch computes in float32, and model.dtype is {model.shape.dtype!r}: leave it "
-            f"out, or retrain in float32."
+            f"the format torch does not work with model.dtype={model.shape.dtype!r}, because it "
+            f"computes in float32. Leave it out, or retrain in float32."
         )
-    shape = {
-        name: getattr(model.shape, name)
-        for name in (
-            "inputs",
-            "features",
-            "stem",
-            "pooling",
-            "positions",
-            "pair",
-            "classifier",
-            "qk_norm",
-            "branch_norm",
-            "causal",
-        )
-    }
-    shape["slopes"] = (
-        alibi_slopes(model.shape.heads).tolist() if model.shape.positions == "alibi" else None
-    )
-    used = {
-        name
-        for _, name, options in (g for layer in groups for g in layer)
-        for name in [name, *(m[1] for m in options.get("members", ()))]
-    }
-    text = _without(TEMPLATE.read_text(encoding="utf-8"), set(KNOWN) - used)
-    for name, value in (
-        ("SHAPE: dict[str, Any] = {}", shape),
-        ("GENOTYPE: list[list[tuple[list[int], str, dict[str, Any]]]] = []", groups),
-    ):
-        left = name.split(" = ")[0]
-        text = text.replace(
-            name,
-            f"{left} = \\\n    {pprint.pformat(value, width=110, sort_dicts=False, indent=1)}",
-            1,
-        )
-    return text
+    text = _without(TEMPLATE.read_text(encoding="utf-8"), set(KNOWN) - _used(layers))
+    text = _assigned(text, "SHAPE: dict[str, Any]", "{}", _sizes(model.shape))
+    declaration = "GENOTYPE: list[list[tuple[list[int], str, dict[str, Any]]]]"
+    return _assigned(text, declaration, "[]", layers)
 
 
-def _spelled(one: Attention) -> tuple[str, dict[str, Any]]:
-    name = next(
-        (name for name, kind in ATTENTIONS.items() if kind is type(one)), type(one).__name__
-    )
+def _groups(model: Model, layer: int) -> list[Group]:
+    """The heads of a layer by attention."""
+    groups = []
+    for attention, heads in model.genotype.groups(layer):
+        name, options = _spelled(attention)
+        groups.append((list(heads), name, options))
+    return groups
+
+
+def _spelled(attention: Attention) -> tuple[str, dict[str, Any]]:
+    """The name and the options of an attention."""
+    names = {kind: name for name, kind in ATTENTIONS.items()}
+    name = names.get(type(attention), type(attention).__name__)
     if name not in KNOWN:
         raise InputError(
-            f"the format torch does not know the attention {name!r}, which is in the genotype; it knows "
+            f"the format torch does not know the attention {name!r} of the genotype. It knows "
             f"{', '.join(KNOWN)}."
         )
-    if isinstance(one, Parallel):
-        return name, {"members": [(share, *_spelled(member)) for member, share in one.weighted]}
-    return name, {f.name: getattr(one, f.name) for f in dataclasses.fields(one)}  # type: ignore[arg-type]
+    if isinstance(attention, Parallel):
+        members = [(share, *_spelled(member)) for member, share in attention.weighted]
+        return name, {"members": members}
+    fields = dataclasses.fields(attention)  # type: ignore[arg-type]
+    return name, {field.name: getattr(attention, field.name) for field in fields}
+
+
+def _used(layers: Sequence[Sequence[Group]]) -> set[str]:
+    """The names of all attentions, members of a parallel one among them."""
+    names = set()
+    for groups in layers:
+        for _, name, options in groups:
+            names.add(name)
+            for _, member, _ in options.get("members", ()):
+                names.add(member)
+    return names
+
+
+def _sizes(shape: TransformerConfig) -> dict[str, Any]:
+    """What the template reads of the model's sizes."""
+    sizes = {name: getattr(shape, name) for name in SIZES}
+    sizes["slopes"] = None
+    if shape.positions == "alibi":
+        sizes["slopes"] = alibi_slopes(shape.heads).tolist()
+    return sizes
+
+
+def _assigned(text: str, declaration: str, empty: str, value: object) -> str:
+    """The template with a value in place of an empty one."""
+    printed = pprint.pformat(value, width=110, sort_dicts=False, indent=1)
+    return text.replace(f"{declaration} = {empty}", f"{declaration} = \\\n    {printed}", 1)
 
 
 def _without(text: str, names: set[str]) -> str:
     """The template without the attentions that are not used."""
     lines = text.splitlines(keepends=True)
+    kept = [name for name in KNOWN if name not in names and name != "parallel"]
+    entries = ", ".join(f"{name!r}: {name}" for name in kept)
     for node in reversed(ast.parse(text).body):
+        end = node.end_lineno or node.lineno
         if isinstance(node, ast.FunctionDef) and node.name in names:
-            del lines[node.lineno - 1 : (node.end_lineno or 0) + 2]
-    text = "".join(lines)
-    start = text.index("ATTENTIONS = {")
-    end = text.index("identity)}", start) + len("identity)}")
-    kept = [name for name in KNOWN if name not in names | {"parallel"}]
-    return f"{text[:start]}ATTENTIONS = {{{', '.join(f'{name!r}: {name}' for name in kept)}}}{text[end:]}"
+            del lines[node.lineno - 1 : end + 2]  # and the two blank lines below it
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ATTENTIONS":
+            lines[node.lineno - 1 : end] = [f"ATTENTIONS = {{{entries}}}\n"]
+    return "".join(lines)
 
 
 def write(net: Network, model: Model, folder: Path) -> None:
@@ -129,5 +152,16 @@ def run(folder: Path, tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    loaded = module.load(folder)
     with torch.no_grad():
-        return np.asarray(module.load(folder)(torch.from_numpy(tokens), torch.from_numpy(valid)))
+        return np.asarray(loaded(torch.from_numpy(tokens), torch.from_numpy(valid)))
+
+
+def usage(tokens: jax.ShapeDtypeStruct, valid: jax.ShapeDtypeStruct) -> Sequence[str]:
+    """The lines of Python that run it, for the model card."""
+    return (
+        "import torch, model_torch",
+        'model = model_torch.load(".")',
+        f"model(torch.zeros({tokens.shape}, dtype=torch.{tokens.dtype}), "
+        f"torch.ones({valid.shape}, dtype=torch.bool))",
+    )

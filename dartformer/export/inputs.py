@@ -1,0 +1,118 @@
+"""What a loaded model takes, texts, token ids or arrays, checked and padded to the model's length."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dartformer.errors import InputError
+from dartformer.models.sizes import TransformerConfig
+from dartformer.tasks.base import Task
+
+Arrays = tuple[np.ndarray, np.ndarray]
+"""Tokens `[B, N]`, `[B, 2, N]` of pairs, or `[B, N, F]` of numbers; and which exist."""
+
+
+def arrays(task: Task, shape: TransformerConfig, texts: Any, valid: Any = None) -> Arrays:
+    """The arrays for a list of texts or of token ids (of pairs of these), or for arrays."""
+    if isinstance(texts, str):
+        raise InputError("give a list of texts, not one text.")
+    if valid is not None or hasattr(texts, "__array__"):
+        return padded(shape, np.asarray(texts), valid)
+    tokens, exists = (np.zeros(array.shape, array.dtype) for array in shape.blank(len(texts)))
+    for i, example in enumerate(texts):
+        for place, document in _documents(shape, i, example):
+            ids = document_ids(task, shape, document)
+            tokens[place][: len(ids)] = ids
+            exists[place][: len(ids)] = True
+    return tokens, exists
+
+
+def _documents(
+    shape: TransformerConfig, i: int, example: Any
+) -> Sequence[tuple[tuple[int, ...], Any]]:
+    """The documents of example i, each with its place in the arrays."""
+    if shape.inputs != 2:
+        return [((i,), example)]
+    if isinstance(example, str) or len(example) != 2:
+        raise InputError("this model compares two documents, so give pairs of texts.")
+    return [((i, 0), example[0]), ((i, 1), example[1])]
+
+
+def document_ids(task: Task, shape: TransformerConfig, document: Any) -> Any:
+    """The tokens of one document: ids `[n]`, or numbers `[n, F]`."""
+    if isinstance(document, str):
+        return task.encode(document)
+    if shape.features:
+        return _checked_numbers(shape, document)
+    return _checked_ids(shape, document)
+
+
+def _checked_numbers(shape: TransformerConfig, document: Any) -> np.ndarray:
+    """Tokens that are numbers, of one document."""
+    numbers = np.asarray(document, np.float32)
+    fits = numbers.ndim == 2 and numbers.shape[1] == shape.features
+    if not fits or not 0 < len(numbers) <= shape.length:
+        raise InputError(
+            f"the model takes 1 to {shape.length} tokens of {shape.features} numbers, got an "
+            f"array of shape {numbers.shape}."
+        )
+    return numbers
+
+
+def _checked_ids(shape: TransformerConfig, document: Sequence[Any]) -> list[int]:
+    """Token ids of one document."""
+    ids = list(document)
+    if not 0 < len(ids) <= shape.length:
+        raise InputError(f"the model takes 1 to {shape.length} tokens, got {len(ids)}.")
+    if not all(map(_is_whole, ids)):
+        raise InputError(f"token ids must be whole numbers, got {ids}.")
+    if min(ids) < 0 or max(ids) >= shape.vocabulary:
+        raise InputError(f"token ids must be at least 0 and below {shape.vocabulary}, got {ids}.")
+    return ids
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def padded(shape: TransformerConfig, tokens: np.ndarray, valid: Any = None) -> Arrays:
+    """Arrays, checked, with zeros up to the model's length."""
+    blank, mask = shape.blank(len(tokens))
+    axis = mask.ndim - 1  # of N
+    sizes = list(blank.shape)
+    if tokens.ndim > axis:
+        sizes[axis] = tokens.shape[axis]  # any length up to the model's
+    if list(tokens.shape) != sizes or not 0 < tokens.shape[axis] <= shape.length:
+        raise InputError(
+            f"the model takes arrays {list(blank.shape)} or shorter, got {list(tokens.shape)}."
+        )
+    exists = np.ones(tokens.shape[: mask.ndim], bool)
+    if valid is not None:
+        exists = np.asarray(valid)
+    expected = tokens.shape[: mask.ndim]
+    if exists.shape != expected or exists.dtype != np.bool_:
+        raise InputError(
+            f"valid must be bool of shape {list(expected)}, got {exists.dtype} of shape "
+            f"{list(exists.shape)}."
+        )
+    if shape.features:
+        tokens = np.where(exists[..., None], tokens, 0)
+    else:
+        _require_ids(shape, tokens, exists)
+        tokens = np.where(exists, tokens, 0)
+    width = [(0, 0)] * tokens.ndim
+    width[axis] = (0, shape.length - tokens.shape[axis])
+    return np.pad(tokens, width).astype(blank.dtype), np.pad(exists, width[: mask.ndim])
+
+
+def _require_ids(shape: TransformerConfig, tokens: np.ndarray, exists: np.ndarray) -> None:
+    """Raise `InputError` for tokens that are no ids of the vocabulary."""
+    if not np.issubdtype(tokens.dtype, np.integer):
+        raise InputError(f"token ids must be whole numbers, got an array of {tokens.dtype}.")
+    ids = tokens[exists]
+    if ids.size and (ids.min() < 0 or ids.max() >= shape.vocabulary):
+        raise InputError(
+            f"token ids must be at least 0 and below {shape.vocabulary}, got {ids.min()} to "
+            f"{ids.max()}."
+        )
