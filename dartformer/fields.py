@@ -21,6 +21,9 @@ KINDS: dict[Any, str] = {
 }
 """What types are called in messages."""
 
+PLURALS = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of texts"}
+"""What tuples are called, by the type of their members."""
+
 
 class FieldError(InputError):
     """A value that a field cannot have.
@@ -68,6 +71,8 @@ def fits(value: object, hint: Any) -> bool:
 def kind_of(hint: Any) -> str:
     """What an annotated type is called in messages."""
     origin = typing.get_origin(hint) or hint
+    if origin is tuple:
+        return PLURALS[typing.get_args(hint)[0]]
     return KINDS.get(origin, "a section")
 
 

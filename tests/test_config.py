@@ -103,12 +103,12 @@ def test_a_config_is_plain_and_frozen(tiny):
         (Data, {"batch_size": 0}, "batch_size must be at least 1, got 0."),
         (Data, {"batch_size": True}, "batch_size takes a whole number, got True."),
         (Space, {"granularity": "heads"}, "granularity cannot be 'heads'. Did you mean 'head'?"),
-        (Space, {"candidates": "full"}, "candidates takes a list separated by commas, got 'full'."),
+        (Space, {"candidates": "full"}, "candidates takes a list of texts, got 'full'."),
         (Space, {"candidates": ("ful", "linear")}, "Did you mean 'full'?"),
         (Derive, {"tie_margin": 1.0}, "tie_margin must be at least 0 and below 1, got 1.0."),
         (Derive, {"rule": "armgax"}, "Did you mean 'argmax'?"),
         (Retrain, {"seeds": (1, 1)}, "seeds must be different whole numbers of at least 0"),
-        (Retrain, {"seeds": (1.5,)}, "seeds takes a list separated by commas, got (1.5,)."),
+        (Retrain, {"seeds": (1.5,)}, "seeds takes a list of whole numbers, got (1.5,)."),
         (Log, {"trackers": ("wand",)}, "Did you mean 'wandb'?"),
         (Optimizer, {"learning_rate": float("nan")}, "learning_rate must be at least 0, got nan."),
         (Optimizer, {"b1": 1.5}, "b1 must be between 0 and 1, got 1.5."),
@@ -146,3 +146,14 @@ def test_every_field_is_documented():
     assert {"seed", "task.name", "search.steps", "search.alphas.learning_rate"} <= names
     sentences = documented(Optimizer)
     assert sentences["b1"] == "Adam's decay of the first moment."
+
+
+def test_a_config_file_can_return_what_is_typed_or_frozen(tmp_path):
+    """Overrides apply all the same."""
+    for result in ("dartformer.config.build(config)", "FrozenConfigDict(config)"):
+        file = tmp_path / "space.py"
+        file.write_text(
+            "import dartformer\nfrom ml_collections import FrozenConfigDict\n"
+            f"def get_config():\n    config = dartformer.defaults()\n    return {result}\n"
+        )
+        assert dartformer.load_config(file, {"search.steps": "5"}).search.steps == 5

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from dartformer import strategies, tasks
 from dartformer.config import compat
@@ -110,6 +110,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         raise _raised_by(path, error) from None
     if isinstance(config, Config):
         config = editable(config)
+    if isinstance(config, FrozenConfigDict):
+        config = ConfigDict(config)  # overrides must be able to change it
     if not isinstance(config, ConfigDict):
         raise InputError(
             f"{path}: get_config() must return a config made by dartformer.defaults(), "
