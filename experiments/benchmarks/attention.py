@@ -1,4 +1,4 @@
-"""What each attention costs as the input grows, and from which length on it beats full attention.
+r"""What each attention costs as the input grows, and from which length on it beats full attention.
 
     python experiments/benchmarks/attention.py
         --plot=experiments/benchmarks/results/attention_cpu2.png \ >
