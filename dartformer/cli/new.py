@@ -217,6 +217,7 @@ def with_values(text: str, config: ConfigDict, values: Mapping[str, Any]) -> str
     it, too, which reads texts as the fields' types."""
     configs.override(config, values)
     for name, value in _settings(config, values):
+        # Every value moves the lines below it, so the text is parsed again for each.
         lines = text.split("\n")
         spans = _assigned(text)
         assignment = _assignment(f"    config.{name} = ", value)

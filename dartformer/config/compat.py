@@ -188,6 +188,7 @@ RULES: list[Rule] = [
 def check(config: Config) -> None:
     """Raise `InputError` for the first choices of a config that do not work together."""
     _check_shape(config)
+    # A space of several shapes is searched shape by shape: each must work, before any is trained.
     for shape in config.shapes.values():
         if shape is not config:
             _check_shape(shape)

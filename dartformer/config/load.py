@@ -77,6 +77,7 @@ def defaults(
             "log": field_defaults(Log),
         }
     )
+    # Locked, so that a mistyped field in a config file is an error and not a new field.
     config.lock()
     override(config, PRESETS[preset])
     return config
@@ -123,6 +124,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 def _raised_by(path: Path, error: BaseException) -> InputError:
     """One line for what a config file raised, with the file and the line number."""
+    # The error may come from deep inside a library: the last line of the user's file is the one
+    # that they can change.
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     message = str(error).split("\n")[0]
@@ -223,6 +226,7 @@ def _section(cls: Any, values: object, name: str) -> Any:
         if key not in hints:
             raise unknown("config field", full, [f"{name}.{hint}".lstrip(".") for hint in hints])
         typed[key] = _value(hints[key], value, full)
+    # A field that somebody deleted has its default again; a task or a strategy has none.
     for field in dataclasses.fields(cls):
         required = field.default is field.default_factory is dataclasses.MISSING
         if required and field.name not in typed:
@@ -233,6 +237,7 @@ def _section(cls: Any, values: object, name: str) -> Any:
     try:
         return cls(**typed)
     except FieldError as error:
+        # The section knows its field, and this function knows where the section stands.
         if not name:
             raise
         raise error.within(name) from None

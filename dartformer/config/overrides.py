@@ -27,6 +27,7 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> None:
     Another `search.strategy.name` is set first, with its own options in place of the other's (see
     `choose_strategy`). Raises `InputError` for a field that does not exist (with the nearest name)
     or a value of another type."""
+    # First, because it replaces the section of options that other values may belong to.
     if STRATEGY in values:
         strategy = convert(STRATEGY, values[STRATEGY], "")
         if strategy != _section(config, "search.strategy").name:
