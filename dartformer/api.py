@@ -73,12 +73,12 @@ def search(config: Config | ConfigDict, workdir: str | Path) -> SearchResult:
         return search_stage.search(*session)
 
 
-def derive(found: SearchResult) -> Genotype:
+def derive(result: SearchResult) -> Genotype:
     """The genotype of a finished search; also written to `genotype.json` in its workdir."""
-    with Workdir(found.path, found.config) as workdir:
-        session = Session(found.study, workdir)
+    with Workdir(result.path, result.config) as workdir:
+        session = Session(result.study, workdir)
         with staged(session, "derive"):
-            return derive_stage.derive(found, workdir).genotype
+            return derive_stage.derive(result, workdir).genotype
 
 
 def retrain(genotype: Genotype, config: Config | ConfigDict, workdir: str | Path) -> Model:
@@ -147,8 +147,8 @@ def _run_shapes(config: Config, workdir: str | Path) -> Results:
         merits: dict[str, tuple[float, int]] = {}
         left_out: dict[str, str] = {}
         of_shapes = config.shapes
-        for name, own in of_shapes.items():
-            with opened(own, folder.shape(name)) as session:
+        for name, shape_config in of_shapes.items():
+            with opened(shape_config, folder.shape(name)) as session:
                 try:
                     shape, merits[name] = _search_shape(session)
                 except BudgetTooSmall as error:
@@ -214,26 +214,26 @@ def derive_within(session: Session, budget: Budget) -> BudgetAnswer:
 
 
 def _search_verb(session: Session) -> dict[str, Any]:
-    found = search_stage.search(*session)
+    result = search_stage.search(*session)
     return {
-        "mixture": found.mixture.tolist(),
-        "diagnostics": found.diagnostics.to_dict(),
-        "seconds": found.seconds,
+        "mixture": result.mixture.tolist(),
+        "diagnostics": result.diagnostics.to_dict(),
+        "seconds": result.seconds,
     }
 
 
 def _finished_search(session: Session) -> SearchResult:
-    found = search_stage.read(*session)
-    if found is None:
+    result = search_stage.read(*session)
+    if result is None:
         raise InputError(
             f"there is no finished search in {session.workdir.path}: run `dartformer search` first."
         )
-    return found
+    return result
 
 
 def _derive_verb(session: Session) -> dict[str, Any]:
-    found = _finished_search(session)
-    genotype, ties, details = derive_stage.derive(found, session.workdir)
+    result = _finished_search(session)
+    genotype, ties, details = derive_stage.derive(result, session.workdir)
     return {"genotype": genotype.to_dict(), "text": str(genotype), "ties": ties, **details}
 
 

@@ -406,7 +406,7 @@ def of_search(
       share: the score that is compared: "accuracy", or "r2" where numbers are predicted.
     """
     seeds = range(len(mixtures))
-    each = [rows(mixture, space, simplex) for mixture in mixtures]
+    row_stats = [rows(mixture, space, simplex) for mixture in mixtures]
     soft = [evaluate(i, mixtures[i].astype(np.float32)) for i in seeds]
     alone = {}
     for genotype in space.homogeneous():
@@ -414,24 +414,24 @@ def of_search(
         alone[to_text(genotype.layers[0][0])] = _mean(scores)
     hard, agreed = None, None
     if learned:
-        choices = [space.genotype(row.winner) for row in each]
+        choices = [space.genotype(row.winner) for row in row_stats]
         hard = [evaluate(i, space.mixture(choices[i])) for i in seeds]
         agreed = agreement(mixtures, space)
-        own = [entropy(mixtures, space, simplex)]
+        basic = [entropy(mixtures, space, simplex)]
         if simplex:
-            own.append(decision(mixtures, space))
-        own.append(margin(mixtures, space, tie_margin))
-        own.append(agreed)
-        own.append(discretisation([s[share] for s in soft], [h[share] for h in hard]))
+            basic.append(decision(mixtures, space))
+        basic.append(margin(mixtures, space, tie_margin))
+        basic.append(agreed)
+        basic.append(discretisation([s[share] for s in soft], [h[share] for h in hard]))
     else:
         verdict = "the strategy learns no architecture weights, and the derivation decides"
-        own = [Finding("margin", None, None, "", None, verdict)]
-    judged = [*own, *findings]
+        basic = [Finding("margin", None, None, "", None, verdict)]
+    judged = [*basic, *findings]
     report = Diagnostics(
         tuple(judged),
         verdicts(judged),
-        entropy=np.mean([row.entropy for row in each], 0),
-        margin=np.mean([row.margin for row in each], 0),
+        entropy=np.mean([row.entropy for row in row_stats], 0),
+        margin=np.mean([row.margin for row in row_stats], 0),
         valid_soft=_mean(soft),
         alone=alone,
     )
@@ -439,7 +439,7 @@ def of_search(
         report = replace(
             report,
             valid_discrete=_mean(hard),
-            discretisation_gap=own[-1].value,
+            discretisation_gap=basic[-1].value,
             seeds=_over_seeds(hard, share, agreed),
         )
     if observed is not None:

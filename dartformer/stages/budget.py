@@ -119,10 +119,10 @@ def resolve(
     else:
         scored = "valid loss of each place alone, all else uniform"
     quantity, share = budget.limits[0][0], study.metric.share
-    device, asked = cost.device(), budget.to_dict()
+    device, requested = cost.device(), budget.to_dict()
     answer = BudgetAnswer(
         device,
-        asked,
+        requested,
         chosen,
         str(solution.genotype),
         str(programme.genotype),
@@ -131,9 +131,9 @@ def resolve(
         scored,
     )
     weights = "inherited from the supernet"
-    whole = Front(device, asked, quantity, share, "valid", weights, len(trained), points)
+    curve = Front(device, requested, quantity, share, "valid", weights, len(trained), points)
     workdir.write(workdir.budget, answer)
-    workdir.write(workdir.pareto, whole)
+    workdir.write(workdir.pareto, curve)
     return replace(answer, quantity=quantity, metric=share, front=points)
 
 
@@ -198,7 +198,7 @@ def _ties(
 ) -> list[str]:
     study = problem.study
     layers, heads, _ = study.space.alphas_shape
-    mixture = np.mean([one.mixture for one in trained], 0)[:layers, :heads]
+    mixture = np.mean([supernet.mixture for supernet in trained], 0)[:layers, :heads]
     margin = study.config.derive.tie_margin
     return near_ties(study.space, mixture, solution.choice, problem.limits(aims), margin)
 
@@ -212,7 +212,7 @@ def place_scores(study: Study, trained: Sequence[Trained]) -> np.ndarray:
     space = study.space
     layers, heads, candidates = space.alphas_shape
     if study.strategy.traits.alphas:
-        mixtures = np.array([one.mixture[:layers, :heads] for one in trained])
+        mixtures = np.array([supernet.mixture[:layers, :heads] for supernet in trained])
         return np.mean(np.log(np.maximum(mixtures, SMALLEST)), 0)
     scores = np.zeros((layers, heads, candidates))
     for layer, head, k in np.ndindex(layers, heads, candidates):
@@ -220,8 +220,8 @@ def place_scores(study: Study, trained: Sequence[Trained]) -> np.ndarray:
         place = _cells(space, layer, head)
         mixture[place] = np.eye(candidates, dtype=np.float32)[k]
         losses = []
-        for one in trained:
-            scored = one.evaluate(one.weights, mixture, None)
+        for supernet in trained:
+            scored = supernet.evaluate(supernet.weights, mixture, None)
             losses.append(np.mean(scored["loss"]))
         scores[layer, head, k] = -np.mean(losses)
     return scores
@@ -301,10 +301,10 @@ def _along(problem: Problem, price: Price) -> list[Genotype]:
 def cheaper_and_better(points: Sequence[FrontPoint], genotype: Genotype) -> Genotype | None:
     """The best point that costs no more than `genotype` and scores more; None if there is none."""
     layers = _layers(genotype)
-    own = next(point for point in points if point.genotype == layers)
-    affordable = [point for point in points if point.cost <= own.cost]
+    current = next(point for point in points if point.genotype == layers)
+    affordable = [point for point in points if point.cost <= current.cost]
     best = max(affordable, key=lambda point: point.score)
-    if best.score <= own.score:
+    if best.score <= current.score:
         return None
     return _genotype(best.genotype)
 
@@ -334,7 +334,7 @@ def enforce(
 
 
 def _layers(genotype: Genotype) -> Layers:
-    return tuple(tuple(to_text(one) for one in heads) for heads in genotype.layers)
+    return tuple(tuple(to_text(attention) for attention in heads) for heads in genotype.layers)
 
 
 def _genotype(layers: Layers) -> Genotype:

@@ -43,26 +43,29 @@ FINE_TUNE_RATE = 0.1
 2108.04392)."""
 
 
-def derive(found: SearchResult, workdir: Workdir) -> Derived:
+def derive(result: SearchResult, workdir: Workdir) -> Derived:
     """Apply the config's rule to every seed, choose, and ask for a second opinion.
 
     Of several seeds the genotype found most often is taken; of equally frequent ones the one with
     the lowest valid loss, with the weights it inherits. Everything is chosen on valid. Writes
     `genotype.json`.
     """
-    study = found.study
+    study = result.study
     config = study.config.derive
-    trained = trained_seeds(found, workdir)
+    trained = trained_seeds(result, workdir)
     rule = derivations.parse(config.rule)
-    each = [rule(one) for one in trained]
-    scores = [_inherited(one, own.genotype) for one, own in zip(trained, each, strict=True)]
-    chosen = _most_frequent([own.genotype for own in each], scores)
-    genotype, ties = each[chosen].genotype, list(each[chosen].ties)
-    derivation = Derivation(config.rule, each[chosen].details)
-    if len(each) > 1:
-        genotypes = [own.genotype for own in each]
+    choices = [rule(supernet) for supernet in trained]
+    scores = [
+        _inherited(supernet, choice.genotype)
+        for supernet, choice in zip(trained, choices, strict=True)
+    ]
+    chosen = _most_frequent([choice.genotype for choice in choices], scores)
+    genotype, ties = choices[chosen].genotype, list(choices[chosen].ties)
+    derivation = Derivation(config.rule, choices[chosen].details)
+    if len(choices) > 1:
+        genotypes = [choice.genotype for choice in choices]
         ties += disagreements(study.space, genotypes)
-        derivation = replace(derivation, seeds=_seeds(found, genotypes, scores, chosen))
+        derivation = replace(derivation, seeds=_seeds(result, genotypes, scores, chosen))
     if config.second_opinion:
         another = derivations.parse(config.second_opinion)(trained[chosen])
         opinion = _second_opinion(genotype, another, config.second_opinion)
@@ -81,14 +84,14 @@ def derive(found: SearchResult, workdir: Workdir) -> Derived:
     return Derived(genotype, ties, details)
 
 
-def derive_within(found: SearchResult, workdir: Workdir, budget: Budget) -> BudgetAnswer:
+def derive_within(result: SearchResult, workdir: Workdir, budget: Budget) -> BudgetAnswer:
     """The best genotype of a finished search within another budget, and the front over cost.
 
     Writes `budget.json` and `pareto.json`, and `genotype.json` where nothing has been trained from
     it yet; the answer says so in `written`.
     """
-    study = found.study
-    trained = trained_seeds(found, workdir)
+    study = result.study
+    trained = trained_seeds(result, workdir)
     inherits = _mean_inherited(trained)
     answer = resolve_stage.resolve(study, workdir, trained, budget, inherits)
     if workdir.has_training():
@@ -112,13 +115,13 @@ def _most_frequent(genotypes: Sequence[Genotype], scores: Sequence[Mapping[str, 
 
 
 def _seeds(
-    found: SearchResult,
+    result: SearchResult,
     genotypes: Sequence[Genotype],
     scores: Sequence[Mapping[str, float]],
     chosen: int,
 ) -> DerivedSeeds:
     """What the seeds chose, and a sentence about it."""
-    share, count = found.study.metric.share, Counter(genotypes)[genotypes[chosen]]
+    share, count = result.study.metric.share, Counter(genotypes)[genotypes[chosen]]
     per_seed = tuple(score[share] for score in scores)
     valid = SeedScores(mean(per_seed), spread(per_seed), per_seed)
     verdict = (
@@ -129,8 +132,8 @@ def _seeds(
     return DerivedSeeds(
         share,
         verdict,
-        tuple(seed.seed for seed in found.seeds),
-        found.seeds[chosen].seed,
+        tuple(seed.seed for seed in result.seeds),
+        result.seeds[chosen].seed,
         tuple(GenotypeRecord.from_dict(genotype.to_dict()).layers for genotype in genotypes),
         count / len(genotypes),
         valid,
@@ -158,20 +161,20 @@ def _second_opinion(genotype: Genotype, another: Derived, rule: str) -> SecondOp
 # What a derivation sees.
 
 
-def trained_seeds(found: SearchResult, workdir: Workdir) -> list[Trained]:
+def trained_seeds(result: SearchResult, workdir: Workdir) -> list[Trained]:
     """What the rule sees of each seed."""
-    study = found.study
+    study = result.study
     weights: list[Weights | None] = [None]
     if study.strategy.traits.supernet:
         weights = [state.weights for state in read_states(study, workdir)]
     tune = fine_tuner(study)
     trained = []
-    for seed, own in zip(found.seeds, weights, strict=True):
+    for seed, seed_weights in zip(result.seeds, weights, strict=True):
         trained.append(
             Trained(
                 study.space,
                 seed.mixture,
-                own,
+                seed_weights,
                 evaluator_of(study),
                 tune,
                 standalone_of(study, workdir),
@@ -241,8 +244,10 @@ def fine_tuner(study: Study) -> Callable[[Weights, np.ndarray, int, int], Weight
             compiled[steps] = program(steps)
         chain, step = compiled[steps]
         # A step reuses the memory of its state, and the caller keeps its weights.
-        own = jax.tree.map(jnp.copy, weights)
-        state = TrainState(jnp.zeros((), jnp.int32), jax.random.key(seed), own, chain.init(own))
+        copied = jax.tree.map(jnp.copy, weights)
+        state = TrainState(
+            jnp.zeros((), jnp.int32), jax.random.key(seed), copied, chain.init(copied)
+        )
         part = "weights" if study.strategy.traits.halves else "train"
         data = study.config.data
         stream = batches(study.parts[part], data.batch_size, seed, data.buckets)
@@ -285,7 +290,7 @@ def _mean_inherited(trained: Sequence[Trained]) -> Callable[[Genotype], Mapping[
     """genotype -> valid loss and the metric, with inherited weights, the mean over seeds."""
 
     def inherits(genotype: Genotype) -> Mapping[str, float]:
-        scores = [_inherited(one, genotype) for one in trained]
+        scores = [_inherited(supernet, genotype) for supernet in trained]
         return {name: mean([score[name] for score in scores]) for name in scores[0]}
 
     return inherits

@@ -112,9 +112,9 @@ def _test(study: Study, models: Sequence[Model]) -> Tested:
     evaluator, part = study.program(genotype).evaluator, study.parts["test"]
     totals, examples = [], []
     for model in models:
-        total, each = evaluator.evaluate(model.weights, part)
+        total, per_example = evaluator.evaluate(model.weights, part)
         totals.append(total)
-        examples.append(each)
+        examples.append(per_example)
     per_seed = tuple(total[metric] for total in totals)
     valid = tuple(model.valid[metric] for model in models)
     loss = mean([total["loss"] for total in totals])
@@ -147,7 +147,7 @@ def _with_ranking(
         return report
     supernet = {name: report.alone[name][study.metric.share] for name in names}
     finding = diagnostics.ranking(supernet, trained)
-    earlier = [one for one in report.findings if one.name != finding.name]
+    earlier = [previous for previous in report.findings if previous.name != finding.name]
     findings = (*earlier, finding)
     return replace(report, findings=findings, verdicts=diagnostics.verdicts(findings))
 
@@ -213,8 +213,8 @@ def _against_homogeneous(
     if model.genotype == ours.genotype:
         sentence = f"{OURS} is the best homogeneous model ({attention} everywhere)"
         return Versus(name, "same", 0.0, None, sentence)
-    subject, own = OURS, {head for heads in ours.genotype.layers for head in heads}
-    if len(own) == 1:
+    subject, attentions = OURS, {head for heads in ours.genotype.layers for head in heads}
+    if len(attentions) == 1:
         subject = f"{OURS}, which is homogeneous itself,"
     words = f"the best homogeneous model ({attention} everywhere)"
     return _against(ours, subject, name, words, model, metric)

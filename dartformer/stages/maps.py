@@ -61,8 +61,8 @@ def maps(study: Study, model: Model) -> AttentionMaps:
             ids, exists = tokens[0], valid[0]
             if shape.inputs == 2:
                 ids, exists = ids[document], exists[document]
-            own = weights[:, document]
-            name, tokens_of, data = _example(study, ids, exists, own, frame.bins)
+            document_maps = weights[:, document]
+            name, tokens_of, data = _example(study, ids, exists, document_maps, frame.bins)
             if shape.inputs == 2:
                 name += f" (document {document + 1})"
             examples.append(MapExample(name, tuple(tokens_of), data, label, answer))
@@ -157,8 +157,8 @@ def _packed(weights: np.ndarray) -> MapData:
     weights = np.where(finite, weights, 0)
     scale = np.asarray(np.abs(weights).max((-1, -2)))  # [L, H]
     divisor = np.where(scale > 0, scale, 1)[..., None, None]
-    whole = np.round(127 * weights / divisor).astype(np.int8)
-    data = base64.b64encode(whole.tobytes()).decode()
+    quantized = np.round(127 * weights / divisor).astype(np.int8)
+    data = base64.b64encode(quantized.tobytes()).decode()
     return MapData(scale.astype(float).round(6), data)
 
 
@@ -177,5 +177,5 @@ def unpack(example: MapExample, layers: int, heads: int) -> np.ndarray:
     """The maps `[L, H, n, n]` of an example of `attention.json`."""
     n = len(example.tokens)
     raw = base64.b64decode(example.maps.data)
-    whole = np.frombuffer(raw, np.int8).reshape(layers, heads, n, n)
-    return whole * example.maps.scale[..., None, None] / 127
+    quantized = np.frombuffer(raw, np.int8).reshape(layers, heads, n, n)
+    return quantized * example.maps.scale[..., None, None] / 127

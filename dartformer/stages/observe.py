@@ -89,14 +89,16 @@ def observing(study: Study) -> Callable[[State], Observation]:
 def mean_over_seeds(observations: Sequence[Observation]) -> Observation:
     """Means over seeds and heads: `[L, K]` for branches (NaN without any weight)."""
     # [S, L, K, H] -> [L, K]
-    rms = np.stack([one.rms for one in observations])
-    gradient = np.stack([one.gradient for one in observations])
+    rms = np.stack([observation.rms for observation in observations])
+    gradient = np.stack([observation.gradient for observation in observations])
     alive = np.isfinite(gradient)
     count = alive.sum((0, -1))
     total = np.where(alive, gradient, 0).sum((0, -1))
     mean_gradient = total / np.where(count, count, np.nan)
     mean_rms = np.sqrt(np.mean(rms**2, (0, -1)))
-    curvatures = [one.curvature for one in observations if one.curvature is not None]
+    curvatures = [
+        observation.curvature for observation in observations if observation.curvature is not None
+    ]
     if not curvatures:
         return Observation(mean_rms, mean_gradient, None)
     return Observation(mean_rms, mean_gradient, float(np.mean(curvatures)))
@@ -104,4 +106,6 @@ def mean_over_seeds(observations: Sequence[Observation]) -> Observation:
 
 def first_order_only(study: Study) -> list[str]:
     """The candidates that have no second derivative."""
-    return [to_text(one) for one in study.space.candidates if one.traits.order < 2]
+    return [
+        to_text(candidate) for candidate in study.space.candidates if candidate.traits.order < 2
+    ]

@@ -241,7 +241,9 @@ def whole(setting: Setting, name: str, genotype: Genotype, useful: bool) -> Mode
         max(layer.activation_bytes for layer in layers),
         sum(training),
         sum(layer.state_bytes for layer in layers),
-        tuple(LayerPrice(one.flops, one.activation_bytes, one.state_bytes) for one in layers),
+        tuple(
+            LayerPrice(price.flops, price.activation_bytes, price.state_bytes) for price in layers
+        ),
         latency_seconds=None,
         throughput=None,
     )

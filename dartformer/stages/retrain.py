@@ -195,7 +195,9 @@ def require_trained(study: Study, workdir: Workdir, genotype: Genotype) -> None:
 # Baselines.
 
 
-def baseline_genotypes(config: Config, space: SearchSpace, found: Genotype) -> dict[str, Genotype]:
+def baseline_genotypes(
+    config: Config, space: SearchSpace, derived: Genotype
+) -> dict[str, Genotype]:
     """Names and genotypes of the baselines that the config selects.
 
     They are `homogeneous.<text>` for every candidate, `random`, and `uniform_mixing`, which is all
@@ -209,7 +211,7 @@ def baseline_genotypes(config: Config, space: SearchSpace, found: Genotype) -> d
     if config.baselines.random:
         rng = np.random.default_rng(config.seed)
         drawn = space.random(rng)
-        while drawn == found:
+        while drawn == derived:
             drawn = space.random(rng)
         named["random"] = drawn
     if config.baselines.uniform:

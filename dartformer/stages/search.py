@@ -225,8 +225,8 @@ def stream(study: Study, group: Group) -> Feed:
     parts = []
     for offset, name in enumerate(names):
         part, streams = study.parts[name], []
-        for own in group.seeds:
-            order = own + offset
+        for number in group.seeds:
+            order = number + offset
             streams.append(batches(part, data.batch_size, order, data.buckets, lengths_seed=seed))
         parts.append(streams)
     return Feed(parts, group.together)
@@ -256,8 +256,8 @@ def compiled_step(study: Study, group: Group) -> CompiledStep[State] | Narrowing
     if not falls:
         return CompiledStep(step_of(study, group), parallel)
 
-    def over(left: Left) -> Step[State]:
-        return step_of(study, group, study.strategy_of(left))
+    def over(remaining: Left) -> Step[State]:
+        return step_of(study, group, study.strategy_of(remaining))
 
     return Narrowing(over, study.space.mixture_shape, falls, parallel)
 
@@ -277,7 +277,9 @@ class Watch:
     def evaluate(self, state: State) -> Line:
         """Scores on valid, means over the seeds."""
         states = separate(state, self.group)
-        scores = [self._scores(one.weights, self._mixture(one)) for one in states]
+        scores = [
+            self._scores(seed_state.weights, self._mixture(seed_state)) for seed_state in states
+        ]
         means: Line = _means(scores)
         if self.group.together:
             share = self.study.metric.share
@@ -298,7 +300,9 @@ class Watch:
 
     def describe(self, state: State) -> Line:
         """Entropy and margin of the mixture's rows, means over the seeds, and the mixtures."""
-        mixtures = np.array([self._mixture(one) for one in separate(state, self.group)])
+        mixtures = np.array(
+            [self._mixture(seed_state) for seed_state in separate(state, self.group)]
+        )
         simplex = self.study.strategy.traits.simplex
         rows = [diagnostics.rows(mixture, self.study.space, simplex) for mixture in mixtures]
         entropy = np.mean([row.entropy for row in rows], 0)
@@ -319,7 +323,7 @@ class Watch:
     def observe(self, state: State) -> Line:
         """What the branches and the curvature are like, means over the seeds."""
         assert self.look is not None
-        looks = [self.look(one) for one in separate(state, self.group)]
+        looks = [self.look(seed_state) for seed_state in separate(state, self.group)]
         return mean_over_seeds(looks).line()
 
     def _mixture(self, state: State) -> np.ndarray:
@@ -349,8 +353,8 @@ def search(study: Study, workdir: Workdir) -> SearchResult:
         fitted = _fit(study, workdir, step, Watch(study, group, mixture_of, look))
         seconds += fitted.seconds
         compile_seconds = max(compile_seconds, fitted.compile_seconds)
-        own, lines = separate(fitted.state, group), histories(group, workdir)
-        for number, state, history in zip(group.seeds, own, lines, strict=True):
+        seed_states, lines = separate(fitted.state, group), histories(group, workdir)
+        for number, state, history in zip(group.seeds, seed_states, lines, strict=True):
             alphas, mixture = np.asarray(state.alphas), np.asarray(mixture_of(state))
             seeds.append(Seed(number, alphas, mixture, history))
             states.append(state)
@@ -496,9 +500,9 @@ def histories(group: Group, layout: Layout) -> Iterator[list[Line]]:
 def _line_of(line: Line, i: int) -> Line:
     if "mixtures" not in line:
         return line
-    own = {name: value for name, value in line.items() if name != "mixtures"}
-    own["mixture"] = line["mixtures"][i]
-    return own
+    of_seed = {name: value for name, value in line.items() if name != "mixtures"}
+    of_seed["mixture"] = line["mixtures"][i]
+    return of_seed
 
 
 def read(study: Study, workdir: Workdir) -> SearchResult | None:

@@ -105,7 +105,9 @@ class Study:
 
         A rule that keeps several candidates puts them side by side (`parallel`).
         """
-        allowed = {member for one in self.space.candidates for member in members_of(one)}
+        allowed = {
+            member for candidate in self.space.candidates for member in members_of(candidate)
+        }
         for heads in genotype.layers:
             for attention in heads:
                 if not allowed.issuperset(members_of(attention)):
@@ -171,13 +173,13 @@ class Study:
         }
         return Supernet(net, self.strategy_of(), self._evaluator(net), rates)
 
-    def strategy_of(self, left: Sequence[Sequence[int]] | None = None) -> Strategy:
+    def strategy_of(self, remaining: Sequence[Sequence[int]] | None = None) -> Strategy:
         """The strategy over a supernet that computes only the candidates `left` in each layer.
 
         None: all of them.
         """
         config, space = self.config.search, self.space
-        net = self._supernet_network(left, config.remat)
+        net = self._supernet_network(remaining, config.remat)
         return self.strategy(
             Problem(
                 loss=training_loss(net, self.metric),
@@ -199,7 +201,7 @@ class Study:
         return Constraint(costs, limits, budget.floor, budget.rate)
 
     def _supernet_network(
-        self, left: Sequence[Sequence[int]] | None = None, remat: bool = True
+        self, remaining: Sequence[Sequence[int]] | None = None, remat: bool = True
     ) -> Network:
         config, kernel = self.config.search, self.model.kernel
         if config.seeds > 1:
@@ -207,7 +209,7 @@ class Study:
             # 0.11.1.
             kernel = without_cudnn(kernel, self.model.tokens)
         model = dataclasses.replace(self.model, kernel=kernel)
-        return supernet(model, self.space, config.projections, config.partial, left, remat)
+        return supernet(model, self.space, config.projections, config.partial, remaining, remat)
 
     def _evaluator(self, net: Network) -> Evaluator:
         data = self.config.data
