@@ -90,7 +90,7 @@ def _task_defaults(task_type: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in options}
 
 
-def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+def load_config(path: str | Path, overrides: Mapping[str, object] | None = None) -> Config:
     """Run a config file's `get_config()`, apply the overrides, build and check the config.
 
     The file is the user's own Python and runs as such. Raises `InputError` for a missing file, a
@@ -274,19 +274,23 @@ def _task(section: object) -> Named[Task]:
 def _strategy(section: object) -> Named[strategies.StrategyOptions]:
     """The strategy of a config."""
     name, options = _choice(section, "search.strategy")
-    own = field_defaults(strategies.find(name))
-    _require_own("search.strategy", name, options, own, "strategy")
+    strategy_options = field_defaults(strategies.find(name))
+    _require_own("search.strategy", name, options, strategy_options, "strategy")
     values = {}
     for option, value in options.items():
-        values[option] = convert(f"search.strategy.{option}", value, own[option])
+        values[option] = convert(f"search.strategy.{option}", value, strategy_options[option])
     return Named(name, options, strategies.make(name, values))
 
 
 def _require_own(
-    section: str, name: str, options: Mapping[str, Any], own: Mapping[str, Any], argument: str
+    section: str,
+    name: str,
+    options: Mapping[str, object],
+    allowed: Mapping[str, object],
+    argument: str,
 ) -> None:
     """Raise `InputError` where the options in a section are not those of what it names."""
-    if options.keys() - own.keys():
+    if options.keys() - allowed.keys():
         raise InputError(
             f"{section}.name is {name!r}, but the options beside it belong to another {argument}. "
             f"Write dartformer.defaults({argument}={name!r}), which has its own."

@@ -21,7 +21,7 @@ SWITCHES = {"true": True, "1": True, "yes": True, "false": False, "0": False, "n
 """How a text says true or false."""
 
 
-def override(config: ConfigDict, values: Mapping[str, Any]) -> None:
+def override(config: ConfigDict, values: Mapping[str, object]) -> None:
     """Set dotted fields, e.g. `{"search.steps": 200}`; a text is read as the type the field has.
 
     Another `search.strategy.name` is set first, with its own options in place of the other's (see
@@ -39,7 +39,7 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> None:
             _override_field(config, name, value)
 
 
-def _override_field(config: ConfigDict, name: str, value: Any) -> None:
+def _override_field(config: ConfigDict, name: str, value: object) -> None:
     path, _, last = name.rpartition(".")
     section = config
     if path:
@@ -76,7 +76,7 @@ def _require_field(section: object, part: str, name: str, prefix: str) -> None:
         raise unknown("config field", name, [f"{prefix}{field}" for field in fields])
 
 
-def _override_switches(section: ConfigDict, name: str, value: Any) -> None:
+def _override_switches(section: ConfigDict, name: str, value: object) -> None:
     """Turn all switches of a section on or off as one: `baselines=false`."""
     if not all(isinstance(switch, bool) for switch in section.values()):
         fields = ", ".join(section.keys())
@@ -86,27 +86,25 @@ def _override_switches(section: ConfigDict, name: str, value: Any) -> None:
         section[field] = switched
 
 
-def _override_budget(config: ConfigDict, key: str, value: Any) -> None:
+def _override_budget(config: ConfigDict, key: str, value: object) -> None:
     """Set a whole budget, `search.budget="latency_ms=12"`, or one key of it."""
     if key:
         budget = _section(config, BUDGET).to_dict()
-        budget.update(_budget({key: value}, f"{key}={value}", value))
+        if isinstance(value, str):
+            budget.update(budgets.parse([f"{key}={value}"], BUDGET))
+        else:
+            budget[key] = value
+    elif isinstance(value, str):
+        budget = budgets.parse([value], BUDGET)
+    elif isinstance(value, Mapping):
+        budget = dict(value)
     else:
-        budget = _budget(value, value, value)
-    for limit in budget:
-        budgets.check_key(limit, BUDGET)
-    _section(config, "search").budget = ConfigDict(budget)
-
-
-def _budget(values: Any, text: str, value: Any) -> dict[str, Any]:
-    """A budget from a text, or from the mapping `values`."""
-    if isinstance(value, str):
-        return budgets.parse([text], BUDGET)
-    if not isinstance(values, Mapping):
         raise InputError(
             f"config field {BUDGET!r} takes limits, as in latency_ms=12, got {value!r}."
         )
-    return dict(values)
+    for limit in budget:
+        budgets.check_key(limit, BUDGET)
+    _section(config, "search").budget = ConfigDict(budget)
 
 
 def choose_strategy(config: ConfigDict, name: str) -> None:
@@ -129,7 +127,7 @@ def choose_strategy(config: ConfigDict, name: str) -> None:
         config.derive.second_opinion = after.second_opinion
 
 
-def convert(name: str, value: Any, like: Any) -> Any:
+def convert(name: str, value: object, like: object) -> Any:
     """`value` in the type of `like`: a text is read, anything else must already be of that type."""
     kind = type(like)
     try:
@@ -146,7 +144,7 @@ def convert(name: str, value: Any, like: Any) -> Any:
     return value
 
 
-def _read(name: str, text: str, like: Any) -> Any:
+def _read(name: str, text: str, like: object) -> Any:
     """A text as a value of the type of `like`; raises ValueError or KeyError where it is none."""
     if isinstance(like, bool):
         return SWITCHES[text.strip().lower()]
