@@ -19,10 +19,12 @@ class Argmax(Rule):
         """Ties are rows whose first two weights are closer than the tie margin."""
         space = trained.space
         rows, columns, _ = space.alphas_shape
+        # [1 or L, 1 or H, K]: along an axis that the alphas share, all rows of the mixture are equal.
         free = np.asarray(trained.mixture, np.float64)[:rows, :columns]
         ties = []
         for place in np.ndindex(rows, columns):
             row = free[place]
+            # Stable, so that equals stay in the order of the candidates.
             first, second = np.argsort(-row, kind="stable")[:2]
             if row[first] - row[second] < trained.tie_margin:
                 ties.append(

@@ -122,6 +122,7 @@ def difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
 
     The interval is Student's. One number alone has no noise to measure: its half-width is 0.
     """
+    # Paired: both models see the same examples, whose difficulty cancels in the difference.
     gaps = first - second
     if len(gaps) < 2:
         return float(gaps.mean()), 0.0
@@ -182,7 +183,7 @@ def mean_by_name(space: SearchSpace, merits: Mapping[int, np.ndarray]) -> dict[s
 
 def one_hot(space: SearchSpace, choice: ArrayLike) -> np.ndarray:
     """The mixture `[L, H, K]` of integer choices `[1 or L, 1 or H]`, float32."""
-    grid = np.broadcast_to(choice, space.mixture_shape[:2])
+    grid = np.broadcast_to(choice, space.mixture_shape[:2])  # [L, H]
     return np.eye(len(space.candidates), dtype=np.float32)[grid]
 
 

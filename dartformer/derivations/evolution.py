@@ -148,5 +148,6 @@ class Population:
     def crossover(self) -> Choice:
         """Each place from one of two parents."""
         rows, columns, _ = self.trained.space.alphas_shape
+        # Uniform crossover: places are independent of one another, so none need stay together.
         first = self.trained.rng.random((rows, columns)) < 0.5
         return as_choice(np.where(first, self.parent(), self.parent()))

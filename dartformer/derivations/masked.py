@@ -133,6 +133,7 @@ class BestFour(Rule):
         lost = drops(trained, trained.weights, trained.mixture, self.metric, self.renormalise)
         order = ranked(lost)
         kept = order[: self.keep]
+        # Only the last one kept could change places with one left out.
         contenders = {k: lost[k] for k in order[self.keep - 1 :]}
         ties = []
         if tied := tied_with(kept[-1], contenders):
@@ -182,6 +183,7 @@ class Prune(Rule):
             if tied := tied_with(worst, lost):
                 ties.append(_tie(space, worst, "removed", tied, "kept"))
             removed.append({"removed": names(space, [worst]), "drops": mean_by_name(space, lost)})
+            # What remains shares the mixture evenly, as the supernet was trained.
             mixture = without(mixture, EVERYWHERE, worst, renormalise=True)
             if self.fine_tune:
                 seed = int(trained.rng.integers(2**31))

@@ -99,6 +99,7 @@ class MaskedDrop(Rule):
         row = mixture[place]
         present = merit(trained.evaluate(weights, mixture, None), self.metric)
         drops = {}
+        # A candidate without weight (dropped in the search) cannot be missed.
         for k in np.flatnonzero(row).tolist():
             masked = without(mixture, where, k, self.renormalise)
             drops[k] = present - merit(trained.evaluate(weights, masked, None), self.metric)
@@ -116,6 +117,7 @@ class MaskedDrop(Rule):
             f"(removing them costs {costs} of {self.metric})"
         )
         if self.equals == "weight":
+            # The metric does not tell them apart, so the alphas decide.
             best = max(equals, key=lambda k: row[k])
         return Decision(best, drops, tie)
 

@@ -45,9 +45,10 @@ class TopK(Rule):
         for place in np.ndindex(rows, columns):
             row = mixture[place]
             order = np.argsort(-row, kind="stable")
+            # In the order of the candidates, so that equal sets give equal attentions.
             attentions[place] = truncated(space, row, sorted(order[: self.k]))
             if self.k == len(order):
-                continue
+                continue  # nothing is left out
             last, following = order[self.k - 1], order[self.k]
             if row[last] - row[following] < trained.tie_margin:
                 ties.append(

@@ -160,6 +160,7 @@ class Loop:
     def init(self, key: Array, weights: Weights) -> State:
         """The state before the first step."""
         problem, options = self.problem, self.options
+        # Small noise breaks the tie between candidates whose gradients are equal.
         key, noise = jax.random.split(key)
         alphas = options.spread * jax.random.normal(noise, problem.alphas_shape)
         memory = constrain.start(problem.constraint)
@@ -186,6 +187,7 @@ class Loop:
             state, lower = self.weights_phase(state, weights_batch, lower_key)
             metrics = lower | upper
         finite = jnp.isfinite(metrics["loss"])
+        # Extras and budget see the step as finished: their progress counts it.
         state = state._replace(step=state.step + 1)
         state, extra_metrics = self.extras_phase(state, alphas_batch, upper_key)
         state, budget_metrics = self.budget_phase(state, active)
@@ -223,6 +225,7 @@ class Loop:
             return value + self.penalty(state, alphas), {"alphas_loss": value}
 
         def update(gradient: Weights) -> Weights:
+            # The optimizer's new state is dropped: this step is only looked ahead.
             weights, _ = self.moved_weights(state, gradient)
             return weights
 
@@ -277,6 +280,7 @@ class Loop:
             "alphas_loss": value,
             "alphas_gradient_norm": optax.tree.norm(alphas_gradient),
         }
+        # One backward pass serves both levels, so resting alphas are masked rather than skipped.
         moved = self.moved_alphas(state, alphas_gradient, sample)
         alphas, alphas_optimizer = jax.tree.map(
             lambda new, old: jnp.where(active, new, old),

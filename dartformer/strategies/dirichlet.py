@@ -39,6 +39,7 @@ def among(rows: Array, alive: Alive) -> Array:
     """Rows over the living candidates, scaled to sum to one again."""
     if alive is None:
         return rows
+    # Of a Dirichlet draw, some entries scaled to sum to one are again a Dirichlet draw.
     kept = jnp.where(alive, rows, 0)
     return kept / kept.sum(-1, keepdims=True)
 

@@ -31,6 +31,7 @@ def relaxed(alphas: Array, alive: Alive, key: Array, temperature: Array | float)
 
 def straight_through(soft: Array) -> Array:
     """One-hot at the largest of each row, exactly; differentiated as if it were `soft`."""
+    # soft - stop_gradient(soft) is zero in the forward pass and has the gradient of soft.
     hard = jax.lax.stop_gradient(one_hot(jnp.argmax(soft, -1), soft))
     return hard + (soft - jax.lax.stop_gradient(soft))
 

@@ -49,6 +49,7 @@ def two_paths(alphas: Array, alive: Alive, key: Array, progress: Array) -> Array
     among = living(alphas, pair)
     open_gate = one_hot(jax.random.categorical(gate_key, among), alphas)
     gates = jnp.where(pair, jnp.maximum(open_gate, AJAR), 0)
+    # Zero in the forward pass, with the gradient of the softmax over the pair (eq. 4).
     q = jax.nn.softmax(among, -1)
     return gates + (q - jax.lax.stop_gradient(q))
 

@@ -107,6 +107,7 @@ class Finite:
         (loss, metrics), (at_weights, direct) = gradients_of(new_weights, alphas)
         (direction,) = pull_back(at_weights)
         norm = optax.tree.norm(direction)
+        # Without a direction there is nothing to difference, and 0 / 0 would be NaN.
         h = 0.01 / jnp.where(norm == 0, 1, norm)
 
         def alphas_gradient(sign: float) -> Array:

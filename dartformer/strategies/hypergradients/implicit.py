@@ -39,6 +39,7 @@ def implicit(lower: Scalar, upper: Scalar, weights: Weights, alphas: Array, solv
         _, product = jax.jvp(lambda w: lower_gradient(w, alphas), (weights,), (v,))
         return product
 
+    # x is a constant here: its own derivative is not part of the implicit gradient.
     x = solve(hessian_product, at_weights)
     mixed = jax.grad(lambda a: optax.tree.vdot(lower_gradient(weights, a), x))(alphas)
     return Upper(direct - mixed, loss, metrics)
