@@ -248,7 +248,7 @@ def test_the_terminal_draws_what_the_page_says(whole_run, tmp_path, monkeypatch,
         re.search(r"```python\n(.*?)```", (ROOT / "docs/report.md").read_text(), re.S).group(1)
     )
     made = runpy.run_path(str(example))
-    assert set(made["made"]) == set(drawn)
+    assert set(made["drawn"]) == set(drawn)
 
 
 def test_watching_serves_this_machine_alone_and_notices_news(another):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dartformer import statistics
+from dartformer import diagnostics, statistics
 from dartformer.errors import InputError
 from dartformer.machine.identity import different
 from dartformer.machine.record import Record
@@ -204,8 +204,7 @@ def pair(a: str, b: str, readings: Mapping[str, Reading], measure: Metric) -> Pa
     obstacle = _obstacle(a, b, ours, theirs)
     if obstacle:
         return Pair(a, b, obstacle, obstacle, None, genotypes, False)
-    by_seeds = over_seeds(ours, theirs, measure)
-    seeds = seeds_in_words(a, b, by_seeds, measure)
+    seeds, by_seeds = over_seeds(a, b, ours, theirs, measure)
     examples, bootstrap = over_examples(a, b, ours, theirs, measure)
     significant = by_seeds.outcome != "undecided"
     significant = significant and bootstrap is not None and bootstrap.significant
@@ -228,24 +227,17 @@ def _obstacle(a: str, b: str, ours: Reading, theirs: Reading) -> str:
     return ""
 
 
-def over_seeds(ours: Reading, theirs: Reading, measure: Metric) -> statistics.Comparison:
-    """The scores of two evaluated runs, compared over their seeds."""
-    a, b = ours.results.test, theirs.results.test
-    assert a is not None
-    assert b is not None
-    # The binomial error, which stands in for one seed, is that of an accuracy.
-    examples = a.examples if measure.percent else 0
-    return statistics.compare(a.per_seed, b.per_seed, higher=measure.higher, examples=examples)
-
-
-def seeds_in_words(a: str, b: str, compared: statistics.Comparison, measure: Metric) -> str:
-    """A sentence on two runs compared over their seeds."""
-    sign = "+" if compared.difference >= 0 else "-"
-    numbers = f"{sign}{measure.gap(abs(compared.difference))}"
-    if compared.noise is None:
-        return f"{a} and {b} differ by {numbers}; there are {compared.source}"
-    numbers += f", noise {measure.gap(compared.noise)} {compared.source}"
-    return f"{_outcome(a, b, compared.outcome)} ({numbers})"
+def over_seeds(
+    a: str, b: str, ours: Reading, theirs: Reading, measure: Metric
+) -> tuple[str, statistics.Comparison]:
+    """A sentence on two evaluated runs compared over their seeds, and its numbers."""
+    first, second = ours.results.test, theirs.results.test
+    assert first is not None
+    assert second is not None
+    compared, sentence = diagnostics.compare(
+        a, first.per_seed, b, second.per_seed, examples=first.examples, metric=measure
+    )
+    return sentence, compared
 
 
 def _outcome(a: str, b: str, outcome: str) -> str:

@@ -233,8 +233,8 @@ def stages(reading: Reading) -> list[Stage]:
         if curve.field == "loss":
             last_step, _ = curve.points[-1]
             steps[curve.model, curve.seed] = last_step
-    whole = settings.retrain_steps
-    found = [steps.get((FOUND, seed), 0) for seed in settings.retrain_seeds]
+    goal = settings.retrain_steps
+    trained = [steps.get((FOUND, seed), 0) for seed in settings.retrain_seeds]
     searched = 0
     baselines = []
     for (model, _), step in steps.items():
@@ -242,9 +242,9 @@ def stages(reading: Reading) -> list[Stage]:
             searched = max(searched, step)
         elif model != FOUND:
             baselines.append(step)
-    finished = sum(step >= whole for step in found)
-    unfinished = max((step for step in found if step < whole), default=whole)
-    compared = sum(step >= whole for step in baselines)
+    finished = sum(step >= goal for step in trained)
+    unfinished = max((step for step in trained if step < goal), default=goal)
+    compared = sum(step >= goal for step in baselines)
     return [
         _stage(
             "search",
@@ -255,9 +255,9 @@ def stages(reading: Reading) -> list[Stage]:
         _stage("derive", done=reading.genotype is not None),
         _stage(
             "retrain",
-            done=finished == len(found),
-            begun=any(found),
-            detail=f"{finished} of {len(found)} seeds, the last at step {unfinished} of {whole}",
+            done=finished == len(trained),
+            begun=any(trained),
+            detail=f"{finished} of {len(trained)} seeds, the last at step {unfinished} of {goal}",
         ),
         _stage(
             "evaluate",

@@ -1,6 +1,5 @@
 """Figures for notebooks, the command line and the documentation."""
 
-import base64
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from dartformer.report.models import scores
 from dartformer.results import AttentionMaps, Front, MapExample, ModelProfile, Profile, Results
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
+from dartformer.stages.maps import unpack
 from dartformer.training import metric
 
 PANELS = 24
@@ -121,21 +121,13 @@ def pareto(front: Front) -> Figure:
 
 def attention_maps(maps: AttentionMaps, example: MapExample) -> Figure:
     """The attention maps of one example, at most six layers of eight heads."""
-    arrays = unpacked(example)
+    arrays = unpack(example, len(maps.layers), len(maps.heads))  # [L, H, n, n]
     cells = []
     for l, layer in enumerate(maps.layers[: MAPS[0]]):
         for h, head in enumerate(maps.heads[: MAPS[1]]):
             cells += _cells(f"layer {layer}, head {head}", arrays[l, h], example.tokens)
     columns = min(len(maps.heads), MAPS[1])
     return _heatmaps(cells, columns, lettered=len(example.tokens) <= LETTERED)
-
-
-def unpacked(example: MapExample) -> np.ndarray:
-    """The maps `[L, H, n, n]` of an example."""
-    n = len(example.tokens)
-    scale = example.maps.scale  # [L, H]
-    codes = np.frombuffer(base64.b64decode(example.maps.data), np.int8)
-    return codes.reshape(*scale.shape, n, n) * scale[..., None, None] / 127
 
 
 def matrices(
