@@ -1,5 +1,6 @@
 """The command line's help and examples, its one-line errors, --quiet, completion and doctor."""
 
+import errno
 import json
 import shlex
 import shutil
@@ -7,7 +8,7 @@ import subprocess
 
 import pytest
 
-from dartformer.cli import completion, doctor, grammar, listing
+from dartformer.cli import completion, doctor, exhaustion, grammar, listing, predict
 from dartformer.cli.grammar import EXAMPLES, parser
 from dartformer.cli.main import HANDLERS, main
 from dartformer.machine.progress import Bar, console, say
@@ -86,6 +87,69 @@ def test_an_error_is_one_line_and_a_traceback_where_asked(capsys, monkeypatch):
     errors.pop(0)
     assert main(["list", "tasks"]) == 130
     assert "To continue: dartformer list tasks\n" in capsys.readouterr().err
+
+
+def _raising(error):
+    def fail(arguments, values):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "size"),
+    [
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 274877906944 bytes."),
+            "256 GiB",
+        ),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 2.50GiB."),
+            "2.5 GiB",
+        ),
+        (RuntimeError("RESOURCE_EXHAUSTED: Failed to allocate request for 8.00GiB (1B)"), "8 GiB"),
+        (
+            RuntimeError(
+                "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.5G of"
+            ),
+            "20.5 GiB",
+        ),
+        (MemoryError("Unable to allocate 512. MiB for an array with shape (1,)"), "512 MiB"),
+        (MemoryError(), None),
+    ],
+)
+def test_out_of_memory_is_one_line_with_the_size_and_a_remedy(error, size, capsys, monkeypatch):
+    monkeypatch.setattr(listing, "command", _raising(error))
+    assert main(["list", "tasks"]) == grammar.USER_ERROR
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    expected = "out of memory."
+    if size is not None:
+        expected = f"out of memory: cannot allocate {size}."
+    assert err.startswith(f"dartformer: error: {expected} Lower data.batch_size or ")
+    assert "disk" not in err
+    assert "space" not in err
+
+
+def test_out_of_memory_in_a_prediction_names_its_option(capsys, monkeypatch):
+    monkeypatch.setattr(predict, "command", _raising(MemoryError()))
+    assert main(["predict", "exported", "--text=1"]) == grammar.USER_ERROR
+    assert "out of memory. Lower --batch" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_from_other_exhausted_resources():
+    status = "RESOURCE_EXHAUSTED: Error writing file"
+    assert exhaustion.disk_full(OSError(errno.ENOSPC, "full"))
+    assert exhaustion.disk_full(ValueError(f"{status}: No space left on device"))
+    wrapped = ValueError("cannot save")
+    wrapped.__cause__ = OSError(errno.ENOSPC, "full")
+    assert exhaustion.disk_full(wrapped)
+    assert exhaustion.out_of_memory(wrapped) is None
+    memory = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+    assert not exhaustion.disk_full(memory)
+    files = RuntimeError("RESOURCE_EXHAUSTED: Too many open files")
+    assert not exhaustion.disk_full(files)
+    assert exhaustion.out_of_memory(files) is None
 
 
 def test_quiet_and_without_colours(capsys, monkeypatch):

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import errno
 import importlib
 import os
 import shlex
@@ -12,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 from dartformer._version import __version__
+from dartformer.cli.exhaustion import disk_full, out_of_memory
 from dartformer.cli.grammar import DIVERGED, EXAMPLES, UNEXPECTED, USER_ERROR, parser
 from dartformer.errors import InputError, unknown
 
@@ -152,7 +152,7 @@ def _exit_code(error: Exception, words: Sequence[str]) -> int:
         return 128 + error.signal
     if isinstance(error, Diverged):
         return _fail(str(error), DIVERGED)
-    if _no_space(error):
+    if disk_full(error):
         _fail(
             "no space left on the device. The last checkpoint is intact. Free some space and run "
             "the same command again.",
@@ -160,10 +160,23 @@ def _exit_code(error: Exception, words: Sequence[str]) -> int:
         )
         # The exit handlers of libraries would fail for lack of space too, with tracebacks.
         os._exit(USER_ERROR)
+    lacking = out_of_memory(error)
+    if lacking is not None:
+        return _fail(f"{lacking} {_less_memory(words)}", USER_ERROR)
     text = f"unexpected {type(error).__name__}: {str(error)[:500]}"
     if "--debug" not in words:
         text += " (rerun with --debug for the traceback)"
     return _fail(text, UNEXPECTED)
+
+
+def _less_memory(words: Sequence[str]) -> str:
+    """What to lower so that the command needs less memory."""
+    if "predict" in words[:1]:
+        return "Lower --batch, or pass shorter inputs."
+    return (
+        "Lower data.batch_size or data.eval_batch_size, the length of the examples, or the size of "
+        "the model. For a search, search.remat=True saves memory too."
+    )
 
 
 def _fail(text: str, code: int) -> int:
@@ -171,15 +184,3 @@ def _fail(text: str, code: int) -> int:
     line = " ".join(text.split())
     print(f"dartformer: error: {line}", file=sys.stderr)
     return code
-
-
-def _no_space(error: BaseException | None) -> bool:
-    """Whether the error, or one that it follows from, is a full disk."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        # Libraries written in C++ report a full disk in words alone.
-        if "No space left on device" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
