@@ -64,6 +64,7 @@ class Registry(Mapping[str, T]):
         Raises:
           InputError: the name is taken or is not an identifier, or the entry is of the wrong kind.
         """
+        # A text such as "mine(window=4)" is parsed as Python, where only an identifier is a name.
         if not name.isidentifier():
             raise InputError(f"{self.kind} name {name!r} must be an identifier, such as 'my_own'.")
         present = self.builtin.get(name) or self.registered.get(name)
@@ -89,14 +90,18 @@ class Registry(Mapping[str, T]):
         """
         try:
             return self[name]
-        except KeyError:
+        except KeyError:  # `Mapping` wants this error, and a user wants the names there are
             raise unknown(field or self.kind, name, self) from None
 
     def names(self) -> list[str]:
         """Every name in the order of listings; imports no other package."""
         points = self._entry_points()
-        added = [name for name in self.registered if name not in points]
-        return [*self.builtin, *added, *sorted(points)]
+        names = [*self.builtin]
+        for name in self.registered:
+            # A loaded entry point is registered too, and keeps its place among the entry points.
+            if name not in points:
+                names.append(name)
+        return [*names, *sorted(points)]
 
     def __getitem__(self, name: str) -> T:
         if name in self.builtin:
@@ -104,6 +109,7 @@ class Registry(Mapping[str, T]):
         if name in self.registered:
             return self.registered[name]
         point = self._entry_points()[name]
+        # Imported only now, because other packages may take seconds, or need what is not installed.
         try:
             entry = point.load()
         except Exception as error:  # whatever another package's import may raise
@@ -170,6 +176,6 @@ def register(kind: str, name: str, entry: T) -> T:
     return table(kind).register(name, entry)
 
 
-def is_dataclass_type(entry: Any) -> bool:
+def is_dataclass_type(entry: object) -> bool:
     """Whether an object is a class decorated with `@dataclass`."""
     return isinstance(entry, type) and dataclasses.is_dataclass(entry)

@@ -39,18 +39,23 @@ def parse(text: str, table: Mapping[str, type], kind: str = "attention") -> Any:
         raise unknown(kind, call.name, table)
     cls = table[call.name]
     options = _options(text, call, cls)
+    # `field.type` holds texts where annotations are postponed; this resolves them.
     hints = typing.get_type_hints(cls)
     for option, value in options.items():
         options[option] = typed(f"{call.name}: option {option!r}", value, hints[option])
-    missing = [name for name in _required(cls) if name not in options]
+    missing = list(_required(cls))
+    for option in options:
+        if option in missing:
+            missing.remove(option)
     if missing:
         raise InputError(f"{text!r} lacks a value for {', '.join(missing)}.")
     return cls(**options)
 
 
-def to_text(instance: Any, table: Mapping[str, type]) -> str:
+def to_text(instance: object, table: Mapping[str, type]) -> str:
     """The text that `parse` reads back as an equal instance; it gives every field."""
     for name, cls in table.items():
+        # Not isinstance: a subclass has a name of its own in the table.
         if type(instance) is cls:
             return spelled(name, instance, lambda value: _value_text(value, table))
     raise InputError(
@@ -76,6 +81,7 @@ def typed(label: str, value: Any, hint: Any) -> Any:
     members = _members(hint)
     for member in members:
         origin = typing.get_origin(member) or member
+        # Not isinstance, because a bool is an int and would pass for one.
         if origin is Any or type(value) is origin:
             return value
         if origin is float and type(value) is int:
@@ -84,7 +90,7 @@ def typed(label: str, value: Any, hint: Any) -> Any:
             return tuple(value)
         if origin is typing.Literal and value in typing.get_args(member):
             return value
-    expected = " or ".join(_type_text(member) for member in members)
+    expected = " or ".join(map(_type_text, members))
     raise InputError(f"{label} must be {expected}, got {value!r}.")
 
 
@@ -114,7 +120,7 @@ class Spelled:
         return spelled(name_of(self), self)
 
 
-def name_of(option: Any) -> str:
+def name_of(option: object) -> str:
     """The name of `option` in texts: its `spelling`, or its class's name in lower case."""
     return getattr(option, "spelling", "") or type(option).__name__.lower()
 
@@ -127,6 +133,7 @@ def _read(text: str, table: Mapping[str, type], kind: str) -> Call:
     if not isinstance(text, str):
         raise error
     try:
+        # The text is parsed and never evaluated, since a config may come from somebody else.
         body = ast.parse(text.strip(), mode="eval").body
         if isinstance(body, ast.Name):
             return Call(body.id, [], [])
@@ -140,6 +147,7 @@ def _read(text: str, table: Mapping[str, type], kind: str) -> Call:
             keywords.append((keyword.arg, _value(keyword.value, table)))
     except InputError:  # this error, or that of an attention inside the text
         raise
+    # All that ast raises: for null bytes, for unhashable keys, for parentheses nested too deep.
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         raise error from None
     return Call(body.func.id, positional, keywords)
@@ -150,9 +158,13 @@ def _value(node: ast.expr, table: Mapping[str, type]) -> object:
 
     For anything else it raises what `ast.literal_eval` raises."""
     if isinstance(node, ast.Tuple):
-        texts = [item for item in node.elts if isinstance(item, (ast.Name, ast.Call))]
-        if texts:
-            return tuple(parse(ast.unparse(item), table) for item in node.elts)
+        # A bare name or a call is no literal, so a tuple with one can only be of attentions.
+        nested = any(isinstance(item, (ast.Name, ast.Call)) for item in node.elts)
+        if nested:
+            members = []
+            for item in node.elts:
+                members.append(parse(ast.unparse(item), table))
+            return tuple(members)
     return ast.literal_eval(node)
 
 
@@ -162,11 +174,11 @@ def _value_text(value: object, table: Mapping[str, type]) -> str:
         return repr(value)
     texts = [to_text(item, table) for item in value]
     if len(texts) == 1:
-        return f"({texts[0]},)"
+        return f"({texts[0]},)"  # without the comma Python reads no tuple
     return f"({', '.join(texts)})"
 
 
-def _options(text: str, call: Call, cls: type) -> dict[str, Any]:
+def _options(text: str, call: Call, cls: type) -> dict[str, object]:
     """The values of a call by field name."""
     fields = [field.name for field in dataclasses.fields(cls) if field.init]
     if len(call.positional) > len(fields):
@@ -174,7 +186,7 @@ def _options(text: str, call: Call, cls: type) -> dict[str, Any]:
             f"{call.name} takes {len(fields)} options at most ({', '.join(fields) or 'none'}), "
             f"got {len(call.positional)} in {text!r}."
         )
-    options: dict[str, Any] = dict(zip(fields, call.positional, strict=False))
+    options: dict[str, object] = dict(zip(fields, call.positional, strict=False))
     for option, value in call.keywords:
         if option in options:
             raise InputError(f"{text!r} gives option {option!r} twice.")

@@ -34,6 +34,7 @@ def _cpu_flags() -> str:
     cpu = Path("/proc/cpuinfo")
     if not cpu.exists():
         return platform.processor()
+    # /proc/cpuinfo repeats the line for every core, and the first speaks for all.
     for line in cpu.read_text().splitlines():
         if line.startswith("flags"):
             return line
@@ -45,7 +46,7 @@ def use() -> Path | None:
 
     A folder that cannot be written causes one warning and no cache. JAX itself warns of an entry
     that it cannot read, and compiles the program again."""
-    import jax
+    import jax  # here, so that `folder` needs no JAX: doctor must work where JAX is broken
 
     if os.environ.get(VARIABLE, "").lower() in ("off", "0", "false", "no"):
         return None
@@ -59,6 +60,7 @@ def use() -> Path | None:
         with tempfile.TemporaryFile(dir=path):
             pass
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        # Processes that this one starts would warn again.
         os.environ[VARIABLE] = "off"
         say(
             f"Compilation cache disabled: {error}. Set XDG_CACHE_HOME to a writable folder, or "
@@ -66,5 +68,6 @@ def use() -> Path | None:
         )
         return None
     jax.config.update("jax_compilation_cache_dir", str(path))
+    # JAX's own minimum, one second, would leave out many programs of small models.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
     return path

@@ -27,13 +27,20 @@ WORDS = {
 
 def fingerprint(data: object) -> str:
     """Of plain data: equal data have equal fingerprints in every process."""
+    # Sorted keys, because the order of a dict is no difference. Not Python's hash(), which differs
+    # from one process to the next.
     text = json.dumps(data, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode()).hexdigest()[:LETTERS]
 
 
 def different(saved: Identity, now: Identity) -> list[str]:
     """The aspects that both know and in which they differ."""
-    return [aspect for aspect in saved if aspect in now and saved[aspect] != now[aspect]]
+    aspects = []
+    for aspect, value in saved.items():
+        # What only one side knows was added or dropped between versions, and proves nothing.
+        if aspect in now and value != now[aspect]:
+            aspects.append(aspect)
+    return aspects
 
 
 def require_same(saved: Identity, now: Identity, name: str, remedy: str) -> None:

@@ -3,8 +3,8 @@
 import math
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -26,6 +26,7 @@ class Bar:
         self._bar: Progress | None = None
 
     def __enter__(self) -> "Bar":
+        # A pipe or a CI log would hold every redrawn frame of a bar, one after the other.
         if console.is_terminal and not console.quiet:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -50,12 +51,16 @@ class Bar:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, done: int, numbers: dict[str, Any]) -> None:
+    def update(self, done: int, numbers: Mapping[str, object]) -> None:
         """Show that `done` steps are done, with a few numbers."""
         now = time.monotonic()
+        # Steps of an earlier call, before a resume, took none of this one's time.
         rate = (done - self.first) / max(now - self.started, 1e-9)
-        parts = [f"{name} {_text(value)}" for name, value in numbers.items()]
-        note = "  ".join([*parts, f"{rate:.1f} steps/s"])
+        parts = []
+        for name, value in numbers.items():
+            parts.append(f"{name} {_text(value)}")
+        parts.append(f"{rate:.1f} steps/s")
+        note = "  ".join(parts)
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
         elif not console.quiet and (done == self.total or now - self.last_line >= LINE_EVERY):
@@ -64,10 +69,11 @@ class Bar:
             if rate > 0:
                 remaining = (self.total - done) / rate
             line = f"{self.name}  {done}/{self.total}  {note}  {remaining:.0f} s left"
+            # Flushed, because a pipe is read while the work goes on.
             print(line, file=sys.stderr, flush=True)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -52,6 +52,7 @@ class Record:
             value = getattr(self, field.name)
             if value is None and field.default is None:
                 continue
+            # The keys of the scores name the metric already: "valid_accuracy".
             if field.name == "metric" and self.by_metric:
                 continue
             if field.name == self.open_field:
@@ -74,6 +75,7 @@ class Record:
         if not isinstance(data, dict):
             raise place.wrong(f"must be an object, not {kind(data)}")
         values: dict[str, Any] = {}
+        # Hints are texts where a class is defined below its use; this resolves them.
         hints = get_type_hints(cls)
         fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         for name, pattern in cls.by_metric.items():
@@ -93,15 +95,27 @@ class Record:
                 and field.default_factory is dataclasses.MISSING
             ):
                 raise place.wrong(f"lacks the key {name!r}")
+        # Unknown keys are ignored, so that a file of a newer version can be read, unless the record
+        # has a field for them.
         if cls.open_field:
-            values[cls.open_field] = {k: v for k, v in data.items() if k not in fields}
+            values[cls.open_field] = _without(data, fields)
         return cls(**values)
 
 
-def _metric_of(data: Mapping[str, Any], pattern: str, fields: Mapping[str, Any]) -> str | None:
+def _without(data: Mapping[str, Plain], names: Container[str]) -> dict[str, Plain]:
+    """The entries of `data` that have none of the names."""
+    entries = {}
+    for name, value in data.items():
+        if name not in names:
+            entries[name] = value
+    return entries
+
+
+def _metric_of(data: Iterable[str], pattern: str, fields: Container[str]) -> str | None:
     """The name that stands for {} in the first key of `data` that has the pattern."""
     before, after = pattern.split("{}")
     for key in data:
+        # A pattern that is "{}" alone fits every key, so the record's other keys come first.
         if key in fields or not (key.startswith(before) and key.endswith(after)):
             continue
         return key[len(before) : len(key) - len(after)]
@@ -123,6 +137,7 @@ def plain(value: Any) -> Any:
 
 def decode(hint: Any, value: object, place: Place) -> Any:
     """`value` as the type `hint`; `InputError` where it is something else."""
+    # Any on both sides: a hint can be a class, a union or an alias, for which typing has no type.
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Plain:
         return value
@@ -141,7 +156,10 @@ def decode(hint: Any, value: object, place: Place) -> Any:
     if origin in (dict, Mapping):
         if not isinstance(value, dict):
             raise place.wrong(f"must be an object, not {kind(value)}")
-        return {key: decode(arguments[1], item, place.at(key)) for key, item in value.items()}
+        entries = {}
+        for key, item in value.items():
+            entries[key] = decode(arguments[1], item, place.at(key))
+        return entries
     if isinstance(hint, type) and issubclass(hint, Record):
         return hint.decode(value, place)
     if hint is np.ndarray:
@@ -150,11 +168,14 @@ def decode(hint: Any, value: object, place: Place) -> Any:
 
 
 def _decode_union(arguments: tuple[Any, ...], value: object, place: Place) -> Any:
-    options = [option for option in arguments if option is not type(None)]
+    options = list(arguments)
+    if type(None) in options:
+        options.remove(type(None))
     if value is None and len(options) < len(arguments):
         return None
     if len(options) == 1:
         return decode(options[0], value, place)
+    # The first option's error is shown: it is the common form, and the next ones are exceptions.
     problem: InputError | None = None
     for option in options:
         try:
@@ -168,7 +189,10 @@ def _decode_union(arguments: tuple[Any, ...], value: object, place: Place) -> An
 def _decode_list(hint: Any, value: object, place: Place) -> list[Any]:
     if not isinstance(value, list):
         raise place.wrong(f"must be a list, not {kind(value)}")
-    return [decode(hint, item, place.at(i)) for i, item in enumerate(value)]
+    items = []
+    for i, item in enumerate(value):
+        items.append(decode(hint, item, place.at(i)))
+    return items
 
 
 def _decode_array(value: object, place: Place) -> np.ndarray:
@@ -182,7 +206,10 @@ def _decode_array(value: object, place: Place) -> np.ndarray:
 def _decode_scalar(hint: type, value: object, place: Place) -> Any:
     if hint is float and value is None:
         return float("nan")
-    accepted = (int, float) if hint is float else hint
+    accepted: tuple[type, ...] = (hint,)
+    if hint is float:
+        accepted = (int, float)  # JSON writes 1.0 as 1 in other languages
+    # To Python a bool is an int, and would pass for a number.
     if isinstance(value, bool) != (hint is bool) or not isinstance(value, accepted):
         raise place.wrong(f"must be {KINDS[hint]}, not {kind(value)}")
     return value

@@ -16,12 +16,15 @@ from dartformer.errors import InputError
 def write_text(path: Path, text: str) -> None:
     """Replace a file whole: after a crash it holds the old text or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, because only within one file system is a rename a single operation.
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
+            # The text must reach the disk before the name does, or a crash leaves an empty file.
             file.flush()
             os.fsync(file.fileno())
+        # mkstemp lets only the user read, but reports and results are shared.
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
@@ -30,7 +33,7 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: object) -> None:
     """`write_text` of readable JSON; NaN and infinity, which JSON lacks, become null."""
     write_text(path, json.dumps(jsonable(data), indent=2) + "\n")
 
@@ -41,18 +44,22 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"there is no {path}.") from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of bytes that are no UTF-8, too
         raise InputError(f"{path} is damaged: {error}.") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}.") from None
 
 
-def jsonable(data: Any) -> Any:
+def jsonable(data: object) -> Any:
     """Plain data: arrays and NumPy scalars as numbers, non-finite numbers as None."""
     if isinstance(data, dict):
-        return {str(k): jsonable(v) for k, v in data.items()}
+        entries = {}
+        for key, value in data.items():
+            entries[str(key)] = jsonable(value)
+        return entries
     if isinstance(data, (list, tuple)):
-        return [jsonable(v) for v in data]
+        return list(map(jsonable, data))
+    # By method and not by type, so that JAX's arrays count without importing JAX here.
     if hasattr(data, "tolist"):
         return jsonable(data.tolist())
     if isinstance(data, float) and not math.isfinite(data):
@@ -62,6 +69,7 @@ def jsonable(data: Any) -> Any:
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """Lines "name: old -> new" for every field in which two nested configurations differ."""
+    # dict.fromkeys and not a set, so that the lines come in the order of the configs.
     for name in dict.fromkeys([*old, *new]):
         a, b = old.get(name, "(absent)"), new.get(name, "(absent)")
         if isinstance(a, dict) and isinstance(b, dict):
@@ -85,6 +93,8 @@ class LockedFolder:
         except OSError as error:
             raise InputError(f"cannot write to the workdir {path}: {error.strerror}.") from None
         try:
+            # The kernel drops the lock when the process ends, however it ends: a file that merely
+            # exists would outlive a crash.
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()

@@ -40,6 +40,10 @@ print("sound" if jnp.allclose(squares, rows[:, 0] ** 2) else "wrong")
 """The smallest known program that crashes, then the smallest known that computes wrong numbers."""
 
 
+NOTES = {True: "faulty", False: "sound"}
+"""What a probe notes of a release, by whether it needs the flag."""
+
+
 class Verdict(enum.Enum):
     """What the probe's program did in a process of its own."""
 
@@ -103,8 +107,13 @@ def jaxlib_version() -> str | None:
 
 def probe(flag: str = "", seconds: float = 120) -> Verdict:
     """Run `PROBE` in its own process, on a CPU, with `flag` in place of any other `FLAG`."""
-    flags = [word for word in os.environ.get("XLA_FLAGS", "").split() if not word.startswith(FLAG)]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join([*flags, flag])}
+    flags = []
+    for word in os.environ.get("XLA_FLAGS", "").split():
+        if not word.startswith(FLAG):
+            flags.append(word)
+    flags.append(flag)
+    # An accelerator may be held by this process already, and the fault is one of the CPU.
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
     try:
         process = subprocess.run(
             [sys.executable, "-c", PROBE],
@@ -115,6 +124,7 @@ def probe(flag: str = "", seconds: float = 120) -> Verdict:
         )
     except subprocess.TimeoutExpired:
         return Verdict.HANGS
+    # Negative: ended by a signal. XLA also aborts at a flag that it does not know.
     if process.returncode < 0 and "Unknown flag" not in process.stderr:
         return Verdict.CRASHES
     answers = {"sound": Verdict.SOUND, "wrong": Verdict.WRONG}
@@ -123,20 +133,21 @@ def probe(flag: str = "", seconds: float = 120) -> Verdict:
 
 def _is_faulty(version: str, may_probe: bool) -> bool:
     """Whether this jaxlib needs the flag, and knows it: an unknown flag ends the process."""
-    release = tuple(int(digits) for digits in re.findall(r"\d+", version)[:3])
+    # Three numbers only: "0.10.2.dev20250101" has the reductions of 0.10.2.
+    release = tuple(map(int, re.findall(r"\d+", version)[:3]))
     if release < FIRST_UNKNOWN:
         return release >= FIRST_FAULTY
     try:
         note = user_cache.folder() / f"jaxlib-{version}-reductions.txt"
         if note.exists():
-            return note.read_text() == "faulty"
+            return note.read_text() == NOTES[True]
         if not may_probe:
             return False
         faulty = probe() not in (Verdict.SOUND, Verdict.FAILED)
         # The flag is set only where it is known, and helps.
         faulty = faulty and probe(DOTS_ONLY) is Verdict.SOUND
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text("faulty" if faulty else "sound")
+        note.write_text(NOTES[faulty])
     except (OSError, RuntimeError):  # RuntimeError: there is no home folder
         return False
     return faulty
@@ -144,5 +155,6 @@ def _is_faulty(version: str, may_probe: bool) -> bool:
 
 def _backend_is_running() -> bool:
     """Whether JAX has started a backend in this process; JAX offers no public way to ask."""
+    # From sys.modules, because importing the bridge would import JAX.
     bridge = sys.modules.get("jax._src.xla_bridge")
     return bridge is not None and bridge.backends_are_initialized()

@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from dartformer import attention
 from dartformer.attention.base import Attention
@@ -22,7 +21,8 @@ class Genotype:
     layers: tuple[tuple[Attention, ...], ...]
 
     def __post_init__(self) -> None:
-        widths = [len(heads) for heads in self.layers]
+        widths = list(map(len, self.layers))
+        # The mixture of a genotype is one array [L, H, K], which has no room for ragged layers.
         if not widths or widths[0] == 0 or len(set(widths)) > 1:
             raise InputError(
                 f"a genotype needs at least one layer, and the same number of heads in all layers; "
@@ -44,18 +44,24 @@ class Genotype:
         groups: dict[Attention, list[int]] = {}
         for head, kind in enumerate(self.layers[layer]):
             groups.setdefault(kind, []).append(head)
-        return tuple((kind, tuple(heads)) for kind, heads in groups.items())
+        pairs = []
+        for kind, heads in groups.items():
+            pairs.append((kind, tuple(heads)))
+        return tuple(pairs)
 
     def texts(self) -> list[list[str]]:
         """The attentions as text: `[["full", "local(window=16)"], ...]`."""
-        return [[attention.to_text(a) for a in heads] for heads in self.layers]
+        texts = []
+        for heads in self.layers:
+            texts.append(list(map(attention.to_text, heads)))
+        return texts
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Explicit lists: `{"format": 1, "layers": [["full", "local(window=16)"], ...]}`."""
         return {"format": FORMAT, "layers": self.texts()}
 
     @classmethod
-    def from_dict(cls, data: Any) -> "Genotype":
+    def from_dict(cls, data: object) -> "Genotype":
         """The inverse of `to_dict`; raises `InputError` where the data is something else."""
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise InputError(f"not a genotype of format {FORMAT}: {str(data)[:80]!r}.")
@@ -64,10 +70,14 @@ class Genotype:
             raise InputError(
                 "a genotype's 'layers' must be a list of lists of attentions written as text."
             )
-        return cls(tuple(tuple(map(attention.parse, heads)) for heads in layers))
+        parsed = []
+        for heads in layers:
+            parsed.append(tuple(map(attention.parse, heads)))
+        return cls(tuple(parsed))
 
     def to_json(self) -> str:
         """One line for each layer, so that two genotypes differ line by line."""
+        # json.dumps with an indent would give every head a line of its own.
         rows = ",\n    ".join(map(json.dumps, self.texts()))
         return f'{{\n  "format": {FORMAT},\n  "layers": [\n    {rows}\n  ]\n}}\n'
 
@@ -94,7 +104,7 @@ def _is_list_of_texts(value: object) -> bool:
 
 def in_words(layers: Sequence[Sequence[str]]) -> str:
     """A genotype in short, from the texts of its attentions, which need not be installed."""
-    if len({text for heads in layers for text in heads}) == 1:
+    if len(set().union(*layers)) == 1:
         return f"{layers[0][0]} everywhere ({len(layers)}x{len(layers[0])})"
     return " | ".join(map(layer_in_words, layers))
 
@@ -104,18 +114,24 @@ def layer_in_words(heads: Sequence[str]) -> str:
     counts = Counter(heads)
     if len(counts) == 1:
         return heads[0]
-    return " + ".join(f"{text} x{count}" for text, count in counts.items())
+    # A Counter keeps the order of first appearance, so equal layers read alike.
+    parts = []
+    for text, count in counts.items():
+        parts.append(f"{text} x{count}")
+    return " + ".join(parts)
 
 
 def parse_candidates(texts: Sequence[str]) -> tuple[Attention, ...]:
     """Candidates from their texts; raises `InputError` for fewer than two, or for duplicates."""
+    # A text is a sequence of its letters, and would fail with a message about one of them.
     if isinstance(texts, str):
         raise InputError(f"space.candidates must be a list of attentions, got the text {texts!r}.")
     if len(texts) < 2:
         raise InputError(
             f"space.candidates needs at least two attentions to choose among, got {list(texts)}."
         )
-    candidates = tuple(attention.parse(text) for text in texts)
+    candidates = tuple(map(attention.parse, texts))
+    # Compared once parsed: "local" and "local(window=16)" are two texts of one attention.
     for text, candidate in zip(texts, candidates, strict=True):
         if candidates.count(candidate) > 1:
             raise InputError(f"space.candidates holds {text!r} twice.")

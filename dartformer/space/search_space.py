@@ -26,7 +26,11 @@ def shapes(layers: int, heads: int, aspect: str) -> tuple[tuple[int, int], ...]:
     if aspect == "given":
         return ((layers, heads),)
     total = layers * heads
-    return tuple((n, total // n) for n in range(layers, 0, -1) if layers % n == 0)
+    pairs = []
+    for n in range(layers, 0, -1):
+        if layers % n == 0:
+            pairs.append((n, total // n))
+    return tuple(pairs)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class SearchSpace:
     def size(self) -> int:
         """How many genotypes there are."""
         rows, columns, candidates = self.alphas_shape
+        # Python's integers do not overflow: 8 candidates in 6 x 8 heads are 2^144 genotypes.
         return int(candidates) ** (rows * columns)
 
     def place_name(self, place: tuple[int, int]) -> str:
@@ -83,10 +88,11 @@ class SearchSpace:
 
     def genotype(self, choice: np.ndarray) -> Genotype:
         """The genotype of integer choices `[1 or L, 1 or H]`, or of any that broadcast to [L, H]."""
-        grid = np.broadcast_to(np.asarray(choice), (self.layers, self.heads))
+        grid = np.broadcast_to(np.asarray(choice), (self.layers, self.heads))  # [L, H]
         layers = []
         for row in grid:
-            layers.append(tuple(self.candidates[int(k)] for k in row))
+            heads = [self.candidates[int(k)] for k in row]
+            layers.append(tuple(heads))
         return Genotype(tuple(layers))
 
     def choice(self, genotype: Genotype) -> np.ndarray:
@@ -94,7 +100,10 @@ class SearchSpace:
 
         Raises `InputError` for an attention that is no candidate."""
         self._require_size(genotype)
-        return np.array([list(map(self._index, heads)) for heads in genotype.layers])
+        rows = []
+        for heads in genotype.layers:
+            rows.append(list(map(self._index, heads)))
+        return np.array(rows)
 
     def mixture(self, genotype: Genotype) -> np.ndarray:
         """The mixture `[L, H, K]` of a genotype, float32: one-hot, or the shares of a parallel one."""
@@ -102,6 +111,8 @@ class SearchSpace:
         mixture = np.zeros(self.mixture_shape, np.float32)
         for l, heads in enumerate(genotype.layers):
             for h, attention in enumerate(heads):
+                # A parallel attention can be a candidate itself. Only where it is none does it stand
+                # for the mixture of its members.
                 members = [(attention, 1.0)]
                 if attention not in self.candidates:
                     members = _members(attention)
@@ -123,7 +134,10 @@ class SearchSpace:
 
     def homogeneous(self) -> tuple[Genotype, ...]:
         """The K genotypes with one attention everywhere."""
-        return tuple(Genotype.homogeneous(a, self.layers, self.heads) for a in self.candidates)
+        genotypes = []
+        for candidate in self.candidates:
+            genotypes.append(Genotype.homogeneous(candidate, self.layers, self.heads))
+        return tuple(genotypes)
 
     def mixed(self) -> Genotype:
         """All candidates in parallel, everywhere: the supernet's uniform mixture as a model."""
@@ -132,8 +146,11 @@ class SearchSpace:
             # A parallel candidate cannot be a member itself, so its members are.
             for member, share in _members(candidate):
                 shares[member] = shares.get(member, 0.0) + share
-        unequal = len(set(shares.values())) > 1
-        parallel = Parallel(tuple(shares), tuple(shares.values()) if unequal else ())
+        values = tuple(shares.values())
+        # Without shares the members count equally, and the text is shorter.
+        if len(set(values)) == 1:
+            values = ()
+        parallel = Parallel(tuple(shares), values)
         return Genotype.homogeneous(parallel, self.layers, self.heads)
 
     def random(self, rng: np.random.Generator) -> Genotype:

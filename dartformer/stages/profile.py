@@ -233,7 +233,7 @@ def whole(setting: Setting, name: str, genotype: Genotype, useful: bool) -> Mode
     executed = cost.flops(config, genotype, batch=at.batch, length=tokens)
     row = ModelProfile(
         name,
-        tuple(tuple(heads) for heads in genotype.to_dict()["layers"]),
+        tuple(map(tuple, genotype.texts())),
         at.batch,
         setting.length,
         cost.model_parameters(transformer(config, genotype)),
