@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -72,7 +72,7 @@ def _not_utf8(file: str, error: UnicodeDecodeError) -> InputError:
     return InputError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}.")
 
 
-def _line(document: Document, answer: dict[str, Any]) -> str:
+def _line(document: Document, answer: Mapping[str, Any]) -> str:
     """An answer and its document, separated by tabs."""
     text = document
     if not isinstance(text, str):

@@ -75,7 +75,10 @@ def card(
 def _scores(model: Model, results: Results) -> Iterator[str]:
     """The table of models on test, or the score on valid where test was not read."""
     if results.test is None:
-        scores = [f"{name} {value:.4g}" for name, value in model.valid.items() if name != "step"]
+        scores = []
+        for name, value in model.valid.items():
+            if name != "step":
+                scores.append(f"{name} {value:.4g}")
         yield (
             f"Not evaluated on test. Seed {model.seed} after step {model.step}, on valid: "
             f"{', '.join(scores)}."
@@ -84,7 +87,7 @@ def _scores(model: Model, results: Results) -> Iterator[str]:
         return
     measure = metric.find(results.measure)
     seeds = results.seeds or ()
-    listed = ", ".join(str(seed) for seed in seeds)
+    listed = ", ".join(map(str, seeds))
     yield (
         f"On {results.test.examples} test examples; mean over seeds {listed}, {results.steps} "
         f"training steps each. This folder holds seed {model.seed} after step {model.step}, the "
@@ -97,10 +100,12 @@ def _scores(model: Model, results: Results) -> Iterator[str]:
     baselines = results.baselines or {}
     for name in sorted(baselines, key=_majority_first):
         baseline = baselines[name]
-        count = "-"
+        count = "-"  # a rule, which trains nothing, has no seeds
         if isinstance(baseline, ModelScores):
             count = str(len(baseline.test.per_seed))
-        title = "majority class" if name == "majority" else name
+        title = name
+        if name == "majority":
+            title = "majority class"
         yield f"| {title} | {measure.text(baseline.test.mean)} | {count} |"
     yield ""
     for sentence in results.verdict or ():
@@ -109,7 +114,7 @@ def _scores(model: Model, results: Results) -> Iterator[str]:
 
 
 def _majority_first(name: str) -> bool:
-    """A key to sort names of baselines."""
+    """A key to sort names of baselines: False sorts before True."""
     return name != "majority"
 
 
@@ -130,7 +135,10 @@ def _cost(model: Model, results: Results) -> str:
 def _data(model: Model) -> Iterator[str]:
     """What the model was trained on."""
     labels = model.task.labels
-    more = ", ..." if len(labels) > LABELS else ""
+    # A language model has a class for each token of its vocabulary.
+    classes = ", ".join(labels[:LABELS])
+    if len(labels) > LABELS:
+        classes += ", ..."
     summary = type(model.task).traits.summary.removesuffix(".")
     yield f"Task `{model.config.task.name}`: {summary}."
     yield "`config.json` holds the whole config. Of the task:"
@@ -139,15 +147,19 @@ def _data(model: Model) -> Iterator[str]:
     yield json.dumps(model.config.task.to_dict(), indent=2)
     yield "```"
     yield ""
-    yield f"Classes: {', '.join(labels[:LABELS])}{more}."
+    yield f"Classes: {classes}."
     yield ""
 
 
 def _use(model: Model, formats: Sequence[str], any_length: bool) -> Iterator[str]:
     """How to run each file."""
     tokens, valid = model.shape.blank(1)
-    outputs = "numbers" if model.task.traits.metric == "r2" else "logits"
-    shorter = ", or fewer of them, N being any length up to that" if any_length else ""
+    outputs = "logits"
+    if model.task.traits.metric == "r2":
+        outputs = "numbers"
+    shorter = ""
+    if any_length:
+        shorter = ", or fewer of them, N being any length up to that"
     yield (
         "`dartformer.load(folder)` reads texts. Without dartformer: `model.stablehlo`, for CPU, "
         f"CUDA and TPU, takes tokens {described(tokens)} and valid {described(valid)}{shorter}, "
@@ -164,19 +176,21 @@ def _use(model: Model, formats: Sequence[str], any_length: bool) -> Iterator[str
     yield "```"
     yield ""
     for name in formats:
-        lines = FORMATS[name].usage(tokens, valid)
+        written = FORMATS[name]
+        lines = written.usage(tokens, valid)
         if lines:
             yield "```python"
             yield from lines
             yield "```"
         else:
-            yield f"It also holds {FORMATS[name].summary}."
+            yield f"It also holds {written.summary}."
         yield ""
 
 
 def described(array: jax.ShapeDtypeStruct) -> str:
     """ "`[b, N]` int32", N being the number"""
-    sizes = ", ".join(str(size) for size in array.shape[1:])
+    # The batch is b, whatever it is in this array.
+    sizes = ", ".join(map(str, array.shape[1:]))
     return f"`[b, {sizes}]` {array.dtype}"
 
 
@@ -185,12 +199,15 @@ def pipeline(model: Model) -> str:
     traits = model.task.traits
     if traits.metric == "bits_per_character":
         return "text-generation"
-    default = "token-classification" if traits.per_token else "text-classification"
+    default = "text-classification"
+    if traits.per_token:
+        default = "token-classification"
     return PIPELINES.get(model.config.task.name, default)
 
 
 def front_matter(model: Model, results: Results) -> Iterator[str]:
     """The YAML that the hub reads: library, tags, task and test result. Values are JSON."""
+    # JSON is YAML, and it quotes whatever must be quoted.
     name = model.config.task.name
     tags = ["dartformer", "jax", "neural-architecture-search", "attention", name]
     yield "---"

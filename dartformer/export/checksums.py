@@ -12,6 +12,7 @@ CHECKSUMS = "checksums.json"
 def note(folder: Path) -> None:
     """Write `checksums.json`: the SHA-256 of every file of the folder, by its path in it."""
     digests = {}
+    # Sorted, so that the same export has the same table on every file system.
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.name != CHECKSUMS:
             digests[file.relative_to(folder).as_posix()] = _sha256(file)

@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jax import ShapeDtypeStruct
@@ -67,7 +67,7 @@ BUILT_IN: dict[str, Format] = {
 }
 
 
-def _is_format(entry: Any) -> bool:
+def _is_format(entry: object) -> bool:
     return isinstance(entry, Format)
 
 
@@ -84,8 +84,11 @@ FORMATS: Registry[Format] = Registry(
 def check(formats: Sequence[str]) -> None:
     """Raise `InputError` for an unknown format, or one whose packages are not installed."""
     for name in formats:
-        packages = FORMATS.find(name).packages
-        missing = [package for package in packages if importlib.util.find_spec(package) is None]
+        missing = []
+        for package in FORMATS.find(name).packages:
+            # Found and not imported: TensorFlow alone takes seconds.
+            if importlib.util.find_spec(package) is None:
+                missing.append(package)
         if missing:
             raise InputError(
                 f"the format {name} needs {' and '.join(missing)}. "
@@ -101,6 +104,7 @@ def write(name: str, net: Network, model: Model, folder: Path) -> None:
     """
     written = FORMATS[name]
     written.write(net, model, folder)
+    # Two batch sizes, as a program may have been written for one of them alone.
     for batch in (3, 1):
         tokens, valid = examples(model.shape, batch)
         expected = np.asarray(net.apply(model.weights, tokens, valid))
@@ -117,13 +121,14 @@ def write(name: str, net: Network, model: Model, folder: Path) -> None:
 def examples(shape: TransformerConfig, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Random tokens and valid to compare on: the first at full length, the others shorter."""
     rng = np.random.default_rng(0)
-    tokens, valid = (np.zeros(array.shape, array.dtype) for array in shape.blank(batch))
+    blank, mask = shape.blank(batch)
+    valid = np.zeros(mask.shape, bool)
     for i in range(batch):
         length = max(1, shape.length // (i + 1))
         valid[i, ..., :length] = True
     if shape.features:
-        numbers = rng.normal(size=tokens.shape) * valid[..., None]  # [B, N, F]
+        numbers = rng.normal(size=blank.shape) * valid[..., None]  # [B, N, F]
         return numbers.astype(np.float32), valid
     smallest = min(1, shape.vocabulary - 1)  # 0 is padding, where there is another token
-    ids = rng.integers(smallest, shape.vocabulary, tokens.shape) * valid
+    ids = rng.integers(smallest, shape.vocabulary, blank.shape) * valid
     return ids.astype(np.int32), valid

@@ -1,25 +1,39 @@
 """What a loaded model takes, texts, token ids or arrays, checked and padded to the model's length."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
+import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dartformer.errors import InputError
 from dartformer.models.sizes import TransformerConfig
 from dartformer.tasks.base import Task
 
+Document = str | Sequence[int] | Sequence[Sequence[float]] | np.ndarray
+"""A text, token ids, or numbers `[n, F]`."""
+
+Example = Document | Sequence[Document]
+"""A document, or two of them where the model compares two."""
+
+Texts = Sequence[Example] | np.ndarray | jax.Array
+"""A list of examples, or the tokens of a batch as an array."""
+
 Arrays = tuple[np.ndarray, np.ndarray]
 """Tokens `[B, N]`, `[B, 2, N]` of pairs, or `[B, N, F]` of numbers; and which exist."""
 
 
-def arrays(task: Task, shape: TransformerConfig, texts: Any, valid: Any = None) -> Arrays:
+def arrays(
+    task: Task, shape: TransformerConfig, texts: Texts, valid: ArrayLike | None = None
+) -> Arrays:
     """The arrays for a list of texts or of token ids (of pairs of these), or for arrays."""
     if isinstance(texts, str):
         raise InputError("give a list of texts, not one text.")
     if valid is not None or hasattr(texts, "__array__"):
         return padded(shape, np.asarray(texts), valid)
-    tokens, exists = (np.zeros(array.shape, array.dtype) for array in shape.blank(len(texts)))
+    blank, mask = shape.blank(len(texts))
+    tokens, exists = np.zeros(blank.shape, blank.dtype), np.zeros(mask.shape, bool)
     for i, example in enumerate(texts):
         for place, document in _documents(shape, i, example):
             ids = document_ids(task, shape, document)
@@ -29,17 +43,20 @@ def arrays(task: Task, shape: TransformerConfig, texts: Any, valid: Any = None) 
 
 
 def _documents(
-    shape: TransformerConfig, i: int, example: Any
-) -> Sequence[tuple[tuple[int, ...], Any]]:
+    shape: TransformerConfig, i: int, example: Example
+) -> Sequence[tuple[tuple[int, ...], Document]]:
     """The documents of example i, each with its place in the arrays."""
     if shape.inputs != 2:
-        return [((i,), example)]
+        return [((i,), cast(Document, example))]
     if isinstance(example, str) or len(example) != 2:
         raise InputError("this model compares two documents, so give pairs of texts.")
-    return [((i, 0), example[0]), ((i, 1), example[1])]
+    first, second = cast(Sequence[Document], example)
+    return [((i, 0), first), ((i, 1), second)]
 
 
-def document_ids(task: Task, shape: TransformerConfig, document: Any) -> Any:
+def document_ids(
+    task: Task, shape: TransformerConfig, document: Document
+) -> Sequence[int] | np.ndarray:
     """The tokens of one document: ids `[n]`, or numbers `[n, F]`."""
     if isinstance(document, str):
         return task.encode(document)
@@ -48,7 +65,7 @@ def document_ids(task: Task, shape: TransformerConfig, document: Any) -> Any:
     return _checked_ids(shape, document)
 
 
-def _checked_numbers(shape: TransformerConfig, document: Any) -> np.ndarray:
+def _checked_numbers(shape: TransformerConfig, document: ArrayLike) -> np.ndarray:
     """Tokens that are numbers, of one document."""
     numbers = np.asarray(document, np.float32)
     fits = numbers.ndim == 2 and numbers.shape[1] == shape.features
@@ -60,9 +77,11 @@ def _checked_numbers(shape: TransformerConfig, document: Any) -> np.ndarray:
     return numbers
 
 
-def _checked_ids(shape: TransformerConfig, document: Sequence[Any]) -> list[int]:
+def _checked_ids(
+    shape: TransformerConfig, document: Sequence[int] | Sequence[Sequence[float]] | np.ndarray
+) -> list[int]:
     """Token ids of one document."""
-    ids = list(document)
+    ids = cast(list[int], list(document))  # which is checked below
     if not 0 < len(ids) <= shape.length:
         raise InputError(f"the model takes 1 to {shape.length} tokens, got {len(ids)}.")
     if not all(map(_is_whole, ids)):
@@ -73,10 +92,11 @@ def _checked_ids(shape: TransformerConfig, document: Sequence[Any]) -> list[int]
 
 
 def _is_whole(value: object) -> bool:
+    # True and False are integers of Python, but no token ids.
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def padded(shape: TransformerConfig, tokens: np.ndarray, valid: Any = None) -> Arrays:
+def padded(shape: TransformerConfig, tokens: np.ndarray, valid: ArrayLike | None = None) -> Arrays:
     """Arrays, checked, with zeros up to the model's length."""
     blank, mask = shape.blank(len(tokens))
     axis = mask.ndim - 1  # of N
@@ -96,6 +116,7 @@ def padded(shape: TransformerConfig, tokens: np.ndarray, valid: Any = None) -> A
             f"valid must be bool of shape {list(expected)}, got {exists.dtype} of shape "
             f"{list(exists.shape)}."
         )
+    # What stands at tokens that do not exist is not read, so it may be anything.
     if shape.features:
         tokens = np.where(exists[..., None], tokens, 0)
     else:

@@ -1,12 +1,13 @@
 """Load an exported folder: a callable on texts, token ids or arrays. It runs no code of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypedDict, cast
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -25,6 +26,36 @@ BATCH = 64
 """Examples computed at once. Fewer are filled up to the next power of two."""
 
 
+class Label(TypedDict):
+    """The label of a text and its probability."""
+
+    label: str
+    probability: float
+
+
+class Labels(TypedDict):
+    """The labels of the tokens of a text and their probabilities."""
+
+    label: list[str]
+    probability: list[float]
+
+
+class Value(TypedDict):
+    """The number that is predicted for a text."""
+
+    value: float
+
+
+Answer = Label | Labels | Value
+
+
+class Regression(Protocol):
+    """A task that predicts numbers."""
+
+    def value(self, output: float) -> float:
+        """The number in its own unit."""
+
+
 @dataclass(frozen=True)
 class Served:
     """A loaded model: call it with texts, lists of token ids, or arrays (of two documents: pairs).
@@ -34,7 +65,7 @@ class Served:
       model: what was loaded.
     """
 
-    predict: Callable[[np.ndarray, np.ndarray], Any]
+    predict: Callable[[np.ndarray, np.ndarray], jax.Array]
     model: Model
 
     @property
@@ -42,7 +73,7 @@ class Served:
         """Names of the classes."""
         return self.model.task.labels
 
-    def logits(self, texts: Any, valid: Any = None) -> np.ndarray:
+    def logits(self, texts: inputs.Texts, valid: ArrayLike | None = None) -> np.ndarray:
         """Logits `[B, C]`, or `[B, N, C]` of a task that labels tokens, N being the model's length.
 
         Args:
@@ -55,7 +86,7 @@ class Served:
         """
         return self._run(*self.arrays(texts, valid))
 
-    def arrays(self, texts: Any, valid: Any = None) -> inputs.Arrays:
+    def arrays(self, texts: inputs.Texts, valid: ArrayLike | None = None) -> inputs.Arrays:
         """What the model reads: tokens and valid, padded to its length."""
         return inputs.arrays(self.model.task, self.model.shape, texts, valid)
 
@@ -86,7 +117,7 @@ class Served:
             return np.zeros((0, shape.length, shape.classes), np.float32)
         return np.zeros((0, shape.classes), np.float32)
 
-    def __call__(self, texts: Any, valid: Any = None) -> list[dict[str, Any]]:
+    def __call__(self, texts: inputs.Texts, valid: ArrayLike | None = None) -> Sequence[Answer]:
         """`[{"label", "probability"}, ...]`, one for each text; takes what `logits` takes.
 
         Both are lists where a task labels tokens. Where numbers are predicted, `[{"value"}, ...]`.
@@ -95,23 +126,30 @@ class Served:
             return []
         tokens, exists = self.arrays(texts, valid)
         logits = self._run(tokens, exists)
-        task: Any = self.model.task
-        if task.traits.metric == "r2":
-            return [{"value": task.value(float(row[0]))} for row in logits]
+        if self.model.task.traits.metric == "r2":
+            return [self._number(row) for row in logits]
+        # Less the largest, which changes no probability and keeps `exp` from overflowing.
         probabilities = np.exp(logits - logits.max(-1, keepdims=True))
         probabilities /= probabilities.sum(-1, keepdims=True)
         if probabilities.ndim == 3:
             counts = exists.sum(1)
-            pairs = zip(probabilities, counts, strict=True)
-            return [self._labels_of_tokens(row[:count]) for row, count in pairs]
+            answers = []
+            for row, count in zip(probabilities, counts, strict=True):
+                answers.append(self._labels_of_tokens(row[:count]))
+            return answers
         return [self._label(row) for row in probabilities]
 
-    def _label(self, probabilities: np.ndarray) -> dict[str, Any]:
+    def _number(self, outputs: np.ndarray) -> Value:
+        """The answer for one text, of `[1]`."""
+        task = cast(Regression, self.model.task)
+        return {"value": task.value(float(outputs[0]))}
+
+    def _label(self, probabilities: np.ndarray) -> Label:
         """The answer for one text, of `[C]`."""
         best = int(probabilities.argmax())
         return {"label": self.labels[best], "probability": float(probabilities[best])}
 
-    def _labels_of_tokens(self, probabilities: np.ndarray) -> dict[str, Any]:
+    def _labels_of_tokens(self, probabilities: np.ndarray) -> Labels:
         """The answers for the tokens of one text, of `[n, C]`."""
         labels = [self.labels[best] for best in probabilities.argmax(-1)]
         return {"label": labels, "probability": probabilities.max(-1).tolist()}
@@ -167,6 +205,7 @@ def _device(kind: str | None) -> jax.Device:
     try:
         return jax.devices(kind)[0]
     except RuntimeError:
+        # JAX always has a CPU, which it does not list beside a better device.
         present = sorted({device.platform for device in jax.devices()} | {"cpu"})
         raise InputError(
             f"there is no device {kind!r} here; there is {', '.join(present)}."
@@ -175,6 +214,7 @@ def _device(kind: str | None) -> jax.Device:
 
 def _weights(net: Network, file: Path) -> Weights:
     """The weights in a file, which must be those of the network."""
+    # Shapes alone: nothing is drawn at random to be replaced at once.
     abstract = jax.eval_shape(net.init, jax.random.key(0))
     try:
         arrays = load_file(file)
@@ -189,4 +229,6 @@ def _weights(net: Network, file: Path) -> Weights:
                 f"{file}: {name} has shape {arrays[name].shape}, but the genotype needs "
                 f"{leaf.shape}."
             )
-    return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in leaves])
+    # `leaves` is in the order of the tree, the file is not.
+    ordered = [arrays[name] for name in leaves]
+    return jax.tree.unflatten(jax.tree.structure(abstract), ordered)

@@ -35,9 +35,10 @@ def stream(served: Served, lines: Iterable[str], batch: int = 64) -> Iterator[di
     """
     if batch < 1:
         raise InputError(f"--batch must be at least 1, got {batch}.")
-    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    numbered = _numbered(lines)
     while chunk := list(itertools.islice(numbered, batch)):
         read = [_read(served, number, line) for number, line in chunk]
+        # A line with an error must not keep the lines around it from being answered.
         documents = [line.document for line in read if not line.error]
         answers = iter(served(documents))
         for line in read:
@@ -47,20 +48,29 @@ def stream(served: Served, lines: Iterable[str], batch: int = 64) -> Iterator[di
                 yield {**line.fields, **next(answers)}
 
 
+def _numbered(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers, which count blank ones too."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield number, line
+
+
 def _read(served: Served, number: int, text: str) -> Line:
     """A line, checked."""
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         return Line({"line": number}, None, f"line {number} is not JSON: {error}.")
-    fields = {"text": data} if isinstance(data, str) else data
+    fields = data
+    if isinstance(data, str):
+        fields = {"text": data}
     if not isinstance(fields, dict) or sum(name in fields for name in FIELDS) != 1:
         names = ", ".join(FIELDS)
         wrong = f"line {number} must be an object with one of {names}."
         return Line({"line": number}, None, wrong)
     try:
         document = _document(served, fields)
-        served.arrays([document])
+        served.arrays([document])  # raises for what the model cannot read
     except (InputError, TypeError, ValueError) as error:
         return Line({**fields, "line": number}, None, f"line {number}: {error}")
     return Line(fields, document)

@@ -60,11 +60,14 @@ def push(
             f"got {repo!r}."
         )
     names = [*checksums.verify(folder), checksums.CHECKSUMS]
+    sizes = {}
+    for name in sorted(names):
+        sizes[name] = (folder / name).stat().st_size
     upload = Upload(
         repo=repo,
         url=f"https://huggingface.co/{repo}",
         private=private,
-        files={name: (folder / name).stat().st_size for name in sorted(names)},
+        files=sizes,
         uploaded=False,
     )
     if not dry_run:

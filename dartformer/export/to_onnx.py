@@ -18,11 +18,14 @@ def write(net: Network, model: Model, folder: Path) -> None:
 
     Raises `InputError` where jax2onnx cannot express an operation of the genotype's attentions.
     """
-    from jax2onnx import to_onnx
+    from jax2onnx import to_onnx  # an extra, which may be missing
 
     weights = jax.tree.map(np.asarray, model.weights)
     tokens, valid = model.shape.blank(1)
-    inputs = [jax.ShapeDtypeStruct(("B", *a.shape[1:]), a.dtype) for a in (tokens, valid)]
+    # jax2onnx reads a text in place of a size as a dimension of that name.
+    inputs = []
+    for array in (tokens, valid):
+        inputs.append(jax.ShapeDtypeStruct(("B", *array.shape[1:]), array.dtype))
     try:
         converted = to_onnx(
             lambda tokens, valid: net.apply(weights, tokens, valid),
@@ -31,7 +34,7 @@ def write(net: Network, model: Model, folder: Path) -> None:
             input_names=["tokens", "valid"],
             output_names=["logits"],
         )
-    except Exception as error:
+    except Exception as error:  # whatever it raises for an operation that it does not know
         raise InputError(
             f"the format onnx cannot express this genotype ({model.genotype}): "
             f"{type(error).__name__}: {error}"

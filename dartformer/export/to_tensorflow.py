@@ -1,9 +1,10 @@
 """An export as a TensorFlow SavedModel: the same StableHLO, called by an operation of TensorFlow."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -12,17 +13,21 @@ from jax import export as jax_export
 from dartformer.models.transformer import Network
 from dartformer.stages.retrain import Model
 
+if TYPE_CHECKING:
+    import tensorflow
+
 FOLDER = "saved_model"
 
 
-def _tensorflow() -> Any:
+def _tensorflow() -> ModuleType:
+    # Before the import: it hides the messages of TensorFlow about the processor and about GPUs.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow
 
     return tensorflow
 
 
-def _call_module() -> Any:
+def _call_module() -> Callable[..., "Sequence[tensorflow.Tensor]"]:
     from tensorflow.compiler.tf2xla.python import xla
 
     return xla.call_module
@@ -41,13 +46,16 @@ def write(net: Network, model: Model, folder: Path) -> None:
     function = jax.jit(lambda tokens, valid: net.apply(weights, tokens, valid))
     exported = jax_export.export(function, platforms=("cpu", "cuda", "tpu"))(tokens, valid)
     (out,) = exported.out_avals
+    # The operation names platforms in capital letters.
     platforms = [name.upper() for name in exported.platforms]
     signature = []
     for name, array in (("tokens", tokens), ("valid", valid)):
         dtype = tf.as_dtype(array.dtype.name)
         signature.append(tf.TensorSpec((None, *array.shape[1:]), dtype, name=name))
 
-    def call(tokens: Any, valid: Any) -> dict[str, Any]:
+    def call(
+        tokens: "tensorflow.Tensor", valid: "tensorflow.Tensor"
+    ) -> dict[str, "tensorflow.Tensor"]:
         (logits,) = _call_module()(
             [tokens, valid],
             version=exported.calling_convention_version,

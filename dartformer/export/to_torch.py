@@ -22,6 +22,11 @@ from dartformer.stages.retrain import Model
 
 FILE = "model_torch.py"
 TEMPLATE = Path(__file__).with_name("torch_template.py")
+
+# How the template declares its two tables.
+SHAPE = "SHAPE: dict[str, Any]"
+GENOTYPE = "GENOTYPE: list[list[tuple[list[int], str, Options]]]"
+
 KNOWN = (
     "full",
     "local",
@@ -55,7 +60,10 @@ SIZES = (
 )
 """The fields of `TransformerConfig` that the template reads."""
 
-Group = tuple[list[int], str, dict[str, Any]]
+Options = dict[str, Any]
+"""The options of an attention; of a parallel one its members, each with a share."""
+
+Group = tuple[list[int], str, Options]
 """Heads of a layer, the name of their attention, and its options."""
 
 
@@ -67,10 +75,10 @@ def source(model: Model) -> str:
             f"the format torch does not work with model.dtype={model.shape.dtype!r}, because it "
             f"computes in float32. Leave it out, or retrain in float32."
         )
-    text = _without(TEMPLATE.read_text(encoding="utf-8"), set(KNOWN) - _used(layers))
-    text = _assigned(text, "SHAPE: dict[str, Any]", "{}", _sizes(model.shape))
-    declaration = "GENOTYPE: list[list[tuple[list[int], str, dict[str, Any]]]]"
-    return _assigned(text, declaration, "[]", layers)
+    unused = set(KNOWN) - _used(layers)
+    text = _without(TEMPLATE.read_text(encoding="utf-8"), unused)
+    text = _assigned(text, SHAPE, "{}", _sizes(model.shape))
+    return _assigned(text, GENOTYPE, "[]", layers)
 
 
 def _groups(model: Model, layer: int) -> list[Group]:
@@ -82,7 +90,7 @@ def _groups(model: Model, layer: int) -> list[Group]:
     return groups
 
 
-def _spelled(attention: Attention) -> tuple[str, dict[str, Any]]:
+def _spelled(attention: Attention) -> tuple[str, Options]:
     """The name and the options of an attention."""
     names = {kind: name for name, kind in ATTENTIONS.items()}
     name = names.get(type(attention), type(attention).__name__)
@@ -92,10 +100,14 @@ def _spelled(attention: Attention) -> tuple[str, dict[str, Any]]:
             f"{', '.join(KNOWN)}."
         )
     if isinstance(attention, Parallel):
-        members = [(share, *_spelled(member)) for member, share in attention.weighted]
+        members = []
+        for member, share in attention.weighted:
+            members.append((share, *_spelled(member)))
         return name, {"members": members}
-    fields = dataclasses.fields(attention)  # type: ignore[arg-type]
-    return name, {field.name: getattr(attention, field.name) for field in fields}
+    options = {}
+    for field in dataclasses.fields(attention):  # type: ignore[arg-type]
+        options[field.name] = getattr(attention, field.name)
+    return name, options
 
 
 def _used(layers: Sequence[Sequence[Group]]) -> set[str]:
@@ -104,18 +116,19 @@ def _used(layers: Sequence[Sequence[Group]]) -> set[str]:
     for groups in layers:
         for _, name, options in groups:
             names.add(name)
+            # Members are no parallel attentions themselves: one level is all there is.
             for _, member, _ in options.get("members", ()):
                 names.add(member)
     return names
 
 
-def _sizes(shape: TransformerConfig) -> dict[str, Any]:
+def _sizes(shape: TransformerConfig) -> dict[str, object]:
     """What the template reads of the model's sizes."""
-    sizes = {name: getattr(shape, name) for name in SIZES}
-    sizes["slopes"] = None
+    slopes = None
     if shape.positions == "alibi":
-        sizes["slopes"] = alibi_slopes(shape.heads).tolist()
-    return sizes
+        slopes = alibi_slopes(shape.heads).tolist()
+    sizes = {name: getattr(shape, name) for name in SIZES}
+    return sizes | {"slopes": slopes}
 
 
 def _assigned(text: str, declaration: str, empty: str, value: object) -> str:
@@ -127,8 +140,10 @@ def _assigned(text: str, declaration: str, empty: str, value: object) -> str:
 def _without(text: str, names: set[str]) -> str:
     """The template without the attentions that are not used."""
     lines = text.splitlines(keepends=True)
+    # `parallel` is no function of the template: its members are.
     kept = [name for name in KNOWN if name not in names and name != "parallel"]
     entries = ", ".join(f"{name!r}: {name}" for name in kept)
+    # From the end, so that what is deleted moves no line that is still to be handled.
     for node in reversed(ast.parse(text).body):
         end = node.end_lineno or node.lineno
         if isinstance(node, ast.FunctionDef) and node.name in names:
@@ -148,6 +163,7 @@ def run(folder: Path, tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
     import torch
 
     spec = importlib.util.spec_from_file_location("dartformer_exported_torch", folder / FILE)
+    # A spec for a file always has a loader; the types do not say so.
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -4,31 +4,60 @@ Needs torch and safetensors, and neither dartformer nor JAX. It reads the weight
 it, every attention is written by its definition (O(N^2) in time and memory), and nothing is dropped
 in training.
 
-    model = load("folder of the export")       # an nn.Module, on the CPU: .to("cuda"), .compile(),
-    fine-tune it logits = model(tokens, valid)              # tokens [B, N] integers, valid [B, N]
-    bool
+    # An nn.Module, on the CPU: .to("cuda"), .compile(), fine-tune it.
+    model = load("folder of the export")
+    # tokens [B, N] integers, valid [B, N] bool.
+    logits = model(tokens, valid)
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SHAPE: dict[str, Any] = {}
-"""Sizes and choices of the Transformer."""
+Options: TypeAlias = dict[str, Any]
+"""The options of an attention, by name."""
 
-GENOTYPE: list[list[tuple[list[int], str, dict[str, Any]]]] = []
+SHAPE: dict[str, Any] = {}
+"""Sizes and choices of the Transformer, the fields of `Sizes`."""
+
+GENOTYPE: list[list[tuple[list[int], str, Options]]] = []
 """For each layer its groups of heads: which heads, their attention, its options."""
 
 
+class Sizes(NamedTuple):
+    """Sizes and choices of the Transformer, see the section `model` of `config.json`.
+
+    `inputs` documents make an example; tokens have `features` numbers, or are ids if that is 0.
+    """
+
+    inputs: int = 1
+    features: int = 0
+    stem: str = "none"
+    pooling: str = "mean"
+    positions: str = "learned"
+    pair: str = "interaction"
+    classifier: str = "linear"
+    qk_norm: bool = False
+    branch_norm: bool = True
+    causal: bool = False
+    slopes: list[float] | None = None
+
+
+SIZES = Sizes(**SHAPE)
+
+
 class Heads(NamedTuple):
-    """What an attention reads of its heads: q, k, v `[B, N, H, D]`, x `[B, N, E]`, valid `[B, N]`,
-    ALiBi's slopes `[H]` or None; and its own parameters by name."""
+    """What an attention reads of its heads.
+
+    q, k, v `[B, N, H, D]`, x `[B, N, E]`, valid `[B, N]`, ALiBi's slopes `[H]` or None, and the
+    parameters of the attention by name.
+    """
 
     q: Tensor
     k: Tensor
@@ -36,7 +65,7 @@ class Heads(NamedTuple):
     x: Tensor
     valid: Tensor
     slopes: Tensor | None
-    own: Mapping[str, Tensor]
+    parameters: Mapping[str, Tensor]
     causal: bool
 
     def distance(self) -> Tensor:
@@ -46,22 +75,22 @@ class Heads(NamedTuple):
 
     def allowed(self) -> Tensor:
         """Which key each query may see, `[B, 1, N, N]`."""
-        keys = self.valid[:, None, None, :]
-        return (
-            keys & (self.distance() <= 0)
-            if self.causal
-            else keys.expand(-1, 1, self.q.shape[1], -1)
-        )
+        keys = self.valid[:, None, None, :]  # [B, 1, 1, N]
+        if self.causal:
+            return keys & (self.distance() <= 0)
+        return keys.expand(-1, 1, self.q.shape[1], -1)
 
     def biased(self, scores: Tensor) -> Tensor:
         """Scores `[B, H, N, N]` less ALiBi's slope times the distance."""
         if self.slopes is None:
             return scores
-        return scores - self.slopes[:, None, None] * self.distance().abs().to(scores.dtype)
+        distance = self.distance().abs().to(scores.dtype)
+        return scores - self.slopes[:, None, None] * distance  # [H, 1, 1] times [N, N]
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Scaled dot products `[B, H, N, N]`."""
-        return self.biased(torch.einsum("bnhd,bkhd->bhnk", q, k) * q.shape[-1] ** -0.5)
+        products = torch.einsum("bnhd,bkhd->bhnk", q, k)
+        return self.biased(products * q.shape[-1] ** -0.5)
 
     def masked(self, a: Tensor) -> Tensor:
         """`[B, N, H, D]` with zeros at tokens that are not valid."""
@@ -73,7 +102,10 @@ def softmax(scores: Tensor, allowed: Tensor | None = None) -> Tensor:
     if allowed is None:
         return torch.softmax(scores, -1)
     scores = torch.where(allowed, scores, torch.full_like(scores, -1e30))
-    exponentials = torch.exp(scores - scores.amax(-1, keepdim=True).clamp(min=-1e29))
+    # In a row where nothing is allowed the largest score is -1e30. Less that, its scores would be
+    # 0 and its weights uniform; less -1e29 they vanish.
+    largest = scores.amax(-1, keepdim=True).clamp(min=-1e29)
+    exponentials = torch.exp(scores - largest)
     total = exponentials.sum(-1, keepdim=True)
     return exponentials / torch.where(total == 0, torch.ones_like(total), total)
 
@@ -118,15 +150,18 @@ def block(heads: Heads, size: int) -> Tensor:
 
 def sparse(heads: Heads, stride: int, summary: int | None, pattern: str) -> Tensor:
     """Softmax over a block and summaries, or over a window and columns."""
-    j = torch.arange(heads.q.shape[1], device=heads.q.device)
+    # Child et al. 2019, arXiv:1904.10509: "strided" and "fixed" attention.
     if pattern == "strided":
-        return pattern_attention(
-            heads, (heads.distance().abs() <= stride) | (heads.distance() % stride == 0)
-        )
-    columns = max(1, stride // 16) if summary is None else summary
-    return pattern_attention(
-        heads, (j[:, None] // stride == j // stride) | (j % stride >= stride - columns)
-    )
+        distance = heads.distance()
+        window = distance.abs() <= stride
+        columns = distance % stride == 0
+        return pattern_attention(heads, window | columns)
+    if summary is None:
+        summary = max(1, stride // 16)
+    j = torch.arange(heads.q.shape[1], device=heads.q.device)
+    same_block = j[:, None] // stride == j // stride
+    summaries = j % stride >= stride - summary  # the last tokens of each block
+    return pattern_attention(heads, same_block | summaries)
 
 
 def sink(heads: Heads, window: int, sinks: int) -> Tensor:
@@ -139,85 +174,96 @@ def linear(heads: Heads, feature: str) -> Tensor:
     """Positive features in place of the softmax."""
     q, k, allowed = heads.q, heads.k, heads.allowed()
     if feature in ("exp", "softmax"):
-        k = k.log_softmax(-1) if feature == "softmax" else k
-        logarithms = torch.logsumexp(q[:, :, None] + k[:, None], -1).permute(0, 3, 1, 2)
-        return mix(softmax(logarithms, allowed), heads.v)
-    q, k = (F.elu(a) + 1 if feature == "elu" else F.relu(a) for a in (q, k))
-    return mix(normalised(torch.einsum("bnhd,bkhd->bhnk", q, k), allowed), heads.v)
+        if feature == "softmax":
+            k = k.log_softmax(-1)
+        # Logarithms of the products of features, as exponentials may overflow.
+        logarithms = torch.logsumexp(q[:, :, None] + k[:, None], -1)  # [B, N, N, H]
+        return mix(softmax(logarithms.permute(0, 3, 1, 2), allowed), heads.v)
+    if feature == "elu":
+        q, k = F.elu(q) + 1, F.elu(k) + 1  # positive, as features of a kernel must be
+    else:
+        q, k = F.relu(q), F.relu(k)
+    products = torch.einsum("bnhd,bkhd->bhnk", q, k)
+    return mix(normalised(products, allowed), heads.v)
 
 
 def cosformer(heads: Heads, horizon: int) -> Tensor:
     """ReLU features, weighed by the cosine of the distance."""
     length = heads.q.shape[1]
-    position = torch.arange(length, device=heads.q.device, dtype=heads.q.dtype)[None]
+    position = torch.arange(length, device=heads.q.device, dtype=heads.q.dtype)[None]  # [1, N]
     if horizon:
         angle = position / horizon * (math.pi / 2)
     else:
-        inside = heads.valid
-        start = torch.where(inside, position, torch.full_like(position, length - 1)).amin(
-            1, keepdim=True
-        )
-        last = torch.where(inside, position, torch.zeros_like(position)).amax(1, keepdim=True)
-        angle = (position - start) / (last - start + 1).clamp(min=1) * (math.pi / 2)
+        # A quarter turn from the first valid token of an example to its last.
+        lowest, highest = torch.zeros_like(position), torch.full_like(position, length - 1)
+        start = torch.where(heads.valid, position, highest).amin(1, keepdim=True)
+        last = torch.where(heads.valid, position, lowest).amax(1, keepdim=True)
+        angle = (position - start) / (last - start + 1).clamp(min=1) * (math.pi / 2)  # [B, N]
     products = torch.einsum("bnhd,bkhd->bhnk", F.relu(heads.q), F.relu(heads.k))
-    products = products * torch.cos(angle[:, :, None] - angle[:, None])[:, None]
+    cosines = torch.cos(angle[:, :, None] - angle[:, None])  # [B, N, N]
+    products = products * cosines[:, None]
     return mix(normalised(products, heads.allowed()), heads.v)
 
 
 def linformer(heads: Heads, rank: int, sharing: str) -> Tensor:
     """Softmax over a few learned slots in place of tokens."""
     length = heads.q.shape[1]
-    e = heads.own["E"][..., :length]
-    f = heads.own["F"][..., :length] if "F" in heads.own else e
-    k, v = (
-        torch.einsum("hmn,bnhd->bhmd", w, heads.masked(a)) for w, a in ((e, heads.k), (f, heads.v))
-    )
-    rows = softmax(torch.einsum("bnhd,bhmd->bhnm", heads.q, k) * heads.q.shape[-1] ** -0.5)
+    # Weights for the longest input; a shorter one has the first columns. [H, M, N]
+    e = heads.parameters["E"][..., :length]
+    f = heads.parameters.get("F", e)[..., :length]
+    k = torch.einsum("hmn,bnhd->bhmd", e, heads.masked(heads.k))
+    v = torch.einsum("hmn,bnhd->bhmd", f, heads.masked(heads.v))
+    products = torch.einsum("bnhd,bhmd->bhnm", heads.q, k)
+    rows = softmax(products * heads.q.shape[-1] ** -0.5)  # all slots exist: nothing to mask
     return torch.einsum("bhnm,bhmd->bnhd", rows, v)
 
 
 def synthesizer(heads: Heads, mode: str, rank: int | None) -> Tensor:
     """Softmax of scores that no pair of tokens makes."""
-    length, own = heads.q.shape[1], heads.own
+    length, weights = heads.q.shape[1], heads.parameters
+    # Tables are for the longest input; a shorter one has the first rows and columns.
     if mode == "dense":
-        hidden = F.relu(torch.einsum("bne,hem->bhnm", heads.x, own["W1"]))
-        scores = torch.einsum("bhnm,hmk->bhnk", hidden, own["W2"][..., :length])
+        hidden = F.relu(torch.einsum("bne,hem->bhnm", heads.x, weights["W1"]))
+        scores = torch.einsum("bhnm,hmk->bhnk", hidden, weights["W2"][..., :length])
     elif mode == "random":
-        scores = own["R"][None, :, :length, :length]
+        scores = weights["R"][None, :, :length, :length]
     else:
-        scores = torch.einsum("hnm,hkm->hnk", own["R1"][:, :length], own["R2"][:, :length])[None]
+        left, right = weights["R1"][:, :length], weights["R2"][:, :length]
+        scores = torch.einsum("hnm,hkm->hnk", left, right)[None]
+    # The same scores for every example, but each has its own mask.
     scores = heads.biased(scores).expand(heads.q.shape[0], -1, -1, -1)
     return mix(softmax(scores, heads.allowed()), heads.v)
 
 
 def differential(heads: Heads, lambda_init: float) -> Tensor:
     """Difference of two softmaxes."""
-    half, own = heads.q.shape[-1] // 2, heads.own
-    first, second = (
-        softmax(heads.scores(heads.q[..., part], heads.k[..., part]), heads.allowed())
-        for part in (slice(half), slice(half, None))
-    )
-    share = (
-        torch.exp((own["lambda_q1"] * own["lambda_k1"]).sum(-1))
-        - torch.exp((own["lambda_q2"] * own["lambda_k2"]).sum(-1))
-        + lambda_init
-    )
+    # Ye et al. 2024, arXiv:2410.05258: each head is two of half the width.
+    half, weights = heads.q.shape[-1] // 2, heads.parameters
+    allowed = heads.allowed()
+    first = softmax(heads.scores(heads.q[..., :half], heads.k[..., :half]), allowed)
+    second = softmax(heads.scores(heads.q[..., half:], heads.k[..., half:]), allowed)
+    added = torch.exp((weights["lambda_q1"] * weights["lambda_k1"]).sum(-1))
+    removed = torch.exp((weights["lambda_q2"] * weights["lambda_k2"]).sum(-1))
+    share = added - removed + lambda_init  # [H]
     return mix(first - share[:, None, None] * second, heads.v)
 
 
 def conv(heads: Heads, width: int) -> Tensor:
     """Depthwise convolution."""
-    before = width - 1 if heads.causal else width // 2
-    v, kernel = (
-        F.pad(heads.masked(heads.v), (0, 0, 0, 0, before, width - 1 - before)),
-        heads.own["kernel"],
-    )
-    return torch.stack([v[:, t : t + heads.v.shape[1]] * kernel[:, t] for t in range(width)]).sum(0)
+    before = width // 2
+    if heads.causal:
+        before = width - 1  # no tap on a later token
+    length, kernel = heads.v.shape[1], heads.parameters["kernel"]
+    # Padded along N, the third axis from the last.
+    v = F.pad(heads.masked(heads.v), (0, 0, 0, 0, before, width - 1 - before))
+    taps = [v[:, t : t + length] * kernel[:, t] for t in range(width)]
+    return torch.stack(taps).sum(0)
 
 
 def uniform(heads: Heads) -> Tensor:
     """The mean of the tokens seen."""
-    return mix(normalised(heads.allowed().to(heads.v.dtype), heads.allowed()), heads.v)
+    allowed = heads.allowed()
+    return mix(normalised(allowed.to(heads.v.dtype), allowed), heads.v)
 
 
 def identity(heads: Heads) -> Tensor:
@@ -226,23 +272,20 @@ def identity(heads: Heads) -> Tensor:
 
 
 ATTENTIONS = {
-    one.__name__: one
-    for one in (
-        full,
-        local,
-        strided,
-        block,
-        sparse,
-        sink,
-        linear,
-        cosformer,
-        linformer,
-        synthesizer,
-        differential,
-        conv,
-        uniform,
-        identity,
-    )
+    "full": full,
+    "local": local,
+    "strided": strided,
+    "block": block,
+    "sparse": sparse,
+    "sink": sink,
+    "linear": linear,
+    "cosformer": cosformer,
+    "linformer": linformer,
+    "synthesizer": synthesizer,
+    "differential": differential,
+    "conv": conv,
+    "uniform": uniform,
+    "identity": identity,
 }
 """The types that can be written here; `parallel` is made of them."""
 
@@ -250,15 +293,19 @@ ATTENTIONS = {
 def rms_norm(y: Tensor, gain: Tensor | None = None) -> Tensor:
     """`gain y / sqrt(mean(y^2) + 1e-6)` over the last axis."""
     y = y * torch.rsqrt((y * y).mean(-1, keepdim=True) + 1e-6)
-    return y if gain is None else y * gain
+    if gain is None:
+        return y
+    return y * gain
 
 
 def rotate(x: Tensor) -> Tensor:
     """Rotary positions: the pairs (i, i + D/2) of token n turned by n / 10000^(2 i / D)."""
     half = x.shape[-1] // 2
+    # Angles in float64: the sine of a large float32 has lost the digits that tell tokens apart.
     rate = 10_000.0 ** (torch.arange(half, device=x.device, dtype=torch.float64) / half)
     angle = torch.arange(x.shape[1], device=x.device, dtype=torch.float64)[:, None] / rate
-    cos, sin = (f(angle).to(x.dtype)[:, None] for f in (torch.cos, torch.sin))
+    angle = angle[:, None]  # [N, 1, D/2]
+    cos, sin = torch.cos(angle).to(x.dtype), torch.sin(angle).to(x.dtype)
     first, second = x[..., :half], x[..., half:]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
@@ -271,11 +318,20 @@ def sinusoids(length: int, width: int) -> Tensor:
     return torch.cat([torch.sin(angle), torch.cos(angle)], 1)[:, :width].float()
 
 
-class Model(nn.Module):
-    """tokens `[B, N]` and valid `[B, N]` to logits `[B, C]`, or `[B, N, C]` of a model that labels
-    tokens.
+def within(parameters: Mapping[str, Tensor] | nn.ParameterDict, prefix: str) -> dict[str, Tensor]:
+    """The parameters whose names begin with a prefix, by the rest of the name."""
+    below = {}
+    for name in parameters:
+        if name.startswith(prefix):
+            below[name.removeprefix(prefix)] = parameters[name]
+    return below
 
-    Of two documents tokens and valid are `[B, 2, N]`; tokens that are numbers are `[B, N, F]`.
+
+class Model(nn.Module):
+    """The Transformer: tokens `[B, N]` and valid `[B, N]` to logits `[B, C]`.
+
+    Logits are `[B, N, C]` of a model that labels tokens. Of two documents tokens and valid are
+    `[B, 2, N]`; tokens that are numbers are `[B, N, F]`.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
@@ -288,109 +344,127 @@ class Model(nn.Module):
 
     def norm(self, name: str, x: Tensor) -> Tensor:
         """A layer norm."""
-        return F.layer_norm(
-            x, x.shape[-1:], self.weights[f"{name}/scale"], self.weights[f"{name}/bias"], 1e-6
-        )
+        scale, bias = self.weights[f"{name}/scale"], self.weights[f"{name}/bias"]
+        return F.layer_norm(x, x.shape[-1:], scale, bias, 1e-6)
 
     def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
         """See `Model`."""
-        w = self.weights
-        if SHAPE["inputs"] == 2:
-            tokens, valid = (a.reshape(-1, *a.shape[2:]) for a in (tokens, valid))
-        x = (
-            self.dense("embed", tokens)
-            if SHAPE["features"]
-            else w["embed/embedding"][tokens.long()]
-        )
-        if SHAPE["stem"] == "bigram":
-            before = w["before/embedding"][tokens[:, :-1].long()] * valid[:, :-1, None].to(x.dtype)
-            x = x + F.pad(before, (0, 0, 1, 0))
-        if SHAPE["pooling"] == "cls":
-            x = torch.cat([w["cls"].expand(x.shape[0], 1, -1), x], 1)
+        if SIZES.inputs == 2:
+            # One encoder reads both documents: [B, 2, N] as [2 B, N].
+            tokens = tokens.reshape(-1, *tokens.shape[2:])
+            valid = valid.reshape(-1, *valid.shape[2:])
+        x = self.embed(tokens, valid)
+        if SIZES.pooling == "cls":
+            x = torch.cat([self.weights["cls"].expand(x.shape[0], 1, -1), x], 1)
             valid = F.pad(valid, (1, 0), value=True)
-        if SHAPE["positions"] == "learned":
-            x = x + w["positions"][: x.shape[1]]
-        elif SHAPE["positions"] == "sinusoidal":
+        # After the learned token is put in front, which has a position too.
+        if SIZES.positions == "learned":
+            x = x + self.weights["positions"][: x.shape[1]]
+        elif SIZES.positions == "sinusoidal":
             x = x + sinusoids(x.shape[1], x.shape[2]).to(x)
-        for l in range(len(GENOTYPE)):
-            x = x + self.heads(l, self.norm(f"blocks/{l}/norm_mixer", x), valid)
-            hidden = F.gelu(
-                self.dense(f"blocks/{l}/up", self.norm(f"blocks/{l}/norm_mlp", x)),
-                approximate="tanh",
-            )
-            x = x + self.dense(f"blocks/{l}/down", hidden)
-        x = self.pool(self.norm("norm", x), valid)
-        if SHAPE["inputs"] == 2:
+        for layer in range(len(GENOTYPE)):
+            x = self.block(layer, x, valid)
+        return self.classify(self.pool(self.norm("norm", x), valid))
+
+    def embed(self, tokens: Tensor, valid: Tensor) -> Tensor:
+        """Tokens to `[B, N, E]`, before positions."""
+        if SIZES.features:
+            x = self.dense("embed", tokens)
+        else:
+            x = self.weights["embed/embedding"][tokens.long()]
+        if SIZES.stem == "bigram":
+            exists = valid[:, :-1, None].to(x.dtype)
+            before = self.weights["before/embedding"][tokens[:, :-1].long()] * exists
+            x = x + F.pad(before, (0, 0, 1, 0))  # nothing stands before the first token
+        return x
+
+    def block(self, layer: int, x: Tensor, valid: Tensor) -> Tensor:
+        """A layer: attention, then feed-forward, with norms before them and residuals around."""
+        name = f"blocks/{layer}"
+        x = x + self.heads(layer, self.norm(f"{name}/norm_mixer", x), valid)
+        up = self.dense(f"{name}/up", self.norm(f"{name}/norm_mlp", x))
+        hidden = F.gelu(up, approximate="tanh")  # the default of JAX, but not of PyTorch
+        return x + self.dense(f"{name}/down", hidden)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """What was pooled to logits."""
+        if SIZES.inputs == 2:
             u, v = x.reshape(-1, 2, x.shape[-1]).unbind(1)
-            x = torch.cat([u, v, u * v, u - v] if SHAPE["pair"] == "interaction" else [u, v], -1)
-        if SHAPE["classifier"] == "mlp":
+            parts = [u, v]
+            if SIZES.pair == "interaction":
+                parts += [u * v, u - v]
+            x = torch.cat(parts, -1)
+        if SIZES.classifier == "mlp":
             x = F.relu(self.dense("hidden", x))
-            if SHAPE["inputs"] == 2:
+            if SIZES.inputs == 2:
                 x = F.relu(self.dense("hidden_half", x))
         return self.dense("head", x)
 
     def heads(self, layer: int, x: Tensor, valid: Tensor) -> Tensor:
         """All heads of a layer, `[B, N, E]` to `[B, N, E]`."""
-        at = f"blocks/{layer}/mixer/projections/0"
-        q, k, v = (torch.einsum("bne,ehd->bnhd", x, self.weights[f"{at}/{name}"]) for name in "qkv")
-        if SHAPE["qk_norm"]:
-            q, k = (
-                rms_norm(q, self.weights[f"{at}/q_norm"]),
-                rms_norm(k, self.weights[f"{at}/k_norm"]),
-            )
-        if SHAPE["positions"] == "rotary":
-            q, k = rotate(q), rotate(k)
-        k, v = (a.repeat_interleave(q.shape[2] // a.shape[2], 2) for a in (k, v))
-        slopes = (
-            torch.tensor(SHAPE["slopes"], dtype=q.dtype, device=q.device)
-            if SHAPE["slopes"]
-            else None
-        )
+        name = f"blocks/{layer}/mixer/projections/0"
+        q, k, v = self.projected(name, x)
+        slopes = None
+        if SIZES.slopes:
+            slopes = torch.tensor(SIZES.slopes, dtype=q.dtype, device=q.device)
         out = torch.zeros_like(v)
-        for g, (index, name, options) in enumerate(GENOTYPE[layer]):
-            prefix = f"blocks/{layer}/mixer/own/{g}/"
-            own = {
-                key[len(prefix) :]: self.weights[key]
-                for key in self.weights
-                if key.startswith(prefix)
-            }
+        for g, (index, attention, options) in enumerate(GENOTYPE[layer]):
             heads = Heads(
                 q[:, :, index],
                 k[:, :, index],
                 v[:, :, index],
                 x,
                 valid,
-                None if slopes is None else slopes[index],
-                own,
-                SHAPE["causal"],
+                slopes=None,
+                parameters=within(self.weights, f"blocks/{layer}/mixer/own/{g}/"),
+                causal=SIZES.causal,
             )
-            out[:, :, index] = self.attend(name, options, heads)
-        return torch.einsum("bnhd,hde->bne", out, self.weights[f"{at}/o"])
+            if slopes is not None:
+                heads = heads._replace(slopes=slopes[index])
+            out[:, :, index] = self.attend(attention, options, heads)
+        return torch.einsum("bnhd,hde->bne", out, self.weights[f"{name}/o"])
 
-    def attend(self, name: str, options: dict[str, Any], heads: Heads) -> Tensor:
-        """One attention on its heads, normalised if the model was; each member of a parallel
-        one."""
+    def projected(self, name: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v of all heads, `[B, N, H, D]`."""
+        q = torch.einsum("bne,ehd->bnhd", x, self.weights[f"{name}/q"])
+        k = torch.einsum("bne,ehd->bnhd", x, self.weights[f"{name}/k"])
+        v = torch.einsum("bne,ehd->bnhd", x, self.weights[f"{name}/v"])
+        if SIZES.qk_norm:
+            q = rms_norm(q, self.weights[f"{name}/q_norm"])
+            k = rms_norm(k, self.weights[f"{name}/k_norm"])
+        if SIZES.positions == "rotary":
+            q, k = rotate(q), rotate(k)
+        # Keys and values may be fewer than queries: neighbouring heads share them.
+        sharing = q.shape[2] // k.shape[2]
+        return q, k.repeat_interleave(sharing, 2), v.repeat_interleave(sharing, 2)
+
+    def attend(self, name: str, options: Options, heads: Heads) -> Tensor:
+        """One attention on its heads, normalised if the model was.
+
+        Of a parallel one, the weighted sum of its members.
+        """
         if name == "parallel":
             total = torch.zeros_like(heads.v)
-            for m, (share, member, its) in enumerate(options["members"]):
-                own = {
-                    key[len(f"{m}/") :]: a
-                    for key, a in heads.own.items()
-                    if key.startswith(f"{m}/")
-                }
-                total = total + share * self.attend(member, its, heads._replace(own=own))
+            for m, (share, member, member_options) in enumerate(options["members"]):
+                parameters = within(heads.parameters, f"{m}/")
+                y = self.attend(member, member_options, heads._replace(parameters=parameters))
+                total = total + share * y
             return total
-        y = heads.masked(ATTENTIONS[name](heads, **options))
-        return rms_norm(y) if SHAPE["branch_norm"] else y
+        # A token that is not valid must add nothing to the residual stream.
+        attention = cast(Callable[..., Tensor], ATTENTIONS[name])
+        y = heads.masked(attention(heads, **options))
+        if SIZES.branch_norm:
+            return rms_norm(y)
+        return y
 
     def pool(self, x: Tensor, valid: Tensor) -> Tensor:
         """`[B, N, E]` to `[B, E]`; or all tokens, where each has a label."""
-        if SHAPE["pooling"] == "mean":
+        if SIZES.pooling == "mean":
             inside = valid[..., None].to(x.dtype)
             return (x * inside).sum(1) / inside.sum(1).clamp(min=1)
-        if SHAPE["pooling"] == "cls":
+        if SIZES.pooling == "cls":
             return x[:, 0]
-        if SHAPE["pooling"] == "last":
+        if SIZES.pooling == "last":
             position = torch.arange(x.shape[1], device=x.device)
             last = torch.where(valid, position, torch.zeros_like(position)).amax(1)
             return x[torch.arange(x.shape[0], device=x.device), last]
