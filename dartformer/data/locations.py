@@ -27,7 +27,7 @@ def identity(path: Path) -> list[tuple[str, int, int]]:
     Another data set is prepared when one of them changes."""
     files = [path]
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
+        files = sorted(filter(Path.is_file, path.rglob("*")))
     identities = []
     for file in files:
         stat = file.stat()

@@ -173,25 +173,30 @@ def _arrow(folder: Path) -> Iterator[Record]:
 def _npz(path: Path) -> Iterator[Record]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            columns = {name: file[name] for name in file.files}
+            columns = dict(file.items())  # read while the file is open
     except (ValueError, OSError, *DAMAGE) as error:
         raise InputError(f"{path} cannot be read as npz: {error}.") from None
     lengths = {}
     for name, column in columns.items():
-        lengths[name] = len(column) if column.ndim else 0
+        lengths[name] = 0
+        if column.ndim:
+            lengths[name] = len(column)
     if len(set(lengths.values())) > 1:
-        described = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise InputError(f"{path} has columns of different lengths: {described}.")
+        phrases = []
+        for name, length in lengths.items():
+            phrases.append(f"{name} {length}")
+        raise InputError(f"{path} has columns of different lengths: {', '.join(phrases)}.")
     for i in range(max(lengths.values(), default=0)):
         yield {name: _plain(column[i]) for name, column in columns.items()}
 
 
 def _plain(value: Any) -> Any:
     """A value of a NumPy array as JSON would have it."""
-    plain = value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
-    if isinstance(plain, bytes):
-        return plain.decode("utf-8", "surrogateescape")
-    return plain
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    return value
 
 
 def _folder(path: Path, split: str) -> Iterator[Record]:
@@ -212,7 +217,7 @@ def _folder(path: Path, split: str) -> Iterator[Record]:
 
 def _class_folders(path: Path) -> Iterator[Record]:
     """A row for each text file of a folder with a folder for each class."""
-    classes = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    classes = sorted(filter(Path.is_dir, path.iterdir()))
     if not classes:
         raise InputError(
             f"cannot read the folder {path}. It must have a folder of .txt files for each class, "

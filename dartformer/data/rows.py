@@ -87,7 +87,10 @@ class Tally:
 
     def text(self) -> str:
         """ "3 empty, 1 huge", or "" """
-        return ", ".join(f"{n:,} {name}" for name, n in self.positive().items())
+        phrases = []
+        for name, n in self.positive().items():
+            phrases.append(f"{n:,} {name}")
+        return ", ".join(phrases)
 
 
 class Labels:
@@ -107,10 +110,10 @@ class Labels:
             return self._finite(value)
         if self.kind == "labelling":
             names = value if isinstance(value, list) else str(value).split()
-            return [self._class(name) for name in names]
+            return list(map(self._class, names))
         return self._class(value)
 
-    def _finite(self, value: Any) -> float:
+    def _finite(self, value: Label) -> float:
         number = float(value)
         if not math.isfinite(number):
             raise ValueError(f"its label {value!r} is not finite")
@@ -141,15 +144,15 @@ def accepted(
     """
     for number, row in enumerate(rows):
         texts = row.texts
-        if any(is_damaged(text) for text in texts):
+        if any(map(is_damaged, texts)):
             reason = "its text is not valid UTF-8"
             if _dropped(rules.invalid, "invalid UTF-8", row, reason, tally):
                 continue
             texts = tuple(SURROGATES.sub("\ufffd", text) for text in texts)
-        if any(not text.strip() for text in texts) and _dropped(
-            rules.empty, "empty", row, "its text is empty", tally
-        ):
-            continue
+        if not all(map(str.strip, texts)):
+            reason = "its text is empty"
+            if _dropped(rules.empty, "empty", row, reason, tally):
+                continue
         try:
             label = labels.read(row.label)
             if labels.kind == "labelling":
@@ -159,7 +162,7 @@ def accepted(
                 continue
             raise
         tally.counts["with a NUL"] += any("\0" in text for text in texts)
-        tally.counts["huge"] += any(len(text) > HUGE for text in texts)
+        tally.counts["huge"] += max(map(len, texts), default=0) > HUGE
         yield AcceptedRow(number, texts, label)
 
 

@@ -96,7 +96,9 @@ def _write(source: Records, length: int, dtype: np.dtype, rows: Path) -> None:
 
 def _open(rows: Path, count: int) -> ArraySplit:
     """The split of `count` examples in the folder `rows`; raises `OSError` or `ValueError`."""
-    arrays = [np.load(rows / f"{name}.npy", mmap_mode="r") for name in ARRAYS]
+    arrays = []
+    for name in ARRAYS:
+        arrays.append(np.load(rows / f"{name}.npy", mmap_mode="r"))
     tokens, lengths, labels = arrays
     if not len(tokens) == len(lengths) == len(labels) == count:
         raise ValueError(f"{len(tokens):,} rows, and the set has {count:,}")

@@ -104,7 +104,7 @@ def _row_count(path: Path, split: str) -> int | None:
         if entry.get("name") == split:
             shards = entry.get("shardLengths")
             if shards is not None:
-                return sum(int(rows) for rows in shards)
+                return sum(map(int, shards))
     return None
 
 

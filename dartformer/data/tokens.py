@@ -73,7 +73,10 @@ class Bytes:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """A list of ids for each text."""
         # Surrogates, which are not valid UTF-8, become question marks.
-        return [[b + 1 for b in text.encode("utf-8", "replace")] for text in texts]
+        ids = []
+        for text in texts:
+            ids.append([b + 1 for b in text.encode("utf-8", "replace")])
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, without padding; bytes that are not valid UTF-8 become U+FFFD."""
@@ -81,7 +84,7 @@ class Bytes:
 
     def names(self) -> list[str]:
         """Each byte's Latin-1 character."""
-        return ["", *(chr(b) for b in range(256))]
+        return ["", *map(chr, range(256))]
 
     def state(self) -> dict[str, str]:
         """The kind alone: nothing is learned."""
@@ -102,7 +105,10 @@ class Characters:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """A list of ids for each text."""
-        return [[self._ids.get(c, 1) for c in text] for text in texts]
+        ids = []
+        for text in texts:
+            ids.append([self._ids.get(c, 1) for c in text])
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, without padding; the unknown is U+FFFD."""
@@ -135,10 +141,11 @@ class Learned:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """A list of ids for each text."""
-        # A batch is faster, and long texts need too much memory at once.
-        if all(len(text) <= PIECE for text in texts):
-            return [encoded.ids for encoded in self._library.encode_batch_fast(list(texts))]
-        return [self._encode_long(text) for text in texts]
+        # A batch is faster, but long texts need too much memory at once.
+        longest = max(map(len, texts), default=0)
+        if longest > PIECE:
+            return list(map(self._encode_long, texts))
+        return [encoded.ids for encoded in self._library.encode_batch_fast(list(texts))]
 
     def _encode_long(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -148,7 +155,7 @@ class Learned:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, without padding; words are separated by spaces."""
-        ids = [i for i in ids if i]
+        ids = list(filter(None, ids))  # 0 is padding
         if self.kind == "bpe":
             return self._library.decode(ids)
         names = self.names()

@@ -75,12 +75,12 @@ def make(name: str, options: Mapping[str, Any]) -> Task:
         refuses.
     """
     cls = find(name)
-    known = list(options_of(cls))
+    available = list(options_of(cls))
     hints = typing.get_type_hints(cls)
     values = {}
     for option, value in options.items():
-        if option not in known:
-            raise unknown(f"option of task {name}", option, known)
+        if option not in available:
+            raise unknown(f"option of task {name}", option, available)
         values[option] = spec.typed(f"task option {name} {option}", value, hints[option])
     task: Task = cls(**values)
     return task

@@ -122,7 +122,9 @@ class Files(TextTask):
         available = splits(path)
         if available and "train" not in available:
             raise InputError(f"{path} has no split 'train'; it has {', '.join(available)}.")
-        train = "train" if available else ""
+        train = ""
+        if available:
+            train = "train"
         sources = {"train": self._source(path, train)}
         for part, names in SPLIT_NAMES.items():
             own_file = getattr(self, part)
@@ -139,7 +141,7 @@ class Files(TextTask):
         return Source(lambda: self._rows(path, split), (str(path), split, identity(path)))
 
     def _rows(self, path: Path, split: str) -> Iterator[Row]:
-        columns = [name for name in (self.text, self.text2) if name]
+        columns = list(filter(None, (self.text, self.text2)))
         source = f"{path.name} {split}".rstrip()
         for number, record in enumerate(read(path, split), 1):
             where = f"{source}, row {number}"
@@ -157,7 +159,7 @@ def column(record: Record, name: str, where: str) -> Any:
     return record[name]
 
 
-def text_of(value: Any, where: str) -> str:
+def text_of(value: object, where: str) -> str:
     """A text; a missing one is empty, and a number is written out."""
     if value is None:
         return ""

@@ -1,6 +1,6 @@
 """Generated examples: each a function of the options and its own number alone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -34,19 +34,19 @@ def splits(
       endless: train generates its examples as they are taken, and never ends.
       tokens, labels: the types in which examples are kept in memory.
     """
-    made: dict[str, Split] = {}
+    by_name: dict[str, Split] = {}
     for name, part in ranges.items():
         if name == "train" and endless:
-            made[name] = Endless(examples, len(part), part.start)
+            by_name[name] = Endless(examples, len(part), part.start)
             continue
         batch = examples(np.arange(part.start, part.stop))
         length = batch["tokens"].shape[1]
-        made[name] = ArraySplit(
+        by_name[name] = ArraySplit(
             batch["tokens"].astype(tokens),
             np.full(len(part), length, np.int32),
             batch["label"].astype(labels),
         )
-    return made
+    return by_name
 
 
 def batch_of(tokens: np.ndarray, label: np.ndarray) -> Batch:
@@ -58,13 +58,18 @@ def batch_of(tokens: np.ndarray, label: np.ndarray) -> Batch:
     }
 
 
+def spelled(ids: Sequence[int], symbols: Sequence[str]) -> str:
+    """The text of token ids, without padding, which has id 0."""
+    return " ".join(symbols[i] for i in ids if i)
+
+
 def draws(seed: int, indices: np.ndarray, count: int) -> np.ndarray:
     """`[B, count]` uniform uint64, row b a function of (seed, indices[b]) alone.
 
     SplitMix64 (Steele et al. 2014), whose n-th number needs no number before it, so that any
     example can be generated at any time; NumPy's generators promise neither that nor the same
     numbers in every version."""
-    golden = np.uint64(0x9E3779B97F4A7C15)
+    golden = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio; sums wrap around
     stream = _mix(np.array([seed], np.uint64) + golden)
     start = _mix(stream + golden * indices.astype(np.uint64))
     return _mix(start[:, None] + golden * np.arange(1, count + 1, dtype=np.uint64))
@@ -78,4 +83,6 @@ def _mix(z: np.ndarray) -> np.ndarray:
 
 def below(n: int, bits: np.ndarray) -> np.ndarray:
     """Uniform int64 in [0, n) from uniform uint64."""
+    # A product and a shift in place of a remainder; the bias is below n / 2^32 (Lemire 2019,
+    # arXiv:1805.10941).
     return (bits >> np.uint64(32)).astype(np.int64) * n >> 32

@@ -36,6 +36,9 @@ FEWEST_NUMBERS = 20
 """Numbers of more different values than this are a quantity. Beyond `MOST_NUMBERS` values they are
 no longer counted."""
 
+WORD = re.compile(r"\w+|[^\w\s]+")
+"""A word or punctuation, as the tokenizer of words splits a text."""
+
 LISTED_NAMES = 6
 """Class names that a sentence lists."""
 
@@ -118,9 +121,9 @@ def guess(
 
     options["tokens"], lengths = _tokens(rows, texts, labels.kind)
     options["length"] = _length(lengths)
-    whole = 100 * float((lengths <= options["length"]).mean())
+    complete = 100 * float((lengths <= options["length"]).mean())
     sentences.append(
-        f"tokens are {options['tokens']}; length {options['length']}, which holds {whole:.0f}% of "
+        f"tokens are {options['tokens']}; length {options['length']}, which holds {complete:.0f}% of "
         f"the texts whole"
     )
     missing = _missing_splits(names)
@@ -130,7 +133,7 @@ def guess(
     return Guess(options, round(labels.rows * (1 - 0.1 * len(missing))), sentences)
 
 
-def words(value: Any) -> list[Any]:
+def words(value: object) -> Sequence[object]:
     """A label for each word: a list, or a text of them."""
     if isinstance(value, list):
         return value
@@ -167,8 +170,13 @@ def _text_column(rows: list[Record], label: str) -> str:
     lengths = {}
     for name in rows[0]:
         if name != label:
-            texts = [row[name] for row in rows if isinstance(row.get(name), str)]
-            lengths[name] = sum(map(len, texts)) / len(rows)
+            total = 0
+            for row in rows:
+                value = row.get(name)
+                if isinstance(value, str):
+                    total += len(value)
+            # Over all rows: a column that few rows have is not the one of texts.
+            lengths[name] = total / len(rows)
     longest = max(lengths, key=lambda name: lengths[name], default="")
     if not longest or lengths[longest] == 0:
         raise InputError(f"no column holds texts; the columns are {', '.join(rows[0])}.")
@@ -185,7 +193,8 @@ def _label_column(rows: list[Record], texts: Sequence[str]) -> str:
     most = min(MOST_CLASSES, max(2, len(rows) // 2))
     possible = {}
     for name in columns:
-        count = len({canonical(row.get(name)) for row in rows})
+        values = {canonical(row.get(name)) for row in rows}
+        count = len(values)
         if 1 < count <= most:
             possible[name] = count
     if not possible:
@@ -207,7 +216,7 @@ def _labels(path: Path, split: str, rows: list[Record], texts: Sequence[str], la
         if value in (None, "", []):
             continue
         if per_word:
-            counts.update(canonical(word) for word in words(value))
+            counts.update(map(canonical, words(value)))
         elif len(counts) <= MOST_NUMBERS:
             counts[canonical(value)] += 1
     kind = "classification"
@@ -266,14 +275,20 @@ def _label_sentence(labels: Labels, names: Sequence[str]) -> str:
 
 def _tokens(rows: list[Record], texts: Sequence[str], kind: str) -> tuple[str, np.ndarray]:
     """The kind of tokens, and the length in such tokens of every text of the sample."""
-    contents = [str(row.get(name) or "") for row in rows for name in texts]
+    by_space, by_word, by_byte = [], [], []
+    for row in rows:
+        for name in texts:
+            text = str(row.get(name) or "")
+            by_space.append(len(text.split()))
+            by_word.append(len(WORD.findall(text)))
+            by_byte.append(len(text.encode("utf-8", "replace")))
+    # Labels are for words between spaces, whatever punctuation is in them.
     if kind == "labelling":
-        return "words", np.array([len(text.split()) for text in contents])
-    lengths = np.array([len(re.findall(r"\w+|[^\w\s]+", text)) for text in contents])
-    if np.median(lengths) >= 3:
-        return "words", lengths
+        return "words", np.array(by_space)
+    if np.median(by_word) >= 3:
+        return "words", np.array(by_word)
     # Texts of a word or two are read byte by byte: words alone would say too little of them.
-    return "bytes", np.array([len(text.encode("utf-8", "replace")) for text in contents])
+    return "bytes", np.array(by_byte)
 
 
 def _length(lengths: np.ndarray) -> int:

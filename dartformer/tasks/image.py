@@ -138,7 +138,8 @@ class Image:
 
         Raises `InputError` for anything else."""
         try:
-            values = np.array([int(word) for word in text.replace(",", " ").split()])
+            words = text.replace(",", " ").split()
+            values = np.array(list(map(int, words)))
         except ValueError as error:
             raise InputError(f"an image is {PIXELS} whole numbers: {error}.") from None
         if values.size != PIXELS or values.min() < 0 or values.max() > 255:
@@ -173,9 +174,10 @@ class Image:
             "valid": ("train", np.sort(order[:count])),
             "test": ("test", np.arange(len(images["test"]))),
         }
-        keep, leaked = without_leaks(
-            {part: digests[file][row] for part, (file, row) in rows.items()}, self.on_duplicate
-        )
+        by_part = {}
+        for part, (file, row) in rows.items():
+            by_part[part] = digests[file][row]
+        keep, leaked = without_leaks(by_part, self.on_duplicate)
         self._report(leaked)
         splits = {}
         for part, (file, row) in rows.items():
@@ -185,7 +187,9 @@ class Image:
 
     def _report(self, leaked: Mapping[str, int]) -> None:
         """Print a line for each split with images that a later split has too."""
-        action = "dropped" if self.on_duplicate == "drop" else "kept"
+        action = "kept"
+        if self.on_duplicate == "drop":
+            action = "dropped"
         for part, count in leaked.items():
             if count:
                 line = f"CIFAR-10 {part}: {count:,} images also in a later split, {action}"
@@ -281,13 +285,21 @@ def _binary(path: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
                 f"{name} in {path} has {len(data):,} bytes, which is not a multiple of {RECORD:,}."
             )
         contents[name] = np.frombuffer(data, np.uint8).reshape(-1, RECORD)
-    missing = [name for name in BATCHES[part] if name not in contents]
+    # In the order of their names, not of the archive: `seed` draws rows by their position.
+    batches = []
+    missing = []
+    for name in BATCHES[part]:
+        if name in contents:
+            batches.append(contents[name])
+        else:
+            missing.append(name)
     if missing:
         raise InputError(
             f"no CIFAR-10 {part} in {path}: looked for {part}_gray.npy, for {', '.join(missing)}, "
             f"and for a TFDS folder."
         )
-    rows = np.concatenate([contents[name] for name in BATCHES[part]])
+    rows = np.concatenate(batches)  # [S, 1 + 3 * 32 * 32], the label first
+    # A record holds all red values, then green, then blue.
     images = rows[:, 1:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)  # [S, 32, 32, 3]
     return grey(images), rows[:, 0].copy()
 

@@ -164,7 +164,7 @@ def _folder_times(path: Path) -> list[tuple[str, int]]:
 
     Its 100,000 files would take too long."""
     entries = sorted(path.glob("*"))
-    entries += [folder for folder in sorted(path.glob("*/*")) if folder.is_dir()]
+    entries += filter(Path.is_dir, sorted(path.glob("*/*")))
     return [(str(entry.relative_to(path)), entry.stat().st_mtime_ns) for entry in entries]
 
 

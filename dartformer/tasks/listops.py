@@ -10,15 +10,16 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dartformer.data.prepare import Notes, prepared
+from dartformer.data.prepare import Example, Notes, prepared
 from dartformer.data.sources import from_source
 from dartformer.data.splits import Split, in_order
 from dartformer.errors import InputError, unknown
+from dartformer.tasks import generated
 from dartformer.tasks.base import TaskTraits
 from dartformer.tasks.requirements import require_at_least, require_ids
 
@@ -141,7 +142,7 @@ class ListOps:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without padding; `InputError` for an id beyond the vocabulary."""
         require_ids(ids, len(SYMBOLS))
-        return " ".join(SYMBOLS[i] for i in ids if i)
+        return generated.spelled(ids, SYMBOLS)
 
     def load(self, data_dir: str | None = None) -> Mapping[str, Split]:
         """Splits "train", "valid" and "test", generated on first use.
@@ -175,7 +176,7 @@ class ListOps:
         were."""
         return {"test": self.test, "valid": self.valid, "train": self.train}
 
-    def _examples(self, notes: Notes) -> dict[str, Iterator[dict[str, Any]]]:
+    def _examples(self, notes: Notes) -> dict[str, Iterator[Example]]:
         stream = expressions(self)
         return {name: _encoded(stream, count) for name, count in self._counts().items()}
 
@@ -193,7 +194,7 @@ class ListOps:
         return {"root_operator": right / len(split)}
 
 
-def _encoded(stream: Iterator[tuple[bytes, int]], count: int) -> Iterator[dict[str, Any]]:
+def _encoded(stream: Iterator[tuple[bytes, int]], count: int) -> Iterator[Example]:
     """The next `count` expressions of a stream as examples."""
     for tokens, label in itertools.islice(stream, count):
         yield {"tokens": np.frombuffer(tokens, np.uint8), "label": label}
@@ -271,7 +272,9 @@ def draw(options: ListOps, uniform: Callable[[], float]) -> bytes | None:
     but independently of them."""
     p = options.operator_probability
     choices = len(OPERATORS) * (options.max_args - 1)
-    digits_per_unit = 10 / (1 - p) if p < 1 else 0.0
+    digits_per_unit = 0.0
+    if p < 1:
+        digits_per_unit = 10 / (1 - p)
     tokens = bytearray()
     pending: list[int] = []  # arguments to draw in every open list above the innermost
     remaining = 1  # arguments to draw in the innermost

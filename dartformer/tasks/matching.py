@@ -107,7 +107,9 @@ def _rows(path: Path, file: str, version: str) -> Iterator[Row]:
             label = LABELS[int(label)]
         texts = fields[3:]
         if paired:
-            texts = [_document(documents, name, where) for name in fields[1:]]
+            texts = []
+            for name in fields[1:]:
+                texts.append(_document(documents, name, where))
         yield Row(tuple(texts), label, where)
 
 
@@ -127,7 +129,7 @@ def _file(path: Path, name: str) -> Iterator[bytes]:
 def _files(path: Path) -> Iterator[tuple[str, BinaryIO]]:
     """Base name and bytes of the files of a folder or an archive."""
     if path.is_dir():
-        for file in sorted(p for p in path.iterdir() if p.is_file()):
+        for file in sorted(filter(Path.is_file, path.iterdir())):
             with opened(file) as data:
                 yield file.name, data
     else:

@@ -10,12 +10,12 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dartformer.data.prepare import Notes, prepared
+from dartformer.data.prepare import Example, Notes, prepared
 from dartformer.data.sources import from_source
 from dartformer.data.splits import Split, in_order
 from dartformer.errors import InputError
@@ -75,7 +75,7 @@ class Pathfinder:
 
     def __post_init__(self) -> None:
         if self.size not in SPACING:
-            sizes = ", ".join(str(size) for size in SPACING)
+            sizes = ", ".join(map(str, SPACING))
             raise InputError(f"task.size must be {sizes}, got {self.size}.")
         require_at_least(self, contour_length=2, distractors=0, train=1, valid=1, test=1, seed=0)
 
@@ -104,7 +104,7 @@ class Pathfinder:
 
         Raises `InputError` for anything else."""
         words = text.replace(",", " ").split()
-        if len(words) != self.length or not all(_is_pixel(word) for word in words):
+        if len(words) != self.length or not all(map(_is_pixel, words)):
             raise InputError(
                 f"a picture is {self.length} whole numbers from 0 to 255, got {len(words)} words."
             )
@@ -137,11 +137,11 @@ class Pathfinder:
             splits[name] = from_source(source, self.length, self.vocabulary)
         return splits
 
-    def _examples(self, notes: Notes) -> dict[str, Iterator[dict[str, Any]]]:
+    def _examples(self, notes: Notes) -> dict[str, Iterator[Example]]:
         numbers = generated.numbers(self.test, self.valid, self.train)
         return {name: self._pictures(part) for name, part in numbers.items()}
 
-    def _pictures(self, numbers: Iterable[int]) -> Iterator[dict[str, Any]]:
+    def _pictures(self, numbers: Iterable[int]) -> Iterator[Example]:
         for number in numbers:
             image, label = self.picture(number)
             yield {"tokens": image.reshape(-1).astype(np.uint16) + 1, "label": label}
@@ -159,8 +159,9 @@ class Pathfinder:
             for start, end in contour:
                 draw(image, start, end)
         joined = uniform() < 0.5
-        first, second = (_ends(contour) for contour in contours[:2])
-        dots = first if joined else _equally_far(first, second)
+        dots = _ends(contours[0])
+        if not joined:
+            dots = _equally_far(dots, _ends(contours[1]))
         for x, y in dots:
             row = self._inside(y)
             column = self._inside(x)
@@ -275,7 +276,7 @@ def _try_path(
     for _ in range(dashes):
         start = (x, y)
         end = (x + dash * math.cos(heading), y + dash * math.sin(heading))
-        if not all(EDGE <= v <= size - 1 - EDGE for v in end):
+        if min(end) < EDGE or max(end) > size - 1 - EDGE:
             return None
         # The last two dashes of the path itself are near by nature.
         neighbours = occupied + points[:-4]

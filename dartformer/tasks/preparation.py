@@ -3,14 +3,14 @@
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dartformer.data import tokens as tokenizers
-from dartformer.data.prepare import Examples, Notes
+from dartformer.data.prepare import Example, Examples, Notes
 from dartformer.data.rows import Label, Labels, Row, Tally, accepted, digest, without_leaks
 from dartformer.data.splits import permutation
 from dartformer.errors import InputError
@@ -182,10 +182,15 @@ class Preparation:
                 yield row.texts, row.label
                 number = next(numbers, None)
 
+    def _training_texts(self) -> Iterator[str]:
+        """Every text of train, one at a time: the corpus need not fit into memory."""
+        for texts, _ in self._selected("train"):
+            yield from texts
+
     def _trained_tokenizer(self) -> tokenizers.Tokenizer:
         """The tokenizer of the training part: the second pass."""
         task = self.task
-        texts: Iterator[str] = (text for texts, _ in self._selected("train") for text in texts)
+        texts: Iterator[str] = self._training_texts()
         if task.inputs == 2:
             texts = distinct(texts)
         split = task.kind == "labelling"
@@ -200,7 +205,7 @@ class Preparation:
         values = np.array([label for _, label in self._selected("train")], np.float64)
         return {"mean": float(values.mean()), "scale": float(values.std()) or 1.0}
 
-    def _examples(self, part: str, noted: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _examples(self, part: str, noted: Notes) -> Iterator[Example]:
         """The third pass: the examples of a split; `noted` gets its facts at the end."""
         task = self.task
         source = self.rows[part].source
@@ -209,27 +214,35 @@ class Preparation:
         rows = self._selected(part)
         encode = Encoder(task, self.tokenizer)
         while chunk := list(itertools.islice(rows, CHUNK)):
-            encoded = encode([text for texts, _ in chunk for text in texts])
+            texts: list[str] = []
+            for row_texts, _ in chunk:
+                texts.extend(row_texts)
+            # One call for the chunk: the tokenizer encodes a batch in parallel.
+            encoded = encode(texts)
             for i, (_, label) in enumerate(chunk):
                 documents = encoded[i * task.inputs : (i + 1) * task.inputs]
                 facts.rows += 1
-                facts.cropped += any(n > task.length for _, n in documents)
-                facts.tokens += sum(min(n, task.length) for _, n in documents)
+                ids, counts = zip(*documents, strict=True)
+                facts.cropped += max(counts) > task.length
+                facts.tokens += sum(min(n, task.length) for n in counts)
                 if task.kind == "classification":
                     facts.labels[task.labels[label]] += 1
-                yield self._example([ids for ids, _ in documents], label)
+                yield self._example(ids, label)
         length = task.length * task.inputs
         noted[part] = facts.to_dict(length)
         self._report(part, facts, length, has_source=source == part)
 
-    def _example(self, texts: list[Ids], label: Label) -> dict[str, Any]:
+    def _example(self, texts: Sequence[Ids], label: Label) -> Example:
         """An example from the ids of its texts."""
         task = self.task
-        # A text without tokens becomes an unknown token: every row has something to attend to.
-        texts = [ids if len(ids) > 0 else [1] for ids in texts]
-        if task.kind == "language":
-            return self._next_tokens(texts[0])
-        tokens = [np.array(task.cropped(ids), task.token_dtype) for ids in texts]
+        tokens = []
+        for ids in texts:
+            if not len(ids):
+                # An unknown token in place of none: every row has something to attend to.
+                ids = [1]
+            if task.kind == "language":
+                return self._next_tokens(ids)
+            tokens.append(np.array(task.cropped(ids), task.token_dtype))
         if task.kind == "labelling":
             label = np.array(task.cropped(label), np.int32)
         elif task.kind == "regression":
@@ -239,7 +252,7 @@ class Preparation:
             example["tokens2"] = tokens[1]
         return example
 
-    def _next_tokens(self, ids: Ids) -> dict[str, Any]:
+    def _next_tokens(self, ids: Ids) -> Example:
         """An example whose labels are the next tokens."""
         stream = np.array(self.task.cropped(ids, 1), np.int32)
         tokens, label = stream[:-1], stream[1:]
@@ -252,7 +265,8 @@ class Preparation:
         task = self.task
         odd = []
         if has_source:
-            odd += [f"{n:,} {name}" for name, n in facts.odd.items()]
+            for name, n in facts.odd.items():
+                odd.append(f"{n:,} {name}")
         if facts.leaked:
             action = {"drop": ", dropped", "keep": ", kept"}.get(task.on_duplicate, "")
             odd.append(f"{facts.leaked:,} also in a later split{action}")
@@ -286,12 +300,16 @@ class Encoder:
     def __call__(self, texts: list[str]) -> list[tuple[Ids, int]]:
         """(ids, number) of each text."""
         if self.task.inputs == 1:
-            return [(ids, len(ids)) for ids in self.tokenizer.encode(texts)]
+            encoded = self.tokenizer.encode(texts)
+            return list(zip(encoded, map(len, encoded), strict=True))
+        # Emptied between calls only: what this call looks up below must still be there.
         if self.size > self.CAPACITY:
             self.cache, self.size = {}, 0
-        keys = [digest([text]) for text in texts]
+        keys = []
         fresh = {}
-        for key, text in zip(keys, texts, strict=True):
+        for text in texts:
+            key = digest([text])  # not the text: a document may be long
+            keys.append(key)
             if key not in self.cache:
                 fresh[key] = text
         encoded = self.tokenizer.encode(list(fresh.values()))

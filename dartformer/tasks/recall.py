@@ -109,7 +109,7 @@ class Recall:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without padding; `InputError` for an id beyond the vocabulary."""
         require_ids(ids, self.vocabulary)
-        return " ".join(self.symbols[i] for i in ids if i)
+        return generated.spelled(ids, self.symbols)
 
     def load(self, data_dir: str | None = None) -> Mapping[str, Split]:
         """Splits "train", "valid" and "test", generated in memory; `data_dir` is not used."""

@@ -1,12 +1,11 @@
 """Checks that several tasks make: of their options, and of token ids."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from dartformer.errors import InputError
 
 
-def require_at_least(task: Any, **limits: int) -> None:
+def require_at_least(task: object, **limits: int) -> None:
     """Raise `InputError` for an option of a task below its limit."""
     for option, limit in limits.items():
         value = getattr(task, option)
@@ -14,7 +13,7 @@ def require_at_least(task: Any, **limits: int) -> None:
             raise InputError(f"task.{option} must be at least {limit}, got {value}.")
 
 
-def require_fraction(task: Any, *options: str) -> None:
+def require_fraction(task: object, *options: str) -> None:
     """Raise `InputError` for a share of the data that would leave nothing, or too little."""
     for option in options:
         value = getattr(task, option)

@@ -58,7 +58,8 @@ class TextTask(TextEncoding):
 
     def _prepared(self, data_dir: str | None) -> Prepared:
         sources = self.sources(data_dir)
-        options = {name: value for name, value in vars(self).items() if name != "learned"}
+        options = dict(vars(self))
+        del options["learned"]  # it follows from the others and the data
         identity = [(name, source.identity) for name, source in sorted(sources.items())]
         token_feature = tfds.features.Tensor(shape=(None,), dtype=self.token_dtype.type)
         features: dict[str, Any] = {"tokens": token_feature, "label": self._label_feature()}
