@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Hashable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from dartformer.attention.base import Attention, Cost, Inputs, Shape
+from dartformer.attention.base import Attention, Cost, Inputs, Params, Shape
 from dartformer.attention.identity import Identity
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import Network, Weights
@@ -129,23 +129,23 @@ def _pairs(attention: Attention, length: int, head_dim: int, model_dim: int, cau
 
 
 def training_bytes(
-    attention: Attention, shape: Shape, *, causal: bool, dtype: Any = jnp.float32
+    attention: Attention, shape: Shape, *, causal: bool, dtype: DTypeLike = jnp.float32
 ) -> int:
     """Bytes that a forward pass of `attention` keeps for its backward pass.
 
     Inputs and parameters are not included: it is what another layer adds to the memory of training.
     Found by tracing; nothing is computed or compiled."""
     sizes = (shape.batch, shape.length, shape.heads, shape.head_dim)
-    arrays = {name: jax.ShapeDtypeStruct(sizes, dtype) for name in "qkv"}
+    arrays = dict.fromkeys("qkv", jax.ShapeDtypeStruct(sizes, dtype))
     if "x" in attention.traits.reads:
         arrays["x"] = jax.ShapeDtypeStruct((shape.batch, shape.length, shape.model_dim), dtype)
     params = jax.eval_shape(lambda key: attention.init(key, shape), jax.random.key(0))
 
-    def residuals(params: Any, arrays: dict[str, jax.Array]) -> Any:
+    def residuals(params: Params, arrays: dict[str, jax.Array]) -> list[jax.Array]:
         valid = jnp.ones(sizes[:2], bool)
         keys = jax.random.split(jax.random.key(0), shape.heads)
 
-        def forward(params: Any, arrays: dict[str, jax.Array]) -> jax.Array:
+        def forward(params: Params, arrays: dict[str, jax.Array]) -> jax.Array:
             inputs = Inputs(arrays["q"], arrays["k"], arrays["v"], arrays.get("x"), valid, keys)
             return attention(params, inputs, causal=causal, train=True, key=jax.random.key(1))
 
@@ -153,7 +153,7 @@ def training_bytes(
         return jax.tree.leaves(jax.vjp(forward, params, arrays)[1])
 
     jaxpr = jax.make_jaxpr(residuals)(params, arrays).jaxpr
-    inputs = {id(variable) for variable in (*jaxpr.invars, *jaxpr.constvars)}
+    inputs = set(map(id, (*jaxpr.invars, *jaxpr.constvars)))
     # The same array may be kept twice, and counts once; literals have a value and no memory.
     kept = {}
     for variable in jaxpr.outvars:

@@ -71,12 +71,15 @@ class Budget:
         for key, value in options.items():
             check_key(key, where)
             _check_value(key, value, where)
-        limits = tuple((key, float(options[key])) for key in QUANTITIES if key in options)
+        limits = []
+        for key in QUANTITIES:  # in this order, whatever that of the options
+            if key in options:
+                limits.append((key, float(options[key])))
         if not limits:
             raise InputError(f"{where} limits nothing: give one of {', '.join(QUANTITIES)}.")
-        defaults = cls(limits)
+        defaults = cls(tuple(limits))
         budget = cls(
-            limits,
+            tuple(limits),
             batch=int(options.get("batch", defaults.batch)),
             length=int(options.get("length", defaults.length)),
             phase=options.get("phase", defaults.phase),
@@ -109,7 +112,7 @@ class Budget:
     @property
     def quantities(self) -> tuple[str, ...]:
         """The quantities that are limited."""
-        return tuple(key for key, _ in self.limits)
+        return tuple(dict(self.limits))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, that `of` reads."""
@@ -121,9 +124,14 @@ class Budget:
         }
 
     def __str__(self) -> str:
-        limits = ", ".join(f"{key} = {number(value)}" for key, value in self.limits)
-        length = f", length {self.length}" if self.length else ""
-        return f"{limits} (batch {self.batch}{length}, {self.phase})"
+        limits = []
+        for key, value in self.limits:
+            limits.append(f"{key} = {number(value)}")
+        setting = [f"batch {self.batch}"]
+        if self.length:
+            setting.append(f"length {self.length}")
+        setting.append(self.phase)
+        return f"{', '.join(limits)} ({', '.join(setting)})"
 
 
 def check_key(key: str, where: str) -> None:
@@ -162,7 +170,7 @@ def parse(texts: Iterable[str], where: str = "--budget") -> dict[str, Any]:
 
 def _parse_part(part: str, where: str) -> tuple[str, Any]:
     """Key and value of KEY=VALUE."""
-    key, equals, text = (side.strip() for side in part.partition("="))
+    key, equals, text = map(str.strip, part.partition("="))
     if not equals:
         raise InputError(f"{where} takes KEY=VALUE, as in latency_ms=12, got {part!r}.")
     check_key(key, where)
@@ -312,7 +320,9 @@ def ratios(budget: Budget, prices: Mapping[str, Price], tied: bool) -> Callable[
     """mixture `[L, H, K]` -> expected cost over limit `[M]`, a number for each limit."""
 
     def expected_ratios(mixture: Array) -> Array:
-        costs = [prices[key].expected(mixture, tied) / limit for key, limit in budget.limits]
+        costs = []
+        for key, limit in budget.limits:
+            costs.append(prices[key].expected(mixture, tied) / limit)
         return jnp.stack(costs)
 
     return expected_ratios

@@ -27,8 +27,8 @@ SECONDS = 20.0
 Limits = Sequence[tuple[Price, float]]
 """Prices, and the most that each may come to."""
 
-Terms = list[tuple[int, float]]
-"""Variables and their factors in a sum."""
+Term = tuple[int, float]
+"""A variable and its factor in a sum."""
 
 
 def solve(space: SearchSpace, scores: np.ndarray, limits: Limits) -> np.ndarray:
@@ -50,8 +50,10 @@ def solve(space: SearchSpace, scores: np.ndarray, limits: Limits) -> np.ndarray:
         program.limit(price, limit)
     choice = program.maximise(scores)
     if choice is None:
-        described = ", ".join(f"{price.quantity} = {number(limit)}" for price, limit in limits)
-        raise InputError(f"no genotype of the space is within {described} at once.")
+        phrases = []
+        for price, limit in limits:
+            phrases.append(f"{price.quantity} = {number(limit)}")
+        raise InputError(f"no genotype of the space is within {', '.join(phrases)} at once.")
     return choice
 
 
@@ -76,7 +78,7 @@ class _Program:
         self.least: list[float] = []
         self.most: list[float] = []
 
-    def add(self, terms: Terms, least: float, most: float) -> None:
+    def add(self, terms: list[Term], least: float, most: float) -> None:
         """Add a constraint."""
         constraint = len(self.least)
         for variable, factor in terms:
@@ -87,32 +89,33 @@ class _Program:
     def choose_one(self) -> None:
         """One candidate in each place."""
         for place in self.x.reshape(-1, self.x.shape[-1]):
-            self.add([(variable, 1.0) for variable in place], 1, 1)
+            self.add(_weighted(place, 1.0), 1, 1)
 
     def count_heads(self) -> None:
         """z is 1 for the number of heads of a candidate that x gives a row."""
         rows, candidates, _ = self.z.shape
         for r, k in np.ndindex(rows, candidates):
-            counts: Terms = [(variable, float(n)) for n, variable in enumerate(self.z[r, k])]
-            heads: Terms = [(variable, -1.0) for variable in self.x[r, :, k]]
-            self.add([(variable, 1.0) for variable in self.z[r, k]], 1, 1)
-            self.add(counts + heads, 0, 0)
+            sizes = self.z[r, k]  # variables of 0, 1, ..., H heads, of which one is 1
+            self.add(_weighted(sizes, 1.0), 1, 1)
+            counts = list(zip(sizes, map(float, range(len(sizes))), strict=True))
+            self.add(counts + _weighted(self.x[r, :, k], -1.0), 0, 0)
 
     def limit(self, price: Price, limit: float) -> None:
         """The attentions cost at most `limit` less the rest of the model."""
         most = limit - price.rest
-        rows = [self._cost_of_layer(r, price) for r in range(len(self.x))]
-        if price.largest:
-            # The largest layer is within the limit where every layer is.
-            for terms in rows:
+        total: list[Term] = []
+        for r in range(len(self.x)):
+            terms = self._cost_of_layer(r, price)
+            if price.largest:
+                # The largest layer is within the limit where every layer is.
                 self.add(terms, -np.inf, most)
-            return
-        total: Terms = []
-        for terms in rows:
-            total += [(variable, self.layers_per_row * factor) for variable, factor in terms]
-        self.add(total, -np.inf, most)
+                continue
+            for variable, factor in terms:
+                total.append((variable, self.layers_per_row * factor))
+        if not price.largest:
+            self.add(total, -np.inf, most)
 
-    def _cost_of_layer(self, row: int, price: Price) -> Terms:
+    def _cost_of_layer(self, row: int, price: Price) -> list[Term]:
         """The terms of the cost of a layer of a row."""
         if self.tied:
             variables, factors = self.x[row, 0], price.groups[:, -1]
@@ -137,6 +140,11 @@ class _Program:
         if solution.x is None:
             return None
         return solution.x[: self.x.size].reshape(self.x.shape).argmax(-1)
+
+
+def _weighted(variables: np.ndarray, factor: float) -> list[Term]:
+    """Terms with the same factor."""
+    return [(variable, factor) for variable in variables]
 
 
 def within(space: SearchSpace, choice: np.ndarray, limits: Limits) -> bool:

@@ -115,9 +115,10 @@ class _Pricing:
 
     def _check_decodes(self) -> None:
         """Raise `InputError` for a candidate that cannot be decoded token by token."""
-        stuck = [
-            to_text(candidate) for candidate in self.space.candidates if not decodes(candidate)
-        ]
+        stuck = []
+        for candidate in self.space.candidates:
+            if not decodes(candidate):
+                stuck.append(to_text(candidate))
         if stuck:
             raise InputError(
                 f"a budget for decoding does not work with {', '.join(stuck)} because a later "
@@ -126,36 +127,36 @@ class _Pricing:
 
     def _parameters(self) -> Price:
         """Their number depends on the model's length, never on the budget's."""
-        rest = model_parameters(transformer(self.config, self.plain))
+        base = model_parameters(transformer(self.config, self.plain))
         tokens = self.config.tokens
         groups = self._groups(lambda a, n: a.cost(self._shape(n, tokens)).parameters)
-        return Price("parameters", rest, groups)
+        return Price("parameters", base, groups)
 
     def _flops(self) -> Price:
         times = TRAINING if self.budget.phase == "train" else 1
-        rest = flops(self.config, self.plain, batch=self.budget.batch, length=self.positions)
+        base = flops(self.config, self.plain, batch=self.budget.batch, length=self.positions)
         groups = self._groups(lambda a, n: times * a.cost(self._shape(n)).flops)
-        return Price("flops", times * rest, groups)
+        return Price("flops", times * base, groups)
 
     def _decoding_flops(self) -> Price:
         """A multiply-add for each number that is kept."""
         itemsize = self._shape(1).itemsize
-        rest = flops(self.config, self.plain, batch=self.budget.batch, length=1)
+        base = flops(self.config, self.plain, batch=self.budget.batch, length=1)
         groups = self._groups(lambda a, n: 2 * a.cost(self._shape(n)).state_bytes / itemsize)
-        return Price("flops", rest, groups)
+        return Price("flops", base, groups)
 
     def _memory(self) -> Price:
         """From homogeneous models, and linear in the number of heads."""
         training = self.budget.phase == "train"
-        rest = self._temp_bytes(self.plain)
+        base = self._temp_bytes(self.plain)
         # What is kept for a backward pass adds up over layers; a forward pass frees it.
         layers = self.config.layers if training else 1
         added = {}
         models = zip(self.space.candidates, self.space.homogeneous(), strict=True)
         for candidate, genotype in models:
-            added[candidate] = max(self._temp_bytes(genotype) - rest, 0) / layers
+            added[candidate] = max(self._temp_bytes(genotype) - base, 0) / layers
         groups = self._groups(lambda a, n: added[a] * n / self.config.heads)
-        return Price("memory_bytes", rest, groups, largest=not training)
+        return Price("memory_bytes", base, groups, largest=not training)
 
     def _temp_bytes(self, genotype: Genotype) -> int:
         return measure.temp_bytes(
@@ -176,5 +177,5 @@ class _Pricing:
             )
             return 1e3 * seconds
 
-        rest = 1e3 * table.rest(self.config, batch=batch, length=length, phase=phase)
-        return Price("latency_ms", rest, self._groups(milliseconds))
+        base = 1e3 * table.rest(self.config, batch=batch, length=length, phase=phase)
+        return Price("latency_ms", base, self._groups(milliseconds))

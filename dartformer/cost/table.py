@@ -4,6 +4,7 @@ It is a JSON file. An attention is measured as it is used, in a compiled block w
 projections and feed-forward: the block with it, less the same block with heads that do nothing. A
 call of the attention alone would be mostly the start of a program."""
 
+import bisect
 import dataclasses
 import hashlib
 from collections.abc import Callable
@@ -151,8 +152,8 @@ class Table:
         sizes = measured_heads(config.heads)
         if heads in sizes:
             return self._of_group(config, attention, heads, at)
-        low = max(n for n in sizes if n < heads)
-        high = min(n for n in sizes if n > heads)
+        after = bisect.bisect(sizes, heads)  # sizes ascend, and `heads` is between two of them
+        low, high = sizes[after - 1], sizes[after]
         below = self._of_group(config, attention, low, at)
         above = self._of_group(config, attention, high, at)
         return below + (above - below) * (heads - low) / (high - low)
@@ -231,8 +232,12 @@ class Table:
 
 def measured_heads(heads: int) -> tuple[int, ...]:
     """Sizes of groups that are measured: powers of two, and all heads."""
-    powers = [2**i for i in range(heads.bit_length()) if 2**i < heads]
-    return (*powers, heads)
+    sizes = []
+    size = 1
+    while size < heads:
+        sizes.append(size)
+        size *= 2
+    return (*sizes, heads)
 
 
 def _setting(config: TransformerConfig, at: At) -> dict[str, Any]:

@@ -6,8 +6,6 @@ outside, call `dartformer.register("derivation", name, cls)` or offer an entry p
 `dartformer.derivation`.
 """
 
-from typing import Any
-
 from dartformer import spec
 from dartformer.derivations.argmax import Argmax
 from dartformer.derivations.base import Derived, Rule, Trained
@@ -47,7 +45,7 @@ BUILT_IN: dict[str, type[Rule]] = {
 }
 
 
-def _is_rule(cls: Any) -> bool:
+def _is_rule(cls: type) -> bool:
     return is_dataclass_type(cls) and issubclass(cls, Rule)
 
 

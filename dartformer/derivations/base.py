@@ -168,9 +168,14 @@ def without(
     return masked
 
 
+def texts(space: SearchSpace, candidates: Iterable[int]) -> list[str]:
+    """Candidates by number as their texts."""
+    return [to_text(space.candidates[k]) for k in candidates]
+
+
 def names(space: SearchSpace, candidates: Iterable[int]) -> str:
     """Candidates as a phrase: "full, linear and uniform"."""
-    *first, last = [to_text(space.candidates[k]) for k in candidates]
+    *first, last = texts(space, candidates)
     if not first:
         return last
     return f"{', '.join(first)} and {last}"
@@ -178,7 +183,13 @@ def names(space: SearchSpace, candidates: Iterable[int]) -> str:
 
 def mean_by_name(space: SearchSpace, merits: Mapping[int, np.ndarray]) -> dict[str, float]:
     """The mean of each candidate's merits, by its text."""
-    return {to_text(space.candidates[k]): float(values.mean()) for k, values in merits.items()}
+    means = [float(values.mean()) for values in merits.values()]
+    return dict(zip(texts(space, merits), means, strict=True))
+
+
+def listed_means(merits: Mapping[int, np.ndarray], candidates: Iterable[int]) -> str:
+    """The means of the merits of some candidates: "0.0120, 0.0115"."""
+    return ", ".join(f"{merits[k].mean():.4f}" for k in candidates)
 
 
 def one_hot(space: SearchSpace, choice: ArrayLike) -> np.ndarray:
@@ -218,7 +229,7 @@ def best_of(trained: Trained, merits: Mapping[Choice, np.ndarray], metric: str) 
 
 def as_choice(numbers: np.ndarray) -> Choice:
     """Candidates by number `[1 or L, 1 or H]` as a `Choice`."""
-    return tuple(tuple(row) for row in numbers.tolist())
+    return tuple(map(tuple, numbers.tolist()))
 
 
 def draw(space: SearchSpace, rng: np.random.Generator) -> Choice:

@@ -12,6 +12,7 @@ from dartformer.derivations.base import (
     merit,
     names,
     score,
+    texts,
     tied_with,
 )
 
@@ -23,7 +24,7 @@ class Grid(Rule):
     def __call__(self, trained: Trained) -> Derived:
         """Ties are models within the noise of the seeds they were trained with."""
         space = trained.space
-        scores = [trained.standalone(genotype) for genotype in space.homogeneous()]
+        scores = list(map(trained.standalone, space.homogeneous()))
         metric = "accuracy"
         if metric not in scores[0]:
             metric = "loss"  # a task that predicts numbers has no accuracy
@@ -35,5 +36,7 @@ class Grid(Rule):
             models = best, *tied
             values = ", ".join(f"{score(merits[k], metric):.3f}" for k in models)
             ties.append(f"everywhere: {names(space, models)} are tied (valid {metric} {values})")
-        by_name = {names(space, [k]): score(values, metric) for k, values in merits.items()}
+        by_name = {}
+        for name, seeds in zip(texts(space, merits), merits.values(), strict=True):
+            by_name[name] = score(seeds, metric)
         return Derived(space.genotype(np.array([[best]])), ties, {f"valid_{metric}": by_name})

@@ -23,10 +23,12 @@ from dartformer.derivations.base import (
     check_metric,
     difference,
     largest,
+    listed_means,
     mean_by_name,
     merit,
     names,
     ranked,
+    texts,
     tied_with,
     without,
 )
@@ -44,6 +46,7 @@ def drops(
     """s_j `[S]` of every candidate j that is still in the mixture."""
     present = merit(trained.evaluate(weights, mixture, None), metric)
     lost = {}
+    # Candidates without weight anywhere (dropped in the search) cannot be masked.
     for k in np.flatnonzero(mixture.any((0, 1))).tolist():
         absent = trained.evaluate(weights, without(mixture, EVERYWHERE, k, renormalise), None)
         lost[k] = present - merit(absent, metric)
@@ -91,7 +94,7 @@ class Masked(Rule):
         ties = []
         if tied:
             candidates = best, *tied
-            costs = ", ".join(f"{lost[k].mean():.4f}" for k in candidates)
+            costs = listed_means(lost, candidates)
             ties.append(
                 f"everywhere: {names(space, candidates)} are tied "
                 f"(masking them costs {costs} of {self.metric})"
@@ -141,7 +144,7 @@ class BestFour(Rule):
         details = {
             "metric": self.metric,
             "drops": mean_by_name(space, lost),
-            "kept": [names(space, [k]) for k in kept],
+            "kept": texts(space, kept),
         }
         return Derived(spread_over_heads(space, kept), ties, details)
 
@@ -194,7 +197,7 @@ class Prune(Rule):
             "metric": self.metric,
             "drops": mean_by_name(space, lost),
             "removed": removed,
-            "kept": [names(space, [k]) for k in kept],
+            "kept": texts(space, kept),
         }
         return Derived(spread_over_heads(space, kept), ties, details)
 

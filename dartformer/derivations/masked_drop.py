@@ -20,6 +20,7 @@ from dartformer.derivations.base import (
     cells,
     check_metric,
     largest,
+    listed_means,
     mean_by_name,
     merit,
     names,
@@ -66,7 +67,7 @@ class MaskedDrop(Rule):
         """Ties are places where another candidate's drop is equal within the noise of valid."""
         space, rng = trained.space, trained.rng
         rows, columns, _ = space.alphas_shape
-        places = [(row, column) for row in range(rows) for column in range(columns)]
+        places = list(np.ndindex(rows, columns))
         if self.order == "random":
             places = [places[i] for i in rng.permutation(len(places))]
         mixture, weights = np.asarray(trained.mixture, np.float32).copy(), trained.weights
@@ -108,7 +109,7 @@ class MaskedDrop(Rule):
         if not tied:
             return Decision(best, drops, "")
         equals = best, *tied
-        costs = ", ".join(f"{drops[k].mean():.4f}" for k in equals)
+        costs = listed_means(drops, equals)
         preference = f"{names(trained.space, equals)} are tied"
         if len(equals) == len(drops) > 2:
             preference = "no significant preference"

@@ -40,12 +40,15 @@ class RandomSearch(Rule):
 
     def __call__(self, trained: Trained) -> Derived:
         """See `Rule`."""
+        # Keys of a dict, not a set: in the order of the draws, so that ties fall the same way.
         drawn = dict.fromkeys(draw(trained.space, trained.rng) for _ in range(self.count))
         first: dict[Choice, np.ndarray] = {}
         for choice in drawn:
             first[choice] = merit_of(trained, choice, self.metric, self.batch)
         finalists = ranked(first)[: self.top]
-        merits = {choice: merit_of(trained, choice, self.metric) for choice in finalists}
+        merits = {}
+        for choice in finalists:
+            merits[choice] = merit_of(trained, choice, self.metric)
         derived = best_of(trained, merits, self.metric)
         counts = {"drawn": self.count, "distinct": len(first)}
         return derived._replace(details=counts | derived.details)

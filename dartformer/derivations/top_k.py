@@ -58,6 +58,7 @@ class TopK(Rule):
                 )
         layers = []
         for l in range(space.layers):
+            # One row or column stands for all layers or heads that share it.
             heads = [attentions[l % rows, h % columns] for h in range(space.heads)]
             layers.append(tuple(heads))
         return Derived(Genotype(tuple(layers)), ties, {})
