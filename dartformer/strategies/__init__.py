@@ -76,7 +76,7 @@ BUILT_IN: dict[str, type] = {
 }
 
 
-def _is_strategy(cls: Any) -> bool:
+def _is_strategy(cls: type) -> bool:
     return is_dataclass_type(cls) and isinstance(getattr(cls, "traits", None), Traits)
 
 
@@ -112,13 +112,13 @@ def make(name: str, options: Mapping[str, Any]) -> StrategyOptions:
       InputError: for an unknown name or option, or a value that the strategy refuses.
     """
     cls: Any = find(name)
-    fields = [f.name for f in dataclasses.fields(cls)]
+    fields = [field.name for field in dataclasses.fields(cls)]
     for option in options:
         if option not in fields:
             raise unknown(f"option of the strategy {name}", option, fields)
     values = dict(options)
     if "extras" in values:
-        values["extras"] = tuple(_extra(extra) for extra in values["extras"])
+        values["extras"] = tuple(map(_extra, values["extras"]))
     try:
         strategy: StrategyOptions = cls(**values)
     except TypeError as error:

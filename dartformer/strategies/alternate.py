@@ -7,7 +7,7 @@ and `Bilevel` are its options; `Loop` is the algorithm, to be read from top to b
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax import Array
 
 from dartformer import spec
 from dartformer.errors import InputError
-from dartformer.strategies.base import Metrics, Options, Problem, State, Strategy, Weights
+from dartformer.strategies.base import Batch, Metrics, Options, Problem, State, Strategy, Weights
 from dartformer.strategies.extras import constrain
 from dartformer.strategies.extras.base import Extra
 from dartformer.strategies.hypergradients import HYPERGRADIENTS
@@ -66,7 +66,10 @@ class Alternating(Options, ABC):
     @property
     def order(self) -> int:
         """See `StrategyOptions`."""
-        return max([1, *(extra.order for extra in self.extras)])
+        order = 1
+        for extra in self.extras:
+            order = max(order, extra.order)
+        return order
 
     @property
     def vectorises(self) -> bool:
@@ -90,7 +93,9 @@ class Alternating(Options, ABC):
         warmup = self.warmup_steps(steps)
         drops: set[int] = set()
         for extra in self.extras:
-            drops.update(warmup + s for s in extra.drop_steps(candidates, steps - warmup))
+            # Extras count from the end of the warm-up, the search from its first step.
+            for step in extra.drop_steps(candidates, steps - warmup):
+                drops.add(warmup + step)
         return frozenset(drops)
 
     def check(self, candidates: int, steps: int) -> None:
@@ -176,7 +181,9 @@ class Loop:
             memory=memory,
         )
 
-    def step(self, state: State, weights_batch: Any, alphas_batch: Any) -> tuple[State, Metrics]:
+    def step(
+        self, state: State, weights_batch: Batch, alphas_batch: Batch
+    ) -> tuple[State, Metrics]:
         """One step of both levels, then what extras and budget make of it."""
         upper_key, lower_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         active = self.active(state)
@@ -201,7 +208,7 @@ class Loop:
     # The phases of a step, in their order.
 
     def alphas_phase(
-        self, state: State, weights_batch: Any, alphas_batch: Any, key: Array, active: Array
+        self, state: State, weights_batch: Batch, alphas_batch: Batch, key: Array, active: Array
     ) -> tuple[State, Metrics]:
         """A step of the alphas, unless they rest."""
         operands = state, weights_batch, alphas_batch, key
@@ -210,7 +217,7 @@ class Loop:
         return jax.lax.cond(active, self.alphas_step, self.alphas_rest, *operands)
 
     def alphas_step(
-        self, state: State, weights_batch: Any, alphas_batch: Any, key: Array
+        self, state: State, weights_batch: Batch, alphas_batch: Batch, key: Array
     ) -> tuple[State, Metrics]:
         """A step of the alphas by the hypergradient of their own batch's loss."""
         sample = jax.random.fold_in(key, SAMPLE)
@@ -235,13 +242,13 @@ class Loop:
         return state, result.metrics | {"alphas_gradient_norm": norm}
 
     def alphas_rest(
-        self, state: State, weights_batch: Any, alphas_batch: Any, key: Array
+        self, state: State, weights_batch: Batch, alphas_batch: Batch, key: Array
     ) -> tuple[State, Metrics]:
         """No step of the alphas: the state as it is, and the metrics of a step as NaN."""
         _, shapes = jax.eval_shape(self.alphas_step, state, weights_batch, alphas_batch, key)
         return state, jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes)
 
-    def weights_phase(self, state: State, batch: Any, key: Array) -> tuple[State, Metrics]:
+    def weights_phase(self, state: State, batch: Batch, key: Array) -> tuple[State, Metrics]:
         """A step of the weights, at rows that the extras may have perturbed."""
         sample = jax.random.fold_in(key, SAMPLE)
         rows = self.lower_rows(state, state.alphas, sample)
@@ -260,7 +267,7 @@ class Loop:
         return weights_step(self.problem, state, mixture, batch, key)
 
     def joint_step(
-        self, state: State, batch: Any, key: Array, active: Array
+        self, state: State, batch: Batch, key: Array, active: Array
     ) -> tuple[State, Metrics]:
         """One gradient of weights and alphas on one batch, in place of the first two phases."""
         sample = jax.random.fold_in(key, SAMPLE)
@@ -296,7 +303,7 @@ class Loop:
         )
         return state, metrics
 
-    def extras_phase(self, state: State, alphas_batch: Any, key: Array) -> tuple[State, Metrics]:
+    def extras_phase(self, state: State, alphas_batch: Batch, key: Array) -> tuple[State, Metrics]:
         """What the extras do after a step: drop candidates, stop the alphas."""
         metrics: Metrics = {}
         for extra in self.options.extras:
@@ -334,7 +341,9 @@ class Loop:
         length = max(self.problem.steps - self.warmup, 1)
         return jnp.clip((state.step - self.warmup) / length, 0.0, 1.0)
 
-    def loss(self, weights: Weights, rows: Array, batch: Any, key: Array) -> tuple[Array, Metrics]:
+    def loss(
+        self, weights: Weights, rows: Array, batch: Batch, key: Array
+    ) -> tuple[Array, Metrics]:
         """The problem's loss at rows `[1 or L, 1 or H, K]`."""
         mixture = everywhere(rows, self.problem.mixture_shape)
         return self.problem.loss(weights, mixture, batch, key)
@@ -383,7 +392,7 @@ def alive(state: State) -> Alive:
 
 
 def weights_step(
-    problem: Problem, state: State, mixture: Array, batch: Any, key: Array
+    problem: Problem, state: State, mixture: Array, batch: Batch, key: Array
 ) -> tuple[State, Metrics]:
     """One step of the weights at a mixture `[L, H, K]`."""
 
@@ -399,8 +408,11 @@ def weights_step(
 
 
 def move(
-    optimizer: optax.GradientTransformation, gradient: Any, state: optax.OptState, values: Any
-) -> tuple[Any, optax.OptState]:
+    optimizer: optax.GradientTransformation,
+    gradient: Weights,
+    state: optax.OptState,
+    values: Weights,
+) -> tuple[Weights, optax.OptState]:
     """One optimizer step: the new values and the optimizer's new state."""
     updates, state = optimizer.update(gradient, state, values)
     return optax.apply_updates(values, updates), state

@@ -10,10 +10,13 @@ from jax import Array
 Weights = Any
 """A pytree of parameters."""
 
+Batch = Any
+"""A pytree of arrays of examples: the strategies hand it to the loss and never look inside."""
+
 Metrics = dict[str, Array]
 """Numbers of a step to log, by name."""
 
-Loss = Callable[[Weights, Array, Any, Array], tuple[Array, Metrics]]
+Loss = Callable[[Weights, Array, Batch, Array], tuple[Array, Metrics]]
 """loss(weights, mixture [L, H, K], batch, key) -> (scalar, metrics); the key is for dropout and the
 like."""
 
@@ -85,7 +88,7 @@ class Strategy(NamedTuple):
     """
 
     init: Callable[[Array, Weights], State]
-    step: Callable[[State, Any, Any], tuple[State, Metrics]]
+    step: Callable[[State, Batch, Batch], tuple[State, Metrics]]
     mixture: Callable[[State], Array]
 
 

@@ -2,14 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from dartformer.strategies.alternate import SAMPLE, weights_step
-from dartformer.strategies.base import Metrics, Options, Problem, State, Strategy, Weights
+from dartformer.strategies.base import Batch, Metrics, Options, Problem, State, Strategy, Weights
 from dartformer.strategies.relax import everywhere, softmax
 
 
@@ -43,7 +43,7 @@ class WeightsOnly(Options, ABC):
                 memory={},
             )
 
-        def step(state: State, weights_batch: Any, alphas_batch: Any) -> tuple[State, Metrics]:
+        def step(state: State, weights_batch: Batch, alphas_batch: Batch) -> tuple[State, Metrics]:
             key = jax.random.fold_in(state.key, state.step)
             sample = jax.random.fold_in(key, SAMPLE)
             drawn = everywhere(rows(state.alphas, sample), problem.mixture_shape)

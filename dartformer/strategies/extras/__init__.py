@@ -1,7 +1,5 @@
 """Extras: what can be put on top of a strategy that learns alphas."""
 
-from typing import Any
-
 from dartformer.registry import Registry, is_dataclass_type
 from dartformer.strategies.extras.base import Extra
 from dartformer.strategies.extras.beta_decay import BetaDecay
@@ -22,7 +20,7 @@ BUILT_IN: dict[str, type[Extra]] = {
 }
 
 
-def _is_extra(cls: Any) -> bool:
+def _is_extra(cls: type) -> bool:
     return is_dataclass_type(cls) and issubclass(cls, Extra) and hasattr(cls, "name")
 
 

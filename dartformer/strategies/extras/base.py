@@ -1,11 +1,22 @@
 """What an extra is: a frozen dataclass of options that goes on top of a strategy with alphas."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar, Protocol
 
 from jax import Array
 
-from dartformer.strategies.base import Metrics, State
+from dartformer.strategies.base import Metrics, State, Traits
+
+
+class Host(Protocol):
+    """What an extra may ask of the strategy that it goes on top of: see `Alternating`."""
+
+    traits: ClassVar[Traits]
+    softmax: ClassVar[bool]
+    joint: ClassVar[bool]
+
+    @property
+    def sampled(self) -> bool: ...
 
 
 class Extra:
@@ -30,8 +41,8 @@ class Extra:
         """See above."""
         return False
 
-    def refusal(self, strategy: Any) -> str | None:
-        """Why it does not work on top of a strategy (an `Alternating`); None if it does."""
+    def refusal(self, strategy: Host) -> str | None:
+        """Why it does not work on top of a strategy ; None if it does."""
         return None
 
     def check(self, candidates: int, steps: int) -> None:

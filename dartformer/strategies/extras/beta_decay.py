@@ -6,14 +6,14 @@ Its gradient is softmax(a) / rows: what a row already favours is held back most.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from dartformer.errors import InputError
-from dartformer.strategies.extras.base import Extra
+from dartformer.strategies.extras.base import Extra, Host
 from dartformer.strategies.relax import living
 
 
@@ -33,7 +33,7 @@ class BetaDecay(Extra):
         if self.weight <= 0:
             raise InputError(f"beta_decay: weight must be above 0, got {self.weight}.")
 
-    def refusal(self, strategy: Any) -> str | None:
+    def refusal(self, strategy: Host) -> str | None:
         """See `Extra`."""
         if strategy.softmax:
             return None

@@ -7,13 +7,13 @@ A positive weight pulls rows to one-hot, so that rounding them loses little (Tia
 a decision."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
 
 from dartformer.errors import InputError
-from dartformer.strategies.extras.base import Extra
+from dartformer.strategies.extras.base import Extra, Host
 from dartformer.strategies.relax import softmax
 
 
@@ -41,7 +41,7 @@ class Entropy(Extra):
         if self.start == self.end == 0:
             raise InputError("entropy: start and end are both 0, which does nothing.")
 
-    def refusal(self, strategy: Any) -> str | None:
+    def refusal(self, strategy: Host) -> str | None:
         """See `Extra`."""
         if strategy.softmax:
             return None

@@ -10,14 +10,14 @@ step; a candidate of weight zero stays at zero. With eps rising linearly:
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from dartformer.errors import InputError
-from dartformer.strategies.extras.base import Extra
+from dartformer.strategies.extras.base import Extra, Host
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Smoothing(Extra):
                 f"{self.name}: start and end must be between 0 and 1, got {self.start} and {self.end}."
             )
 
-    def refusal(self, strategy: Any) -> str | None:
+    def refusal(self, strategy: Host) -> str | None:
         """See `Extra`."""
         if strategy.sampled:
             return "its weights learn at one-hot samples, not at a soft mixture"

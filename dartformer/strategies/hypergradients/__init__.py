@@ -1,7 +1,5 @@
 """Hypergradients: how the gradient of the alphas accounts for the weights' response."""
 
-from typing import Any
-
 from dartformer.registry import Registry, is_dataclass_type
 from dartformer.strategies.hypergradients.bilevel import Finite, First, Hypergradient, Second
 from dartformer.strategies.hypergradients.implicit import ConjugateGradient, Neumann
@@ -17,7 +15,7 @@ BUILT_IN: dict[str, type[Hypergradient]] = {
 }
 
 
-def _is_hypergradient(cls: Any) -> bool:
+def _is_hypergradient(cls: type) -> bool:
     return is_dataclass_type(cls) and hasattr(cls, "order")
 
 
