@@ -47,9 +47,10 @@ class _MappedHeads(GroupedHeads):
         inputs = self.projections[0].inputs(x, valid, head_keys(self.config, self.layer))
         b, n, h = inputs.q.shape[:3]
         maps = jnp.full((b, h, n, n), jnp.nan, jnp.float32)
-        for (attention, heads), own in zip(self.groups, self.own, strict=True):
+        for (attention, heads), parameters in zip(self.groups, self.own, strict=True):
+            # Maps are of evaluation: no weight is dropped.
             group = dataclasses.replace(take_heads(inputs, heads), dropout=0.0)
-            weights = attention.weights(values(own), group, causal=self.config.causal)
+            weights = attention.weights(values(parameters), group, causal=self.config.causal)
             if weights is not None:
                 maps = maps.at[:, jnp.array(heads)].set(weights.astype(jnp.float32))
         self.maps = nnx.Intermediate(maps)

@@ -153,7 +153,7 @@ def observer(
     def observe(weights: Weights, mixture: Array, batch: Mapping[str, Array]) -> Branches:
         def total(offsets: list[list[Offsets]]) -> tuple[Array, Array]:
             model: Transformer = nnx.merge(structure, weights)
-            mixers = [mixer_of(block) for block in model.blocks]
+            mixers = list(map(mixer_of, model.blocks))
             for mixer, of_layer in zip(mixers, offsets, strict=True):
                 mixer.offsets = nnx.Perturbation(of_layer)
             tokens, valid = jnp.asarray(batch["tokens"]), jnp.asarray(batch["valid"])
@@ -164,8 +164,10 @@ def observer(
         gradients, rms = jax.grad(total, has_aux=True)(zeros(batch))
         squares = []
         for of_layer in gradients:
-            norms = [squared_norm(offsets.q) + squared_norm(offsets.k) for offsets in of_layer]
-            squares.append(jnp.stack(norms))
+            norms = []
+            for offsets in of_layer:
+                norms.append(squared_norm(offsets.q) + squared_norm(offsets.k))
+            squares.append(jnp.stack(norms))  # [K, H]
         columns = jnp.swapaxes(mixture, 1, 2)  # [L, K, H]
         weighted = (columns > 0) & mixed[:, None]
         per_unit = jnp.sqrt(jnp.stack(squares)) / jnp.where(weighted, columns, 1)

@@ -143,10 +143,11 @@ class GroupedHeads(nnx.Module):
     ) -> None:
         self.config, self.layer, self.groups = config, layer, genotype.groups(layer)
         self.projections = nnx.List([Projections(config, rngs=rngs)])
+        parameters = []
+        for attention, heads in self.groups:
+            parameters.append(own_parameters(attention, config, len(heads), rngs))
         # "own" is a key of saved weights: the parameters that attentions have beside projections.
-        self.own = nnx.data(
-            [own_parameters(a, config, len(heads), rngs) for a, heads in self.groups]
-        )
+        self.own = nnx.data(parameters)
 
     def __call__(
         self,
@@ -169,15 +170,16 @@ class GroupedHeads(nnx.Module):
             queries = 1
         inputs = self.projections[0].inputs(x, valid, keys, queries)
         outputs = []
-        for (attention, heads), own in zip(self.groups, self.own, strict=True):
+        for (attention, heads), parameters in zip(self.groups, self.own, strict=True):
             group, noise = inputs, key
             if len(self.groups) > 1:
                 group = take_heads(inputs, heads)
                 if key is not None:
+                    # By the first head: groups must not drop the same weights.
                     noise = jax.random.fold_in(key, heads[0])
             y = attend(
                 attention,
-                values(own),
+                values(parameters),
                 group,
                 self.config,
                 train=train,
@@ -188,8 +190,8 @@ class GroupedHeads(nnx.Module):
         if len(outputs) == 1:
             return self.projections[0].output(outputs[0])
         # Heads stand group by group: put them back in their order.
-        order = np.argsort(np.concatenate([heads for _, heads in self.groups]))
-        y = jnp.concatenate(outputs, axis=2)[:, :, order]
+        grouped = np.concatenate([heads for _, heads in self.groups])
+        y = jnp.concatenate(outputs, axis=2)[:, :, np.argsort(grouped)]  # [B, N, H, D]
         return self.projections[0].output(y)
 
 

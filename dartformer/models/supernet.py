@@ -89,10 +89,15 @@ class MixedAttention(nnx.Module):
     ) -> None:
         self.config, self.candidates, self.layer, self.remat = config, candidates, layer, remat
         self.shared = projections == "shared"
-        sets = 1 if self.shared else len(candidates)
+        sets = 1
+        if not self.shared:
+            sets = len(candidates)
         self.projections = nnx.List([Projections(config, rngs=rngs) for _ in range(sets)])
+        parameters = []
+        for candidate in candidates:
+            parameters.append(own_parameters(candidate, config, config.heads, rngs))
         # "own" is a key of saved weights: the parameters that attentions have beside projections.
-        self.own = nnx.data([own_parameters(a, config, config.heads, rngs) for a in candidates])
+        self.own = nnx.data(parameters)
         self.mixed = tuple(range(layer % partial, config.heads, partial))
         self.kept = tuple(range(len(candidates)) if kept is None else kept)
 
@@ -138,8 +143,10 @@ class MixedAttention(nnx.Module):
         if self.shared:
             read |= {"q": inputs.q, "k": inputs.k, "v": inputs.v}
         constants = Constants(valid, inputs.head_keys, inputs.slopes, key)
-        branches = [self.branch(k, inputs, train) for k in self.kept]
-        parameters = [self.branch_parameters(k, mixture[:, k]) for k in self.kept]
+        branches, parameters = [], []
+        for k in self.kept:
+            branches.append(self.branch(k, inputs, train))
+            parameters.append(self.branch_parameters(k, mixture[:, k]))
         if self.remat:
             active = jnp.any(mixture[:, np.array(self.kept)] != 0, axis=0)
             total = sum_of_active(branches, active, read, parameters, constants)
@@ -303,14 +310,15 @@ class _Cut:
         """The weights of `GroupedHeads`."""
         projections = {name: self.projection(name) for name in self.sets[0]}
         mixer: Weights = {"projections": {0: projections}}
-        own = {}
+        by_group = {}
         for number, (attention, heads) in enumerate(self.genotype.groups(self.layer)):
             params = self.params(attention)
             if params:
                 index = np.array(heads)
-                own[number] = jax.tree.map(lambda p, index=index: p[index], params)
-        if own:
-            mixer["own"] = own
+                # Parameters lead with all heads of the layer; the group keeps those of its heads.
+                by_group[number] = jax.tree.map(lambda p, index=index: p[index], params)
+        if by_group:
+            mixer["own"] = by_group
         return mixer
 
     def projection(self, name: str) -> Array:

@@ -5,6 +5,7 @@ and `dartformer.models.supernet` puts a mixture in the same places. Layers, head
 width and feed-forward width do not depend on one another: heads times head width need not be the
 model width (Wide Attention, arXiv 2210.00640, widens the heads and keeps E)."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -186,6 +187,7 @@ class Transformer(nnx.Module):
         """All blocks as one `lax.scan` over their weights."""
         structure = nnx.graphdef(self.blocks[0])
         weights = [nnx.to_pure_dict(nnx.state(block)) for block in self.blocks]
+        # Each leaf `[L, ...]`: one compiled body reads the weights of its layer.
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)
         layers = jnp.arange(len(self.blocks))
 
@@ -328,7 +330,8 @@ def transformer(config: TransformerConfig, genotype: Genotype) -> Network:
             f"the genotype is {len(genotype.layers)}x{genotype.heads} (layers x heads), the model "
             f"{config.layers}x{config.heads}."
         )
-    attentions = dict.fromkeys(a for heads in genotype.layers for a in heads)
+    # Each once, in the order of layers and heads: the first that does not work is named.
+    attentions = dict.fromkeys(itertools.chain.from_iterable(genotype.layers))
     require_all(attentions, config)
 
     def mixer(layer: int, rngs: nnx.Rngs) -> GroupedHeads:
