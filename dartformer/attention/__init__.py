@@ -5,8 +5,6 @@ in `BUILT_IN`. To add one from outside, call `dartformer.register("attention", n
 an entry point of the group `dartformer.attention`. `check` tests it.
 """
 
-from typing import Any
-
 from dartformer import spec
 from dartformer.attention.base import Attention, Cost, Inputs, Params, Shape, Traits
 from dartformer.attention.bigbird import BigBird
@@ -111,7 +109,7 @@ BUILT_IN: dict[str, type] = {
 }
 
 
-def _fits(cls: Any) -> bool:
+def _fits(cls: type) -> bool:
     parameters = getattr(cls, "__dataclass_params__", None)
     return bool(
         parameters and parameters.frozen and isinstance(getattr(cls, "traits", None), Traits)

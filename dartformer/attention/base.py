@@ -303,17 +303,17 @@ def _supported(positions: frozenset[str]) -> str:
     return f"it supports {' and '.join(sorted(positions))}"
 
 
-def positive(attention: Any, **fields: int) -> None:
+def positive(attention: object, **fields: int) -> None:
     """Raise `InputError` for the first of `fields` that is not a whole number of at least 1."""
     _at_least(1, attention, fields)
 
 
-def not_negative(attention: Any, **fields: int) -> None:
+def not_negative(attention: object, **fields: int) -> None:
     """Raise `InputError` for the first of `fields` that is not a whole number of at least 0."""
     _at_least(0, attention, fields)
 
 
-def _at_least(least: int, attention: Any, fields: dict[str, int]) -> None:
+def _at_least(least: int, attention: object, fields: dict[str, int]) -> None:
     for name, value in fields.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InputError(
@@ -351,7 +351,7 @@ def layer_input(attention: Attention, inputs: Inputs) -> Array:
     return inputs.x.astype(wide(inputs.x))
 
 
-def fits(attention: Any, length: int, limit: int) -> None:
+def fits(attention: object, length: int, limit: int) -> None:
     """Raise `InputError` for an input longer than a fixed-length attention was built for."""
     if length > limit:
         raise InputError(f"{attention!r} was built for at most {limit} tokens, got {length}.")

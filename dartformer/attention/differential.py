@@ -92,7 +92,9 @@ class Differential(Spelled):
         first = masked_softmax(dense_scores(q1, k1, inputs.slopes), allowed)
         second = masked_softmax(dense_scores(q2, k2, inputs.slopes), allowed)
         # l = exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init, equation 2.
-        lambdas = [params[name].astype(wide(params[name], first)) for name in NAMES]
+        lambdas = []
+        for name in NAMES:
+            lambdas.append(params[name].astype(wide(params[name], first)))
         lambda_q1, lambda_k1, lambda_q2, lambda_k2 = lambdas
         plus = jnp.exp((lambda_q1 * lambda_k1).sum(-1))
         minus = jnp.exp((lambda_q2 * lambda_k2).sum(-1))

@@ -83,6 +83,7 @@ class Fourier(Spelled):
         counts = inputs.valid.sum(1)
         front = jnp.take_along_axis(zero_invalid(v, inputs.valid), order[:, :, None, None], axis=1)
         out = fourier(_across(front), counts).real
+        # Back to their places. Before the first valid token the rank is -1: that row is zeroed below.
         out = jnp.take_along_axis(out, jnp.maximum(rank, 0)[:, :, None, None], axis=1)
         scale = (jnp.maximum(counts, 1) * width).astype(out.dtype) ** -0.5
         out = out * scale[:, None, None, None]

@@ -82,6 +82,7 @@ class GatedLinear(Spelled):
         assert inputs.x is not None
         dtype = wide(inputs.q, inputs.k, inputs.x)
         x = inputs.x.astype(dtype)
+        # log a_i, not a_i: the scan multiplies many gates, and their product would underflow.
         inner = jnp.einsum("bne,her->bnhr", x, params["down"].astype(dtype))
         projected = jnp.einsum("bnhr,hrd->bnhd", inner, params["up"].astype(dtype))
         logits = projected + params["bias"].astype(dtype)

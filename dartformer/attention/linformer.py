@@ -117,6 +117,7 @@ class Linformer(Spelled):
         keys = inputs.mask[:, None, None, :]
         k_slots = project(e, zero_invalid(inputs.k, inputs.mask))
         slots = masked_softmax(slot_scores(inputs.q, k_slots), None)
+        # Projected values of invalid tokens are zero: so are the columns of F.
         rows = jnp.einsum("bhnm,bhmk->bhnk", slots, f * keys)
         return rows * inputs.mask[:, None, :, None]
 

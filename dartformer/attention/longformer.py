@@ -74,9 +74,12 @@ class Longformer(Spelled):
 
         def one_head(key: Array) -> Params:
             size = (shape.model_dim, shape.head_dim)
+            scale = shape.model_dim**-0.5
+            q_key, k_key, v_key = jax.random.split(key, 3)
             return {
-                name: jax.random.normal(k, size) * shape.model_dim**-0.5
-                for name, k in zip(("W_q", "W_k", "W_v"), jax.random.split(key, 3), strict=True)
+                "W_q": jax.random.normal(q_key, size) * scale,
+                "W_k": jax.random.normal(k_key, size) * scale,
+                "W_v": jax.random.normal(v_key, size) * scale,
             }
 
         return jax.vmap(one_head)(jax.random.split(key, shape.heads))
@@ -161,11 +164,13 @@ class Longformer(Spelled):
         is_global = jnp.arange(rows.shape[2]) < self.globals
         return jnp.where(is_global[:, None, None], first, near)
 
-    def _projected(self, params: Params, inputs: Inputs) -> list[Array]:
+    def _projected(self, params: Params, inputs: Inputs) -> tuple[Array, Array, Array]:
         """q', k', v' of all tokens, `[B, N, H, D]`."""
         x = layer_input(self, inputs)
-        projections = [params["W_q"], params["W_k"], params["W_v"]]
-        return [jnp.einsum("bne,hed->bnhd", x, projection) for projection in projections]
+        q = jnp.einsum("bne,hed->bnhd", x, params["W_q"])
+        k = jnp.einsum("bne,hed->bnhd", x, params["W_k"])
+        v = jnp.einsum("bne,hed->bnhd", x, params["W_v"])
+        return q, k, v
 
     def cost(self, shape: Shape) -> Cost:
         """As full attention, for the computed scores, and four products for the global tokens."""

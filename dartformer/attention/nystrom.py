@@ -113,6 +113,7 @@ class Nystrom(Spelled):
         """
         accept(self, inputs, causal=causal)
         keep = inputs.mask
+        # The rank of a token among the valid ones decides its run: padding does not count.
         rank = jnp.cumsum(keep, axis=1) - 1
         count = jnp.maximum(keep.sum(1, keepdims=True), 1)
         run = rank * self.landmarks // count
@@ -124,7 +125,7 @@ class Nystrom(Spelled):
         first = masked_softmax(slot_scores(inputs.q, k_mean), filled[:, None, None, :])
         scores = jnp.einsum("bhmd,bnhd->bhmn", q_mean, inputs.k) * q_mean.shape[-1] ** -0.5
         last = masked_softmax(scores, keep[:, None, None, :])
-        products = self._middle(q_mean, k_mean, filled) @ last
+        products = self._middle(q_mean, k_mean, filled) @ last  # [B, H, m, N]
         last = jnp.where(self._few(inputs), mean[:, None], products)
         return first @ last * keep[:, None, :, None]
 

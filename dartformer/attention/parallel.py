@@ -1,6 +1,7 @@
 """Several attentions side by side in the same heads, their outputs added with fixed shares."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +22,43 @@ from dartformer.attention.full import Full
 from dartformer.attention.linear import Linear
 from dartformer.errors import InputError
 from dartformer.kernels.softmax import dropout_key, wide
+
+
+def _joined(first: Traits, second: Traits) -> Traits:
+    """What two attentions can do side by side."""
+    positions = first.positions & second.positions
+    if _takes_rotary(first) and _takes_rotary(second):
+        positions |= {"rotary"}
+    dropout = ""
+    if second.dropout:
+        dropout = first.dropout
+    return dataclasses.replace(
+        first,
+        causal=first.causal and second.causal,
+        bidirectional=first.bidirectional and second.bidirectional,
+        reads=first.reads | second.reads,
+        fixed_length=first.fixed_length or second.fixed_length,
+        stochastic=first.stochastic or second.stochastic,
+        growth=max(first.growth, second.growth),
+        order=min(first.order, second.order),
+        positions=positions,
+        dropout=dropout,
+    )
+
+
+def _takes_rotary(traits: Traits) -> bool:
+    # An attention that reads neither q nor k takes rotary positions as they are.
+    return "rotary" in traits.positions or not traits.reads & {"q", "k"}
+
+
+def _is_single(member: object) -> bool:
+    """Whether it is an attention, and not parallel itself."""
+    return isinstance(member, Attention) and not isinstance(member, Parallel)
+
+
+def _is_share(value: float) -> bool:
+    """Whether it is a finite number above 0, and no bool."""
+    return type(value) in (int, float) and 0 < value < float("inf")
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,18 +91,15 @@ class Parallel(Spelled):
     )
 
     def __post_init__(self) -> None:
-        attentions = all(isinstance(member, Attention) for member in self.members)
-        nested = any(isinstance(member, Parallel) for member in self.members)
         different = len(set(self.members)) == len(self.members)
-        if len(self.members) < 2 or not different or not attentions or nested:
+        if len(self.members) < 2 or not different or not all(map(_is_single, self.members)):
             raise InputError(
                 f"parallel: members must be at least two different attentions, none of them "
                 f"parallel; got {self.members!r}."
             )
         if not self.shares:
             return
-        positive = all(type(s) in (int, float) and 0 < s < float("inf") for s in self.shares)
-        if len(self.shares) != len(self.members) or not positive:
+        if len(self.shares) != len(self.members) or not all(map(_is_share, self.shares)):
             raise InputError(
                 f"parallel: shares must be a positive number for each of the {len(self.members)} "
                 f"members, or empty; got {self.shares!r}."
@@ -76,26 +111,11 @@ class Parallel(Spelled):
         Where they drop different things in attention dropout, the first member's is named.
         """
         traits = [member.traits for member in self.members]
-        positions = set()
-        # A member that reads neither q nor k takes rotary positions as they are.
-        if all("rotary" in t.positions or not t.reads & {"q", "k"} for t in traits):
-            positions.add("rotary")
-        if all("alibi" in t.positions for t in traits):
-            positions.add("alibi")
-        dropout = ""
-        if all(t.dropout for t in traits):
-            dropout = traits[0].dropout
+        joint = functools.reduce(_joined, traits)
+        general = type(self).traits
+        # The definition is given here, for all members: `weights` adds theirs.
         return dataclasses.replace(
-            type(self).traits,
-            causal=all(t.causal for t in traits),
-            bidirectional=all(t.bidirectional for t in traits),
-            reads=frozenset().union(*(t.reads for t in traits)),
-            fixed_length=any(t.fixed_length for t in traits),
-            stochastic=any(t.stochastic for t in traits),
-            growth=max(t.growth for t in traits),
-            order=min(t.order for t in traits),
-            positions=frozenset(positions),
-            dropout=dropout,
+            joint, summary=general.summary, paper=general.paper, matrix=general.matrix
         )
 
     @property
@@ -103,8 +123,10 @@ class Parallel(Spelled):
         """Members with shares that sum to one."""
         shares = self.shares or (1.0,) * len(self.members)
         total = sum(shares)
-        normalised = [share / total for share in shares]
-        return tuple(zip(self.members, normalised, strict=True))
+        weighted = []
+        for member, share in zip(self.members, shares, strict=True):
+            weighted.append((member, share / total))
+        return tuple(weighted)
 
     def member_key(self, key: Array | None, m: int) -> Array | None:
         """The key of member number m."""

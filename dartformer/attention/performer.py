@@ -135,6 +135,7 @@ class Performer(Spelled):
         """Features of q and k, `[B, N, H, features]`; of "softmax" their logarithms."""
         width = inputs.q.shape[-1]
         w = projections(keys, self.features, width, wide(inputs.q, inputs.k))
+        # Half of the scale 1 / sqrt(D) each: phi(q) . phi(k) estimates exp(q . k / sqrt(D)).
         q = inputs.q.astype(w.dtype) * width**-0.25
         k = inputs.k.astype(w.dtype) * width**-0.25
         q_projected = _project(q, w)

@@ -77,6 +77,7 @@ class Ssd(Spelled):
         projected = jnp.einsum("bne,he->bnh", x, params["dt"].astype(dtype))
         step = jax.nn.softplus(projected + params["dt_bias"].astype(dtype))
         rate = jnp.exp(params["A_log"].astype(dtype))
+        # Discretised as in Mamba-2: B dt for the input, exp(-A dt) for the decay.
         return inputs.q, inputs.k * step[..., None], -rate * step
 
     def __call__(

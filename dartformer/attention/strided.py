@@ -78,7 +78,7 @@ class Strided(Spelled):
             _columns(inputs.k, stride),
             _columns(inputs.v, stride),
             causal=causal,
-            valid=_columns(inputs.mask, stride),
+            valid=_columns(inputs.mask, stride),  # the filling of short columns is padding
             slopes=slopes,
             dropout=inputs.rate(train),
             key=key,
@@ -114,7 +114,7 @@ def _columns(x: Array, stride: int) -> Array:
     """
     batch, length, *trailing = x.shape
     padding = ((0, 0), (0, -length % stride)) + ((0, 0),) * len(trailing)
-    rows = jnp.pad(x, padding).reshape(batch, -1, stride, *trailing)
+    rows = jnp.pad(x, padding).reshape(batch, -1, stride, *trailing)  # [B, N / stride, stride, ...]
     return rows.swapaxes(1, 2).reshape(batch * stride, -1, *trailing)
 
 

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.typing import ArrayLike
 
 from dartformer.attention.base import Attention, Inputs, Params, Shape
 
@@ -29,6 +31,10 @@ EXACT = 1e-12
 
 Parts = tuple[dict[str, Array], Params]
 """What gradients are taken by: inputs by name, and floating parameters with None for others."""
+
+
+Program = ClosedJaxpr | Jaxpr
+"""A traced program, with or without its constants."""
 
 
 class Failed(Exception):
@@ -68,7 +74,7 @@ def quick(function: Callable[..., Any], **options: Any) -> Any:
     return jax.jit(function, compiler_options=_cheap(), **options)
 
 
-def gap(value: Any, reference: Any) -> float:
+def gap(value: ArrayLike, reference: ArrayLike) -> float:
     """Largest absolute difference, relative to the largest magnitude of `reference`.
 
     Infinite if a number is not finite.
@@ -96,7 +102,7 @@ def finite(tree: Any) -> bool:
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
 
-def arrays(jaxpr: Any) -> Iterator[int]:
+def arrays(jaxpr: Program) -> Iterator[int]:
     """Number of elements of every array made or held in `jaxpr`, loops and branches included."""
     for constant in getattr(jaxpr, "consts", ()):
         yield int(np.size(constant))
@@ -108,7 +114,7 @@ def arrays(jaxpr: Any) -> Iterator[int]:
             yield from arrays(inner)
 
 
-def primitives(jaxpr: Any) -> Iterator[str]:
+def primitives(jaxpr: Program) -> Iterator[str]:
     """Name of every operation in `jaxpr`, loops and branches included."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         yield equation.primitive.name
@@ -116,7 +122,7 @@ def primitives(jaxpr: Any) -> Iterator[str]:
             yield from primitives(inner)
 
 
-def _inner(equation: Any) -> Iterator[Any]:
+def _inner(equation: JaxprEqn) -> Iterator[Program]:
     """The programs inside an equation, such as the body of a loop."""
     values = list(equation.params.values())
     for value in jax.tree.leaves(values, is_leaf=_is_jaxpr):
@@ -124,7 +130,7 @@ def _inner(equation: Any) -> Iterator[Any]:
             yield value
 
 
-def _is_jaxpr(value: Any) -> bool:
+def _is_jaxpr(value: object) -> bool:
     return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
@@ -230,8 +236,10 @@ class Case:
             trailing = (1,) * (x.ndim - 2)
             return np.where(tokens.reshape(*tokens.shape, *trailing), new, x)
 
-        inputs = self.inputs
-        return with_arrays(inputs, {name: changed(getattr(inputs, name)) for name in "qkvx"})
+        arrays = {}
+        for name in "qkvx":
+            arrays[name] = changed(getattr(self.inputs, name))
+        return with_arrays(self.inputs, arrays)
 
     def part(self, rows: slice, tokens: slice, *, valid: bool = True) -> Inputs:
         """Some examples and tokens of the inputs; x only if it is read."""

@@ -48,7 +48,7 @@ def output_elsewhere(case: Case, causal: bool) -> np.ndarray:
     return numbers.reshape(answer["shape"])
 
 
-def _as_json(value: Any) -> Any:
+def _as_json(value: object) -> Any:
     """A field as JSON.
 
     An attention becomes its class and fields, a tuple a list under the key "tuple"; other values

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 from jax.typing import DTypeLike
 
 from dartformer import spec
@@ -161,8 +162,9 @@ def padded_rows_are_zero(case: Case) -> str:
             )
         if not finite((out, grads)):
             raise Failed(f"an output or gradient is not finite (causal={causal})")
-        if any((grad[EMPTY] != 0).any() for grad in grads.inputs.values()):
-            raise Failed(f"an example of padding alone has a gradient (causal={causal})")
+        for grad in grads.inputs.values():
+            if (grad[EMPTY] != 0).any():
+                raise Failed(f"an example of padding alone has a gradient (causal={causal})")
     return "exactly, with finite gradients"
 
 
@@ -260,8 +262,11 @@ def own_token(case: Case) -> str:
 def odd_lengths(case: Case) -> str:
     """Lengths shorter than a block or window, or no multiple of one."""
     lengths = (1, 2, 3, 5, SHORT)
-    # All in one program, as compiling takes the time; modes take turns.
-    modes = tuple(case.modes[i % len(case.modes)] for i in range(len(lengths)))
+    modes: list[bool] = []
+    batches: list[Inputs] = []
+    for i, length in enumerate(lengths):
+        modes.append(case.modes[i % len(case.modes)])  # modes take turns
+        batches.append(case.part(slice(1), slice(length), valid=False))
 
     def outputs(
         params: Params, batches: tuple[Inputs, ...], modes: tuple[bool, ...]
@@ -273,8 +278,8 @@ def odd_lengths(case: Case) -> str:
             pairs.append((out, reference))
         return pairs
 
-    batches = tuple(case.part(slice(1), slice(length), valid=False) for length in lengths)
-    results = quick(outputs, static_argnums=2)(case.params, batches, modes)
+    # All lengths in one program, as compiling takes the time.
+    results = quick(outputs, static_argnums=2)(case.params, tuple(batches), tuple(modes))
     for length, (out, reference) in zip(lengths, results, strict=True):
         if out.shape != (1, length, case.heads, case.head_dim):
             raise Failed(f"at length {length} the output has shape {list(out.shape)}")
@@ -293,13 +298,17 @@ def tiny_gradients(case: Case) -> str:
             out = case.attention(params, with_arrays(inputs, parts), causal=causal)
             return jnp.sum(out**2)
 
-        return jax.grad(loss)({name: getattr(inputs, name) for name in case.reads})
+        # By the inputs that are read only: the others have no gradient.
+        parts = {name: getattr(inputs, name) for name in case.reads}
+        return jax.grad(loss)(parts)
 
     def gradients(
         params: Params, batches: tuple[Inputs, ...], modes: tuple[bool, ...]
     ) -> list[dict[str, jax.Array]]:
-        pairs = zip(batches, modes, strict=True)
-        return [gradient(params, inputs, causal) for inputs, causal in pairs]
+        grads = []
+        for inputs, causal in zip(batches, modes, strict=True):
+            grads.append(gradient(params, inputs, causal))
+        return grads
 
     batches = []
     for length in lengths:
@@ -353,10 +362,14 @@ def _rounded(case: Case, inputs: Inputs, *dtypes: DTypeLike) -> list[np.ndarray]
     causal = case.modes[-1]
 
     def outputs(params: Params, inputs: Inputs) -> list[jax.Array]:
-        return [case.attention(params, _cast(inputs, dtype), causal=causal) for dtype in dtypes]
+        outs = []
+        for dtype in dtypes:
+            outs.append(case.attention(params, _cast(inputs, dtype), causal=causal))
+        return outs
 
     with jax.enable_x64(False):
         outs = quick(outputs)(_cast(case.params, np.float32), inputs)
+        # Compared in float64, so that the comparison itself rounds nothing.
         return [np.asarray(out, np.float64) for out in outs]
 
 
@@ -378,7 +391,7 @@ def vmap_and_remat(case: Case) -> str:
             parts: Params, valid: jax.Array, cotangent: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
             """Of one example, as a batch of its own."""
-            batch = {name: part[None] for name, part in parts.items()}
+            batch = jax.tree.map(lambda part: part[None], parts)
             alone = Inputs(**batch, valid=valid[None], head_keys=inputs.head_keys)
             run = jax.checkpoint(lambda inputs: case.attention(params, inputs, causal=causal))
             out = run(alone)[0]
@@ -447,9 +460,10 @@ def head_slicing(case: Case) -> str:
     heads = [case.heads - 1, 0]
     inputs, worst = case.inputs, 0.0
 
-    def cut(x: Any) -> Any:
-        return np.asarray(x)[:, :, heads]
+    def cut(x: jax.Array) -> jax.Array:
+        return jnp.asarray(np.asarray(x)[:, :, heads])  # of [B, N, H, D]
 
+    # The keys go with their heads, or random attentions would differ for that alone.
     keys = case.keys()[np.asarray(heads)]
     cut_inputs = Inputs(cut(inputs.q), cut(inputs.k), cut(inputs.v), inputs.x, inputs.valid, keys)
     params = jax.tree.map(lambda p: p[heads], case.params)
@@ -484,22 +498,22 @@ def _largest(case: Case, name: str, gradients: Callable[[bool], Gradients]) -> f
 
 def parameters_live(case: Case) -> str:
     """A parameter without gradient in some head: it is trained, saved and counted for nothing."""
-    live: list[Any] = []  # by parameter, which heads have a gradient in some mode
-    shapes: list[list[int]] = []
+    by_mode: list[list[np.ndarray]] = []
     for causal in case.modes:
-        leaves = jax.tree.leaves(case.results[causal][1].params)
-        sizes = []
-        for grad in leaves:
-            sizes.append(np.abs(grad).reshape(case.heads, -1).max(axis=-1) / _slope(case, causal))
-        shapes = [list(grad.shape) for grad in leaves]
-        live.append(sizes)
-    if not shapes:
+        by_mode.append(jax.tree.leaves(case.results[causal][1].params))
+    if not by_mode[0]:
         raise NotApplicable("no floating parameters")
-    for shape, *sizes in zip(shapes, *live, strict=True):
-        dead = np.flatnonzero(~(sum(sizes) > LIVE))  # NaN is dead too
+    for grads in zip(*by_mode, strict=True):
+        size = np.zeros(case.heads)
+        # Over the modes together: one mode may have no use for a parameter.
+        for causal, grad in zip(case.modes, grads, strict=True):
+            by_head = np.abs(grad).reshape(case.heads, -1)  # [H, numbers of a head]
+            size = size + by_head.max(axis=-1) / _slope(case, causal)
+        dead = np.flatnonzero(~(size > LIVE))  # NaN is dead too
         if dead.size:
+            shape = list(grads[0].shape)
             raise Failed(f"a parameter of shape {shape} has no gradient in head(s) {dead.tolist()}")
-    return f"{len(shapes)} arrays, every head"
+    return f"{len(by_mode[0])} arrays, every head"
 
 
 def large_inputs(case: Case) -> str:
@@ -552,7 +566,7 @@ def cost_flops(case: Case) -> str:
     """A FLOP count off by a factor, such as a forgotten 2 or a forgotten product."""
     shape = Shape(length=64, heads=2, head_dim=32, model_dim=64, batch=2)
     causal = case.modes[0]
-    with jax.enable_x64(False):
+    with jax.enable_x64(False):  # as models run
         traced = _traced(case, shape, causal, gradients=False)
         loops = {"scan", "while"} & set(primitives(traced))
         if loops:
@@ -586,8 +600,10 @@ def second_order(case: Case) -> str:
         out = case.attention(case.params, changed, causal=causal)
         return jnp.sum(out**2)
 
-    def product(point: Any, direction: Any) -> Any:
-        """Of the Hessian with a vector."""
+    def product(
+        point: tuple[jax.Array, ...], direction: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, ...]:
+        """Of the Hessian with a vector, forward over reverse as bilevel search computes it."""
         return jax.jvp(jax.grad(loss), (point,), (direction,))[1]
 
     point = (jnp.asarray(inputs.q), jnp.asarray(inputs.k), jnp.asarray(inputs.v))
@@ -738,7 +754,7 @@ def _slope(case: Case, causal: bool) -> float:
 
 
 def _listed(lengths: tuple[int, ...]) -> str:
-    return ", ".join(str(length) for length in lengths)
+    return ", ".join(map(str, lengths))
 
 
 def _cast(tree: Any, dtype: DTypeLike) -> Any:
@@ -755,7 +771,7 @@ def _cast(tree: Any, dtype: DTypeLike) -> Any:
 def _abstract(case: Case, shape: Shape) -> tuple[Any, Inputs]:
     """Parameters and inputs of `shape` in float32, as shapes only; no padding."""
 
-    def array(*sizes: int) -> Any:
+    def array(*sizes: int) -> Any:  # stands for an array: tracing reads its shape alone
         return jax.ShapeDtypeStruct((shape.batch, shape.length, *sizes), jnp.float32)
 
     qkv = array(shape.heads, shape.head_dim)
@@ -767,10 +783,10 @@ def _abstract(case: Case, shape: Shape) -> tuple[Any, Inputs]:
     return params, Inputs(qkv, qkv, qkv, x, None, keys)
 
 
-def _traced(case: Case, shape: Shape, causal: bool, *, gradients: bool) -> Any:
+def _traced(case: Case, shape: Shape, causal: bool, *, gradients: bool) -> ClosedJaxpr:
     """The program of one forward pass, or of its gradients by q, k and v, at `shape`."""
 
-    def run(params: Params, inputs: Inputs) -> Any:
+    def run(params: Params, inputs: Inputs) -> jax.Array | tuple[jax.Array, ...]:
         def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             changed = dataclasses.replace(inputs, q=q, k=k, v=v)
             return jnp.sum(case.attention(params, changed, causal=causal))
