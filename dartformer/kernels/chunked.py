@@ -89,6 +89,7 @@ def chunked_attention(
         """`[B, N, H, D]` to `[cells, (H B) / cells, N, D]`."""
         return x.transpose(2, 0, 1, 3).reshape(cells, -1, x.shape[1], x.shape[3])
 
+    # Scaled in float32 or wider, before it is cut: N D products, and not N^2.
     scaled = q.astype(dtype) * width**-0.5
     padded = jnp.pad(scaled, ((0, 0), (0, tiles * rows - length), (0, 0), (0, 0)))
     inputs = Cell(
@@ -151,6 +152,7 @@ def _cell(cell: Cell, *, rows: int, causal: bool, dropout: float, dtype: jnp.dty
         queries = cell.q[:, first * rows : last * rows]
         queries = queries.reshape(-1, last - first, rows, width).swapaxes(0, 1)
         numbers = cell.numbers[first:last]
+        # A loop, not a `vmap`: the scores of one tile at a time are in memory.
         out = jax.lax.map(jax.checkpoint(tile, policy=policy), (numbers, queries))
         # [tiles, M, rows, D] to [M, tiles rows, D]
         parts.append(out.swapaxes(0, 1).reshape(-1, (last - first) * rows, width))

@@ -58,13 +58,17 @@ def delta_scan(
         log_decay = jnp.where(mask, log_decay, 0)
         beta = jnp.where(mask, beta, 0)
     chunk = chunk_of(length, chunk)
-    tokens = [x.astype(dtype) for x in (q, k, v, log_decay, beta)]
     reads = jnp.tril(jnp.ones((chunk, chunk), bool))
     if not causal:  # both directions as one batch, of which the second reads before it writes
-        tokens = [jnp.concatenate([x, jnp.flip(x, 1)]) for x in tokens]
         reads = jnp.stack([reads, jnp.tril(reads, -1)])
         reads = jnp.repeat(reads, batch, axis=0)[:, None]  # [2 B, 1, C, C]
-    qs, ks, vs, decays, betas = (chunked(x, chunk) for x in tokens)
+    parts = []
+    for x in (q, k, v, log_decay, beta):
+        x = x.astype(dtype)  # a state sums over many tokens
+        if not causal:
+            x = jnp.concatenate([x, jnp.flip(x, 1)])
+        parts.append(chunked(x, chunk))
+    qs, ks, vs, decays, betas = parts
     out = joined(_chunks(qs, ks, vs, decays, betas, reads), length)
     if not causal:
         out = out[:batch] + jnp.flip(out[batch:], 1)
@@ -99,7 +103,8 @@ def _chunks(q: Array, k: Array, v: Array, decays: Array, beta: Array, reads: Arr
     upto = jnp.cumsum(decays, axis=3)
     full = upto[:, :, :, -1:]
     past = jnp.tril(jnp.ones((chunk, chunk), bool))
-    decay = jnp.exp(jnp.where(past, upto - upto.swapaxes(3, 4), -jnp.inf))
+    # Masked before exp: a decay from the future is above 1, and may overflow.
+    decay = jnp.exp(jnp.where(past, upto - upto.swapaxes(3, 4), -jnp.inf))  # [T, B, H, C, C]
     # The system (I + L) u = beta (v - ...), L strictly lower triangular.
     products = beta * jnp.einsum("tbhim,tbhjm->tbhij", k, k) * decay
     inverse = unit_triangular_inverse(jnp.where(jnp.tril(past, -1), products, 0))
@@ -107,6 +112,7 @@ def _chunks(q: Array, k: Array, v: Array, decays: Array, beta: Array, reads: Arr
     within = jnp.where(reads, jnp.einsum("tbhim,tbhjm->tbhij", q, k) * decay, 0)
     if len(q) == 1:  # one chunk: its state is zero
         return jnp.einsum("tbhij,tbhjd->tbhid", within, u)
+    # What the state before the chunk takes from u; the scan below brings the state.
     forgets = jnp.einsum("tbhij,tbhjm->tbhim", inverse, beta * jnp.exp(upto) * k)
     writes = k * jnp.exp(full - upto)
 

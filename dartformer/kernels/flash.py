@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from dartformer.errors import InputError, unknown
 from dartformer.kernels.chunked import TILE, chunked_attention
@@ -21,7 +22,7 @@ KERNELS = ("auto", "cudnn", "chunked", "dense")
 
 
 def cudnn_refusal(
-    dtype: Any,
+    dtype: DTypeLike,
     head_dim: int,
     *,
     slopes: bool = False,
@@ -55,7 +56,7 @@ def cudnn_refusal(
 
 def choose(
     kernel: str,
-    dtype: Any,
+    dtype: DTypeLike,
     head_dim: int,
     length: int,
     *,
@@ -158,7 +159,8 @@ def cudnn_attention(
     if valid is None:
         return function(q, k, v, jnp.zeros(0, jnp.int32))
 
-    order = jnp.argsort(~valid, axis=1, stable=True)[:, :, None, None]
+    # Stable, so that valid tokens keep their order, which a causal mask needs.
+    order = jnp.argsort(~valid, axis=1, stable=True)[:, :, None, None]  # [B, N, 1, 1]
     mask = valid[:, :, None, None]
     q = jnp.take_along_axis(jnp.where(mask, q, 0), order, axis=1)
     k = jnp.take_along_axis(jnp.where(mask, k, 0), order, axis=1)
@@ -174,6 +176,14 @@ def cudnn_attention(
 Function = Callable[[Array, Array, Array, Array], Array]
 """(q, k, v, lengths) to the output."""
 
+Arrays = tuple[Array, ...]
+
+Pull = Callable[[Array], Arrays]
+"""A cotangent of the output to the gradients of q, k and v; a pytree of residuals, as JAX makes it."""
+
+Residuals = tuple[Pull, Array, Array, Array, Array]
+"""What the backward pass reads: `Pull`, and q, k, v and lengths for derivatives of its own."""
+
 
 def fused(fast: Function, definition: Function) -> Function:
     """`fast` and its gradient, with the derivatives of both taken from `definition`.
@@ -183,11 +193,11 @@ def fused(fast: Function, definition: Function) -> Function:
     """
 
     @jax.custom_jvp
-    def forward(q: Array, k: Array, v: Array, lengths: Array) -> tuple[Array, Any]:
+    def forward(q: Array, k: Array, v: Array, lengths: Array) -> tuple[Array, Pull]:
         return jax.vjp(lambda q, k, v: fast(q, k, v, lengths), q, k, v)
 
     @forward.defjvp
-    def forward_jvp(primals: Any, tangents: Any) -> Any:
+    def forward_jvp(primals: Arrays, tangents: Arrays) -> Any:
         q, k, v, lengths = primals
         out = forward(q, k, v, lengths)
         tangent = jax.jvp(lambda q, k, v: definition(q, k, v, lengths), (q, k, v), tangents[:3])[1]
@@ -195,14 +205,16 @@ def fused(fast: Function, definition: Function) -> Function:
         return out, (tangent, jax.tree.map(_no_tangent, out[1]))
 
     @jax.custom_jvp
-    def backward(pull: Any, q: Array, k: Array, v: Array, lengths: Array, cotangent: Array) -> Any:
+    def backward(
+        pull: Pull, q: Array, k: Array, v: Array, lengths: Array, cotangent: Array
+    ) -> Arrays:
         return pull(cotangent)
 
     @backward.defjvp
-    def backward_jvp(primals: Any, tangents: Any) -> Any:
+    def backward_jvp(primals: Any, tangents: Any) -> tuple[Arrays, Arrays]:
         q, k, v, lengths, cotangent = primals[1:]
 
-        def gradient(q: Array, k: Array, v: Array, cotangent: Array) -> Any:
+        def gradient(q: Array, k: Array, v: Array, cotangent: Array) -> Arrays:
             _, pull = jax.vjp(lambda q, k, v: definition(q, k, v, lengths), q, k, v)
             return pull(cotangent)
 
@@ -214,11 +226,11 @@ def fused(fast: Function, definition: Function) -> Function:
     def function(q: Array, k: Array, v: Array, lengths: Array) -> Array:
         return fast(q, k, v, lengths)
 
-    def forward_rule(q: Array, k: Array, v: Array, lengths: Array) -> Any:
+    def forward_rule(q: Array, k: Array, v: Array, lengths: Array) -> tuple[Array, Residuals]:
         out, pull = forward(q, k, v, lengths)
         return out, (pull, q, k, v, lengths)
 
-    def backward_rule(residuals: Any, cotangent: Array) -> Any:
+    def backward_rule(residuals: Residuals, cotangent: Array) -> tuple[Array | None, ...]:
         lengths_gradient = None  # integers
         return (*backward(*residuals, cotangent), lengths_gradient)
 
@@ -226,7 +238,7 @@ def fused(fast: Function, definition: Function) -> Function:
     return function
 
 
-def _no_tangent(x: Array) -> Any:
+def _no_tangent(x: Array) -> Array | np.ndarray:
     """The zero tangent of a residual."""
     if jnp.issubdtype(x.dtype, jnp.inexact):
         return jnp.zeros_like(x)

@@ -161,7 +161,7 @@ def _in_order(q: Array, v: Array, ordered: Sorted) -> tuple[Array, Array]:
     """Queries and values sorted and in chunks, `[B, H, R, T, C, D]`."""
     width = q.shape[-1]
     dtype = wide(q, v)
-    # As one array: one gather.
+    # As one array: one gather. [B, H, N, 2 D]
     joint = jnp.concatenate([q.astype(dtype), v.astype(dtype)], axis=-1).swapaxes(1, 2)
     filling = ordered.order.shape[-1] - q.shape[1]
     joint = jnp.pad(joint, ((0, 0), (0, 0), (0, filling), (0, 0)))

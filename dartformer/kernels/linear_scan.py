@@ -139,10 +139,10 @@ def _recurrent(phi_q: Array, phi_k: Array, v: Array, dtype: jnp.dtype, chunk: in
     q = chunked(phi_q.astype(dtype), chunk)  # [T, B, H, C, M]
     k = chunked(phi_k.astype(dtype), chunk)
     value = chunked(v.astype(dtype), chunk)
-    past = jnp.tril(jnp.ones((chunk, chunk), bool))
+    past = jnp.tril(jnp.ones((chunk, chunk), bool))  # j <= i
     within = jnp.where(past, jnp.einsum("tbhim,tbhjm->tbhij", q, k), 0)
     state = carry(None, jnp.einsum("tbhjm,tbhjd->tbhmd", k, value))
-    total = carry(None, jnp.sum(k, axis=3)[..., None])
+    total = carry(None, jnp.sum(k, axis=3)[..., None])  # [T, B, H, M, 1]
     return joined(read_chunks(within, value, q, state, total), v.shape[1])
 
 

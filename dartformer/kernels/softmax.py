@@ -61,8 +61,12 @@ def joint_exponentials(
         tops.append(row_maximum(part))
     # One maximum and one sum over all sets make them one softmax.
     top = jnp.maximum(functools.reduce(jnp.maximum, tops), FLOOR)
-    numerators = [jnp.exp(part - top) for part in masked]
-    totals = [jnp.sum(numerator, axis=-1, keepdims=True) for numerator in numerators]
+    numerators = []
+    totals = []
+    for part in masked:
+        numerator = jnp.exp(part - top)
+        numerators.append(numerator)
+        totals.append(jnp.sum(numerator, axis=-1, keepdims=True))
     return numerators, without_zeros(functools.reduce(jnp.add, totals))
 
 

@@ -126,6 +126,7 @@ def attend(
     masks = []
     for keys in sets:
         dtype = wide(q, keys.k)
+        # Summed in float32 at least: the scores go into an exponential.
         dots = jnp.einsum(f"bhtqd,{keys.axes}->bhtqk", q, keys.k, preferred_element_type=dtype)
         dots = dots * width**-0.5
         if keys.bias is not None:
@@ -144,5 +145,6 @@ def attend(
             f"bhtqk,{keys.axes}->bhtqd", numerator, keys.v, preferred_element_type=dtype
         )
         parts.append(part)
+    # Divided once, after the products: the sum over all sets is not known before.
     out = sum(parts[1:], parts[0]) / total
     return out.astype(sets[0].v.dtype)
