@@ -113,6 +113,7 @@ class BigBird(Spelled):
         if causal:
             window = np.arange(-1, 1)
             allowed = _not_later
+        # Beyond both ends these are no blocks; `block_sparse_attention` leaves them empty.
         number = np.arange(drawn.shape[2])[:, None]
         near = jnp.broadcast_to(number + window, (*drawn.shape[:3], len(window)))
         out = block_sparse_attention(
@@ -169,7 +170,7 @@ class BigBird(Spelled):
         if not causal:  # global blocks see all
             blocks = blocks | through[..., None]
         number = jnp.arange(inputs.q.shape[1]) // self.block
-        pattern = blocks[:, :, number][..., number]
+        pattern = blocks[:, :, number][..., number]  # [B or 1, H, N, N]
         return dense_weights(
             inputs.q, inputs.k, pattern, causal=causal, valid=inputs.valid, slopes=inputs.slopes
         )

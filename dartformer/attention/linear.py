@@ -84,6 +84,7 @@ class Linear(Spelled):
             return jax.nn.relu(x)
         if self.feature == "exp":
             return x
+        # Logarithms: features of peaked rows underflow, and their sums would be 0 / 0.
         return jax.nn.log_softmax(x)
 
     @property

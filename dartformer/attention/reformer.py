@@ -130,7 +130,8 @@ class Reformer(Spelled):
         q = jax.lax.stop_gradient(inputs.q).astype(wide(inputs.q))
         keys = head_keys(self, inputs)
         r = rotations(keys, self.hashes, q.shape[-1], self.buckets)
-        turned = jnp.einsum("bnhd,hrdm->bhrnm", q, r)
+        # Angular LSH, section 2 of the paper: h(x) = argmax [x R; -x R].
+        turned = jnp.einsum("bnhd,hrdm->bhrnm", q, r)  # [B, H, hashes, N, buckets / 2]
         # argmax [x; -x]: that of |x|, and the sign there.
         largest = jnp.argmax(abs(turned), axis=-1).astype(jnp.int32)
         positive = turned.max(-1) >= -turned.min(-1)
@@ -141,6 +142,7 @@ class Reformer(Spelled):
         few = None
         if not causal:
             few = inputs.valid.sum(1) <= 2 * self.chunk
+            # One bucket for all tokens: they see one another, as they do without padding.
             bucket = jnp.where(few[:, None, None, None], 0, bucket)
         return jnp.where(inputs.valid[:, None, None], bucket, self.buckets), few
 

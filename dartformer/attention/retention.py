@@ -60,6 +60,7 @@ class Retention(Spelled):
         """q / sqrt(D), k, and the log-decays `[B, N, H]`."""
         dtype = wide(inputs.q, inputs.k)
         q = inputs.q.astype(dtype) * inputs.q.shape[-1] ** -0.5
+        # Learned, through a sigmoid: any value of the parameter is a decay between 0 and 1.
         decay = jax.nn.log_sigmoid(params["decay"].astype(dtype))
         # The same at every token: gamma is of the head.
         return q, inputs.k, jnp.broadcast_to(decay, inputs.q.shape[:3])

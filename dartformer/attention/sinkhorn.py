@@ -114,6 +114,7 @@ class Sinkhorn(Spelled):
         v = tile(zero_invalid(inputs.v, inputs.mask), self.block)
         exists = existing(length, self.block, inputs.valid)  # [B or 1, T, b]
         dtype = wide(q, k, params["W"])
+        # The sort net reads a block by the sums of its queries and keys, [B, H, T, 2 D].
         sums = jnp.concatenate([q.sum(3, dtype=dtype), k.sum(3, dtype=dtype)], axis=-1)
         columns = params["W"][..., : q.shape[2]]
         scores = jnp.einsum("bhte,heu->bhtu", sums, columns) / self.temperature

@@ -57,6 +57,7 @@ class Uniform(Spelled):
         accept(self, inputs, causal=causal)
         v = drop_values(inputs, train, key)
         dtype = wide(v)
+        # Zeroed rather than masked: sums over the tokens are then those of the valid ones.
         if inputs.valid is not None:
             v = zero_invalid(v, inputs.valid)
         if causal:
@@ -65,7 +66,8 @@ class Uniform(Spelled):
         else:
             count = inputs.mask.sum(1, keepdims=True)
             total = v.sum(1, keepdims=True, dtype=dtype)
-        divisor = jnp.maximum(count, 1).astype(dtype)[:, :, None, None]
+        # At least 1: where no token is valid, the mean is 0 and not 0 / 0.
+        divisor = jnp.maximum(count, 1).astype(dtype)[:, :, None, None]  # [B, N or 1, 1, 1]
         mean = (total / divisor).astype(v.dtype)
         return zero_invalid(jnp.broadcast_to(mean, v.shape), inputs.mask)
 

@@ -96,6 +96,7 @@ class _Epochs:
         order = order[: self.steps * self.batch_size]
         by_length = np.argsort(self.buckets.steps[order], kind="stable")
         rows = order[by_length].reshape(self.steps, self.batch_size)
+        # Sorted batches in a random order: training must not go from short texts to long ones.
         return rows[permutation(self.steps, self.lengths_seed, epoch)].reshape(-1)
 
 

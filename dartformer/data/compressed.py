@@ -61,6 +61,7 @@ def members(archive: Path) -> Iterator[tuple[str, BinaryIO]]:
     anything."""
     if not archive.is_file():
         raise InputError(f"there is no file {archive}.")
+    # As a stream ("r|"): a compressed archive cannot be searched without reading it again.
     with opened(archive) as file, tarfile.open(fileobj=file, mode="r|") as files:
         for member in files:
             if member.isfile():

@@ -20,6 +20,7 @@ def fingerprint(splits: Iterable[Split]) -> str:
             batches = iter([split.take(np.arange(SAMPLED))])
         else:
             batches = in_order(split)
+        # The count marks where a split ends: examples that move to the next split are noticed.
         digest.update(f"{len(split)} examples".encode())
         for batch in batches:
             for name in ("tokens", "valid", "label"):

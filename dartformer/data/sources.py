@@ -40,6 +40,7 @@ def from_source(
 
     It is mapped where it would take more than `in_memory` bytes; the files are written on first
     use. Raises `InputError` where a record is longer than `length`."""
+    # The smallest type that holds every id: rows of bytes take half of int32.
     dtype = np.min_scalar_type(vocabulary - 1)
     if len(source) * length * dtype.itemsize > in_memory:
         return mapped(source, length, dtype, Path(source.dataset_info.data_dir))
@@ -91,6 +92,7 @@ def _write(source: Records, length: int, dtype: np.dtype, rows: Path) -> None:
     for array in (split.tokens, split.lengths, split.labels):
         assert isinstance(array, np.memmap)
         array.flush()
+    # Only now under its name: a reader never sees half of the arrays.
     os.replace(unfinished, rows)
 
 

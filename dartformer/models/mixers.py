@@ -56,6 +56,7 @@ class Mixer(Protocol):
 
 def head_keys(config: TransformerConfig, layer: int | Array) -> Array:
     """`[H]` PRNG keys of a layer's heads, from (seed, layer, head) alone."""
+    # Folded and not split: the key of a head does not depend on how many heads there are.
     key = jax.random.fold_in(jax.random.key(config.seed), layer)
     return jax.vmap(lambda head: jax.random.fold_in(key, head))(jnp.arange(config.heads))
 
@@ -63,6 +64,7 @@ def head_keys(config: TransformerConfig, layer: int | Array) -> Array:
 def rms_norm(y: Array, gain: Array | None = None) -> Array:
     """`gain y / sqrt(mean(y^2) + 1e-6)` over the last axis, in float32 or wider."""
     wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+    # The epsilon keeps the gradient of a row of zeros finite.
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)
     if gain is not None:
         wide = wide * gain
@@ -111,6 +113,8 @@ class Projections(nnx.Module):
         config = self.config
         q = project(x[:, :queries], self.q)
         k, v = project(x, self.k), project(x, self.v)
+        # The norm comes first: its gains, after a rotation, would make scores depend on positions
+        # and not on distances alone.
         if config.qk_norm:
             q, k = rms_norm(q, self.q_norm[...]), rms_norm(k, self.k_norm[...])
         if config.positions == "rotary":

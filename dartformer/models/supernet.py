@@ -98,6 +98,7 @@ class MixedAttention(nnx.Module):
             parameters.append(own_parameters(candidate, config, config.heads, rngs))
         # "own" is a key of saved weights: the parameters that attentions have beside projections.
         self.own = nnx.data(parameters)
+        # Rotated from layer to layer, so that no head is left out of all mixtures.
         self.mixed = tuple(range(layer % partial, config.heads, partial))
         self.kept = tuple(range(len(candidates)) if kept is None else kept)
 
@@ -115,6 +116,7 @@ class MixedAttention(nnx.Module):
     def bypass(self, inputs: Inputs) -> Array:
         """`[B, N, H, D]`: the values of the heads that are not mixed, zero in the mixed ones."""
         unmixed = np.delete(np.arange(self.config.heads), self.mixed)
+        # Padding gives zero, as it does in every attention.
         v = jnp.where(inputs.mask[..., None, None], inputs.v[:, :, unmixed], 0)
         if self.config.branch_norm:
             v = branch_norm(v)
@@ -148,7 +150,7 @@ class MixedAttention(nnx.Module):
             branches.append(self.branch(k, inputs, train))
             parameters.append(self.branch_parameters(k, mixture[:, k]))
         if self.remat:
-            active = jnp.any(mixture[:, np.array(self.kept)] != 0, axis=0)
+            active = jnp.any(mixture[:, np.array(self.kept)] != 0, axis=0)  # [kept candidates]
             total = sum_of_active(branches, active, read, parameters, constants)
         else:
             outputs = []

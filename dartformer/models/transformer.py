@@ -136,6 +136,7 @@ class Transformer(nnx.Module):
         x, valid = self.embedded(tokens, valid)
         layer_keys = embedding_key = None
         if key is not None:
+            # The last is of the embedding: layer l has key l, scanned or unrolled.
             keys = jax.random.split(key, config.layers + 1)
             layer_keys, embedding_key = keys[:-1], keys[-1]
         x = dropout(x, config.dropout, train, embedding_key)
@@ -212,6 +213,7 @@ class Transformer(nnx.Module):
             x = nnx.relu(self.hidden(x))
             if config.inputs == 2:
                 x = nnx.relu(self.hidden_half(x))
+        # The loss is a log-softmax, which bfloat16 would round to two or three digits.
         return self.head(x).astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def position_table(self, length: int, dtype: DTypeLike) -> Array:

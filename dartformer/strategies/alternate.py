@@ -185,6 +185,7 @@ class Loop:
         self, state: State, weights_batch: Batch, alphas_batch: Batch
     ) -> tuple[State, Metrics]:
         """One step of both levels, then what extras and budget make of it."""
+        # From the step, not from a chain of splits: a restart continues with the same numbers.
         upper_key, lower_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         active = self.active(state)
         if self.options.joint:
@@ -237,6 +238,7 @@ class Loop:
             return weights
 
         result = self.hypergradient(lower, upper, update, state.weights, state.alphas)
+        # Of the raw gradient: an optimizer such as Adam makes all steps alike.
         norm = optax.tree.norm(result.gradient)
         state = self.moved_alphas(state, result.gradient, sample)
         return state, result.metrics | {"alphas_gradient_norm": norm}

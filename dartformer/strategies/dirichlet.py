@@ -22,6 +22,7 @@ from dartformer.strategies.relax import Alive, Relaxation
 
 def concentration(alphas: Array) -> Array:
     """c = elu(a) + 1, above 0."""
+    # 1 at a = 0: the search begins at the uniform distribution over the simplex.
     return jax.nn.elu(alphas) + 1
 
 
@@ -80,6 +81,7 @@ class Dirichlet(Bilevel):
             return among(c / c.sum(-1, keepdims=True), alive)
 
         def draw(alphas: Array, alive: Alive, key: Array, progress: Array) -> Array:
+            # JAX differentiates the draw by implicit reparameterisation of its gamma variables.
             rows = jax.random.dirichlet(key, concentration(alphas), dtype=alphas.dtype)
             return among(rows, alive)
 

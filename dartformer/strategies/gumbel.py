@@ -25,6 +25,7 @@ from dartformer.strategies.relax import Alive, Relaxation, living, one_hot, soft
 def relaxed(alphas: Array, alive: Alive, key: Array, temperature: Array | float) -> Array:
     """q, rows `[..., K]` that sum to one; a lower temperature brings them nearer to one-hot."""
     noise = jax.random.gumbel(key, alphas.shape, alphas.dtype)
+    # Minus infinity for a dropped candidate: no noise can bring it back.
     logits = jax.nn.log_softmax(living(alphas, alive), -1)
     return jax.nn.softmax((logits + noise) / temperature, -1)
 

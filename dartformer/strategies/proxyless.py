@@ -48,6 +48,7 @@ def two_paths(alphas: Array, alive: Alive, key: Array, progress: Array) -> Array
     pair = draw_pair(alphas, alive, pair_key)
     among = living(alphas, pair)
     open_gate = one_hot(jax.random.categorical(gate_key, among), alphas)
+    # Exactly zero outside the pair, so that a step skips all other candidates.
     gates = jnp.where(pair, jnp.maximum(open_gate, AJAR), 0)
     # Zero in the forward pass, with the gradient of the softmax over the pair (eq. 4).
     q = jax.nn.softmax(among, -1)
@@ -58,6 +59,7 @@ def settle(before: Array, after: Array, alive: Alive, key: Array) -> Array:
     """Moves only the pair, and subtracts log(sum e^after / sum e^before) over it."""
     pair_key, _ = jax.random.split(key)  # as in `two_paths`, so that it is the same pair
     pair = draw_pair(before, alive, pair_key)
+    # The pair keeps the sum of its e^a, and with it every other candidate its probability.
     new_sum = jax.nn.logsumexp(living(after, pair), -1, keepdims=True)
     old_sum = jax.nn.logsumexp(living(before, pair), -1, keepdims=True)
     return jnp.where(pair, after - (new_sum - old_sum), before)

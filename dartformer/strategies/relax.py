@@ -36,6 +36,7 @@ def living(alphas: Array, alive: Alive) -> Array:
     """Alphas, minus infinity where a candidate is dropped."""
     if alive is None:
         return alphas
+    # exp(-inf) is an exact zero, and so is its gradient.
     return jnp.where(alive, alphas, -jnp.inf)
 
 

@@ -43,4 +43,5 @@ class BetaDecay(Extra):
         """See `Extra`."""
         # A dropped candidate is minus infinity here, and adds nothing to the sum.
         log_sums = jax.nn.logsumexp(living(alphas, alive), -1)
+        # Linear in the progress: early on the decay would keep all alphas alike.
         return self.weight * progress * jnp.mean(log_sums)

@@ -39,6 +39,7 @@ def pressure(
     if constraint is None:
         return 0.0
     ratios = constraint.ratios(mixture)
+    # The alphas descend at fixed multipliers; `ascend` moves those.
     multipliers = jax.lax.stop_gradient(memory[NAME])
     raised = jnp.maximum(0, multipliers + CURVATURE * (ratios - 1))
     terms = (raised**2 - multipliers**2) / (2 * CURVATURE)

@@ -78,6 +78,7 @@ class Drop(Extra):
         """How many of a row's candidates are in play, int32."""
         stage = jnp.clip(jnp.floor(progress * (self.stages + 1)), 0, self.stages)
         dropped = (candidates - self.keep) * stage / self.stages
+        # Rounded, as the stages need not divide the number that is dropped.
         return jnp.round(candidates - dropped).astype(jnp.int32)
 
     def after(

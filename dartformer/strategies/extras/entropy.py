@@ -50,4 +50,5 @@ class Entropy(Extra):
     def penalty(self, alphas: Array, alive: Array | None, progress: Array) -> Array:
         """See `Extra`."""
         weight = self.start + (self.end - self.start) * progress
+        # Of the soft rows, whatever rows the strategy takes its steps at.
         return weight * jnp.mean(entropy(softmax(alphas, alive)))

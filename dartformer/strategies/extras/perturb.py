@@ -58,6 +58,7 @@ class Smoothing(Extra):
     ) -> Array:
         """See `Extra`."""
         size = self.size(progress)
+        # A key of its own: rows that are sampled have used `key` already.
         noise = jax.random.uniform(jax.random.fold_in(key, 1), rows.shape, rows.dtype, -size, size)
         moved = jnp.where(rows > 0, jnp.clip(rows + noise, 0, 1), 0)
         total = moved.sum(-1, keepdims=True)
@@ -91,6 +92,7 @@ class Adversarial(Smoothing):
         size = self.size(progress)
 
         def ascend(_: int, moved: Array) -> Array:
+            # Signs, as for a ball in the maximum norm: the largest step that it allows.
             moved = moved + 2 * size / self.ascents * jnp.sign(jax.grad(loss)(moved))
             moved = jnp.clip(moved, rows - size, rows + size)
             return jnp.where(rows > 0, jnp.clip(moved, 0, 1), 0)
