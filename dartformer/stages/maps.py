@@ -13,7 +13,7 @@ from dartformer.stages.observe import quick_options
 from dartformer.stages.retrain import Model
 from dartformer.stages.study import Study
 
-EXAMPLES, LOOKED_AT = 4, 200
+EXAMPLES, CONSIDERED = 4, 200
 """How many examples of test are kept, of how many: short ones first, each of another label while
 there is one."""
 
@@ -37,41 +37,57 @@ class Frame(NamedTuple):
 
 
 def maps(study: Study, model: Model) -> AttentionMaps:
-    """Look at `model` on examples of test.
+    """What `model` attends to on examples of test.
 
     Where rows are averaged a number is the weight that a query of the row puts on all keys of the
     column.
     """
     part, shape = study.parts["test"], study.model
-    batch = part.take(np.arange(min(LOOKED_AT, len(part))))
-    longest = TOKENS
-    if any(a.traits.fixed_length for heads in model.genotype.layers for a in heads):
-        longest = shape.length
-    chosen = [] if longest > TOKENS else _choose(batch)
-    look = jax.jit(mapper(shape, model.genotype), compiler_options=quick_options())
+    batch = part.take(np.arange(min(CONSIDERED, len(part))))
+    longest = _longest(model)
+    chosen = []
+    if longest <= TOKENS:
+        chosen = _choose(batch)
+    maps_of = jax.jit(mapper(shape, model.genotype), compiler_options=quick_options())
     frame = _fit(shape.layers, shape.heads, max(len(chosen), 1) * shape.inputs)
+    layers, heads = np.array(frame.layers), np.array(frame.heads)
     examples = []
     for i in chosen:
         tokens, valid = _cut(study, batch, i, longest)
-        maps_of = look(model.weights, tokens, valid)
-        layers, heads = np.array(frame.layers), np.array(frame.heads)
-        weights = np.asarray(maps_of.weights[layers][:, :, heads])  # [L, documents, H, N, N]
-        label, answer = _answer(study, batch["label"][i], np.asarray(maps_of.logits)[0])
+        output = maps_of(model.weights, tokens, valid)
+        weights = np.asarray(output.weights[layers][:, :, heads])  # [L, documents, H, N, N]
+        label, answer = _answer(study, batch["label"][i], np.asarray(output.logits)[0])
         for document in range(shape.inputs):
             ids, exists = tokens[0], valid[0]
             if shape.inputs == 2:
                 ids, exists = ids[document], exists[document]
             document_maps = weights[:, document]
-            name, tokens_of, data = _example(study, ids, exists, document_maps, frame.bins)
+            name, row_names, data = _example(study, ids, exists, document_maps, frame.bins)
             if shape.inputs == 2:
                 name += f" (document {document + 1})"
-            examples.append(MapExample(name, tuple(tokens_of), data, label, answer))
-    layers_shown, heads_shown = tuple(frame.layers), tuple(frame.heads)
-    return AttentionMaps(model.seed, model.step, "test", layers_shown, heads_shown, tuple(examples))
+            examples.append(MapExample(name, tuple(row_names), data, label, answer))
+    return AttentionMaps(
+        model.seed,
+        model.step,
+        "test",
+        tuple(frame.layers),
+        tuple(frame.heads),
+        tuple(examples),
+    )
+
+
+def _longest(model: Model) -> int:
+    """Tokens that an example is cut to; above `TOKENS` where it cannot be cut so far."""
+    for heads in model.genotype.layers:
+        for attention in heads:
+            # Its parameters belong to positions: a shorter example would need others.
+            if attention.traits.fixed_length:
+                return model.shape.length
+    return TOKENS
 
 
 def _cut(study: Study, batch: Batch, i: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and valid of one example, as a batch, cut to the longest that is looked at."""
+    """Tokens and valid of one example, as a batch, cut to the longest that is shown."""
     tokens, valid = batch["tokens"][i : i + 1], batch["valid"][i : i + 1, ..., :longest]
     if study.model.features:
         return tokens[:, :longest], valid  # [1, N, F]
@@ -82,8 +98,9 @@ def _choose(batch: Batch) -> list[int]:
     """Numbers of examples to show: short ones, of different labels."""
     count = len(batch["label"])
     sizes = batch["valid"].sum(-1).reshape(count, -1).max(1)
-    order = sorted(range(count), key=lambda i: (sizes[i] > BINS, i))
-    order = [i for i in order if sizes[i] > 0]
+    # Short ones first, because their rows need not be averaged. Empty ones show nothing.
+    nonempty = np.flatnonzero(sizes > 0).tolist()
+    order = sorted(nonempty, key=lambda i: (sizes[i] > BINS, i))
     labels: set[bytes | int] = set()
     chosen: list[int] = []
     for i in order:
@@ -100,6 +117,7 @@ def _choose(batch: Batch) -> list[int]:
 
 def _fit(layers: int, heads: int, examples: int) -> Frame:
     """Layers, heads and rows so that all maps together have at most `NUMBERS` numbers."""
+    # Layers and heads are left out before maps get fewer than 24 rows, which show no pattern.
     most = max(NUMBERS // (examples * 24 * 24), 1)
     heads_shown = _spaced(heads, most)
     layers_shown = _spaced(layers, max(most // len(heads_shown), 1))
@@ -109,7 +127,8 @@ def _fit(layers: int, heads: int, examples: int) -> Frame:
 
 def _spaced(n: int, most: int) -> list[int]:
     """At most `most` of n numbers, evenly spaced."""
-    return sorted({round(x) for x in np.linspace(0, n - 1, min(n, most))})
+    positions = np.linspace(0, n - 1, min(n, most))
+    return np.unique(positions.round().astype(int)).tolist()
 
 
 def _example(
@@ -122,7 +141,8 @@ def _example(
     if not study.model.features:
         text = study.fitted.decode(ids[:n].tolist())
         words = ["CLS"] * cls
-        words += [study.fitted.decode([int(i)]) or "?" for i in ids[:n]]
+        for token in ids[:n].tolist():
+            words.append(study.fitted.decode([token]) or "?")
     if len(text) > LETTERS:
         text = text[:LETTERS] + "..."
     n += cls
@@ -135,6 +155,7 @@ def _binned(weights: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Sums over the keys and means over the queries between the edges."""
     if len(edges) - 1 == weights.shape[-1]:
         return weights
+    # With keys summed and queries averaged, a row's total stays what it was.
     weights = np.add.reduceat(weights, edges[:-1], -1)
     return np.add.reduceat(weights, edges[:-1], -2) / np.diff(edges)[:, None]
 
@@ -153,6 +174,7 @@ def _row_names(words: list[str], edges: np.ndarray) -> list[str]:
 
 def _packed(weights: np.ndarray) -> MapData:
     """Weights as signed bytes and their scale; 0 where a head has no matrix."""
+    # The definition of an attention without a matrix answers NaN.
     finite = np.isfinite(weights).all((-1, -2), keepdims=True)
     weights = np.where(finite, weights, 0)
     scale = np.asarray(np.abs(weights).max((-1, -2)))  # [L, H]

@@ -28,8 +28,8 @@ class Narrowing:
     Args:
       step_of: what is left -> a step over that alone, on the same state.
       mixture_shape: `[L, H, K]`.
-      falls: numbers of steps after which candidates can have been dropped. Only there is the state
-        looked at, because looking waits for the device.
+      falls: numbers of steps after which candidates can have been dropped. The state is read only
+        there, because reading it waits for the device.
       parallel: see `CompiledStep`.
     """
 
@@ -52,14 +52,16 @@ class Narrowing:
 
     def left(self, state: State) -> Left:
         """What a state has in play."""
-        alive = np.any(
-            np.broadcast_to(jax.device_get(state.memory["alive"]), self._shape),
-            axis=1,
-            keepdims=True,
-        )
-        return tuple(tuple(np.flatnonzero(row).tolist()) for row in alive)
+        # Alphas that are shared by layers or heads have one row for them: [L, H, K].
+        alive = np.broadcast_to(jax.device_get(state.memory["alive"]), self._shape)
+        remaining = []
+        for layer in alive:
+            # A candidate is computed for all heads of a layer, so that one head keeps it.
+            in_play = np.flatnonzero(layer.any(0))
+            remaining.append(tuple(in_play.tolist()))
+        return tuple(remaining)
 
-    def _look(self, state: State) -> None:
+    def _choose_program(self, state: State) -> None:
         left = self.left(state)
         if left not in self.programs:
             self.programs[left] = CompiledStep(self._step_of(left), self._parallel)
@@ -68,11 +70,11 @@ class Narrowing:
     def prepare(self, state: State, batch: Any) -> None:
         """See `StepProgram`; steps are counted from this state's on."""
         self._done = int(state.step)
-        self._look(state)
+        self._choose_program(state)
         self._step.prepare(state, batch)
 
     def __call__(self, state: State, batch: Any) -> tuple[State, Metrics]:
         if self._done in self._falls:
-            self._look(state)
+            self._choose_program(state)
         self._done += 1
         return self._step(state, batch)

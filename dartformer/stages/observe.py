@@ -15,7 +15,7 @@ from dartformer.strategies import State
 from dartformer.strategies.curvature import dominant_eigenvalue
 
 EXAMPLES = 16
-"""How many of the alphas' data are looked at, always the same ones."""
+"""How many of the alphas' data are measured, always the same ones."""
 
 ITERATIONS = 8
 """Of Lanczos: the dominant eigenvalue is the first to be right, and each iteration costs about
@@ -62,7 +62,8 @@ def observing(study: Study) -> Callable[[State], Observation]:
     strategy, net = study.supernet.strategy, study.supernet.network
     batch = part.take(np.arange(min(EXAMPLES, len(part))))
     branches = observer(study.model, study.space, config.projections, loss, config.partial)
-    look = jax.jit(branches, compiler_options=quick_options())
+    branches_of = jax.jit(branches, compiler_options=quick_options())
+    # The curvature differentiates a gradient, which not every attention allows.
     twice = study.strategy.traits.alphas and not first_order_only(study)
 
     def curvature(state: State, batch: Any) -> Array:
@@ -71,14 +72,16 @@ def observing(study: Study) -> Callable[[State], Observation]:
             logits = net.apply(state.weights, batch["tokens"], batch["valid"], mixture)
             return loss(logits, batch["label"])
 
+        # Always the same start vector: curvatures of two steps differ by the state alone.
         return dominant_eigenvalue(jax.grad(value), state.alphas, jax.random.key(0), ITERATIONS)
 
     mixture_of = jax.jit(strategy.mixture)
     curvature_of = jax.jit(curvature, compiler_options=quick_options())
 
     def observe(state: State) -> Observation:
-        seen_branches = look(state.weights, mixture_of(state), batch)
-        rms, gradient = np.asarray(seen_branches.rms), np.asarray(seen_branches.gradient)
+        measured = branches_of(state.weights, mixture_of(state), batch)
+        rms = np.asarray(measured.rms)
+        gradient = np.asarray(measured.gradient)
         if not twice:
             return Observation(rms, gradient, None)
         return Observation(rms, gradient, float(curvature_of(state, batch)))
@@ -88,17 +91,21 @@ def observing(study: Study) -> Callable[[State], Observation]:
 
 def mean_over_seeds(observations: Sequence[Observation]) -> Observation:
     """Means over seeds and heads: `[L, K]` for branches (NaN without any weight)."""
-    # [S, L, K, H] -> [L, K]
-    rms = np.stack([observation.rms for observation in observations])
-    gradient = np.stack([observation.gradient for observation in observations])
+    rms_by_seed, gradients, curvatures = [], [], []
+    for observation in observations:
+        rms_by_seed.append(observation.rms)
+        gradients.append(observation.gradient)
+        if observation.curvature is not None:
+            curvatures.append(observation.curvature)
+    # [S, L, K, H] -> [L, K]. A dropped branch has no gradient (NaN), and counts for no seed and
+    # head: `nanmean` would do the same with a warning where none is left.
+    gradient = np.stack(gradients)
     alive = np.isfinite(gradient)
     count = alive.sum((0, -1))
     total = np.where(alive, gradient, 0).sum((0, -1))
     mean_gradient = total / np.where(count, count, np.nan)
-    mean_rms = np.sqrt(np.mean(rms**2, (0, -1)))
-    curvatures = [
-        observation.curvature for observation in observations if observation.curvature is not None
-    ]
+    # Squares are averaged, so that the mean is the rms of all heads' outputs taken together.
+    mean_rms = np.sqrt(np.mean(np.stack(rms_by_seed) ** 2, (0, -1)))
     if not curvatures:
         return Observation(mean_rms, mean_gradient, None)
     return Observation(mean_rms, mean_gradient, float(np.mean(curvatures)))
@@ -106,6 +113,8 @@ def mean_over_seeds(observations: Sequence[Observation]) -> Observation:
 
 def first_order_only(study: Study) -> list[str]:
     """The candidates that have no second derivative."""
-    return [
-        to_text(candidate) for candidate in study.space.candidates if candidate.traits.order < 2
-    ]
+    names = []
+    for candidate in study.space.candidates:
+        if candidate.traits.order < 2:
+            names.append(to_text(candidate))
+    return names

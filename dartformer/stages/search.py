@@ -1,5 +1,6 @@
 """Search: architecture weights and weights train together; each seed ends in a mixture."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from dartformer.cost.budget import Price
 from dartformer.data.batches import batches, resized
 from dartformer.errors import InputError
 from dartformer.machine.identity import require_same
-from dartformer.machine.workdir import read_json, write_json
+from dartformer.machine.record import Plain, Record
 from dartformer.models.transformer import Weights
 from dartformer.results import Diagnostics, Finding, SearchRecord, SeedMixture
 from dartformer.space.search_space import SearchSpace
@@ -194,7 +195,8 @@ class Feed:
     """
 
     def __init__(self, parts: list[list[Stream]], together: bool):
-        streams = [stream for part in parts for stream in part]
+        # By part, then by seed: `__next__` takes them apart in this order.
+        streams = list(itertools.chain.from_iterable(parts))
         self.streams = ZippedStream(*streams)
         self.count, self.together = len(parts), together
         self.get_state, self.set_state = self.streams.get_state, self.streams.set_state
@@ -202,11 +204,12 @@ class Feed:
     def __next__(self) -> tuple[Any, ...]:
         drawn = next(self.streams)
         widths = [batch["valid"].shape[-1] for batch in drawn]
-        if min(widths) < max(widths):
-            drawn = tuple(resized(batch, max(widths)) for batch in drawn)
+        longest = max(widths)
+        if min(widths) < longest:
+            drawn = tuple(resized(batch, longest) for batch in drawn)
         if not self.together:
             return drawn
-        # Streams are ordered by part, then by seed: the seeds of each part become one batch.
+        # The seeds of each part become one batch.
         seeds = len(drawn) // self.count
         stacked = []
         for start in range(0, len(drawn), seeds):
@@ -221,11 +224,15 @@ def stream(study: Study, group: Group) -> Feed:
     Of all of train where the strategy has but one level.
     """
     data, seed = study.config.data, study.config.seed
-    names = ("weights", "alphas") if study.strategy.traits.halves else ("train",)
+    names: tuple[str, ...] = ("train",)
+    if study.strategy.traits.halves:
+        names = ("weights", "alphas")
     parts = []
     for offset, name in enumerate(names):
         part, streams = study.parts[name], []
         for number in group.seeds:
+            # The halves are drawn in different orders. Lengths follow the config's seed, so that
+            # seeds in one program get batches of the same length.
             order = number + offset
             streams.append(batches(part, data.batch_size, order, data.buckets, lengths_seed=seed))
         parts.append(streams)
@@ -243,8 +250,10 @@ def step_of(study: Study, group: Group, strategy: Strategy | None = None) -> Ste
 
     def step(state: State, pair: Any) -> tuple[State, dict[str, jax.Array]]:
         state, metrics = jax.vmap(strategy.step, (AXES, 0, 0), (AXES, 0))(state, pair[0], pair[-1])
-        means = {name: jnp.mean(values) for name, values in metrics.items() if name != "finite"}
-        return state, {**means, "finite": jnp.all(metrics["finite"])}
+        # One seed that diverged stops all, because they share a program and its checkpoints.
+        finite = jnp.all(metrics.pop("finite"))
+        means = {name: jnp.mean(values) for name, values in metrics.items()}
+        return state, {**means, "finite": finite}
 
     return step
 
@@ -272,14 +281,14 @@ class Watch:
     study: Study
     group: Group
     mixture_of: Callable[[State], jax.Array]
-    look: Callable[[State], Observation] | None
+    observation_of: Callable[[State], Observation] | None
 
     def evaluate(self, state: State) -> Line:
         """Scores on valid, means over the seeds."""
-        states = separate(state, self.group)
-        scores = [
-            self._scores(seed_state.weights, self._mixture(seed_state)) for seed_state in states
-        ]
+        scores = []
+        for seed_state in separate(state, self.group):
+            mixture = self._mixture(seed_state)
+            scores.append(self._scores(seed_state.weights, mixture))
         means: Line = _means(scores)
         if self.group.together:
             share = self.study.metric.share
@@ -291,22 +300,26 @@ class Watch:
         study = self.study
         evaluator, valid, share = study.supernet.evaluator, study.parts["valid"], study.metric.share
         soft = evaluator(weights, valid, mixture)
+        # Without alphas the mixture is uniform, and its argmax would be an arbitrary candidate.
         if not study.strategy.traits.alphas:
             return soft
-        choice = study.space.genotype(diagnostics.rows(mixture, study.space).winner)
-        hard = evaluator(weights, valid, study.space.mixture(choice))[share]
+        winners = diagnostics.rows(mixture, study.space).winner
+        discrete = study.space.mixture(study.space.genotype(winners))
+        hard = evaluator(weights, valid, discrete)[share]
         gap = soft[share] - hard
         return {**soft, f"discrete_{share}": hard, "discretisation_gap": gap}
 
     def describe(self, state: State) -> Line:
         """Entropy and margin of the mixture's rows, means over the seeds, and the mixtures."""
-        mixtures = np.array(
-            [self._mixture(seed_state) for seed_state in separate(state, self.group)]
-        )
-        simplex = self.study.strategy.traits.simplex
-        rows = [diagnostics.rows(mixture, self.study.space, simplex) for mixture in mixtures]
-        entropy = np.mean([row.entropy for row in rows], 0)
-        margin = np.mean([row.margin for row in rows], 0)
+        space, simplex = self.study.space, self.study.strategy.traits.simplex
+        mixtures, entropies, margins = [], [], []
+        for seed_state in separate(state, self.group):
+            mixture = self._mixture(seed_state)
+            rows = diagnostics.rows(mixture, space, simplex)
+            mixtures.append(mixture)
+            entropies.append(rows.entropy)
+            margins.append(rows.margin)
+        entropy, margin = np.mean(entropies, 0), np.mean(margins, 0)
         line: Line = {
             "entropy": float(entropy.mean()),
             "margin": float(margin.mean()),
@@ -315,23 +328,29 @@ class Watch:
         }
         # Numbers stand before the mixtures, so that a reader of curves can leave these unparsed.
         if self.group.together:
-            line["mixtures"] = mixtures.tolist()
+            line["mixtures"] = np.array(mixtures).tolist()
         else:
             line["mixture"] = mixtures[0].tolist()
         return line
 
     def observe(self, state: State) -> Line:
         """What the branches and the curvature are like, means over the seeds."""
-        assert self.look is not None
-        looks = [self.look(seed_state) for seed_state in separate(state, self.group)]
-        return mean_over_seeds(looks).line()
+        assert self.observation_of is not None
+        observations = []
+        for seed_state in separate(state, self.group):
+            observations.append(self.observation_of(seed_state))
+        return mean_over_seeds(observations).line()
 
     def _mixture(self, state: State) -> np.ndarray:
         return np.asarray(self.mixture_of(state))
 
 
 def _means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+    means = {}
+    for name in scores[0]:
+        values = [score[name] for score in scores]
+        means[name] = float(np.mean(values))
+    return means
 
 
 # The stage.
@@ -341,40 +360,46 @@ def search(study: Study, workdir: Workdir) -> SearchResult:
     """Run (or continue) the search of a study, and write `search/alphas.json`."""
     if not study.strategy.traits.supernet:
         return _without_supernet(study, workdir)
+    # Before the strategy is built, whose constraint reads the prices.
     keep_prices(study, workdir)
     mixture_of = jax.jit(study.supernet.strategy.mixture)
-    look, look_seconds = _prepared_look(study)
+    observation_of, observe_seconds = _prepared_observation(study)
     step: StepProgram[State] | None = None
     seeds: list[Seed] = []
     states: list[State] = []
     seconds = compile_seconds = 0.0
     for group in groups(study):
         step = step or compiled_step(study, group)  # groups of one seed share it
-        fitted = _fit(study, workdir, step, Watch(study, group, mixture_of, look))
+        fitted = _fit(study, workdir, step, Watch(study, group, mixture_of, observation_of))
         seconds += fitted.seconds
+        # A later group finds the program compiled, so a sum would count it again.
         compile_seconds = max(compile_seconds, fitted.compile_seconds)
         seed_states, lines = separate(fitted.state, group), histories(group, workdir)
         for number, state, history in zip(group.seeds, seed_states, lines, strict=True):
             alphas, mixture = np.asarray(state.alphas), np.asarray(mixture_of(state))
             seeds.append(Seed(number, alphas, mixture, history))
             states.append(state)
-    report = _diagnose(study, seeds, states, look)
-    return _write(study, workdir, seeds, report, seconds, compile_seconds + look_seconds)
+    report = _diagnose(study, seeds, states, observation_of)
+    return _write(study, workdir, seeds, report, seconds, compile_seconds + observe_seconds)
 
 
-def _prepared_look(study: Study) -> tuple[Callable[[State], Observation] | None, float]:
+def _prepared_observation(study: Study) -> tuple[Callable[[State], Observation] | None, float]:
     """The observation of a state, compiled before any clock runs that counts training."""
     if not study.config.search.observe:
         return None, 0.0
-    look = observing(study)
+    observation_of = observing(study)
     first = groups(study)[0]
+    states = separate(initial(study, first), first)
     started = time.perf_counter()
-    look(separate(initial(study, first), first)[0])
-    return look, time.perf_counter() - started
+    observation_of(states[0])
+    return observation_of, time.perf_counter() - started
 
 
 def _fit(study: Study, workdir: Workdir, step: StepProgram[State], watch: Watch) -> Fitted[State]:
     group = watch.group
+    observe = None
+    if watch.observation_of is not None:
+        observe = watch.observe
     return fit(
         group.title,
         step,
@@ -384,7 +409,7 @@ def _fit(study: Study, workdir: Workdir, step: StepProgram[State], watch: Watch)
         group.folder(workdir),
         evaluate=watch.evaluate,
         describe=watch.describe,
-        observe=watch.observe if watch.look else None,
+        observe=observe,
         rates=study.supernet.rates,
         metric=study.metric,
         identity=study.search_identity,
@@ -395,16 +420,21 @@ def _diagnose(
     study: Study,
     seeds: Sequence[Seed],
     states: Sequence[State],
-    look: Callable[[State], Observation] | None,
+    observation_of: Callable[[State], Observation] | None,
 ) -> Diagnostics:
+    # On valid, as the whole choice is: test stays unread until everything is chosen.
     evaluator, valid = study.supernet.evaluator, study.parts["valid"]
     observed = None
-    if look is not None:
-        observed = mean_over_seeds([look(state) for state in states])
+    if observation_of is not None:
+        observed = mean_over_seeds([observation_of(state) for state in states])
+
+    def scores_of(i: int, mixture: np.ndarray) -> dict[str, float]:
+        return evaluator(states[i].weights, valid, mixture)
+
     return diagnostics.of_search(
         np.array([seed.mixture for seed in seeds]),
         study.space,
-        lambda i, mixture: evaluator(states[i].weights, valid, mixture),
+        scores_of,
         study.config.derive.tie_margin,
         learned=study.strategy.traits.alphas,
         simplex=study.strategy.traits.simplex,
@@ -435,9 +465,14 @@ def _curvatures(seeds: Sequence[Seed]) -> list[float]:
     """The curvature at each evaluation, mean over the seeds."""
     courses = []
     for seed in seeds:
-        values = [line.get("curvature") for line in seed.history]
-        courses.append([value for value in values if value is not None])
-    shortest = min(len(course) for course in courses)
+        course = []
+        for line in seed.history:
+            value = line.get("curvature")
+            if value is not None:
+                course.append(value)
+        courses.append(course)
+    # All courses end at the last step, so a shorter one lacks its beginning.
+    shortest = min(map(len, courses))
     return np.mean([course[-shortest:] for course in courses], 0).tolist()
 
 
@@ -461,13 +496,15 @@ def _write(
 ) -> SearchResult:
     workdir.record(diagnostics=report)
     workdir.record_seconds({"search": seconds, "search.compile": compile_seconds})
-    mixtures = tuple(SeedMixture(seed.seed, seed.alphas, seed.mixture) for seed in seeds)
+    mixtures = []
+    for seed in seeds:
+        mixtures.append(SeedMixture(seed.seed, seed.alphas, seed.mixture))
     record = SearchRecord(
-        tuple(to_text(candidate) for candidate in study.space.candidates),
+        tuple(map(to_text, study.space.candidates)),
         study.space.granularity,
         seeds[0].alphas,
         seeds[0].mixture,
-        mixtures,
+        tuple(mixtures),
         report,
         seconds,
         compile_seconds,
@@ -500,8 +537,9 @@ def histories(group: Group, layout: Layout) -> Iterator[list[Line]]:
 def _line_of(line: Line, i: int) -> Line:
     if "mixtures" not in line:
         return line
-    of_seed = {name: value for name, value in line.items() if name != "mixtures"}
-    of_seed["mixture"] = line["mixtures"][i]
+    of_seed = dict(line)
+    mixtures = of_seed.pop("mixtures")
+    of_seed["mixture"] = mixtures[i]
     return of_seed
 
 
@@ -559,6 +597,23 @@ def read_states(study: Study, layout: Layout) -> list[State]:
     return states
 
 
+@dataclass(frozen=True)
+class SearchPrices(Record):
+    """`search/prices.json`: what the search under a budget takes each quantity to cost.
+
+    Attributes:
+      device: that measured them.
+      budget: the requested limits.
+      candidates: as texts, in the order of the prices' rows.
+      prices: of each quantity.
+    """
+
+    device: str
+    budget: dict[str, Plain]
+    candidates: tuple[str, ...]
+    prices: tuple[Price, ...]
+
+
 def keep_prices(study: Study, workdir: Workdir) -> None:
     """Read the prices of the search's budget, or write them the first time.
 
@@ -566,15 +621,14 @@ def keep_prices(study: Study, workdir: Workdir) -> None:
     """
     if study.budget is None:
         return
-    if workdir.prices.exists():
-        rows = read_json(workdir.prices)["prices"]
-        study.prices = {row["quantity"]: Price.from_dict(row) for row in rows}
+    saved = workdir.read(SearchPrices, workdir.prices)
+    if saved is not None:
+        study.prices = {price.quantity: price for price in saved.prices}
         return
-    rows = [price.to_dict() for price in study.prices.values()]
-    data = {
-        "device": cost.device(),
-        "budget": study.budget.to_dict(),
-        "candidates": [to_text(candidate) for candidate in study.space.candidates],
-        "prices": rows,
-    }
-    write_json(workdir.prices, data)
+    record = SearchPrices(
+        cost.device(),
+        study.budget.to_dict(),
+        tuple(map(to_text, study.space.candidates)),
+        tuple(study.prices.values()),
+    )
+    workdir.write(workdir.prices, record)
