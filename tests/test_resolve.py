@@ -19,7 +19,7 @@ from dartformer.space.search_space import SearchSpace
 from dartformer.stages.budget import cheaper_and_better
 from dartformer.stages.derive import derive
 from dartformer.stages.layout import Workdir
-from dartformer.stages.search import search
+from dartformer.stages.search import keep_prices, search
 from dartformer.stages.study import Study
 
 CANDIDATES = tuple(parse(t) for t in ("full", "conv(width=3)", "uniform"))
@@ -75,6 +75,20 @@ def test_what_costs_no_more_and_scores_more_is_better():
     assert cheaper_and_better(points, every[0]) == every[1]
     assert cheaper_and_better(points, every[1]) is None
     assert cheaper_and_better(points, every[2]) is None
+
+
+def test_damaged_prices_are_refused_by_name(tiny, tmp_path):
+    configs.override(tiny, {"search.budget": "flops=19000"})
+    with Workdir(tmp_path / "run", tiny) as opened:
+        keep_prices(Study(tiny), opened)
+        again = Study(tiny)
+        keep_prices(again, opened)
+        assert again.prices["flops"].groups.shape[0] == len(again.space.candidates)
+        kept = read_json(opened.prices)
+        del kept["prices"][0]["rest"]
+        opened.prices.write_text(json.dumps(kept))
+        with pytest.raises(InputError, match=r"prices.json: prices\[0\] lacks the key 'rest'"):
+            keep_prices(Study(tiny), opened)
 
 
 def test_a_search_under_a_budget_and_its_answers_to_others(tiny, tmp_path, capsys):

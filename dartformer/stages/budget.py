@@ -12,7 +12,7 @@ from dartformer.cost.integer_program import near_ties, solve, within
 from dartformer.cost.prices import prices as price_space
 from dartformer.derivations.base import Trained
 from dartformer.errors import InputError
-from dartformer.results import BudgetAnswer, Front, FrontPoint, Layers, Limit
+from dartformer.results import BudgetAnswer, Front, FrontPoint, GenotypeRecord, Layers, Limit
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 from dartformer.stages.layout import Workdir
@@ -48,7 +48,7 @@ class Problem:
 
     def limits(self, aims: Mapping[str, float]) -> list[tuple[Price, float]]:
         """Prices with the limits that are aimed at."""
-        return [(self.prices[key], aims[key]) for key, _ in self.budget.limits]
+        return [(self.prices[key], aims[key]) for key in self.budget.quantities]
 
     def affordable(self, genotype: Genotype) -> bool:
         """Whether the genotype is within every limit by its prices."""
@@ -98,43 +98,72 @@ def resolve(
     Raises:
       InputError: the budget is below the cheapest genotype, or no supernet was trained.
     """
-    if not study.strategy.traits.supernet:
-        raise InputError(
-            f"the strategy {study.config.search.strategy.name!r} does not work with a budget, "
-            f"because it trains no supernet that could score genotypes. Use another strategy."
-        )
+    _require_supernet(study)
     prices = prices or price_space(study.model, study.space, budget)
     require_possible(budget, prices, study.space)
     problem = Problem(study, budget, prices, place_scores(study, trained))
     programme = _solve(problem)
     points = front(problem, inherits, programme.genotype)
     solution = _improved(problem, points, programme)
-    chosen = _layers(solution.genotype)
-    points = tuple(replace(point, chosen=point.genotype == chosen) for point in points)
-    learned = study.strategy.traits.alphas
-    scored = "log of the mixture"
+    points = _with_chosen(points, solution.genotype)
+    answer = _answer(problem, trained, programme, solution)
+    curve = _curve(problem, points, len(trained))
+    workdir.write(workdir.budget, answer)
+    workdir.write(workdir.pareto, curve)
+    return replace(answer, quantity=curve.quantity, metric=curve.metric, front=points)
+
+
+def _require_supernet(study: Study) -> None:
+    if not study.strategy.traits.supernet:
+        raise InputError(
+            f"the strategy {study.config.search.strategy.name!r} does not work with a budget, "
+            f"because it trains no supernet that could score genotypes. Use another strategy."
+        )
+
+
+def _with_chosen(points: Sequence[FrontPoint], genotype: Genotype) -> tuple[FrontPoint, ...]:
+    """The front with the answer marked, which need not be what the programme chose."""
+    layers = _layers(genotype)
+    marked = []
+    for point in points:
+        marked.append(replace(point, chosen=point.genotype == layers))
+    return tuple(marked)
+
+
+def _answer(
+    problem: Problem, trained: Sequence[Trained], programme: Solution, solution: Solution
+) -> BudgetAnswer:
+    """The content of `budget.json`."""
+    scored = "valid loss of each place alone, all else uniform"
     ties: list[str] = []
-    if learned:
+    if problem.study.strategy.traits.alphas:
+        scored = "log of the mixture"
+        # Margins of `tie_margin` are between weights of a mixture, so losses have no ties.
         ties = _ties(problem, trained, solution, programme.aims)
-    else:
-        scored = "valid loss of each place alone, all else uniform"
-    quantity, share = budget.limits[0][0], study.metric.share
-    device, requested = cost.device(), budget.to_dict()
-    answer = BudgetAnswer(
-        device,
-        requested,
-        chosen,
+    return BudgetAnswer(
+        cost.device(),
+        problem.budget.to_dict(),
+        _layers(solution.genotype),
         str(solution.genotype),
         str(programme.genotype),
         tuple(_limits(problem, solution)),
         tuple(ties),
         scored,
     )
-    weights = "inherited from the supernet"
-    curve = Front(device, requested, quantity, share, "valid", weights, len(trained), points)
-    workdir.write(workdir.budget, answer)
-    workdir.write(workdir.pareto, curve)
-    return replace(answer, quantity=quantity, metric=share, front=points)
+
+
+def _curve(problem: Problem, points: tuple[FrontPoint, ...], seeds: int) -> Front:
+    """The content of `pareto.json`."""
+    return Front(
+        cost.device(),
+        problem.budget.to_dict(),
+        problem.budget.quantities[0],
+        problem.study.metric.share,
+        "valid",
+        "inherited from the supernet",
+        seeds,
+        points,
+    )
 
 
 def _solve(problem: Problem) -> Solution:
@@ -145,13 +174,25 @@ def _solve(problem: Problem) -> Solution:
         genotype = space.genotype(choice)
         measured = measure(problem.study, problem.budget, genotype)
         solution = Solution(genotype, choice, measured, dict(aims))
+        # Prices of latency and memory add up parts, which a compiled model only comes near to.
         tighter = _tighter(problem.budget, measured, aims)
         if not tighter or attempt + 1 == ATTEMPTS:
             break
-        if any(problem.prices[key].cheapest(space)[0] > aim for key, aim in tighter.items()):
+        # Below the cheapest genotype there is nothing to solve: the last answer says that it is
+        # above the limit.
+        if not _possible(problem, tighter):
             break
         aims.update(tighter)
     return solution
+
+
+def _possible(problem: Problem, aims: Mapping[str, float]) -> bool:
+    """Whether some genotype is within each of these limits alone."""
+    for key, aim in aims.items():
+        least, _ = problem.prices[key].cheapest(problem.study.space)
+        if least > aim:
+            return False
+    return True
 
 
 def _tighter(
@@ -162,7 +203,9 @@ def _tighter(
     for key, limit in budget.limits:
         value = measured.get(key)
         if value is not None and value > limit:
-            tighter[key] = aims[key] / (value / limit) * TIGHTER
+            # By how much the price was too low is taken to hold for the next genotype, too.
+            excess = value / limit
+            tighter[key] = aims[key] / excess * TIGHTER
     return tighter
 
 
@@ -171,6 +214,7 @@ def _improved(problem: Problem, points: Sequence[FrontPoint], programme: Solutio
     better = cheaper_and_better(points, programme.genotype)
     if better is None or not problem.affordable(better):
         return programme
+    # The programme's aims can be tighter than the limits, and this genotype was solved for none.
     measured = measure(problem.study, problem.budget, better)
     for key, limit in problem.budget.limits:
         if key in measured and measured[key] > limit:
@@ -184,7 +228,9 @@ def _limits(problem: Problem, solution: Solution) -> list[Limit]:
     for key, limit in problem.budget.limits:
         predicted = problem.prices[key].of(solution.genotype, problem.study.space)
         measured = solution.measured.get(key)
-        value = predicted if measured is None else measured
+        value = measured
+        if value is None:
+            value = predicted
         slack, aim = limit - value, solution.aims[key]
         rows.append(Limit(key, limit, predicted, measured, aim, slack, value <= limit))
     return rows
@@ -197,8 +243,7 @@ def _ties(
     aims: Mapping[str, float],
 ) -> list[str]:
     study = problem.study
-    layers, heads, _ = study.space.alphas_shape
-    mixture = np.mean([supernet.mixture for supernet in trained], 0)[:layers, :heads]
+    mixture = _mixtures(study.space, trained).mean(0)
     margin = study.config.derive.tie_margin
     return near_ties(study.space, mixture, solution.choice, problem.limits(aims), margin)
 
@@ -212,10 +257,13 @@ def place_scores(study: Study, trained: Sequence[Trained]) -> np.ndarray:
     space = study.space
     layers, heads, candidates = space.alphas_shape
     if study.strategy.traits.alphas:
-        mixtures = np.array([supernet.mixture[:layers, :heads] for supernet in trained])
-        return np.mean(np.log(np.maximum(mixtures, SMALLEST)), 0)
+        # The programme adds scores, and a sum of logs ranks genotypes by the product of their
+        # weights: how likely the mixture is to draw them.
+        mixtures = np.maximum(_mixtures(space, trained), SMALLEST)
+        return np.log(mixtures).mean(0)
     scores = np.zeros((layers, heads, candidates))
     for layer, head, k in np.ndindex(layers, heads, candidates):
+        # All else is mixed evenly, because no weights were learned that would prefer anything.
         mixture = np.full(space.mixture_shape, 1 / candidates, np.float32)
         place = _cells(space, layer, head)
         mixture[place] = np.eye(candidates, dtype=np.float32)[k]
@@ -225,6 +273,13 @@ def place_scores(study: Study, trained: Sequence[Trained]) -> np.ndarray:
             losses.append(np.mean(scored["loss"]))
         scores[layer, head, k] = -np.mean(losses)
     return scores
+
+
+def _mixtures(space: SearchSpace, trained: Sequence[Trained]) -> np.ndarray:
+    """`[S, 1 or L, 1 or H, K]`: each seed's mixture, with one row for what shares alphas."""
+    layers, heads, _ = space.alphas_shape
+    mixtures = [supernet.mixture[:layers, :heads] for supernet in trained]
+    return np.array(mixtures)
 
 
 def _cells(space: SearchSpace, layer: int, head: int) -> tuple[slice | int, slice | int]:
@@ -238,18 +293,20 @@ def _cells(space: SearchSpace, layer: int, head: int) -> tuple[slice | int, slic
 
 def measure(study: Study, budget: Budget, genotype: Genotype) -> dict[str, float]:
     """Of what the budget limits, what can be measured: milliseconds and XLA's intermediate bytes."""
-    limited = {key for key, _ in budget.limits}
-    if not limited & {"latency_ms", "memory_bytes"}:
+    limited = budget.quantities
+    # Everything else is exact by formula, and a model takes seconds to compile.
+    if "latency_ms" not in limited and "memory_bytes" not in limited:
         return {}
     length = budget.length or None
     measured = cost.model(
         study.model, genotype, batch=budget.batch, length=length, phase=budget.phase
     )
-    values = {
-        "latency_ms": 1e3 * measured.seconds.median,
-        "memory_bytes": float(measured.temp_bytes),
-    }
-    return {key: value for key, value in values.items() if key in limited}
+    values = {}
+    if "latency_ms" in limited:
+        values["latency_ms"] = 1e3 * measured.seconds.median
+    if "memory_bytes" in limited:
+        values["memory_bytes"] = float(measured.temp_bytes)
+    return values
 
 
 def front(problem: Problem, inherits: Inherits, chosen: Genotype) -> tuple[FrontPoint, ...]:
@@ -258,11 +315,14 @@ def front(problem: Problem, inherits: Inherits, chosen: Genotype) -> tuple[Front
     The homogeneous and the chosen ones are among them.
     """
     space, share = problem.study.space, problem.study.metric.share
-    price = problem.prices[problem.budget.limits[0][0]]
-    named = {genotype: to_text(genotype.layers[0][0]) for genotype in space.homogeneous()}
-    genotypes = [*_along(problem, price), chosen, *named]
+    price = problem.prices[problem.budget.quantities[0]]
+    named = {}
+    for genotype in space.homogeneous():
+        named[genotype] = to_text(genotype.layers[0][0])
+    # Several budgets have the same best genotype, which is scored once.
+    genotypes = dict.fromkeys([*_along(problem, price), chosen, *named])
     points = []
-    for genotype in dict.fromkeys(genotypes):
+    for genotype in genotypes:
         score = inherits(genotype)
         point = FrontPoint(
             share,
@@ -276,6 +336,7 @@ def front(problem: Problem, inherits: Inherits, chosen: Genotype) -> tuple[Front
             front=False,
         )
         points.append(point)
+    # Of equal costs the best comes first, so that the others of that cost are behind the front.
     points.sort(key=lambda point: (point.cost, -point.score))
     best = -np.inf
     marked = []
@@ -288,12 +349,14 @@ def front(problem: Problem, inherits: Inherits, chosen: Genotype) -> tuple[Front
 def _along(problem: Problem, price: Price) -> list[Genotype]:
     """The cheapest genotype, and the best within each of the budgets up to the most expensive."""
     space = problem.study.space
-    (least, cheapest), (most, _) = price.cheapest(space), price.most_expensive(space)
+    least, cheapest = price.cheapest(space)
+    most, _ = price.most_expensive(space)
     genotypes = [cheapest]
-    for limit in np.geomspace(max(least, 1e-12), max(most, 1e-12), POINTS):
+    # Costs can be 0 (keys and values of a model that keeps none), which has no ratio to others.
+    for limit in np.geomspace(max(least, 1e-12), max(most, 1e-12), POINTS).tolist():
         # The ends are costs of genotypes, which rounding must not leave out.
-        choice = solve(space, problem.scores, [(price, float(limit) * (1 + 1e-9))])
-        assert within(space, choice, [(price, float(limit) * (1 + 1e-6))])
+        choice = solve(space, problem.scores, [(price, limit * (1 + 1e-9))])
+        assert within(space, choice, [(price, limit * (1 + 1e-6))])
         genotypes.append(space.genotype(choice))
     return genotypes
 
@@ -302,9 +365,11 @@ def cheaper_and_better(points: Sequence[FrontPoint], genotype: Genotype) -> Geno
     """The best point that costs no more than `genotype` and scores more; None if there is none."""
     layers = _layers(genotype)
     current = next(point for point in points if point.genotype == layers)
-    affordable = [point for point in points if point.cost <= current.cost]
-    best = max(affordable, key=lambda point: point.score)
-    if best.score <= current.score:
+    best = current
+    for point in points:
+        if point.cost <= current.cost and point.score > best.score:
+            best = point
+    if best is current:
         return None
     return _genotype(best.genotype)
 
@@ -319,7 +384,9 @@ def enforce(
     """The genotype itself where it is within the search's budget, otherwise what `resolve` finds."""
     budget = study.budget
     assert budget is not None
+    # The search's own prices, also where the machine is now slower or faster.
     answer = resolve(study, workdir, trained, budget, inherits, study.prices)
+    # `pareto.json` holds the front, and `results.json` need not repeat it.
     answer = replace(answer, front=None)
     problem = Problem(study, budget, study.prices, np.zeros(0))
     exceeded = problem.exceeded(genotype)
@@ -334,8 +401,11 @@ def enforce(
 
 
 def _layers(genotype: Genotype) -> Layers:
-    return tuple(tuple(to_text(attention) for attention in heads) for heads in genotype.layers)
+    layers = []
+    for heads in genotype.layers:
+        layers.append(tuple(map(to_text, heads)))
+    return tuple(layers)
 
 
 def _genotype(layers: Layers) -> Genotype:
-    return Genotype.from_dict({"format": 1, "layers": [list(heads) for heads in layers]})
+    return Genotype.from_dict(GenotypeRecord(1, layers).to_dict())

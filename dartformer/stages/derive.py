@@ -54,16 +54,16 @@ def derive(result: SearchResult, workdir: Workdir) -> Derived:
     config = study.config.derive
     trained = trained_seeds(result, workdir)
     rule = derivations.parse(config.rule)
-    choices = [rule(supernet) for supernet in trained]
-    scores = [
-        _inherited(supernet, choice.genotype)
-        for supernet, choice in zip(trained, choices, strict=True)
-    ]
-    chosen = _most_frequent([choice.genotype for choice in choices], scores)
-    genotype, ties = choices[chosen].genotype, list(choices[chosen].ties)
+    choices, genotypes, scores = [], [], []
+    for supernet in trained:
+        choice = rule(supernet)
+        choices.append(choice)
+        genotypes.append(choice.genotype)
+        scores.append(_inherited(supernet, choice.genotype))
+    chosen = _most_frequent(genotypes, scores)
+    genotype, ties = genotypes[chosen], list(choices[chosen].ties)
     derivation = Derivation(config.rule, choices[chosen].details)
     if len(choices) > 1:
-        genotypes = [choice.genotype for choice in choices]
         ties += disagreements(study.space, genotypes)
         derivation = replace(derivation, seeds=_seeds(result, genotypes, scores, chosen))
     if config.second_opinion:
@@ -71,17 +71,19 @@ def derive(result: SearchResult, workdir: Workdir) -> Derived:
         opinion = _second_opinion(genotype, another, config.second_opinion)
         ties += opinion.differences
         derivation = replace(derivation, second_opinion=opinion)
+    # Last, because it may replace the genotype that everything above is about.
     if study.budget is not None:
         inherits = _mean_inherited(trained)
         genotype, answer = resolve_stage.enforce(study, workdir, trained, genotype, inherits)
         derivation = replace(derivation, budget=answer)
         if not answer.kept:
+            # The rule's ties are about a genotype that is not taken.
             ties = list(answer.ties)
     record = GenotypeRecord.from_dict(genotype.to_dict())
     workdir.record(genotype=record, ties=tuple(ties), derive=derivation)
+    # Last, because the stages take this file to say that derive is finished.
     workdir.write_genotype(genotype)
-    details = derivation.to_dict()
-    return Derived(genotype, ties, details)
+    return Derived(genotype, ties, derivation.to_dict())
 
 
 def derive_within(result: SearchResult, workdir: Workdir, budget: Budget) -> BudgetAnswer:
@@ -94,6 +96,7 @@ def derive_within(result: SearchResult, workdir: Workdir, budget: Budget) -> Bud
     trained = trained_seeds(result, workdir)
     inherits = _mean_inherited(trained)
     answer = resolve_stage.resolve(study, workdir, trained, budget, inherits)
+    # A training belongs to the genotype that is written, and another budget must not orphan it.
     if workdir.has_training():
         return replace(answer, written=False)
     record = GenotypeRecord(1, answer.genotype)
@@ -122,8 +125,12 @@ def _seeds(
 ) -> DerivedSeeds:
     """What the seeds chose, and a sentence about it."""
     share, count = result.study.metric.share, Counter(genotypes)[genotypes[chosen]]
-    per_seed = tuple(score[share] for score in scores)
-    valid = SeedScores(mean(per_seed), spread(per_seed), per_seed)
+    per_seed, numbers, layers = [], [], []
+    for seed, genotype, score in zip(result.seeds, genotypes, scores, strict=True):
+        per_seed.append(score[share])
+        numbers.append(seed.seed)
+        layers.append(GenotypeRecord.from_dict(genotype.to_dict()).layers)
+    valid = SeedScores(mean(per_seed), spread(per_seed), tuple(per_seed))
     verdict = (
         f"{count} of {len(genotypes)} seeds of the search found this genotype; with the supernets' "
         f"weights, the seeds' genotypes score {valid.mean:.3f} on valid, spread {valid.spread:.3f} "
@@ -132,9 +139,9 @@ def _seeds(
     return DerivedSeeds(
         share,
         verdict,
-        tuple(seed.seed for seed in result.seeds),
-        result.seeds[chosen].seed,
-        tuple(GenotypeRecord.from_dict(genotype.to_dict()).layers for genotype in genotypes),
+        tuple(numbers),
+        numbers[chosen],
+        tuple(layers),
         count / len(genotypes),
         valid,
     )
@@ -164,9 +171,11 @@ def _second_opinion(genotype: Genotype, another: Derived, rule: str) -> SecondOp
 def trained_seeds(result: SearchResult, workdir: Workdir) -> list[Trained]:
     """What the rule sees of each seed."""
     study = result.study
+    # A search without a supernet has one seed, and nothing to inherit.
     weights: list[Weights | None] = [None]
     if study.strategy.traits.supernet:
         weights = [state.weights for state in read_states(study, workdir)]
+    # One for all seeds, which share its compiled steps.
     tune = fine_tuner(study)
     trained = []
     for seed, seed_weights in zip(result.seeds, weights, strict=True):
@@ -178,6 +187,7 @@ def trained_seeds(result: SearchResult, workdir: Workdir) -> list[Trained]:
                 evaluator_of(study),
                 tune,
                 standalone_of(study, workdir),
+                # Apart from the streams that start from the seed alone, such as initial weights.
                 np.random.default_rng([seed.seed, 1]),
                 study.config.derive.tie_margin,
             )
@@ -206,6 +216,7 @@ def standalone_of(study: Study, workdir: Workdir) -> Callable[[Genotype], Mappin
     """genotype -> scores on valid of the homogeneous genotype trained alone, by seed."""
 
     def standalone(genotype: Genotype) -> Mapping[str, np.ndarray]:
+        # The folder of the baseline, so that a rule and the baselines train a genotype once.
         folder = baseline_folder(f"homogeneous.{to_text(genotype.layers[0][0])}")
         models = retrain_stage.retrain(study, workdir, genotype, folder)
         scores: dict[str, np.ndarray] = {}
@@ -225,6 +236,8 @@ def fine_tuner(study: Study) -> Callable[[Weights, np.ndarray, int, int], Weight
     compiled: dict[int, tuple[optax.GradientTransformation, CompiledStep[TrainState]]] = {}
 
     def program(steps: int) -> tuple[optax.GradientTransformation, CompiledStep[TrainState]]:
+        # Once for each number of steps: the mixture is an argument, so that a rule can fine-tune
+        # at many mixtures without compiling for each.
         search = study.config.search.weights
         rate = FINE_TUNE_RATE * search.learning_rate
         options = replace(search, learning_rate=rate, schedule="cosine", warmup=0.0, final=0.0)
@@ -245,10 +258,11 @@ def fine_tuner(study: Study) -> Callable[[Weights, np.ndarray, int, int], Weight
         chain, step = compiled[steps]
         # A step reuses the memory of its state, and the caller keeps its weights.
         copied = jax.tree.map(jnp.copy, weights)
-        state = TrainState(
-            jnp.zeros((), jnp.int32), jax.random.key(seed), copied, chain.init(copied)
-        )
-        part = "weights" if study.strategy.traits.halves else "train"
+        start = jnp.zeros((), jnp.int32)
+        state = TrainState(start, jax.random.key(seed), copied, chain.init(copied))
+        part = "train"
+        if study.strategy.traits.halves:
+            part = "weights"
         data = study.config.data
         stream = batches(study.parts[part], data.batch_size, seed, data.buckets)
         schedule = Schedule(steps, log_every=steps)
@@ -291,7 +305,11 @@ def _mean_inherited(trained: Sequence[Trained]) -> Callable[[Genotype], Mapping[
 
     def inherits(genotype: Genotype) -> Mapping[str, float]:
         scores = [_inherited(supernet, genotype) for supernet in trained]
-        return {name: mean([score[name] for score in scores]) for name in scores[0]}
+        means = {}
+        for name in scores[0]:
+            values = [score[name] for score in scores]
+            means[name] = mean(values)
+        return means
 
     return inherits
 
@@ -300,8 +318,11 @@ def _inherited(trained: Trained, genotype: Genotype) -> Mapping[str, float]:
     """Scores on valid of a genotype with the supernet's weights; empty where there is none."""
     if trained.weights is None:
         return {}
-    scores = trained.evaluate(trained.weights, trained.space.mixture(genotype), None)
-    return {name: float(np.mean(values)) for name, values in scores.items()}
+    mixture = trained.space.mixture(genotype)
+    means = {}
+    for name, values in trained.evaluate(trained.weights, mixture, None).items():
+        means[name] = float(np.mean(values))
+    return means
 
 
 # Seeds that disagree.
@@ -313,20 +334,23 @@ def disagreements(space: SearchSpace, genotypes: Sequence[Genotype]) -> list[str
     For example "layer 1: the seeds chose full (2), linear (1)".
     """
     rows, columns, _ = space.alphas_shape
-    spread_out = not all(_follows(space, genotype) for genotype in genotypes)
+    follows = [_follows(space, genotype) for genotype in genotypes]
+    spread_out = not all(follows)
     if spread_out:
         # A rule that spreads over heads chooses in more places than were searched.
         rows, columns = space.layers, space.heads
     lines = []
     for layer, head in np.ndindex(rows, columns):
-        counts = Counter(to_text(genotype.layers[layer][head]) for genotype in genotypes)
+        counts: Counter[str] = Counter()
+        for genotype in genotypes:
+            counts[to_text(genotype.layers[layer][head])] += 1
         if len(counts) < 2:
             continue
         name = space.place_name((layer, head))
         if spread_out:
             name = f"layer {layer}, head {head}"
-        choices = ", ".join(f"{text} ({count})" for text, count in counts.most_common())
-        lines.append(f"{name}: the seeds chose {choices}")
+        choices = [f"{text} ({count})" for text, count in counts.most_common()]
+        lines.append(f"{name}: the seeds chose {', '.join(choices)}")
     return lines
 
 
