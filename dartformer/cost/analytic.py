@@ -57,7 +57,9 @@ def flops(
 
     Embeddings of ids and stem, which are look-ups, and normalisations, activations and dropout,
     which are linear in the activations, are not counted."""
-    n = config.tokens if length is None else length
+    n = config.tokens
+    if length is not None:
+        n = length
     documents = batch * config.inputs
     mixing = 0.0
     for l in range(config.layers):
@@ -67,8 +69,9 @@ def flops(
     projections = 4 * config.model_dim * inner * (1 + 1 / config.sharing)
     per_token = projections + 4 * config.model_dim * config.mlp_dim
     embedding = 2 * config.features * config.model_dim
-    # Without pooling every token is classified.
-    rows = batch * n if config.pooling == "none" else batch
+    rows = batch
+    if config.pooling == "none":  # every token is classified
+        rows = batch * n
     tokens = documents * n * (config.layers * per_token + embedding)
     return mixing + tokens + rows * _classifier_flops(config)
 
@@ -103,7 +106,9 @@ def useful_flops(attention: Attention, shape: Shape, *, causal: bool) -> float |
         return None
     assert isinstance(attention, Hashable)  # a frozen dataclass
     pairs = _pairs(attention, n, shape.head_dim, shape.model_dim, causal)
-    visible = n * (n + 1) / 2 if causal else n * n
+    visible: float = n * n
+    if causal:
+        visible = n * (n + 1) / 2
     # Nearly all tokens are seen, and yet the matrix was never formed.
     if attention.traits.growth < 2 and pairs > 0.9 * visible:
         return executed
@@ -122,6 +127,7 @@ def _pairs(attention: Attention, length: int, head_dim: int, model_dim: int, cau
         jax.random.normal(x_key, (1, length, model_dim)),
         head_keys=jax.random.split(head_key, 1),
     )
+    # One head is enough: the heads of a type see equally many tokens, up to chance.
     params = attention.init(init_key, Shape(length, 1, head_dim, model_dim))
     weights = attention.weights(params, inputs, causal=causal)
     assert weights is not None

@@ -227,7 +227,9 @@ class Price(Record):
         counts = self.counts(space.choice(genotype))
         candidates = np.arange(len(self.groups))
         layers = self.groups[candidates, counts].sum(-1)  # [L]
-        attentions = layers.max() if self.largest else layers.sum()
+        attentions = layers.sum()
+        if self.largest:
+            attentions = layers.max()
         return float(self.rest + attentions)
 
     def counts(self, choice: np.ndarray) -> np.ndarray:
@@ -242,11 +244,13 @@ class Price(Record):
         `tied` heads, all of a layer are drawn as one."""
         groups = jnp.asarray(self.groups, mixture.dtype)
         if tied:
+            # All heads or none: only the last column of the groups counts.
             layers = mixture[:, 0] @ groups[:, -1]
         else:
             layers = jnp.sum(self._head_counts(mixture) * groups, (1, 2))
-        attentions = jnp.max(layers) if self.largest else jnp.sum(layers)
-        return self.rest + attentions
+        if self.largest:
+            return self.rest + jnp.max(layers)
+        return self.rest + jnp.sum(layers)
 
     def _head_counts(self, mixture: Array) -> Array:
         """`[L, K, H + 1]` probability of each number of heads of each candidate."""
@@ -277,6 +281,7 @@ class Price(Record):
         else:
             choice = np.full(shape, int(np.argmin(groups[:, -1])))
         genotype = space.genotype(choice)
+        # By `of`, and not the sum above, whose sign may be reversed.
         return self.of(genotype, space), genotype
 
 
@@ -295,6 +300,7 @@ def _best_counts(groups: np.ndarray) -> tuple[int, ...]:
             for m in range(n + 1):
                 cost, counts = best[n - m]
                 options.append((cost + float(row[m]), (*counts, m)))
+            # By the cost alone: of equal ones, the first.
             extended.append(min(options, key=lambda option: option[0]))
         best = extended
     return best[heads][1]

@@ -125,6 +125,7 @@ class _Program:
 
     def maximise(self, scores: np.ndarray) -> np.ndarray | None:
         """Choices `[R, C]` with the highest sum of scores; None where there is no solution."""
+        # Sparse: a constraint has a few of the variables, and there are thousands of both.
         constraints, variables, factors = zip(*self.entries, strict=True)
         shape = (len(self.least), self.variables)
         sums = coo_array((factors, (constraints, variables)), shape=shape)

@@ -98,6 +98,7 @@ def measured(function: Callable[..., Any], *args: Any, repeats: int) -> Measured
     compiled = jax.jit(function).lower(*args).compile()
     memory = compiled.memory_analysis()
     assert memory is not None
+    # Not every backend counts FLOPs.
     analysis = compiled.cost_analysis()
     xla_flops = None
     if isinstance(analysis, dict):
@@ -139,6 +140,7 @@ def temp_bytes(
     """XLA's `temp_size_in_bytes` of a model: compiled, not run."""
     check_phase(phase, RUN_PHASES)
     net = transformer(config, genotype)
+    # Shapes alone: a model that does not fit this device can still be compiled for it.
     key = jax.eval_shape(lambda: jax.random.key(0))
     weights = jax.eval_shape(net.init, key)
     blank = config.blank(batch, length)

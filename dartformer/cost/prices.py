@@ -133,7 +133,9 @@ class _Pricing:
         return Price("parameters", base, groups)
 
     def _flops(self) -> Price:
-        times = TRAINING if self.budget.phase == "train" else 1
+        times = 1
+        if self.budget.phase == "train":
+            times = TRAINING
         base = flops(self.config, self.plain, batch=self.budget.batch, length=self.positions)
         groups = self._groups(lambda a, n: times * a.cost(self._shape(n)).flops)
         return Price("flops", times * base, groups)
@@ -150,7 +152,9 @@ class _Pricing:
         training = self.budget.phase == "train"
         base = self._temp_bytes(self.plain)
         # What is kept for a backward pass adds up over layers; a forward pass frees it.
-        layers = self.config.layers if training else 1
+        layers = 1
+        if training:
+            layers = self.config.layers
         added = {}
         models = zip(self.space.candidates, self.space.homogeneous(), strict=True)
         for candidate, genotype in models:

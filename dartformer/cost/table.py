@@ -288,7 +288,9 @@ def attention_seconds(
         # They take turns, so that a slow moment of the machine hits both.
         for j, call in enumerate(calls):
             times[i, j] = _seconds(call)
+    # The least of each: what disturbs a measurement only ever makes it longer.
     with_attention, without = times.min(0)
+    # Noise may make the difference of a cheap attention negative.
     return max(float(with_attention - without), 0.0)
 
 

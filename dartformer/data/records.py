@@ -71,7 +71,8 @@ def read(path: Path, split: str = "") -> Iterator[Record]:
     elif kind == ".txt":
         yield from _lines(path)
     else:
-        raise unknown("kind of file", path.name, [f"*{name}" for name in SUFFIXES])
+        patterns = [f"*{name}" for name in SUFFIXES]
+        raise unknown("kind of file", path.name, patterns)
 
 
 def _lines(path: Path) -> Iterator[Record]:

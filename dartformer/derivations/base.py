@@ -93,6 +93,7 @@ class Rule(ABC):
 
 def merit(scores: Scores, metric: str) -> np.ndarray:
     """`[S]`, higher is better: accuracy, or minus the loss."""
+    # In float64: differences of accuracies are a few parts in ten thousand.
     values = np.atleast_1d(np.asarray(scores[metric], np.float64))
     if metric == "loss":
         return -values
@@ -109,6 +110,7 @@ def score(merits: np.ndarray, metric: str) -> float:
 
 def largest(merits: Mapping[Key, np.ndarray]) -> Key:
     """The key with the largest mean merit; of equals, the first."""
+    # `max` keeps the first of equals, so that a tie does not depend on hashes.
     return max(merits, key=lambda key: merits[key].mean())
 
 
@@ -126,6 +128,7 @@ def difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     gaps = first - second
     if len(gaps) < 2:
         return float(gaps.mean()), 0.0
+    # Both sides together leave 5%.
     quantile = stdtrit(len(gaps) - 1, 0.975)
     standard_error = gaps.std(ddof=1) / np.sqrt(len(gaps))
     return float(gaps.mean()), float(quantile * standard_error)
@@ -158,7 +161,7 @@ def without(
     """`mixture` without candidate k in the cells `where`.
 
     The other candidates keep their weights, or are scaled to the same sum with `renormalise`."""
-    masked = mixture.copy()
+    masked = mixture.copy()  # the caller masks other candidates in the same mixture
     masked[(*where, k)] = 0
     if renormalise:
         before = mixture[where].sum(-1, keepdims=True)
@@ -213,7 +216,8 @@ def best_of(trained: Trained, merits: Mapping[Choice, np.ndarray], metric: str) 
     tied = tied_with(best, merits)
     ties = []
     if tied:
-        second = largest({choice: merits[choice] for choice in tied})
+        contenders = {choice: merits[choice] for choice in tied}
+        second = largest(contenders)
         ties.append(
             f"{len(tied)} of the other {len(merits) - 1} genotypes are within noise of the best on "
             f"valid. The next: {space.genotype(np.array(second))}"

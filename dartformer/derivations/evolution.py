@@ -122,6 +122,7 @@ class Population:
 
     def choose_parents(self) -> None:
         """The best genotypes so far become the parents."""
+        # Of all generations: the best genotypes stay parents until better ones are found.
         self.parents = ranked(self.merits)[: self.rule.top]
 
     def best(self) -> float:

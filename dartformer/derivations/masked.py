@@ -99,6 +99,7 @@ class Masked(Rule):
                 f"everywhere: {names(space, candidates)} are tied "
                 f"(masking them costs {costs} of {self.metric})"
             )
+        # Against zero: even the candidate that matters most may not matter.
         size, noise = difference(lost[best], np.zeros_like(lost[best]))
         if size <= noise:
             ties.append(
@@ -189,6 +190,7 @@ class Prune(Rule):
             # What remains shares the mixture evenly, as the supernet was trained.
             mixture = without(mixture, EVERYWHERE, worst, renormalise=True)
             if self.fine_tune:
+                # A seed of its own, or each round would train on the same batches.
                 seed = int(trained.rng.integers(2**31))
                 weights = trained.fine_tune(weights, mixture, self.fine_tune, seed)
             lost = drops(trained, weights, mixture, self.metric, self.renormalise)

@@ -70,6 +70,7 @@ class MaskedDrop(Rule):
         places = list(np.ndindex(rows, columns))
         if self.order == "random":
             places = [places[i] for i in rng.permutation(len(places))]
+        # A copy: decided places are written into it.
         mixture, weights = np.asarray(trained.mixture, np.float32).copy(), trained.weights
         choice = np.zeros((rows, columns), int)
         decisions: dict[tuple[int, int], Decision] = {}

@@ -43,10 +43,12 @@ class Sample(Rule):
         # Inverse transform sampling: a choice is the number of edges at or below a uniform number.
         # Rounding may leave the sum of a row off one, so rows are scaled first.
         edges = np.cumsum(free / free.sum(-1, keepdims=True), -1)[..., :-1]
+        # The argmax first: of equals the first is kept.
         drawn = [as_choice(free.argmax(-1))]
         for _ in range(self.count):
             uniform = trained.rng.random((rows, columns, 1))
             drawn.append(as_choice((uniform >= edges).sum(-1)))
+        # In the order of the draws, each once: a peaked mixture repeats itself.
         merits = {}
         for choice in dict.fromkeys(drawn):
             merits[choice] = merit_of(trained, choice, self.metric)

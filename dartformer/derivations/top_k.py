@@ -69,6 +69,7 @@ def truncated(space: SearchSpace, row: np.ndarray, kept: list[int]) -> Attention
     shares = np.round(row[kept] / row[kept].sum(), DIGITS).tolist()
     members, positive = [], []
     for k, share in zip(kept, shares, strict=True):
+        # Dropped candidates, and shares that round to zero, which would be computed for nothing.
         if share > 0:
             members.append(space.candidates[k])
             positive.append(share)

@@ -168,7 +168,9 @@ class GroupedHeads(nnx.Module):
         attentions = [attention for attention, _ in self.groups]
         keys = None
         if any(a.traits.stochastic for a in attentions):
+            # Of all heads of the layer: a group takes those of its heads, as the supernet did.
             keys = head_keys(self.config, self.layer if layer is None else layer)
+        # Full attention computes each query apart; the others share work among them.
         queries = None
         if first_token and all(isinstance(a, Full) for a in attentions):
             queries = 1

@@ -141,6 +141,7 @@ def parts(task: Task, data_dir: str | None = None, seed: int = 0) -> dict[str, S
         raise InputError(
             f"train has {len(train)} examples: too few for the parts {', '.join(PARTS[:3])}."
         )
+    # Disjoint: alphas that learned on the weights' examples would reward overfitting.
     half = (len(order) + 1) // 2
     splits["weights"] = Subset(train, order[:half])
     splits["alphas"] = Subset(train, order[half:])

@@ -135,7 +135,7 @@ class TextEncoding(ABC):
         """Text of token ids, without padding; `InputError` for an id beyond the vocabulary."""
         tokenizer = self.tokenizer
         require_ids(ids, tokenizer.size)
-        return tokenizer.decode([int(i) for i in ids])
+        return tokenizer.decode(list(map(int, ids)))
 
     def cropped(self, ids: Ids, extra: int = 0) -> Ids:
         """At most `length` of the ids, and `extra`."""
@@ -160,5 +160,10 @@ def token_names(task: TextEncoding) -> tuple[str, ...]:
     names = []
     if task.tokens == "bytes" or task.learned:
         names = task.tokenizer.names()
-    names += [f"#{i}" for i in range(len(names), task.vocabulary)]
-    return tuple(names)
+    return with_numbers(names, task.vocabulary)
+
+
+def with_numbers(names: list[str], count: int) -> tuple[str, ...]:
+    """The names of `count` ids, of which those beyond `names` have their numbers."""
+    numbers = [f"#{i}" for i in range(len(names), count)]
+    return (*names, *numbers)

@@ -127,6 +127,7 @@ class Files(TextTask):
             train = "train"
         sources = {"train": self._source(path, train)}
         for part, names in SPLIT_NAMES.items():
+            # A file that is named for a part comes before a split of the folder.
             own_file = getattr(self, part)
             if own_file:
                 sources[part] = self._source(located(own_file, data_dir), "")

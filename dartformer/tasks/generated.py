@@ -58,6 +58,11 @@ def batch_of(tokens: np.ndarray, label: np.ndarray) -> Batch:
     }
 
 
+def numbered(letter: str, count: int) -> list[str]:
+    """The symbols k0, k1, ... of a letter."""
+    return [f"{letter}{i}" for i in range(count)]
+
+
 def spelled(ids: Sequence[int], symbols: Sequence[str]) -> str:
     """The text of token ids, without padding, which has id 0."""
     return " ".join(symbols[i] for i in ids if i)

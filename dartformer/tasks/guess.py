@@ -116,6 +116,7 @@ def guess(
     _require_classes(labels, label, file)
     options["kind"] = labels.kind
     if labels.kind != "regression":
+        # Numbers by value: the classes 1 to 10 must not come as 1, 10, 2.
         options["label_names"] = tuple(sorted(labels.counts, key=_numbers_first))
     sentences.append(_label_sentence(labels, options.get("label_names", ())))
 
@@ -190,6 +191,7 @@ def _label_column(rows: list[Record], texts: Sequence[str]) -> str:
         for name in columns:
             if name.lower() == label_name:
                 return name
+    # A column that differs in most rows is an identifier or a text, and no label.
     most = min(MOST_CLASSES, max(2, len(rows) // 2))
     possible = {}
     for name in columns:

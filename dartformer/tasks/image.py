@@ -242,7 +242,7 @@ class Image:
             total += one_hot.T @ batch["tokens"].reshape(len(one_hot), -1)
             count += one_hot.sum(0)
         means = total / np.maximum(count, 1)[:, None]
-        squares = (means**2).sum(1)
+        squares = (means**2).sum(1)  # [classes]
         right = 0
         for batch in in_order(split):
             flat = batch["tokens"].reshape(len(batch["label"]), -1)

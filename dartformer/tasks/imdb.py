@@ -150,6 +150,7 @@ def _unpacked(path: Path, split: str) -> Iterator[Record]:
     """Reviews of a folder `aclImdb`."""
     for label in LABELS:
         entries = os.scandir(path / split / label)
+        # Sorted: a file system lists a folder in any order, and `seed` draws by position.
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.endswith(".txt"):
                 yield {"text": _text(Path(entry.path).read_bytes()), "label": label}

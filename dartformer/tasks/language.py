@@ -17,6 +17,7 @@ from dartformer.data.splits import Batch, Split
 from dartformer.errors import InputError, unknown
 from dartformer.tasks import simple
 from dartformer.tasks.base import TaskTraits
+from dartformer.tasks.encoding import with_numbers
 from dartformer.tasks.requirements import require_at_least, require_fraction, require_ids
 
 KINDS = ("bytes", "characters")
@@ -39,7 +40,7 @@ class Windows:
         last = len(self.ids) - 2  # the last id has no next one
         position = np.asarray(indices)[:, None] * self.length + np.arange(self.length)  # [B, N]
         valid = position <= last
-        position = np.minimum(position, last)
+        position = np.minimum(position, last)  # any place that exists; it is masked below
         return {
             "tokens": np.where(valid, self.ids[position], 0).astype(np.int32),
             "valid": valid,
@@ -109,8 +110,7 @@ class Language:
         names = []
         if self.learned or self.tokens == "bytes":
             names = self.tokenizer.names()
-        names += [f"#{i}" for i in range(len(names), self.vocabulary)]
-        return tuple(names)
+        return with_numbers(names, self.vocabulary)
 
     @property
     def tokenizer(self) -> tokenizers.Tokenizer:
@@ -131,7 +131,7 @@ class Language:
         """Text of token ids, without padding; `InputError` for an id beyond the vocabulary."""
         tokenizer = self.tokenizer
         require_ids(ids, tokenizer.size)
-        return tokenizer.decode([int(i) for i in ids])
+        return tokenizer.decode(list(map(int, ids)))
 
     def check(self, data_dir: str | None = None) -> None:
         """Raise `InputError` where there is no file, or its text is too short for three parts."""

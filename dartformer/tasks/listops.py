@@ -137,7 +137,7 @@ class ListOps:
                 f"the expression has {len(expression)} tokens; at most {self.length} are allowed."
             )
         _value(expression)
-        return [SYMBOLS.index(symbol) for symbol in expression]
+        return list(map(SYMBOLS.index, expression))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without padding; `InputError` for an id beyond the vocabulary."""

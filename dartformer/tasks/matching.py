@@ -4,10 +4,10 @@ It pairs papers, one of which may cite the other. The archive that Long Range Ar
 gone; its three TSV files are read if you have them, and so is any set of documents with pairs of
 their names."""
 
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
@@ -25,7 +25,11 @@ AAN = {
     "valid": "new_aan_pairs.eval.tsv",
     "test": "new_aan_pairs.test.tsv",
 }
-PAIRS = {part: f"pairs.{part}.tsv" for part in ("train", "valid", "test")}
+PAIRS = {
+    "train": "pairs.train.tsv",
+    "valid": "pairs.valid.tsv",
+    "test": "pairs.test.tsv",
+}
 DOCUMENTS = "docs.jsonl"
 
 
@@ -83,17 +87,21 @@ class Matching(TextTask):
             files = AAN
         else:
             raise InputError(f"{path} holds neither {DOCUMENTS} and {pairs}, nor {aan}.")
-
-        def source(part: str) -> Source:
-            return Source(lambda: _rows(path, files[part], version), (str(path), part, version))
-
-        return {part: source(part) for part in files}
+        sources = {}
+        for part, file in files.items():
+            # Not a lambda, which would read the last `file` of the loop.
+            rows = functools.partial(_rows, path, file, version)
+            sources[part] = Source(rows, (str(path), part, version))
+        return sources
 
 
 def _rows(path: Path, file: str, version: str) -> Iterator[Row]:
     paired = file in PAIRS.values()
-    documents = _documents(path, version) if paired else {}
-    count = 3 if paired else 5
+    documents: dict[str, str] = {}
+    count = 5
+    if paired:
+        documents = _documents(path, version)
+        count = 3
     for number, line in enumerate(_file(path, file), 1):
         where = f"{file}, row {number}"
         text = line.decode("utf-8", "surrogateescape").rstrip("\r\n")
@@ -140,12 +148,12 @@ def _files(path: Path) -> Iterator[tuple[str, BinaryIO]]:
 # `version` changes with the files, so that the caches never return what is old.
 
 
-@lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=2)
 def _names(path: Path, version: str) -> tuple[str, ...]:
     return tuple(name for name, _ in _files(path))
 
 
-@lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)
 def _documents(path: Path, version: str) -> dict[str, str]:
     """Texts by name; kept, because every pass over the pairs needs them all."""
     documents = {}

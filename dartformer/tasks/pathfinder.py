@@ -158,6 +158,7 @@ class Pathfinder:
         for contour in contours:
             for start, end in contour:
                 draw(image, start, end)
+        # Drawn after the contours, so that a picture does not depend on its label.
         joined = uniform() < 0.5
         dots = _ends(contours[0])
         if not joined:
@@ -165,6 +166,7 @@ class Pathfinder:
         for x, y in dots:
             row = self._inside(y)
             column = self._inside(x)
+            # Squares of 3 x 3, which no dash makes: dashes are one pixel wide.
             image[row - 1 : row + 2, column - 1 : column + 2] = 255
         return image, int(joined)
 
@@ -205,8 +207,12 @@ class Pathfinder:
         best, worst = int(right.argmax()), int(right.argmin())
         # The worst threshold, with answers reversed, may be better than the best.
         reverse = bool(right[best] < len(values) - right[worst])
-        position = worst if reverse else best
-        threshold = values[position] if position < len(values) else np.inf
+        position = best
+        if reverse:
+            position = worst
+        threshold = np.inf
+        if position < len(values):
+            threshold = values[position]
         values, labels = self._distances(split)
         joined = (values >= threshold) != reverse
         return {"dot_distance": float((joined == labels).mean())}
@@ -218,6 +224,7 @@ class Pathfinder:
         distances = []
         labels = []
         for batch in in_order(split):
+            # 255, white, plus 1: id 0 is padding.
             white = batch["tokens"].reshape(-1, self.size, self.size) == 256
             windows = np.lib.stride_tricks.sliding_window_view(white, (3, 3), (1, 2))
             square = windows.all((-1, -2))  # [B, size - 2, size - 2]
@@ -300,6 +307,7 @@ def _is_near(point: Point, points: list[Point], distance: float) -> bool:
 
 def draw(image: np.ndarray, start: Point, end: Point) -> None:
     """A white line of one pixel's width."""
+    # Nine points: even the longest dash, of 3 pixels, has no gap.
     for i in range(9):
         x = start[0] + (end[0] - start[0]) * i / 8
         y = start[1] + (end[1] - start[1]) * i / 8

@@ -89,9 +89,7 @@ class Planted:
         """The text of every token id; 0 is padding."""
         if self.kind != "recall":
             return ("", *LETTERS)
-        keys = [f"k{i}" for i in range(self.keys)]
-        values = [f"v{i}" for i in range(VALUES)]
-        return ("", *keys, *values)
+        return ("", *generated.numbered("k", self.keys), *generated.numbered("v", VALUES))
 
     @property
     def pairs(self) -> int:
@@ -140,7 +138,7 @@ class Planted:
             raise InputError(
                 f"the text has {len(symbols)} symbols; 1 to {self.length} are allowed."
             )
-        return [self.symbols.index(symbol) for symbol in symbols]
+        return list(map(self.symbols.index, symbols))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without padding; `InputError` for an id beyond the vocabulary."""
@@ -188,6 +186,7 @@ class Planted:
             stages = ["local", "strided"]
         for kind in stages:
             one_hot = np.eye(len(LETTERS), dtype=np.float32)[label]  # [B, N, letters]
+            # Float32 counts up to 2^24 exactly, and has quick matrix products.
             counts = sees(kind, self.length) @ one_hot  # [B, N, letters]
             label = counts.argmax(-1)  # of equals the first
         return 1 + letters, label

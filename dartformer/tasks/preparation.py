@@ -99,6 +99,7 @@ class Preparation:
         """The examples of each split.
 
         Fills `notes` with "learned" and, while the examples are read, "splits"."""
+        # Everything that can be wrong with the rows is said before anything is learned or written.
         self.scans = {name: self._scan(name) for name in self.sources}
         self.rows = self._divided()
         self.leaked = self._drop_leaked()
@@ -141,6 +142,7 @@ class Preparation:
         for part, fraction in fractions.items():
             if part not in rows:
                 count = max(1, round(fraction * n))
+                # In the order of the source, which is read from start to end.
                 rows[part] = _Rows("train", np.sort(order[:count]))
                 order = order[count:]
         rows["train"] = _Rows("train", np.sort(order))
@@ -151,6 +153,7 @@ class Preparation:
         digests = {}
         for part, (source, positions) in self.rows.items():
             digests[part] = self.scans[source].digests[positions]
+        # After the division: rows that the seed puts into valid or test count as later, too.
         keep, leaked = without_leaks(digests, self.task.on_duplicate)
         for part, (source, positions) in self.rows.items():
             self.rows[part] = _Rows(source, positions[keep[part]])
@@ -203,6 +206,7 @@ class Preparation:
         if self.task.kind != "regression":
             return {}
         values = np.array([label for _, label in self._selected("train")], np.float64)
+        # Labels that are all alike have no deviation to divide by.
         return {"mean": float(values.mean()), "scale": float(values.std()) or 1.0}
 
     def _examples(self, part: str, noted: Notes) -> Iterator[Example]:
@@ -314,6 +318,7 @@ class Encoder:
                 fresh[key] = text
         encoded = self.tokenizer.encode(list(fresh.values()))
         for key, ids in zip(fresh, encoded, strict=True):
+            # Cropped and of the smallest type: a list takes up to 36 bytes an id.
             kept = np.array(self.task.cropped(ids), self.task.token_dtype)
             self.cache[key] = kept, len(ids)
             self.size += len(kept)

@@ -79,9 +79,7 @@ class Recall:
     @property
     def symbols(self) -> tuple[str, ...]:
         """The text of every token id."""
-        keys = [f"k{i}" for i in range(self.keys)]
-        values = [f"v{i}" for i in range(self.keys)]
-        return ("", *keys, *values)
+        return ("", *generated.numbered("k", self.keys), *generated.numbered("v", self.keys))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -127,6 +125,7 @@ class Recall:
         bits = draws(self.seed, indices, sum(sizes))
         key_bits, value_bits, place_bits, filler_bits = np.split(bits, np.cumsum(sizes[:3]), axis=1)
 
+        # Random numbers in order give a random permutation: the first keys of it all differ.
         order = np.argsort(key_bits, axis=1, kind="stable")
         keys, unused_keys = order[:, :pairs], order[:, pairs:]
         values = below(key_count, value_bits[:, :pairs])
@@ -141,6 +140,7 @@ class Recall:
         tokens[:, 1 : 2 * pairs : 2] = 1 + key_count + values
         np.put_along_axis(tokens, place, 1 + keys, 1)
         np.put_along_axis(tokens, place + 1, 1 + key_count + values, 1)
+        # Only a key that comes again has a label: its value is known from the first place.
         label = np.full_like(tokens, -1)
         np.put_along_axis(label, place, values, 1)
         return batch_of(tokens, label)
@@ -150,7 +150,7 @@ class Recall:
         # Places without repetition, by weight: the largest of u^(1/w) (Efraimidis and Spirakis
         # 2006), in logarithms.
         weight = np.arange(1, bits.shape[1] + 1, dtype=np.float64) ** (self.power - 1)
-        uniform = (bits.astype(np.float64) + 1) / 2.0**64
+        uniform = (bits.astype(np.float64) + 1) / 2.0**64  # above 0, for the logarithm
         score = np.log(uniform) / weight
         chosen = np.argsort(-score, axis=1, kind="stable")[:, : self.pairs]
         return 2 * self.pairs + 2 * chosen  # every place has room for a key and its value

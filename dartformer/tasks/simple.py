@@ -80,6 +80,7 @@ def overlap(train: Split, split: Split, features: Features) -> float:
     for batch in in_order(train, PAIRS_CHUNK):
         first, second = _both(batch, features)
         documents = documents + (first.sum(0) + second.sum(0))
+    # Smoothed by one document that has every feature, so that no idf is infinite.
     idf = np.log((2 * len(train) + 1) / (np.asarray(documents) + 1)).astype(np.float32)
     values, labels = _cosines(train, features, idf)
     threshold = best_threshold(values, labels)
@@ -123,17 +124,24 @@ def best_threshold(values: np.ndarray, labels: np.ndarray) -> float:
     """The value at and above which calling examples 1 is right most often."""
     ordered, right = right_from(values, labels)
     best = int(right.argmax())
-    return ordered[best] if best < len(ordered) else np.inf
+    if best < len(ordered):
+        return ordered[best]
+    return np.inf
 
 
 def mean_of_train(train: Split, split: Split) -> float:
     """Share of variance explained (at most 0) by always predicting the mean of `train`."""
-    prediction = np.concatenate([batch["label"] for batch in in_order(train)]).mean()
-    labels = np.concatenate([batch["label"] for batch in in_order(split)])
+    prediction = _labels(train).mean()
+    labels = _labels(split)
     variance = labels.var()
     if not variance:
         return float("nan")
     return float(1 - ((labels - prediction) ** 2).mean() / variance)
+
+
+def _labels(split: Split) -> np.ndarray:
+    """The labels of a split, `[S]`."""
+    return np.concatenate([batch["label"] for batch in in_order(split)])
 
 
 def _labelled(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
@@ -147,7 +155,7 @@ def own_token(train: Split, split: Split, vocabulary: int, classes: int) -> floa
     table = np.zeros((vocabulary, classes), np.int64)
     for batch in in_order(train):
         np.add.at(table, _labelled(batch), 1)
-    prediction = table.argmax(1)
+    prediction = table.argmax(1)  # [vocabulary]; 0 for a token that train does not have
     right = []
     for batch in in_order(split):
         tokens, labels = _labelled(batch)
