@@ -484,6 +484,7 @@ class Results(Record):
     def decode(cls, data: object, place: Place) -> Self:
         """See `Record.decode`; refuses files of a newer version."""
         if isinstance(data, dict):
+            # Before the keys are read: those of a newer version may mean something else.
             schema = data.get("schema")
             if isinstance(schema, int) and schema > SCHEMA:
                 raise InputError(
@@ -496,8 +497,9 @@ class Results(Record):
     @property
     def found(self) -> ModelScores | None:
         """Scores of the found model; None before it is evaluated."""
-        missing = (self.test, self.valid, self.parameters, self.flops, self.steps, self.genotype)
-        if any(value is None for value in missing):
+        # A stage that was stopped leaves some of them out, and a part of a model is none.
+        required = (self.test, self.valid, self.parameters, self.flops, self.steps, self.genotype)
+        if None in required:
             return None
         return ModelScores(
             self.test,  # type: ignore[arg-type]
@@ -524,13 +526,21 @@ class Results(Record):
     def training_seconds(self) -> float:
         """Spent training, compiling left out."""
         spent = self.seconds or {}
-        return sum(value for name, value in spent.items() if not name.endswith(".compile"))
+        total = 0.0
+        for name, value in spent.items():
+            if not name.endswith(".compile"):
+                total += value
+        return total
 
     @property
     def compile_seconds(self) -> float:
         """Spent compiling."""
         spent = self.seconds or {}
-        return sum(value for name, value in spent.items() if name.endswith(".compile"))
+        total = 0.0
+        for name, value in spent.items():
+            if name.endswith(".compile"):
+                total += value
+        return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -785,8 +795,8 @@ class ExampleScores(Record):
         """`[S, n]`: scores of a model by seed and example."""
         rows = []
         for packed in self.models[name]:
-            values = [float(digit) for digit in packed]
-            rows.append(values)
+            # Right and wrong answers are packed as a text, "0110", which is shorter than a list.
+            rows.append(list(map(float, packed)))
         return np.array(rows, np.float64)
 
 

@@ -24,7 +24,7 @@ def spread(values: Sequence[float]) -> float:
 
 def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
     """tau-b of two lists, with Kendall's correction for ties; NaN where one is all ties."""
-    i, j = np.triu_indices(len(a), 1)
+    i, j = np.triu_indices(len(a), 1)  # each pair once
     x = np.sign(np.take(a, i) - np.take(a, j))
     y = np.sign(np.take(b, i) - np.take(b, j))
     untied = np.sqrt(np.count_nonzero(x)) * np.sqrt(np.count_nonzero(y))
@@ -42,6 +42,8 @@ def critical_tau(n: int) -> float | None:
     counts = np.ones(1)
     for i in range(2, n + 1):
         counts = np.convolve(counts, np.ones(i))
+    # Each inversion lowers tau by 4 / (n (n - 1)), so the orders with the fewest inversions are
+    # those with the largest tau.
     tail = np.cumsum(counts) / counts.sum()
     allowed = np.flatnonzero(tail <= 0.05)
     if not len(allowed):
@@ -54,10 +56,11 @@ def welch(ours: Sequence[float], theirs: Sequence[float]) -> float:
     errors = np.array([spread(ours) ** 2 / len(ours), spread(theirs) ** 2 / len(theirs)])
     total = errors.sum()
     if total == 0:
-        return 0.0
-    # Welch-Satterthwaite degrees of freedom.
+        return 0.0  # all seeds score the same, and the degrees of freedom would be 0/0
+    # Welch-Satterthwaite degrees of freedom; the spreads of two models need not be equal.
     weights = errors**2 / np.array([len(ours) - 1, len(theirs) - 1])
     degrees = total**2 / weights.sum()
+    # stdtrit is Student's t. scipy.stats has it too, and takes half a second to import.
     quantile = stdtrit(degrees, (1 + CONFIDENCE) / 2)
     return float(quantile * np.sqrt(total))
 
@@ -109,8 +112,10 @@ def paired_bootstrap(
     rng = np.random.default_rng(seed)
     n = ours.shape[1]
     differences = np.empty(samples)
+    # One resample at a time: all of them at once would hold samples x n numbers.
     for i in range(samples):
-        counts = np.bincount(rng.integers(n, size=n), minlength=n) / n
+        # How often each example was drawn. A product with it is the mean of the resample.
+        counts = np.bincount(rng.integers(n, size=n), minlength=n) / n  # [n]
         means = []
         for scores in (ours, theirs):
             seeds = rng.integers(len(scores), size=len(scores))
@@ -169,5 +174,7 @@ def compare(
         return Comparison(a, b, None, "too few seeds to compare", "undecided")
     if abs(a - b) <= noise:
         return Comparison(a, b, noise, source, "undecided")
-    outcome: Outcome = "better" if (a > b) == higher else "worse"
+    outcome: Outcome = "worse"
+    if (a > b) == higher:
+        outcome = "better"
     return Comparison(a, b, noise, source, outcome)

@@ -11,8 +11,9 @@ import logging
 import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
@@ -69,8 +70,11 @@ class Checkpoints:
         """Save `state` and `extra`, which is plain JSON, as of `step`.
 
         The checkpoint with the highest `score` is the best one."""
+        # One checkpoint at a time, so that the note of the one before can be written.
         self._settle()
-        arrays = {name: _plain(leaf) for name, leaf in named_leaves(state)}
+        arrays = {}
+        for name, leaf in named_leaves(state):
+            arrays[name] = _plain(leaf)
         metrics = None
         if score is not None:
             metrics = {METRIC: score}
@@ -80,7 +84,7 @@ class Checkpoints:
         self._manager.save(step, metrics=metrics, args=args)
         self._pending = step
 
-    def latest(self, like: Any, warn: Any = print) -> Restored | None:
+    def latest(self, like: Any, warn: Callable[[str], None] = print) -> Restored | None:
         """The newest undamaged checkpoint, its pytree shaped as `like`; None if there is none.
 
         A damaged one is moved aside and `warn` is called with one line that says so.
@@ -128,7 +132,7 @@ class Checkpoints:
                 scores.append((metrics[METRIC], step))
         if not scores:
             return None
-        _, step = max(scores)
+        _, step = max(scores)  # by score, then by step
         return self._restore(step, like)
 
     def close(self) -> None:
@@ -140,7 +144,7 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind: Any, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with contextlib.ExitStack() as stack:
             if kind is not None:
                 # A failing disk must not replace the error that is under way with its own.
@@ -162,11 +166,14 @@ class Checkpoints:
     def _files(self, step: int) -> Iterator[tuple[str, tuple[int, int]]]:
         """The files of a checkpoint, each with its size and CRC."""
         base = self.folder / "steps" / str(step)
-        for file in sorted(p for p in base.rglob("*") if p.is_file()):
-            data = file.read_bytes()
-            yield str(file.relative_to(base)), (len(data), zlib.crc32(data))
+        for file in sorted(base.rglob("*")):
+            if file.is_file():
+                data = file.read_bytes()
+                yield str(file.relative_to(base)), (len(data), zlib.crc32(data))
 
     def _restore(self, step: int, like: Any) -> Restored:
+        # A checkpoint without a note is one that the process did not live to see finished; orbax
+        # shows it only if it is whole.
         note = self.folder / f"{step}.json"
         if note.exists():
             files = dict(self._files(step))
@@ -182,14 +189,17 @@ class Checkpoints:
             state=ocp.args.StandardRestore(shapes), extra=ocp.args.JsonRestore()
         )
         saved = self._manager.restore(step, args=args)
-        leaves = [_like(saved.state[name], leaf) for name, leaf in named]
+        leaves = []
+        for name, leaf in named:
+            leaves.append(_like(saved.state[name], leaf))
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
         return Restored(step, state, saved.extra)
 
     def _set_aside(self, step: int) -> None:
         aside = self.folder / "damaged"
         aside.mkdir(exist_ok=True)
-        number = sum(1 for _ in aside.iterdir())
+        # A step can be damaged more than once: a number keeps the names apart.
+        number = len(list(aside.iterdir()))
         (self.folder / "steps" / str(step)).rename(aside / f"{step}-{number}")
         (self.folder / f"{step}.json").unlink(missing_ok=True)
         self._manager.reload()
@@ -215,7 +225,9 @@ def _plain(leaf: Any) -> Any:
 
     Orbax notes on which devices an array lay, and restores it nowhere else.
     """
-    array = jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+    if _is_key(leaf):
+        leaf = jax.random.key_data(leaf)
+    array = jnp.asarray(leaf)
     if len(array.devices()) == 1:
         return array
     return jax.device_put(array, jax.local_devices()[0])
@@ -223,11 +235,16 @@ def _plain(leaf: Any) -> Any:
 
 def _like(array: Any, leaf: Any) -> Any:
     """The inverse of `_plain`, with the dtype of `leaf`."""
+    # Keys are saved as bits, because orbax knows arrays of numbers only.
     if _is_key(leaf):
         return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
     if np.shape(array) != np.shape(leaf):
         raise InputError(f"a saved array has shape {np.shape(array)}, expected {np.shape(leaf)}.")
     return array
+
+
+def _drop(failure: object) -> None:
+    """A hook that reports nothing."""
 
 
 @contextlib.contextmanager
@@ -237,21 +254,20 @@ def _quiet() -> Iterator[None]:
     orbax and tensorstore report such an error twice: to the caller, who says it in one line, and as
     tracebacks from their threads, from closed event loops and from the garbage collector, which
     this drops."""
-    loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
+    loggers = [logging.getLogger("asyncio"), logging.getLogger("absl")]
     levels = [logger.level for logger in loggers]
     uncaught, in_thread, unraisable = sys.excepthook, threading.excepthook, sys.unraisablehook
 
-    def report(kind: Any, error: BaseException, trace: Any) -> None:
+    def report(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
         if "Event loop is closed" not in str(error):
             uncaught(kind, error, trace)
 
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
-    sys.excepthook, threading.excepthook, sys.unraisablehook = (
-        report,
-        lambda _: None,
-        lambda _: None,
-    )
+    sys.excepthook = report
+    threading.excepthook = sys.unraisablehook = _drop
     try:
         yield
     finally:

@@ -40,7 +40,11 @@ def device_count(requested: int, batch_size: int, available: int | None = None) 
         )
     if requested:
         return requested
-    return max(n for n in range(1, available + 1) if batch_size % n == 0)
+    # Shares must be equal, since XLA splits an axis only into parts of one size.
+    count = available
+    while batch_size % count:
+        count -= 1
+    return count
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class DataParallel:
     @property
     def sharded(self) -> NamedSharding:
         """Of a batch: its share of the examples on each device."""
-        before = [None] * self.axis
+        before = [None] * self.axis  # axes before that of the examples are not split
         return NamedSharding(self._mesh, PartitionSpec(*before, "examples"))
 
     @property

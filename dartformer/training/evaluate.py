@@ -37,6 +37,7 @@ class Evaluator:
     ):
         self.batch_size, self.metric, self.buckets = batch_size, metric, buckets
 
+        # The mixture is an argument, so one program serves every architecture of a search.
         @jax.jit
         def sums(weights: Weights, mixture: Array | None, batch: Batch) -> Array:
             logits = network.apply(weights, batch["tokens"], batch["valid"], mixture)
@@ -63,6 +64,7 @@ class Evaluator:
     ) -> Evaluation:
         """The scores of the split and of each example, from one pass."""
         losses = self._losses(weights, split, mixture)
+        # Sums over the labels of an example, in units of the mean number of labels.
         scale = len(split) / losses.weight.sum()
         examples = {"loss": losses.loss * scale}
         if not self.metric.regression:
@@ -73,13 +75,15 @@ class Evaluator:
         self, weights: Weights, split: Split, mixture: ArrayLike | None
     ) -> Losses[np.ndarray]:
         """`[S]` each: sums over the labels of each example, in the order of the split."""
+        # A split smaller than a batch would be filled up with examples of weight 0.
         size = min(self.batch_size, len(split))
         rows, sums = [], []
         for batch in examine(split, size, self.buckets):
             rows.append(batch.pop("row"))
             sums.append(self._sums(weights, mixture, batch))
         # Fetched once at the end, so that the device never waits for the host.
-        columns = [np.asarray(part, np.float64) for part in jax.device_get(sums)]
+        # float64, because the sums of a long split would lose digits in float32.
+        columns = [np.asarray(part, np.float64) for part in jax.device_get(sums)]  # [3, B] each
         # The last batch is filled up with examples of weight 0; buckets reorder the examples.
         examined = np.concatenate(columns, axis=-1)[:, : len(split)]
         order = np.argsort(np.concatenate(rows)[: len(split)])

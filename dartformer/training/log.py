@@ -22,6 +22,7 @@ class MetricsLog:
 
     def __init__(self, folder: Path, done: int, receivers: Sequence[trackers.Tracker]):
         self.file = folder / "metrics.jsonl"
+        # Rewritten whole, which also removes a last line that a crash cut short.
         kept = ""
         for line in read_metrics(self.file):
             if line["step"] <= done:
@@ -50,6 +51,7 @@ class MetricsLog:
     def write(self, step: int, numbers: Numbers) -> None:
         """Add a line, and send its scalars to the trackers."""
         self.handle.write(json.dumps(jsonable({"step": step, **numbers})) + "\n")
+        # The report is refreshed from this file while the training goes on.
         self.handle.flush()
         # A search also logs its whole mixture, which trackers cannot plot.
         scalars = {}
@@ -69,5 +71,5 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
-            break
+            break  # lines are written in order, so nothing follows a line that is cut short
     return lines

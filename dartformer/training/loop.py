@@ -22,6 +22,9 @@ from dartformer.training.log import MetricsLog, Numbers
 from dartformer.training.metric import ACCURACY, Metric
 from dartformer.training.step import Metrics, State, StepProgram
 
+Handler = Callable[[int, FrameType | None], Any] | int | None
+"""What `signal.signal` takes and returns."""
+
 SHOWN = ("loss", "accuracy")
 """Metrics that the progress bar shows."""
 
@@ -57,7 +60,7 @@ class ZippedStream:
         self.streams = streams
 
     def __next__(self) -> tuple[Any, ...]:
-        return tuple(next(stream) for stream in self.streams)
+        return tuple(map(next, self.streams))
 
     def get_state(self) -> list[Any]:
         """The states of all streams."""
@@ -92,6 +95,7 @@ class Schedule:
 
     def due(self, done: int) -> Due:
         """What follows step number `done`; everything follows the last one."""
+        # Whoever asks for 250 steps and an evaluation every 100 wants one of the final state.
         last = done == self.steps
         return Due(
             log=last or done % self.log_every == 0,
@@ -159,6 +163,8 @@ def fit(
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"{folder} must be a folder, but a file stands there. Move it.") from None
     with Checkpoints(folder / "checkpoints") as checkpoints:
+        # Compared before anything is restored: arrays of another model have other shapes, and their
+        # errors would say nothing about the cause.
         remedy = f"Use a new workdir, or delete {folder}."
         require_same(checkpoints.identity(), training.identity, f"the training in {folder}", remedy)
         training.restore(checkpoints)
@@ -166,8 +172,10 @@ def fit(
             return training.result()
         if training.done:
             say(f"{name}: resuming at step {training.done} of {schedule.steps}")
+        # Opened after the restore, because each drops what it holds of later steps.
         receivers = trackers.start(schedule.trackers, folder, name, training.done)
         log = MetricsLog(folder, training.done, receivers)
+        # Compiled before signals are caught: until the first step there is nothing to save.
         training.compile()
         with _StopSignal() as stop, Bar(name, schedule.steps, training.done) as bar, log:
             training.run(_Outputs(checkpoints, log, bar, stop))
@@ -193,13 +201,14 @@ class _StopSignal:
     number = 0
 
     def __enter__(self) -> "_StopSignal":
-        self._handlers: dict[int, Any] = {}
+        self._handlers: dict[int, Handler] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._handlers[number] = signal.signal(number, self._note)
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        # The second signal: whoever cannot wait for the step gets the default action.
         if self.number:
             signal.signal(number, self._handlers[number])
             signal.raise_signal(number)
@@ -245,6 +254,7 @@ class _Training(Generic[State]):
         if restored is None:
             return
         self.state = restored.state
+        # The state counts its own steps, so the counter cannot disagree with the weights.
         self.done = int(self.state.step)
         self.stream.set_state(restored.extra["stream"])
         self.evaluations = restored.extra["evaluations"]
@@ -307,12 +317,14 @@ class _Training(Generic[State]):
         pending = jax.device_get(self.pending)
         self.pending.clear()
         first = self.done - len(pending)
+        # Checked for every step, though only logged ones are averaged: the first bad step is named.
         for number, metrics in enumerate(pending, first):
             if not metrics["finite"]:
                 raise Diverged(self.divergence(number, float(metrics["loss"])))
         means = {}
         for name in pending[0]:
-            values = np.array([metrics[name] for metrics in pending])
+            values = np.array([metrics[name] for metrics in pending])  # [steps]
+            # A metric may be NaN in a step that does not have it, such as one without alphas.
             values = values[np.isfinite(values)]
             if name != "finite" and len(values):
                 means[name] = float(np.mean(values))
@@ -320,7 +332,9 @@ class _Training(Generic[State]):
 
     def divergence(self, step: int, loss: float) -> str:
         """The message about a step that is not finite; steps are counted from 0."""
-        rates = [f"{name} {rate:.3g}" for name, rate in self.rates_at(step).items()]
+        rates = []
+        for name, rate in self.rates_at(step).items():
+            rates.append(f"{name} {rate:.3g}")
         return (
             f"{self.name}: the loss or a parameter is not finite at step {step + 1} "
             f"(loss {loss:.4g}; {', '.join(rates) or 'no rates'}). The last good checkpoint is "
@@ -329,22 +343,32 @@ class _Training(Generic[State]):
 
     def rates_at(self, step: int) -> dict[str, float]:
         """The learning rates of a step, by name."""
-        return {name: float(rate(step)) for name, rate in self.callbacks.rates.items()}
+        rates = {}
+        for name, rate in self.callbacks.rates.items():
+            rates[name] = float(rate(step))
+        return rates
 
     def log_metrics(self, means: dict[str, float], outputs: _Outputs) -> None:
         """Log the means, the learning rates and the description of the state."""
-        line: dict[str, Any] = {**means, **self.rates_at(self.done - 1)}
+        # Schedules count from 0: step number `done` was taken with the rate of `done - 1`.
+        line: dict[str, object] = {**means, **self.rates_at(self.done - 1)}
         if self.callbacks.describe is not None:
             line.update(self.callbacks.describe(self.state))
         outputs.log.write(self.done, line)
-        outputs.bar.update(self.done, {name: means[name] for name in SHOWN if name in means})
+        shown_means = {}
+        for name in SHOWN:
+            if name in means:
+                shown_means[name] = means[name]
+        outputs.bar.update(self.done, shown_means)
 
     def evaluate(self, evaluate: Callable[[State], Numbers], outputs: _Outputs | None) -> float:
         """Evaluate the state and log its scores; returns the one that picks the best state."""
         scores = evaluate(self.state)
         self.evaluations.append({"step": self.done, **scores})
         if outputs is not None:
-            line = {f"valid_{name}": score for name, score in scores.items()}
+            line: dict[str, object] = {}
+            for name, score in scores.items():
+                line[f"valid_{name}"] = score
             if self.callbacks.observe is not None:
                 line.update(self.callbacks.observe(self.state))
             outputs.log.write(self.done, line)
@@ -356,6 +380,7 @@ class _Training(Generic[State]):
             IDENTITY: dict(self.identity),
             "stream": self.stream.get_state(),
             "evaluations": self.evaluations,
+            # The time up to now, so that a killed run has lost none of it but the last steps'.
             "seconds": self.seconds + time.perf_counter() - self.started,
             "compile_seconds": self.compile_seconds,
         }
@@ -363,6 +388,7 @@ class _Training(Generic[State]):
 
     def interrupt(self, outputs: _Outputs) -> None:
         """Finish writing the checkpoint and raise `Interrupted`."""
+        # Saving is asynchronous, and "everything is saved" must be true when it is printed.
         outputs.checkpoints.close()
         raise Interrupted(
             f"stopped at step {self.done} of {self.schedule.steps} of {self.name}; "

@@ -62,7 +62,8 @@ class Metric:
             numbers = labels.astype(outputs.dtype)
             error = outputs[..., 0] - numbers
             return Losses(error**2, numbers, jnp.ones_like(numbers))
-        labelled = labels >= 0
+        labelled = labels >= 0  # a negative label is a missing one
+        # They get a class that exists, so that their loss is finite: NaN times 0 would stay NaN.
         classes = jnp.where(labelled, labels, 0)
         loss = optax.softmax_cross_entropy_with_integer_labels(outputs, classes)
         weight = labelled.astype(loss.dtype)
@@ -84,34 +85,45 @@ class Metric:
 
     def summary(self, losses: Losses[np.ndarray]) -> dict[str, float]:
         """The scores of a split, from the sums `[S]` of each example's labels."""
+        # Sums over the split first: a mean of batch means would weigh a short last batch too much.
         count = losses.weight.sum()
         mean = float(losses.loss.sum() / count)
         if self.regression:
             variance = float(losses.statistic.var())
             # Labels that are all the same have no variance to explain.
-            explained = 1 - mean / variance if variance else float("nan")
+            explained = float("nan")
+            if variance:
+                explained = 1 - mean / variance
             return {"loss": mean, "r2": explained}
         scores = {"loss": mean, "accuracy": float(losses.statistic.sum() / count)}
         if self.name == "bits_per_character":
-            scores["bits_per_character"] = mean / float(np.log(2))
+            scores["bits_per_character"] = mean / float(np.log(2))  # the loss is in nats
         return scores
 
     def objective(self, scores: Mapping[str, float]) -> float:
         """The score with the sign that makes larger better."""
         score = scores[self.name]
-        return score if self.higher else -score
+        if self.higher:
+            return score
+        return -score
 
     def text(self, value: float) -> str:
         """ "83.2%", or "1.834" """
-        return f"{100 * value:.1f}%" if self.percent else f"{value:.3f}"
+        if self.percent:
+            return f"{100 * value:.1f}%"
+        return f"{value:.3f}"
 
     def number(self, value: float) -> float:
         """The number to plot: per cent of a share, or the value."""
-        return 100 * value if self.percent else value
+        if self.percent:
+            return 100 * value
+        return value
 
     def gap(self, value: float) -> str:
         """ "1.2 points", or "0.034" """
-        return f"{100 * value:.1f} points" if self.percent else f"{value:.3f}"
+        if self.percent:
+            return f"{100 * value:.1f} points"
+        return f"{value:.3f}"
 
 
 ACCURACY = Metric("accuracy", "accuracy", percent=True)
@@ -130,4 +142,5 @@ def find(name: str) -> Metric:
 
 def of(results: Mapping[str, Any]) -> Metric:
     """The metric of a `results.json`."""
+    # Files without the key are older than the other metrics.
     return find(results.get("metric", "accuracy"))

@@ -68,15 +68,17 @@ def schedule(options: Optimizer, steps: int) -> optax.Schedule:
             0.0, rate, warmup, max(steps, warmup + 1), end_value=rate * options.final
         )
     if options.schedule == "constant":
+        # Over no steps a linear schedule would stay at its first value, 0.
         if warmup == 0:
             return optax.constant_schedule(rate)
         return optax.linear_schedule(0.0, rate, warmup)
-    w = max(warmup, 1)
+    w = max(warmup, 1)  # s starts from 0, where 1 / sqrt(s) is infinite
     return lambda s: rate * jnp.minimum(1.0, s / w) / jnp.sqrt(jnp.maximum(s, w))
 
 
 def build(options: Optimizer, steps: int) -> optax.GradientTransformation:
     """The chain: clipping by global norm, the update rule with weight decay, the schedule."""
+    # Clipping comes first, so that it sees the gradient of the loss without the decay.
     chain = []
     if options.clip:
         chain.append(optax.clip_by_global_norm(options.clip))

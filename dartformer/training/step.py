@@ -47,6 +47,7 @@ class TrainState(NamedTuple):
 
 def begin(network: Network, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """The state before the first step; it depends on the seed alone."""
+    # Two keys, so that dropout during training is independent of the initialization.
     weights_key, key = jax.random.split(jax.random.key(seed))
     weights = network.init(weights_key)
     return TrainState(jnp.zeros((), jnp.int32), key, weights, optimizer.init(weights))
@@ -77,6 +78,7 @@ def plain_step(
     value_and_gradient = jax.value_and_grad(training_loss(network, metric), has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        # Folded in and not split: the dropout of a step depends on its number alone.
         key = jax.random.fold_in(state.key, state.step)
         (loss, metrics), gradient = value_and_gradient(state.weights, None, batch, key)
         updates, moments = optimizer.update(gradient, state.optimizer, state.weights)
@@ -137,7 +139,7 @@ class CompiledStep(Generic[State]):
         self._program(state, batch)
 
     def _program(self, state: State, batch: Any) -> Compiled:
-        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
+        shapes = tuple(map(np.shape, jax.tree.leaves(batch)))
         program = self.programs.get(shapes)
         if program is None:
             started = time.perf_counter()
@@ -147,6 +149,7 @@ class CompiledStep(Generic[State]):
         return program
 
     def __call__(self, state: State, batch: Any) -> tuple[State, Metrics]:
+        # A compiled program takes arrays only where it expects them, and never moves them.
         if self._parallel is not None:
             state, batch = self._parallel.place(state, batch)
         state, metrics = self._program(state, batch)(state, batch)

@@ -34,7 +34,7 @@ class Tracker(Protocol):
         """A picture `[height, width, 3]` uint8."""
         ...
 
-    def summary(self, settings: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+    def summary(self, settings: Mapping[str, object], scores: Mapping[str, float]) -> None:
         """The config's fields by their dotted names, and what was scored in the end."""
         ...
 
@@ -49,7 +49,9 @@ class TensorBoard:
     def __init__(self, folder: Path, name: str, step: int):
         self.folder = folder / "tensorboard"
         # Steps after the one resumed from will be written again.
-        purge_step = step + 1 if step else None
+        purge_step = None
+        if step:
+            purge_step = step + 1
         self.events = SummaryWriter(str(self.folder), purge_step=purge_step)
 
     def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -61,13 +63,16 @@ class TensorBoard:
         """See `Tracker`."""
         self.events.add_image(name, pixels, dataformats="HWC")
 
-    def summary(self, settings: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+    def summary(self, settings: Mapping[str, object], scores: Mapping[str, float]) -> None:
         """As hparams: a row of TensorBoard's table, in a folder of its own."""
+        # A repeated summary replaces the row of the one before.
         shutil.rmtree(self.folder / "hparams", ignore_errors=True)
         plain = {}
         for name, value in settings.items():
             # The table takes no lists.
-            plain[name] = value if isinstance(value, (bool, int, float, str)) else str(value)
+            if not isinstance(value, (bool, int, float, str)):
+                value = str(value)
+            plain[name] = value
         self.events.add_hparams(plain, dict(scores), name="hparams")
 
     def close(self) -> None:
@@ -82,11 +87,13 @@ class WandB:
     package: ClassVar[str] = "wandb"
 
     def __init__(self, folder: Path, name: str, step: int):
+        # Imported only where a config names it: the package is an extra, and takes seconds.
         import os
 
         import wandb
 
         self._wandb = wandb
+        # The id is noted, so that a resumed run continues its own curves.
         file = folder / "wandb.id"
         if not file.exists():
             file.write_text(uuid.uuid4().hex[:8])
@@ -106,7 +113,7 @@ class WandB:
         """See `Tracker`."""
         self.run.log({name: self._wandb.Image(pixels)})
 
-    def summary(self, settings: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+    def summary(self, settings: Mapping[str, object], scores: Mapping[str, float]) -> None:
         """See `Tracker`."""
         self.run.config.update(dict(settings), allow_val_change=True)
         self.run.summary.update(dict(scores))
@@ -142,16 +149,17 @@ class MLflow:
     def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
         """See `Tracker`."""
         for name, value in numbers.items():
+            # MLflow refuses @ in a name.
             self.client.log_metric(self.run, name.replace("@", "_"), value, step=step)
 
     def image(self, name: str, pixels: np.ndarray) -> None:
         """See `Tracker`."""
         self.client.log_image(self.run, pixels, f"{name}.png")
 
-    def summary(self, settings: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+    def summary(self, settings: Mapping[str, object], scores: Mapping[str, float]) -> None:
         """See `Tracker`."""
         for name, value in settings.items():
-            self.client.log_param(self.run, name, str(value)[:500])
+            self.client.log_param(self.run, name, str(value)[:500])  # longer ones are refused
         for name, value in scores.items():
             self.client.log_metric(self.run, name.replace("@", "_"), value)
 
@@ -163,7 +171,7 @@ class MLflow:
 BUILT_IN: dict[str, Any] = {"wandb": WandB, "mlflow": MLflow}
 
 
-def _is_tracker(cls: Any) -> bool:
+def _is_tracker(cls: object) -> bool:
     return isinstance(cls, type) and hasattr(cls, "package")
 
 
@@ -195,6 +203,7 @@ def require_installed(names: Sequence[str]) -> None:
 def start(names: Sequence[str], folder: Path, name: str, step: int = 0) -> list[Tracker]:
     """TensorBoard and the trackers of `names`, for what happens in `folder` of a workdir."""
     folder.mkdir(parents=True, exist_ok=True)
+    # TensorBoard needs no account and no service, so it is never left out.
     trackers: list[Tracker] = [TensorBoard(folder, name, step)]
     for kind in names:
         trackers.append(TRACKERS[kind](folder, name, step))
