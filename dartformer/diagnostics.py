@@ -112,7 +112,10 @@ def _entropy(weights: np.ndarray) -> np.ndarray:
 
 def entropy(mixtures: np.ndarray, space: SearchSpace, simplex: bool = True) -> Finding:
     """Whether the architecture weights moved: mean entropy of the rows of `mixtures` [S, L, H, K]."""
-    value = mean([float(rows(mixture, space, simplex).entropy.mean()) for mixture in mixtures])
+    shares = []
+    for mixture in mixtures:
+        shares.append(float(rows(mixture, space, simplex).entropy.mean()))
+    value = mean(shares)
     share = f"entropy {value:.2f} of the maximum"
     if value > HIGH_ENTROPY:
         verdict = f"the architecture weights hardly moved ({share}): the choice is close to random"
@@ -126,7 +129,7 @@ def entropy(mixtures: np.ndarray, space: SearchSpace, simplex: bool = True) -> F
 
 def decision(mixtures: np.ndarray, space: SearchSpace) -> Finding:
     """Whether every row of the mean of `mixtures` [S, L, H, K] has one candidate far ahead."""
-    free = _free(np.mean(np.asarray(mixtures, np.float64), 0), space)
+    free = _free(np.mean(np.asarray(mixtures, np.float64), 0), space)  # [1 or L, 1 or H, K]
     largest = free.max(-1)
     value, undecided = float(largest.min()), int((largest < DECIDED).sum())
     source = (
@@ -138,7 +141,9 @@ def decision(mixtures: np.ndarray, space: SearchSpace) -> Finding:
         return Finding("decision", value, DECIDED, source, True, verdict)
     row, column = divmod(int(largest.argmin()), largest.shape[1])
     place = space.place_name((row, column))
-    verb = "is" if undecided == 1 else "are"
+    verb = "are"
+    if undecided == 1:
+        verb = "is"
     verdict = (
         f"{undecided} of {largest.size} choices {verb} undecided: the top weight of {place} is "
         f"{value:.2f} (threshold {DECIDED}). A longer search may choose differently"
@@ -155,17 +160,19 @@ def margin(mixtures: np.ndarray, space: SearchSpace, tie_margin: float) -> Findi
     compared with its spread, the standard deviation over the seeds: a smaller one could have the
     other sign with another seed.
     """
-    free = _free(np.asarray(mixtures, np.float64), space)
+    free = _free(np.asarray(mixtures, np.float64), space)  # [S, 1 or L, 1 or H, K]
     seeds, layers, heads, _ = free.shape
     smallest, limit = np.inf, tie_margin
     ties = []
     for place in np.ndindex(layers, heads):
         weights = free[:, *place]  # [S, K]
+        # Stable, so that equal weights rank as in the search space, as argmax takes the first.
         first, second = np.argsort(-weights.mean(0), kind="stable")[:2]
         gaps = weights[:, first] - weights[:, second]
         gap, noise = float(gaps.mean()), 0.0
         if seeds > 1:
             noise = spread(gaps.tolist())
+        # The finding shows one number and one threshold: those of the closest choice.
         if gap < smallest:
             smallest, limit = gap, max(noise, tie_margin)
         if gap > max(noise, tie_margin):
@@ -187,7 +194,7 @@ def margin(mixtures: np.ndarray, space: SearchSpace, tie_margin: float) -> Findi
 
 def agreement(mixtures: np.ndarray, space: SearchSpace) -> Finding:
     """Whether seeds choose alike: the share of the most frequent winner, in the worst row."""
-    winners = np.array([rows(mixture, space).winner for mixture in mixtures])  # [S, L, H]
+    winners = _winners(mixtures, space)
     seeds, source = len(winners), "this package: a choice needs more than half of the seeds"
     if seeds < 2:
         verdict = (
@@ -198,7 +205,7 @@ def agreement(mixtures: np.ndarray, space: SearchSpace) -> Finding:
     for place in np.ndindex(winners.shape[1:]):
         counts = Counter(winners[:, *place].tolist())
         shares.append(counts.most_common(1)[0][1] / seeds)
-    split = sum(share <= 0.5 for share in shares)
+    split = int(np.count_nonzero(np.array(shares) <= 0.5))
     if split:
         verdict = (
             f"in {split} of {len(shares)} choices no candidate wins in more than half of the "
@@ -207,6 +214,14 @@ def agreement(mixtures: np.ndarray, space: SearchSpace) -> Finding:
     else:
         verdict = f"{100 * mean(shares):.0f}% of the choices of {seeds} seeds are the common one"
     return Finding("seeds", min(shares), 0.5, source, not split, verdict)
+
+
+def _winners(mixtures: np.ndarray, space: SearchSpace) -> np.ndarray:
+    """The candidates with the largest weights, `[S, 1 or L, 1 or H]`."""
+    winners = []
+    for mixture in mixtures:
+        winners.append(rows(mixture, space).winner)
+    return np.array(winners)
 
 
 def discretisation(soft: Sequence[float], hard: Sequence[float]) -> Finding:
@@ -240,6 +255,7 @@ def loudness(rms: np.ndarray, space: SearchSpace, branch_norm: bool) -> Finding:
     dead, loud = [], []
     for place in np.ndindex(outputs.shape):
         name = _branch(space, place)
+        # Both can hold: a layer whose branches are all dead has a tiny median.
         if outputs[place] < SILENT:
             dead.append(f"{name} is dead (RMS {outputs[place]:.1g})")
         if ratio[place] > LOUD:
@@ -270,10 +286,11 @@ def learning(gradient: np.ndarray, space: SearchSpace) -> Finding:
     for layer, norms in enumerate(np.asarray(gradient, np.float64)):
         alive = []
         for k, candidate in enumerate(space.candidates):
+            # A branch without weight has gradient 0/0 for a unit of weight, which is NaN.
             if candidate.traits.reads & {"q", "k"} and np.isfinite(norms[k]):
                 alive.append(k)
         if len(alive) < 2:
-            continue
+            continue  # alone a branch is its own median
         median = max(float(np.median(norms[alive])), TINY)
         for k in alive:
             ratio = float(norms[k] / median)
@@ -297,6 +314,7 @@ def learning(gradient: np.ndarray, space: SearchSpace) -> Finding:
 def curvature(values: Sequence[float]) -> Finding:
     """Whether the dominant eigenvalue of d2 L/d alpha2 keeps growing over the evaluations."""
     source = "RobustDARTS, arXiv 1909.09656: growth of its moving average over four evaluations"
+    # The moving average of the paper: single eigenvalues, each of one batch, are too noisy.
     smooth = []
     for i in range(len(values)):
         window = values[max(0, i + 1 - WINDOW) : i + 1]
@@ -305,6 +323,7 @@ def curvature(values: Sequence[float]) -> Finding:
         verdict = "the growth of the curvature is unknown: there are fewer than two evaluations"
         return Finding("curvature", None, SHARPER, source, None, verdict)
     earlier, now = smooth[max(0, len(smooth) - WINDOW)], smooth[-1]
+    # A quotient of averages says nothing where the earlier one is not positive.
     if earlier <= 0:
         verdict = "the growth of the curvature is unknown: it was not positive before"
         return Finding("curvature", None, SHARPER, source, None, verdict)
@@ -329,9 +348,11 @@ def ranking(supernet: Mapping[str, float], alone: Mapping[str, Sequence[float]])
       supernet: accuracy of each candidate everywhere, with the supernet's weights.
       alone: accuracies of each trained alone, one for each seed.
     """
-    names = list(alone)
-    trained = [mean(alone[name]) for name in names]
-    ranks = [supernet[name] for name in names]
+    names, trained, ranks = [], [], []
+    for name, scores in alone.items():
+        names.append(name)
+        trained.append(mean(scores))
+        ranks.append(supernet[name])
     tau, limit = kendall_tau(ranks, trained), critical_tau(len(names))
     # Of equals the first of the search space.
     top = max(names, key=supernet.__getitem__)
@@ -350,6 +371,8 @@ def ranking(supernet: Mapping[str, float], alone: Mapping[str, Sequence[float]])
             f"{tau:.2f}). {regret}"
         )
         return Finding("ranking", tau, limit, source, True, verdict)
+    # With very few candidates only a perfect ranking (tau 1) is significant. A tau above 0 then
+    # proves nothing in either direction.
     needed = f"with {len(names)} candidates {limit:.2f} or more would be significant"
     fine: bool | None = False
     if limit >= 1:
@@ -414,24 +437,29 @@ def of_search(
         alone[to_text(genotype.layers[0][0])] = _mean(scores)
     hard, agreed = None, None
     if learned:
-        choices = [space.genotype(row.winner) for row in row_stats]
-        hard = [evaluate(i, space.mixture(choices[i])) for i in seeds]
+        # Of each seed the mixture that its own derivation by argmax would leave.
+        hard = []
+        for i in seeds:
+            choice = space.genotype(row_stats[i].winner)
+            hard.append(evaluate(i, space.mixture(choice)))
         agreed = agreement(mixtures, space)
         basic = [entropy(mixtures, space, simplex)]
         if simplex:
             basic.append(decision(mixtures, space))
         basic.append(margin(mixtures, space, tie_margin))
         basic.append(agreed)
-        basic.append(discretisation([s[share] for s in soft], [h[share] for h in hard]))
+        basic.append(discretisation(_column(soft, share), _column(hard, share)))
     else:
         verdict = "the strategy learns no architecture weights, and the derivation decides"
         basic = [Finding("margin", None, None, "", None, verdict)]
     judged = [*basic, *findings]
+    entropies = [row.entropy for row in row_stats]  # of each seed [1 or L, 1 or H]
+    margins = [row.margin for row in row_stats]
     report = Diagnostics(
         tuple(judged),
         verdicts(judged),
-        entropy=np.mean([row.entropy for row in row_stats], 0),
-        margin=np.mean([row.margin for row in row_stats], 0),
+        entropy=np.mean(entropies, 0),
+        margin=np.mean(margins, 0),
         valid_soft=_mean(soft),
         alone=alone,
     )
@@ -453,22 +481,34 @@ def of_search(
 
 
 def _over_seeds(hard: Sequence[Mapping[str, float]], share: str, agreed: Finding) -> SearchSeeds:
-    per_seed = [scores[share] for scores in hard]
+    per_seed = _column(hard, share)
     scores = SeedScores(mean(per_seed), spread(per_seed), tuple(per_seed))
     return SearchSeeds(share, scores, agreed.value)
 
 
 def verdicts(findings: Sequence[Finding]) -> tuple[str, ...]:
     """The sentences of the findings that warn, or one that says that none does."""
-    warnings = tuple(finding.verdict for finding in findings if finding.fine is False)
+    warnings, sentences = [], []
+    for finding in findings:
+        sentences.append(finding.verdict)
+        # None, of what cannot be judged, is no warning.
+        if finding.fine is False:
+            warnings.append(finding.verdict)
     if warnings:
-        return warnings
-    sentences = "; ".join(finding.verdict for finding in findings)
-    return (f"no warning: {sentences}",)
+        return tuple(warnings)
+    return (f"no warning: {'; '.join(sentences)}",)
 
 
 def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: mean([score[name] for score in scores]) for name in scores[0]}
+    means = {}
+    for name in scores[0]:
+        means[name] = mean(_column(scores, name))
+    return means
+
+
+def _column(scores: Sequence[Mapping[str, float]], name: str) -> list[float]:
+    """One score of each seed."""
+    return [score[name] for score in scores]
 
 
 # Two models compared.
@@ -477,7 +517,7 @@ def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def compare(
     name: str,
     ours: Sequence[float],
-    other: str,
+    rival: str,
     theirs: Sequence[float],
     *,
     examples: int = 0,
@@ -488,16 +528,23 @@ def compare(
     See `statistics.compare`. With one seed the error over `examples` test examples counts, where
     the metric is an accuracy.
     """
-    counted = examples if metric.percent else 0
+    # Only right and wrong answers have a binomial error.
+    counted = 0
+    if metric.percent:
+        counted = examples
     result = compare_scores(ours, theirs, higher=metric.higher, examples=counted)
     if result.noise is None:
         scores = f"{metric.text(result.ours)} and {metric.text(result.theirs)}"
-        sentence = f"{name} and {other} score {scores}: {result.source}"
+        sentence = f"{name} and {rival} score {scores}: {result.source}"
         return result, sentence
-    sign = "-" if result.difference < 0 else "+"
+    sign = "+"
+    if result.difference < 0:
+        sign = "-"
     noise = metric.gap(result.noise).removesuffix(" points")
     numbers = f"{sign}{metric.gap(abs(result.difference))}, noise {noise} {result.source}"
     if result.outcome == "undecided":
-        return result, f"{name} and {other} do not differ significantly ({numbers})"
-    verb = "beats" if result.outcome == "better" else "loses to"
-    return result, f"{name} {verb} {other} ({numbers})"
+        return result, f"{name} and {rival} do not differ significantly ({numbers})"
+    verb = "loses to"
+    if result.outcome == "better":
+        verb = "beats"
+    return result, f"{name} {verb} {rival} ({numbers})"

@@ -47,6 +47,7 @@ def script(shell: str) -> str:
 
 def grammar() -> Iterator[Verb]:
     """Every verb of the command line."""
+    # argparse has no public way to list what was added to a parser.
     for action in parser()._actions:
         if isinstance(action, Verbs):
             for choice in action._choices_actions:
@@ -66,17 +67,22 @@ def _verb(name: str, summary: str, verb: argparse.ArgumentParser) -> Verb:
 
 
 def _bash(verbs: Sequence[Verb]) -> str:
-    names = " ".join(verb.name for verb in verbs)
+    names = []
     cases = []
     for verb in verbs:
-        words = [option.name for option in verb.options] + verb.words
-        cases.append(f'    {verb.name}) words="{" ".join(words)}" ;;')
+        names.append(verb.name)
+        words = []
+        for option in verb.options:
+            words.append(option.name)
+        completions = " ".join([*words, *verb.words])
+        cases.append(f'    {verb.name}) words="{completions}" ;;')
+    verb_names = " ".join(names)
     lines = "\n".join(cases)
     return f"""# {INSTALL["bash"]}
 _dartformer() {{
   local current="${{COMP_WORDS[COMP_CWORD]}}" words
   if [ "$COMP_CWORD" -eq 1 ]; then
-    COMPREPLY=($(compgen -W "{names}" -- "$current"))
+    COMPREPLY=($(compgen -W "{verb_names}" -- "$current"))
     return
   fi
   case "${{COMP_WORDS[1]}}" in
@@ -132,6 +138,7 @@ def _zsh_arguments(verb: Verb) -> Iterator[str]:
 
 def _zsh_quoted(text: str) -> str:
     """The text inside single quotes, where `_arguments` gives colons and brackets a meaning."""
+    # The backslash for `_arguments`, then the quote for the shell itself.
     for sign in ":[]":
         text = text.replace(sign, f"\\{sign}")
     return text.replace("'", "'\\''")
@@ -146,7 +153,9 @@ def _fish(verbs: Sequence[Verb]) -> str:
         )
         on = f"complete -c dartformer -n '__fish_seen_subcommand_from {verb.name}'"
         for option in verb.options:
-            value = " -r" if option.takes_value else ""
+            value = ""
+            if option.takes_value:
+                value = " -r"  # a value must follow
             lines.append(f"{on} -l {option.name[2:]}{value} -d {_fish_quoted(option.help)}")
         if verb.words:
             lines.append(f"{on} -f -a {_fish_quoted(' '.join(verb.words))}")
@@ -154,6 +163,7 @@ def _fish(verbs: Sequence[Verb]) -> str:
 
 
 def _fish_quoted(text: str) -> str:
+    # The backslash first, or it would escape the quotes' own.
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 

@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from dartformer._version import __version__
 from dartformer.cli.grammar import FAILED_CHECK
@@ -46,7 +45,7 @@ class Folder:
     kept_bytes: int | None
     """Bytes in the folder itself, of a cache; else None."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         data = asdict(self)
         if self.kept_bytes is None:
             del data["kept_bytes"]
@@ -92,8 +91,11 @@ class Examination:
     extras: dict[str, Extra]
     problems: list[str]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The object of `dartformer doctor --json`."""
+        places = {}
+        for name, folder in self.places.items():
+            places[name] = folder.to_dict()
         return {
             "dartformer": __version__,
             "python": _python(),
@@ -101,7 +103,7 @@ class Examination:
             "platform": platform.platform(),
             "cores": os.cpu_count(),
             **asdict(self),
-            "places": {name: folder.to_dict() for name, folder in self.places.items()},
+            "places": places,
         }
 
 
@@ -120,7 +122,9 @@ def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
 
 def examine() -> Examination:
     """Look at versions, devices, folders and extras."""
-    versions = {name: _version(name) for name in needed()}
+    versions = {}
+    for name in needed():
+        versions[name] = _version(name)
     # Each probe runs in its own process, so a crash there is a result and not an end.
     reductions = _reductions()
     problems = []
@@ -132,11 +136,12 @@ def examine() -> Examination:
             f"sums of jaxlib {versions['jaxlib']} on this CPU: {reductions.in_use}. "
             f"Set XLA_FLAGS={xla_flags.DOTS_ONLY}."
         )
-    devices = []
+    devices: list[str] = []
     try:
-        import jax
+        import jax  # may be what is broken, and the doctor is there to say so
 
-        devices = [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()]
+        for device in jax.devices():
+            devices.append(f"{device.platform}:{device.id} {device.device_kind}")
     except Exception as error:  # a broken driver can raise nearly anything
         message = " ".join(str(error).split())[:200]
         problems.append(f"JAX finds no device: {type(error).__name__}: {message}")
@@ -149,9 +154,11 @@ def needed() -> list[str]:
         requirements = importlib.metadata.requires("dartformer") or []
     except importlib.metadata.PackageNotFoundError:  # a checkout that was never installed
         return ["jax", "jaxlib"]
+    # jaxlib is required by jax, and not by dartformer itself.
     names = ["jaxlib"]
     for requirement in requirements:
         if "extra ==" not in requirement:
+            # "numpy>=2,<3" begins with the name of the distribution.
             names.append(re.split(r"[^A-Za-z0-9._-]", requirement)[0])
     return names
 
@@ -169,8 +176,11 @@ def _version(name: str) -> str | None:
 
 def _reductions() -> Reductions:
     protection = xla_flags.protect(may_probe=True)
-    flags = os.environ.get("XLA_FLAGS", "").split()
-    flag = next((word for word in flags if word.startswith(xla_flags.FLAG)), "")
+    flag = ""
+    for word in os.environ.get("XLA_FLAGS", "").split():
+        if word.startswith(xla_flags.FLAG):
+            flag = word
+            break
     without_flag = in_use = xla_flags.probe()
     if flag:
         in_use = xla_flags.probe(flag)
@@ -190,7 +200,9 @@ def _places() -> dict[str, Folder]:
 
 def _folder(path: Path, kept_bytes: int | None = None) -> Folder:
     # A folder that does not exist yet will be created on the disk of its nearest parent.
-    nearest = next(p for p in (path, *path.parents) if p.exists())
+    nearest = path
+    while not nearest.exists():
+        nearest = nearest.parent
     return Folder(
         path=str(path),
         exists=path.exists(),
@@ -202,14 +214,19 @@ def _folder(path: Path, kept_bytes: int | None = None) -> Folder:
 
 def _size(folder: Path) -> int:
     """The bytes of all files of a folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    total = 0
+    for file in folder.rglob("*"):
+        if file.is_file():
+            total += file.stat().st_size
+    return total
 
 
 def _extras() -> dict[str, Extra]:
     extras = {}
     for name, (modules, adds) in EXTRAS.items():
-        installed = all(importlib.util.find_spec(module) is not None for module in modules)
-        extras[name] = Extra(installed, adds)
+        # Found and not imported: some take seconds, and a broken one would end the examination.
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        extras[name] = Extra(not missing, adds)
     return extras
 
 

@@ -110,13 +110,14 @@ def _add(
     verbs: "Verbs[Parser]", name: str, summary: str, details: str = ""
 ) -> argparse.ArgumentParser:
     """Add a verb. `summary` is its line in the list of verbs, `details` more for its own help."""
-    examples = [f"  {example}" for example in EXAMPLES[name]]
+    examples = textwrap.indent("\n".join(EXAMPLES[name]), "  ")
+    # argparse would wrap the examples too, so the formatter is raw and the description is wrapped.
     description = f"{summary[0].upper()}{summary[1:]}. {details}"
     verb: argparse.ArgumentParser = verbs.add_parser(
         name,
         help=summary,
         description=textwrap.fill(description, 78),
-        epilog="examples:\n" + "\n".join(examples),
+        epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return verb

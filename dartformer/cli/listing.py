@@ -18,6 +18,9 @@ from dartformer.config.presets import strategy_defaults
 
 LISTED = Shape(length=1024, heads=4, head_dim=32, model_dim=128)
 """The shape for which `dartformer list attentions` gives costs: one sequence, float32."""
+Row = dict[str, Any]
+"""One line of a list as plain data, which `--json` prints: what it holds depends on the list."""
+
 TITLES = {
     "strategy": "search.strategy.name",
     "hypergradient": "search.strategy.hypergradient",
@@ -44,32 +47,32 @@ def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     return 0
 
 
-def rows(what: str) -> list[dict[str, Any]]:
+def rows(subject: str) -> list[Row]:
     """Rows of `dartformer list`: plain data, each with at least `name`."""
-    if what == "attentions":
-        return [_attention(name) for name in names()]
-    if what == "strategies":
+    if subject == "attentions":
+        return list(map(_attention, names()))
+    if subject == "strategies":
         return _strategies()
-    if what == "fields":
-        return [_field(field) for field in reference.fields(defaults())]
-    return [_task(name) for name in tasks.names()]
+    if subject == "fields":
+        return list(map(_field, reference.fields(defaults())))
+    return list(map(_task, tasks.names()))
 
 
-def _field(field: reference.Field) -> dict[str, Any]:
+def _field(field: reference.Field) -> Row:
     """A row of `dartformer list fields`: the field, its default and its meaning."""
     summary = field.sentence[:1].upper() + field.sentence[1:]
     return {"name": field.name, "summary": summary, "default": field.value}
 
 
-def _task(name: str) -> dict[str, Any]:
+def _task(name: str) -> Row:
     """A row of `dartformer list tasks`."""
     cls: Any = tasks.find(name)
     return {"name": name, "summary": cls.traits.summary, "options": _options(cls)}
 
 
-def _strategies() -> list[dict[str, Any]]:
+def _strategies() -> list[Row]:
     """The rows of `dartformer list strategies`."""
-    listed = [_strategy(name) for name in strategies.names()]
+    listed = list(map(_strategy, strategies.names()))
     tables: dict[str, Any] = {
         "hypergradient": strategies.HYPERGRADIENTS,
         "extra": strategies.EXTRAS,
@@ -80,7 +83,7 @@ def _strategies() -> list[dict[str, Any]]:
     return listed
 
 
-def _strategy(name: str) -> dict[str, Any]:
+def _strategy(name: str) -> Row:
     """A row for a strategy, with its paper and the derivation that follows it."""
     cls: Any = strategies.find(name)
     traits = cls.traits
@@ -94,7 +97,7 @@ def _strategy(name: str) -> dict[str, Any]:
     }
 
 
-def _part(name: str, kind: str, cls: Any) -> dict[str, Any]:
+def _part(name: str, kind: str, cls: Any) -> Row:
     """What rows of all kinds have: a name, a kind, a sentence and the options."""
     summary = (cls.__doc__ or "").split("\n")[0]
     return {"name": name, "kind": kind, "summary": summary, "options": _options(cls)}
@@ -111,7 +114,7 @@ def _options(cls: Any) -> dict[str, Any]:
     return options
 
 
-def _attention(name: str) -> dict[str, Any]:
+def _attention(name: str) -> Row:
     """A row for an attention: the traits of its default options, and the cost at `LISTED`."""
     attention = parse(name)
     traits = attention.traits
@@ -137,26 +140,30 @@ def _attention(name: str) -> dict[str, Any]:
     }
 
 
-def show(what: str, listed: list[dict[str, Any]]) -> None:
+def show(subject: str, listed: list[Row]) -> None:
     """Print the table of `rows`."""
     console = Console(highlight=False)
-    if what == "attentions":
+    if subject == "attentions":
         _show_attentions(console, listed)
-    elif what == "strategies":
+    elif subject == "strategies":
         _show_strategies(console, listed)
     else:
         console.print(_entries(listed))
 
 
-def _show_strategies(console: Console, listed: list[dict[str, Any]]) -> None:
+def _show_strategies(console: Console, listed: list[Row]) -> None:
     """Strategies with their papers and derivations, then hypergradients and extras."""
     for kind, title in TITLES.items():
         console.print(f"[bold]{title}[/bold]")
-        console.print(_entries(row for row in listed if row["kind"] == kind))
+        entries = []
+        for row in listed:
+            if row["kind"] == kind:
+                entries.append(row)
+        console.print(_entries(entries))
         console.print()
 
 
-def _entries(listed: Iterable[dict[str, Any]]) -> Table:
+def _entries(listed: Iterable[Row]) -> Table:
     """Names, and beside each its text: readable however narrow a terminal is."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
@@ -166,7 +173,7 @@ def _entries(listed: Iterable[dict[str, Any]]) -> Table:
     return table
 
 
-def _entry(row: dict[str, Any]) -> list[str]:
+def _entry(row: Row) -> list[str]:
     """The summary of a row, its derivation, paper and options."""
     lines = [row["summary"]]
     if "rule" in row:
@@ -175,13 +182,15 @@ def _entry(row: dict[str, Any]) -> list[str]:
         lines.append(f"Paper: {row['paper']}.")
     if "default" in row:
         lines.append(f"Default: {literal(row['default'])}")
-    options = ", ".join(f"{name}={value}" for name, value in row.get("options", {}).items())
+    options = []
+    for name, value in row.get("options", {}).items():
+        options.append(f"{name}={value}")
     if options:
-        lines.append(f"Options: {options}")
+        lines.append(f"Options: {', '.join(options)}")
     return lines
 
 
-def _show_attentions(console: Console, listed: list[dict[str, Any]]) -> None:
+def _show_attentions(console: Console, listed: list[Row]) -> None:
     """What each can do and costs, then what each is."""
     heads = ("name", "causal", "both", "time", "length", "positions", "dropout")
     table = Table(*heads, box=None, padding=(0, 1, 0, 0))
@@ -198,7 +207,7 @@ def _show_attentions(console: Console, listed: list[dict[str, Any]]) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
 
-def _abilities(row: dict[str, Any]) -> list[str]:
+def _abilities(row: Row) -> list[str]:
     """The cells of an attention in the table."""
     answers = {True: "yes", False: "no"}
     lengths = {True: "fixed", False: "any"}

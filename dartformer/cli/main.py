@@ -86,9 +86,12 @@ def overrides(extra: Sequence[str]) -> dict[str, str]:
 
 def _run(words: Sequence[str]) -> int:
     """Parse the words and call the verb's handler."""
+    # argparse would list all verbs; `unknown` suggests the one that was meant.
     if words and not words[0].startswith("-") and words[0] not in EXAMPLES:
         raise unknown("verb", words[0], EXAMPLES)
     top = parser()
+    # The fields of a config are not arguments of the parser, which would have to import the tasks
+    # and their packages to know them.
     arguments, extra = top.parse_known_args(words)
     if arguments.version:
         print(__version__)
@@ -144,6 +147,7 @@ def _exit_code(error: Exception, words: Sequence[str]) -> int:
     """Print the error as one line and return its exit code."""
     if isinstance(error, InputError):
         return _fail(str(error), USER_ERROR)
+    # Imported only once something failed, because it brings JAX.
     from dartformer.training.loop import Diverged, Interrupted
 
     if isinstance(error, Interrupted):
@@ -181,6 +185,7 @@ def _less_memory(words: Sequence[str]) -> str:
 
 def _fail(text: str, code: int) -> int:
     """Print one line on standard error and return the code."""
+    # Errors of libraries have many lines; --debug shows them whole.
     line = " ".join(text.split())
     print(f"dartformer: error: {line}", file=sys.stderr)
     return code

@@ -153,16 +153,20 @@ def config_for_data(
 ) -> DataConfig:
     """A config for the user's own file, with what was guessed of it."""
     contents = guess(file, texts, label)
+    # At least four batches of a small file, and about ten passes over it.
     batch = max(1, min(32, contents.train // 4))
     steps = min(400, max(50, 10 * contents.train // batch))
-    settings = {f"task.{option}": value for option, value in contents.options.items()}
+    settings = _of_task(contents.options)
     settings["data.batch_size"] = batch
     if contents.options["kind"] == "labelling":
         settings["model.pooling"] = "none"
     settings.update(SMALL)
     settings["search.steps"] = settings["retrain.steps"] = steps
     settings["log.eval_every"] = settings["log.checkpoint_every"] = max(10, steps // 4)
-    guesses = "\n          ".join(f"* {sentence}." for sentence in contents.sentences)
+    items = []
+    for sentence in contents.sentences:
+        items.append(f"* {sentence}.")
+    guesses = "\n          ".join(items)  # below the first, behind "Guessed:  "
     head = (
         f"Your own data: {file}, about {contents.train:,} rows to train on.\n\n"
         f"Command:  dartformer run --config={FILE} --workdir=runs/mine\n"
@@ -171,6 +175,14 @@ def config_for_data(
     text = SKELETON.format(head=_inside_docstring(head), task="files")
     config = configs.defaults("files")
     return DataConfig(with_values(text, config, {**settings, **(values or {})}), contents)
+
+
+def _of_task(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a task as dotted fields of a config."""
+    settings = {}
+    for option, value in options.items():
+        settings[f"task.{option}"] = value
+    return settings
 
 
 def _without_a_space(task: str, size: str) -> str:
@@ -187,7 +199,7 @@ def _without_a_space(task: str, size: str) -> str:
     config = configs.defaults(task)
     options = config.task.to_dict()
     del options["name"]
-    settings = {f"task.{option}": value for option, value in options.items()}
+    settings = _of_task(options)
     if traits.causal and not traits.per_token:
         settings["model.pooling"] = "last"  # a mean would let the answer see every token
     settings.update(SMALL)
@@ -268,9 +280,13 @@ def _place(lines: list[str], spans: Mapping[str, tuple[int, int]], name: str) ->
 
     A section of its own is set off by a blank line, which is added."""
     section = name.split(".")[0]
-    ends = [end for field, (_, end) in spans.items() if field.split(".")[0] == section]
+    ends = []
+    for field, (_, end) in spans.items():
+        if field.split(".")[0] == section:
+            ends.append(end)
     if ends:
         return max(ends)
+    # The last one: the docstring of a config may quote the line.
     place = len(lines) - 1 - lines[::-1].index("    return config")
     lines.insert(place, "")
     return place
@@ -285,26 +301,32 @@ def _comment(sentence: str) -> list[str]:
     )
 
 
-def _assignment(start: str, value: Any) -> list[str]:
+def _assignment(start: str, value: object) -> list[str]:
     """The lines of Python that assign a value, as ruff would format them."""
     line = start + literal(value)
     if len(line) <= WIDTH or not isinstance(value, tuple):
         return [line]
-    items = [f"        {literal(item)}," for item in value]
-    return [f"{start}(", *items, "    )"]
+    lines = [f"{start}("]
+    for item in value:
+        lines.append(f"        {literal(item)},")
+    lines.append("    )")
+    return lines
 
 
-def literal(value: Any) -> str:
+def literal(value: object) -> str:
     """A value as Python, with texts in double quotes."""
     if isinstance(value, tuple):
-        items = ", ".join(literal(item) for item in value)
+        items = ", ".join(map(literal, value))
         if len(value) == 1:
             items += ","
         return f"({items})"
     if isinstance(value, dict):
-        items = ", ".join(f"{literal(key)}: {literal(item)}" for key, item in value.items())
-        return f"{{{items}}}"
+        entries = []
+        for key, item in value.items():
+            entries.append(f"{literal(key)}: {literal(item)}")
+        return f"{{{', '.join(entries)}}}"
     if isinstance(value, str):
+        # JSON's escapes are Python's too, and unlike repr it always uses double quotes.
         return json.dumps(value, ensure_ascii=False)
     return repr(value)
 
@@ -312,6 +334,7 @@ def literal(value: Any) -> str:
 def load_text(text: str) -> configs.Config:
     """The config of a file with this text."""
     with tempfile.TemporaryDirectory() as folder:
+        # Through a file, because a config is a module and is loaded as one.
         file = Path(folder) / FILE
         file.write_text(text, encoding="utf-8")
         return configs.load_config(file)

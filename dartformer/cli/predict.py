@@ -27,8 +27,10 @@ def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     documents = _documents(arguments, compares=served.model.shape.inputs == 2)
     answers = served(documents)
     if arguments.json:
-        pairs = zip(documents, answers, strict=True)
-        print_json([{"text": document, **answer} for document, answer in pairs])
+        records = []
+        for document, answer in zip(documents, answers, strict=True):
+            records.append({"text": document, **answer})
+        print_json(records)
         return 0
     for document, answer in zip(documents, answers, strict=True):
         print(_line(document, answer))
@@ -50,13 +52,20 @@ def _documents(arguments: argparse.Namespace, compares: bool) -> Sequence[Docume
 def _read_file(file: str, compares: bool) -> Sequence[Document]:
     """One document for each line that is not blank."""
     try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        if file == "-":
+            data = sys.stdin.buffer.read()
+        else:
+            data = Path(file).read_bytes()
+        # Bytes, because the encoding of standard input depends on the locale.
         text = data.decode("utf-8")
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise _not_utf8(file, error) from None
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = []
+    for line in text.splitlines():
+        if line.strip():
+            lines.append(line)
     if not compares:
         return lines
     documents = []
@@ -104,7 +113,7 @@ def _answer_stream(arguments: argparse.Namespace, served: Served) -> int:
                 print(json.dumps(jsonable(answer), ensure_ascii=False), flush=True)
                 total += 1
                 failed += "error" in answer
-    except BrokenPipeError:
+    except BrokenPipeError:  # an OSError, but of the output: `main` knows what to do
         raise
     except OSError as error:
         raise InputError(f"cannot read {arguments.jsonl}: {error.strerror}.") from None

@@ -54,7 +54,7 @@ def _show_stage(arguments: argparse.Namespace, result: dict[str, Any]) -> int:
 
 def formats(texts: Sequence[str]) -> tuple[str, ...]:
     """The names in `--format=onnx,torch`, which may be repeated; each name once, in order."""
-    names: dict[str, None] = {}
+    names: dict[str, None] = {}  # a dict and not a set, which has no order
     for text in texts:
         for name in text.split(","):
             if name.strip():
@@ -148,7 +148,8 @@ def _profile_config(
 
 def report(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """Write the report of a workdir, or serve it."""
-    folders = [f for f in (arguments.folder, arguments.workdir, arguments.watch) if f]
+    # The folder can follow the verb, --workdir or --watch, but is one.
+    folders = list(filter(None, (arguments.folder, arguments.workdir, arguments.watch)))
     if len(folders) != 1:
         names = ", ".join(folders) or "none"
         raise InputError(f"report takes one workdir, got {names}.")
@@ -166,11 +167,11 @@ def report(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     if arguments.watch is not None:
         try:
             watch(folder, arguments.port)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # the documented way to end it
             return 0
     page.report(folder)
     html = str(Path(folder) / "report.html")
-    drawn = [str(file) for file in files]
+    drawn = list(map(str, files))
     if arguments.json:
         print_json({"file": html, "figures": drawn})
         return 0

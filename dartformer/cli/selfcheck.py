@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dartformer import api
-from dartformer.attention import to_text
 from dartformer.cli.grammar import FAILED_CHECK
 from dartformer.cli.new import space_file
 from dartformer.cli.output import print_json
@@ -80,14 +79,16 @@ def selfcheck(
     if kinds is None:
         kinds = KINDS
     checks = []
+    seconds = 0.0
     for kind in kinds:
         check = _check(kind, seed)
         checks.append(check)
+        seconds += check.seconds
         if report is not None:
             report(check)
     return SelfCheck(
         passed=all(check.passed for check in checks),
-        seconds=sum(check.seconds for check in checks),
+        seconds=seconds,
         tasks=checks,
     )
 
@@ -99,10 +100,10 @@ def _check(kind: str, seed: int) -> Check:
     config = load_config(file, {"seed": seed, "search.observe": False})
     with tempfile.TemporaryDirectory() as folder:
         genotype = api.derive(api.search(config, Path(folder) / "run"))
-    derived = [[to_text(attention) for attention in heads] for heads in genotype.layers]
+    derived = genotype.texts()
     return Check(
         kind=kind,
-        planted=[list(heads) for heads in ANSWERS[kind]],
+        planted=list(map(list, ANSWERS[kind])),
         found=derived,
         passed=Planted(kind).is_answer(derived),
         seconds=time.monotonic() - started,
@@ -111,4 +112,8 @@ def _check(kind: str, seed: int) -> Check:
 
 def _names(layers: Sequence[Sequence[str]]) -> str:
     """The distinct attentions of each layer, in words."""
-    return ", then ".join(" and ".join(dict.fromkeys(heads)) for heads in layers)
+    words = []
+    for heads in layers:
+        distinct = dict.fromkeys(heads)  # in the order of the heads
+        words.append(" and ".join(distinct))
+    return ", then ".join(words)

@@ -1,6 +1,7 @@
 """What the terminal shows at the end of a verb."""
 
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,7 @@ def say(console: Console, text: str) -> None:
 
 def show(verb: str, data: Mapping[str, Any], workdir: Path) -> None:
     """The closing words of a verb, on standard output."""
+    # rich would color every number it sees in a sentence.
     console = Console(highlight=False)
     plain = jsonable(data)
     if verb in ("run", "evaluate"):
@@ -70,19 +72,25 @@ def drawing(layers: Sequence[Sequence[str]]) -> Text:
 
     Rows that repeat the one above them are drawn once.
     """
-    names = list(dict.fromkeys(attention for heads in layers for attention in heads))
-    styles = {name: f"bold {COLORS[i % len(COLORS)]}" for i, name in enumerate(names)}
-    letters = {name: letter(i) for i, name in enumerate(names)}
+    counts: Counter[str] = Counter()
+    for heads in layers:
+        counts.update(heads)
+    styles, letters = {}, {}
+    # A Counter keeps the order in which the attentions first appear, as the report's drawing does.
+    for i, name in enumerate(counts):
+        styles[name] = f"bold {COLORS[i % len(COLORS)]}"
+        letters[name] = letter(i)
     drawn = Text()
     for first, last in _equal_rows(layers):
-        rows = f"layer {first}" if first == last else f"layers {first}-{last}"
+        rows = f"layers {first}-{last}"
+        if first == last:
+            rows = f"layer {first}"
         drawn.append(f"{rows:>13}  ")
         for attention in layers[first]:
             drawn.append(f"{letters[attention]} ", styles[attention])
         drawn.append("\n")
-    total = len(layers) * len(layers[0])
-    for name in names:
-        count = sum(list(heads).count(name) for heads in layers)
+    total = counts.total()
+    for name, count in counts.items():
         drawn.append(f"{letters[name]:>13}  ", styles[name])
         drawn.append(f"{name} in {count} of {total} heads\n")
     drawn.rstrip()
@@ -125,7 +133,7 @@ def show_comparison(compared: compare.Compared) -> None:
             spread = _bare_gap(measure, run.spread)
         if run.majority is not None:
             majority = measure.text(run.majority)
-        seeds = ", ".join(str(seed) for seed in run.seeds or ())
+        seeds = ", ".join(map(str, run.seeds or ()))
         cells = (run.run, test or "not yet", spread, majority, seeds, run.genotype or "none yet")
         table.add_row(*map(escape, cells))
     console.print(table)
@@ -230,17 +238,25 @@ def _show_costs(
     """A table of costs: fields that name a row, then the numbers that a row has."""
     if not rows:
         return
-    columns = [column for column in COLUMNS if any(_value(row, column) for row in rows)]
-    heads = [*names, *(column.title for column in columns)]
+    columns = _columns(rows)
+    heads = [*names]
+    for column in columns:
+        heads.append(column.title)
     texts = []
     for row in rows:
         cells = [str(getattr(row, name)) for name in names]
         for column in columns:
             value = _value(row, column)
-            cells.append("-" if value is None else column.text(value))
+            text = "-"
+            if value is not None:
+                text = column.text(value)
+            cells.append(text)
         texts.append(cells)
-    widths = [max(map(len, cells)) + 1 for cells in zip(heads, *texts, strict=True)]
-    if sum(widths) > console.width:
+    # rich would shorten the numbers of a table that is too wide, so it becomes lines instead.
+    width = 0
+    for column_texts in zip(heads, *texts, strict=True):
+        width += max(map(len, column_texts)) + 1  # a space between columns
+    if width > console.width:
         _show_lines(console, title, heads, texts, len(names))
         return
     table = Table(*names, box=None, title=title, title_justify="left", padding=(0, 1, 0, 0))
@@ -249,6 +265,15 @@ def _show_costs(
     for cells in texts:
         table.add_row(*map(escape, cells))
     console.print(table)
+
+
+def _columns(rows: Sequence[object]) -> list[Column]:
+    """The columns in which at least one row has a number that is not 0."""
+    columns = []
+    for column in COLUMNS:
+        if any(_value(row, column) for row in rows):
+            columns.append(column)
+    return columns
 
 
 def _value(row: object, column: Column) -> Any:
@@ -267,9 +292,10 @@ def _show_lines(
     console.print(title, style="italic", markup=False)
     for row in rows:
         console.print(" ".join(row[:names]), style="bold", markup=False, soft_wrap=True)
-        pairs = zip(heads[names:], row[names:], strict=True)
-        numbers = "; ".join(f"{head} {cell}" for head, cell in pairs)
-        wrapped = textwrap.fill(numbers, console.width - 2)
+        numbers = []
+        for head, cell in zip(heads[names:], row[names:], strict=True):
+            numbers.append(f"{head} {cell}")
+        wrapped = textwrap.fill("; ".join(numbers), console.width - 2)
         console.print(textwrap.indent(wrapped, "  "), markup=False)
 
 
@@ -371,7 +397,10 @@ def _models(results: Results) -> Table:
                 cells[2] = _bare_gap(measure, model.test.spread)
             cells[3] = measure.text(model.valid.mean)
             cells[4] = f"{model.parameters:,}"
-        table.add_row(*cells, style="bold" if name == FOUND else "")
+        style = ""
+        if name == FOUND:
+            style = "bold"
+        table.add_row(*cells, style=style)
     return table
 
 
