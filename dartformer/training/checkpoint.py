@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax import Array
+from jax.typing import ArrayLike
 from orbax.checkpoint import checkpoint_managers
 
 from dartformer.errors import InputError
@@ -28,12 +30,16 @@ from dartformer.machine.workdir import write_json
 METRIC, IDENTITY = "score", "identity"
 
 
+PyTree = Any
+"""Nested tuples, lists and dicts of arrays; Python has no type for them."""
+
+
 class Restored(NamedTuple):
     """A checkpoint: the step it was made after, the pytree, and the small JSON that went with
     it."""
 
     step: int
-    state: Any
+    state: PyTree
     extra: dict[str, Any]
 
 
@@ -65,7 +71,7 @@ class Checkpoints:
         self._pending: int | None = None  # the step whose checkpoint is being written
 
     def save(
-        self, step: int, state: Any, extra: dict[str, Any], score: float | None = None
+        self, step: int, state: PyTree, extra: dict[str, object], score: float | None = None
     ) -> None:
         """Save `state` and `extra`, which is plain JSON, as of `step`.
 
@@ -84,7 +90,7 @@ class Checkpoints:
         self._manager.save(step, metrics=metrics, args=args)
         self._pending = step
 
-    def latest(self, like: Any, warn: Callable[[str], None] = print) -> Restored | None:
+    def latest(self, like: PyTree, warn: Callable[[str], None] = print) -> Restored | None:
         """The newest undamaged checkpoint, its pytree shaped as `like`; None if there is none.
 
         A damaged one is moved aside and `warn` is called with one line that says so.
@@ -120,7 +126,7 @@ class Checkpoints:
                 continue  # `latest` says what is wrong with it
         return {}
 
-    def best(self, like: Any) -> Restored | None:
+    def best(self, like: PyTree) -> Restored | None:
         """The checkpoint with the highest score, or None if no checkpoint has a score.
 
         Of equals it is the latest, which is the one that orbax keeps."""
@@ -171,7 +177,7 @@ class Checkpoints:
                 data = file.read_bytes()
                 yield str(file.relative_to(base)), (len(data), zlib.crc32(data))
 
-    def _restore(self, step: int, like: Any) -> Restored:
+    def _restore(self, step: int, like: PyTree) -> Restored:
         # A checkpoint without a note is one that the process did not live to see finished; orbax
         # shows it only if it is whole.
         note = self.folder / f"{step}.json"
@@ -205,7 +211,7 @@ class Checkpoints:
         self._manager.reload()
 
 
-def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+def named_leaves(tree: PyTree) -> list[tuple[str, Array]]:
     """Leaves with the names of their paths, e.g. `weights/blocks/0/up/kernel`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     named = []
@@ -216,11 +222,11 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     return named
 
 
-def _is_key(leaf: Any) -> bool:
+def _is_key(leaf: ArrayLike) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _plain(leaf: Any) -> Any:
+def _plain(leaf: ArrayLike) -> Array:
     """A leaf as orbax takes it: PRNG keys as their bits, and one copy of what devices share.
 
     Orbax notes on which devices an array lay, and restores it nowhere else.
@@ -233,7 +239,7 @@ def _plain(leaf: Any) -> Any:
     return jax.device_put(array, jax.local_devices()[0])
 
 
-def _like(array: Any, leaf: Any) -> Any:
+def _like(array: Array, leaf: ArrayLike) -> Array:
     """The inverse of `_plain`, with the dtype of `leaf`."""
     # Keys are saved as bits, because orbax knows arrays of numbers only.
     if _is_key(leaf):

@@ -10,7 +10,7 @@ import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from tensorboardX import SummaryWriter
@@ -168,14 +168,22 @@ class MLflow:
         self.client.set_terminated(self.run)
 
 
-BUILT_IN: dict[str, Any] = {"wandb": WandB, "mlflow": MLflow}
+class TrackerClass(Protocol):
+    """The class of a tracker: what it needs, and how it is made."""
+
+    package: str
+
+    def __call__(self, folder: Path, name: str, step: int) -> Tracker: ...
+
+
+BUILT_IN: dict[str, TrackerClass] = {"wandb": WandB, "mlflow": MLflow}
 
 
 def _is_tracker(cls: object) -> bool:
     return isinstance(cls, type) and hasattr(cls, "package")
 
 
-TRACKERS: Registry[Any] = Registry(
+TRACKERS: Registry[TrackerClass] = Registry(
     "tracker",
     BUILT_IN,
     group="dartformer.tracker",
