@@ -93,17 +93,20 @@ def rows(mixture: np.ndarray, space: SearchSpace, simplex: bool = True) -> Rows:
     else:
         # A gate g is a choice between g and 1 - g.
         entropy = (entropy + _entropy(1 - free)) / (candidates * np.log(2))
-    order = np.sort(free, -1)
+    order = np.sort(free, -1)  # ascending
     return Rows(free.argmax(-1), entropy, order[..., -1] - order[..., -2])
 
 
 def _free(mixture: np.ndarray, space: SearchSpace) -> np.ndarray:
     """`[..., L, H, K]` -> `[..., 1 or L, 1 or H, K]`: the rows that are not copies."""
+    # Tied rows of a mixture are equal, so the first of each stands for all. Counting the copies
+    # would make a choice of the whole model look like a unanimous vote of its layers.
     layers, heads, _ = space.alphas_shape
     return mixture[..., :layers, :heads, :]
 
 
 def _entropy(weights: np.ndarray) -> np.ndarray:
+    # 0 log 0 is 0, which a floor inside of the logarithm alone gives.
     return -(weights * np.log(np.maximum(weights, TINY))).sum(-1)
 
 
@@ -196,6 +199,7 @@ def agreement(mixtures: np.ndarray, space: SearchSpace) -> Finding:
     """Whether seeds choose alike: the share of the most frequent winner, in the worst row."""
     winners = _winners(mixtures, space)
     seeds, source = len(winners), "this package: a choice needs more than half of the seeds"
+    # None and not a warning: one seed is a choice of the user, and may well be stable.
     if seeds < 2:
         verdict = (
             "only one search seed was run. Set search.seeds=3 to see whether the choice is stable"
@@ -251,7 +255,8 @@ def discretisation(soft: Sequence[float], hard: Sequence[float]) -> Finding:
 def loudness(rms: np.ndarray, space: SearchSpace, branch_norm: bool) -> Finding:
     """Dead or shouting branches, by the RMS `[L, K]` of their outputs before any norm."""
     outputs = np.asarray(rms, np.float64)
-    ratio = outputs / np.maximum(np.median(outputs, 1, keepdims=True), TINY)
+    # The median and not the mean, which one loud branch would raise.
+    ratio = outputs / np.maximum(np.median(outputs, 1, keepdims=True), TINY)  # [L, K]
     dead, loud = [], []
     for place in np.ndindex(outputs.shape):
         name = _branch(space, place)
@@ -261,6 +266,7 @@ def loudness(rms: np.ndarray, space: SearchSpace, branch_norm: bool) -> Finding:
         if ratio[place] > LOUD:
             loud.append(f"{name} has {ratio[place]:.0f} times the median RMS of its layer")
     value = float(ratio.max())
+    # The branch norm evens out loud branches. A dead one stays dead: its direction is noise.
     warnings = list(dead)
     if not branch_norm:
         warnings += loud

@@ -175,12 +175,14 @@ def _version(name: str) -> str | None:
 
 
 def _reductions() -> Reductions:
+    # Set by `main` already; this only says what was done.
     protection = xla_flags.protect(may_probe=True)
     flag = ""
     for word in os.environ.get("XLA_FLAGS", "").split():
         if word.startswith(xla_flags.FLAG):
             flag = word
             break
+    # Both are shown, because the flag may have become unnecessary with a newer jaxlib.
     without_flag = in_use = xla_flags.probe()
     if flag:
         in_use = xla_flags.probe(flag)
@@ -206,7 +208,7 @@ def _folder(path: Path, kept_bytes: int | None = None) -> Folder:
     return Folder(
         path=str(path),
         exists=path.exists(),
-        writable=os.access(nearest, os.W_OK),
+        writable=os.access(nearest, os.W_OK),  # os.access asks without creating anything
         free_bytes=shutil.disk_usage(nearest).free,
         kept_bytes=kept_bytes,
     )

@@ -133,6 +133,7 @@ def _add_stage(verbs: "Verbs[Parser]", name: str) -> None:
     verb = _add(
         verbs, name, STAGES[name], "Set any config field with --config.section.field=VALUE."
     )
+    # argparse knows no "one of these sets", so the verb itself checks what goes together.
     # `profile` can also price a genotype or an export, which have no workdir.
     required = name != "profile"
     verb.add_argument(
@@ -221,7 +222,7 @@ def _add_report(verbs: "Verbs[Parser]") -> None:
     verb.add_argument(
         "--watch",
         nargs="?",
-        const="",
+        const="",  # --watch alone, where the workdir is named in another way
         metavar="DIR",
         help="serve the page on this machine only and refresh it whenever the run writes something; "
         "stop with Ctrl-C",

@@ -209,6 +209,7 @@ def _show_attentions(console: Console, listed: list[Row]) -> None:
 
 def _abilities(row: Row) -> list[str]:
     """The cells of an attention in the table."""
+    # The table has many columns, so every cell is short.
     answers = {True: "yes", False: "no"}
     lengths = {True: "fixed", False: "any"}
     cost = row["cost"]

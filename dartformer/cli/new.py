@@ -123,6 +123,7 @@ def starting_config(
     if size not in SIZES:
         raise unknown("size", size, SIZES)
     kind = "recall"
+    # Each kind of planted task has a search space of its own.
     if task == "planted":
         kind = values.pop("task.kind", kind)
         if kind not in KINDS:
@@ -132,6 +133,7 @@ def starting_config(
         text = file.read_text(encoding="utf-8").replace(f"search_spaces/{file.name}", FILE)
     else:
         text = _without_a_space(task, size)
+    # The strategy decides about the defaults of other fields, so it cannot be set after them.
     strategy = values.pop("search.strategy.name", "darts")
     config = configs.defaults(task, strategy, preset)
     text = text.replace(f'defaults(task="{task}")', _call(task, strategy, preset))

@@ -79,6 +79,7 @@ def _derive_within_budget(arguments: argparse.Namespace, values: dict[str, str])
         limits["trust_table"] = True
     budget = Budget.of(limits, "--budget")
     config = load_config(arguments.config, values)
+    # Measuring latencies compiles many small programs, the same ones every time.
     compile_cache.use()
     with api.opened(config, arguments.workdir) as session:
         result = api.derive_within(session, budget).to_dict()
@@ -122,6 +123,7 @@ def profile(arguments: argparse.Namespace, values: dict[str, str]) -> int:
         result = profiling.profile_all(model.shape, genotypes, at, True).to_dict()
     else:
         result = _profile_config(arguments, values, at)
+    # As from a file, so that the tables and the plot show what --json prints.
     record = Profile.from_dict(jsonable(result))
     if arguments.plot:
         plots.profile(record).save(arguments.plot)

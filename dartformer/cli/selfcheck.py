@@ -97,8 +97,10 @@ def _check(kind: str, seed: int) -> Check:
     """Search one planted task and compare its derived attentions with the planted ones."""
     started = time.monotonic()
     file = space_file("planted", kind=kind)
+    # Observing measures every branch, which costs time and has no part in the answer.
     config = load_config(file, {"seed": seed, "search.observe": False})
     with tempfile.TemporaryDirectory() as folder:
+        # In a folder that is removed: a check leaves nothing behind.
         genotype = api.derive(api.search(config, Path(folder) / "run"))
     derived = genotype.texts()
     return Check(

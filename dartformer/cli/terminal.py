@@ -134,6 +134,7 @@ def show_comparison(compared: compare.Compared) -> None:
         if run.majority is not None:
             majority = measure.text(run.majority)
         seeds = ", ".join(map(str, run.seeds or ()))
+        # A name of a folder or a genotype may hold brackets, which rich would take for markup.
         cells = (run.run, test or "not yet", spread, majority, seeds, run.genotype or "none yet")
         table.add_row(*map(escape, cells))
     console.print(table)
@@ -374,6 +375,7 @@ def _show_results(console: Console, results: Results, workdir: Path) -> None:
         if name == results.shape:
             text += ", chosen"
         console.print(text)
+    # A search over shapes keeps each shape's files in a folder of its own.
     if results.shape is not None:
         workdir = workdir / f"shapes/{results.shape}"
     say(console, f"everything is in {workdir}: report.html, results.json, export/")
@@ -392,6 +394,7 @@ def _models(results: Results) -> Table:
         table.add_column(heading, no_wrap=True)
     for name, model in results.models.items():
         cells = [escape(name), measure.text(model.test.mean), "", "", ""]
+        # A rule such as the majority class was never trained, so its other cells stay empty.
         if isinstance(model, ModelScores):
             if finite(model.test.spread):
                 cells[2] = _bare_gap(measure, model.test.spread)

@@ -58,7 +58,7 @@ class SearchSpace:
         """`[1 or L, 1 or H, K]`, which broadcasts to a mixture `[L, H, K]`.
 
         Granularity means nothing more than this shape."""
-        rows, columns = self.layers, 1
+        rows, columns = self.layers, 1  # "layer": the heads of a layer share one row
         if self.granularity == "model":
             rows = 1
         if self.granularity == "head":
@@ -100,6 +100,7 @@ class SearchSpace:
 
         Raises `InputError` for an attention that is no candidate."""
         self._require_size(genotype)
+        # An index for every place. Of a tied space, the copies are left in.
         rows = []
         for heads in genotype.layers:
             rows.append(list(map(self._index, heads)))
@@ -156,6 +157,7 @@ class SearchSpace:
     def random(self, rng: np.random.Generator) -> Genotype:
         """A genotype drawn uniformly from the space."""
         rows, columns, candidates = self.alphas_shape
+        # Drawn at the shape of the alphas, so that tied places get the same attention.
         return self.genotype(rng.integers(candidates, size=(rows, columns)))
 
 
