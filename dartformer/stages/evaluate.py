@@ -3,6 +3,7 @@
 It writes `results.json`, `test_scores.json` and `attention.json`.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -53,16 +54,11 @@ def evaluate(
     baselines: Mapping[str, Sequence[Model]] | None = None,
 ) -> Results:
     """Score models and baselines on test, and put everything into `results.json`."""
-    tested = {}
-    by_genotype: dict[Genotype, Tested] = {}
-    for name, trained in {"found": models, **(baselines or {})}.items():
-        genotype = trained[0].genotype
-        if genotype not in by_genotype:
-            by_genotype[genotype] = _test(study, trained)
-        tested[name] = by_genotype[genotype]
+    trained = dict(baselines or {})
+    tested = _test_all(study, {"found": models, **trained})
     ours = tested["found"].scores
     compared: dict[str, Baseline] = dict(_rules(study))
-    for name in baselines or {}:
+    for name in trained:
         compared[name] = tested[name].scores
     identity = evaluation_identity(study, models[0].genotype)
     if isinstance(study.task, Learns):
@@ -70,10 +66,11 @@ def evaluate(
     per_example = {name: model.examples for name, model in tested.items()}
     workdir.write(workdir.test_scores, scores.record(study, per_example, identity))
     workdir.write(workdir.attention, maps.maps(study, best(models)))
-    results = workdir.read_results()
-    if results.diagnostics is not None:
-        results = workdir.record(diagnostics=_with_ranking(study, results.diagnostics, compared))
+    report = workdir.read_results().diagnostics
+    if report is not None:
+        workdir.record(diagnostics=_with_ranking(study, report, compared))
     comparisons = versus(ours, compared, study.metric)
+    # Last and at once: scores without the comparisons would pass for a finished evaluation.
     return workdir.record(
         test=ours.test,
         valid=ours.valid,
@@ -90,8 +87,21 @@ def evaluate(
     )
 
 
+def _test_all(study: Study, trained: Mapping[str, Sequence[Model]]) -> dict[str, Tested]:
+    """Scores by name; of names that share a genotype, which was trained once, it is tested once."""
+    tested = {}
+    by_genotype: dict[Genotype, Tested] = {}
+    for name, models in trained.items():
+        genotype = models[0].genotype
+        if genotype not in by_genotype:
+            by_genotype[genotype] = _test(study, models)
+        tested[name] = by_genotype[genotype]
+    return tested
+
+
 def evaluation_identity(study: Study, genotype: Genotype) -> Identity:
     """What an evaluation of `genotype` belongs to."""
+    # The search's identity leaves test out, because a search must not read it.
     test = scores.fingerprint(study.parts["test"])
     return {**study.training_identity(genotype), "test": test}
 
@@ -99,36 +109,46 @@ def evaluation_identity(study: Study, genotype: Genotype) -> Identity:
 def _rules(study: Study) -> dict[str, RuleScores]:
     """Baselines that train no model."""
     train, test = study.parts["train"], study.parts["test"]
+    metric = study.metric.name
     values = {}
-    if study.metric.name == "accuracy":
+    if metric == "accuracy":
         values["majority"] = majority(train, test)
+    # A task's own baseline may replace the majority class.
     values.update(study.task.baselines(train, test))
-    return {name: RuleScores(RuleTest(study.metric.name, v)) for name, v in values.items()}
+    rules = {}
+    for name, value in values.items():
+        rules[name] = RuleScores(RuleTest(metric, value))
+    return rules
 
 
 def _test(study: Study, models: Sequence[Model]) -> Tested:
     """Scores of a genotype trained for each seed."""
     metric, genotype = study.metric.name, models[0].genotype
     evaluator, part = study.program(genotype).evaluator, study.parts["test"]
-    totals, examples = [], []
+    per_seed, losses, valid, examples = [], [], [], []
     for model in models:
         total, per_example = evaluator.evaluate(model.weights, part)
-        totals.append(total)
+        per_seed.append(total[metric])
+        losses.append(total["loss"])
+        valid.append(model.valid[metric])
         examples.append(per_example)
-    per_seed = tuple(total[metric] for total in totals)
-    valid = tuple(model.valid[metric] for model in models)
-    loss = mean([total["loss"] for total in totals])
-    return Tested(
-        ModelScores(
-            TestScores(metric, mean(per_seed), spread(per_seed), per_seed, loss, len(part)),
-            ValidScores(metric, mean(valid), valid),
-            cost.parameters(models[0].weights),
-            cost.flops(study.model, genotype),
-            study.config.retrain.steps,
-            GenotypeRecord.from_dict(genotype.to_dict()),
-        ),
-        examples,
+    test = TestScores(
+        metric,
+        mean(per_seed),
+        spread(per_seed),
+        tuple(per_seed),
+        mean(losses),
+        len(part),
     )
+    scored = ModelScores(
+        test,
+        ValidScores(metric, mean(valid), tuple(valid)),
+        cost.parameters(models[0].weights),
+        cost.flops(study.model, genotype),
+        study.config.retrain.steps,
+        GenotypeRecord.from_dict(genotype.to_dict()),
+    )
+    return Tested(scored, examples)
 
 
 def _with_ranking(
@@ -136,20 +156,26 @@ def _with_ranking(
 ) -> Diagnostics:
     """The search's diagnostics with the agreement of its ranking and that of training alone."""
     # In the order of the space, so that of equal candidates always the same one is named.
-    names = [to_text(genotype.layers[0][0]) for genotype in study.space.homogeneous()]
-    sign = 1 if study.metric.higher else -1
-    trained = {}
-    for name in names:
-        model = baselines.get(HOMOGENEOUS + name)
-        if isinstance(model, ModelScores):
-            trained[name] = [sign * value for value in model.valid.per_seed]
-    if report.alone is None or len(trained) < len(names):
+    alone, supernet, trained = report.alone, {}, {}
+    if alone is None:
         return report
-    supernet = {name: report.alone[name][study.metric.share] for name in names}
+    for genotype in study.space.homogeneous():
+        name = to_text(genotype.layers[0][0])
+        model = baselines.get(HOMOGENEOUS + name)
+        # A ranking of some of the candidates would say little about the choice among all.
+        if not isinstance(model, ModelScores):
+            return report
+        # Valid on both sides: the question is how the supernet ranks, and test ranks nothing.
+        supernet[name] = alone[name][study.metric.share]
+        trained[name] = [_merit(study.metric, value) for value in model.valid.per_seed]
     finding = diagnostics.ranking(supernet, trained)
-    earlier = [previous for previous in report.findings if previous.name != finding.name]
-    findings = (*earlier, finding)
-    return replace(report, findings=findings, verdicts=diagnostics.verdicts(findings))
+    # An evaluation that is repeated replaces its finding.
+    findings = []
+    for previous in report.findings:
+        if previous.name != finding.name:
+            findings.append(previous)
+    findings.append(finding)
+    return replace(report, findings=tuple(findings), verdicts=diagnostics.verdicts(findings))
 
 
 # How the found model compares.
@@ -213,7 +239,7 @@ def _against_homogeneous(
     if model.genotype == ours.genotype:
         sentence = f"{OURS} is the best homogeneous model ({attention} everywhere)"
         return Versus(name, "same", 0.0, None, sentence)
-    subject, attentions = OURS, {head for heads in ours.genotype.layers for head in heads}
+    subject, attentions = OURS, set(itertools.chain.from_iterable(ours.genotype.layers))
     if len(attentions) == 1:
         subject = f"{OURS}, which is homogeneous itself,"
     words = f"the best homogeneous model ({attention} everywhere)"
@@ -237,9 +263,12 @@ def _against(
 def _against_rule(ours: ModelScores, name: str, value: float, metric: Metric) -> Versus:
     """A rule has no seeds, and the gap to it is only reported."""
     difference = mean(ours.test.per_seed) - value
-    where = "above" if difference >= 0 else "below"
+    where, outcome = "below", "worse"
+    if difference >= 0:
+        where = "above"
+    if (difference > 0) == metric.higher:
+        outcome = "better"
     sentence = (
         f"{OURS} is {metric.gap(abs(difference))} {where} the rule {name!r} ({metric.text(value)})"
     )
-    outcome = "better" if (difference > 0) == metric.higher else "worse"
     return Versus(name, outcome, difference, None, sentence)

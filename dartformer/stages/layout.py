@@ -1,6 +1,7 @@
 """Layout: every path of a workdir, its lock, and how its records are read and written."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,6 +60,7 @@ class Layout:
 
     def search_of(self, seeds: tuple[int, ...], together: bool) -> Path:
         """Where seeds are searched: all of them in `search`, or each in a folder of its own."""
+        # One program has one checkpoint for all its seeds.
         if together:
             return self.search
         return self.search / f"seed{seeds[0]}"
@@ -94,15 +96,18 @@ class Workdir(Layout):
         try:
             self._claim(jsonable(configs.to_dict(config)))
         except BaseException:
+            # Without the object nobody could release the folder.
             self.close()
             raise
 
     def _claim(self, config: dict[str, Any]) -> None:
         if not self.config.exists():
-            names = sorted(p.name for p in self.path.iterdir() if p.name != LockedFolder.NAME)
+            # The lock is there already, because a folder is claimed by one process at a time.
+            names = set(os.listdir(self.path)) - {LockedFolder.NAME}
             if names:
+                first = sorted(names)[:3]
                 raise InputError(
-                    f"the workdir {self.path} holds other files ({', '.join(names[:3])}) and no "
+                    f"the workdir {self.path} holds other files ({', '.join(first)}) and no "
                     f"config.json: choose an empty or a new folder."
                 )
             write_json(self.config, config)
@@ -123,12 +128,14 @@ class Workdir(Layout):
 
     def record(self, **sections: Any) -> Results:
         """Put sections into `results.json`, keeping its other sections."""
+        # Read again each time: stages share the file, and each knows its own sections only.
         results = dataclasses.replace(self.read_results(), schema=SCHEMA, **sections)
         write_json(self.results, results.to_dict())
         return results
 
     def record_seconds(self, seconds: Mapping[str, float]) -> None:
         """Put the seconds of a stage into `results.json`."""
+        # The seconds of stages that finished earlier stay.
         spent = dict(self.read_results().seconds or {})
         spent.update(seconds)
         self.record(seconds=spent)
@@ -167,6 +174,7 @@ class Workdir(Layout):
         """Move the training of another genotype out of `folder`, to be moved back when needed."""
         target = self.superseded / f"{Path(folder).name}-{key}"
         target.parent.mkdir(exist_ok=True)
+        # An earlier training of the same genotype stays: nothing that was trained is overwritten.
         number = 1
         while target.exists():
             number += 1

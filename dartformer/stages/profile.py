@@ -72,12 +72,12 @@ class At:
                 f"the model takes at most {config.length} tokens, got a length of {max(lengths)}: "
                 f"set the task's length with --config."
             )
-        foreign = [length for length in lengths if length != config.length]
+        foreign = [str(length) for length in lengths if length != config.length]
         for attention in _attentions(genotypes):
             if attention.traits.fixed_length and foreign:
                 raise InputError(
                     f"{to_text(attention)} has parameters for {config.length} tokens only, and "
-                    f"cannot be profiled at {', '.join(map(str, foreign))}."
+                    f"cannot be profiled at {', '.join(foreign)}."
                 )
         return dataclasses.replace(self, lengths=lengths)
 
@@ -118,6 +118,7 @@ class Setting(NamedTuple):
 
     def shape(self, heads: int) -> Shape:
         """What an attention on a group of heads is given."""
+        # Rounded up: a group of fewer heads than share keys and values still has its own.
         kv_heads = -(-heads // self.config.sharing)
         return self.config.attention_shape(
             heads, kv_heads=kv_heads, batch=self.documents, length=self.tokens
@@ -143,6 +144,7 @@ def profile(
     """The found genotype and the homogeneous ones, measured; writes `profile.json`."""
     named = {"found": genotype, **homogeneous(study.space)}
     data = profile_all(study.model, named, at or At(), detail)
+    # So that a report shows no profile of a genotype that was replaced since.
     data = dataclasses.replace(data, identity=dict(study.model_identity(genotype)))
     workdir.write(workdir.profile, data)
     return data
@@ -150,7 +152,10 @@ def profile(
 
 def homogeneous(space: SearchSpace) -> dict[str, Genotype]:
     """A search space by its homogeneous models."""
-    return {str(genotype): genotype for genotype in space.homogeneous()}
+    named = {}
+    for genotype in space.homogeneous():
+        named[str(genotype)] = genotype
+    return named
 
 
 def profile_all(
@@ -168,6 +173,10 @@ def profile_all(
     at = at.checked(config, named)
     setting = Setting(config, at, at.lengths[0])
     groups = _groups(named.values())
+    models = _models(setting, named, detail)
+    attentions = []
+    for attention, heads in groups:
+        attentions.append(by_attention(setting, attention, heads, detail))
     data = Profile(
         cost.device(),
         jax.__version__,
@@ -175,33 +184,45 @@ def profile_all(
         setting.length,
         at.phase,
         config.dtype,
-        tuple(whole(setting, name, genotype, detail) for name, genotype in named.items()),
-        tuple(by_attention(setting, attention, heads, detail) for attention, heads in groups),
+        tuple(models),
+        tuple(attentions),
     )
     if at.decoding:
         data = dataclasses.replace(data, note=_note(setting.length, groups))
     if not detail:
         return data
-    layers = []
-    alone = any(name in named for name in SINGLE)
-    for name, genotype in named.items():
-        if name in SINGLE:
-            layers += by_layer(setting, genotype)
-        elif not alone:
-            layers += by_layer(setting, genotype)[:1]
-    data = dataclasses.replace(data, layers=tuple(layers))
+    data = dataclasses.replace(data, layers=tuple(_layers(setting, named)))
     if len(at.lengths) < 2:
         return data
     sweep = []
     for length in at.lengths:
-        for name, genotype in named.items():
-            sweep.append(whole(Setting(config, at, length), name, genotype, False))
+        sweep += _models(Setting(config, at, length), named, False)
     return dataclasses.replace(data, sweep=tuple(sweep))
+
+
+def _models(setting: Setting, named: Mapping[str, Genotype], useful: bool) -> list[ModelProfile]:
+    rows = []
+    for name, genotype in named.items():
+        rows.append(whole(setting, name, genotype, useful))
+    return rows
+
+
+def _layers(setting: Setting, named: Mapping[str, Genotype]) -> list[LayerProfile]:
+    """Rows of the layers of a single model, or one row for each model of a search space."""
+    rows = []
+    single = not named.keys().isdisjoint(SINGLE)
+    for name, genotype in named.items():
+        if name in SINGLE:
+            rows += by_layer(setting, genotype)
+        elif not single:
+            # All layers of a homogeneous model cost the same.
+            rows += by_layer(setting, genotype)[:1]
+    return rows
 
 
 def _groups(genotypes: Iterable[Genotype]) -> list[tuple[Attention, int]]:
     """Each attention with each number of heads that it has in a layer, once."""
-    groups: dict[tuple[Attention, int], None] = {}
+    groups: dict[tuple[Attention, int], None] = {}  # a set that keeps its order
     for genotype in genotypes:
         for layer in range(len(genotype.layers)):
             for attention, heads in genotype.groups(layer):
@@ -211,9 +232,12 @@ def _groups(genotypes: Iterable[Genotype]) -> list[tuple[Attention, int]]:
 
 def _note(length: int, groups: list[tuple[Attention, int]]) -> str:
     note = DECODE.format(length=length)
-    stuck = sorted({to_text(a) for a, _ in groups if not cost.decodes(a)})
+    stuck = set()
+    for attention, _ in groups:
+        if not cost.decodes(attention):
+            stuck.add(to_text(attention))
     if stuck:
-        note += STUCK.format(names=", ".join(stuck))
+        note += STUCK.format(names=", ".join(sorted(stuck)))
     return note
 
 
@@ -223,40 +247,12 @@ def whole(setting: Setting, name: str, genotype: Genotype, useful: bool) -> Mode
     With the FLOPs that are `useful`, which takes a second for each attention.
     """
     config, at = setting.config, setting.at
-    documents, tokens = setting.documents, setting.tokens
-    layers, shapes = [], []
-    for layer in range(config.layers):
-        layers.append(cost.attention_cost(config, genotype, layer, batch=documents, length=tokens))
-        for attention, heads in genotype.groups(layer):
-            shapes.append((attention, setting.shape(len(heads))))
-    training = [cost.training_bytes(a, shape, causal=config.causal) for a, shape in shapes]
-    executed = cost.flops(config, genotype, batch=at.batch, length=tokens)
-    row = ModelProfile(
-        name,
-        tuple(map(tuple, genotype.texts())),
-        at.batch,
-        setting.length,
-        cost.model_parameters(transformer(config, genotype)),
-        executed,
-        max(layer.activation_bytes for layer in layers),
-        sum(training),
-        sum(layer.state_bytes for layer in layers),
-        tuple(
-            LayerPrice(price.flops, price.activation_bytes, price.state_bytes) for price in layers
-        ),
-        latency_seconds=None,
-        throughput=None,
-    )
+    shapes = _shapes(setting, genotype)
+    row = _by_formula(setting, name, genotype, shapes)
     if at.decoding:
-        able = all(cost.decodes(attention) for attention, _ in shapes)
-        flops = None
-        if able:
-            flops = cost.decoding_flops(config, genotype, batch=documents, length=tokens)
-        return dataclasses.replace(row, decodes=able, flops=flops)
+        return _decoding(setting, row, genotype)
     if useful:
-        wasted = _wasted(config, shapes)
-        if wasted is not None:
-            row = dataclasses.replace(row, useful_flops=executed - wasted)
+        row = dataclasses.replace(row, useful_flops=_useful(config, row.flops, shapes))
     measured = cost.model(
         config,
         genotype,
@@ -268,15 +264,70 @@ def whole(setting: Setting, name: str, genotype: Genotype, useful: bool) -> Mode
     return dataclasses.replace(row, **_measured(measured, at.batch)._asdict())
 
 
-def _wasted(config: TransformerConfig, shapes: list[tuple[Attention, Shape]]) -> float | None:
-    """FLOPs on what masks leave out; None where that is not known of an attention."""
+def _shapes(setting: Setting, genotype: Genotype) -> list[tuple[Attention, Shape]]:
+    """The attentions of all layers, each on its group of heads."""
+    shapes = []
+    for layer in range(setting.config.layers):
+        for attention, heads in genotype.groups(layer):
+            shapes.append((attention, setting.shape(len(heads))))
+    return shapes
+
+
+def _by_formula(
+    setting: Setting, name: str, genotype: Genotype, shapes: list[tuple[Attention, Shape]]
+) -> ModelProfile:
+    """The row of a whole model without anything measured."""
+    config, batch, tokens = setting.config, setting.at.batch, setting.tokens
+    layers, activation, training, state = [], [], [], []
+    for layer in range(config.layers):
+        price = cost.attention_cost(config, genotype, layer, batch=setting.documents, length=tokens)
+        activation.append(price.activation_bytes)
+        state.append(price.state_bytes)
+        layers.append(LayerPrice(price.flops, price.activation_bytes, price.state_bytes))
+    for attention, shape in shapes:
+        training.append(cost.training_bytes(attention, shape, causal=config.causal))
+    return ModelProfile(
+        name,
+        tuple(map(tuple, genotype.texts())),
+        batch,
+        setting.length,
+        cost.model_parameters(transformer(config, genotype)),
+        cost.flops(config, genotype, batch=batch, length=tokens),
+        # Layers reuse the memory of intermediate arrays, one after another. What a backward pass
+        # or the next token needs of each layer is kept for all of them at once.
+        max(activation),
+        sum(training),
+        sum(state),
+        tuple(layers),
+        latency_seconds=None,
+        throughput=None,
+    )
+
+
+def _decoding(setting: Setting, row: ModelProfile, genotype: Genotype) -> ModelProfile:
+    """The row with the FLOPs of one more token, or with none where the model cannot decode."""
+    for attention in _attentions({row.name: genotype}):
+        if not cost.decodes(attention):
+            return dataclasses.replace(row, decodes=False, flops=None)
+    flops = cost.decoding_flops(
+        setting.config, genotype, batch=setting.documents, length=setting.tokens
+    )
+    return dataclasses.replace(row, decodes=True, flops=flops)
+
+
+def _useful(
+    config: TransformerConfig, executed: float | None, shapes: list[tuple[Attention, Shape]]
+) -> float | None:
+    """FLOPs without those on what masks leave out; None where an attention cannot tell."""
+    if executed is None:
+        return None
     wasted = 0.0
     for attention, shape in shapes:
         useful = cost.useful_flops(attention, shape, causal=config.causal)
         if useful is None:
             return None
         wasted += attention.cost(shape).flops - useful
-    return wasted
+    return executed - wasted
 
 
 def _measured(measured: cost.Measured, batch: int) -> Measurement:
@@ -354,8 +405,9 @@ def _layer(setting: Setting, genotype: Genotype, layer: int) -> LayerProfile:
 
 def parse_lengths(text: str) -> tuple[int, ...]:
     """ "128,256" as numbers; raises `InputError`."""
+    parts = filter(str.strip, text.split(","))
     try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
+        return tuple(map(int, parts))
     except ValueError:
         raise InputError(
             f"--length takes whole numbers separated by commas, got {text!r}."

@@ -26,12 +26,16 @@ def record(
       models: for every model, for every seed, what `Evaluator.per_example` gives.
       identity: of the evaluation.
     """
+    # What can be tested by pairs: an answer is right or wrong, and r2 exists for no example alone.
     score = "loss"
     if study.metric.name == "accuracy":
         score = "accuracy"
     packed = {}
     for name, seeds in models.items():
-        packed[name] = tuple(_pack(scores[score]) for scores in seeds)
+        rows = []
+        for scores in seeds:
+            rows.append(_pack(scores[score]))
+        packed[name] = tuple(rows)
     part = study.parts["test"]
     return ExampleScores(
         score,
@@ -61,6 +65,8 @@ def fingerprint(split: Split) -> str:
 
 def _pack(scores: np.ndarray) -> str | tuple[float, ...]:
     """A text of 0 and 1 where there is nothing else, or rounded numbers."""
+    # A letter for each example: the file holds every example for every model and seed.
     if np.isin(scores, (0, 1)).all():
-        return "".join("01"[int(score)] for score in scores)
-    return tuple(float(f"{score:.{DIGITS}g}") for score in scores)
+        return "".join(scores.astype(int).astype(str))
+    rounded = [float(f"{score:.{DIGITS}g}") for score in scores]
+    return tuple(rounded)

@@ -105,9 +105,9 @@ class Study:
 
         A rule that keeps several candidates puts them side by side (`parallel`).
         """
-        allowed = {
-            member for candidate in self.space.candidates for member in members_of(candidate)
-        }
+        allowed: set[Attention] = set()
+        for candidate in self.space.candidates:
+            allowed.update(members_of(candidate))
         for heads in genotype.layers:
             for attention in heads:
                 if not allowed.issuperset(members_of(attention)):
@@ -115,10 +115,10 @@ class Study:
                         f"{file} holds {to_text(attention)}, which is not among space.candidates. "
                         f"Delete the file and run `dartformer derive` again."
                     )
-        sizes = len(genotype.layers), genotype.heads
-        if sizes != (self.space.layers, self.space.heads):
+        layers, heads_of_layer = len(genotype.layers), genotype.heads
+        if (layers, heads_of_layer) != (self.space.layers, self.space.heads):
             raise InputError(
-                f"{file} has {sizes[0]} layers of {sizes[1]} heads, and the model has "
+                f"{file} has {layers} layers of {heads_of_layer} heads, and the model has "
                 f"{self.space.layers} of {self.space.heads}. Delete the file and run "
                 f"`dartformer derive` again."
             )
@@ -128,10 +128,14 @@ class Study:
     @cached_property
     def data_fingerprint(self) -> str:
         """Of the examples that are trained and validated on; test is left unread."""
-        return fingerprint_of_examples(self.parts[name] for name in ("weights", "alphas", "valid"))
+        # Of the examples and not of their source: files can change under the same name.
+        parts = self.parts
+        return fingerprint_of_examples([parts["weights"], parts["alphas"], parts["valid"]])
 
     @cached_property
     def _sections(self) -> Mapping[str, str]:
+        # One for each section, so that a message names the one that differs. Only what a result
+        # depends on counts: of retrain neither the seeds nor which checkpoint is kept.
         sections = configs.to_dict(self.config)
         retrain = sections["retrain"]
         return {
@@ -143,7 +147,10 @@ class Study:
         }
 
     def _identity(self, *aspects: str) -> dict[str, str]:
-        return {aspect: self._sections[aspect] for aspect in aspects}
+        identity = {}
+        for aspect in aspects:
+            identity[aspect] = self._sections[aspect]
+        return identity
 
     @property
     def search_identity(self) -> Identity:
@@ -196,9 +203,9 @@ class Study:
         budget = self.budget
         if budget is None:
             return None
-        limits = tuple(key for key, _ in budget.limits)
-        costs = ratios(budget, self.prices, self.space.granularity != "head")
-        return Constraint(costs, limits, budget.floor, budget.rate)
+        # Heads of a layer that share alphas are drawn as one, which changes the expected cost.
+        costs = ratios(budget, self.prices, tied=self.space.granularity != "head")
+        return Constraint(costs, budget.quantities, budget.floor, budget.rate)
 
     def _supernet_network(
         self, remaining: Sequence[Sequence[int]] | None = None, remat: bool = True
@@ -224,6 +231,7 @@ class Study:
 
     def program(self, genotype: Genotype) -> Program:
         """What trains and evaluates a genotype; built once."""
+        # Seeds differ in their arrays alone, so that all of them share what was compiled.
         if genotype not in self._programs:
             config = self.config.retrain
             net = transformer(self.model, genotype)
