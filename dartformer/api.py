@@ -37,6 +37,9 @@ from dartformer.statistics import mean
 
 load = load_stage.load
 
+Plain = dict[str, Any]
+"""Data of JSON: what a stage leaves in its file, or a verb prints with --json."""
+
 
 class Session(NamedTuple):
     """A study with its workdir open."""
@@ -60,6 +63,7 @@ def staged(session: Session, verb: str) -> Iterator[None]:
     try:
         with provenance.noted(path, verb):
             yield
+    # After the note, which the page shows: of a stage that failed, why.
     finally:
         report_stage.refresh(path)
 
@@ -87,9 +91,7 @@ def retrain(genotype: Genotype, config: Config | ConfigDict, workdir: str | Path
         return retrain_stage.best(retrain_stage.retrain(*session, genotype))
 
 
-def evaluate(
-    genotype: Genotype, config: Config | ConfigDict, workdir: str | Path
-) -> dict[str, Any]:
+def evaluate(genotype: Genotype, config: Config | ConfigDict, workdir: str | Path) -> Plain:
     """Train the baselines that the config selects, read test once, and return `results.json`."""
     with opened(config, workdir) as session, staged(session, "evaluate"):
         return _evaluate(session, genotype).to_dict()
@@ -103,7 +105,7 @@ def export(model: Model, folder: str | Path, formats: Sequence[str] = ()) -> Pat
     return export_stage.export(model, folder, formats=formats)
 
 
-def run_all(config: Config | ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def run_all(config: Config | ConfigDict, workdir: str | Path) -> Plain:
     """All stages in order, resuming where an earlier call on this workdir stopped.
 
     Returns `results.json`.
@@ -116,6 +118,7 @@ def _run_all(config: Config | ConfigDict, workdir: str | Path) -> Results:
     if config.space.aspect != "given":
         return _run_shapes(config, workdir)
     with opened(config, workdir) as session:
+        # One session for all stages: data and programs are made once.
         for verb in VERBS:
             if not finished(session, verb):
                 do(session, verb)
@@ -124,6 +127,7 @@ def _run_all(config: Config | ConfigDict, workdir: str | Path) -> Results:
 
 def _evaluate(session: Session, genotype: Genotype) -> Results:
     study, workdir = session
+    # Models that are trained already are read, not trained again.
     models = retrain_stage.retrain(study, workdir, genotype)
     baselines = retrain_stage.retrain_baselines(study, workdir, models)
     results = evaluate_stage.evaluate(study, workdir, models, baselines)
@@ -161,8 +165,11 @@ def _run_shapes(config: Config, workdir: str | Path) -> Results:
                 f"{shape.parameters:,} parameters"
             )
         if not merits:
-            reasons = [f"shape {name}: {why.rstrip('.')}" for name, why in left_out.items()]
+            reasons = []
+            for name, why in left_out.items():
+                reasons.append(f"shape {name}: {why.rstrip('.')}")
             raise BudgetTooSmall("; ".join(reasons) + ".")
+        # The stages that the chosen shape has behind it are not repeated.
         chosen = max(merits, key=merits.__getitem__)
         results = dataclasses.replace(
             _run_all(of_shapes[chosen], folder.shape(chosen)),
@@ -192,17 +199,19 @@ def _search_shape(session: Session) -> tuple[Shape, tuple[float, int]]:
         cost.model_parameters(study.program(genotype).network),
         GenotypeRecord.from_dict(genotype.to_dict()),
     )
-    objective = mean([study.metric.objective(model.valid) for model in models])
+    objectives = [study.metric.objective(model.valid) for model in models]
+    objective = mean(objectives)
+    # Compared in this order: of two shapes that score the same, the smaller one.
     return shape, (objective, -shape.parameters)
 
 
 # The verbs of the command line.
 
 
-def do(session: Session, verb: str, **options: Any) -> dict[str, Any]:
+def do(session: Session, verb: str, **options: Any) -> Plain:
     """Run a verb, noted and reported; `options` such as `formats` of export."""
     if verb == "report":
-        return _report_verb(session)
+        return _report_verb(session)  # which would refresh the page twice
     with staged(session, verb):
         return VERBS[verb](session, **options)
 
@@ -213,7 +222,7 @@ def derive_within(session: Session, budget: Budget) -> BudgetAnswer:
         return derive_stage.derive_within(_finished_search(session), session.workdir, budget)
 
 
-def _search_verb(session: Session) -> dict[str, Any]:
+def _search_verb(session: Session) -> Plain:
     result = search_stage.search(*session)
     return {
         "mixture": result.mixture.tolist(),
@@ -231,13 +240,13 @@ def _finished_search(session: Session) -> SearchResult:
     return result
 
 
-def _derive_verb(session: Session) -> dict[str, Any]:
+def _derive_verb(session: Session) -> Plain:
     result = _finished_search(session)
     genotype, ties, details = derive_stage.derive(result, session.workdir)
     return {"genotype": genotype.to_dict(), "text": str(genotype), "ties": ties, **details}
 
 
-def _retrain_verb(session: Session) -> dict[str, Any]:
+def _retrain_verb(session: Session) -> Plain:
     study, workdir = session
     models = retrain_stage.retrain(study, workdir, _genotype(session))
     return {
@@ -248,17 +257,17 @@ def _retrain_verb(session: Session) -> dict[str, Any]:
     }
 
 
-def _evaluate_verb(session: Session) -> dict[str, Any]:
+def _evaluate_verb(session: Session) -> Plain:
     genotype = _genotype(session)
     retrain_stage.require_trained(*session, genotype)
     return _evaluate(session, genotype).to_dict()
 
 
-def _profile_verb(session: Session) -> dict[str, Any]:
+def _profile_verb(session: Session) -> Plain:
     return profile_stage.profile(*session, _genotype(session)).to_dict()
 
 
-def _export_verb(session: Session, formats: Sequence[str] = ()) -> dict[str, Any]:
+def _export_verb(session: Session, formats: Sequence[str] = ()) -> Plain:
     check_formats(formats)
     study, workdir = session
     genotype = _genotype(session)
@@ -266,10 +275,11 @@ def _export_verb(session: Session, formats: Sequence[str] = ()) -> dict[str, Any
     model = retrain_stage.best(retrain_stage.retrain(study, workdir, genotype))
     results = workdir.read_results()
     folder = export_stage.export(model, workdir.export, results, formats)
-    return {"folder": str(folder), "files": sorted(p.name for p in folder.iterdir())}
+    files = sorted(file.name for file in folder.iterdir())
+    return {"folder": str(folder), "files": files}
 
 
-def _report_verb(session: Session) -> dict[str, Any]:
+def _report_verb(session: Session) -> Plain:
     report_stage.report(session.workdir.path)
     return {"file": str(session.workdir.report)}
 
@@ -281,7 +291,7 @@ def _genotype(session: Session) -> Genotype:
     return genotype
 
 
-Verb = Callable[..., dict[str, Any]]
+Verb = Callable[..., Plain]
 
 VERBS: Mapping[str, Verb] = {
     "search": _search_verb,
@@ -339,6 +349,7 @@ def _profile_finished(session: Session) -> bool:
         return False
     genotype = _genotype(session)
     if profile.identity is None:
+        # Written by version 0.1.0.
         layers = GenotypeRecord.from_dict(genotype.to_dict()).layers
         return any(model.name == "found" and model.genotype == layers for model in profile.models)
     return not different(profile.identity, study.model_identity(genotype))
@@ -353,6 +364,7 @@ def _export_finished(session: Session) -> bool:
         header = read_json(workdir.export / "config.json")
         exported = profile_stage.read_genotype(workdir.export / "genotype.json")
     except InputError as error:
+        # A damaged export is not what a run stops for, as it can be written again.
         say(f"{error} It is exported again.")
         return False
     genotype = _genotype(session)

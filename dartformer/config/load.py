@@ -6,7 +6,7 @@ import traceback
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -43,7 +43,7 @@ def defaults(
         `config.search.strategy.*`.
       preset: "recommended", or "published" for the settings of the DARTS paper.
     """
-    task_type: Any = tasks.find(task)
+    task_type = cast(type[Task], tasks.find(task))
     strategies.find(strategy, "strategy")
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
@@ -83,11 +83,14 @@ def defaults(
     return config
 
 
-def _task_defaults(task_type: Any) -> dict[str, Any]:
+def _task_defaults(task_type: type[Task]) -> dict[str, object]:
     """The options of a task that have a default, with it."""
     options = tasks.options_of(task_type)
-    values = field_defaults(task_type)
-    return {name: value for name, value in values.items() if name in options}
+    values = {}
+    for name, value in field_defaults(task_type).items():
+        if name in options:  # what a task learns from its data is a field, but no option
+            values[name] = value
+    return values
 
 
 def load_config(path: str | Path, overrides: Mapping[str, object] | None = None) -> Config:
@@ -101,6 +104,7 @@ def load_config(path: str | Path, overrides: Mapping[str, object] | None = None)
         raise InputError(f"there is no config file {path}.")
     try:
         namespace = runpy.run_path(str(path))
+    # `sys.exit()` in the file must not end a program that reads it.
     except (Exception, SystemExit) as error:
         raise _raised_by(path, error) from None
     if "get_config" not in namespace:
@@ -127,9 +131,13 @@ def _raised_by(path: Path, error: BaseException) -> InputError:
     # The error may come from deep inside a library: the last line of the user's file is the one
     # that they can change.
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    lines = []
+    for frame in frames:
+        if frame.filename == str(path):
+            lines.append(frame.lineno)
     message = str(error).split("\n")[0]
     name = type(error).__name__
+    # A file that is no Python has no frame of its own.
     if isinstance(error, SyntaxError) and error.filename == str(path):
         lines, message, name = [error.lineno], error.msg, ""
     place = str(path)
@@ -166,7 +174,7 @@ def _editable(data: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-def _flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(data: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for name, value in data.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{name}.")
@@ -224,7 +232,8 @@ def _section(cls: Any, values: object, name: str) -> Any:
     for key, value in values.items():
         full = f"{name}.{key}".lstrip(".")
         if key not in hints:
-            raise unknown("config field", full, [f"{name}.{hint}".lstrip(".") for hint in hints])
+            fields = [f"{name}.{hint}".lstrip(".") for hint in hints]
+            raise unknown("config field", full, fields)
         typed[key] = _value(hints[key], value, full)
     # A field that somebody deleted has its default again; a task or a strategy has none.
     for field in dataclasses.fields(cls):
@@ -245,10 +254,12 @@ def _section(cls: Any, values: object, name: str) -> Any:
 
 def _value(hint: Any, value: object, name: str) -> object:
     """A value of a section; lists and ints become what the field holds."""
+    # Which fields these have depends on their name: no type hint says it.
     if name in _NAMED:
         return _NAMED[name](value)
     if dataclasses.is_dataclass(hint):
         return _section(hint, value, name)
+    # JSON knows no tuples, and writes 1.0 as 1 where a person does.
     if isinstance(value, list) and typing.get_origin(hint) is tuple:
         return tuple(value)
     if hint is float and type(value) is int:
@@ -256,7 +267,7 @@ def _value(hint: Any, value: object, name: str) -> object:
     return value
 
 
-def _choice(section: object, name: str) -> tuple[str, dict[str, Any]]:
+def _choice(section: object, name: str) -> tuple[str, dict[str, object]]:
     """The name in the section of a task or a strategy, and the options beside it."""
     if not isinstance(section, Mapping) or not isinstance(section.get("name"), str):
         raise InputError(f"config field {name!r} is a section with a name, got {section!r}.")

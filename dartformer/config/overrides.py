@@ -73,7 +73,8 @@ def _require_field(section: object, part: str, name: str, prefix: str) -> None:
     if isinstance(section, ConfigDict):
         fields = list(section.keys())
     if part not in fields:
-        raise unknown("config field", name, [f"{prefix}{field}" for field in fields])
+        names = [f"{prefix}{field}" for field in fields]
+        raise unknown("config field", name, names)
 
 
 def _override_switches(section: ConfigDict, name: str, value: object) -> None:
@@ -89,6 +90,7 @@ def _override_switches(section: ConfigDict, name: str, value: object) -> None:
 def _override_budget(config: ConfigDict, key: str, value: object) -> None:
     """Set a whole budget, `search.budget="latency_ms=12"`, or one key of it."""
     if key:
+        # Added to the limits that there are; a whole budget replaces them.
         budget = _section(config, BUDGET).to_dict()
         if isinstance(value, str):
             budget.update(budgets.parse([f"{key}={value}"], BUDGET))
@@ -114,6 +116,7 @@ def choose_strategy(config: ConfigDict, name: str) -> None:
         _section(config, section)
     before = strategy_defaults(config.search.strategy.name)
     after = strategy_defaults(name)
+    # Unlocked, because another strategy has fields that this config does not know.
     with config.unlocked():
         config.search.strategy = ConfigDict(dict(after.options))
     if config.search.projections == before.projections:
@@ -137,6 +140,7 @@ def convert(name: str, value: object, like: object) -> Any:
         raise _other_type(name, value, like) from None
     if kind is float and type(value) is int:
         return float(value)
+    # By `type`, as True is an int, too, but no number of steps.
     if kind is tuple and isinstance(value, list):
         return tuple(value)
     if type(value) is not kind:
@@ -144,7 +148,7 @@ def convert(name: str, value: object, like: object) -> Any:
     return value
 
 
-def _read(name: str, text: str, like: object) -> Any:
+def _read(name: str, text: str, like: object) -> object:
     """A text as a value of the type of `like`; raises ValueError or KeyError where it is none."""
     if isinstance(like, bool):
         return SWITCHES[text.strip().lower()]
@@ -152,10 +156,10 @@ def _read(name: str, text: str, like: object) -> Any:
         return type(like)(text)
     if not isinstance(like, tuple):
         raise ValueError
-    items = [item.strip() for item in split_list(text)]
-    items = [item for item in items if item]
+    items = list(filter(None, map(str.strip, split_list(text))))  # "1, 2," has two
     if not like:
         return tuple(items)
+    # A default of several items says the type of each.
     return tuple(convert(name, item, like[0]) for item in items)
 
 
@@ -167,6 +171,7 @@ def _other_type(name: str, value: object, like: object) -> InputError:
 def split_list(text: str) -> list[str]:
     """Split at commas outside brackets: "full,local(window=4)" has two items."""
     items, depth = [""], 0
+    # A list as Python writes it, too: "[full, linear]".
     for sign in text.strip().strip("[]"):
         depth += (sign in "([") - (sign in ")]")
         if sign == "," and depth == 0:

@@ -25,7 +25,7 @@ RECOMMENDED: dict[str, dict[str, Any]] = {
 }
 """What the recommended preset changes of a strategy's own defaults."""
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, object]] = {
     # Shared projections, normalised branches, weights alone for a third of the search, then a fast
     # Adam on the architecture weights; and `RECOMMENDED`.
     "recommended": {},
@@ -65,7 +65,7 @@ class StrategyDefaults:
       second_opinion: `derive.second_opinion`.
     """
 
-    options: Mapping[str, Any]
+    options: Mapping[str, object]
     projections: str
     alphas: Optimizer
     rule: str
@@ -89,10 +89,11 @@ def strategy_defaults(name: str) -> StrategyDefaults:
     )
 
 
-def field_defaults(cls: Any) -> dict[str, Any]:
+def field_defaults(cls: type) -> dict[str, Any]:
     """The fields of a dataclass that have a default, with it."""
     defaults = {}
     for field in dataclasses.fields(cls):
+        # A section or a list has a factory in place of a default.
         if field.default is not dataclasses.MISSING:
             defaults[field.name] = field.default
     return defaults

@@ -1,7 +1,7 @@
 """What every field of a config means: read from the docstrings of the typed sections."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -32,11 +32,11 @@ class Field(NamedTuple):
     """
 
     name: str
-    value: Any
+    value: object
     sentence: str
 
 
-def sections(config: ConfigDict) -> dict[str, Any]:
+def sections(config: ConfigDict) -> dict[str, type]:
     """The types of the sections of a config, its task's and its strategy's among them."""
     return {
         "": Config,
@@ -61,11 +61,12 @@ def fields(config: ConfigDict) -> list[Field]:
     types = sections(config)
     rows = []
     for section, cls in types.items():
-        values: Any = config
+        values = config
         for part in filter(None, section.split(".")):
             values = values[part]
         for name in _names(section, cls):
             full = f"{section}.{name}".lstrip(".")
+            # A section within this one has rows of its own.
             if full in types or name not in values:
                 continue
             value = values[name]
@@ -75,7 +76,7 @@ def fields(config: ConfigDict) -> list[Field]:
     return rows
 
 
-def _names(section: str, cls: Any) -> list[str]:
+def _names(section: str, cls: type) -> list[str]:
     """The fields of a section; a task or a strategy has a name, too."""
     names = [field.name for field in dataclasses.fields(cls)]
     if section in ("task", "search.strategy"):
@@ -88,5 +89,6 @@ def sentence_of(config: ConfigDict, name: str) -> str:
     section, _, field = name.rpartition(".")
     sentences = documented(sections(config)[section])
     if field == "name":
+        # `Named` says it for tasks and strategies; an optimizer says itself what its name means.
         return sentences.get(field, documented(Named)[field])
     return sentences.get(field, "")

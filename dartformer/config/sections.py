@@ -49,7 +49,7 @@ class Named(Generic[Built]):
     """
 
     name: str
-    options: Mapping[str, Any]
+    options: Mapping[str, object]
     built: Built
 
     def __getattr__(self, option: str) -> Any:
@@ -59,7 +59,7 @@ class Named(Generic[Built]):
             raise AttributeError(f"{self.__dict__.get('name')} has no option {option!r}.")
         return options[option]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The name and the options, as a config writes them."""
         return {"name": self.name, **self.options}
 
@@ -137,7 +137,7 @@ class Search:
     projections: str = "shared"
     partial: int = 1
     remat: bool = True
-    budget: Mapping[str, Any] = field(default_factory=dict)
+    budget: Mapping[str, object] = field(default_factory=dict)
     steps: int = 300
     seeds: int = 1
     observe: bool = True

@@ -81,12 +81,13 @@ class Chart:
     note: str = ""
     choices: tuple[Choice, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """What the page's script reads: the specification has a select box for each choice."""
         spec = self.spec
         if self.choices:
             parameters = []
             filters = []
+            # A parameter has the name of its column, so the filter compares the two.
             for choice in self.choices:
                 parameters.append(_select(choice))
                 filters.append({"filter": f"datum.{choice.column} == {choice.column}"})
@@ -108,27 +109,28 @@ def color(index: int) -> str:
 
 def colors(names: Sequence[str]) -> Spec:
     """A scale that gives each name the color of its number."""
-    return {"domain": list(names), "range": [color(i) for i in range(len(names))]}
+    tones = [color(number) for number in range(len(names))]
+    return {"domain": list(names), "range": tones}
 
 
 def dashes(names: Sequence[str]) -> Spec:
     """A scale that gives each name a dash pattern: the most distinct colors, then again dashed."""
-    patterns = ([1, 0], [6, 3], [2, 2])
+    patterns = ([1, 0], [6, 3], [2, 2])  # dash and gap in pixels; the first is solid
     cycle = [patterns[i // DISTINCT % len(patterns)] for i in range(len(names))]
     return {"domain": list(names), "range": cycle}
 
 
-def quantity(column: str, title: str | None, **more: Any) -> Spec:
+def quantity(column: str, title: str | None, **more: object) -> Spec:
     """An encoding of a number."""
     return {"field": column, "type": "quantitative", "title": title, **more}
 
 
-def category(column: str, **more: Any) -> Spec:
+def category(column: str, **more: object) -> Spec:
     """An encoding of a name."""
     return {"field": column, "type": "nominal", **more}
 
 
-def place(column: str, **more: Any) -> Spec:
+def place(column: str, **more: object) -> Spec:
     """An encoding of a layer, a head or a token, in their order."""
     return {"field": column, "type": "ordinal", **more}
 

@@ -1,8 +1,7 @@
 """The charts of a run. Each is drawn on the page, one choice at a time, and to files."""
 
 import base64
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -65,22 +64,29 @@ def comparison(scores: Sequence[Score], metric: Metric) -> Chart:
         "encoding": {"y": y, "x": x},
     }
     # The number stands to the right of the bar and of the dots beyond its end.
-    digits = ".1f" if metric.percent else ".3f"
+    digits = ".3f"
+    if metric.percent:
+        digits = ".1f"
     edge = {"op": "max", "field": "value", "as": "edge"}
-    numbers: Spec = {
+    numbers = {
         "transform": [
             {"joinaggregate": [edge], "groupby": ["model"]},
             {"filter": "datum.kind == 'mean'"},
         ],
         "mark": {"type": "text", "align": "left", "dx": 7, "fontSize": 11, "color": NEUTRAL},
-        "encoding": {"y": y, "x": quantity("edge", score_title(metric))},
+        "encoding": {
+            "y": y,
+            "x": quantity("edge", score_title(metric)),
+            "text": quantity("value", None, format=digits),
+        },
     }
-    numbers["encoding"]["text"] = quantity("value", None, format=digits)
-    bars_in_words = "; ".join(f"{score.model} {metric.text(score.mean)}" for score in scores)
+    in_words = []
+    for score in scores:
+        in_words.append(f"{score.model} {metric.text(score.mean)}")
     return Chart(
         "comparison",
         f"Test {metric.title}",
-        f"Bars: {bars_in_words}",
+        f"Bars: {'; '.join(in_words)}",
         {"height": 26 * len(order), "layer": [bars, dots, numbers]},
         ("model", "kind", "seed", "value"),
         rows,
@@ -88,9 +94,20 @@ def comparison(scores: Sequence[Score], metric: Metric) -> Chart:
     )
 
 
+def by_name(drawn: Iterable[Chart | None]) -> dict[str, Chart]:
+    """The charts that there are numbers for, by name."""
+    named = {}
+    for chart in drawn:
+        if chart is not None:
+            named[chart.name] = chart
+    return named
+
+
 def frontier(points: Sequence[tuple[float, float]], higher: bool) -> list[int]:
     """Numbers of the points (cost, score) that no other point beats in both, by rising cost."""
-    sign = 1.0 if higher else -1.0
+    sign = -1.0
+    if higher:
+        sign = 1.0
 
     def cheapest_then_best(i: int) -> tuple[float, float]:
         cost, score = points[i]
@@ -98,6 +115,7 @@ def frontier(points: Sequence[tuple[float, float]], higher: bool) -> list[int]:
 
     front: list[int] = []
     best = -np.inf
+    # By rising cost a point is on the front if nothing cheaper scores as well.
     for i in sorted(range(len(points)), key=cheapest_then_best):
         score = sign * points[i][1]
         if score > best:
@@ -109,11 +127,14 @@ def frontier(points: Sequence[tuple[float, float]], higher: bool) -> list[int]:
 def accuracy_cost(models: Sequence[Priced], metric: Metric) -> Chart | None:
     """Score over cost with the Pareto front; None where no cost is known of two models."""
     rows: list[tuple[str, str, float, float, bool]] = []
-    for measure in dict.fromkeys(name for model in models for name in model.costs):
-        rows += _priced_rows(models, measure, metric)
+    measures = []
+    for measure in _measures(models):
+        priced = _priced_rows(models, measure, metric)
+        if priced:
+            measures.append(measure)
+            rows += priced
     if not rows:
         return None
-    measures = list(dict.fromkeys(row[0] for row in rows))
     x = quantity(
         "cost",
         "cost",
@@ -133,19 +154,28 @@ def accuracy_cost(models: Sequence[Priced], metric: Metric) -> Chart | None:
         "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1, **TOOLTIP},
         "encoding": {"x": x, "y": y, "color": tone, "shape": shape},
     }
+    # Below the found model and above the others, so that names at one point do not overlap.
     below_or_above = {"expr": f"datum.kind == '{FOUND}' ? 17 : -11"}
     names = {
         "mark": {"type": "text", "fontSize": 11, "limit": 170, "dy": below_or_above},
         "encoding": {"x": x, "y": y, "text": category("label"), "color": tone},
     }
+    # By its beginning: the name may go on, "found, which is ...".
     kind = f"slice(datum.model, 0, {len(FOUND)}) == '{FOUND}' ? '{FOUND}' : 'other'"
     transform = [
         {"calculate": kind, "as": "kind"},
         {"calculate": "replace(datum.model, 'homogeneous.', '')", "as": "label"},
     ]
-    title = "Accuracy against cost" if metric.name == "accuracy" else "Score against cost"
-    on_front = [row[1] for row in rows if row[0] == measures[0] and row[4]]
-    direction = "as well" if metric.higher else "as low"
+    title = "Score against cost"
+    if metric.name == "accuracy":
+        title = "Accuracy against cost"
+    on_front = []
+    for measure, name, _, _, best in rows:
+        if best and measure == measures[0]:
+            on_front.append(name)
+    direction = "as low"
+    if metric.higher:
+        direction = "as well"
     return Chart(
         "accuracy_cost",
         title,
@@ -159,6 +189,14 @@ def accuracy_cost(models: Sequence[Priced], metric: Metric) -> Chart | None:
     )
 
 
+def _measures(models: Sequence[Priced]) -> list[str]:
+    """What is counted of any of the models."""
+    names: dict[str, None] = {}
+    for model in models:
+        names |= dict.fromkeys(model.costs)
+    return list(names)
+
+
 def _priced_rows(
     models: Sequence[Priced], measure: str, metric: Metric
 ) -> list[tuple[str, str, float, float, bool]]:
@@ -170,7 +208,8 @@ def _priced_rows(
             priced.append((model.model, cost, model.score))
     if len(priced) < 2:
         return []
-    front = frontier([(cost, score) for _, cost, score in priced], metric.higher)
+    points = [(cost, score) for _, cost, score in priced]
+    front = frontier(points, metric.higher)
     rows = []
     for i, (name, cost, score) in enumerate(priced):
         rows.append((measure, name, cost, metric.number(score), i in front))
@@ -179,7 +218,9 @@ def _priced_rows(
 
 def pareto(front: Front) -> Chart:
     """The front of a search space: scores on valid with inherited weights, over cost."""
-    rows = [(p.name or "", p.cost, p.score, p.front, _kind(p)) for p in front.points]
+    rows = []
+    for point in front.points:
+        rows.append((point.name or "", point.cost, point.score, point.front, _kind(point)))
     largest = max(point.cost for point in front.points)
     x = quantity(
         "cost",
@@ -226,7 +267,10 @@ def pareto(front: Front) -> Chart:
         note += f" The budget, {limit:,.6g}, is dashed."
     elif isinstance(limit, int | float):
         note += f" The budget, {limit:,.6g}, is far to the right."
-    chosen = [f"{p.cost:.4g} with {p.score:.3f}" for p in front.points if p.chosen]
+    chosen = []
+    for point in front.points:
+        if point.chosen:
+            chosen.append(f"{point.cost:.4g} with {point.score:.3f}")
     on_front = sum(point.front for point in front.points)
     return Chart(
         "pareto",
@@ -269,20 +313,26 @@ FIELDS = {
 
 def curves(logged: Sequence[Curve]) -> Chart | None:
     """Everything logged over steps, one number at a time; None where nothing is."""
-    drawn = [curve for curve in logged if curve.field in FIELDS]
-    if not drawn:
-        return None
     rows: list[Row] = []
-    for curve in drawn:
-        seed = -1 if curve.seed is None else curve.seed
+    present, present_models = set(), set()
+    points = 0
+    for curve in logged:
+        if curve.field not in FIELDS:
+            continue
+        present.add(curve.field)
+        present_models.add(curve.model)
+        points += curve.logged
+        seed = curve.seed
+        if seed is None:
+            seed = -1  # one log holds several seeds; the column stays one of numbers
         for step, value in curve.points:
             rounded = float(f"{value:.6g}")  # halves the page
             rows.append((FIELDS[curve.field], curve.model, seed, step, rounded))
-    models = sorted({curve.model for curve in drawn}, key=_found_and_search_first)
-    present = {curve.field for curve in drawn}
+    if not present:
+        return None
+    models = sorted(present_models, key=_found_and_search_first)
     numbers = [title for field, title in FIELDS.items() if field in present]
     note = "One line for each seed."
-    points = sum(curve.logged for curve in drawn)
     if len(rows) < points:
         note += (
             f" {len(rows):,} of {points:,} logged points are drawn, the lowest and highest of "
@@ -327,6 +377,7 @@ def mixture_lines(candidates: Sequence[str]) -> Spec:
 
 def trajectories(trajectory: Trajectory, candidates: Sequence[str]) -> Chart:
     """Weights of one layer's or head's mixture over the steps; the page sets the rows."""
+    # A rule at the step of the slider, which the page sets as the parameter `now`.
     now = {
         "data": {"values": [{}]},
         "mark": {"type": "rule", "strokeDash": [3, 3], "color": NEUTRAL},
@@ -340,11 +391,14 @@ def trajectories(trajectory: Trajectory, candidates: Sequence[str]) -> Chart:
     _, steps, rows, columns, _ = trajectory.weights.shape
     last = trajectory.weights[0, -1]
     largest = []
+    # A few of them, as a sentence for a screen reader must be short.
     for row in range(min(rows, 3)):
         for column in range(min(columns, 2)):
             winner = int(last[row, column].argmax())
             largest.append(f"{candidates[winner]} {last[row, column, winner]:.2f}")
-    more = "..." if rows * columns > len(largest) else ""
+    in_words = ", ".join(largest)
+    if rows * columns > len(largest):
+        in_words += "..."
     note = ""
     if steps < trajectory.logged:
         note = f"{steps} of {trajectory.logged:,} logged steps are kept here."
@@ -352,7 +406,7 @@ def trajectories(trajectory: Trajectory, candidates: Sequence[str]) -> Chart:
         "trajectories",
         "How the search decided",
         "Lines: the weight of each candidate over the steps. "
-        f"At the last step the largest weights are {', '.join(largest)}{more}",
+        f"At the last step the largest weights are {in_words}",
         spec,
         ("step", "attention", "weight"),
         (),
@@ -360,11 +414,12 @@ def trajectories(trajectory: Trajectory, candidates: Sequence[str]) -> Chart:
     )
 
 
-def packed(trajectory: Trajectory, candidates: Sequence[str]) -> dict[str, Any]:
+def packed(trajectory: Trajectory, candidates: Sequence[str]) -> dict[str, object]:
     """The weights of all layers and heads for the page's script.
 
     They travel as base64 of little-endian uint16, `[S, T, rows, columns, K]` in 1/65535.
     """
+    # A third of what the numbers would take as text, and still finer than a pixel.
     weights = np.round(np.clip(trajectory.weights, 0, 1) * 65535).astype("<u2")
     return {
         "seeds": trajectory.seeds,
@@ -385,6 +440,7 @@ def winners(rows: int, candidates: Sequence[str]) -> Chart:
             "weight", None, legend=None, scale={"domain": [0, 1], "range": [0.12, 1]}
         ),
     }
+    # A cell of at least 5 pixels, though many layers then make the chart higher than 320.
     height = max(5, min(28, 320 // rows))
     return Chart(
         "winners",
@@ -418,9 +474,11 @@ def layers(profile: Profile) -> Chart | None:
                 rows.append((title, model.name, number, getattr(price, field)))
     if not rows:
         return None
-    measures = list(dict.fromkeys(row[0] for row in rows))
-    models = list(dict.fromkeys(row[1] for row in rows))
-    count = 1 + max(row[2] for row in rows)
+    models: list[str] = []
+    for model in profile.models:
+        if model.layers and model.name not in models:
+            models.append(model.name)
+    count = max(len(model.layers) for model in profile.models)
     return Chart(
         "cost_per_layer",
         "Cost of each layer",
@@ -437,7 +495,10 @@ def layers(profile: Profile) -> Chart | None:
         ("measure", "model", "layer", "value"),
         rows,
         f"By formula, at batch {profile.batch} and length {profile.length}, projections excluded.",
-        (Choice("model", "model", models), Choice("measure", "cost", measures, axis="y")),
+        (
+            Choice("model", "model", models),
+            Choice("measure", "cost", list(COSTS.values()), axis="y"),
+        ),
     )
 
 
@@ -454,6 +515,7 @@ def heat(scale: Spec, legend: Spec | None) -> Spec:
         "labelLimit": 60,
         "labelExpr": "slice(datum.label, indexof(datum.label, ' ') + 1)",
     }
+    # Keys stand above the matrix, as its first row is the first query.
     x_axis = axis | {"orient": "top"}
     y_axis = axis | {"labelAngle": 0}
     return {

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from dartformer import diagnostics, statistics
 from dartformer.errors import InputError
@@ -149,23 +148,26 @@ def compare(paths: Sequence[str | Path]) -> Compared:
     """
     if len(paths) < 2:
         raise InputError(f"compare takes at least two workdirs, got {len(paths)}.")
-    if len({Path(path).resolve() for path in paths}) < len(paths):
-        listed = ", ".join(str(path) for path in paths)
+    # One folder may be named in two ways.
+    folders = {Path(path).resolve() for path in paths}
+    if len(folders) < len(paths):
+        listed = ", ".join(map(str, paths))
         raise InputError(f"compare takes different workdirs, got {listed}.")
     readings = {str(path): read(path) for path in paths}
-    measures = {r.metric.name for r in readings.values() if r.results.test is not None}
+    # A run without a score on test names no metric that the scores could differ in.
+    measures = set()
+    for reading in readings.values():
+        if reading.results.test is not None:
+            measures.add(reading.metric.name)
     if len(measures) > 1:
         names = ", ".join(sorted(measures))
         raise InputError(f"these runs cannot be compared: they are scored by {names}.")
     measure = metric.ACCURACY
     if measures:
         measure = metric.find(measures.pop())
-    pairs = itertools.combinations(readings, 2)
-    return Compared(
-        measure.name,
-        tuple(entry(name, reading) for name, reading in readings.items()),
-        tuple(pair(a, b, readings, measure) for a, b in pairs),
-    )
+    runs = [entry(name, reading) for name, reading in readings.items()]
+    pairs = [pair(a, b, readings, measure) for a, b in itertools.combinations(readings, 2)]
+    return Compared(measure.name, tuple(runs), tuple(pairs))
 
 
 def entry(name: str, reading: Reading) -> Entry:
@@ -206,6 +208,7 @@ def pair(a: str, b: str, readings: Mapping[str, Reading], measure: Metric) -> Pa
         return Pair(a, b, obstacle, obstacle, None, genotypes, False)
     seeds, by_seeds = over_seeds(a, b, ours, theirs, measure)
     examples, bootstrap = over_examples(a, b, ours, theirs, measure)
+    # Chance has two sources, the seeds and the examples: it must be ruled out in both.
     significant = by_seeds.outcome != "undecided"
     significant = significant and bootstrap is not None and bootstrap.significant
     return Pair(a, b, seeds, examples, bootstrap, genotypes, significant)
@@ -215,14 +218,22 @@ def _obstacle(a: str, b: str, ours: Reading, theirs: Reading) -> str:
     """Why two runs cannot be compared, or nothing."""
     if ours.settings.task != theirs.settings.task:
         return f"different tasks: {ours.settings.task} and {theirs.settings.task}"
-    missing = [name for name, run in ((a, ours), (b, theirs)) if run.results.test is None]
+    missing = []
+    for name, run in ((a, ours), (b, theirs)):
+        if run.results.test is None:
+            missing.append(name)
     if missing:
         return f"not evaluated yet: {', '.join(missing)}"
     changed = different(ours.results.identity or {}, theirs.results.identity or {})
     if "data" in changed:
         return "trained on different data, which allows no comparison"
-    kept = [record(ExampleScores, run.path / "test_scores.json") for run in (ours, theirs)]
-    if len({scores.fingerprint for scores in kept if scores is not None}) > 1:
+    # Scores are compared example by example, so the examples must be the same in the same order.
+    fingerprints = set()
+    for run in (ours, theirs):
+        scores = record(ExampleScores, run.path / "test_scores.json")
+        if scores is not None:
+            fingerprints.add(scores.fingerprint)
+    if len(fingerprints) > 1:
         return "tested on different examples, which allows no comparison"
     return ""
 
@@ -264,14 +275,22 @@ def over_examples(
     bootstrap = Bootstrap(*numbers)
     outcome = "undecided"
     if bootstrap.significant:
-        outcome = "better" if (bootstrap.difference > 0) == kept[a].higher else "worse"
+        # Of a score such as bits per character the lower one is better.
+        outcome = "worse"
+        if (bootstrap.difference > 0) == kept[a].higher:
+            outcome = "better"
     low, high = _signed(bootstrap.low, measure), _signed(bootstrap.high, measure)
     difference = _signed(bootstrap.difference, measure)
-    unit = " points" if measure.percent else ""
-    named = "" if score == measure.name else f" in {score}"
-    sign = "<" if bootstrap.p <= 1 / SAMPLES else "="
+    unit = score_name = ""
+    if measure.percent:
+        unit = " points"
+    if score != measure.name:
+        score_name = f" in {score}"
+    sign = "="
+    if bootstrap.p <= 1 / SAMPLES:
+        sign = "<"
     in_words = (
-        f"{difference}{unit}{named}, 95% interval {low} to {high}, p {sign} {bootstrap.p:.2g}, "
+        f"{difference}{unit}{score_name}, 95% interval {low} to {high}, p {sign} {bootstrap.p:.2g}, "
         f"{kept[a].examples:,} examples"
     )
     return f"{_outcome(a, b, outcome)} ({in_words})", bootstrap
@@ -286,23 +305,29 @@ def _signed(value: float, measure: Metric) -> str:
 
 def differences(ours: Layers, theirs: Layers) -> Differences:
     """Heads in which two genotypes differ."""
-    sizes = [(len(layers), len(layers[0])) for layers in (ours, theirs)]
-    if sizes[0] != sizes[1]:
-        line = " against ".join(f"{rows} layers of {heads} heads" for rows, heads in sizes)
+    rows, columns = len(ours), len(ours[0])
+    if (len(theirs), len(theirs[0])) != (rows, columns):
+        line = f"{_size(ours)} against {_size(theirs)}"
         return Differences(None, None, (line,))
     lines: list[str] = []
     count = 0
     for layer, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         heads = [head for head in range(len(a)) if a[head] != b[head]]
         count += len(heads)
+        # A line for a layer in which all heads of each genotype are alike.
         if heads and len(set(a)) == len(set(b)) == 1:
             lines.append(f"layer {layer}: {a[0]} against {b[0]}")
         else:
-            lines += [f"layer {layer}, head {h}: {a[h]} against {b[h]}" for h in heads]
+            for head in heads:
+                lines.append(f"layer {layer}, head {head}: {a[head]} against {b[head]}")
     if len(lines) > LISTED:
         lines = [*lines[:LISTED], f"and {len(lines) - LISTED} more"]
-    rows, columns = sizes[0]
     return Differences(count, rows * columns, tuple(lines))
+
+
+def _size(layers: Layers) -> str:
+    """The size of a genotype in words."""
+    return f"{len(layers)} layers of {len(layers[0])} heads"
 
 
 @dataclass(frozen=True)
@@ -355,22 +380,23 @@ def _charts(compared: Compared, readings: Mapping[str, Reading]) -> dict[str, Ch
     for name, reading in readings.items():
         titles = {FOUND: name, SEARCH: f"{name}: search"}
         for curve in reading.curves:
-            if curve.model in titles:
+            if curve.model in titles:  # baselines would hide the runs themselves
                 curves.append(replace(curve, model=titles[curve.model]))
     described = [charts.curves(curves)]
     if scores:
         described.append(charts.comparison(scores, compared.measure))
         described.append(charts.accuracy_cost(priced, compared.measure))
-    return {chart.name: chart for chart in described if chart is not None}
+    return charts.by_name(described)
 
 
-def _genotypes(readings: Mapping[str, Reading]) -> tuple[list[Drawn], dict[str, Any]]:
+def _genotypes(readings: Mapping[str, Reading]) -> tuple[list[Drawn], dict[str, object]]:
     """The drawings of the page, in the same colors, and their numbers."""
+    # Of all runs, so that an attention has one color on the whole page.
     candidates: list[str] = []
     for reading in readings.values():
         candidates += reading.candidates
     drawn: list[Drawn] = []
-    numbers: dict[str, Any] = {}
+    numbers: dict[str, object] = {}
     for i, (name, reading) in enumerate(readings.items()):
         if reading.genotype is not None:
             key = f"genotype-{i}"
@@ -389,7 +415,9 @@ def headline(compared: Compared) -> str:
     best, second = scored[:2]
     assert best.test is not None
     assert second.test is not None
-    rank = "highest" if measure.higher else "lowest"
+    rank = "lowest"
+    if measure.higher:
+        rank = "highest"
     text = (
         f"{best.run} scores {rank} on test ({measure.title} {measure.text(best.test)} against "
         f"{measure.text(second.test)} for {second.run})"

@@ -112,16 +112,22 @@ def draw(layers: Sequence[Sequence[str]], candidates: Sequence[str] = ()) -> Dra
     """A genotype with the colors and letters that its attentions have among the candidates."""
     names = list(dict.fromkeys(candidates))
     for heads in layers:
-        names += [name for name in dict.fromkeys(heads) if name not in names]
+        for name in heads:
+            if name not in names:
+                names.append(name)
     cells = len(layers) * len(layers[0])
-    size = LARGE if cells <= LETTERED else SMALL
+    size = SMALL
+    if cells <= LETTERED:
+        size = LARGE
     legend = []
     for number, name in enumerate(names):
         places = list(_places(layers, name))
         if not places:
             continue
         fill = color(number)
-        path = "".join(_square(row, column, size) for row, column in places)
+        # One path for all cells of an attention: a genotype may have thousands.
+        squares = [_square(row, column, size) for row, column in places]
+        path = "".join(squares)
         legend.append(Entry(name, letter(number), fill, ink(fill), path, len(places)))
     return Drawing(layers, tuple(legend))
 
@@ -149,13 +155,16 @@ def ink(fill: str) -> str:
     lightness = 0.0
     for share, start in zip(LUMINANCE, (1, 3, 5), strict=True):
         value = int(fill[start : start + 2], 16) / 255
-        linear = value / 12.92
+        linear = value / 12.92  # sRGB is linear near black, and a power above
         if value > 0.04045:
             linear = ((value + 0.055) / 1.055) ** 2.4
         lightness += share * linear
+    # Contrast is (L1 + 0.05) / (L2 + 0.05), L1 being the lighter; white has L = 1, black 0.
     on_black = (lightness + 0.05) / 0.05
     on_white = 1.05 / (lightness + 0.05)
-    return "#000000" if on_black > on_white else "#ffffff"
+    if on_black > on_white:
+        return "#000000"
+    return "#ffffff"
 
 
 def _places(layers: Sequence[Sequence[str]], name: str) -> Iterator[tuple[int, int]]:

@@ -93,6 +93,7 @@ class Figure:
 
 def figure(spec: Spec) -> Figure:
     """A figure of a complete Vega-Lite specification."""
+    # No base URL is allowed, so that a specification cannot load anything from the network.
     complete = printable({"$schema": VEGA_LITE, **spec})
     return Figure(vl_convert.vegalite_to_svg(complete, config=LOOKS, allowed_base_urls=[]))
 
@@ -102,7 +103,10 @@ def printable(value: Any) -> Any:
     if isinstance(value, str):
         return NOT_XML.sub("\ufffd", value)
     if isinstance(value, Mapping):
-        return {printable(key): printable(item) for key, item in value.items()}
+        clean = {}
+        for key, item in value.items():
+            clean[printable(key)] = printable(item)
+        return clean
     if isinstance(value, list | tuple):
         return [printable(item) for item in value]
     return value
@@ -129,9 +133,9 @@ def alone(
     rows = []
     for values in chart.rows:
         row = dict(zip(chart.columns, values, strict=True))
-        if all(row[column] == value for column, value in chosen.items()):
+        if chosen.items() <= row.items():
             rows.append(row)
-    spec = copy.deepcopy(chart.spec)
+    spec = copy.deepcopy(chart.spec)  # whose axes are given titles below
     for choice in chart.choices:
         if choice.axis and choice.column in chosen:
             _entitle(spec, choice.axis, chosen[choice.column])
@@ -143,16 +147,18 @@ def alone(
 
 def faceted(
     spec: Spec,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, object]],
     column: str,
     columns: int,
     independent: Sequence[str] = (),
 ) -> Spec:
     """A panel of `spec` for each value of a column, in the order of the rows."""
-    order = list(dict.fromkeys(row[column] for row in rows))
+    order: dict[object, None] = {}
+    for row in rows:
+        order[row[column]] = None
     return {
         "data": {"values": rows},
-        "facet": {"field": column, "type": "nominal", "sort": order, "title": None},
+        "facet": {"field": column, "type": "nominal", "sort": list(order), "title": None},
         "columns": min(columns, len(order)),
         "spec": spec,
         "resolve": {"scale": dict.fromkeys(independent, "independent")},

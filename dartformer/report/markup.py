@@ -1,7 +1,5 @@
 """The templates of pages and drawings, and how they are filled in."""
 
-from typing import Any
-
 import jinja2
 
 LOADER = jinja2.PackageLoader("dartformer.report", "templates")
@@ -16,7 +14,7 @@ ENVIRONMENT = jinja2.Environment(
 """Everything that is put into a page is escaped, names of tasks and texts of examples above all."""
 
 
-def fill(template: str, **values: Any) -> str:
+def fill(template: str, **values: object) -> str:
     """A template with its values."""
     return ENVIRONMENT.get_template(template).render(**values)
 

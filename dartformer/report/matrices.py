@@ -44,8 +44,8 @@ class Example:
         n = len(text)
         codes = np.frombuffer(text.encode("ascii"), np.uint8)
         letters = jax.random.normal(next(keys), (128, WIDTH))[codes]  # [N, D]
-        noisy = [1.1 * letters + 0.2 * jax.random.normal(next(keys), (n, WIDTH)) for _ in range(3)]
-        q, k, x = noisy
+        # Near the vectors of the letters, so that equal letters still differ a little.
+        q, k, x = (_noisy(letters, next(keys)) for _ in range(3))
         v = jax.random.normal(next(keys), (1, n, 1, WIDTH))
         inputs = Inputs(
             q[None, :, None],  # [B, N, H, D]
@@ -56,6 +56,11 @@ class Example:
         )
         shape = Shape(length=n, heads=1, head_dim=WIDTH, model_dim=WIDTH)
         return cls(inputs, shape, next(keys))
+
+
+def _noisy(letters: Array, key: Array) -> Array:
+    """Vectors near those of the letters: `[N, D]`."""
+    return 1.1 * letters + 0.2 * jax.random.normal(key, letters.shape)
 
 
 def matrix(attention: Attention, example: Example, *, causal: bool) -> np.ndarray:

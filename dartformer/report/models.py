@@ -53,10 +53,13 @@ def priced(reading: Reading) -> list[Priced]:
     """
     trained = _trained(reading.results)
     profiles = _profiles(reading)
-    same = [name for name in trained if name != FOUND and _same(trained[name], trained[FOUND])]
+    same = []
+    for name, model in trained.items():
+        if name != FOUND and _same(model, trained[FOUND]):
+            same.append(name)
     listed = []
     for name, model in trained.items():
-        if name in same:
+        if name in same:  # two points at one place
             continue
         title = name
         if name == FOUND and same:

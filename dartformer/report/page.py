@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dartformer._version import __version__
 from dartformer.machine.progress import say
@@ -103,7 +103,10 @@ def render(reading: Reading, *, live: bool = False) -> str:
         drawing = draw(reading.genotype, reading.candidates)
         short = describe(reading.genotype)[:80]
     findings = diagnostics(reading)
-    links = [Link(file, text) for file, text in LINKS.items() if (reading.path / file).exists()]
+    links = []
+    for file, content in LINKS.items():
+        if (reading.path / file).exists():
+            links.append(Link(file, content))
     prepared = ""
     if results.data is not None:
         prepared = json.dumps(results.data, indent=2)
@@ -136,12 +139,19 @@ def render(reading: Reading, *, live: bool = False) -> str:
 
 
 def fill(
-    template: str, *, figures: dict[str, Chart], extra: dict[str, Any], live: bool, **values: Any
+    template: str,
+    *,
+    figures: dict[str, Chart],
+    extra: dict[str, object],
+    live: bool,
+    **values: object,
 ) -> str:
     """A page with its charts, their numbers and every script and style within it."""
     described = [chart.to_dict() for chart in figures.values()]
     data = json.dumps(jsonable({"charts": described, **extra}), separators=(",", ":"))
-    library = vega.script() if figures else ""
+    library = ""
+    if figures:  # the script is most of a page
+        library = vega.script()
     return markup.fill(
         template,
         figures=figures,
@@ -155,10 +165,10 @@ def fill(
     )
 
 
-def figures(reading: Reading) -> tuple[dict[str, Chart], dict[str, Any]]:
+def figures(reading: Reading) -> tuple[dict[str, Chart], dict[str, object]]:
     """The charts that the workdir has numbers for, by name, and what else the script reads."""
     drawn: list[Chart | None] = []
-    extra: dict[str, Any] = {}
+    extra: dict[str, object] = {}
     if reading.results.models:
         drawn.append(charts.comparison(scores(reading.results), reading.metric))
         drawn.append(charts.accuracy_cost(priced(reading), reading.metric))
@@ -178,10 +188,10 @@ def figures(reading: Reading) -> tuple[dict[str, Chart], dict[str, Any]]:
         extra["attention"] = reading.attention.to_dict()
     if reading.genotype is not None:
         extra["genotype"] = genotype_numbers(reading.genotype)
-    return {chart.name: chart for chart in drawn if chart is not None}, extra
+    return charts.by_name(drawn), extra
 
 
-def genotype_numbers(layers: Layers) -> dict[str, Any]:
+def genotype_numbers(layers: Layers) -> dict[str, object]:
     """A genotype as the rows of a CSV file."""
     rows = []
     for layer, heads in enumerate(layers):
@@ -215,7 +225,7 @@ def table(reading: Reading) -> list[Row]:
         test = Cell(measure.text(model.test.mean), model.test.mean)
         cells = [Cell(name, name), test, EMPTY, EMPTY, EMPTY, EMPTY]
         if isinstance(model, ModelScores):
-            if finite(model.test.spread):
+            if finite(model.test.spread):  # which one seed does not have
                 spread = measure.gap(model.test.spread).removesuffix(" points")
                 cells[2] = Cell(spread, model.test.spread)
             cells[3] = Cell(measure.text(model.valid.mean), model.valid.mean)
@@ -234,7 +244,7 @@ def stages(reading: Reading) -> list[Stage]:
             last_step, _ = curve.points[-1]
             steps[curve.model, curve.seed] = last_step
     goal = settings.retrain_steps
-    trained = [steps.get((FOUND, seed), 0) for seed in settings.retrain_seeds]
+    trained = [steps.get((FOUND, seed), 0) for seed in settings.retrain_seeds]  # 0: not begun
     searched = 0
     baselines = []
     for (model, _), step in steps.items():
@@ -243,6 +253,7 @@ def stages(reading: Reading) -> list[Stage]:
         elif model != FOUND:
             baselines.append(step)
     finished = sum(step >= goal for step in trained)
+    # Seeds are trained one after another, so one at most is on its way.
     unfinished = max((step for step in trained if step < goal), default=goal)
     compared = sum(step >= goal for step in baselines)
     return [
@@ -281,10 +292,14 @@ def _stage(name: str, *, done: bool, begun: bool = False, detail: str = "") -> S
 def facts(reading: Reading) -> list[Fact]:
     """How the numbers came about."""
     settings, results = reading.settings, reading.results
-    commands = list(dict.fromkeys(run.command for run in reading.invocations))
-    devices = dict.fromkeys(run.device for run in reading.invocations)
+    # Each once, in the order of the runs.
+    commands: dict[str, None] = {}
+    devices: dict[str, None] = {}
+    for run in reading.invocations:
+        commands[run.command] = None
+        devices[run.device] = None
     listed = [
-        Fact("command", "\n".join(commands[-COMMANDS:])),
+        Fact("command", "\n".join(list(commands)[-COMMANDS:])),
         Fact("device", ", then ".join(devices)),
         Fact("versions", _versions(reading)),
         Fact(
@@ -307,8 +322,9 @@ def _versions(reading: Reading) -> str:
     if not reading.invocations:
         return ""
     versions = reading.invocations[-1].versions
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
+    listed = [f"{name} {version}" for name, version in versions.items()]
+    return ", ".join(listed)
 
 
 def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(str(number) for number in numbers)
+    return ", ".join(map(str, numbers))

@@ -3,7 +3,7 @@
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -48,9 +48,20 @@ SIGNED: Spec = {
 """Colors of weights over the largest: blue above 0, orange below."""
 
 
+class Cell(TypedDict):
+    """A weight of an attention map: how much a query takes from a key."""
+
+    panel: str
+    query: str
+    key: str
+    weight: float
+
+
 def genotype(chosen: Genotype, candidates: Sequence[str] = ()) -> Figure:
     """Layers by heads, colored by attention, with a legend."""
-    layers = [[to_text(attention) for attention in heads] for heads in chosen.layers]
+    layers = []
+    for heads in chosen.layers:
+        layers.append(list(map(to_text, heads)))
     return genotype_of(layers, candidates)
 
 
@@ -72,13 +83,16 @@ def comparison(results: Results | Mapping[str, Any]) -> Figure:
 def trajectories(history: Sequence[Mapping[str, Any]], space: SearchSpace) -> Figure:
     """Mixture weights over the steps of one seed of a search, such as `SearchResult.history`."""
     rows, columns, _ = space.alphas_shape
-    lines = [line for line in history if "mixture" in line]
-    mixtures = np.array([line["mixture"] for line in lines])
-    mixtures = mixtures.reshape(len(lines), *space.mixture_shape)  # [T, L, H, K]
+    steps, logged = [], []
+    for line in history:
+        if "mixture" in line:
+            steps.append(line["step"])
+            logged.append(line["mixture"])
+    mixtures = np.array(logged).reshape(len(steps), *space.mixture_shape)  # [T, L, H, K]
     return weights(
-        [line["step"] for line in lines],
+        steps,
         mixtures[None, :, :rows, :columns],
-        [to_text(candidate) for candidate in space.candidates],
+        list(map(to_text, space.candidates)),
         space.granularity,
     )
 
@@ -92,16 +106,9 @@ def weights(
     for l, h in list(np.ndindex(rows, columns))[:PANELS]:
         title = _row_name(granularity, l, h)
         for s, t, k in np.ndindex(seeds, len(steps), len(candidates)):
-            weight = round(float(mixtures[s, t, l, h, k]), 4)
-            lines.append(
-                {
-                    "row": title,
-                    "seed": s,
-                    "step": steps[t],
-                    "attention": candidates[k],
-                    "weight": weight,
-                }
-            )
+            line = {"row": title, "seed": s, "step": steps[t], "attention": candidates[k]}
+            weight = round(float(mixtures[s, t, l, h, k]), 4)  # halves the file
+            lines.append(line | {"weight": weight})
     panel = charts.mixture_lines(candidates) | {"width": 150, "height": 110}
     return figure(faceted(panel, lines, "row", 4))
 
@@ -152,20 +159,21 @@ def matrices(
     return _heatmaps(cells, 5, lettered=True)
 
 
-def _cells(title: str, weights: np.ndarray, tokens: Sequence[str]) -> list[dict[str, Any]]:
+def _cells(title: str, weights: np.ndarray, tokens: Sequence[str]) -> list[Cell]:
     """The rows of one panel: weights over the largest."""
+    # Of an attention that takes nothing from anywhere the largest is 0.
     largest = max(float(np.abs(weights).max()), 1e-12)
     names = [f"{i} {token}" for i, token in enumerate(tokens)]
-    cells = []
+    cells: list[Cell] = []
     for q, k in np.ndindex(weights.shape):
         weight = round(float(weights[q, k]) / largest, 3)
         cells.append({"panel": title, "query": names[q], "key": names[k], "weight": weight})
     return cells
 
 
-def _heatmaps(cells: Sequence[Mapping[str, Any]], columns: int, *, lettered: bool) -> Figure:
+def _heatmaps(cells: Sequence[Cell], columns: int, *, lettered: bool) -> Figure:
     """A panel for each matrix."""
-    tokens = len({cell["key"] for cell in cells})
+    tokens = len({cell["key"] for cell in cells})  # named by number and text, so all differ
     # Cells of whole pixels leave no seams between them.
     side = {"step": max(1, round(PANEL / tokens))}
     panel = charts.heat(SIGNED, None) | {"width": side, "height": side}
@@ -216,18 +224,18 @@ def profile(measured: Profile) -> Figure:
     for measure in MEASURES:
         for model in models:
             value = measure.of(model)
-            if value:  # nothing measured, or no state to keep
-                rows.append(
-                    {
-                        "measure": measure.title,
-                        "model": model.name,
-                        "length": model.length,
-                        "value": value,
-                    }
-                )
-    names = list(dict.fromkeys(model.name for model in models))
+            if not value:  # nothing measured, or no state to keep
+                continue
+            row = {"measure": measure.title, "model": model.name}
+            rows.append(row | {"length": model.length, "value": value})
+    names: list[str] = []
+    lengths = set()
+    for model in models:
+        lengths.add(model.length)
+        if model.name not in names:
+            names.append(model.name)
     panel: Spec
-    if len({model.length for model in models}) > 1:
+    if len(lengths) > 1:
         panel = {
             "width": 220,
             "height": 200,
@@ -284,6 +292,7 @@ def growth(attentions: Sequence[Growth]) -> Figure:
         lines = {}
         for attention in attentions:
             values = zip(attention.lengths, getattr(attention, field), strict=True)
+            # A logarithmic axis has no place for 0.
             points = [(length, value) for length, value in values if value > 0]
             if points:
                 lines[attention.name] = points
@@ -294,28 +303,17 @@ def growth(attentions: Sequence[Growth]) -> Figure:
 def _growth_panel(lines: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Spec:
     """Lines by name on logarithmic axes, with their names to the right."""
     names = list(lines)
-    lengths = sorted({length for points in lines.values() for length, _ in points})
-    values = [value for points in lines.values() for _, value in points]
-    low, high = min(values), max(values)
-    margin = lengths[-1] * 1.3
     rows = []
+    present, values = set(), []
     for name, points in lines.items():
         for length, value in points:
             rows.append({"attention": name, "length": length, "value": value})
-    ends = {name: points[-1] for name, points in lines.items()}
-    labels = []
-    for name, height in spread_out({n: y for n, (_, y) in ends.items()}, low, high).items():
-        length, value = ends[name]
-        labels.append(
-            {
-                "attention": name,
-                "label": name if len(name) < 36 else f"{name.split('(')[0]}(...)",
-                "length": length,
-                "value": value,
-                "beside": margin,
-                "height": height,
-            }
-        )
+            present.add(length)
+            values.append(value)
+    lengths = sorted(present)
+    low, high = min(values), max(values)
+    margin = lengths[-1] * 1.3  # where the names begin
+    labels = _labels(lines, low, high, margin)
     x = {"type": "log", "domain": [lengths[0], margin], "nice": False}
     y = {"type": "log", "domain": [low, high], "nice": False}
     look = {
@@ -356,6 +354,29 @@ def _growth_panel(lines: Mapping[str, Sequence[tuple[int, float]]], title: str) 
     }
 
 
+def _labels(
+    lines: Mapping[str, Sequence[tuple[int, float]]], low: float, high: float, margin: float
+) -> list[dict[str, str | float]]:
+    """The names of lines, apart from each other, and where the lines end that they belong to."""
+    ends = {}
+    for name, points in lines.items():
+        _, ends[name] = points[-1]
+    labels = []
+    for name, height in spread_out(ends, low, high).items():
+        length, value = lines[name][-1]
+        label: dict[str, str | float] = {"attention": name, "label": _shortened(name)}
+        label |= {"length": length, "value": value, "beside": margin, "height": height}
+        labels.append(label)
+    return labels
+
+
+def _shortened(name: str) -> str:
+    """An attention without its options, where these are long."""
+    if len(name) < 36:
+        return name
+    return f"{name.split('(')[0]}(...)"
+
+
 def spread_out(values: Mapping[str, float], low: float, high: float) -> dict[str, float]:
     """Near each value, on a logarithmic axis, a height that is apart from all others.
 
@@ -375,6 +396,7 @@ def spread_out(values: Mapping[str, float], low: float, high: float) -> dict[str
     for i in range(len(heights)):
         above = len(heights) - 1 - i
         heights[i] = min(heights[i], 1 - gap * above)
-    return {
-        name: low * math.exp(height * span) for name, height in zip(names, heights, strict=True)
-    }
+    spread = {}
+    for name, height in zip(names, heights, strict=True):
+        spread[name] = low * math.exp(height * span)
+    return spread

@@ -102,9 +102,11 @@ class Settings:
     @property
     def places(self) -> tuple[int, int]:
         """`(1 or L, 1 or H)`: rows and columns of the architecture weights."""
-        rows = 1 if self.granularity == "model" else self.layers
-        columns = self.heads if self.granularity == "head" else 1
-        return rows, columns
+        if self.granularity == "model":
+            return 1, 1
+        if self.granularity == "layer":
+            return self.layers, 1
+        return self.layers, self.heads
 
 
 @dataclass(frozen=True)
@@ -183,25 +185,32 @@ def read(path: str | Path) -> Reading:
     """
     path = Path(path)
     settings = settings_of(path)
+    layers = None
     genotype = record(GenotypeRecord, path / "genotype.json")
+    if genotype is not None:
+        layers = genotype.layers
     results = record(Results, path / "results.json") or Results(task=settings.task)
     search = record(SearchRecord, path / "search/alphas.json")
-    candidates = settings.candidates if search is None else search.candidates
+    candidates = settings.candidates
+    if search is not None:
+        candidates = search.candidates
     logs = _logs(path)
     names = _baseline_names(candidates, results)
     curves: list[Curve] = []
     for log in logs:
         training = _training_of(log.parent.relative_to(path), names)
         curves += _curves(log, training)
+    # The page holds every point, so many curves leave fewer points to each.
     most = max(POINTS // max(len(curves), 1), FEWEST)
+    thinned_curves = [_thinned_curve(curve, most) for curve in curves]
     return Reading(
         path=path,
         settings=settings,
         results=results,
-        genotype=None if genotype is None else genotype.layers,
+        genotype=layers,
         search=search,
         trajectory=_trajectory(path, settings, logs),
-        curves=tuple(_thinned_curve(curve, most) for curve in curves),
+        curves=tuple(thinned_curves),
         profile=record(Profile, path / "profile.json"),
         front=record(Front, path / "pareto.json"),
         attention=record(AttentionMaps, path / "attention.json"),
@@ -304,6 +313,7 @@ def thinned(points: Sequence[tuple[int, float]], most: int) -> tuple[tuple[int, 
     """
     if len(points) <= most:
         return tuple(points)
+    # Not every so many points: that would leave out the spikes, which are what to look for.
     keep = {0, len(points) - 1}
     values = np.array([value for _, value in points], np.float64)
     edges = np.linspace(0, len(points), max(most // 2, 1) + 1).astype(int)
@@ -317,6 +327,7 @@ def thinned(points: Sequence[tuple[int, float]], most: int) -> tuple[tuple[int, 
 def _trajectory(path: Path, settings: Settings, logs: Sequence[Path]) -> Trajectory | None:
     """The mixtures that a search logged, at evenly spaced steps."""
     rows, columns = settings.places
+    # A search of many heads and candidates is read at fewer steps, yet never at fewer than 12.
     size = rows * columns * len(settings.candidates) * len(settings.search_seeds)
     most = int(np.clip(WEIGHTS // size, 12, 400))
     weights: list[np.ndarray] = []  # for each seed [T, rows, columns, K]
@@ -326,18 +337,24 @@ def _trajectory(path: Path, settings: Settings, logs: Sequence[Path]) -> Traject
     for log in logs:
         if log.relative_to(path).parts[0] != "search":
             continue
-        lines = [(line["step"], start) for line, start in heads(log) if start is not None]
+        lines = []
+        for line, start in heads(log):
+            if start is not None:
+                lines.append((line["step"], start))
         if not lines:
             continue
         count = min(len(lines), most)
         numbers = np.unique(np.linspace(0, len(lines) - 1, count).round().astype(int))
-        kept = [lines[number] for number in numbers]
-        log_steps = [step for step, _ in kept]
+        log_steps, starts = [], []
+        for number in numbers:
+            step, start = lines[number]
+            log_steps.append(step)
+            starts.append(start)
         if not weights:
             logged, steps = len(lines), log_steps
         elif log_steps != steps:
             break  # a seed that is not as far as the first yet
-        mixtures = _mixtures(log, [start for _, start in kept])
+        mixtures = _mixtures(log, starts)
         weights += list(mixtures[:, :, :rows, :columns])
         seeds += _seeds_of(log, settings, len(mixtures))
     if not weights:
@@ -352,6 +369,7 @@ def _mixtures(log: Path, starts: Sequence[int]) -> np.ndarray:
         for start in starts:
             handle.seek(start)
             line = json.loads(handle.readline())
+            # A log of several seeds has a mixture for each of them.
             seeds = line.get("mixtures") or [line["mixture"]]
             steps.append(np.array(seeds, np.float32))
     return np.stack(steps, 1)
@@ -371,8 +389,12 @@ def describe(layers: Sequence[Sequence[str]]) -> str:
     text = in_words(layers)
     if len(text) <= LONG:
         return text
-    counts = Counter(attention for heads in layers for attention in heads)
+    counts: Counter[str] = Counter()
+    for heads in layers:
+        counts.update(heads)
     parts = [f"{attention} in {count}" for attention, count in counts.most_common(FREQUENT)]
-    more = "..." if len(counts) > FREQUENT else ""
+    listed = ", ".join(parts)
+    if len(counts) > FREQUENT:
+        listed += "..."
     size = f"{len(layers)} layers of {len(layers[0])} heads"
-    return f"a mixed genotype of {size} ({', '.join(parts)}{more})"
+    return f"a mixed genotype of {size} ({listed})"

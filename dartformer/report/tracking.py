@@ -1,6 +1,6 @@
 """The result of a run, for TensorBoard and the trackers of `log.trackers`."""
 
-from typing import Any
+from collections.abc import Mapping
 
 from dartformer import config as configs
 from dartformer.report import plots
@@ -38,14 +38,15 @@ def scores(results: Results) -> dict[str, float]:
         "flops": found.flops,
     }
     for number, (name, baseline) in enumerate((results.baselines or {}).items()):
+        # By number: the text of an attention holds signs that trackers do not take in a name.
         kind = name.split(".")[0]
         values[f"baseline_{kind}_{number}_test_{metric}"] = baseline.test.mean
     return values
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flat(config: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
     """The fields of a nested config by their dotted names."""
-    pairs: list[tuple[str, Any]] = []
+    pairs: list[tuple[str, object]] = []
     for name, value in config.items():
         if isinstance(value, dict):
             pairs += flat(value, f"{prefix}{name}.")
