@@ -349,7 +349,7 @@ def _profile_finished(session: Session) -> bool:
         return False
     genotype = _genotype(session)
     if profile.identity is None:
-        # Written by version 0.1.0.
+        # Written before profiles had an identity.
         layers = GenotypeRecord.from_dict(genotype.to_dict()).layers
         return any(model.name == "found" and model.genotype == layers for model in profile.models)
     return not different(profile.identity, study.model_identity(genotype))

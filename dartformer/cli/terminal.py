@@ -46,7 +46,7 @@ def show(verb: str, data: Mapping[str, Any], workdir: Path) -> None:
     """The closing words of a verb, on standard output."""
     # rich would color every number it sees in a sentence.
     console = Console(highlight=False)
-    plain = jsonable(data)
+    plain = jsonable(data)  # lists for tuples and arrays, as in the files that records read
     if verb in ("run", "evaluate"):
         _show_results(console, Results.from_dict(plain), workdir)
     elif verb == "derive":

@@ -59,7 +59,7 @@ def _no_budget(config: Config) -> str | None:
 
 
 def _no_kept_branches(config: Config) -> str | None:
-    if config.search.remat:
+    if config.search.remat:  # the default, which fits every strategy
         return None
     return strategies.remat_refusal(config.search.strategy.built)
 
@@ -195,6 +195,7 @@ def check(config: Config) -> None:
 
 
 def _check_shape(config: Config) -> None:
+    # A conflict may be a mere `True`, whose sentence has no place for a reason.
     for rule in RULES:
         reason = rule.conflict(config)
         if reason:
@@ -204,6 +205,7 @@ def _check_shape(config: Config) -> None:
 
 def _check_parts(config: Config) -> None:
     """What attentions, strategies, derivations and the supernet check of the rest themselves."""
+    # After the rules, whose sentences name the fields of both sides.
     space, sizes, strategy = config.search_space, config.transformer, config.search.strategy.built
     for candidate in space.candidates:
         require(

@@ -39,7 +39,10 @@ def stream(served: Served, lines: Iterable[str], batch: int = 64) -> Iterator[di
     while chunk := list(itertools.islice(numbered, batch)):
         read = [_read(served, number, line) for number, line in chunk]
         # A line with an error must not keep the lines around it from being answered.
-        documents = [line.document for line in read if not line.error]
+        documents = []
+        for line in read:
+            if not line.error:
+                documents.append(line.document)
         answers = iter(served(documents))
         for line in read:
             if line.error:
@@ -71,6 +74,7 @@ def _read(served: Served, number: int, text: str) -> Line:
     try:
         document = _document(served, fields)
         served.arrays([document])  # raises for what the model cannot read
+    # The line may hold anything: a number for a list, a list within a list.
     except (InputError, TypeError, ValueError) as error:
         return Line({**fields, "line": number}, None, f"line {number}: {error}")
     return Line(fields, document)

@@ -59,6 +59,7 @@ def push(
             f"a model on the hub is named owner/name, of letters, digits, '.', '_' and '-'; "
             f"got {repo!r}."
         )
+    # Verified in a dry run, too: it says what an upload would do.
     names = [*checksums.verify(folder), checksums.CHECKSUMS]
     sizes = {}
     for name in sorted(names):
@@ -80,7 +81,7 @@ def _upload(folder: Path, upload: Upload, names: list[str]) -> str:
     """Send the files; returns the hub's commit."""
     if importlib.util.find_spec("huggingface_hub") is None:
         raise InputError("push needs huggingface_hub. Install it: pip install 'dartformer[hub]'.")
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi  # an extra, which may be missing
 
     api = HfApi()
     try:
@@ -88,7 +89,7 @@ def _upload(folder: Path, upload: Upload, names: list[str]) -> str:
         commit = api.upload_folder(
             repo_id=upload.repo,
             folder_path=folder,
-            allow_patterns=names,
+            allow_patterns=names,  # nothing that was put into the folder since
             repo_type="model",
             commit_message="Model exported by dartformer",
         )

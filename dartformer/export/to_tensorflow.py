@@ -41,7 +41,7 @@ def write(net: Network, model: Model, folder: Path) -> None:
     """
     tf = _tensorflow()
     weights = jax.tree.map(np.asarray, model.weights)
-    (batch,) = jax_export.symbolic_shape("b")
+    (batch,) = jax_export.symbolic_shape("b")  # any batch, but N of the model alone
     tokens, valid = model.shape.blank(batch)
     function = jax.jit(lambda tokens, valid: net.apply(weights, tokens, valid))
     exported = jax_export.export(function, platforms=("cpu", "cuda", "tpu"))(tokens, valid)
@@ -66,6 +66,7 @@ def write(net: Network, model: Model, folder: Path) -> None:
         )
         return {"logits": logits}
 
+    # Not traced by autograph: the function is one operation.
     module = tf.Module()
     module.call = tf.function(call, autograph=False, input_signature=signature)
     tf.saved_model.save(module, str(folder / FOLDER), signatures={"serving_default": module.call})

@@ -69,6 +69,7 @@ Group = tuple[list[int], str, Options]
 
 def source(model: Model) -> str:
     """The text of `model_torch.py`; raises `InputError` for what the template does not know."""
+    # First, as an attention that the template does not know is the likeliest obstacle.
     layers = [_groups(model, layer) for layer in range(model.shape.layers)]
     if model.shape.dtype != "float32":
         raise InputError(
@@ -141,8 +142,11 @@ def _without(text: str, names: set[str]) -> str:
     """The template without the attentions that are not used."""
     lines = text.splitlines(keepends=True)
     # `parallel` is no function of the template: its members are.
-    kept = [name for name in KNOWN if name not in names and name != "parallel"]
-    entries = ", ".join(f"{name!r}: {name}" for name in kept)
+    kept = []
+    for name in KNOWN:
+        if name not in names and name != "parallel":
+            kept.append(f"{name!r}: {name}")
+    entries = ", ".join(kept)
     # From the end, so that what is deleted moves no line that is still to be handled.
     for node in reversed(ast.parse(text).body):
         end = node.end_lineno or node.lineno

@@ -64,6 +64,7 @@ def export(
         express the model.
     """
     folder = Path(folder)
+    # Before the model is written, which may take a minute.
     _formats.check(formats)
     if folder.exists() and any(folder.iterdir()) and not (folder / checksums.CHECKSUMS).exists():
         raise InputError(f"{folder} holds other files. Export to a new or an empty folder.")
@@ -112,7 +113,7 @@ def _write(model: Model, folder: Path, results: Results | None, formats: Sequenc
 def _write_header(model: Model, folder: Path, program: Program, formats: Sequence[str]) -> None:
     """`config.json`: the config, and what else a reader needs."""
     config = configs.to_dict(model.config)
-    config["model"]["kernel"] = "auto"
+    config["model"]["kernel"] = "auto"  # as in the program: the other machine may lack it
     header = {
         "format": FORMAT,
         "dartformer": __version__,

@@ -47,7 +47,7 @@ def comparison(scores: Sequence[Score], metric: Metric) -> Chart:
         rows.append((score.model, "mean", None, metric.number(score.mean)))
         for seed, value in score.per_seed.items():
             rows.append((score.model, "seed", seed, metric.number(value)))
-    order = [score.model for score in scores]
+    order = [score.model for score in scores]  # not that of the alphabet, which is Vega's
     y = category("model", sort=order, title=None, axis={"labelLimit": 220})
     x = quantity("value", score_title(metric))
     is_found = f"datum.model == '{FOUND}'"
@@ -57,6 +57,7 @@ def comparison(scores: Sequence[Score], metric: Metric) -> Chart:
         "mark": {"type": "bar", **TOOLTIP},
         "encoding": {"y": y, "x": x, "color": bar_color},
     }
+    # Dark with a light edge, to be seen on the bar as well as beyond it.
     dot = {"filled": True, "size": 34, "color": "#111827", "stroke": "#ffffff", "opacity": 1}
     dots = {
         "transform": [{"filter": "datum.kind == 'seed'"}],
@@ -127,7 +128,7 @@ def frontier(points: Sequence[tuple[float, float]], higher: bool) -> list[int]:
 def accuracy_cost(models: Sequence[Priced], metric: Metric) -> Chart | None:
     """Score over cost with the Pareto front; None where no cost is known of two models."""
     rows: list[tuple[str, str, float, float, bool]] = []
-    measures = []
+    measures = []  # of the select box: costs that two models have
     for measure in _measures(models):
         priced = _priced_rows(models, measure, metric)
         if priced:
@@ -138,13 +139,14 @@ def accuracy_cost(models: Sequence[Priced], metric: Metric) -> Chart | None:
     x = quantity(
         "cost",
         "cost",
-        scale={"zero": False, "padding": 40},
+        scale={"zero": False, "padding": 40},  # room for the names of the outermost points
         axis=COMPACT | {"tickCount": 5},
     )
     y = quantity("score", score_title(metric), scale={"zero": False, "padding": 22})
     kinds = [FOUND, "other"]
     tone = category("kind", legend=None, scale={"domain": kinds, "range": [ACCENT, NEUTRAL]})
     shape = category("kind", legend=None, scale={"domain": kinds, "range": ["diamond", "circle"]})
+    # In steps: between two points of the front the cheaper one is the best there is.
     front = {
         "transform": [{"filter": "datum.front"}],
         "mark": {"type": "line", "interpolate": "step-after", "color": ALERT, "strokeDash": [5, 4]},
@@ -201,18 +203,19 @@ def _priced_rows(
     models: Sequence[Priced], measure: str, metric: Metric
 ) -> list[tuple[str, str, float, float, bool]]:
     """A row for each model with this cost; none where it is known of one model alone."""
-    priced = []
+    names: list[str] = []
+    points: list[tuple[float, float]] = []
     for model in models:
         cost = model.costs.get(measure)
         if cost is not None:
-            priced.append((model.model, cost, model.score))
-    if len(priced) < 2:
+            names.append(model.model)
+            points.append((cost, model.score))
+    if len(points) < 2:  # one point compares nothing
         return []
-    points = [(cost, score) for _, cost, score in priced]
     front = frontier(points, metric.higher)
     rows = []
-    for i, (name, cost, score) in enumerate(priced):
-        rows.append((measure, name, cost, metric.number(score), i in front))
+    for i, (cost, score) in enumerate(points):
+        rows.append((measure, names[i], cost, metric.number(score), i in front))
     return rows
 
 
@@ -268,10 +271,11 @@ def pareto(front: Front) -> Chart:
     elif isinstance(limit, int | float):
         note += f" The budget, {limit:,.6g}, is far to the right."
     chosen = []
+    on_front = 0
     for point in front.points:
+        on_front += point.front
         if point.chosen:
             chosen.append(f"{point.cost:.4g} with {point.score:.3f}")
-    on_front = sum(point.front for point in front.points)
     return Chart(
         "pareto",
         "The space within a budget",
@@ -330,7 +334,9 @@ def curves(logged: Sequence[Curve]) -> Chart | None:
             rows.append((FIELDS[curve.field], curve.model, seed, step, rounded))
     if not present:
         return None
+    # Colors go by this order, so the found model always has the first.
     models = sorted(present_models, key=_found_and_search_first)
+    # In the order of `FIELDS`: the first is drawn until the reader chooses another.
     numbers = [title for field, title in FIELDS.items() if field in present]
     note = "One line for each seed."
     if len(rows) < points:
@@ -338,6 +344,7 @@ def curves(logged: Sequence[Curve]) -> Chart | None:
             f" {len(rows):,} of {points:,} logged points are drawn, the lowest and highest of "
             f"each stretch among them; metrics.jsonl has them all."
         )
+    # `detail` draws a line for each seed, in the color of its model.
     encoding = {
         "x": quantity("step", "step"),
         "y": quantity("value", None, scale={"zero": False}),
@@ -389,7 +396,7 @@ def trajectories(trajectory: Trajectory, candidates: Sequence[str]) -> Chart:
         "layer": [mixture_lines(candidates), now],
     }
     _, steps, rows, columns, _ = trajectory.weights.shape
-    last = trajectory.weights[0, -1]
+    last = trajectory.weights[0, -1]  # of the first seed, [rows, columns, K]
     largest = []
     # A few of them, as a sentence for a screen reader must be short.
     for row in range(min(rows, 3)):
@@ -475,10 +482,11 @@ def layers(profile: Profile) -> Chart | None:
     if not rows:
         return None
     models: list[str] = []
+    count = 0
     for model in profile.models:
+        count = max(count, len(model.layers))
         if model.layers and model.name not in models:
             models.append(model.name)
-    count = max(len(model.layers) for model in profile.models)
     return Chart(
         "cost_per_layer",
         "Cost of each layer",

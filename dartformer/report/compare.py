@@ -162,7 +162,7 @@ def compare(paths: Sequence[str | Path]) -> Compared:
     if len(measures) > 1:
         names = ", ".join(sorted(measures))
         raise InputError(f"these runs cannot be compared: they are scored by {names}.")
-    measure = metric.ACCURACY
+    measure = metric.ACCURACY  # of runs that are not evaluated yet, for headings
     if measures:
         measure = metric.find(measures.pop())
     runs = [entry(name, reading) for name, reading in readings.items()]
@@ -204,6 +204,7 @@ def pair(a: str, b: str, readings: Mapping[str, Reading], measure: Metric) -> Pa
     if ours.genotype is not None and theirs.genotype is not None:
         genotypes = differences(ours.genotype, theirs.genotype)
     obstacle = _obstacle(a, b, ours, theirs)
+    # Genotypes are compared all the same: they need no scores.
     if obstacle:
         return Pair(a, b, obstacle, obstacle, None, genotypes, False)
     seeds, by_seeds = over_seeds(a, b, ours, theirs, measure)
@@ -224,6 +225,7 @@ def _obstacle(a: str, b: str, ours: Reading, theirs: Reading) -> str:
             missing.append(name)
     if missing:
         return f"not evaluated yet: {', '.join(missing)}"
+    # The same task may have been read from a folder whose files changed.
     changed = different(ours.results.identity or {}, theirs.results.identity or {})
     if "data" in changed:
         return "trained on different data, which allows no comparison"
@@ -272,7 +274,7 @@ def over_examples(
         kept[name] = scores
     score = kept[a].score
     numbers = statistics.paired_bootstrap(kept[a].array(FOUND), kept[b].array(FOUND), SAMPLES)
-    bootstrap = Bootstrap(*numbers)
+    bootstrap = Bootstrap(*numbers)  # paired: example by example, which is far sharper
     outcome = "undecided"
     if bootstrap.significant:
         # Of a score such as bits per character the lower one is better.
@@ -286,6 +288,7 @@ def over_examples(
         unit = " points"
     if score != measure.name:
         score_name = f" in {score}"
+    # The bootstrap cannot tell a smaller p from this one.
     sign = "="
     if bootstrap.p <= 1 / SAMPLES:
         sign = "<"
@@ -382,7 +385,7 @@ def _charts(compared: Compared, readings: Mapping[str, Reading]) -> dict[str, Ch
         for curve in reading.curves:
             if curve.model in titles:  # baselines would hide the runs themselves
                 curves.append(replace(curve, model=titles[curve.model]))
-    described = [charts.curves(curves)]
+    described = [charts.curves(curves)]  # which a run has long before scores
     if scores:
         described.append(charts.comparison(scores, compared.measure))
         described.append(charts.accuracy_cost(priced, compared.measure))
@@ -409,6 +412,7 @@ def headline(compared: Compared) -> str:
     """The run with the best mean, and whether it differs significantly from the next."""
     measure = compared.measure
     scored = [run for run in compared.runs if run.test is not None]
+    # Sorting keeps the order of the command line among equals.
     scored.sort(key=lambda run: run.test or 0.0, reverse=measure.higher)
     if len(scored) < 2:
         return "Fewer than two of these runs are evaluated, so there is nothing to compare yet."
@@ -423,6 +427,7 @@ def headline(compared: Compared) -> str:
         f"{measure.text(second.test)} for {second.run})"
     )
     names = {best.run, second.run}
+    # The best is first here, but the pair may name them in the order of the command line.
     for two in compared.pairs:
         if {two.a, two.b} == names and two.significant:
             return f"{text}, and the difference is significant."

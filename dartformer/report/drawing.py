@@ -105,7 +105,10 @@ class Drawing:
 
     def entry(self, attention: str) -> Entry:
         """The entry of the legend for an attention."""
-        return next(entry for entry in self.legend if entry.name == attention)
+        for entry in self.legend:
+            if entry.name == attention:
+                return entry
+        raise KeyError(attention)
 
 
 def draw(layers: Sequence[Sequence[str]], candidates: Sequence[str] = ()) -> Drawing:

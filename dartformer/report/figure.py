@@ -30,7 +30,7 @@ NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 ends the whole process where it meets one."""
 
 LOOKS: Spec = {
-    "aria": False,
+    "aria": False,  # attributes that viewers of files ignore
     "background": "white",
     "font": "sans-serif",
     "lineBreak": "\n",
@@ -68,7 +68,7 @@ class Figure:
             path.write_bytes(self.encoded(path.suffix.removeprefix(".").lower()))
         except OSError as error:
             raise InputError(f"cannot draw to {file}: {error.strerror}.") from None
-        except KeyError:
+        except KeyError:  # of `encoded`
             endings = ", ".join(f".{kind}" for kind in KINDS)
             raise InputError(f"cannot draw to {file}: its ending must be {endings}.") from None
 
@@ -84,6 +84,7 @@ class Figure:
 
     def pixels(self) -> np.ndarray:
         """`[height, width, 3]` of uint8."""
+        # Trackers take pictures without transparency.
         picture = Image.open(io.BytesIO(self.encoded("png"))).convert("RGB")
         return np.ascontiguousarray(picture)
 
@@ -136,6 +137,7 @@ def alone(
         if chosen.items() <= row.items():
             rows.append(row)
     spec = copy.deepcopy(chart.spec)  # whose axes are given titles below
+    # On the page the select box says what an axis shows; a file has none.
     for choice in chart.choices:
         if choice.axis and choice.column in chosen:
             _entitle(spec, choice.axis, chosen[choice.column])

@@ -46,6 +46,7 @@ def _costs(chart: Chart | None) -> dict[str, Figure]:
     drawn = {}
     (choice,) = chart.choices
     for measure in choice.options:
+        # The name of a file: "latency, ms" is "latency".
         quantity = measure.split(",")[0].replace(" ", "_").replace("'", "")
         drawn[f"cost_{quantity}"] = alone(chart, {"measure": measure})
     return drawn
@@ -58,6 +59,7 @@ def _curves(reading: Reading) -> dict[str, Figure]:
         return {}
     drawn = {}
     (choice,) = chart.choices
+    # Not every number that has a curve: these two are what a paper shows.
     for field in ("loss", f"valid_{reading.metric.name}"):
         number = charts.FIELDS[field]
         if number in choice.options:
@@ -70,7 +72,7 @@ def save(path: str | Path, kind: str) -> list[Path]:
     if kind not in KINDS:
         raise unknown("--figures", kind, KINDS)
     folder = Path(path) / "figures"
-    drawn = figures(read(path))
+    drawn = figures(read(path))  # before the folder is made: it may be no workdir
     folder.mkdir(exist_ok=True)
     files = []
     for name, figure in drawn.items():

@@ -73,6 +73,7 @@ def _trained(results: Results) -> dict[str, ModelScores]:
     """The models that were trained, by name."""
     trained = {}
     for name, model in results.models.items():
+        # The majority class is a rule, with neither a genotype nor a cost.
         if isinstance(model, ModelScores):
             trained[name] = model
     return trained
@@ -91,7 +92,7 @@ def _profiles(reading: Reading) -> dict[Layers, ModelProfile]:
 
 def _costs(model: ModelScores, profile: ModelProfile | None) -> dict[str, float | None]:
     """The costs of a model, in the words of the axis that shows them."""
-    latency = memory = None
+    latency = memory = None  # which are known of models that were profiled
     if profile is not None:
         memory = profile.attention_activation_bytes
         if profile.latency_seconds is not None:

@@ -89,6 +89,7 @@ def refresh(path: str | Path) -> None:
     try:
         report(path)
     except Exception as error:
+        # In one line, however the error was written: it stands among those of a training.
         reason = " ".join(str(error).split())[:300]
         say(f"report.html was not refreshed: {type(error).__name__}: {reason}")
 
@@ -101,8 +102,9 @@ def render(reading: Reading, *, live: bool = False) -> str:
     short = "no genotype yet"
     if reading.genotype is not None:
         drawing = draw(reading.genotype, reading.candidates)
-        short = describe(reading.genotype)[:80]
+        short = describe(reading.genotype)[:80]  # the title of a browser's tab
     findings = diagnostics(reading)
+    # A file of a stage that is still to come has no link.
     links = []
     for file, content in LINKS.items():
         if (reading.path / file).exists():
@@ -176,9 +178,10 @@ def figures(reading: Reading) -> tuple[dict[str, Chart], dict[str, object]]:
         drawn.append(charts.pareto(reading.front))
     if reading.trajectory is not None:
         drawn.append(charts.trajectories(reading.trajectory, reading.candidates))
+        # Packed: as rows of a chart they would be most of the page.
         extra["trajectories"] = charts.packed(reading.trajectory, reading.candidates)
         rows, columns = reading.settings.places
-        if rows * columns > 1:
+        if rows * columns > 1:  # of one mixture the lines say it all
             drawn.append(charts.winners(rows, reading.candidates))
     drawn.append(charts.curves(reading.curves))
     if reading.profile is not None:
@@ -223,6 +226,7 @@ def table(reading: Reading) -> list[Row]:
     rows = []
     for name, model in reading.results.models.items():
         test = Cell(measure.text(model.test.mean), model.test.mean)
+        # The majority class has a score on test and nothing else.
         cells = [Cell(name, name), test, EMPTY, EMPTY, EMPTY, EMPTY]
         if isinstance(model, ModelScores):
             if finite(model.test.spread):  # which one seed does not have
@@ -248,7 +252,7 @@ def stages(reading: Reading) -> list[Stage]:
     searched = 0
     baselines = []
     for (model, _), step in steps.items():
-        if model == SEARCH:
+        if model == SEARCH:  # whose seeds may have a log each
             searched = max(searched, step)
         elif model != FOUND:
             baselines.append(step)

@@ -103,6 +103,7 @@ def weights(
     """Mixtures `[S, T, 1 or L, 1 or H, K]` over steps `[T]`, a panel for each of their rows."""
     seeds, _, rows, columns, _ = mixtures.shape
     lines = []
+    # [0, 0], [0, 1], ...: of a large model the first layers have panels.
     for l, h in list(np.ndindex(rows, columns))[:PANELS]:
         title = _row_name(granularity, l, h)
         for s, t, k in np.ndindex(seeds, len(steps), len(candidates)):
@@ -133,7 +134,7 @@ def attention_maps(maps: AttentionMaps, example: MapExample) -> Figure:
     for l, layer in enumerate(maps.layers[: MAPS[0]]):
         for h, head in enumerate(maps.heads[: MAPS[1]]):
             cells += _cells(f"layer {layer}, head {head}", arrays[l, h], example.tokens)
-    columns = min(len(maps.heads), MAPS[1])
+    columns = min(len(maps.heads), MAPS[1])  # a row of panels for each layer
     return _heatmaps(cells, columns, lettered=len(example.tokens) <= LETTERED)
 
 
@@ -152,7 +153,7 @@ def matrices(
     example = Example.of(text, seed)
     cells = []
     for attention in attentions:
-        # A long name may be broken after its first parenthesis.
+        # A long name may be broken after its first parenthesis, where `fill` needs a space.
         name = to_text(attention).replace("(", "( ", 1)
         title = textwrap.fill(name, 34).replace("( ", "(")
         cells += _cells(title, matrix(attention, example, causal=causal), text)
@@ -236,6 +237,7 @@ def profile(measured: Profile) -> Figure:
             names.append(model.name)
     panel: Spec
     if len(lengths) > 1:
+        # Over lengths costs grow as powers, which are straight lines on logarithmic axes.
         panel = {
             "width": 220,
             "height": 200,
@@ -261,6 +263,7 @@ def profile(measured: Profile) -> Figure:
         separate = ["x"]
     where = f"{measured.device}; batch {measured.batch}, {measured.phase}"
     title = {"text": where, "fontSize": 11, "fontWeight": 400, "color": NEUTRAL}
+    # Each measure has its own unit, so panels share the other axis alone.
     panels = faceted(panel, rows, "measure", len(MEASURES), independent=separate)
     return figure({"title": title, **panels})
 
@@ -297,6 +300,7 @@ def growth(attentions: Sequence[Growth]) -> Figure:
             if points:
                 lines[attention.name] = points
         panels.append(_growth_panel(lines, title))
+    # An attention without a number in a panel must not take a color there.
     return figure({"hconcat": panels, "resolve": {"scale": {"color": "independent"}}})
 
 
@@ -384,8 +388,8 @@ def spread_out(values: Mapping[str, float], low: float, high: float) -> dict[str
       values: by name, between `low` and `high`, the ends of the axis.
     """
     names = sorted(values, key=lambda name: values[name])
-    gap = 1 / max(len(names), 36)
-    span = math.log(high / low) or 1.0
+    gap = 1 / max(len(names), 36)  # the height of a name, or less where there are many
+    span = math.log(high / low) or 1.0  # of equal values any span will do
     heights: list[float] = []  # shares of the axis
     for name in names:
         height = math.log(values[name] / low) / span

@@ -33,7 +33,7 @@ def noted(folder: Path, verb: str) -> Iterator[None]:
         state="running",
     )
     earlier = read(folder)
-    started = time.monotonic()
+    started = time.monotonic()  # which no change of the clock disturbs
 
     def write(state: str, why: str | None = None) -> None:
         ended = replace(invocation, state=state, why=why)
@@ -42,6 +42,7 @@ def noted(folder: Path, verb: str) -> Iterator[None]:
         runs = (*earlier, ended)[-KEPT:]
         write_json(folder / FILE, Provenance(runs).to_dict())
 
+    # At the beginning, too: a process that is killed leaves no other note.
     write("running")
     try:
         yield
@@ -63,7 +64,7 @@ def read(folder: Path) -> tuple[Invocation, ...]:
 
 def command() -> str:
     """What was typed; of a script only its name, which is all that can be known."""
-    name = "python"
+    name = "python"  # of a notebook or an interpreter
     if sys.argv and sys.argv[0]:
         name = Path(sys.argv[0]).name
     if name in ("__main__.py", "dartformer"):

@@ -189,6 +189,7 @@ def read(path: str | Path) -> Reading:
     genotype = record(GenotypeRecord, path / "genotype.json")
     if genotype is not None:
         layers = genotype.layers
+    # Before evaluation all results are missing, which is what an empty record says.
     results = record(Results, path / "results.json") or Results(task=settings.task)
     search = record(SearchRecord, path / "search/alphas.json")
     candidates = settings.candidates
@@ -224,6 +225,7 @@ def settings_of(path: Path) -> Settings:
     if not file.is_file():
         raise InputError(f"{path} is not a workdir: it has no config.json.")
     config = read_json(file)
+    # Many programs write a config.json, an export of this one among them.
     if not isinstance(config, dict) or not config.keys() >= SECTIONS:
         raise InputError(f"{path} is not a workdir: dartformer did not write its config.json.")
     return Settings.of(config)
@@ -250,6 +252,7 @@ def _logs(path: Path) -> list[Path]:
 
 def _baseline_names(candidates: Sequence[str], results: Results) -> dict[str, str]:
     """The names of baselines by their folders, also of those that are not evaluated yet."""
+    # `results.json` is written last, and a page is read while baselines are trained.
     names = [f"homogeneous.{candidate}" for candidate in candidates]
     names += results.baselines or ()
     return {baseline_folder(name): name for name in names}
@@ -257,7 +260,7 @@ def _baseline_names(candidates: Sequence[str], results: Results) -> dict[str, st
 
 def _training_of(folder: Path, names: dict[str, str]) -> Training:
     """("found", 0) for `retrain/seed0`, and so on."""
-    seed = None
+    seed = None  # several seeds in one log
     if folder.name.startswith("seed"):
         seed = int(folder.name.removeprefix("seed"))
     if folder.parts[0] == "search":
@@ -343,18 +346,19 @@ def _trajectory(path: Path, settings: Settings, logs: Sequence[Path]) -> Traject
                 lines.append((line["step"], start))
         if not lines:
             continue
-        count = min(len(lines), most)
+        count = min(len(lines), most)  # the first and the last among them
         numbers = np.unique(np.linspace(0, len(lines) - 1, count).round().astype(int))
         log_steps, starts = [], []
         for number in numbers:
             step, start = lines[number]
             log_steps.append(step)
             starts.append(start)
+        # The seeds of a trajectory share its steps: those of the first log.
         if not weights:
             logged, steps = len(lines), log_steps
         elif log_steps != steps:
             break  # a seed that is not as far as the first yet
-        mixtures = _mixtures(log, starts)
+        mixtures = _mixtures(log, starts)  # [S, T, L, H, K]
         weights += list(mixtures[:, :, :rows, :columns])
         seeds += _seeds_of(log, settings, len(mixtures))
     if not weights:

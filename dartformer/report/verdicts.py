@@ -33,6 +33,7 @@ def scored(results: Results, genotype: Layers | None = None) -> str:
     if finite(test.spread):
         text += f", spread {measure.gap(test.spread)}"
     text += ")"
+    # Beside the score, as 90% says little where 90% of the examples are of one class.
     majority = (results.baselines or {}).get("majority")
     if majority is not None:
         text += f"; the majority class scores {measure.text(majority.test.mean)}"
@@ -76,7 +77,7 @@ def stopped(reading: Reading) -> str:
     """Why the last command stopped, or nothing if it did not."""
     if not reading.invocations:
         return ""
-    last = reading.invocations[-1]
+    last = reading.invocations[-1]  # an earlier failure that was repaired is of no interest
     if last.state != "stopped":
         return ""
     return f"{last.verb} stopped: {last.why}"

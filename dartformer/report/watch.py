@@ -25,6 +25,7 @@ def version(path: Path) -> str:
     for pattern in PATTERNS:
         files += path.glob(pattern)
     digest = hashlib.sha256()
+    # Times and sizes, not contents: the page asks every few seconds, and logs are long.
     for file in sorted(files):
         try:
             about = file.stat()
@@ -39,6 +40,7 @@ class Page:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        # Each request has a thread of its own, and a page takes a second to render.
         self._lock = threading.Lock()
         self._version = ""
         self._text = ""
@@ -66,6 +68,8 @@ def server(path: str | Path, port: int = 0) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            # Another site may let its own name point here (DNS rebinding), but a browser then
+            # sends that name.
             host = self.headers.get("Host", "").rsplit(":", 1)[0]
             name = self.path.split("?")[0].lstrip("/")
             if host not in (HOST, "localhost"):
@@ -75,7 +79,7 @@ def server(path: str | Path, port: int = 0) -> ThreadingHTTPServer:
             elif name == "":
                 try:
                     self._answer(200, "text/html", served.text())
-                except InputError as error:
+                except InputError as error:  # of a file that is only half written, say
                     self._answer(503, "text/plain", f"{error}\n")
             elif name in page.LINKS and (folder / name).is_file():
                 text = (folder / name).read_text(encoding="utf-8", errors="replace")
@@ -88,7 +92,8 @@ def server(path: str | Path, port: int = 0) -> ThreadingHTTPServer:
             self.send_response(code)
             self.send_header("Content-Type", f"{kind}; charset=utf-8")
             self.send_header("Content-Length", str(len(data)))
-            self.send_header("Cache-Control", "no-store")
+            self.send_header("Cache-Control", "no-store")  # the page changes, its address does not
+            # A browser must not run as a page what was sent as text.
             self.send_header("X-Content-Type-Options", "nosniff")
             self.end_headers()
             self.wfile.write(data)
