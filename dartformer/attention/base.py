@@ -315,6 +315,7 @@ def not_negative(attention: object, **fields: int) -> None:
 
 def _at_least(least: int, attention: object, fields: dict[str, int]) -> None:
     for name, value in fields.items():
+        # True is an int in Python, and no size.
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InputError(
                 f"{name_of(attention)}: {name} must be a whole number of at least {least}, "
@@ -324,6 +325,7 @@ def _at_least(least: int, attention: object, fields: dict[str, int]) -> None:
 
 def zero_invalid(out: Array, valid: Array) -> Array:
     """`out` [B, N, H, D] with the rows of invalid queries exactly zero (and with zero gradient)."""
+    # A choice and not a product: 0 times NaN is NaN, and padding may hold anything.
     return jnp.where(valid[:, :, None, None], out, jnp.zeros((), out.dtype))
 
 
@@ -339,7 +341,7 @@ def drop_values(inputs: Inputs, train: bool, key: Array | None) -> Array:
 def kv_cache_bytes(shape: Shape, tokens: int) -> int:
     """Bytes of the keys and values of `tokens` tokens, for `Cost.state_bytes`."""
     numbers = shape.batch * tokens * shape.kept_heads * shape.head_dim
-    return 2 * numbers * shape.itemsize
+    return 2 * numbers * shape.itemsize  # keys and values
 
 
 def layer_input(attention: Attention, inputs: Inputs) -> Array:

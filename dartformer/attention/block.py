@@ -104,5 +104,5 @@ class Block(Spelled):
             parameters=0,
             # Scores and their exponentials.
             activation_bytes=2 * scores * shape.wide_itemsize,
-            state_bytes=kv_cache_bytes(shape, size),
+            state_bytes=kv_cache_bytes(shape, size),  # decoding keeps its own block alone
         )

@@ -77,6 +77,7 @@ class Conv(Spelled):
     ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
+        # Padding inside the reach of a tap adds nothing, as what lies beyond both ends.
         v = zero_invalid(drop_values(inputs, train, key), inputs.mask)
         kernel = params["kernel"]
         kernel = kernel.astype(wide(v, kernel))
@@ -86,7 +87,7 @@ class Conv(Spelled):
         padded = jnp.pad(v, ((0, 0), (before, after), (0, 0), (0, 0)))
         # Shifted views, which fuse. XLA's depthwise convolution is far slower on a CPU, and its
         # gradient more so.
-        out = padded[:, :length] * kernel[:, 0]
+        out = padded[:, :length] * kernel[:, 0]  # [B, N, H, D] times [H, D]
         for t in range(1, self.width):
             out = out + padded[:, t : t + length] * kernel[:, t]
         return zero_invalid(out.astype(v.dtype), inputs.mask)

@@ -79,6 +79,8 @@ class Cosformer(Spelled):
         def phi(x: Array) -> Array:
             """`[B, N, H, 2 D]`: relu(x) cos a and relu(x) sin a."""
             x = jax.nn.relu(x.astype(wide(x)))
+            # Ptolemy: cos(a - b) = cos a cos b + sin a sin b, so that the weight of a distance
+            # becomes a product of features.
             cosine = x * jnp.cos(angle).astype(x.dtype)
             sine = x * jnp.sin(angle).astype(x.dtype)
             return jnp.concatenate([cosine, sine], axis=-1)
@@ -104,7 +106,8 @@ class Cosformer(Spelled):
         start = jnp.zeros((1, 1), position.dtype)
         span = jnp.full((1, 1), self.horizon or length, position.dtype)
         if inputs.valid is not None and not self.horizon:
-            # M of each example: from its first valid token to its last.
+            # M of each example, from its first valid token to its last: padding must not change
+            # the angles.
             start = jnp.min(jnp.where(inputs.valid, position, length - 1), axis=1, keepdims=True)
             last = jnp.max(jnp.where(inputs.valid, position, 0), axis=1, keepdims=True)
             span = jnp.maximum(last - start + 1, 1)

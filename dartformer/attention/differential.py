@@ -98,6 +98,7 @@ class Differential(Spelled):
         lambda_q1, lambda_k1, lambda_q2, lambda_k2 = lambdas
         plus = jnp.exp((lambda_q1 * lambda_k1).sum(-1))
         minus = jnp.exp((lambda_q2 * lambda_k2).sum(-1))
+        # Not bound to [0, 1]: the paper learns it freely, from `lambda_init` on.
         share = plus - minus + self.lambda_init  # [H]
         return first - share[:, None, None] * second
 
@@ -111,6 +112,7 @@ class Differential(Spelled):
         key: Array | None = None,
     ) -> Array:
         """See `Attention`; raises `InputError` for an odd head width."""
+        # Dropped once, after the difference: both softmaxes lose the same keys.
         rows = drop(self._weights(params, inputs, causal), inputs.rate(train), key)
         dtype = wide(rows, inputs.v)
         out = jnp.einsum("bhnk,bkhd->bnhd", rows, inputs.v, preferred_element_type=dtype)

@@ -101,6 +101,7 @@ class Full(Spelled):
         They are scale, maximum, shift, exp and sum.
         """
         scores = shape.batch * shape.heads * shape.length**2
+        # The chunked kernel holds the scores of one tile of queries at a time.
         tile_scores = scores / shape.length * min(shape.length, TILE)
         return Cost(
             flops=scores * (4 * shape.head_dim + 5),

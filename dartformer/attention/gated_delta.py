@@ -82,6 +82,7 @@ class GatedDelta(Spelled):
         forget = jnp.einsum("bne,he->bnh", x, params["alpha"].astype(dtype))
         replace = jnp.einsum("bne,he->bnh", x, params["beta"].astype(dtype))
         decay = -rate * jax.nn.softplus(forget + params["dt_bias"].astype(dtype))
+        # With unit keys, I - b k k^T shrinks along k and nowhere else: the state stays bounded.
         q = unit(inputs.q) * inputs.q.shape[-1] ** -0.5
         return q, unit(inputs.k), decay, jax.nn.sigmoid(replace)
 

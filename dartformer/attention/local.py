@@ -98,7 +98,7 @@ class Local(Spelled):
         scores = shape.batch * shape.heads * tiles * block * span
         # Keys and values of each tile with its neighbours.
         copies = shape.batch * shape.heads * tiles * span * shape.head_dim
-        kept = min(shape.length, self.window + 1)
+        kept = min(shape.length, self.window + 1)  # a causal window, with the token itself
         return Cost(
             # Two products; scale, mask, maximum, shift, exp and sum.
             flops=scores * (4 * shape.head_dim + 6),

@@ -95,6 +95,7 @@ class Longformer(Spelled):
     ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
+        # Two softmaxes, whose weights are dropped apart.
         band_key, first_key = _split(key)
         near = band_attention(
             inputs.q,
@@ -121,7 +122,8 @@ class Longformer(Spelled):
         first = min(self.globals, length)
         # q' . k'_j = (W_k^T q') . x_j: g queries are projected to E, and not N keys to D.
         q = jnp.einsum("bne,hed->bnhd", x[:, :first], params["W_q"])
-        q = jnp.einsum("bnhd,hed->bhne", q, params["W_k"]) * inputs.q.shape[-1] ** -0.5
+        q = jnp.einsum("bnhd,hed->bhne", q, params["W_k"])  # [B, H, g, E]
+        q = q * inputs.q.shape[-1] ** -0.5
         scores = jnp.einsum("bhne,bke->bhnk", q, x)
         distance = np.arange(length) - np.arange(first)[:, None]  # key minus query, [g, N]
         allowed = inputs.mask[:, None, None]
@@ -131,7 +133,7 @@ class Longformer(Spelled):
         numerator, total = exponentials(scores, allowed)
         numerator = drop(numerator, dropout, key)
         # Likewise sum_j w_j v'_j = W_v^T sum_j w_j x_j.
-        mean = jnp.einsum("bhnk,bke->bhne", numerator, x) / total
+        mean = jnp.einsum("bhnk,bke->bhne", numerator, x) / total  # [B, H, g, E]
         return jnp.einsum("bhne,hed->bnhd", mean, params["W_v"]).astype(inputs.v.dtype)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> None:

@@ -100,7 +100,7 @@ class Sink(Spelled):
     def cost(self, shape: Shape) -> Cost:
         """As full attention, for the tiles and sinks that are computed."""
         scores = shape.batch * shape.heads * band_scores(shape.length, self.window, self.sinks)
-        kept = min(shape.length, self.window + 1 + self.sinks)
+        kept = min(shape.length, self.window + 1 + self.sinks)  # sinks stay for good
         return Cost(
             # Two products; scale, mask, maximum, shift, exp and sum.
             flops=scores * (4 * shape.head_dim + 6),

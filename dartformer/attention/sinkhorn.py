@@ -125,6 +125,8 @@ class Sinkhorn(Spelled):
         r = sinkhorn(scores, self.iterations, keep)
         if isinstance(exists, np.ndarray) and exists.all():
             return Sorting(q, k, v, r, None)
+        # How much of a sorted place comes from tokens that exist, [B, H, T, b]. Rows of R sum to
+        # one only after infinitely many iterations.
         total = r.sum(-1)[..., None]
         members = jnp.broadcast_to(exists, (r.shape[0], *exists.shape[1:])).astype(dtype)
         share = jnp.einsum("bhtu,bus->bhts", r, members)
@@ -143,7 +145,7 @@ class Sinkhorn(Spelled):
         q, k, v, r, share = self._sorting(params, inputs, causal)
         joint = jnp.concatenate([k, v], axis=-1).astype(wide(r, k, v))
         # k' and v' by one product of plain matrices, [T, T] times [T, b 2D].
-        matrix = joint.reshape(*joint.shape[:3], -1)
+        matrix = joint.reshape(*joint.shape[:3], -1)  # [B, H, T, b 2D]
         joint = (r @ matrix).reshape(joint.shape)
         sorted_k, sorted_v = jnp.split(joint, [k.shape[-1]], axis=-1)
         position = np.zeros(1)  # no slopes

@@ -139,11 +139,11 @@ class Synthesizer(Spelled):
             # S_i = W2^T relu(W1^T x_i)
             fits(self, length, params["W2"].shape[-1])
             projected = jnp.einsum("bne,hem->bhnm", layer_input(self, inputs), params["W1"])
-            hidden = jax.nn.relu(projected)
+            hidden = jax.nn.relu(projected)  # [B, H, N, width]
             scores = jnp.einsum("bhnm,hmk->bhnk", hidden, params["W2"][..., :length])
         elif self.mode == "random":
             fits(self, length, params["R"].shape[1])
-            scores = params["R"][None, :, :length, :length]
+            scores = params["R"][None, :, :length, :length]  # [1, H, N, N]: of no example
         else:
             # S = R1 R2^T
             fits(self, length, params["R1"].shape[1])
@@ -186,7 +186,9 @@ class Synthesizer(Spelled):
             scores = 2 * shape.batch * pairs * width + hidden * (2 * shape.model_dim + 1)
         elif self.mode == "factorised":
             scores = 2 * pairs * width
-        parameters = sum(rows * columns for (rows, columns), _ in self._sizes(shape).values())
+        parameters = 0
+        for (rows, columns), _ in self._sizes(shape).values():
+            parameters += rows * columns
         return Cost(
             flops=scores + shape.batch * pairs * (2 * shape.head_dim + 5),
             parameters=shape.heads * parameters,

@@ -202,7 +202,9 @@ def _block(
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """A block as a function, and its arguments."""
     check_phase(phase, RUN_PHASES)
-    n = config.tokens if length is None else length
+    n = config.tokens
+    if length is not None:
+        n = length
     documents = batch * config.inputs
 
     def make() -> Block:
@@ -255,7 +257,9 @@ def _attention_inputs(
     length: int | None = None,
 ) -> tuple[dict[str, Array], Weights]:
     """Random q, k, v `[B, N, heads, D]` and x `[B, N, E]`; and the attention's own parameters."""
-    n = config.tokens if length is None else length
+    n = config.tokens
+    if length is not None:
+        n = length
     dtype = jnp.dtype(config.dtype)
     documents = batch * config.inputs
     q_key, k_key, v_key, x_key = jax.random.split(jax.random.key(0), 4)

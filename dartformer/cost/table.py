@@ -103,7 +103,9 @@ class Table:
     """
 
     def __init__(self, file: str | Path | None = None, trusted: bool = False):
-        self.file = cache_file() if file is None else Path(file)
+        if file is None:
+            file = cache_file()
+        self.file = Path(file)
         self.device = measure.device()
         self.versions = versions()
         self.entries: dict[str, Entry] = {}

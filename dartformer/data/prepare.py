@@ -271,5 +271,7 @@ def with_progress(stream: Iterable[Item], total: int | None, name: str) -> Itera
                 seconds = math.ceil((now - start) * (total / i - 1))
                 remaining = f"/{total:,}  {seconds} s left"
             print(f"{name}  {i:,}{remaining}", file=sys.stderr, flush=True)
-    expected = i if total is None else total
+    expected = i
+    if total is not None:
+        expected = total
     print(f"{name}  {i:,}/{expected:,}  done", file=sys.stderr, flush=True)

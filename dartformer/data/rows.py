@@ -109,7 +109,9 @@ class Labels:
         if self.kind == "regression":
             return self._finite(value)
         if self.kind == "labelling":
-            names = value if isinstance(value, list) else str(value).split()
+            names = value
+            if not isinstance(names, list):
+                names = str(value).split()
             return list(map(self._class, names))
         return self._class(value)
 

@@ -133,9 +133,15 @@ def pack(
     pairs = "tokens2" in first
     label = np.asarray(first["label"])
     per_token = label.ndim > 0
-    texts = (count, 2) if pairs else (count,)
-    label_shape = (count, length) if per_token else (count,)
-    label_dtype = np.float32 if label.dtype.kind == "f" else np.int32
+    texts: tuple[int, ...] = (count,)
+    if pairs:
+        texts = (count, 2)
+    label_shape: tuple[int, ...] = (count,)
+    if per_token:
+        label_shape = (count, length)
+    label_dtype: DTypeLike = np.int32
+    if label.dtype.kind == "f":
+        label_dtype = np.float32
 
     tokens = new_array("tokens", (*texts, length), dtype)
     lengths = new_array("lengths", texts, np.int32)

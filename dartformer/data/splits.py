@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from dartformer.errors import InputError
 
@@ -44,7 +45,9 @@ class ArraySplit:
         self.lengths = lengths
         self.labels = labels
         # Regression predicts floats; class labels are integers of any width on disk.
-        self._label_dtype = np.float32 if labels.dtype.kind == "f" else np.int32
+        self._label_dtype: DTypeLike = np.int32
+        if labels.dtype.kind == "f":
+            self._label_dtype = np.float32
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -40,7 +40,9 @@ def _version(folder: Path) -> tuple[list[int], str]:
     """Sorts versions as numbers: 1.10.0 comes after 1.9.0."""
     numbers = []
     for part in folder.name.split("."):
-        number = int(part) if part.isdigit() else -1
+        number = -1  # before every number
+        if part.isdigit():
+            number = int(part)
         numbers.append(number)
     return numbers, str(folder)
 
@@ -71,8 +73,10 @@ def read_split(path: Path, split: str) -> Iterator[dict[str, Any]]:
     names = _label_names(path)
     count = 0
     for file in files[split]:
-        serialised = array_records(file) if ".array_record" in file.name else tfrecords(file)
-        for data in serialised:
+        read = tfrecords
+        if ".array_record" in file.name:
+            read = array_records
+        for data in read(file):
             count += 1
             row = example(data)
             for feature, classes in names.items():
@@ -203,7 +207,9 @@ def _packed(data: bytes) -> list[int]:
 
 def _signed(number: int) -> int:
     """A 64-bit number as two's complement."""
-    return number - 2**64 if number >= 2**63 else number
+    if number >= 2**63:
+        return number - 2**64
+    return number
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:

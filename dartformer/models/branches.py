@@ -71,6 +71,7 @@ class _ObservedMixture(MixedAttention):
         if self.partial:
             bypass = self.bypass(self.projections[0].inputs(x, valid, keys))
             total = self.projections[0].output(bypass)
+            # Heads that are not mixed have no column: their values are in `total` already.
             is_mixed = jnp.zeros((config.heads, 1), mixture.dtype).at[jnp.array(self.mixed)].set(1)
             mixture = mixture * is_mixed
 
@@ -82,15 +83,19 @@ class _ObservedMixture(MixedAttention):
             params: Params,
         ) -> tuple[Array, Array]:
             inputs = projections.inputs(x, valid, keys)
+            # The offsets are zero; their gradients are those of this branch's own q and k.
             inputs = dataclasses.replace(inputs, q=inputs.q + offsets.q, k=inputs.k + offsets.k)
             y = attend(attention, params, inputs, config, train=False, key=None)
             raw = attend(attention, params, inputs, unnormed, train=False, key=None)
+            # Measured before the norm, which would make all branches equally large.
             rms = valid_rms(jax.lax.stop_gradient(raw).astype(column.dtype), valid)
             return projections.output(y * column.astype(y.dtype)[:, None]), rms
 
         measured = []
         for k, attention in enumerate(self.candidates):
-            projections = self.projections[0 if self.shared else k]
+            projections = self.projections[0]
+            if not self.shared:
+                projections = self.projections[k]
             params = values(self.own[k])
             # Rematerialized, as in the supernet: observing must not need more memory than searching.
             run = jax.checkpoint(branch, static_argnums=(0, 1))

@@ -273,11 +273,15 @@ def take_heads(inputs: Inputs, heads: tuple[int, ...]) -> Inputs:
     """The inputs of some heads."""
     index = np.array(heads)
     keys, slopes = inputs.head_keys, inputs.slopes
+    if keys is not None:
+        keys = keys[index]
+    if slopes is not None:
+        slopes = slopes[index]
     return dataclasses.replace(
         inputs,
         q=inputs.q[:, :, index],
         k=inputs.k[:, :, index],
         v=inputs.v[:, :, index],
-        head_keys=None if keys is None else keys[index],
-        slopes=None if slopes is None else slopes[index],
+        head_keys=keys,
+        slopes=slopes,
     )

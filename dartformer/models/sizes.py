@@ -180,7 +180,9 @@ class TransformerConfig(TransformerOptions):
         """Width of what the classifier reads of an example."""
         if self.inputs == 1:
             return self.model_dim
-        vectors = 4 if self.pair == "interaction" else 2
+        vectors = 2  # u and v
+        if self.pair == "interaction":
+            vectors = 4  # and u v, u - v
         return vectors * self.model_dim
 
     @property
@@ -199,8 +201,9 @@ class TransformerConfig(TransformerOptions):
         """Shapes of tokens `[B, N]`, `[B, 2, N]` or `[B, N, F]`, and of `valid`, without F."""
         if length is None:
             length = self.length
-        documents = (2,) if self.inputs == 2 else ()
-        shape = (batch, *documents, length)
+        shape: tuple[Dimension, ...] = (batch, length)
+        if self.inputs == 2:
+            shape = (batch, 2, length)
         valid = jax.ShapeDtypeStruct(shape, jnp.bool_)
         if self.features:
             return jax.ShapeDtypeStruct((*shape, self.features), jnp.float32), valid
@@ -215,8 +218,10 @@ class TransformerConfig(TransformerOptions):
         length: int | None = None,
     ) -> Shape:
         """The `Shape` of an attention over `heads` of the heads, with `kv_heads` of keys and values."""
+        if length is None:
+            length = self.tokens
         return Shape(
-            length=self.tokens if length is None else length,
+            length=length,
             heads=heads or self.heads,
             kv_heads=kv_heads,
             head_dim=self.head_dim,

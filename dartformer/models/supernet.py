@@ -100,7 +100,9 @@ class MixedAttention(nnx.Module):
         self.own = nnx.data(parameters)
         # Rotated from layer to layer, so that no head is left out of all mixtures.
         self.mixed = tuple(range(layer % partial, config.heads, partial))
-        self.kept = tuple(range(len(candidates)) if kept is None else kept)
+        if kept is None:
+            kept = range(len(candidates))
+        self.kept = tuple(kept)
 
     @property
     def partial(self) -> bool:
@@ -161,7 +163,9 @@ class MixedAttention(nnx.Module):
             total = self.bypass(all_heads).at[:, :, np.array(self.mixed)].set(total)
         if self.shared:
             total = self.projections[0].output(total)
-        return total[:, :1] if first_token else total
+        if first_token:
+            return total[:, :1]
+        return total
 
     def branch_parameters(self, k: int, column: Array) -> BranchParameters:
         """What candidate number k alone reads, in the heads that are mixed."""
@@ -204,7 +208,9 @@ class MixedAttention(nnx.Module):
                 inputs = projections.inputs(read["x"], constants.valid, constants.head_keys)
             y = attend(attention, parameters.params, inputs, config, train=train, key=key)
             y = y * parameters.column.astype(y.dtype)[:, None]
-            return y if shared else projections.output(y)
+            if shared:
+                return y  # summed over the candidates, and then projected once
+            return projections.output(y)
 
         return branch
 

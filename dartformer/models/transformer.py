@@ -52,7 +52,9 @@ class Block(nnx.Module):
         first_token: bool = False,
     ) -> Array:
         """`[B, N, E]`, or `[B, 1, E]` with `first_token`; see `Mixer`."""
-        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
+        keys: list[Array | None] = [None] * 3
+        if key is not None:
+            keys = list(jax.random.split(key, 3))
         y = self.mixer(
             self.norm_mixer(x),
             valid,
@@ -170,15 +172,19 @@ class Transformer(nnx.Module):
             # Nothing reads what the last layer makes of other tokens than CLS: all of it but
             # their keys and values is left out, forward and backward.
             last = layer == self.config.layers - 1
+            cls_alone = last and self.config.pooling == "cls"
+            row = key = None
+            if mixture is not None:
+                row = mixture[layer]
+            if keys is not None:
+                key = keys[layer]
             x = block(
                 x,
                 valid,
-                None if mixture is None else mixture[layer],
+                row,
                 train=train,
-                key=None if keys is None else keys[layer],
-                first_token=self.config.pooling == "cls"
-                and last
-                and block.mixer.saves_by_first_token,
+                key=key,
+                first_token=cls_alone and block.mixer.saves_by_first_token,
             )
         return x
 

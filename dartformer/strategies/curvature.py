@@ -66,6 +66,7 @@ def eigenvalues(
     basis = jnp.zeros((rank, n), alphas.dtype).at[0].set(first)
     _, (diagonal, norms) = jax.lax.scan(iterate, basis, jnp.arange(rank))
     off = norms[:-1]
+    # The Hessian in the basis of Lanczos, whose eigenvalues are the Ritz values.
     tridiagonal = jnp.diag(diagonal) + jnp.diag(off, 1) + jnp.diag(off, -1)
     return jnp.linalg.eigvalsh(tridiagonal)
 

@@ -109,7 +109,9 @@ class Files(TextTask):
     @property
     def inputs(self) -> int:
         """Documents of an example."""
-        return 2 if self.text2 else 1
+        if self.text2:
+            return 2
+        return 1
 
     def sources(self, data_dir: str | None) -> dict[str, Source]:
         """Train, and valid and test where there are files or splits of these names."""

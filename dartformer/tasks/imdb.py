@@ -59,8 +59,15 @@ class _Imdb(TextTask):
 
     def sources(self, data_dir: str | None) -> dict[str, Source]:
         """Train and test; `InputError` says which files are missing."""
-        path = located(self.path, data_dir) if self.path else self._tfds(data_dir)
-        version = identity(path) if path.is_file() else _folder_times(path)
+        if self.path:
+            path = located(self.path, data_dir)
+        else:
+            path = self._tfds(data_dir)
+        version: object
+        if path.is_file():
+            version = identity(path)
+        else:
+            version = _folder_times(path)
 
         def source(split: str) -> Source:
             return Source(lambda: self._rows(path, split), (str(path), split, version))

@@ -211,6 +211,7 @@ class Case:
         q = random.standard_normal(size)
         k = random.standard_normal(size)
         v = random.standard_normal(size)
+        # Padding is not zero: an attention that reads it must show.
         x: Any = random.standard_normal((4, n, self.shape.model_dim))
         return Inputs(q, k, v, x, valid, self.keys())  # type: ignore[arg-type]
 
@@ -338,7 +339,7 @@ class Case:
         if weights is None:
             weights = self._influence(lambda p, i, causal: self.defined(p, i, causal)[0], causal)
         size = np.abs(weights)
-        return size > 1e-12 * size.max()
+        return size > 1e-12 * size.max()  # less is rounding in float64
 
     def _influence(self, function: Callable[..., Any], causal: bool) -> np.ndarray:
         """`influence` of `function`, in reverse mode.
@@ -351,11 +352,13 @@ class Case:
             def output(parts: dict[str, Array]) -> Array:
                 return function(*_join((parts, {}), params, inputs), causal=causal)
 
+            # One forward pass for the gradients of all outputs.
             _, pull = jax.vjp(output, _split({}, inputs)[0])
 
             def one_output(head: Array, token: Array) -> Array:
                 """The gradient of output `token` of `head` by each token, `[N]`."""
                 chosen = (tokens == token)[:, None] & (heads == head)  # [N, H]
+                # A random direction: a sum over D could cancel.
                 direction = jnp.where(chosen[None, :, :, None], self.cotangent[:1], 0.0)
                 (grads,) = pull(direction)
                 squares = jnp.zeros(self.length)
@@ -402,6 +405,7 @@ def _split(params: Params, inputs: Inputs) -> Parts:
         if value is not None:
             parts[name] = jnp.asarray(value)
 
+    # Integer parameters, such as tables of indices, have no gradient.
     def floating(p: Array) -> Array | None:
         if jnp.issubdtype(p.dtype, jnp.floating):
             return p

@@ -213,7 +213,7 @@ def causality(case: Case) -> str:
     """A token that reads the future, whether by finite changes or by derivative."""
     if not case.attention.traits.causal:
         raise NotApplicable("traits.causal is False")
-    cut = case.length // 2 - 3
+    cut = case.length // 2 - 3  # no multiple of a block
     changed = case.output(case.replace(case.tokens_from(cut)), causal=True)
     out = case.results[True][0]
     worst = gap(changed[:, :cut], out[:, :cut])
@@ -349,6 +349,7 @@ def float16_range(case: Case) -> str:
     rounded = _cast(large, np.float16)
     exact = case.output(_cast(rounded, np.float64), causal=case.modes[-1])
     (out,) = _rounded(case, rounded, jnp.float16)
+    # Outputs that float16 cannot hold may overflow: the others may not.
     in_range = np.abs(exact) < float(np.finfo(np.float16).max)
     difference = gap(np.where(in_range, out, 0), np.where(in_range, exact, 0))
     return below(difference, 2e-2, "error of q, k and v in the hundreds")
@@ -536,7 +537,7 @@ def growth(case: Case) -> str:
     """
     short = dataclasses.replace(case.shape, batch=1, length=4096)
     long = dataclasses.replace(case.shape, batch=1, length=8192)
-    allowed = case.attention.traits.growth + 0.15
+    allowed = case.attention.traits.growth + 0.15  # for logarithms, and terms of lower order
     worst = 0.0
     with jax.enable_x64(False):
         for causal in case.modes:
@@ -617,6 +618,7 @@ def alibi(case: Case) -> str:
     """Slopes accepted and ignored, or of another head, or times a wrong distance."""
     if "alibi" not in case.attention.traits.positions:
         raise NotApplicable("traits.positions has no 'alibi'")
+    # All different, so that another head's slope shows.
     slopes = jnp.asarray(2.0 ** -np.arange(case.heads))
     inputs = dataclasses.replace(case.inputs, slopes=slopes)
 
@@ -658,6 +660,7 @@ def attention_dropout(case: Case) -> str:
     text = f"drops {traits.dropout} in training only; its mean is"
     if traits.stochastic:
         return f"{text} not compared, because `key` draws more than dropout"
+    # The small constant is for numbers that dropout cannot change.
     standard_error = deviation * samples**-0.5 + 1e-9
     off = np.abs(noisy.mean(axis=0) - still) / standard_error
     return below(float(off.max()), 6.0, f"{text} off by standard errors")
@@ -675,6 +678,7 @@ def refuses_longer_inputs(case: Case) -> str:
     """An input longer than the parameters were built for, cut or clamped without an error."""
     if not case.attention.traits.fixed_length:
         raise NotApplicable("traits.fixed_length is False")
+    # Keys are of heads, and not of tokens: they stay out of the concatenation.
     inputs = dataclasses.replace(case.part(slice(1), slice(None)), head_keys=None)
     longer = jax.tree.map(lambda a: np.concatenate([a, a], axis=1), inputs)
     longer = dataclasses.replace(longer, head_keys=case.keys())

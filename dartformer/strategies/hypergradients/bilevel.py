@@ -76,6 +76,7 @@ class Second:
         """See `Hypergradient`."""
 
         def through(alphas: Array) -> tuple[Array, Metrics]:
+            # The alphas act twice: on the step of the weights here, and on the loss below.
             gradient = jax.grad(lambda w: lower(w, alphas)[0])(weights)
             return upper(update(gradient), alphas)
 
@@ -102,6 +103,7 @@ class Finite:
     ) -> Upper:
         """See `Hypergradient`."""
         lower_gradient = jax.grad(lambda w: lower(w, alphas)[0])(weights)
+        # Pulled back through the optimizer, so that momentum and clipping scale c as the step.
         new_weights, pull_back = jax.vjp(update, lower_gradient)
         gradients_of = jax.value_and_grad(upper, argnums=(0, 1), has_aux=True)
         (loss, metrics), (at_weights, direct) = gradients_of(new_weights, alphas)
@@ -117,5 +119,6 @@ class Finite:
             shifted = jax.tree.map(shift, weights, direction)
             return jax.grad(lambda a: lower(shifted, a)[0])(alphas)
 
+        # Central differences, whose error is of order h^2.
         mixed = (alphas_gradient(1.0) - alphas_gradient(-1.0)) / (2 * h)
         return Upper(direct + mixed, loss, metrics)

@@ -36,6 +36,7 @@ def implicit(lower: Scalar, upper: Scalar, weights: Weights, alphas: Array, solv
         return jax.grad(lambda w: lower(w, alphas)[0])(weights)
 
     def hessian_product(v: Weights) -> Weights:
+        # Forward over reverse: as expensive as two gradients, and no Hessian is formed.
         _, product = jax.jvp(lambda w: lower_gradient(w, alphas), (weights,), (v,))
         return product
 
@@ -83,6 +84,7 @@ class Neumann:
             power = jax.tree.map(lambda p, h: p - self.rate * h, power, product(power))
             return power, optax.tree.add(total, power)
 
+        # A loop and not unrolled: the program stays as large as that of one product.
         _, total = jax.lax.fori_loop(0, self.terms, add, (b, b))
         return optax.tree.scale(self.rate, total)
 
