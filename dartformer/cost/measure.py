@@ -80,7 +80,7 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def latency(call: Callable[..., Any], *args: Any, repeats: int = 20) -> Latency:
+def latency(call: Callable[..., object], *args: object, repeats: int = 20) -> Latency:
     """Seconds of `call(*args)` on this device, compiled and warmed up."""
     # The first calls allocate buffers and fill caches.
     for _ in range(WARM_UPS):
@@ -93,7 +93,7 @@ def latency(call: Callable[..., Any], *args: Any, repeats: int = 20) -> Latency:
     return Latency(float(np.median(times)), float(np.quantile(times, 0.9)), min(times))
 
 
-def measured(function: Callable[..., Any], *args: Any, repeats: int) -> Measured:
+def measured(function: Callable[..., object], *args: object, repeats: int) -> Measured:
     """Compile `function` for `args`, and time it."""
     compiled = jax.jit(function).lower(*args).compile()
     memory = compiled.memory_analysis()
@@ -199,7 +199,7 @@ def _block(
     batch: int,
     length: int | None,
     phase: str,
-) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+) -> tuple[Callable[..., object], tuple[object, ...]]:
     """A block as a function, and its arguments."""
     check_phase(phase, RUN_PHASES)
     n = config.tokens
@@ -287,7 +287,7 @@ def _fixed(config: TransformerConfig, heads: int) -> dict[str, Any]:
     }
 
 
-def _forward_or_gradient(apply: Callable[..., Array], phase: str) -> Callable[..., Any]:
+def _forward_or_gradient(apply: Callable[..., Array], phase: str) -> Callable[..., object]:
     """A function of parameters, inputs and a key, or the gradient of its squares by both."""
     if phase == "forward":
         return apply

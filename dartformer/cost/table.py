@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -207,7 +207,7 @@ class Table:
         of = {"rest": sizes, "batch": batch, "length": length, "phase": phase}
         return self._get(of, model_seconds)
 
-    def _get(self, of: dict[str, Any], call: Callable[[], float]) -> float:
+    def _get(self, of: dict[str, Plain], call: Callable[[], float]) -> float:
         """The latency of an entry, measured by `call` where there is none yet."""
         key = Entry(of, 0.0).key
         if key not in self.entries:
@@ -242,7 +242,7 @@ def measured_heads(heads: int) -> tuple[int, ...]:
     return (*sizes, heads)
 
 
-def _setting(config: TransformerConfig, at: At) -> dict[str, Any]:
+def _setting(config: TransformerConfig, at: At) -> dict[str, Plain]:
     """What an attention's latency depends on beside itself."""
     return {
         "batch": at.batch * config.inputs,
@@ -277,7 +277,7 @@ def attention_seconds(
 
     The block's other heads do nothing (`identity`)."""
 
-    def block(heads: int) -> Callable[[], Any]:
+    def block(heads: int) -> Callable[[], object]:
         row = (attention,) * heads + (Identity(),) * (config.heads - heads)
         genotype = Genotype((row,))
         return measure.block(config, genotype, 0, batch=batch, length=length, phase=phase)
@@ -296,7 +296,7 @@ def attention_seconds(
     return max(float(with_attention - without), 0.0)
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def _seconds(call: Callable[[], object]) -> float:
     start = measure.clock()
     jax.block_until_ready(call())
     return measure.clock() - start

@@ -66,7 +66,7 @@ class _Recipe:
     name: str
     title: str
     description: str
-    features: Mapping[str, Any]
+    features: Mapping[str, tfds.features.FeatureConnector]
     splits: Callable[[Notes], Mapping[str, Examples]]
     totals: Mapping[str, int]
 
@@ -120,7 +120,7 @@ def prepared(
     name: str,
     options: object,
     description: str,
-    features: Mapping[str, Any],
+    features: Mapping[str, tfds.features.FeatureConnector],
     splits: Callable[[Notes], Mapping[str, Examples]],
     data_dir: str | None,
     *,

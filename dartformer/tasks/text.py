@@ -62,7 +62,10 @@ class TextTask(TextEncoding):
         del options["learned"]  # it follows from the others and the data
         identity = [(name, source.identity) for name, source in sorted(sources.items())]
         token_feature = tfds.features.Tensor(shape=(None,), dtype=self.token_dtype.type)
-        features: dict[str, Any] = {"tokens": token_feature, "label": self._label_feature()}
+        features: dict[str, tfds.features.FeatureConnector] = {
+            "tokens": token_feature,
+            "label": self._label_feature(),
+        }
         if self.inputs == 2:
             features["tokens2"] = token_feature
         return prepared(
@@ -76,7 +79,7 @@ class TextTask(TextEncoding):
             label=f"{self.tokens}-{self.length}",
         )
 
-    def _label_feature(self) -> Any:
+    def _label_feature(self) -> tfds.features.FeatureConnector:
         if self.kind == "regression":
             return tfds.features.Scalar(np.float32)
         if self.kind == "classification":
