@@ -74,6 +74,7 @@ class Narrowing:
         self._step.prepare(state, batch)
 
     def __call__(self, state: State, batch: Any) -> tuple[State, Metrics]:
+        # Counted here, because reading the step from the state would wait for the device.
         if self._done in self._falls:
             self._choose_program(state)
         self._done += 1

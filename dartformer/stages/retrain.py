@@ -56,6 +56,7 @@ def retrain(study: Study, workdir: Workdir, genotype: Genotype, folder: str = FO
         fitted = _fit(study, workdir, genotype, folder, seed)
         models.append(_selected(study, workdir, genotype, folder, seed, fitted))
         seconds += fitted.seconds
+        # Seeds share the compiled step, and each reports all of its seconds.
         compile_seconds = max(compile_seconds, fitted.compile_seconds)
     workdir.record_seconds({folder: seconds, f"{folder}.compile": compile_seconds})
     return models
@@ -99,6 +100,7 @@ def _selected(
         with Checkpoints(_checkpoints(workdir, folder, seed)) as checkpoints:
             best = checkpoints.best(begin(net, chain, seed))
         if best is not None:
+            # The scores have to be of the same weights as the model.
             state = best.state
             valid = next(line for line in fitted.evaluations if line["step"] == best.step)
     return Model(
@@ -130,6 +132,7 @@ def saved_identity(study: Study, workdir: Workdir, folder: str) -> Identity | No
             continue
         with Checkpoints(checkpoints) as opened:
             identity = opened.identity()
+        # All seeds of a folder train one genotype, so that the first one speaks for them.
         if identity:
             return identity
         saved = {}
@@ -146,11 +149,13 @@ def _make_room(study: Study, workdir: Workdir, genotype: Genotype, folder: str) 
     if not saved:
         saved = _recorded_identity(workdir, folder)
     now = study.training_identity(genotype)
+    # A new genotype is what derive is for. Other data or another model is a mistake to report.
     if different(saved, now) != ["genotype"]:
         where = workdir.path / folder
         remedy = f"Use a new workdir, or delete {where}."
         require_same(saved, now, f"the training in {where}", remedy)
         return
+    # "TEXT [FINGERPRINT]", see `genotype_identity`.
     name, _, key = saved["genotype"].rpartition(" [")
     target = workdir.supersede(folder, key.rstrip("]"))
     say(f"{folder} held a training of {name}, which was moved to {target}")
@@ -186,6 +191,7 @@ def require_trained(study: Study, workdir: Workdir, genotype: Genotype) -> None:
                 f"seed {seed} is not trained to step {steps} in {workdir.path}: run "
                 f"`dartformer retrain` first."
             )
+    # The last checkpoint alone may be of a genotype that was derived before this one.
     saved = saved_identity(study, workdir, FOUND) or {}
     where = workdir.path / FOUND
     remedy = "Run `dartformer retrain` first."
@@ -227,6 +233,7 @@ def retrain_baselines(
     One that is the found genotype, or another baseline's, is not trained twice.
     """
     genotype = models[0].genotype
+    # By genotype, with the found one first: small spaces name the same genotype several times.
     trained: dict[Genotype, list[Model]] = {genotype: list(models)}
     named = {}
     for name, baseline in baseline_genotypes(study.config, study.space, genotype).items():

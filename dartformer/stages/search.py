@@ -78,6 +78,7 @@ class SearchResult:
     prepared: Study | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
+        # Compiled programs and open data sets do not survive pickling.
         return {**self.__dict__, "prepared": None}
 
     @property
@@ -478,6 +479,7 @@ def _curvatures(seeds: Sequence[Seed]) -> list[float]:
 
 def _without_supernet(study: Study, workdir: Workdir) -> SearchResult:
     """What is written where no supernet is trained: a mixture that says nothing."""
+    # Even, as before any search, so that every stage after this one finds a search to read.
     alphas = np.zeros(study.space.alphas_shape, np.float32)
     mixture = np.full(study.space.mixture_shape, 1 / alphas.shape[-1], np.float32)
     workdir.search.mkdir(exist_ok=True)
@@ -548,6 +550,7 @@ def read(study: Study, workdir: Workdir) -> SearchResult | None:
 
     Raises `InputError` where the search was on other data or in another space.
     """
+    # This file is written last, so a search that has one is finished.
     record = workdir.read_search()
     if record is None:
         return None
@@ -588,6 +591,7 @@ def read_states(study: Study, layout: Layout) -> list[State]:
         folder = group.folder(layout)
         with Checkpoints(folder / "checkpoints") as checkpoints:
             restored = checkpoints.latest(initial(study, group))
+        # Alphas are kept in `alphas.json`; weights only here, and earlier ones do not fit them.
         if restored is None or restored.step < study.config.search.steps:
             raise InputError(
                 f"the last checkpoint of the search is gone from {folder}: run `dartformer search` "
