@@ -41,6 +41,7 @@ def _member(path: Path, name: str) -> Path | None:
     """`path/name`, a folder, or a file of that name with a suffix of `SUFFIXES`."""
     if (path / name).is_dir():
         return path / name
+    # Sorted: which of two files is taken must not depend on the file system.
     for file in sorted(path.glob(f"{name}.*")):
         if suffix(file) in SUFFIXES:
             return file
@@ -85,6 +86,7 @@ def _jsonl(path: Path) -> Iterator[Record]:
     encoding = "utf-8-sig"  # the first line may start with a byte order mark
     with opened(path) as file:
         for number, line in enumerate(file, 1):
+            # A blank line, such as the last one, is no row.
             if line.strip():
                 try:
                     row = json.loads(line.decode(encoding, "surrogateescape"))
@@ -112,7 +114,7 @@ def _csv(path: Path, separator: str = "") -> Iterator[Record]:
     ):
         if not separator:
             separator = delimiter(text.readline())
-            text.seek(0)
+            text.seek(0)  # the reader below needs the header again
         if separator == "\t":
             # In a TSV file a quotation mark is a character like any other.
             reader = csv.reader(text, delimiter=separator, quoting=csv.QUOTE_NONE)
@@ -153,6 +155,7 @@ def _parquet(path: Path) -> Iterator[Record]:
 
     try:
         with parquet.ParquetFile(path) as file:
+            # In batches: a file may be larger than the memory.
             for batch in file.iter_batches(1000):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:

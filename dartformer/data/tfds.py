@@ -81,6 +81,7 @@ def read_split(path: Path, split: str) -> Iterator[dict[str, Any]]:
             row = example(data)
             for feature, classes in names.items():
                 label = row.get(feature)
+                # A number that names no class, such as -1 for no label, stays a number.
                 if isinstance(label, int) and 0 <= label < len(classes):
                     row[feature] = classes[label]
             yield row

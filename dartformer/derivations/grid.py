@@ -24,6 +24,7 @@ class Grid(Rule):
     def __call__(self, trained: Trained) -> Derived:
         """Ties are models within the noise of the seeds they were trained with."""
         space = trained.space
+        # Each is trained and scored here, one after the other.
         scores = list(map(trained.standalone, space.homogeneous()))
         metric = "accuracy"
         if metric not in scores[0]:

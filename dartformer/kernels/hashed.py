@@ -60,6 +60,7 @@ def sort_by_bucket(bucket: Array, count: int, chunk: int) -> Sorted:
     length = bucket.shape[-1]
     filling = -length % chunk
     size = length + filling
+    # The filling is of the bucket of padding, the last: it comes after all tokens.
     bucket = jnp.pad(bucket, [(0, 0)] * 3 + [(0, filling)], constant_values=count)
     # One integer holds bucket and position: sorting that is far quicker than sorting two arrays by
     # one of them.
@@ -70,6 +71,7 @@ def sort_by_bucket(bucket: Array, count: int, chunk: int) -> Sorted:
     b = jnp.arange(batch).reshape(-1, 1, 1, 1)
     h = jnp.arange(heads).reshape(-1, 1, 1)
     r = jnp.arange(rounds).reshape(-1, 1)
+    # The inverse by a scatter of the places, in place of a second sort.
     at = jnp.zeros_like(order).at[b, h, r, order]
     inverse = at.set(places, unique_indices=True, mode="promise_in_bounds")
     sorted_bucket = (packed // size).reshape(*order.shape[:3], -1, chunk)

@@ -46,6 +46,7 @@ class _MappedHeads(GroupedHeads):
         """See `Mixer`."""
         inputs = self.projections[0].inputs(x, valid, head_keys(self.config, self.layer))
         b, n, h = inputs.q.shape[:3]
+        # NaN for heads without a matrix, which plots leave blank.
         maps = jnp.full((b, h, n, n), jnp.nan, jnp.float32)
         for (attention, heads), parameters in zip(self.groups, self.own, strict=True):
             # Maps are of evaluation: no weight is dropped.

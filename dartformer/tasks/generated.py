@@ -43,7 +43,7 @@ def splits(
         length = batch["tokens"].shape[1]
         by_name[name] = ArraySplit(
             batch["tokens"].astype(tokens),
-            np.full(len(part), length, np.int32),
+            np.full(len(part), length, np.int32),  # no padding
             batch["label"].astype(labels),
         )
     return by_name
