@@ -459,8 +459,10 @@ def of_search(
         verdict = "the strategy learns no architecture weights, and the derivation decides"
         basic = [Finding("margin", None, None, "", None, verdict)]
     judged = [*basic, *findings]
-    entropies = [row.entropy for row in row_stats]  # of each seed [1 or L, 1 or H]
-    margins = [row.margin for row in row_stats]
+    entropies, margins = [], []  # of each seed [1 or L, 1 or H]
+    for row in row_stats:
+        entropies.append(row.entropy)
+        margins.append(row.margin)
     report = Diagnostics(
         tuple(judged),
         verdicts(judged),

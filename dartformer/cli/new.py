@@ -43,7 +43,7 @@ def get_config():
     return config
 '''
 
-SMALL: dict[str, Any] = {
+SMALL: dict[str, object] = {
     "model.layers": 2,
     "model.heads": 4,
     "model.head_dim": 16,
@@ -151,7 +151,10 @@ def space_file(task: str, size: str = "small", kind: str = "recall") -> Path:
 
 
 def config_for_data(
-    file: str, texts: Sequence[str] = (), label: str = "", values: Mapping[str, Any] | None = None
+    file: str,
+    texts: Sequence[str] = (),
+    label: str = "",
+    values: Mapping[str, object] | None = None,
 ) -> DataConfig:
     """A config for the user's own file, with what was guessed of it."""
     contents = guess(file, texts, label)
@@ -179,7 +182,7 @@ def config_for_data(
     return DataConfig(with_values(text, config, {**settings, **(values or {})}), contents)
 
 
-def _of_task(options: Mapping[str, Any]) -> dict[str, Any]:
+def _of_task(options: Mapping[str, object]) -> dict[str, object]:
     """The options of a task as dotted fields of a config."""
     settings = {}
     for option, value in options.items():
@@ -223,7 +226,7 @@ def _inside_docstring(text: str) -> str:
     return text.replace("\\", "/").replace('"""', "'''")
 
 
-def with_values(text: str, config: ConfigDict, values: Mapping[str, Any]) -> str:
+def with_values(text: str, config: ConfigDict, values: Mapping[str, object]) -> str:
     """The text of a config file with fields set in it.
 
     A field that the file assigns gets its new value there. Another joins those of its section, with
@@ -246,7 +249,7 @@ def with_values(text: str, config: ConfigDict, values: Mapping[str, Any]) -> str
     return text
 
 
-def _settings(config: ConfigDict, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _settings(config: ConfigDict, values: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     """The fields that values set, with what they are now; a section of switches is several."""
     budget = False
     for name in values:

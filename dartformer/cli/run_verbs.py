@@ -1,7 +1,7 @@
 """The verbs on configs and workdirs: the stages, profile, report and compare."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def export(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     return _show_stage(arguments, result)
 
 
-def _show_stage(arguments: argparse.Namespace, result: dict[str, Any]) -> int:
+def _show_stage(arguments: argparse.Namespace, result: Mapping[str, object]) -> int:
     if arguments.json:
         print_json(result)
     else:

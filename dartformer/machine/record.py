@@ -122,14 +122,17 @@ def _metric_of(data: Iterable[str], pattern: str, fields: Container[str]) -> str
     return None
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Records, arrays and tuples as what JSON can hold."""
     if isinstance(value, Record):
         return value.to_dict()
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        entries = {}
+        for key, item in value.items():
+            entries[str(key)] = plain(item)
+        return entries
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return list(map(plain, value))
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     return value

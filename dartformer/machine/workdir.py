@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,9 @@ def jsonable(data: object) -> Any:
     return data
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def differences(
+    old: Mapping[str, object], new: Mapping[str, object], prefix: str = ""
+) -> Iterator[str]:
     """Lines "name: old -> new" for every field in which two nested configurations differ."""
     # dict.fromkeys and not a set, so that the lines come in the order of the configs.
     for name in dict.fromkeys([*old, *new]):

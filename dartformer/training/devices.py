@@ -4,7 +4,7 @@ Weights, alphas and optimizer are the same on every device; XLA adds up the grad
 computes what it does on one device, up to rounding."""
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dartformer.errors import InputError
 
 State = TypeVar("State")
+Batch = TypeVar("Batch")
 
 
 def device_count(requested: int, batch_size: int, available: int | None = None) -> int:
@@ -74,7 +75,7 @@ class DataParallel:
     def _mesh(self) -> Mesh:
         return Mesh(np.array(jax.local_devices()[: self.count]), ("examples",))
 
-    def place(self, state: State, batch: Any) -> tuple[State, Any]:
+    def place(self, state: State, batch: Batch) -> tuple[State, Batch]:
         """Move both to their devices; arrays that are there already stay."""
         return jax.device_put(state, self.replicated), jax.device_put(batch, self.sharded)
 

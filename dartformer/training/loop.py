@@ -64,7 +64,10 @@ class ZippedStream:
 
     def get_state(self) -> list[Any]:
         """The states of all streams."""
-        return [stream.get_state() for stream in self.streams]
+        states = []
+        for stream in self.streams:
+            states.append(stream.get_state())
+        return states
 
     def set_state(self, state: list[Any]) -> None:
         """Continue where `get_state` was called."""
