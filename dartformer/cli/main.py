@@ -179,7 +179,7 @@ def _less_memory(words: Sequence[str]) -> str:
         return "Lower --batch, or pass shorter inputs."
     return (
         "Lower data.batch_size or data.eval_batch_size, the length of the examples, or the size of "
-        "the model. For a search, search.remat=True saves memory too."
+        "the model. A search needs less with fewer candidates or a larger search.partial."
     )
 
 
