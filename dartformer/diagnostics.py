@@ -94,7 +94,8 @@ def rows(mixture: np.ndarray, space: SearchSpace, simplex: bool = True) -> Rows:
         # A gate g is a choice between g and 1 - g.
         entropy = (entropy + _entropy(1 - free)) / (candidates * np.log(2))
     order = np.sort(free, -1)  # ascending
-    return Rows(free.argmax(-1), entropy, order[..., -1] - order[..., -2])
+    margin = order[..., -1] - order[..., -2]
+    return Rows(free.argmax(-1), entropy, margin)
 
 
 def _free(mixture: np.ndarray, space: SearchSpace) -> np.ndarray:
@@ -328,7 +329,8 @@ def curvature(values: Sequence[float]) -> Finding:
     if len(values) < 2:
         verdict = "the growth of the curvature is unknown: there are fewer than two evaluations"
         return Finding("curvature", None, SHARPER, source, None, verdict)
-    earlier, now = smooth[max(0, len(smooth) - WINDOW)], smooth[-1]
+    now = smooth[-1]
+    earlier = smooth[max(0, len(smooth) - WINDOW)]
     # A quotient of averages says nothing where the earlier one is not positive.
     if earlier <= 0:
         verdict = "the growth of the curvature is unknown: it was not positive before"
@@ -549,7 +551,8 @@ def compare(
     if result.difference < 0:
         sign = "-"
     noise = metric.gap(result.noise).removesuffix(" points")
-    numbers = f"{sign}{metric.gap(abs(result.difference))}, noise {noise} {result.source}"
+    gap = metric.gap(abs(result.difference))
+    numbers = f"{sign}{gap}, noise {noise} {result.source}"
     if result.outcome == "undecided":
         return result, f"{name} and {rival} do not differ significantly ({numbers})"
     verb = "loses to"

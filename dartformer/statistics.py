@@ -53,12 +53,16 @@ def critical_tau(n: int) -> float | None:
 
 def welch(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Half-width of Welch's 95% interval for the difference of two means over two or more seeds."""
-    errors = np.array([spread(ours) ** 2 / len(ours), spread(theirs) ** 2 / len(theirs)])
+    # Squared standard errors of the two means.
+    error_ours = spread(ours) ** 2 / len(ours)
+    error_theirs = spread(theirs) ** 2 / len(theirs)
+    errors = np.array([error_ours, error_theirs])
     total = errors.sum()
     if total == 0:
         return 0.0  # all seeds score the same, and the degrees of freedom would be 0/0
     # Welch-Satterthwaite degrees of freedom; the spreads of two models need not be equal.
-    weights = errors**2 / np.array([len(ours) - 1, len(theirs) - 1])
+    counts = np.array([len(ours), len(theirs)])
+    weights = errors**2 / (counts - 1)
     degrees = total**2 / weights.sum()
     # stdtrit is Student's t. scipy.stats has it too, and takes half a second to import.
     quantile = stdtrit(degrees, (1 + CONFIDENCE) / 2)
@@ -67,7 +71,9 @@ def welch(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 def binomial(a: float, b: float, examples: int) -> float:
     """Twice the binomial error of the difference of two accuracies over `examples` examples."""
-    return float(2 * np.sqrt((a * (1 - a) + b * (1 - b)) / examples))
+    # An answer is right or wrong, so the variance of a single one is a (1 - a).
+    variance = a * (1 - a) + b * (1 - b)
+    return float(2 * np.sqrt(variance / examples))
 
 
 def paired(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
@@ -122,7 +128,8 @@ def paired_bootstrap(
             means.append((scores[seeds] @ counts).mean())
         differences[i] = means[0] - means[1]
     low, high = np.quantile(differences, (0.025, 0.975))
-    below, above = float((differences <= 0).mean()), float((differences >= 0).mean())
+    below = float((differences <= 0).mean())
+    above = float((differences >= 0).mean())
     p = min(1.0, 2 * min(below, above))
     # No resample on one side says only that p is below one sample's share.
     p = max(p, 1 / samples)

@@ -318,7 +318,8 @@ def show_budget(answer: BudgetAnswer, workdir: Path) -> None:
         table.add_column(title, no_wrap=True)
     table.add_column("genotype", overflow="fold")
     for point in answer.front or ():
-        table.add_row(short(point.cost), f"{point.score:.3f}", _kind(point), escape(point.text))
+        score = f"{point.score:.3f}"
+        table.add_row(short(point.cost), score, _kind(point), escape(point.text))
     console.print(table)
     written = f"written to {workdir / 'budget.json'} and {workdir / 'pareto.json'}"
     if answer.written:

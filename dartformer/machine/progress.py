@@ -63,7 +63,9 @@ class Bar:
         note = "  ".join(parts)
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
-        elif not console.quiet and (done == self.total or now - self.last_line >= LINE_EVERY):
+            return
+        due = now - self.last_line >= LINE_EVERY or done == self.total
+        if due and not console.quiet:
             self.last_line = now
             remaining = math.inf
             if rate > 0:

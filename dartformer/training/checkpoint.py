@@ -206,7 +206,8 @@ class Checkpoints:
         aside.mkdir(exist_ok=True)
         # A step can be damaged more than once: a number keeps the names apart.
         number = len(list(aside.iterdir()))
-        (self.folder / "steps" / str(step)).rename(aside / f"{step}-{number}")
+        damaged = self.folder / "steps" / str(step)
+        damaged.rename(aside / f"{step}-{number}")
         (self.folder / f"{step}.json").unlink(missing_ok=True)
         self._manager.reload()
 

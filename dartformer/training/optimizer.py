@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import optax
+from jax import Array
+from jax.typing import ArrayLike
 
 from dartformer.fields import at_least, between, check_types, one_of
 
@@ -73,7 +75,12 @@ def schedule(options: Optimizer, steps: int) -> optax.Schedule:
             return optax.constant_schedule(rate)
         return optax.linear_schedule(0.0, rate, warmup)
     w = max(warmup, 1)  # s starts from 0, where 1 / sqrt(s) is infinite
-    return lambda s: rate * jnp.minimum(1.0, s / w) / jnp.sqrt(jnp.maximum(s, w))
+
+    def rsqrt(s: ArrayLike) -> Array:
+        rise = jnp.minimum(1.0, s / w)
+        return rate * rise / jnp.sqrt(jnp.maximum(s, w))
+
+    return rsqrt
 
 
 def build(options: Optimizer, steps: int) -> optax.GradientTransformation:
