@@ -4,6 +4,7 @@ halves."""
 import dataclasses
 import http.client
 import json
+import os
 import re
 import runpy
 import shlex
@@ -370,3 +371,16 @@ def test_every_part_works_in_a_browser(browser, whole_run):
     ]
     assert {url.split(":")[0] for url in asked} <= {"file", "data", "blob"}
     assert address in asked
+
+
+def test_a_page_searches_no_folder_of_checkpoints(tmp_path, monkeypatch):
+    (tmp_path / "search/checkpoints/2.tmp/state").mkdir(parents=True)
+    (tmp_path / "search/seed0").mkdir()
+    before = watch.version(tmp_path)
+    (tmp_path / "search/seed0/metrics.jsonl").write_text("{}\n")
+    assert watch.version(tmp_path) != before
+    scandir, folders = os.scandir, []
+    monkeypatch.setattr(os, "scandir", lambda path: folders.append(str(path)) or scandir(path))
+    monkeypatch.setattr(os, "listdir", lambda path: folders.append(str(path)) or [])
+    watch.version(tmp_path)
+    assert not any("2.tmp" in folder for folder in folders)

@@ -1,6 +1,7 @@
 """Where numbers go: TensorBoard's files read back, and the services, offline, where they are
 installed."""
 
+import json
 import struct
 import types
 
@@ -10,6 +11,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 import dartformer as df
 from dartformer import config as configs
+from dartformer.report.reading import heads
 from dartformer.report.tracking import track
 from dartformer.results import Results
 from dartformer.stages.layout import Layout
@@ -92,6 +94,20 @@ def test_tensorboard_has_scalars_hparams_and_the_genotype(tmp_path):
     image = next(v.image for tag, v in values(tmp_path / "summary") if tag == "genotype")
     assert image.encoded_image_string.startswith(b"\x89PNG")
     assert image.width > image.height > 20
+
+
+def test_a_damaged_line_of_the_log_costs_itself_only(tmp_path, capsys):
+    file = tmp_path / "metrics.jsonl"
+    good = b'{"step": 2, "loss": 1.0}\n'
+    bad = b'{"step": 4, "lo\n7\n{"loss": 1.0}\n{"step": "\xff"}\n'
+    late = b'{"step": 6, "loss": 0.5}\n'
+    file.write_bytes(good + bad + late + b'{"step": 8')
+    assert [line["step"] for line in read_metrics(file)] == [2, 6]
+    assert [line["step"] for line, _ in heads(file)] == [2, 6]
+    with MetricsLog(tmp_path, 6, ()) as log:
+        log.write(8, {"loss": 0.25})
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [2, 6, 8]
+    assert "metrics.jsonl: left out 4 damaged line(s)" in capsys.readouterr().err
 
 
 class Fake:

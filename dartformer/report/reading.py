@@ -28,6 +28,7 @@ from dartformer.results import (
 from dartformer.space.genotype import in_words
 from dartformer.stages.layout import baseline_folder
 from dartformer.training import metric
+from dartformer.training.log import parse_line
 from dartformer.training.metric import Metric
 
 R = TypeVar("R", bound=Record)
@@ -242,7 +243,9 @@ def _logs(path: Path) -> list[Path]:
     """The logs of a workdir, search first."""
     logs: list[Path] = []
     for pattern in (
-        "search/**/metrics.jsonl",
+        # No `**`, which would also search checkpoints while a run renames them.
+        "search/metrics.jsonl",
+        "search/*/metrics.jsonl",
         "retrain/*/metrics.jsonl",
         "baselines/*/*/metrics.jsonl",
     ):
@@ -282,15 +285,16 @@ def heads(file: Path) -> Iterator[tuple[dict[str, Any], int | None]]:
         for line in handle:
             if not line.endswith(b"\n"):
                 return  # being written, or cut short by a crash
-            try:
-                if MIXTURE.search(line) is None:
-                    yield json.loads(line), None
-                else:
-                    head = line[: line.index(b": [")]
-                    yield json.loads(head[: head.rindex(b", ")] + b"}"), start
-            except json.JSONDecodeError:
-                return
+            head, place = line, None
+            if MIXTURE.search(line) is not None:
+                numbers, _, _ = line.partition(b": [")
+                numbers, _, _ = numbers.rpartition(b", ")
+                head, place = numbers + b"}", start
             start += len(line)
+            parsed = parse_line(head)
+            # A damaged line costs its own points only.
+            if parsed is not None:
+                yield parsed, place
 
 
 def _curves(file: Path, training: Training) -> Iterator[Curve]:

@@ -12,7 +12,9 @@ HOST = "127.0.0.1"
 
 PATTERNS = (
     "*.json",
-    "search/**/*.json*",
+    # No `**`, which would also search checkpoints while a run renames them.
+    "search/*.json*",
+    "search/*/*.json*",
     "retrain/*/metrics.jsonl",
     "baselines/*/*/metrics.jsonl",
 )

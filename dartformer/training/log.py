@@ -7,11 +7,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from dartformer.machine.progress import say
 from dartformer.machine.workdir import jsonable, write_text
 from dartformer.training import trackers
 
 Numbers = Mapping[str, Any]
 """What a line of the log holds beside its step: numbers, or nested lists of them, by name."""
+
+
+Line = dict[str, Any]
+"""A line of the log: its step, and numbers or lists of numbers by name."""
 
 
 class MetricsLog:
@@ -22,9 +27,12 @@ class MetricsLog:
 
     def __init__(self, folder: Path, done: int, receivers: Sequence[trackers.Tracker]):
         self.file = folder / "metrics.jsonl"
+        lines, damaged = _parsed(self.file)
+        if damaged:
+            say(f"{self.file}: left out {damaged} damaged line(s)")
         # Rewritten whole, which also removes a last line that a crash cut short.
         kept = ""
-        for line in read_metrics(self.file):
+        for line in lines:
             if line["step"] <= done:
                 kept += json.dumps(line) + "\n"
         write_text(self.file, kept)
@@ -62,14 +70,34 @@ class MetricsLog:
             tracker.scalars(step, scalars)
 
 
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, without a last line that a crash cut short."""
-    lines: list[dict[str, Any]] = []
-    if not file.exists():
-        return lines
-    for text in file.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break  # lines are written in order, so nothing follows a line that is cut short
+def read_metrics(file: Path) -> list[Line]:
+    """The lines of a `metrics.jsonl`, without those that are damaged or cut short by a crash."""
+    lines, _ = _parsed(file)
     return lines
+
+
+def _parsed(file: Path) -> tuple[list[Line], int]:
+    """The lines of a file, and how many whole ones are damaged."""
+    lines: list[Line] = []
+    damaged = 0
+    if not file.exists():
+        return lines, damaged
+    for text in file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        line = parse_line(text)
+        if line is not None:
+            lines.append(line)
+        elif text.endswith("\n"):
+            # A crash leaves a last line without its end, which is no damage.
+            damaged += 1
+    return lines, damaged
+
+
+def parse_line(text: str | bytes) -> Line | None:
+    """A line of the log; None where it is no object with a step."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        return None
+    return line
