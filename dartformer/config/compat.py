@@ -40,6 +40,7 @@ def _labels_tokens(config: Config) -> bool:
 
 def _fixed_length(config: Config) -> object:
     """The first candidate that has parameters for one length alone."""
+    # A batch of short examples is padded to their longest, not to the model's length.
     for candidate in config.search_space.candidates:
         if candidate.traits.fixed_length:
             return candidate
@@ -72,7 +73,7 @@ def _derivation_rules(field: str, read: Callable[[Config], Derivation | None]) -
     """The rules about a derivation, which `derive.rule` and `derive.second_opinion` share."""
 
     def needs_accuracy(config: Config) -> bool:
-        compares = getattr(read(config), "metric", "loss")
+        compares = getattr(read(config), "metric", "loss")  # few derivations have a choice
         return compares == "accuracy" and config.task.built.traits.metric == "r2"
 
     def cannot_follow(config: Config) -> str | None:

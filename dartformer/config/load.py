@@ -113,7 +113,7 @@ def load_config(path: str | Path, overrides: Mapping[str, object] | None = None)
         config = namespace["get_config"]()
     except (Exception, SystemExit) as error:
         raise _raised_by(path, error) from None
-    if isinstance(config, Config):
+    if isinstance(config, Config):  # of a file that has built it itself
         config = editable(config)
     if isinstance(config, FrozenConfigDict):
         config = ConfigDict(config)  # overrides must be able to change it
@@ -166,6 +166,7 @@ def editable(config: Config) -> ConfigDict:
 
 def _editable(data: Mapping[str, Any]) -> ConfigDict:
     try:
+        # Defaults of the same task and strategy have the same fields, so values must only be set.
         config = defaults(data["task"]["name"], data["search"]["strategy"]["name"])
         values = dict(_flatten(data))
     except (KeyError, TypeError) as error:

@@ -119,6 +119,7 @@ def choose_strategy(config: ConfigDict, name: str) -> None:
     # Unlocked, because another strategy has fields that this config does not know.
     with config.unlocked():
         config.search.strategy = ConfigDict(dict(after.options))
+    # A field that differs from the old strategy's default was set by the user, and stays.
     if config.search.projections == before.projections:
         config.search.projections = after.projections
     for field in dataclasses.fields(after.alphas):

@@ -60,6 +60,7 @@ def fields(config: ConfigDict) -> list[Field]:
     """Every field of a config, with its value there, in the order of the sections."""
     types = sections(config)
     rows = []
+    # From the types and not from the config, which sorts its fields by name.
     for section, cls in types.items():
         values = config
         for part in filter(None, section.split(".")):

@@ -174,7 +174,7 @@ class Derive:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if not 0 <= self.tie_margin < 1:
+        if not 0 <= self.tie_margin < 1:  # at 1 everything would be tied
             reason = f"must be at least 0 and below 1, got {self.tie_margin}."
             raise FieldError("tie_margin", reason)
         self.derivation, self.opinion  # noqa: B018 - raise where a text spells no derivation
@@ -212,6 +212,7 @@ class Retrain:
         check_types(self)
         at_least(self, 1, "steps")
         one_of(self, "select", SELECT)
+        # Equal seeds would train into the same folder.
         distinct = set(self.seeds)
         if not distinct or len(distinct) < len(self.seeds) or min(distinct) < 0:
             reason = f"must be different whole numbers of at least 0, got {list(self.seeds)}."
@@ -316,6 +317,7 @@ class Config:
     def shapes(self) -> dict[str, "Config"]:
         """The config of each shape of the space by name, such as "6x8"; the deepest first."""
         configs = {}
+        # The config of one shape must not lead to all shapes again.
         space = dataclasses.replace(self.space, aspect="given")
         for layers, heads in shapes(self.model.layers, self.model.heads, self.space.aspect):
             model = dataclasses.replace(self.model, layers=layers, heads=heads)

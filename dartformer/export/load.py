@@ -127,7 +127,7 @@ class Served:
         tokens, exists = self.arrays(texts, valid)
         logits = self._run(tokens, exists)
         if self.model.task.traits.metric == "r2":
-            return [self._number(row) for row in logits]
+            return list(map(self._number, logits))
         # Less the largest, which changes no probability and keeps `exp` from overflowing.
         probabilities = np.exp(logits - logits.max(-1, keepdims=True))
         probabilities /= probabilities.sum(-1, keepdims=True)
@@ -137,7 +137,7 @@ class Served:
             for row, count in zip(probabilities, counts, strict=True):
                 answers.append(self._labels_of_tokens(row[:count]))
             return answers
-        return [self._label(row) for row in probabilities]
+        return list(map(self._label, probabilities))
 
     def _number(self, outputs: np.ndarray) -> Value:
         """The answer for one text, of `[1]`."""

@@ -47,7 +47,7 @@ def write(net: Network, model: Model, folder: Path) -> None:
     exported = jax_export.export(function, platforms=("cpu", "cuda", "tpu"))(tokens, valid)
     (out,) = exported.out_avals
     # The operation names platforms in capital letters.
-    platforms = [name.upper() for name in exported.platforms]
+    platforms = list(map(str.upper, exported.platforms))
     signature = []
     for name, array in (("tokens", tokens), ("valid", valid)):
         dtype = tf.as_dtype(array.dtype.name)

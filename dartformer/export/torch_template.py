@@ -228,8 +228,8 @@ def synthesizer(heads: Heads, mode: str, rank: int | None) -> Tensor:
     elif mode == "random":
         scores = weights["R"][None, :, :length, :length]
     else:
-        left, right = weights["R1"][:, :length], weights["R2"][:, :length]
-        scores = torch.einsum("hnm,hkm->hnk", left, right)[None]
+        rows, columns = weights["R1"][:, :length], weights["R2"][:, :length]
+        scores = torch.einsum("hnm,hkm->hnk", rows, columns)[None]
     # The same scores for every example, but each has its own mask.
     scores = heads.biased(scores).expand(heads.q.shape[0], -1, -1, -1)
     return mix(softmax(scores, heads.allowed()), heads.v)

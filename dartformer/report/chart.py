@@ -109,8 +109,7 @@ def color(index: int) -> str:
 
 def colors(names: Sequence[str]) -> Spec:
     """A scale that gives each name the color of its number."""
-    tones = [color(number) for number in range(len(names))]
-    return {"domain": list(names), "range": tones}
+    return {"domain": list(names), "range": list(map(color, range(len(names))))}
 
 
 def dashes(names: Sequence[str]) -> Spec:

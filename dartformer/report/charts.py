@@ -222,9 +222,10 @@ def _priced_rows(
 def pareto(front: Front) -> Chart:
     """The front of a search space: scores on valid with inherited weights, over cost."""
     rows = []
+    largest = 0.0  # of the costs
     for point in front.points:
+        largest = max(largest, point.cost)
         rows.append((point.name or "", point.cost, point.score, point.front, _kind(point)))
-    largest = max(point.cost for point in front.points)
     x = quantity(
         "cost",
         front.quantity,
@@ -263,6 +264,7 @@ def pareto(front: Front) -> Chart:
         "The diamond is what the budget chose; the line joins the front. Scored on valid with the "
         "weights inherited from the supernet, without further training."
     )
+    # Far beyond every point a line would press the points together.
     limit = front.budget.get(front.quantity)
     if isinstance(limit, int | float) and limit < FAR * largest:
         dash = {"type": "rule", "strokeDash": [5, 4], "color": ALERT}

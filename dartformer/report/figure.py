@@ -109,7 +109,7 @@ def printable(value: Any) -> Any:
             clean[printable(key)] = printable(item)
         return clean
     if isinstance(value, list | tuple):
-        return [printable(item) for item in value]
+        return list(map(printable, value))
     return value
 
 

@@ -55,7 +55,7 @@ EMPTY = Cell("", "")
 class Row(NamedTuple):
     """A row of the table of models."""
 
-    found: bool
+    highlighted: bool
     cells: tuple[Cell, ...]
 
 
@@ -149,7 +149,7 @@ def fill(
     **values: object,
 ) -> str:
     """A page with its charts, their numbers and every script and style within it."""
-    described = [chart.to_dict() for chart in figures.values()]
+    described = list(map(Chart.to_dict, figures.values()))
     data = json.dumps(jsonable({"charts": described, **extra}), separators=(",", ":"))
     library = ""
     if figures:  # the script is most of a page
@@ -245,8 +245,8 @@ def stages(reading: Reading) -> list[Stage]:
     steps: dict[tuple[str, int | None], int] = {}
     for curve in reading.curves:
         if curve.field == "loss":
-            last_step, _ = curve.points[-1]
-            steps[curve.model, curve.seed] = last_step
+            step, _ = curve.points[-1]
+            steps[curve.model, curve.seed] = step
     goal = settings.retrain_steps
     trained = [steps.get((FOUND, seed), 0) for seed in settings.retrain_seeds]  # 0: not begun
     searched = 0
@@ -256,9 +256,10 @@ def stages(reading: Reading) -> list[Stage]:
             searched = max(searched, step)
         elif model != FOUND:
             baselines.append(step)
-    finished = sum(step >= goal for step in trained)
     # Seeds are trained one after another, so one at most is on its way.
-    unfinished = max((step for step in trained if step < goal), default=goal)
+    unfinished = [step for step in trained if step < goal]
+    finished = len(trained) - len(unfinished)
+    last_step = max(unfinished, default=goal)
     compared = sum(step >= goal for step in baselines)
     return [
         _stage(
@@ -272,7 +273,7 @@ def stages(reading: Reading) -> list[Stage]:
             "retrain",
             done=finished == len(trained),
             begun=any(trained),
-            detail=f"{finished} of {len(trained)} seeds, the last at step {unfinished} of {goal}",
+            detail=f"{finished} of {len(trained)} seeds, the last at step {last_step} of {goal}",
         ),
         _stage(
             "evaluate",
@@ -326,8 +327,7 @@ def _versions(reading: Reading) -> str:
     if not reading.invocations:
         return ""
     versions = reading.invocations[-1].versions
-    listed = [f"{name} {version}" for name, version in versions.items()]
-    return ", ".join(listed)
+    return ", ".join(map(" ".join, versions.items()))
 
 
 def _listed(numbers: Sequence[int]) -> str:

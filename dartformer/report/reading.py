@@ -322,7 +322,7 @@ def thinned(points: Sequence[tuple[int, float]], most: int) -> tuple[tuple[int, 
         return tuple(points)
     # Not every so many points: that would leave out the spikes, which are what to look for.
     keep = {0, len(points) - 1}
-    values = np.array([value for _, value in points], np.float64)
+    values = np.array(points, np.float64)[:, 1]
     edges = np.linspace(0, len(points), max(most // 2, 1) + 1).astype(int)
     for start, end in itertools.pairwise(edges):
         stretch = values[start:end]

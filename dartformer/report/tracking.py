@@ -28,14 +28,14 @@ def track(study: Study, layout: Layout, results: Results) -> None:
 
 def scores(results: Results) -> dict[str, float]:
     """What is compared between runs, by name."""
-    found, metric = results.found, results.measure
-    if found is None:
+    model, metric = results.found, results.measure
+    if model is None:
         return {}
     values = {
-        f"test_{metric}": found.test.mean,
-        f"valid_{metric}": found.valid.mean,
-        "parameters": float(found.parameters),
-        "flops": found.flops,
+        f"test_{metric}": model.test.mean,
+        f"valid_{metric}": model.valid.mean,
+        "parameters": float(model.parameters),
+        "flops": model.flops,
     }
     for number, (name, baseline) in enumerate((results.baselines or {}).items()):
         # By number: the text of an attention holds signs that trackers do not take in a name.
