@@ -34,7 +34,11 @@ def splits(path: Path) -> list[str]:
         return []
     if tfds.is_tfds(path):
         return list(tfds.files_by_split(path))
-    return [name for name in SPLITS if _member(path, name) is not None]
+    names = []
+    for name in SPLITS:
+        if _member(path, name) is not None:
+            names.append(name)
+    return names
 
 
 def _member(path: Path, name: str) -> Path | None:

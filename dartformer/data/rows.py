@@ -83,7 +83,11 @@ class Tally:
 
     def positive(self) -> dict[str, int]:
         """The counts above 0."""
-        return {name: n for name, n in self.counts.items() if n}
+        positive = {}
+        for name, n in self.counts.items():
+            if n:
+                positive[name] = n
+        return positive
 
     def text(self) -> str:
         """ "3 empty, 1 huge", or "" """

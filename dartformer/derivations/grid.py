@@ -29,14 +29,16 @@ class Grid(Rule):
         metric = "accuracy"
         if metric not in scores[0]:
             metric = "loss"  # a task that predicts numbers has no accuracy
-        merits = {k: merit(values, metric) for k, values in enumerate(scores)}
+        merits = {}
+        for k, values in enumerate(scores):
+            merits[k] = merit(values, metric)
         best = largest(merits)
         tied = tied_with(best, merits)
         ties = []
         if tied:
             models = best, *tied
-            values = ", ".join(f"{score(merits[k], metric):.3f}" for k in models)
-            ties.append(f"everywhere: {names(space, models)} are tied (valid {metric} {values})")
+            listed = ", ".join(f"{score(merits[k], metric):.3f}" for k in models)
+            ties.append(f"everywhere: {names(space, models)} are tied (valid {metric} {listed})")
         by_name = {}
         for name, seeds in zip(texts(space, merits), merits.values(), strict=True):
             by_name[name] = score(seeds, metric)

@@ -177,8 +177,12 @@ class ListOps:
         return {"test": self.test, "valid": self.valid, "train": self.train}
 
     def _examples(self, notes: Notes) -> dict[str, Iterator[Example]]:
+        # One stream, which the splits take from in turn: no expression is in two of them.
         stream = expressions(self)
-        return {name: _encoded(stream, count) for name, count in self._counts().items()}
+        examples = {}
+        for name, count in self._counts().items():
+            examples[name] = _encoded(stream, count)
+        return examples
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
         """`root_operator`: the most frequent label of `train` given the first token."""

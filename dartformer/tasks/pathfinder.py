@@ -139,7 +139,10 @@ class Pathfinder:
 
     def _examples(self, notes: Notes) -> dict[str, Iterator[Example]]:
         numbers = generated.numbers(self.test, self.valid, self.train)
-        return {name: self._pictures(part) for name, part in numbers.items()}
+        examples = {}
+        for name, part in numbers.items():
+            examples[name] = self._pictures(part)
+        return examples
 
     def _pictures(self, numbers: Iterable[int]) -> Iterator[Example]:
         for number in numbers:

@@ -108,7 +108,10 @@ class Preparation:
         self.learned = {**self.tokenizer.state(), **self._scale()}
         notes["learned"] = self.learned
         notes["splits"] = {}
-        return {part: self._examples(part, notes["splits"]) for part in ("test", "valid", "train")}
+        examples: dict[str, Examples] = {}
+        for part in ("test", "valid", "train"):
+            examples[part] = self._examples(part, notes["splits"])
+        return examples
 
     def _scan(self, name: str) -> _Scan:
         """The first pass over a source."""
