@@ -212,3 +212,28 @@ def test_evaluation_in_buckets_is_that_of_whole_examples_in_their_order(size):
 def test_devices_that_cannot_share_a_batch_are_refused(asked, batch, message):
     with pytest.raises(InputError, match=message):
         device_count(asked, batch, available=8)
+
+
+@pytest.mark.parametrize(("broken", "latest"), [(3, 2), (2, 3), (1, 3)])
+def test_a_checkpoint_with_an_empty_score_is_passed_over(tmp_path, broken, latest):
+    with Checkpoints(tmp_path) as kept:
+        for step, score in ((1, 0.9), (2, 0.5), (3, 0.4)):
+            kept.save(step, {"w": jnp.full(4, float(step))}, {}, score)
+    (tmp_path / f"steps/{broken}/metrics/metrics").write_bytes(b"")
+    with Checkpoints(tmp_path) as kept:
+        assert kept.latest({"w": jnp.zeros(4)}).step == latest
+    assert (tmp_path / f"damaged/{broken}-0").exists()
+
+
+def test_a_disk_that_fails_for_a_moment_damages_no_checkpoint(tmp_path, monkeypatch):
+    def stale(self, step):
+        raise OSError(116, "Stale file handle")
+
+    with Checkpoints(tmp_path) as kept:
+        kept.save(1, {"w": jnp.ones(4)}, {})
+    with Checkpoints(tmp_path) as kept:
+        monkeypatch.setattr(Checkpoints, "_files", stale)
+        with pytest.raises(InputError, match=r"step 1 in .*: Stale file handle. Try again"):
+            kept.latest({"w": jnp.zeros(4)})
+        monkeypatch.undo()
+        assert kept.latest({"w": jnp.zeros(4)}).step == 1

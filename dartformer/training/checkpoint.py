@@ -25,6 +25,7 @@ from jax.typing import ArrayLike
 from orbax.checkpoint import checkpoint_managers
 
 from dartformer.errors import InputError
+from dartformer.machine.progress import say
 from dartformer.machine.workdir import write_json
 
 METRIC, IDENTITY = "score", "identity"
@@ -43,6 +44,10 @@ class Restored(NamedTuple):
     extra: dict[str, Any]
 
 
+class UnreadableCheckpoint(InputError):
+    """The disk did not give a checkpoint's files, which may be whole."""
+
+
 class Checkpoints:
     """The checkpoints of one training run in one folder.
 
@@ -55,6 +60,7 @@ class Checkpoints:
         self.folder = folder.absolute()
         self._open = contextlib.ExitStack()
         self._open.enter_context(_quiet())
+        self._set_aside_unscored()
         best = checkpoint_managers.BestN(
             get_metric_fn=lambda metrics: metrics[METRIC],
             n=1,
@@ -99,6 +105,8 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return self._restore(step, like)
+            except UnreadableCheckpoint:
+                raise
             except Exception as error:
                 # Whatever reading raises, the answer is the same: say it, and fall back to the one
                 # before.
@@ -182,7 +190,15 @@ class Checkpoints:
         # shows it only if it is whole.
         note = self.folder / f"{step}.json"
         if note.exists():
-            files = dict(self._files(step))
+            try:
+                files = dict(self._files(step))
+            except OSError as error:
+                # A disk that fails for a moment says nothing about the checkpoint.
+                raise UnreadableCheckpoint(
+                    f"cannot read the checkpoint of step {step} in {self.folder}: "
+                    f"{error.strerror}. Try again, or delete {self.folder / 'steps' / str(step)} "
+                    f"to go on from the one before."
+                ) from None
             for name, size_and_crc in json.loads(note.read_text()).items():
                 if tuple(size_and_crc) != files.get(name):
                     raise ValueError(f"{name} is not as it was written")
@@ -201,7 +217,24 @@ class Checkpoints:
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
         return Restored(step, state, saved.extra)
 
+    def _set_aside_unscored(self) -> None:
+        """Set checkpoints with a damaged score aside: orbax reads all scores when it opens."""
+        for file in sorted((self.folder / "steps").glob("[0-9]*/metrics/metrics")):
+            try:
+                json.loads(file.read_text(encoding="utf-8"))
+            except ValueError:
+                step = int(file.parents[1].name)
+                self._move_aside(step)
+                say(
+                    f"checkpoint of step {step} in {self.folder} is damaged (its score is "
+                    f"unreadable). It was moved to {self.folder / 'damaged'}."
+                )
+
     def _set_aside(self, step: int) -> None:
+        self._move_aside(step)
+        self._manager.reload()
+
+    def _move_aside(self, step: int) -> None:
         aside = self.folder / "damaged"
         aside.mkdir(exist_ok=True)
         # A step can be damaged more than once: a number keeps the names apart.
@@ -209,7 +242,6 @@ class Checkpoints:
         damaged = self.folder / "steps" / str(step)
         damaged.rename(aside / f"{step}-{number}")
         (self.folder / f"{step}.json").unlink(missing_ok=True)
-        self._manager.reload()
 
 
 def named_leaves(tree: PyTree) -> list[tuple[str, Array]]:
