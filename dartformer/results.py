@@ -543,6 +543,19 @@ class Results(Record):
         return total
 
 
+@dataclass(frozen=True)
+class TrainingRecord(Record):
+    """`trainings/*/training.json`: what is trained in a folder.
+
+    Attributes:
+      name: of the model when it was trained first: "found", or that of a baseline.
+      genotype: that is trained.
+    """
+
+    name: str
+    genotype: GenotypeRecord
+
+
 @dataclass(frozen=True, eq=False)
 class SeedMixture(Record):
     """Where one seed of a search ended.

@@ -24,9 +24,10 @@ from dartformer.results import (
     Profile,
     Results,
     SearchRecord,
+    TrainingRecord,
 )
 from dartformer.space.genotype import in_words
-from dartformer.stages.layout import baseline_folder
+from dartformer.stages.layout import TRAINING
 from dartformer.training import metric
 from dartformer.training.log import parse_line
 from dartformer.training.metric import Metric
@@ -51,7 +52,7 @@ SECTIONS = {"task", "model", "space", "search", "retrain"}
 """Of every config."""
 
 FOUND, SEARCH = "found", "search"
-"""Whose curves those of `retrain/` and of `search/` are."""
+"""The models of the curves that are no baselines."""
 
 
 @dataclass(frozen=True)
@@ -193,15 +194,10 @@ def read(path: str | Path) -> Reading:
     # Before evaluation all results are missing, which is what an empty record says.
     results = record(Results, path / "results.json") or Results(task=settings.task)
     search = record(SearchRecord, path / "search/alphas.json")
-    candidates = settings.candidates
-    if search is not None:
-        candidates = search.candidates
     logs = _logs(path)
-    names = _baseline_names(candidates, results)
     curves: list[Curve] = []
     for log in logs:
-        training = _training_of(log.parent.relative_to(path), names)
-        curves += _curves(log, training)
+        curves += _curves(log, _training_of(log, path, layers))
     # The page holds every point, so many curves leave fewer points to each.
     most = max(POINTS // max(len(curves), 1), FEWEST)
     thinned_curves = [_thinned_curve(curve, most) for curve in curves]
@@ -246,32 +242,30 @@ def _logs(path: Path) -> list[Path]:
         # No `**`, which would also search checkpoints while a run renames them.
         "search/metrics.jsonl",
         "search/*/metrics.jsonl",
-        "retrain/*/metrics.jsonl",
-        "baselines/*/*/metrics.jsonl",
+        "trainings/*/*/metrics.jsonl",
     ):
         logs += sorted(path.glob(pattern))
     return logs
 
 
-def _baseline_names(candidates: Sequence[str], results: Results) -> dict[str, str]:
-    """The names of baselines by their folders, also of those that are not evaluated yet."""
-    # `results.json` is written last, and a page is read while baselines are trained.
-    names = [f"homogeneous.{candidate}" for candidate in candidates]
-    names += results.baselines or ()
-    return {baseline_folder(name): name for name in names}
-
-
-def _training_of(folder: Path, names: dict[str, str]) -> Training:
-    """("found", 0) for `retrain/seed0`, and so on."""
+def _training_of(log: Path, path: Path, genotype: Layers | None) -> Training:
+    """What a log of the workdir `path` is of, where `genotype` was found."""
+    folder = log.parent
     seed = None  # several seeds in one log
     if folder.name.startswith("seed"):
         seed = int(folder.name.removeprefix("seed"))
-    if folder.parts[0] == "search":
+    if folder.relative_to(path).parts[0] == "search":
         return Training(SEARCH, seed)
-    if folder.parts[0] == "retrain":
+    training = record(TrainingRecord, folder.parent / TRAINING)
+    if training is None:
+        return Training(folder.parent.name, seed)
+    # Under whatever name it was trained first, such as that of a baseline.
+    if training.genotype.layers == genotype:
         return Training(FOUND, seed)
-    baseline = "/".join(folder.parts[:2])
-    return Training(names.get(baseline, folder.parts[1]), seed)
+    # An earlier derivation's genotype was called "found" as well.
+    if training.name == FOUND:
+        return Training(in_words(training.genotype.layers), seed)
+    return Training(training.name, seed)
 
 
 def heads(file: Path) -> Iterator[tuple[dict[str, Any], int | None]]:

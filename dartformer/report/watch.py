@@ -15,8 +15,7 @@ PATTERNS = (
     # No `**`, which would also search checkpoints while a run renames them.
     "search/*.json*",
     "search/*/*.json*",
-    "retrain/*/metrics.jsonl",
-    "baselines/*/*/metrics.jsonl",
+    "trainings/*/*/metrics.jsonl",
 )
 """The files that a page shows."""
 

@@ -30,7 +30,7 @@ from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 from dartformer.stages import budget as resolve_stage
 from dartformer.stages import retrain as retrain_stage
-from dartformer.stages.layout import Workdir, baseline_folder
+from dartformer.stages.layout import Workdir
 from dartformer.stages.search import SearchResult, read_states
 from dartformer.stages.study import Study
 from dartformer.statistics import mean, spread
@@ -216,9 +216,8 @@ def standalone_of(study: Study, workdir: Workdir) -> Callable[[Genotype], Mappin
     """genotype -> scores on valid of the homogeneous genotype trained alone, by seed."""
 
     def standalone(genotype: Genotype) -> Mapping[str, np.ndarray]:
-        # The folder of the baseline, so that a rule and the baselines train a genotype once.
-        folder = baseline_folder(f"homogeneous.{to_text(genotype.layers[0][0])}")
-        models = retrain_stage.retrain(study, workdir, genotype, folder)
+        name = f"homogeneous.{to_text(genotype.layers[0][0])}"
+        models = retrain_stage.retrain(study, workdir, genotype, name)
         scores: dict[str, np.ndarray] = {}
         for name in ("loss", "accuracy"):
             if name in models[0].valid:

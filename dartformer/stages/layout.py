@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from dartformer import config as configs
 from dartformer.config import Config
 from dartformer.errors import InputError
+from dartformer.machine.identity import fingerprint
 from dartformer.machine.record import Record
 from dartformer.machine.workdir import (
     LockedFolder,
@@ -21,19 +22,32 @@ from dartformer.machine.workdir import (
     write_json,
     write_text,
 )
-from dartformer.results import SCHEMA, Results, SearchRecord
+from dartformer.results import SCHEMA, GenotypeRecord, Results, SearchRecord, TrainingRecord
 from dartformer.space.genotype import Genotype
 
 R = TypeVar("R", bound=Record)
 
-FOUND = "retrain"
-"""The training of the found genotype, as a folder and as a key of `seconds`."""
+TRAINING = "training.json"
+"""In the folder of a training: which genotype it is of."""
+
+READABLE = 40
+"""Letters of a training's folder that say which genotype it is of."""
 
 
-def baseline_folder(name: str) -> str:
-    """Where the baseline `name` is trained, within a workdir."""
-    safe = re.sub(r"[^A-Za-z0-9_.=-]+", "_", name).strip("_")
-    return f"baselines/{safe}"
+def genotype_key(genotype: Genotype) -> str:
+    """The fingerprint of a genotype, which can stand in a path."""
+    return fingerprint(genotype.to_dict())
+
+
+def training_folder(genotype: Genotype) -> str:
+    """Where a genotype is trained, within a workdir: "trainings/full_everywhere_1x2-3f9a...".
+
+    A training is known by what it is of, whatever role the genotype has in the run.
+    """
+    text = re.sub(r"[^A-Za-z0-9_.=-]+", "_", str(genotype))
+    # Without dots in front, which hide a folder, or an end that was cut in a row of underscores.
+    text = text[:READABLE].strip("._")
+    return f"trainings/{text}-{genotype_key(genotype)}"
 
 
 class Layout:
@@ -56,7 +70,6 @@ class Layout:
         self.report = self.path / "report.html"
         self.export = self.path / "export"
         self.summary = self.path / "summary"
-        self.superseded = self.path / "superseded"
 
     def search_of(self, seeds: tuple[int, ...], together: bool) -> Path:
         """Where seeds are searched: all of them in `search`, or each in a folder of its own."""
@@ -65,9 +78,9 @@ class Layout:
             return self.search
         return self.search / f"seed{seeds[0]}"
 
-    def training(self, folder: str, seed: int) -> Path:
-        """Where a genotype is trained with one seed; `folder` is `FOUND` or a baseline's."""
-        return self.path / folder / f"seed{seed}"
+    def training(self, genotype: Genotype, seed: int) -> Path:
+        """Where a genotype is trained with one seed."""
+        return self.path / training_folder(genotype) / f"seed{seed}"
 
     def shape(self, name: str) -> Path:
         """The workdir of one shape of a search over shapes."""
@@ -144,6 +157,14 @@ class Workdir(Layout):
         """Write a record to one of the files of the layout."""
         write_json(file, record.to_dict())
 
+    def name_training(self, genotype: Genotype, name: str) -> None:
+        """Write what is trained in the folder of a genotype; the name it had first stays."""
+        file = self.path / training_folder(genotype) / TRAINING
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            genotype_record = GenotypeRecord.from_dict(genotype.to_dict())
+            self.write(file, TrainingRecord(name, genotype_record))
+
     def write_genotype(self, genotype: Genotype) -> None:
         """Write `genotype.json`."""
         write_text(self.genotype, genotype.to_json())
@@ -167,29 +188,10 @@ class Workdir(Layout):
         return self.read(SearchRecord, self.alphas)
 
     def has_training(self) -> bool:
-        """Whether the found genotype has begun to be trained."""
-        return (self.path / FOUND).exists()
-
-    def supersede(self, folder: str, key: str) -> Path:
-        """Move the training of another genotype out of `folder`, to be moved back when needed."""
-        target = self.superseded / f"{Path(folder).name}-{key}"
-        target.parent.mkdir(exist_ok=True)
-        # An earlier training of the same genotype stays: nothing that was trained is overwritten.
-        number = 1
-        while target.exists():
-            number += 1
-            target = self.superseded / f"{Path(folder).name}-{key}-{number}"
-        (self.path / folder).rename(target)
-        return target
-
-    def restore(self, folder: str, key: str) -> bool:
-        """Move a training that was superseded back to `folder`, which is free; whether one was."""
-        source = self.superseded / f"{Path(folder).name}-{key}"
-        if not source.is_dir():
+        """Whether the derived genotype has begun to be trained."""
+        if not self.genotype.exists():
             return False
-        (self.path / folder).parent.mkdir(parents=True, exist_ok=True)
-        source.rename(self.path / folder)
-        return True
+        return (self.path / training_folder(self.read_genotype())).exists()
 
     def close(self) -> None:
         """Release the folder."""

@@ -11,21 +11,23 @@ from dartformer.attention import to_text
 from dartformer.config import Config
 from dartformer.data.batches import batches
 from dartformer.errors import InputError
-from dartformer.machine.identity import Identity, different, require_same
+from dartformer.machine.identity import Identity, require_same
 from dartformer.machine.progress import say
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import Weights
-from dartformer.results import ModelScores
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
-from dartformer.stages.layout import FOUND, Workdir, baseline_folder
-from dartformer.stages.study import Study, genotype_identity, genotype_key
+from dartformer.stages.layout import Workdir, training_folder
+from dartformer.stages.study import Study
 from dartformer.tasks.base import Task
 from dartformer.training import optimizer
 from dartformer.training.checkpoint import Checkpoints
 from dartformer.training.loop import Fitted, fit
 from dartformer.training.metric import find
 from dartformer.training.step import TrainState, begin
+
+FOUND = "found"
+"""The found genotype in progress lines."""
 
 
 @dataclass(frozen=True)
@@ -43,27 +45,28 @@ class Model:
     identity: Identity = field(default_factory=dict)
 
 
-def retrain(study: Study, workdir: Workdir, genotype: Genotype, folder: str = FOUND) -> list[Model]:
+def retrain(study: Study, workdir: Workdir, genotype: Genotype, name: str = FOUND) -> list[Model]:
     """Train `genotype` from scratch for every seed of `retrain.seeds`; raises what `fit` raises.
 
     Each seed gives its own initial weights and order of examples. The weights kept are the last
-    ones, or those that are best on valid, as `retrain.select` says. Where another genotype was
-    trained in `folder`, that training is moved to `superseded/`.
+    ones, or those that are best on valid, as `retrain.select` says. `name` is the genotype's in
+    progress lines.
     """
-    _make_room(study, workdir, genotype, folder)
+    workdir.name_training(genotype, name)
     models, seconds, compile_seconds = [], 0.0, 0.0
     for seed in study.config.retrain.seeds:
-        fitted = _fit(study, workdir, genotype, folder, seed)
-        models.append(_selected(study, workdir, genotype, folder, seed, fitted))
+        fitted = _fit(study, workdir, genotype, name, seed)
+        models.append(_selected(study, workdir, genotype, seed, fitted))
         seconds += fitted.seconds
         # Seeds share the compiled step, and each reports all of its seconds.
         compile_seconds = max(compile_seconds, fitted.compile_seconds)
+    folder = training_folder(genotype)
     workdir.record_seconds({folder: seconds, f"{folder}.compile": compile_seconds})
     return models
 
 
 def _fit(
-    study: Study, workdir: Workdir, genotype: Genotype, folder: str, seed: int
+    study: Study, workdir: Workdir, genotype: Genotype, name: str, seed: int
 ) -> Fitted[TrainState]:
     config, data = study.config.retrain, study.config.data
     net, chain, step, evaluator = study.program(genotype)
@@ -72,12 +75,12 @@ def _fit(
         return evaluator(state.weights, study.parts["valid"])
 
     return fit(
-        f"{folder} seed {seed}",
+        f"{name} seed {seed}",
         step,
         begin(net, chain, seed),
         batches(study.parts["train"], data.batch_size, seed, data.buckets),
         study.schedule(config.steps),
-        workdir.training(folder, seed),
+        workdir.training(genotype, seed),
         evaluate=evaluate,
         rates={"rate": optimizer.schedule(config.optimizer, config.steps)},
         metric=study.metric,
@@ -86,18 +89,13 @@ def _fit(
 
 
 def _selected(
-    study: Study,
-    workdir: Workdir,
-    genotype: Genotype,
-    folder: str,
-    seed: int,
-    fitted: Fitted[TrainState],
+    study: Study, workdir: Workdir, genotype: Genotype, seed: int, fitted: Fitted[TrainState]
 ) -> Model:
     """The last weights, or those that are best on valid."""
     state, valid = fitted.state, fitted.evaluations[-1]
     if study.config.retrain.select == "best":
         net, chain, _, _ = study.program(genotype)
-        with Checkpoints(_checkpoints(workdir, folder, seed)) as checkpoints:
+        with Checkpoints(_checkpoints(workdir, genotype, seed)) as checkpoints:
             best = checkpoints.best(begin(net, chain, seed))
         if best is not None:
             # The scores have to be of the same weights as the model.
@@ -116,86 +114,25 @@ def _selected(
     )
 
 
-def _checkpoints(workdir: Workdir, folder: str, seed: int) -> Path:
-    return workdir.training(folder, seed) / "checkpoints"
-
-
-# Which genotype was trained where.
-
-
-def saved_identity(study: Study, workdir: Workdir, folder: str) -> Identity | None:
-    """What the training in `folder` belongs to; None where there is no checkpoint yet."""
-    saved: Identity | None = None
-    for seed in study.config.retrain.seeds:
-        checkpoints = _checkpoints(workdir, folder, seed)
-        if not (checkpoints / "steps").is_dir():
-            continue
-        with Checkpoints(checkpoints) as opened:
-            identity = opened.identity()
-        # All seeds of a folder train one genotype, so that the first one speaks for them.
-        if identity:
-            return identity
-        saved = {}
-    return saved
-
-
-def _make_room(study: Study, workdir: Workdir, genotype: Genotype, folder: str) -> None:
-    """Move the training of another genotype out of the way, and an earlier one of this back."""
-    saved = saved_identity(study, workdir, folder)
-    if saved is None:
-        if not (workdir.path / folder).exists():
-            workdir.restore(folder, genotype_key(genotype))
-        return
-    if not saved:
-        saved = _recorded_identity(workdir, folder)
-    now = study.training_identity(genotype)
-    # A new genotype is what derive is for. Other data or another model is a mistake to report.
-    if different(saved, now) != ["genotype"]:
-        where = workdir.path / folder
-        remedy = f"Use a new workdir, or delete {where}."
-        require_same(saved, now, f"the training in {where}", remedy)
-        return
-    # "TEXT [FINGERPRINT]", see `genotype_identity`.
-    name, _, key = saved["genotype"].rpartition(" [")
-    target = workdir.supersede(folder, key.rstrip("]"))
-    say(f"{folder} held a training of {name}, which was moved to {target}")
-    if not (workdir.path / folder).exists():
-        workdir.restore(folder, genotype_key(genotype))
-
-
-def _recorded_identity(workdir: Workdir, folder: str) -> Identity:
-    """The genotype of a training by version 0.1.0, whose checkpoints do not name it."""
-    results = workdir.read_results()
-    if folder == FOUND:
-        # Version 0.1.0 trained what this file says.
-        if not workdir.genotype.exists():
-            where = workdir.path / folder
-            raise InputError(
-                f"{where} was trained by dartformer 0.1.0, which did not note the genotype, and "
-                f"there is no {workdir.genotype}. Use a new workdir, or delete {where}."
-            )
-        return {"genotype": genotype_identity(workdir.read_genotype())}
-    for name, scores in (results.baselines or {}).items():
-        if baseline_folder(name) == folder and isinstance(scores, ModelScores):
-            genotype = Genotype.from_dict(scores.genotype.to_dict())
-            return {"genotype": genotype_identity(genotype)}
-    return {}
+def _checkpoints(workdir: Workdir, genotype: Genotype, seed: int) -> Path:
+    return workdir.training(genotype, seed) / "checkpoints"
 
 
 def require_trained(study: Study, workdir: Workdir, genotype: Genotype) -> None:
     """Raise `InputError` unless every seed has been trained to the end from this genotype."""
     steps = study.config.retrain.steps
     for seed in study.config.retrain.seeds:
-        if not (_checkpoints(workdir, FOUND, seed) / "steps" / str(steps)).exists():
+        checkpoints = _checkpoints(workdir, genotype, seed)
+        if not (checkpoints / "steps" / str(steps)).exists():
             raise InputError(
-                f"seed {seed} is not trained to step {steps} in {workdir.path}: run "
-                f"`dartformer retrain` first."
+                f"{genotype} is not trained to step {steps} with seed {seed} in {workdir.path}: "
+                f"run `dartformer retrain` first."
             )
-    # The last checkpoint alone may be of a genotype that was derived before this one.
-    saved = saved_identity(study, workdir, FOUND) or {}
-    where = workdir.path / FOUND
-    remedy = "Run `dartformer retrain` first."
-    require_same(saved, study.training_identity(genotype), f"the training in {where}", remedy)
+        with Checkpoints(checkpoints) as opened:
+            saved = opened.identity()
+        where = workdir.training(genotype, seed)
+        remedy = f"Delete {where} and run `dartformer retrain`."
+        require_same(saved, study.training_identity(genotype), f"the training in {where}", remedy)
 
 
 # Baselines.
@@ -240,7 +177,7 @@ def retrain_baselines(
         if baseline in trained:
             say(f"baseline {name}: the same genotype is already trained")
         else:
-            trained[baseline] = retrain(study, workdir, baseline, baseline_folder(name))
+            trained[baseline] = retrain(study, workdir, baseline, name)
         named[name] = trained[baseline]
     return named
 

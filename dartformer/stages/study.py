@@ -25,6 +25,7 @@ from dartformer.machine.identity import Identity, fingerprint
 from dartformer.models.supernet import supernet
 from dartformer.models.transformer import Network, transformer
 from dartformer.space.genotype import Genotype
+from dartformer.stages.layout import genotype_key
 from dartformer.strategies import Constraint, Problem, Strategy
 from dartformer.tasks.base import Checks, Learns, Task, parts
 from dartformer.training import metric, optimizer
@@ -278,11 +279,6 @@ def genotype_identity(genotype: Genotype) -> str:
     if len(text) > SHORT:
         text = text[:SHORT] + "..."
     return f"{text} [{genotype_key(genotype)}]"
-
-
-def genotype_key(genotype: Genotype) -> str:
-    """The fingerprint of a genotype, which can stand in a path."""
-    return fingerprint(genotype.to_dict())
 
 
 SHORT = 60

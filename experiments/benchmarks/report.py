@@ -91,8 +91,8 @@ def make(folder: Path, layers: int, heads: int, steps: int) -> None:
 
     log("search", True)
     for seed in range(3):
-        log(f"retrain/seed{seed}", False)
-        log(f"baselines/random/seed{seed}", False)
+        log(f"trainings/found/seed{seed}", False)
+        log(f"trainings/random/seed{seed}", False)
     write_json(
         folder / "search/alphas.json",
         {
@@ -108,6 +108,11 @@ def make(folder: Path, layers: int, heads: int, steps: int) -> None:
     )
     genotype = {"format": 1, "layers": [[CANDIDATES[i] for i in row] for row in goal.argmax(-1)]}
     write_json(folder / "genotype.json", genotype)
+    full = {"format": 1, "layers": [["full"] * heads] * layers}
+    for name, layers_of in (("found", genotype), ("random", full)):
+        write_json(
+            folder / f"trainings/{name}/training.json", {"name": name, "genotype": layers_of}
+        )
 
     def scored(mean: float) -> dict[str, Any]:
         return {
@@ -141,7 +146,7 @@ def make(folder: Path, layers: int, heads: int, steps: int) -> None:
                 "majority": {"test": {"accuracy": 0.1}},
                 "random": {
                     **scored(0.5),
-                    "genotype": {"format": 1, "layers": [["full"] * heads] * layers},
+                    "genotype": full,
                 },
             },
         },
