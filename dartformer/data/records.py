@@ -6,14 +6,13 @@ valid UTF-8 arrive as surrogates (U+DC80 and on), so that the reader can count t
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dartformer.data import tfds
+from dartformer.data import lines, tfds
 from dartformer.data.compressed import DAMAGE, opened, suffix
 from dartformer.errors import InputError, unknown
 
@@ -82,26 +81,25 @@ def read(path: Path, split: str = "") -> Iterator[Record]:
 
 def _lines(path: Path) -> Iterator[Record]:
     with opened(path) as file:
-        for line in file:
-            yield {"text": line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")}
+        for line in lines.decoded(file):
+            yield {"text": line}
 
 
 def _jsonl(path: Path) -> Iterator[Record]:
-    encoding = "utf-8-sig"  # the first line may start with a byte order mark
     with opened(path) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(lines.decoded(file), 1):
             # A blank line, such as the last one, is no row.
-            if line.strip():
-                try:
-                    row = json.loads(line.decode(encoding, "surrogateescape"))
-                except (ValueError, RecursionError) as error:
-                    raise InputError(f"{path}, line {number}: not JSON: {error}.") from None
-                if not isinstance(row, dict):
-                    raise InputError(
-                        f"{path}, line {number}: a JSON object is needed, got {type(row).__name__}."
-                    )
-                yield row
-            encoding = "utf-8"
+            if not line.strip():
+                continue
+            try:
+                row = lines.parsed(line)
+            except ValueError as error:
+                raise InputError(f"{path}, line {number}: {error}.") from None
+            if not isinstance(row, dict):
+                raise InputError(
+                    f"{path}, line {number}: a JSON object is needed, got {type(row).__name__}."
+                )
+            yield row
 
 
 def delimiter(header: str) -> str:

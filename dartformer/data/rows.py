@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dartformer.errors import InputError, unknown
+from dartformer.data import tokens
+from dartformer.errors import InputError, brief, unknown
 
 ALLOWED = {
     "empty": ("drop", "error"),
@@ -60,11 +61,17 @@ class Rules:
 
 @dataclass(frozen=True)
 class Row:
-    """One or two texts and a label, as they are in the source; `where` names the row in errors."""
+    """One or two texts and a label, as they are in the source.
+
+    Attributes:
+      where: names the row in errors.
+      fault: why its labels do not fit its words, where the reader knows.
+    """
 
     texts: tuple[str, ...]
     label: object
     where: str
+    fault: str = ""
 
 
 class AcceptedRow(NamedTuple):
@@ -120,16 +127,19 @@ class Labels:
         return self._class(value)
 
     def _finite(self, value: Label) -> float:
-        number = float(value)
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            raise ValueError(f"could not convert {brief(value)} to a finite number") from None
         if not math.isfinite(number):
-            raise ValueError(f"its label {value!r} is not finite")
+            raise ValueError(f"its label {brief(value)} is not finite")
         return number
 
     def _class(self, value: object) -> int:
         name = canonical(value)
         if name not in self.numbers:
             raise ValueError(
-                f"its label {name!r} is not one of the classes {', '.join(self.numbers)}"
+                f"its label {brief(name)} is not one of the classes {', '.join(self.numbers)}"
             )
         return self.numbers[name]
 
@@ -149,40 +159,51 @@ def accepted(
     Raises `InputError`, with the row, where a rule says "error".
     """
     for number, row in enumerate(rows):
-        texts = row.texts
-        if any(map(is_damaged, texts)):
-            reason = "its text is not valid UTF-8"
-            if _dropped(rules.invalid, "invalid UTF-8", row, reason, tally):
-                continue
-            texts = tuple(SURROGATES.sub("\ufffd", text) for text in texts)
-        if not all(map(str.strip, texts)):
-            reason = "its text is empty"
-            if _dropped(rules.empty, "empty", row, reason, tally):
-                continue
-        try:
-            label = labels.read(row.label)
-            if labels.kind == "labelling":
-                _check_aligned(texts[0], label)
-        except (ValueError, TypeError) as error:
-            if _dropped(rules.bad_label, "bad label", row, str(error), tally):
-                continue
-            raise
-        tally.counts["with a NUL"] += any("\0" in text for text in texts)
-        tally.counts["huge"] += max(map(len, texts), default=0) > HUGE
-        yield AcceptedRow(number, texts, label)
+        texts_and_label = usable(row, rules, labels, tally)
+        if texts_and_label is not None:
+            yield AcceptedRow(number, *texts_and_label)
+
+
+def usable(
+    row: Row, rules: Rules, labels: Labels, tally: Tally
+) -> tuple[tuple[str, ...], Label] | None:
+    """Repaired texts and the label of a row; None where a rule drops it.
+
+    Raises `InputError` where a rule says "error"."""
+    texts = row.texts
+    if any(map(is_damaged, texts)):
+        if _dropped(rules.invalid, "invalid UTF-8", row, "its text is not valid UTF-8", tally):
+            return None
+        texts = tuple(map(repaired, texts))
+    blank = any(map(is_blank, texts))
+    if blank and _dropped(rules.empty, "empty", row, "its text is empty", tally):
+        return None
+    try:
+        if row.fault:
+            raise ValueError(row.fault)
+        label = labels.read(row.label)
+        if labels.kind == "labelling":
+            _check_aligned(texts[0], label)
+    except (ValueError, TypeError) as error:
+        if _dropped(rules.bad_label, "bad label", row, str(error), tally):
+            return None
+        raise
+    tally.counts["with a NUL"] += any("\0" in text for text in texts)
+    tally.counts["huge"] += max(map(len, texts), default=0) > HUGE
+    return texts, label
 
 
 def _dropped(action: str, name: str, row: Row, reason: str, tally: Tally) -> bool:
     """Count a bad row; whether to drop it. Raises `InputError` where the action is "error"."""
     tally.counts[name] += 1
     if action == "error":
-        raise InputError(f"{row.where}: {reason}.")
+        raise InputError(f"{row.where}: {reason.rstrip('.')}.")
     return action == "drop"
 
 
 def _check_aligned(text: str, labels: list[int]) -> None:
     """Raise `ValueError` unless there is a label for each word."""
-    words = len(text.split())
+    words = len(tokens.words(text))
     if len(labels) != words:
         raise ValueError(f"it has {words} tokens and {len(labels)} labels")
 
@@ -199,13 +220,54 @@ def is_damaged(text: str) -> bool:
     return False
 
 
+def repaired(text: str) -> str:
+    """The text with U+FFFD in place of bytes that were not valid UTF-8."""
+    if is_damaged(text):
+        return SURROGATES.sub("\ufffd", text)
+    return text
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text is empty or white space alone."""
+    return not text.strip()
+
+
 def digest(content: Sequence[str] | bytes) -> int:
     """64 bits that stand for texts, or for bytes."""
     if not isinstance(content, bytes):
-        # A separator that texts do not hold: ("ab", "c") and ("a", "bc") are different rows.
-        content = "\x1f".join(content).encode("utf-8", "replace")
+        parts = []
+        for text in content:
+            parts.append(text.encode("utf-8", "replace"))
+        content = joined(parts)
     # Equal texts always agree; of a billion different ones, two do by chance with 3%.
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
+
+
+def joined(parts: Sequence[bytes]) -> bytes:
+    """The parts in a row, each after its length: ("ab", "c") and ("a", "bc") are different rows."""
+    pieces = []
+    for part in parts:
+        pieces += [len(part).to_bytes(8, "big"), part]
+    return b"".join(pieces)
+
+
+def among(digests: np.ndarray, later: np.ndarray) -> np.ndarray:
+    """Which of `digests` `[S]` are in `later`, which is sorted."""
+    if not len(later):
+        return np.zeros(len(digests), bool)
+    places = np.searchsorted(later, digests)
+    # Beyond the last one there is nothing to compare with.
+    return later[np.minimum(places, len(later) - 1)] == digests
+
+
+def refuse_leaks(part: str, count: int, action: str) -> None:
+    """Raise `InputError` where rows of a split occur in a later one and the action is "error"."""
+    if count and action == "error":
+        later = PARTS[PARTS.index(part) + 1 :]
+        raise InputError(
+            f"{count:,} rows of {part} also occur in {' or '.join(later)}, and "
+            f"task.on_duplicate is 'error'."
+        )
 
 
 def without_leaks(
@@ -230,11 +292,7 @@ def without_leaks(
         for part in later:
             leaked |= np.isin(digests[name], digests[part])
         counts[name] = int(leaked.sum())
-        if counts[name] and action == "error":
-            raise InputError(
-                f"{counts[name]:,} rows of {name} also occur in {' or '.join(later)}, and "
-                f"task.on_duplicate is 'error'."
-            )
+        refuse_leaks(name, counts[name], action)
         keep[name] = np.ones(len(leaked), bool)
         if action == "drop":
             keep[name] = ~leaked

@@ -144,6 +144,35 @@ def permutation(n: int, *seed: int) -> np.ndarray:
     return np.argsort(random_bits(n, *seed), kind="stable")
 
 
+def divided(order: np.ndarray, digests: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two parts of `order` `[S]`, in its order, the first of `count` rows or a few less.
+
+    Rows of equal digests are in the same part. Where none is repeated the first part is the first
+    `count` rows. A part is empty only where all rows are equal.
+
+    Args:
+      order: rows.
+      digests: of each of these rows, `[S]`.
+      count: of the rows of the first part, below S.
+    """
+    _, first, group, sizes = np.unique(
+        digests, return_index=True, return_inverse=True, return_counts=True
+    )
+    if len(sizes) == len(order):
+        return order[:count], order[count:]
+    chosen = np.zeros(len(sizes), bool)
+    remaining = count
+    # In the order of their first rows, which is random: the first part is a fair sample.
+    for i in np.argsort(first).tolist():
+        if sizes[i] <= remaining:
+            chosen[i] = True
+            remaining -= int(sizes[i])
+    if not chosen.any() and len(sizes) > 1:
+        chosen[sizes.argmin()] = True  # more than `count` rows, but not none
+    in_first = chosen[group]
+    return order[in_first], order[~in_first]
+
+
 def random_bits(n: int, *seed: int) -> np.ndarray:
     """`[n]` uniform uint64."""
     # PCG64 would raise an error of its own for a negative seed.

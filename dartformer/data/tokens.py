@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from dartformer.errors import InputError, unknown
 
 if TYPE_CHECKING:  # the library is imported where it is used: most runs need none
@@ -31,6 +33,11 @@ PIECE = 2**16
 5 MB."""
 
 SPACE = re.compile(r"(?<=\S) (?=\S)")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text that have a label each: what white space separates."""
+    return text.split()
 
 
 def pieces(text: str) -> Iterator[str]:
@@ -72,10 +79,11 @@ class Bytes:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """A list of ids for each text."""
-        # Surrogates, which are not valid UTF-8, become question marks.
         ids = []
         for text in texts:
-            ids.append([b + 1 for b in text.encode("utf-8", "replace")])
+            # Surrogates, which are not valid UTF-8, become question marks.
+            encoded = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
+            ids.append((encoded.astype(np.uint16) + 1).tolist())
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -129,10 +137,20 @@ class Learned:
 
     def __init__(self, kind: str, text: str):
         from tokenizers import Tokenizer as Library
+        from tokenizers.pre_tokenizers import WhitespaceSplit
 
         self.kind = kind
         self.text = text
         self._library = Library.from_str(text)
+        # "[PAD]" in a text is text. The library's JSON does not keep this setting.
+        self._library.encode_special_tokens = True
+        # Ids of the words that have a label each; None for other texts.
+        self._word_ids: dict[str, int] | None = None
+        if isinstance(self._library.pre_tokenizer, WhitespaceSplit):
+            self._word_ids = {}
+            for word, i in self._library.get_vocab().items():
+                if i > 1:  # no word spells padding or the unknown
+                    self._word_ids[word] = i
 
     @property
     def size(self) -> int:
@@ -141,11 +159,18 @@ class Learned:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """A list of ids for each text."""
+        if self._word_ids is not None:
+            return list(map(self._encode_words, texts))
         # A batch is faster, but long texts need too much memory at once.
         longest = max(map(len, texts), default=0)
         if longest > PIECE:
             return list(map(self._encode_long, texts))
         return [encoded.ids for encoded in self._library.encode_batch_fast(list(texts))]
+
+    def _encode_words(self, text: str) -> list[int]:
+        # Not by the library, to which U+001C to U+001F are no white space: labels would slide.
+        ids = self._word_ids or {}
+        return [ids.get(word, 1) for word in words(text)]
 
     def _encode_long(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -163,7 +188,8 @@ class Learned:
 
     def names(self) -> list[str]:
         """The words or pieces."""
-        return [self._library.id_to_token(i) or "" for i in range(self.size)]
+        learned = [self._library.id_to_token(i) or "" for i in range(2, self.size)]
+        return [PADDING, UNKNOWN, *learned]
 
     def state(self) -> dict[str, str]:
         """The library's own JSON."""
@@ -191,6 +217,13 @@ def size_of(kind: str, size: int) -> int:
     return size
 
 
+def unknown_tokens(kind: str, ids: np.ndarray) -> int:
+    """How many ids stand for an unknown token. Bytes have none: their id 1 is a NUL."""
+    if kind == "bytes":
+        return 0
+    return int(np.count_nonzero(ids == 1))
+
+
 def train(kind: str, texts: Iterable[str], size: int, *, split: bool = False) -> Tokenizer:
     """A tokenizer of at most `size` ids, learned from `texts`.
 
@@ -198,7 +231,7 @@ def train(kind: str, texts: Iterable[str], size: int, *, split: bool = False) ->
       kind: of `KINDS`.
       texts: of the training part only.
       size: see `size_of`.
-      split: for "words": split at white space only, and keep case. Otherwise punctuation is
+      split: for "words": split by `words`, and keep case. Otherwise punctuation is
         separated and everything is lower case.
     """
     if kind == "bytes":
@@ -207,6 +240,8 @@ def train(kind: str, texts: Iterable[str], size: int, *, split: bool = False) ->
         return _train_characters(texts, size)
     if kind == "words":
         library, trainer = _words(size, split)
+        if split:
+            texts = (" ".join(words(text)) for text in texts)
     else:
         library, trainer = _byte_pairs(size)
     library.train_from_iterator(_chunks(texts), trainer)
@@ -227,14 +262,18 @@ def _words(size: int, split: bool) -> tuple["Library", "trainers.Trainer"]:
     from tokenizers import Tokenizer as Library
     from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-    library = Library(models.WordLevel(unk_token=UNKNOWN))
+    special = [PADDING, UNKNOWN]
+    if split:
+        # With a space, as no word has: "[UNK]" may be a word of the text.
+        special = [f"{token} " for token in special]
+    library = Library(models.WordLevel(unk_token=special[1]))
     if split:
         library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     else:
         library.pre_tokenizer = pre_tokenizers.Whitespace()
         library.normalizer = normalizers.Lowercase()
     trainer = trainers.WordLevelTrainer(
-        vocab_size=size, special_tokens=[PADDING, UNKNOWN], show_progress=False
+        vocab_size=size, special_tokens=special, show_progress=False
     )
     return library, trainer
 

@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from dartformer.data.splits import Batch, Endless, Split, Subset, in_order, permutation
+from dartformer.data.fingerprint import row_digests
+from dartformer.data.splits import Batch, Endless, Split, Subset, divided, in_order, permutation
 from dartformer.errors import InputError
 
 PARTS = ("weights", "alphas", "valid", "test")
@@ -120,11 +121,12 @@ class Learns(Protocol):
 def parts(task: Task, data_dir: str | None = None, seed: int = 0) -> dict[str, Split]:
     """The four disjoint `PARTS`, and under "train" the union of "weights" and "alphas".
 
-    Which examples of train fall in which part depends on `seed` and the number of examples alone.
-    Where the data has no valid split, `VALID_FRACTION` of train becomes "valid" before the
-    remainder is halved; the test split is never used for anything but "test". An `Endless` train is
-    halved example by example. Raises `InputError` where train is too small for every part to have
-    an example, or is endless and there is no valid split."""
+    Which examples of train fall in which part depends on `seed`, the number of examples and which are
+    repeated: those of which the model reads the same tokens are in the same part. Where the data has
+    no valid split, `VALID_FRACTION` of train becomes "valid" before the remainder is halved; the test
+    split is never used for anything but "test". An `Endless` train is halved example by example.
+    Raises `InputError` where train is too small for every part to have an example, or is endless and
+    there is no valid split."""
     splits = dict(task.load(data_dir))
     train = splits["train"]
     if isinstance(train, Endless):
@@ -133,18 +135,21 @@ def parts(task: Task, data_dir: str | None = None, seed: int = 0) -> dict[str, S
         splits["weights"], splits["alphas"] = train.halves()
         return splits
     order = permutation(len(train), seed)
+    digests = row_digests(train)
     if "valid" not in splits:
         count = max(1, round(VALID_FRACTION * len(train)))
-        splits["valid"] = Subset(train, order[:count])
-        order = order[count:]
-    if len(order) < 2:
-        raise InputError(
-            f"train has {len(train)} examples: too few for the parts {', '.join(PARTS[:3])}."
-        )
+        valid, order = divided(order, digests[order], count)
+        splits["valid"] = Subset(train, valid)
     # Disjoint: alphas that learned on the weights' examples would reward overfitting.
-    half = (len(order) + 1) // 2
-    splits["weights"] = Subset(train, order[:half])
-    splits["alphas"] = Subset(train, order[half:])
+    weights, alphas = divided(order, digests[order], (len(order) + 1) // 2)
+    if not len(weights) or not len(alphas):
+        different = len(np.unique(digests))
+        raise InputError(
+            f"train has {len(train)} examples: too few for the parts {', '.join(PARTS[:3])}, "
+            f"which share none. {different} of them differ."
+        )
+    splits["weights"] = Subset(train, weights)
+    splits["alphas"] = Subset(train, alphas)
     splits["train"] = Subset(train, order)
     return splits
 

@@ -5,12 +5,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from dartformer.data import tokens as tokenizers
-from dartformer.data.rows import Rules
+from dartformer.data.rows import Rules, is_blank, is_damaged, repaired
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import TaskTraits
 from dartformer.tasks.requirements import require_at_least, require_fraction, require_ids
@@ -18,6 +18,13 @@ from dartformer.tasks.requirements import require_at_least, require_fraction, re
 CROPS = ("head", "tail", "ends")
 
 Ids = list[int] | np.ndarray
+
+
+class Document(NamedTuple):
+    """What the model reads of a text: ids, cropped; and how many tokens the text has."""
+
+    ids: np.ndarray
+    tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +43,8 @@ class TextEncoding(ABC):
       test_fraction: share of train that becomes the test split where the source has none.
       seed: of the rows that become valid and test.
       on_empty: rows without text: "drop" or "error".
-      on_duplicate: rows that occur in two splits: "drop", "keep" or "error".
+      on_duplicate: rows that occur in two splits, by the tokens that the model reads: "drop", "keep"
+        or "error".
       on_bad_label: rows whose label is none of the classes: "drop" or "error".
       on_invalid: bytes that are not valid UTF-8: "replace" them, "drop" the row, or "error".
     """
@@ -122,20 +130,46 @@ class TextEncoding(ABC):
             )
         return _restored(self.learned)
 
+    def documents(self, texts: Sequence[str], extra: int = 0) -> list[Document]:
+        """What the model reads of texts, in training and in prediction alike.
+
+        Args:
+          texts: repaired, and not blank.
+          extra: tokens beyond `length`, of which a language model predicts the last.
+        """
+        documents = []
+        for ids in self.tokenizer.encode(texts):
+            if not ids:
+                # An unknown token in place of none: every row has something to attend to.
+                ids = [1]
+            cropped = np.array(self.cropped(ids, extra), self.token_dtype)
+            documents.append(Document(cropped, len(ids)))
+        return documents
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, cropped as in training; `InputError` for a blank one."""
-        if not text.strip():
+        if is_damaged(text):
+            if self.on_invalid != "replace":
+                raise InputError("the text is not valid UTF-8.")
+            text = repaired(text)
+        if is_blank(text):
             raise InputError("the text is empty.")
-        ids = self.tokenizer.encode([text])[0]
-        if not ids:
-            raise InputError(f"the text {text[:40]!r} has no tokens.")
-        return list(self.cropped(ids))
+        return self.documents([text])[0].ids.tolist()
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without padding; `InputError` for an id beyond the vocabulary."""
         tokenizer = self.tokenizer
         require_ids(ids, tokenizer.size)
         return tokenizer.decode(list(map(int, ids)))
+
+    def comparable(self, text: str) -> str:
+        """A text less what its words cannot tell apart, before any are learned."""
+        if self.tokens != "words":
+            return text
+        text = " ".join(tokenizers.words(text))
+        if self.kind == "labelling":
+            return text
+        return text.lower()
 
     def cropped(self, ids: Ids, extra: int = 0) -> Ids:
         """At most `length` of the ids, and `extra`."""

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from dartformer.data.locations import identity, located
 from dartformer.data.records import Record, read, splits
 from dartformer.data.rows import Row
-from dartformer.errors import InputError, unknown
+from dartformer.data.tokens import words
+from dartformer.errors import InputError, brief, unknown
 from dartformer.tasks.base import TaskTraits
 from dartformer.tasks.encoding import token_names
 from dartformer.tasks.preparation import Source
@@ -148,11 +149,15 @@ class Files(TextTask):
         source = f"{path.name} {split}".rstrip()
         for number, record in enumerate(read(path, split), 1):
             where = f"{source}, row {number}"
-            texts = tuple(text_of(column(record, name, where), where) for name in columns)
+            values = [column(record, name, where) for name in columns]
+            texts = tuple(text_of(value, where) for value in values)
             label = None
             if self.kind != "language":
                 label = column(record, self.label, where)
-            yield Row(texts, label, where)
+            fault = ""
+            if self.kind == "labelling":
+                fault = unlike_words(values[0])
+            yield Row(texts, label, where, fault)
 
 
 def column(record: Record, name: str, where: str) -> Any:
@@ -171,3 +176,13 @@ def text_of(value: object, where: str) -> str:
     if isinstance(value, list) and all(isinstance(word, str) for word in value):
         return " ".join(value)  # words, of texts whose words are labelled
     raise InputError(f"{where}: a text is needed, got {type(value).__name__}.")
+
+
+def unlike_words(value: object) -> str:
+    """What is wrong with a list of words, one of which is none or several."""
+    if not isinstance(value, list):
+        return ""
+    for word in value:
+        if len(words(word)) != 1:
+            return f"its word {brief(word)} is {len(words(word))} words"
+    return ""

@@ -1,26 +1,47 @@
 """Data sets of texts: from the rows of their sources to examples of token ids."""
 
 import itertools
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dartformer.data import tokens as tokenizers
 from dartformer.data.prepare import Example, Examples, Notes
-from dartformer.data.rows import Label, Labels, Row, Tally, accepted, digest, without_leaks
+from dartformer.data.rows import (
+    PARTS,
+    Label,
+    Labels,
+    Row,
+    Tally,
+    accepted,
+    among,
+    digest,
+    joined,
+    refuse_leaks,
+    usable,
+    without_leaks,
+)
 from dartformer.data.splits import permutation
 from dartformer.errors import InputError
-from dartformer.tasks.encoding import Ids, TextEncoding
+from dartformer.tasks.encoding import Document, TextEncoding
+
+VERSION = 2
+"""Of what is prepared from the same rows. Another version is another folder: what an older one
+wrote is not read."""
 
 CHUNK = 500
 """Rows that are encoded at once."""
 
 LOPSIDED = 0.9
 """The share of the largest class above which it is reported."""
+
+UNKNOWN_SHARE = 0.05
+"""The share of unknown tokens above which it is reported: the model reads nothing there."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +67,7 @@ class _Scan:
     tally: Tally
 
     def repeated(self) -> int:
-        """Rows whose text occurred before in the same source."""
+        """Rows whose text, as words read it, occurred before in the same source."""
         return len(self.digests) - len(np.unique(self.digests))
 
 
@@ -69,6 +90,11 @@ class _Facts:
     cropped: int = 0
     tokens: int = 0
     """Tokens that are not padding."""
+    unknown: int = 0
+
+    def unknown_share(self) -> float:
+        """Share of the tokens that are unknown."""
+        return round(self.unknown / self.tokens, 4)
 
     def padded_share(self, length: int) -> float:
         """Share of padding where a row has `length` tokens."""
@@ -83,12 +109,22 @@ class _Facts:
             "repeated in the source": self.repeated,
             "labels": dict(sorted(self.labels.items())),
             "cropped": self.cropped,
+            "unknown share": self.unknown_share(),
             "padded share": self.padded_share(length),
         }
 
 
 class Preparation:
-    """Three passes over the sources: which rows go where, the tokenizer, and the examples."""
+    """Three passes over the sources: which rows go where, the tokenizer, and the examples.
+
+    Rows are in two splits where the model would read the same tokens of both. The tokens follow
+    from train, which must not hold these rows: so rows of equal text go first, then the tokenizer is
+    learned, and then the rows go whose tokens are equal all the same, such as those that differ
+    beyond the crop, or in words outside the vocabulary.
+
+    Of valid, rows that differ from test in unknown words alone stay. Nothing is trained on them, and
+    where every row holds a rare word none would be left.
+    """
 
     def __init__(self, task: TextEncoding, sources: dict[str, Source]):
         self.task = task
@@ -99,17 +135,20 @@ class Preparation:
         """The examples of each split.
 
         Fills `notes` with "learned" and, while the examples are read, "splits"."""
-        # Everything that can be wrong with the rows is said before anything is learned or written.
+        # What is wrong with the rows themselves is said before anything is learned or written.
         self.scans = {name: self._scan(name) for name in self.sources}
         self.rows = self._divided()
         self.leaked = self._drop_leaked()
         self._check_rows()
-        self.tokenizer = self._trained_tokenizer()
-        self.learned = {**self.tokenizer.state(), **self._scale()}
+        self.learned = {**self._trained_tokenizer().state(), **self._scale()}
+        # The tokenizer is restored from what is kept, as it is for a prediction.
+        self.task = replace(self.task, learned=json.dumps(self.learned, sort_keys=True))
         notes["learned"] = self.learned
         notes["splits"] = {}
+        # Later splits first: an earlier one leaves out what they hold.
+        self.digests: dict[str, list[np.ndarray]] = {}
         examples: dict[str, Examples] = {}
-        for part in ("test", "valid", "train"):
+        for part in reversed(PARTS):
             examples[part] = self._examples(part, notes["splits"])
         return examples
 
@@ -119,7 +158,7 @@ class Preparation:
         numbers, digests, classes = [], [], []
         for row in accepted(self.sources[name].rows(), task.rules, self.labels, tally):
             numbers.append(row.number)
-            digests.append(digest(row.texts))
+            digests.append(digest(list(map(task.comparable, row.texts))))
             if task.kind == "classification":
                 classes.append(row.label)
         if not numbers:
@@ -152,7 +191,7 @@ class Preparation:
         return rows
 
     def _drop_leaked(self) -> dict[str, int]:
-        """Drop rows that occur in a later split, if the rule says so; how many there are."""
+        """Drop rows whose text occurs in a later split, if the rule says so; how many there are."""
         digests = {}
         for part, (source, positions) in self.rows.items():
             digests[part] = self.scans[source].digests[positions]
@@ -168,25 +207,33 @@ class Preparation:
         for part, rows in self.rows.items():
             if not len(rows.positions):
                 raise InputError(f"{task.title}: no rows are left for {part}.")
-        if task.kind != "classification":
-            return
-        present = self.scans["train"].classes[self.rows["train"].positions]
-        missing = np.setdiff1d(np.arange(task.classes), present)
-        if len(missing):
-            names = ", ".join(task.labels[i] for i in missing)
-            raise InputError(f"{task.title}: train has no row of the class {names}.")
+        if task.kind == "classification":
+            present = self.scans["train"].classes[self.rows["train"].positions]
+            self._check_classes(present.tolist())
+
+    def _check_classes(self, present: Iterable[int]) -> None:
+        """Raise `InputError` for a class that is not among those `present` in train."""
+        missing = sorted(set(range(self.task.classes)).difference(present))
+        if missing:
+            names = ", ".join(self.task.labels[i] for i in missing)
+            raise InputError(f"{self.task.title}: train has no row of the class {names}.")
 
     def _selected(self, part: str) -> Iterator[tuple[tuple[str, ...], Label]]:
         """Texts and label of each row of a split: another pass over its source."""
         source, positions = self.rows[part]
         numbers = iter(self.scans[source].numbers[positions].tolist())
         number = next(numbers, None)
-        rows = self.sources[source].rows()
-        # What is odd was counted in the first pass.
-        for row in accepted(rows, self.task.rules, self.labels, Tally()):
-            if row.number == number:
-                yield row.texts, row.label
-                number = next(numbers, None)
+        for i, row in enumerate(self.sources[source].rows()):
+            if i != number:
+                continue
+            # What is odd was counted in the first pass.
+            texts_and_label = usable(row, self.task.rules, self.labels, Tally())
+            if texts_and_label is None:
+                raise InputError(f"{row.where} changed while it was prepared. Run again.")
+            yield texts_and_label
+            number = next(numbers, None)
+            if number is None:
+                return
 
     def _training_texts(self) -> Iterator[str]:
         """Every text of train, one at a time: the corpus need not fit into memory."""
@@ -217,55 +264,88 @@ class Preparation:
         task = self.task
         source = self.rows[part].source
         scan = self.scans[source]
-        facts = _Facts(scan.tally.positive(), self.leaked[part], scan.repeated())
+        facts = _Facts(scan.tally.positive(), 0, scan.repeated())
+        later = self._later(part)
+        self.digests[part] = []
         rows = self._selected(part)
-        encode = Encoder(task, self.tokenizer)
+        encode = Encoder(task)
         while chunk := list(itertools.islice(rows, CHUNK)):
             texts: list[str] = []
             for row_texts, _ in chunk:
                 texts.extend(row_texts)
             # One call for the chunk: the tokenizer encodes a batch in parallel.
             encoded = encode(texts)
-            for i, (_, label) in enumerate(chunk):
-                documents = encoded[i * task.inputs : (i + 1) * task.inputs]
-                facts.rows += 1
-                ids, counts = zip(*documents, strict=True)
-                facts.cropped += max(counts) > task.length
-                facts.tokens += sum(min(n, task.length) for n in counts)
-                if task.kind == "classification":
-                    facts.labels[task.labels[label]] += 1
-                yield self._example(ids, label)
+            documents = []
+            for i in range(len(chunk)):
+                documents.append(encoded[i * task.inputs : (i + 1) * task.inputs])
+            digests = np.array(list(map(_digest, documents)), np.uint64)
+            self.digests[part].append(digests)
+            leaked = among(digests, later)
+            if part != "train":
+                leaked &= ~np.array(list(map(self._has_unknown, documents)))
+            facts.leaked += int(leaked.sum())
+            if task.on_duplicate != "keep":
+                documents = list(itertools.compress(documents, ~leaked))
+                chunk = list(itertools.compress(chunk, ~leaked))
+            for row_documents, (_, label) in zip(documents, chunk, strict=True):
+                self._count(facts, row_documents, label)
+                yield self._example(row_documents, label)
+        self._check_part(part, facts)
+        if task.on_duplicate != "keep":
+            facts.leaked += self.leaked[part]
         length = task.length * task.inputs
         noted[part] = facts.to_dict(length)
         self._report(part, facts, length, has_source=source == part)
 
-    def _example(self, texts: Sequence[Ids], label: Label) -> Example:
-        """An example from the ids of its texts."""
+    def _has_unknown(self, documents: Sequence[Document]) -> bool:
+        """Whether the model reads an unknown token of a row."""
+        kind = self.task.tokens
+        return any(tokenizers.unknown_tokens(kind, document.ids) for document in documents)
+
+    def _later(self, part: str) -> np.ndarray:
+        """Digests of the rows of the splits after a split, sorted."""
+        digests = [np.zeros(0, np.uint64)]
+        for name in PARTS[PARTS.index(part) + 1 :]:
+            digests.extend(self.digests[name])
+        return np.unique(np.concatenate(digests))
+
+    def _count(self, facts: _Facts, documents: Sequence[Document], label: Label) -> None:
+        """Count an example of a split."""
         task = self.task
-        tokens = []
-        for ids in texts:
-            if not len(ids):
-                # An unknown token in place of none: every row has something to attend to.
-                ids = [1]
-            if task.kind == "language":
-                return self._next_tokens(ids)
-            tokens.append(np.array(task.cropped(ids), task.token_dtype))
+        facts.rows += 1
+        facts.cropped += max(document.tokens for document in documents) > task.length
+        for ids, tokens in documents:
+            facts.tokens += min(tokens, task.length)
+            facts.unknown += tokenizers.unknown_tokens(task.tokens, ids[: task.length])
+        if task.kind == "classification":
+            facts.labels[task.labels[label]] += 1
+
+    def _check_part(self, part: str, facts: _Facts) -> None:
+        """Raise `InputError` where the tokens leave a split without rows, or without a class."""
+        task = self.task
+        refuse_leaks(part, facts.leaked, task.on_duplicate)
+        if not facts.rows:
+            raise InputError(
+                f"{task.title}: no rows are left for {part}, because the model reads the same "
+                f"tokens in later splits. Use other task.tokens, or more task.length."
+            )
+        if task.kind == "classification" and part == "train":
+            self._check_classes(map(task.labels.index, facts.labels))
+
+    def _example(self, documents: Sequence[Document], label: Label) -> Example:
+        """An example from what the model reads of its texts."""
+        task = self.task
+        tokens = documents[0].ids
+        if task.kind == "language":
+            return _next_tokens(tokens)
         if task.kind == "labelling":
             label = np.array(task.cropped(label), np.int32)
         elif task.kind == "regression":
             label = (label - self.learned["mean"]) / self.learned["scale"]
-        example = {"tokens": tokens[0], "label": label}
+        example = {"tokens": tokens, "label": label}
         if task.inputs == 2:
-            example["tokens2"] = tokens[1]
+            example["tokens2"] = documents[1].ids
         return example
-
-    def _next_tokens(self, ids: Ids) -> Example:
-        """An example whose labels are the next tokens."""
-        stream = np.array(self.task.cropped(ids, 1), np.int32)
-        tokens, label = stream[:-1], stream[1:]
-        if not len(label):  # a single token: nothing follows it
-            tokens, label = stream, np.array([-1], np.int32)
-        return {"tokens": tokens.astype(self.task.token_dtype), "label": label}
 
     def _report(self, part: str, facts: _Facts, length: int, has_source: bool) -> None:
         """Print a line; what was odd in a source is printed only for the split of its name."""
@@ -281,6 +361,8 @@ class Preparation:
             odd.append(f"{facts.repeated:,} repeated in the source")
         if facts.cropped:
             odd.append(f"{facts.cropped:,} cropped to {task.length} tokens")
+        if facts.unknown_share() > UNKNOWN_SHARE:
+            odd.append(f"warning: {100 * facts.unknown_share():.0f}% of the tokens are unknown")
         largest = max(facts.labels.values(), default=0) / facts.rows
         if largest > LOPSIDED:
             odd.append(f"{100 * largest:.0f}% are of one class")
@@ -289,26 +371,38 @@ class Preparation:
         print(f"{line}, {', '.join(details)}", file=sys.stderr, flush=True)
 
 
-class Encoder:
-    """Token ids of texts, and how many each text has.
+def _digest(documents: Sequence[Document]) -> int:
+    """Of what the model reads of a row."""
+    return digest(joined([document.ids.tobytes() for document in documents]))
 
-    The documents of pairs occur again and again: their ids are cropped, and kept for the next time.
+
+def _next_tokens(ids: np.ndarray) -> Example:
+    """An example whose labels are the next tokens."""
+    tokens, label = ids[:-1], ids[1:].astype(np.int32)
+    if not len(label):  # a single token: nothing follows it
+        tokens, label = ids, np.array([-1], np.int32)
+    return {"tokens": tokens, "label": label}
+
+
+class Encoder:
+    """What the model reads of texts.
+
+    The documents of pairs occur again and again: what is read of them is kept for the next time.
     """
 
     CAPACITY = 2**25
     """Ids that are kept at most."""
 
-    def __init__(self, task: TextEncoding, tokenizer: tokenizers.Tokenizer):
+    def __init__(self, task: TextEncoding):
         self.task = task
-        self.tokenizer = tokenizer
-        self.cache: dict[int, tuple[Ids, int]] = {}
+        self.extra = int(task.kind == "language")
+        self.cache: dict[int, Document] = {}
         self.size = 0
 
-    def __call__(self, texts: list[str]) -> list[tuple[Ids, int]]:
-        """(ids, number) of each text."""
+    def __call__(self, texts: list[str]) -> list[Document]:
+        """What the model reads of each text."""
         if self.task.inputs == 1:
-            encoded = self.tokenizer.encode(texts)
-            return list(zip(encoded, map(len, encoded), strict=True))
+            return self.task.documents(texts, self.extra)
         # Emptied between calls only: what this call looks up below must still be there.
         if self.size > self.CAPACITY:
             self.cache, self.size = {}, 0
@@ -319,12 +413,10 @@ class Encoder:
             keys.append(key)
             if key not in self.cache:
                 fresh[key] = text
-        encoded = self.tokenizer.encode(list(fresh.values()))
-        for key, ids in zip(fresh, encoded, strict=True):
-            # Cropped and of the smallest type: a list takes up to 36 bytes an id.
-            kept = np.array(self.task.cropped(ids), self.task.token_dtype)
-            self.cache[key] = kept, len(ids)
-            self.size += len(kept)
+        documents = self.task.documents(list(fresh.values()))
+        for key, document in zip(fresh, documents, strict=True):
+            self.cache[key] = document
+            self.size += len(document.ids)
         return [self.cache[key] for key in keys]
 
 

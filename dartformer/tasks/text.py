@@ -15,7 +15,7 @@ from dartformer.data.splits import Split
 from dartformer.errors import InputError
 from dartformer.tasks import simple
 from dartformer.tasks.encoding import TextEncoding
-from dartformer.tasks.preparation import Preparation, Source
+from dartformer.tasks.preparation import VERSION, Preparation, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class TextTask(TextEncoding):
     def facts(self, data_dir: str | None = None) -> dict[str, Any]:
         """What was counted while preparing, by split.
 
-        Rows, why some were dropped, labels, the share of padding."""
+        Rows, why some were dropped, labels, the shares of unknown tokens and of padding."""
         return self._prepared(data_dir).notes["splits"]
 
     def load(self, data_dir: str | None = None) -> Mapping[str, Split]:
@@ -70,7 +70,7 @@ class TextTask(TextEncoding):
             features["tokens2"] = token_feature
         return prepared(
             f"dartformer_{type(self).__name__.lower()}",
-            (sorted(options.items()), identity),
+            (sorted(options.items()), identity, VERSION),
             f"{self.title}: {self}.",
             features,
             lambda notes: Preparation(self, sources).run(notes),
