@@ -101,7 +101,7 @@ def chunked_attention(
         jnp.broadcast_to(jnp.arange(tiles), (cells, tiles)),
     )
     if valid is not None:
-        mask = jnp.broadcast_to(valid[:, :, None, None], (batch, length, heads, 1))
+        mask = jnp.broadcast_to(valid[:, :, None, None], (batch, k.shape[1], heads, 1))
         inputs = inputs._replace(valid=cut(mask)[..., 0])
     if slopes is not None:
         slopes = jnp.broadcast_to(slopes, (batch, 1, heads))[..., None]

@@ -149,14 +149,7 @@ class TransformerConfig(TransformerOptions):
         for name in ("vocabulary", "classes", "length"):
             _require_count(name, getattr(self, name), 1)
         # Raises where the kernel that is named cannot compute this shape.
-        choose(
-            self.kernel,
-            jnp.dtype(self.dtype),
-            self.head_dim,
-            self.tokens,
-            slopes=self.positions == "alibi",
-            dropout=self.attention_dropout,
-        )
+        self.kernel_of_order(1)
         if self.causal and self.pooling in ("mean", "cls"):
             raise InputError(
                 f"model.pooling={self.pooling!r} does not work with a causal task. Use 'last' or "
@@ -194,6 +187,22 @@ class TransformerConfig(TransformerOptions):
     def sharing(self) -> int:
         """How many heads of queries share one of keys and values."""
         return self.heads // (self.kv_heads or self.heads)
+
+    def kernel_of_order(self, order: int) -> str:
+        """The kernel that full attention takes here, where it is differentiated `order` times.
+
+        Raises:
+          InputError: `kernel` does not work here.
+        """
+        return choose(
+            self.kernel,
+            jnp.dtype(self.dtype),
+            self.head_dim,
+            self.tokens,
+            slopes=self.positions == "alibi",
+            dropout=self.attention_dropout,
+            order=order,
+        )
 
     def blank(
         self, batch: Dimension, length: Dimension | None = None

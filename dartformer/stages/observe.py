@@ -59,12 +59,13 @@ def observing(study: Study) -> Callable[[State], Observation]:
     """state -> its observation, compiled."""
     config, part = study.config.search, study.parts["alphas"]
     loss = study.metric.mean
-    strategy, net = study.supernet.strategy, study.supernet.network
+    strategy = study.supernet.strategy
     batch = part.take(np.arange(min(EXAMPLES, len(part))))
     branches = observer(study.model, study.space, config.projections, loss, config.partial)
     branches_of = jax.jit(branches, compiler_options=quick_options())
     # The curvature differentiates a gradient, which not every attention allows.
     twice = study.strategy.traits.alphas and not first_order_only(study)
+    net = study.network_of_order(2)
 
     def curvature(state: State, batch: Any) -> Array:
         def value(alphas: Array) -> Array:

@@ -187,7 +187,7 @@ class Study:
         None: all of them.
         """
         config, space = self.config.search, self.space
-        net = self._supernet_network(remaining, config.remat)
+        net = self._supernet_network(remaining, config.remat, self.strategy.order)
         return self.strategy(
             Problem(
                 loss=training_loss(net, self.metric),
@@ -208,15 +208,31 @@ class Study:
         costs = ratios(budget, self.prices, tied=self.space.granularity != "head")
         return Constraint(costs, budget.quantities, budget.floor, budget.rate)
 
-    def _supernet_network(
-        self, remaining: Sequence[Sequence[int]] | None = None, remat: bool = True
-    ) -> Network:
-        config, kernel = self.config.search, self.model.kernel
-        if config.seeds > 1:
+    def network_of_order(self, order: int) -> Network:
+        """The supernet's network for programs that differentiate it `order` times."""
+        if self._kernel_of_order(order) == self._kernel_of_order(1):
+            return self.supernet.network
+        return self._supernet_network(order=order)
+
+    def _kernel_of_order(self, order: int) -> str:
+        model = self.model
+        if self.config.search.seeds > 1:
             # Seeds in one program are a vmap of gradients, which cuDNN's did wrongly before JAX
             # 0.11.1.
-            kernel = without_cudnn(kernel, self.model.tokens)
-        model = dataclasses.replace(self.model, kernel=kernel)
+            return without_cudnn(model.kernel, model.tokens)
+        if model.kernel_of_order(order) == model.kernel_of_order(1):
+            return model.kernel
+        # cuDNN has no second derivative. The kernel that does takes the first as well.
+        return model.kernel_of_order(order)
+
+    def _supernet_network(
+        self,
+        remaining: Sequence[Sequence[int]] | None = None,
+        remat: bool = True,
+        order: int = 1,
+    ) -> Network:
+        config = self.config.search
+        model = dataclasses.replace(self.model, kernel=self._kernel_of_order(order))
         return supernet(model, self.space, config.projections, config.partial, remaining, remat)
 
     def _evaluator(self, net: Network) -> Evaluator:

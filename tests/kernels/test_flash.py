@@ -61,11 +61,15 @@ def test_chunked_is_the_definition(inputs, causal, masked):
             assert all((g[1] == 0).all() for g in got[1])
 
 
-@pytest.mark.parametrize(("causal", "masked"), [(False, True), (True, False)])
-def test_the_fused_kernel_has_the_derivatives_of_the_definition(inputs, causal, masked):
-    """With XLA's form of the fused function in its place."""
+@pytest.mark.parametrize(
+    ("length", "causal", "masked"),
+    [(21, False, True), (21, True, False), (21, False, False), (20, True, True), (1, False, False)],
+)
+def test_the_fused_kernel_has_the_derivatives_of_the_definition(inputs, length, causal, masked):
+    """With XLA's form of the fused function in its place; odd lengths have one more token in it."""
     with jax.enable_x64(True):
-        valid = jnp.asarray(VALID) if masked else None
+        arrays_in = [x[:, :length] for x in inputs]
+        valid = jnp.asarray(VALID[:, :length]) if masked else None
         rows = 1.0 if valid is None else valid[:, :, None, None]
 
         def plain(q, k, v):
@@ -74,9 +78,64 @@ def test_the_fused_kernel_has_the_derivatives_of_the_definition(inputs, causal, 
         def fast(q, k, v):
             return cudnn_attention(q, k, v, causal=causal, valid=valid, implementation="xla")
 
-        want, got = (quick(lambda *a, f=f: derivatives(f, *a))(*inputs) for f in (plain, fast))
+        want, got = (quick(lambda *a, f=f: derivatives(f, *a))(*arrays_in) for f in (plain, fast))
         for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(g, w, atol=2e-5)  # XLA's form is float32 inside
+
+
+def in_a_loop(layer):
+    return lambda q: jax.lax.scan(lambda x, _: (layer(x), None), q, None, 2)[0]
+
+
+def under_a_condition(layer):
+    return lambda q: jax.lax.cond(q[0, 0, 0, 0] < 9, layer, lambda x: x, q)
+
+
+def for_each_example(layer):
+    return lambda q: jax.vmap(lambda x: layer(x[None])[0])(q)
+
+
+@pytest.mark.parametrize(
+    "within", [jax.jit, jax.checkpoint, in_a_loop, under_a_condition, for_each_example]
+)
+def test_the_fused_kernel_keeps_its_derivatives_within_every_transformation(inputs, within):
+    valid = jnp.arange(N) < 17
+
+    def plain(q):
+        mask = jnp.broadcast_to(valid, q.shape[:2])
+        return softmax_attention(q, q, q, valid=mask) * mask[:, :, None, None]
+
+    def fast(q):
+        mask = jnp.broadcast_to(valid, q.shape[:2])
+        return cudnn_attention(q, q, q, causal=False, valid=mask, implementation="xla")
+
+    def measured(layer, q, direction):
+        """The gradient, and second derivatives: forward over reverse, and reverse over reverse."""
+
+        def loss(q):
+            return (within(layer)(q) ** 2 * direction).sum()
+
+        gradient = jax.grad(loss)
+        twice = jax.grad(lambda q: (gradient(q) * direction).sum())
+        return (
+            jax.jvp(loss, (q,), (direction,))[1],
+            gradient(q),
+            jax.jvp(gradient, (q,), (direction,))[1],
+            twice(q),
+        )
+
+    q, direction = (x.astype(jnp.float32) for x in inputs[:2])
+    want, got = (quick(lambda *a, f=f: measured(f, *a))(q, direction) for f in (plain, fast))
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(g, w, atol=1e-4)
+
+
+def test_one_query_of_many_keys(inputs):
+    q, k, v = (x.astype(jnp.float32) for x in inputs[:3])
+    q, valid = q[:, :1], jnp.asarray(VALID)
+    want = softmax_attention(q, k, v, valid=valid)
+    np.testing.assert_allclose(chunked_attention(q, k, v, valid=valid), want, atol=1e-6)
+    np.testing.assert_allclose(full_attention(q, k, v, valid=valid), want, atol=1e-6)
 
 
 def test_the_fused_gradient_is_its_own_and_is_never_differentiated(inputs):
@@ -163,15 +222,21 @@ def test_the_choice_is_ordered_and_an_explicit_one_fails_with_the_reason():
         ({"head_dim": 136}, "at most 128, got 136"),
         ({"slopes": True}, "ALiBi"),
         ({"dropout": 0.1}, "no attention dropout"),
+        ({"keys": 9}, "as many queries as keys"),
+        ({"device": gpu("7.5")}, "Ampere GPU or a later one"),
         ({"device": jax.devices("cpu")[0]}, "needs a CUDA GPU, and this is cpu"),
     ):
         options = {"dtype": jnp.bfloat16, "head_dim": 64, "device": old, **changes}
-        assert reason in cudnn_refusal(**options)
+        if "keys" not in changes:
+            assert reason in cudnn_refusal(**options)
         assert choose("auto", length=4096, **options) == "chunked"
         assert choose("auto", length=100, **options) == "dense"
         with pytest.raises(InputError, match=reason):
             choose("cudnn", length=4096, **options)
     assert choose("dense", jnp.bfloat16, 64, 4096, device=new) == "dense"
+    # cuDNN's gradient has no derivative. A kernel that is named has those of the definition.
+    assert choose("auto", jnp.bfloat16, 64, 4096, order=2, device=new) == "chunked"
+    assert choose("cudnn", jnp.bfloat16, 64, 4096, order=2, device=new) == "cudnn"
     with pytest.raises(InputError, match=r"unknown kernel 'flash'.*cudnn, chunked, dense"):
         choose("flash", jnp.float32, 8, 8)
     q = jnp.ones((1, 4, 1, 8))
