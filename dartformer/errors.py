@@ -1,15 +1,47 @@
 """Errors of the user, which the command line prints as one line before it exits with code 2."""
 
 import difflib
+import re
 from collections.abc import Iterable
-
-
-class InputError(ValueError):
-    """Invalid input; the message names the value, what is wrong with it, and what is allowed."""
-
 
 SHORT = 80
 """Characters of a value that an error repeats."""
+
+WORD = 400
+"""Characters from which on a word of a message is cut: a path may be long, and has no spaces."""
+
+HEAD, TAIL = 1500, 500
+"""Characters of a longer message that are kept at its beginning and at its end."""
+
+
+def shortened(text: str, limit: int = SHORT) -> str:
+    """A text, or its beginning and its length where it is longer than `limit`."""
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}... ({len(text):,} characters)"
+
+
+def _concise(message: str) -> str:
+    """A message in which no value, whatever a user or a file gave, hides the rest of it."""
+
+    def cut(word: re.Match[str]) -> str:
+        return shortened(word[0])
+
+    message = re.sub(rf"\S{{{WORD},}}", cut, message)
+    if len(message) <= HEAD + TAIL:
+        return message
+    # The end is kept, because it says what to do.
+    return f"{message[:HEAD]}... ({len(message):,} characters) ...{message[-TAIL:]}"
+
+
+class InputError(ValueError):
+    """Invalid input; the message names the value, what is wrong with it, and what is allowed.
+
+    Long values are cut in the message.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(_concise(message))
 
 
 def brief(value: object) -> str:

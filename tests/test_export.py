@@ -191,14 +191,13 @@ def test_pushing_to_the_hub(exported, capsys, monkeypatch):
         def create_repo(self, repo, **options):
             calls.append((repo, options["private"]))
 
-        def upload_folder(self, **options):
+        def create_commit(self, **options):
             if calls[-1][0] == "other/found":
                 raise PermissionError("403 Forbidden")
-            calls.append(sorted(options["allow_patterns"]))
+            calls.append(sorted(file["path_in_repo"] for file in options["operations"]))
 
-    monkeypatch.setitem(
-        sys.modules, "huggingface_hub", types.SimpleNamespace(HfApi=Hub, __spec__=object())
-    )
+    hub = types.SimpleNamespace(HfApi=Hub, CommitOperationAdd=dict, __spec__=object())
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     assert main(["push", folder, "--repo=me/found", "--private"]) == 0
     assert calls == [("me/found", True), sorted(found["files"])]
     for repo, message in (("found", "owner/name"), ("other/found", "403 Forbidden")):

@@ -17,6 +17,7 @@ from pathlib import Path
 from dartformer._version import __version__
 from dartformer.cli.grammar import FAILED_CHECK
 from dartformer.machine import compile_cache, xla_flags
+from dartformer.machine.printable import printable, printable_json
 
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "onnx": (("jax2onnx", "onnxruntime"), "ONNX export"),
@@ -112,9 +113,9 @@ def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     examination = examine()
     if arguments.json:
         # Without the other modules' imports, since one of their packages may be missing.
-        print(json.dumps(examination.to_dict(), indent=2))
+        print(printable_json(json.dumps(examination.to_dict(), indent=2)))
     else:
-        print(text(examination))
+        print(printable(text(examination)))
     if examination.problems:
         return FAILED_CHECK
     return 0

@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -15,6 +14,7 @@ from dartformer.cli.new import literal
 from dartformer.cli.output import print_json
 from dartformer.config import defaults, reference
 from dartformer.config.presets import strategy_defaults
+from dartformer.machine.console import Console
 
 LISTED = Shape(length=1024, heads=4, head_dim=32, model_dim=128)
 """The shape for which `dartformer list attentions` gives costs: one sequence, float32."""

@@ -14,6 +14,7 @@ from dartformer._version import __version__
 from dartformer.cli.exhaustion import disk_full, out_of_memory
 from dartformer.cli.grammar import DIVERGED, EXAMPLES, UNEXPECTED, USER_ERROR, parser
 from dartformer.errors import InputError, unknown
+from dartformer.machine.printable import note, printable
 
 Handler = Callable[[argparse.Namespace, dict[str, str]], int]
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"stopped; progress is saved. To continue: {command}", 128 + signal.SIGINT)
     except Exception as error:
         if "--debug" in words:
-            traceback.print_exc()
+            print(printable(traceback.format_exc()), file=sys.stderr)
         return _exit_code(error, words)
 
 
@@ -152,7 +153,8 @@ def _exit_code(error: Exception, words: Sequence[str]) -> int:
 
     if isinstance(error, Interrupted):
         command = shlex.join(["dartformer", *words])
-        print(f"dartformer: {error}\ndartformer: {command}", file=sys.stderr)
+        lines = f"dartformer: {error}\ndartformer: {command}"
+        print(printable(lines), file=sys.stderr)
         return 128 + error.signal
     if isinstance(error, Diverged):
         return _fail(str(error), DIVERGED)
@@ -186,6 +188,5 @@ def _less_memory(words: Sequence[str]) -> str:
 def _fail(text: str, code: int) -> int:
     """Print one line on standard error and return the code."""
     # Errors of libraries have many lines; --debug shows them whole.
-    line = " ".join(text.split())
-    print(f"dartformer: error: {line}", file=sys.stderr)
+    note(f"dartformer: error: {' '.join(text.split())}")
     return code

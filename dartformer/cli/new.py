@@ -4,7 +4,6 @@ own data or task. Every line of it is meant to be edited."""
 import argparse
 import ast
 import json
-import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from dartformer.cli.output import print_json
 from dartformer.config.overrides import BUDGET
 from dartformer.config.reference import sentence_of
 from dartformer.errors import InputError, unknown
+from dartformer.machine.printable import note, printable
 from dartformer.tasks.guess import Guess, guess
 from dartformer.tasks.planted import KINDS
 
@@ -87,7 +87,7 @@ def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     if arguments.json:
         print_json(configs.to_dict(load_text(text)))
     else:
-        print(text, end="")
+        print(printable(text), end="")
     return 0
 
 
@@ -101,7 +101,7 @@ def _new_for_data(arguments: argparse.Namespace, values: dict[str, str]) -> str:
     columns = arguments.text or ()
     config = config_for_data(arguments.data, columns, arguments.label or "", values)
     for sentence in config.guess.sentences:
-        print(f"guessed: {sentence}", file=sys.stderr)
+        note(f"guessed: {sentence}")
     return config.text
 
 

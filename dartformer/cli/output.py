@@ -2,9 +2,10 @@
 
 import json
 
+from dartformer.machine.printable import printable_json
 from dartformer.machine.workdir import jsonable
 
 
 def print_json(data: object) -> None:
     """Print a result as indented JSON."""
-    print(json.dumps(jsonable(data), indent=2))
+    print(printable_json(json.dumps(jsonable(data), indent=2)))

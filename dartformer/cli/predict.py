@@ -13,6 +13,7 @@ from dartformer.errors import InputError
 from dartformer.export import push as pushing
 from dartformer.export.load import Served, load
 from dartformer.export.predict import stream
+from dartformer.machine.printable import one_line, printable, printable_json
 from dartformer.machine.workdir import jsonable
 
 Document = str | list[str]
@@ -33,7 +34,7 @@ def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
         print_json(records)
         return 0
     for document, answer in zip(documents, answers, strict=True):
-        print(_line(document, answer))
+        print(printable(_line(document, answer)))
     return 0
 
 
@@ -110,7 +111,8 @@ def _answer_stream(arguments: argparse.Namespace, served: Served) -> int:
     try:
         with _opened(arguments.jsonl) as lines:
             for answer in stream(served, lines, arguments.batch):
-                print(json.dumps(jsonable(answer), ensure_ascii=False), flush=True)
+                line = json.dumps(jsonable(answer), ensure_ascii=False)
+                print(printable_json(line), flush=True)
                 total += 1
                 failed += "error" in answer
     except BrokenPipeError:  # an OSError, but of the output: `main` knows what to do
@@ -133,9 +135,10 @@ def push(arguments: argparse.Namespace, values: dict[str, str]) -> int:
         print_json(result)
         return 0
     for name, size in result["files"].items():
-        print(f"{size:>12,}  {name}")
+        print(f"{size:>12,}  {one_line(name)}")
     if result["uploaded"]:
-        print(f"uploaded to {result['url']}")
+        sentence = f"uploaded to {result['url']}"
     else:
-        print(f"dry run, nothing was sent; would upload to {result['url']}")
+        sentence = f"dry run, nothing was sent; would upload to {result['url']}"
+    print(printable(sentence))
     return 0

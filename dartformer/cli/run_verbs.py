@@ -13,6 +13,7 @@ from dartformer.cost.budget import Budget, parse
 from dartformer.errors import InputError
 from dartformer.export.load import load
 from dartformer.machine import compile_cache
+from dartformer.machine.printable import printable
 from dartformer.machine.workdir import jsonable, read_json
 from dartformer.report import compare as comparison
 from dartformer.report import figures, page, plots
@@ -179,7 +180,7 @@ def report(arguments: argparse.Namespace, values: dict[str, str]) -> int:
         return 0
     terminal.show_report(folder)
     for file in (html, *drawn):
-        print(f"wrote {file}")
+        print(printable(f"wrote {file}"))
     return 0
 
 
@@ -193,5 +194,5 @@ def compare(arguments: argparse.Namespace, values: dict[str, str]) -> int:
         return 0
     terminal.show_comparison(result)
     if arguments.html:
-        print(f"wrote {arguments.html}")
+        print(printable(f"wrote {arguments.html}"))
     return 0

@@ -13,6 +13,7 @@ from dartformer.cli.new import space_file
 from dartformer.cli.output import print_json
 from dartformer.config import load_config
 from dartformer.machine import compile_cache
+from dartformer.machine.printable import printable
 from dartformer.tasks.planted import ANSWERS, Planted
 
 KINDS = ("recall", "local", "mix")
@@ -55,7 +56,7 @@ def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
         result = selfcheck()
         print_json(asdict(result))
     else:
-        result = selfcheck(report=lambda check: print(check, flush=True))
+        result = selfcheck(report=lambda check: print(printable(str(check)), flush=True))
         outcome = {True: "passed", False: "FAILED"}[result.passed]
         print(f"{outcome} in {result.seconds:.0f} s")
     if not result.passed:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from dartformer.cost.budget import number as short
+from dartformer.machine.console import Console
+from dartformer.machine.printable import one_line
 from dartformer.machine.workdir import jsonable
 from dartformer.report import compare, verdicts
 from dartformer.report.drawing import letter
@@ -39,7 +40,12 @@ DIFFERENCES = 6
 
 def say(console: Console, text: str) -> None:
     """A sentence as it is, which the terminal breaks where it ends."""
-    console.print(text, markup=False, soft_wrap=True)
+    console.print(one_line(text), markup=False, soft_wrap=True)
+
+
+def cell(text: str) -> str:
+    """A text for a cell of a table, on one line and without markup."""
+    return escape(one_line(text))
 
 
 def show(verb: str, data: Mapping[str, Any], workdir: Path) -> None:
@@ -136,7 +142,7 @@ def show_comparison(compared: compare.Compared) -> None:
         seeds = ", ".join(map(str, run.seeds or ()))
         # A name of a folder or a genotype may hold brackets, which rich would take for markup.
         cells = (run.run, test or "not yet", spread, majority, seeds, run.genotype or "none yet")
-        table.add_row(*map(escape, cells))
+        table.add_row(*map(cell, cells))
     console.print(table)
     say(console, compare.headline(compared))
     for pair in compared.pairs:
@@ -264,7 +270,7 @@ def _show_costs(
     for column in columns:
         table.add_column(column.title, justify="right", no_wrap=True)
     for cells in texts:
-        table.add_row(*map(escape, cells))
+        table.add_row(*map(cell, cells))
     console.print(table)
 
 
@@ -319,7 +325,7 @@ def show_budget(answer: BudgetAnswer, workdir: Path) -> None:
     table.add_column("genotype", overflow="fold")
     for point in answer.front or ():
         score = f"{point.score:.3f}"
-        table.add_row(short(point.cost), score, _kind(point), escape(point.text))
+        table.add_row(short(point.cost), score, _kind(point), cell(point.text))
     console.print(table)
     written = f"written to {workdir / 'budget.json'} and {workdir / 'pareto.json'}"
     if answer.written:
@@ -394,7 +400,7 @@ def _models(results: Results) -> Table:
     for heading in (f"test {measure.title}", "spread", "valid", "parameters"):
         table.add_column(heading, no_wrap=True)
     for name, model in results.models.items():
-        cells = [escape(name), measure.text(model.test.mean), "", "", ""]
+        cells = [cell(name), measure.text(model.test.mean), "", "", ""]
         # A rule such as the majority class was never trained, so its other cells stay empty.
         if isinstance(model, ModelScores):
             if finite(model.test.spread):
@@ -444,6 +450,6 @@ def _show_findings(console: Console, diagnostics: Diagnostics) -> None:
             f"[{color}]{word} {finding.name}[/]",
             verdicts.number(finding.value),
             verdicts.number(finding.threshold),
-            escape(finding.verdict),
+            cell(finding.verdict),
         )
     console.print(table)

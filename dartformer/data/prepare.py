@@ -11,7 +11,6 @@ import io
 import logging
 import math
 import shutil
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ import tensorflow_datasets as tfds
 from rich.progress import track
 
 from dartformer.errors import InputError
+from dartformer.machine.printable import note
 from dartformer.machine.progress import console
 
 Item = TypeVar("Item")
@@ -223,9 +223,7 @@ def alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(
-                f"waiting for another process that prepares {config}", file=sys.stderr, flush=True
-            )
+            note(f"waiting for another process that prepares {config}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -270,8 +268,8 @@ def with_progress(stream: Iterable[Item], total: int | None, name: str) -> Itera
             if total is not None:
                 seconds = math.ceil((now - start) * (total / i - 1))
                 remaining = f"/{total:,}  {seconds} s left"
-            print(f"{name}  {i:,}{remaining}", file=sys.stderr, flush=True)
+            note(f"{name}  {i:,}{remaining}")
     expected = i
     if total is not None:
         expected = total
-    print(f"{name}  {i:,}/{expected:,}  done", file=sys.stderr, flush=True)
+    note(f"{name}  {i:,}/{expected:,}  done")

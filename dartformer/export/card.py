@@ -1,12 +1,17 @@
 """The model card of an export: what it is, how good, at what cost, for what, and how to use it."""
 
+import html
 import json
+import re
 from collections.abc import Iterator, Sequence
 
 import jax
 
+from dartformer import config as configs
 from dartformer import cost
+from dartformer.errors import shortened
 from dartformer.export.formats import FORMATS
+from dartformer.machine.printable import one_line
 from dartformer.results import ModelScores, Results
 from dartformer.stages.retrain import Model
 from dartformer.training import metric
@@ -17,6 +22,14 @@ PIPELINES = {
     "language": "text-generation",
 }
 """Tasks of the Hugging Face hub for ours. Other tasks classify texts or their tokens."""
+
+SIGNS = re.compile(
+    r"[\\`*\[\]|~$]"
+    r"|^[-+=#]|(?<=^\d)[.)]"  # headings and lists
+    r"|:(?=//)|(?<=www)\."  # addresses, of which it would make links
+    r"|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"  # within a word an underscore begins nothing
+)
+"""What means something in Markdown."""
 
 LABELS = 100
 """Classes whose names are listed."""
@@ -45,11 +58,12 @@ def card(
       any_length: whether `model.stablehlo` takes shorter inputs too.
     """
     results = results or Results(task=model.config.task.name)
+    name, genotype = markdown(model.config.task.name), markdown(str(model.genotype))
     lines = [
         *front_matter(model, results),
-        f"# {model.config.task.name} model found by dartformer",
+        f"# {name} model found by dartformer",
         "",
-        f"A Transformer whose attention was searched by layer and head. Genotype: {model.genotype}.",
+        f"A Transformer whose attention was searched by layer and head. Genotype: {genotype}.",
         "",
         "## Results",
         "",
@@ -103,13 +117,13 @@ def _scores(model: Model, results: Results) -> Iterator[str]:
         count = "-"  # a rule, which trains nothing, has no seeds
         if isinstance(baseline, ModelScores):
             count = str(len(baseline.test.per_seed))
-        title = name
+        title = markdown(name)
         if name == "majority":
             title = "majority class"
         yield f"| {title} | {measure.text(baseline.test.mean)} | {count} |"
     yield ""
     for sentence in results.verdict or ():
-        yield f"* {sentence.removesuffix('.')}."
+        yield f"* {markdown(sentence.removesuffix('.'))}."
     yield ""
 
 
@@ -136,18 +150,19 @@ def _data(model: Model) -> Iterator[str]:
     """What the model was trained on."""
     labels = model.task.labels
     # A language model has a class for each token of its vocabulary.
-    classes = ", ".join(labels[:LABELS])
+    listed = [markdown(shortened(label)) for label in labels[:LABELS]]
     if len(labels) > LABELS:
-        classes += ", ..."
+        listed.append("...")
+    task = configs.without_places(model.config.task.to_dict())
     summary = type(model.task).traits.summary.removesuffix(".")
     yield f"Task `{model.config.task.name}`: {summary}."
     yield "`config.json` holds the whole config. Of the task:"
     yield ""
     yield "```json"
-    yield json.dumps(model.config.task.to_dict(), indent=2)
+    yield json.dumps(task, indent=2).replace("<", "\\u003c")  # so that no text of it is HTML
     yield "```"
     yield ""
-    yield f"Classes: {classes}."
+    yield f"Classes: {', '.join(listed)}."
     yield ""
 
 
@@ -185,6 +200,11 @@ def _use(model: Model, formats: Sequence[str], any_length: bool) -> Iterator[str
         else:
             yield f"It also holds {written.summary}."
         yield ""
+
+
+def markdown(text: str) -> str:
+    """A text from elsewhere, such as a label, that Markdown and HTML show as it is."""
+    return html.escape(SIGNS.sub(r"\\\g<0>", one_line(text)), quote=False)
 
 
 def described(array: jax.ShapeDtypeStruct) -> str:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from dartformer.export import checksums
 from dartformer.machine.record import Record
 
 REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+
+NAME = re.compile(r"\w[\w .+=,@-]*(/\w[\w .+=,@-]*)*")
+"""Paths of the files of an export. A hidden file is none of them, nor is a pattern such as `*`."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,8 @@ def push(
       `{"repo", "url", "private", "files": {path: bytes}, "uploaded"}`, see `Upload`.
 
     Raises:
-      InputError: the folder is not an intact export, the name is malformed, the extra is missing,
-        or the hub refuses.
+      InputError: the folder is not an intact export, a file of it is a link, a name is malformed,
+        the extra is missing, or the hub refuses.
     """
     folder = Path(folder)
     if not REPO.fullmatch(repo):
@@ -63,7 +67,7 @@ def push(
     names = [*checksums.verify(folder), checksums.CHECKSUMS]
     sizes = {}
     for name in sorted(names):
-        sizes[name] = (folder / name).stat().st_size
+        sizes[name] = _size(folder, name)
     upload = Upload(
         repo=repo,
         url=f"https://huggingface.co/{repo}",
@@ -72,24 +76,50 @@ def push(
         uploaded=False,
     )
     if not dry_run:
-        commit = _upload(folder, upload, names)
+        commit = _upload(folder, upload)
         upload = replace(upload, uploaded=True, commit=commit)
     return upload.to_dict()
 
 
-def _upload(folder: Path, upload: Upload, names: list[str]) -> str:
+def _size(folder: Path, name: str) -> int:
+    """The size of a file of an export; `InputError` for anything else that may be listed."""
+    if not NAME.fullmatch(name):
+        raise InputError(
+            f"{folder} cannot be uploaded: {checksums.CHECKSUMS} lists {name!r}, which no export "
+            f"writes. Export the model again."
+        )
+    file = folder / name
+    # A link could lead to any file of this machine.
+    for part in (file, *file.parents):
+        if part == folder:
+            break
+        if part.is_symlink():
+            raise InputError(
+                f"{folder} cannot be uploaded: {part} is a link. Replace it by the file itself, or "
+                f"export the model again."
+            )
+    about = file.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise InputError(f"{folder} cannot be uploaded: {file} is not a file.")
+    return about.st_size
+
+
+def _upload(folder: Path, upload: Upload) -> str:
     """Send the files; returns the hub's commit."""
     if importlib.util.find_spec("huggingface_hub") is None:
         raise InputError("push needs huggingface_hub. Install it: pip install 'dartformer[hub]'.")
-    from huggingface_hub import HfApi  # an extra, which may be missing
+    from huggingface_hub import CommitOperationAdd, HfApi  # an extra, which may be missing
 
     api = HfApi()
     try:
+        # By name and not as a folder: the hub's client takes the names in a folder for patterns.
+        files = []
+        for name in upload.files:
+            files.append(CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name))
         api.create_repo(upload.repo, private=upload.private, exist_ok=True, repo_type="model")
-        commit = api.upload_folder(
+        commit = api.create_commit(
             repo_id=upload.repo,
-            folder_path=folder,
-            allow_patterns=names,  # nothing that was put into the folder since
+            operations=files,
             repo_type="model",
             commit_message="Model exported by dartformer",
         )

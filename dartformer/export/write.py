@@ -1,8 +1,9 @@
 """Export: a folder that works without the run it came from. `dartformer.load` loads it."""
 
+import contextlib
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,25 +96,45 @@ def _write(model: Model, folder: Path, results: Results | None, formats: Sequenc
     kernel = without_cudnn("auto", model.shape.tokens)
     net = transformer(dataclasses.replace(model.shape, kernel=kernel), model.genotype)
     weights = {name: np.asarray(leaf) for name, leaf in named_leaves(model.weights)}
+    genotype = folder / "genotype.json"
+    write_text(genotype, model.genotype.to_json())
     save_file(weights, folder / "weights.safetensors")
-    (folder / "weights.safetensors").chmod(0o644)  # safetensors makes it private
-    write_text(folder / "genotype.json", model.genotype.to_json())
+    # safetensors lets only the user read, whatever the umask.
+    (folder / "weights.safetensors").chmod(genotype.stat().st_mode)
     if isinstance(model.task, Learns):
         write_text(folder / LEARNED, model.task.learned)
-    program = stablehlo(net, model)
-    (folder / "model.stablehlo").write_bytes(program.serialized)
+    with _without_locations():
+        program = stablehlo(net, model)
+        (folder / "model.stablehlo").write_bytes(program.serialized)
+        for name in formats:
+            _formats.write(name, net, model, folder)
     _write_header(model, folder, program, formats)
-    for name in formats:
-        _formats.write(name, net, model, folder)
     text = card(model, results, formats, any_length=program.any_length)
     write_text(folder / "README.md", text)
     checksums.note(folder)
+
+
+@contextlib.contextmanager
+def _without_locations() -> Iterator[None]:
+    """Within the block programs are traced without the lines of Python that they come from.
+
+    These are paths of this machine. And a helper that JAX has traced before keeps the lines of its
+    first caller, so that the bytes would depend on what else a process did.
+    """
+    name = "jax_traceback_in_locations_limit"
+    limit = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, limit)
 
 
 def _write_header(model: Model, folder: Path, program: Program, formats: Sequence[str]) -> None:
     """`config.json`: the config, and what else a reader needs."""
     config = configs.to_dict(model.config)
     config["model"]["kernel"] = "auto"  # as in the program: the other machine may lack it
+    config = configs.without_places(config)
     header = {
         "format": FORMAT,
         "dartformer": __version__,

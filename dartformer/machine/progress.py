@@ -1,13 +1,14 @@
 """Progress of long work: rich bars in a terminal, plain lines in a pipe or in CI."""
 
 import math
-import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dartformer.machine import printable
+from dartformer.machine.console import Console
 
 console = Console(stderr=True, highlight=False)
 """Standard error, for everything but results. It is silent while its `quiet` is set, and has no
@@ -71,8 +72,7 @@ class Bar:
             if rate > 0:
                 remaining = (self.total - done) / rate
             line = f"{self.name}  {done}/{self.total}  {note}  {remaining:.0f} s left"
-            # Flushed, because a pipe is read while the work goes on.
-            print(line, file=sys.stderr, flush=True)
+            printable.note(line)
 
 
 def _text(value: object) -> str:

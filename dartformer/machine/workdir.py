@@ -5,7 +5,7 @@ import fcntl
 import json
 import math
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,15 @@ from dartformer.errors import InputError
 def write_text(path: Path, text: str) -> None:
     """Replace a file whole: after a crash it holds the old text or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, because only within one file system is a rename a single operation.
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # In the same folder, because only within one file system is a rename a single operation. Not
+    # by `tempfile`, which lets only the user read: who may read is what the umask says.
+    name = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with open(name, "x", encoding="utf-8") as file:
             file.write(text)
             # The text must reach the disk before the name does, or a crash leaves an empty file.
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp lets only the user read, but reports and results are shared.
-        os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

@@ -16,8 +16,9 @@ def track(study: Study, layout: Layout, results: Results) -> None:
         return
     values = scores(results)
     picture = plots.genotype_of(results.genotype.layers, study.config.space.candidates).pixels()
-    settings = dict(flat(configs.to_dict(study.config)))
-    name = str(layout.path)
+    # They leave the machine: services file them under the workdir's own name.
+    settings = dict(flat(configs.without_places(configs.to_dict(study.config))))
+    name = layout.path.name
     for tracker in trackers.start(study.config.log.trackers, layout.summary, name):
         try:
             tracker.summary(settings, values)

@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from dartformer.errors import InputError
+from dartformer.machine.printable import printable
 from dartformer.report import page, reading
 
 HOST = "127.0.0.1"
@@ -111,5 +112,6 @@ def server(path: str | Path, port: int = 0) -> ThreadingHTTPServer:
 def watch(path: str | Path, port: int = 0) -> None:
     """Serve until interrupted, and print the address."""
     with server(path, port) as serving:
-        print(f"http://{HOST}:{serving.server_address[1]}/ shows {path} (Ctrl-C stops)", flush=True)
+        address = f"http://{HOST}:{serving.server_address[1]}/"
+        print(printable(f"{address} shows {path} (Ctrl-C stops)"), flush=True)
         serving.serve_forever()

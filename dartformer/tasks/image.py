@@ -4,7 +4,6 @@ Long Range Arena takes pixel values as token ids and 0 as padding, so that it ma
 Here the id of a pixel is its value plus one, and every pixel is valid."""
 
 import io
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from dartformer.data.records import read
 from dartformer.data.rows import Rules, digest, without_leaks
 from dartformer.data.splits import Batch, Split, in_order, permutation
 from dartformer.errors import InputError
+from dartformer.machine.printable import note
 from dartformer.tasks.base import TaskTraits
 from dartformer.tasks.requirements import require_fraction, require_ids
 
@@ -193,7 +193,7 @@ class Image:
         for part, count in leaked.items():
             if count:
                 line = f"CIFAR-10 {part}: {count:,} images also in a later split, {action}"
-                print(line, file=sys.stderr, flush=True)
+                note(line)
 
     def _read(self, part: str, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
         """Images `[S, 32, 32]` uint8 and labels `[S]` of the train or the test file."""

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +27,7 @@ from dartformer.data.rows import (
 )
 from dartformer.data.splits import permutation
 from dartformer.errors import InputError
+from dartformer.machine.printable import note
 from dartformer.tasks.encoding import Document, TextEncoding
 
 VERSION = 2
@@ -368,7 +368,7 @@ class Preparation:
             odd.append(f"{100 * largest:.0f}% are of one class")
         line = f"{task.title} {part}: {facts.rows:,} rows"
         details = [f"{100 * facts.padded_share(length):.0f}% padding", *odd]
-        print(f"{line}, {', '.join(details)}", file=sys.stderr, flush=True)
+        note(f"{line}, {', '.join(details)}")
 
 
 def _digest(documents: Sequence[Document]) -> int:
