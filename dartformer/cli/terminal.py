@@ -66,7 +66,7 @@ def show(verb: str, data: Mapping[str, Any], workdir: Path) -> None:
         for scores in data["valid"]:
             value = measure.text(scores[measure.name])
             seed, step = scores["seed"], scores["step"]
-            console.print(f"seed {seed}: valid {measure.title} {value} at step {step}")
+            say(console, f"seed {seed}: valid {measure.title} {value} at step {step}")
     elif verb == "profile":
         show_profile(Profile.from_dict(plain))
     else:
@@ -321,7 +321,7 @@ def show_budget(answer: BudgetAnswer, workdir: Path) -> None:
     table = Table(box=None, title="accuracy with inherited weights against cost")
     table.title_justify = "left"
     for title in (answer.quantity or "cost", f"valid {answer.metric}", ""):
-        table.add_column(title, no_wrap=True)
+        table.add_column(cell(title), no_wrap=True)
     table.add_column("genotype", overflow="fold")
     for point in answer.front or ():
         score = f"{point.score:.3f}"
@@ -381,7 +381,7 @@ def _show_results(console: Console, results: Results, workdir: Path) -> None:
         text += f", {shape.parameters:,} parameters"
         if name == results.shape:
             text += ", chosen"
-        console.print(text)
+        say(console, text)
     # A search over shapes keeps each shape's files in a folder of its own.
     if results.shape is not None:
         workdir = workdir / f"shapes/{results.shape}"
@@ -395,7 +395,7 @@ def _models(results: Results) -> Table:
     title = f"{results.task}: {verdicts.seeds_in_words(seeds)}, {results.steps} steps"
     if results.test is not None:
         title += f", {results.test.examples} test examples"
-    table = Table(box=None, title=title, pad_edge=False)
+    table = Table(box=None, title=cell(title), pad_edge=False)
     table.add_column("model", overflow="fold")
     for heading in (f"test {measure.title}", "spread", "valid", "parameters"):
         table.add_column(heading, no_wrap=True)
@@ -447,7 +447,7 @@ def _show_findings(console: Console, diagnostics: Diagnostics) -> None:
     for finding in diagnostics.findings:
         word, color = verdicts.mark(finding)
         table.add_row(
-            f"[{color}]{word} {finding.name}[/]",
+            Text(f"{word} {one_line(finding.name)}", color),
             verdicts.number(finding.value),
             verdicts.number(finding.threshold),
             cell(finding.verdict),

@@ -28,6 +28,16 @@ texts = st.lists(
     max_size=8,
 ).map("".join)
 
+LIMIT = {
+    "quantity": "",
+    "limit": 1.0,
+    "predicted": 2.0,
+    "measured": 3.0,
+    "slack": -1.0,
+    "met": False,
+    "aimed": 1.0,
+}
+
 examples = settings(derandomize=True, deadline=None, max_examples=60)
 
 
@@ -78,7 +88,7 @@ def results(text):
 def test_what_verbs_show(text):
     console = Console(highlight=False)
     record, diagnostics = results(text)
-    limit = Limit(text, 1.0, 2.0, 3.0, -1.0, False)
+    limit = Limit.from_dict(LIMIT | {"quantity": text})
     for output in (
         sent(terminal.say, console, text),
         sent(console.print, terminal.drawing([[text, "full"]])),
