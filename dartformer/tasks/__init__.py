@@ -13,15 +13,21 @@ from dartformer import spec
 from dartformer.errors import unknown
 from dartformer.registry import Registry, is_dataclass_type
 from dartformer.tasks.base import Task
+from dartformer.tasks.compositional_recall import CompositionalRecall
+from dartformer.tasks.context_recall import ContextRecall, FuzzyRecall, NoisyRecall
 from dartformer.tasks.files import Files
 from dartformer.tasks.image import Image
 from dartformer.tasks.imdb import ImdbBytes, ImdbTokens
 from dartformer.tasks.language import Language
 from dartformer.tasks.listops import ListOps
 from dartformer.tasks.matching import Matching
+from dartformer.tasks.memorization import Memorization
+from dartformer.tasks.parity import Parity
+from dartformer.tasks.passage import Passage
 from dartformer.tasks.pathfinder import Pathfinder
 from dartformer.tasks.planted import Planted
-from dartformer.tasks.recall import Recall
+from dartformer.tasks.recall import Recall, UpdatedRecall
+from dartformer.tasks.selective_copying import SelectiveCopying
 
 BUILT_IN: dict[str, type] = {
     "listops": ListOps,
@@ -33,6 +39,15 @@ BUILT_IN: dict[str, type] = {
     "pathfinder": Pathfinder,
     "language": Language,
     "recall": Recall,
+    "updated_recall": UpdatedRecall,
+    "compositional_recall": CompositionalRecall,
+    "context_recall": ContextRecall,
+    "noisy_recall": NoisyRecall,
+    "fuzzy_recall": FuzzyRecall,
+    "selective_copying": SelectiveCopying,
+    "memorization": Memorization,
+    "parity": Parity,
+    "passage": Passage,
     "files": Files,
 }
 

@@ -7,6 +7,9 @@ from numpy.typing import DTypeLike
 
 from dartformer.data.splits import ArraySplit, Batch, Endless, Split
 
+PIECE = 1024
+"""Examples that are generated at once: what they are made of takes far more memory than they do."""
+
 
 def numbers(test: int, valid: int, train: int) -> dict[str, range]:
     """The numbers of the examples of each split.
@@ -39,13 +42,14 @@ def splits(
         if name == "train" and endless:
             by_name[name] = Endless(examples, len(part), part.start)
             continue
-        batch = examples(np.arange(part.start, part.stop))
-        length = batch["tokens"].shape[1]
-        by_name[name] = ArraySplit(
-            batch["tokens"].astype(tokens),
-            np.full(len(part), length, np.int32),  # no padding
-            batch["label"].astype(labels),
-        )
+        token_rows, label_rows = [], []
+        for start in range(part.start, part.stop, PIECE):
+            batch = examples(np.arange(start, min(start + PIECE, part.stop)))
+            token_rows.append(batch["tokens"].astype(tokens))
+            label_rows.append(batch["label"].astype(labels))
+        ids = np.concatenate(token_rows)
+        lengths = np.full(len(ids), ids.shape[1], np.int32)  # no padding
+        by_name[name] = ArraySplit(ids, lengths, np.concatenate(label_rows))
     return by_name
 
 
@@ -74,10 +78,15 @@ def draws(seed: int, indices: np.ndarray, count: int) -> np.ndarray:
     SplitMix64 (Steele et al. 2014), whose n-th number needs no number before it, so that any
     example can be generated at any time; NumPy's generators promise neither that nor the same
     numbers in every version."""
+    return draws_at(seed, indices, np.arange(count))
+
+
+def draws_at(seed: int, indices: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The draws of some `places` alone, `[count]` for all rows or `[B, count]`, as if of all."""
     golden = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio; sums wrap around
     stream = _mix(np.array([seed], np.uint64) + golden)
     start = _mix(stream + golden * indices.astype(np.uint64))
-    return _mix(start[:, None] + golden * np.arange(1, count + 1, dtype=np.uint64))
+    return _mix(start[:, None] + golden * (places.astype(np.uint64) + np.uint64(1)))
 
 
 def _mix(z: np.ndarray) -> np.ndarray:

@@ -1,0 +1,60 @@
+"""Recall of updated values (Zoology's forgetting recall), at the published size for a GPU.
+
+Which value followed this key last? The data are generated, and every attention here is causal.
+
+Command:  dartformer run --config=search_spaces/updated_recall_published.py --workdir=runs/updated_recall
+Compare:  Zoology (github.com/HazyResearch/zoology) trains at this length, among others; the first value
+          that followed a key scores 0%, because all four are updated.
+"""
+
+import dartformer
+
+
+def get_config():
+    config = dartformer.defaults(task="updated_recall")
+
+    # The data (see `dartformer list tasks`).
+    config.task.length = 64
+    config.task.pairs = 4
+    config.task.updates = 4
+    config.task.keys = 4096
+    config.task.train = 100000
+    config.task.valid = 1000
+    config.task.test = 1000
+
+    # Batches.
+    config.data.batch_size = 256
+
+    # The Transformer. heads * head_dim need not be model_dim.
+    config.model.layers = 2
+    config.model.heads = 1
+    config.model.head_dim = 128
+    config.model.model_dim = 128
+    config.model.mlp_dim = 512
+    config.model.positions = "none"
+
+    # What to search over (see `dartformer list attentions`), and what chooses: the whole "model" at
+    # once, each "layer", or each "head".
+    config.space.candidates = ("full", "local(window=32)", "linear", "gated_delta", "conv")
+    config.space.granularity = "layer"
+
+    # The search.
+    config.search.steps = 6250
+    config.search.weights.learning_rate = 0.001
+
+    # Training from scratch, once with each seed.
+    config.retrain.steps = 6250
+    config.retrain.seeds = (0, 1, 2)
+    config.retrain.optimizer.learning_rate = 0.001
+
+    # Comparisons: every candidate alone, a random genotype, and all candidates mixed evenly.
+    config.baselines.homogeneous = True
+    config.baselines.random = True
+    config.baselines.uniform = True
+
+    # Steps between lines of metrics, evaluations and checkpoints.
+    config.log.every = 100
+    config.log.eval_every = 625
+    config.log.checkpoint_every = 625
+
+    return config

@@ -1,0 +1,57 @@
+"""A passage of your own text that comes again, for two CPU cores.
+
+What comes next in a passage that came before? Every attention here is causal.
+
+Command:  dartformer run --config=search_spaces/passage_small.py --workdir=runs/passage
+Compare:  on tinyshakespeare what followed the last two characters before scores 80%.
+"""
+
+import dartformer
+
+
+def get_config():
+    config = dartformer.defaults(task="passage")
+
+    # The data (see `dartformer list tasks`).
+    config.task.path = "tinyshakespeare.txt"
+    config.task.length = 128
+    config.task.passage = 32
+    config.task.cue = 8
+    config.task.vocabulary_size = 96
+
+    # Batches.
+    config.data.batch_size = 32
+
+    # The Transformer. heads * head_dim need not be model_dim. Without positions a causal model can
+    # be tested at other lengths, too.
+    config.model.layers = 2
+    config.model.heads = 2
+    config.model.head_dim = 32
+    config.model.model_dim = 64
+    config.model.mlp_dim = 128
+    config.model.positions = "none"
+
+    # What to search over (see `dartformer list attentions`), and what chooses: the whole "model" at
+    # once, each "layer", or each "head".
+    config.space.candidates = ("full", "local(window=8)", "linear", "gated_delta", "conv")
+    config.space.granularity = "layer"
+
+    # The search.
+    config.search.steps = 800
+    config.search.weights.learning_rate = 0.005
+
+    # Training from scratch, once with each seed.
+    config.retrain.steps = 800
+    config.retrain.seeds = (0, 1, 2)
+    config.retrain.optimizer.learning_rate = 0.005
+
+    # Comparisons: every candidate alone, a random genotype, and all candidates mixed evenly.
+    config.baselines.homogeneous = True
+    config.baselines.random = True
+    config.baselines.uniform = True
+
+    # Steps between lines of metrics, evaluations and checkpoints.
+    config.log.eval_every = 200
+    config.log.checkpoint_every = 200
+
+    return config
