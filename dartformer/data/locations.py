@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dartformer.data import tfds
+from dartformer.data import folders, tfds
 from dartformer.errors import InputError
 
 TFDS = "tfds:"
@@ -15,14 +15,21 @@ def located(path: str, data_dir: str | None) -> Path:
     Raises `InputError` where there is none."""
     if path.startswith(TFDS):
         return tfds.newest(path.removeprefix(TFDS), data_dir)
-    file = Path(path).expanduser()
-    if not file.exists():
+    try:
+        file = Path(path).expanduser()
+        exists = file.exists()
+    # No such user's home, a name that is too long, a folder that may not be searched.
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"cannot read {path}: {error}.") from None
+    if not exists:
         raise InputError(f"there is no file or folder {path} (looked in {file.absolute()}).")
+    if not file.is_file() and not file.is_dir():
+        raise InputError(f"{path} is neither a file nor a folder.")
     return file
 
 
 def identity(path: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of a file, or of every file of a folder.
+    """Name, size and time of a file, or of every file of a folder that is not hidden.
 
     Another data set is prepared when one of them changes."""
     files = [path]
@@ -30,6 +37,9 @@ def identity(path: Path) -> list[tuple[str, int, int]]:
         files = sorted(filter(Path.is_file, path.rglob("*")))
     identities = []
     for file in files:
+        name = file.relative_to(path)
+        if any(map(folders.is_hidden, name.parts)):
+            continue
         stat = file.stat()
-        identities.append((str(file.relative_to(path)), stat.st_size, stat.st_mtime_ns))
+        identities.append((str(name), stat.st_size, stat.st_mtime_ns))
     return identities

@@ -4,51 +4,38 @@ JSONL, CSV, TSV, Parquet, Arrow (a saved `datasets` folder), npz, text files, a 
 and TFDS folders. No file is read into memory as one, and nothing is unpickled. Bytes that are not
 valid UTF-8 arrive as surrogates (U+DC80 and on), so that the reader can count them."""
 
+import contextlib
 import csv
-import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dartformer.data import lines, tfds
-from dartformer.data.compressed import DAMAGE, opened, suffix
+from dartformer.data import folders, lines, tables, tfds
+from dartformer.data.compressed import opened, suffix
 from dartformer.errors import InputError, unknown
+
+if TYPE_CHECKING:  # the library is imported where it is used: most runs need none
+    import pyarrow
 
 Record = dict[str, Any]
 """A row's values by column."""
 
-SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet", ".npz", ".txt")
-
-SPLITS = ("train", "valid", "validation", "test")
-"""Names of the files or folders that are read as the splits of a folder."""
+ROWS_AT_ONCE = 1000
+"""Rows of a Parquet or Arrow file that are converted at once."""
 
 
 def splits(path: Path) -> list[str]:
-    """Names of the splits that a folder holds.
+    """Names of the splits that a folder holds: "train", "valid", "test", or another's own.
 
-    Those of a TFDS folder, of a saved `datasets` folder, or of a folder with train/ and test/."""
+    Those of a TFDS folder, of a saved `datasets` folder, or of a folder with train/ and test/, or
+    files of these names."""
     if not path.is_dir():
         return []
     if tfds.is_tfds(path):
-        return list(tfds.files_by_split(path))
-    names = []
-    for name in SPLITS:
-        if _member(path, name) is not None:
-            names.append(name)
-    return names
-
-
-def _member(path: Path, name: str) -> Path | None:
-    """`path/name`, a folder, or a file of that name with a suffix of `SUFFIXES`."""
-    if (path / name).is_dir():
-        return path / name
-    # Sorted: which of two files is taken must not depend on the file system.
-    for file in sorted(path.glob(f"{name}.*")):
-        if suffix(file) in SUFFIXES:
-            return file
-    return None
+        return list(_tfds_names(path))
+    return list(folders.split_files(path, READERS))
 
 
 def read(path: Path, split: str = "") -> Iterator[Record]:
@@ -62,32 +49,22 @@ def read(path: Path, split: str = "") -> Iterator[Record]:
         yield from _folder(path, split)
         return
     kind = suffix(path)
-    if kind == ".jsonl":
-        yield from _jsonl(path)
-    elif kind == ".csv":
-        yield from _csv(path)
-    elif kind == ".tsv":
-        yield from _csv(path, "\t")
-    elif kind == ".parquet":
-        yield from _parquet(path)
-    elif kind == ".npz":
-        yield from _npz(path)
-    elif kind == ".txt":
-        yield from _lines(path)
-    else:
-        patterns = [f"*{name}" for name in SUFFIXES]
+    if kind not in READERS:
+        patterns = [f"*{name}" for name in READERS]
         raise unknown("kind of file", path.name, patterns)
+    yield from READERS[kind](path)
 
 
 def _lines(path: Path) -> Iterator[Record]:
-    with opened(path) as file:
-        for line in lines.decoded(file):
-            yield {"text": line}
+    # Only "\n" ends a line, as in `lines.decoded`.
+    with tables.opened_text(path, newline="\n") as text:
+        for line in text:
+            yield {"text": line.rstrip("\r\n")}
 
 
 def _jsonl(path: Path) -> Iterator[Record]:
-    with opened(path) as file:
-        for number, line in enumerate(lines.decoded(file), 1):
+    with tables.opened_text(path, newline="\n") as text:
+        for number, line in enumerate(text, 1):
             # A blank line, such as the last one, is no row.
             if not line.strip():
                 continue
@@ -102,98 +79,114 @@ def _jsonl(path: Path) -> Iterator[Record]:
             yield row
 
 
-def delimiter(header: str) -> str:
-    """The separator of a CSV file: the most frequent of , ; tab and | in its first line."""
-    return max(",;\t|", key=header.count)
+def _csv(path: Path) -> Iterator[Record]:
+    return _separated(path, tables.SEPARATORS)
 
 
-def _csv(path: Path, separator: str = "") -> Iterator[Record]:
+def _tsv(path: Path) -> Iterator[Record]:
+    return _separated(path, "\t")
+
+
+def _separated(path: Path, separators: str) -> Iterator[Record]:
     # The library's own limit, 128 KiB, is less than a long document.
     csv.field_size_limit(2**31 - 1)
-    with (
-        opened(path) as file,
-        io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text,
-    ):
-        if not separator:
-            separator = delimiter(text.readline())
-            text.seek(0)  # the reader below needs the header again
-        if separator == "\t":
-            # In a TSV file a quotation mark is a character like any other.
-            reader = csv.reader(text, delimiter=separator, quoting=csv.QUOTE_NONE)
-        else:
-            reader = csv.reader(text, delimiter=separator, strict=True)
+    with tables.opened_text(path, newline="") as text:
+        dialect = tables.dialect(text.read(tables.SAMPLE), separators)
+        text.seek(0)  # the reader below needs the header again
+        for _ in range(dialect.skipped):
+            text.readline()
+        reader = dialect.rows(text)
         try:
-            header = _header(path, next(reader, None))
+            header = tables.header(path, next(reader, None))
             for fields in reader:
                 if not fields:
                     continue
                 if len(fields) != len(header):
+                    line = reader.line_num + dialect.skipped
                     raise InputError(
-                        f"{path}, line {reader.line_num}: {len(fields)} fields, and the header has "
+                        f"{path}, line {line}: {len(fields)} fields, and the header has "
                         f"{len(header)}."
                     )
                 yield dict(zip(header, fields, strict=True))
         except csv.Error as error:
-            raise InputError(f"{path}, line {reader.line_num}: {error}.") from None
+            line = reader.line_num + dialect.skipped
+            raise InputError(f"{path}, line {line}: {error}.") from None
 
 
-def _header(path: Path, fields: list[str] | None) -> list[str]:
-    """The columns of a CSV file from its first line."""
-    if fields is None:
-        raise InputError(f"{path} is empty.")
-    header: list[str] = []
-    for i, field in enumerate(fields, 1):
-        # Spreadsheets leave columns without a name at the end of every line.
-        name = field or f"column{i}"
-        if name in header:
-            raise InputError(f"{path} has two columns named {name!r}.")
-        header.append(name)
-    return header
+@contextlib.contextmanager
+def _parsing(path: Path, form: str) -> Iterator[None]:
+    """Turn what a library raises for a damaged file into an `InputError` of one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    # Whatever it is: the libraries promise no type for bytes that are something else.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise InputError(f"{path} cannot be read as {form}: {reason}.") from None
 
 
 def _parquet(path: Path) -> Iterator[Record]:
-    import pyarrow
     from pyarrow import parquet
 
-    try:
-        with parquet.ParquetFile(path) as file:
-            # In batches: a file may be larger than the memory.
-            for batch in file.iter_batches(1000):
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as Parquet: {error}.") from None
+    with _parsing(path, "Parquet"), parquet.ParquetFile(path) as file:
+        # In batches: a file may be larger than the memory.
+        for batch in file.iter_batches(ROWS_AT_ONCE):
+            yield from _of_batch(path, batch)
 
 
-def _arrow(folder: Path) -> Iterator[Record]:
+def _arrow(path: Path) -> Iterator[Record]:
+    """Rows of an Arrow file, a stream as `datasets` writes it or the format with an index."""
     import pyarrow
 
-    for file in sorted(folder.glob("*.arrow")):
-        try:
-            with pyarrow.memory_map(str(file)) as data, pyarrow.ipc.open_stream(data) as stream:
+    with _parsing(path, "Arrow"), pyarrow.memory_map(str(path)) as data:
+        indexed = data.read(6) == b"ARROW1"
+        data.seek(0)
+        if indexed:
+            with pyarrow.ipc.open_file(data) as file:
+                for i in range(file.num_record_batches):
+                    yield from _of_batch(path, file.get_batch(i))
+        else:
+            with pyarrow.ipc.open_stream(data) as stream:
                 for batch in stream:
-                    yield from batch.to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(f"{file} cannot be read as an Arrow stream: {error}.") from None
+                    yield from _of_batch(path, batch)
+
+
+def _of_batch(path: Path, batch: "pyarrow.RecordBatch") -> Iterator[Record]:
+    # Offsets of a damaged file would be followed out of the memory.
+    batch.validate(full=True)
+    tables.require_distinct(path, batch.schema.names)
+    for start in range(0, batch.num_rows, ROWS_AT_ONCE):
+        for row in batch.slice(start, ROWS_AT_ONCE).to_pylist():
+            yield {name: _plain(value) for name, value in row.items()}
 
 
 def _npz(path: Path) -> Iterator[Record]:
-    try:
+    with _parsing(path, "npz"):
+        columns = {}
         with np.load(path, allow_pickle=False) as file:
-            columns = dict(file.items())  # read while the file is open
-    except (ValueError, OSError, *DAMAGE) as error:
-        raise InputError(f"{path} cannot be read as npz: {error}.") from None
-    lengths = {}
+            for name, column in file.items():  # read while the file is open
+                if not isinstance(column, np.ndarray):
+                    raise ValueError(f"{name} is no array")
+                columns[name] = column
+        _require_equal_lengths(path, columns)
+        rows = 0
+        for column in columns.values():
+            rows = len(column)
+        for i in range(rows):
+            yield {name: _plain(column[i]) for name, column in columns.items()}
+
+
+def _require_equal_lengths(path: Path, columns: dict[str, np.ndarray]) -> None:
+    """Raise `InputError` for columns that are no lists, or of different lengths."""
+    lengths, phrases = set(), []
     for name, column in columns.items():
-        lengths[name] = 0
-        if column.ndim:
-            lengths[name] = len(column)
-    if len(set(lengths.values())) > 1:
-        phrases = []
-        for name, length in lengths.items():
-            phrases.append(f"{name} {length}")
+        if not column.ndim:
+            raise InputError(f"{path} has a column {name!r} that is a single value.")
+        lengths.add(len(column))
+        phrases.append(f"{name} {len(column)}")
+    if len(lengths) > 1:
         raise InputError(f"{path} has columns of different lengths: {', '.join(phrases)}.")
-    for i in range(max(lengths.values(), default=0)):
-        yield {name: _plain(column[i]) for name, column in columns.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -207,30 +200,71 @@ def _plain(value: Any) -> Any:
 
 def _folder(path: Path, split: str) -> Iterator[Record]:
     if tfds.is_tfds(path):
-        yield from tfds.read_split(path, split)
+        names = _tfds_names(path)
+        yield from tfds.read_split(path, names.get(split, split))
     elif split:
-        member = _member(path, split)
-        if member is None:
-            raise InputError(
-                f"{path} has no split {split!r}; it has {', '.join(splits(path)) or 'none'}."
-            )
-        yield from read(member)
-    elif any(path.glob("*.arrow")):
-        yield from _arrow(path)
+        files = folders.split_files(path, READERS)
+        name = folders.split_of(split)
+        if name not in files:
+            raise InputError(f"{path} has no split {split!r}; it has {', '.join(files) or 'none'}.")
+        for file in files[name]:
+            yield from read(file)
     else:
-        yield from _class_folders(path)
+        # Folders of one set: as `datasets` saves it, in numbered files, or in a folder per class.
+        files_in_order = folders.saved_files(path) or folders.numbered_files(path, READERS)
+        for file in files_in_order:
+            yield from read(file)
+        if not files_in_order:
+            yield from _class_folders(path)
+
+
+def _tfds_names(path: Path) -> dict[str, str]:
+    """The splits of a TFDS folder: our names, with those of the folder."""
+    names: dict[str, str] = {}
+    for name in tfds.files_by_split(path):
+        # A set with splits both valid and validation keeps the second as it is.
+        if folders.split_of(name) in names:
+            names[name] = name
+        else:
+            names[folders.split_of(name)] = name
+    return names
 
 
 def _class_folders(path: Path) -> Iterator[Record]:
     """A row for each text file of a folder with a folder for each class."""
-    classes = sorted(filter(Path.is_dir, path.iterdir()))
+    classes = list(filter(Path.is_dir, folders.entries(path)))
     if not classes:
         raise InputError(
             f"cannot read the folder {path}. It must have a folder of .txt files for each class, "
-            f"or be a TFDS or `datasets` folder."
+            f"files train.* and test.*, or be a TFDS or `datasets` folder."
         )
     for folder in classes:
-        for file in sorted(folder.glob("*.txt")):
+        files = [file for file in folders.entries(folder) if suffix(file) == ".txt"]
+        if not files:
+            raise InputError(
+                f"{folder} holds no .txt files, and every folder of {path} stands for a class. "
+                f"Remove it."
+            )
+        for file in files:
             with opened(file) as data:
-                text = data.read().decode("utf-8", "surrogateescape")
+                text = _text(file, data.read())
             yield {"text": text, "label": folder.name, "id": file.stem}
+
+
+def _text(file: Path, data: bytes) -> str:
+    try:
+        return tables.decoded(data)
+    except UnicodeError as error:
+        raise InputError(f"{file} cannot be read as text: {error}.") from None
+
+
+READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+    ".jsonl": _jsonl,
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+    ".npz": _npz,
+    ".txt": _lines,
+}
+"""How the file of each suffix is read."""

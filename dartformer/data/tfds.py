@@ -2,15 +2,17 @@
 
 Its array_record or TFRecord files hold serialised `tf.train.Example`s."""
 
-import json
 import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dartformer.data import folders
 from dartformer.data.compressed import opened
 from dartformer.errors import InputError
+from dartformer.machine.record import Place, Plain, decode
+from dartformer.machine.workdir import read_json
 
 KINDS = ("array_record", "tfrecord")
 
@@ -19,6 +21,12 @@ CHUNK = 1000
 
 MALFORMED = (IndexError, KeyError, struct.error, TypeError, AttributeError, ValueError)
 """What reading the bytes of something else as a protocol buffer may raise."""
+
+VARINT_BITS = 64
+"""The bits of the longest number of a protocol buffer."""
+
+MOST_DIGITS = 18
+"""Digits of a number of rows that is believed."""
 
 
 def newest(name: str, data_dir: str | None) -> Path:
@@ -55,10 +63,12 @@ def is_tfds(path: Path) -> bool:
 def files_by_split(path: Path) -> dict[str, list[Path]]:
     """The files of each split."""
     files: dict[str, list[Path]] = {}
-    for kind in KINDS:
-        for file in sorted(path.glob(f"*.{kind}*")):
-            split = file.name.split(f".{kind}")[0].rpartition("-")[2]
-            files.setdefault(split, []).append(file)
+    for file in folders.entries(path):
+        for kind in KINDS:
+            # The name ends in .tfrecord-00000-of-00001, and begins with those of set and split.
+            stem, ending, _ = file.name.partition(f".{kind}")
+            if ending:
+                files.setdefault(stem.rpartition("-")[2], []).append(file)
     return files
 
 
@@ -70,6 +80,8 @@ def read_split(path: Path, split: str) -> Iterator[dict[str, Any]]:
     files = files_by_split(path)
     if split not in files:
         raise InputError(f"{path} has no split {split!r}; it has {', '.join(files)}.")
+    # Before the rows: a damaged note must not be noticed at their end.
+    expected = _row_count(path, split)
     names = _label_names(path)
     count = 0
     for file in files[split]:
@@ -78,14 +90,13 @@ def read_split(path: Path, split: str) -> Iterator[dict[str, Any]]:
             read = array_records
         for data in read(file):
             count += 1
-            row = example(data)
+            row = example(data, f"{file.name}, record {count}")
             for feature, classes in names.items():
                 label = row.get(feature)
                 # A number that names no class, such as -1 for no label, stays a number.
                 if isinstance(label, int) and 0 <= label < len(classes):
                     row[feature] = classes[label]
             yield row
-    expected = _row_count(path, split)
     if expected is not None and count != expected:
         raise InputError(
             f"split {split!r} of {path} has {count:,} rows, and its dataset_info.json says "
@@ -96,21 +107,39 @@ def read_split(path: Path, split: str) -> Iterator[dict[str, Any]]:
 def _label_names(path: Path) -> dict[str, list[str]]:
     """Names of the classes of each feature that has a file of them."""
     names = {}
-    for file in path.glob("*.labels.txt"):
-        feature = file.name.removesuffix(".labels.txt")
-        names[feature] = file.read_text(encoding="utf-8").splitlines()
+    for file in folders.entries(path):
+        feature, ending, _ = file.name.partition(".labels.txt")
+        if not ending:
+            continue
+        with opened(file) as data:
+            try:
+                names[feature] = data.read().decode().splitlines()
+            except UnicodeDecodeError as error:
+                raise InputError(f"{file} is not valid UTF-8: {error}.") from None
     return names
 
 
 def _row_count(path: Path, split: str) -> int | None:
     """Rows of a split, from its `dataset_info.json`; None where it does not say."""
-    info = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))
-    for entry in info.get("splits", []):
+    place = Place(str(path / "dataset_info.json"))
+    info = decode(dict[str, Plain], read_json(path / "dataset_info.json"), place)
+    place = place.at("splits")
+    entries = decode(list[dict[str, Plain]] | None, info.get("splits"), place)
+    for i, entry in enumerate(entries or ()):
         if entry.get("name") == split:
-            shards = entry.get("shardLengths")
+            lengths = place.at(i).at("shardLengths")
+            shards = decode(list[Plain] | None, entry.get("shardLengths"), lengths)
             if shards is not None:
-                return sum(map(int, shards))
+                return sum(_rows_of_shard(shard, lengths) for shard in shards)
     return None
+
+
+def _rows_of_shard(value: object, place: Place) -> int:
+    """A number of rows, which JSON holds as a text because it may have 64 bits."""
+    text = str(value)
+    if not text.isascii() or not text.isdigit() or len(text) > MOST_DIGITS:
+        raise place.wrong(f"must hold numbers of rows, not {value!r:.60}")
+    return int(text)
 
 
 def array_records(file: Path) -> Iterator[bytes]:
@@ -123,8 +152,10 @@ def array_records(file: Path) -> Iterator[bytes]:
         for start in range(0, count, CHUNK):
             yield from reader.read(start, min(start + CHUNK, count))
         reader.close()
-    except (ValueError, RuntimeError, IndexError) as error:
-        raise InputError(f"{file} cannot be read as array_record: {error}.") from None
+    # Whatever it is: the library promises no type for bytes that are something else.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{file} cannot be read as array_record: {reason}.") from None
 
 
 def tfrecords(file: Path) -> Iterator[bytes]:
@@ -142,7 +173,11 @@ def tfrecords(file: Path) -> Iterator[bytes]:
                     f"{file} is damaged: a record's length does not match its checksum."
                 )
             length = struct.unpack("<Q", head[:8])[0]
-            body = data.read(length + 4)
+            try:
+                body = data.read(length + 4)
+            # A length beyond the memory, or beyond what a read may ask for.
+            except (MemoryError, OverflowError):
+                body = b""
             if len(body) < length + 4:
                 raise InputError(f"{file} is cut short.")
             yield body[:length]
@@ -160,8 +195,8 @@ def masked_crc32c(data: bytes) -> int:
     return (rotated + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def example(data: bytes) -> dict[str, Any]:
-    """The features of a serialised `tf.train.Example`.
+def example(data: bytes, where: str = "a record") -> dict[str, Any]:
+    """The features of a serialised `tf.train.Example`; `where` names it in errors.
 
     Each is a value, or a list unless there is exactly one.
 
@@ -174,7 +209,7 @@ def example(data: bytes) -> dict[str, Any]:
                 parts = dict(_fields(entry))
                 row[parts[1].decode()] = _feature(parts.get(2, b""))
     except MALFORMED as error:
-        raise InputError(f"a record is not a tf.train.Example: {error!r}.") from None
+        raise InputError(f"{where} is not a tf.train.Example: {error!r}.") from None
     return row
 
 
@@ -247,3 +282,5 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
         if byte < 128:
             return value, position
         shift += 7
+        if shift >= VARINT_BITS + 7:
+            raise ValueError("a number has more than 64 bits")

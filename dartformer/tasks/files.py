@@ -15,9 +15,6 @@ from dartformer.tasks.encoding import token_names
 from dartformer.tasks.preparation import Source
 from dartformer.tasks.text import TextTask
 
-SPLIT_NAMES = {"valid": ("valid", "validation"), "test": ("test",)}
-"""The names under which a folder may have each split."""
-
 KINDS = ("classification", "regression", "labelling", "language")
 
 METRICS = {"regression": "r2", "language": "bits_per_character"}
@@ -129,16 +126,13 @@ class Files(TextTask):
         if available:
             train = "train"
         sources = {"train": self._source(path, train)}
-        for part, names in SPLIT_NAMES.items():
+        for part in ("valid", "test"):
             # A file that is named for a part comes before a split of the folder.
             own_file = getattr(self, part)
             if own_file:
                 sources[part] = self._source(located(own_file, data_dir), "")
-                continue
-            for name in names:
-                if name in available:
-                    sources[part] = self._source(path, name)
-                    break
+            elif part in available:
+                sources[part] = self._source(path, part)
         return sources
 
     def _source(self, path: Path, split: str) -> Source:

@@ -1,0 +1,158 @@
+"""The text of a file whatever its encoding, and the dialect of a CSV file."""
+
+import contextlib
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+from dartformer.data.compressed import opened
+from dartformer.errors import InputError
+
+MARKS = (
+    (b"\xff\xfe\0\0", "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+"""Byte order marks and their encodings, the longer marks first."""
+
+SEPARATORS = ",;\t|"
+
+NO_SEPARATOR = "\x1f"
+"""Separates fields in no file: every line is one field."""
+
+NO_FIELDS = (0.0, 0)
+"""The consistency of a dialect that separates nothing."""
+
+SAMPLE = 2**18
+"""Characters that decide a file's dialect."""
+
+SEPARATOR_LINE = re.compile('"?sep=(.)"?(?:\r\n|\r|\n)', re.IGNORECASE)
+"""The line with which Excel says how fields are separated."""
+
+QUOTED_FIELD = re.compile('(?:^|\t)"[^\t\r\n]*""[^\t\r\n]*"(?:\t|\r|\n|$)', re.MULTILINE)
+"""A field in quotes that holds a quote, which a program wrote twice."""
+
+
+class Dialect(NamedTuple):
+    """How a file separates its fields, and whether it quotes them.
+
+    Attributes:
+      separator: between two fields.
+      quoted: a field in quotes may hold separators and line ends.
+      skipped: lines before the header.
+    """
+
+    separator: str
+    quoted: bool
+    skipped: int = 0
+
+    def rows(self, text: Iterable[str]) -> "csv._reader":
+        """The fields of each row of a file that is open at its header."""
+        if self.quoted:
+            return csv.reader(text, delimiter=self.separator, strict=True)
+        return csv.reader(text, delimiter=self.separator, quoting=csv.QUOTE_NONE)
+
+
+def encoding(head: bytes) -> str:
+    """The encoding of a file that starts with `head`: UTF-8, unless it says otherwise."""
+    for mark, name in MARKS:
+        if head.startswith(mark):
+            return name
+    # Latin letters as UTF-16 have a NUL in every second byte.
+    zeros = [byte == 0 for byte in head[:4]]
+    if zeros == [False, True, False, True]:
+        return "utf-16-le"
+    if zeros == [True, False, True, False]:
+        return "utf-16-be"
+    return "utf-8-sig"
+
+
+def decoded(data: bytes) -> str:
+    """A file's text; bytes that are not valid UTF-8 become surrogates."""
+    return data.decode(encoding(data[:4]), "surrogateescape")
+
+
+@contextlib.contextmanager
+def opened_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
+    """A file as text; `newline` is that of `open`."""
+    with opened(path) as file:
+        name = encoding(file.read(4))
+        file.seek(0)
+        try:
+            with io.TextIOWrapper(file, name, "surrogateescape", newline) as text:
+                yield text
+        except UnicodeError as error:
+            raise InputError(f"{path} is not valid {name.upper()}: {error}.") from None
+
+
+def dialect(sample: str, separators: str) -> Dialect:
+    """The dialect of a CSV file that starts with `sample`.
+
+    It is the one in which most rows have as many fields as the header. Counting separators in the
+    header alone would count those inside quotes."""
+    skipped = 0
+    declared = SEPARATOR_LINE.match(sample)
+    if declared:
+        separators, skipped = declared[1], 1
+        sample = sample[declared.end() :]
+    choice, best = Dialect(NO_SEPARATOR, True, skipped), NO_FIELDS
+    for separator in separators:
+        candidate = Dialect(separator, True, skipped)
+        score = _consistency(sample, candidate)
+        if separator == "\t" and not _is_quoted(sample):
+            # A TSV file as it is meant has no quotes: they are characters like any other.
+            literal = _consistency(sample, Dialect(separator, False))
+            if literal >= score:
+                candidate, score = Dialect(separator, False, skipped), literal
+        if score > best:
+            choice, best = candidate, score
+    return choice
+
+
+def _is_quoted(sample: str) -> bool:
+    """Whether a file with tabs quotes fields, as programs and not as authors do."""
+    return sample.startswith('"') or QUOTED_FIELD.search(sample) is not None
+
+
+def _consistency(sample: str, candidate: Dialect) -> tuple[float, int]:
+    """The share of rows with as many fields as the header, and that number; 0 for one field."""
+    counts = []
+    errors = 0
+    try:
+        for fields in candidate.rows(io.StringIO(sample, newline="")):
+            if fields:
+                counts.append(len(fields))
+    except csv.Error:
+        errors = 1
+    if len(sample) >= SAMPLE:
+        # The sample ends inside a row, which may be its only one.
+        errors = 0
+        counts = counts[:-1] or counts
+    if not counts or counts[0] == 1:
+        return NO_FIELDS
+    return counts.count(counts[0]) / (len(counts) + errors), counts[0]
+
+
+def header(path: Path, fields: Iterable[str] | None) -> list[str]:
+    """The columns of a CSV file from its first row."""
+    if fields is None:
+        raise InputError(f"{path} is empty.")
+    names: list[str] = []
+    for i, field in enumerate(fields, 1):
+        # Spreadsheets leave columns without a name at the end of every line.
+        names.append(field.strip() or f"column{i}")
+    require_distinct(path, names)
+    return names
+
+
+def require_distinct(path: Path, names: Iterable[str]) -> None:
+    """Raise `InputError` for two columns of one name, of which one would be lost."""
+    distinct = set()
+    for name in names:
+        if name in distinct:
+            raise InputError(f"{path} has two columns named {name!r}.")
+        distinct.add(name)
