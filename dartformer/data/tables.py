@@ -6,10 +6,13 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from dartformer.data.compressed import opened
 from dartformer.errors import InputError
+
+if TYPE_CHECKING:
+    from _csv import Reader
 
 MARKS = (
     (b"\xff\xfe\0\0", "utf-32"),
@@ -50,7 +53,7 @@ class Dialect(NamedTuple):
     quoted: bool
     skipped: int = 0
 
-    def rows(self, text: Iterable[str]) -> "csv._reader":
+    def rows(self, text: Iterable[str]) -> "Reader":
         """The fields of each row of a file that is open at its header."""
         if self.quoted:
             return csv.reader(text, delimiter=self.separator, strict=True)
