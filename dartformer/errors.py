@@ -46,12 +46,7 @@ class InputError(ValueError):
 
 def brief(value: object) -> str:
     """The `repr` of a value, cut where it is long: a row may hold a megabyte."""
-    if isinstance(value, str | bytes):
-        value = value[: SHORT + 1]
-    text = repr(value)
-    if len(text) > SHORT:
-        return f"{text[:SHORT]}..."
-    return text
+    return shortened(repr(value))
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:

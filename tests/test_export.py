@@ -165,7 +165,8 @@ def test_json_lines_in_and_out(exported, capsys, monkeypatch):
         '{"text": 3}',
         '{"id": 1}',
     ]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    stdin = io.TextIOWrapper(io.BytesIO("\n".join(lines).encode()))
+    monkeypatch.setattr(sys, "stdin", stdin)
     assert main(["predict", str(exported[1]), "--jsonl=-", "--batch=4"]) == 2
     out, err = capsys.readouterr()
     rows = [json.loads(line) for line in out.splitlines()]
@@ -176,6 +177,69 @@ def test_json_lines_in_and_out(exported, capsys, monkeypatch):
     assert "line 5 is not JSON" in rows[3]["error"]
     assert "'[MAXX'" in rows[4]["error"]
     assert err == "dartformer: error: 5 of 8 lines could not be read. See their 'error' fields.\n"
+
+
+def test_json_lines_keep_their_own_fields(exported, capsys, monkeypatch):
+    lines = [
+        b'\xef\xbb\xbf{"text": "[MAX 2 9 ]", "label": "mine", "error": "a note"}',
+        b'{"text": "[MAX 2 \\ud83d ]", "line": "mine"}',
+        b"[" * 200_000,
+        b'{"text": "[MAX 2 9 ]", "id": ' + b"9" * 5000 + b"}",
+        b'{"text": "' + b"x" * 2**20 + b'"}',
+    ]
+    stdin = io.TextIOWrapper(io.BytesIO(b"\n".join(lines)))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert main(["predict", str(exported[1]), "--jsonl=-"]) == 2
+    out, err = capsys.readouterr()
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert (rows[0]["label"], rows[0]["error"]) == ("mine", "a note")
+    assert rows[0]["dartformer_label"] in map(str, range(10))
+    assert (rows[1]["line"], rows[1]["dartformer_line"]) == ("mine", 2)
+    assert "nested too deeply" in rows[2]["error"]
+    assert "too many digits" in rows[3]["error"]
+    assert len(rows[4]["error"]) < 400
+    assert "4 of 5 lines" in err
+
+
+def test_a_file_has_a_text_on_each_line(exported, tmp_path, capsys):
+    (tmp_path / "a.txt").write_bytes("\ufeff[MAX 2\u2028 9 ]\r\n\n[MIN\f 3 4 ]".encode())
+    assert main(["predict", str(exported[1]), "--file", str(tmp_path / "a.txt"), "--json"]) == 0
+    texts = [row["text"] for row in json.loads(capsys.readouterr().out)]
+    assert texts == ["[MAX 2\u2028 9 ]", "[MIN\f 3 4 ]"]
+    (tmp_path / "a.txt").write_text("[MAX 2 9 ]\n\n[MAXX ]\n")
+    assert main(["predict", str(exported[1]), "--file", str(tmp_path / "a.txt")]) == 2
+    assert "a.txt, line 3: unknown ListOps symbol '[MAXX'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [object, np.str_, tuple, "series"])
+def test_texts_in_whatever_holds_them(exported, kind):
+    served = df.load(exported[1], device="cpu")
+    texts = ["[MAX 2 9 ]", "[MIN 4 7 ]"]
+    if kind == "series":
+        texts_held = pytest.importorskip("pandas").Series(texts, index=[7, 3])
+    elif kind is tuple:
+        texts_held = tuple(texts)
+    else:
+        texts_held = np.array(texts, kind)
+    assert served(texts_held) == served(texts)
+    np.testing.assert_array_equal(served.logits(texts_held), served.logits(texts))
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [b"[MAX 2 9 ]"],
+        ["[MAX 2 9 ]", None],
+        [float("nan")],
+        {"text": 1},
+        3,
+        np.array("a"),
+        [[2**80]],
+    ],
+)
+def test_what_is_no_text_is_refused_in_a_line(exported, texts):
+    with pytest.raises(df.InputError):
+        df.load(exported[1], device="cpu")(texts)
 
 
 def test_pushing_to_the_hub(exported, capsys, monkeypatch):

@@ -1,18 +1,20 @@
 """The verbs on an exported model: predict and push."""
 
 import argparse
-import contextlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple
 
 from dartformer.cli.output import print_json
+from dartformer.data.compressed import opened
+from dartformer.data.lines import decoded
+from dartformer.data.rows import is_blank, repaired
 from dartformer.errors import InputError
 from dartformer.export import push as pushing
 from dartformer.export.load import Served, load
-from dartformer.export.predict import stream
+from dartformer.export.predict import fault_of, stream
 from dartformer.machine.printable import one_line, printable, printable_json
 from dartformer.machine.workdir import jsonable
 
@@ -20,12 +22,24 @@ Document = str | list[str]
 """A text, or two texts for a model that compares them."""
 
 
+class Input(NamedTuple):
+    """A document, and what names it in errors: a line of a file, or nothing."""
+
+    document: Document
+    where: str = ""
+
+
 def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """Answer texts from the command line, from a file or from a stream."""
     served = load(arguments.folder, arguments.device)
     if arguments.jsonl is not None:
         return _answer_stream(arguments, served)
-    documents = _documents(arguments, compares=served.model.shape.inputs == 2)
+    documents = []
+    for document, where in _inputs(arguments, compares=served.model.shape.inputs == 2):
+        fault = fault_of(served, document)
+        if fault:
+            raise InputError(f"{where}{fault}")
+        documents.append(document)
     answers = served(documents)
     if arguments.json:
         records = []
@@ -38,48 +52,40 @@ def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     return 0
 
 
-def _documents(arguments: argparse.Namespace, compares: bool) -> Sequence[Document]:
+def _inputs(arguments: argparse.Namespace, compares: bool) -> Sequence[Input]:
     """The documents of --text, --pair or --file; `compares` of a model that reads two texts."""
     if arguments.file is not None:
-        return _read_file(arguments.file, compares)
+        return list(_read_file(arguments.file, compares))
     if compares and arguments.pair is None:
         raise InputError("this model compares two texts. Use --pair A B.")
     if not compares and arguments.pair is not None:
         raise InputError("this model reads one text. Use --text.")
-    documents: list[Document] = arguments.text or arguments.pair
-    return documents
+    return list(map(Input, arguments.text or arguments.pair))
 
 
-def _read_file(file: str, compares: bool) -> Sequence[Document]:
-    """One document for each line that is not blank."""
-    try:
-        if file == "-":
-            data = sys.stdin.buffer.read()
-        else:
-            data = Path(file).read_bytes()
+def _lines(file: str) -> Iterator[str]:
+    """The lines of a file, compressed or not, or of standard input for "-", as training reads them."""
+    if file == "-":
         # Bytes, because the encoding of standard input depends on the locale.
-        text = data.decode("utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise _not_utf8(file, error) from None
-    lines = []
-    for line in text.splitlines():
-        if line.strip():
-            lines.append(line)
-    if not compares:
-        return lines
-    documents = []
-    for i, line in enumerate(lines, 1):
+        yield from decoded(sys.stdin.buffer)
+        return
+    with opened(Path(file)) as data:
+        yield from decoded(data)
+
+
+def _read_file(file: str, compares: bool) -> Iterator[Input]:
+    """One document for each line that is not blank."""
+    for number, line in enumerate(_lines(file), 1):
+        if is_blank(line):
+            continue
+        where = f"{file}, line {number}: "
+        if not compares:
+            yield Input(line, where)
+            continue
         parts = line.split("\t")
         if len(parts) != 2:
-            raise InputError(f"{file}: text {i} must be two texts with one tab between them.")
-        documents.append(parts)
-    return documents
-
-
-def _not_utf8(file: str, error: UnicodeDecodeError) -> InputError:
-    return InputError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}.")
+            raise InputError(f"{where}two texts are needed, with one tab between them.")
+        yield Input(parts, where)
 
 
 def _line(document: Document, answer: Mapping[str, Any]) -> str:
@@ -87,6 +93,7 @@ def _line(document: Document, answer: Mapping[str, Any]) -> str:
     text = document
     if not isinstance(text, str):
         text = "\t".join(text)
+    text = repaired(text)
     if "value" in answer:
         return f"{answer['value']:.6g}\t{text}"
     label, probability = answer["label"], answer["probability"]
@@ -95,35 +102,27 @@ def _line(document: Document, answer: Mapping[str, Any]) -> str:
     return f"{label}\t{probability:.3f}\t{text}"
 
 
-@contextlib.contextmanager
-def _opened(file: str) -> Iterator[TextIO]:
-    """A text file, or standard input for "-", which stays open."""
-    if file == "-":
-        yield sys.stdin
-        return
-    with open(file, encoding="utf-8") as lines:
-        yield lines
-
-
 def _answer_stream(arguments: argparse.Namespace, served: Served) -> int:
     """Answer JSON lines as they come; lines with errors are counted and reported at the end."""
     failed = total = 0
-    try:
-        with _opened(arguments.jsonl) as lines:
-            for answer in stream(served, lines, arguments.batch):
-                line = json.dumps(jsonable(answer), ensure_ascii=False)
-                print(printable_json(line), flush=True)
-                total += 1
-                failed += "error" in answer
-    except BrokenPipeError:  # an OSError, but of the output: `main` knows what to do
-        raise
-    except OSError as error:
-        raise InputError(f"cannot read {arguments.jsonl}: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise _not_utf8(arguments.jsonl, error) from None
+    for reply in stream(served, _lines(arguments.jsonl), arguments.batch):
+        print(_json_line(reply.record), flush=True)
+        total += 1
+        failed += reply.failed
     if failed:
         raise InputError(f"{failed} of {total} lines could not be read. See their 'error' fields.")
     return 0
+
+
+def _json_line(record: Mapping[str, Any]) -> str:
+    """A record as JSON, in the characters that standard output can print."""
+    plain = jsonable(record)
+    text = printable_json(json.dumps(plain, ensure_ascii=False))
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # standard output is not UTF-8
+        return json.dumps(plain)
+    return text
 
 
 def push(arguments: argparse.Namespace, values: dict[str, str]) -> int:

@@ -1,13 +1,13 @@
 """What a loaded model takes, texts, token ids or arrays, checked and padded to the model's length."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import cast
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dartformer.errors import InputError
+from dartformer.errors import InputError, brief
 from dartformer.models.sizes import TransformerConfig
 from dartformer.tasks.base import Task
 
@@ -18,7 +18,7 @@ Example = Document | Sequence[Document]
 """A document, or two of them where the model compares two."""
 
 Texts = Sequence[Example] | np.ndarray | jax.Array
-"""A list of examples, or the tokens of a batch as an array."""
+"""A list, NumPy array or Series of examples, or the tokens of a batch as an array."""
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """Tokens `[B, N]`, `[B, 2, N]` of pairs, or `[B, N, F]` of numbers; and which exist."""
@@ -28,8 +28,7 @@ def arrays(
     task: Task, shape: TransformerConfig, texts: Texts, valid: ArrayLike | None = None
 ) -> Arrays:
     """The arrays for a list of texts or of token ids (of pairs of these), or for arrays."""
-    if isinstance(texts, str):
-        raise InputError("give a list of texts, not one text.")
+    texts = listed(texts)
     if valid is not None or hasattr(texts, "__array__"):
         return padded(shape, np.asarray(texts), valid)
     blank, mask = shape.blank(len(texts))
@@ -42,13 +41,31 @@ def arrays(
     return tokens, exists
 
 
+def listed(texts: Texts) -> Sequence[Example] | np.ndarray:
+    """Texts in whatever holds them, such as a NumPy array or a Series, as a list.
+
+    An array of numbers stays an array."""
+    examples: object = texts
+    if hasattr(texts, "__array__"):
+        array = np.asarray(texts)
+        # Text is an array of objects, of Unicode or bytes, or of strings of any length.
+        if array.dtype.kind not in "OUST":
+            return array
+        examples = array.tolist()
+    if isinstance(examples, str | bytes):
+        raise InputError("give a list of texts, not one text.")
+    if isinstance(examples, Mapping) or not isinstance(examples, Iterable):
+        raise InputError(f"give a list of texts, not {type(examples).__name__}.")
+    return list(examples)
+
+
 def _documents(
     shape: TransformerConfig, i: int, example: Example
 ) -> Sequence[tuple[tuple[int, ...], Document]]:
     """The documents of example i, each with its place in the arrays."""
     if shape.inputs != 2:
         return [((i,), cast(Document, example))]
-    if isinstance(example, str) or len(example) != 2:
+    if isinstance(example, str | bytes) or not isinstance(example, Sized) or len(example) != 2:
         raise InputError("this model compares two documents, so give pairs of texts.")
     first, second = cast(Sequence[Document], example)
     return [((i, 0), first), ((i, 1), second)]
@@ -59,7 +76,10 @@ def document_ids(
 ) -> Sequence[int] | np.ndarray:
     """The tokens of one document: ids `[n]`, or numbers `[n, F]`."""
     if isinstance(document, str):
-        return task.encode(document)
+        return task.encode(str(document))
+    if isinstance(document, bytes) or not isinstance(document, Iterable):
+        # The bytes of a text would pass for token ids.
+        raise InputError(f"give a text or token ids, got {brief(document)}.")
     if shape.features:
         return _checked_numbers(shape, document)
     return _checked_ids(shape, document)
@@ -67,7 +87,12 @@ def document_ids(
 
 def _checked_numbers(shape: TransformerConfig, document: ArrayLike) -> np.ndarray:
     """Tokens that are numbers, of one document."""
-    numbers = np.asarray(document, np.float32)
+    try:
+        numbers = np.asarray(document, np.float32)
+    except (ValueError, TypeError, OverflowError):
+        raise InputError(
+            f"the model takes tokens of {shape.features} numbers, got {brief(document)}."
+        ) from None
     fits = numbers.ndim == 2 and numbers.shape[1] == shape.features
     if not fits or not 0 < len(numbers) <= shape.length:
         raise InputError(
@@ -85,9 +110,11 @@ def _checked_ids(
     if not 0 < len(ids) <= shape.length:
         raise InputError(f"the model takes 1 to {shape.length} tokens, got {len(ids)}.")
     if not all(map(_is_whole, ids)):
-        raise InputError(f"token ids must be whole numbers, got {ids}.")
+        raise InputError(f"token ids must be whole numbers, got {brief(ids)}.")
     if min(ids) < 0 or max(ids) >= shape.vocabulary:
-        raise InputError(f"token ids must be at least 0 and below {shape.vocabulary}, got {ids}.")
+        raise InputError(
+            f"token ids must be at least 0 and below {shape.vocabulary}, got {brief(ids)}."
+        )
     return ids
 
 

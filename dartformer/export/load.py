@@ -122,6 +122,7 @@ class Served:
 
         Both are lists where a task labels tokens. Where numbers are predicted, `[{"value"}, ...]`.
         """
+        texts = inputs.listed(texts)
         if not len(texts):
             return []
         tokens, exists = self.arrays(texts, valid)

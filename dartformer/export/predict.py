@@ -1,15 +1,29 @@
 """Predict: a stream of JSON lines in, the same lines with answers out."""
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from dartformer.errors import InputError
+from dartformer.data.lines import parsed
+from dartformer.errors import InputError, shortened
 from dartformer.export.load import Served
 
 FIELDS = ("text", "texts", "tokens")
 """What a line may hold: a text, two texts to compare, or token ids (two lists to compare)."""
+
+
+LONGEST = 400
+"""Characters of an error of a line, whatever it repeats."""
+
+PREFIX = "dartformer_"
+"""In front of the name of an answer's field where the line has a field of that name."""
+
+
+class Reply(NamedTuple):
+    """What is printed for a line: the line's object with the answer; whether it is an error."""
+
+    record: dict[str, Any]
+    failed: bool
 
 
 class Line(NamedTuple):
@@ -26,12 +40,13 @@ class Line(NamedTuple):
     error: str = ""
 
 
-def stream(served: Served, lines: Iterable[str], batch: int = 64) -> Iterator[dict[str, Any]]:
+def stream(served: Served, lines: Iterable[str], batch: int = 64) -> Iterator[Reply]:
     """For each line that is not blank its object with the answer, or with "error".
 
     Lines are `{"text": "..."}`, `{"texts": ["...", "..."]}` or `{"tokens": [...]}`, with whatever
-    else they hold, or a bare JSON text. `batch` of them are read before they are answered together,
-    so memory does not grow.
+    else they hold, or a bare JSON text. Their own fields are kept: a field of the answer gets
+    `PREFIX` where the line has one of its name. `batch` lines are read before they are answered
+    together, so memory does not grow.
     """
     if batch < 1:
         raise InputError(f"--batch must be at least 1, got {batch}.")
@@ -44,11 +59,21 @@ def stream(served: Served, lines: Iterable[str], batch: int = 64) -> Iterator[di
             if not line.error:
                 documents.append(line.document)
         answers = iter(served(documents))
-        for line in read:
+        for (number, _), line in zip(chunk, read, strict=True):
             if line.error:
-                yield {**line.fields, "error": line.error}
+                yield Reply(_with(line.fields, {"line": number, "error": line.error}), True)
             else:
-                yield {**line.fields, **next(answers)}
+                yield Reply(_with(line.fields, next(answers)), False)
+
+
+def _with(fields: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a line and of its answer."""
+    record = dict(fields)
+    for name, value in answer.items():
+        while name in record:
+            name = PREFIX + name
+        record[name] = value
+    return record
 
 
 def _numbered(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
@@ -61,23 +86,33 @@ def _numbered(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
 def _read(served: Served, number: int, text: str) -> Line:
     """A line, checked."""
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        return Line({"line": number}, None, f"line {number} is not JSON: {error}.")
+        data = parsed(text)
+    except ValueError as error:
+        return Line({}, None, f"line {number} is {error}.")
     fields = data
     if isinstance(data, str):
         fields = {"text": data}
     if not isinstance(fields, dict) or sum(name in fields for name in FIELDS) != 1:
         names = ", ".join(FIELDS)
-        wrong = f"line {number} must be an object with one of {names}."
-        return Line({"line": number}, None, wrong)
+        return Line({}, None, f"line {number} must be an object with one of {names}.")
     try:
         document = _document(served, fields)
-        served.arrays([document])  # raises for what the model cannot read
-    # The line may hold anything: a number for a list, a list within a list.
-    except (InputError, TypeError, ValueError) as error:
-        return Line({**fields, "line": number}, None, f"line {number}: {error}")
+    except InputError as error:
+        return Line(fields, None, f"line {number}: {error}")
+    fault = fault_of(served, document)
+    if fault:
+        return Line(fields, None, f"line {number}: {fault}")
     return Line(fields, document)
+
+
+def fault_of(served: Served, document: Any) -> str:
+    """Why the model cannot read a document, or ""."""
+    try:
+        served.arrays([document])
+    # It may be anything: a number for a list, a list within a list.
+    except (InputError, TypeError, ValueError, OverflowError) as error:
+        return shortened(str(error), LONGEST)
+    return ""
 
 
 def _document(served: Served, fields: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from dartformer.data import tokens as tokenizers
 from dartformer.data.compressed import opened
 from dartformer.data.locations import identity, located
-from dartformer.data.rows import SURROGATES
+from dartformer.data.rows import SURROGATES, repaired
 from dartformer.data.splits import Batch, Split
 from dartformer.errors import InputError, unknown
 from dartformer.tasks import simple
@@ -125,7 +125,7 @@ class Language:
         """Token ids; of a long text the last `length`, after which a character is predicted."""
         if not text:
             raise InputError("the text is empty.")
-        return self.tokenizer.encode([text])[0][-self.length :]
+        return self.tokenizer.encode([repaired(text)])[0][-self.length :]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without padding; `InputError` for an id beyond the vocabulary."""
@@ -144,10 +144,17 @@ class Language:
         return replace(self, learned=json.dumps(learned.state(), sort_keys=True))
 
     def facts(self, data_dir: str | None = None) -> dict[str, Any]:
-        """Characters of each part, and how many bytes were not valid UTF-8."""
+        """Characters of each part, how many bytes were not valid UTF-8, and the unknown share."""
+        tokenizer = self.fitted(data_dir).tokenizer
         facts = {}
         for name, part in self._parts().items():
-            facts[name] = {"characters": len(part.text), "invalid UTF-8": part.invalid}
+            ids = np.array(tokenizer.encode([part.text])[0])
+            unknown_tokens = tokenizers.unknown_tokens(self.tokens, ids)
+            facts[name] = {
+                "characters": len(part.text),
+                "invalid UTF-8": part.invalid,
+                "unknown share": round(unknown_tokens / len(ids), 4),
+            }
         return facts
 
     def load(self, data_dir: str | None = None) -> Mapping[str, Split]:

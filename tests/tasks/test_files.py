@@ -210,6 +210,37 @@ def test_a_text_in_two_splits_leaves_the_earlier_one(tmp_path, capsys):
         files(tmp_path / "a.csv", on_duplicate="error", **options).load(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "twin", [lambda text: text + " ", str.upper, lambda text: text.replace(" ", "\r\n")]
+)
+def test_rows_of_the_same_tokens_are_in_one_split(twin, tmp_path):
+    rows = [{"review": f"row {i} of {i % 7}", "stars": "pos"} for i in range(100)]
+    rows += [{"review": twin(row["review"]), "stars": "neg"} for row in rows]
+    write(tmp_path / "a.jsonl", rows)
+    task = files(tmp_path / "a.jsonl", text="review", label="stars")
+    texts = {}
+    for part in ("train", "valid", "test"):
+        texts[part] = {text for text, _ in everything(task, tmp_path, part)}
+    assert not texts["train"] & (texts["valid"] | texts["test"])
+    assert task.facts(str(tmp_path))["test"]["unknown share"] > 0.05
+
+
+def test_repeated_rows_are_in_one_half(tmp_path):
+    rows = [{"review": f"row {i // 4} of many", "stars": "pos"} for i in range(200)]
+    rows[0]["stars"] = "neg"
+    write(tmp_path / "a.jsonl", rows)
+    task = files(tmp_path / "a.jsonl", tokens="bytes", length=40)
+    splits = parts(files(tmp_path / "a.jsonl", tokens="bytes", length=40), str(tmp_path))
+    halves = []
+    for name in ("weights", "alphas"):
+        split = splits[name]
+        halves.append({row.tobytes() for row in split.take(np.arange(len(split)))["tokens"]})
+    assert not halves[0] & halves[1]
+    assert abs(len(splits["weights"]) - len(splits["alphas"])) <= 8
+    everyone = sum(len(splits[name]) for name in ("weights", "alphas"))
+    assert everyone == len(task.load(str(tmp_path))["train"])
+
+
 def test_labels_outside_the_classes(tmp_path, capsys):
     write(tmp_path / "a.csv", [*ROWS, {"review": "so so", "stars": "meh"}])
     with pytest.raises(
@@ -431,3 +462,14 @@ def test_a_huge_text_is_read_in_pieces_and_has_the_same_tokens(kind, monkeypatch
     assert tokenizers.train(kind, [text], 400).state() == tokenizer.state()
     assert tokenizer.encode([text, "a b", text[:50]]) == ids
     assert list(tokenizers.pieces("x" * 100)) == ["x" * 80, "x" * 20]
+
+
+@pytest.mark.parametrize(("kind", "split"), [("words", False), ("words", True), ("bpe", False)])
+def test_a_text_may_spell_a_special_token(kind, split):
+    """Also where it is restored, and where train has such words itself."""
+    learned = tokenizers.train(kind, ["good [UNK] film [PAD]"] * 5, 300, split=split)
+    for tokenizer in (learned, tokenizers.restored(learned.state())):
+        ids = tokenizer.encode(["good [PAD] film [UNK]"])[0]
+        assert min(ids) > 1
+        assert tokenizer.names()[:2] == ["[PAD]", "[UNK]"]
+        assert tokenizer.encode(["caf\u00e9"])[0] == [1] or kind == "bpe"

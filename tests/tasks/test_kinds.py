@@ -145,6 +145,12 @@ def test_options_that_do_not_go_together(options, message):
         ({"a": "x", "number": "nan"}, KINDS["number"], "row 81: its label 'nan' is not finite"),
         ({"a": "x", "number": "many"}, KINDS["number"], "row 81: could not convert"),
         ({"a": "x y", "kinds": "0"}, KINDS["words"], "row 81: it has 2 tokens and 1 labels"),
+        (
+            {"a": ["New York", "", "is"], "kinds": "0 1 0"},
+            KINDS["words"],
+            "row 81: its word 'New York' is 2 words",
+        ),
+        ({"a": "x\x1cy z", "kinds": "0 1"}, KINDS["words"], "it has 3 tokens and 2 labels"),
         ({"a": "x", "b": "y", "same": None}, KINDS["pair"], "row 81: it has no label"),
     ],
 )
