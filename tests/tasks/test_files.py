@@ -226,11 +226,12 @@ def test_rows_of_the_same_tokens_are_in_one_split(twin, tmp_path):
 
 
 def test_repeated_rows_are_in_one_half(tmp_path):
-    rows = [{"review": f"row {i // 4} of many", "stars": "pos"} for i in range(200)]
-    rows[0]["stars"] = "neg"
+    rows = []
+    for i in range(200):
+        rows.append({"review": f"row {i // 4} of many", "stars": ("pos", "neg")[i // 4 % 2]})
     write(tmp_path / "a.jsonl", rows)
-    task = files(tmp_path / "a.jsonl", tokens="bytes", length=40)
-    splits = parts(files(tmp_path / "a.jsonl", tokens="bytes", length=40), str(tmp_path))
+    task = files(tmp_path / "a.jsonl", text="review", label="stars", tokens="bytes", length=40)
+    splits = parts(task, str(tmp_path))
     halves = []
     for name in ("weights", "alphas"):
         split = splits[name]
