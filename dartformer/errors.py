@@ -46,7 +46,13 @@ class InputError(ValueError):
 
 def brief(value: object) -> str:
     """The `repr` of a value, cut where it is long: a row may hold a megabyte."""
-    return shortened(repr(value))
+    if isinstance(value, str | bytes):
+        value = value[: SHORT + 1]
+    try:
+        return shortened(repr(value))
+    # Of an object of the user's own, or of a whole number with more than 4,300 digits.
+    except Exception:
+        return f"a value of type {type(value).__name__}"
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
@@ -54,7 +60,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     names = list(known)
     message = f"unknown {kind} {brief(name)}."
     # What is compared is cut too: the comparison takes the square of its length.
-    near = difflib.get_close_matches(str(name)[:SHORT], names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(brief(name).strip("'"), names, n=1, cutoff=0.5)
     if near:
         message += f" Did you mean {near[0]!r}?"
     listed = ", ".join(names) or "none"

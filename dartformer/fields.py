@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from dartformer.errors import InputError
+from dartformer.errors import InputError, brief
 
 KINDS: dict[Any, str] = {
     int: "a whole number",
@@ -20,6 +20,9 @@ KINDS: dict[Any, str] = {
     typing.Literal: "a text",
 }
 """What types are called in messages."""
+
+LARGEST_INT = 2**63 - 1
+"""The largest whole number that arrays of numbers hold."""
 
 PLURALS = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of texts"}
 """What tuples are called, by the type of their members."""
@@ -50,11 +53,18 @@ def check_types(options: Any) -> None:
             continue
         value = getattr(options, name)
         if not fits(value, hint):
-            raise FieldError(name, f"takes {kind_of(hint)}, got {value!r}.")
+            raise FieldError(name, f"takes {kind_of(hint)}, got {brief(value)}.")
+
+
+def is_storable(value: object) -> bool:
+    """Whether a value is no whole number beyond what arrays of numbers hold."""
+    return not isinstance(value, int) or -LARGEST_INT <= value <= LARGEST_INT
 
 
 def fits(value: object, hint: Any) -> bool:
     """Whether a value is of an annotated type. An int will do for a float, a bool not for an int."""
+    if not is_storable(value):
+        return False
     origin = typing.get_origin(hint) or hint
     if origin is tuple:
         item = typing.get_args(hint)[0]
@@ -81,7 +91,7 @@ def at_least(options: Any, least: int, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if not least <= value < math.inf:
-            raise FieldError(name, f"must be at least {least}, got {value!r}.")
+            raise FieldError(name, f"must be at least {least}, got {brief(value)}.")
 
 
 def between(options: Any, low: float, high: float, *names: str) -> None:
@@ -89,7 +99,7 @@ def between(options: Any, low: float, high: float, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if not low <= value <= high:
-            raise FieldError(name, f"must be between {low} and {high}, got {value!r}.")
+            raise FieldError(name, f"must be between {low} and {high}, got {brief(value)}.")
 
 
 def one_of(options: Any, name: str, choices: Iterable[str]) -> None:
@@ -101,7 +111,7 @@ def one_of(options: Any, name: str, choices: Iterable[str]) -> None:
     hint = ""
     if nearest:
         hint = f" Did you mean {nearest[0]!r}?"
-    raise FieldError(name, f"cannot be {value!r}.{hint} Choices: {', '.join(choices)}.")
+    raise FieldError(name, f"cannot be {brief(value)}.{hint} Choices: {', '.join(choices)}.")
 
 
 def documented(cls: type) -> dict[str, str]:

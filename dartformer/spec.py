@@ -8,10 +8,11 @@ import ast
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
-from dartformer.errors import InputError, unknown
+from dartformer.errors import InputError, brief, unknown
+from dartformer.fields import is_storable
 
 
 class Call(NamedTuple):
@@ -48,7 +49,7 @@ def parse(text: str, table: Mapping[str, type], kind: str = "attention") -> Any:
         if option in missing:
             missing.remove(option)
     if missing:
-        raise InputError(f"{text!r} lacks a value for {', '.join(missing)}.")
+        raise InputError(f"{brief(text)} lacks a value for {', '.join(missing)}.")
     return cls(**options)
 
 
@@ -68,7 +69,7 @@ def typed(label: str, value: Any, hint: Any) -> Any:
     """`value` as a field annotated with `hint` holds it.
 
     An int becomes a float where the field holds floats, and a list a tuple, because JSON has no
-    tuples. Items of a tuple are not checked.
+    tuples. Items of a tuple are checked where they are plain values.
 
     Args:
       label: what to call the value in the message.
@@ -81,17 +82,36 @@ def typed(label: str, value: Any, hint: Any) -> Any:
     members = _members(hint)
     for member in members:
         origin = typing.get_origin(member) or member
+        # Arrays of numbers do not hold it.
+        if not is_storable(value):
+            break
         # Not isinstance, because a bool is an int and would pass for one.
-        if origin is Any or type(value) is origin:
+        if origin is Any or (type(value) is origin and origin is not tuple):
             return value
         if origin is float and type(value) is int:
             return float(value)
-        if origin is tuple and type(value) is list:
-            return tuple(value)
-        if origin is typing.Literal and value in typing.get_args(member):
+        if origin is tuple and type(value) in (list, tuple):
+            return _typed_items(label, value, member)
+        if origin is typing.Literal and _is_among(value, typing.get_args(member)):
             return value
     expected = " or ".join(map(_type_text, members))
-    raise InputError(f"{label} must be {expected}, got {value!r}.")
+    raise InputError(f"{label} must be {expected}, got {brief(value)}.")
+
+
+def _typed_items(label: str, values: Iterable[Any], hint: Any) -> tuple[Any, ...]:
+    """A tuple for a field annotated with `hint`, `tuple` or `tuple[item, ...]`."""
+    item = (*typing.get_args(hint), Any)[0]
+    if item not in (bool, int, float, str):  # attentions, which their own parser has checked
+        return tuple(values)
+    items = []
+    for value in values:
+        items.append(typed(f"each value of {label}", value, item))
+    return tuple(items)
+
+
+def _is_among(value: object, choices: tuple[object, ...]) -> bool:
+    """Whether a value is one of the choices, and of its type: True is not 1 here."""
+    return any(type(value) is type(choice) and value == choice for choice in choices)
 
 
 def spelled(name: str, instance: Any, text: Callable[[Any], str] = repr) -> str:
@@ -128,7 +148,7 @@ def name_of(option: object) -> str:
 def _read(text: str, table: Mapping[str, type], kind: str) -> Call:
     """A text taken apart; `InputError` where it is not a name or a call with plain values."""
     error = InputError(
-        f"cannot read {kind} {text!r}: write a name, or name(option=value, ...) with plain values."
+        f"cannot read {kind} {brief(text)}: write a name, or name(option=value, ...) with plain values."
     )
     if not isinstance(text, str):
         raise error
@@ -184,12 +204,12 @@ def _options(text: str, call: Call, cls: type) -> dict[str, object]:
     if len(call.positional) > len(fields):
         raise InputError(
             f"{call.name} takes {len(fields)} options at most ({', '.join(fields) or 'none'}), "
-            f"got {len(call.positional)} in {text!r}."
+            f"got {len(call.positional)} in {brief(text)}."
         )
     options: dict[str, object] = dict(zip(fields, call.positional, strict=False))
     for option, value in call.keywords:
         if option in options:
-            raise InputError(f"{text!r} gives option {option!r} twice.")
+            raise InputError(f"{brief(text)} gives option {option!r} twice.")
         if option not in fields:
             raise unknown(f"option of {call.name}", option, fields)
         options[option] = value

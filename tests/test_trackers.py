@@ -151,7 +151,7 @@ def test_what_this_machine_lacks_stops_a_run_and_no_model(tmp_path, monkeypatch)
     monkeypatch.setattr(trackers.TRACKERS, "registered", {})
     df.register("tracker", "gone", Gone)
     for values, message in (
-        ({"log.trackers": "gone"}, "pip install 'dartformer.gone.'"),
+        ({"log.trackers": "gone"}, "pip install 'no_such_module'"),
         ({"data.devices": "4096", "data.batch_size": "4096"}, "data.devices must be 0"),
     ):
         config = df.defaults("listops")

@@ -286,9 +286,11 @@ def _add_list(verbs: "Verbs[Parser]") -> None:
     verb = _add(
         verbs,
         "list",
-        "list the available attentions, strategies or tasks, or the fields of a config",
+        "list the available attentions, strategies, derivations or tasks, or the fields of a config",
     )
-    verb.add_argument("what", choices=("attentions", "strategies", "tasks", "fields"))
+    verb.add_argument(
+        "what", choices=("attentions", "strategies", "derivations", "tasks", "fields")
+    )
     _add_json(verb, "the list")
 
 

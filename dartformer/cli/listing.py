@@ -1,4 +1,4 @@
-"""The verb list: tables of attentions, strategies, tasks and config fields."""
+"""The verb list: tables of attentions, strategies, derivations, tasks and config fields."""
 
 import argparse
 import dataclasses
@@ -14,6 +14,7 @@ from dartformer.cli.new import literal
 from dartformer.cli.output import print_json
 from dartformer.config import defaults, reference
 from dartformer.config.presets import strategy_defaults
+from dartformer.derivations import DERIVATIONS
 from dartformer.machine.console import Console
 
 LISTED = Shape(length=1024, heads=4, head_dim=32, model_dim=128)
@@ -53,6 +54,8 @@ def rows(subject: str) -> list[Row]:
         return list(map(_attention, names()))
     if subject == "strategies":
         return _strategies()
+    if subject == "derivations":
+        return [_part(name, "derivation", cls) for name, cls in DERIVATIONS.items()]
     if subject == "fields":
         return list(map(_field, reference.fields(defaults())))
     return list(map(_task, tasks.names()))

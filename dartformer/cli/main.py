@@ -179,6 +179,8 @@ def _less_memory(words: Sequence[str]) -> str:
     """What to lower so that the command needs less memory."""
     if "predict" in words[:1]:
         return "Lower --batch, or pass shorter inputs."
+    if "profile" in words[:1]:
+        return "Lower --batch or --length."
     return (
         "Lower data.batch_size or data.eval_batch_size, the length of the examples, or the size of "
         "the model. A search needs less with fewer candidates or a larger search.partial."

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 from dartformer import derivations, strategies
 from dartformer.attention.base import require
+from dartformer.config import capacity
 from dartformer.config.sections import ALPHAS, Config
+from dartformer.cost.prices import check_budget
 from dartformer.derivations.base import Rule as Derivation
 from dartformer.errors import InputError
 from dartformer.models.supernet import check_partial
@@ -196,6 +198,8 @@ def check(config: Config) -> None:
 
 
 def _check_shape(config: Config) -> None:
+    # First, because the rules read every label and every place of the space.
+    capacity.check(config)
     # A conflict may be a mere `True`, whose sentence has no place for a reason.
     for rule in RULES:
         reason = rule.conflict(config)
@@ -219,15 +223,18 @@ def _check_parts(config: Config) -> None:
         )
     strategy.check(len(space.candidates), config.search.steps)
     check_partial(sizes.heads, space.granularity, config.search.projections, config.search.partial)
+    if config.search.limits:
+        check_budget(config.search.limits, sizes, space)
     config.derive.derivation.check(space)
     if config.derive.opinion:
         config.derive.opinion.check(space)
 
 
 def require_here(config: Config) -> None:
-    """Raise `InputError` where this machine lacks devices or packages that the config needs.
+    """Raise `InputError` where this machine lacks devices, memory or packages that the config needs.
 
     Apart from `check`, because a model that was trained elsewhere loads all the same.
     """
     device_count(config.data.devices, config.data.batch_size)
+    capacity.require_here(config)
     trackers.require_installed(config.log.trackers)

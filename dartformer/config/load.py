@@ -1,7 +1,11 @@
 """The way to a config: defaults, a file, overrides, and then the typed `Config`, checked once."""
 
+import contextlib
 import dataclasses
+import importlib
+import os
 import runpy
+import sys
 import traceback
 import typing
 from collections.abc import Iterator, Mapping
@@ -25,8 +29,8 @@ from dartformer.config.sections import (
     Search,
     Space,
 )
-from dartformer.errors import InputError, unknown
-from dartformer.fields import FieldError
+from dartformer.errors import InputError, brief, unknown
+from dartformer.fields import FieldError, is_storable
 from dartformer.machine.workdir import jsonable
 from dartformer.models.sizes import TransformerOptions
 from dartformer.tasks.base import Task
@@ -100,18 +104,18 @@ def load_config(path: str | Path, overrides: Mapping[str, object] | None = None)
     file without `get_config`, whatever the file raises, a mistyped field, or a value that cannot
     be."""
     path = Path(path)
-    if not path.is_file():
+    # Not `Path.is_file`, which raises for a name that is too long.
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a folder, and --config takes a Python file.")
+    if not os.path.isfile(path):
         raise InputError(f"there is no config file {path}.")
     try:
-        namespace = runpy.run_path(str(path))
+        with _siblings(path.absolute().parent):
+            config = _run(path)
+    except KeyboardInterrupt:
+        raise
     # `sys.exit()` in the file must not end a program that reads it.
-    except (Exception, SystemExit) as error:
-        raise _raised_by(path, error) from None
-    if "get_config" not in namespace:
-        raise InputError(f"{path} has no function get_config().")
-    try:
-        config = namespace["get_config"]()
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise _raised_by(path, error) from None
     if isinstance(config, Config):  # of a file that has built it itself
         config = editable(config)
@@ -126,23 +130,66 @@ def load_config(path: str | Path, overrides: Mapping[str, object] | None = None)
     return build(config)
 
 
+def _run(path: Path) -> object:
+    """What the file's `get_config()` returns."""
+    namespace = runpy.run_path(str(path))
+    if "get_config" not in namespace:
+        raise InputError("the file has no function get_config().")
+    return namespace["get_config"]()
+
+
+_folders: set[str] = set()
+"""The folders of the configs that were loaded in this process."""
+
+
+@contextlib.contextmanager
+def _siblings(folder: Path) -> Iterator[None]:
+    """Let a config import the modules beside it."""
+    # Configs of two folders may have helpers of the same name: each gets its own.
+    foreign = set()
+    for name, module in sys.modules.items():
+        home = Path(getattr(module, "__file__", None) or "/")
+        if home.name == "__init__.py":
+            home = home.parent
+        if str(home.parent) in _folders - {str(folder)}:
+            foreign.add(name.partition(".")[0])
+    for name in list(sys.modules):
+        if name.partition(".")[0] in foreign:
+            del sys.modules[name]
+    _folders.add(str(folder))
+    # Last: a file beside a config must not replace a module of Python or of a package.
+    sys.path.append(str(folder))
+    # A helper that was just edited is read again, not its bytecode of the same second.
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:  # the config may change the path itself
+            sys.path.remove(str(folder))
+
+
 def _raised_by(path: Path, error: BaseException) -> InputError:
     """One line for what a config file raised, with the file and the line number."""
-    # The error may come from deep inside a library: the last line of the user's file is the one
-    # that they can change.
+    # The error may come from deep inside a library: the last line of the user's own files is the
+    # one that they can change.
     frames = traceback.extract_tb(error.__traceback__)
-    lines = []
+    file, line = path, None
     for frame in frames:
-        if frame.filename == str(path):
-            lines.append(frame.lineno)
-    message = str(error).split("\n")[0]
+        source = Path(frame.filename)
+        beside = source.absolute().parent == path.absolute().parent
+        if beside and source.is_file():  # and not "<frozen runpy>"
+            file, line = path.with_name(source.name), frame.lineno
+    try:
+        message = str(error).split("\n")[0][:500]
+    except Exception:  # of an error that cannot print itself
+        message = ""
     name = type(error).__name__
     # A file that is no Python has no frame of its own.
     if isinstance(error, SyntaxError) and error.filename == str(path):
-        lines, message, name = [error.lineno], error.msg, ""
-    place = str(path)
-    if lines:
-        place += f", line {lines[-1]}"
+        line, message, name = error.lineno, error.msg, ""
+    place = str(file)
+    if line:
+        place += f", line {line}"
     if isinstance(error, SystemExit):
         return InputError(f"{place}: the file exits. Return a config from get_config() instead.")
     if isinstance(error, InputError):
@@ -227,7 +274,7 @@ def build(config: Config | ConfigDict) -> Config:
 def _section(cls: Any, values: object, name: str) -> Any:
     """The section `name` of type `cls` from plain values."""
     if not isinstance(values, Mapping):
-        raise InputError(f"config field {name!r} is a section, got {values!r}.")
+        raise InputError(f"config field {name!r} is a section, got {brief(values)}.")
     hints = typing.get_type_hints(cls)
     typed = {}
     for key, value in values.items():
@@ -263,7 +310,7 @@ def _value(hint: Any, value: object, name: str) -> object:
     # JSON knows no tuples, and writes 1.0 as 1 where a person does.
     if isinstance(value, list) and typing.get_origin(hint) is tuple:
         return tuple(value)
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and is_storable(value):
         return float(value)
     return value
 
@@ -271,7 +318,7 @@ def _value(hint: Any, value: object, name: str) -> object:
 def _choice(section: object, name: str) -> tuple[str, dict[str, object]]:
     """The name in the section of a task or a strategy, and the options beside it."""
     if not isinstance(section, Mapping) or not isinstance(section.get("name"), str):
-        raise InputError(f"config field {name!r} is a section with a name, got {section!r}.")
+        raise InputError(f"config field {name!r} is a section with a name, got {brief(section)}.")
     options = dict(section)
     return options.pop("name"), options
 

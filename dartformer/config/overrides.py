@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from dartformer import strategies
 from dartformer.config.presets import strategy_defaults
 from dartformer.cost import budget as budgets
-from dartformer.errors import InputError, unknown
-from dartformer.fields import KINDS
+from dartformer.errors import InputError, brief, unknown
+from dartformer.fields import KINDS, is_storable
 
 BUDGET = "search.budget"
 """The field to which keys are added: see `dartformer.cost.budget`."""
@@ -30,13 +30,21 @@ def override(config: ConfigDict, values: Mapping[str, object]) -> None:
     # First, because it replaces the section of options that other values may belong to.
     if STRATEGY in values:
         strategy = convert(STRATEGY, values[STRATEGY], "")
-        if strategy != _section(config, "search.strategy").name:
+        if strategy != _strategy_name(config):
             choose_strategy(config, strategy)
     for name, value in values.items():
         if name == BUDGET or name.startswith(f"{BUDGET}."):
             _override_budget(config, name.removeprefix(BUDGET).lstrip("."), value)
         else:
             _override_field(config, name, value)
+
+
+def _strategy_name(config: ConfigDict) -> str:
+    """The name of the strategy; raises `InputError` where the section has none."""
+    name = _section(config, "search.strategy").get("name")
+    if not isinstance(name, str):
+        raise InputError(f"config field {STRATEGY!r} takes a text, got {brief(name)}.")
+    return name
 
 
 def _override_field(config: ConfigDict, name: str, value: object) -> None:
@@ -63,7 +71,7 @@ def _section(config: ConfigDict, path: str, name: str = "") -> ConfigDict:
     if not isinstance(section, ConfigDict):
         if name:  # the path leads to a field, and the name beyond it
             raise unknown("config field", name, [])
-        raise InputError(f"config field {path!r} is a section, got {section!r}.")
+        raise InputError(f"config field {path!r} is a section, got {brief(section)}.")
     return section
 
 
@@ -102,7 +110,7 @@ def _override_budget(config: ConfigDict, key: str, value: object) -> None:
         budget = dict(value)
     else:
         raise InputError(
-            f"config field {BUDGET!r} takes limits, as in latency_ms=12, got {value!r}."
+            f"config field {BUDGET!r} takes limits, as in latency_ms=12, got {brief(value)}."
         )
     for limit in budget:
         budgets.check_key(limit, BUDGET)
@@ -114,21 +122,24 @@ def choose_strategy(config: ConfigDict, name: str) -> None:
     strategies.find(name)
     for section in ("search.strategy", "search.alphas", "derive"):
         _section(config, section)
-    before = strategy_defaults(config.search.strategy.name)
+    before = strategy_defaults(_strategy_name(config))
     after = strategy_defaults(name)
     # Unlocked, because another strategy has fields that this config does not know.
     with config.unlocked():
         config.search.strategy = ConfigDict(dict(after.options))
-    # A field that differs from the old strategy's default was set by the user, and stays.
-    if config.search.projections == before.projections:
-        config.search.projections = after.projections
+    _replace(config.search, "projections", before.projections, after.projections)
     for field in dataclasses.fields(after.alphas):
-        if config.search.alphas[field.name] == getattr(before.alphas, field.name):
-            config.search.alphas[field.name] = getattr(after.alphas, field.name)
-    if config.derive.rule == before.rule:
-        config.derive.rule = after.rule
-    if config.derive.second_opinion == before.second_opinion:
-        config.derive.second_opinion = after.second_opinion
+        name = field.name
+        old, new = getattr(before.alphas, name), getattr(after.alphas, name)
+        _replace(config.search.alphas, name, old, new)
+    _replace(config.derive, "rule", before.rule, after.rule)
+    _replace(config.derive, "second_opinion", before.second_opinion, after.second_opinion)
+
+
+def _replace(section: ConfigDict, name: str, old: object, new: object) -> None:
+    """Give a field its new default, unless the user set it to another value, or deleted it."""
+    if name in section and section[name] == old:
+        section[name] = new
 
 
 def convert(name: str, value: object, like: object) -> Any:
@@ -139,6 +150,8 @@ def convert(name: str, value: object, like: object) -> Any:
             return _read(name, value, like)
     except (ValueError, KeyError):
         raise _other_type(name, value, like) from None
+    if not is_storable(value):
+        raise _other_type(name, value, like)
     if kind is float and type(value) is int:
         return float(value)
     # By `type`, as True is an int, too, but no number of steps.
@@ -166,7 +179,7 @@ def _read(name: str, text: str, like: object) -> object:
 
 def _other_type(name: str, value: object, like: object) -> InputError:
     kind = KINDS.get(type(like), type(like).__name__)
-    return InputError(f"config field {name!r} takes {kind} (as {like!r}), got {value!r}.")
+    return InputError(f"config field {name!r} takes {kind} (as {like!r}), got {brief(value)}.")
 
 
 def split_list(text: str) -> list[str]:

@@ -13,7 +13,8 @@ from dartformer import derivations
 from dartformer.attention.base import Attention
 from dartformer.cost.budget import Budget
 from dartformer.derivations.base import Rule
-from dartformer.fields import FieldError, at_least, check_types, one_of
+from dartformer.errors import brief
+from dartformer.fields import FieldError, at_least, between, check_types, one_of
 from dartformer.models.sizes import TransformerConfig, TransformerOptions
 from dartformer.models.supernet import PROJECTIONS
 from dartformer.space.genotype import parse_candidates
@@ -24,6 +25,18 @@ from dartformer.training import trackers
 from dartformer.training.optimizer import Optimizer
 
 SELECT = ("best", "last")
+
+MOST_STEPS = 2**31 - 1
+"""A search counts its steps in int32."""
+
+MOST_SEEDS = 1000
+"""Searches of one run."""
+
+MOST_CANDIDATES = 256
+"""Candidates of a space. A step of most strategies computes them all."""
+
+LARGEST_SEED = 2**32 - 1
+"""JAX's keys take 32 bits of a seed: larger ones would repeat the numbers of smaller ones."""
 
 WEIGHTS = Optimizer()
 """The optimizer of the weights by default."""
@@ -107,6 +120,9 @@ class Space:
         check_types(self)
         one_of(self, "granularity", GRANULARITIES)
         one_of(self, "aspect", ASPECTS)
+        if len(self.candidates) > MOST_CANDIDATES:
+            reason = f"takes at most {MOST_CANDIDATES} attentions, got {len(self.candidates)}."
+            raise FieldError("candidates", reason)
         self.attentions  # noqa: B018 - raises where a text spells no attention
 
     @cached_property
@@ -147,7 +163,8 @@ class Search:
     def __post_init__(self) -> None:
         check_types(self)
         one_of(self, "projections", PROJECTIONS)
-        at_least(self, 1, "steps", "seeds")
+        between(self, 1, MOST_STEPS, "steps")
+        between(self, 1, MOST_SEEDS, "seeds")
         self.limits  # noqa: B018 - raises where the budget does not read
 
     @cached_property
@@ -210,13 +227,18 @@ class Retrain:
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(self, 1, "steps")
+        between(self, 1, MOST_STEPS, "steps")
         one_of(self, "select", SELECT)
         # Equal seeds would train into the same folder.
         distinct = set(self.seeds)
         if not distinct or len(distinct) < len(self.seeds) or min(distinct) < 0:
-            reason = f"must be different whole numbers of at least 0, got {list(self.seeds)}."
+            seeds = brief(list(self.seeds))
+            reason = f"must be different whole numbers of at least 0, got {seeds}."
             raise FieldError("seeds", reason)
+        if max(distinct) > LARGEST_SEED:
+            raise FieldError("seeds", f"must be at most {LARGEST_SEED}, got {max(distinct)}.")
+        if len(distinct) > MOST_SEEDS:
+            raise FieldError("seeds", f"takes at most {MOST_SEEDS} seeds, got {len(distinct)}.")
 
 
 @dataclass(frozen=True)
@@ -289,7 +311,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(self, 0, "seed")
+        between(self, 0, LARGEST_SEED - self.search.seeds + 1, "seed")
 
     @cached_property
     def transformer(self) -> TransformerConfig:

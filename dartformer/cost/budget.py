@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dartformer.errors import InputError, unknown
+from dartformer.errors import InputError, brief, unknown
 from dartformer.machine.record import Record
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
@@ -32,6 +32,8 @@ SETTINGS = ("batch", "length", "phase", "floor", "rate", "table", "trust_table")
 
 TEXTS = ("phase", "table")
 WHOLE_NUMBERS = ("batch", "length")
+
+LARGEST_BATCH = 2**31 - 1
 
 
 def check_phase(phase: str, allowed: tuple[str, ...] = PHASES) -> None:
@@ -95,6 +97,8 @@ class Budget:
         """Raise `InputError` for values that do not work together."""
         if self.phase not in PHASES:
             raise unknown(f"phase of {where}", self.phase, PHASES)
+        if self.batch > LARGEST_BATCH:
+            raise InputError(f"{where}: batch must be at most {LARGEST_BATCH}, got {self.batch}.")
         if self.floor > 1:
             raise InputError(
                 f"{where}: floor is a share of the limit, at most 1; got {self.floor!r}."
@@ -150,7 +154,7 @@ def _check_value(key: str, value: Any, where: str) -> None:
         return
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not 0 < value < np.inf:
-        raise InputError(f"{where}: {key} must be a number above 0, got {value!r}.")
+        raise InputError(f"{where}: {key} must be a number above 0, got {brief(value)}.")
     if key in WHOLE_NUMBERS and int(value) != value:
         raise InputError(f"{where}: {key} must be a whole number, got {value!r}.")
 
@@ -172,7 +176,7 @@ def _parse_part(part: str, where: str) -> tuple[str, Any]:
     """Key and value of KEY=VALUE."""
     key, equals, text = map(str.strip, part.partition("="))
     if not equals:
-        raise InputError(f"{where} takes KEY=VALUE, as in latency_ms=12, got {part!r}.")
+        raise InputError(f"{where} takes KEY=VALUE, as in latency_ms=12, got {brief(part)}.")
     check_key(key, where)
     if key == "trust_table":
         return key, text.lower() in ("true", "1", "yes")
@@ -191,7 +195,7 @@ def read_number(text: str, name: str) -> float:
     except ValueError:
         value = np.nan
     if not np.isfinite(value):
-        raise InputError(f"{name} must be a number above 0, got {text!r}.")
+        raise InputError(f"{name} must be a number above 0, got {brief(text)}.")
     return value
 
 

@@ -40,10 +40,45 @@ def prices(
     Raises:
       InputError: the model does not take the length, or a candidate has no such cost.
     """
+    _require_length(config, space, budget)
     pricing = _Pricing(config, space, budget, table)
     if quantities is None:
         quantities = budget.quantities
     return {key: pricing.price(key) for key in quantities}
+
+
+def check_budget(budget: Budget, config: TransformerConfig, space: SearchSpace) -> None:
+    """Raise `InputError` where a candidate has no price under a budget, before anything is priced."""
+    _require_length(config, space, budget)
+    if budget.phase == "decode" or "kv_bytes" in budget.quantities:
+        _require_decoding(space)
+
+
+def _require_length(config: TransformerConfig, space: SearchSpace, budget: Budget) -> None:
+    length, longest = budget.length or config.length, config.length
+    if length > longest:
+        raise InputError(
+            f"the budget is for {length} tokens, and the model takes at most {longest}."
+        )
+    for candidate in space.candidates:
+        if candidate.traits.fixed_length and length != longest:
+            raise InputError(
+                f"the budget is for {length} tokens, and {to_text(candidate)} has parameters for "
+                f"exactly {longest}."
+            )
+
+
+def _require_decoding(space: SearchSpace) -> None:
+    """Raise `InputError` for a candidate that cannot be decoded token by token."""
+    stuck = []
+    for candidate in space.candidates:
+        if not decodes(candidate):
+            stuck.append(to_text(candidate))
+    if stuck:
+        raise InputError(
+            f"a budget for decoding does not work with {', '.join(stuck)} because a later token "
+            f"changes earlier outputs. Use candidates that can be causal."
+        )
 
 
 class _Pricing:
@@ -58,22 +93,8 @@ class _Pricing:
         self.table = table
         self.plain = nothing(config)
         self.length = budget.length or config.length
-        self._check_length()
         # Positions of the model, with those that it adds, such as CLS.
         self.positions = self.length + config.tokens - config.length
-
-    def _check_length(self) -> None:
-        longest = self.config.length
-        if self.length > longest:
-            raise InputError(
-                f"the budget is for {self.length} tokens, and the model takes at most {longest}."
-            )
-        for candidate in self.space.candidates:
-            if candidate.traits.fixed_length and self.length != longest:
-                raise InputError(
-                    f"the budget is for {self.length} tokens, and {to_text(candidate)} has "
-                    f"parameters for exactly {longest}."
-                )
 
     def price(self, key: str) -> Price:
         """The price of one quantity."""
@@ -81,7 +102,7 @@ class _Pricing:
         if key == "parameters":
             return self._parameters()
         if key == "kv_bytes" or decoding:
-            self._check_decodes()
+            _require_decoding(self.space)
         if key == "kv_bytes":
             return Price(key, 0.0, self._groups(lambda a, n: a.cost(self._shape(n)).state_bytes))
         if key == "flops" and decoding:
@@ -112,18 +133,6 @@ class _Pricing:
             batch=self.budget.batch * self.config.inputs,
             length=length or self.positions,
         )
-
-    def _check_decodes(self) -> None:
-        """Raise `InputError` for a candidate that cannot be decoded token by token."""
-        stuck = []
-        for candidate in self.space.candidates:
-            if not decodes(candidate):
-                stuck.append(to_text(candidate))
-        if stuck:
-            raise InputError(
-                f"a budget for decoding does not work with {', '.join(stuck)} because a later "
-                f"token changes earlier outputs. Use candidates that can be causal."
-            )
 
     def _parameters(self) -> Price:
         """Their number depends on the model's length, never on the budget's."""

@@ -248,8 +248,14 @@ def check_metric(rule: str, metric: str) -> None:
         raise unknown(f"{rule}: metric", metric, METRICS)
 
 
+MOST = 1_000_000
+"""The largest number of genotypes, rounds or steps that a rule takes: each is scored or trained."""
+
+
 def at_least(rule: str, least: int, **fields: int) -> None:
-    """Raise `InputError` for the first of `fields` below `least`."""
+    """Raise `InputError` for the first of `fields` below `least`, or above `MOST`."""
     for name, value in fields.items():
         if value < least:
             raise InputError(f"{rule}: {name} must be at least {least}, got {value}.")
+        if value > MOST:
+            raise InputError(f"{rule}: {name} must be at most {MOST:,}, got {value}.")

@@ -29,6 +29,13 @@ CHOICES = {
 }
 """The values that the named choices of `TransformerOptions` take."""
 
+MOST_LAYERS = 1000
+"""The deepest Transformer that was published has 1,000 layers (DeepNet, arXiv:2203.00555). Each layer
+of a model without search is traced and compiled, in about 10 ms."""
+
+MOST_HEADS = 1024
+"""Heads of a layer. Where each head can have an attention of its own, each is traced."""
+
 Dimension = Any
 """A number, or a symbolic dimension of `jax.export`."""
 
@@ -100,6 +107,10 @@ class TransformerOptions:
         check_types(self)
         for name in ("layers", "heads", "head_dim", "model_dim", "mlp_dim"):
             _require_count(name, getattr(self, name), 1)
+        for name, most in (("layers", MOST_LAYERS), ("heads", MOST_HEADS)):
+            if getattr(self, name) > most:
+                value = getattr(self, name)
+                raise InputError(f"model.{name} must be at most {most}, got {value}.")
         for name, choices in CHOICES.items():
             choice = getattr(self, name)
             if choice not in choices:

@@ -10,6 +10,7 @@ from dartformer.machine.printable import printable
 from dartformer.report import page, reading
 
 HOST = "127.0.0.1"
+LARGEST_PORT = 65535
 
 PATTERNS = (
     "*.json",
@@ -65,6 +66,8 @@ def server(path: str | Path, port: int = 0) -> ThreadingHTTPServer:
     `InputError` where the folder is not a workdir, or the port is taken.
     """
     folder = Path(path)
+    if not 0 <= port <= LARGEST_PORT:
+        raise InputError(f"a port is a number from 0 to {LARGEST_PORT}, got {port}.")
     reading.settings_of(folder)
     served = Page(folder)
 

@@ -219,7 +219,10 @@ def _improved(problem: Problem, points: Sequence[FrontPoint], programme: Solutio
     for key, limit in problem.budget.limits:
         if key in measured and measured[key] > limit:
             return programme
-    choice = problem.study.space.choice(better)
+    space = problem.study.space
+    rows, columns, _ = space.alphas_shape
+    # Of places that share a choice one is kept, as the programme has it: [1 or L, 1 or H].
+    choice = space.choice(better)[:rows, :columns]
     return Solution(better, choice, measured, programme.aims)
 
 

@@ -10,7 +10,7 @@ import jax
 from dartformer import cost
 from dartformer.attention import to_text
 from dartformer.attention.base import Attention, Shape
-from dartformer.config import Config
+from dartformer.config import Config, capacity
 from dartformer.errors import InputError
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import transformer
@@ -26,6 +26,9 @@ from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 from dartformer.stages.layout import Workdir
 from dartformer.stages.study import Study
+
+MOST_REPEATS = 1_000_000
+"""Timed calls. Their median needs a few dozen."""
 
 DECODE = (
     "decoding is priced by formula, as one more token after {length}: nothing here runs token by "
@@ -72,6 +75,13 @@ class At:
                 f"the model takes at most {config.length} tokens, got a length of {max(lengths)}: "
                 f"set the task's length with --config."
             )
+        if self.repeats > MOST_REPEATS:
+            raise InputError(f"repeats must be at most {MOST_REPEATS:,}, got {self.repeats}.")
+        # Beyond 64 bits XLA would end the process, without an error to report.
+        if not self.decoding:
+            size = capacity.activation_bytes(config, self.batch)
+            subject = f"a batch of {self.batch} examples needs"
+            capacity.require_memory(capacity.Need(subject, size, "--batch or --length"))
         foreign = [str(length) for length in lengths if length != config.length]
         for attention in _attentions(genotypes):
             if attention.traits.fixed_length and foreign:

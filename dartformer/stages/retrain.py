@@ -29,6 +29,9 @@ from dartformer.training.step import TrainState, begin
 FOUND = "found"
 """The found genotype in progress lines."""
 
+MOST_DRAWS = 64
+"""Draws of a random genotype that must not be the derived one: all fail once in 2^64 times."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -152,14 +155,22 @@ def baseline_genotypes(
         for genotype in space.homogeneous():
             named[f"homogeneous.{to_text(genotype.layers[0][0])}"] = genotype
     if config.baselines.random:
-        rng = np.random.default_rng(config.seed)
-        drawn = space.random(rng)
-        while drawn == derived:
-            drawn = space.random(rng)
-        named["random"] = drawn
+        named["random"] = _random_genotype(space, derived, config.seed)
     if config.baselines.uniform:
         named["uniform_mixing"] = space.mixed()
     return named
+
+
+def _random_genotype(space: SearchSpace, derived: Genotype, seed: int) -> Genotype:
+    """A genotype of the space other than the derived one."""
+    rng = np.random.default_rng(seed)
+    drawn = space.random(rng)
+    # A space has two genotypes at least, so half of the draws or more are another one.
+    for _ in range(MOST_DRAWS):
+        if drawn != derived:
+            break
+        drawn = space.random(rng)
+    return drawn
 
 
 def retrain_baselines(

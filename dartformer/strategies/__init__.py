@@ -128,7 +128,7 @@ def make(name: str, options: Mapping[str, Any]) -> StrategyOptions:
 
 def _extra(extra: str | Extra) -> Extra:
     """An extra, read from its text if it is one."""
-    if not isinstance(extra, str):
+    if isinstance(extra, Extra):
         return extra
     parsed: Extra = spec.parse(extra, EXTRAS, "extra")
     return parsed

@@ -130,7 +130,7 @@ def refusal(traits: Traits, derivation: str) -> str | None:
         return "it learns no alphas, so every row of its mixture is uniform"
     if not traits.simplex and derivation == "sample":
         return "its gates are not a distribution to sample from"
-    return "it is made for other strategies"
+    return "it works only after other strategies"
 
 
 def budget_refusal(traits: Traits) -> str | None:

@@ -96,6 +96,6 @@ def make(name: str, options: Mapping[str, Any]) -> Task:
     for option, value in options.items():
         if option not in available:
             raise unknown(f"option of task {name}", option, available)
-        values[option] = spec.typed(f"task option {name} {option}", value, hints[option])
+        values[option] = spec.typed(f"task.{option} of {name}", value, hints[option])
     task: Task = cls(**values)
     return task

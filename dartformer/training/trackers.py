@@ -202,10 +202,17 @@ def check(names: Sequence[str]) -> None:
 def require_installed(names: Sequence[str]) -> None:
     """Raise `InputError` for a tracker whose package is not installed."""
     for name in names:
-        if importlib.util.find_spec(TRACKERS[name].package) is None:
-            raise InputError(
-                f"log.trackers names {name}, which is not installed: pip install 'dartformer[{name}]'."
-            )
+        package = TRACKERS[name].package
+        if importlib.util.find_spec(package) is not None:
+            continue
+        # The built-in trackers are extras. Of another package's tracker only the package is known.
+        install = f"'{package}'"
+        if name in BUILT_IN:
+            install = f"'dartformer[{name}]'"
+        raise InputError(
+            f"log.trackers names {name}, whose package {package} is not installed: "
+            f"pip install {install}."
+        )
 
 
 def start(names: Sequence[str], folder: Path, name: str, step: int = 0) -> list[Tracker]:
