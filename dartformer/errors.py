@@ -65,3 +65,12 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
         message += f" Did you mean {near[0]!r}?"
     listed = ", ".join(names) or "none"
     return InputError(f"{message} Known: {listed}.")
+
+
+LARGEST_INT = 2**63 - 1
+"""The largest whole number that arrays of numbers hold."""
+
+
+def is_storable(value: object) -> bool:
+    """Whether a value is no whole number beyond what arrays of numbers hold."""
+    return not isinstance(value, int) or -LARGEST_INT <= value <= LARGEST_INT

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from dartformer.errors import InputError, brief
+from dartformer.errors import InputError, brief, is_storable
 
 KINDS: dict[Any, str] = {
     int: "a whole number",
@@ -20,9 +20,6 @@ KINDS: dict[Any, str] = {
     typing.Literal: "a text",
 }
 """What types are called in messages."""
-
-LARGEST_INT = 2**63 - 1
-"""The largest whole number that arrays of numbers hold."""
 
 PLURALS = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of texts"}
 """What tuples are called, by the type of their members."""
@@ -54,11 +51,6 @@ def check_types(options: Any) -> None:
         value = getattr(options, name)
         if not fits(value, hint):
             raise FieldError(name, f"takes {kind_of(hint)}, got {brief(value)}.")
-
-
-def is_storable(value: object) -> bool:
-    """Whether a value is no whole number beyond what arrays of numbers hold."""
-    return not isinstance(value, int) or -LARGEST_INT <= value <= LARGEST_INT
 
 
 def fits(value: object, hint: Any) -> bool:

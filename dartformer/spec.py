@@ -11,8 +11,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
-from dartformer.errors import InputError, brief, unknown
-from dartformer.fields import is_storable
+from dartformer.errors import InputError, brief, is_storable, unknown
 
 
 class Call(NamedTuple):

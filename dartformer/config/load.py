@@ -29,8 +29,8 @@ from dartformer.config.sections import (
     Search,
     Space,
 )
-from dartformer.errors import InputError, brief, unknown
-from dartformer.fields import FieldError, is_storable
+from dartformer.errors import InputError, brief, is_storable, unknown
+from dartformer.fields import FieldError
 from dartformer.machine.workdir import jsonable
 from dartformer.models.sizes import TransformerOptions
 from dartformer.tasks.base import Task

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from dartformer import strategies
 from dartformer.config.presets import strategy_defaults
 from dartformer.cost import budget as budgets
-from dartformer.errors import InputError, brief, unknown
-from dartformer.fields import KINDS, is_storable
+from dartformer.errors import InputError, brief, is_storable, unknown
+from dartformer.fields import KINDS
 
 BUDGET = "search.budget"
 """The field to which keys are added: see `dartformer.cost.budget`."""

@@ -1,5 +1,6 @@
 """The discrete result of a search: for each layer, for each head, one attention."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -70,9 +71,13 @@ class Genotype:
             raise InputError(
                 "a genotype's 'layers' must be a list of lists of attentions written as text."
             )
+        # Each text once: a large model has many heads, and few attentions.
+        by_text = {}
+        for text in dict.fromkeys(itertools.chain.from_iterable(layers)):
+            by_text[text] = attention.parse(text)
         parsed = []
         for heads in layers:
-            parsed.append(tuple(map(attention.parse, heads)))
+            parsed.append(tuple(by_text[text] for text in heads))
         return cls(tuple(parsed))
 
     def to_json(self) -> str:
@@ -86,7 +91,8 @@ class Genotype:
         """The inverse of `to_json`."""
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        # A number of thousands of digits is a ValueError, brackets without end a RecursionError.
+        except (ValueError, RecursionError) as error:
             raise InputError(f"not a genotype: {error}.") from None
         return cls.from_dict(data)
 

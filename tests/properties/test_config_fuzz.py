@@ -29,7 +29,7 @@ SECONDS = 30
 MINUTES = 10
 
 quick = settings(
-    max_examples=150,
+    max_examples=100,
     derandomize=True,
     deadline=None,
     database=None,
