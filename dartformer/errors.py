@@ -46,8 +46,6 @@ class InputError(ValueError):
 
 def brief(value: object) -> str:
     """The `repr` of a value, cut where it is long: a row may hold a megabyte."""
-    if isinstance(value, str | bytes):
-        value = value[: SHORT + 1]
     try:
         return shortened(repr(value))
     # Of an object of the user's own, or of a whole number with more than 4,300 digits.
