@@ -17,6 +17,7 @@ from dartformer.models.transformer import Network
 from dartformer.training.checkpoint import Checkpoints
 from dartformer.training.devices import device_count
 from dartformer.training.evaluate import Evaluator
+from dartformer.training.finite import not_finite
 from dartformer.training.log import read_metrics
 from dartformer.training.loop import Diverged, Schedule, ZippedStream, fit
 from dartformer.training.metric import ACCURACY
@@ -98,6 +99,42 @@ def test_divergence_names_the_step_and_the_rate_and_keeps_the_last_good_checkpoi
     assert restored.step == 8
     assert np.isfinite(restored.state.total)
     assert max(line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")) == 8
+
+
+@pytest.mark.parametrize("leaf", ["total", "moments"])
+def test_a_finite_loss_saves_no_state_that_is_not(tmp_path, leaf):
+    def bad(state, batch):
+        state, _ = toy_step(state, batch)
+        broken = jnp.where(state.step == 8, jnp.inf, state.total)
+        if leaf == "moments":
+            adam, rest = state.moments
+            broken = adam._replace(mu=jax.tree.map(lambda mu: mu + 0 * broken, adam.mu)), rest
+        return state._replace(**{leaf: broken}), {"loss": jnp.ones(()), "finite": jnp.array(True)}
+
+    for _ in range(2):  # the second run resumes from the checkpoint before, not from the bad one
+        with pytest.raises(Diverged, match=rf"toy: {leaf}.* is not finite at step 8 \(loss 1"):
+            run(tmp_path, 20, step=bad)
+        with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+            restored = checkpoints.latest(toy())
+        assert restored.step == 4
+        assert not not_finite(restored.state)
+
+
+def test_a_saved_state_that_is_not_finite_is_named(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(4, toy()._replace(total=jnp.array(jnp.nan)), {})
+    with pytest.raises(InputError, match=r"total is not finite in the checkpoint of step 4"):
+        run(tmp_path, 8)
+
+
+def test_an_undefined_score_picks_no_checkpoint(tmp_path):
+    def evaluate(state):
+        accuracy = {4: 0.5, 8: float("nan"), 12: 0.4}.get(int(state.step))
+        return {"loss": 1.0, "accuracy": accuracy}
+
+    run(tmp_path, 12, evaluate=evaluate)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.best(toy()).step == 4
 
 
 def test_checkpoints_give_back_every_leaf_and_keep_last_and_best(tmp_path):

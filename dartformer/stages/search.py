@@ -327,6 +327,8 @@ class Watch:
             "entropy_rows": entropy,
             "margin_rows": margin,
         }
+        if "stopped" in state.memory and np.all(state.memory["stopped"]):
+            line["alphas_rate"] = 0.0  # an extra stopped them, which their schedule cannot know
         # Numbers stand before the mixtures, so that a reader of curves can leave these unparsed.
         if self.group.together:
             line["mixtures"] = np.array(mixtures).tolist()

@@ -175,10 +175,10 @@ class Study:
     def supernet(self) -> Supernet:
         """The supernet, and the strategy that trains it."""
         config, net = self.config.search, self._supernet_network()
-        rates = {
-            "weights_rate": optimizer.schedule(config.weights, config.steps),
-            "alphas_rate": optimizer.schedule(config.alphas, config.steps),
-        }
+        rates = {"weights_rate": optimizer.schedule(config.weights, config.steps)}
+        if self.strategy.traits.alphas:
+            schedule = optimizer.schedule(config.alphas, config.steps)
+            rates["alphas_rate"] = self.strategy.alphas_rate(schedule, config.steps)
         return Supernet(net, self.strategy_of(), self._evaluator(net), rates)
 
     def strategy_of(self, remaining: Sequence[Sequence[int]] | None = None) -> Strategy:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from dartformer import spec
 from dartformer.errors import InputError
@@ -87,6 +88,24 @@ class Alternating(Options, ABC):
     def warmup_steps(self, steps: int) -> int:
         """How many of the first steps move the weights alone."""
         return round(self.warmup * steps)
+
+    def schedule_step(self, step: ArrayLike, steps: int) -> Array:
+        """Where on the alphas' schedule of `steps` steps the search's `step` stands.
+
+        The schedule spans the steps in which the alphas move, which begin after the warm-up."""
+        warmup = self.warmup_steps(steps)
+        moving = max(steps - warmup, 1)
+        return (jnp.asarray(step) - warmup) * (steps / moving)
+
+    def alphas_rate(self, schedule: optax.Schedule, steps: int) -> optax.Schedule:
+        """The alphas' learning rate by the search's step, 0 while they rest."""
+        warmup = self.warmup_steps(steps)
+
+        def rate(step: ArrayLike) -> Array:
+            moving = jnp.asarray(step) >= warmup
+            return jnp.where(moving, schedule(self.schedule_step(step, steps)), 0.0)
+
+        return rate
 
     def drop_steps(self, candidates: int, steps: int) -> frozenset[int]:
         """See `StrategyOptions`."""
@@ -194,7 +213,8 @@ class Loop:
             state, upper = self.alphas_phase(state, weights_batch, alphas_batch, upper_key, active)
             state, lower = self.weights_phase(state, weights_batch, lower_key)
             metrics = lower | upper
-        finite = jnp.isfinite(metrics["loss"])
+        # The norm of a gradient with a NaN or infinity is not finite, whatever the loss.
+        finite = jnp.isfinite(metrics["loss"] + metrics["gradient_norm"])
         # Extras and budget see the step as finished: their progress counts it.
         state = state._replace(step=state.step + 1)
         state, extra_metrics = self.extras_phase(state, alphas_batch, upper_key)
@@ -375,9 +395,11 @@ class Loop:
 
     def moved_alphas(self, state: State, gradient: Array, sample: Array) -> State:
         """The state after an optimizer step of the alphas, settled as the relaxation needs it."""
-        alphas, optimizer = move(
-            self.problem.alphas_optimizer, gradient, state.alphas_optimizer, state.alphas
-        )
+        at = self.options.schedule_step(state.step, self.problem.steps)
+        # An optimizer that counts its own steps takes no `at`.
+        chain = optax.with_extra_args_support(self.problem.alphas_optimizer)
+        updates, optimizer = chain.update(gradient, state.alphas_optimizer, state.alphas, at=at)
+        alphas = optax.apply_updates(state.alphas, updates)
         alphas = self.relaxation.settle(state.alphas, alphas, alive(state), sample)
         return state._replace(alphas=alphas, alphas_optimizer=optimizer)
 

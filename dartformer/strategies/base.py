@@ -167,6 +167,8 @@ class StrategyOptions(Protocol):
         candidates.
       vectorises: several seeds may run as one `jax.vmap`ped program at no extra cost. Not where
         `lax.cond` saves work, because `vmap` computes both of its branches.
+      alphas_rate: (schedule over `steps` steps, steps) -> the alphas' learning rate by the search's
+        step.
       drop_steps: (candidates, steps) -> the steps after which candidates can have been dropped for
         good (`memory["alive"]`), so that the step should be compiled again without them.
       check: (candidates, steps) -> None, or `InputError` where the options do not fit them.
@@ -183,6 +185,7 @@ class StrategyOptions(Protocol):
     @property
     def vectorises(self) -> bool: ...
 
+    def alphas_rate(self, schedule: optax.Schedule, steps: int) -> optax.Schedule: ...
     def drop_steps(self, candidates: int, steps: int) -> frozenset[int]: ...
     def check(self, candidates: int, steps: int) -> None: ...
     def __call__(self, problem: Problem) -> Strategy: ...
@@ -207,6 +210,10 @@ class Options:
     def vectorises(self) -> bool:
         """Several seeds may run as one program."""
         return not self.sampled
+
+    def alphas_rate(self, schedule: optax.Schedule, steps: int) -> optax.Schedule:
+        """The schedule itself, of alphas that move in every step."""
+        return schedule
 
     def drop_steps(self, candidates: int, steps: int) -> frozenset[int]:
         """See `StrategyOptions`."""

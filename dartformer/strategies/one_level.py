@@ -48,7 +48,8 @@ class WeightsOnly(Options, ABC):
             sample = jax.random.fold_in(key, SAMPLE)
             drawn = everywhere(rows(state.alphas, sample), problem.mixture_shape)
             state, metrics = weights_step(problem, state, drawn, weights_batch, key)
-            finite = jnp.isfinite(metrics["loss"])
+            # The norm of a gradient with a NaN or infinity is not finite, whatever the loss.
+            finite = jnp.isfinite(metrics["loss"] + metrics["gradient_norm"])
             return state._replace(step=state.step + 1), metrics | {"finite": finite}
 
         def mixture(state: State) -> Array:

@@ -1,5 +1,6 @@
 """The only training loop, of search and retraining: step, log, evaluate, save, stop if diverged."""
 
+import math
 import signal
 import threading
 import time
@@ -18,6 +19,7 @@ from dartformer.machine.identity import Identity, require_same
 from dartformer.machine.progress import Bar, say
 from dartformer.training import trackers
 from dartformer.training.checkpoint import IDENTITY, Checkpoints
+from dartformer.training.finite import not_finite
 from dartformer.training.log import MetricsLog, Numbers
 from dartformer.training.metric import ACCURACY, Metric
 from dartformer.training.step import Metrics, State, StepProgram
@@ -30,7 +32,7 @@ SHOWN = ("loss", "accuracy")
 
 
 class Diverged(RuntimeError):
-    """The loss or a parameter is no longer finite."""
+    """The loss, a gradient or a parameter is no longer finite."""
 
 
 class Interrupted(RuntimeError):
@@ -152,7 +154,7 @@ def fit(
 
     Raises:
       InputError: the checkpoints in `folder` belong to something else.
-      Diverged: a loss or parameter is not finite. The last good checkpoint is kept.
+      Diverged: a loss, gradient or parameter is not finite. The checkpoint before is kept.
       Interrupted: on SIGTERM or SIGINT, after saving.
     """
     callbacks = _Callbacks(evaluate, describe, observe, rates or {}, metric)
@@ -250,12 +252,23 @@ class _Training(Generic[State]):
         self.evaluations: list[dict[str, Any]] = []
         self.pending: list[Metrics] = []  # metrics of the steps since the last log, on the device
         self.seconds = self.compile_seconds = 0.0  # of the calls before this one
+        self.last_loss = math.nan
+        self.saves = False
 
     def restore(self, checkpoints: Checkpoints) -> None:
         """Continue from the newest checkpoint, if there is one."""
+        self.saves = True
         restored = checkpoints.latest(self.state, warn=say)
         if restored is None:
             return
+        name = not_finite(restored.state)
+        if name:
+            # Version 0.1.0 could save a state after a gradient that was not finite.
+            folder = checkpoints.folder / "steps" / str(restored.step)
+            raise InputError(
+                f"{self.name}: {name} is not finite in the checkpoint of step {restored.step}. "
+                f"Delete {folder} to continue from the one before."
+            )
         self.state = restored.state
         # The state counts its own steps, so the counter cannot disagree with the weights.
         self.done = int(self.state.step)
@@ -300,6 +313,9 @@ class _Training(Generic[State]):
         """Check, log, evaluate and save what is due; stop if the process received a signal."""
         # First of all: no state is logged, scored or saved before it is known to be finite.
         means = self.checked_means()
+        stopping = outputs is not None and outputs.stop.number != 0
+        if due.evaluation or due.checkpoint or stopping:
+            self.require_finite()
         if outputs is not None:
             self.log_metrics(means, outputs)
         score = None
@@ -307,7 +323,6 @@ class _Training(Generic[State]):
             score = self.evaluate(self.callbacks.evaluate, outputs)
         if outputs is None:
             return
-        stopping = outputs.stop.number != 0
         if due.checkpoint or score is not None or stopping:
             self.save(score, outputs.checkpoints)
         if stopping and self.done < self.schedule.steps:
@@ -323,7 +338,8 @@ class _Training(Generic[State]):
         # Checked for every step, though only logged ones are averaged: the first bad step is named.
         for number, metrics in enumerate(pending, first):
             if not metrics["finite"]:
-                raise Diverged(self.divergence(number, float(metrics["loss"])))
+                raise Diverged(self.divergence(number, _part(metrics), float(metrics["loss"])))
+        self.last_loss = float(pending[-1]["loss"])
         means = {}
         for name in pending[0]:
             values = np.array([metrics[name] for metrics in pending])  # [steps]
@@ -333,15 +349,26 @@ class _Training(Generic[State]):
                 means[name] = float(np.mean(values))
         return means
 
-    def divergence(self, step: int, loss: float) -> str:
-        """The message about a step that is not finite; steps are counted from 0."""
+    def require_finite(self) -> None:
+        """Raise `Diverged` where the state holds a number that is not finite.
+
+        The loss of the last step was computed before its update, and says nothing about it."""
+        name = not_finite(self.state)
+        if name:
+            raise Diverged(self.divergence(self.done - 1, name, self.last_loss))
+
+    def divergence(self, step: int, part: str, loss: float) -> str:
+        """The message about a step after which `part` is not finite; steps are counted from 0."""
         rates = []
         for name, rate in self.rates_at(step).items():
             rates.append(f"{name} {rate:.3g}")
+        kept = ""
+        if self.saves:
+            kept = "The checkpoint before it is kept. "
         return (
-            f"{self.name}: the loss or a parameter is not finite at step {step + 1} "
-            f"(loss {loss:.4g}; {', '.join(rates) or 'no rates'}). The last good checkpoint is "
-            f"kept. Try a lower learning rate, more warm-up or a smaller clip."
+            f"{self.name}: {part} is not finite at step {step + 1} (loss {loss:.4g}; "
+            f"{', '.join(rates) or 'no rates'}). {kept}Try a lower learning rate, more warm-up or "
+            f"a smaller clip."
         )
 
     def rates_at(self, step: int) -> dict[str, float]:
@@ -387,6 +414,9 @@ class _Training(Generic[State]):
             "seconds": self.seconds + time.perf_counter() - self.started,
             "compile_seconds": self.compile_seconds,
         }
+        # An undefined score is kept out of the choice of the best checkpoint.
+        if score is not None and not math.isfinite(score):
+            score = None
         checkpoints.save(self.done, self.state, extra, score)
 
     def interrupt(self, outputs: _Outputs) -> None:
@@ -402,3 +432,12 @@ class _Training(Generic[State]):
     def result(self) -> Fitted[State]:
         """The last state, with the time spent on it."""
         return Fitted(self.state, self.seconds, self.compile_seconds, self.evaluations)
+
+
+def _part(metrics: Metrics) -> str:
+    """What is not finite in a step whose `finite` is False."""
+    if not np.isfinite(metrics["loss"]):
+        return "the loss"
+    if not np.isfinite(metrics.get("gradient_norm", 0.0)):
+        return "the gradient"
+    return "a parameter"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -26,7 +27,7 @@ class Optimizer:
       name: the update rule: "adamw", "adam" or "sgd" (with momentum).
       learning_rate: the peak of the schedule; for "rsqrt" its constant.
       schedule: after the warmup: "cosine", "constant" or "rsqrt".
-      warmup: share of the steps in which the rate rises linearly from 0.
+      warmup: share of the steps in which the rate rises linearly to the peak.
       final: where "cosine" ends, as a share of the peak.
       weight_decay: decoupled for "adamw", added to the gradient for "adam" and "sgd".
       clip: largest global norm of a gradient; 0 does not clip.
@@ -57,30 +58,51 @@ class Optimizer:
 
 
 def schedule(options: Optimizer, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warmup, then what `options.schedule` says.
+    """Learning rate by step, from 0: linear warmup, then what `options.schedule` says.
 
-    "cosine" falls to `final` times the peak at `steps`; "constant" stays; "rsqrt" is Long Range
-    Arena's `rate * min(1, s/w) / sqrt(max(s, w))`, where `learning_rate` is the constant, not the
-    peak."""
+    A warmup of W steps takes 1/W of the peak in its first step and all of it in its last. "cosine"
+    falls to `final` times the peak at `steps`; "constant" stays; "rsqrt" is Long Range Arena's
+    `rate * min(1, s/w) / sqrt(max(s, w))`, where s counts the steps from 1 and `learning_rate` is
+    the constant, not the peak."""
     rate, warmup = options.learning_rate, round(options.warmup * steps)
+    w = max(warmup, 1)
+
+    # The step under way counts: from 0 the rise would begin with a step that changes nothing.
+    def rise(step: ArrayLike) -> Array:
+        return jnp.minimum(1.0, (jnp.asarray(step) + 1) / w)
+
     if options.schedule == "cosine":
-        if warmup == 0:
-            return optax.cosine_decay_schedule(rate, max(steps, 1), alpha=options.final)
-        return optax.warmup_cosine_decay_schedule(
-            0.0, rate, warmup, max(steps, warmup + 1), end_value=rate * options.final
-        )
+        fall = optax.cosine_decay_schedule(1.0, max(steps - warmup, 1), alpha=options.final)
+        return lambda step: rate * rise(step) * fall(jnp.maximum(jnp.asarray(step) - warmup, 0))
     if options.schedule == "constant":
-        # Over no steps a linear schedule would stay at its first value, 0.
-        if warmup == 0:
-            return optax.constant_schedule(rate)
-        return optax.linear_schedule(0.0, rate, warmup)
-    w = max(warmup, 1)  # s starts from 0, where 1 / sqrt(s) is infinite
+        return lambda step: rate * rise(step)
+    return lambda step: rate * rise(step) / jnp.sqrt(jnp.maximum(jnp.asarray(step) + 1, w))
 
-    def rsqrt(s: ArrayLike) -> Array:
-        rise = jnp.minimum(1.0, s / w)
-        return rate * rise / jnp.sqrt(jnp.maximum(s, w))
 
-    return rsqrt
+def scale_by_schedule(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """Updates times minus the learning rate, of the step `at` or else of the transformation's own.
+
+    Whoever rests for a part of the training says with `at` where on the schedule a step stands."""
+
+    def init(params: optax.Params) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: optax.Updates,
+        state: optax.ScaleByScheduleState,
+        params: optax.Params | None = None,
+        *,
+        at: Array | None = None,
+        **_: object,
+    ) -> tuple[optax.Updates, optax.ScaleByScheduleState]:
+        if at is None:
+            at = state.count
+        factor = -rate(at)
+        scaled = jax.tree.map(lambda leaf: jnp.asarray(factor, leaf.dtype) * leaf, updates)
+        count = optax.safe_increment(state.count)
+        return scaled, optax.ScaleByScheduleState(count=count)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def build(options: Optimizer, steps: int) -> optax.GradientTransformation:
@@ -99,5 +121,4 @@ def build(options: Optimizer, steps: int) -> optax.GradientTransformation:
         chain += [decay, adam]
     else:
         chain += [decay, optax.trace(options.momentum)]
-    rate = schedule(options, steps)
-    return optax.chain(*chain, optax.scale_by_learning_rate(rate))
+    return optax.chain(*chain, scale_by_schedule(schedule(options, steps)))
