@@ -23,6 +23,7 @@ from dartformer.config import defaults, reference
 from dartformer.fields import documented
 from dartformer.machine.record import Record
 from dartformer.report import plots
+from dartformer.report.varying import VARYING
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent / "experiments/benchmarks/results/attention_cpu2.jsonl"
@@ -196,7 +197,28 @@ def results_page() -> str:
             seen.append(inner)
             summary = (inner.__doc__ or "").split("\n")[0]
             parts += [f"### {inner.__name__}", summary, record_table(inner).rstrip()]
+    parts += ["## What differs between equal runs", varying_text(), varying_table()]
     return "\n\n".join(parts) + "\n"
+
+
+def varying_text() -> str:
+    """What is said of two equal runs."""
+    return (
+        "Two runs of one config with the same versions on the same machine leave the same bytes, "
+        "whatever `PYTHONHASHSEED` is and however often one was killed and continued. These alone "
+        "differ (`dartformer.report.varying.VARYING`). A search with a measured budget "
+        "(`latency_ms`) also depends on what was measured."
+    )
+
+
+def varying_table() -> str:
+    """The files and keys that differ, in Markdown."""
+    lines = ["| file | keys | what differs |", "|---|---|---|"]
+    for entry in VARYING:
+        keys = ", ".join(f"`{key}`" for key in entry.keys or ())
+        reason = entry.reason[0].upper() + entry.reason[1:]
+        lines.append(f"| `{entry.file}` | {keys} | {reason}. |")
+    return "\n".join(lines)
 
 
 def field_rows(fields: Iterable[reference.Field]) -> str:

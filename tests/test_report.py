@@ -19,8 +19,9 @@ import pytest
 from dartformer.cli.grammar import parser
 from dartformer.cli.main import main
 from dartformer.errors import InputError
-from dartformer.report import charts, compare, provenance, reading, verdicts, watch
+from dartformer.report import charts, compare, figure, provenance, reading, verdicts, watch
 from dartformer.report import page as report
+from dartformer.report.models import Score
 from dartformer.training import metric
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -384,3 +385,13 @@ def test_a_page_searches_no_folder_of_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "listdir", lambda path: folders.append(str(path)) or [])
     watch.version(tmp_path)
     assert not any("2.tmp" in folder for folder in folders)
+
+
+def test_a_chart_rounds_as_the_tables_do():
+    """10.25 is 10.2 in Python and 10.3 in JavaScript."""
+    scores = [Score("found", 0.1025, {0: 0.1025}), Score("other", 0.5, {})]
+    chart = charts.comparison(scores, metric.ACCURACY)
+    drawn = figure.alone(chart).encoded("svg").decode()
+    assert ">10.2</text>" in drawn
+    assert ">10.3</text>" not in drawn
+    assert metric.ACCURACY.text(0.1025) == "10.2%"

@@ -64,21 +64,24 @@ def comparison(scores: Sequence[Score], metric: Metric) -> Chart:
         "mark": {"type": "point", **dot, **TOOLTIP},
         "encoding": {"y": y, "x": x},
     }
-    # The number stands to the right of the bar and of the dots beyond its end.
-    digits = ".3f"
-    if metric.percent:
-        digits = ".1f"
+    # The number stands to the right of the bar and of the dots beyond its end. Its text is that of
+    # the tables: JavaScript rounds 10.25 up and Python rounds it down.
+    labels = []
+    for score in scores:
+        labels.append({"model": score.model, "text": metric.text(score.mean).removesuffix("%")})
+    lookup = {"data": {"values": labels}, "key": "model", "fields": ["text"]}
     edge = {"op": "max", "field": "value", "as": "edge"}
     numbers = {
         "transform": [
             {"joinaggregate": [edge], "groupby": ["model"]},
             {"filter": "datum.kind == 'mean'"},
+            {"lookup": "model", "from": lookup},
         ],
         "mark": {"type": "text", "align": "left", "dx": 7, "fontSize": 11, "color": NEUTRAL},
         "encoding": {
             "y": y,
             "x": quantity("edge", score_title(metric)),
-            "text": quantity("value", None, format=digits),
+            "text": category("text"),
         },
     }
     in_words = []
