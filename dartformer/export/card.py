@@ -156,7 +156,7 @@ def _data(model: Model) -> Iterator[str]:
     task = configs.without_places(model.config.task.to_dict())
     summary = type(model.task).traits.summary.removesuffix(".")
     yield f"Task `{model.config.task.name}`: {summary}."
-    yield "`config.json` holds the whole config. Of the task:"
+    yield "`config.json` holds the config without the folders of the data. Of the task:"
     yield ""
     yield "```json"
     yield json.dumps(task, indent=2).replace("<", "\\u003c")  # so that no text of it is HTML
