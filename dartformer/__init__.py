@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dartformer.registry import register
     from dartformer.space.genotype import Genotype
     from dartformer.space.search_space import SearchSpace
+    from dartformer.stages.lengths import evaluate_at_lengths
 
 __all__ = [
     "Genotype",
@@ -35,6 +36,7 @@ __all__ = [
     "defaults",
     "derive",
     "evaluate",
+    "evaluate_at_lengths",
     "export",
     "inherit",
     "load",
@@ -58,6 +60,7 @@ _HOME = {
     "SearchSpace": "space.search_space",
     "TransformerConfig": "models.sizes",
     "register": "registry",
+    "evaluate_at_lengths": "stages.lengths",
     "inherit": "models.supernet",
     "supernet": "models.supernet",
     "transformer": "models.transformer",
