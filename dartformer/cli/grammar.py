@@ -274,6 +274,11 @@ def _add_new(verbs: "Verbs[Parser]") -> None:
     )
     verb.add_argument("--label", metavar="COLUMN", help="with --data: the label column")
     verb.add_argument(
+        "--kind",
+        help="with --data: what to predict, 'classification', 'regression', 'labelling' (a label "
+        "for each word) or 'language' (the next character)",
+    )
+    verb.add_argument(
         "--preset",
         default="recommended",
         help="'recommended', or 'published' for the settings of the DARTS paper "

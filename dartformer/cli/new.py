@@ -18,8 +18,9 @@ from dartformer.cli.output import print_json
 from dartformer.config.overrides import BUDGET
 from dartformer.config.reference import sentence_of
 from dartformer.errors import InputError, unknown
-from dartformer.machine.printable import note, printable
-from dartformer.tasks.guess import Guess, guess
+from dartformer.machine.printable import note, one_line, printable
+from dartformer.tasks.files import Files
+from dartformer.tasks.guess import Guess, guess, tried
 from dartformer.tasks.planted import KINDS
 
 SPACES = Path(__file__).resolve().parents[1] / "configs"
@@ -79,8 +80,10 @@ def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """Print a starting config."""
     if arguments.data:
         text = _new_for_data(arguments, values)
-    elif arguments.text or arguments.label:
-        raise InputError("--text and --label name columns of a file. Use them with --data FILE.")
+    elif arguments.text or arguments.label or arguments.kind:
+        raise InputError(
+            "--text, --label and --kind say what a file holds. Use them with --data FILE."
+        )
     else:
         task = arguments.task or "listops"
         text = starting_config(task, arguments.preset, values, arguments.size)
@@ -99,7 +102,8 @@ def _new_for_data(arguments: argparse.Namespace, values: dict[str, str]) -> str:
             "'files' with the recommended preset. Leave them out."
         )
     columns = arguments.text or ()
-    config = config_for_data(arguments.data, columns, arguments.label or "", values)
+    label, kind = arguments.label or "", arguments.kind or ""
+    config = config_for_data(arguments.data, columns, label, values, kind=kind)
     for sentence in config.guess.sentences:
         note(f"guessed: {sentence}")
     return config.text
@@ -155,31 +159,56 @@ def config_for_data(
     texts: Sequence[str] = (),
     label: str = "",
     values: Mapping[str, object] | None = None,
+    kind: str = "",
 ) -> DataConfig:
-    """A config for the user's own file, with what was guessed of it."""
-    contents = guess(file, texts, label)
+    """A config for the user's own file, with what was guessed of it.
+
+    Raises `InputError` where no guess gives a config that runs."""
+    data_dir = (values or {}).get("data.dir")
+    contents = guess(file, texts, label, _text_or_none(data_dir), kind)
     # At least four batches of a small file, and about ten passes over it.
-    batch = max(1, min(32, contents.train // 4))
+    batch = max(1, min(32, contents.train // 4, contents.half))
     steps = min(400, max(50, 10 * contents.train // batch))
     settings = _of_task(contents.options)
     settings["data.batch_size"] = batch
-    if contents.options["kind"] == "labelling":
+    # A label for each token, and no summary of the text.
+    if contents.options["kind"] in ("labelling", "language"):
         settings["model.pooling"] = "none"
     settings.update(SMALL)
     settings["search.steps"] = settings["retrain.steps"] = steps
     settings["log.eval_every"] = settings["log.checkpoint_every"] = max(10, steps // 4)
     items = []
     for sentence in contents.sentences:
-        items.append(f"* {sentence}.")
+        items.append(f"* {one_line(sentence)}.")
     guesses = "\n          ".join(items)  # below the first, behind "Guessed:  "
     head = (
-        f"Your own data: {file}, about {contents.train:,} rows to train on.\n\n"
+        f"Your own data: {one_line(file)}, about {contents.train:,} rows to train on.\n\n"
         f"Command:  dartformer run --config={FILE} --workdir=runs/mine\n"
         f"Guessed:  {guesses}"
     )
     text = SKELETON.format(head=_inside_docstring(head), task="files")
     config = configs.defaults("files")
-    return DataConfig(with_values(text, config, {**settings, **(values or {})}), contents)
+    text = with_values(text, config, {**settings, **(values or {})})
+    _require_that_runs(text, values or {})
+    return DataConfig(text, contents)
+
+
+def _text_or_none(value: object) -> str | None:
+    if value:
+        return str(value)
+    return None
+
+
+def _require_that_runs(text: str, values: Mapping[str, object]) -> None:
+    """Raise `InputError` for a config that `run` would refuse, because of the user's values."""
+    config = load_text(printable(text))
+    for name in values:
+        # The guess has tried its own options.
+        if name.startswith("task."):
+            task = config.task.built
+            if isinstance(task, Files):
+                tried(task, _text_or_none(config.data.dir))
+            return
 
 
 def _of_task(options: Mapping[str, object]) -> dict[str, object]:

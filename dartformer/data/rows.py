@@ -31,6 +31,11 @@ PARTS = ("train", "valid", "test")
 
 SURROGATES = re.compile("[\ud800-\udfff]+")
 
+NUMBER = re.compile(r"[+-]?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+
+WHOLE = re.compile(r"(?<=[0-9])\.0+$")
+"""What a table adds to whole numbers when some are missing."""
+
 Label = Any
 """A class's number, a finite number, or a list of classes, one for each token: which of them, the
 task's kind says."""
@@ -107,15 +112,16 @@ class Tally:
 class Labels:
     """Reads labels of a kind: a class's name as its number, a finite number, a class per token."""
 
-    def __init__(self, kind: str, classes: Sequence[str]):
+    def __init__(self, kind: str, classes: Sequence[object]):
         self.kind = kind
-        self.numbers = {name: i for i, name in enumerate(classes)}
+        self.numeric = are_numbers(map(canonical, classes))
+        self.numbers = {canonical(name, self.numeric): i for i, name in enumerate(classes)}
 
     def read(self, value: object) -> Label:
         """The label as training needs it; `ValueError` says what is wrong."""
         if self.kind == "language":
             return 0
-        if value is None:
+        if is_missing(value):
             raise ValueError("it has no label")
         if self.kind == "regression":
             return self._finite(value)
@@ -136,7 +142,7 @@ class Labels:
         return number
 
     def _class(self, value: object) -> int:
-        name = canonical(value)
+        name = canonical(value, self.numeric)
         if name not in self.numbers:
             raise ValueError(
                 f"its label {brief(name)} is not one of the classes {', '.join(self.numbers)}"
@@ -144,11 +150,29 @@ class Labels:
         return self.numbers[name]
 
 
-def canonical(label: object) -> str:
-    """A label as text: 1, 1.0 and "1" are one class, as are True and "True"."""
+def canonical(label: object, numeric: bool = False) -> str:
+    """A label as text: 1, 1.0 and "1" are one class, as are True and "True".
+
+    Where all classes are numbers (`numeric`) the text "1.0" is that class, too. Elsewhere, as among
+    versions and codes, it is another."""
     if isinstance(label, float) and label.is_integer():
         label = int(label)
-    return str(label).strip()
+    text = str(label).strip()
+    if numeric:
+        return WHOLE.sub("", text)
+    return text
+
+
+def are_numbers(classes: Iterable[str]) -> bool:
+    """Whether all classes are numbers; 01 and 02 are codes."""
+    return all(map(NUMBER.fullmatch, classes))
+
+
+def is_missing(label: object) -> bool:
+    """Whether a label is none: null, NaN, a blank text or an empty list."""
+    if isinstance(label, str):
+        return is_blank(label)
+    return label is None or label == [] or label != label
 
 
 def accepted(

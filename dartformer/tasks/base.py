@@ -127,7 +127,12 @@ def parts(task: Task, data_dir: str | None = None, seed: int = 0) -> dict[str, S
     split is never used for anything but "test". An `Endless` train is halved example by example.
     Raises `InputError` where train is too small for every part to have an example, or is endless and
     there is no valid split."""
-    splits = dict(task.load(data_dir))
+    return parts_of(task.load(data_dir), seed)
+
+
+def parts_of(splits: Mapping[str, Split], seed: int = 0) -> dict[str, Split]:
+    """`parts` of splits that are loaded."""
+    splits = dict(splits)
     train = splits["train"]
     if isinstance(train, Endless):
         if "valid" not in splits:

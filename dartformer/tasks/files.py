@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from dartformer.data.locations import identity, located
 from dartformer.data.records import Record, read, splits
-from dartformer.data.rows import Row
+from dartformer.data.rows import Labels, Row, canonical
 from dartformer.data.tokens import words
 from dartformer.errors import InputError, brief, unknown
 from dartformer.tasks.base import TaskTraits
@@ -67,8 +67,10 @@ class Files(TextTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(set(self.label_names)) != len(self.label_names):
-            raise InputError(f"task.label_names has a name twice: {', '.join(self.label_names)}.")
+        # Two names of one class, such as 1 and "1.0", would be one number to the model.
+        if len(Labels(self.kind, self.label_names).numbers) != len(self.label_names):
+            names = ", ".join(map(canonical, self.label_names))
+            raise InputError(f"task.label_names has a name twice: {names}.")
         if self.kind not in KINDS:
             raise unknown("task.kind", self.kind, KINDS)
         if self.text2 and self.kind in ("labelling", "language"):
@@ -102,7 +104,8 @@ class Files(TextTask):
             return token_names(self)
         if self.kind == "regression":
             return ("value",)
-        return self.label_names
+        # Whole numbers are texts here, as in the file.
+        return tuple(map(canonical, self.label_names))
 
     @property
     def inputs(self) -> int:

@@ -1,49 +1,83 @@
-"""A guess at what a user's file holds: its columns, its labels, and options of the task `files`."""
+"""A guess at what a user's file holds: its columns, its labels, and options of the task `files`.
 
-import itertools
+What is guessed is tried: the options prepare the data as a run would."""
+
+import contextlib
+import io
+import json
 import math
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dartformer.data import tokens as tokenizers
 from dartformer.data.locations import located
+from dartformer.data.prepare import Notes
 from dartformer.data.records import Record, read, splits
-from dartformer.data.rows import canonical
+from dartformer.data.rows import PARTS, is_blank, is_damaged, is_missing, repaired
+from dartformer.data.sources import pack
 from dartformer.errors import InputError, unknown
-
-LABEL_NAMES = (
-    "label",
-    "labels",
-    "class",
-    "target",
-    "category",
-    "sentiment",
-    "stars",
-    "rating",
-    "score",
-    "y",
+from dartformer.tasks.base import parts_of
+from dartformer.tasks.columns import (
+    MOST_CLASSES,
+    as_text,
+    label_column,
+    names_of,
+    sampled,
+    text_column,
 )
-
-SAMPLE = 2000
-"""Rows that decide the columns and the length; labels are counted in all rows."""
-
-MOST_CLASSES, MOST_NUMBERS = 200, 10_000
-FEWEST_NUMBERS = 20
-"""Numbers of more different values than this are a quantity. Beyond `MOST_NUMBERS` values they are
-no longer counted."""
+from dartformer.tasks.files import KINDS, Files
+from dartformer.tasks.label_counts import (
+    MOST_NUMBERS,
+    LabelCounts,
+    counted,
+    is_aligned,
+    kind_of,
+    learnable,
+    numbers_first,
+)
+from dartformer.tasks.preparation import MissingClasses, Preparation
 
 WORD = re.compile(r"\w+|[^\w\s]+")
 """A word or punctuation, as the tokenizer of words splits a text."""
 
+FEWEST_WORDS = 3
+"""Words of the median text from which on words are tried."""
+
+MOST_UNKNOWN = {"words": 0.25, "characters": 0.05}
+"""The share of unknown tokens, in texts that they were not learned from, up to which a kind of
+tokens is proposed."""
+
+BYTES_PER_CHARACTER = 1.5
+"""Above this mean characters are tried: bytes would make texts of such a script too long."""
+
+HELD_OUT = 10
+"""One in so many texts of the sample measures the tokens, which are learned from the others."""
+
+MEASURED = 5000
+"""Characters of a text that are measured: more than the longest `length` reads."""
+
 LISTED_NAMES = 6
 """Class names that a sentence lists."""
 
+SHOWN_CHARACTERS = 160
+"""Characters of the decoded row that a sentence repeats."""
+
 LENGTHS = (16, 512)
 """The shortest and the longest `length` that is guessed."""
+
+MOST_TRIED = 20_000
+"""Rows up to which every example is made as a trial; of more rows only the labels and the division
+into splits are tried."""
+
+
+Rows = Callable[[], Iterable[Record]]
+"""Starts reading the rows of a split."""
 
 
 class Guess(NamedTuple):
@@ -53,244 +87,335 @@ class Guess(NamedTuple):
       options: of the task `files`.
       train: how many rows train will have.
       sentences: what was guessed, and why.
+      half: rows of the smaller half of train, of which a batch must consist.
     """
 
     options: dict[str, Any]
     train: int
     sentences: list[str]
+    half: int
 
 
-class Labels(NamedTuple):
-    """The labels of all rows.
+class Tokens(NamedTuple):
+    """The tokens of texts.
 
     Attributes:
-      kind: of `files`: "classification", "regression" or "labelling".
-      counts: how often each label occurs.
-      rows: how many rows there are.
+      kind: of `tokenizers.KINDS`.
+      size: `vocabulary_size`; 0 for the default.
+      lengths: tokens of each text of the sample.
+      unknown: share of unknown tokens in texts that they were not learned from.
     """
 
     kind: str
-    counts: Counter[str]
-    rows: int
+    size: int
+    lengths: np.ndarray
+    unknown: float
+
+
+class Trial(NamedTuple):
+    """What preparing the data gave: rows of train and of its smaller half, and the fitted task."""
+
+    train: int
+    half: int
+    task: Files
 
 
 def guess(
-    file: str, texts: Sequence[str] = (), label: str = "", data_dir: str | None = None
+    file: str,
+    texts: Sequence[str] = (),
+    label: str = "",
+    data_dir: str | None = None,
+    kind: str = "",
 ) -> Guess:
-    """Guess the options for a file, but for the columns that the user names.
+    """Guess the options for a file, but for the columns and the kind that the user names.
 
     Args:
       file: a file or a folder.
       texts: the column of texts, or two that are compared; empty to guess one.
       label: the column of labels; empty to guess it.
       data_dir: the folder for prepared data sets.
+      kind: of the labels, one of `KINDS`; empty to guess it.
 
     Raises:
-      InputError: the file cannot be read, a column does not exist, or no column will do.
+      InputError: the file cannot be read or prepared, a column does not exist, or no column will
+        do.
     """
     if len(texts) > 2:
         raise InputError(
             f"a model reads one text, or compares two; got {len(texts)}: {', '.join(texts)}."
         )
+    if kind and kind not in KINDS:
+        raise unknown("kind", kind, KINDS)
     path = located(file, data_dir)
-    names = splits(path)
-    split = _train_split(names)
-    rows = list(itertools.islice(read(path, split), SAMPLE))
+    sources = _sources(path)
+    rows = sampled(next(iter(sources.values()))())
     if not rows:
         raise InputError(f"{file} has no rows.")
-    for name in filter(None, (*texts, label)):
-        if name not in rows[0]:
-            raise unknown(f"column of {file}", name, rows[0])
+    _require_columns(file, rows, (*texts, label))
     sentences = []
     if not texts:
-        texts = [_text_column(rows, label)]
-        sentences.append(f"text column {texts[0]!r}: of all columns it has the longest texts")
-    if not label:
-        label = _label_column(rows, texts)
-        sentences.append(f"label column {label!r}: by its name, or because its values are few")
-    options: dict[str, Any] = {"path": file, "text": texts[0], "label": label}
+        name, reason = text_column(rows, label)
+        texts = [name]
+        sentences.append(f"text column {name!r}: {reason} (--text names another)")
+    if not kind and not label and names_of(rows) == list(texts):
+        kind = "language"
+        sentences.append("there is no other column, so the task is to predict the next character")
+    if kind == "language":
+        options = {"path": file, "text": texts[0], "kind": kind}
+        labels = None
+    else:
+        if not label:
+            label, reason = label_column(rows, texts)
+            sentences.append(f"label column {label!r}: {reason} (--label names another)")
+        options = {"path": file, "text": texts[0], "label": label}
+        labels = _labels(sources, rows, texts, options, kind, path.name)
+        sentences += _of_labels(labels, options, file, asked=bool(kind))
     if len(texts) == 2:
         options["text2"] = texts[1]
-
-    labels = _labels(path, split, rows, texts, label)
-    _require_classes(labels, label, file)
-    options["kind"] = labels.kind
-    if labels.kind != "regression":
-        # Numbers by value: the classes 1 to 10 must not come as 1, 10, 2.
-        options["label_names"] = tuple(sorted(labels.counts, key=_numbers_first))
-    sentences.append(_label_sentence(labels, options.get("label_names", ())))
-
-    options["tokens"], lengths = _tokens(rows, texts, labels.kind)
-    options["length"] = _length(lengths)
-    complete = 100 * float((lengths <= options["length"]).mean())
-    sentences.append(
-        f"tokens are {options['tokens']}; length {options['length']}, which holds {complete:.0f}% of "
-        f"the texts whole"
-    )
-    missing = _missing_splits(names)
+    _add_tokens(options, rows, texts, sentences)
+    trial = _tried(options, data_dir, sentences, labels)
+    missing = [part for part in ("valid", "test") if part not in sources]
     if missing:
-        splits_text = " and no split ".join(missing)
-        sentences.append(f"no split {splits_text}: a tenth of the rows each, drawn with seed 0")
-    return Guess(options, round(labels.rows * (1 - 0.1 * len(missing))), sentences)
+        sentences.append(
+            f"no split {' and no split '.join(missing)}: a tenth of the rows each, drawn with seed 0"
+        )
+    sentences.append(_first_row(trial.task, rows, label))
+    return Guess(options, trial.train, sentences, trial.half)
 
 
-def words(value: object) -> Sequence[object]:
-    """A label for each word: a list, or a text of them."""
-    if isinstance(value, list):
-        return value
-    return str(value).split()
+def _sources(path: Path) -> dict[str, Rows]:
+    """The rows of each split, train first; of a file the whole file is train."""
+    names = splits(path)
+    if not names:
+        return {"train": partial(read, path, "")}
+    if "train" not in names:
+        raise InputError(f"{path} has no split 'train'; it has {', '.join(names)}.")
+    sources: dict[str, Rows] = {}
+    for part in PARTS:
+        if part in names:
+            sources[part] = partial(read, path, part)
+    return sources
 
 
-def is_number(text: str) -> bool:
-    """Whether a text is a finite number."""
+def _require_columns(file: str, rows: Sequence[Record], names: Iterable[str]) -> None:
+    """Raise `InputError` for a column that is not in the file, or that no config can name."""
+    columns = names_of(rows)
+    for name in filter(None, names):
+        if name not in columns:
+            raise unknown(f"column of {file}", name, columns)
+    for name in columns:
+        if is_damaged(name):
+            raise InputError(
+                f"the column {name!r} of {file} is not valid UTF-8. Save the file as UTF-8, for "
+                f"example with `iconv -f latin1 -t utf-8`."
+            )
+
+
+# The labels.
+
+
+def _labels(
+    sources: Mapping[str, Rows],
+    rows: Sequence[Record],
+    texts: Sequence[str],
+    options: dict[str, Any],
+    kind: str,
+    name: str,
+) -> LabelCounts:
+    """Count the labels and set `options["kind"]`."""
+    if not kind and len(texts) == 1 and is_aligned(rows, texts[0], options["label"]):
+        kind = "labelling"
+    labels = counted(sources, texts[0], options["label"], kind, name)
+    options["kind"] = kind or kind_of(labels)
+    return labels
+
+
+def _of_labels(labels: LabelCounts, options: dict[str, Any], file: str, asked: bool) -> list[str]:
+    """Set the classes, and what happens to rows without one; what was guessed of them."""
+    if options["kind"] == "regression":
+        sentences = [_regression(labels, options, file)]
+    else:
+        sentences = _classes(labels, options, file, asked)
+    if labels.missing:
+        options["on_bad_label"] = "drop"
+        sentences.append(
+            f"{labels.missing:,} of {labels.rows.total():,} rows have no label and are left out"
+        )
+    if labels.misaligned:
+        options["on_bad_label"] = "drop"
+        sentences.append(
+            f"{labels.misaligned:,} of {labels.rows.total():,} rows have another number of labels "
+            f"than words and are left out"
+        )
+    return sentences
+
+
+def _regression(labels: LabelCounts, options: dict[str, Any], file: str) -> str:
+    numbers = 0
+    for name, n in labels.total().items():
+        if _is_finite(name):
+            numbers += n
+    odd = labels.total().total() - numbers
+    if not numbers:
+        raise InputError(f"the column {labels.column!r} of {file} holds no numbers to predict.")
+    sentence = (
+        f"regression: the label is a number with {_count(labels)} different values "
+        f"(--kind=classification makes each a class)"
+    )
+    if odd:
+        options["on_bad_label"] = "drop"
+        sentence += f"; {odd:,} rows whose label is no number are left out"
+    return sentence
+
+
+def _is_finite(text: str) -> bool:
     try:
         return math.isfinite(float(text))
     except ValueError:
         return False
 
 
-def _train_split(names: Sequence[str]) -> str:
-    """The split to learn from, of those that a folder has; "" for a file."""
-    if "train" in names:
-        return "train"
-    return next(iter(names), "")
+def _count(labels: LabelCounts) -> str:
+    count = len(labels.total())
+    if count > MOST_NUMBERS:
+        return f"more than {MOST_NUMBERS:,}"
+    return f"{count:,}"
 
 
-def _missing_splits(names: Sequence[str]) -> list[str]:
-    """Which of the splits valid and test a folder lacks."""
-    missing = []
-    if not {"valid", "validation"} & set(names):
-        missing.append("valid")
-    if "test" not in names:
-        missing.append("test")
-    return missing
-
-
-def _text_column(rows: list[Record], label: str) -> str:
-    """The column of texts whose mean length is largest."""
-    lengths = {}
-    for name in rows[0]:
-        if name != label:
-            total = 0
-            for row in rows:
-                value = row.get(name)
-                if isinstance(value, str):
-                    total += len(value)
-            # Over all rows: a column that few rows have is not the one of texts.
-            lengths[name] = total / len(rows)
-    longest = max(lengths, key=lambda name: lengths[name], default="")
-    if not longest or lengths[longest] == 0:
-        raise InputError(f"no column holds texts; the columns are {', '.join(rows[0])}.")
-    return longest
-
-
-def _label_column(rows: list[Record], texts: Sequence[str]) -> str:
-    """The first column with a label's name, or the one with the fewest values, at least two."""
-    columns = [name for name in rows[0] if name not in texts]
-    for label_name in LABEL_NAMES:
-        for name in columns:
-            if name.lower() == label_name:
-                return name
-    # A column that differs in most rows is an identifier or a text, and no label.
-    most = min(MOST_CLASSES, max(2, len(rows) // 2))
-    possible = {}
-    for name in columns:
-        values = {canonical(row.get(name)) for row in rows}
-        count = len(values)
-        if 1 < count <= most:
-            possible[name] = count
-    if not possible:
+def _classes(labels: LabelCounts, options: dict[str, Any], file: str, asked: bool) -> list[str]:
+    total = labels.total()
+    if len(total) < 2:
         raise InputError(
-            f"no column looks like a label; the columns are {', '.join(rows[0])}. Name one with "
-            f"--label."
+            f"the column {labels.column!r} of {file} has {len(total)} different values; at least 2 "
+            f"are needed. Name another with --label."
         )
-    return min(possible, key=lambda name: possible[name])
-
-
-def _labels(path: Path, split: str, rows: list[Record], texts: Sequence[str], label: str) -> Labels:
-    """Count the labels of every row, not only of the sample."""
-    per_word = len(texts) == 1 and _aligned(rows, texts[0], label)
-    counts = Counter[str]()
-    total = 0
-    for row in read(path, split):
-        total += 1
-        value = row.get(label)
-        if value in (None, "", []):
-            continue
-        if per_word:
-            counts.update(map(canonical, words(value)))
-        elif len(counts) <= MOST_NUMBERS:
-            counts[canonical(value)] += 1
-    kind = "classification"
-    if per_word:
-        kind = "labelling"
-    elif len(counts) > FEWEST_NUMBERS and all(map(is_number, counts)):
-        kind = "regression"
-    return Labels(kind, counts, total)
-
-
-def _aligned(rows: list[Record], text: str, label: str) -> bool:
-    """Whether every row has as many labels as words, and some have several."""
-    several = False
-    for row in rows:
-        value = row.get(label)
-        if value is None:
-            value = ""
-        count = len(words(row.get(text) or ""))
-        if count != len(words(value)):
-            return False
-        several = several or count > 1
-    return several
-
-
-def _require_classes(labels: Labels, column: str, file: str) -> None:
-    """Raise `InputError` where a column has too few or too many values for labels."""
-    count = len(labels.counts)
-    if count < 2:
+    if len(total) > MOST_NUMBERS or (len(total) > MOST_CLASSES and not asked):
         raise InputError(
-            f"the column {column!r} of {file} has {count} different values; at least 2 are needed."
-        )
-    if labels.kind != "regression" and count > MOST_CLASSES:
-        raise InputError(
-            f"the column {column!r} of {file} has more than {MOST_CLASSES} different values, too "
+            f"the column {labels.column!r} of {file} has {_count(labels)} different values, too "
             f"many for classes, and they are not numbers. Name the label column with --label."
         )
+    classes: list[str] = sorted(total, key=numbers_first)
+    rare: dict[str, int] = {}
+    # Of words a class may be rare: a row with it holds others too.
+    if options["kind"] == "classification":
+        classes, rare = learnable(labels)
+    if len(classes) < 2:
+        raise InputError(
+            f"the column {labels.column!r} of {file} has {len(total)} different values in "
+            f"{total.total():,} rows: too few rows of each for train, valid and test."
+        )
+    options["label_names"] = tuple(classes)
+    sentences = [_label_sentence(labels, options)]
+    if rare:
+        options["on_bad_label"] = "drop"
+        sentences.append(
+            f"classes with too few rows to learn and test them are left out with their rows: "
+            f"{_listed(rare)}"
+        )
+    return sentences
 
 
-def _label_sentence(labels: Labels, names: Sequence[str]) -> str:
+def _label_sentence(labels: LabelCounts, options: Mapping[str, Any]) -> str:
     """What was guessed of the labels."""
-    if labels.kind == "regression":
-        return f"regression: the label is a number with more than {FEWEST_NUMBERS} different values"
+    total = labels.total()
+    counts = {name: total[name] for name in options["label_names"]}
     start = "classification into"
-    if labels.kind == "labelling":
+    if options["kind"] == "labelling":
         start = "a label for each word, of"
-    listed = ", ".join(names[:LISTED_NAMES])
-    if len(names) > LISTED_NAMES:
-        listed += ", ..."
-    majority, count = labels.counts.most_common(1)[0]
-    share = 100 * count / labels.counts.total()
-    return (
-        f"{start} {len(names)} classes ({listed}); always saying {majority!r} is right in "
-        f"{share:.0f}%"
+    majority = max(counts, key=lambda name: counts[name])
+    share = 100 * counts[majority] / sum(counts.values())
+    sentence = (
+        f"{start} {len(counts)} classes ({_listed(counts)}); always saying {majority!r} is right "
+        f"in {share:.0f}%"
+    )
+    if all(map(_is_finite, counts)) and options["kind"] == "classification":
+        sentence += " (--kind=regression predicts numbers instead)"
+    return sentence
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    """ "neg 30, pos 28, ..." """
+    phrases = []
+    for name, n in list(counts.items())[:LISTED_NAMES]:
+        phrases.append(f"{name} {n:,}")
+    if len(counts) > LISTED_NAMES:
+        phrases.append("...")
+    return ", ".join(phrases)
+
+
+# The tokens.
+
+
+def _add_tokens(
+    options: dict[str, Any], rows: Sequence[Record], texts: Sequence[str], sentences: list[str]
+) -> None:
+    """Set the kind of tokens and the length."""
+    documents = []
+    for row in rows:
+        for name in texts:
+            text = repaired(as_text(row.get(name)))[:MEASURED]
+            if not is_blank(text):
+                documents.append(text)
+    if not documents:
+        raise InputError(f"the column {texts[0]!r} holds no texts.")
+    tokens = _tokens(documents, options["kind"])
+    options["tokens"] = tokens.kind
+    if tokens.size:
+        options["vocabulary_size"] = tokens.size
+    options["length"] = _length(tokens.lengths)
+    complete = 100 * float((tokens.lengths <= options["length"]).mean())
+    sentences.append(
+        f"tokens are {tokens.kind}, {100 * tokens.unknown:.0f}% of which are unknown in texts they "
+        f"were not learned from; length {options['length']}, which holds {complete:.0f}% of the "
+        f"texts whole"
     )
 
 
-def _tokens(rows: list[Record], texts: Sequence[str], kind: str) -> tuple[str, np.ndarray]:
-    """The kind of tokens, and the length in such tokens of every text of the sample."""
-    by_space, by_word, by_byte = [], [], []
-    for row in rows:
-        for name in texts:
-            text = str(row.get(name) or "")
-            by_space.append(len(text.split()))
-            by_word.append(len(WORD.findall(text)))
-            by_byte.append(len(text.encode("utf-8", "replace")))
-    # Labels are for words between spaces, whatever punctuation is in them.
+def _tokens(texts: Sequence[str], kind: str) -> Tokens:
+    """The tokens that fit the texts, by the share that is unknown in texts held out."""
+    by_word = float(np.median([len(WORD.findall(text)) for text in texts]))
+    characters = sum(map(len, texts))
+    size = sum(len(text.encode()) for text in texts)
+    wide = size > BYTES_PER_CHARACTER * characters
     if kind == "labelling":
-        return "words", np.array(by_space)
-    if np.median(by_word) >= 3:
-        return "words", np.array(by_word)
+        # Labels are for words between spaces, whatever punctuation is in them.
+        return _measured("words", texts, split=True)
+    if by_word >= FEWEST_WORDS and kind != "language":
+        tokens = _measured("words", texts)
+        if tokens.unknown <= MOST_UNKNOWN["words"]:
+            return tokens
+    if wide or kind == "language":
+        tokens = _measured("characters", texts, _characters(texts))
+        if tokens.unknown <= MOST_UNKNOWN["characters"]:
+            return tokens
+    if by_word >= FEWEST_WORDS and not wide and kind != "language":
+        return _measured("bpe", texts)
     # Texts of a word or two are read byte by byte: words alone would say too little of them.
-    return "bytes", np.array(by_byte)
+    return _measured("bytes", texts)
+
+
+def _characters(texts: Sequence[str]) -> int:
+    """A `vocabulary_size` for all characters of the texts; 0 where the default holds them."""
+    different = len(set().union(*texts)) + 2
+    default = tokenizers.DEFAULT_SIZE["characters"]
+    if different <= default:
+        return 0
+    return default * (math.ceil(different / default) + 1)
+
+
+def _measured(kind: str, texts: Sequence[str], size: int = 0, *, split: bool = False) -> Tokens:
+    """The tokens of a kind, learned from most texts and measured on the others."""
+    learning = [text for i, text in enumerate(texts) if i % HELD_OUT]
+    vocabulary = tokenizers.size_of(kind, size)
+    tokenizer = tokenizers.train(kind, learning or texts, vocabulary, split=split)
+    lengths = []
+    tokens = unknowns = 0
+    for i, ids in enumerate(tokenizer.encode(texts)):
+        lengths.append(len(ids))
+        if i % HELD_OUT == 0:
+            tokens += len(ids)
+            unknowns += tokenizers.unknown_tokens(kind, np.array(ids))
+    return Tokens(kind, size, np.array(lengths), unknowns / max(1, tokens))
 
 
 def _length(lengths: np.ndarray) -> int:
@@ -300,8 +425,71 @@ def _length(lengths: np.ndarray) -> int:
     return min(longest, max(shortest, enough))
 
 
-def _numbers_first(name: str) -> tuple[int, float, str]:
-    try:
-        return 0, float(name), name
-    except ValueError:
-        return 1, 0.0, name
+# The trial.
+
+
+def _tried(
+    options: dict[str, Any],
+    data_dir: str | None,
+    sentences: list[str],
+    labels: LabelCounts | None,
+) -> Trial:
+    """Prepare the data with the options, without the classes that end up outside train."""
+    while True:
+        try:
+            return tried(Files(**options), data_dir)
+        except MissingClasses as error:
+            names = [name for name in options["label_names"] if name not in error.names]
+            if labels is None or len(names) < 2:
+                raise
+            total = labels.total()
+            lost = {name: total[name] for name in error.names}
+        options["label_names"] = tuple(names)
+        options["on_bad_label"] = "drop"
+        sentences.append(
+            f"classes without a row in train, when rows are drawn for valid and test and repeated "
+            f"ones are left out, are left out: {_listed(lost)}"
+        )
+
+
+def tried(task: Files, data_dir: str | None = None) -> Trial:
+    """Prepare the data of a task as a run would, but write nothing.
+
+    Raises `InputError` for what a run would refuse."""
+    preparation = Preparation(task, task.sources(data_dir))
+    notes: Notes = {}
+    # The preparation prints its counts, which a run will print again.
+    with contextlib.redirect_stderr(io.StringIO()):
+        examples = preparation.run(notes)
+        fitted = replace(task, learned=json.dumps(notes["learned"], sort_keys=True))
+        train = len(preparation.rows["train"].positions)
+        if train > MOST_TRIED:
+            return Trial(train, train // 2, fitted)
+        loaded = {}
+        # Later splits first: an earlier one leaves out what they hold.
+        for part in reversed(PARTS):
+            made = list(examples[part])
+            loaded[part] = pack(made, len(made), task.length, task.token_dtype)
+    parts = parts_of(loaded)
+    half = min(len(parts["weights"]), len(parts["alphas"]))
+    return Trial(len(parts["train"]), half, fitted)
+
+
+def _first_row(task: Files, rows: Sequence[Record], label: str) -> str:
+    """What the model reads of a row, and its label."""
+    for row in rows:
+        columns = filter(None, (task.text, task.text2))
+        texts = [repaired(as_text(row.get(name))) for name in columns]
+        value = row.get(label)
+        if any(map(is_blank, texts)) or (label and is_missing(value)):
+            continue
+        decoded = []
+        for text in texts:
+            ids = task.documents([text], 0)[0].ids
+            shown = task.decode(ids.tolist())[:SHOWN_CHARACTERS]
+            decoded.append(repr(shown))
+        sentence = f"the first row is read as {' and '.join(decoded)}"
+        if label:
+            sentence += f", with the label {str(value)[:SHOWN_CHARACTERS]!r}"
+        return sentence
+    return "no row of the sample has both a text and a label"

@@ -44,6 +44,18 @@ UNKNOWN_SHARE = 0.05
 """The share of unknown tokens above which it is reported: the model reads nothing there."""
 
 
+class MissingClasses(InputError):
+    """Classes without a row in train.
+
+    Attributes:
+      names: of the classes.
+    """
+
+    def __init__(self, title: str, names: Sequence[str]):
+        super().__init__(f"{title}: train has no row of the class {', '.join(names)}.")
+        self.names = names
+
+
 @dataclass(frozen=True)
 class Source:
     """Where the rows of a split come from.
@@ -215,8 +227,7 @@ class Preparation:
         """Raise `InputError` for a class that is not among those `present` in train."""
         missing = sorted(set(range(self.task.classes)).difference(present))
         if missing:
-            names = ", ".join(self.task.labels[i] for i in missing)
-            raise InputError(f"{self.task.title}: train has no row of the class {names}.")
+            raise MissingClasses(self.task.title, [self.task.labels[i] for i in missing])
 
     def _selected(self, part: str) -> Iterator[tuple[tuple[str, ...], Label]]:
         """Texts and label of each row of a split: another pass over its source."""

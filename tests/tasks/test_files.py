@@ -266,6 +266,9 @@ def test_columns_without_a_name_are_numbered(tmp_path):
         "column4": "",
         "column5": "",
     }
+    with open(tmp_path / "sheet.csv", "a") as file:
+        for i in range(20):
+            file.write(f'{("ham", "spam")[i % 2]},"text, number {i}",,,\n')
     assert {
         k: v
         for k, v in guess(str(tmp_path / "sheet.csv")).options.items()

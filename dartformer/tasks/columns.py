@@ -1,0 +1,194 @@
+"""Which column of a user's file holds the texts, and which the labels."""
+
+import random
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from dartformer.data.records import Record
+from dartformer.data.rows import canonical, is_missing
+from dartformer.errors import InputError
+
+SAMPLE = 2000
+"""Rows that decide the columns, the tokens and the length; labels are counted in all rows."""
+
+LONGEST = 50_000
+"""Characters of a text that a sample keeps."""
+
+TEXT_NAMES = (
+    "text",
+    "sentence",
+    "review",
+    "content",
+    "document",
+    "body",
+    "message",
+    "comment",
+    "question",
+    "premise",
+    "tweet",
+    "abstract",
+    "article",
+    "description",
+    "utterance",
+    "query",
+    "headline",
+    "title",
+    "tokens",
+    "words",
+)
+"""Names of columns of texts, the surest first."""
+
+LABEL_NAMES = (
+    "label",
+    "labels",
+    "class",
+    "target",
+    "category",
+    "sentiment",
+    "stars",
+    "rating",
+    "score",
+    "intent",
+    "emotion",
+    "topic",
+    "tags",
+    "ner_tags",
+    "pos_tags",
+    "y",
+)
+
+PLAIN_NAMES = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
+"""The words of a name such as reviewText or review_text."""
+
+ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]*://|www\.|/|\./|[A-Za-z]:\\)\S*|\S+@\S+\.\w+")
+"""A link, a path or a mail address."""
+
+CODE = re.compile(r"[!-~]+")
+"""What has no space, and only characters of ASCII: a number, a date, an identifier, a word."""
+
+MOST_CLASSES = 200
+
+
+class Evidence(NamedTuple):
+    """What speaks for a column of texts; the smallest is best.
+
+    Attributes:
+      rank: of its name among `TEXT_NAMES`.
+      addresses: most of its values are links or paths.
+      codes: most of its values are a single word of ASCII.
+      length: the mean number of characters, negative.
+    """
+
+    addresses: bool
+    rank: int
+    codes: bool
+    length: float
+
+
+def sampled(rows: Iterable[Record]) -> list[Record]:
+    """Up to `SAMPLE` rows from the whole of a file, in its order.
+
+    A file is often sorted by its labels, so the first rows say little."""
+    draw = random.Random(0)
+    sample: list[tuple[int, Record]] = []
+    for number, row in enumerate(rows):
+        if number < SAMPLE:
+            sample.append((number, _shortened(row)))
+            continue
+        # Each row so far is in the sample with the same chance.
+        place = draw.randrange(number + 1)
+        if place < SAMPLE:
+            sample[place] = number, _shortened(row)
+    sample.sort(key=lambda item: item[0])
+    return [row for _, row in sample]
+
+
+def _shortened(row: Record) -> Record:
+    """A row whose long texts are cut: 2,000 of them must fit into memory."""
+    short = {}
+    for name, value in row.items():
+        if isinstance(value, str | list):
+            value = value[:LONGEST]
+        short[name] = value
+    return short
+
+
+def names_of(rows: Iterable[Record]) -> list[str]:
+    """The columns of some rows, of which each may lack some."""
+    names: dict[str, None] = {}
+    for row in rows:
+        names.update(dict.fromkeys(row))
+    return list(names)
+
+
+def as_text(value: object) -> str:
+    """A value of a column of texts: words may be a list. Empty for anything else."""
+    if isinstance(value, list) and all(isinstance(word, str) for word in value):
+        return " ".join(value)
+    if isinstance(value, str):
+        return value
+    return ""
+
+
+def text_column(rows: Sequence[Record], label: str) -> tuple[str, str]:
+    """The column of texts, and why."""
+    evidence = {}
+    for name in names_of(rows):
+        texts = [as_text(row.get(name)) for row in rows]
+        if name != label and any(map(str.strip, texts)):
+            evidence[name] = _evidence(name, texts)
+    if not evidence:
+        raise InputError(f"no column holds texts; the columns are {', '.join(names_of(rows))}.")
+    best = min(evidence, key=lambda name: evidence[name])
+    if evidence[best].rank < len(TEXT_NAMES) and not evidence[best].addresses:
+        return best, "by its name"
+    return best, "of all columns it has the longest texts"
+
+
+def _evidence(name: str, texts: Sequence[str]) -> Evidence:
+    present = [text.strip() for text in texts if text.strip()]
+    addresses = sum(ADDRESS.fullmatch(text) is not None for text in present)
+    codes = sum(CODE.fullmatch(text) is not None for text in present)
+    # Over all rows: a column that few rows have is not the one of texts.
+    length = sum(map(len, texts)) / len(texts)
+    return Evidence(addresses > len(present) / 2, _rank(name), codes > 0.9 * len(present), -length)
+
+
+def _rank(name: str) -> int:
+    """The place of a column's name in `TEXT_NAMES`, or of a word in it, after all whole names."""
+    lower = name.lower()
+    if lower in TEXT_NAMES:
+        return TEXT_NAMES.index(lower)
+    for word in PLAIN_NAMES.findall(name):
+        # A word in a longer name says little: content_type and text_id are no texts.
+        if word.lower() in TEXT_NAMES and name.endswith(word):
+            return len(TEXT_NAMES) - 1
+    return len(TEXT_NAMES)
+
+
+def label_column(rows: Sequence[Record], texts: Sequence[str]) -> tuple[str, str]:
+    """The first column with a label's name, or the one with the fewest values; and why.
+
+    Raises `InputError` where none looks like a label."""
+    columns = [name for name in names_of(rows) if name not in texts]
+    for label_name in LABEL_NAMES:
+        for name in columns:
+            if name.lower() == label_name:
+                return name, "by its name"
+    # A column that differs in most rows is an identifier or a text, and no label.
+    most = min(MOST_CLASSES, max(2, len(rows) // 2))
+    counts = {}
+    for name in columns:
+        values = set()
+        for row in rows:
+            if not is_missing(row.get(name)):
+                values.add(canonical(row[name]))
+        if 1 < len(values) <= most:
+            counts[name] = len(values)
+    if not counts:
+        raise InputError(
+            f"no column looks like a label; the columns are {', '.join(names_of(rows))}. Name one "
+            f"with --label, or use --kind=language to predict the next character."
+        )
+    return min(counts, key=lambda name: counts[name]), "of all columns it has the fewest values"
