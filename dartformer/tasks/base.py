@@ -6,8 +6,16 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from dartformer.data.fingerprint import row_digests
-from dartformer.data.splits import Batch, Endless, Split, Subset, divided, in_order, permutation
+from dartformer.data.splits import (
+    Batch,
+    Endless,
+    Split,
+    Subset,
+    divided,
+    in_order,
+    permutation,
+    row_digests,
+)
 from dartformer.errors import InputError
 
 PARTS = ("weights", "alphas", "valid", "test")
@@ -124,7 +132,7 @@ def parts(task: Task, data_dir: str | None = None, seed: int = 0) -> dict[str, S
     Which examples of train fall in which part depends on `seed`, the number of examples and which are
     repeated: those of which the model reads the same tokens are in the same part. Where the data has
     no valid split, `VALID_FRACTION` of train becomes "valid" before the remainder is halved; the test
-    split is never used for anything but "test". An `Endless` train is halved example by example.
+    split is never used for anything but "test". An `Endless` train is halved as it is generated.
     Raises `InputError` where train is too small for every part to have an example, or is endless and
     there is no valid split."""
     return parts_of(task.load(data_dir), seed)

@@ -21,10 +21,17 @@ Ids = list[int] | np.ndarray
 
 
 class Document(NamedTuple):
-    """What the model reads of a text: ids, cropped; and how many tokens the text has."""
+    """What the model reads of a text.
+
+    Attributes:
+      ids: cropped.
+      tokens: of the whole text.
+      unknown: how many of the ids stand for an unknown token.
+    """
 
     ids: np.ndarray
     tokens: int
+    unknown: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,13 +144,20 @@ class TextEncoding(ABC):
           texts: repaired, and not blank.
           extra: tokens beyond `length`, of which a language model predicts the last.
         """
+        tokenizer = self.tokenizer
+        encoded: Sequence[Ids]
+        if isinstance(tokenizer, tokenizers.Bytes):
+            encoded = tokenizer.arrays(texts)
+        else:
+            encoded = tokenizer.encode(texts)
         documents = []
-        for ids in self.tokenizer.encode(texts):
-            if not ids:
+        for ids in encoded:
+            if not len(ids):
                 # An unknown token in place of none: every row has something to attend to.
                 ids = [1]
             cropped = np.array(self.cropped(ids, extra), self.token_dtype)
-            documents.append(Document(cropped, len(ids)))
+            unknown_tokens = tokenizers.unknown_tokens(self.tokens, cropped)
+            documents.append(Document(cropped, len(ids), unknown_tokens))
         return documents
 
     def encode(self, text: str) -> list[int]:

@@ -9,9 +9,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 from dartformer.data.compressed import members, opened
+from dartformer.data.lines import decoded, parsed
 from dartformer.data.locations import identity, located
 from dartformer.data.rows import Row
 from dartformer.errors import InputError
@@ -102,10 +103,9 @@ def _rows(path: Path, file: str, version: str) -> Iterator[Row]:
     if paired:
         documents = _documents(path, version)
         count = 3
-    for number, line in enumerate(_file(path, file), 1):
+    for number, line in enumerate(decoded(_file(path, file)), 1):
         where = f"{file}, row {number}"
-        text = line.decode("utf-8", "surrogateescape").rstrip("\r\n")
-        fields = text.split("\t", count - 1)
+        fields = line.split("\t", count - 1)
         if len(fields) != count:
             raise InputError(f"{where}: {len(fields)} fields, and {count} are needed.")
         label = fields[0].removesuffix(".0")
@@ -157,9 +157,9 @@ def _names(path: Path, version: str) -> tuple[str, ...]:
 def _documents(path: Path, version: str) -> dict[str, str]:
     """Texts by name; kept, because every pass over the pairs needs them all."""
     documents = {}
-    for number, line in enumerate(_file(path, DOCUMENTS), 1):
+    for number, line in enumerate(decoded(_file(path, DOCUMENTS)), 1):
         try:
-            row = json.loads(line.decode("utf-8", "surrogateescape"))
+            row: Any = parsed(line)
             documents[str(row["id"])] = str(row["text"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(

@@ -102,11 +102,14 @@ class _Facts:
     cropped: int = 0
     tokens: int = 0
     """Tokens that are not padding."""
+    read: int = 0
+    """Tokens that the model reads, or predicts."""
     unknown: int = 0
+    """Of these, unknown ones."""
 
     def unknown_share(self) -> float:
         """Share of the tokens that are unknown."""
-        return round(self.unknown / self.tokens, 4)
+        return round(self.unknown / self.read, 4)
 
     def padded_share(self, length: int) -> float:
         """Share of padding where a row has `length` tokens."""
@@ -293,7 +296,7 @@ class Preparation:
             self.digests[part].append(digests)
             leaked = among(digests, later)
             if part != "train":
-                leaked &= ~np.array(list(map(self._has_unknown, documents)))
+                leaked &= ~np.array(list(map(_has_unknown, documents)))
             facts.leaked += int(leaked.sum())
             if task.on_duplicate != "keep":
                 documents = list(itertools.compress(documents, ~leaked))
@@ -308,11 +311,6 @@ class Preparation:
         noted[part] = facts.to_dict(length)
         self._report(part, facts, length, has_source=source == part)
 
-    def _has_unknown(self, documents: Sequence[Document]) -> bool:
-        """Whether the model reads an unknown token of a row."""
-        kind = self.task.tokens
-        return any(tokenizers.unknown_tokens(kind, document.ids) for document in documents)
-
     def _later(self, part: str) -> np.ndarray:
         """Digests of the rows of the splits after a split, sorted."""
         digests = [np.zeros(0, np.uint64)]
@@ -325,9 +323,10 @@ class Preparation:
         task = self.task
         facts.rows += 1
         facts.cropped += max(document.tokens for document in documents) > task.length
-        for ids, tokens in documents:
-            facts.tokens += min(tokens, task.length)
-            facts.unknown += tokenizers.unknown_tokens(task.tokens, ids[: task.length])
+        for document in documents:
+            facts.tokens += min(document.tokens, task.length)
+            facts.read += len(document.ids)
+            facts.unknown += document.unknown
         if task.kind == "classification":
             facts.labels[task.labels[label]] += 1
 
@@ -385,6 +384,11 @@ class Preparation:
 def _digest(documents: Sequence[Document]) -> int:
     """Of what the model reads of a row."""
     return digest(joined([document.ids.tobytes() for document in documents]))
+
+
+def _has_unknown(documents: Sequence[Document]) -> bool:
+    """Whether the model reads an unknown token of a row."""
+    return any(document.unknown for document in documents)
 
 
 def _next_tokens(ids: np.ndarray) -> Example:

@@ -10,7 +10,7 @@ import pytest
 
 from dartformer.data.batches import batches, examine, resized
 from dartformer.data.sources import IN_MEMORY_BYTES, from_source, pack
-from dartformer.data.splits import ArraySplit, Endless, Split, Subset, permutation
+from dartformer.data.splits import ArraySplit, Endless, Split, Subset, divided, permutation
 from dartformer.errors import InputError
 from dartformer.tasks.base import PARTS, VALID_FRACTION, majority, parts
 
@@ -323,3 +323,51 @@ def test_a_batch_in_memory_is_quick():
         times.append(time.perf_counter() - start)
     # 0.1 ms where it was written; the median, because a shared core stalls.
     assert np.median(times) < 1e-3
+
+
+def test_repeated_examples_are_on_one_side_of_a_division():
+    order = permutation(12, 3)
+    different = np.arange(12, dtype=np.uint64)
+    first, second = divided(order, different[order], 6)
+    np.testing.assert_array_equal(first, order[:6])
+    np.testing.assert_array_equal(second, order[6:])
+    repeated = np.array([0] * 5 + [1] * 3 + [2, 3, 4, 5], np.uint64)
+    for seed in range(20):
+        order = permutation(12, seed)
+        first, second = divided(order, repeated[order], 6)
+        assert sorted([*first, *second]) == list(range(12))
+        assert not set(repeated[first]) & set(repeated[second])
+        assert 3 <= len(first) <= 6
+    first, second = divided(order, np.zeros(12, np.uint64), 6)
+    assert not len(first), "one example twelve times cannot be divided"
+
+
+def test_examples_without_end_that_repeat_are_halved_by_what_they_are():
+    def few(numbers):
+        tokens = 1 + np.stack([numbers % 3, numbers // 3 % 5], 1).astype(np.int32)
+        return {"tokens": tokens, "valid": np.ones((len(tokens), 2), bool), "label": tokens[:, 0]}
+
+    halves = []
+    for half in Endless(few, 100).halves():
+        batch = half.take(np.arange(2000))
+        halves.append({tuple(row) for row in batch["tokens"].tolist()})
+        np.testing.assert_array_equal(batch["label"], batch["tokens"][:, 0])
+        assert same(half.take(np.array([7])), half.take(np.array([7])))
+    assert not halves[0] & halves[1]
+    assert len(halves[0] | halves[1]) == 15
+
+    def single(numbers):
+        return few(np.zeros_like(numbers))
+
+    one, other = Endless(single, 100).halves()
+    parity = next(half for half in (one, other) if not _has_examples(half))
+    with pytest.raises(InputError, match="too few different examples"):
+        parity.take(np.arange(3))
+
+
+def _has_examples(half):
+    try:
+        half.take(np.arange(3))
+    except InputError:
+        return False
+    return True
