@@ -214,6 +214,14 @@ REFUSED = [
         {"model.positions": "rotary", "model.head_dim": "5", "space.candidates": "full,identity"},
         "must be even, got 5",
     ),
+    (
+        {"model.head_dim": "7", "space.candidates": "full,differential"},
+        r"differential\(.*does not work with a head width of 7 because it needs a multiple of 2",
+    ),
+    (
+        {"model.head_dim": "7", "space.candidates": "full,parallel(members=(linear,differential))"},
+        r"parallel\(.*does not work with a head width of 7 because it needs a multiple of 2",
+    ),
     ({"model.positions": "rope"}, r"unknown model.positions 'rope'.*rotary, alibi"),
     (
         {"model.kv_heads": "2", "search.projections": "separate", "space.granularity": "head"},

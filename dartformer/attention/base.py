@@ -128,6 +128,7 @@ class Traits:
         kept. "weights": single weights, after they are normalised. "values": whole tokens of v, in
         each head the same for all queries (`drop_values`), where there is no weight to drop.
         "slots": weights of slots that stand for tokens. "": it refuses a rate above 0.
+      head_dim_multiple: the head width must be a multiple of it.
     """
 
     summary: str
@@ -142,6 +143,7 @@ class Traits:
     order: int = 2
     positions: frozenset[str] = frozenset()
     dropout: str = ""
+    head_dim_multiple: int = 1
 
 
 class FieldTraits:
@@ -236,6 +238,7 @@ def require(
     order: int = 1,
     positions: str = "none",
     dropout: float = 0.0,
+    head_dim: int | None = None,
 ) -> None:
     """Raise `InputError` unless `attention` can do all of this, before anything is built.
 
@@ -247,6 +250,7 @@ def require(
       positions: "rotary" and "alibi" must be among its traits. Positions that are added to the
         embeddings work with every attention.
       dropout: rate of attention dropout.
+      head_dim: width of a head; None where it is not known.
     """
     traits = attention.traits
     name = repr(attention)
@@ -278,6 +282,18 @@ def require(
             f"{name} does not support attention dropout, got a rate of {dropout}. Leave it out of "
             f"the candidates, or use model.attention_dropout = 0."
         )
+    if head_dim is not None:
+        accept_width(attention, head_dim)
+
+
+def accept_width(attention: Attention, head_dim: int) -> None:
+    """Raise `InputError` for a head width that `attention` does not work with."""
+    multiple = attention.traits.head_dim_multiple
+    if head_dim % multiple:
+        raise InputError(
+            f"{attention!r} does not work with a head width of {head_dim} because it needs a "
+            f"multiple of {multiple}. Leave it out of the candidates, or change model.head_dim."
+        )
 
 
 def accept(attention: Attention, inputs: Inputs, *, causal: bool) -> None:
@@ -294,6 +310,7 @@ def accept(attention: Attention, inputs: Inputs, *, causal: bool) -> None:
         length=inputs.q.shape[1],
         positions=positions,
         dropout=inputs.dropout,
+        head_dim=inputs.q.shape[-1],
     )
 
 

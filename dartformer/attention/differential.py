@@ -15,6 +15,7 @@ from dartformer.attention.base import (
     Spelled,
     Traits,
     accept,
+    accept_width,
     kv_cache_bytes,
     zero_invalid,
 )
@@ -57,6 +58,7 @@ class Differential(Spelled):
         growth=2.0,
         positions=frozenset({"alibi"}),
         dropout="weights",
+        head_dim_multiple=2,  # halves of queries and keys
     )
 
     def __post_init__(self) -> None:
@@ -68,24 +70,17 @@ class Differential(Spelled):
 
     def init(self, key: Array, shape: Shape) -> Params:
         """The four lambdas, `[H, D / 2]`, of standard deviation 0.1 as in the paper's code."""
-        size = (shape.heads, self._half(shape.head_dim))
+        accept_width(self, shape.head_dim)
+        size = (shape.heads, shape.head_dim // 2)
         params = {}
         for name, k in zip(NAMES, jax.random.split(key, 4), strict=True):
             params[name] = 0.1 * jax.random.normal(k, size)
         return params
 
-    def _half(self, width: int) -> int:
-        """D / 2; raises `InputError` for an odd D."""
-        if width % 2:
-            raise InputError(
-                f"{self!r} halves queries and keys, so the head width must be even, got {width}."
-            )
-        return width // 2
-
     def _weights(self, params: Params, inputs: Inputs, causal: bool) -> Array:
         """`[B, H, N, N]`, before dropout; not zero at invalid queries."""
         accept(self, inputs, causal=causal)
-        half = self._half(inputs.q.shape[-1])
+        half = inputs.q.shape[-1] // 2
         allowed = dense_allowed(inputs.q.shape[1], causal=causal, valid=inputs.valid)
         q1, q2 = inputs.q[..., :half], inputs.q[..., half:]
         k1, k2 = inputs.k[..., :half], inputs.k[..., half:]

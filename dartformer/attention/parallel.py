@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -43,6 +44,7 @@ def _joined(first: Traits, second: Traits) -> Traits:
         order=min(first.order, second.order),
         positions=positions,
         dropout=dropout,
+        head_dim_multiple=math.lcm(first.head_dim_multiple, second.head_dim_multiple),
     )
 
 

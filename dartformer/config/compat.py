@@ -220,6 +220,7 @@ def _check_parts(config: Config) -> None:
             order=strategy.order,
             positions=sizes.positions,
             dropout=sizes.attention_dropout,
+            head_dim=sizes.head_dim,
         )
     strategy.check(len(space.candidates), config.search.steps)
     check_partial(sizes.heads, space.granularity, config.search.projections, config.search.partial)

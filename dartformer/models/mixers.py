@@ -250,6 +250,7 @@ def require_all(attentions: Iterable[Attention], config: TransformerConfig) -> N
             length=config.tokens,
             positions=config.positions,
             dropout=config.attention_dropout,
+            head_dim=config.head_dim,
         )
 
 

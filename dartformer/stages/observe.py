@@ -12,6 +12,7 @@ from dartformer.attention import to_text
 from dartformer.models.branches import observer
 from dartformer.stages.study import Study
 from dartformer.strategies import State
+from dartformer.strategies.base import Batch
 from dartformer.strategies.curvature import dominant_eigenvalue
 
 EXAMPLES = 16
@@ -58,26 +59,14 @@ class Observation:
 def observing(study: Study) -> Callable[[State], Observation]:
     """state -> its observation, compiled."""
     config, part = study.config.search, study.parts["alphas"]
-    loss = study.metric.mean
-    strategy = study.supernet.strategy
+    strategy, loss = study.supernet.strategy, study.metric.mean
     batch = part.take(np.arange(min(EXAMPLES, len(part))))
     branches = observer(study.model, study.space, config.projections, loss, config.partial)
     branches_of = jax.jit(branches, compiler_options=quick_options())
     # The curvature differentiates a gradient, which not every attention allows.
     twice = study.strategy.traits.alphas and not first_order_only(study)
-    net = study.network_of_order(2)
-
-    def curvature(state: State, batch: Any) -> Array:
-        def value(alphas: Array) -> Array:
-            mixture = strategy.mixture(state._replace(alphas=alphas))
-            logits = net.apply(state.weights, batch["tokens"], batch["valid"], mixture)
-            return loss(logits, batch["label"])
-
-        # Always the same start vector: curvatures of two steps differ by the state alone.
-        return dominant_eigenvalue(jax.grad(value), state.alphas, jax.random.key(0), ITERATIONS)
-
     mixture_of = jax.jit(strategy.mixture)
-    curvature_of = jax.jit(curvature, compiler_options=quick_options())
+    curvature_of = jax.jit(curvature(study), compiler_options=quick_options())
 
     def observe(state: State) -> Observation:
         measured = branches_of(state.weights, mixture_of(state), batch)
@@ -88,6 +77,22 @@ def observing(study: Study) -> Callable[[State], Observation]:
         return Observation(rms, gradient, float(curvature_of(state, batch)))
 
     return observe
+
+
+def curvature(study: Study) -> Callable[[State, Batch], Array]:
+    """(state, batch) -> the dominant eigenvalue of d2 L/d alpha2."""
+    strategy, net = study.supernet.strategy, study.network_of_order(2)
+
+    def eigenvalue(state: State, batch: Batch) -> Array:
+        def value(alphas: Array) -> Array:
+            mixture = strategy.mixture(state._replace(alphas=alphas))
+            logits = net.apply(state.weights, batch["tokens"], batch["valid"], mixture)
+            return study.metric.mean(logits, batch["label"])
+
+        # Always the same start vector: curvatures of two steps differ by the state alone.
+        return dominant_eigenvalue(jax.grad(value), state.alphas, jax.random.key(0), ITERATIONS)
+
+    return eigenvalue
 
 
 def mean_over_seeds(observations: Sequence[Observation]) -> Observation:

@@ -82,7 +82,8 @@ def test_differential_refuses_an_odd_head_width():
         lambda: attention({}, Inputs(q, q, q)),
     ):
         with pytest.raises(
-            InputError, match=r"differential\(.*\) halves .* head width must be even, got 3"
+            InputError,
+            match=r"differential\(.*\) .* head width of 3 because it needs a multiple of 2",
         ):
             call()
 
