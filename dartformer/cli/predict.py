@@ -121,7 +121,7 @@ def _json_line(record: Mapping[str, Any]) -> str:
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:  # standard output is not UTF-8
-        return json.dumps(plain)
+        return printable_json(json.dumps(plain))
     return text
 
 

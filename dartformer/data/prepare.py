@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import tensorflow_datasets as tfds
+from rich.markup import escape
 from rich.progress import track
 
 from dartformer.errors import InputError
@@ -255,7 +256,7 @@ def with_progress(stream: Iterable[Item], total: int | None, name: str) -> Itera
         yield from stream
         return
     if console.is_terminal:
-        yield from track(stream, name, total, console=console)
+        yield from track(stream, escape(name), total, console=console)  # its text is markup
         return
     start = last = time.monotonic()
     i = 0

@@ -30,10 +30,10 @@ class Bar:
         # A pipe or a CI log would hold every redrawn frame of a bar, one after the other.
         if console.is_terminal and not console.quiet:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=28),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 TimeRemainingColumn(),
                 console=console,
             )

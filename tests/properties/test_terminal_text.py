@@ -4,6 +4,7 @@ import ast
 import contextlib
 import io
 import json
+import re
 import unicodedata
 from pathlib import Path
 
@@ -38,6 +39,9 @@ LIMIT = {
     "aimed": 1.0,
 }
 
+OWN = re.compile(r"\x1b\[(\?25[lh]|[0-9;]*m|1A|2K)|\r")
+"""What rich writes to draw a bar again: cursor, colors, the line above, and its deletion."""
+
 examples = settings(derandomize=True, deadline=None, max_examples=60)
 
 
@@ -61,6 +65,16 @@ def compared(text):
     entry = Entry(text, text, text, text, 0.5, 0.1, (0.5,), (0,), 8, 0.1, 10, 1.0, 2.0)
     pair = Pair(text, text, text, text, None, Differences(1, 2, (text,)), False)
     return Compared("accuracy", (entry, entry), (pair,))
+
+
+def redraw(text):
+    """The bar of a terminal, drawn once."""
+    progress.console._force_terminal, before = True, progress.console._force_terminal
+    try:
+        with progress.Bar(text, 1) as bar:
+            bar.update(1, {text: text})
+    finally:
+        progress.console._force_terminal = before
 
 
 def results(text):
@@ -106,6 +120,7 @@ def test_what_verbs_show(text):
         require_plain(output)
     bar = progress.Bar(text, 1)
     require_plain(sent(bar.update, 1, {text: text}))
+    require_plain(OWN.sub("", sent(redraw, text)))
 
 
 @examples
@@ -140,7 +155,7 @@ def test_readable_text_stays_as_it_is():
 def test_everything_is_printed_through_these():
     """A `print` of the package prints a constant, or what `printable` returned; consoles are ours."""
     package = Path(dartformer.__file__).parent
-    safe = {"printable", "printable_json", "one_line"}
+    safe = {"printable", "printable_json", "one_line", "_json_line"}
     for file in package.rglob("*.py"):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
