@@ -100,7 +100,8 @@ def typed(label: str, value: Any, hint: Any) -> Any:
 def _typed_items(label: str, values: Iterable[Any], hint: Any) -> tuple[Any, ...]:
     """A tuple for a field annotated with `hint`, `tuple` or `tuple[item, ...]`."""
     item = (*typing.get_args(hint), Any)[0]
-    if item not in (bool, int, float, str):  # attentions, which their own parser has checked
+    # Attentions are checked by their own parser.
+    if not {bool, int, float, str}.issuperset(_members(item)):
         return tuple(values)
     items = []
     for value in values:

@@ -74,8 +74,8 @@ class Evidence(NamedTuple):
     """What speaks for a column of texts; the smallest is best.
 
     Attributes:
-      rank: of its name among `TEXT_NAMES`.
       addresses: most of its values are links or paths.
+      rank: of its name among `TEXT_NAMES`.
       codes: most of its values are a single word of ASCII.
       length: the mean number of characters, negative.
     """
@@ -146,6 +146,12 @@ def text_column(rows: Sequence[Record], label: str) -> tuple[str, str]:
     return best, "of all columns it has the longest texts"
 
 
+def _holds_addresses(rows: Sequence[Record], name: str) -> bool:
+    """Whether a column holds texts, most of them links or paths."""
+    texts = [as_text(row.get(name)) for row in rows]
+    return any(map(str.strip, texts)) and _evidence(name, texts).addresses
+
+
 def _evidence(name: str, texts: Sequence[str]) -> Evidence:
     present = [text.strip() for text in texts if text.strip()]
     addresses = sum(ADDRESS.fullmatch(text) is not None for text in present)
@@ -174,7 +180,7 @@ def label_column(rows: Sequence[Record], texts: Sequence[str]) -> tuple[str, str
     columns = [name for name in names_of(rows) if name not in texts]
     for label_name in LABEL_NAMES:
         for name in columns:
-            if name.lower() == label_name:
+            if name.lower() == label_name and not _holds_addresses(rows, name):
                 return name, "by its name"
     # A column that differs in most rows is an identifier or a text, and no label.
     most = min(MOST_CLASSES, max(2, len(rows) // 2))
@@ -184,7 +190,7 @@ def label_column(rows: Sequence[Record], texts: Sequence[str]) -> tuple[str, str
         for row in rows:
             if not is_missing(row.get(name)):
                 values.add(canonical(row[name]))
-        if 1 < len(values) <= most:
+        if 1 < len(values) <= most and not _holds_addresses(rows, name):
             counts[name] = len(values)
     if not counts:
         raise InputError(

@@ -61,7 +61,7 @@ class Files(TextTask):
     text: str = "text"
     text2: str = ""
     label: str = "label"
-    label_names: tuple[str, ...] = ()
+    label_names: tuple[str | int, ...] = ()
 
     traits: ClassVar[Any] = ByKind()
 

@@ -145,7 +145,7 @@ def kind_of(labels: LabelCounts) -> str:
     repeats = total.total() / len(total)
     if len(total) <= FEWEST_NUMBERS:
         # A dozen rows with a dozen numbers are no classes.
-        if repeats >= 2 or len(total) == 2:
+        if repeats >= FEWEST_ROWS or len(total) == 2:
             return "classification"
         return "regression"
     values = sorted(map(float, total))
