@@ -34,6 +34,7 @@ from dartformer.stages.retrain import Model
 from dartformer.stages.search import SearchResult
 from dartformer.stages.study import Study
 from dartformer.statistics import mean
+from dartformer.training.metric import decimals
 
 load = load_stage.load
 
@@ -161,7 +162,7 @@ def _run_shapes(config: Config, workdir: str | Path) -> Results:
                     continue
             shapes[name] = shape
             say(
-                f"shape {name}: valid {shape.valid.metric} {shape.valid.mean:.3f}, "
+                f"shape {name}: valid {shape.valid.metric} {decimals(shape.valid.mean)}, "
                 f"{shape.parameters:,} parameters"
             )
         if not merits:

@@ -237,6 +237,12 @@ def discretisation(soft: Sequence[float], hard: Sequence[float]) -> Finding:
       hard: at the one-hot mixture of the largest weights.
     """
     value = mean(soft) - mean(hard)
+    source = (
+        "this package; the gap is that of arXiv 1909.09656 and 2108.04392, which give no threshold"
+    )
+    if not np.isfinite(value):
+        verdict = "the cost of discretization is unknown, because the score is undefined on valid"
+        return Finding("discretisation", None, WIDE_GAP, source, None, verdict)
     points = f"{100 * abs(value):.1f} points on valid"
     if value > WIDE_GAP:
         verdict = f"discretization costs {points}: what was trained is the mixture, not its winner"
@@ -244,9 +250,6 @@ def discretisation(soft: Sequence[float], hard: Sequence[float]) -> Finding:
         verdict = f"discretization costs little ({points})"
     else:
         verdict = f"discretization costs nothing (it gains {points})"
-    source = (
-        "this package; the gap is that of arXiv 1909.09656 and 2108.04392, which give no threshold"
-    )
     return Finding("discretisation", value, WIDE_GAP, source, value <= WIDE_GAP, verdict)
 
 
@@ -256,6 +259,11 @@ def discretisation(soft: Sequence[float], hard: Sequence[float]) -> Finding:
 def loudness(rms: np.ndarray, space: SearchSpace, branch_norm: bool) -> Finding:
     """Dead or shouting branches, by the RMS `[L, K]` of their outputs before any norm."""
     outputs = np.asarray(rms, np.float64)
+    source = f"this package; dead is below {SILENT:g}, where the branch norm's epsilon counts"
+    if not np.isfinite(outputs).all():
+        place = tuple(np.argwhere(~np.isfinite(outputs))[0].tolist())
+        verdict = f"the output of {_branch(space, place)} is not finite"
+        return Finding("output RMS", None, LOUD, source, False, verdict)
     # The median and not the mean, which one loud branch would raise.
     ratio = outputs / np.maximum(np.median(outputs, 1, keepdims=True), TINY)  # [L, K]
     dead, loud = [], []
@@ -279,7 +287,6 @@ def loudness(rms: np.ndarray, space: SearchSpace, branch_norm: bool) -> Finding:
         verdict = f"no branch is dead; the loudest has {value:.1f} times the median RMS"
         if loud:
             verdict += ", which model.branch_norm evens out"
-    source = f"this package; dead is below {SILENT:g}, where the branch norm's epsilon counts"
     return Finding("output RMS", value, LOUD, source, not warnings, verdict)
 
 
@@ -321,6 +328,7 @@ def learning(gradient: np.ndarray, space: SearchSpace) -> Finding:
 def curvature(values: Sequence[float]) -> Finding:
     """Whether the dominant eigenvalue of d2 L/d alpha2 keeps growing over the evaluations."""
     source = "RobustDARTS, arXiv 1909.09656: growth of its moving average over four evaluations"
+    values = [value for value in values if np.isfinite(value)]
     # The moving average of the paper: single eigenvalues, each of one batch, are too noisy.
     smooth = []
     for i in range(len(values)):
@@ -361,12 +369,16 @@ def ranking(supernet: Mapping[str, float], alone: Mapping[str, Sequence[float]])
         names.append(name)
         trained.append(mean(scores))
         ranks.append(supernet[name])
-    tau, limit = kendall_tau(ranks, trained), critical_tau(len(names))
+    source = "one-sided exact test at 5% (Kendall 1938)"
+    limit = critical_tau(len(names))
+    if not np.isfinite([*ranks, *trained]).all():
+        verdict = "the ranking cannot be judged, because a score is undefined"
+        return Finding("ranking", None, limit, source, None, verdict)
+    tau = kendall_tau(ranks, trained)
     # Of equals the first of the search space.
     top = max(names, key=supernet.__getitem__)
     lost = 100 * (max(trained) - trained[names.index(top)])
     regret = f"Its top choice, {top}, is {lost:.1f} points below the best"
-    source = "one-sided exact test at 5% (Kendall 1938)"
     if not np.isfinite(tau):
         verdict = f"the ranking cannot be judged, because all scores are equal. {regret}"
         return Finding("ranking", None, limit, source, None, verdict)

@@ -1,4 +1,7 @@
-"""Statistics: rank correlation, intervals over seeds, and the paired bootstrap over examples."""
+"""Statistics: rank correlation, intervals over seeds, and the paired bootstrap over examples.
+
+What too few numbers leave undefined is NaN, which files hold as null, or None where a type says so.
+Nothing undefined is significant."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -11,7 +14,9 @@ CONFIDENCE = 0.95
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean as a plain number."""
+    """The mean as a plain number; NaN of no values."""
+    if not len(values):
+        return float("nan")
     return float(np.mean(values))
 
 
@@ -19,7 +24,16 @@ def spread(values: Sequence[float]) -> float:
     """Sample standard deviation; NaN for fewer than two values."""
     if len(values) < 2:
         return float("nan")
-    return float(np.std(values, ddof=1))
+    scale = _scale(values)
+    return float(np.std(np.asarray(values) / scale, ddof=1) * scale)
+
+
+def _scale(values: Sequence[float]) -> float:
+    """A power of two near the largest of the values.
+
+    Divided by it they lose no digit, and their squares neither overflow nor vanish."""
+    _, exponent = np.frexp(np.abs(values).max())
+    return float(np.ldexp(1.0, int(exponent) - 1))
 
 
 def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
@@ -41,10 +55,11 @@ def critical_tau(n: int) -> float | None:
     # counts[i] is the number of orders with i inversions (Kendall 1938).
     counts = np.ones(1)
     for i in range(2, n + 1):
-        counts = np.convolve(counts, np.ones(i))
+        # As shares of all orders, whose number is beyond a float for 171 items.
+        counts = np.convolve(counts, np.ones(i) / i)
     # Each inversion lowers tau by 4 / (n (n - 1)), so the orders with the fewest inversions are
     # those with the largest tau.
-    tail = np.cumsum(counts) / counts.sum()
+    tail = np.cumsum(counts)
     allowed = np.flatnonzero(tail <= 0.05)
     if not len(allowed):
         return None
@@ -52,10 +67,13 @@ def critical_tau(n: int) -> float | None:
 
 
 def welch(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Half-width of Welch's 95% interval for the difference of two means over two or more seeds."""
+    """Half-width of Welch's 95% interval for the difference of two means; NaN for a single seed."""
+    if min(len(ours), len(theirs)) < 2:
+        return float("nan")
     # Squared standard errors of the two means.
-    error_ours = spread(ours) ** 2 / len(ours)
-    error_theirs = spread(theirs) ** 2 / len(theirs)
+    scale = _scale([*ours, *theirs])
+    error_ours = (spread(ours) / scale) ** 2 / len(ours)
+    error_theirs = (spread(theirs) / scale) ** 2 / len(theirs)
     errors = np.array([error_ours, error_theirs])
     total = errors.sum()
     if total == 0:
@@ -66,24 +84,26 @@ def welch(ours: Sequence[float], theirs: Sequence[float]) -> float:
     degrees = total**2 / weights.sum()
     # stdtrit is Student's t. scipy.stats has it too, and takes half a second to import.
     quantile = stdtrit(degrees, (1 + CONFIDENCE) / 2)
-    return float(quantile * np.sqrt(total))
+    return float(quantile * np.sqrt(total) * scale)
 
 
 def binomial(a: float, b: float, examples: int) -> float:
-    """Twice the binomial error of the difference of two accuracies over `examples` examples."""
+    """Twice the binomial error of the difference of two accuracies; NaN for no `examples`."""
     # An answer is right or wrong, so the variance of a single one is a (1 - a).
     variance = a * (1 - a) + b * (1 - b)
+    if not examples or variance < 0:
+        return float("nan")
     return float(2 * np.sqrt(variance / examples))
 
 
 def paired(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
     """Mean of `ours - theirs`, paired by example `[S]`, and the half-width of its 95% interval.
 
-    By Student's t. With one number there is no noise to estimate, and the half-width is 0.
+    By Student's t. The noise of fewer than two examples is unknown: its half-width is NaN.
     """
     gaps = ours - theirs
     if len(gaps) < 2:
-        return float(gaps.mean()), 0.0
+        return mean(gaps.tolist()), float("nan")
     quantile = stdtrit(len(gaps) - 1, (1 + CONFIDENCE) / 2)
     error = gaps.std(ddof=1) / np.sqrt(len(gaps))
     return float(gaps.mean()), float(quantile * error)
@@ -93,7 +113,8 @@ class Bootstrap(NamedTuple):
     """The difference of two models' mean scores, its 95% interval and its p.
 
     `p` is two-sided: twice the smaller share of resamples on either side of 0. A resample at 0
-    counts on both.
+    counts on both. Of fewer than two examples, or scores that are not finite, the interval is NaN
+    and `p` 1.
     """
 
     difference: float
@@ -104,7 +125,7 @@ class Bootstrap(NamedTuple):
     @property
     def significant(self) -> bool:
         """Whether the interval leaves 0 out."""
-        return not self.low <= 0 <= self.high
+        return self.low > 0 or self.high < 0
 
 
 def paired_bootstrap(
@@ -117,6 +138,10 @@ def paired_bootstrap(
     """
     rng = np.random.default_rng(seed)
     n = ours.shape[1]
+    difference = mean(ours.ravel().tolist()) - mean(theirs.ravel().tolist())
+    # Resamples of one example are all the same, which would pass for certainty.
+    if n < 2 or not np.isfinite(difference):
+        return Bootstrap(difference, float("nan"), float("nan"), 1.0)
     differences = np.empty(samples)
     # One resample at a time: all of them at once would hold samples x n numbers.
     for i in range(samples):
@@ -133,7 +158,7 @@ def paired_bootstrap(
     p = min(1.0, 2 * min(below, above))
     # No resample on one side says only that p is below one sample's share.
     p = max(p, 1 / samples)
-    return Bootstrap(float(ours.mean() - theirs.mean()), float(low), float(high), p)
+    return Bootstrap(difference, float(low), float(high), p)
 
 
 Outcome = Literal["better", "worse", "undecided"]
@@ -173,13 +198,15 @@ def compare(
         takes the place of Welch's interval over the seeds; 0 for scores that have no such error.
     """
     a, b = mean(ours), mean(theirs)
+    if not np.isfinite(a - b):
+        return Comparison(a, b, None, "the score is undefined", "undecided")
     if len(ours) > 1 and len(theirs) > 1:
         noise, source = welch(ours, theirs), f"over {len(ours)} seeds"
     elif examples:
         noise, source = binomial(a, b, examples), f"for one seed and {examples} examples"
     else:
         return Comparison(a, b, None, "too few seeds to compare", "undecided")
-    if abs(a - b) <= noise:
+    if not abs(a - b) > noise:
         return Comparison(a, b, noise, source, "undecided")
     outcome: Outcome = "worse"
     if (a > b) == higher:

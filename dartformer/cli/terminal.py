@@ -31,6 +31,7 @@ from dartformer.results import (
     finite,
 )
 from dartformer.training import metric
+from dartformer.training.metric import decimals
 
 COLORS = ("blue", "yellow", "green", "magenta", "cyan", "red", "white", "bright_black")
 
@@ -324,7 +325,7 @@ def show_budget(answer: BudgetAnswer, workdir: Path) -> None:
         table.add_column(cell(title), no_wrap=True)
     table.add_column("genotype", overflow="fold")
     for point in answer.front or ():
-        score = f"{point.score:.3f}"
+        score = decimals(point.score)
         table.add_row(short(point.cost), score, _kind(point), cell(point.text))
     console.print(table)
     written = f"written to {workdir / 'budget.json'} and {workdir / 'pareto.json'}"
@@ -377,7 +378,7 @@ def _show_results(console: Console, results: Results, workdir: Path) -> None:
     training, compiling = results.training_seconds, results.compile_seconds
     console.print(f"{training:.0f} s of training, {compiling:.0f} s of compiling", markup=False)
     for name, shape in (results.shapes or {}).items():
-        text = f"shape {name}: valid {shape.valid.metric} {shape.valid.mean:.3f}"
+        text = f"shape {name}: valid {shape.valid.metric} {decimals(shape.valid.mean)}"
         text += f", {shape.parameters:,} parameters"
         if name == results.shape:
             text += ", chosen"

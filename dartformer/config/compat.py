@@ -13,6 +13,7 @@ from dartformer.config.sections import ALPHAS, Config
 from dartformer.cost.prices import check_budget
 from dartformer.derivations.base import Rule as Derivation
 from dartformer.errors import InputError
+from dartformer.models.sizes import require_dtype
 from dartformer.models.supernet import check_partial
 from dartformer.training import trackers
 from dartformer.training.devices import device_count
@@ -190,6 +191,7 @@ RULES: list[Rule] = [
 
 def check(config: Config) -> None:
     """Raise `InputError` for the first choices of a config that do not work together."""
+    require_dtype(config.model.dtype)
     _check_shape(config)
     # A space of several shapes is searched shape by shape: each must work, before any is trained.
     for shape in config.shapes.values():

@@ -14,7 +14,7 @@ from dartformer.attention.base import Attention
 from dartformer.cost.budget import Budget
 from dartformer.derivations.base import Rule
 from dartformer.errors import brief
-from dartformer.fields import FieldError, at_least, between, check_types, one_of
+from dartformer.fields import SEEDS, FieldError, at_least, between, check_types, one_of
 from dartformer.models.sizes import TransformerConfig, TransformerOptions
 from dartformer.models.supernet import PROJECTIONS
 from dartformer.space.genotype import parse_candidates
@@ -35,7 +35,7 @@ MOST_SEEDS = 1000
 MOST_CANDIDATES = 256
 """Candidates of a space. A step of most strategies computes them all."""
 
-LARGEST_SEED = 2**32 - 1
+LARGEST_SEED = SEEDS - 1
 """JAX's keys take 32 bits of a seed: larger ones would repeat the numbers of smaller ones."""
 
 WEIGHTS = Optimizer()

@@ -92,12 +92,13 @@ class Rule(ABC):
 
 
 def merit(scores: Scores, metric: str) -> np.ndarray:
-    """`[S]`, higher is better: accuracy, or minus the loss."""
+    """`[S]`, higher is better: accuracy, or minus the loss; minus infinity for an undefined one."""
     # In float64: differences of accuracies are a few parts in ten thousand.
     values = np.atleast_1d(np.asarray(scores[metric], np.float64))
     if metric == "loss":
-        return -values
-    return values
+        values = -values
+    # NaN compares with nothing, so that `max` would keep it where it comes first.
+    return np.where(np.isfinite(values), values, -np.inf)
 
 
 def score(merits: np.ndarray, metric: str) -> float:
@@ -125,8 +126,9 @@ def difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     The interval is Student's. One number alone has no noise to measure: its half-width is 0.
     """
     # Paired: both models see the same examples, whose difficulty cancels in the difference.
-    gaps = first - second
-    if len(gaps) < 2:
+    with np.errstate(invalid="ignore"):  # two infinities: both merits are undefined
+        gaps = first - second
+    if len(gaps) < 2 or not np.isfinite(gaps).all():
         return float(gaps.mean()), 0.0
     # Both sides together leave 5%.
     quantile = stdtrit(len(gaps) - 1, 0.975)

@@ -12,7 +12,7 @@ from dartformer import cost
 from dartformer.errors import shortened
 from dartformer.export.formats import FORMATS
 from dartformer.machine.printable import one_line
-from dartformer.results import ModelScores, Results
+from dartformer.results import ModelScores, Results, finite
 from dartformer.stages.retrain import Model
 from dartformer.training import metric
 
@@ -91,7 +91,7 @@ def _scores(model: Model, results: Results) -> Iterator[str]:
     if results.test is None:
         scores = []
         for name, value in model.valid.items():
-            if name != "step":
+            if name != "step" and finite(value):
                 scores.append(f"{name} {value:.4g}")
         yield (
             f"Not evaluated on test. Seed {model.seed} after step {model.step}, on valid: "
@@ -234,7 +234,8 @@ def front_matter(model: Model, results: Results) -> Iterator[str]:
     yield "library_name: dartformer"
     yield f"pipeline_tag: {pipeline(model)}"
     yield f"tags: {json.dumps(tags)}"
-    if results.test is not None:
+    # YAML has no score that is undefined.
+    if results.test is not None and finite(results.test.mean):
         measure = metric.find(results.measure)
         score = {
             "type": measure.name,

@@ -9,7 +9,7 @@ import numpy as np
 
 from dartformer.attention.base import Shape
 from dartformer.errors import InputError, unknown
-from dartformer.fields import check_types
+from dartformer.fields import check_types, seed_problem
 from dartformer.kernels.flash import KERNELS, choose
 
 STEMS = ("none", "bigram")
@@ -38,6 +38,15 @@ MOST_HEADS = 1024
 
 Dimension = Any
 """A number, or a symbolic dimension of `jax.export`."""
+
+
+def require_dtype(dtype: str) -> None:
+    """Raise `InputError` for float64 where JAX would silently make float32 of it."""
+    if dtype == "float64" and jax.dtypes.canonicalize_dtype("float64") != jnp.float64:
+        raise InputError(
+            "model.dtype='float64' does not work here, because JAX has 64-bit numbers switched "
+            "off. Set the environment variable JAX_ENABLE_X64=1, or use model.dtype='float32'."
+        )
 
 
 def _require_count(name: str, value: object, least: int) -> None:
@@ -159,6 +168,9 @@ class TransformerConfig(TransformerOptions):
         super().__post_init__()
         for name in ("vocabulary", "classes", "length"):
             _require_count(name, getattr(self, name), 1)
+        problem = seed_problem(self.seed)
+        if problem:
+            raise InputError(f"seed {problem}")
         # Raises where the kernel that is named cannot compute this shape.
         self.kernel_of_order(1)
         if self.causal and self.pooling in ("mean", "cls"):

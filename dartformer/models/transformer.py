@@ -18,7 +18,7 @@ from jax.typing import ArrayLike, DTypeLike
 from dartformer.errors import InputError
 from dartformer.models.mixers import GroupedHeads, Mixer, require_all
 from dartformer.models.positions import sinusoids
-from dartformer.models.sizes import TransformerConfig
+from dartformer.models.sizes import TransformerConfig, require_dtype
 from dartformer.space.genotype import Genotype
 
 Weights = dict[str, Any]
@@ -291,6 +291,7 @@ class Network(NamedTuple):
 
 def network(config: TransformerConfig, mixers: MixerOf, scan: bool = False) -> Network:
     """The pure functions behind a `Transformer`; with `scan` its layers are one loop."""
+    require_dtype(config.dtype)
     structure = graph(config, mixers, scan)
 
     def init(key: Array) -> Weights:

@@ -25,8 +25,8 @@ from dartformer.report.chart import (
 )
 from dartformer.report.models import Priced, Score
 from dartformer.report.reading import FOUND, SEARCH, Curve, Trajectory
-from dartformer.results import Front, FrontPoint, Profile
-from dartformer.training.metric import Metric
+from dartformer.results import Front, FrontPoint, Profile, finite
+from dartformer.training.metric import Metric, decimals
 
 FAR = 1.3
 """A budget beyond this many times the largest cost is not drawn: it would press all points
@@ -210,7 +210,7 @@ def _priced_rows(
     points: list[tuple[float, float]] = []
     for model in models:
         cost = model.costs.get(measure)
-        if cost is not None:
+        if cost is not None and finite(model.score):
             names.append(model.model)
             points.append((cost, model.score))
     if len(points) < 2:  # one point compares nothing
@@ -280,7 +280,7 @@ def pareto(front: Front) -> Chart:
     for point in front.points:
         on_front += point.front
         if point.chosen:
-            chosen.append(f"{point.cost:.4g} with {point.score:.3f}")
+            chosen.append(f"{point.cost:.4g} with {decimals(point.score)}")
     return Chart(
         "pareto",
         "The space within a budget",

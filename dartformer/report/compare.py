@@ -1,6 +1,7 @@
 """Several runs beside each other: their scores, their genotypes, and which differ significantly."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from dartformer.report.models import Priced, Score
 from dartformer.report.reading import FOUND, SEARCH, Reading, describe, read, record
 from dartformer.results import ExampleScores, Layers
 from dartformer.training import metric
-from dartformer.training.metric import Metric
+from dartformer.training.metric import UNDEFINED, Metric
 
 LISTED = 30
 """Heads in which two genotypes differ that are listed; the rest are counted."""
@@ -78,7 +79,7 @@ class Bootstrap(Record):
     @property
     def significant(self) -> bool:
         """Whether the interval leaves 0 out."""
-        return not self.low <= 0 <= self.high
+        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
@@ -300,7 +301,9 @@ def over_examples(
 
 
 def _signed(value: float, measure: Metric) -> str:
-    """A difference with its sign, in points of a percentage."""
+    """A difference with its sign, in points of a percentage; a dash where it is undefined."""
+    if not math.isfinite(value):
+        return UNDEFINED
     if measure.percent:
         return f"{100 * value:+.1f}"
     return f"{value:+.3f}"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from dartformer import config as configs
 from dartformer.report import plots
-from dartformer.results import Results
+from dartformer.results import Results, finite
 from dartformer.stages.layout import Layout
 from dartformer.stages.study import Study
 from dartformer.training import trackers
@@ -42,7 +42,8 @@ def scores(results: Results) -> dict[str, float]:
         # By number: the text of an attention holds signs that trackers do not take in a name.
         kind = name.split(".")[0]
         values[f"baseline_{kind}_{number}_test_{metric}"] = baseline.test.mean
-    return values
+    # Trackers plot numbers alone, and an undefined score is none.
+    return {name: value for name, value in values.items() if finite(value)}
 
 
 def flat(config: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:

@@ -36,6 +36,7 @@ from dartformer.stages.study import Study
 from dartformer.statistics import mean, spread
 from dartformer.training import optimizer
 from dartformer.training.loop import Schedule, Stream, fit
+from dartformer.training.metric import decimals
 from dartformer.training.step import CompiledStep, Metrics, TrainState, plain_step
 
 FINE_TUNE_RATE = 0.1
@@ -133,7 +134,8 @@ def _seeds(
     valid = SeedScores(mean(per_seed), spread(per_seed), tuple(per_seed))
     verdict = (
         f"{count} of {len(genotypes)} seeds of the search found this genotype; with the supernets' "
-        f"weights, the seeds' genotypes score {valid.mean:.3f} on valid, spread {valid.spread:.3f} "
+        f"weights, the seeds' genotypes score {decimals(valid.mean)} on valid, spread "
+        f"{decimals(valid.spread)} "
         f"({share})"
     )
     return DerivedSeeds(

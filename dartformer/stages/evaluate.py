@@ -4,6 +4,7 @@ It writes `results.json`, `test_scores.json` and `attention.json`.
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -265,6 +266,12 @@ def _against(
 def _against_rule(ours: ModelScores, name: str, value: float, metric: Metric) -> Versus:
     """A rule has no seeds, and the gap to it is only reported."""
     difference = mean(ours.test.per_seed) - value
+    if not math.isfinite(difference):
+        sentence = (
+            f"{OURS} and the rule {name!r} cannot be compared, because the {metric.title} is "
+            f"undefined on test: it has a single row, or all its numbers are the same"
+        )
+        return Versus(name, "undecided", difference, None, sentence)
     where, outcome = "below", "worse"
     if difference >= 0:
         where = "above"

@@ -76,7 +76,7 @@ class Study:
         compile_cache.use()
         self.config = config
         self.task = config.task.built
-        self.metric = metric.find(self.task.traits.metric)
+        self.metric = metric.of_task(self.task)
         if isinstance(self.task, Checks):
             self.task.check(self.data_dir)
         self.model = config.transformer

@@ -170,10 +170,14 @@ def parts_of(splits: Mapping[str, Split], seed: int = 0) -> dict[str, Split]:
 def majority(train: Split, split: Split) -> float:
     """Accuracy in [0, 1], on `split`, of always predicting the most frequent label of `train`.
 
-    Negative labels do not count. Of equally frequent labels the smallest is predicted.
+    Negative labels do not count. Of equally frequent labels the smallest is predicted. NaN, which
+    means undefined, where `split` has no label.
     """
-    prediction = np.bincount(_labels(train)).argmax()
-    return float((_labels(split) == prediction).mean())
+    labels = _labels(split)
+    if not len(labels):
+        return float("nan")
+    prediction = np.bincount(_labels(train), minlength=1).argmax()
+    return float((labels == prediction).mean())
 
 
 def _labels(split: Split) -> np.ndarray:

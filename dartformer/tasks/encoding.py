@@ -13,7 +13,12 @@ from dartformer.data import tokens as tokenizers
 from dartformer.data.rows import Rules, is_blank, is_damaged, repaired
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.requirements import require_at_least, require_fraction, require_ids
+from dartformer.tasks.requirements import (
+    require_at_least,
+    require_fraction,
+    require_ids,
+    require_seed,
+)
 
 CROPS = ("head", "tail", "ends")
 
@@ -73,7 +78,8 @@ class TextEncoding(ABC):
 
     def __post_init__(self) -> None:
         tokenizers.size_of(self.tokens, self.vocabulary_size)
-        require_at_least(self, length=1, seed=0)
+        require_at_least(self, length=1)
+        require_seed(self)
         if self.crop not in CROPS:
             raise unknown("task.crop", self.crop, CROPS)
         require_fraction(self, "valid_fraction", "test_fraction")

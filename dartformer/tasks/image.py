@@ -19,7 +19,7 @@ from dartformer.data.splits import Batch, Split, in_order, permutation
 from dartformer.errors import InputError
 from dartformer.machine.printable import note
 from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.requirements import require_fraction, require_ids
+from dartformer.tasks.requirements import require_fraction, require_ids, require_seed
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ROWS = {"train": 50_000, "test": 10_000}
@@ -106,6 +106,7 @@ class Image:
         Rules(duplicate=self.on_duplicate)  # raises for an unknown rule
         if self.patch < 0 or (self.patch and SIDE % self.patch):
             raise InputError(f"task.patch must be 0 or divide {SIDE}, got {self.patch}.")
+        require_seed(self)
         require_fraction(self, "valid_fraction")
 
     @property
@@ -248,6 +249,7 @@ class Image:
             flat = batch["tokens"].reshape(len(batch["label"]), -1)
             # |x - m|^2 without |x|^2, which all classes share, and with its sign changed.
             nearness = 2 * flat @ means.T - squares
+            nearness[:, count == 0] = -np.inf  # a class without a picture has no mean
             right += int((nearness.argmax(1) == batch["label"]).sum())
         return {"nearest_mean": right / len(split)}
 

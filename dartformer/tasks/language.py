@@ -188,7 +188,7 @@ class Language:
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
         """`unigram` and `bigram`: bits per character of the frequencies of train."""
-        return simple.bigram(train, split, self.vocabulary)
+        return simple.bigram(train, split, self.vocabulary, self.tokens)
 
 
 @lru_cache(maxsize=1)

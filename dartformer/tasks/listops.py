@@ -21,7 +21,7 @@ from dartformer.data.splits import Split, in_order
 from dartformer.errors import InputError, unknown
 from dartformer.tasks import generated
 from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.requirements import require_at_least, require_ids
+from dartformer.tasks.requirements import require_at_least, require_ids, require_seed
 
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
 SYMBOLS = ("", *OPERATORS, "]", *"0123456789")
@@ -78,8 +78,8 @@ class ListOps:
             train=1,
             valid=1,
             test=1,
-            seed=0,
         )
+        require_seed(self)
         if not 0 <= self.operator_probability <= 1:
             raise InputError(
                 f"task.operator_probability must be in [0, 1], got {self.operator_probability}."

@@ -15,7 +15,7 @@ from dartformer.tasks import generated, simple
 from dartformer.tasks.base import TaskTraits
 from dartformer.tasks.generated import batch_of, below, draws
 from dartformer.tasks.language import Language
-from dartformer.tasks.requirements import require_at_least
+from dartformer.tasks.requirements import require_at_least, require_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,8 @@ class Passage(Language):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least(self, passage=2, cue=1, train=1, valid=1, test=1, seed=0)
+        require_at_least(self, passage=2, cue=1, train=1, valid=1, test=1)
+        require_seed(self)
         if self.cue >= self.passage:
             raise InputError(
                 f"task.cue must be below task.passage = {self.passage}, got {self.cue}."

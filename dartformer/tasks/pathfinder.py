@@ -21,7 +21,7 @@ from dartformer.data.splits import Split, in_order
 from dartformer.errors import InputError
 from dartformer.tasks import generated, simple
 from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.requirements import require_at_least, require_ids
+from dartformer.tasks.requirements import require_at_least, require_ids, require_seed
 
 SPACING = {32: (1.0, 1.8, 2.3), 64: (2.0, 2.0, 3.0), 128: (3.0, 2.0, 4.0)}
 """Pixels by size: of a dash, between two of them, and between two paths."""
@@ -77,7 +77,8 @@ class Pathfinder:
         if self.size not in SPACING:
             sizes = ", ".join(map(str, SPACING))
             raise InputError(f"task.size must be {sizes}, got {self.size}.")
-        require_at_least(self, contour_length=2, distractors=0, train=1, valid=1, test=1, seed=0)
+        require_at_least(self, contour_length=2, distractors=0, train=1, valid=1, test=1)
+        require_seed(self)
 
     @property
     def vocabulary(self) -> int:
@@ -205,11 +206,11 @@ class Pathfinder:
         """`dot_distance`: joined where the dots are nearer (or farther) than a threshold.
 
         The threshold is fitted on `train`."""
-        # right[i]: correct answers where all from position i on are called joined.
+        # right[i]: correct answers where all from value i on are called joined.
         values, right = simple.right_from(*self._distances(train))
         best, worst = int(right.argmax()), int(right.argmin())
         # The worst threshold, with answers reversed, may be better than the best.
-        reverse = bool(right[best] < len(values) - right[worst])
+        reverse = bool(right[best] < len(train) - right[worst])
         position = best
         if reverse:
             position = worst

@@ -11,7 +11,7 @@ from dartformer.errors import InputError, unknown
 from dartformer.tasks import generated, simple
 from dartformer.tasks.base import TaskTraits
 from dartformer.tasks.generated import batch_of, below, draws
-from dartformer.tasks.requirements import require_at_least, require_ids
+from dartformer.tasks.requirements import require_at_least, require_ids, require_seed
 
 KINDS = ("recall", "local", "strided", "global", "mix", "relay")
 
@@ -77,7 +77,8 @@ class Planted:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise unknown("kind of planted task", self.kind, KINDS)
-        require_at_least(self, train=1, valid=1, test=1, seed=0)
+        require_at_least(self, train=1, valid=1, test=1)
+        require_seed(self)
         # With fewer than 32 tokens two parts of the data could share an example.
         if self.length < 32 or self.length % 4:
             raise InputError(

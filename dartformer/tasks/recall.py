@@ -16,7 +16,7 @@ from dartformer.errors import InputError
 from dartformer.tasks import generated, simple
 from dartformer.tasks.base import TaskTraits
 from dartformer.tasks.generated import batch_of, below, draws
-from dartformer.tasks.requirements import require_at_least, require_ids
+from dartformer.tasks.requirements import require_at_least, require_ids, require_seed
 from dartformer.tasks.symbols import require_different
 
 
@@ -62,7 +62,8 @@ class Recall:
     )
 
     def __post_init__(self) -> None:
-        require_at_least(self, pairs=1, updates=0, keys=2, train=1, valid=1, test=1, seed=0)
+        require_at_least(self, pairs=1, updates=0, keys=2, train=1, valid=1, test=1)
+        require_seed(self)
         if self.pairs >= self.keys:
             raise InputError(f"task.pairs must be below task.keys = {self.keys}, got {self.pairs}.")
         if self.updates > self.pairs:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from dartformer.errors import InputError
+from dartformer.fields import seed_problem
 
 
 def require_at_least(task: object, **limits: int) -> None:
@@ -11,6 +12,13 @@ def require_at_least(task: object, **limits: int) -> None:
         value = getattr(task, option)
         if value < limit:
             raise InputError(f"task.{option} must be at least {limit}, got {value}.")
+
+
+def require_seed(task: object) -> None:
+    """Raise `InputError` for a seed out of range."""
+    problem = seed_problem(getattr(task, "seed"))  # noqa: B009 - tasks share no class
+    if problem:
+        raise InputError(f"task.seed {problem}")
 
 
 def require_fraction(task: object, *options: str) -> None:

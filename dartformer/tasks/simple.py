@@ -5,12 +5,16 @@ from collections.abc import Callable
 import numpy as np
 
 from dartformer.data.splits import Batch, Split, in_order
+from dartformer.tasks.characters import begins_character, spelling
 
 HASHED = 2**16
 """Buckets of four-grams, where tokens are bytes or characters."""
 
 PAIRS_CHUNK = 256
 """Pairs of documents at once: their features are wide."""
+
+TOKENS_CHUNK = 2**22
+"""Tokens whose pairs are counted at once."""
 
 Features = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(tokens `[B, N]`, valid `[B, N]`) -> `[B, width]`, 0 or 1: what occurs in each text."""
@@ -52,7 +56,8 @@ def naive_bayes(train: Split, split: Split, classes: int, features: Features) ->
     per_class = np.zeros(classes)
     for batch in in_order(train):
         one_hot = np.eye(classes, dtype=np.float32)[batch["label"]]
-        counts = counts + one_hot.T @ _occurring(batch, features)
+        # Added up in float64: float32 stops counting at 2^24.
+        counts = counts + (one_hot.T @ _occurring(batch, features)).astype(np.float64)
         per_class += one_hot.sum(0)
     smoothed = np.asarray(counts) + 1
     likelihood = np.log(smoothed) - np.log(smoothed.sum(1, keepdims=True))
@@ -62,6 +67,9 @@ def naive_bayes(train: Split, split: Split, classes: int, features: Features) ->
     right = 0
     for batch in in_order(split):
         scores = _occurring(batch, features) @ weights + prior
+        # Rounded, so that classes tied but for the last digits, which depend on a row's place in
+        # its batch, stay tied: the first is taken.
+        scores = scores.round(2)
         right += int((scores.argmax(1) == batch["label"]).sum())
     return right / len(split)
 
@@ -79,7 +87,7 @@ def overlap(train: Split, split: Split, features: Features) -> float:
     documents: np.ndarray | float = 0.0  # [width] documents that have a feature
     for batch in in_order(train, PAIRS_CHUNK):
         first, second = _both(batch, features)
-        documents = documents + (first.sum(0) + second.sum(0))
+        documents = documents + (first.sum(0) + second.sum(0)).astype(np.float64)
     # Smoothed by one document that has every feature, so that no idf is infinite.
     idf = np.log((2 * len(train) + 1) / (np.asarray(documents) + 1)).astype(np.float32)
     values, labels = _cosines(train, features, idf)
@@ -110,33 +118,38 @@ def _cosines(split: Split, features: Features, idf: np.ndarray) -> tuple[np.ndar
 
 
 def right_from(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted `values` [S], and how many examples each threshold gets right, [S + 1].
+    """Distinct `values` [V], ascending, and how many examples each threshold gets right, [V + 1].
 
-    Entry i is for calling all from position i on 1, and those before it 0."""
-    order = np.argsort(values, kind="stable")
-    zeros = np.cumsum(labels[order] == 0)  # right among those up to a position
-    ones = np.cumsum((labels[order] == 1)[::-1])[::-1]  # right among those from a position on
-    right = np.concatenate([[0], zeros]) + np.concatenate([ones, [0]])
-    return values[order], right
+    Entry i is for calling all from value i on 1, and those below it 0. A threshold never lies
+    between equal values, where the answers would depend on the order of the examples."""
+    thresholds, place = np.unique(values, return_inverse=True)
+    zeros = np.bincount(place[labels == 0], minlength=len(thresholds))
+    ones = np.bincount(place[labels == 1], minlength=len(thresholds))
+    zeros_below = np.concatenate([[0], np.cumsum(zeros)])
+    ones_below = np.concatenate([[0], np.cumsum(ones)])
+    return thresholds, zeros_below + ones.sum() - ones_below
 
 
 def best_threshold(values: np.ndarray, labels: np.ndarray) -> float:
-    """The value at and above which calling examples 1 is right most often."""
-    ordered, right = right_from(values, labels)
+    """The value at and above which calling examples 1 is right most often; of equals the lowest."""
+    thresholds, right = right_from(values, labels)
     best = int(right.argmax())
-    if best < len(ordered):
-        return ordered[best]
+    if best < len(thresholds):
+        return float(thresholds[best])
     return np.inf
 
 
 def mean_of_train(train: Split, split: Split) -> float:
-    """Share of variance explained (at most 0) by always predicting the mean of `train`."""
-    prediction = _labels(train).mean()
-    labels = _labels(split)
-    variance = labels.var()
-    if not variance:
+    """Share of variance explained (at most 0) by always predicting the mean of `train`.
+
+    NaN, which means undefined, where the labels of `split` are all the same."""
+    # In one order: the last digits of a sum depend on it.
+    prediction = np.sort(_labels(train)).mean(dtype=np.float64)
+    labels = np.sort(_labels(split)).astype(np.float64)
+    # Not by the variance, which rounding leaves a little above 0 for equal numbers.
+    if labels[0] == labels[-1]:
         return float("nan")
-    return float(1 - ((labels - prediction) ** 2).mean() / variance)
+    return float(1 - ((labels - prediction) ** 2).mean() / labels.var())
 
 
 def _labels(split: Split) -> np.ndarray:
@@ -151,7 +164,9 @@ def _labelled(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
 
 
 def own_token(train: Split, split: Split, vocabulary: int, classes: int) -> float:
-    """Accuracy on `split` of the most frequent label of `train` given the token itself."""
+    """Accuracy on `split` of the most frequent label of `train` given the token itself.
+
+    NaN, which means undefined, where no token of `split` has a label."""
     table = np.zeros((vocabulary, classes), np.int64)
     for batch in in_order(train):
         np.add.at(table, _labelled(batch), 1)
@@ -160,28 +175,65 @@ def own_token(train: Split, split: Split, vocabulary: int, classes: int) -> floa
     for batch in in_order(split):
         tokens, labels = _labelled(batch)
         right.append(prediction[tokens] == labels)
-    return float(np.concatenate(right).mean())
+    answers = np.concatenate(right)
+    if not len(answers):
+        return float("nan")
+    return float(answers.mean())
 
 
-def bigram(train: Split, split: Split, vocabulary: int) -> dict[str, float]:
-    """Bits per token on `split` of the frequencies of `train`.
+def bigram(train: Split, split: Split, vocabulary: int, tokens: str = "") -> dict[str, float]:
+    """Bits per character on `split` of the frequencies of `train`; NaN where it has none.
 
-    Of tokens, and of tokens given the one before."""
+    Of tokens, and of tokens given the one before. `tokens` says what they are, as for
+    `dartformer.tasks.characters`."""
+    pairs, counts = _pair_counts(train, vocabulary)
+    before, following = np.divmod(pairs, vocabulary)
     # A hundredth of a count for every token, so that none costs infinitely many bits.
-    single = np.full(vocabulary, 1e-2)
-    pairs = np.zeros((vocabulary, vocabulary))
-    for batch in in_order(train):
-        tokens, following = _labelled(batch)
-        np.add.at(single, following, 1)
-        np.add.at(pairs, (tokens, following), 1)
+    single = 1e-2 + np.bincount(following, counts, vocabulary)
     unigram = single / single.sum()
+    total = np.bincount(before, counts, vocabulary)  # pairs that begin with each token
+
+    scored, times = _pair_counts(split, vocabulary)
+    before, following = np.divmod(scored, vocabulary)
+    characters = (times * begins_character(following, tokens)).sum()
+    if not characters:
+        return {"unigram": float("nan"), "bigram": float("nan")}
+    # Only pairs that occur are kept: a table of all would have vocabulary^2 numbers.
+    place = np.minimum(np.searchsorted(pairs, scored), max(len(pairs) - 1, 0))
+    occurred = np.zeros(len(scored))
+    if len(pairs):
+        occurred = np.where(pairs[place] == scored, counts[place], 0)
     # One token's worth of the unigram frequencies stands in for pairs that train does not have.
-    conditional = (pairs + unigram) / (pairs.sum(1, keepdims=True) + 1)
-    unigram_bits = bigram_bits = 0.0
-    count = 0
+    conditional = (occurred + unigram[following]) / (total[before] + 1)
+    spelled = spelling(following, tokens)
+    bits = {}
+    for name, probability in {"unigram": unigram[following], "bigram": conditional}.items():
+        nats = (times * (spelled - np.log(probability))).sum()
+        bits[name] = float(nats / np.log(2) / characters)
+    return bits
+
+
+def _pair_counts(split: Split, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs (token, label) that occur, as `token * vocabulary + label` ascending; how often."""
+    pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    waiting: list[np.ndarray] = []
+    size = 0
     for batch in in_order(split):
-        tokens, following = _labelled(batch)
-        unigram_bits -= np.log2(unigram[following]).sum()
-        bigram_bits -= np.log2(conditional[tokens, following]).sum()
-        count += len(following)
-    return {"unigram": float(unigram_bits / count), "bigram": float(bigram_bits / count)}
+        tokens, labels = _labelled(batch)
+        waiting.append(tokens.astype(np.int64) * vocabulary + labels)
+        size += len(labels)
+        if size > TOKENS_CHUNK:
+            pairs, counts = _merged(pairs, counts, waiting)
+            waiting, size = [], 0
+    return _merged(pairs, counts, waiting)
+
+
+def _merged(
+    pairs: np.ndarray, counts: np.ndarray, waiting: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs and counts with those of pairs that are not counted yet."""
+    fresh, times = np.unique(np.concatenate([*waiting, pairs[:0]]), return_counts=True)
+    both, place = np.unique(np.concatenate([pairs, fresh]), return_inverse=True)
+    total = np.zeros(len(both), np.int64)
+    np.add.at(total, place, np.concatenate([counts, times]))
+    return both, total

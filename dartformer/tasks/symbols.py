@@ -11,7 +11,7 @@ from dartformer.data.splits import Batch, Split
 from dartformer.errors import InputError
 from dartformer.tasks import generated, simple
 from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.requirements import require_at_least, require_ids
+from dartformer.tasks.requirements import require_at_least, require_ids, require_seed
 
 REPEATED = 0.01
 """Most examples of valid and test that train may be expected to hold by chance."""
@@ -109,7 +109,8 @@ class SymbolTask(ABC):
 
     def require_counts(self) -> None:
         """Raise `InputError` for a number of examples or a seed that does not exist."""
-        require_at_least(self, train=1, valid=1, test=1, seed=0)
+        require_at_least(self, train=1, valid=1, test=1)
+        require_seed(self)
 
 
 def require_different(task: Counted, bits: float) -> None:

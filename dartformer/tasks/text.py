@@ -100,7 +100,7 @@ class TextTask(TextEncoding):
         if self.kind == "labelling":
             return {"own_token": simple.own_token(train, split, self.vocabulary, self.classes)}
         if self.kind == "language":
-            return simple.bigram(train, split, self.vocabulary)
+            return simple.bigram(train, split, self.vocabulary, self.tokens)
         features = simple.occurs(self.vocabulary)
         if self.tokens in ("bytes", "characters"):
             features = simple.occurs(simple.HASHED, grams=4)

@@ -41,7 +41,8 @@ class Evaluator:
         @jax.jit
         def sums(weights: Weights, mixture: Array | None, batch: Batch) -> Array:
             logits = network.apply(weights, batch["tokens"], batch["valid"], mixture)
-            losses = jnp.stack(metric.losses(logits, batch["label"]))  # [3, B] or [3, B, N]
+            parts = [part for part in metric.losses(logits, batch["label"]) if part is not None]
+            losses = jnp.stack(parts)  # [3, B] or [3, B, N]; 5 parts for bits per character
             per_example = losses.reshape(*losses.shape[:2], -1).sum(-1)  # [3, B]
             return per_example * batch["weight"]
 
@@ -65,7 +66,7 @@ class Evaluator:
         """The scores of the split and of each example, from one pass."""
         losses = self._losses(weights, split, mixture)
         # Sums over the labels of an example, in units of the mean number of labels.
-        scale = len(split) / losses.weight.sum()
+        scale = len(split) / max(losses.weight.sum(), 1)
         examples = {"loss": losses.loss * scale}
         if not self.metric.regression:
             examples["accuracy"] = losses.statistic * scale

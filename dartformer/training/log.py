@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -64,7 +65,7 @@ class MetricsLog:
         # A search also logs its whole mixture, which trackers cannot plot.
         scalars = {}
         for name, value in numbers.items():
-            if isinstance(value, (int, float)):
+            if isinstance(value, (int, float)) and math.isfinite(value):
                 scalars[name] = value
         for tracker in self.receivers:
             tracker.scalars(step, scalars)

@@ -1,5 +1,7 @@
 """The metrics: accuracy, the share of variance explained (regression), bits per character."""
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -11,6 +13,11 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from dartformer.errors import unknown
+from dartformer.tasks.base import Task
+from dartformer.tasks.characters import begins_character, spelling
+
+UNDEFINED = "–"
+"""What a table shows of a score that is undefined."""
 
 A = TypeVar("A", Array, np.ndarray)
 
@@ -22,16 +29,20 @@ class Losses(NamedTuple, Generic[A]):
       loss: cross-entropy, or the squared error for regression.
       statistic: 1 where the prediction is right, or the label itself for regression.
       weight: 1, or 0 where there is no label.
+      characters: of bits per character, 1 where the label begins a character.
+      spelled: of bits per character, the loss with what an unknown character costs to spell.
     """
 
     loss: A
     statistic: A
     weight: A
+    characters: A | None = None
+    spelled: A | None = None
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One way to score a task.
+    """One way to score a task. A score that is undefined is NaN, and null in files.
 
     Attributes:
       name: the field of `results.json`, of the metrics' lines and of evaluations.
@@ -39,6 +50,8 @@ class Metric:
       share: the field whose best value is 1, which the diagnostics of a search read.
       higher: more is better.
       percent: shown as a percentage.
+      tokens: what the labels of bits per character are: "bytes", "characters", or "" where each
+        label is a character (see `dartformer.tasks.characters`).
     """
 
     name: str
@@ -46,6 +59,7 @@ class Metric:
     share: str = "accuracy"
     higher: bool = True
     percent: bool = False
+    tokens: str = ""
 
     @property
     def regression(self) -> bool:
@@ -68,7 +82,12 @@ class Metric:
         loss = optax.softmax_cross_entropy_with_integer_labels(outputs, classes)
         weight = labelled.astype(loss.dtype)
         correct = jnp.argmax(outputs, -1) == classes
-        return Losses(loss * weight, correct * weight, weight)
+        cost = loss * weight
+        if self.name != "bits_per_character":
+            return Losses(cost, correct * weight, weight)
+        characters = begins_character(labels, self.tokens).astype(loss.dtype)
+        spelled = cost + spelling(labels, self.tokens).astype(loss.dtype) * weight
+        return Losses(cost, correct * weight, weight, characters, spelled)
 
     def batch_loss(self, losses: Losses[Array]) -> tuple[Array, dict[str, Array]]:
         """Mean loss of a batch, and what is logged beside it."""
@@ -84,31 +103,46 @@ class Metric:
         return self.batch_loss(self.losses(outputs, labels))[0]
 
     def summary(self, losses: Losses[np.ndarray]) -> dict[str, float]:
-        """The scores of a split, from the sums `[S]` of each example's labels."""
+        """The scores of a split, from the sums `[S]` of each example's labels.
+
+        A score is NaN, which means undefined, where the split has no label; the share of variance
+        explained also where its labels are all the same."""
         # Sums over the split first: a mean of batch means would weigh a short last batch too much.
         count = losses.weight.sum()
-        mean = float(losses.loss.sum() / count)
+        mean = _quotient(losses.loss.sum(), count)
         if self.regression:
-            variance = float(losses.statistic.var())
-            # Labels that are all the same have no variance to explain.
-            explained = float("nan")
-            if variance:
-                explained = 1 - mean / variance
-            return {"loss": mean, "r2": explained}
-        scores = {"loss": mean, "accuracy": float(losses.statistic.sum() / count)}
+            labels = losses.statistic
+            # Labels that are all the same have no variance to explain; rounding may leave some.
+            variance = 0.0
+            if len(labels) and labels.min() != labels.max():
+                variance = labels.var()
+            return {"loss": mean, "r2": 1 - _quotient(mean, variance)}
+        scores = {"loss": mean, "accuracy": _quotient(losses.statistic.sum(), count)}
         if self.name == "bits_per_character":
-            scores["bits_per_character"] = mean / float(np.log(2))  # the loss is in nats
+            nats = mean
+            if losses.characters is not None and losses.spelled is not None:
+                nats = _quotient(losses.spelled.sum(), losses.characters.sum())
+            scores["bits_per_character"] = nats / float(np.log(2))
         return scores
 
     def objective(self, scores: Mapping[str, float]) -> float:
-        """The score with the sign that makes larger better."""
-        score = scores[self.name]
+        """The score with the sign that makes larger better.
+
+        An undefined score is replaced by minus the loss, and is minus infinity where that is
+        undefined, too: it is never the best."""
+        score, loss = scores[self.name], scores.get("loss", math.inf)
+        if "loss" in scores and math.isnan(loss):
+            return -math.inf  # of outputs that are NaN an accuracy says nothing
+        if not math.isfinite(score):
+            return -loss
         if self.higher:
             return score
         return -score
 
     def text(self, value: float) -> str:
-        """ "83.2%", or "1.834" """
+        """ "83.2%", or "1.834"; a dash for an undefined score."""
+        if not math.isfinite(value):
+            return UNDEFINED
         if self.percent:
             return f"{100 * value:.1f}%"
         return f"{value:.3f}"
@@ -120,7 +154,9 @@ class Metric:
         return value
 
     def gap(self, value: float) -> str:
-        """ "1.2 points", or "0.034" """
+        """ "1.2 points", or "0.034"; a dash where it is undefined."""
+        if not math.isfinite(value):
+            return UNDEFINED
         if self.percent:
             return f"{100 * value:.1f} points"
         return f"{value:.3f}"
@@ -133,6 +169,13 @@ BITS_PER_CHARACTER = Metric("bits_per_character", "bits per character", higher=F
 METRICS = {metric.name: metric for metric in (ACCURACY, R2, BITS_PER_CHARACTER)}
 
 
+def decimals(value: float) -> str:
+    """ "0.834", or a dash for a score that is undefined."""
+    if not math.isfinite(value):
+        return UNDEFINED
+    return f"{value:.3f}"
+
+
 def find(name: str) -> Metric:
     """The metric of that name; raises `InputError` for an unknown one."""
     if name not in METRICS:
@@ -140,7 +183,21 @@ def find(name: str) -> Metric:
     return METRICS[name]
 
 
+def of_task(task: Task) -> Metric:
+    """The metric of a task, which knows what the task's tokens are."""
+    metric = find(task.traits.metric)
+    if metric != BITS_PER_CHARACTER:
+        return metric
+    return dataclasses.replace(metric, tokens=getattr(task, "tokens", ""))
+
+
 def of(results: Mapping[str, Any]) -> Metric:
     """The metric of a `results.json`."""
     # Files without the key are older than the other metrics.
     return find(results.get("metric", "accuracy"))
+
+
+def _quotient(total: float, count: float) -> float:
+    if not count:
+        return math.nan
+    return float(total / count)
