@@ -72,3 +72,15 @@ LARGEST_INT = 2**63 - 1
 def is_storable(value: object) -> bool:
     """Whether a value is no whole number beyond what arrays of numbers hold."""
     return not isinstance(value, int) or -LARGEST_INT <= value <= LARGEST_INT
+
+
+SEEDS = 2**32
+"""How many seeds there are. JAX reads 32 bits of one: larger or negative ones would draw the same
+numbers as others."""
+
+
+def seed_problem(seed: int) -> str:
+    """What is wrong with a seed, as the rest of a sentence; empty where nothing is."""
+    if 0 <= seed < SEEDS:
+        return ""
+    return f"must be between 0 and {SEEDS - 1}, because a seed has 32 bits; got {seed!r:.40}."

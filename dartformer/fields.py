@@ -86,18 +86,6 @@ def at_least(options: Any, least: int, *names: str) -> None:
             raise FieldError(name, f"must be at least {least}, got {brief(value)}.")
 
 
-SEEDS = 2**32
-"""How many seeds there are. JAX reads 32 bits of one: larger or negative ones would draw the same
-numbers as others."""
-
-
-def seed_problem(seed: int) -> str:
-    """What is wrong with a seed, as the rest of a sentence; empty where nothing is."""
-    if 0 <= seed < SEEDS:
-        return ""
-    return f"must be between 0 and {SEEDS - 1}, because a seed has 32 bits; got {seed!r:.40}."
-
-
 def between(options: Any, low: float, high: float, *names: str) -> None:
     """Raise `FieldError` for the first of the fields that is not in [low, high]."""
     for name in names:

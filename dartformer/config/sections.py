@@ -13,8 +13,8 @@ from dartformer import derivations
 from dartformer.attention.base import Attention
 from dartformer.cost.budget import Budget
 from dartformer.derivations.base import Rule
-from dartformer.errors import brief
-from dartformer.fields import SEEDS, FieldError, at_least, between, check_types, one_of
+from dartformer.errors import SEEDS, brief
+from dartformer.fields import FieldError, at_least, between, check_types, one_of
 from dartformer.models.sizes import TransformerConfig, TransformerOptions
 from dartformer.models.supernet import PROJECTIONS
 from dartformer.space.genotype import parse_candidates

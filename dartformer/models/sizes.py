@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dartformer.attention.base import Shape
-from dartformer.errors import InputError, unknown
-from dartformer.fields import check_types, seed_problem
+from dartformer.errors import InputError, seed_problem, unknown
+from dartformer.fields import check_types
 from dartformer.kernels.flash import KERNELS, choose
 
 STEMS = ("none", "bigram")

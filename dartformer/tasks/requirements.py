@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from dartformer.errors import InputError
-from dartformer.fields import seed_problem
+from dartformer.errors import InputError, seed_problem
 
 
 def require_at_least(task: object, **limits: int) -> None:
