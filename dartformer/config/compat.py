@@ -41,6 +41,21 @@ def _labels_tokens(config: Config) -> bool:
     return config.task.built.traits.per_token
 
 
+def _no_labels_of_tokens(config: Config) -> str | None:
+    """How to get a label for each token, where the model gives none that fits the task."""
+    traits = config.task.built.traits
+    if not traits.per_token:
+        return None
+    fitting = "none"
+    if traits.decoded:
+        fitting = "decode"
+    if config.model.pooling == fitting:
+        return None
+    if traits.decoded:
+        return " to be read from the last one. Use model.pooling='decode'"
+    return ". Use model.pooling='none'"
+
+
 def _fixed_length(config: Config) -> object:
     """The first candidate that has parameters for one length alone."""
     # A batch of short examples is padded to their longest, not to the model's length.
@@ -124,14 +139,14 @@ RULES: list[Rule] = [
     ),
     Rule(
         "labels of tokens",
-        lambda config: _labels_tokens(config) and config.model.pooling != "none",
+        _no_labels_of_tokens,
         "model.pooling={config.model.pooling!r} does not work with the task {config.task.name}, "
-        "because it has a label for each token. Use model.pooling='none'.",
+        "because it has a label for each token{reason}.",
     ),
     Rule(
         "labels of sequences",
-        lambda config: not _labels_tokens(config) and config.model.pooling == "none",
-        "model.pooling='none' does not work with the task {config.task.name}, because it has a "
+        lambda config: not _labels_tokens(config) and config.transformer.labels_tokens,
+        "model.pooling={config.model.pooling!r} does not work with the task {config.task.name}, because it has a "
         "label for each sequence. Use model.pooling='mean', 'cls' or 'last'.",
     ),
     Rule(

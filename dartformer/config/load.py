@@ -57,15 +57,17 @@ def defaults(
             f"the settings of the DARTS paper. Use strategy='darts'."
         )
     choice = strategy_defaults(strategy)
-    pooling = TransformerOptions.pooling
+    model = TransformerOptions()
     if task_type.traits.per_token:
-        pooling = "none"
+        model = TransformerOptions(pooling="none")
+    if task_type.traits.decoded:
+        model = TransformerOptions(pooling="decode", classifier="mlp")
     config = ConfigDict(
         {
             "seed": Config.seed,
             "task": {"name": task, **_task_defaults(task_type)},
             "data": field_defaults(Data),
-            "model": _plain(TransformerOptions(pooling=pooling)),
+            "model": _plain(model),
             "space": field_defaults(Space),
             "search": {
                 **field_defaults(Search),

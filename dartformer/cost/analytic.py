@@ -70,7 +70,7 @@ def flops(
     per_token = projections + 4 * config.model_dim * config.mlp_dim
     embedding = 2 * config.features * config.model_dim
     rows = batch
-    if config.pooling == "none":  # every token is classified
+    if config.labels_tokens:  # every token is classified
         rows = batch * n
     tokens = documents * n * (config.layers * per_token + embedding)
     return mixing + tokens + rows * _classifier_flops(config)

@@ -113,7 +113,7 @@ class Served:
     def _no_logits(self) -> np.ndarray:
         """The logits of no example."""
         shape = self.model.shape
-        if shape.pooling == "none":
+        if shape.labels_tokens:
             return np.zeros((0, shape.length, shape.classes), np.float32)
         return np.zeros((0, shape.classes), np.float32)
 

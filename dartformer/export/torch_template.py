@@ -458,16 +458,19 @@ class Model(nn.Module):
         return y
 
     def pool(self, x: Tensor, valid: Tensor) -> Tensor:
-        """`[B, N, E]` to `[B, E]`; or all tokens, where each has a label."""
+        """`[B, N, E]` to `[B, E]`; or a vector for each token, where each has a label."""
         if SIZES.pooling == "mean":
             inside = valid[..., None].to(x.dtype)
             return (x * inside).sum(1) / inside.sum(1).clamp(min=1)
         if SIZES.pooling == "cls":
             return x[:, 0]
-        if SIZES.pooling == "last":
+        if SIZES.pooling in ("last", "decode"):
             position = torch.arange(x.shape[1], device=x.device)
             last = torch.where(valid, position, torch.zeros_like(position)).amax(1)
-            return x[torch.arange(x.shape[0], device=x.device), last]
+            vector = x[torch.arange(x.shape[0], device=x.device), last]
+            if SIZES.pooling == "last":
+                return vector
+            return vector[:, None] + sinusoids(x.shape[1], x.shape[2]).to(x)
         return x
 
 

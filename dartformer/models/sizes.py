@@ -14,7 +14,7 @@ from dartformer.kernels.flash import KERNELS, choose
 
 STEMS = ("none", "bigram")
 POSITIONS = ("learned", "sinusoidal", "rotary", "alibi", "none")
-POOLING = ("mean", "cls", "last", "none")
+POOLING = ("mean", "cls", "last", "none", "decode")
 CLASSIFIERS = ("linear", "mlp")
 PAIRS = ("interaction", "concat")
 DTYPES = ("float32", "bfloat16", "float64")
@@ -75,7 +75,8 @@ class TransformerOptions:
         et al. 2020, arXiv:2010.04245; in this form Gemma Team 2025, arXiv:2503.19786), before
         positions.
       pooling: over valid tokens: "mean", "cls" (a learned token put in front), "last" (for causal
-        models), or "none" (an answer for every token).
+        models), "none" (an answer for every token), or "decode" (an answer for every token, read
+        from the last one and a sinusoidal position by the classifier "mlp").
       classifier: "linear", or "mlp" (one hidden ReLU layer of mlp_dim, as in Long Range Arena; for
         two documents a second one of half the width).
       pair: what the classifier sees of two documents u and v: "interaction", [u, v, u*v, u-v] (as
@@ -180,16 +181,26 @@ class TransformerConfig(TransformerOptions):
             )
         if self.inputs not in (1, 2):
             raise InputError(f"a model reads 1 or 2 documents, got {self.inputs!r}.")
-        if self.inputs == 2 and self.pooling == "none":
+        if self.inputs == 2 and self.labels_tokens:
             raise InputError(
-                "model.pooling='none' does not work with two documents because it labels tokens. "
-                "Use 'mean', 'cls' or 'last'."
+                f"model.pooling={self.pooling!r} does not work with two documents because it "
+                f"labels tokens. Use 'mean', 'cls' or 'last'."
+            )
+        if self.pooling == "decode" and self.classifier != "mlp":
+            raise InputError(
+                f"model.pooling='decode' does not work with model.classifier={self.classifier!r}, "
+                f"because a position must choose among what the last token holds. Use 'mlp'."
             )
         if self.features and self.stem != "none":
             raise InputError(
                 f"model.stem={self.stem!r} needs tokens that are ids, and this task's tokens are "
                 f"numbers. Use 'none'."
             )
+
+    @property
+    def labels_tokens(self) -> bool:
+        """Whether there is an answer for every token."""
+        return self.pooling in ("none", "decode")
 
     @property
     def pooled(self) -> int:

@@ -249,17 +249,21 @@ def dropout(x: Array, rate: float, train: bool, key: Array | None) -> Array:
 def pool(x: Array, valid: Array, how: str) -> Array:
     """`[B, N, E]` to `[B, E]`: "mean" over valid tokens, "cls" the first, "last" the last valid one.
 
-    "none" keeps all of them."""
+    "none" keeps all of them; "decode" has the last valid one in place of each, with positions."""
     if how == "mean":
         total = jnp.sum(jnp.where(valid[..., None], x, 0), 1)
         # At least 1, for documents without a token.
         return total / jnp.maximum(valid.sum(1), 1)[:, None].astype(x.dtype)
     if how == "cls":
         return x[:, 0]
-    if how == "last":
+    if how in ("last", "decode"):
         n = valid.shape[1]
         last = jnp.max(jnp.where(valid, jnp.arange(n), 0), 1)
-        return jnp.take_along_axis(x, last[:, None, None], 1)[:, 0]
+        vector = jnp.take_along_axis(x, last[:, None, None], 1)  # [B, 1, E]
+        if how == "last":
+            return vector[:, 0]
+        # Nothing else of a token than its position reaches the classifier.
+        return vector + jnp.asarray(sinusoids(n, x.shape[2]), x.dtype)
     return x
 
 

@@ -14,6 +14,7 @@ from dartformer.errors import unknown
 from dartformer.registry import Registry, is_dataclass_type
 from dartformer.tasks.base import Task
 from dartformer.tasks.compositional_recall import CompositionalRecall
+from dartformer.tasks.compression import Compression
 from dartformer.tasks.context_recall import ContextRecall, FuzzyRecall, NoisyRecall
 from dartformer.tasks.files import Files
 from dartformer.tasks.image import Image
@@ -45,6 +46,7 @@ BUILT_IN: dict[str, type] = {
     "noisy_recall": NoisyRecall,
     "fuzzy_recall": FuzzyRecall,
     "selective_copying": SelectiveCopying,
+    "compression": Compression,
     "memorization": Memorization,
     "parity": Parity,
     "passage": Passage,

@@ -40,6 +40,7 @@ class TaskTraits:
       causal: whether a token's output may depend on earlier tokens only.
       per_token: every token has a label (or a negative number where it has none), so that nothing
         is pooled.
+      decoded: the labels of all tokens must be read from the last token's vector.
     """
 
     summary: str
@@ -47,6 +48,7 @@ class TaskTraits:
     metric: str = "accuracy"
     causal: bool = False
     per_token: bool = False
+    decoded: bool = False
 
 
 @runtime_checkable

@@ -11,8 +11,12 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+import dartformer
+from dartformer import config as configs
 from dartformer import tasks
 from dartformer.errors import InputError
+from dartformer.models.positions import sinusoids
+from dartformer.models.transformer import pool
 from dartformer.tasks.symbols import distinct
 
 COUNTS = {"train": 60, "valid": 12, "test": 20}
@@ -105,6 +109,7 @@ ORACLES = {
     "noisy_recall": lambda text, task: context_labels(text),
     "fuzzy_recall": lambda text, task: context_labels(text),
     "selective_copying": lambda text, task: copying_labels(text),
+    "compression": lambda text, task: [*text[:-1], None],
     "parity": parity_labels,
 }
 
@@ -124,6 +129,7 @@ ORACLES = {
         ("fuzzy_recall", {"key_tokens": 2, "value_tokens": 1, "noise": 0.3, "length": 77}),
         ("selective_copying", {}),
         ("selective_copying", {"length": 25, "copies": 12, "letters": 3}),
+        ("compression", {}),
         ("parity", {}),
         ("parity", {"cumulative": False}),
     ],
@@ -325,6 +331,7 @@ def test_distinct_numbers_are_every_choice_evenly(count):
         ("selective_copying", {"letters": 1}, "at least 2, got 1"),
         ("memorization", {"length": 31}, "must be even, got 31"),
         ("memorization", {"length": 2}, "2.7 different examples"),
+        ("compression", {"length": 8, "letters": 2}, "2.7 different examples"),
         ("parity", {"length": 16}, "2.16 different examples"),
         ("parity", {"seed": -1}, "at least 0, got -1"),
     ],
@@ -342,6 +349,35 @@ def test_unknown_symbols_are_named():
         task.encode("k1 " * 33)
     with pytest.raises(InputError, match="token id 129"):
         task.decode([129])
+
+
+# Compression: a model that reads every label from the last token.
+
+
+def test_every_answer_is_read_from_the_last_vector_and_a_position():
+    x = np.random.default_rng(0).normal(size=(2, 5, 6)).astype(np.float32)
+    valid = np.array([[True] * 5, [True] * 3 + [False] * 2])
+    pooled = np.asarray(pool(x, valid, "decode"))
+    last = np.stack([x[0, 4], x[1, 2]])
+    np.testing.assert_allclose(pooled, last[:, None] + sinusoids(5, 6), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("compression", {"model.pooling": "none"}, "last one. Use model.pooling='decode'"),
+        ("parity", {"model.pooling": "decode"}, "each token. Use model.pooling='none'"),
+        ("listops", {"model.pooling": "decode"}, "Use model.pooling='mean', 'cls' or 'last'"),
+        ("compression", {"model.classifier": "linear"}, "'decode' does not work with .*Use 'mlp'"),
+    ],
+)
+def test_poolings_that_do_not_fit_the_task(name, values, message):
+    config = dartformer.defaults(name)
+    if name != "compression":
+        values = {"model.classifier": "mlp", **values}
+    configs.override(config, values)
+    with pytest.raises(InputError, match=message):
+        configs.build(config)
 
 
 # A repeated passage.

@@ -1,0 +1,60 @@
+"""Compression (MAD), at the published size for a GPU.
+
+Can the whole sequence be read from one vector? The data are generated, and every attention here is
+causal.
+
+Command:  dartformer run --config=search_spaces/compression_published.py --workdir=runs/compression
+Compare:  MAD (arXiv 2403.17844) takes the mean over its settings of the best of six rates and decays.
+"""
+
+import dartformer
+
+
+def get_config():
+    config = dartformer.defaults(task="compression")
+
+    # The data (see `dartformer list tasks`).
+    config.task.length = 32
+    config.task.letters = 15
+    config.task.train = 12800
+    config.task.test = 1280
+
+    # Batches.
+    config.data.batch_size = 128
+
+    # The Transformer. heads * head_dim need not be model_dim.
+    config.model.layers = 2
+    config.model.heads = 16
+    config.model.head_dim = 8
+    config.model.model_dim = 128
+    config.model.mlp_dim = 512
+    config.model.positions = "none"
+    # An answer for every token, read from the last one's vector by a hidden layer.
+    config.model.pooling = "decode"
+    config.model.classifier = "mlp"
+
+    # What to search over (see `dartformer list attentions`), and what chooses: the whole "model" at
+    # once, each "layer", or each "head".
+    config.space.candidates = ("full", "local(window=32)", "linear", "gated_delta", "conv")
+    config.space.granularity = "layer"
+
+    # The search.
+    config.search.steps = 20000
+    config.search.weights.learning_rate = 0.0005
+
+    # Training from scratch, once with each seed.
+    config.retrain.steps = 20000
+    config.retrain.seeds = (0, 1, 2)
+    config.retrain.optimizer.learning_rate = 0.0005
+
+    # Comparisons: every candidate alone, a random genotype, and all candidates mixed evenly.
+    config.baselines.homogeneous = True
+    config.baselines.random = True
+    config.baselines.uniform = True
+
+    # Steps between lines of metrics, evaluations and checkpoints.
+    config.log.every = 100
+    config.log.eval_every = 1000
+    config.log.checkpoint_every = 1000
+
+    return config
