@@ -42,7 +42,7 @@ def _labels_tokens(config: Config) -> bool:
 
 
 def _no_labels_of_tokens(config: Config) -> str | None:
-    """How to get a label for each token, where the model gives none that fits the task."""
+    """What to use instead, where the pooling does not fit a task with a label for each token."""
     traits = config.task.built.traits
     if not traits.per_token:
         return None

@@ -17,6 +17,7 @@ from dartformer import tasks
 from dartformer.errors import InputError
 from dartformer.models.positions import sinusoids
 from dartformer.models.transformer import pool
+from dartformer.tasks import generated
 from dartformer.tasks.symbols import distinct
 
 COUNTS = {"train": 60, "valid": 12, "test": 20}
@@ -298,6 +299,16 @@ def test_parts_share_no_example_and_are_kept_exactly(task):
         np.testing.assert_array_equal(batch["label"], direct["label"])
         rows[name] = {row.tobytes() for row in batch["tokens"]}
     assert not rows["train"] & (rows["test"] | rows["valid"])
+
+
+def test_examples_are_the_same_in_pieces(monkeypatch):
+    """Many are generated a piece at a time, which bounds the memory."""
+    task = tasks.make("fuzzy_recall", {**COUNTS, "length": 50})
+    whole = task.load()["train"].take(np.arange(60))
+    monkeypatch.setattr(generated, "PIECE", 7)
+    pieces = task.load()["train"].take(np.arange(60))
+    for part in ("tokens", "valid", "label"):
+        np.testing.assert_array_equal(pieces[part], whole[part])
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])
