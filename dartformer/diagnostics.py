@@ -47,6 +47,13 @@ SHARPER, WINDOW = 1.3, 5
 eigenvalue, averaged over five evaluations, has grown by more than this since four evaluations
 ago."""
 
+UNREAD = 0.1
+"""Share of unknown tokens in valid or test above which a score says little about the texts."""
+
+SELDOM, TIMES_TRAIN = 0.03, 4.0
+"""A share above the first is also too much where train has less than a quarter of it: what is
+learned from train then does not fit the other texts."""
+
 NAMED = 3
 """Layers or heads that a verdict names; it counts the remaining ones."""
 
@@ -404,6 +411,25 @@ def ranking(supernet: Mapping[str, float], alone: Mapping[str, Sequence[float]])
         f"(Kendall's tau {tau:.2f}; {needed}). {regret}"
     )
     return Finding("ranking", tau, limit, source, fine, verdict)
+
+
+def unknown_tokens(shares: Mapping[str, float]) -> Finding:
+    """Whether the model can read valid and test, by the share of unknown tokens of each split."""
+    train = shares.get("train", 0.0)
+    value, unread = 0.0, []
+    for part in ("valid", "test"):
+        share = shares.get(part, 0.0)
+        value = max(value, share)
+        if share > UNREAD or (share > SELDOM and share > TIMES_TRAIN * train):
+            unread.append(f"{100 * share:.0f}% of the tokens of {part} are unknown")
+    verdict = f"the model knows the tokens of valid and test (at most {100 * value:.0f}% unknown)"
+    if unread:
+        verdict = (
+            f"{_first(unread)} ({100 * train:.0f}% of train): the model reads nothing there. Use "
+            f"task.tokens='bpe' or 'bytes', or a larger task.vocabulary_size"
+        )
+    source = "this package: a tenth of the tokens, or 3% and four times the share of train"
+    return Finding("unknown tokens", value, UNREAD, source, not unread, verdict)
 
 
 def _branch(space: SearchSpace, place: tuple[int, ...]) -> str:

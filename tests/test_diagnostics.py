@@ -296,6 +296,29 @@ def test_ranking(supernet, fine, says):
     assert says in found.verdict
 
 
+@pytest.mark.parametrize(
+    ("train", "valid", "test", "fine", "says"),
+    [
+        (0.0, 0.0, 0.0, True, "at most 0% unknown"),
+        (0.05, 0.06, 0.07, True, "at most 7% unknown"),
+        (0.0, 0.02, 0.11, False, "11% of the tokens of test are unknown (0% of train)"),
+        (0.0, 0.04, 0.0, False, "4% of the tokens of valid are unknown (0% of train)"),
+        (
+            0.2,
+            0.95,
+            0.96,
+            False,
+            "95% of the tokens of valid are unknown; 96% of the tokens of test",
+        ),
+    ],
+)
+def test_tokens_that_the_model_does_not_know(train, valid, test, fine, says):
+    finding = diagnostics.unknown_tokens({"train": train, "valid": valid, "test": test})
+    assert (finding.fine, finding.value) == (fine, max(valid, test))
+    assert says in finding.verdict
+    assert (finding.verdict in diagnostics.verdicts([finding])) == (not fine)
+
+
 def test_paired_bootstrap_sees_through_the_spread_that_pairs_share():
     """Both err on the same examples, one of them on a few more: the difference is real."""
     rng = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from dartformer.machine.identity import Identity
 from dartformer.results import (
     Baseline,
     Diagnostics,
+    Finding,
     GenotypeRecord,
     ModelScores,
     Results,
@@ -62,13 +63,16 @@ def evaluate(
     for name in trained:
         compared[name] = tested[name].scores
     identity = evaluation_identity(study, models[0].genotype)
+    facts: Mapping[str, Any] = {}
     if isinstance(study.task, Learns):
-        workdir.record(data=study.task.facts(study.data_dir))
+        facts = study.task.facts(study.data_dir)
+        workdir.record(data=dict(facts))
     per_example = {name: model.examples for name, model in tested.items()}
     workdir.write(workdir.test_scores, scores.record(study, per_example, identity))
     workdir.write(workdir.attention, maps.maps(study, best(models)))
     report = workdir.read_results().diagnostics
     if report is not None:
+        report = _with_unknown_tokens(report, facts)
         workdir.record(diagnostics=_with_ranking(study, report, compared))
     comparisons = versus(ours, compared, study.metric)
     # Last and at once: scores without the comparisons would pass for a finished evaluation.
@@ -169,7 +173,22 @@ def _with_ranking(
         # Valid on both sides: the question is how the supernet ranks, and test ranks nothing.
         supernet[name] = alone[name][study.metric.share]
         trained[name] = [_merit(study.metric, value) for value in model.valid.per_seed]
-    finding = diagnostics.ranking(supernet, trained)
+    return _with(report, diagnostics.ranking(supernet, trained))
+
+
+def _with_unknown_tokens(report: Diagnostics, facts: Mapping[str, Any]) -> Diagnostics:
+    """The search's diagnostics with the tokens that the model cannot read, where it has such."""
+    shares = {}
+    for part, counts in facts.items():
+        if isinstance(counts, Mapping) and "unknown share" in counts:
+            shares[part] = float(counts["unknown share"])
+    if not shares:
+        return report
+    return _with(report, diagnostics.unknown_tokens(shares))
+
+
+def _with(report: Diagnostics, finding: Finding) -> Diagnostics:
+    """Diagnostics with another finding."""
     # An evaluation that is repeated replaces its finding.
     findings = []
     for previous in report.findings:

@@ -373,6 +373,10 @@ def test_from_a_csv_to_a_prediction(tmp_path, capsys):
     results = json.loads(capsys.readouterr().out)
     assert set(results["baselines"]) == {"majority", "naive_bayes"}
     assert results["data"]["train"]["rows"] == 48
+    findings = {item["name"]: item for item in results["diagnostics"]["findings"]}
+    # w17 of test is in no row of train.
+    assert findings["unknown tokens"]["value"] > 0.1
+    assert any("of the tokens of test are unknown" in s for s in results["diagnostics"]["verdicts"])
     assert results["test"]["accuracy"] == 1.0
     assert "padded share" in (tmp_path / "run/report.html").read_text("utf-8")
     (tmp_path / 'it\'s "mine".csv').unlink()
