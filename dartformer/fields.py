@@ -86,6 +86,14 @@ def at_least(options: Any, least: int, *names: str) -> None:
             raise FieldError(name, f"must be at least {least}, got {brief(value)}.")
 
 
+def at_most(options: Any, most: int, *names: str) -> None:
+    """Raise `FieldError` for the first of the fields that is above `most`."""
+    for name in names:
+        value = getattr(options, name)
+        if value > most:
+            raise FieldError(name, f"must be at most {most}, got {brief(value)}.")
+
+
 def between(options: Any, low: float, high: float, *names: str) -> None:
     """Raise `FieldError` for the first of the fields that is not in [low, high]."""
     for name in names:

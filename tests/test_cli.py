@@ -71,6 +71,27 @@ BAD = {
     ),
     "optimizer": (["--config.retrain.optimizer.name=adamm"], "Did you mean 'adam'?"),
     "no seeds": (["--config.retrain.seeds="], "retrain.seeds must be"),
+    "a seed beyond 32 bits": (
+        ["--config.seed=4294967296"],
+        "seed must be between 0 and 4294967295",
+    ),
+    "too many layers": (["--config.model.layers=3000"], "model.layers must be at most 1000"),
+    "a batch of many terabytes": (
+        ["--config.data.eval_batch_size=1000000000000000"],
+        "of memory, which no machine has. Lower data.eval_batch_size",
+    ),
+    "more than this machine has": (
+        ["--config.model.mlp_dim=10000000000"],
+        "and this machine has",
+    ),
+    "a length that no budget has": (
+        ["--config.search.budget=flops=1e12,length=100000"],
+        "the model takes at most",
+    ),
+    "decoding without a causal attention": (
+        ["--config.search.budget=kv_bytes=1e12", "--config.space.candidates=full,nystrom"],
+        "a budget for decoding does not work with nystrom",
+    ),
     "seed twice": (["--config.retrain.seeds=1,1"], "retrain.seeds must be"),
     "task option": (["--config.task.max_depth=0"], "max_depth"),
     "impossible task": (["--config.task.min_length=100", "--config.task.max_length=200"], "100"),

@@ -11,7 +11,9 @@ import pytest
 from dartformer.cli import completion, doctor, exhaustion, grammar, listing, predict
 from dartformer.cli.grammar import EXAMPLES, parser
 from dartformer.cli.main import HANDLERS, main
+from dartformer.errors import InputError
 from dartformer.machine.progress import Bar, console, say
+from dartformer.machine.workdir import write_text
 
 VERBS = next(a for a in parser()._actions if a.dest == "verb").choices
 
@@ -116,6 +118,9 @@ def _raising(error):
         ),
         (MemoryError("Unable to allocate 512. MiB for an array with shape (1,)"), "512 MiB"),
         (MemoryError(), None),
+        (MemoryError("Unable to allocate 8.00 PiB for an array with shape (1,)"), "8 PiB"),
+        (RuntimeError("std::bad_alloc"), None),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), None),
     ],
 )
 def test_out_of_memory_is_one_line_with_the_size_and_a_remedy(error, size, capsys, monkeypatch):
@@ -129,6 +134,44 @@ def test_out_of_memory_is_one_line_with_the_size_and_a_remedy(error, size, capsy
     assert err.startswith(f"dartformer: error: {expected} Lower data.batch_size or ")
     assert "disk" not in err
     assert "space" not in err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("Maximum allowed dimension exceeded"),
+        ValueError("array is too big; `arr.size * arr.dtype.itemsize` is larger than"),
+        OverflowError("cannot fit 'int' into an index-sized integer"),
+        OverflowError("Python int too large to convert to C ssize_t"),
+    ],
+)
+def test_a_size_beyond_64_bits_is_out_of_memory(error):
+    assert exhaustion.out_of_memory(error).startswith("out of memory")
+    assert exhaustion.out_of_memory(ValueError("a value")) is None
+
+
+def test_a_circle_of_errors_ends():
+    first, second = ValueError("a"), ValueError("b")
+    first.__cause__, second.__cause__ = second, first
+    assert exhaustion.out_of_memory(first) is None
+
+
+@pytest.mark.parametrize("kind", [IsADirectoryError, NotADirectoryError, PermissionError])
+def test_a_path_that_cannot_be_used_is_the_users(kind, capsys, monkeypatch):
+    numbers = {IsADirectoryError: errno.EISDIR, NotADirectoryError: errno.ENOTDIR}
+    error = kind(numbers.get(kind, errno.EACCES), "not possible", "tmp", None, "page.html")
+    monkeypatch.setattr(listing, "command", _raising(error))
+    assert main(["list", "tasks"]) == grammar.USER_ERROR
+    assert capsys.readouterr().err == "dartformer: error: cannot use page.html: not possible.\n"
+
+
+@pytest.mark.parametrize("name", ["folder", "file/page.html", "x" * 300])
+def test_a_file_that_cannot_be_written(name, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        write_text(tmp_path / name, "text")
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_out_of_memory_in_a_prediction_names_its_option(capsys, monkeypatch):

@@ -1,10 +1,13 @@
 """The typed config: built and checked once, with every field documented and every rule applied."""
 
+import contextlib
 import copy
 import dataclasses
 import pickle
+import sys
 
 import pytest
+from ml_collections import ConfigDict
 
 import dartformer
 from dartformer import config as configs
@@ -16,6 +19,7 @@ from dartformer.stages.study import Study
 from dartformer.training.optimizer import Optimizer
 
 BROKEN = {
+    "batches of too few examples": ("recall", {"task.train": 100, "data.batch_size": 51}),
     "labels of tokens": ("planted", {"model.pooling": "mean"}),
     "labels of sequences": ("listops", {"model.pooling": "none"}),
     "shared keys and values": (
@@ -157,3 +161,70 @@ def test_a_config_file_can_return_what_is_typed_or_frozen(tmp_path):
             f"def get_config():\n    config = dartformer.defaults()\n    return {result}\n"
         )
         assert dartformer.load_config(file, {"search.steps": "5"}).search.steps == 5
+
+
+HELPED = "import dartformer\nfrom helper import STEPS\n\n\ndef get_config():\n    config = dartformer.defaults()\n"
+
+
+def test_a_config_imports_the_modules_beside_it(tmp_path):
+    """Each its own, and not that of another config of the same process."""
+    for steps in (4, 9):
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        (folder / "helper.py").write_text(f"STEPS = {steps}\n")
+        file = folder / "config.py"
+        file.write_text(f"{HELPED}    config.search.steps = STEPS\n    return config\n")
+        assert configs.load_config(file).search.steps == steps
+    (folder / "helper.py").write_text("x = 1\nSTEPS = x / 0\n")
+    sys.modules.pop("helper")
+    with pytest.raises(InputError, match=r"helper.py, line 2: ZeroDivisionError"):
+        configs.load_config(file)
+
+
+@pytest.mark.parametrize(
+    "error", ["KeyboardExit", "BaseException", "GeneratorExit", "Silent", "SystemExit('text')"]
+)
+def test_whatever_a_config_raises_is_its_line(error, tmp_path):
+    file = tmp_path / "config.py"
+    silent = "class Silent(Exception):\n    def __str__(self):\n        raise ValueError\n\n\n"
+    file.write_text(f"{silent}raise {error}\n")
+    with pytest.raises(InputError, match=r"config.py, line 6: "):
+        configs.load_config(file)
+
+
+@pytest.mark.parametrize("name", ["", "\0", "x" * 5000, "folder"])
+def test_a_config_that_is_no_file(name, tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError):
+        configs.load_config(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("task", "field", "value"),
+    [
+        ("language", "vocabulary_size", 2**31),
+        ("recall", "keys", 10**9),
+        ("planted", "length", 10**9),
+        ("listops", "train", 10**15),
+    ],
+)
+def test_sizes_that_no_machine_has_are_refused_at_once(task, field, value):
+    config = dartformer.defaults(task)
+    configs.override(config, {f"task.{field}": value})
+    with pytest.raises(InputError, match=r"\d [KMGTPE]iB"):
+        configs.build(config)
+
+
+def test_what_was_deleted_or_emptied_is_refused_with_another_strategy():
+    for section in ("derive", "search.alphas", "search.strategy"):
+        config = dartformer.defaults()
+        with config.unlocked():
+            path, _, last = section.rpartition(".")
+            parent = config
+            if path:
+                parent = config[path]
+            parent[last] = ConfigDict({})
+        # An emptied section has its defaults again, but a strategy needs its name.
+        with contextlib.suppress(InputError):
+            configs.override(config, {"search.strategy.name": "gumbel"})
+            configs.build(config)

@@ -149,6 +149,7 @@ def _exit_code(error: Exception, words: Sequence[str]) -> int:
     if isinstance(error, InputError):
         return _fail(str(error), USER_ERROR)
     # Imported only once something failed, because it brings JAX.
+    from dartformer.machine.workdir import IMPOSSIBLE
     from dartformer.training.loop import Diverged, Interrupted
 
     if isinstance(error, Interrupted):
@@ -166,6 +167,10 @@ def _exit_code(error: Exception, words: Sequence[str]) -> int:
         )
         # The exit handlers of libraries would fail for lack of space too, with tracebacks.
         os._exit(USER_ERROR)
+    if isinstance(error, OSError) and error.errno in IMPOSSIBLE:
+        # Of a file that is renamed, the new name is the one that the user knows.
+        file = error.filename2 or error.filename or "a file"
+        return _fail(f"cannot use {file}: {error.strerror}.", USER_ERROR)
     lacking = out_of_memory(error)
     if lacking is not None:
         return _fail(f"{lacking} {_less_memory(words)}", USER_ERROR)

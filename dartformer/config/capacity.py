@@ -22,6 +22,10 @@ LARGEST_VOCABULARY = 2**20
 has a name, which takes time to make."""
 
 
+LARGEST_LENGTH = 2**20
+"""Tokens of an example: the longest contexts in use are a million."""
+
+
 class Need(NamedTuple):
     """Memory that a config cannot do without.
 
@@ -39,20 +43,26 @@ class Need(NamedTuple):
 def check(config: Config) -> None:
     """Raise `InputError` for sizes that are too large for any machine."""
     task = config.task.built
-    for name, count in (("tokens", task.vocabulary), ("classes", task.classes)):
-        if count > LARGEST_VOCABULARY:
-            raise InputError(
-                f"the task {config.task.name} has {count:,} {name}, and dartformer supports at "
-                f"most {LARGEST_VOCABULARY:,}. Their embeddings alone would take "
-                f"{memory.in_units(4 * count * config.model.model_dim)}. "
-                f"Lower the options of the task."
-            )
+    # Lengths first: some tasks have a token for each place, and spell them all to count them.
+    _require_few(config, "tokens in an example", task.length, LARGEST_LENGTH)
+    _require_few(config, "tokens in its vocabulary", task.vocabulary, LARGEST_VOCABULARY)
+    _require_few(config, "classes", task.classes, LARGEST_VOCABULARY)
     for need in needs(config):
         if need.size > LARGEST:
             raise InputError(
                 f"{need.subject} at least {memory.in_units(need.size)} of memory, which no machine "
                 f"has. Lower {need.fields}."
             )
+
+
+def _require_few(config: Config, subject: str, count: int, most: int) -> None:
+    if count <= most:
+        return
+    size = memory.in_units(4 * count * config.model.model_dim)
+    raise InputError(
+        f"the task {config.task.name} has {count:,} {subject}, and dartformer supports at most "
+        f"{most:,}. Their embeddings alone would take {size}. Lower the options of the task."
+    )
 
 
 def require_here(config: Config) -> None:

@@ -65,6 +65,20 @@ def _fixed_length(config: Config) -> object:
     return None
 
 
+def _too_few_examples(config: Config) -> str | None:
+    """Of a generated task, whose options say how many examples there are."""
+    train = config.task.options.get("train")
+    # Of other tasks `train` is absent, or a path: only their data say how many there are.
+    if not isinstance(train, int) or config.task.options.get("endless"):
+        return None
+    traits, part = _traits(config), "task.train"
+    if traits.supernet and traits.halves:
+        train, part = train // 2, "a half of task.train"
+    if config.data.batch_size <= train:
+        return None
+    return f"the {train} examples of {part}"
+
+
 def _unlike_heads(config: Config) -> bool:
     """Whether heads that share keys and values could choose different candidates' own."""
     separate = config.search.projections == "separate" and config.space.granularity == "head"
@@ -148,6 +162,13 @@ RULES: list[Rule] = [
         lambda config: not _labels_tokens(config) and config.transformer.labels_tokens,
         "model.pooling={config.model.pooling!r} does not work with the task {config.task.name}, because it has a "
         "label for each sequence. Use model.pooling='mean', 'cls' or 'last'.",
+    ),
+    Rule(
+        "batches of too few examples",
+        _too_few_examples,
+        "data.batch_size={config.data.batch_size} does not work with the task {config.task.name}, "
+        "because batch size {config.data.batch_size} is more than {reason}. Lower data.batch_size, "
+        "or raise task.train.",
     ),
     Rule(
         "shared keys and values",

@@ -14,7 +14,7 @@ from dartformer.attention.base import Attention
 from dartformer.cost.budget import Budget
 from dartformer.derivations.base import Rule
 from dartformer.errors import SEEDS, brief
-from dartformer.fields import FieldError, at_least, between, check_types, one_of
+from dartformer.fields import FieldError, at_least, at_most, between, check_types, one_of
 from dartformer.models.sizes import TransformerConfig, TransformerOptions
 from dartformer.models.supernet import PROJECTIONS
 from dartformer.space.genotype import parse_candidates
@@ -163,8 +163,9 @@ class Search:
     def __post_init__(self) -> None:
         check_types(self)
         one_of(self, "projections", PROJECTIONS)
-        between(self, 1, MOST_STEPS, "steps")
-        between(self, 1, MOST_SEEDS, "seeds")
+        at_least(self, 1, "steps", "seeds")
+        at_most(self, MOST_STEPS, "steps")
+        at_most(self, MOST_SEEDS, "seeds")
         self.limits  # noqa: B018 - raises where the budget does not read
 
     @cached_property
@@ -227,7 +228,8 @@ class Retrain:
 
     def __post_init__(self) -> None:
         check_types(self)
-        between(self, 1, MOST_STEPS, "steps")
+        at_least(self, 1, "steps")
+        at_most(self, MOST_STEPS, "steps")
         one_of(self, "select", SELECT)
         # Equal seeds would train into the same folder.
         distinct = set(self.seeds)

@@ -1,6 +1,7 @@
 """Files that are replaced whole, and folders that one process holds at a time."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
@@ -12,9 +13,33 @@ from typing import Any
 
 from dartformer.errors import InputError
 
+IMPOSSIBLE = (
+    errno.EACCES,
+    errno.EEXIST,  # a file in place of a folder
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
+"""Errors of the system that another path or other permissions would mend."""
+
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file whole: after a crash it holds the old text or the new one, never a part."""
+    """Replace a file whole: after a crash it holds the old text or the new one, never a part.
+
+    Raises `InputError` for a path that cannot be written, and `OSError` for a full disk."""
+    try:
+        _replace(path, text)
+    except OSError as error:
+        if error.errno not in IMPOSSIBLE:
+            raise
+        raise InputError(f"cannot write {path}: {error.strerror}.") from None
+
+
+def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, because only within one file system is a rename a single operation. Not
     # by `tempfile`, which lets only the user read: who may read is what the umask says.
