@@ -151,11 +151,7 @@ class Recall:
         # Every place has room for a key and its value.
         place = self._context + 2 * power_law_places(place_bits, pairs, self.power)
 
-        # Filler is drawn from all values and the keys that the example does not use.
-        filler = below(2 * key_count - pairs, filler_bits)
-        unused = np.take_along_axis(unused_keys, np.maximum(filler - key_count, 0), 1)
-        tokens = np.where(filler < key_count, 1 + key_count + filler, 1 + unused)
-
+        tokens = self._filler(unused_keys, filler_bits)
         tokens[:, 0 : 2 * pairs : 2] = 1 + keys
         tokens[:, 1 : 2 * pairs : 2] = 1 + key_count + values
         # As above: which pairs are updated, in random order.
@@ -171,6 +167,12 @@ class Recall:
         label = np.full_like(tokens, -1)
         np.put_along_axis(label, place, values, 1)
         return batch_of(tokens, label)
+
+    def _filler(self, unused_keys: np.ndarray, bits: np.ndarray) -> np.ndarray:
+        """`[B, N]` tokens from all values and the keys that an example does not use."""
+        filler = below(2 * self.keys - self.pairs, bits)
+        unused = np.take_along_axis(unused_keys, np.maximum(filler - self.keys, 0), 1)
+        return np.where(filler < self.keys, 1 + self.keys + filler, 1 + unused)
 
     def _updated(self, values: np.ndarray, pairs: np.ndarray, bits: np.ndarray) -> np.ndarray:
         """`[B, pairs]` the values after the updates of `pairs` `[B, updates]`, which all differ."""

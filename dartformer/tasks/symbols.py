@@ -21,11 +21,19 @@ class Counted(Protocol):
     """A task with numbers of examples."""
 
     @property
-    def train(self) -> int: ...
+    def train(self) -> int:
+        """Training examples."""
+        ...
+
     @property
-    def valid(self) -> int: ...
+    def valid(self) -> int:
+        """Validation examples."""
+        ...
+
     @property
-    def test(self) -> int: ...
+    def test(self) -> int:
+        """Test examples."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
