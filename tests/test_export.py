@@ -186,6 +186,7 @@ def test_json_lines_keep_their_own_fields(exported, capsys, monkeypatch):
         b"[" * 200_000,
         b'{"text": "[MAX 2 9 ]", "id": ' + b"9" * 5000 + b"}",
         b'{"text": "' + b"x" * 2**20 + b'"}',
+        b'{"tokens": "[MAX 2 9 ]"}',
     ]
     stdin = io.TextIOWrapper(io.BytesIO(b"\n".join(lines)))
     monkeypatch.setattr(sys, "stdin", stdin)
@@ -198,7 +199,8 @@ def test_json_lines_keep_their_own_fields(exported, capsys, monkeypatch):
     assert "nested too deeply" in rows[2]["error"]
     assert "too many digits" in rows[3]["error"]
     assert len(rows[4]["error"]) < 400
-    assert "4 of 5 lines" in err
+    assert "must be a list of token ids" in rows[5]["error"]
+    assert "5 of 6 lines" in err
 
 
 def test_a_file_has_a_text_on_each_line(exported, tmp_path, capsys):

@@ -128,6 +128,8 @@ def _document(served: Served, fields: Mapping[str, Any]) -> Any:
         if served.model.shape.inputs != 2:
             raise InputError("'texts' does not work with a model of one document. Use 'text'.")
         return texts
+    if not isinstance(fields["tokens"], list):
+        raise InputError("'tokens' must be a list of token ids.")
     return fields["tokens"]
 
 

@@ -90,6 +90,18 @@ class _Rows(NamedTuple):
     positions: np.ndarray
 
 
+class _Encoded(NamedTuple):
+    """A row: what the model reads of its texts, its label as read, and the example of both."""
+
+    documents: Sequence[Document]
+    label: Label
+    example: Example
+
+    def has_unknown(self) -> bool:
+        """Whether the model reads an unknown token."""
+        return any(document.unknown for document in self.documents)
+
+
 @dataclass
 class _Facts:
     """What is counted of a split, as `facts` returns it."""
@@ -281,35 +293,40 @@ class Preparation:
         facts = _Facts(scan.tally.positive(), 0, scan.repeated())
         later = self._later(part)
         self.digests[part] = []
-        rows = self._selected(part)
-        encode = Encoder(task)
-        while chunk := list(itertools.islice(rows, CHUNK)):
-            texts: list[str] = []
-            for row_texts, _ in chunk:
-                texts.extend(row_texts)
-            # One call for the chunk: the tokenizer encodes a batch in parallel.
-            encoded = encode(texts)
-            documents = []
-            for i in range(len(chunk)):
-                documents.append(encoded[i * task.inputs : (i + 1) * task.inputs])
-            digests = np.array(list(map(_digest, documents)), np.uint64)
+        for rows in self._encoded(part):
+            digests = np.array([_digest(row.example) for row in rows], np.uint64)
             self.digests[part].append(digests)
             leaked = among(digests, later)
             if part != "train":
-                leaked &= ~np.array(list(map(_has_unknown, documents)))
+                leaked &= ~np.array([row.has_unknown() for row in rows])
             facts.leaked += int(leaked.sum())
             if task.on_duplicate != "keep":
-                documents = list(itertools.compress(documents, ~leaked))
-                chunk = list(itertools.compress(chunk, ~leaked))
-            for row_documents, (_, label) in zip(documents, chunk, strict=True):
-                self._count(facts, row_documents, label)
-                yield self._example(row_documents, label)
+                rows = list(itertools.compress(rows, ~leaked))
+            for row in rows:
+                self._count(facts, row)
+                yield row.example
         self._check_part(part, facts)
         if task.on_duplicate != "keep":
             facts.leaked += self.leaked[part]
         length = task.length * task.inputs
         noted[part] = facts.to_dict(length)
         self._report(part, facts, length, has_source=source == part)
+
+    def _encoded(self, part: str) -> Iterator[list[_Encoded]]:
+        """The rows of a split, some at a time: the tokenizer encodes a batch in parallel."""
+        task = self.task
+        encode = Encoder(task)
+        rows = self._selected(part)
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            texts: list[str] = []
+            for row_texts, _ in chunk:
+                texts.extend(row_texts)
+            documents = encode(texts)
+            encoded = []
+            for i, (_, label) in enumerate(chunk):
+                of_row = documents[i * task.inputs : (i + 1) * task.inputs]
+                encoded.append(_Encoded(of_row, label, self._example(of_row, label)))
+            yield encoded
 
     def _later(self, part: str) -> np.ndarray:
         """Digests of the rows of the splits after a split, sorted."""
@@ -318,17 +335,17 @@ class Preparation:
             digests.extend(self.digests[name])
         return np.unique(np.concatenate(digests))
 
-    def _count(self, facts: _Facts, documents: Sequence[Document], label: Label) -> None:
+    def _count(self, facts: _Facts, row: _Encoded) -> None:
         """Count an example of a split."""
         task = self.task
         facts.rows += 1
-        facts.cropped += max(document.tokens for document in documents) > task.length
-        for document in documents:
+        facts.cropped += max(document.tokens for document in row.documents) > task.length
+        for document in row.documents:
             facts.tokens += min(document.tokens, task.length)
             facts.read += len(document.ids)
             facts.unknown += document.unknown
         if task.kind == "classification":
-            facts.labels[task.labels[label]] += 1
+            facts.labels[task.labels[row.label]] += 1
 
     def _check_part(self, part: str, facts: _Facts) -> None:
         """Raise `InputError` where the tokens leave a split without rows, or without a class."""
@@ -381,14 +398,12 @@ class Preparation:
         note(f"{line}, {', '.join(details)}")
 
 
-def _digest(documents: Sequence[Document]) -> int:
-    """Of what the model reads of a row."""
-    return digest(joined([document.ids.tobytes() for document in documents]))
-
-
-def _has_unknown(documents: Sequence[Document]) -> bool:
-    """Whether the model reads an unknown token of a row."""
-    return any(document.unknown for document in documents)
+def _digest(example: Example) -> int:
+    """Of what the model reads of an example; its label does not count."""
+    tokens = [example["tokens"].tobytes()]
+    if "tokens2" in example:
+        tokens.append(example["tokens2"].tobytes())
+    return digest(joined(tokens))
 
 
 def _next_tokens(ids: np.ndarray) -> Example:
