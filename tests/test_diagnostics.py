@@ -331,3 +331,33 @@ def test_paired_bootstrap_sees_through_the_spread_that_pairs_share():
     assert found.difference == pytest.approx(better.mean() - plain.mean())
     same = statistics.paired_bootstrap(plain, plain, samples=50)
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
+
+
+def test_the_verdict_says_which_homogeneous_model_it_compares_with():
+    """The best on valid, which is another one where the found model is homogeneous itself."""
+    from dartformer.results import Results
+    from dartformer.stages.evaluate import versus
+
+    def scored(heads, valid):
+        return {
+            "test": {"accuracy": 0.5, "spread": 0, "per_seed": [0.5], "loss": 1, "examples": 80},
+            "valid": {"accuracy": valid, "per_seed": [valid]},
+            "parameters": 10,
+            "flops": 1e3,
+            "steps": 8,
+            "genotype": {"format": 1, "layers": [heads]},
+        }
+
+    full, linear = scored(["full", "full"], 0.4), scored(["linear", "linear"], 0.6)
+    baselines = {"homogeneous.full": full, "homogeneous.linear": linear}
+    sentences = []
+    for found in (scored(["full", "linear"], 0.5), full, linear):
+        results = Results.from_dict({"task": "listops", **found, "baselines": baselines})
+        sentences.append(versus(results.found, results.baselines)[0].sentence)
+    assert "the best homogeneous model on valid (linear everywhere)" in sentences[0]
+    assert (
+        "which is homogeneous itself, and the best other homogeneous model on valid" in sentences[1]
+    )
+    assert sentences[2] == (
+        "the found model is the best homogeneous model on valid (linear everywhere)"
+    )
