@@ -145,7 +145,7 @@ def _attention(name: str) -> Row:
 
 def show(subject: str, listed: list[Row]) -> None:
     """Print the table of `rows`."""
-    console = Console(highlight=False)
+    console = Console()
     if subject == "attentions":
         _show_attentions(console, listed)
     elif subject == "strategies":

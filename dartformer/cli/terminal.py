@@ -51,8 +51,7 @@ def cell(text: str) -> str:
 
 def show(verb: str, data: Mapping[str, Any], workdir: Path) -> None:
     """The closing words of a verb, on standard output."""
-    # rich would color every number it sees in a sentence.
-    console = Console(highlight=False)
+    console = Console()
     plain = jsonable(data)  # lists for tuples and arrays, as in the files that records read
     if verb in ("run", "evaluate"):
         _show_results(console, Results.from_dict(plain), workdir)
@@ -117,7 +116,7 @@ def _equal_rows(layers: Sequence[Sequence[str]]) -> list[tuple[int, int]]:
 
 def show_report(workdir: str | Path) -> None:
     """The verdict of a workdir, which need not be finished, and its genotype."""
-    console, reading = Console(highlight=False), read(workdir)
+    console, reading = Console(), read(workdir)
     if reading.genotype is not None:
         console.print(drawing(reading.genotype))
     for line in verdicts.headline(reading):
@@ -126,7 +125,7 @@ def show_report(workdir: str | Path) -> None:
 
 def show_comparison(compared: compare.Compared) -> None:
     """Several runs as a table, then each pair in sentences."""
-    console, measure = Console(highlight=False), compared.measure
+    console, measure = Console(), compared.measure
     table = Table(box=None, pad_edge=False)
     table.add_column("run", overflow="fold")
     for title in (f"test {measure.title}", "spread", "majority", "seeds"):
@@ -227,7 +226,7 @@ COLUMNS = (
 def show_profile(profile: Profile) -> None:
     """Tables of `dartformer profile`: whole models, layers, attentions, and the sweep of
     lengths."""
-    console = Console(highlight=False)
+    console = Console()
     where = f"batch {profile.batch}, length {profile.length}, phase {profile.phase}"
     console.print(f"{profile.device}; {where}, {profile.dtype}", markup=False)
     _show_costs(console, "whole models", ("name",), profile.models)
@@ -309,7 +308,7 @@ def _show_lines(
 
 def show_budget(answer: BudgetAnswer, workdir: Path) -> None:
     """What `dartformer derive --budget` chose, its costs against the limits, and the front."""
-    console = Console(highlight=False)
+    console = Console()
     console.print(drawing(answer.genotype))
     show_limits(console, answer.limits)
     _show_ties(console, answer.ties)

@@ -14,6 +14,10 @@ class Console(console.Console):
     Its own control codes, for colors and for the bars of a progress, stay as they are.
     """
 
+    def __init__(self, stderr: bool = False):
+        # rich would color every number in a sentence, and draw a picture for ":cat:".
+        super().__init__(stderr=stderr, highlight=False, emoji=False)
+
     def render(
         self, renderable: console.RenderableType, options: console.ConsoleOptions | None = None
     ) -> Iterable[Segment]:

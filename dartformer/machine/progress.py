@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dartformer.machine import printable
 from dartformer.machine.console import Console
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True)
 """Standard error, for everything but results. It is silent while its `quiet` is set, and has no
 colors if NO_COLOR is set or it is not a terminal."""
 

@@ -100,7 +100,7 @@ def results(text):
 @examples
 @given(texts)
 def test_what_verbs_show(text):
-    console = Console(highlight=False)
+    console = Console()
     record, diagnostics = results(text)
     limit = Limit.from_dict(LIMIT | {"quantity": text})
     for output in (
