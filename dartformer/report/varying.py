@@ -14,8 +14,8 @@ class Varying(NamedTuple):
 
     Attributes:
       file: its path in the workdir; `*` stands for any characters.
-      keys: paths of JSON keys, where `*` stands for any key or place in a list. None where the file
-        is not JSON.
+      keys: paths of JSON keys, with `/` between them, where `*` stands for any key or place in a
+        list. None where the file is not JSON.
       reason: what differs, in words.
     """
 
@@ -30,14 +30,14 @@ VARYING = (
     Varying(
         "profile.json",
         (
-            "models.*.latency_seconds",
-            "models.*.throughput",
-            "layers.*.latency_seconds",
-            "layers.*.throughput",
-            "attentions.*.latency_seconds",
-            "attentions.*.throughput",
-            "sweep.*.latency_seconds",
-            "sweep.*.throughput",
+            "models/*/latency_seconds",
+            "models/*/throughput",
+            "layers/*/latency_seconds",
+            "layers/*/throughput",
+            "attentions/*/latency_seconds",
+            "attentions/*/throughput",
+            "sweep/*/latency_seconds",
+            "sweep/*/throughput",
         ),
         "measured latencies",
     ),
@@ -75,7 +75,7 @@ def without_times(file: str, data: object) -> object:
     entry = varying(file)
     if entry is not None:
         for keys in entry.keys or ():
-            data = _blanked(data, keys.split("."))
+            data = _blanked(data, keys.split("/"))
     return data
 
 
