@@ -328,7 +328,10 @@ def _choice(section: object, name: str) -> tuple[str, dict[str, object]]:
 def _task(section: object) -> Named[Task]:
     """The task of a config."""
     name, options = _choice(section, "task")
-    _require_own("task", name, options, tasks.options_of(tasks.find(name)), "task")
+    task_type = cast(type[Task], tasks.find(name))
+    _require_own("task", name, options, tasks.options_of(task_type), "task")
+    # An option that somebody deleted has its default again.
+    options = {**_task_defaults(task_type), **options}
     return Named(name, options, tasks.make(name, options))
 
 
@@ -337,6 +340,7 @@ def _strategy(section: object) -> Named[strategies.StrategyOptions]:
     name, options = _choice(section, "search.strategy")
     strategy_options = field_defaults(strategies.find(name))
     _require_own("search.strategy", name, options, strategy_options, "strategy")
+    options = {**strategy_options, **options}
     values = {}
     for option, value in options.items():
         values[option] = convert(f"search.strategy.{option}", value, strategy_options[option])
