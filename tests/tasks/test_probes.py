@@ -344,7 +344,7 @@ def test_distinct_numbers_are_every_choice_evenly(count):
         ("memorization", {"length": 2}, "2.7 different examples"),
         ("compression", {"length": 8, "letters": 2}, "2.7 different examples"),
         ("parity", {"length": 16}, "2.16 different examples"),
-        ("parity", {"seed": -1}, "at least 0, got -1"),
+        ("parity", {"seed": -1}, "must be between 0 and 4294967295.* got -1"),
     ],
 )
 def test_options_that_cannot_be(name, options, message):
