@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from dartformer.data.batches import examine
 from dartformer.data.splits import Batch, Split
 from dartformer.models.transformer import Network, Weights
-from dartformer.training.metric import ACCURACY, Losses, Metric
+from dartformer.training.metric import ACCURACY, Losses, Metric, Spelled
 
 Scores = dict[str, float]
 """`{"loss", "accuracy"}`, or `{"loss", "r2"}` for regression."""
@@ -41,16 +41,20 @@ class Evaluator:
         @jax.jit
         def sums(weights: Weights, mixture: Array | None, batch: Batch) -> Array:
             logits = network.apply(weights, batch["tokens"], batch["valid"], mixture)
-            parts = [part for part in metric.losses(logits, batch["label"]) if part is not None]
-            losses = jnp.stack(parts)  # [3, B] or [3, B, N]; 5 parts for bits per character
-            per_example = losses.reshape(*losses.shape[:2], -1).sum(-1)  # [3, B]
+            losses = metric.losses(logits, batch["label"])
+            parts: list[Array] = [*losses]
+            spelled = metric.spelled(losses, batch["label"])
+            if spelled is not None:
+                parts += spelled
+            stacked = jnp.stack(parts)  # [3 or 5, B], or [3 or 5, B, N]
+            per_example = stacked.reshape(*stacked.shape[:2], -1).sum(-1)  # [3 or 5, B]
             return per_example * batch["weight"]
 
         self._sums = sums
 
     def __call__(self, weights: Weights, split: Split, mixture: ArrayLike | None = None) -> Scores:
         """The scores, means over the split's labels."""
-        return self.metric.summary(self._losses(weights, split, mixture))
+        return self.metric.summary(*self._losses(weights, split, mixture))
 
     def per_example(
         self, weights: Weights, split: Split, mixture: ArrayLike | None = None
@@ -64,17 +68,17 @@ class Evaluator:
         self, weights: Weights, split: Split, mixture: ArrayLike | None = None
     ) -> Evaluation:
         """The scores of the split and of each example, from one pass."""
-        losses = self._losses(weights, split, mixture)
+        losses, spelled = self._losses(weights, split, mixture)
         # Sums over the labels of an example, in units of the mean number of labels.
         scale = len(split) / max(losses.weight.sum(), 1)
         examples = {"loss": losses.loss * scale}
         if not self.metric.regression:
             examples["accuracy"] = losses.statistic * scale
-        return Evaluation(self.metric.summary(losses), examples)
+        return Evaluation(self.metric.summary(losses, spelled), examples)
 
     def _losses(
         self, weights: Weights, split: Split, mixture: ArrayLike | None
-    ) -> Losses[np.ndarray]:
+    ) -> tuple[Losses[np.ndarray], Spelled[np.ndarray] | None]:
         """`[S]` each: sums over the labels of each example, in the order of the split."""
         # A split smaller than a batch would be filled up with examples of weight 0.
         size = min(self.batch_size, len(split))
@@ -88,4 +92,8 @@ class Evaluator:
         # The last batch is filled up with examples of weight 0; buckets reorder the examples.
         examined = np.concatenate(columns, axis=-1)[:, : len(split)]
         order = np.argsort(np.concatenate(rows)[: len(split)])
-        return Losses(*examined[:, order])
+        in_order = examined[:, order]
+        losses = Losses(*in_order[:3])
+        if len(in_order) == 3:
+            return losses, None
+        return losses, Spelled(*in_order[3:])

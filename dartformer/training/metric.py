@@ -29,15 +29,23 @@ class Losses(NamedTuple, Generic[A]):
       loss: cross-entropy, or the squared error for regression.
       statistic: 1 where the prediction is right, or the label itself for regression.
       weight: 1, or 0 where there is no label.
-      characters: of bits per character, 1 where the label begins a character.
-      spelled: of bits per character, the loss with what an unknown character costs to spell.
     """
 
     loss: A
     statistic: A
     weight: A
-    characters: A | None = None
-    spelled: A | None = None
+
+
+class Spelled(NamedTuple, Generic[A]):
+    """What bits per character need beside `Losses`.
+
+    Attributes:
+      characters: 1 where the label begins a character.
+      nats: the loss, with what an unknown character costs to spell.
+    """
+
+    characters: A
+    nats: A
 
 
 @dataclass(frozen=True)
@@ -82,12 +90,16 @@ class Metric:
         loss = optax.softmax_cross_entropy_with_integer_labels(outputs, classes)
         weight = labelled.astype(loss.dtype)
         correct = jnp.argmax(outputs, -1) == classes
-        cost = loss * weight
+        return Losses(loss * weight, correct * weight, weight)
+
+    def spelled(self, losses: Losses[Array], labels: ArrayLike) -> Spelled[Array] | None:
+        """What bits per character need of the labels; None for the other metrics."""
         if self.name != "bits_per_character":
-            return Losses(cost, correct * weight, weight)
-        characters = begins_character(labels, self.tokens).astype(loss.dtype)
-        spelled = cost + spelling(labels, self.tokens).astype(loss.dtype) * weight
-        return Losses(cost, correct * weight, weight, characters, spelled)
+            return None
+        labels, dtype = jnp.asarray(labels), losses.loss.dtype
+        characters = begins_character(labels, self.tokens).astype(dtype)
+        nats = losses.loss + spelling(labels, self.tokens).astype(dtype) * losses.weight
+        return Spelled(characters, nats)
 
     def batch_loss(self, losses: Losses[Array]) -> tuple[Array, dict[str, Array]]:
         """Mean loss of a batch, and what is logged beside it."""
@@ -102,9 +114,12 @@ class Metric:
         """Mean loss of a batch."""
         return self.batch_loss(self.losses(outputs, labels))[0]
 
-    def summary(self, losses: Losses[np.ndarray]) -> dict[str, float]:
+    def summary(
+        self, losses: Losses[np.ndarray], spelled: Spelled[np.ndarray] | None = None
+    ) -> dict[str, float]:
         """The scores of a split, from the sums `[S]` of each example's labels.
 
+        Without `spelled` each label counts as a character that is known.
         A score is NaN, which means undefined, where the split has no label; the share of variance
         explained also where its labels are all the same."""
         # Sums over the split first: a mean of batch means would weigh a short last batch too much.
@@ -120,8 +135,8 @@ class Metric:
         scores = {"loss": mean, "accuracy": _quotient(losses.statistic.sum(), count)}
         if self.name == "bits_per_character":
             nats = mean
-            if losses.characters is not None and losses.spelled is not None:
-                nats = _quotient(losses.spelled.sum(), losses.characters.sum())
+            if spelled is not None:
+                nats = _quotient(spelled.nats.sum(), spelled.characters.sum())
             scores["bits_per_character"] = nats / float(np.log(2))
         return scores
 

@@ -22,7 +22,7 @@ from dartformer.tasks.language import Language, Windows
 from dartformer.tasks.planted import Planted
 from dartformer.training import optimizer
 from dartformer.training.log import MetricsLog
-from dartformer.training.metric import METRICS, UNDEFINED, Losses, of_task
+from dartformer.training.metric import METRICS, UNDEFINED, Losses, Spelled, of_task
 
 quick = settings(derandomize=True, max_examples=15, deadline=None)
 
@@ -120,7 +120,9 @@ def summary(metric, labels, errors):
     statistic = weight
     if metric.regression:
         statistic, weight = labels, np.ones(len(labels))
-    return metric.summary(Losses(errors * weight, statistic, weight, weight, errors * weight))
+    return metric.summary(
+        Losses(errors * weight, statistic, weight), Spelled(weight, errors * weight)
+    )
 
 
 @quick
@@ -174,11 +176,14 @@ def test_bits_are_per_character_whatever_the_tokens(tmp_path, kind, alphabet):
     # A model that knows nothing but the number of ids.
     outputs = jnp.zeros((*batch["label"].shape, task.vocabulary))
     losses = metric.losses(outputs, batch["label"])
-    sums = [np.asarray(part, float).sum(-1) for part in losses]
+    spelled = metric.spelled(losses, batch["label"])
+    sums = [np.asarray(part, float).sum(-1) for part in (*losses, *spelled)]
     scored = task.facts()["test"]["characters"] - 1
     nats = math.log(task.vocabulary) * (batch["label"] >= 0).sum()
     expected = nats / math.log(2) / scored
-    assert metric.summary(Losses(*sums))["bits_per_character"] == pytest.approx(expected, rel=0.01)
+    assert metric.summary(Losses(*sums[:3]), Spelled(*sums[3:]))[
+        "bits_per_character"
+    ] == pytest.approx(expected, rel=0.01)
 
 
 @quick
