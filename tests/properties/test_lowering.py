@@ -1,0 +1,266 @@
+"""Programs for a GPU and a TPU, lowered without one: what `auto` chooses refuses none of them.
+
+Lowering runs every rule of JAX's tracing and of its kernels, and no compiler. The quick tests take
+a part of each product, and the slow ones all of it.
+"""
+
+import itertools
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+from dartformer import config as configs
+from dartformer.attention import names, parse
+from dartformer.attention.base import Inputs, Shape
+from dartformer.cli.new import SPACES
+from dartformer.kernels import flash
+from dartformer.space.genotype import Genotype
+from dartformer.stages.observe import curvature
+from dartformer.stages.study import Study
+from dartformer.training.step import begin, plain_step
+
+H100 = types.SimpleNamespace(
+    platform="gpu",
+    device_kind="NVIDIA H100",
+    compute_capability="9.0",
+    client=types.SimpleNamespace(platform_version="cuda"),
+)
+TPU = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
+DEVICES = {"cuda": (H100, "gpu"), "tpu": (TPU, "tpu")}
+
+FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
+CALLS = {
+    # The QR decomposition of `performer`'s random features, and the eigenvalues of a curvature.
+    "cuda": {
+        FORWARD,
+        BACKWARD,
+        "cusolver_geqrf_ffi",
+        "cusolver_orgqr_ffi",
+        "cusolver_syevd_ffi",
+    },
+    "tpu": {"Qr", "ProductOfElementaryHouseholderReflectors", "Eigh"},
+}
+"""What a program may call besides XLA's own operations."""
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """on(platform): choose kernels as on an H100 with cuDNN, or on a TPU; data are not needed."""
+    refusal = flash.cudnn_refusal
+    monkeypatch.setattr("dartformer.stages.study.Checks", NoTask)
+
+    def choose_on(platform):
+        device, backend = DEVICES[platform]
+        monkeypatch.setattr(
+            flash, "cudnn_refusal", lambda *a, **k: refusal(*a, **(k | {"device": device}))
+        )
+        monkeypatch.setattr(jax, "default_backend", lambda: backend)
+        # JAX asks the machine whether it has cuDNN.
+        monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+        monkeypatch.setattr(cudnn, "check_compute_capability", lambda least: float(least) <= 9)
+        monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda one: one == "9.0")
+
+    return choose_on
+
+
+class NoTask:
+    """No task is one of these, whose data would have to be here."""
+
+
+def calls_of(function, shapes, platform):
+    """The names of what a program calls, every one of them known, and none in float64."""
+    traced = jax.jit(function).trace(*shapes)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert not re.search(r"\b(\d+x)*f64\b", text)
+    calls = set(re.findall(r'stablehlo\.custom_call @"?([\w.$]+)', text))
+    assert calls <= CALLS[platform]
+    return calls
+
+
+# Attentions.
+
+
+def attention_program(name, length, batch, dtype, causal, masked, order):
+    """Its gradient or a second derivative, and the shapes that it takes."""
+    attention = parse(name)
+    shape = Shape(length, 2, 8, 16, batch, jnp.dtype(dtype).itemsize)
+    params = jax.eval_shape(lambda: attention.init(jax.random.key(0), shape))
+    q = jax.ShapeDtypeStruct((batch, length, 2, 8), dtype)
+    x = jax.ShapeDtypeStruct((batch, length, 16), dtype)
+    valid = jax.ShapeDtypeStruct((batch, length), bool) if masked else None
+
+    def loss(floats, valid):
+        params, q, k, v, x = floats
+        key = jax.random.key(0)
+        inputs = Inputs(q, k, v, x, valid, jax.random.split(key, 2))
+        out = attention(params, inputs, causal=causal, train=True, key=key)
+        return jnp.sum(out.astype(jnp.float32) ** 2)
+
+    def second(floats, valid):
+        return jax.jvp(lambda floats: jax.grad(loss)(floats, valid), (floats,), (floats,))[1]
+
+    return (jax.grad(loss), second)[order - 1], ((params, q, q, q, x), valid)
+
+
+def options_of(name):
+    """(length, batch, dtype, causal, masked, order) for an attention."""
+    traits = parse(name).traits
+    modes = [False] * traits.bidirectional + [True] * traits.causal
+    orders = range(1, traits.order + 1)
+    dtypes = ("bfloat16", "float32")
+    return list(itertools.product((300, 301), (1, 2), dtypes, modes, (False, True), orders))
+
+
+def uses_cudnn(name, dtype, order):
+    """Whether an attention's gradient is cuDNN's."""
+    return name in ("full", "parallel") and dtype == "bfloat16" and order == 1
+
+
+@pytest.mark.parametrize("name", names())
+def test_an_attention_lowers(on, name):
+    """One option of each, for a platform; the next type has another of both."""
+    number = names().index(name)
+    platform = ("cuda", "tpu")[number % 2]
+    on(platform)
+    options = options_of(name)
+    calls_of(*attention_program(name, *options[37 * number % len(options)]), platform)
+
+
+@pytest.mark.parametrize("length", [1, 300, 301])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("order", [1, 2])
+def test_full_attention_lowers_for_cudnn(on, length, causal, masked, order):
+    on("cuda")
+    program, shapes = attention_program("full", length, 1, "bfloat16", causal, masked, order)
+    calls = calls_of(program, shapes, "cuda")
+    assert (BACKWARD in calls) == (order == 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", DEVICES)
+@pytest.mark.parametrize("name", names())
+def test_every_option_of_an_attention_lowers(on, name, platform):
+    on(platform)
+    for options in options_of(name):
+        calls = calls_of(*attention_program(name, *options), platform)
+        dtype, order = options[2], options[-1]
+        expected = platform == "cuda" and uses_cudnn(name, dtype, order)
+        assert (BACKWARD in calls) == expected, options
+
+
+# Steps of configs.
+
+CONFIGS = sorted(path.stem for path in SPACES.glob("[a-z]*.py"))
+PUBLISHED = [name for name in CONFIGS if name.endswith("_published")]
+
+SIZES = {"model.mlp_dim": "16", "model.model_dim": "16", "data.batch_size": "2"}
+"""Smaller, where no choice of a kernel depends on it."""
+
+
+def study_of(name, layers, **changes):
+    """A config's study, with so many layers."""
+    changes = {**SIZES, "model.layers": str(layers), **changes}
+    return Study(configs.load_config(SPACES / f"{name}.py", changes))
+
+
+def batch_of(study, size=2):
+    """Shapes of a batch."""
+    tokens, valid = study.model.blank(size)
+    label = jax.ShapeDtypeStruct((size,), jnp.int32)
+    if study.task.traits.per_token:
+        label = jax.ShapeDtypeStruct(valid.shape, jnp.int32)
+    return {"tokens": tokens, "valid": valid, "label": label}
+
+
+def training(study):
+    """The step that trains `full` alone."""
+    genotype = Genotype(((parse("full"),) * study.model.heads,) * study.model.layers)
+    program = study.program(genotype)
+    state = jax.eval_shape(lambda: begin(program.network, program.optimizer, 0))
+    step = plain_step(program.network, program.optimizer, study.metric)
+    return step, (state, batch_of(study))
+
+
+def searching(study):
+    """The step of the search."""
+    strategy = study.strategy_of()
+    state = jax.eval_shape(lambda: strategy.init(*keys_and_weights(study)))
+    batch = batch_of(study)
+    return strategy.step, (state, batch, batch)
+
+
+def keys_and_weights(study):
+    key = jax.random.key(0)
+    return key, study.supernet.network.init(key)
+
+
+def observing(study):
+    """The curvature that `search.observe` measures before the first step."""
+    _, (state, batch, _) = searching(study)
+    return curvature(study), (state, batch)
+
+
+BFLOAT16 = {"model.dtype": "bfloat16"}
+TWO = {"space.candidates": "full,linear", **BFLOAT16}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_config_trains_full_attention(on, name):
+    on("cuda")
+    # The last layer of a model with a CLS token computes one query, by another kernel.
+    study = study_of(name, 2, **BFLOAT16)
+    calls = calls_of(*training(study), "cuda")
+    assert (BACKWARD in calls) == (study.model.head_dim % 8 == 0)
+
+
+@pytest.mark.parametrize("name", ["listops_published", "imdb_bytes_published"])
+def test_a_search_lowers_with_the_curvature_that_it_observes(on, name):
+    """Three layers are one loop; lengths are even in one and odd in the other."""
+    on("cuda")
+    study = study_of(name, 3, **TWO)
+    assert BACKWARD in calls_of(*searching(study), "cuda")
+    assert BACKWARD not in calls_of(*observing(study), "cuda")
+
+
+def test_an_exact_search_lowers_without_cudnn(on):
+    on("cuda")
+    study = study_of(
+        "imdb_bytes_published", 1, **TWO, **{"search.strategy.hypergradient": "second"}
+    )
+    assert BACKWARD not in calls_of(*searching(study), "cuda")
+    assert study.model.kernel == "auto"
+
+
+RESPONSES = ("first", "second", "finite", "neumann", "conjugate_gradient")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("platform", DEVICES)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_step_of_a_config_lowers(on, name, platform, dtype):
+    on(platform)
+    study = study_of(name, 3, **{"model.dtype": dtype})
+    calls_of(*training(study), platform)
+    calls_of(*observing(study), platform)
+    responses = (None,)
+    if hasattr(study.strategy, "hypergradient"):
+        responses = RESPONSES
+    for response in responses:
+        changes = {"model.dtype": dtype}
+        if response is not None:
+            changes["search.strategy.hypergradient"] = response
+        calls_of(*searching(study_of(name, 3, **changes)), platform)
+
+
+@pytest.mark.slow
+def test_a_forced_kernel_lowers_in_an_exact_search(on):
+    on("cuda")
+    changes = {"model.kernel": "cudnn", "search.strategy.hypergradient": "second"}
+    study = study_of("listops_published", 3, **TWO, **changes)
+    assert BACKWARD in calls_of(*searching(study), "cuda")
