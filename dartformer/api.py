@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -19,10 +19,20 @@ from dartformer.export import write as export_stage
 from dartformer.export.formats import check as check_formats
 from dartformer.machine.identity import different
 from dartformer.machine.progress import say
-from dartformer.machine.workdir import read_json
+from dartformer.machine.record import Record
+from dartformer.machine.workdir import UnreadableFile
 from dartformer.report import page as report_stage
 from dartformer.report import provenance, tracking
-from dartformer.results import BudgetAnswer, GenotypeRecord, Profile, Results, Shape, ValidScores
+from dartformer.results import (
+    AttentionMaps,
+    BudgetAnswer,
+    ExampleScores,
+    GenotypeRecord,
+    Profile,
+    Results,
+    Shape,
+    ValidScores,
+)
 from dartformer.space.genotype import Genotype
 from dartformer.stages import derive as derive_stage
 from dartformer.stages import evaluate as evaluate_stage
@@ -35,8 +45,11 @@ from dartformer.stages.search import SearchResult
 from dartformer.stages.study import Study
 from dartformer.statistics import mean
 from dartformer.training.metric import decimals
+from dartformer.training.checkpoint import damage
 
 load = load_stage.load
+
+R = TypeVar("R", bound=Record)
 
 Plain = dict[str, Any]
 """Data of JSON: what a stage leaves in its file, or a verb prints with --json."""
@@ -319,15 +332,46 @@ def finished(session: Session, verb: str) -> bool:
 
 
 def _search_finished(session: Session) -> bool:
-    record = session.workdir.read_search()
+    study, workdir = session
+    record = workdir.read_search()
     if record is None:
         return False
-    search_stage.require_of_study(session.study, session.workdir, record)
-    return True
+    search_stage.require_of_study(study, workdir, record)
+    if workdir.read_results().diagnostics is None:
+        # `results.json` was deleted, and the search knows its part of it.
+        search_stage.record_results(workdir, record)
+    trainings = []
+    for group in search_stage.groups(study):
+        trainings.append(group.folder(workdir))
+    return not _damaged(trainings, study.config.search.steps)
 
 
 def _derive_finished(session: Session) -> bool:
-    return session.workdir.genotype.exists()
+    workdir = session.workdir
+    return workdir.genotype.exists() and workdir.read_results().genotype is not None
+
+
+def _retrain_finished(session: Session) -> bool:
+    if not _evaluate_finished(session):
+        return False
+    retraining, genotype = session.study.config.retrain, _genotype(session)
+    trainings = []
+    for seed in retraining.seeds:
+        trainings.append(session.workdir.training(genotype, seed))
+    return not _damaged(trainings, retraining.steps)
+
+
+def _damaged(trainings: Sequence[Path], steps: int) -> bool:
+    """Whether a training must be continued, because its last checkpoint is damaged.
+
+    One that was deleted is not missed: what was made of it is there.
+    """
+    for training in trainings:
+        problem = damage(training / "checkpoints", steps)
+        if problem is not None:
+            say(f"the checkpoint of step {steps} in {training} is damaged: {problem}.")
+            return True
+    return False
 
 
 def _evaluate_finished(session: Session) -> bool:
@@ -339,13 +383,27 @@ def _evaluate_finished(session: Session) -> bool:
     if results.identity is None:
         # Written by version 0.1.0.
         return results.genotype == GenotypeRecord.from_dict(genotype.to_dict())
-    changed = different(results.identity, study.training_identity(genotype))
-    return not changed
+    if different(results.identity, study.training_identity(genotype)):
+        return False
+    scores = _intact(session, ExampleScores, workdir.test_scores)
+    maps = _intact(session, AttentionMaps, workdir.attention)
+    return scores is not None and maps is not None
+
+
+def _intact(session: Session, record: type[R], file: Path) -> R | None:
+    """The record in a file; None where its stage must write it again."""
+    try:
+        return session.workdir.read(record, file)
+    except UnreadableFile:
+        raise
+    except InputError as error:
+        say(f"{error} It is written again.")
+        return None
 
 
 def _profile_finished(session: Session) -> bool:
     study, workdir = session
-    profile = workdir.read(Profile, workdir.profile)
+    profile = _intact(session, Profile, workdir.profile)
     if profile is None:
         return False
     genotype = _genotype(session)
@@ -362,8 +420,10 @@ def _export_finished(session: Session) -> bool:
         return False
     try:
         checksums.verify(workdir.export, ("config.json", "genotype.json", "weights.safetensors"))
-        header = read_json(workdir.export / "config.json")
+        header = load_stage.read_header(workdir.export)
         exported = profile_stage.read_genotype(workdir.export / "genotype.json")
+    except UnreadableFile:
+        raise
     except InputError as error:
         # A damaged export is not what a run stops for, as it can be written again.
         say(f"{error} It is exported again.")
@@ -371,8 +431,7 @@ def _export_finished(session: Session) -> bool:
     genotype = _genotype(session)
     if exported != genotype:
         return False
-    identity = header.get("identity", {})
-    return not different(identity, study.training_identity(genotype))
+    return not different(header.identity or {}, study.training_identity(genotype))
 
 
 def _report_finished(session: Session) -> bool:
@@ -382,7 +441,7 @@ def _report_finished(session: Session) -> bool:
 FINISHED: Mapping[str, Callable[[Session], bool]] = {
     "search": _search_finished,
     "derive": _derive_finished,
-    "retrain": _evaluate_finished,
+    "retrain": _retrain_finished,
     "evaluate": _evaluate_finished,
     "profile": _profile_finished,
     "export": _export_finished,

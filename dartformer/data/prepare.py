@@ -5,14 +5,12 @@ imported. TFDS writes to another folder and renames it at the end, so that an un
 never looks complete."""
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import logging
 import math
 import shutil
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +21,10 @@ from rich.markup import escape
 from rich.progress import track
 
 from dartformer.errors import InputError
+from dartformer.machine import locks
 from dartformer.machine.printable import note
 from dartformer.machine.progress import console
+from dartformer.machine.workdir import crc32
 
 Item = TypeVar("Item")
 
@@ -113,7 +113,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
         super()._download_and_prepare(*arguments, **options)
         files = {}
         for file in sorted(Path(self.data_path).glob("*.array_record*")):
-            files[file.name] = [file.stat().st_size, _crc(file)]
+            files[file.name] = [file.stat().st_size, crc32(file)]
         self.info.metadata.update({"files": files, "notes": self.notes})
 
 
@@ -191,7 +191,7 @@ def _verify(builder: _Builder) -> None:
         file = folder / name
         if not file.exists():
             raise InputError(f"the prepared data set {folder} lacks {name}. {remedy}")
-        if file.stat().st_size != size or (thorough and _crc(file) != crc):
+        if file.stat().st_size != size or (thorough and crc32(file) != crc):
             raise InputError(
                 f"{file} is not as it was written (its size or checksum differs). {remedy}"
             )
@@ -204,15 +204,6 @@ def _verify(builder: _Builder) -> None:
             )
 
 
-def _crc(file: Path) -> int:
-    """CRC-32 of a file, a mebibyte at a time."""
-    value = 0
-    with open(file, "rb") as data:
-        while block := data.read(2**20):
-            value = zlib.crc32(block, value)
-    return value
-
-
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Hold the lock of a data set; another process that prepares the same one waits.
@@ -222,10 +213,10 @@ def alone(folder: Path) -> Iterator[None]:
     config.parent.mkdir(parents=True, exist_ok=True)
     with open(config.parent / f".{config.name}.lock", "a") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks.lock(lock, wait=False)
         except BlockingIOError:
             note(f"waiting for another process that prepares {config}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            locks.lock(lock, wait=True)
         yield
 
 

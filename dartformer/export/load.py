@@ -1,23 +1,26 @@
 """Load an exported folder: a callable on texts, token ids or arrays. It runs no code of it."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypedDict, cast
+from typing import Any, Protocol, TypedDict, cast
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from dartformer import config as configs
 from dartformer.errors import InputError
 from dartformer.export import checksums, inputs
 from dartformer.export.write import FORMAT, LEARNED
-from dartformer.machine.workdir import read_json
+from dartformer.machine.record import Plain, Record, kind
+from dartformer.machine.workdir import UnreadableFile, read_json, read_text
+from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import Network, Weights, transformer
 from dartformer.space.genotype import Genotype
+from dartformer.stages.profile import read_genotype
 from dartformer.stages.retrain import Model
 from dartformer.tasks.base import Learns, Task
 from dartformer.training.checkpoint import named_leaves
@@ -169,23 +172,62 @@ def load(folder: str | Path, device: str | None = None) -> Served:
     """
     folder = Path(folder)
     noted = checksums.verify(folder, ("config.json", "genotype.json", "weights.safetensors"))
-    header = read_json(folder / "config.json")
-    if header.get("format") != FORMAT:
-        version = header.get("dartformer", "another version")
-        raise InputError(
-            f"{folder} has export format {header.get('format')!r}, written by dartformer "
-            f"{version}. This dartformer reads format {FORMAT}."
-        )
-    config = configs.from_dict(header["config"])
+    header = read_header(folder)
+    config = configs.from_dict(header.config)
     task = _task(config.task.built, folder, noted)
     shape = config.transformer
-    genotype = Genotype.from_json((folder / "genotype.json").read_text(encoding="utf-8"))
+    genotype = _genotype(shape, folder / "genotype.json")
+    weights_file = folder / "weights.safetensors"
+    # Before the network is built, which takes long where a damaged config claims many layers.
+    _require_blocks(weights_file, shape.layers)
     net = transformer(shape, genotype)
     # The model runs where its weights are.
-    weights = jax.device_put(_weights(net, folder / "weights.safetensors"), _device(device))
-    model = Model(config, task, shape, genotype, weights, header["seed"], header["step"], {})
+    weights = jax.device_put(_weights(net, weights_file), _device(device))
+    model = Model(config, task, shape, genotype, weights, header.seed, header.step, {})
     apply = jax.jit(net.apply)
     return Served(lambda tokens, valid: apply(weights, tokens, valid), model)
+
+
+@dataclass(frozen=True)
+class Header(Record):
+    """`config.json` of an export, as far as a reader needs it.
+
+    Attributes:
+      config: of the run.
+      seed: of the exported weights.
+      step: of the exported weights.
+      identity: what the training belongs to; missing in exports of version 0.1.0.
+    """
+
+    config: dict[str, Plain]
+    seed: int
+    step: int
+    identity: dict[str, str] | None = None
+
+
+def read_header(folder: Path) -> Header:
+    """The `config.json` of an export; `InputError` where it is none that this version reads."""
+    file = folder / "config.json"
+    data = read_json(file)
+    if not isinstance(data, dict):
+        raise InputError(f"{file} must be an object, not {kind(data)}.")
+    if data.get("format") != FORMAT:
+        version = data.get("dartformer", "another version")
+        raise InputError(
+            f"{folder} has export format {data.get('format')!r:.60}, written by dartformer "
+            f"{version!s:.60}. This dartformer reads format {FORMAT} (config.json)."
+        )
+    return Header.from_dict(data, str(file))
+
+
+def _genotype(shape: TransformerConfig, file: Path) -> Genotype:
+    genotype = read_genotype(file)
+    if (len(genotype.layers), genotype.heads) != (shape.layers, shape.heads):
+        raise InputError(
+            f"{file} has {len(genotype.layers)} layers of {genotype.heads} heads, and config.json "
+            f"{shape.layers} of {shape.heads}."
+        )
+    return genotype
 
 
 def _task(task: Task, folder: Path, noted: dict[str, str]) -> Task:
@@ -195,7 +237,7 @@ def _task(task: Task, folder: Path, noted: dict[str, str]) -> Task:
     if LEARNED not in noted:
         table = folder / checksums.CHECKSUMS
         raise InputError(f"{table} is damaged: it does not list {LEARNED}.")
-    learned = (folder / LEARNED).read_text(encoding="utf-8")
+    learned = read_text(folder / LEARNED)
     return replace(task, learned=learned)  # type: ignore[type-var]
 
 
@@ -217,19 +259,48 @@ def _weights(net: Network, file: Path) -> Weights:
     """The weights in a file, which must be those of the network."""
     # Shapes alone: nothing is drawn at random to be replaced at once.
     abstract = jax.eval_shape(net.init, jax.random.key(0))
-    try:
-        arrays = load_file(file)
-    except SafetensorError as error:
-        raise InputError(f"{file} is damaged: {error}.") from None
     leaves = dict(named_leaves(abstract))
-    if leaves.keys() != arrays.keys():
-        raise InputError(f"{file} does not hold the weights of the genotype beside it.")
-    for name, leaf in leaves.items():
-        if arrays[name].shape != leaf.shape:
-            raise InputError(
-                f"{file}: {name} has shape {arrays[name].shape}, but the genotype needs "
-                f"{leaf.shape}."
-            )
-    # `leaves` is in the order of the tree, the file is not.
-    ordered = [arrays[name] for name in leaves]
+    with _opened(file) as saved:
+        if leaves.keys() != set(saved.keys()):
+            raise InputError(f"{file} does not hold the weights of the genotype beside it.")
+        # `leaves` is in the order of the tree, the file is not.
+        ordered = [_array(saved, file, name, leaf) for name, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(abstract), ordered)
+
+
+def _array(saved: Any, file: Path, name: str, leaf: jax.Array) -> np.ndarray:
+    # The shape before the numbers, which a damaged header may claim to be many.
+    shape = tuple(saved.get_slice(name).get_shape())
+    if shape != leaf.shape:
+        raise InputError(f"{file}: {name} has shape {shape}, but the genotype needs {leaf.shape}.")
+    array: np.ndarray = saved.get_tensor(name)
+    if array.dtype != leaf.dtype:
+        raise InputError(f"{file}: {name} is {array.dtype}, but the genotype needs {leaf.dtype}.")
+    return array
+
+
+def _require_blocks(file: Path, layers: int) -> None:
+    """Raise `InputError` where a file does not hold weights of so many layers."""
+    blocks = set()
+    with _opened(file) as saved:
+        for name in saved.keys():  # noqa: SIM118 - it is no dict
+            prefix, _, rest = name.partition("/")
+            if prefix == "blocks":
+                blocks.add(rest.partition("/")[0])
+    if len(blocks) != layers:
+        raise InputError(f"{file} holds weights of {len(blocks)} layers, and config.json {layers}.")
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """A file of weights; `InputError` for whatever its header holds."""
+    try:
+        with safe_open(file, framework="numpy") as saved:
+            yield saved
+    except InputError:
+        raise
+    except OSError as error:
+        raise UnreadableFile(f"cannot read {file}: {error.strerror or error}.") from None
+    # A type of numbers that NumPy lacks is a KeyError, and so on.
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} is damaged: {error}.") from None

@@ -2,16 +2,30 @@
 
 import contextlib
 import errno
-import fcntl
+import hashlib
 import json
 import math
 import os
 import secrets
+import stat
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dartformer.errors import InputError
+from dartformer.machine import locks
+
+CHECKSUM = "checksum"
+"""The key of a file's own checksum."""
+
+LARGEST, DEEPEST = 2**30, 100
+"""Bytes and nesting of a JSON file that is read."""
+
+
+class UnreadableFile(InputError):
+    """The disk did not give a file, which may be whole."""
+
 
 IMPOSSIBLE = (
     errno.EACCES,
@@ -62,16 +76,99 @@ def write_json(path: Path, data: object) -> None:
     write_text(path, json.dumps(jsonable(data), indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The JSON in a file; `InputError` names the file where it is not JSON."""
+def write_checked_json(path: Path, data: Mapping[str, object]) -> None:
+    """`write_json` of an object, with its checksum, which `read_json` compares."""
+    plain = jsonable(data)
+    write_json(path, {**plain, CHECKSUM: _checksum(plain)})
+
+
+def _checksum(data: Mapping[str, object]) -> str:
+    # Of the values, not of the bytes: other spaces or another order of the keys change nothing.
+    text = json.dumps(_timeless(data), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _timeless(data: object) -> object:
+    """Plain data without durations, which differ where two runs have the same results."""
+    if isinstance(data, list):
+        return list(map(_timeless, data))
+    if not isinstance(data, dict):
+        return data
+    entries = {}
+    for key, value in data.items():
+        if "seconds" not in key:
+            entries[key] = _timeless(value)
+    return entries
+
+
+def read_text(path: Path) -> str:
+    """The text in a file, which may come from a stranger; raises `InputError` that names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        about = path.stat()
+        # A pipe or a device would be read for ever.
+        if not stat.S_ISREG(about.st_mode):
+            raise InputError(f"{path} must be a file. Move what stands there.")
+        if about.st_size > LARGEST:
+            raise InputError(
+                f"{path} is too large: {about.st_size:,} bytes of at most {LARGEST:,}."
+            )
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"there is no {path}.") from None
-    except (ValueError, RecursionError) as error:  # of bytes that are no UTF-8, too
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} is damaged: {error}.") from None
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}.") from None
+        raise UnreadableFile(f"cannot read {path}: {error.strerror}.") from None
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in a file, which may come from a stranger.
+
+    Raises `InputError` that names the file where it is not JSON, too large, too deep, or changed
+    since `write_checked_json`; `UnreadableFile` where the disk does not give it.
+    """
+    text = read_text(path)
+    try:
+        data = json.loads(text)
+    except RecursionError:
+        raise InputError(f"{path} is damaged: it is nested too deeply.") from None
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}.") from None
+    if _depth(data) > DEEPEST:
+        raise InputError(f"{path} is damaged: it is nested too deeply.")
+    if isinstance(data, dict) and CHECKSUM in data:
+        checksum = data.pop(CHECKSUM)
+        if checksum != _checksum(data):
+            raise InputError(
+                f"{path} is damaged or was edited: its checksum differs. Restore it, or delete it "
+                f"and run the stage that writes it again."
+            )
+    return data
+
+
+def _depth(data: object) -> int:
+    """How many lists and objects stand in one another."""
+    depth, level = 0, [data]
+    while level:
+        containers: list[object] = []
+        for value in level:
+            if isinstance(value, dict):
+                value = list(value.values())
+            if isinstance(value, list):
+                containers.extend(item for item in value if isinstance(item, dict | list))
+        depth, level = depth + 1, containers
+        if depth > DEEPEST:
+            break
+    return depth
+
+
+def crc32(file: Path) -> int:
+    """CRC-32 of a file, a mebibyte at a time."""
+    value = 0
+    with open(file, "rb") as data:
+        while block := data.read(2**20):
+            value = zlib.crc32(block, value)
+    return value
 
 
 def jsonable(data: object) -> Any:
@@ -121,7 +218,7 @@ class LockedFolder:
         try:
             # The kernel drops the lock when the process ends, however it ends: a file that merely
             # exists would outlive a crash.
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks.lock(self._file, wait=False)
         except BlockingIOError:
             self._file.close()
             raise InputError(f"the workdir {path} is in use by another process.") from None

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import os
 import platform
 import shlex
 import sys
@@ -14,7 +15,7 @@ import jax
 
 from dartformer import cost
 from dartformer._version import __version__
-from dartformer.machine.workdir import read_json, write_json
+from dartformer.machine.workdir import read_json, write_checked_json
 from dartformer.results import Invocation, Provenance
 
 FILE, KEPT = "provenance.json", 100
@@ -40,7 +41,7 @@ def noted(folder: Path, verb: str) -> Iterator[None]:
         if state != "running":
             ended = replace(ended, seconds=time.monotonic() - started)
         runs = (*earlier, ended)[-KEPT:]
-        write_json(folder / FILE, Provenance(runs).to_dict())
+        write_checked_json(folder / FILE, Provenance(runs).to_dict())
 
     # At the beginning, too: a process that is killed leaves no other note.
     write("running")
@@ -57,7 +58,7 @@ def noted(folder: Path, verb: str) -> Iterator[None]:
 def read(folder: Path) -> tuple[Invocation, ...]:
     """The entries so far, the oldest first."""
     file = folder / FILE
-    if not file.exists():
+    if not os.path.lexists(file):
         return ()
     return Provenance.from_dict(read_json(file), str(file)).runs
 

@@ -2,18 +2,19 @@
 
 import itertools
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
 from dartformer.errors import InputError
 from dartformer.machine.record import Record
-from dartformer.machine.workdir import read_json
+from dartformer.machine.workdir import UnreadableFile, read_json
 from dartformer.report import provenance
 from dartformer.results import (
     AttentionMaps,
@@ -230,7 +231,8 @@ def settings_of(path: Path) -> Settings:
 
 def record(kind: type[R], file: Path) -> R | None:
     """The record in a file, if there is one."""
-    if not file.is_file():
+    # A link to nowhere, or a folder, is no missing file.
+    if not os.path.lexists(file):
         return None
     return kind.from_dict(read_json(file), str(file))
 
@@ -252,8 +254,9 @@ def _training_of(log: Path, path: Path, genotype: Layers | None) -> Training:
     """What a log of the workdir `path` is of, where `genotype` was found."""
     folder = log.parent
     seed = None  # several seeds in one log
-    if folder.name.startswith("seed"):
-        seed = int(folder.name.removeprefix("seed"))
+    digits = folder.name.removeprefix("seed")
+    if digits.isdecimal():
+        seed = int(digits)
     if folder.relative_to(path).parts[0] == "search":
         return Training(SEARCH, seed)
     training = record(TrainingRecord, folder.parent / TRAINING)
@@ -274,7 +277,7 @@ def heads(file: Path) -> Iterator[tuple[dict[str, Any], int | None]]:
     Of a line with a mixture only what stands before the first list is read. Numbers stand before
     lists there. Leaving lists unread makes a search of thousands of heads quick to read.
     """
-    with open(file, "rb") as handle:
+    with _opened(file) as handle:
         start = 0
         for line in handle:
             if not line.endswith(b"\n"):
@@ -289,6 +292,13 @@ def heads(file: Path) -> Iterator[tuple[dict[str, Any], int | None]]:
             # A damaged line costs its own points only.
             if parsed is not None:
                 yield parsed, place
+
+
+def _opened(file: Path) -> BinaryIO:
+    try:
+        return open(file, "rb")
+    except OSError as error:
+        raise UnreadableFile(f"cannot read {file}: {error.strerror}.") from None
 
 
 def _curves(file: Path, training: Training) -> Iterator[Curve]:
@@ -367,7 +377,7 @@ def _trajectory(path: Path, settings: Settings, logs: Sequence[Path]) -> Traject
 def _mixtures(log: Path, starts: Sequence[int]) -> np.ndarray:
     """`[S, T, L, H, K]`: the mixtures in the lines that start at these places of a log."""
     steps = []
-    with open(log, "rb") as handle:
+    with _opened(log) as handle:
         for start in starts:
             handle.seek(start)
             line = json.loads(handle.readline())

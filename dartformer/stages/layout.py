@@ -19,6 +19,7 @@ from dartformer.machine.workdir import (
     differences,
     jsonable,
     read_json,
+    write_checked_json,
     write_json,
     write_text,
 )
@@ -88,7 +89,8 @@ class Layout:
 
     def read(self, record: type[R], file: Path) -> R | None:
         """The record in a file; None where there is no file, `InputError` where it is damaged."""
-        if not file.exists():
+        # A link to nowhere is no missing file.
+        if not os.path.lexists(file):
             return None
         return record.from_dict(read_json(file), str(file))
 
@@ -143,7 +145,7 @@ class Workdir(Layout):
         """Put sections into `results.json`, keeping its other sections."""
         # Read again each time: stages share the file, and each knows its own sections only.
         results = dataclasses.replace(self.read_results(), schema=SCHEMA, **sections)
-        write_json(self.results, results.to_dict())
+        write_checked_json(self.results, results.to_dict())
         return results
 
     def record_seconds(self, seconds: Mapping[str, float]) -> None:
@@ -155,7 +157,7 @@ class Workdir(Layout):
 
     def write(self, file: Path, record: Record) -> None:
         """Write a record to one of the files of the layout."""
-        write_json(file, record.to_dict())
+        write_checked_json(file, record.to_dict())
 
     def name_training(self, genotype: Genotype, name: str) -> None:
         """Write what is trained in the folder of a genotype; the name it had first stays."""

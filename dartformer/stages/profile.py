@@ -12,6 +12,7 @@ from dartformer.attention import to_text
 from dartformer.attention.base import Attention, Shape
 from dartformer.config import Config, capacity
 from dartformer.errors import InputError
+from dartformer.machine.workdir import read_json
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import transformer
 from dartformer.results import (
@@ -432,7 +433,8 @@ def profile_asked(config: Config, genotypes: Mapping[str, Genotype], at: At) -> 
 
 def read_genotype(file: str | Path) -> Genotype:
     """The genotype in a file; raises `InputError`."""
+    data = read_json(Path(file))
     try:
-        return Genotype.from_json(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the genotype {file}: {error}.") from None
+        return Genotype.from_dict(data)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None

@@ -498,8 +498,6 @@ def _write(
     seconds: float,
     compile_seconds: float,
 ) -> SearchResult:
-    workdir.record(diagnostics=report)
-    workdir.record_seconds({"search": seconds, "search.compile": compile_seconds})
     mixtures = []
     for seed in seeds:
         mixtures.append(SeedMixture(seed.seed, seed.alphas, seed.mixture))
@@ -514,6 +512,7 @@ def _write(
         compile_seconds,
         dict(study.search_identity),
     )
+    record_results(workdir, record)
     # Last, because it says that the search is finished.
     workdir.write(workdir.alphas, record)
     return SearchResult(
@@ -526,6 +525,13 @@ def _write(
         compile_seconds,
         study,
     )
+
+
+def record_results(workdir: Workdir, record: SearchRecord) -> None:
+    """Put what a search found into `results.json`."""
+    workdir.record(diagnostics=record.diagnostics)
+    seconds = {"search": record.seconds, "search.compile": record.compile_seconds}
+    workdir.record_seconds(seconds)
 
 
 # Reading a finished search.
@@ -596,8 +602,8 @@ def read_states(study: Study, layout: Layout) -> list[State]:
         # Alphas are kept in `alphas.json`; weights only here, and earlier ones do not fit them.
         if restored is None or restored.step < study.config.search.steps:
             raise InputError(
-                f"the last checkpoint of the search is gone from {folder}: run `dartformer search` "
-                f"again, in a new workdir."
+                f"the last checkpoint of the search is gone from {folder}. Run `dartformer search` "
+                f"again, which continues from the checkpoint before."
             )
         states += separate(restored.state, group)
     return states

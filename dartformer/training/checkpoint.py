@@ -6,12 +6,11 @@ arrays."""
 
 import contextlib
 import gc
-import json
 import logging
+import os
 import sys
 import threading
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -26,10 +25,13 @@ from orbax.checkpoint import checkpoint_managers
 
 from dartformer.errors import InputError
 from dartformer.machine.progress import say
-from dartformer.machine.workdir import write_json
+from dartformer.machine.workdir import UnreadableFile, crc32, read_json, write_json
 
 METRIC, IDENTITY = "score", "identity"
 
+
+FileNote = tuple[int, int]
+"""Size and CRC-32 of a file."""
 
 PyTree = Any
 """Nested tuples, lists and dicts of arrays; Python has no type for them."""
@@ -44,8 +46,12 @@ class Restored(NamedTuple):
     extra: dict[str, Any]
 
 
-class UnreadableCheckpoint(InputError):
-    """The disk did not give a checkpoint's files, which may be whole."""
+class UnreadableCheckpoint(UnreadableFile):
+    """A checkpoint that cannot be used now, although its files may be whole: nothing is moved."""
+
+
+class _Damaged(Exception):
+    """The files of a checkpoint are not as they were written."""
 
 
 class Checkpoints:
@@ -60,6 +66,16 @@ class Checkpoints:
         self.folder = folder.absolute()
         self._open = contextlib.ExitStack()
         self._open.enter_context(_quiet())
+        try:
+            self._manager = self._opened()
+        except OSError as error:
+            self._open.close()
+            raise UnreadableCheckpoint(
+                f"cannot open the checkpoints in {self.folder}: {error.strerror}."
+            ) from None
+        self._pending: int | None = None  # the step whose checkpoint is being written
+
+    def _opened(self) -> ocp.CheckpointManager:
         self._set_aside_unscored()
         best = checkpoint_managers.BestN(
             get_metric_fn=lambda metrics: metrics[METRIC],
@@ -68,13 +84,12 @@ class Checkpoints:
         )
         keep = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(2), best])
         # orbax writes metrics only where there is a best_fn, whatever the policy reads.
-        self._manager = ocp.CheckpointManager(
+        return ocp.CheckpointManager(
             self.folder / "steps",
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=keep, best_fn=lambda metrics: metrics[METRIC], create=True
             ),
         )
-        self._pending: int | None = None  # the step whose checkpoint is being written
 
     def save(
         self, step: int, state: PyTree, extra: dict[str, object], score: float | None = None
@@ -96,25 +111,40 @@ class Checkpoints:
         self._manager.save(step, metrics=metrics, args=args)
         self._pending = step
 
-    def latest(self, like: PyTree, warn: Callable[[str], None] = print) -> Restored | None:
+    def latest(self, like: PyTree, warn: Callable[[str], None] = say) -> Restored | None:
         """The newest undamaged checkpoint, its pytree shaped as `like`; None if there is none.
 
-        A damaged one is moved aside and `warn` is called with one line that says so.
+        A damaged one is moved aside and `warn` is called with one line that says so. Raises
+        `UnreadableCheckpoint`, and moves nothing, where the disk gives no files or the pytree in
+        them has another structure.
         """
         self._settle()
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        return self._first_undamaged(sorted(self._manager.all_steps(), reverse=True), like, warn)
+
+    def best(self, like: PyTree, warn: Callable[[str], None] = say) -> Restored | None:
+        """The undamaged checkpoint with the highest score, or None if none has a score.
+
+        Of equals it is the latest, which is the one that orbax keeps. See `latest`."""
+        self._settle()
+        scores = []
+        for step in self._manager.all_steps():
+            metrics = self._manager.metrics(step)
+            if metrics:
+                scores.append((metrics[METRIC], step))
+        scores.sort(reverse=True)  # by score, then by step
+        return self._first_undamaged([step for _, step in scores], like, warn)
+
+    def _first_undamaged(
+        self, steps: Sequence[int], like: PyTree, warn: Callable[[str], None]
+    ) -> Restored | None:
+        for step in steps:
             try:
                 return self._restore(step, like)
-            except UnreadableCheckpoint:
-                raise
-            except Exception as error:
-                # Whatever reading raises, the answer is the same: say it, and fall back to the one
-                # before.
+            except _Damaged as damage:
                 gc.collect()  # coroutines that failed, while their complaints are still dropped
-                reason = str(error).split("\n")[0][:120] or type(error).__name__
                 self._set_aside(step)
                 warn(
-                    f"checkpoint of step {step} in {self.folder} is damaged ({reason}); "
+                    f"checkpoint of step {step} in {self.folder} is damaged ({damage}); "
                     f"falling back to the one before. It was moved to {self.folder / 'damaged'}."
                 )
         return None
@@ -125,29 +155,16 @@ class Checkpoints:
         It is read without the arrays, whose structure may be that of another genotype.
         """
         self._settle()
+        name = "extra/metadata"
         for step in sorted(self._manager.all_steps(), reverse=True):
-            file = self.folder / "steps" / str(step) / "extra" / "metadata"
             try:
-                extra = json.loads(file.read_text(encoding="utf-8"))
+                # What a damaged file says is no reason to refuse the ones before it.
+                _require_one_as_noted(self.folder, step, name)
+                extra = read_json(_path(self.folder, step) / name)
                 return dict(extra.get(IDENTITY, {}))
-            except (OSError, ValueError, AttributeError):
+            except (OSError, _Damaged, InputError, AttributeError, TypeError, ValueError):
                 continue  # `latest` says what is wrong with it
         return {}
-
-    def best(self, like: PyTree) -> Restored | None:
-        """The checkpoint with the highest score, or None if no checkpoint has a score.
-
-        Of equals it is the latest, which is the one that orbax keeps."""
-        self._settle()
-        scores = []
-        for step in self._manager.all_steps():
-            metrics = self._manager.metrics(step)
-            if metrics:
-                scores.append((metrics[METRIC], step))
-        if not scores:
-            return None
-        _, step = max(scores)  # by score, then by step
-        return self._restore(step, like)
 
     def close(self) -> None:
         """Wait for what is being written."""
@@ -174,34 +191,23 @@ class Checkpoints:
         write_json(self.folder / f"{step}.json", dict(self._files(step)))
         # orbax deletes old checkpoints; their notes go with them.
         for note in self.folder.glob("*.json"):
-            if not (self.folder / "steps" / note.stem).exists():
+            if not _path(self.folder, note.stem).exists():
                 note.unlink()
 
     def _files(self, step: int) -> Iterator[tuple[str, tuple[int, int]]]:
         """The files of a checkpoint, each with its size and CRC."""
-        base = self.folder / "steps" / str(step)
-        for file in sorted(base.rglob("*")):
-            if file.is_file():
-                data = file.read_bytes()
-                yield str(file.relative_to(base)), (len(data), zlib.crc32(data))
+        return _files(self.folder, step)
 
     def _restore(self, step: int, like: PyTree) -> Restored:
-        # A checkpoint without a note is one that the process did not live to see finished; orbax
-        # shows it only if it is whole.
-        note = self.folder / f"{step}.json"
-        if note.exists():
+        """The checkpoint of a step; `_Damaged` or `UnreadableCheckpoint` where there is none."""
+        noted = _noted(self.folder, step)
+        if noted:
             try:
                 files = dict(self._files(step))
             except OSError as error:
                 # A disk that fails for a moment says nothing about the checkpoint.
-                raise UnreadableCheckpoint(
-                    f"cannot read the checkpoint of step {step} in {self.folder}: "
-                    f"{error.strerror}. Try again, or delete {self.folder / 'steps' / str(step)} "
-                    f"to go on from the one before."
-                ) from None
-            for name, size_and_crc in json.loads(note.read_text()).items():
-                if tuple(size_and_crc) != files.get(name):
-                    raise ValueError(f"{name} is not as it was written")
+                raise self._unreadable(step, str(error.strerror)) from None
+            _require_as_noted(noted, files)
         named = named_leaves(like)
         shapes = {}
         for name, leaf in named:
@@ -210,20 +216,75 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(shapes), extra=ocp.args.JsonRestore()
         )
-        saved = self._manager.restore(step, args=args)
+        try:
+            self._require_structure(step, shapes)
+            saved = self._manager.restore(step, args=args)
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:
+            reason = str(error).split("\n")[0][:120] or type(error).__name__
+            if isinstance(error, OSError):
+                reason = str(error.strerror)
+            # Files that agree with their note are whole, whatever it is that cannot read them. A
+            # checkpoint without a note is one that the process did not live to see finished; orbax
+            # shows it only if it is whole.
+            elif not noted:
+                raise _Damaged(reason) from None
+            raise self._unreadable(step, reason) from None
         leaves = []
         for name, leaf in named:
             leaves.append(_like(saved.state[name], leaf))
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
         return Restored(step, state, saved.extra)
 
+    def _require_structure(self, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+        """Raise `UnreadableCheckpoint` where the saved arrays are others than `shapes`."""
+        handler = ocp.StandardCheckpointHandler()
+        saved = handler.metadata(_path(self.folder, step) / "state").tree
+        handler.close()
+        problems = []
+        for name in sorted(saved.keys() - shapes.keys()):
+            problems.append(f"{name} is saved and not expected")
+        for name in sorted(shapes.keys() - saved.keys()):
+            problems.append(f"{name} is expected and not saved")
+        for name in sorted(shapes.keys() & saved.keys()):
+            ours, theirs = shapes[name], saved[name]
+            if (tuple(theirs.shape), theirs.dtype) != (ours.shape, ours.dtype):
+                problems.append(
+                    f"{name} is {theirs.dtype}{list(theirs.shape)}, expected "
+                    f"{ours.dtype}{list(ours.shape)}"
+                )
+        if problems:
+            listed = "; ".join(problems[:3])
+            if len(problems) > 3:
+                listed += f"; and {len(problems) - 3} more"
+            raise UnreadableCheckpoint(
+                f"the checkpoint of step {step} in {self.folder} has another structure ({listed}). "
+                f"Use the dartformer version and the config that wrote it, or a new workdir."
+            )
+
+    def _unreadable(self, step: int, reason: str) -> UnreadableCheckpoint:
+        return UnreadableCheckpoint(
+            f"cannot read the checkpoint of step {step} in {self.folder}: {reason}. Try again, or "
+            f"delete {_path(self.folder, step)} to go on from the one before."
+        )
+
     def _set_aside_unscored(self) -> None:
         """Set checkpoints with a damaged score aside: orbax reads all scores when it opens."""
-        for file in sorted((self.folder / "steps").glob("[0-9]*/metrics/metrics")):
+        for step in _steps(self.folder):
+            name = "metrics/metrics"
+            # A checkpoint of a step without an evaluation has no score.
+            if not os.path.lexists(_path(self.folder, step) / "metrics"):
+                continue
             try:
-                json.loads(file.read_text(encoding="utf-8"))
-            except ValueError:
-                step = int(file.parents[1].name)
+                _require_one_as_noted(self.folder, step, name)
+                score = read_json(_path(self.folder, step) / name)[METRIC]
+                damaged = not isinstance(score, int | float)
+            except UnreadableFile:
+                raise
+            except (_Damaged, InputError, KeyError, TypeError, IndexError):
+                damaged = True
+            if damaged:
                 self._move_aside(step)
                 say(
                     f"checkpoint of step {step} in {self.folder} is damaged (its score is "
@@ -239,9 +300,89 @@ class Checkpoints:
         aside.mkdir(exist_ok=True)
         # A step can be damaged more than once: a number keeps the names apart.
         number = len(list(aside.iterdir()))
-        damaged = self.folder / "steps" / str(step)
-        damaged.rename(aside / f"{step}-{number}")
+        _path(self.folder, step).rename(aside / f"{step}-{number}")
         (self.folder / f"{step}.json").unlink(missing_ok=True)
+
+
+def damage(folder: Path, step: int) -> str | None:
+    """How the files of a checkpoint differ from what was noted of them; None if they do not.
+
+    Nothing is known, and so nothing is wrong, of a checkpoint without a note.
+    """
+    folder = folder.absolute()
+    try:
+        noted = _noted(folder, step)
+        if noted:
+            _require_as_noted(noted, dict(_files(folder, step)))
+    except _Damaged as problem:
+        return str(problem)
+    except FileNotFoundError:
+        return "it is gone"
+    except OSError as error:
+        raise UnreadableCheckpoint(
+            f"cannot read the checkpoint of step {step} in {folder}: {error.strerror}."
+        ) from None
+    return None
+
+
+def _path(folder: Path, step: int | str) -> Path:
+    return folder / "steps" / str(step)
+
+
+def _steps(folder: Path) -> list[int]:
+    """The steps of the finished checkpoints in a folder."""
+    if not (folder / "steps").exists():
+        return []
+    # Orbax gives unfinished ones longer names.
+    return sorted(int(name) for name in os.listdir(folder / "steps") if name.isdecimal())
+
+
+def _files(folder: Path, step: int) -> Iterator[tuple[str, FileNote]]:
+    base = _path(folder, step)
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    # Not rglob, which passes over a folder that may not be read.
+    for parent, _, names in os.walk(base, onerror=fail):
+        for name in names:
+            file = Path(parent, name)
+            if file.is_file():
+                yield str(file.relative_to(base)), _size_and_crc(file)
+
+
+def _size_and_crc(file: Path) -> FileNote:
+    return file.stat().st_size, crc32(file)
+
+
+def _noted(folder: Path, step: int) -> dict[str, FileNote]:
+    """What was noted of the files of a checkpoint; empty if the process did not live to do so."""
+    note = folder / f"{step}.json"
+    if not os.path.lexists(note):
+        return {}
+    noted: dict[str, FileNote] = {}
+    try:
+        for name, (size, crc) in read_json(note).items():
+            noted[name] = size, crc
+    except UnreadableFile:
+        raise
+    except (InputError, AttributeError, TypeError, ValueError):
+        raise _Damaged(f"{note.name}, the list of its files, is unreadable") from None
+    return noted
+
+
+def _require_as_noted(noted: Mapping[str, FileNote], files: Mapping[str, FileNote]) -> None:
+    for name, about in noted.items():
+        if files.get(name) != about:
+            raise _Damaged(f"{name} is not as it was written")
+
+
+def _require_one_as_noted(folder: Path, step: int, name: str) -> None:
+    """`_require_as_noted` of one file, without reading the arrays."""
+    noted = _noted(folder, step)
+    file = _path(folder, step) / name
+    if name in noted and (not file.is_file() or _size_and_crc(file) != noted[name]):
+        raise _Damaged(f"{name} is not as it was written")
 
 
 def named_leaves(tree: PyTree) -> list[tuple[str, Array]]:

@@ -3,13 +3,14 @@
 import contextlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from dartformer.machine.progress import say
-from dartformer.machine.workdir import jsonable, write_text
+from dartformer.machine.workdir import UnreadableFile, jsonable, write_text
 from dartformer.training import trackers
 
 Numbers = Mapping[str, Any]
@@ -81,15 +82,25 @@ def _parsed(file: Path) -> tuple[list[Line], int]:
     """The lines of a file, and how many whole ones are damaged."""
     lines: list[Line] = []
     damaged = 0
-    if not file.exists():
+    if not os.path.lexists(file):
         return lines, damaged
-    for text in file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        line = parse_line(text)
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UnreadableFile(f"cannot read {file}: {error.strerror}.") from None
+    # At newlines alone: `splitlines` would cut a damaged line at signs within it.
+    parts = text.split("\n")
+    # A crash leaves a last line without its end, which is no damage.
+    unfinished = parts.pop()
+    for part in parts:
+        line = parse_line(part)
         if line is not None:
             lines.append(line)
-        elif text.endswith("\n"):
-            # A crash leaves a last line without its end, which is no damage.
+        elif part:
             damaged += 1
+    line = parse_line(unfinished)
+    if line is not None:
+        lines.append(line)
     return lines, damaged
 
 
@@ -97,8 +108,12 @@ def parse_line(text: str | bytes) -> Line | None:
     """A line of the log; None where it is no object with a step."""
     try:
         line = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(line, dict) or not isinstance(line.get("step"), int):
         return None
+    # No whole number of a training needs more than 64 bits, and larger ones cannot be drawn.
+    for value in line.values():
+        if isinstance(value, int) and abs(value) >= 2**63:
+            return None
     return line
