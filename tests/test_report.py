@@ -19,6 +19,7 @@ import pytest
 from dartformer.cli.grammar import parser
 from dartformer.cli.main import main
 from dartformer.errors import InputError
+from dartformer.machine.workdir import read_json
 from dartformer.report import charts, compare, figure, provenance, reading, verdicts, watch
 from dartformer.report import page as report
 from dartformer.report.models import Score
@@ -99,7 +100,7 @@ def test_texts_of_examples_cannot_leave_their_place(whole_run, tmp_path):
     whole, _ = whole_run
     for name in ("config.json", "genotype.json", "results.json"):
         shutil.copy(whole / name, tmp_path / name)
-    seen = json.loads((whole / "attention.json").read_text())
+    seen = read_json(whole / "attention.json")
     evil = "</script><script>alert(1)</script>"
     seen["examples"][0].update(text=evil, tokens=[evil] * len(seen["examples"][0]["tokens"]))
     (tmp_path / "attention.json").write_text(json.dumps(seen))
@@ -166,7 +167,7 @@ def another(whole_run, tmp_path_factory):
     random = results["baselines"]["random"]
     (path / "results.json").write_text(json.dumps({**results, **random}))
     (path / "genotype.json").write_text(json.dumps(random["genotype"]))
-    kept = json.loads((path / "test_scores.json").read_text())
+    kept = read_json(path / "test_scores.json")
     kept["models"]["found"] = kept["models"]["random"]
     (path / "test_scores.json").write_text(json.dumps(kept))
     return path

@@ -174,6 +174,9 @@ def _exit_code(error: Exception, words: Sequence[str]) -> int:
     lacking = out_of_memory(error)
     if lacking is not None:
         return _fail(f"{lacking} {_less_memory(words)}", USER_ERROR)
+    # A file that cannot be read or written, wherever that was tried: --debug says where.
+    if isinstance(error, OSError) and error.filename is not None:
+        return _fail(f"{error.strerror}: {error.filename}", USER_ERROR)
     text = f"unexpected {type(error).__name__}: {str(error)[:500]}"
     if "--debug" not in words:
         text += " (rerun with --debug for the traceback)"

@@ -172,7 +172,16 @@ def report(arguments: argparse.Namespace, values: dict[str, str]) -> int:
             watch(folder, arguments.port)
         except KeyboardInterrupt:  # the documented way to end it
             return 0
-    page.report(folder)
+    try:
+        page.report(folder)
+    except OSError as error:
+        # What the page says can be read all the same.
+        if not arguments.json:
+            terminal.show_report(folder)
+        raise InputError(
+            f"cannot write report.html to {folder}: {error.strerror}. Use --watch={folder}, which "
+            f"shows the page without writing it."
+        ) from None
     html = str(Path(folder) / "report.html")
     drawn = list(map(str, files))
     if arguments.json:

@@ -1,11 +1,10 @@
 """Reading a workdir while it may still be written: what it holds so far, for reports."""
 
 import itertools
-import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -34,6 +33,7 @@ from dartformer.training.log import parse_line
 from dartformer.training.metric import Metric
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 WEIGHTS = 300_000
 """How many weights of mixtures are read: of a larger search fewer steps, evenly spaced."""
@@ -54,6 +54,16 @@ SECTIONS = {"task", "model", "space", "search", "retrain"}
 
 FOUND, SEARCH = "found", "search"
 """The models of the curves that are no baselines."""
+
+
+def _of_type(value: object, kind: type[T]) -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r:.60} is no {kind.__name__}")
+    return value
+
+
+def _all_of_type(values: Iterable[object], kind: type[T]) -> tuple[T, ...]:
+    return tuple(_of_type(value, kind) for value in values)
 
 
 @dataclass(frozen=True)
@@ -89,16 +99,16 @@ class Settings:
         search, retrain = config["search"], config["retrain"]
         first = config["seed"]
         return cls(
-            task=config["task"]["name"],
-            strategy=search["strategy"]["name"],
-            granularity=space["granularity"],
-            candidates=tuple(space["candidates"]),
-            layers=model["layers"],
-            heads=model["heads"],
-            search_steps=search["steps"],
-            retrain_steps=retrain["steps"],
+            task=_of_type(config["task"]["name"], str),
+            strategy=_of_type(search["strategy"]["name"], str),
+            granularity=_of_type(space["granularity"], str),
+            candidates=_all_of_type(space["candidates"], str),
+            layers=_of_type(model["layers"], int),
+            heads=_of_type(model["heads"], int),
+            search_steps=_of_type(search["steps"], int),
+            retrain_steps=_of_type(retrain["steps"], int),
             search_seeds=tuple(range(first, first + search["seeds"])),
-            retrain_seeds=tuple(retrain["seeds"]),
+            retrain_seeds=_all_of_type(retrain["seeds"], int),
             config=config,
         )
 
@@ -220,13 +230,18 @@ def read(path: str | Path) -> Reading:
 def settings_of(path: Path) -> Settings:
     """The settings of a workdir; raises `InputError` where the folder is none."""
     file = path / "config.json"
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise InputError(f"{path} is not a workdir: it has no config.json.")
     config = read_json(file)
     # Many programs write a config.json, an export of this one among them.
     if not isinstance(config, dict) or not config.keys() >= SECTIONS:
         raise InputError(f"{path} is not a workdir: dartformer did not write its config.json.")
-    return Settings.of(config)
+    try:
+        return Settings.of(config)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{file} is damaged: {error}. Run `dartformer run` with the config it was made with."
+        ) from None
 
 
 def record(kind: type[R], file: Path) -> R | None:
@@ -356,17 +371,15 @@ def _trajectory(path: Path, settings: Settings, logs: Sequence[Path]) -> Traject
             continue
         count = min(len(lines), most)  # the first and the last among them
         numbers = np.unique(np.linspace(0, len(lines) - 1, count).round().astype(int))
-        log_steps, starts = [], []
-        for number in numbers:
-            step, start = lines[number]
-            log_steps.append(step)
-            starts.append(start)
+        chosen = [lines[number] for number in numbers]
+        log_steps, mixtures = _mixtures(log, chosen, settings)
         # The seeds of a trajectory share its steps: those of the first log.
         if not weights:
             logged, steps = len(lines), log_steps
         elif log_steps != steps:
             break  # a seed that is not as far as the first yet
-        mixtures = _mixtures(log, starts)  # [S, T, L, H, K]
+        if mixtures is None:
+            continue
         weights += list(mixtures[:, :, :rows, :columns])
         seeds += _seeds_of(log, settings, len(mixtures))
     if not weights:
@@ -374,17 +387,30 @@ def _trajectory(path: Path, settings: Settings, logs: Sequence[Path]) -> Traject
     return Trajectory(tuple(seeds), tuple(steps), np.stack(weights), logged)
 
 
-def _mixtures(log: Path, starts: Sequence[int]) -> np.ndarray:
-    """`[S, T, L, H, K]`: the mixtures in the lines that start at these places of a log."""
-    steps = []
+def _mixtures(
+    log: Path, lines: Sequence[tuple[int, int]], settings: Settings
+) -> tuple[list[int], np.ndarray | None]:
+    """The steps, and `[S, T, L, H, K]`: the mixtures in lines of these steps, at these places."""
+    shape = (settings.layers, settings.heads, len(settings.candidates))
+    steps: list[int] = []
+    mixtures: list[np.ndarray] = []
     with _opened(log) as handle:
-        for start in starts:
+        for step, start in lines:
             handle.seek(start)
-            line = json.loads(handle.readline())
+            # What follows the numbers is parsed only here, and a damaged line is left out.
+            line = parse_line(handle.readline()) or {}
             # A log of several seeds has a mixture for each of them.
-            seeds = line.get("mixtures") or [line["mixture"]]
-            steps.append(np.array(seeds, np.float32))
-    return np.stack(steps, 1)
+            seeds = line.get("mixtures") or [line.get("mixture")]
+            try:
+                mixture = np.array(seeds, np.float32)
+            except (TypeError, ValueError):
+                continue
+            if mixture.shape[1:] == shape and (not mixtures or len(mixture) == len(mixtures[0])):
+                steps.append(step)
+                mixtures.append(mixture)
+    if not mixtures:
+        return steps, None
+    return steps, np.stack(mixtures, 1)
 
 
 def _seeds_of(log: Path, settings: Settings, count: int) -> Sequence[int]:

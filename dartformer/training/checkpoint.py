@@ -5,6 +5,7 @@ keys and PRNG keys all come back as they were: the structure is the caller's, th
 arrays."""
 
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -108,7 +109,8 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays), extra=ocp.args.JsonSave(extra)
         )
-        self._manager.save(step, metrics=metrics, args=args)
+        with self._writing():
+            self._manager.save(step, metrics=metrics, args=args)
         self._pending = step
 
     def latest(self, like: PyTree, warn: Callable[[str], None] = say) -> Restored | None:
@@ -184,7 +186,27 @@ class Checkpoints:
 
     def _settle(self) -> None:
         """Wait for the checkpoint being written, then note its files."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._write_note()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """`InputError` where the disk takes no checkpoint, such as where the folder was removed."""
+        try:
+            yield
+        # Tensorstore raises a ValueError for whatever the disk says.
+        except (OSError, ValueError) as error:
+            reason = str(error)
+            # A full disk is told in other words, see `dartformer.cli.exhaustion`.
+            if any(os.strerror(number) in reason for number in (errno.ENOSPC, errno.EDQUOT)):
+                raise
+            raise InputError(
+                f"cannot write a checkpoint to {self.folder}: {reason[:120]}. Earlier checkpoints "
+                f"are kept. Run the same command again to continue from them."
+            ) from error
+
+    def _write_note(self) -> None:
         if self._pending is None:
             return
         step, self._pending = self._pending, None
