@@ -44,8 +44,8 @@ from dartformer.stages.retrain import Model
 from dartformer.stages.search import SearchResult
 from dartformer.stages.study import Study
 from dartformer.statistics import mean
-from dartformer.training.metric import decimals
 from dartformer.training.checkpoint import damage
+from dartformer.training.metric import decimals
 
 load = load_stage.load
 
