@@ -16,7 +16,7 @@ from dartformer.machine import compile_cache
 from dartformer.machine.printable import printable
 from dartformer.machine.workdir import jsonable, read_json
 from dartformer.report import compare as comparison
-from dartformer.report import figures, page, plots
+from dartformer.report import figures, page, plots, reading
 from dartformer.report.watch import watch
 from dartformer.results import BudgetAnswer, Front, Profile
 from dartformer.stages import profile as profiling
@@ -174,13 +174,13 @@ def report(arguments: argparse.Namespace, values: dict[str, str]) -> int:
             return 0
     try:
         page.report(folder)
-    except OSError as error:
-        # What the page says can be read all the same.
+    except InputError as error:
+        # What can be read is shown where only the page cannot be written; a damaged file is named.
+        reading.read(folder)
         if not arguments.json:
             terminal.show_report(folder)
         raise InputError(
-            f"cannot write report.html to {folder}: {error.strerror}. Use --watch={folder}, which "
-            f"shows the page without writing it."
+            f"{error} Use --watch={folder}, which shows the page without writing it."
         ) from None
     html = str(Path(folder) / "report.html")
     drawn = list(map(str, files))
