@@ -120,6 +120,17 @@ def test_a_finite_loss_saves_no_state_that_is_not(tmp_path, leaf):
         assert not not_finite(restored.state)
 
 
+def test_a_training_in_memory_is_checked_at_its_end():
+    def bad(state, batch):
+        state, _ = toy_step(state, batch)
+        total = jnp.where(state.step == 6, jnp.nan, state.total)
+        return state._replace(total=total), {"loss": jnp.ones(()), "finite": jnp.array(True)}
+
+    with pytest.raises(Diverged, match=r"total is not finite at step 6 .* Try a lower") as error:
+        run(None, 6, step=bad)
+    assert "checkpoint" not in str(error.value)
+
+
 def test_a_saved_state_that_is_not_finite_is_named(tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(4, toy()._replace(total=jnp.array(jnp.nan)), {})

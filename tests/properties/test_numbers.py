@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dartformer import config as configs
 from dartformer import diagnostics, statistics
 from dartformer.data.splits import ArraySplit, Subset
+from dartformer.derivations.base import largest, merit, ranked, tied_with
 from dartformer.errors import InputError
 from dartformer.space.genotype import parse_candidates
 from dartformer.space.search_space import SearchSpace
@@ -350,6 +351,26 @@ def test_undefined_scores_are_not_judged():
     loud = diagnostics.loudness(np.array([[1.0, nan]]), space, branch_norm=True)
     assert loud.fine is False
     assert loud.value is None
+
+
+@quick
+@given(
+    st.permutations(["undefined", "infinite", "good"]),
+    st.sampled_from(["loss", "accuracy"]),
+    st.integers(1, 4),
+)
+@pytest.mark.filterwarnings("error")
+def test_a_derivation_never_chooses_an_undefined_score(names, metric, examples):
+    sign = 1.0
+    if metric == "loss":
+        sign = -1.0
+    values = {"undefined": math.nan, "infinite": -sign * math.inf, "good": 0.5}
+    merits = {}
+    for name in names:
+        merits[name] = merit({metric: np.full(examples, values[name])}, metric)
+    assert largest(merits) == "good"
+    assert ranked(merits)[0] == "good"
+    assert tied_with("good", merits) == []
 
 
 # Seeds and types.
