@@ -4,9 +4,13 @@ Everything else of a workdir is equal byte for byte, whatever PYTHONHASHSEED is 
 run was killed and continued.
 """
 
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
+
+SHAPE = re.compile("^shapes/[^/]+/")
+"""Each shape of a search over shapes has a workdir of its own."""
 
 
 class Varying(NamedTuple):
@@ -53,6 +57,10 @@ VARYING = (
         "dates in the events, date and host in the names of their files; numbers and steps are equal",
     ),
     Varying(
+        "*/wandb*", None, "the id of the run, which is drawn at random, and the client's own files"
+    ),
+    Varying("*/mlflow.id", None, "the id of the run, which the server gives"),
+    Varying(
         "*/checkpoints/*",
         None,
         "dates, and names that Orbax draws at random; the arrays are equal",
@@ -64,6 +72,7 @@ measured: `search/prices.json` keeps that."""
 
 def varying(file: str) -> Varying | None:
     """What differs in the file at that path of a workdir; None where it is equal byte for byte."""
+    file = SHAPE.sub("", file)
     for entry in VARYING:
         if fnmatchcase(file, entry.file):
             return entry
