@@ -185,8 +185,8 @@ def test_labels_of_tfds_that_are_not_utf8_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"[" * 99999, "line 2: its lists or objects are nested too deeply"),
-        (b'{"text": ' + b"9" * 5000 + b"}", "line 2: a number in it has too many digits"),
+        (b"[" * 99999, "line 2: .*its lists or objects are nested too deeply"),
+        (b'{"text": ' + b"9" * 5000 + b"}", "line 2: .*number .*has too many digits"),
         (b'{"text": "a" "b"}', "line 2: not JSON: Expecting ',' delimiter: line 1 column 14"),
     ],
 )
