@@ -3,6 +3,7 @@ command line."""
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,13 +11,13 @@ import pytest
 from dartformer import config as configs
 from dartformer.attention import parse
 from dartformer.cli.main import main
-from dartformer.cost.budget import Price
+from dartformer.cost.budget import Budget, Price
 from dartformer.cost.integer_program import near_ties, solve, within
 from dartformer.errors import InputError
 from dartformer.machine.workdir import read_json, write_json
 from dartformer.results import FrontPoint, GenotypeRecord
 from dartformer.space.search_space import SearchSpace
-from dartformer.stages.budget import cheaper_and_better
+from dartformer.stages.budget import Problem, Solution, _improved, cheaper_and_better
 from dartformer.stages.derive import derive
 from dartformer.stages.layout import Workdir
 from dartformer.stages.search import keep_prices, search
@@ -75,6 +76,26 @@ def test_what_costs_no_more_and_scores_more_is_better():
     assert cheaper_and_better(points, every[0]) == every[1]
     assert cheaper_and_better(points, every[1]) is None
     assert cheaper_and_better(points, every[2]) is None
+
+
+@pytest.mark.parametrize("granularity", ["head", "layer", "model"])
+def test_a_better_model_of_the_front_has_a_choice_for_each_place(granularity):
+    """As the programme has it: one for what shares alphas, so that ties can be looked up."""
+    space = SearchSpace(CANDIDATES, 2, 3, granularity)
+    full, _, uniform = space.homogeneous()
+    points = []
+    for genotype, accuracy in ((full, 0.5), (uniform, 0.6)):
+        layers = GenotypeRecord.from_dict(genotype.to_dict()).layers
+        text = str(genotype)
+        points.append(FrontPoint("accuracy", 1, accuracy, 1.0, layers, text, None, False, False))
+    budget = Budget.of({"flops": 1e9})
+    problem = Problem(SimpleNamespace(space=space), budget, {"flops": UNEVEN}, np.zeros(0))
+    programme = Solution(full, np.zeros(space.alphas_shape[:2], int), {}, {})
+    solution = _improved(problem, points, programme)
+    assert solution.genotype == uniform
+    assert solution.choice.shape == space.alphas_shape[:2]
+    mixture = np.full(space.alphas_shape, 1 / 3)
+    assert near_ties(space, mixture, solution.choice, [(UNEVEN, 1e9)], 0.05)
 
 
 def test_damaged_prices_are_refused_by_name(tiny, tmp_path):

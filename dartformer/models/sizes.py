@@ -30,8 +30,8 @@ CHOICES = {
 """The values that the named choices of `TransformerOptions` take."""
 
 MOST_LAYERS = 1000
-"""The deepest Transformer that was published has 1,000 layers (DeepNet, arXiv:2203.00555). Each layer
-of a model without search is traced and compiled, in about 10 ms."""
+"""The deepest Transformer that was published has 1,000 layers (DeepNet, arXiv:2203.00555). A model
+without search traces and compiles each of its layers, which takes minutes for so many."""
 
 MOST_HEADS = 1024
 """Heads of a layer. Where each head can have an attention of its own, each is traced."""
