@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from dartformer.data.records import Record
-from dartformer.data.rows import canonical, is_missing
+from dartformer.data.rows import are_numbers, canonical, is_missing
 from dartformer.errors import InputError
 
 SAMPLE = 2000
@@ -146,6 +146,18 @@ def text_column(rows: Sequence[Record], label: str) -> tuple[str, str]:
     return best, "of all columns it has the longest texts"
 
 
+def _holds_quantities(rows: Sequence[Record], name: str) -> bool:
+    """Whether most values of a column are numbers, and not those of the rows."""
+    numbers = []
+    for row in rows:
+        text = canonical(row.get(name))
+        if are_numbers([text]):
+            numbers.append(float(text))
+    # Rows that are counted have numbers without a gap.
+    counted = sorted(numbers) == [min(numbers, default=0) + i for i in range(len(numbers))]
+    return len(numbers) > 0.9 * len(rows) and not counted
+
+
 def _holds_addresses(rows: Sequence[Record], name: str) -> bool:
     """Whether a column holds texts, most of them links or paths."""
     texts = [as_text(row.get(name)) for row in rows]
@@ -193,6 +205,9 @@ def label_column(rows: Sequence[Record], texts: Sequence[str]) -> tuple[str, str
         if 1 < len(values) <= most and not _holds_addresses(rows, name):
             counts[name] = len(values)
     if not counts:
+        quantities = [name for name in columns if _holds_quantities(rows, name)]
+        if len(quantities) == 1:
+            return quantities[0], "the only column of quantities"
         raise InputError(
             f"no column looks like a label; the columns are {', '.join(names_of(rows))}. Name one "
             f"with --label, or use --kind=language to predict the next character."

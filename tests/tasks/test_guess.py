@@ -134,6 +134,12 @@ def test_numbers_are_classes_or_quantities(labels, kind, tmp_path):
     assert guess(file, kind="regression").options["kind"] == "regression"
 
 
+def test_the_only_column_of_quantities_is_a_label(tmp_path):
+    rows = [{"id": i, "title": f"a thing of number {i}", "price": i * 1.37} for i in range(80)]
+    guessed = guess(put(tmp_path / "a.jsonl", rows))
+    assert (guessed.options["label"], guessed.options["kind"]) == ("price", "regression")
+
+
 def test_the_kind_that_the_user_names(tmp_path, capsys):
     labels = [i % 7 + 0.5 for i in range(300)]
     file = put(tmp_path / "a.jsonl", labelled(labels, "one two three {i}"))
