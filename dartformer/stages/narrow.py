@@ -11,7 +11,7 @@ from dartformer.strategies import State
 from dartformer.training.devices import DataParallel
 from dartformer.training.step import CompiledStep, Metrics, Step
 
-Left = tuple[tuple[int, ...], ...]
+Remaining = tuple[tuple[int, ...], ...]
 """For each layer, the candidates that are in play in one of its heads at least."""
 
 
@@ -35,14 +35,14 @@ class Narrowing:
 
     def __init__(
         self,
-        step_of: Callable[[Left], Step[State]],
+        step_of: Callable[[Remaining], Step[State]],
         mixture_shape: tuple[int, int, int],
         falls: Collection[int],
         parallel: DataParallel | None = None,
     ):
         self._parallel = parallel
         self._step_of, self._shape, self._falls = step_of, mixture_shape, frozenset(falls)
-        self.programs: dict[Left, CompiledStep[State]] = {}
+        self.programs: dict[Remaining, CompiledStep[State]] = {}
         self._done = 0
 
     @property
@@ -50,8 +50,8 @@ class Narrowing:
         """Of all programs so far."""
         return sum(step.compile_seconds for step in self.programs.values())
 
-    def left(self, state: State) -> Left:
-        """What a state has in play."""
+    def remaining(self, state: State) -> Remaining:
+        """The candidates that a state has in play."""
         # Alphas that are shared by layers or heads have one row for them: [L, H, K].
         alive = np.broadcast_to(jax.device_get(state.memory["alive"]), self._shape)
         remaining = []
@@ -62,10 +62,10 @@ class Narrowing:
         return tuple(remaining)
 
     def _choose_program(self, state: State) -> None:
-        left = self.left(state)
-        if left not in self.programs:
-            self.programs[left] = CompiledStep(self._step_of(left), self._parallel)
-        self._step = self.programs[left]
+        key = self.remaining(state)
+        if key not in self.programs:
+            self.programs[key] = CompiledStep(self._step_of(key), self._parallel)
+        self._step = self.programs[key]
 
     def prepare(self, state: State, batch: Any) -> None:
         """See `StepProgram`; steps are counted from this state's on."""

@@ -23,7 +23,7 @@ from dartformer.models.transformer import Weights
 from dartformer.results import Diagnostics, Finding, SearchRecord, SeedMixture
 from dartformer.space.search_space import SearchSpace
 from dartformer.stages.layout import Layout, Workdir
-from dartformer.stages.narrow import Left, Narrowing
+from dartformer.stages.narrow import Narrowing, Remaining
 from dartformer.stages.observe import Observation, first_order_only, mean_over_seeds, observing
 from dartformer.stages.study import Study
 from dartformer.strategies import State, Strategy
@@ -266,7 +266,7 @@ def compiled_step(study: Study, group: Group) -> CompiledStep[State] | Narrowing
     if not falls:
         return CompiledStep(step_of(study, group), parallel)
 
-    def over(remaining: Left) -> Step[State]:
+    def over(remaining: Remaining) -> Step[State]:
         return step_of(study, group, study.strategy_of(remaining))
 
     return Narrowing(over, study.space.mixture_shape, falls, parallel)
