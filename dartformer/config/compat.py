@@ -144,13 +144,14 @@ def _derivation_rules(field: str, read: Callable[[Config], Derivation | None]) -
     ]
 
 
+NO_CLASSES = Rule(
+    "classes",
+    lambda config: config.task.built.classes == 0,
+    "the task {config.task.name} has no classes. List them as task.label_names, or let "
+    "`dartformer new --data FILE` find them.",
+)
+
 RULES: list[Rule] = [
-    Rule(
-        "classes",
-        lambda config: not config.task.built.labels,
-        "the task {config.task.name} has no classes. List them as task.label_names, or let "
-        "`dartformer new --data FILE` find them.",
-    ),
     Rule(
         "labels of tokens",
         _no_labels_of_tokens,
@@ -236,14 +237,21 @@ def check(config: Config) -> None:
 
 
 def _check_shape(config: Config) -> None:
-    # First, because the rules read every label and every place of the space.
+    # A task without classes has no sizes, which everything below reads.
+    _require(NO_CLASSES, config)
+    # Before the rules, because they read every label and every place of the space.
     capacity.check(config)
-    # A conflict may be a mere `True`, whose sentence has no place for a reason.
     for rule in RULES:
-        reason = rule.conflict(config)
-        if reason:
-            raise InputError(rule.sentence.format(config=config, reason=reason))
+        _require(rule, config)
     _check_parts(config)
+
+
+def _require(rule: Rule, config: Config) -> None:
+    """Raise `InputError` where a rule is broken."""
+    # A conflict may be a mere `True`, whose sentence has no place for a reason.
+    reason = rule.conflict(config)
+    if reason:
+        raise InputError(rule.sentence.format(config=config, reason=reason))
 
 
 def _check_parts(config: Config) -> None:
