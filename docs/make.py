@@ -186,6 +186,8 @@ def results_page() -> str:
         "`METRIC` stands for the name of the task's metric: `accuracy`, `r2` or "
         "`bits_per_character`. This page is generated from `dartformer.results`, whose classes read "
         'these files: `Results.from_dict(json.load(open("results.json")))`.',
+        "dartformer compares the key `checksum` of a file with its content, durations aside. Remove "
+        "the key from a file that you edit.",
     ]
     seen: list[type[Record]] = []
     for name, record in FILES.items():

@@ -285,3 +285,32 @@ def test_a_disk_that_fails_for_a_moment_damages_no_checkpoint(tmp_path, monkeypa
             kept.latest({"w": jnp.zeros(4)})
         monkeypatch.undo()
         assert kept.latest({"w": jnp.zeros(4)}).step == 1
+
+
+def test_checkpoints_of_another_structure_stay_where_they_are(tmp_path):
+    with Checkpoints(tmp_path) as kept:
+        for step in (1, 2):
+            kept.save(step, {"w": jnp.ones((4, 2))}, {}, 0.5)
+    for like, problem in (
+        ({"w": jnp.ones((4, 2)), "x": jnp.ones(3)}, "x is expected and not saved"),
+        ({"v": jnp.ones((4, 2))}, "w is saved and not expected"),
+        ({"w": jnp.ones((4, 3))}, r"w is float32\[4, 2\], expected float32\[4, 3\]"),
+        ({"w": jnp.ones((4, 2), jnp.bfloat16)}, r"expected bfloat16\[4, 2\]"),
+    ):
+        with Checkpoints(tmp_path) as kept, pytest.raises(InputError, match=problem):
+            kept.latest(like)
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_the_next_best_checkpoint_replaces_a_damaged_one(tmp_path):
+    state = {"w": jnp.ones(4)}
+    with Checkpoints(tmp_path) as kept:
+        for step, score in ((1, 0.9), (2, 0.5), (3, 0.4)):
+            kept.save(step, state, {}, score)
+    (tmp_path / "steps/1/state/manifest.ocdbt").write_bytes(b"")
+    lines = []
+    with Checkpoints(tmp_path) as kept:
+        assert kept.best(state, lines.append).step == 2
+        assert kept.latest(state).step == 3
+    assert len(lines) == 1
+    assert "checkpoint of step 1" in lines[0]
