@@ -15,7 +15,7 @@ from dartformer.machine.xla_flags import protect
 protect()  # XLA reads its flags when JAX starts its first backend, so this cannot wait
 
 if TYPE_CHECKING:
-    from dartformer.api import derive, evaluate, export, load, retrain, run_all, search
+    from dartformer.api import derive, evaluate, export, load, probe, retrain, run_all, search
     from dartformer.attention import check, parse
     from dartformer.config import defaults, load_config
     from dartformer.models.sizes import TransformerConfig
@@ -42,6 +42,7 @@ __all__ = [
     "load",
     "load_config",
     "parse",
+    "probe",
     "register",
     "retrain",
     "run_all",
@@ -52,7 +53,7 @@ __all__ = [
 
 _HOME = {
     **dict.fromkeys(
-        ("derive", "evaluate", "export", "load", "retrain", "run_all", "search"), "api"
+        ("derive", "evaluate", "export", "load", "probe", "retrain", "run_all", "search"), "api"
     ),
     **dict.fromkeys(("check", "parse"), "attention"),
     **dict.fromkeys(("defaults", "load_config"), "config"),

@@ -22,6 +22,7 @@ from dartformer.machine.progress import say
 from dartformer.machine.record import Record
 from dartformer.machine.workdir import UnreadableFile
 from dartformer.report import page as report_stage
+from dartformer.report import probes as probes_page
 from dartformer.report import provenance, tracking
 from dartformer.results import (
     AttentionMaps,
@@ -36,6 +37,7 @@ from dartformer.results import (
 from dartformer.space.genotype import Genotype
 from dartformer.stages import derive as derive_stage
 from dartformer.stages import evaluate as evaluate_stage
+from dartformer.stages import probe as probe_stage
 from dartformer.stages import profile as profile_stage
 from dartformer.stages import retrain as retrain_stage
 from dartformer.stages import search as search_stage
@@ -125,6 +127,33 @@ def run_all(config: Config | ConfigDict, workdir: str | Path) -> Plain:
     Returns `results.json`.
     """
     return _run_all(config, workdir).to_dict()
+
+
+def probe(
+    config: Config | ConfigDict,
+    workdir: str | Path,
+    genotypes: Mapping[str, Genotype] | None = None,
+    *,
+    probes: Sequence[str] = probe_stage.PROBES,
+    size: str = "small",
+    rates: Sequence[float] = (),
+    lengths: Sequence[int] = (),
+) -> probe_stage.Probed:
+    """Train genotypes on small tasks that each need one ability, see `dartformer.stages.probe`.
+
+    Writes `probes.json` and `probes.html`; what is trained already is not trained again.
+    """
+    probed = probe_stage.probe(
+        configs.build(config),
+        workdir,
+        genotypes,
+        probes=probes,
+        size=size,
+        rates=rates,
+        lengths=lengths,
+    )
+    probes_page.write(probed, Path(workdir) / probes_page.FILE)
+    return probed
 
 
 def _run_all(config: Config | ConfigDict, workdir: str | Path) -> Results:

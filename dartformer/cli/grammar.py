@@ -35,6 +35,10 @@ EXAMPLES = {
     "export": ("dartformer export --config=my_space.py --workdir=runs/mine --format=onnx,torch",),
     "report": ("dartformer report runs/mine --watch",),
     "compare": ("dartformer compare runs/a runs/b --html=compare.html",),
+    "probe": (
+        "dartformer probe --config=my_space.py --workdir=runs/probes",
+        "dartformer probe --config=my_space.py --workdir=runs/probes --probes=parity,recall --lengths=1,2,4,8",
+    ),
     "new": (
         "dartformer new --task=listops > my_space.py",
         "dartformer new --data=reviews.csv > my_space.py",
@@ -91,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
         _add_stage(verbs, name)
     _add_report(verbs)
     _add_compare(verbs)
+    _add_probe(verbs)
     _add_new(verbs)
     _add_list(verbs)
     _add_selfcheck(verbs)
@@ -249,6 +254,48 @@ def _add_compare(verbs: "Verbs[Parser]") -> None:
     verb.add_argument("folders", nargs="+", metavar="DIR", help="two or more workdirs")
     verb.add_argument("--html", metavar="FILE", help="write a page with overlaid curves")
     _add_json(verb, "the comparison")
+
+
+def _add_probe(verbs: "Verbs[Parser]") -> None:
+    verb = _add(
+        verbs,
+        "probe",
+        "train a genotype or all candidates on small tasks that each need one ability",
+        "The sizes of the model, the candidates and the training are those of the config. Writes "
+        "probes.json and probes.html. Run it again to continue. Set any config field with "
+        "--config.section.field=VALUE.",
+    )
+    verb.add_argument(
+        "--config", required=True, metavar="FILE", help="a config file (see `dartformer new`)"
+    )
+    verb.add_argument("--workdir", required=True, metavar="DIR", help="the folder for all results")
+    verb.add_argument(
+        "--genotype",
+        metavar="FILE",
+        help="a genotype.json to train (default: each candidate everywhere)",
+    )
+    verb.add_argument(
+        "--probes", metavar="NAMES", help="tasks, separated by commas (default: all of the suite)"
+    )
+    verb.add_argument(
+        "--size", default="small", metavar="SIZE", help="small or published (default: small)"
+    )
+    verb.add_argument(
+        "--rates",
+        metavar="NUMBERS",
+        help="learning rates to try, separated by commas (default: that of the config)",
+    )
+    verb.add_argument(
+        "--lengths",
+        metavar="FACTORS",
+        help="also test at these multiples of the length of training, such as 1,2,4,8",
+    )
+    _add_json(verb)
+    verb.add_argument(
+        "--no-compile-cache",
+        action="store_true",
+        help="compile every program again, and keep none in the user's cache folder",
+    )
 
 
 def _add_new(verbs: "Verbs[Parser]") -> None:

@@ -29,6 +29,7 @@ HANDLERS = {
     "export": "run_verbs.export",
     "report": "run_verbs.report",
     "compare": "run_verbs.compare",
+    "probe": "run_verbs.probe",
     "new": "new.command",
     "list": "listing.command",
     "selfcheck": "selfcheck.command",

@@ -1,9 +1,9 @@
 """The verbs on configs and workdirs: the stages, profile, report and compare."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dartformer import api
 from dartformer.cli import terminal
@@ -17,10 +17,14 @@ from dartformer.machine.printable import printable
 from dartformer.machine.workdir import jsonable, read_json
 from dartformer.report import compare as comparison
 from dartformer.report import figures, page, plots, reading
+from dartformer.report import probes as probes_page
 from dartformer.report.watch import watch
 from dartformer.results import BudgetAnswer, Front, Profile
+from dartformer.stages import probe as probing
 from dartformer.stages import profile as profiling
 from dartformer.stages.layout import Workdir
+
+Item = TypeVar("Item")
 
 
 def run(arguments: argparse.Namespace, values: dict[str, str]) -> int:
@@ -191,6 +195,40 @@ def report(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     for file in (html, *drawn):
         print(printable(f"wrote {file}"))
     return 0
+
+
+def probe(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    """A genotype, or every candidate, on the probes."""
+    genotypes = None
+    if arguments.genotype:
+        file = arguments.genotype
+        genotypes = {Path(file).stem: profiling.read_genotype(file)}
+    probed = api.probe(
+        load_config(arguments.config, values),
+        arguments.workdir,
+        genotypes,
+        probes=_listed(arguments.probes, str, "names") or probing.PROBES,
+        size=arguments.size,
+        rates=_listed(arguments.rates, float, "numbers"),
+        lengths=_listed(arguments.lengths, int, "whole numbers"),
+    )
+    if arguments.json:
+        print_json(probed.to_dict())
+        return 0
+    terminal.show_probes(probed)
+    print(printable(f"wrote {Path(arguments.workdir) / probes_page.FILE}"))
+    return 0
+
+
+def _listed(text: str | None, kind: Callable[[str], Item], name: str) -> list[Item]:
+    """The items of a text between its commas."""
+    items = []
+    for word in filter(None, map(str.strip, (text or "").split(","))):
+        try:
+            items.append(kind(word))
+        except ValueError:
+            raise InputError(f"{word!r} is none of the {name} between commas.") from None
+    return items
 
 
 def compare(arguments: argparse.Namespace, values: dict[str, str]) -> int:

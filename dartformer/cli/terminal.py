@@ -16,6 +16,7 @@ from dartformer.machine.printable import one_line
 from dartformer.machine.workdir import jsonable
 from dartformer.report import compare, verdicts
 from dartformer.report.drawing import letter
+from dartformer.report.probes import headline
 from dartformer.report.reading import FOUND, read
 from dartformer.results import (
     BudgetAnswer,
@@ -30,10 +31,25 @@ from dartformer.results import (
     Results,
     finite,
 )
+from dartformer.stages.probe import Probed
 from dartformer.training import metric
 from dartformer.training.metric import decimals
 
 COLORS = ("blue", "yellow", "green", "magenta", "cyan", "red", "white", "bright_black")
+
+SHORT_PROBES = {
+    "context_recall": "CR",
+    "noisy_recall": "NR",
+    "fuzzy_recall": "FR",
+    "selective_copying": "SC",
+    "compression": "C",
+    "memorization": "M",
+    "recall": "MQ",
+    "updated_recall": "UR",
+    "compositional_recall": "2K",
+    "parity": "P",
+}
+"""Headings of the probes; the first six are MAD's."""
 
 DIFFERENCES = 6
 """Heads in which two genotypes differ that are listed in the terminal."""
@@ -149,6 +165,26 @@ def show_comparison(compared: compare.Compared) -> None:
         say(console, f"over seeds: {pair.seeds}")
         say(console, f"over test examples, paired: {pair.examples}")
         _show_differences(console, pair.genotypes)
+
+
+def show_probes(probed: Probed) -> None:
+    """The models of a probe suite with their scores in per cent, a column for each probe."""
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model", overflow="fold")
+    for title in ("score", "state"):
+        table.add_column(title, justify="right", no_wrap=True)
+    names = [probe.probe for probe in probed.models[0].probes]
+    for name in names:
+        table.add_column(SHORT_PROBES[name], justify="right", no_wrap=True)
+    for model in probed.models:
+        scores = [f"{100 * probe.test:.0f}" for probe in model.probes]
+        state = short(model.state_bytes)
+        table.add_row(cell(model.name), f"{100 * model.score:.1f}", state, *scores)
+    console.print(table)
+    legend = ", ".join(f"{SHORT_PROBES[name]} {name}" for name in names)
+    say(console, f"test accuracy in per cent, bytes of state; {legend}")
+    say(console, headline(probed))
 
 
 def _show_differences(console: Console, apart: compare.Differences | None) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 from dartformer.attention import to_text
 from dartformer.errors import InputError
+from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import transformer
+from dartformer.space.genotype import Genotype
 from dartformer.stages.retrain import Model
 from dartformer.tasks.base import Task
 from dartformer.training.evaluate import Evaluator, Scores
@@ -35,7 +37,7 @@ def evaluate_at_lengths(model: Model, lengths: Sequence[int]) -> dict[int, Score
     """
     for length in lengths:
         if length != model.shape.length:
-            _require_any_length(model)
+            require_any_length(model.shape, model.genotype)
     scores = {}
     for length in lengths:
         scores[length] = _at_length(model, length)
@@ -79,14 +81,14 @@ def _task_of(model: Model, length: int) -> Task:
     return longer
 
 
-def _require_any_length(model: Model) -> None:
-    """Raise `InputError` where parameters of the model belong to a length."""
-    if model.shape.positions == "learned":
+def require_any_length(shape: TransformerConfig, genotype: Genotype) -> None:
+    """Raise `InputError` where parameters of a model belong to a length."""
+    if shape.positions == "learned":
         raise InputError(
             "model.positions='learned' does not work at other lengths, because there is a row for "
             "each position of training alone. Train with 'none', 'rotary', 'alibi' or 'sinusoidal'."
         )
-    for heads in model.genotype.layers:
+    for heads in genotype.layers:
         for attention in heads:
             if attention.traits.fixed_length:
                 raise InputError(

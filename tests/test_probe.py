@@ -1,0 +1,134 @@
+"""The probe suite: what it trains, what its score is, that it resumes, and what it refuses."""
+
+import json
+
+import pytest
+
+import dartformer as df
+from dartformer.cli import terminal
+from dartformer.cli.main import main
+from dartformer.config import build, load_config
+from dartformer.errors import InputError
+from dartformer.stages import probe as suite
+from dartformer.statistics import mean
+
+VALUES = {
+    "model.layers": 1,
+    "model.heads": 1,
+    "model.head_dim": 4,
+    "model.model_dim": 8,
+    "model.mlp_dim": 8,
+    "model.positions": "none",
+    "space.candidates": ("conv(width=2)", "identity"),
+    "space.granularity": "model",
+    "retrain.seeds": (0, 1),
+    "retrain.steps": 3,
+    "log.eval_every": 3,
+    "log.checkpoint_every": 3,
+}
+
+
+def config(**values):
+    made = df.defaults("parity")
+    df.config.override(made, {**VALUES, **values})
+    return build(made)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("probes")
+
+
+@pytest.fixture(scope="module")
+def probed(folder):
+    return df.probe(config(), folder, probes=("memorization", "parity"), lengths=(1, 2))
+
+
+def test_every_model_has_the_best_training_of_each_probe(probed, folder):
+    assert sorted(model.name for model in probed.models) == ["conv(width=2)", "identity"]
+    assert probed.rates == (config().retrain.optimizer.learning_rate,)
+    for model in probed.models:
+        assert [score.probe for score in model.probes] == ["memorization", "parity"]
+        assert model.score == mean([score.test for score in model.probes])
+        for score in model.probes:
+            assert len(score.per_training) == 2
+            assert score.test == score.per_training[score.seed]
+            assert score.at_lengths[str(score.length)] == score.test
+            assert list(score.at_lengths) == [str(score.length), str(2 * score.length)]
+    scores = [model.score for model in probed.models]
+    assert scores == sorted(scores, reverse=True)
+    states = {model.name: model.state_bytes for model in probed.models}
+    assert states["conv(width=2)"] > states["identity"]
+    assert json.loads((folder / "probes.json").read_text()) == json.loads(
+        json.dumps(probed.to_dict())
+    )
+
+
+def test_the_page_and_the_terminal_show_every_score(probed, folder, capsys):
+    page = (folder / "probes.html").read_text()
+    for model in probed.models:
+        assert model.name in page
+        for score in model.probes:
+            assert f'data-value="{score.test}"' in page
+    assert "At more lengths" in page
+    terminal.show_probes(probed)
+    out = capsys.readouterr().out
+    assert "M memorization, P parity" in out
+    assert probed.models[0].name in out
+
+
+def test_it_goes_on_where_it_stopped(probed, folder, tmp_path, capsys):
+    """A second run trains nothing again and scores the same."""
+    (tmp_path / "space.py").write_text(
+        "import dartformer\ndef get_config():\n    c = dartformer.defaults('parity')\n"
+        + "".join(f"    c.{name} = {value!r}\n" for name, value in VALUES.items())
+        + "    return c\n"
+    )
+    before = sorted(folder.rglob("checkpoints/steps/3"))
+    times = [step.stat().st_mtime_ns for step in before]
+    assert len(before) == 8
+    arguments = [f"--config={tmp_path / 'space.py'}", f"--workdir={folder}"]
+    words = ["probe", *arguments, "--probes=memorization,parity", "--lengths=1,2", "--json"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(probed.to_dict()))
+    assert [step.stat().st_mtime_ns for step in before] == times
+
+
+@pytest.mark.parametrize("name", suite.PROBES)
+@pytest.mark.parametrize("size", suite.SIZES)
+def test_a_probe_has_the_options_of_its_search_space(name, size):
+    published = load_config(suite.CONFIGS / f"{name}_{size}.py")
+    made = suite.config_of(config(), name, size, 0.5)
+    assert made.task.to_dict() == published.task.to_dict()
+    assert made.retrain.optimizer.learning_rate == 0.5
+    assert made.retrain.steps == 3
+    assert made.model.pooling == published.model.pooling
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"probes": ("party",)}, "unknown probe 'party'. Did you mean 'parity'"),
+        ({"probes": ()}, "Name at least one"),
+        ({"size": "large"}, "unknown size 'large'"),
+        ({"lengths": (0,)}, "factors of at least 1, got 0"),
+        ({"rates": (-1.0,)}, "learning_rate"),
+        ({"genotypes": {"a": df.Genotype.homogeneous(df.parse("full"), 2, 1)}}, "2 layers of 1 h"),
+        ({"genotypes": {"a": df.Genotype.homogeneous(df.parse("fourier"), 1, 1)}}, "causal task"),
+        ({"lengths": (2,), "positions": "learned"}, "'learned' does not work at other lengths"),
+    ],
+)
+def test_what_cannot_be_probed(options, message, tmp_path):
+    positions = options.pop("positions", "none")
+    with pytest.raises(InputError, match=message):
+        df.probe(config(**{"model.positions": positions}), tmp_path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_that_are_none_are_named(tmp_path, capsys):
+    (tmp_path / "space.py").write_text(
+        "import dartformer\ndef get_config():\n    return dartformer.defaults('parity')\n"
+    )
+    words = ["probe", f"--config={tmp_path / 'space.py'}", f"--workdir={tmp_path / 'a'}"]
+    assert main([*words, "--lengths=1,two"]) == 2
+    assert "'two' is none of the whole numbers between commas" in capsys.readouterr().err
