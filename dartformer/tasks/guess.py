@@ -169,7 +169,7 @@ def guess(
             sentences.append(f"label column {label!r}: {reason} (--label names another)")
         options = {"path": file, "text": texts[0], "label": label}
         labels = _labels(sources, rows, texts, options, kind, path.name)
-        sentences += _of_labels(labels, options, file, asked=bool(kind))
+        sentences += _of_labels(labels, options, file, named=bool(kind))
     if len(texts) == 2:
         options["text2"] = texts[1]
     _add_tokens(options, rows, texts, sentences)
@@ -230,12 +230,12 @@ def _labels(
     return labels
 
 
-def _of_labels(labels: LabelCounts, options: dict[str, Any], file: str, asked: bool) -> list[str]:
+def _of_labels(labels: LabelCounts, options: dict[str, Any], file: str, named: bool) -> list[str]:
     """Set the classes, and what happens to rows without one; what was guessed of them."""
     if options["kind"] == "regression":
         sentences = [_regression(labels, options, file)]
     else:
-        sentences = _classes(labels, options, file, asked)
+        sentences = _classes(labels, options, file, named)
     if labels.missing:
         options["on_bad_label"] = "drop"
         sentences.append(
@@ -282,14 +282,14 @@ def _count(labels: LabelCounts) -> str:
     return f"{count:,}"
 
 
-def _classes(labels: LabelCounts, options: dict[str, Any], file: str, asked: bool) -> list[str]:
+def _classes(labels: LabelCounts, options: dict[str, Any], file: str, named: bool) -> list[str]:
     total = labels.total()
     if len(total) < 2:
         raise InputError(
             f"the column {labels.column!r} of {file} has {len(total)} different values; at least 2 "
             f"are needed. Name another with --label."
         )
-    if len(total) > MOST_NUMBERS or (len(total) > MOST_CLASSES and not asked):
+    if len(total) > MOST_NUMBERS or (len(total) > MOST_CLASSES and not named):
         raise InputError(
             f"the column {labels.column!r} of {file} has {_count(labels)} different values, too "
             f"many for classes, and they are not numbers. Name the label column with --label."
@@ -468,8 +468,8 @@ def tried(task: Files, data_dir: str | None = None) -> Trial:
         loaded = {}
         # Later splits first: an earlier one leaves out what they hold.
         for part in reversed(PARTS):
-            made = list(examples[part])
-            loaded[part] = pack(made, len(made), task.length, task.token_dtype)
+            rows_of_part = list(examples[part])
+            loaded[part] = pack(rows_of_part, len(rows_of_part), task.length, task.token_dtype)
     parts = parts_of(loaded)
     half = min(len(parts["weights"]), len(parts["alphas"]))
     return Trial(len(parts["train"]), half, fitted)
@@ -486,8 +486,8 @@ def _first_row(task: Files, rows: Sequence[Record], label: str) -> str:
         decoded = []
         for text in texts:
             ids = task.documents([text], 0)[0].ids
-            shown = task.decode(ids.tolist())[:SHOWN_CHARACTERS]
-            decoded.append(repr(shown))
+            start = task.decode(ids.tolist())[:SHOWN_CHARACTERS]
+            decoded.append(repr(start))
         sentence = f"the first row is read as {' and '.join(decoded)}"
         if label:
             sentence += f", with the label {str(value)[:SHOWN_CHARACTERS]!r}"
