@@ -46,7 +46,9 @@ VARYING = (
         "measured latencies",
     ),
     Varying(
-        "provenance.json", ("runs",), "commands, dates and seconds; one entry for each command"
+        "provenance.json",
+        ("runs", "checksum"),
+        "commands, dates and seconds; one entry for each command",
     ),
     Varying("export/README.md", None, "the sentence that says how many seconds the run took"),
     Varying("export/checksums.json", ("README.md",), "the checksum of that text"),
