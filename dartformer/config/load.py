@@ -344,7 +344,7 @@ def _strategy(section: object) -> Named[strategies.StrategyOptions]:
     values = {}
     for option, value in options.items():
         values[option] = convert(f"search.strategy.{option}", value, strategy_options[option])
-    return Named(name, options, strategies.make(name, values))
+    return Named(name, values, strategies.make(name, values))
 
 
 def _require_own(

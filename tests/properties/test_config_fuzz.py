@@ -179,15 +179,15 @@ def test_any_config_is_read_or_refused(drawn):
 def test_any_config_is_read_or_refused_for_ten_minutes():
     end = time.monotonic() + 60 * MINUTES
 
-    @settings(quick, max_examples=10**6, derandomize=False)
+    # Without `derandomize` each round draws others.
+    @settings(quick, max_examples=500, derandomize=False)
     @given(configs)
     def run(drawn):
-        if time.monotonic() > end:
-            return
         with in_time():
             read_config(*drawn)
 
-    run()
+    while time.monotonic() < end:
+        run()
 
 
 NAMES = [*attention.names(), *derivations.DERIVATIONS, *EXTRAS, "nope"]
