@@ -114,7 +114,9 @@ def _override_budget(config: ConfigDict, key: str, value: object) -> None:
         )
     for limit in budget:
         budgets.check_key(limit, BUDGET)
-    _section(config, "search").budget = ConfigDict(budget)
+    # Whatever a config file left in its place, or deleted.
+    with config.unlocked(), config.ignore_type():
+        _section(config, "search").budget = ConfigDict(budget)
 
 
 def choose_strategy(config: ConfigDict, name: str) -> None:
@@ -139,7 +141,9 @@ def choose_strategy(config: ConfigDict, name: str) -> None:
 def _replace(section: ConfigDict, name: str, old: object, new: object) -> None:
     """Give a field its new default, unless the user set it to another value, or deleted it."""
     if name in section and section[name] == old:
-        section[name] = new
+        # `False == 0.0`, but a field keeps the type that it was assigned.
+        with section.ignore_type():
+            section[name] = new
 
 
 def convert(name: str, value: object, like: object) -> Any:
