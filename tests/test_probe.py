@@ -9,6 +9,7 @@ from dartformer.cli import terminal
 from dartformer.cli.main import main
 from dartformer.config import build, load_config
 from dartformer.errors import InputError
+from dartformer.report.probes import by_state
 from dartformer.stages import probe as suite
 from dartformer.statistics import mean
 
@@ -71,6 +72,11 @@ def test_the_page_and_the_terminal_show_every_score(probed, folder, capsys):
         for score in model.probes:
             assert f'data-value="{score.test}"' in page
     assert "At more lengths" in page
+    drawn = {(row[0], row[1]): row[2:] for row in by_state(probed).rows}
+    for model in probed.models:
+        assert drawn["mean", model.name] == (model.state_bytes, 100 * model.score)
+        for score in model.probes:
+            assert drawn[score.probe, model.name] == (score.state_bytes, 100 * score.test)
     terminal.show_probes(probed)
     out = capsys.readouterr().out
     assert "M memorization, P parity" in out

@@ -59,6 +59,7 @@ class ProbeScore(Record):
       rate: its learning rate.
       seed: its seed.
       per_training: the test accuracies of all trainings, by rate and then by seed.
+      state_bytes: kept between tokens when decoding an example of that length.
       at_lengths: test accuracies of that training at more lengths; {} where none were named.
     """
 
@@ -69,6 +70,7 @@ class ProbeScore(Record):
     rate: float
     seed: int
     per_training: tuple[float, ...]
+    state_bytes: float
     at_lengths: Mapping[str, float]
 
 
@@ -216,10 +218,9 @@ class _Training(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A model on one probe: its scores and what it costs there."""
+    """A model on one probe: its scores, and its parameters there."""
 
     score: ProbeScore
-    state_bytes: float
     parameters: int
 
 
@@ -252,9 +253,10 @@ def _row(name: str, trainings: Sequence[_Training], factors: Sequence[int]) -> _
         chosen.rate,
         model.seed,
         tuple(training.test for training in trainings),
+        state_bytes(model),
         at_lengths,
     )
-    return _Row(score, state_bytes(model), cost.parameters(model.weights))
+    return _Row(score, cost.parameters(model.weights))
 
 
 def state_bytes(model: Model) -> float:
@@ -271,7 +273,7 @@ def _summary(name: str, genotype: Genotype, rows: Sequence[_Row]) -> ProbedModel
         name,
         layers,
         mean([row.score.test for row in rows]),
-        mean([row.state_bytes for row in rows]),
+        mean([row.score.state_bytes for row in rows]),
         mean([row.parameters for row in rows]),
         tuple(row.score for row in rows),
     )
