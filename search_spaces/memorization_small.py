@@ -5,6 +5,7 @@ generated, and every attention here is causal.
 
 Command:  dartformer run --config=search_spaces/memorization_small.py --workdir=runs/memorization
 Compare:  guessing a value scores about 1 in 127.
+          With seed 0 `full` in both layers scores 79% on valid, `conv` then `full` 100%.
 """
 
 import dartformer

@@ -4,6 +4,7 @@ Which value followed this key last? The data are generated, and every attention 
 
 Command:  dartformer run --config=search_spaces/updated_recall_small.py --workdir=runs/updated_recall
 Compare:  the first value that followed a key scores 50%.
+          With seed 0 `full` in both layers scores 76% on valid, `conv` then `full` 95%.
 """
 
 import dartformer

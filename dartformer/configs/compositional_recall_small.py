@@ -5,6 +5,7 @@ every attention here is causal.
 
 Command:  dartformer run --config=search_spaces/compositional_recall_small.py --workdir=runs/compositional_recall
 Compare:  the first value that followed the second key scores 50%.
+          With seed 0 `full` in both layers scores 32% on valid, `conv` then `full` 100%.
 """
 
 import dartformer

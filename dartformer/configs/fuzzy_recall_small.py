@@ -5,6 +5,7 @@ generated, and every attention here is causal.
 
 Command:  dartformer run --config=search_spaces/fuzzy_recall_small.py --workdir=runs/fuzzy_recall
 Compare:  the token that most often followed another in train scores about 1 in 8.
+          With seed 0 `full` in both layers scores 53% on valid, `conv` then `full` 100%.
 """
 
 import dartformer
