@@ -206,7 +206,7 @@ class Header(Record):
 
 
 def read_header(folder: Path) -> Header:
-    """The `config.json` of an export; `InputError` where it is none that this version reads."""
+    """The `config.json` of an export; `InputError` where this version cannot read it."""
     file = folder / "config.json"
     data = read_json(file)
     if not isinstance(data, dict):

@@ -38,7 +38,7 @@ IMPOSSIBLE = (
     errno.EPERM,
     errno.EROFS,
 )
-"""Errors of the system that another path or other permissions would mend."""
+"""Errors of the system that another path or other permissions would solve."""
 
 
 def write_text(path: Path, text: str) -> None:
