@@ -17,7 +17,7 @@ from dartformer.errors import InputError
 from dartformer.machine.identity import require_same
 from dartformer.space.genotype import Genotype
 from dartformer.stages import search as search_stage
-from dartformer.stages.layout import Workdir
+from dartformer.stages.layout import Workdir, training_folder
 from dartformer.stages.study import Study
 
 
@@ -56,6 +56,8 @@ def test_each_genotype_keeps_its_own_training(small, tmp_path, capsys):
     assert "4/4" in capsys.readouterr().err
     again = df.retrain(homogeneous("full"), small, tmp_path)
     assert same(full, again)
+    link = tmp_path / "retrain"
+    assert link.resolve() == (tmp_path / training_folder(homogeneous("full"))).resolve()
     # Nothing was trained: the first training is where it was.
     assert "4/4" not in capsys.readouterr().err
 

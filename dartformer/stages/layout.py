@@ -1,5 +1,6 @@
 """Layout: every path of a workdir, its lock, and how its records are read and written."""
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -30,6 +31,9 @@ R = TypeVar("R", bound=Record)
 
 TRAINING = "training.json"
 """In the folder of a training: which genotype it is of."""
+
+FOUND_LINK = "retrain"
+"""A link to the training of the found genotype."""
 
 READABLE = 40
 """Letters of a training's folder that say which genotype it is of."""
@@ -166,6 +170,18 @@ class Workdir(Layout):
             file.parent.mkdir(parents=True, exist_ok=True)
             genotype_record = GenotypeRecord.from_dict(genotype.to_dict())
             self.write(file, TrainingRecord(name, genotype_record))
+
+    def link_found(self, genotype: Genotype) -> None:
+        """Make `retrain` lead to the training of the found genotype, for people and their scripts."""
+        link = self.path / FOUND_LINK
+        if link.exists() and not link.is_symlink():
+            return  # a folder of an earlier version
+        draft = self.path / f".{FOUND_LINK}.link"
+        # Nothing here reads the link, and some file systems have none.
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+            draft.symlink_to(training_folder(genotype))
+            draft.replace(link)
 
     def write_genotype(self, genotype: Genotype) -> None:
         """Write `genotype.json`."""

@@ -56,6 +56,8 @@ def retrain(study: Study, workdir: Workdir, genotype: Genotype, name: str = FOUN
     progress lines.
     """
     workdir.name_training(genotype, name)
+    if name == FOUND:
+        workdir.link_found(genotype)
     models, seconds, compile_seconds = [], 0.0, 0.0
     for seed in study.config.retrain.seeds:
         fitted = _fit(study, workdir, genotype, name, seed)
