@@ -160,6 +160,21 @@ def learnable(labels: LabelCounts) -> tuple[list[str], dict[str, int]]:
     """The classes that can be learned, in order, and the rows of each that cannot.
 
     A class needs rows in train; where valid and test are drawn from train, one for each."""
+    classes, rare = _by_rows(labels)
+    if not are_numbers(classes):
+        return classes, rare
+    names = {name: n for name, n in rare.items() if not are_numbers([name])}
+    for counts in labels.counts.values():
+        for name in names:
+            counts.pop(name, None)
+    # Without these names all classes are numbers, of which "1.0" is 1 to training.
+    _merge_numbers(labels)
+    classes, rare = _by_rows(labels)
+    return classes, {**names, **rare}
+
+
+def _by_rows(labels: LabelCounts) -> tuple[list[str], dict[str, int]]:
+    """The classes with enough rows, and the rows of each other one."""
     first = next(iter(labels.counts))
     fewest = FEWEST_ROWS
     if len(labels.counts) == len(("train", "valid", "test")):

@@ -217,3 +217,14 @@ def test_a_label_by_its_value():
             names.read(missing)
     assert canonical("10.0", numeric=True) == "10"
     assert canonical("1.50", numeric=True) == "1.50"
+
+
+def test_numbers_beside_a_rare_name_are_numbers(tmp_path):
+    labels = [1, "1.0", 0] * 40 + ["other"]
+    rows = [{"text": f"row {i} of a file", "label": label} for i, label in enumerate(labels)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    guessed = guess(str(file), data_dir=str(tmp_path))
+    assert guessed.options["label_names"] == ("0", "1")
+    assert guessed.options["on_bad_label"] == "drop"
+    assert any("other 1" in sentence for sentence in guessed.sentences)
