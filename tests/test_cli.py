@@ -190,9 +190,9 @@ def test_config_files_that_will_not_do(name, tmp_path, capsys):
 
 
 def test_a_config_file_that_is_not_there(tmp_path, capsys):
-    for file in ("nowhere.py", tmp_path):
+    for file, problem in (("nowhere.py", "no config file"), (tmp_path, "is a folder")):
         line = error_of(capsys, "run", f"--config={file}", f"--workdir={tmp_path / 'run'}")
-        assert "no config file" in line
+        assert problem in line
 
 
 def test_workdirs_that_will_not_do(tmp_path, capsys, tiny):

@@ -111,7 +111,7 @@ def test_verb(tmp_path, capsys):
     assert plot.stat().st_size > 1000
     for wrong, said in (
         (["--length=a"], "whole numbers"),
-        (["--genotype=/none"], "cannot read the genotype"),
+        (["--genotype=/none"], "there is no /none"),
         (["--genotype=a", "--export=b"], "Use one"),
     ):
         assert main(["profile", f"--config={config}", *wrong]) == 2

@@ -96,7 +96,7 @@ def test_derive_without_the_checkpoint_says_what_is_missing(seeded, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"search.seeds": 0}, "search.seeds must be between 1 and 1000"),
+        ({"search.seeds": 0}, "search.seeds must be at least 1, got 0"),
         (
             {"derive.rule": "evolution"},
             "derive.rule='evolution' does not work with the strategy 'darts'",

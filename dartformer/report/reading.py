@@ -1,5 +1,6 @@
 """Reading a workdir while it may still be written: what it holds so far, for reports."""
 
+import contextlib
 import itertools
 import os
 import re
@@ -261,7 +262,9 @@ def _logs(path: Path) -> list[Path]:
         "search/*/metrics.jsonl",
         "trainings/*/*/metrics.jsonl",
     ):
-        logs += sorted(path.glob(pattern))
+        # A folder can be renamed between two looks at it.
+        with contextlib.suppress(OSError):
+            logs += sorted(path.glob(pattern))
     return logs
 
 

@@ -1,5 +1,6 @@
 """A report that is served on this machine alone, and refreshed while the run writes."""
 
+import contextlib
 import hashlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,7 +27,8 @@ def version(path: Path) -> str:
     """A text that changes whenever a file that a page shows does."""
     files: list[Path] = []
     for pattern in PATTERNS:
-        files += path.glob(pattern)
+        with contextlib.suppress(OSError):  # a folder that is renamed in this moment
+            files += path.glob(pattern)
     digest = hashlib.sha256()
     # Times and sizes, not contents: the page asks every few seconds, and logs are long.
     for file in sorted(files):

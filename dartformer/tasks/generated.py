@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from dartformer.data.splits import ArraySplit, Batch, Endless, Split
+from dartformer.errors import InputError
+from dartformer.machine import memory
 
 PIECE = 1024
 """Examples that are generated at once: what they are made of takes far more memory than they do."""
@@ -62,8 +64,22 @@ def batch_of(tokens: np.ndarray, label: np.ndarray) -> Batch:
     }
 
 
+MOST_NAMES = 2**20
+"""Symbols of a letter: a larger vocabulary than any in use."""
+
+NAME_BYTES = 64
+"""Memory of the text of a symbol."""
+
+
 def numbered(letter: str, count: int) -> list[str]:
-    """The symbols k0, k1, ... of a letter."""
+    """The symbols k0, k1, ... of a letter; `InputError` for more than `MOST_NAMES`."""
+    # Here, because whatever counts or names the tokens of a task comes by.
+    if count > MOST_NAMES:
+        raise InputError(
+            f"the options of the task make {count:,} tokens {letter}0, {letter}1 and so on, and "
+            f"dartformer supports at most {MOST_NAMES:,}. Their names alone would take "
+            f"{memory.in_units(NAME_BYTES * count)}. Lower the options of the task."
+        )
     return [f"{letter}{i}" for i in range(count)]
 
 

@@ -157,11 +157,13 @@ def test_headers_of_weights(export, tampered):
 def test_many_layers_are_refused_before_they_are_built(export, tampered):
     config = json.loads((export / "config.json").read_text())
     config["config"]["model"]["layers"] = 3000
+    whole = (export / "config.json").read_bytes()
     assert "layers" in tampered("config.json", json.dumps(config).encode())
+    tampered("config.json", whole)
     genotype = json.loads((export / "genotype.json").read_text())
     genotype["layers"] = genotype["layers"][:1] * 3000
     refused = tampered("genotype.json", json.dumps(genotype).encode())
-    assert "weights.safetensors holds weights of 2 layers" in refused
+    assert "has 3000 layers of 2 heads" in refused
 
 
 def test_the_card_may_be_edited(export, tampered):

@@ -236,7 +236,7 @@ def test_bad_options(options, message):
     ("traits", "derivation", "reason"),
     [
         (Traits("", ("argmax",)), "argmax", None),
-        (Traits("", ("argmax",)), "grid", "made for other"),
+        (Traits("", ("argmax",)), "grid", "only after other"),
         (Traits("", ("evolution",), alphas=False), "argmax", "learns no alphas"),
         (Traits("", ("argmax",), simplex=False), "sample", "not a distribution"),
         (Traits("", ("grid",), supernet=False), "masked_drop", "no supernet"),

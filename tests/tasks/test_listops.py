@@ -171,7 +171,7 @@ def test_an_unknown_id_is_named(ids):
         ({"max_depth": 0}, "max_depth must be at least 1, got 0"),
         ({"max_args": 1}, "max_args must be at least 2, got 1"),
         ({"train": 0}, "train must be at least 1, got 0"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": -1}, "seed must be between 0 and 4294967295"),
         ({"operator_probability": 1.5}, r"operator_probability must be in \[0, 1\], got 1.5"),
         ({"min_length": 2000}, "between min_length 2000 and max_length 2000"),
         ({"min_length": 1999}, "between min_length 1999 and max_length 2000"),

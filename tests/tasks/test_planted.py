@@ -192,7 +192,7 @@ def test_which_genotype_is_the_answer(kind, genotype, right):
         ({"length": 30}, "multiple of 4 and at least 32"),
         ({"length": 28}, "multiple of 4 and at least 32"),
         ({"train": 0}, "train must be at least 1, got 0"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": -1}, "seed must be between 0 and 4294967295"),
     ],
 )
 def test_a_wrong_option_is_one_clear_error(options, message):

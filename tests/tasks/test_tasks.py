@@ -62,10 +62,14 @@ def test_options_reach_the_task():
             "unknown option of task listops 'max_dept'.*Did you mean 'max_depth'",
         ),
         ("listops", {"traits": 3}, "unknown option of task listops 'traits'"),
-        ("listops", {"max_depth": "ten"}, "listops max_depth must be int, got 'ten'"),
-        ("listops", {"max_depth": 3.0}, "listops max_depth must be int, got 3.0"),
-        ("listops", {"train": True}, "listops train must be int, got True"),
-        ("listops", {"operator_probability": "a"}, "listops operator_probability must be float"),
+        ("listops", {"max_depth": "ten"}, "task.max_depth of listops must be int, got 'ten'"),
+        ("listops", {"max_depth": 3.0}, "task.max_depth of listops must be int, got 3.0"),
+        ("listops", {"train": True}, "task.train of listops must be int, got True"),
+        (
+            "listops",
+            {"operator_probability": "a"},
+            "task.operator_probability of listops must be float",
+        ),
         ("listops", {"max_depth": 0}, "max_depth must be at least 1, got 0"),
     ],
 )
@@ -81,7 +85,7 @@ def test_other_packages_add_tasks(installed):
         (3,), "a", True
     )
     assert tasks.make("other", {"folder": None}) == Other()
-    with pytest.raises(InputError, match=r"folder must be str or None, got 3"):
+    with pytest.raises(InputError, match=r"task.folder of other must be str or None, got 3"):
         tasks.make("other", {"folder": 3})
     with pytest.raises(
         InputError, match=r"'absent' \(entry point no_such_module:Task\) does not load: No module"
