@@ -215,6 +215,14 @@ def test_sizes_that_no_machine_has_are_refused_at_once(task, field, value):
         configs.build(config)
 
 
+def test_names_of_fields_that_are_no_texts():
+    config = dartformer.defaults()
+    with config.unlocked(), config.ignore_type():
+        config.log = {1: 2, "every": 3}
+    with pytest.raises(InputError, match="a name that is no text"):
+        configs.build(config)
+
+
 def test_what_was_deleted_or_emptied_is_refused_with_another_strategy():
     for section in ("derive", "search.alphas", "search.strategy"):
         config = dartformer.defaults()

@@ -268,6 +268,10 @@ def build(config: Config | ConfigDict) -> Config:
         values = config.to_dict()
     except ValueError as error:  # a required placeholder of ml_collections that nobody filled
         raise InputError(f"the config is not complete: {error}.") from None
+    except TypeError:  # ml_collections sorts the names of the fields
+        raise InputError(
+            "a section of the config holds a name that is no text, such as the 1 of {1: 2}."
+        ) from None
     built: Config = _section(Config, values, "")
     compat.check(built)
     return built
