@@ -219,8 +219,9 @@ def test_names_of_fields_that_are_no_texts():
     config = dartformer.defaults()
     with config.unlocked(), config.ignore_type():
         config.log = {1: 2, "every": 3}
-    with pytest.raises(InputError, match="a name that is no text"):
-        configs.build(config)
+    for use in (configs.build, lambda config: configs.override(config, {"log": 0})):
+        with pytest.raises(InputError, match="a name that is no text"):
+            use(config)
 
 
 def test_what_was_deleted_or_emptied_is_refused_with_another_strategy():

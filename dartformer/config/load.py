@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from dartformer import strategies, tasks
 from dartformer.config import compat
-from dartformer.config.overrides import convert, override
+from dartformer.config.overrides import convert, override, require_names
 from dartformer.config.presets import PRESETS, field_defaults, strategy_defaults
 from dartformer.config.sections import (
     Baselines,
@@ -264,14 +264,11 @@ def build(config: Config | ConfigDict) -> Config:
             f"a config is made by dartformer.defaults() or dartformer.load_config(), "
             f"got {type(config).__name__}."
         )
+    require_names(config)
     try:
         values = config.to_dict()
     except ValueError as error:  # a required placeholder of ml_collections that nobody filled
         raise InputError(f"the config is not complete: {error}.") from None
-    except TypeError:  # ml_collections sorts the names of the fields
-        raise InputError(
-            "a section of the config holds a name that is no text, such as the 1 of {1: 2}."
-        ) from None
     built: Config = _section(Config, values, "")
     compat.check(built)
     return built

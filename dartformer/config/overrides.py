@@ -27,6 +27,7 @@ def override(config: ConfigDict, values: Mapping[str, object]) -> None:
     Another `search.strategy.name` is set first, with its own options in place of the other's (see
     `choose_strategy`). Raises `InputError` for a field that does not exist (with the nearest name)
     or a value of another type."""
+    require_names(config)
     # First, because it replaces the section of options that other values may belong to.
     if STRATEGY in values:
         strategy = convert(STRATEGY, values[STRATEGY], "")
@@ -37,6 +38,28 @@ def override(config: ConfigDict, values: Mapping[str, object]) -> None:
             _override_budget(config, name.removeprefix(BUDGET).lstrip("."), value)
         else:
             _override_field(config, name, value)
+
+
+def require_names(config: ConfigDict) -> None:
+    """Raise `InputError` for a field of any section whose name is no text."""
+    sections = [config]
+    visited: set[int] = set()  # a section may hold itself
+    while sections:
+        section = sections.pop()
+        if id(section) in visited:
+            continue
+        visited.add(id(section))
+        try:
+            fields = section.items(preserve_field_references=True)
+        except TypeError:  # it sorts them
+            fields = [(None, None)]
+        for name, value in fields:
+            if not isinstance(name, str):
+                raise InputError(
+                    "a section of the config holds a name that is no text, such as the 1 of {1: 2}."
+                )
+            if isinstance(value, ConfigDict):
+                sections.append(value)
 
 
 def _strategy_name(config: ConfigDict) -> str:
