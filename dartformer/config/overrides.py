@@ -206,7 +206,7 @@ def _read(name: str, text: str, like: object) -> object:
 
 def _other_type(name: str, value: object, like: object) -> InputError:
     kind = KINDS.get(type(like), type(like).__name__)
-    return InputError(f"config field {name!r} takes {kind} (as {like!r}), got {brief(value)}.")
+    return InputError(f"config field {name!r} takes {kind} (as {brief(like)}), got {brief(value)}.")
 
 
 def split_list(text: str) -> list[str]:
