@@ -12,6 +12,7 @@ from dartformer.attention import parse
 from dartformer.cli import terminal
 from dartformer.results import SeedScores
 from dartformer.space.search_space import SearchSpace
+from dartformer.training.metric import ACCURACY, BITS_PER_CHARACTER
 
 SPACE = SearchSpace(
     tuple(map(parse, ("full", "local(window=4)", "identity", "uniform"))), 2, 1, "layer"
@@ -361,3 +362,24 @@ def test_the_verdict_says_which_homogeneous_model_it_compares_with():
     assert sentences[2] == (
         "the found model is the best homogeneous model on valid (linear everywhere)"
     )
+
+
+@pytest.mark.parametrize("metric", [ACCURACY, BITS_PER_CHARACTER])
+def test_a_model_that_scores_as_a_rule_is_neither_better_nor_worse(metric):
+    from dartformer.results import Results
+    from dartformer.stages.evaluate import versus
+
+    test = {"spread": 0, "per_seed": [0.5], "loss": 1, "examples": 80, metric.name: 0.5}
+    model = {
+        "test": test,
+        "valid": {metric.name: 0.5, "per_seed": [0.5]},
+        "parameters": 10,
+        "flops": 1e3,
+        "steps": 8,
+        "genotype": {"format": 1, "layers": [["full"]]},
+    }
+    baselines = {"rule": {"test": {metric.name: 0.5}}}
+    results = Results.from_dict({"task": "listops", **model, "baselines": baselines})
+    (comparison,) = versus(results.found, results.baselines, metric)
+    assert comparison.outcome == "undecided"
+    assert "scores the same as the rule 'rule'" in comparison.sentence

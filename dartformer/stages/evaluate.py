@@ -291,8 +291,11 @@ def _against_rule(ours: ModelScores, name: str, value: float, metric: Metric) ->
             f"undefined on test: it has a single row, or all its numbers are the same"
         )
         return Versus(name, "undecided", difference, None, sentence)
+    if difference == 0:
+        sentence = f"{OURS} scores the same as the rule {name!r} ({metric.text(value)})"
+        return Versus(name, "undecided", difference, None, sentence)
     where, outcome = "below", "worse"
-    if difference >= 0:
+    if difference > 0:
         where = "above"
     if (difference > 0) == metric.higher:
         outcome = "better"
