@@ -15,7 +15,17 @@ from dartformer.machine.xla_flags import protect
 protect()  # XLA reads its flags when JAX starts its first backend, so this cannot wait
 
 if TYPE_CHECKING:
-    from dartformer.api import derive, evaluate, export, load, probe, retrain, run_all, search
+    from dartformer.api import (
+        derive,
+        evaluate,
+        export,
+        load,
+        probe,
+        race,
+        retrain,
+        run_all,
+        search,
+    )
     from dartformer.attention import check, parse
     from dartformer.config import defaults, load_config
     from dartformer.models.sizes import TransformerConfig
@@ -43,6 +53,7 @@ __all__ = [
     "load_config",
     "parse",
     "probe",
+    "race",
     "register",
     "retrain",
     "run_all",
@@ -53,7 +64,18 @@ __all__ = [
 
 _HOME = {
     **dict.fromkeys(
-        ("derive", "evaluate", "export", "load", "probe", "retrain", "run_all", "search"), "api"
+        (
+            "derive",
+            "evaluate",
+            "export",
+            "load",
+            "probe",
+            "race",
+            "retrain",
+            "run_all",
+            "search",
+        ),
+        "api",
     ),
     **dict.fromkeys(("check", "parse"), "attention"),
     **dict.fromkeys(("defaults", "load_config"), "config"),

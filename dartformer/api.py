@@ -30,6 +30,7 @@ from dartformer.results import (
     ExampleScores,
     GenotypeRecord,
     Profile,
+    RaceRecord,
     Results,
     Shape,
     ValidScores,
@@ -39,9 +40,12 @@ from dartformer.stages import derive as derive_stage
 from dartformer.stages import evaluate as evaluate_stage
 from dartformer.stages import probe as probe_stage
 from dartformer.stages import profile as profile_stage
+from dartformer.stages import race as race_stage
 from dartformer.stages import retrain as retrain_stage
 from dartformer.stages import search as search_stage
+from dartformer.stages.bracket import ANSWER
 from dartformer.stages.layout import Workdir
+from dartformer.stages.race import Outcome
 from dartformer.stages.retrain import Model
 from dartformer.stages.search import SearchResult
 from dartformer.stages.study import Study
@@ -99,6 +103,12 @@ def derive(result: SearchResult) -> Genotype:
         session = Session(result.study, workdir)
         with staged(session, "derive"):
             return derive_stage.derive(result, workdir).genotype
+
+
+def race(config: Config | ConfigDict, workdir: str | Path) -> Genotype:
+    """Race what was derived against its rivals; returns the winner, also in `genotype.json`."""
+    with opened(config, workdir) as session, staged(session, "race"):
+        return _race(session).genotype
 
 
 def retrain(genotype: Genotype, config: Config | ConfigDict, workdir: str | Path) -> Model:
@@ -170,10 +180,11 @@ def _run_all(config: Config | ConfigDict, workdir: str | Path) -> Results:
 
 def _evaluate(session: Session, genotype: Genotype) -> Results:
     study, workdir = session
-    # Models that are trained already are read, not trained again.
-    models = retrain_stage.retrain(study, workdir, genotype)
-    baselines = retrain_stage.retrain_baselines(study, workdir, models)
-    results = evaluate_stage.evaluate(study, workdir, models, baselines)
+    outcome = race_stage.read(study, workdir, genotype)
+    if outcome is None:
+        # Nothing chose this genotype among the others, so it is judged and may not be replaced.
+        outcome = race_stage.race(study, workdir, {ANSWER: genotype}, decides=False)
+    results = evaluate_stage.evaluate(study, workdir, outcome)
     tracking.track(study, workdir, results)
     return results
 
@@ -265,6 +276,12 @@ def derive_within(session: Session, budget: Budget) -> BudgetAnswer:
         return derive_stage.derive_within(_finished_search(session), session.workdir, budget)
 
 
+def finish(session: Session, names: Sequence[str]) -> RaceRecord:
+    """Train entrants of a race that stopped to the end, and score them on valid."""
+    with staged(session, "race"):
+        return race_stage.finish(*session, names)
+
+
 def _search_verb(session: Session) -> Plain:
     result = search_stage.search(*session)
     return {
@@ -284,9 +301,45 @@ def _finished_search(session: Session) -> SearchResult:
 
 
 def _derive_verb(session: Session) -> Plain:
+    if not session.study.strategy.traits.supernet:
+        return {"text": "nothing is derived: the race decides"}
     result = _finished_search(session)
     genotype, ties, details = derive_stage.derive(result, session.workdir)
     return {"genotype": genotype.to_dict(), "text": str(genotype), "ties": ties, **details}
+
+
+def _race_verb(session: Session) -> Plain:
+    return _race(session).record.to_dict()
+
+
+def _race(session: Session) -> Outcome:
+    study, workdir = session
+    mixture = None
+    if study.strategy.traits.alphas:
+        mixture = _finished_search(session).mixture
+    outcome = race_stage.race(study, workdir, _answers(session), mixture)
+    workdir.record(genotype=GenotypeRecord.from_dict(outcome.genotype.to_dict()))
+    # Last, because the later stages take the winner from this file.
+    workdir.write_genotype(outcome.genotype)
+    return outcome
+
+
+def _answers(session: Session) -> dict[str, Genotype]:
+    """What the search derived, by name; empty where nothing is searched for."""
+    study, workdir = session
+    if not study.strategy.traits.supernet:
+        return {}
+    derivation = workdir.read_results().derive
+    if derivation is None or derivation.answers is None:
+        raise InputError(
+            f"there is no derived genotype in {workdir.path}: run `dartformer derive` first."
+        )
+    answers = {}
+    for name, layers in derivation.answers.items():
+        genotype = Genotype.from_dict(GenotypeRecord(1, layers).to_dict())
+        study.require_of_space(genotype, workdir.results)
+        answers[name] = genotype
+    return answers
 
 
 def _retrain_verb(session: Session) -> Plain:
@@ -339,6 +392,7 @@ Verb = Callable[..., Plain]
 VERBS: Mapping[str, Verb] = {
     "search": _search_verb,
     "derive": _derive_verb,
+    "race": _race_verb,
     "retrain": _retrain_verb,
     "evaluate": _evaluate_verb,
     "profile": _profile_verb,
@@ -376,6 +430,8 @@ def _search_finished(session: Session) -> bool:
 
 
 def _derive_finished(session: Session) -> bool:
+    if not session.study.strategy.traits.supernet:
+        return True
     workdir = session.workdir
     return workdir.genotype.exists() and workdir.read_results().genotype is not None
 
@@ -401,6 +457,19 @@ def _damaged(trainings: Sequence[Path], steps: int) -> bool:
             say(f"the checkpoint of step {steps} in {training} is damaged: {problem}.")
             return True
     return False
+
+
+def _race_finished(session: Session) -> bool:
+    study, workdir = session
+    record = workdir.read_results().race
+    if record is None or different(record.identity, race_stage.race_identity(study)):
+        return False
+    # A derivation that was repeated since may have another answer, which has not raced.
+    raced = [entrant.genotype.layers for entrant in record.entrants]
+    for answer in _answers(session).values():
+        if GenotypeRecord.from_dict(answer.to_dict()).layers not in raced:
+            return False
+    return workdir.genotype.exists()
 
 
 def _evaluate_finished(session: Session) -> bool:
@@ -470,6 +539,7 @@ def _report_finished(session: Session) -> bool:
 FINISHED: Mapping[str, Callable[[Session], bool]] = {
     "search": _search_finished,
     "derive": _derive_finished,
+    "race": _race_finished,
     "retrain": _retrain_finished,
     "evaluate": _evaluate_finished,
     "profile": _profile_finished,

@@ -361,7 +361,9 @@ def curvature(values: Sequence[float]) -> Finding:
     return Finding("curvature", growth, SHARPER, source, growth <= SHARPER, verdict)
 
 
-def ranking(supernet: Mapping[str, float], alone: Mapping[str, Sequence[float]]) -> Finding:
+def ranking(
+    supernet: Mapping[str, float], alone: Mapping[str, Sequence[float]], step: int | None = None
+) -> Finding:
     """Whether the supernet ranks candidates as training them does.
 
     So few candidates that only a perfect ranking is significant leave it unjudged, unless there is
@@ -370,6 +372,7 @@ def ranking(supernet: Mapping[str, float], alone: Mapping[str, Sequence[float]])
     Args:
       supernet: accuracy of each candidate everywhere, with the supernet's weights.
       alone: accuracies of each trained alone, one for each seed.
+      step: after which they were scored, where their trainings stopped early.
     """
     names, trained, ranks = [], [], []
     for name, scores in alone.items():
@@ -386,6 +389,8 @@ def ranking(supernet: Mapping[str, float], alone: Mapping[str, Sequence[float]])
     top = max(names, key=supernet.__getitem__)
     lost = 100 * (max(trained) - trained[names.index(top)])
     regret = f"Its top choice, {top}, is {lost:.1f} points below the best"
+    if step is not None:
+        regret += f" (trained for {step} steps)"
     if not np.isfinite(tau):
         verdict = f"the ranking cannot be judged, because all scores are equal. {regret}"
         return Finding("ranking", None, limit, source, None, verdict)

@@ -382,6 +382,7 @@ class Derivation(Record):
       seeds: what each seed chose, where there are several.
       second_opinion: what another rule would choose.
       budget: the answer within the search's budget.
+      answers: the genotypes of all rules and seeds by name, which enter a race.
       details: what else the rule reports.
     """
 
@@ -392,6 +393,7 @@ class Derivation(Record):
     seeds: DerivedSeeds | None = None
     second_opinion: SecondOpinion | None = None
     budget: BudgetAnswer | None = None
+    answers: dict[str, Layers] | None = None
 
 
 @dataclass(frozen=True)
@@ -411,6 +413,100 @@ class Versus(Record):
     difference: float
     noise: float | None
     sentence: str
+
+
+COMPILE, PROCESSOR = ".compile", ".processor"
+"""End the names of seconds that are not those of training."""
+
+
+@dataclass(frozen=True)
+class Look(Record):
+    """How an entrant of a race did after some steps of its training.
+
+    Attributes:
+      step: of the training.
+      score: on valid; null where it is undefined.
+      examples: scores of the valid examples, a text of 0 and 1, or numbers; only in `race.json`.
+    """
+
+    step: int
+    score: float | None
+    examples: str | tuple[float, ...] | None = None
+
+    def array(self) -> np.ndarray:
+        """`[n]`: the scores of the valid examples."""
+        return np.array(list(map(float, self.examples or ())), np.float64)
+
+
+@dataclass(frozen=True)
+class Looks(Record):
+    """`race.json`: every look at an entrant, so that a race goes on where it stopped.
+
+    Attributes:
+      identity: fingerprints of the task, the data, the model, the training and the metric.
+      looks: by the fingerprint of a genotype, in the order in which they were taken.
+    """
+
+    identity: dict[str, str]
+    looks: dict[str, tuple[Look, ...]]
+
+
+@dataclass(frozen=True)
+class EntrantRecord(Record):
+    """One model of a race.
+
+    Attributes:
+      name: the first of its names: "derived", "homogeneous.full", "neighbour ...".
+      names: its other names.
+      genotype: that was trained.
+      looks: its score on valid at each rung that it reached, with the first seed.
+      valid: the last of these scores; of a finalist the mean over all seeds.
+      finalist: whether it trained to the end over all seeds to be compared; test is read for these.
+      stopped_at: the step where it stopped; null where it was trained to the end.
+      outside_budget: whether it is above `search.budget`, and only compared with.
+      test: of a finalist, the mean over all seeds; null for the others, whose test part is not read.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    genotype: GenotypeRecord
+    looks: tuple[Look, ...]
+    valid: float | None
+    finalist: bool
+    stopped_at: int | None
+    outside_budget: bool
+    test: float | None = None
+
+
+@dataclass(frozen=True)
+class RaceRecord(Record):
+    """What competed, which entrant stopped where, and what it cost.
+
+    Attributes:
+      metric: that entrants were compared by, on valid.
+      rungs: the steps after which they were compared.
+      steps: of a whole training.
+      seeds: of the finalists.
+      entrants: in the order in which they entered.
+      winner: the name of the best finalist.
+      ties: finalists that the seeds do not tell from the winner, in sentences.
+      cuts: entrants that stopped within the noise of one that went on, in sentences.
+      seconds: of all cores in all trainings, without compiling.
+      share: of the seconds that training all entrants over all seeds would have taken.
+      identity: fingerprints of the task, the data, the model, the training and the metric.
+    """
+
+    metric: str
+    rungs: tuple[int, ...]
+    steps: int
+    seeds: tuple[int, ...]
+    entrants: tuple[EntrantRecord, ...]
+    winner: str
+    ties: tuple[str, ...]
+    cuts: tuple[str, ...]
+    seconds: float
+    share: float
+    identity: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -441,6 +537,7 @@ class Results(Record):
       genotype: that was derived.
       ties: choices of the derivation that are within their noise.
       derive: how the genotype was derived.
+      race: what it was raced against.
       test: scores of the found model on test.
       valid: scores of the found model on valid.
       parameters: of the found model.
@@ -454,7 +551,8 @@ class Results(Record):
       shape: that was chosen, in a search over shapes.
       shapes: all of them, by name.
       shapes_left_out: why, by name.
-      seconds: spent training and compiling, by stage.
+      seconds: spent training, compiling (".compile"), and on all cores in training
+        (".processor"), by stage and training.
     """
 
     task: str
@@ -465,6 +563,7 @@ class Results(Record):
     genotype: GenotypeRecord | None = None
     ties: tuple[str, ...] | None = None
     derive: Derivation | None = None
+    race: RaceRecord | None = None
     test: TestScores | None = None
     valid: ValidScores | None = None
     parameters: int | None = None
@@ -528,7 +627,7 @@ class Results(Record):
         spent = self.seconds or {}
         total = 0.0
         for name, value in spent.items():
-            if not name.endswith(".compile"):
+            if not name.endswith((COMPILE, PROCESSOR)):
                 total += value
         return total
 
@@ -538,7 +637,7 @@ class Results(Record):
         spent = self.seconds or {}
         total = 0.0
         for name, value in spent.items():
-            if name.endswith(".compile"):
+            if name.endswith(COMPILE):
                 total += value
         return total
 

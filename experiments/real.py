@@ -39,7 +39,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 ALL = {
     "space.candidates": ("full", "local(window=8)", "linear"),
     "baselines.random": False,
-    "baselines.uniform": False,
     "search.observe": False,
 }
 """What differs in every task: three candidates, and no more baselines than these alone."""

@@ -51,10 +51,9 @@ def get_config():
     config.retrain.seeds = (0, 1, 2)
     config.retrain.optimizer.learning_rate = 0.005
 
-    # Comparisons: every candidate alone, a random genotype, and all candidates mixed evenly.
+    # Rivals in the race: every candidate alone, and a random genotype.
     config.baselines.homogeneous = True
     config.baselines.random = True
-    config.baselines.uniform = True
 
     # Steps between lines of metrics, evaluations and checkpoints.
     config.log.eval_every = 150

@@ -39,7 +39,6 @@ TINY = {
     "space.granularity": "head",
     "search.steps": 12,
     "search.observe": False,
-    "baselines.uniform": False,
     "retrain.steps": 10,
     "retrain.seeds": (0, 1),
     "log.every": 4,

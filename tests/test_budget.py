@@ -163,7 +163,7 @@ def test_budget_in_a_config(tiny):
     assert tiny.search.budget.to_dict() == {"flops": 1e5, "phase": "train"}
     for name, reason in (
         ("spos", "learns no alphas"),
-        ("grid", "trains no supernet"),
+        ("race", "trains no supernet"),
         ("sigmoid", "not a distribution"),
     ):
         configs.override(tiny, {"search.strategy.name": name})

@@ -247,7 +247,7 @@ def test_strategies_are_listed_with_paper_and_what_goes_with_them(capsys):
     }
     assert sum(map(len, kinds.values())) == len(rows)
     for row in kinds["strategy"]:
-        assert row["paper"].startswith("arXiv") or row["name"] == "grid"
+        assert row["paper"].startswith("arXiv")
         assert row["derivations"]
     assert all(row["summary"].endswith(".") for row in rows)
     assert main(["list", "strategies"]) == 0

@@ -47,14 +47,14 @@ BROKEN = {
         {"search.remat": False, "search.strategy.name": "spos"},
     ),
     "rule after a strategy": ("listops", {"derive.rule": "evolution"}),
-    "second_opinion after a strategy": ("listops", {"derive.second_opinion": "grid"}),
+    "second_opinion after a strategy": ("listops", {"derive.second_opinion": "race"}),
     "rule of candidates in parallel": (
         "listops",
         {"derive.rule": "top_k", "search.projections": "separate"},
     ),
     "seeds without a supernet": (
         "listops",
-        {"search.strategy.name": "grid", "search.seeds": 2},
+        {"search.strategy.name": "race", "search.seeds": 2},
     ),
 }
 

@@ -101,7 +101,7 @@ def test_derive_without_the_checkpoint_says_what_is_missing(seeded, tmp_path):
             {"derive.rule": "evolution"},
             "derive.rule='evolution' does not work with the strategy 'darts'",
         ),
-        ({"derive.second_opinion": "grid"}, "derive.second_opinion='grid' does not work with"),
+        ({"derive.second_opinion": "race"}, "derive.second_opinion='race' does not work with"),
         (
             {"derive.rule": "top_k", "search.projections": "separate"},
             "Use search.projections='shared'",

@@ -94,10 +94,10 @@ def test_a_strategy_brings_its_options_and_what_follows_it(tiny):
     [
         ({"search.strategy.name": "dart"}, "Did you mean 'darts'"),
         ({"search.strategy.name": "spos", "derive.rule": "argmax"}, "learns no alphas"),
-        ({"search.strategy.name": "grid", "derive.rule": "masked_drop"}, "trains no supernet"),
+        ({"search.strategy.name": "race", "derive.rule": "masked_drop"}, "trains no supernet"),
         (
-            {"search.strategy.name": "grid", "search.seeds": 2},
-            "search.seeds=2 does not work with the strategy 'grid'",
+            {"search.strategy.name": "race", "search.seeds": 2},
+            "search.seeds=2 does not work with the strategy 'race'",
         ),
         ({"search.strategy.name": "spos", "search.strategy.warmup": 0.1}, "unknown config field"),
         (

@@ -26,6 +26,10 @@ EXAMPLES = {
         "dartformer derive --config=my_space.py --workdir=runs/mine",
         "dartformer derive --config=my_space.py --workdir=runs/mine --budget=latency_ms=2",
     ),
+    "race": (
+        "dartformer race --config=my_space.py --workdir=runs/mine",
+        "dartformer race --config=my_space.py --workdir=runs/mine --finish=homogeneous.linear",
+    ),
     "retrain": ("dartformer retrain --config=my_space.py --workdir=runs/mine",),
     "evaluate": ("dartformer evaluate --config=my_space.py --workdir=runs/mine --json",),
     "profile": (
@@ -62,8 +66,9 @@ STAGES = {
     "run": "run all stages in order, resuming where an earlier run stopped",
     "search": "search for a mixture of attentions",
     "derive": "derive a genotype from a finished search",
+    "race": "race the genotype against its rivals, and keep the best",
     "retrain": "train the genotype from scratch",
-    "evaluate": "train the baselines, evaluate on test, and judge the result",
+    "evaluate": "evaluate the finalists on test, and judge the result",
     "profile": "count parameters and FLOPs, and measure latency on this device",
     "export": "write the trained model as a self-contained folder",
 }
@@ -150,6 +155,13 @@ def _add_stage(verbs: "Verbs[Parser]", name: str) -> None:
     _add_json(verb)
     if name == "derive":
         _add_budget_options(verb)
+    if name == "race":
+        verb.add_argument(
+            "--finish",
+            action="append",
+            metavar="ENTRANT",
+            help="train an entrant that stopped to the end, and score it on valid",
+        )
     verb.add_argument(
         "--no-compile-cache",
         action="store_true",

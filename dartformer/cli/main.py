@@ -23,6 +23,7 @@ HANDLERS = {
     "run": "run_verbs.run",
     "search": "run_verbs.stage",
     "derive": "run_verbs.derive",
+    "race": "run_verbs.race",
     "retrain": "run_verbs.stage",
     "evaluate": "run_verbs.stage",
     "profile": "run_verbs.profile",

@@ -17,6 +17,7 @@ from dartformer import tasks
 from dartformer.cli.output import print_json
 from dartformer.config.overrides import BUDGET
 from dartformer.config.reference import sentence_of
+from dartformer.config.sections import Space
 from dartformer.errors import InputError, unknown
 from dartformer.machine.printable import note, one_line, printable
 from dartformer.tasks.files import Files
@@ -57,7 +58,6 @@ SMALL: dict[str, object] = {
     "retrain.seeds": (0, 1, 2),
     "baselines.homogeneous": True,
     "baselines.random": True,
-    "baselines.uniform": True,
     "log.eval_every": 100,
     "log.checkpoint_every": 100,
 }
@@ -138,9 +138,8 @@ def starting_config(
     else:
         text = _without_a_space(task, size)
     # The strategy decides about the defaults of other fields, so it cannot be set after them.
-    strategy = values.pop("search.strategy.name", "darts")
-    config = configs.defaults(task, strategy, preset)
-    text = text.replace(f'defaults(task="{task}")', _call(task, strategy, preset))
+    strategy = str(values.pop("search.strategy.name", ""))
+    text, config = _with_defaults(text, task, strategy, preset, values)
     return with_values(text, config, values)
 
 
@@ -187,7 +186,7 @@ def config_for_data(
         f"Guessed:  {guesses}"
     )
     text = SKELETON.format(head=_inside_docstring(head), task="files")
-    config = configs.defaults("files")
+    text, config = _with_defaults(text, "files", "", "recommended", values or {})
     text = with_values(text, config, {**settings, **(values or {})})
     _require_that_runs(text, values or {})
     return DataConfig(text, contents)
@@ -240,14 +239,22 @@ def _without_a_space(task: str, size: str) -> str:
     return with_values(SKELETON.format(head=_inside_docstring(head), task=task), config, settings)
 
 
-def _call(task: str, strategy: str, preset: str) -> str:
-    """The call that a config begins with; what is as by default is left out."""
+def _with_defaults(
+    text: str, task: str, strategy: str, preset: str, values: Mapping[str, object]
+) -> tuple[str, ConfigDict]:
+    """The text of a config file that begins with other defaults, and these."""
+    granularity = str(values.get("space.granularity", Space.granularity))
+    # What is as by default is left out of the call.
     arguments = [f'task="{task}"']
-    if strategy != "darts":
+    if strategy:
         arguments.append(f'strategy="{strategy}"')
     if preset != "recommended":
         arguments.append(f'preset="{preset}"')
-    return f"defaults({', '.join(arguments)})"
+    if granularity == "model":
+        arguments.append('granularity="model"')
+    call = f"defaults({', '.join(arguments)})"
+    config = configs.defaults(task, strategy, preset, granularity)
+    return text.replace(f'defaults(task="{task}")', call), config
 
 
 def _inside_docstring(text: str) -> str:

@@ -41,6 +41,15 @@ def stage(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     return _show_stage(arguments, result)
 
 
+def race(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    """The race, or with --finish the rest of the trainings of entrants that stopped."""
+    config = load_config(arguments.config, values)
+    with api.opened(config, arguments.workdir) as session:
+        if not arguments.finish:
+            return _show_stage(arguments, api.do(session, "race"))
+        return _show_stage(arguments, api.finish(session, arguments.finish).to_dict())
+
+
 def export(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """Write the trained model, in more formats if wanted."""
     config = load_config(arguments.config, values)

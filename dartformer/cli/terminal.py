@@ -14,7 +14,7 @@ from dartformer.cost.budget import number as short
 from dartformer.machine.console import Console
 from dartformer.machine.printable import one_line
 from dartformer.machine.workdir import jsonable
-from dartformer.report import compare, verdicts
+from dartformer.report import bracket, compare, verdicts
 from dartformer.report.drawing import letter
 from dartformer.report.probes import headline
 from dartformer.report.reading import FOUND, read
@@ -28,6 +28,7 @@ from dartformer.results import (
     Limit,
     ModelScores,
     Profile,
+    RaceRecord,
     Results,
     finite,
 )
@@ -77,6 +78,8 @@ def show(verb: str, data: Mapping[str, Any], workdir: Path) -> None:
         _show_findings(console, Diagnostics.from_dict(plain["diagnostics"]))
         file = workdir / "search/alphas.json"
         say(console, f"searched for {data['seconds']:.1f} s; the mixture is in {file}")
+    elif verb == "race":
+        show_race(console, RaceRecord.from_dict(plain))
     elif verb == "retrain":
         measure = metric.of(data)
         for scores in data["valid"]:
@@ -404,6 +407,8 @@ def _show_results(console: Console, results: Results, workdir: Path) -> None:
     if results.derive is not None:
         _show_seeds(console, results.derive)
     _show_ties(console, results.ties or ())
+    if results.race is not None:
+        show_race(console, results.race, metric.find(results.measure))
     console.print(_models(results))
     console.print(f"* {verdicts.scored(results)}", markup=False, soft_wrap=True)
     for line in results.verdict or ():
@@ -422,6 +427,27 @@ def _show_results(console: Console, results: Results, workdir: Path) -> None:
     if results.shape is not None:
         workdir = workdir / f"shapes/{results.shape}"
     say(console, f"everything is in {workdir}: report.html, results.json, export/")
+
+
+def show_race(console: Console, race: RaceRecord, tested: metric.Metric | None = None) -> None:
+    """The bracket of a race, and what it cost; `tested` is the metric of scores on test."""
+    table = Table(box=None, title="race, scores on valid", pad_edge=False)
+    table.add_column("entrant", overflow="fold")
+    table.add_column("outcome", no_wrap=True)
+    for heading in (*bracket.headings(race), "end", "test"):
+        table.add_column(heading, no_wrap=True)
+    for line in bracket.lines(race, tested or bracket.metric_of(race)):
+        end = ""
+        if line.fate != bracket.STOPPED:
+            end = line.valid
+        style = ""
+        if line.fate == bracket.WINNER:
+            style = "bold"
+        cells = (escape(line.name), line.outcome, *line.rungs, end, line.test)
+        table.add_row(*cells, style=style)
+    console.print(table)
+    for text in bracket.sentences(race):
+        say(console, f"* {text}")
 
 
 def _models(results: Results) -> Table:

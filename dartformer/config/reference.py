@@ -13,6 +13,7 @@ from dartformer.config.sections import (
     Derive,
     Log,
     Named,
+    Race,
     Retrain,
     Search,
     Space,
@@ -51,6 +52,7 @@ def sections(config: ConfigDict) -> dict[str, type]:
         "derive": Derive,
         "retrain": Retrain,
         "retrain.optimizer": Optimizer,
+        "race": Race,
         "baselines": Baselines,
         "log": Log,
     }

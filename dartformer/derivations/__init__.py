@@ -10,9 +10,9 @@ from dartformer import spec
 from dartformer.derivations.argmax import Argmax
 from dartformer.derivations.base import Derived, Rule, Trained
 from dartformer.derivations.evolution import Evolution
-from dartformer.derivations.grid import Grid
 from dartformer.derivations.masked import BestFour, Masked, Prune
 from dartformer.derivations.masked_drop import MaskedDrop
+from dartformer.derivations.race import Race
 from dartformer.derivations.random_search import RandomSearch
 from dartformer.derivations.sample import Sample
 from dartformer.derivations.top_k import TopK
@@ -41,7 +41,7 @@ BUILT_IN: dict[str, type[Rule]] = {
     "evolution": Evolution,
     "random_search": RandomSearch,
     "top_k": TopK,
-    "grid": Grid,
+    "race": Race,
 }
 
 

@@ -43,8 +43,6 @@ class Trained:
         valid (None: on all).
       fine_tune: (weights, mixture, steps, seed) -> weights, trained for `steps` more at that
         mixture.
-      standalone: genotype -> `Scores` on valid of the genotype trained alone, a number for each
-        seed.
       rng: where random choices come from.
       tie_margin: weights of a mixture closer than this are called tied.
     """
@@ -54,7 +52,6 @@ class Trained:
     weights: Weights
     evaluate: Callable[[Weights, np.ndarray, int | None], Scores]
     fine_tune: Callable[[Weights, np.ndarray, int, int], Weights]
-    standalone: Callable[[Genotype], Scores]
     rng: np.random.Generator
     tie_margin: float = 0.05
 

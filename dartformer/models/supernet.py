@@ -295,6 +295,21 @@ def inherit(weights: Weights, space: SearchSpace, genotype: Genotype) -> Weights
     return {**weights, "blocks": blocks}
 
 
+def expand(weights: Weights, space: SearchSpace, genotype: Genotype, shapes: Weights) -> Weights:
+    """The weights of a supernet, of these `shapes`, from which `inherit` cuts `weights`.
+
+    What the genotype does not use is zero, so that it stays zero where the supernet trains at the
+    genotype's mixture.
+    """
+
+    def cut(supernet: Weights) -> Weights:
+        return inherit(supernet, space, genotype)
+
+    # Cutting is linear, and its transpose puts each part back into its place among zeros.
+    (wide,) = jax.linear_transpose(cut, shapes)(weights)
+    return dict(wide)
+
+
 HEAD_AXES = {"q": 1, "k": 1, "v": 1, "o": 0, "q_norm": 0, "k_norm": 0}
 """The axis of the heads in each array of `Projections`."""
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from dartformer.report import bracket
 from dartformer.report.chart import (
     ACCENT,
     ALERT,
@@ -25,7 +26,7 @@ from dartformer.report.chart import (
 )
 from dartformer.report.models import Priced, Score
 from dartformer.report.reading import FOUND, SEARCH, Curve, Trajectory
-from dartformer.results import Front, FrontPoint, Profile, finite
+from dartformer.results import Front, FrontPoint, Profile, RaceRecord, finite
 from dartformer.training.metric import Metric, decimals
 
 FAR = 1.3
@@ -95,6 +96,45 @@ def comparison(scores: Sequence[Score], metric: Metric) -> Chart:
         ("model", "kind", "seed", "value"),
         rows,
         "Bars are means over the seeds, dots are seeds.",
+    )
+
+
+def race(record: RaceRecord) -> Chart:
+    """The score on valid of every entrant of a race, over the steps at which it was compared."""
+    metric = bracket.metric_of(record)
+    rows: list[Row] = []
+    for entrant in record.entrants:
+        fate = bracket.fate_of(record, entrant)
+        points = {look.step: look.score for look in entrant.looks}
+        if entrant.stopped_at is None:
+            points[record.steps] = entrant.valid  # the mean over the seeds
+        for step, score in points.items():
+            if score is not None:
+                rows.append((entrant.name, fate, step, metric.number(score)))
+    tones = [ACCENT, "#111827", "#9aa3af", "#9aa3af"]
+    color = category(
+        "fate", legend=LEGEND, scale={"domain": list(bracket.FATES), "range": tones}, title=None
+    )
+    title = f"valid {metric.title}"
+    if metric.percent:
+        title += ", %"
+    encoding = {
+        "x": quantity("step", "training step"),
+        "y": quantity("value", title, scale={"zero": False}),
+        "detail": category("entrant"),
+        "color": color,
+    }
+    marks = {"type": "line", "point": {"size": 40, "filled": True}, **TOOLTIP}
+    stopped = sum(entrant.stopped_at is not None for entrant in record.entrants)
+    return Chart(
+        "race",
+        "The race",
+        f"{len(record.entrants)} entrants over their training steps; {stopped} stopped early, "
+        f"and {record.winner} won",
+        {"height": 280, "mark": marks, "encoding": encoding},
+        ("entrant", "fate", "step", "value"),
+        rows,
+        "A line ends where the entrant stopped. The last points of finalists are means over seeds.",
     )
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dartformer._version import __version__
 from dartformer.machine.progress import say
 from dartformer.machine.workdir import jsonable, write_text
-from dartformer.report import charts, markup, vega, verdicts
+from dartformer.report import bracket, charts, markup, vega, verdicts
 from dartformer.report.chart import Chart
 from dartformer.report.drawing import draw
 from dartformer.report.models import priced, scores
@@ -57,6 +57,14 @@ class Row(NamedTuple):
 
     highlighted: bool
     cells: tuple[Cell, ...]
+
+
+class Race(NamedTuple):
+    """The bracket of a race: the titles of its rungs, its lines, and sentences about it."""
+
+    rungs: list[str]
+    lines: list[bracket.Line]
+    sentences: list[str]
 
 
 class Link(NamedTuple):
@@ -127,6 +135,7 @@ def render(reading: Reading, *, live: bool = False) -> str:
         ties=results.ties or (),
         agreement=agreement(reading),
         models=table(reading),
+        race=race(reading),
         diagnostics=findings,
         mark=verdicts.mark,
         number=verdicts.number,
@@ -174,6 +183,8 @@ def figures(reading: Reading) -> tuple[dict[str, Chart], dict[str, object]]:
     if reading.results.models:
         drawn.append(charts.comparison(scores(reading.results), reading.metric))
         drawn.append(charts.accuracy_cost(priced(reading), reading.metric))
+    if reading.results.race is not None:
+        drawn.append(charts.race(reading.results.race))
     if reading.front is not None and reading.front.points:
         drawn.append(charts.pareto(reading.front))
     if reading.trajectory is not None:
@@ -237,6 +248,18 @@ def table(reading: Reading) -> list[Row]:
             cells[5] = Cell(f"{model.flops:.3g}", model.flops)
         rows.append(Row(name == FOUND, tuple(cells)))
     return rows
+
+
+def race(reading: Reading) -> Race | None:
+    """The bracket, where models have raced."""
+    record = reading.results.race
+    if record is None:
+        return None
+    return Race(
+        bracket.headings(record),
+        bracket.lines(record, reading.metric),
+        bracket.sentences(record),
+    )
 
 
 def stages(reading: Reading) -> list[Stage]:

@@ -29,7 +29,11 @@ class Varying(NamedTuple):
 
 
 VARYING = (
-    Varying("results.json", ("seconds",), "seconds of training and compiling"),
+    Varying(
+        "results.json",
+        ("seconds", "race/seconds", "race/share"),
+        "seconds of training and compiling",
+    ),
     Varying("search/*alphas.json", ("seconds", "compile_seconds"), "seconds of the search"),
     Varying(
         "profile.json",

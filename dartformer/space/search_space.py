@@ -106,6 +106,14 @@ class SearchSpace:
             rows.append(list(map(self._index, heads)))
         return np.array(rows)
 
+    def holds(self, genotype: Genotype) -> bool:
+        """Whether a genotype has a mixture over the candidates."""
+        try:
+            self.mixture(genotype)
+        except InputError:
+            return False
+        return True
+
     def mixture(self, genotype: Genotype) -> np.ndarray:
         """The mixture `[L, H, K]` of a genotype, float32: one-hot, or the shares of a parallel one."""
         self._require_size(genotype)

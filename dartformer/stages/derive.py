@@ -8,36 +8,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array
-from jax.typing import ArrayLike
 
 from dartformer import derivations
 from dartformer.attention import to_text
 from dartformer.cost.budget import Budget
 from dartformer.data.batches import batches
-from dartformer.data.splits import Batch, Split, Subset
+from dartformer.data.splits import Split, Subset
 from dartformer.derivations import Derived, Trained
-from dartformer.models.transformer import Network, Weights
+from dartformer.models.transformer import Weights
 from dartformer.results import (
     BudgetAnswer,
     Derivation,
     DerivedSeeds,
     GenotypeRecord,
+    Layers,
     SecondOpinion,
     SeedScores,
 )
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 from dartformer.stages import budget as resolve_stage
-from dartformer.stages import retrain as retrain_stage
+from dartformer.stages.bracket import ANSWER
 from dartformer.stages.layout import Workdir
+from dartformer.stages.programs import AtMixture, mixed_step
 from dartformer.stages.search import SearchResult, read_states
 from dartformer.stages.study import Study
 from dartformer.statistics import mean, spread
 from dartformer.training import optimizer
-from dartformer.training.loop import Schedule, Stream, fit
+from dartformer.training.loop import Schedule, fit
 from dartformer.training.metric import decimals
-from dartformer.training.step import CompiledStep, Metrics, TrainState, plain_step
+from dartformer.training.step import CompiledStep, TrainState
 
 FINE_TUNE_RATE = 0.1
 """Of the search's learning rate, falling to zero along a cosine: DARTS-PT fine-tunes so (arXiv
@@ -61,6 +61,9 @@ def derive(result: SearchResult, workdir: Workdir) -> Derived:
         choices.append(choice)
         genotypes.append(choice.genotype)
         scores.append(_inherited(supernet, choice.genotype))
+    answers = {}
+    for seed, seed_genotype in zip(result.seeds, genotypes, strict=True):
+        answers[f"seed {seed.seed}"] = seed_genotype
     chosen = _most_frequent(genotypes, scores)
     genotype, ties = genotypes[chosen], list(choices[chosen].ties)
     derivation = Derivation(config.rule, choices[chosen].details)
@@ -69,6 +72,7 @@ def derive(result: SearchResult, workdir: Workdir) -> Derived:
         derivation = replace(derivation, seeds=_seeds(result, genotypes, scores, chosen))
     if config.second_opinion:
         another = derivations.parse(config.second_opinion)(trained[chosen])
+        answers[config.second_opinion] = another.genotype
         opinion = _second_opinion(genotype, another, config.second_opinion)
         ties += opinion.differences
         derivation = replace(derivation, second_opinion=opinion)
@@ -81,10 +85,22 @@ def derive(result: SearchResult, workdir: Workdir) -> Derived:
             # The rule's ties are about a genotype that is not taken.
             ties = list(answer.ties)
     record = GenotypeRecord.from_dict(genotype.to_dict())
+    derivation = replace(derivation, answers=_answers(study, genotype, answers))
     workdir.record(genotype=record, ties=tuple(ties), derive=derivation)
     # Last, because the stages take this file to say that derive is finished.
     workdir.write_genotype(genotype)
     return Derived(genotype, ties, derivation.to_dict())
+
+
+def _answers(
+    study: Study, genotype: Genotype, answers: Mapping[str, Genotype]
+) -> dict[str, Layers]:
+    """The chosen genotype first, and those of the other seeds and rules that are within budget."""
+    layers = {ANSWER: GenotypeRecord.from_dict(genotype.to_dict()).layers}
+    for name, answer in answers.items():
+        if answer != genotype and study.affordable(answer):
+            layers[name] = GenotypeRecord.from_dict(answer.to_dict()).layers
+    return layers
 
 
 def derive_within(result: SearchResult, workdir: Workdir, budget: Budget) -> BudgetAnswer:
@@ -102,7 +118,12 @@ def derive_within(result: SearchResult, workdir: Workdir, budget: Budget) -> Bud
         return replace(answer, written=False)
     record = GenotypeRecord(1, answer.genotype)
     genotype = Genotype.from_dict(record.to_dict())
-    derivation = Derivation(f"budget: {budget}", {}, budget=replace(answer, front=None))
+    derivation = Derivation(
+        f"budget: {budget}",
+        {},
+        budget=replace(answer, front=None),
+        answers={ANSWER: answer.genotype},
+    )
     workdir.record(genotype=record, ties=answer.ties, derive=derivation)
     workdir.write_genotype(genotype)
     return replace(answer, written=True)
@@ -188,7 +209,6 @@ def trained_seeds(result: SearchResult, workdir: Workdir) -> list[Trained]:
                 seed_weights,
                 evaluator_of(study),
                 tune,
-                standalone_of(study, workdir),
                 # Apart from the streams that start from the seed alone, such as initial weights.
                 np.random.default_rng([seed.seed, 1]),
                 study.config.derive.tie_margin,
@@ -214,21 +234,6 @@ def evaluator_of(
     return evaluate
 
 
-def standalone_of(study: Study, workdir: Workdir) -> Callable[[Genotype], Mapping[str, np.ndarray]]:
-    """genotype -> scores on valid of the homogeneous genotype trained alone, by seed."""
-
-    def standalone(genotype: Genotype) -> Mapping[str, np.ndarray]:
-        name = f"homogeneous.{to_text(genotype.layers[0][0])}"
-        models = retrain_stage.retrain(study, workdir, genotype, name)
-        scores: dict[str, np.ndarray] = {}
-        for name in ("loss", "accuracy"):
-            if name in models[0].valid:
-                scores[name] = np.array([model.valid[name] for model in models])
-        return scores
-
-    return standalone
-
-
 def fine_tuner(study: Study) -> Callable[[Weights, np.ndarray, int, int], Weights]:
     """(weights, mixture, steps, seed) -> weights, trained further at a fixed mixture.
 
@@ -244,12 +249,7 @@ def fine_tuner(study: Study) -> Callable[[Weights, np.ndarray, int, int], Weight
         options = replace(search, learning_rate=rate, schedule="cosine", warmup=0.0, final=0.0)
         chain = optimizer.build(options, steps)
 
-        def step(state: TrainState, pair: tuple[Batch, Array]) -> tuple[TrainState, Metrics]:
-            batch, mixture = pair
-            network = _at_mixture(study.supernet.network, mixture)
-            return plain_step(network, chain, study.metric)(state, batch)
-
-        return chain, CompiledStep(step)
+        return chain, CompiledStep(mixed_step(study.supernet.network, chain, study.metric))
 
     def fine_tune(weights: Weights, mixture: np.ndarray, steps: int, seed: int) -> Weights:
         if steps == 0:
@@ -267,38 +267,10 @@ def fine_tuner(study: Study) -> Callable[[Weights, np.ndarray, int, int], Weight
         data = study.config.data
         stream = batches(study.parts[part], data.batch_size, seed, data.buckets)
         schedule = Schedule(steps, log_every=steps)
-        fitted = fit("fine-tuning", step, state, _AtMixture(stream, mixture), schedule, None)
+        fitted = fit("fine-tuning", step, state, AtMixture(stream, mixture), schedule, None)
         return fitted.state.weights
 
     return fine_tune
-
-
-class _AtMixture:
-    """A stream of pairs of a batch and a mixture that stays the same."""
-
-    def __init__(self, stream: Stream, mixture: np.ndarray):
-        self.stream, self.mixture = stream, mixture
-        self.get_state, self.set_state = stream.get_state, stream.set_state
-
-    def __next__(self) -> tuple[Batch, np.ndarray]:
-        return next(self.stream), self.mixture
-
-
-def _at_mixture(network: Network, fixed: Array) -> Network:
-    """A supernet as an ordinary network whose mixture is fixed."""
-
-    def apply(
-        weights: Weights,
-        tokens: ArrayLike,
-        valid: ArrayLike,
-        mixture: ArrayLike | None = None,
-        *,
-        train: bool = False,
-        key: Array | None = None,
-    ) -> Array:
-        return network.apply(weights, tokens, valid, fixed, train=train, key=key)
-
-    return network._replace(apply=apply)
 
 
 def _mean_inherited(trained: Sequence[Trained]) -> Callable[[Genotype], Mapping[str, float]]:

@@ -13,13 +13,16 @@ import numpy as np
 
 from dartformer import cost, diagnostics
 from dartformer.attention import to_text
+from dartformer.errors import InputError
 from dartformer.machine.identity import Identity
 from dartformer.results import (
     Baseline,
     Diagnostics,
+    EntrantRecord,
     Finding,
     GenotypeRecord,
     ModelScores,
+    RaceRecord,
     Results,
     RuleScores,
     RuleTest,
@@ -29,15 +32,17 @@ from dartformer.results import (
 )
 from dartformer.space.genotype import Genotype
 from dartformer.stages import maps, scores
+from dartformer.stages.bracket import ANSWER, HOMOGENEOUS, RANDOM, UNIFORM
 from dartformer.stages.layout import Workdir
+from dartformer.stages.race import Outcome
 from dartformer.stages.retrain import Model, best
 from dartformer.stages.study import Study
 from dartformer.statistics import mean, spread
 from dartformer.tasks.base import Learns, majority
 from dartformer.training.metric import ACCURACY, Metric
 
-HOMOGENEOUS = "homogeneous."
-"""Begins the name of a baseline of one attention everywhere."""
+BASELINES = (HOMOGENEOUS, RANDOM, UNIFORM)
+"""Begin the names of baselines, which are kept where the found model is one of them."""
 
 OURS = "the found model"
 
@@ -49,19 +54,16 @@ class Tested(NamedTuple):
     examples: Sequence[Mapping[str, np.ndarray]]
 
 
-def evaluate(
-    study: Study,
-    workdir: Workdir,
-    models: Sequence[Model],
-    baselines: Mapping[str, Sequence[Model]] | None = None,
-) -> Results:
-    """Score models and baselines on test, and put everything into `results.json`."""
-    trained = dict(baselines or {})
+def evaluate(study: Study, workdir: Workdir, outcome: Outcome) -> Results:
+    """Score the finalists of a race on test, and put everything into `results.json`."""
+    models = _models_of(outcome)
+    trained = _baselines(outcome)
     tested = _test_all(study, {"found": models, **trained})
     ours = tested["found"].scores
     compared: dict[str, Baseline] = dict(_rules(study))
     for name in trained:
         compared[name] = tested[name].scores
+    workdir.record(race=_with_test(outcome.record, tested))
     identity = evaluation_identity(study, models[0].genotype)
     facts: Mapping[str, Any] = {}
     if isinstance(study.task, Learns):
@@ -73,7 +75,7 @@ def evaluate(
     report = workdir.read_results().diagnostics
     if report is not None:
         report = _with_unknown_tokens(report, facts)
-        workdir.record(diagnostics=_with_ranking(study, report, compared))
+        workdir.record(diagnostics=_with_ranking(study, report, outcome.record))
     comparisons = versus(ours, compared, study.metric)
     # Last and at once: scores without the comparisons would pass for a finished evaluation.
     return workdir.record(
@@ -90,6 +92,34 @@ def evaluate(
         verdict=tuple(comparison.sentence for comparison in comparisons),
         identity=dict(identity),
     )
+
+
+def _models_of(outcome: Outcome) -> Sequence[Model]:
+    """The models of the genotype that is evaluated."""
+    for models in outcome.models.values():
+        if models[0].genotype == outcome.genotype:
+            return models
+    raise InputError(f"{outcome.genotype} is no finalist of the race.")
+
+
+def _baselines(outcome: Outcome) -> dict[str, Sequence[Model]]:
+    """The finalists by name, without what is only another name of the found model."""
+    baselines = {}
+    for name, models in outcome.models.items():
+        if models[0].genotype != outcome.genotype or name.startswith(BASELINES):
+            baselines[name] = models
+    return baselines
+
+
+def _with_test(record: RaceRecord, tested: Mapping[str, Tested]) -> RaceRecord:
+    """The record of a race with the scores of its finalists on test."""
+    entrants = []
+    for entrant in record.entrants:
+        test = None
+        if entrant.name in tested:
+            test = tested[entrant.name].scores.test.mean
+        entrants.append(replace(entrant, test=test))
+    return replace(record, entrants=tuple(entrants))
 
 
 def _test_all(study: Study, trained: Mapping[str, Sequence[Model]]) -> dict[str, Tested]:
@@ -156,24 +186,46 @@ def _test(study: Study, models: Sequence[Model]) -> Tested:
     return Tested(scored, examples)
 
 
-def _with_ranking(
-    study: Study, report: Diagnostics, baselines: Mapping[str, Baseline]
-) -> Diagnostics:
+def _with_ranking(study: Study, report: Diagnostics, race: RaceRecord) -> Diagnostics:
     """The search's diagnostics with the agreement of its ranking and that of training alone."""
-    # In the order of the space, so that of equal candidates always the same one is named.
-    alone, supernet, trained = report.alone, {}, {}
-    if alone is None:
+    # The search's own scores are of the task's metric.
+    if report.alone is None or race.metric != study.metric.name:
         return report
+    entrants = {}
+    for entrant in race.entrants:
+        for name in (entrant.name, *entrant.names):
+            entrants[name] = entrant
+    # In the order of the space, so that of equal candidates always the same one is named.
+    supernet, looks = {}, {}
     for genotype in study.space.homogeneous():
         name = to_text(genotype.layers[0][0])
-        model = baselines.get(HOMOGENEOUS + name)
+        supernet[name] = report.alone[name][study.metric.share]
         # A ranking of some of the candidates would say little about the choice among all.
-        if not isinstance(model, ModelScores):
+        if HOMOGENEOUS + name not in entrants:
             return report
+        looks[name] = entrants[HOMOGENEOUS + name]
+    # All of them were looked at after the first rung, if there is one.
+    step = None
+    if race.rungs:
+        step = race.rungs[0]
+    trained = {}
+    for name, entrant in looks.items():
         # Valid on both sides: the question is how the supernet ranks, and test ranks nothing.
-        supernet[name] = alone[name][study.metric.share]
-        trained[name] = [_merit(study.metric, value) for value in model.valid.per_seed]
-    return _with(report, diagnostics.ranking(supernet, trained))
+        score = _valid_after(entrant, step)
+        if score is None:
+            return report
+        trained[name] = [study.metric.objective({study.metric.name: score})]
+    return _with(report, diagnostics.ranking(supernet, trained, step))
+
+
+def _valid_after(entrant: EntrantRecord, step: int | None) -> float | None:
+    """An entrant's score on valid after a step; None for the step: at the end, over all seeds."""
+    if step is None:
+        return entrant.valid
+    for look in entrant.looks:
+        if look.step == step:
+            return look.score
+    return None
 
 
 def _with_unknown_tokens(report: Diagnostics, facts: Mapping[str, Any]) -> Diagnostics:
@@ -210,11 +262,12 @@ def versus(
     if homogeneous is not None:
         comparisons.append(_against_homogeneous(ours, homogeneous, baselines, metric))
     for name, words in (
+        (ANSWER, "what the search derived"),
         ("random", "a random genotype"),
         ("uniform_mixing", "all candidates mixed uniformly"),
     ):
         model = baselines.get(name)
-        if isinstance(model, ModelScores):
+        if isinstance(model, ModelScores) and model.genotype != ours.genotype:
             comparisons.append(_against(ours, OURS, name, words, model, metric))
     rule = _best_rule(baselines, metric)
     if rule is not None:

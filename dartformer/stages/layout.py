@@ -74,6 +74,7 @@ class Layout:
         self.provenance = self.path / "provenance.json"
         self.report = self.path / "report.html"
         self.export = self.path / "export"
+        self.race = self.path / "race.json"
         self.summary = self.path / "summary"
 
     def search_of(self, seeds: tuple[int, ...], together: bool) -> Path:

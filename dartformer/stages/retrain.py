@@ -1,22 +1,18 @@
 """Retrain: a genotype from scratch, once for each seed, on all of train; and the baselines."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dartformer.attention import to_text
 from dartformer.config import Config
 from dartformer.data.batches import batches
 from dartformer.errors import InputError
 from dartformer.machine.identity import Identity, require_same
-from dartformer.machine.progress import say
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import Weights
+from dartformer.results import COMPILE, PROCESSOR
 from dartformer.space.genotype import Genotype
-from dartformer.space.search_space import SearchSpace
 from dartformer.stages.layout import Workdir, training_folder
 from dartformer.stages.study import Study
 from dartformer.tasks.base import Task
@@ -28,9 +24,6 @@ from dartformer.training.step import TrainState, begin
 
 FOUND = "found"
 """The found genotype in progress lines."""
-
-MOST_DRAWS = 64
-"""Draws of a random genotype that must not be the derived one: all fail once in 2^64 times."""
 
 
 @dataclass(frozen=True)
@@ -51,46 +44,70 @@ class Model:
 def retrain(study: Study, workdir: Workdir, genotype: Genotype, name: str = FOUND) -> list[Model]:
     """Train `genotype` from scratch for every seed of `retrain.seeds`; raises what `fit` raises.
 
-    Each seed gives its own initial weights and order of examples. The weights kept are the last
-    ones, or those that are best on valid, as `retrain.select` says. `name` is the genotype's in
-    progress lines.
+    `name` is the genotype's in progress lines.
     """
-    workdir.name_training(genotype, name)
     if name == FOUND:
         workdir.link_found(genotype)
-    models, seconds, compile_seconds = [], 0.0, 0.0
-    for seed in study.config.retrain.seeds:
-        fitted = _fit(study, workdir, genotype, name, seed)
-        models.append(_selected(study, workdir, genotype, seed, fitted))
-        seconds += fitted.seconds
-        # Seeds share the compiled step, and each reports all of its seconds.
-        compile_seconds = max(compile_seconds, fitted.compile_seconds)
-    folder = training_folder(genotype)
-    workdir.record_seconds({folder: seconds, f"{folder}.compile": compile_seconds})
-    return models
+    return [train(study, workdir, genotype, name, seed) for seed in study.config.retrain.seeds]
+
+
+def train(study: Study, workdir: Workdir, genotype: Genotype, name: str, seed: int) -> Model:
+    """Train `genotype` from scratch with one seed, or go on where its training stopped.
+
+    The seed gives the initial weights and the order of examples. The weights kept are the last
+    ones, or those that are best on valid, as `retrain.select` says.
+    """
+    fitted = _fit(study, workdir, genotype, name, seed)
+    return _selected(study, workdir, genotype, seed, fitted)
+
+
+def train_until(
+    study: Study, workdir: Workdir, genotype: Genotype, name: str, seed: int, step: int
+) -> Weights:
+    """The weights after `step` steps of a whole training, which can go on from there.
+
+    Those of the last step where the training is further already.
+    """
+    return _fit(study, workdir, genotype, name, seed, step).state.weights
 
 
 def _fit(
-    study: Study, workdir: Workdir, genotype: Genotype, name: str, seed: int
+    study: Study,
+    workdir: Workdir,
+    genotype: Genotype,
+    name: str,
+    seed: int,
+    pause: int | None = None,
 ) -> Fitted[TrainState]:
     config, data = study.config.retrain, study.config.data
-    net, chain, step, evaluator = study.program(genotype)
+    program = study.program(genotype)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        return evaluator(state.weights, study.parts["valid"])
+        return program.evaluator(state.weights, study.parts["valid"])
 
-    return fit(
+    workdir.name_training(genotype, name)
+    fitted = fit(
         f"{name} seed {seed}",
-        step,
-        begin(net, chain, seed),
-        batches(study.parts["train"], data.batch_size, seed, data.buckets),
-        study.schedule(config.steps),
+        program.step,
+        begin(program.network, program.optimizer, seed),
+        program.feed(batches(study.parts["train"], data.batch_size, seed, data.buckets)),
+        replace(study.schedule(config.steps), pause=pause),
         workdir.training(genotype, seed),
         evaluate=evaluate,
         rates={"rate": optimizer.schedule(config.optimizer, config.steps)},
         metric=study.metric,
         identity=study.training_identity(genotype),
+        form=program.form,
     )
+    folder = f"{training_folder(genotype)}/seed{seed}"
+    workdir.record_seconds(
+        {
+            folder: fitted.seconds,
+            folder + COMPILE: fitted.compile_seconds,
+            folder + PROCESSOR: fitted.processor_seconds,
+        }
+    )
+    return fitted
 
 
 def _selected(
@@ -99,9 +116,9 @@ def _selected(
     """The last weights, or those that are best on valid."""
     state, valid = fitted.state, fitted.evaluations[-1]
     if study.config.retrain.select == "best":
-        net, chain, _, _ = study.program(genotype)
+        program = study.program(genotype)
         with Checkpoints(_checkpoints(workdir, genotype, seed)) as checkpoints:
-            best = checkpoints.best(begin(net, chain, seed))
+            best = checkpoints.best(begin(program.network, program.optimizer, seed))
         if best is not None:
             # The scores have to be of the same weights as the model.
             state = best.state
@@ -138,61 +155,6 @@ def require_trained(study: Study, workdir: Workdir, genotype: Genotype) -> None:
         where = workdir.training(genotype, seed)
         remedy = f"Delete {where} and run `dartformer retrain`."
         require_same(saved, study.training_identity(genotype), f"the training in {where}", remedy)
-
-
-# Baselines.
-
-
-def baseline_genotypes(
-    config: Config, space: SearchSpace, derived: Genotype
-) -> dict[str, Genotype]:
-    """Names and genotypes of the baselines that the config selects.
-
-    They are `homogeneous.<text>` for every candidate, `random`, and `uniform_mixing`, which is all
-    candidates side by side. The random genotype is drawn from the space by the config's seed, again
-    until it differs from the found one where the space has another.
-    """
-    named = {}
-    if config.baselines.homogeneous:
-        for genotype in space.homogeneous():
-            named[f"homogeneous.{to_text(genotype.layers[0][0])}"] = genotype
-    if config.baselines.random:
-        named["random"] = _random_genotype(space, derived, config.seed)
-    if config.baselines.uniform:
-        named["uniform_mixing"] = space.mixed()
-    return named
-
-
-def _random_genotype(space: SearchSpace, derived: Genotype, seed: int) -> Genotype:
-    """A genotype of the space other than the derived one."""
-    rng = np.random.default_rng(seed)
-    drawn = space.random(rng)
-    # A space has two genotypes at least, so half of the draws or more are another one.
-    for _ in range(MOST_DRAWS):
-        if drawn != derived:
-            break
-        drawn = space.random(rng)
-    return drawn
-
-
-def retrain_baselines(
-    study: Study, workdir: Workdir, models: Sequence[Model]
-) -> dict[str, list[Model]]:
-    """The baselines, trained as the found genotype was.
-
-    One that is the found genotype, or another baseline's, is not trained twice.
-    """
-    genotype = models[0].genotype
-    # By genotype, with the found one first: small spaces name the same genotype several times.
-    trained: dict[Genotype, list[Model]] = {genotype: list(models)}
-    named = {}
-    for name, baseline in baseline_genotypes(study.config, study.space, genotype).items():
-        if baseline in trained:
-            say(f"baseline {name}: the same genotype is already trained")
-        else:
-            trained[baseline] = retrain(study, workdir, baseline, name)
-        named[name] = trained[baseline]
-    return named
 
 
 def best(models: Sequence[Model]) -> Model:

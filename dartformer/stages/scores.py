@@ -34,7 +34,7 @@ def record(
     for name, seeds in models.items():
         rows = []
         for scores in seeds:
-            rows.append(_pack(scores[score]))
+            rows.append(pack(scores[score]))
         packed[name] = tuple(rows)
     part = study.parts["test"]
     return ExampleScores(
@@ -63,8 +63,8 @@ def fingerprint(split: Split) -> str:
     return digest.hexdigest()[:LETTERS]
 
 
-def _pack(scores: np.ndarray) -> str | tuple[float, ...]:
-    """A text of 0 and 1 where there is nothing else, or rounded numbers."""
+def pack(scores: np.ndarray) -> str | tuple[float, ...]:
+    """Scores `[n]` as a text of 0 and 1 where there is nothing else, or as rounded numbers."""
     # A letter for each example: the file holds every example for every model and seed.
     if np.isin(scores, (0, 1)).all():
         return "".join(scores.astype(int).astype(str))

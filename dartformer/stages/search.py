@@ -20,7 +20,7 @@ from dartformer.errors import InputError
 from dartformer.machine.identity import require_same
 from dartformer.machine.record import Plain, Record
 from dartformer.models.transformer import Weights
-from dartformer.results import Diagnostics, Finding, SearchRecord, SeedMixture
+from dartformer.results import COMPILE, Diagnostics, Finding, SearchRecord, SeedMixture
 from dartformer.space.search_space import SearchSpace
 from dartformer.stages.layout import Layout, Workdir
 from dartformer.stages.narrow import Narrowing, Remaining
@@ -530,7 +530,7 @@ def _write(
 def record_results(workdir: Workdir, record: SearchRecord) -> None:
     """Put what a search found into `results.json`."""
     workdir.record(diagnostics=record.diagnostics)
-    seconds = {"search": record.seconds, "search.compile": record.compile_seconds}
+    seconds = {"search": record.seconds, "search" + COMPILE: record.compile_seconds}
     workdir.record_seconds(seconds)
 
 

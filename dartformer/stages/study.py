@@ -10,6 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from dartformer import config as configs
+from dartformer import cost
 from dartformer.attention import to_text
 from dartformer.attention.base import Attention
 from dartformer.attention.parallel import Parallel
@@ -26,22 +27,14 @@ from dartformer.models.supernet import supernet
 from dartformer.models.transformer import Network, transformer
 from dartformer.space.genotype import Genotype
 from dartformer.stages.layout import genotype_key
+from dartformer.stages.programs import Program, SharedProgram
 from dartformer.strategies import Constraint, Problem, Strategy
 from dartformer.tasks.base import Checks, Learns, Task, parts
 from dartformer.training import metric, optimizer
 from dartformer.training.devices import DataParallel, data_parallel
 from dartformer.training.evaluate import Evaluator
 from dartformer.training.loop import Schedule
-from dartformer.training.step import CompiledStep, TrainState, plain_step, training_loss
-
-
-class Program(NamedTuple):
-    """A genotype's network with all that is compiled for it, shared by seeds and stages."""
-
-    network: Network
-    optimizer: optax.GradientTransformation
-    step: CompiledStep[TrainState]
-    evaluator: Evaluator
+from dartformer.training.step import CompiledStep, plain_step, training_loss
 
 
 class Supernet(NamedTuple):
@@ -159,11 +152,15 @@ class Study:
         aspects = self._identity("task", "model", "space", "search")
         return {**aspects, "data": self.data_fingerprint}
 
+    @property
+    def trainings_identity(self) -> Identity:
+        """What every training in this study belongs to."""
+        aspects = self._identity("task", "model", "training")
+        return {**aspects, "data": self.data_fingerprint}
+
     def training_identity(self, genotype: Genotype) -> Identity:
         """What a training of `genotype` in this study belongs to."""
-        aspects = self._identity("task", "model", "training")
-        key = genotype_identity(genotype)
-        return {**aspects, "data": self.data_fingerprint, "genotype": key}
+        return {**self.trainings_identity, "genotype": genotype_identity(genotype)}
 
     def model_identity(self, genotype: Genotype) -> Identity:
         """What a profile of `genotype` belongs to: its sizes, and no data."""
@@ -250,12 +247,45 @@ class Study:
         """What trains and evaluates a genotype; built once."""
         # Seeds differ in their arrays alone, so that all of them share what was compiled.
         if genotype not in self._programs:
-            config = self.config.retrain
-            net = transformer(self.model, genotype)
-            chain = optimizer.build(config.optimizer, config.steps)
-            step = CompiledStep(plain_step(net, chain, self.metric), self.data_parallel())
-            self._programs[genotype] = Program(net, chain, step, self._evaluator(net))
+            self._programs[genotype] = self._program(genotype)
         return self._programs[genotype]
+
+    def _program(self, genotype: Genotype) -> Program:
+        net = transformer(self.model, genotype)
+        if self.shares_program and self.space.holds(genotype):
+            return self._shared_program.of(genotype, net)
+        chain = self._retrain_optimizer()
+        step = CompiledStep(plain_step(net, chain, self.metric), self.data_parallel())
+        return Program(net, chain, step, self._evaluator(net))
+
+    def _retrain_optimizer(self) -> optax.GradientTransformation:
+        config = self.config.retrain
+        return optimizer.build(config.optimizer, config.steps)
+
+    @cached_property
+    def shares_program(self) -> bool:
+        """Whether one compiled program trains all genotypes of the space, see `retrain.program`."""
+        config = self.config.retrain
+        is_divided = self.data_parallel() is not None
+        if config.program == "shared" and is_divided:
+            raise InputError(
+                "retrain.program='shared' works on one device. Use data.devices=1, or "
+                "retrain.program='own'."
+            )
+        if config.program != "auto":
+            return config.program == "shared"
+        if is_divided or len(self.space.candidates) < FEWEST_SHARED:
+            return False
+        genotypes = self.space.homogeneous()
+        step = max(cost.flops(self.model, genotype) for genotype in genotypes)
+        whole = BACKWARD * step * self.config.data.batch_size * config.steps
+        return whole <= SHORT_TRAINING
+
+    @cached_property
+    def _shared_program(self) -> SharedProgram:
+        net = supernet(self.model, self.space)
+        chain = self._retrain_optimizer()
+        return SharedProgram(net, self.space, chain, self.metric, self._evaluator(net))
 
     def schedule(self, steps: int) -> Schedule:
         """How long to train, and how often to log, evaluate and save."""
@@ -280,6 +310,29 @@ class Study:
         measured = prices(self.model, self.space, self.budget)
         require_possible(self.budget, measured, self.space)
         return measured
+
+    def affordable(self, genotype: Genotype) -> bool:
+        """Whether a genotype is within every limit of the search's budget, by its prices."""
+        if self.budget is None:
+            return True
+        exceeded = []
+        for key, limit in self.budget.limits:
+            exceeded.append(self.prices[key].of(genotype, self.space) > limit)
+        return not any(exceeded)
+
+
+BACKWARD = 3
+"""FLOPs of a training step, in units of those of a forward pass."""
+
+FEWEST_SHARED = 3
+"""Candidates of which one program for all pays: that of two compiles as long as the two alone."""
+
+SHORT_TRAINING = 3e12
+"""FLOPs of a training that takes less time than compiling its program.
+
+A program for a whole space steps 1.1 to 1.4 times as long as one for a single genotype, and compiles
+as long as three to four of these (`experiments/benchmarks/programs.py`).
+"""
 
 
 def members_of(attention: Attention) -> tuple[Attention, ...]:

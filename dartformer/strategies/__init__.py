@@ -28,11 +28,11 @@ from dartformer.strategies.base import (
 from dartformer.strategies.darts import Darts
 from dartformer.strategies.dirichlet import Dirichlet
 from dartformer.strategies.extras import EXTRAS, Extra
-from dartformer.strategies.grid import Grid
 from dartformer.strategies.gumbel import Gumbel
 from dartformer.strategies.hypergradients import HYPERGRADIENTS
 from dartformer.strategies.masked import Masked
 from dartformer.strategies.proxyless import Proxyless
+from dartformer.strategies.race import Race
 from dartformer.strategies.random_sharing import RandomSharing
 from dartformer.strategies.sigmoid import Sigmoid
 from dartformer.strategies.single_level import SingleLevel
@@ -49,6 +49,7 @@ __all__ = [
     "Gumbel",
     "Loss",
     "Problem",
+    "Race",
     "State",
     "Strategy",
     "StrategyOptions",
@@ -72,7 +73,7 @@ BUILT_IN: dict[str, type] = {
     "masked": Masked,
     "spos": Spos,
     "random_sharing": RandomSharing,
-    "grid": Grid,
+    "race": Race,
 }
 
 

@@ -103,8 +103,7 @@ class Traits:
         nothing.
       simplex: rows of its mixture sum to one; otherwise they are independent gates between 0 and
         1.
-      supernet: it trains a supernet; otherwise it has no steps, and its work is done by its
-        derivation.
+      supernet: it trains a supernet; otherwise it has no steps, and the race does its work.
       halves: weights and alphas learn from their own half of train; otherwise there is one level,
         which has it all.
       projections: what the candidates of a layer have in the method as published, "shared" or

@@ -89,7 +89,8 @@ class Due(NamedTuple):
 class Schedule:
     """How long to train, and how often to log, evaluate and save, all in steps.
 
-    `trackers` are names of `dartformer.training.trackers.TRACKERS`.
+    `trackers` are names of `dartformer.training.trackers.TRACKERS`. With `pause` a training stops
+    after that step, to go on later with the same rates; None: it goes on to the end.
     """
 
     steps: int
@@ -97,11 +98,17 @@ class Schedule:
     eval_every: int = 100
     checkpoint_every: int = 100
     trackers: tuple[str, ...] = ()
+    pause: int | None = None
+
+    @property
+    def end(self) -> int:
+        """The last step of this call."""
+        return self.pause or self.steps
 
     def due(self, done: int) -> Due:
         """What follows step number `done`; everything follows the last one."""
         # Whoever asks for 250 steps and an evaluation every 100 wants one of the final state.
-        last = done == self.steps
+        last = done == self.end
         return Due(
             log=last or done % self.log_every == 0,
             evaluation=last or done % self.eval_every == 0,
@@ -109,14 +116,43 @@ class Schedule:
         )
 
 
+class Form(NamedTuple, Generic[State]):
+    """Two shapes of a state: as it is kept and shown, and as its step takes it.
+
+    Attributes:
+      enter: from the kept shape to that of the step.
+      leave: the other way round.
+    """
+
+    enter: Callable[[State], State]
+    leave: Callable[[State], State]
+
+
+def _same(state: Any) -> Any:
+    return state
+
+
+AS_IT_IS: Form[Any] = Form(_same, _same)
+"""The step takes the state as it is kept."""
+
+
 @dataclass
 class Fitted(Generic[State]):
-    """What `fit` returns: the last state, how long training took, and its evaluations."""
+    """What `fit` returns.
+
+    Attributes:
+      state: the last one.
+      seconds: of training, without compiling.
+      compile_seconds: of compiling the step.
+      evaluations: scores on valid, each with its step.
+      processor_seconds: of all cores in `seconds`.
+    """
 
     state: State
     seconds: float
     compile_seconds: float
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    processor_seconds: float = 0.0
 
 
 def fit(
@@ -133,6 +169,7 @@ def fit(
     rates: Mapping[str, optax.Schedule] | None = None,
     metric: Metric = ACCURACY,
     identity: Identity | None = None,
+    form: Form[State] = AS_IT_IS,
 ) -> Fitted[State]:
     """Train for `schedule.steps` steps, from `state` or from the folder's last checkpoint.
 
@@ -151,6 +188,8 @@ def fit(
       rates: learning-rate schedules, logged by name (and named when training diverges).
       metric: the metric of `evaluate`.
       identity: what the training belongs to; every checkpoint holds it.
+      form: of the state that `step` takes. Checkpoints, callbacks and the result have it as it is
+        kept.
 
     Raises:
       InputError: the checkpoints in `folder` belong to something else.
@@ -158,7 +197,7 @@ def fit(
       Interrupted: on SIGTERM or SIGINT, after saving.
     """
     callbacks = _Callbacks(evaluate, describe, observe, rates or {}, metric)
-    training = _Training(name, step, state, stream, schedule, callbacks, identity or {})
+    training = _Training(name, step, state, stream, schedule, callbacks, identity or {}, form)
     if folder is None:
         training.compile()
         training.run(None)
@@ -173,16 +212,16 @@ def fit(
         remedy = f"Use a new workdir, or delete {folder}."
         require_same(checkpoints.identity(), training.identity, f"the training in {folder}", remedy)
         training.restore(checkpoints)
-        if training.done >= schedule.steps:
+        if training.done >= schedule.end:
             return training.result()
         if training.done:
-            say(f"{name}: resuming at step {training.done} of {schedule.steps}")
+            say(f"{name}: resuming at step {training.done} of {schedule.end}")
         # Opened after the restore, because each drops what it holds of later steps.
         receivers = trackers.start(schedule.trackers, folder, name, training.done)
         log = MetricsLog(folder, training.done, receivers)
         # Compiled before signals are caught: until the first step there is nothing to save.
         training.compile()
-        with _StopSignal() as stop, Bar(name, schedule.steps, training.done) as bar, log:
+        with _StopSignal() as stop, Bar(name, schedule.end, training.done) as bar, log:
             training.run(_Outputs(checkpoints, log, bar, stop))
         return training.result()
 
@@ -245,20 +284,23 @@ class _Training(Generic[State]):
         schedule: Schedule,
         callbacks: _Callbacks[State],
         identity: Identity,
+        form: Form[State],
     ):
-        self.name, self.step, self.state, self.stream = name, step, state, stream
+        self.name, self.step, self.stream, self.form = name, step, stream, form
+        self.state = form.enter(state)
         self.schedule, self.callbacks, self.identity = schedule, callbacks, identity
         self.done = int(state.step)
         self.evaluations: list[dict[str, Any]] = []
         self.pending: list[Metrics] = []  # metrics of the steps since the last log, on the device
-        self.seconds = self.compile_seconds = 0.0  # of the calls before this one
+        # Of the calls before this one.
+        self.seconds = self.processor_seconds = self.compile_seconds = 0.0
         self.last_loss = math.nan
         self.saves = False
 
     def restore(self, checkpoints: Checkpoints) -> None:
         """Continue from the newest checkpoint, if there is one."""
         self.saves = True
-        restored = checkpoints.latest(self.state, warn=say)
+        restored = checkpoints.latest(self.form.leave(self.state), warn=say)
         if restored is None:
             return
         name = not_finite(restored.state)
@@ -269,22 +311,24 @@ class _Training(Generic[State]):
                 f"{self.name}: {name} is not finite in the checkpoint of step {restored.step}. "
                 f"Delete {folder} to continue from the one before."
             )
-        self.state = restored.state
+        self.state = self.form.enter(restored.state)
         # The state counts its own steps, so the counter cannot disagree with the weights.
         self.done = int(self.state.step)
         self.stream.set_state(restored.extra["stream"])
         self.evaluations = restored.extra["evaluations"]
         self.seconds = restored.extra["seconds"]
+        self.processor_seconds = restored.extra.get("processor_seconds", self.seconds)
         self.compile_seconds = restored.extra["compile_seconds"]
 
     def compile(self) -> None:
         """Compile the step for the first batch, before the clock of training starts."""
         self.batch = next(self.stream)
+        # A step that several trainings share counts for the first of them alone.
+        before = self.step.compile_seconds
         self.step.prepare(self.state, self.batch)
-        # A step shared by several trainings counts for the first of them alone.
         self.compiled = self.step.compile_seconds
-        self.compile_seconds = max(self.compile_seconds, self.compiled)
-        self.started = time.perf_counter()
+        self.compile_seconds += self.compiled - before
+        self.started, self.processor_started = time.perf_counter(), time.process_time()
 
     def run(self, outputs: _Outputs | None) -> None:
         """All remaining steps."""
@@ -298,6 +342,7 @@ class _Training(Generic[State]):
                 self.report(due, outputs)
         late = self.step.compile_seconds - self.compiled  # for lengths that came up on the way
         self.seconds += time.perf_counter() - self.started - late
+        self.processor_seconds += time.process_time() - self.processor_started - late
         self.compile_seconds += late
 
     def batches(self) -> Iterator[Any]:
@@ -306,7 +351,7 @@ class _Training(Generic[State]):
         Each is drawn after the step before it, so that a checkpoint holds the stream's position.
         """
         yield self.batch
-        while self.done < self.schedule.steps:
+        while self.done < self.schedule.end:
             yield next(self.stream)
 
     def report(self, due: Due, outputs: _Outputs | None) -> None:
@@ -325,7 +370,7 @@ class _Training(Generic[State]):
             return
         if due.checkpoint or score is not None or stopping:
             self.save(score, outputs.checkpoints)
-        if stopping and self.done < self.schedule.steps:
+        if stopping and self.done < self.schedule.end:
             self.interrupt(outputs)
 
     def checked_means(self) -> dict[str, float]:
@@ -383,7 +428,7 @@ class _Training(Generic[State]):
         # Schedules count from 0: step number `done` was taken with the rate of `done - 1`.
         line: dict[str, object] = {**means, **self.rates_at(self.done - 1)}
         if self.callbacks.describe is not None:
-            line.update(self.callbacks.describe(self.state))
+            line.update(self.callbacks.describe(self.form.leave(self.state)))
         outputs.log.write(self.done, line)
         shown_means = {}
         for name in SHOWN:
@@ -393,14 +438,15 @@ class _Training(Generic[State]):
 
     def evaluate(self, evaluate: Callable[[State], Numbers], outputs: _Outputs | None) -> float:
         """Evaluate the state and log its scores; returns the one that picks the best state."""
-        scores = evaluate(self.state)
+        state = self.form.leave(self.state)
+        scores = evaluate(state)
         self.evaluations.append({"step": self.done, **scores})
         if outputs is not None:
             line: dict[str, object] = {}
             for name, score in scores.items():
                 line[f"valid_{name}"] = score
             if self.callbacks.observe is not None:
-                line.update(self.callbacks.observe(self.state))
+                line.update(self.callbacks.observe(state))
             outputs.log.write(self.done, line)
         return self.callbacks.metric.objective(scores)
 
@@ -412,26 +458,32 @@ class _Training(Generic[State]):
             "evaluations": self.evaluations,
             # The time up to now, so that a killed run has lost none of it but the last steps'.
             "seconds": self.seconds + time.perf_counter() - self.started,
+            "processor_seconds": self.processor_seconds
+            + time.process_time()
+            - self.processor_started,
             "compile_seconds": self.compile_seconds,
         }
         # An undefined score is kept out of the choice of the best checkpoint.
         if score is not None and not math.isfinite(score):
             score = None
-        checkpoints.save(self.done, self.state, extra, score)
+        checkpoints.save(self.done, self.form.leave(self.state), extra, score)
 
     def interrupt(self, outputs: _Outputs) -> None:
         """Finish writing the checkpoint and raise `Interrupted`."""
         # Saving is asynchronous, and "everything is saved" must be true when it is printed.
         outputs.checkpoints.close()
         raise Interrupted(
-            f"stopped at step {self.done} of {self.schedule.steps} of {self.name}; "
+            f"stopped at step {self.done} of {self.schedule.end} of {self.name}; "
             f"everything is saved. Run the same command again to continue.",
             outputs.stop.number,
         )
 
     def result(self) -> Fitted[State]:
         """The last state, with the time spent on it."""
-        return Fitted(self.state, self.seconds, self.compile_seconds, self.evaluations)
+        state = self.form.leave(self.state)
+        return Fitted(
+            state, self.seconds, self.compile_seconds, self.evaluations, self.processor_seconds
+        )
 
 
 def _part(metrics: Metrics) -> str:

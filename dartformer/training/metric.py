@@ -181,6 +181,9 @@ ACCURACY = Metric("accuracy", "accuracy", percent=True)
 R2 = Metric("r2", "share of variance explained", share="r2")
 BITS_PER_CHARACTER = Metric("bits_per_character", "bits per character", higher=False)
 
+LOSS = Metric("loss", "loss", higher=False)
+"""Of any task; a race can compare by it."""
+
 METRICS = {metric.name: metric for metric in (ACCURACY, R2, BITS_PER_CHARACTER)}
 
 

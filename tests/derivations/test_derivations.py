@@ -41,10 +41,6 @@ class Toy:
         self.tuned.append((mixture.copy(), steps, seed))
         return weights + 1
 
-    def standalone(self, genotype):
-        worth = self.worth[0, 0, self.space.choice(genotype)[0, 0]]
-        return {"accuracy": np.array([worth - 0.01, worth, worth + 0.01])}
-
     def trained(self, seed=0):
         return Trained(
             self.space,
@@ -52,7 +48,6 @@ class Toy:
             0,
             self.evaluate,
             self.fine_tune,
-            self.standalone,
             np.random.default_rng(seed),
         )
 
@@ -73,7 +68,6 @@ def worth(best=BEST):
         "sample(count=1500)",
         "evolution",
         "random_search",
-        "grid",
         "evolution(metric='loss', generations=30)",
     ],
 )
@@ -182,25 +176,6 @@ def test_a_tie_of_two_names_the_two():
         "0.1200, 0.1200 of loss)"
     ]
     assert "local(window=1) and retention are tied" in toy.derive("masked").ties[0]
-    assert "local(window=1) and retention are tied" in toy.derive("grid").ties[0]
-
-
-def test_grid_names_what_the_seeds_cannot_tell_apart():
-    toy = Toy(np.array([0.1, 0.6, 0.604, 0.1, 0.1]))
-    rng = np.random.default_rng(0)
-    toy.standalone = lambda g: {
-        "accuracy": toy.worth[0, 0, toy.space.choice(g)[0, 0]] + 0.01 * rng.standard_normal(3)
-    }
-    found = toy.derive("grid")
-    assert len({a for heads in found.genotype.layers for a in heads}) == 1
-    assert len(found.ties) == 1
-    assert found.details["valid_accuracy"].keys() == {
-        "full",
-        "local(window=1)",
-        "retention",
-        "uniform",
-        "identity",
-    }
 
 
 def test_best_four_and_prune_spread_the_same_set_over_the_heads_of_every_layer():

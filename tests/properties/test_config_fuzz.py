@@ -116,7 +116,7 @@ TEXTS += [
     "true",
     "drop(keep=2)",
 ]
-TEXTS += ["local(window=10000000000)", "sample(count=99999999999)", "grid", "top_k(k=9)"]
+TEXTS += ["local(window=10000000000)", "sample(count=99999999999)", "race", "top_k(k=9)"]
 
 values = st.one_of(
     st.sampled_from(NUMBERS + FLOATS + NESTED + ODD + ARRAYS + TEXTS),

@@ -236,10 +236,10 @@ def test_bad_options(options, message):
     ("traits", "derivation", "reason"),
     [
         (Traits("", ("argmax",)), "argmax", None),
-        (Traits("", ("argmax",)), "grid", "only after other"),
+        (Traits("", ("argmax",)), "race", "only after other"),
         (Traits("", ("evolution",), alphas=False), "argmax", "learns no alphas"),
         (Traits("", ("argmax",), simplex=False), "sample", "not a distribution"),
-        (Traits("", ("grid",), supernet=False), "masked_drop", "no supernet"),
+        (Traits("", ("race",), supernet=False), "masked_drop", "no supernet"),
     ],
 )
 def test_unsupported_derivations_are_refused_with_the_reason(traits, derivation, reason):
