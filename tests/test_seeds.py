@@ -14,7 +14,7 @@ from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 from dartformer.stages.derive import derive, disagreements
 from dartformer.stages.layout import Workdir
-from dartformer.stages.search import groups, read, read_states, search
+from dartformer.stages.search import groups, read, read_states, search, short
 from dartformer.stages.study import Study
 
 
@@ -138,3 +138,24 @@ def test_a_section_of_switches_is_set_as_one(tiny):
         configs.override(tiny, {"baselines": "none"})
     with pytest.raises(InputError, match="'search' is a section"):
         configs.override(tiny, {"search": True})
+
+
+@pytest.mark.parametrize(
+    ("granularity", "steps", "warns"),
+    [
+        ("layer", 299, True),
+        ("layer", 300, False),
+        ("head", 10, True),
+        ("head", 900, False),
+        ("model", 10, False),
+    ],
+)
+def test_a_search_for_a_mix_that_is_shorter_than_a_training_says_so(granularity, steps, warns):
+    config = dartformer.defaults("planted")
+    config.space.granularity = granularity
+    config.search.steps = steps
+    config.retrain.steps = 300
+    warning = short(configs.build(config))
+    assert (warning is not None) == warns
+    if warning:
+        assert f"search.steps={steps} is less than retrain.steps=300" in warning

@@ -18,6 +18,7 @@ from dartformer.cost.budget import Price
 from dartformer.data.batches import batches, resized
 from dartformer.errors import InputError
 from dartformer.machine.identity import require_same
+from dartformer.machine.progress import say
 from dartformer.machine.record import Plain, Record
 from dartformer.models.transformer import Weights
 from dartformer.results import COMPILE, Diagnostics, Finding, SearchRecord, SeedMixture
@@ -363,6 +364,9 @@ def search(study: Study, workdir: Workdir) -> SearchResult:
     """Run (or continue) the search of a study, and write `search/alphas.json`."""
     if not study.strategy.traits.supernet:
         return _without_supernet(study, workdir)
+    warning = short(study.config)
+    if warning:
+        say(warning)
     # Before the strategy is built, whose constraint reads the prices.
     keep_prices(study, workdir)
     mixture_of = jax.jit(study.supernet.strategy.mixture)
@@ -384,6 +388,20 @@ def search(study: Study, workdir: Workdir) -> SearchResult:
             states.append(state)
     report = _diagnose(study, seeds, states, observation_of)
     return _write(study, workdir, seeds, report, seconds, compile_seconds + observe_seconds)
+
+
+def short(config: Config) -> str | None:
+    """A warning where a search for a mix is shorter than a training; None otherwise.
+
+    A candidate that learns late is judged before it has learned."""
+    steps, training = config.search.steps, config.retrain.steps
+    if config.space.granularity == "model" or steps >= training:
+        return None
+    return (
+        f"warning: search.steps={steps} is less than retrain.steps={training}. A search that is "
+        f"shorter than a training favors candidates that learn quickly. Set search.steps={training} "
+        f"or more."
+    )
 
 
 def _prepared_observation(study: Study) -> tuple[Callable[[State], Observation] | None, float]:

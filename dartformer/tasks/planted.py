@@ -13,15 +13,17 @@ from dartformer.tasks.base import TaskTraits
 from dartformer.tasks.generated import batch_of, below, draws
 from dartformer.tasks.requirements import require_at_least, require_ids, require_seed
 
-KINDS = ("recall", "local", "strided", "global", "mix", "relay")
+KINDS = ("recall", "local", "strided", "global", "mix", "relay", "quartet")
 
 WINDOW = 4
 STRIDE = 8
+BLOCK = 8
 """`local` labels depend on tokens at most WINDOW away, `strided` ones on tokens a multiple of STRIDE
-away."""
+away, `block` ones on the tokens of one of the blocks of BLOCK tokens."""
 
 LOCAL = f"local(window={WINDOW})"
 STRIDED = f"strided(stride={STRIDE})"
+BLOCKS = f"block(size={BLOCK})"
 
 ANSWERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "recall": (("full",),),
@@ -29,9 +31,13 @@ ANSWERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "strided": ((STRIDED,),),
     "mix": ((LOCAL, STRIDED),),
     "relay": ((LOCAL,), (STRIDED,)),
+    "quartet": ((LOCAL,), (BLOCKS,), (STRIDED,), ("full",)),
 }
 """The right attentions by layer, and by head where the heads of a layer must differ (in any order).
-`global` has several: every attention that sees all tokens."""
+`global` has several: every attention that sees all tokens. So has `quartet`: see `is_quartet`."""
+
+QUARTET = ("relay", "block", "relay", "global")
+"""What the positions of a `quartet` ask for, over and over."""
 
 VALUES = 8
 LETTERS = "abcd"
@@ -49,9 +55,12 @@ class Planted:
     * `global`: the same over all tokens.
     * `mix`: even positions as in `local`, odd ones as in `strided`.
     * `relay`, for two layers: the most frequent `local` label over every eighth token.
+    * `quartet`, for four layers: even positions as in `relay`, the others in turns the most frequent
+      letter of their own eight tokens (of 0 to 7, 8 to 15, ...) and of all tokens.
 
     Attributes:
-      kind: which answer is planted: "recall", "local", "strided", "global", "mix" or "relay".
+      kind: which answer is planted: "recall", "local", "strided", "global", "mix", "relay" or
+        "quartet".
       length: tokens of an example.
       train: number of training examples; with `endless`, what the simple rules are fitted on.
       valid: number of validation examples.
@@ -69,7 +78,7 @@ class Planted:
     seed: int = 0
 
     traits: ClassVar[TaskTraits] = TaskTraits(
-        summary="Tiny tasks with a known answer: recall, local, strided, global, mix, relay",
+        summary="Tiny tasks with a known answer: recall, local, strided, mix, relay, quartet",
         paper="recall: Arora et al. 2023 (Zoology), 2312.04927; the others are this package's",
         per_token=True,
     )
@@ -125,7 +134,10 @@ class Planted:
             narrow = {LOCAL, STRIDED, "identity"}
             return all(map(narrow.isdisjoint, genotype))
         # Sets: the heads of a layer may come in any order, and several may be alike.
-        return list(map(set, genotype)) == list(map(set, ANSWERS[self.kind]))
+        layers = list(map(set, genotype))
+        if self.kind == "quartet":
+            return is_quartet(layers)
+        return layers == list(map(set, ANSWERS[self.kind]))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of symbols separated by spaces.
@@ -181,20 +193,36 @@ class Planted:
     def _majority(self, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Letters, and the most frequent of those that each position is to see, `[B, N]`."""
         letters = below(len(LETTERS), bits[:, : self.length])
-        label = letters
-        stages = [self.kind]
-        if self.kind == "relay":
-            stages = ["local", "strided"]
-        for kind in stages:
-            one_hot = np.eye(len(LETTERS), dtype=np.float32)[label]  # [B, N, letters]
-            # Float32 counts up to 2^24 exactly, and has quick matrix products.
-            counts = sees(kind, self.length) @ one_hot  # [B, N, letters]
-            label = counts.argmax(-1)  # of equals the first
+        if self.kind != "quartet":
+            return 1 + letters, most_frequent(self.kind, letters)
+        label = np.empty_like(letters)
+        for first, kind in enumerate(QUARTET):
+            label[:, first :: len(QUARTET)] = most_frequent(kind, letters)[:, first :: len(QUARTET)]
         return 1 + letters, label
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
         """`own_token`: the most frequent label of `train` given the token itself."""
         return {"own_token": simple.own_token(train, split, self.vocabulary, self.classes)}
+
+
+def is_quartet(layers: Sequence[set[str]]) -> bool:
+    """Whether layers, in any order with `local` before `strided`, are what `quartet` needs."""
+    narrow = [{LOCAL}, {BLOCKS}, {STRIDED}]
+    wide = [layer for layer in layers if layer not in narrow]
+    if len(layers) != 4 or len(wide) != 1 or not wide[0] <= {"full", "linear"}:
+        return False
+    complete = all(layer in layers for layer in narrow)
+    return complete and layers.index({LOCAL}) < layers.index({STRIDED})
+
+
+def most_frequent(kind: str, letters: np.ndarray) -> np.ndarray:
+    """`[B, N]`: the most frequent letter that each position sees, of equals the first."""
+    if kind == "relay":
+        return most_frequent("strided", most_frequent("local", letters))
+    one_hot = np.eye(len(LETTERS), dtype=np.float32)[letters]  # [B, N, letters]
+    # Float32 counts up to 2^24 exactly, and has quick matrix products.
+    counts = sees(kind, letters.shape[1]) @ one_hot  # [B, N, letters]
+    return counts.argmax(-1)
 
 
 def sees(kind: str, length: int) -> np.ndarray:
@@ -207,6 +235,8 @@ def sees(kind: str, length: int) -> np.ndarray:
         visible = local
     elif kind == "strided":
         visible = strided
+    elif kind == "block":
+        visible = i[:, None] // BLOCK == i // BLOCK
     elif kind == "mix":
         visible = np.where((i % 2 == 0)[:, None], local, strided)
     else:

@@ -31,7 +31,7 @@ from dartformer.stages.search import Group, compiled_step, initial, stream
 from dartformer.stages.study import Study
 from dartformer.tasks.planted import ANSWERS
 from dartformer.training import optimizer
-from dartformer.training.loop import Schedule, fit
+from dartformer.training.loop import Schedule, Stream, fit
 from dartformer.training.step import CompiledStep, Metrics, training_loss
 
 
@@ -83,6 +83,22 @@ class Lab:
 
         return initial, CompiledStep(step)
 
+    @property
+    def fixed_step(self) -> CompiledStep[Fixed]:
+        """A step of a genotype trained from scratch at `retrain`'s schedule."""
+        return self._fixed[1]
+
+    def begin(self, genotype: Genotype, seed: int) -> tuple[Fixed, Stream]:
+        """The state of a genotype before its first step, and the batches that it learns from."""
+        first, key = jax.random.split(jax.random.key(seed))
+        initial_weights, _ = self._fixed
+        # An array of its own, because the step reuses the memory of its state.
+        mixture = jnp.array(self.space.mixture(genotype))
+        state = Fixed(jnp.zeros((), jnp.int32), key, mixture, *initial_weights(first))
+        batch_stream = batches(self.run.parts["train"], self.run.config.data.batch_size, seed)
+        next(batch_stream)  # the published tables were made without the first batch
+        return state, batch_stream
+
     def alone(self, genotype: Genotype, seed: int) -> dict[str, float]:
         """Scores and seconds of a genotype trained from scratch at `retrain`'s budget.
 
@@ -92,14 +108,9 @@ class Lab:
         mixture = jnp.asarray(self.space.mixture(genotype))
         name = np.asarray(mixture).tobytes(), seed
         if name not in self._alone:
-            run, (initial_weights, step) = self.run, self._fixed
-            first, key = jax.random.split(jax.random.key(seed))
-            # Copied because the step reuses the memory of its state.
-            state = Fixed(jnp.zeros((), jnp.int32), key, mixture.copy(), *initial_weights(first))
-            batch_stream = batches(run.parts["train"], run.config.data.batch_size, seed)
-            next(batch_stream)  # the published tables were made without the first batch
+            run, (state, batch_stream) = self.run, self.begin(genotype, seed)
             schedule = Schedule(run.config.retrain.steps, log_every=run.config.log.every)
-            fitted = fit("alone", step, state, batch_stream, schedule, folder=None)
+            fitted = fit("alone", self.fixed_step, state, batch_stream, schedule, folder=None)
             scores = {}
             for part in ("valid", "test"):
                 evaluator = run.supernet.evaluator

@@ -20,7 +20,7 @@ from dartformer.data.batches import batches
 from dartformer.data.splits import Endless, Subset
 from dartformer.errors import InputError
 from dartformer.tasks.base import majority, parts
-from dartformer.tasks.planted import ANSWERS, KINDS, LETTERS, LOCAL, STRIDED, Planted, sees
+from dartformer.tasks.planted import ANSWERS, BLOCKS, KINDS, LETTERS, LOCAL, STRIDED, Planted, sees
 
 
 def most_frequent(letters):
@@ -39,7 +39,10 @@ def expected(kind, text, i):
     column = [text[j] for j in every_eighth]
     if kind == "relay":
         return most_frequent([expected("local", text, j) for j in every_eighth])
+    if kind == "quartet":
+        return expected(("relay", "block", "relay", "global")[i % 4], text, i)
     visible = {"local": near, "strided": column, "global": text, "mix": column if i % 2 else near}
+    visible["block"] = text[i // 8 * 8 : i // 8 * 8 + 8]
     return most_frequent(visible[kind])
 
 
@@ -177,6 +180,14 @@ def test_the_planted_attentions_see_exactly_what_the_labels_need():
         ("relay", [[LOCAL] * 2, [STRIDED] * 2], True),
         ("relay", [[STRIDED], [LOCAL]], False),
         ("relay", [[LOCAL]], False),
+        ("quartet", [[LOCAL], [BLOCKS], [STRIDED], ["full"]], True),
+        ("quartet", [["full"], [LOCAL], [STRIDED], [BLOCKS]], True),
+        ("quartet", [[LOCAL], [BLOCKS], [STRIDED], ["linear"]], True),
+        ("quartet", [[STRIDED], [BLOCKS], [LOCAL], ["full"]], False),
+        ("quartet", [[LOCAL], [BLOCKS], [STRIDED], ["uniform"]], False),
+        ("quartet", [["full"], [BLOCKS], [STRIDED], ["full"]], False),
+        ("quartet", [[LOCAL], [STRIDED], [STRIDED], ["full"]], False),
+        ("quartet", [[LOCAL, STRIDED], [BLOCKS], [STRIDED], ["full"]], False),
         ("global", [["linear", LOCAL]], False),
         ("global", [["identity"]], False),
     ],
