@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from dartformer.space.genotype import Genotype
     from dartformer.space.search_space import SearchSpace
     from dartformer.stages.lengths import evaluate_at_lengths
+    from dartformer.tables import load_table
 
 __all__ = [
     "Genotype",
@@ -51,6 +52,7 @@ __all__ = [
     "inherit",
     "load",
     "load_config",
+    "load_table",
     "parse",
     "probe",
     "race",
@@ -84,6 +86,7 @@ _HOME = {
     "TransformerConfig": "models.sizes",
     "register": "registry",
     "evaluate_at_lengths": "stages.lengths",
+    "load_table": "tables",
     "inherit": "models.supernet",
     "supernet": "models.supernet",
     "transformer": "models.transformer",
