@@ -4,7 +4,6 @@ import itertools
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,9 +12,6 @@ from hypothesis import strategies as st
 import dartformer as df
 from dartformer.attention import parse
 from dartformer.errors import InputError
-from dartformer.models.sizes import TransformerConfig
-from dartformer.models.supernet import supernet
-from dartformer.models.transformer import transformer
 from dartformer.space.search_space import SearchSpace
 from dartformer.statistics import paired
 from dartformer.tables import CHECKED_IN, Provenance, Table, write_tables
@@ -161,29 +157,6 @@ def test_the_noise_of_lines_is_that_of_their_examples():
             for look in range(pack.NINTHS):
                 _, expected = paired(grid[a][0].examples[look], grid[b][0].examples[look])
                 assert noise[0, look, i] == pytest.approx(expected / unit, rel=1e-3)
-
-
-def test_a_model_begins_in_the_supernet_as_alone():
-    """The weights that `retrain` begins with, in their places, compute the same."""
-    config = TransformerConfig(
-        vocabulary=11, classes=5, length=12, layers=2, heads=2, head_dim=4, model_dim=8, mlp_dim=8
-    )
-    space = SearchSpace(tuple(map(parse, ("linear", "conv", "uniform"))), 2, 2, "layer")
-    whole = supernet(config, space)
-    apply = jax.jit(whole.apply)
-    template = jax.eval_shape(whole.init, jax.random.key(0))
-    rng = np.random.default_rng(0)
-    tokens, valid = rng.integers(1, 11, (3, 12)), np.arange(12) < np.array([12, 5, 1])[:, None]
-    for genotype in itertools.islice(train.genotypes(space), 1, None, 3):
-        alone = transformer(config, genotype)
-        weights = alone.init(jax.random.key(3))
-        placed = train.embedded(weights, template, space, genotype)
-        mixture = space.mixture(genotype)
-        np.testing.assert_allclose(
-            apply(placed, tokens, valid, mixture),
-            jax.jit(alone.apply)(weights, tokens, valid),
-            atol=1e-5,
-        )
 
 
 def test_the_tables_of_the_repository_are_sane():

@@ -28,6 +28,7 @@ def _training(config: ConfigDict, steps: int, batch_size: int, rate: float) -> N
     config.data.batch_size = batch_size
     config.retrain.steps = config.search.steps = steps
     config.retrain.seeds = (0, 1, 2)
+    config.retrain.program = "shared"
     config.retrain.optimizer.learning_rate = rate
     config.search.weights.learning_rate = rate
 

@@ -2,10 +2,9 @@
 
     python experiments/tables/train.py --table=mqar_2 --raw=runs/tables
 
-One compiled program trains the whole space: the supernet at a one-hot mixture is the derived model
-(`tests/test_supernet.py`), and the mixture is an argument. Weights, batches and schedule are those of
-`dartformer retrain`, so a model differs from its own only by rounding. Seeds come outermost: a run cut
-short has the same seeds of all genotypes. Run again, it continues after the last line.
+One compiled program trains the whole space (`retrain.program`). Weights, batches and schedule are those
+of `dartformer retrain`. Seeds come outermost: a run cut short has the same seeds of all genotypes. Run
+again, it continues after the last line.
 """
 
 import argparse
@@ -20,22 +19,18 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import optax
-from jax import Array
 from spaces import NINTHS, SPACES
 
 import dartformer
 from dartformer.config import to_dict
 from dartformer.data.batches import batches
-from dartformer.data.splits import Batch, Split, Subset
-from dartformer.models.supernet import supernet
-from dartformer.models.transformer import Weights
+from dartformer.data.splits import Split, Subset
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
+from dartformer.stages.programs import Program
 from dartformer.stages.study import Study
-from dartformer.training import optimizer
-from dartformer.training.evaluate import Evaluator
-from dartformer.training.step import TrainState, begin, training_loss
+from dartformer.training.loop import Stream
+from dartformer.training.step import begin
 
 MOST_TEST = 4_000
 """Test examples that are scored, the first of the split: IMDb's 25,000 cost more than a training."""
@@ -60,51 +55,30 @@ class Trainer:
 
     def __init__(self, study: Study):
         self.study, self.steps = study, study.config.retrain.steps
-        self.test = first_examples(study.parts["test"], MOST_TEST)
         self.looks = [round(self.steps * i / NINTHS) for i in range(1, NINTHS + 1)]
-        network = supernet(study.model, study.space)
-        self.template: Weights = jax.eval_shape(network.init, jax.random.key(0))
-        self.chain = optimizer.build(study.config.retrain.optimizer, self.steps)
-        self.evaluator = Evaluator(
-            network, study.config.data.eval_batch_size, study.metric, study.config.data.buckets
-        )
-        value_and_gradient = jax.value_and_grad(training_loss(network, study.metric), has_aux=True)
+        self.test = first_examples(study.parts["test"], MOST_TEST)
 
-        def step(state: TrainState, mixture: Array, batch: Batch) -> TrainState:
-            key = jax.random.fold_in(state.key, state.step)
-            _, gradient = value_and_gradient(state.weights, mixture, batch, key)
-            updates, moments = self.chain.update(gradient, state.optimizer, state.weights)
-            weights = optax.apply_updates(state.weights, updates)
-            return TrainState(state.step + 1, state.key, weights, moments)
-
-        self.step = jax.jit(step, donate_argnums=0)
-
-    def begin(self, genotype: Genotype, seed: int) -> TrainState:
-        """The state in which `retrain` begins, as weights of the supernet."""
-        state = begin(self.study.program(genotype).network, self.chain, seed)
-        weights = embedded(state.weights, self.template, self.study.space, genotype)
-        return state._replace(weights=weights, optimizer=self.chain.init(weights))
+    def stream(self, program: Program, seed: int) -> Stream:
+        """The batches of a seed, as the program takes them."""
+        batch_size = self.study.config.data.batch_size
+        return program.feed(batches(self.study.parts["train"], batch_size, seed))
 
     def compile(self) -> float:
         """Compile the training and the evaluation; returns the processor seconds."""
-        genotype = self.study.space.homogeneous()[0]
-        state = self.begin(genotype, seed=0)
-        parts, batch_size = self.study.parts, self.study.config.data.batch_size
-        batch = next(batches(parts["train"], batch_size, 0))
-        mixture = self.study.space.mixture(genotype)
+        program = self.study.program(self.study.space.homogeneous()[0])
+        state = begin(program.network, program.optimizer, seed=0)
         started = time.process_time()
-        state = self.step(state, mixture, batch)
+        program.step.prepare(program.form.enter(state), next(self.stream(program, seed=0)))
         # They may be smaller than a batch of evaluation, and differ in size.
-        for part in (parts["valid"], self.test):
-            self.evaluator(state.weights, part, mixture)
+        for part in (self.study.parts["valid"], self.test):
+            program.evaluator(state.weights, part)
         return time.process_time() - started
 
     def train(self, genotype: Genotype, seed: int) -> Trained:
         """Train one genotype to the end, with a look at valid after each ninth of the steps."""
-        study = self.study
-        mixture = study.space.mixture(genotype)
-        state = self.begin(genotype, seed)
-        stream = batches(study.parts["train"], study.config.data.batch_size, seed)
+        study, program = self.study, self.study.program(genotype)
+        state = program.form.enter(begin(program.network, program.optimizer, seed))
+        stream = self.stream(program, seed)
         score = "loss"
         if study.metric.percent:
             score = "accuracy"
@@ -112,14 +86,15 @@ class Trainer:
         for first, last in itertools.pairwise([0, *self.looks]):
             started = time.process_time()
             for _ in range(first, last):
-                state = self.step(state, mixture, next(stream))
+                state, _ = program.step(state, next(stream))
             jax.block_until_ready(state.weights)
             seconds += time.process_time() - started
-            look = self.evaluator.evaluate(state.weights, study.parts["valid"], mixture)
+            weights = program.form.leave(state).weights
+            look = program.evaluator.evaluate(weights, study.parts["valid"])
             valid.append(look.scores[study.metric.name])
             valid_loss.append(look.scores["loss"])
             examples.append(look.examples[score])
-        test = self.evaluator(state.weights, self.test, mixture)
+        test = program.evaluator(weights, self.test)
         return Trained(
             valid, valid_loss, test[study.metric.name], test["loss"], seconds, np.array(examples)
         )
@@ -128,26 +103,6 @@ class Trainer:
 def first_examples(split: Split, most: int) -> Split:
     """The first `most` examples of a split, or all of a smaller one."""
     return Subset(split, np.arange(min(most, len(split))))
-
-
-def embedded(
-    weights: Weights, template: Weights, space: SearchSpace, genotype: Genotype
-) -> Weights:
-    """A derived model's weights in their places of the supernet's; the others are zero, and stay so.
-
-    The inverse of `dartformer.inherit`, for one attention in each layer.
-    """
-    blocks = {}
-    for layer, block in weights["blocks"].items():
-        mixer = dict(template["blocks"][layer]["mixer"])
-        mixer["projections"] = block["mixer"]["projections"]
-        if "own" in mixer:
-            own = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), mixer["own"])
-            if "own" in block["mixer"]:
-                own[space.choice(genotype)[layer, 0]] = block["mixer"]["own"][0]
-            mixer["own"] = own
-        blocks[layer] = {**block, "mixer": mixer}
-    return {**weights, "blocks": blocks}
 
 
 def genotypes(space: SearchSpace) -> Iterator[Genotype]:
