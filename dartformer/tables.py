@@ -6,6 +6,7 @@ it would have run. `experiments/tables/` makes them, after NAS-Bench-201 (arXiv 
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +16,11 @@ from typing import Any
 import numpy as np
 
 from dartformer.errors import InputError, unknown
+from dartformer.results import Look
 from dartformer.space.genotype import Genotype, parse_candidates
 from dartformer.space.search_space import SearchSpace
+from dartformer.stages.bracket import Entrant
+from dartformer.statistics import mean
 from dartformer.training.metric import Metric, find
 
 CHECKED_IN = Path(__file__).resolve().parent.parent / "experiments" / "tables" / "tables.npz"
@@ -172,6 +176,67 @@ class Table:
         if self.scale.higher:
             return self.test_means
         return -self.test_means
+
+
+@dataclass(frozen=True)
+class TableLook(Look):
+    """A look that knows which model of the table it was at; of an unknown one -1."""
+
+    model: int = -1
+
+
+class Replay:
+    """A table as what a race runs on (`dartformer.stages.bracket.Track`): nothing is trained.
+
+    Attributes:
+      reached: how many steps each model was trained with the first seed, by number.
+      finished: the models that were trained to the end over all seeds, by number.
+
+    Args:
+      table: of the trainings.
+      seed: which of the table's seeds is the first one of the race.
+    """
+
+    def __init__(self, table: Table, seed: int = 0):
+        self.table, self.seed = table, seed
+        self.reached: dict[int, int] = {}
+        self.finished: set[int] = set()
+
+    def look(self, entrant: Entrant, step: int) -> TableLook:
+        """See `Track`."""
+        model, look = self.table.number(entrant.genotype), self.table.look(step)
+        self.reached[model] = max(step, self.reached.get(model, 0))
+        score = float(self.table.valid[model, self.seed, look])
+        if not np.isfinite(score):
+            return TableLook(step, None, None, model)
+        return TableLook(step, score, None, model)
+
+    def merit(self, look: Look) -> float:
+        """See `Track`; an undefined score is the worst."""
+        if look.score is None:
+            return -math.inf
+        return self.table.scale.objective({self.table.metric: look.score})
+
+    def tied(self, ours: Look, theirs: Look) -> bool:
+        """See `Track`."""
+        assert isinstance(ours, TableLook)
+        assert isinstance(theirs, TableLook)
+        look = self.table.look(ours.step)
+        return self.table.tied(ours.model, theirs.model, self.seed, look)
+
+    def final_merit(self, entrant: Entrant) -> float:
+        """See `Track`."""
+        model = self.table.number(entrant.genotype)
+        self.finished.add(model)
+        self.reached[model] = self.table.steps[-1]
+        merits = []
+        for score in self.table.valid[model, :, -1].tolist():
+            merits.append(self.table.scale.objective({self.table.metric: score}))
+        return mean(merits)
+
+    def affordable(self, genotype: Genotype) -> bool:
+        """See `Track`; a table has no budget."""
+        return True
 
 
 def load_table(name: str, file: str | Path = CHECKED_IN) -> Table:

@@ -23,7 +23,7 @@ FLOORS = [
     ["results", "statistics"],
     ["config", "diagnostics"],
     ["stages"],
-    ["report", "export"],
+    ["report", "export", "tables"],
     ["api"],
     ["cli"],
     ["__init__"],

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import dartformer as df
 from dartformer.attention import parse
+from dartformer.config.sections import Race
 from dartformer.errors import InputError
 from dartformer.space.search_space import SearchSpace
 from dartformer.statistics import paired
@@ -18,6 +19,7 @@ from dartformer.tables import CHECKED_IN, Provenance, Table, write_tables
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments" / "tables"))
 import pack
+import regret
 import train
 
 CANDIDATES = ("local(window=8)", "linear", "conv")
@@ -157,6 +159,58 @@ def test_the_noise_of_lines_is_that_of_their_examples():
             for look in range(pack.NINTHS):
                 _, expected = paired(grid[a][0].examples[look], grid[b][0].examples[look])
                 assert noise[0, look, i] == pytest.approx(expected / unit, rel=1e-3)
+
+
+THIRDS = Race(rungs=(1 / 3, 2 / 3), keep=0.5, neighbours=0)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_race_is_replayed(file, seed):
+    """Successive halving of all nine models, worked out from the arrays."""
+    table = df.load_table("tiny", file)
+    choice = regret.raced(table, THIRDS, seed, regret.entrants_of(table.genotypes))
+    first, second = table.valid[:, seed, 0], table.valid[:, seed, 1]
+    kept = np.argsort(-first)[:5]
+    leader = kept[second[kept].argmax()]
+    close = [model for model in kept if table.tied(model, leader, seed, 1)]
+    assert choice.chosen == str(table.genotypes[leader])
+    assert choice.regret == table.regret(table.genotypes[leader])
+    assert choice.entered == 9
+    assert choice.tied == len(close)
+    assert choice.best_tied == (table.best in close)
+    seconds = table.seconds[:, seed]
+    spent = seconds.sum() + seconds[kept].sum() + seconds[leader]
+    assert choice.cost == pytest.approx(spent / 3 / seconds.sum(), rel=1e-5)
+
+
+def test_a_race_without_rungs_trains_all(file):
+    table = df.load_table("tiny", file)
+    everything = regret.entrants_of(table.genotypes)
+    choice = regret.raced(table, Race(rungs=(), neighbours=0), 0, everything)
+    assert choice.chosen == str(table.genotypes[table.valid[:, :, -1].mean(1).argmax()])
+    assert choice.cost_final == pytest.approx(1)
+
+
+@pytest.mark.parametrize("most", [0.2, 0.5, 1.0])
+def test_random_ways_keep_to_their_price(file, most):
+    table = df.load_table("tiny", file)
+    for draw in range(6):
+        choice = regret.random_search(table, draw, most)
+        assert choice.cost <= most + 1e-6 or choice.entered == 1
+        raced = regret.random_race(table, THIRDS, draw, most)
+        assert raced.cost <= most or raced.entered == 1
+        assert raced.entered >= choice.entered
+    if most == 1.0:
+        assert choice.entered == 9
+
+
+def test_an_undefined_score_is_the_worst(file):
+    table = df.load_table("tiny", file)
+    everything = regret.entrants_of(table.genotypes)
+    leader = regret.raced(table, THIRDS, 0, everything).chosen
+    number = [str(genotype) for genotype in table.genotypes].index(leader)
+    table.valid[number, 0, 0] = np.nan
+    assert regret.raced(table, THIRDS, 0, everything).chosen != leader
 
 
 def test_the_tables_of_the_repository_are_sane():
