@@ -154,6 +154,15 @@ class Table:
         return abs(gap) <= self.noise_of(a, b, seed, look)
 
     @cached_property
+    def shares(self) -> np.ndarray:
+        """`[M]`: the part of each model's training in training all of them with one seed.
+
+        Of its seconds the least over the seeds count, which other work on the machine disturbed least.
+        """
+        seconds = self.seconds.min(1).astype(np.float64)
+        return seconds / seconds.sum()
+
+    @cached_property
     def test_means(self) -> np.ndarray:
         """`[M]`: mean test score over the seeds."""
         return self.test.mean(1, dtype=np.float64)

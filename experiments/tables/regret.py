@@ -79,7 +79,6 @@ def raced(table: Table, options: Race, seed: int, entrants: Sequence[Entrant]) -
     for entrant in entrants:
         bracket.enter(entrant)
     winner = bracket.run().winner.genotype
-    seconds = table.seconds[:, seed] / table.seconds[:, seed].sum()
     leader, tied, last = winner, [], steps
     if bracket.rungs:
         last = bracket.rungs[-1]
@@ -92,12 +91,13 @@ def raced(table: Table, options: Race, seed: int, entrants: Sequence[Entrant]) -
     cost, cost_final = 0.0, 0.0
     for model, reached in replay.reached.items():
         # A race goes on to the end with all that are tied; this is the price of one of them.
-        cost += float(seconds[model]) * min(reached, last) / steps
+        share = float(table.shares[model])
+        cost += share * min(reached, last) / steps
+        trainings = reached / steps
         if model in replay.finished:
-            cost_final += table.seconds[model].sum()
-        else:
-            cost_final += table.seconds[model, seed] * reached / steps
-    cost += float(seconds[table.number(leader)]) * (steps - last) / steps
+            trainings = len(table.seeds)
+        cost_final += share * trainings / len(table.seeds)
+    cost += float(table.shares[table.number(leader)]) * (steps - last) / steps
     return Choice(
         seed=seed,
         chosen=str(leader),
@@ -107,7 +107,7 @@ def raced(table: Table, options: Race, seed: int, entrants: Sequence[Entrant]) -
         tied=len(tied),
         best_tied=table.best in tied,
         regret_final=table.regret(winner),
-        cost_final=float(cost_final / table.seconds.sum()),
+        cost_final=cost_final,
     )
 
 
@@ -118,26 +118,29 @@ def random_genotypes(table: Table, draw: int) -> list[Genotype]:
 
 
 def random_race(table: Table, options: Race, draw: int, most: float) -> Choice:
-    """The largest race between random models whose cost is at most `most`."""
+    """The largest race between random models whose cost is at most `most`, or that of one alone."""
     order = entrants_of(random_genotypes(table, draw))
     seed = draw % len(table.seeds)
     choice = raced(table, options, seed, order[:1])
-    for count in range(2, len(order) + 1):
+    # Bisection: a larger race costs more.
+    fewest, too_many = 1, len(order) + 1
+    while too_many - fewest > 1:
+        count = (fewest + too_many) // 2
         larger = raced(table, options, seed, order[:count])
         if larger.cost > most:
-            break
-        choice = larger
+            too_many = count
+        else:
+            fewest, choice = count, larger
     return choice
 
 
 def random_search(table: Table, draw: int, most: float) -> Choice:
     """The best on valid of as many random models as cost at most `most`, and of one at least."""
     seed = draw % len(table.seeds)
-    shares = table.seconds[:, seed] / table.seconds[:, seed].sum()
     replay, steps = Replay(table, seed), table.steps[-1]
     cost, merits = 0.0, {}
     for entrant in entrants_of(random_genotypes(table, draw)):
-        share = float(shares[table.number(entrant.genotype)])
+        share = float(table.shares[table.number(entrant.genotype)])
         if merits and cost + share > most:
             break
         cost += share
@@ -151,7 +154,7 @@ def searched(table: Table, strategy: str, data: Path, seeds: Sequence[int]) -> I
     config = SPACES[table.name](data)
     override(config, {"search.strategy.name": strategy})
     lab = Lab(Study(config))
-    grid = float(table.seconds.sum(0).mean())
+    grid = float(table.seconds.min(1).sum())
     for seed in seeds:
         group = Group((seed,))
         if lab.step is None:
@@ -163,8 +166,8 @@ def searched(table: Table, strategy: str, data: Path, seeds: Sequence[int]) -> I
         seconds = time.process_time() - started
         derived, _ = lab.derive(trained)
         chosen = derived.genotype
-        own = float(table.seconds[table.number(chosen)].mean())
-        yield Choice(seed, str(chosen), table.regret(chosen), (seconds + own) / grid)
+        own = float(table.shares[table.number(chosen)])
+        yield Choice(seed, str(chosen), table.regret(chosen), seconds / grid + own)
 
 
 def means(choices: Sequence[Choice]) -> dict[str, float]:

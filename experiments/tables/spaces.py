@@ -119,7 +119,7 @@ def planted_recall(data: Path) -> ConfigDict:
     config = dartformer.defaults(task="planted")
     config.task.kind = "recall"
     _sizes(config, layers=1, heads=2, head_dim=16, width=32)
-    _training(config, steps=450, batch_size=16, rate=0.005)
+    _training(config, steps=270, batch_size=16, rate=0.005)
     config.model.stem = "bigram"
     config.space.candidates = (
         "full",
@@ -155,8 +155,8 @@ def mqar(data: Path) -> ConfigDict:
 def shakespeare(data: Path) -> ConfigDict:
     """Characters of tinyshakespeare, nine types."""
     config = _shakespeare(data)
-    _sizes(config, layers=2, heads=4, head_dim=8, width=48)
-    _training(config, steps=360, batch_size=16, rate=0.005)
+    _sizes(config, layers=2, heads=2, head_dim=16, width=32)
+    _training(config, steps=270, batch_size=16, rate=0.005)
     config.space.candidates = ("full", "cosformer", *LINEAR_TIME, "uniform")
     config.space.granularity = "model"
     return config
@@ -168,7 +168,7 @@ def image(data: Path) -> ConfigDict:
     config.task.path = str(data / "cifar10_gray")
     config.task.patch = 4
     config.task.valid_fraction = 0.02
-    _sizes(config, layers=2, heads=4, head_dim=8, width=48)
+    _sizes(config, layers=2, heads=2, head_dim=16, width=32)
     _training(config, steps=360, batch_size=16, rate=0.005)
     config.space.candidates = (
         "full",
@@ -193,7 +193,7 @@ def imdb(data: Path) -> ConfigDict:
     config.task.crop = "ends"
     config.task.valid_fraction = 0.04
     _sizes(config, layers=1, heads=2, head_dim=16, width=32)
-    _training(config, steps=360, batch_size=16, rate=0.01)
+    _training(config, steps=270, batch_size=16, rate=0.01)
     config.data.eval_batch_size = 100
     config.model.dropout = 0.3
     config.space.candidates = (
