@@ -39,6 +39,7 @@ TINY = {
     "space.granularity": "head",
     "search.steps": 12,
     "search.observe": False,
+    "race.rungs": (),
     "retrain.steps": 10,
     "retrain.seeds": (0, 1),
     "log.every": 4,

@@ -34,6 +34,7 @@ def config(tiny):
             "retrain.steps": STEPS,
             "retrain.seeds": (0, 1),
             "baselines.random": False,
+            "race.rungs": (1 / 9, 1 / 3),
         },
     )
     return tiny
