@@ -44,7 +44,7 @@ def get_config():
     )
 
     # The search.
-    config.search.steps = 17500
+    config.search.steps = 35000
     config.search.weights.learning_rate = 0.0005
 
     # Training from scratch, once with each seed.

@@ -35,7 +35,7 @@ def get_config():
     config.space.candidates = ("full", "local(window=8)", "linear")
 
     # The search.
-    config.search.steps = 2500
+    config.search.steps = 5000
     config.search.weights.learning_rate = 0.001
 
     # Training from scratch, once with each seed.

@@ -41,7 +41,7 @@ def get_config():
     )
 
     # The search.
-    config.search.steps = 2500
+    config.search.steps = 5000
     config.search.weights.learning_rate = 0.001
 
     # Training from scratch, once with each seed.

@@ -38,7 +38,7 @@ def get_config():
     config.space.granularity = "layer"
 
     # The search.
-    config.search.steps = 200
+    config.search.steps = 600
     config.search.weights.learning_rate = 0.003
 
     # Training from scratch, once with each seed.

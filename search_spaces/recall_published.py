@@ -36,7 +36,7 @@ def get_config():
     config.space.candidates = ("full", "local(window=8)", "linear")
 
     # The search.
-    config.search.steps = 25000
+    config.search.steps = 50000
     config.search.weights.learning_rate = 0.001
 
     # Training from scratch, once with each seed.

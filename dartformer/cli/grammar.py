@@ -28,7 +28,7 @@ EXAMPLES = {
     ),
     "race": (
         "dartformer race --config=my_space.py --workdir=runs/mine",
-        "dartformer race --config=my_space.py --workdir=runs/mine --finish=homogeneous.linear",
+        "dartformer race --config=my_space.py --workdir=runs/mine --finish=linear",
     ),
     "retrain": ("dartformer retrain --config=my_space.py --workdir=runs/mine",),
     "evaluate": ("dartformer evaluate --config=my_space.py --workdir=runs/mine --json",),

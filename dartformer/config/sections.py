@@ -157,7 +157,7 @@ class Search:
     partial: int = 1
     remat: bool = True
     budget: Mapping[str, object] = field(default_factory=dict)
-    steps: int = 300
+    steps: int = 600
     seeds: int = 1
     observe: bool = True
     weights: Optimizer = WEIGHTS

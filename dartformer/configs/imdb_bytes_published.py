@@ -46,7 +46,7 @@ def get_config():
     )
 
     # The search.
-    config.search.steps = 10000
+    config.search.steps = 20000
     config.search.weights.learning_rate = 0.001
 
     # Training from scratch, once with each seed.

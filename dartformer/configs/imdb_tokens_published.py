@@ -46,7 +46,7 @@ def get_config():
     )
 
     # The search.
-    config.search.steps = 15000
+    config.search.steps = 30000
     config.search.weights.learning_rate = 0.0005
 
     # Training from scratch, once with each seed.

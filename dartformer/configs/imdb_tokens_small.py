@@ -37,7 +37,7 @@ def get_config():
     config.space.granularity = "layer"
 
     # The search.
-    config.search.steps = 200
+    config.search.steps = 700
     config.search.weights.learning_rate = 0.01
 
     # Training from scratch, once with each seed.

@@ -39,7 +39,7 @@ def get_config():
     config.space.granularity = "layer"
 
     # The search.
-    config.search.steps = 300
+    config.search.steps = 500
 
     # Training from scratch, once with each seed.
     config.retrain.steps = 500

@@ -46,7 +46,7 @@ def get_config():
     )
 
     # The search.
-    config.search.steps = 31200
+    config.search.steps = 62400
     config.search.weights.learning_rate = 0.001
 
     # Training from scratch, once with each seed.

@@ -8,15 +8,15 @@ rungs: a schedule for each rung would end the slow learners before they start.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dartformer import diagnostics
-from dartformer.attention import to_text
+from dartformer.attention import parse, to_text
 from dartformer.errors import InputError, unknown
-from dartformer.machine.identity import Identity, different, fingerprint
+from dartformer.machine.identity import Identity, different, fingerprint, require_same
 from dartformer.results import PROCESSOR, EntrantRecord, GenotypeRecord, Look, Looks, RaceRecord
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
@@ -103,19 +103,28 @@ def read(study: Study, workdir: Workdir, genotype: Genotype) -> Outcome | None:
 def finish(study: Study, workdir: Workdir, names: Sequence[str]) -> RaceRecord:
     """Train entrants that stopped to the end over all seeds, and score them on valid.
 
+    Args:
+      study, workdir: of the race.
+      names: of entrants, as `results.json` has them; an attention alone, such as "linear", stands
+        for its homogeneous model.
+
     Raises `InputError` where there is no race, or no entrant of a name.
     """
     record = workdir.read_results().race
     if record is None:
         raise InputError(f"there is no race in {workdir.path}: run `dartformer race` first.")
+    remedy = "Run `dartformer race` with this config first."
+    require_same(record.identity, race_identity(study), f"the race in {workdir.path}", remedy)
     by_name = {}
     for entrant in record.entrants:
         for name in (entrant.name, *entrant.names):
             by_name[name] = entrant
+    selected = set()
     for name in names:
-        if name not in by_name:
+        entrant_name = _homogeneous_name(name, by_name)
+        if entrant_name not in by_name:
             raise unknown("entrant", name, by_name)
-    selected = {by_name[name].name for name in names}
+        selected.add(by_name[entrant_name].name)
     finished = []
     for entrant in record.entrants:
         if entrant.name in selected and entrant.stopped_at is not None:
@@ -127,6 +136,16 @@ def finish(study: Study, workdir: Workdir, names: Sequence[str]) -> RaceRecord:
     record = replace(record, entrants=tuple(finished))
     workdir.record(race=record)
     return record
+
+
+def _homogeneous_name(name: str, names: Container[str]) -> str:
+    """The name of a homogeneous entrant where an attention is spelt; else the name itself."""
+    if name in names:
+        return name
+    try:
+        return HOMOGENEOUS + to_text(parse(name.removeprefix(HOMOGENEOUS)))
+    except InputError:
+        return name
 
 
 def entrants(study: Study, answers: Mapping[str, Genotype]) -> list[Entrant]:
