@@ -13,8 +13,8 @@ JOBS ?= 2
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-quickstart: $(VENV)/.installed  ## install, then run a whole search on ListOps (three minutes)
-	$(BIN)/dartformer run --config=search_spaces/listops_tiny.py --workdir=$(WORKDIR)
+quickstart: $(VENV)/.installed  ## install, then search a task that no single attention solves (three minutes)
+	$(BIN)/dartformer run --config=search_spaces/recall_mixes.py --workdir=$(WORKDIR)
 
 install: $(VENV)/.installed  ## create .venv and install dartformer in it
 
