@@ -479,7 +479,7 @@ def test_predict_and_exports(tmp_path, whole_run, capsys):
     n = len(seen["examples"][0]["tokens"])
     assert maps.shape == (2 * 2 * n * n,)
     assert maps.reshape(2, 2, n, n).max() == 127
-    assert [entry.state for entry in provenance.read(workdir)] == ["done"] * 6
+    assert [entry.state for entry in provenance.read(workdir)] == ["done"] * 7
 
     folder = str(workdir / "export")
     assert (

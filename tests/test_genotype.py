@@ -77,7 +77,7 @@ def test_ties_are_named():
     mixture = np.zeros((3, 4, 3), np.float32)
     mixture[..., 0], mixture[..., 1] = 0.6, 0.4
     mixture[1, 2] = [0.3, 0.34, 0.36]
-    assert Argmax()(Trained(space(), mixture, *[None] * 5)).ties == [
+    assert Argmax()(Trained(space(), mixture, *[None] * 4)).ties == [
         "layer 1, head 2: identity and local(window=3) are tied (0.36, 0.34)"
     ]
 

@@ -61,6 +61,7 @@ def test_a_whole_run(whole_run):
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S).group(1))
     drawn = {chart["name"] for chart in data["charts"]}
     assert drawn == {
+        "race",
         "comparison",
         "accuracy_cost",
         "trajectories",

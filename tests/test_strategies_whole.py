@@ -41,10 +41,12 @@ def test_search_and_derive(name, tiny, tmp_path):
     study = Study(tiny)
     with Workdir(tmp_path, tiny) as workdir:
         found = search(study, workdir)
+        if not study.strategy.traits.supernet:
+            with pytest.raises(InputError, match="Run `dartformer race`"):
+                derive(found, workdir)
+            return
         genotype = derive(found, workdir).genotype
         assert len(genotype.layers) == 1
-        if not study.strategy.traits.supernet:
-            return
         (group,) = groups(study)
         halves = len(next(stream(study, group)))
         assert halves == (2 if study.strategy.traits.halves else 1)

@@ -75,7 +75,7 @@ def test_candidates_in_parallel_are_the_truncated_mixture(batch):
         net = supernet(config, space)
         weights = net.init(jax.random.key(1))
         mixture = np.random.default_rng(4).dirichlet(np.ones(4), (2, 3)).astype(np.float32)
-        trained = Trained(space, mixture, None, None, None, None, None)
+        trained = Trained(space, mixture, None, None, None, None)
         for k in (2, 3)[: 1 + norm]:
             genotype = TopK(k)(trained).genotype
             kept = np.where(mixture >= np.sort(mixture, -1)[..., [-k]], mixture, 0)

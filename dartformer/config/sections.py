@@ -222,8 +222,7 @@ class Retrain:
       seeds: one model is trained for each.
       select: the weights to keep: the "best" on valid, or the "last".
       program: "own" compiles each model, "shared" compiles one program that trains every model of
-        the space, at 1.1 to 1.4 times the seconds of a step; "auto" shares where trainings take less
-        time than compiling.
+        the space, at 1.2 times the seconds of a step; "auto" shares where trainings are short.
       optimizer: the optimizer of the weights.
     """
 

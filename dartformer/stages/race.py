@@ -166,7 +166,7 @@ def entrants(study: Study, answers: Mapping[str, Genotype]) -> list[Entrant]:
         genotype = random_genotype(study.config.seed, space, set(answers.values()))
         entered.append(Entrant(RANDOM, genotype, reference=True))
     if config.uniform:
-        # Its step costs as much as those of all candidates, so it is trained where it is asked for.
+        # Its step costs as much as those of all candidates, so it is no default.
         entered.append(Entrant(UNIFORM, space.mixed(), reference=True, competes=False))
     return entered
 

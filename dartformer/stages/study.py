@@ -328,10 +328,10 @@ FEWEST_SHARED = 3
 """Candidates of which one program for all pays: that of two compiles as long as the two alone."""
 
 SHORT_TRAINING = 3e12
-"""FLOPs of a training that takes less time than compiling its program.
+"""FLOPs of a training for which its own program does not pay, minutes of a CPU.
 
-A program for a whole space steps 1.1 to 1.4 times as long as one for a single genotype, and compiles
-as long as three to four of these (`experiments/benchmarks/programs.py`).
+A program for a whole space takes 1.2 times as long for a step as one for a single genotype, and
+compiles as long as two or three of these (`experiments/benchmarks/programs.py`).
 """
 
 
