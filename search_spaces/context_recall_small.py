@@ -13,7 +13,7 @@ def get_config():
     config = dartformer.defaults(task="context_recall")
 
     # The data (see `dartformer list tasks`).
-    config.task.length = 64
+    config.task.length = 32
     config.task.keys = 8
 
     # Batches.

@@ -1,8 +1,11 @@
 """The probe suite: what it trains, what its score is, that it resumes, and what it refuses."""
 
+import itertools
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import dartformer as df
 from dartformer.cli import terminal
@@ -63,6 +66,62 @@ def test_every_model_has_the_best_training_of_each_probe(probed, folder):
     assert json.loads((folder / "probes.json").read_text()) == json.loads(
         json.dumps(probed.to_dict())
     )
+    assert suite.Probed.from_dict(json.loads((folder / "probes.json").read_text())) == probed
+
+
+def test_every_probe_has_its_chance_and_its_rules(probed):
+    memory, parity = probed.tasks
+    assert (memory.probe, memory.labels, memory.chance) == ("memorization", 127, 1 / 127)
+    assert set(memory.rules) == {"majority", "own_token"}
+    assert parity.chance == 0.5
+    # The bit itself is right about the first of 32 bits, and about half of the others.
+    assert parity.rules["own_token"] == pytest.approx((1 + 31 / 2) / 32, abs=0.01)
+    assert parity.best_rule == max(parity.rules, key=parity.rules.get)
+
+
+def test_probes_of_a_length_share_their_programs():
+    programs = suite.Programs("small")
+    studies = []
+    for name in ("parity", "context_recall", "compression"):
+        setting = suite.config_of(config(), name, "small", 0.01)
+        studies.append(programs.study(setting))
+    first, second, pooled = studies
+    genotype = df.Genotype.homogeneous(df.parse("identity"), 1, 1)
+    assert first.program(genotype) is second.program(genotype)
+    assert first.program(genotype) is not pooled.program(genotype)
+    assert first.model.classes == 127
+    again = programs.study(suite.config_of(config(), "parity", "small", 0.02))
+    assert again.program(genotype) is not first.program(genotype), "the rate is in the program"
+
+
+def test_at_the_published_size_models_have_the_tokens_of_their_task():
+    setting = suite.config_of(config(), "parity", "published", 0.01)
+    study = suite.Programs("published").study(setting)
+    assert (study.model.vocabulary, study.model.classes) == (3, 2)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1)), min_size=1, max_size=22))
+def test_names_in_the_chart_do_not_overlap(places):
+    """Names of a column are a line apart, in the order of their accuracy, and on the chart."""
+    models = []
+    for i, (state, score) in enumerate(places):
+        models.append(suite.ProbedModel(f"m{i}", (), score, state, 1.0, ()))
+    task = suite.ProbeTask("parity", 32, 2, 0.5, {"majority": 0.5})
+    drawn = suite.Probed("small", 1, (0,), (0.01,), (task,), tuple(models))
+    rows = [row for row in by_state(drawn).rows if row[0] == "mean"]
+    assert sorted(row[1] for row in rows) == sorted(model.name for model in models)
+    columns = {}
+    for _, _, state, accuracy, rule, x, y in rows:
+        assert rule == 50
+        assert x > state
+        assert 0 <= y <= 102
+        columns.setdefault(x, []).append((y, accuracy))
+    for column in columns.values():
+        column.sort(reverse=True)
+        for (above, better), (below, worse) in itertools.pairwise(column):
+            assert above - below >= 4 - 1e-6
+            assert better >= worse
 
 
 def test_the_page_and_the_terminal_show_every_score(probed, folder, capsys):
@@ -72,7 +131,10 @@ def test_the_page_and_the_terminal_show_every_score(probed, folder, capsys):
         for score in model.probes:
             assert f'data-value="{score.test}"' in page
     assert "At more lengths" in page
-    drawn = {(row[0], row[1]): row[2:] for row in by_state(probed).rows}
+    for task in probed.tasks:
+        assert f'data-value="{task.chance}"' in page
+        assert f'data-value="{task.rules[task.best_rule]}"' in page
+    drawn = {(row[0], row[1]): row[2:4] for row in by_state(probed).rows}
     for model in probed.models:
         assert drawn["mean", model.name] == (model.state_bytes, 100 * model.score)
         for score in model.probes:
@@ -81,6 +143,8 @@ def test_the_page_and_the_terminal_show_every_score(probed, folder, capsys):
     out = capsys.readouterr().out
     assert "M memorization, P parity" in out
     assert probed.models[0].name in out
+    assert "best rule" in out
+    assert "chance" in out
 
 
 def test_it_goes_on_where_it_stopped(probed, folder, tmp_path, capsys):

@@ -33,6 +33,7 @@ from dartformer.results import (
     finite,
 )
 from dartformer.stages.probe import Probed
+from dartformer.statistics import mean
 from dartformer.training import metric
 from dartformer.training.metric import decimals
 
@@ -184,6 +185,11 @@ def show_probes(probed: Probed) -> None:
         scores = [f"{100 * probe.test:.0f}" for probe in model.probes]
         state = short(model.state_bytes)
         table.add_row(cell(model.name), f"{100 * model.score:.1f}", state, *scores)
+    rules = [task.rules[task.best_rule] for task in probed.tasks]
+    chances = [task.chance for task in probed.tasks]
+    for name, accuracies in {"best rule": rules, "chance": chances}.items():
+        scores = [f"{100 * accuracy:.0f}" for accuracy in accuracies]
+        table.add_row(name, f"{100 * mean(accuracies):.1f}", "-", *scores)
     console.print(table)
     legend = ", ".join(f"{SHORT_PROBES[name]} {name}" for name in names)
     say(console, f"test accuracy in per cent, bytes of state; {legend}")

@@ -14,8 +14,8 @@ def get_config():
     config = dartformer.defaults(task="selective_copying")
 
     # The data (see `dartformer list tasks`).
-    config.task.length = 48
-    config.task.copies = 8
+    config.task.length = 32
+    config.task.copies = 6
     config.task.letters = 8
 
     # Batches.

@@ -39,11 +39,11 @@ def get_config():
     config.space.granularity = "layer"
 
     # The search.
-    config.search.steps = 6250
+    config.search.steps = 12500
     config.search.weights.learning_rate = 0.001
 
     # Training from scratch, once with each seed.
-    config.retrain.steps = 6250
+    config.retrain.steps = 12500
     config.retrain.seeds = (0, 1, 2)
     config.retrain.optimizer.learning_rate = 0.001
 
@@ -53,7 +53,7 @@ def get_config():
 
     # Steps between lines of metrics, evaluations and checkpoints.
     config.log.every = 100
-    config.log.eval_every = 625
-    config.log.checkpoint_every = 625
+    config.log.eval_every = 1250
+    config.log.checkpoint_every = 1250
 
     return config

@@ -1,11 +1,24 @@
 """The page of a probe suite: what each model can do, and how much state it keeps for that."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from dartformer.machine.workdir import write_text
 from dartformer.report import charts, page
-from dartformer.report.chart import ACCENT, NEUTRAL, TOOLTIP, Chart, Choice, category, quantity
+from dartformer.report.chart import (
+    ACCENT,
+    ALERT,
+    NEUTRAL,
+    TOOLTIP,
+    Chart,
+    Choice,
+    category,
+    quantity,
+)
 from dartformer.stages.probe import Probed
+from dartformer.statistics import mean
 from dartformer.training.metric import ACCURACY
 
 FILE = "probes.html"
@@ -16,6 +29,18 @@ MEAN = "mean"
 
 SMALLEST = 256
 """Bytes of state below which the axis is linear."""
+
+COLUMN = 0.22
+"""Share of the width that a column of names takes."""
+
+GAP = 0.04
+"""Share of the width between points and their names."""
+
+STEP = 4.0
+"""Per cent of accuracy that a line of text takes."""
+
+TOP = 102.0
+"""The highest place of a name."""
 
 KIB = {"labelExpr": "datum.value < 1024 ? datum.value + ' B' : datum.value / 1024 + ' KiB'"}
 """An axis of bytes."""
@@ -37,27 +62,42 @@ def headline(probed: Probed) -> str:
 
 def by_state(probed: Probed) -> Chart:
     """Accuracy over the bytes of state: the mean over the probes, or one of them at a time."""
-    rows: list[tuple[str, str, float, float]] = []
+    states = [model.state_bytes for model in probed.models]
     for model in probed.models:
-        rows.append((MEAN, model.name, model.state_bytes, ACCURACY.number(model.score)))
-        for probe in model.probes:
-            row = (probe.probe, model.name, probe.state_bytes, ACCURACY.number(probe.test))
-            rows.append(row)
-    probes = [probe.probe for probe in probed.models[0].probes]
-    # Logarithmic but near 0, which is the state of a model that reads no other token.
-    largest = max(state for _, _, state, _ in rows)
-    # From below 0, so that a model without state stands clear of the axis.
-    domain = [-SMALLEST / 2, max(2 * largest, SMALLEST)]
+        states += [probe.state_bytes for probe in model.probes]
+    largest = max(states)
+    # Logarithmic but near 0, which is the state of a model that reads no other token. From below
+    # 0, so that such a model stands clear of the axis; to the right there is room for names.
+    domain = [-SMALLEST / 2, max(8 * largest, SMALLEST)]
+    rows: list[tuple[str, str, float, float, float, float, float]] = []
+    for choice in (MEAN, *(task.probe for task in probed.tasks)):
+        rows += _rows_of(probed, choice, domain)
     scale = {"type": "symlog", "constant": SMALLEST, "domain": domain, "nice": False}
-    x = quantity("state", "bytes of state", scale=scale, axis={"values": _ticks(domain[1]), **KIB})
+    axis = {"values": _ticks(2 * largest), **KIB}
+    x = quantity("state", "state per example (bytes, logarithmic)", scale=scale, axis=axis)
     y = quantity("accuracy", charts.score_title(ACCURACY), scale={"domain": [0, 105]})
     points = {
-        "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1, **TOOLTIP},
+        "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1, **TOOLTIP},
         "encoding": {"x": x, "y": y, "color": {"value": ACCENT}},
     }
+    label_x, label_y = x | {"field": "label_x"}, y | {"field": "label_y"}
+    ends = {"x2": {"field": "label_x"}, "y2": {"field": "label_y"}}
+    leaders = {
+        "mark": {"type": "rule", "color": NEUTRAL, "strokeWidth": 0.5},
+        "encoding": {"x": x, "y": y, **ends},
+    }
     names = {
-        "mark": {"type": "text", "fontSize": 11, "limit": 170, "dy": -11, "color": NEUTRAL},
-        "encoding": {"x": x, "y": y, "text": category("model")},
+        "mark": {"type": "text", "fontSize": 11, "limit": 190, "align": "left", "dx": 3},
+        "encoding": {
+            "x": label_x,
+            "y": label_y,
+            "text": category("model"),
+            "color": {"value": NEUTRAL},
+        },
+    }
+    rule = {
+        "mark": {"type": "rule", "strokeDash": [4, 4], "color": ALERT},
+        "encoding": {"y": y | {"field": "rule", "aggregate": "min"}},
     }
     in_words = []
     for model in probed.models:
@@ -67,12 +107,100 @@ def by_state(probed: Probed) -> Chart:
         "by_state",
         "Accuracy against state",
         f"Points: {'; '.join(in_words)}",
-        {"height": 300, "layer": [points, names]},
-        ("probe", "model", "state", "accuracy"),
+        {"height": 400, "layer": [rule, leaders, points, names]},
+        ("probe", "model", "state", "accuracy", "rule", "label_x", "label_y"),
         rows,
-        "State is what a model keeps between tokens when it decodes an example of full length.",
-        (Choice("probe", "probe", [MEAN, *probes]),),
+        "State is what a model keeps between tokens when it decodes an example of full length. "
+        "The dashed line is the best simple rule, which needs no model.",
+        (Choice("probe", "probe", [MEAN, *(task.probe for task in probed.tasks)]),),
     )
+
+
+class _Point(NamedTuple):
+    """A model in the chart; accuracy in per cent."""
+
+    model: str
+    state: float
+    accuracy: float
+
+
+def _rows_of(
+    probed: Probed, choice: str, domain: Sequence[float]
+) -> list[tuple[str, str, float, float, float, float, float]]:
+    """The rows of one probe, or of the mean over all."""
+    points = []
+    for model in probed.models:
+        state, score = model.state_bytes, model.score
+        for probe in model.probes:
+            if probe.probe == choice:
+                state, score = probe.state_bytes, probe.test
+        points.append(_Point(model.name, state, ACCURACY.number(score)))
+    bars = []
+    for task in probed.tasks:
+        if choice in (MEAN, task.probe):
+            bars.append(task.rules[task.best_rule])
+    rule = ACCURACY.number(mean(bars))
+    rows = []
+    for point, label in _labelled(points, domain):
+        rows.append((choice, *point, rule, *label))
+    return rows
+
+
+def _labelled(
+    points: Sequence[_Point], domain: Sequence[float]
+) -> list[tuple[_Point, tuple[float, float]]]:
+    """Points with places for their names, which do not overlap.
+
+    Points with about the same state have their names in a column to the right of them, in the
+    order of their accuracy."""
+    low, high = _symlog(domain[0]), _symlog(domain[1])
+    columns: list[list[_Point]] = []
+    for point in sorted(points, key=lambda point: point.state):
+        position = _symlog(point.state)
+        if columns and position - _symlog(columns[-1][0].state) < COLUMN * (high - low):
+            columns[-1].append(point)
+        else:
+            columns.append([point])
+    placed = []
+    for column in columns:
+        right = _symlog(column[-1].state) + GAP * (high - low)
+        x = SMALLEST * math.expm1(right)
+        ordered = sorted(column, key=lambda point: -point.accuracy)
+        heights = _apart([point.accuracy for point in ordered])
+        for point, y in zip(ordered, heights, strict=True):
+            placed.append((point, (x, y)))
+    return placed
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Heights in falling order, moved as little as it takes to be `STEP` apart."""
+    # Neighbours that are too close form a group around the mean of where its names belong.
+    groups: list[list[float]] = []
+    for height in heights:
+        groups.append([height])
+        while len(groups) > 1 and _bottom(groups[-2]) - _top(groups[-1]) < STEP:
+            last = groups.pop()
+            groups[-1] += last
+    spread = []
+    for group in groups:
+        top = _top(group)
+        spread += [top - STEP * i for i in range(len(group))]
+    return spread
+
+
+def _top(group: Sequence[float]) -> float:
+    """The height of the first name of a group, all of which stays on the chart."""
+    extent = STEP * (len(group) - 1)
+    return max(min(mean(group) + extent / 2, TOP), extent)
+
+
+def _bottom(group: Sequence[float]) -> float:
+    return _top(group) - STEP * (len(group) - 1)
+
+
+def _symlog(state: float) -> float:
+    """A place on the axis."""
+    return math.copysign(math.log1p(abs(state) / SMALLEST), state)
 
 
 def _ticks(largest: float) -> list[float]:
@@ -96,6 +224,8 @@ def write(probed: Probed, file: Path) -> None:
         probed=probed,
         first=headline(probed),
         measure=ACCURACY,
+        bars=[task.rules[task.best_rule] for task in probed.tasks],
+        chances=[task.chance for task in probed.tasks],
         has_lengths=any(probe.at_lengths for probe in probed.models[0].probes),
     )
     write_text(file, text)

@@ -143,17 +143,21 @@ def evaluation_identity(study: Study, genotype: Genotype) -> Identity:
 
 def _rules(study: Study) -> dict[str, RuleScores]:
     """Baselines that train no model."""
+    rules = {}
+    for name, value in rule_scores(study).items():
+        rules[name] = RuleScores(RuleTest(study.metric.name, value))
+    return rules
+
+
+def rule_scores(study: Study) -> dict[str, float]:
+    """Test scores of simple rules that are fitted on train."""
     train, test = study.parts["train"], study.parts["test"]
-    metric = study.metric.name
     values = {}
-    if metric == "accuracy":
+    if study.metric.name == "accuracy":
         values["majority"] = majority(train, test)
     # A task's own baseline may replace the majority class.
     values.update(study.task.baselines(train, test))
-    rules = {}
-    for name, value in values.items():
-        rules[name] = RuleScores(RuleTest(metric, value))
-    return rules
+    return values
 
 
 def _test(study: Study, models: Sequence[Model]) -> Tested:

@@ -4,7 +4,7 @@ The score is that of MAD (Poli et al. 2024, arXiv:2403.17844): the mean over the
 training. Each probe is trained by `retrain`, in a workdir of its own, and resumes as it does."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from dartformer.models.mixers import require_all
 from dartformer.models.sizes import TransformerConfig
 from dartformer.results import Layers
 from dartformer.space.genotype import Genotype
+from dartformer.stages.evaluate import rule_scores
 from dartformer.stages.layout import Workdir
 from dartformer.stages.lengths import evaluate_at_lengths, require_any_length
 from dartformer.stages.retrain import Model, best, retrain
@@ -45,6 +46,30 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 FILE = "probes.json"
 """What the suite found, in its folder."""
+
+
+@dataclass(frozen=True)
+class ProbeTask(Record):
+    """What a probe asks, and what scores without a model.
+
+    Attributes:
+      probe: its task.
+      length: of the examples that models are trained on.
+      labels: number of different answers.
+      chance: accuracy of answers drawn evenly from the labels.
+      rules: test accuracies of simple rules, such as always the most frequent label.
+    """
+
+    probe: str
+    length: int
+    labels: int
+    chance: float
+    rules: Mapping[str, float]
+
+    @property
+    def best_rule(self) -> str:
+        """The rule with the highest accuracy."""
+        return max(self.rules, key=lambda rule: self.rules[rule])
 
 
 @dataclass(frozen=True)
@@ -104,6 +129,7 @@ class Probed(Record):
       steps: of each training.
       seeds: of the trainings.
       rates: learning rates that were tried.
+      tasks: the probes.
       models: the best first.
     """
 
@@ -111,6 +137,7 @@ class Probed(Record):
     steps: int
     seeds: tuple[int, ...]
     rates: tuple[float, ...]
+    tasks: tuple[ProbeTask, ...]
     models: tuple[ProbedModel, ...]
 
 
@@ -154,24 +181,76 @@ def probe(
         configs[name] = [config_of(config, name, size, rate) for rate in rates]
         for genotype in genotypes.values():
             _require_fit(configs[name][0].transformer, genotype, lengths)
+    programs = Programs(size)
+    tasks: list[ProbeTask] = []
     rows: dict[str, list[_Row]] = {name: [] for name in genotypes}
     for name, by_rate in configs.items():
         trained: dict[str, list[_Training]] = {model: [] for model in genotypes}
         for setting in by_rate:
+            study = programs.study(setting)
             rate = setting.retrain.optimizer.learning_rate
-            study = Study(setting)
             with Workdir(Path(folder) / name / f"rate{rate:g}", setting) as workdir:
                 for model, genotype in genotypes.items():
                     trained[model] += _train(study, workdir, model, genotype)
+        tasks.append(_task(name, study))
         for model, trainings in trained.items():
             rows[model].append(_row(name, trainings, lengths))
+        # After each probe: a suite that is stopped leaves the probes before.
+        probed = _probed(size, config, rates, tasks, genotypes, rows)
+        write_json(Path(folder) / FILE, probed.to_dict())
+    return probed
+
+
+def _probed(
+    size: str,
+    config: Config,
+    rates: tuple[float, ...],
+    tasks: Sequence[ProbeTask],
+    genotypes: Mapping[str, Genotype],
+    rows: Mapping[str, Sequence["_Row"]],
+) -> Probed:
+    """The result of the probes that are done."""
     models = []
     for name, genotype in genotypes.items():
         models.append(_summary(name, genotype, rows[name]))
     models.sort(key=lambda model: -model.score)
-    probed = Probed(size, config.retrain.steps, config.retrain.seeds, rates, tuple(models))
-    write_json(Path(folder) / FILE, probed.to_dict())
-    return probed
+    steps, seeds = config.retrain.steps, config.retrain.seeds
+    return Probed(size, steps, seeds, rates, tuple(tasks), tuple(models))
+
+
+class Programs:
+    """Compiled programs that all probes with examples of a length share.
+
+    Compiling takes longer than training a small model on CPUs. At size "small" all probes therefore
+    have as many tokens and labels as the one with the most; no example has the added ones.
+    """
+
+    def __init__(self, size: str) -> None:
+        self.studies: dict[tuple[TransformerConfig, float], Study] = {}
+        self.vocabulary = self.classes = 0
+        if size == "small":
+            # Of the whole suite, so that another choice of probes resumes the same trainings.
+            for name in PROBES:
+                shape = load_config(CONFIGS / f"{name}_{size}.py").transformer
+                self.vocabulary = max(self.vocabulary, shape.vocabulary)
+                self.classes = max(self.classes, shape.classes)
+
+    def study(self, config: Config) -> Study:
+        """A study whose programs are those of an earlier one where the models are alike."""
+        study = Study(config)
+        vocabulary = max(self.vocabulary, study.model.vocabulary)
+        classes = max(self.classes, study.model.classes)
+        study.model = replace(study.model, vocabulary=vocabulary, classes=classes)
+        rate = config.retrain.optimizer.learning_rate
+        twin = self.studies.setdefault((study.model, rate), study)
+        study.share_programs(twin)
+        return study
+
+
+def _task(name: str, study: Study) -> ProbeTask:
+    """A probe with the scores of its rules."""
+    labels = study.task.classes
+    return ProbeTask(name, study.task.length, labels, 1 / labels, rule_scores(study))
 
 
 def _homogeneous(config: Config) -> dict[str, Genotype]:

@@ -287,6 +287,10 @@ class Study:
         chain = self._retrain_optimizer()
         return SharedProgram(net, self.space, chain, self.metric, self._evaluator(net))
 
+    def share_programs(self, other: "Study") -> None:
+        """Use the programs of a study whose model, batches and training are the same."""
+        self._programs = other._programs
+
     def schedule(self, steps: int) -> Schedule:
         """How long to train, and how often to log, evaluate and save."""
         log = self.config.log
