@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from dartformer.cli import terminal
 from dartformer.cli.main import main
 from dartformer.config import build, load_config
 from dartformer.errors import InputError
-from dartformer.report.probes import by_state
+from dartformer.report.probes import by_state, headline
 from dartformer.stages import probe as suite
 from dartformer.statistics import mean
 
@@ -92,6 +93,30 @@ def test_probes_of_a_length_share_their_programs():
     assert first.model.classes == 127
     again = programs.study(suite.config_of(config(), "parity", "small", 0.02))
     assert again.program(genotype) is not first.program(genotype), "the rate is in the program"
+
+
+def test_rates_are_trained_once_each(tmp_path):
+    """A rate that is named twice is one training, and rates that are close are two."""
+    models = {"identity": df.Genotype.homogeneous(df.parse("identity"), 1, 1)}
+    rates = (0.01, 0.010000001, 0.01)
+    probed = df.probe(config(), tmp_path, models, probes=("parity",), rates=rates)
+    assert probed.rates == (0.01, 0.010000001)
+    (score,) = probed.models[0].probes
+    assert len(score.per_training) == 4
+    assert len(list((tmp_path / "parity").iterdir())) == 2
+
+
+def test_the_headline_names_all_that_are_tied():
+    names = {"full": 0.9, "conv": 0.9, "identity": 0.2}
+    task = suite.ProbeTask("parity", 32, 2, 0.5, {"majority": 0.5})
+    models = []
+    for name, score in names.items():
+        probe = suite.ProbeScore("parity", 32, score, score, 0.01, 0, (score,), 1.0, {})
+        models.append(suite.ProbedModel(name, (), score, 1.0, 1.0, (probe,)))
+    drawn = suite.Probed("small", 1, (0,), (0.01,), (task,), tuple(models))
+    assert headline(drawn) == "full and conv score highest, 90.0% on parity."
+    alone = replace(drawn, models=drawn.models[1:])
+    assert headline(alone).endswith("identity follows with 20.0%.")
 
 
 def test_at_the_published_size_models_have_the_tokens_of_their_task():
@@ -182,6 +207,8 @@ def test_a_probe_has_the_options_of_its_search_space(name, size):
         ({"probes": ()}, "Name at least one"),
         ({"size": "large"}, "unknown size 'large'"),
         ({"lengths": (0,)}, "factors of at least 1, got 0"),
+        ({"lengths": (1.5,)}, "whole factors of at least 1, got 1.5"),
+        ({"genotypes": {}}, "no genotype to train"),
         ({"rates": (-1.0,)}, "learning_rate"),
         ({"genotypes": {"a": df.Genotype.homogeneous(df.parse("full"), 2, 1)}}, "2 layers of 1 h"),
         ({"genotypes": {"a": df.Genotype.homogeneous(df.parse("fourier"), 1, 1)}}, "causal task"),

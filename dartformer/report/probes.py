@@ -47,17 +47,21 @@ KIB = {"labelExpr": "datum.value < 1024 ? datum.value + ' B' : datum.value / 102
 
 
 def headline(probed: Probed) -> str:
-    """The model with the highest score, in a sentence."""
+    """The model with the highest score, in a sentence or two."""
     first = probed.models[0]
-    score = ACCURACY.text(first.score)
     count = len(first.probes)
+    where = f"as the mean over {count} probes"
+    if count == 1:
+        where = f"on {first.probes[0].probe}"
+    score = f"{ACCURACY.text(first.score)} {where}"
     if len(probed.models) == 1:
-        return f"{first.name} scores {score}, the mean over {count} probes."
+        return f"{first.name} scores {score}."
     second = probed.models[1]
-    return (
-        f"{first.name} scores highest, {score} as the mean over {count} probes; "
-        f"{second.name} follows with {ACCURACY.text(second.score)}."
-    )
+    if second.score == first.score:
+        tied = [model.name for model in probed.models if model.score == first.score]
+        return f"{' and '.join(tied)} score highest, {score}."
+    follows = f"{second.name} follows with {ACCURACY.text(second.score)}"
+    return f"{first.name} scores highest, {score}. {follows}."
 
 
 def by_state(probed: Probed) -> Chart:

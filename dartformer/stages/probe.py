@@ -170,11 +170,14 @@ def probe(
     if not probes:
         raise InputError("there is no probe to train on. Name at least one.")
     for factor in lengths:
-        if factor < 1:
-            raise InputError(f"lengths are factors of at least 1, got {factor}.")
-    rates = tuple(rates) or (config.retrain.optimizer.learning_rate,)
+        if factor != int(factor) or factor < 1:
+            raise InputError(f"lengths are whole factors of at least 1, got {factor}.")
+    # A rate that is named twice is one training.
+    rates = tuple(dict.fromkeys(map(float, rates))) or (config.retrain.optimizer.learning_rate,)
     if genotypes is None:
         genotypes = _homogeneous(config)
+    if not genotypes:
+        raise InputError("there is no genotype to train. Name at least one.")
     # All configs before any training, so that what cannot be is said at once.
     configs = {}
     for name in probes:
@@ -189,7 +192,7 @@ def probe(
         for setting in by_rate:
             study = programs.study(setting)
             rate = setting.retrain.optimizer.learning_rate
-            with Workdir(Path(folder) / name / f"rate{rate:g}", setting) as workdir:
+            with Workdir(Path(folder) / name / _folder_of(rate), setting) as workdir:
                 for model, genotype in genotypes.items():
                     trained[model] += _train(study, workdir, model, genotype)
         tasks.append(_task(name, study))
@@ -251,6 +254,11 @@ def _task(name: str, study: Study) -> ProbeTask:
     """A probe with the scores of its rules."""
     labels = study.task.classes
     return ProbeTask(name, study.task.length, labels, 1 / labels, rule_scores(study))
+
+
+def _folder_of(rate: float) -> str:
+    """With all digits: two rates never share a folder."""
+    return f"rate{rate!r}"
 
 
 def _homogeneous(config: Config) -> dict[str, Genotype]:

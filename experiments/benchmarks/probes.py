@@ -125,7 +125,7 @@ def stretch(config: Config, folder: Path, types: Sequence[str], probe: str) -> N
     rate = config.retrain.optimizer.learning_rate
     setting = suite.config_of(config, probe, "small", rate)
     study = suite.Programs("small").study(setting)
-    with Workdir(folder / probe / f"rate{rate:g}", setting) as workdir:
+    with Workdir(folder / probe / f"rate{rate!r}", setting) as workdir:
         for text, genotype in genotypes_of(config, types).items():
             try:
                 require_any_length(study.model, genotype)
