@@ -200,6 +200,39 @@ def test_a_probe_has_the_options_of_its_search_space(name, size):
     assert made.model.pooling == published.model.pooling
 
 
+SHORT = [
+    "model.layers=1",
+    "model.heads=1",
+    "model.head_dim=4",
+    "model.model_dim=8",
+    "model.mlp_dim=8",
+    "space.candidates=conv(width=2),identity",
+    "search.steps=4",
+    "search.observe=false",
+    "derive.second_opinion=",
+    "retrain.steps=4",
+    "retrain.seeds=0,1",
+    "log.eval_every=2",
+    "log.checkpoint_every=2",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*suite.PROBES, "passage"])
+def test_the_search_space_of_a_probe_runs_to_its_report(name, tmp_path):
+    """Search, derivation, training, evaluation and report, in a few steps."""
+    words = [f"--config={suite.CONFIGS / f'{name}_small.py'}", f"--workdir={tmp_path / 'run'}"]
+    words += [f"--config.{value}" for value in SHORT]
+    if name == "passage":
+        text = tmp_path / "text.txt"
+        text.write_text("To be, or not to be, that is the question. " * 400)
+        words.append(f"--config.task.path={text}")
+    assert main(["run", *words]) == 0
+    found = json.loads((tmp_path / "run/results.json").read_text())
+    assert found["task"] == name
+    assert (tmp_path / "run/report.html").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
