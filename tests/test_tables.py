@@ -27,9 +27,9 @@ STEPS = (5, 10, 15)
 PROVENANCE = Provenance("0.2.0", "0.11", "3.13", "a processor", "2026-11-30", 3.5, 40, 100)
 
 
-def table_of(name="tiny", metric="accuracy", layers=2, seeds=2):
+def table_of(name="tiny", metric="accuracy", layers=2, seeds=2, candidates=CANDIDATES):
     """A table of random scores."""
-    space = SearchSpace(tuple(map(parse, CANDIDATES)), layers, 2, "layer")
+    space = SearchSpace(tuple(map(parse, candidates)), layers, 2, "layer")
     genotypes = tuple(train.genotypes(space))
     models, looks = len(genotypes), len(STEPS)
     rng = np.random.default_rng(0)
@@ -41,7 +41,7 @@ def table_of(name="tiny", metric="accuracy", layers=2, seeds=2):
     return Table(
         name=name,
         config={
-            "space": {"candidates": list(CANDIDATES), "granularity": "layer"},
+            "space": {"candidates": list(candidates), "granularity": "layer"},
             "model": {"layers": layers, "heads": 2},
         },
         space=space,
@@ -202,6 +202,30 @@ def test_random_ways_keep_to_their_price(file, most):
         assert raced.entered >= choice.entered
     if most == 1.0:
         assert choice.entered == 9
+
+
+def test_the_answer_of_a_search_is_looked_up(monkeypatch):
+    candidates = ("uniform", "identity")
+
+    def config(data):
+        config = df.defaults(task="planted")
+        config.task.length, config.task.train = 32, 64
+        config.task.valid = config.task.test = 16
+        config.data.batch_size = 8
+        config.model.layers, config.model.heads, config.model.head_dim = 1, 2, 4
+        config.model.model_dim = config.model.mlp_dim = 8
+        config.space.candidates = candidates
+        config.search.steps = config.retrain.steps = 3
+        return config
+
+    monkeypatch.setitem(regret.SPACES, "tiny", config)
+    table = table_of(layers=1, candidates=candidates)
+    choices = list(regret.searched(table, "single_level", Path(), seeds=[3, 4]))
+    assert [choice.seed for choice in choices] == [3, 4]
+    for choice in choices:
+        by_name = {str(genotype): genotype for genotype in table.genotypes}
+        assert choice.regret == table.regret(by_name[choice.chosen])
+        assert choice.cost > table.shares[table.number(by_name[choice.chosen])]
 
 
 def test_an_undefined_score_is_the_worst(file):
