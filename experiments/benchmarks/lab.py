@@ -58,7 +58,6 @@ class Lab:
         self.run, self.space, self.reference = run, run.space, reference
         self._alone: dict[tuple[bytes, int], dict[str, float]] = {}
         self.step: CompiledStep[Any] | Narrowing | None = None
-        self._owed = 0.0
 
     @cached_property
     def _fixed(self) -> tuple[Callable[[Array], tuple[Any, Any]], CompiledStep[Fixed]]:
@@ -150,32 +149,21 @@ class Lab:
             )
             return run.supernet.evaluator.per_example(weights, part, mixture)
 
-        def standalone(genotype: Genotype) -> dict[str, np.ndarray]:
-            started = time.perf_counter()
-            trained = [self.alone(genotype, s) for s in run.config.retrain.seeds]
-            # What training took when it was done, whether that was now or for another strategy.
-            self._owed += sum(t["seconds"] for t in trained) - (time.perf_counter() - started)
-            return {
-                "loss": np.array([t["valid_loss"] for t in trained]),
-                "accuracy": np.array([t["valid"] for t in trained]),
-            }
-
         return Trained(
             self.space,
             mixture,
             None if state is None else state.weights,
             evaluate,
             fine_tuner(run),
-            standalone,
             np.random.default_rng([seed, 1]),
             run.config.derive.tie_margin,
         ), seconds
 
     def derive(self, trained: Trained, rule: str | None = None) -> tuple[Derived, float]:
         """What a rule (the config's own if None) makes of it, and its seconds."""
-        self._owed, started = 0.0, time.perf_counter()
+        started = time.perf_counter()
         derived = derivations.parse(rule or self.run.config.derive.rule)(trained)
-        return derived, time.perf_counter() - started + self._owed
+        return derived, time.perf_counter() - started
 
     def planted(self) -> Genotype | None:
         """The planted answer as a genotype of this size; None for `global`, which has a set of
