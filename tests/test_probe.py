@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +18,9 @@ from dartformer.errors import InputError
 from dartformer.report.probes import by_state, headline
 from dartformer.stages import probe as suite
 from dartformer.statistics import mean
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments" / "benchmarks"))
+import probes as benchmark
 
 VALUES = {
     "model.layers": 1,
@@ -198,6 +203,29 @@ def test_a_probe_has_the_options_of_its_search_space(name, size):
     assert made.retrain.optimizer.learning_rate == 0.5
     assert made.retrain.steps == 3
     assert made.model.pooling == published.model.pooling
+
+
+def test_the_benchmark_has_every_causal_type_and_reads_its_own_lines(probed, tmp_path, capsys):
+    causal = set()
+    for name in df.attention.BUILT_IN:
+        if df.parse(name).traits.causal and name != "parallel":
+            causal.add(name)
+    assert {text.split("(")[0] for text in benchmark.TYPES} == causal
+    benchmark.lines(probed)
+    benchmark.say(name="length", probe="parity", model="full", at_lengths={"32": 1.0, "64": 0.5})
+    file = tmp_path / "lines.jsonl"
+    file.write_text(capsys.readouterr().out)
+    again, stretched = benchmark.read([file])
+    assert [model.name for model in again.models] == [model.name for model in probed.models]
+    page = benchmark.put(
+        f"before\n{benchmark.BEGIN}old\n{benchmark.END}after\n",
+        benchmark.results(again, stretched),
+    )
+    assert page.startswith("before\n")
+    assert page.endswith("after\n")
+    assert "old" not in page
+    assert "| *chance* | 25 | 1 | 50 |" in page
+    assert "| `full` | 100 | 50 |" in page
 
 
 SHORT = [

@@ -103,6 +103,21 @@ def by_state(probed: Probed) -> Chart:
         "mark": {"type": "rule", "strokeDash": [4, 4], "color": ALERT},
         "encoding": {"y": y | {"field": "rule", "aggregate": "min"}},
     }
+    rule_name = {
+        "mark": {
+            "type": "text",
+            "fontSize": 11,
+            "align": "left",
+            "dx": 4,
+            "dy": -7,
+            "color": ALERT,
+        },
+        "encoding": {
+            "x": {"value": 0},
+            "y": y | {"field": "rule", "aggregate": "min"},
+            "text": {"value": "best simple rule"},
+        },
+    }
     in_words = []
     for model in probed.models:
         score = ACCURACY.text(model.score)
@@ -111,7 +126,7 @@ def by_state(probed: Probed) -> Chart:
         "by_state",
         "Accuracy against state",
         f"Points: {'; '.join(in_words)}",
-        {"height": 400, "layer": [rule, leaders, points, names]},
+        {"height": 400, "layer": [rule, rule_name, leaders, points, names]},
         ("probe", "model", "state", "accuracy", "rule", "label_x", "label_y"),
         rows,
         "State is what a model keeps between tokens when it decodes an example of full length. "

@@ -9,7 +9,7 @@ The first command trains every causal type on every probe, as one layer whose st
 the one before it, so that models differ in the attention alone. Stop it and run it again, or with
 `--seeds=2`: what is trained is not trained again. The second tests the models of one probe at up to
 eight times their length, a line for each type. The third prints the probes that are done, one line
-for each of them and for each type. The last writes the tables of docs/probes.md and its picture.
+for each of them and for each type. The last writes the results of docs/probes.md and its picture.
 """
 
 import argparse
@@ -72,6 +72,8 @@ TYPES = (
 """Every causal type once, with windows and blocks of a quarter of the probes' 32 tokens."""
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/probes.md"
+
+BEGIN, END = "<!-- results: made by experiments/benchmarks/probes.py -->\n", "<!-- end -->\n"
 
 FACTORS = (1, 2, 4, 8)
 """Multiples of the length of training."""
@@ -176,15 +178,12 @@ def scores_table(probed: Probed) -> str:
     return markdown(rows)
 
 
-def lengths_table(measured: Sequence[dict[str, Any]]) -> str:
+def lengths_table(stretched: Sequence[dict[str, Any]]) -> str:
     """Accuracies in per cent by length, in Markdown."""
-    rows = []
-    for line in measured:
-        if "refused" in line:
-            continue
-        if not rows:
-            rows.append(["attention", *(f"{length} tokens" for length in line["at_lengths"])])
-            rows.append(["---"] + ["--:"] * len(line["at_lengths"]))
+    lengths = stretched[0]["at_lengths"]
+    rows = [["attention", *(f"{length} tokens" for length in lengths)]]
+    rows.append(["---"] + ["--:"] * len(lengths))
+    for line in stretched:
         cells = [percent(accuracy) for accuracy in line["at_lengths"].values()]
         rows.append([f"`{line['model']}`", *cells])
     return markdown(rows)
@@ -198,21 +197,73 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def put(text: str, part: str, table: str) -> str:
-    """A page with a new table between the marks of a part."""
-    begin, end = f"<!-- {part}: made by experiments/benchmarks/probes.py -->\n", "<!-- end -->"
-    before, rest = text.split(begin)
-    return before + begin + table + end + rest.split(end, 1)[1]
+RESULTS = """
+## Every causal attention
+
+![mean accuracy over the probes against bytes of state](probes.png)
+
+Test accuracy in per cent; the score is the mean. Compare each column with its last two rows. The
+picture has the score against the state.
+
+{scores}
+{lengths}### Settings and limits
+
+* One layer of width 32 with two heads of 16, no positions, and `model.stem = "bigram"`: each
+  token also sees the token before it. So a single layer can look for what followed a key, and
+  models differ in the attention alone.
+* {steps} steps of 32 examples of 32 tokens (`compression`: 16), learning rate {rate:g}, seeds
+  {seeds}. One rate: a type that needs another rate or more steps is judged too low, and
+  differences of a few points mean nothing.
+* Windows, blocks and strides are an eighth to a quarter of the length, so that types with them
+  see a part of an example. At their own defaults most of them would see all 32 tokens and be
+  `full`.
+* `identity` reads no other token. What it scores, the stem and the feed-forward layer score.
+  `memorization` needs no more than that here.
+* MAD itself trains two layers of width 128 for 20,000 steps, takes the best of six rates and
+  decays, and averages over harder settings. Its scores cannot be compared with these. `dartformer
+  new --task=NAME --size=published` has its settings.
+
+Commands: `experiments/benchmarks/probes.py`. Lines:
+`experiments/benchmarks/results/probes_cpu1.jsonl`.
+"""
+
+LONGER = """### Longer than in training
+
+`{probe}`, trained at {length} tokens. Everything but the length is as in training. Types whose
+parameters belong to a length are left out.
+
+{table}
+"""
+
+
+def results(probed: Probed, measured: Sequence[dict[str, Any]]) -> str:
+    """The part of the page that has numbers, in Markdown."""
+    lengths = ""
+    stretched = [line for line in measured if "at_lengths" in line]
+    if stretched:
+        first = stretched[0]
+        table = lengths_table(stretched)
+        trained = next(iter(first["at_lengths"]))
+        lengths = LONGER.format(probe=first["probe"], length=trained, table=table)
+    return RESULTS.format(
+        scores=scores_table(probed),
+        lengths=lengths,
+        steps=probed.steps,
+        rate=probed.rates[0],
+        seeds=", ".join(map(str, probed.seeds)),
+    )
+
+
+def put(text: str, part: str) -> str:
+    """A page with new results between its marks."""
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + part + END + rest.split(END, 1)[1]
 
 
 def draw(files: Sequence[Path]) -> None:
-    """The tables and the picture of docs/probes.md."""
+    """The results in docs/probes.md, and its picture."""
     probed, measured = read(files)
-    text = PAGE.read_text()
-    text = put(text, "scores", scores_table(probed))
-    if measured:
-        text = put(text, "lengths", lengths_table(measured))
-    PAGE.write_text(text)
+    PAGE.write_text(put(PAGE.read_text(), results(probed, measured)))
     figure = alone(by_state(probed), {"probe": MEAN}, width=640)
     figure.save(PAGE.with_suffix(".png"))
 
