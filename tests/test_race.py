@@ -15,7 +15,7 @@ from dartformer.results import Look
 from dartformer.space.genotype import parse_candidates
 from dartformer.space.search_space import SearchSpace
 from dartformer.stages import race as race_stage
-from dartformer.stages.bracket import neighbours, rung_steps
+from dartformer.stages.bracket import Bracket, Entrant, neighbours, rung_steps
 from dartformer.stages.layout import Workdir
 from dartformer.stages.study import Study
 
@@ -139,6 +139,34 @@ def test_a_better_neighbour_is_climbed_to(raced):
     assert stopped["homogeneous.linear(feature='elu')"] == 2
     assert 0 < record.share <= 1
     assert not record.ties
+
+
+def test_the_neighbours_of_all_answers_enter():
+    """The best is a neighbour of the second answer alone, which starts slowly."""
+    space = SearchSpace(parse_candidates(CANDIDATES), 2, 2)
+    best = by_layer("linear", "uniform")
+
+    class Track:
+        def look(self, entrant, step):
+            early = {by_layer("full", "full"): 0.5, best: 0.6}
+            return Look(step, early.get(entrant.genotype, 0.1))
+
+        def merit(self, look):
+            return look.score
+
+        def tied(self, ours, theirs):
+            return ours.score == theirs.score
+
+        def final_merit(self, entrant):
+            return self.look(entrant, STEPS).score
+
+        def affordable(self, genotype):
+            return True
+
+    bracket = Bracket(space, Race(), STEPS, Track())
+    bracket.enter(Entrant("first", by_layer("full", "full"), straight=True))
+    bracket.enter(Entrant("second", by_layer("uniform", "uniform"), straight=True))
+    assert bracket.run().winner.genotype == best
 
 
 def test_every_entrant_is_looked_at_once(raced):

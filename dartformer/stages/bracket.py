@@ -262,22 +262,26 @@ class Bracket:
         return sorted(reached, key=self.merit_at(step), reverse=True)
 
     def climb(self) -> None:
-        """Let the neighbours of the answer enter, then those of each new leader."""
+        """Let the neighbours of the answers enter, then those of each new leader."""
         most = self.options.neighbours
         if most == 0 or self.space.granularity == "model":
             return  # there every genotype has entered
-        center = self.answer or self.at_last_rung()[0].genotype
+        # Of every answer: where they differ, each may be the only one near the best.
+        centers = [entrant.genotype for entrant in self.entrants.values() if entrant.straight]
+        if not centers:
+            centers = [self.at_last_rung()[0].genotype]
         climbed: set[Genotype] = set()
-        while center not in climbed:
-            climbed.add(center)
+        while not climbed.issuperset(centers):
             entered = []
-            for genotype in neighbours(self.space, center, self.mixture, most):
-                if genotype not in self.entrants and self.track.affordable(genotype):
-                    entrant = Entrant(f"{NEIGHBOUR}{genotype}", genotype)
-                    self.enter(entrant)
-                    entered.append(entrant)
+            for center in centers:
+                climbed.add(center)
+                for genotype in neighbours(self.space, center, self.mixture, most):
+                    if genotype not in self.entrants and self.track.affordable(genotype):
+                        entrant = Entrant(f"{NEIGHBOUR}{genotype}", genotype)
+                        self.enter(entrant)
+                        entered.append(entrant)
             self.heat(entered)
-            center = self.at_last_rung()[0].genotype
+            centers = [self.at_last_rung()[0].genotype]
 
     def survivors(self) -> list[Entrant]:
         """The answer, and the best of the last rung with those within its noise."""

@@ -8,7 +8,9 @@ A line for each search: what each rule derives from it, the mixture it ended in,
 processor without compiling. With `--against-random` a line for each seed: the winner of the race of
 those answers and their neighbours, and the winners of races of random genotypes, without and with
 neighbours, as many as the same seconds pay for; their test accuracies are paired. Lines go to
-`results/mixes_cpu2.jsonl`, and a run that was stopped goes on where it stopped.
+`results/mixes_cpu2.jsonl`, and a run that was stopped goes on where it stopped. `--look-up` prints
+the races of the answers on `mqar`, looked up in the table `mqar_2`, and those of every genotype as
+the answer.
 
 `mqar` is multi-query recall over six linear-time types in two layers (36 models); the others are
 planted tasks with a known answer.
@@ -26,16 +28,19 @@ from typing import Any, NamedTuple
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from lab import Fixed, Lab
+from measure import say
 from trial import Lines
 
 import dartformer
 from dartformer.cli.new import space_file
+from dartformer.config.sections import Race
 from dartformer.results import Look
 from dartformer.space.genotype import Genotype
-from dartformer.stages.bracket import Bracket, Entrant
+from dartformer.stages.bracket import HOMOGENEOUS, Bracket, Entrant
 from dartformer.stages.search import Group, compiled_step, initial, stream
 from dartformer.stages.study import Study
 from dartformer.statistics import paired
+from dartformer.tables import Replay, Table, load_table
 from dartformer.training.loop import Stream
 
 RESULTS = Path(__file__).parent / "results" / "mixes_cpu2.jsonl"
@@ -248,6 +253,51 @@ def summed(won: Won) -> dict[str, Any]:
     }
 
 
+# Races looked up: every model of `mqar` was trained (`experiments/tables`).
+
+
+def looked_up(table: Table, seed: int, answers: Sequence[Genotype], whole: bool) -> dict[str, Any]:
+    """The race of some answers and their neighbours; with the homogeneous models if `whole`."""
+    replay = Replay(table, seed)
+    bracket = Bracket(table.space, Race(), table.steps[-1], replay)
+    for answer in answers:
+        bracket.enter(Entrant(f"answer {answer}", answer, straight=True))
+    if whole:
+        for genotype in table.space.homogeneous():
+            bracket.enter(Entrant(f"{HOMOGENEOUS}{genotype}", genotype))
+    winner = bracket.run().winner.genotype
+    share = 0.0
+    for model, reached in replay.reached.items():
+        share += float(table.shares[model]) * reached / table.steps[-1]
+    return {"winner": str(winner), "regret": table.regret(winner), "race_share": share}
+
+
+def look_up(file: Path) -> None:
+    """The races of what the searches of `mqar` found, and of every genotype as the answer."""
+    table = load_table("mqar_2")
+    grid = float(table.seconds.mean(1).sum())
+    for row in Lines(file, ("seed",)).rows:
+        if row["name"] != "search" or row["space"] != "mqar":
+            continue
+        answers = []
+        for layers in row["answers"].values():
+            answers.append(Genotype.from_dict({"format": 1, "layers": layers}))
+        seconds = row["seconds"] + sum(row["derive_seconds"].values())
+        labels = {"arm": row["arm"], "seed": row["seed"], "search_share": seconds / grid}
+        for seed, whole in itertools.product(range(len(table.seeds)), (False, True)):
+            result = looked_up(table, seed, answers, whole)
+            say(name="looked up", **labels, table_seed=seed, whole=whole, **result)
+    for whole in (False, True):
+        regrets, shares = [], []
+        for seed, genotype in itertools.product(range(len(table.seeds)), table.genotypes):
+            result = looked_up(table, seed, [genotype], whole)
+            regrets.append(result["regret"])
+            shares.append(result["race_share"])
+        within = float((np.array(regrets) <= 0.5).mean())
+        mean_regret, share = float(np.mean(regrets)), float(np.mean(shares))
+        say(name="any", whole=whole, regret=mean_regret, within_half=within, race_share=share)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -261,8 +311,16 @@ def main() -> None:
         action="store_true",
         help="race the answers, and random genotypes for as long",
     )
+    parser.add_argument(
+        "--look-up",
+        action="store_true",
+        help="look up the races of the searches of mqar that are in the file, and search nothing",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    if arguments.look_up:
+        look_up(arguments.out)
+        return
     arms = list(ARMS)
     if arguments.arms != "all":
         arms = arguments.arms.split(",")
