@@ -475,7 +475,7 @@ class EntrantRecord(Record):
     finalist: bool
     stopped_at: int | None
     outside_budget: bool
-    test: float | None = None
+    test: float | None
 
 
 @dataclass(frozen=True)

@@ -443,13 +443,10 @@ def show_race(console: Console, race: RaceRecord, tested: metric.Metric | None =
     for heading in (*bracket.headings(race), "end", "test"):
         table.add_column(heading, no_wrap=True)
     for line in bracket.lines(race, tested or bracket.metric_of(race)):
-        end = ""
-        if line.fate != bracket.STOPPED:
-            end = line.valid
         style = ""
         if line.fate == bracket.WINNER:
             style = "bold"
-        cells = (escape(line.name), line.outcome, *line.rungs, end, line.test)
+        cells = (escape(line.name), line.outcome, *line.rungs, line.end, line.test)
         table.add_row(*cells, style=style)
     console.print(table)
     for text in bracket.sentences(race):

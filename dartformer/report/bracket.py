@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from dartformer.errors import shortened
 from dartformer.report.verdicts import hours, sentence
 from dartformer.results import EntrantRecord, RaceRecord
+from dartformer.space.genotype import Genotype
+from dartformer.stages.bracket import ANSWER, HOMOGENEOUS, NEIGHBOUR
 from dartformer.training.metric import LOSS, Metric, find
 
 WINNER, FINALIST, STOPPED, REFERENCE = "winner", "finalist", "stopped", "reference"
@@ -17,11 +20,11 @@ class Line(NamedTuple):
     """A line of the bracket.
 
     Attributes:
-      name: all names of the entrant.
+      name: all names of the entrant, and its genotype where they do not tell it.
       fate: of `FATES`.
       outcome: the same in words, with the step.
       rungs: the score on valid at each rung, "" where it did not run.
-      valid: its last score on valid; of a finalist the mean over the seeds.
+      end: the score on valid after the whole training; of a finalist the mean over the seeds.
       test: of a finalist.
     """
 
@@ -29,7 +32,7 @@ class Line(NamedTuple):
     fate: str
     outcome: str
     rungs: tuple[str, ...]
-    valid: str
+    end: str
     test: str
 
 
@@ -50,11 +53,30 @@ def lines(race: RaceRecord, tested: Metric) -> list[Line]:
     for entrant in _ranked(race, metric):
         scores = {look.step: _text(look.score, metric) for look in entrant.looks}
         rungs = tuple(scores.get(step, "") for step in race.rungs)
-        name = ", ".join((entrant.name, *entrant.names))
-        fate = fate_of(race, entrant)
-        valid, test = _text(entrant.valid, metric), _text(entrant.test, tested)
-        listed.append(Line(name, fate, _outcome(fate, entrant), rungs, valid, test))
+        fate, end = fate_of(race, entrant), scores.get(race.steps, "")
+        if entrant.stopped_at is None:
+            end = _text(entrant.valid, metric)
+        test = _text(entrant.test, tested)
+        outcome = _outcome(race, fate, entrant)
+        listed.append(Line(name_of(entrant), fate, outcome, rungs, end, test))
     return listed
+
+
+def name_of(entrant: EntrantRecord) -> str:
+    """All names of an entrant, and its genotype where they do not tell it."""
+    name = ", ".join((entrant.name, *entrant.names))
+    if HOMOGENEOUS in name or NEIGHBOUR in name:
+        return name
+    return f"{name}: {_genotype(entrant)}"
+
+
+def _genotype(entrant: EntrantRecord) -> str:
+    text = str(Genotype.from_dict(entrant.genotype.to_dict()))
+    return shortened(text, LONGEST)
+
+
+LONGEST = 80
+"""Letters of a genotype in the bracket."""
 
 
 def fate_of(race: RaceRecord, entrant: EntrantRecord) -> str:
@@ -78,10 +100,26 @@ def sentences(race: RaceRecord) -> list[str]:
         f"The race took {hours(race.seconds)} of processor time, {race.share:.0%} of what training "
         f"{whole} would have taken."
     ]
+    derived = race.entrants[0]
+    if derived.name == ANSWER and derived.name != race.winner:
+        listed.append(_change(race, derived))
     for tie in race.ties:
         listed.append(f"On valid, {sentence(tie)}")
     listed += map(sentence, race.cuts)
     return listed
+
+
+def _change(race: RaceRecord, derived: EntrantRecord) -> str:
+    """That the race chose another genotype than the search."""
+    metric = metric_of(race)
+    (winner,) = (entrant for entrant in race.entrants if entrant.name == race.winner)
+    seeds = ""
+    if not derived.finalist:
+        seeds = " with one seed"
+    return (
+        f"The search derived {_genotype(derived)} ({_text(derived.valid, metric)} on valid{seeds}), "
+        f"and the race chose {_genotype(winner)} ({_text(winner.valid, metric)})."
+    )
 
 
 def headings(race: RaceRecord) -> list[str]:
@@ -100,7 +138,9 @@ def _ranked(race: RaceRecord, metric: Metric) -> Sequence[EntrantRecord]:
     return sorted(race.entrants, key=order, reverse=True)
 
 
-def _outcome(fate: str, entrant: EntrantRecord) -> str:
+def _outcome(race: RaceRecord, fate: str, entrant: EntrantRecord) -> str:
+    if entrant.stopped_at == race.steps:
+        return "one seed only"
     if fate == STOPPED:
         return f"stopped after {entrant.stopped_at}"
     if fate == REFERENCE:

@@ -99,6 +99,15 @@ def comparison(scores: Sequence[Score], metric: Metric) -> Chart:
     )
 
 
+TONES = {
+    bracket.WINNER: ACCENT,
+    bracket.FINALIST: "#111827",
+    bracket.STOPPED: "#9aa3af",
+    bracket.REFERENCE: "#d97706",
+}
+"""The color of what became of an entrant."""
+
+
 def race(record: RaceRecord) -> Chart:
     """The score on valid of every entrant of a race, over the steps at which it was compared."""
     metric = bracket.metric_of(record)
@@ -111,10 +120,10 @@ def race(record: RaceRecord) -> Chart:
         for step, score in points.items():
             if score is not None:
                 rows.append((entrant.name, fate, step, metric.number(score)))
-    tones = [ACCENT, "#111827", "#9aa3af", "#9aa3af"]
-    color = category(
-        "fate", legend=LEGEND, scale={"domain": list(bracket.FATES), "range": tones}, title=None
-    )
+    present = {row[1] for row in rows}
+    domain = [fate for fate in bracket.FATES if fate in present]
+    tones = [TONES[fate] for fate in domain]
+    color = category("fate", legend=LEGEND, scale={"domain": domain, "range": tones}, title=None)
     title = f"valid {metric.title}"
     if metric.percent:
         title += ", %"

@@ -113,12 +113,12 @@ def _baselines(outcome: Outcome) -> dict[str, Sequence[Model]]:
 
 def _with_test(record: RaceRecord, tested: Mapping[str, Tested]) -> RaceRecord:
     """The record of a race with the scores of its finalists on test."""
+    means = {}
+    for model in tested.values():
+        means[model.scores.genotype] = model.scores.test.mean
     entrants = []
     for entrant in record.entrants:
-        test = None
-        if entrant.name in tested:
-            test = tested[entrant.name].scores.test.mean
-        entrants.append(replace(entrant, test=test))
+        entrants.append(replace(entrant, test=means.get(entrant.genotype)))
     return replace(record, entrants=tuple(entrants))
 
 

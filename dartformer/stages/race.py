@@ -326,6 +326,7 @@ class _Report:
             finalist=genotype in self.models,
             stopped_at=stopped_at,
             outside_budget=not self.study.affordable(genotype),
+            test=None,
         )
 
     def scores(self, genotype: Genotype) -> list[float]:
