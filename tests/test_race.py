@@ -234,6 +234,40 @@ def test_a_whole_race(config, tmp_path, monkeypatch):
         assert (entrant.get("test") is not None) == entrant["finalist"]
 
 
+class Killed(Exception):
+    pass
+
+
+def test_a_race_that_was_killed_ends_as_if_it_had_not(config, tmp_path, monkeypatch):
+    """After any of its rungs: the scores of all entrants are the same to the last bit."""
+    configs.override(config, {"race.neighbours": 0, "retrain.seeds": (0,)})
+    answer = by_layer("full", "linear")
+
+    def run(folder):
+        with Workdir(tmp_path / folder, config) as workdir:
+            return race_stage.race(Study(config), workdir, {"derived": answer}).record
+
+    whole = run("whole")
+    train_until = race_stage.train_until
+    calls = []
+
+    def killed(*arguments):
+        # Killed once in the first rung, and once in the second.
+        calls.append(arguments)
+        if len(calls) in (3, 6):
+            raise Killed
+        return train_until(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(race_stage, "train_until", killed)
+        for _ in range(2):
+            with pytest.raises(Killed):
+                run("killed")
+    again = run("killed")
+    assert again.entrants == whole.entrants
+    assert (again.winner, again.cuts, again.ties) == (whole.winner, whole.cuts, whole.ties)
+
+
 def test_the_strategy_race_trains_no_supernet(config, tmp_path):
     configs.override(
         config,
