@@ -124,6 +124,24 @@ def test_the_headline_names_all_that_are_tied():
     assert headline(alone).endswith("identity follows with 20.0%.")
 
 
+def test_one_program_for_all_candidates_serves_all_probes(tmp_path):
+    """Whether genotypes share a program or have their own, they are the same models."""
+    values = {
+        "space.candidates": ("conv(width=2)", "identity", "uniform"),
+        "retrain.seeds": (0,),
+    }
+    scores = {}
+    for program in ("own", "shared"):
+        setting = config(**values, **{"retrain.program": program})
+        probed = df.probe(setting, tmp_path / program, probes=("parity", "memorization"))
+        for model in probed.models:
+            for score in model.probes:
+                scores.setdefault((model.name, score.probe), []).append(score.valid)
+    assert len(scores) == 6
+    for own, shared in scores.values():
+        assert own == pytest.approx(shared, abs=0.01)
+
+
 def test_at_the_published_size_models_have_the_tokens_of_their_task():
     setting = suite.config_of(config(), "parity", "published", 0.01)
     study = suite.Programs("published").study(setting)
