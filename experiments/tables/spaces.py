@@ -96,7 +96,7 @@ def listops(data: Path) -> ConfigDict:
     config.task.train = 10_000
     config.task.valid = 1_000
     config.task.test = 2_000
-    _sizes(config, layers=2, heads=4, head_dim=8, width=32)
+    _sizes(config, layers=1, heads=4, head_dim=8, width=32)
     _training(config, steps=360, batch_size=16, rate=0.003)
     config.model.pooling = "cls"
     config.space.candidates = (
@@ -114,12 +114,19 @@ def listops(data: Path) -> ConfigDict:
     return config
 
 
+def planted_recall_short(data: Path) -> ConfigDict:
+    """The planted recall in so few steps that `full` finds it late."""
+    config = planted_recall(data)
+    config.retrain.steps = config.search.steps = 270
+    return config
+
+
 def planted_recall(data: Path) -> ConfigDict:
     """The planted recall, eleven types."""
     config = dartformer.defaults(task="planted")
     config.task.kind = "recall"
     _sizes(config, layers=1, heads=2, head_dim=16, width=32)
-    _training(config, steps=270, batch_size=16, rate=0.005)
+    _training(config, steps=450, batch_size=16, rate=0.005)
     config.model.stem = "bigram"
     config.space.candidates = (
         "full",
@@ -155,7 +162,7 @@ def mqar(data: Path) -> ConfigDict:
 def shakespeare(data: Path) -> ConfigDict:
     """Characters of tinyshakespeare, nine types."""
     config = _shakespeare(data)
-    _sizes(config, layers=2, heads=2, head_dim=16, width=32)
+    _sizes(config, layers=1, heads=2, head_dim=16, width=32)
     _training(config, steps=270, batch_size=16, rate=0.005)
     config.space.candidates = ("full", "cosformer", *LINEAR_TIME, "uniform")
     config.space.granularity = "model"
@@ -168,7 +175,7 @@ def image(data: Path) -> ConfigDict:
     config.task.path = str(data / "cifar10_gray")
     config.task.patch = 4
     config.task.valid_fraction = 0.02
-    _sizes(config, layers=2, heads=2, head_dim=16, width=32)
+    _sizes(config, layers=1, heads=2, head_dim=16, width=32)
     _training(config, steps=360, batch_size=16, rate=0.005)
     config.space.candidates = (
         "full",
@@ -228,6 +235,7 @@ SPACES: dict[str, Callable[[Path], ConfigDict]] = {
     "mqar_4": mqar_4,
     "listops": listops,
     "planted_recall": planted_recall,
+    "planted_recall_short": planted_recall_short,
     "mqar": mqar,
     "shakespeare": shakespeare,
     "image": image,
