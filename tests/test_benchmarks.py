@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments" / "benchmarks"))
+import mixes
 import tabular
+
+from dartformer.tables import load_table
 
 
 @pytest.fixture
@@ -50,3 +53,17 @@ def test_the_regret_of_random_choices_by_counting_them():
     for n in (1, 2, 5):
         want = np.mean([0.9 - max(drawn) for drawn in itertools.combinations(test, n)])
         assert tabular.random_regret(test, n) == pytest.approx(100 * want)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_two_answers_of_a_search_lead_to_the_best_model_of_a_table(whole):
+    table = load_table("mqar_2")
+    names = [str(candidate).split("(")[0] for candidate in table.space.candidates]
+
+    def by_layer(*layers):
+        return table.space.genotype(np.array([[names.index(layer)] for layer in layers]))
+
+    answers = [by_layer("retention", "gated_delta"), by_layer("conv", "gated_delta")]
+    result = mixes.looked_up(table, 0, answers, whole)
+    assert result["regret"] == 0
+    assert 0 < result["race_share"] < 0.3
