@@ -285,6 +285,13 @@ def test_the_strategy_race_trains_no_supernet(config, tmp_path):
     assert results["genotype"]["layers"]
 
 
+@pytest.mark.parametrize("count", [5, 9, 20])
+def test_a_random_race_draws_each_genotype_once(count):
+    space = SearchSpace(parse_candidates(CANDIDATES), 2, 1)
+    drawn = list(race_stage._drawn(space, count, 0))
+    assert len(set(drawn)) == len(drawn) == min(count, space.size)
+
+
 def test_a_random_genotype_differs_where_the_space_has_another():
     space = SearchSpace(parse_candidates(CANDIDATES), 1, 1, "model")
     every = set(space.homogeneous())

@@ -7,8 +7,9 @@ halving (Jamieson and Talwalkar 2016, arXiv 1502.07943), with one learning-rate 
 rungs: a schedule for each rung would end the slow learners before they start.
 """
 
+import itertools
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -155,9 +156,9 @@ def entrants(study: Study, answers: Mapping[str, Genotype]) -> list[Entrant]:
     for name, genotype in answers.items():
         entered.append(Entrant(name, genotype, straight=True))
     if isinstance(study.strategy, Race):
-        for number in range(1, study.strategy.random + 1):
-            rng = np.random.default_rng([study.config.seed, number])
-            entered.append(Entrant(f"{RANDOM} {number}", space.random(rng)))
+        drawn = _drawn(space, study.strategy.random, study.config.seed)
+        for number, genotype in enumerate(drawn, 1):
+            entered.append(Entrant(f"{RANDOM} {number}", genotype))
     if config.homogeneous or not entered:
         for genotype in space.homogeneous():
             name = HOMOGENEOUS + to_text(genotype.layers[0][0])
@@ -169,6 +170,22 @@ def entrants(study: Study, answers: Mapping[str, Genotype]) -> list[Entrant]:
         # Its step costs as much as those of all candidates, so it is no default.
         entered.append(Entrant(UNIFORM, space.mixed(), reference=True, competes=False))
     return entered
+
+
+def _drawn(space: SearchSpace, count: int, seed: int) -> Iterator[Genotype]:
+    """Different genotypes drawn at random; all of the space where it has no more than `count`."""
+    if space.size <= count:
+        rows, columns, candidates = space.alphas_shape
+        for choice in itertools.product(range(candidates), repeat=rows * columns):
+            yield space.genotype(np.reshape(choice, (rows, columns)))
+        return
+    rng = np.random.default_rng(seed)
+    drawn: set[Genotype] = set()
+    while len(drawn) < count:
+        genotype = space.random(rng)
+        if genotype not in drawn:
+            drawn.add(genotype)
+            yield genotype
 
 
 DRAWS = 100

@@ -15,7 +15,8 @@ class Race(Options):
     choices by layer or head it is the random search to beat.
 
     Attributes:
-      random: random genotypes that enter beside the homogeneous models.
+      random: random genotypes that enter beside the homogeneous models; the whole space where it
+        has no more.
     """
 
     traits: ClassVar[Traits] = Traits("arXiv 1502.07943", ("race",), alphas=False, supernet=False)
