@@ -3,7 +3,10 @@
 Predicts the next character, in bits per character. Every attention here is causal.
 
 Command:  dartformer run --config=search_spaces/language_small.py --workdir=runs/language
-Compare:  on tinyshakespeare the frequencies of pairs of characters give 3.62 bits.
+Compare:  on tinyshakespeare the frequencies of pairs of characters give 3.62 bits. After 200 steps
+          (one seed, test) `gated_delta` has 3.04 bits, `conv` 3.05, `local(window=8)` 3.12, `full`
+          3.29 and `retention` 3.39. Without rotary positions, which `linear` does not support, each
+          of them but `conv` is worse, `full` by 0.29.
 """
 
 import dartformer
@@ -26,10 +29,17 @@ def get_config():
     config.model.head_dim = 16
     config.model.model_dim = 64
     config.model.mlp_dim = 128
+    config.model.positions = "rotary"
 
     # What to search over (see `dartformer list attentions`), and what chooses: the whole "model" at
     # once, each "layer", or each "head".
-    config.space.candidates = ("full", "local(window=8)", "linear")
+    config.space.candidates = (
+        "full",
+        "local(window=8)",
+        "retention",
+        "gated_delta",
+        "conv",
+    )
     config.space.granularity = "layer"
 
     # The search.

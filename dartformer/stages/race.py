@@ -351,7 +351,9 @@ class _Report:
         return [model.valid[self.metric.name] for model in self.models[genotype]]
 
     def ties(self) -> list[str]:
-        """A sentence for each finalist whose seeds do not tell it from the winner on valid."""
+        """A sentence for each finalist that is not told from the winner on valid."""
+        if len(self.study.config.retrain.seeds) == 1:
+            return self.ties_of_examples()
         winner = self.winner.genotype
         sentences = []
         for genotype in self.models:
@@ -367,6 +369,21 @@ class _Report:
             )
             if comparison.outcome == "undecided":
                 sentences.append(sentence)
+        return sentences
+
+    def ties_of_examples(self) -> list[str]:
+        """The ties where one seed has no spread: by the noise of the examples, which are paired."""
+        steps = self.study.config.retrain.steps
+        best = self.trainings.look(self.winner, steps)
+        sentences = []
+        for genotype in self.models:
+            entrant = self.bracket.entrants[genotype]
+            if genotype == self.winner.genotype:
+                continue
+            if self.trainings.tied(self.trainings.look(entrant, steps), best):
+                sentences.append(
+                    f"{self.winner.genotype} and {genotype} are within the noise of the examples"
+                )
         return sentences
 
     def cost(self) -> tuple[float, float]:

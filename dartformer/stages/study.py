@@ -274,7 +274,7 @@ class Study:
             )
         if config.program != "auto":
             return config.program == "shared"
-        if is_divided or len(self.space.candidates) < FEWEST_SHARED:
+        if is_divided or not FEWEST_SHARED <= len(self.space.candidates) <= MOST_SHARED:
             return False
         genotypes = self.space.homogeneous()
         step = max(cost.flops(self.model, genotype) for genotype in genotypes)
@@ -330,6 +330,9 @@ BACKWARD = 3
 
 FEWEST_SHARED = 3
 """Candidates of which one program for all pays: that of two compiles as long as the two alone."""
+
+MOST_SHARED = 12
+"""Candidates above which one program for all takes minutes to compile."""
 
 SHORT_TRAINING = 3e12
 """FLOPs of a training for which its own program does not pay, minutes of a CPU.
