@@ -40,8 +40,9 @@ ALL = {
     "space.candidates": ("full", "local(window=8)", "linear"),
     "baselines.random": False,
     "search.observe": False,
+    "race.rungs": (),
 }
-"""What differs in every task: three candidates, and no more baselines than these alone."""
+"""What differs in every task: three candidates, and each of them alone trained to the end."""
 
 
 def run(name: str, seed: int, path: str, data: str, workdir: Path) -> None:

@@ -285,6 +285,16 @@ def test_the_strategy_race_trains_no_supernet(config, tmp_path):
     assert results["genotype"]["layers"]
 
 
+def test_one_attention_everywhere_is_raced_without_a_search():
+    """By default; the homogeneous models alone compete."""
+    config = df.defaults("listops", granularity="model")
+    assert config.search.strategy.name == "race"
+    names = [entrant.name for entrant in race_stage.entrants(Study(config), {})]
+    assert len(names) == len(config.space.candidates)
+    assert all(name.startswith("homogeneous.") for name in names)
+    assert df.defaults("listops", granularity="layer").search.strategy.name == "darts"
+
+
 @pytest.mark.parametrize("count", [5, 9, 20])
 def test_a_random_race_draws_each_genotype_once(count):
     space = SearchSpace(parse_candidates(CANDIDATES), 2, 1)

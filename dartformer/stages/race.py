@@ -163,7 +163,9 @@ def entrants(study: Study, answers: Mapping[str, Genotype]) -> list[Entrant]:
         for genotype in space.homogeneous():
             name = HOMOGENEOUS + to_text(genotype.layers[0][0])
             entered.append(Entrant(name, genotype))
-    if config.random:
+    # Where all of a space races anyway, a random genotype says nothing.
+    is_whole = isinstance(study.strategy, Race) and space.granularity == "model"
+    if config.random and not is_whole:
         genotype = random_genotype(study.config.seed, space, set(answers.values()))
         entered.append(Entrant(RANDOM, genotype, reference=True))
     if config.uniform:
