@@ -29,7 +29,14 @@ def get_config():
 
     # What to search over (see `dartformer list attentions`), and what chooses: the whole "model" at
     # once, each "layer", or each "head".
-    config.space.candidates = ("full", "linear", "uniform", "identity")
+    config.space.candidates = (
+        "full",
+        "local(window=8)",
+        "linear",
+        "fourier",
+        "conv",
+        "identity",
+    )
     config.space.granularity = "layer"
 
     # The search.
