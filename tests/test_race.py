@@ -198,6 +198,42 @@ def test_without_rungs_all_are_trained_to_the_end(raced):
     assert len(record.ties) == len(CANDIDATES)
 
 
+def test_models_above_the_budget_are_references(raced, monkeypatch):
+    """They stop none that can win, and none of them wins."""
+    cheap = {by_layer("uniform", "uniform"), by_layer("linear", "uniform")}
+    monkeypatch.setattr(Study, "affordable", lambda self, genotype: genotype in cheap)
+
+    def score(genotype, step):
+        return 0.1 if genotype in cheap else 0.9
+
+    record, _ = raced(score, by_layer("linear", "uniform"))
+    outside = {entrant.name for entrant in record.entrants if entrant.outside_budget}
+    assert outside == {"homogeneous.full", "homogeneous.linear(feature='elu')"}
+    stopped = fates(record)
+    assert record.winner in ("derived", "homogeneous.uniform")
+    assert stopped["homogeneous.uniform"] is None or stopped["derived"] is None
+    # The best homogeneous model is shown beside it, marked.
+    assert stopped["homogeneous.full"] is None
+
+
+def test_a_race_of_models_above_the_budget_is_refused(raced, monkeypatch):
+    monkeypatch.setattr(Study, "affordable", lambda self, genotype: False)
+    with pytest.raises(InputError, match=r"within search\.budget"):
+        raced(lambda genotype, step: 0.5, by_layer("linear", "uniform"))
+
+
+def test_a_genotype_above_the_budget_can_be_judged(config, tmp_path, monkeypatch):
+    """Who evaluates a genotype is told how good it is, whatever it costs."""
+    configs.override(config, {"baselines.homogeneous": False, "retrain.seeds": (0,)})
+    monkeypatch.setattr(Study, "affordable", lambda self, genotype: False)
+    genotype = by_layer("linear", "uniform")
+    with Workdir(tmp_path, config) as workdir:
+        answers = {"derived": genotype}
+        outcome = race_stage.race(Study(config), workdir, answers, decides=False)
+    assert outcome.genotype == genotype
+    assert outcome.record.entrants[0].outside_budget
+
+
 def test_ties_at_a_cut_are_named(raced):
     record, _ = raced(
         lambda genotype, step: 0.5, by_layer("full", "uniform"), neighbours=0, finalists=1

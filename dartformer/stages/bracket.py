@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from dartformer.config.sections import Race as RaceOptions
+from dartformer.errors import InputError
 from dartformer.results import Look
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
@@ -184,8 +185,14 @@ class Bracket:
     def run(self) -> Finals:
         """All rungs, the neighbours, and the finals."""
         runners = list(self.entrants.values())
+        if self.decides and not any(map(self.eligible, runners)):
+            raise InputError(
+                "no model that would race is within search.budget. Raise its limits, or leave it out."
+            )
         if self.rungs:
-            self.heat([entrant for entrant in runners if entrant.competes])
+            # Apart, so that models above the budget stop none that can win.
+            self.heat([entrant for entrant in runners if self.eligible(entrant)])
+            self.heat([entrant for entrant in runners if self.only_compared(entrant)])
             if self.decides:
                 self.climb()
             runners = self.survivors()
@@ -251,6 +258,10 @@ class Bracket:
         """Whether an entrant can win."""
         return entrant.competes and self.track.affordable(entrant.genotype)
 
+    def only_compared(self, entrant: Entrant) -> bool:
+        """Whether an entrant is above the budget: it races those alike, as a reference."""
+        return entrant.competes and not self.track.affordable(entrant.genotype)
+
     def at_last_rung(self) -> list[Entrant]:
         """The entrants that reached the last rung and can win, the best first."""
         step = self.rungs[-1]
@@ -287,9 +298,9 @@ class Bracket:
         """The answer, and the best of the last rung with those within its noise."""
         step = self.rungs[-1]
         ranked = self.at_last_rung()
-        leader = self.look(ranked[0], step)
         close = []
         for entrant in ranked:
+            leader = self.look(ranked[0], step)
             if entrant == ranked[0] or self.track.tied(self.look(entrant, step), leader):
                 close.append(entrant)
         most = self.options.finalists
@@ -336,8 +347,16 @@ class Bracket:
             judged = genotype == self.answer and not self.decides
             if entrant.reference or judged:
                 references.append(entrant)
-        if homogeneous:
-            references.append(max(homogeneous, key=self.progress))
+        # Those within the budget and those above it have raced apart.
+        groups = [
+            [entrant for entrant in homogeneous if self.eligible(entrant)],
+            [entrant for entrant in homogeneous if not self.eligible(entrant)],
+        ]
+        best = [max(group, key=self.progress) for group in groups if group]
+        if best:
+            # At the last rung that all of them ran.
+            common = min(self.progress(entrant)[0] for entrant in best)
+            references.append(max(best, key=self.merit_at(common)))
         return references
 
     def progress(self, entrant: Entrant) -> tuple[int, float]:
