@@ -287,8 +287,8 @@ def arguments_of(file):
     name, _, size = file.stem.rpartition("_")
     if name == "planted":
         return ["--task=planted", f"--config.task.kind={size}"]
-    if size == "published":
-        return [f"--task={name}", "--size=published"]
+    if size in ("published", "mixes"):
+        return [f"--task={name}", f"--size={size}"]
     return [f"--task={name}"]
 
 

@@ -316,8 +316,8 @@ def _add_new(verbs: "Verbs[Parser]") -> None:
     verb.add_argument(
         "--size",
         default="small",
-        help="'small' for two CPU cores, 'published' for the size known from the literature "
-        "(default: small)",
+        help="'small' for two CPU cores, 'published' for the size known from the literature, "
+        "'mixes' for a task that no single attention solves (recall) (default: small)",
     )
     verb.add_argument(
         "--data",

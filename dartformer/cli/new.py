@@ -30,7 +30,7 @@ SPACES = Path(__file__).resolve().parents[1] / "configs"
 FILE = "my_space.py"
 """What the printed config is called in its own text."""
 
-SIZES = ("small", "published")
+SIZES = ("small", "published", "mixes")
 WIDTH = 100
 
 SKELETON = '''"""{head}
@@ -121,7 +121,8 @@ def starting_config(
       task: a name of `dartformer list tasks`.
       preset: "recommended" or "published", see `dartformer.defaults`.
       values: dotted fields that are set on top.
-      size: "small", for two CPU cores, or "published", the size known from the literature.
+      size: "small", for two CPU cores, "published", the size known from the literature, or "mixes",
+        where no single attention gives the answer (the task recall).
     """
     values = dict(values or {})
     if size not in SIZES:

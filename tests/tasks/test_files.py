@@ -355,6 +355,7 @@ SMALL = [
     "--config.retrain.steps=40",
     "--config.retrain.seeds=0",
     "--config.baselines=false",
+    "--config.race.neighbours=0",
     "--config.retrain.optimizer.learning_rate=0.05",
     "--config.data.batch_size=8",
 ]
