@@ -190,7 +190,7 @@ class Bracket:
                 "no model that would race is within search.budget. Raise its limits, or leave it out."
             )
         if self.rungs:
-            # Apart, so that models above the budget stop none that can win.
+            # Apart, because models above the budget must not stop those that can win.
             self.heat([entrant for entrant in runners if self.eligible(entrant)])
             self.heat([entrant for entrant in runners if self.only_compared(entrant)])
             if self.decides:
