@@ -35,6 +35,7 @@ def config(tiny):
             "retrain.seeds": (0, 1),
             "baselines.random": False,
             "race.rungs": (1 / 9, 1 / 3),
+            "race.keep": 0.5,
         },
     )
     return tiny

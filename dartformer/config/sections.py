@@ -262,8 +262,8 @@ class Race:
       metric: what they are compared by on valid: "loss", or empty for the task's metric.
     """
 
-    rungs: tuple[float, ...] = (1 / 9, 1 / 3)
-    keep: float = 0.5
+    rungs: tuple[float, ...] = (1 / 9, 4 / 9)
+    keep: float = 0.4
     finalists: int = 4
     neighbours: int = 16
     metric: str = ""

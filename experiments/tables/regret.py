@@ -242,7 +242,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--table", required=True)
     parser.add_argument("--strategy", default="race")
-    parser.add_argument("--rungs", default="1/9,1/3", help="ninths of a training")
+    parser.add_argument("--rungs", default="1/9,4/9", help="ninths of a training")
     parser.add_argument("--keep", type=float, default=Race.keep)
     parser.add_argument("--finalists", type=int, default=Race.finalists)
     parser.add_argument("--neighbours", type=int, default=0)
