@@ -136,7 +136,7 @@ def test_another_tracker_is_a_line_in_the_table(tmp_path, monkeypatch):
     assert Fake.made.calls == [("scalars", 3, {"loss": 0.25}), ("close",)]
     track(stub("fake"), Layout(tmp_path), RESULTS)
     assert [call[0] for call in Fake.made.calls] == ["summary", "image", "close"]
-    assert Fake.made.calls[0][1]["search.steps"] == 300
+    assert Fake.made.calls[0][1]["search.steps"] == 600
     assert Fake.made.calls[1][2].dtype == np.uint8
     df.register("tracker", "gone", Gone)
     config = df.defaults("listops")
@@ -184,7 +184,7 @@ def test_a_service_offline(name, tmp_path, monkeypatch):
         assert [(m.step, m.value) for m in history] == [(3, 0.25), (6, 0.25)]
         kept = client.get_run((tmp_path / "summary/mlflow.id").read_text()).data
         assert kept.metrics["test_accuracy"] == 0.5
-        assert kept.params["search.steps"] == "300"
+        assert kept.params["search.steps"] == "600"
     else:
         assert len(list((tmp_path / "search/wandb").glob("offline-run-*"))) == 2
         assert len(list((tmp_path / "summary/wandb").glob("offline-run-*/*.wandb"))) == 1
