@@ -278,7 +278,9 @@ class Race:
             raise FieldError("keep", f"must be above 0 and at most 1, got {self.keep}.")
         at_least(self, 1, "finalists")
         at_least(self, 0, "neighbours")
-        one_of(self, "metric", ("", "loss"))
+        if self.metric not in ("", "loss"):
+            reason = f"must be 'loss', or empty for the task's metric, got {brief(self.metric)}."
+            raise FieldError("metric", reason)
 
 
 @dataclass(frozen=True)

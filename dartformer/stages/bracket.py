@@ -248,6 +248,8 @@ class Bracket:
             return
         last = ranked[kept - 1]
         for entrant in ranked[kept:]:
+            if entrant.reference:
+                continue  # it trains to the end in any case
             if self.track.tied(self.look(entrant, step), self.look(last, step)):
                 self.cuts.append(
                     f"{entrant.name} stopped after {step} steps within the noise of {last.name}, "
