@@ -52,8 +52,8 @@ def defaults(
       preset: "recommended", or "published" for the settings of the DARTS paper.
       granularity: what chooses an attention: the whole "model", each "layer", or each "head".
     """
-    # For one attention everywhere a race of the candidates is right more often, at a third of the
-    # price of training all; a search pays for mixes.
+    # For one attention everywhere a race of the candidates costs a third of training all of them; a
+    # search is for mixes.
     if not strategy:
         strategy = "darts"
         if granularity == "model" and preset == "recommended":

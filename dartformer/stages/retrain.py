@@ -1,4 +1,4 @@
-"""Retrain: a genotype from scratch, once for each seed, on all of train; and the baselines."""
+"""Retrain: a genotype from scratch, once for each seed, on all of train."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -11,8 +11,8 @@ from dartformer.strategies.base import Options, Problem, Strategy, Traits
 class Race(Options):
     """Races models that are trained alone; the stage `race` does the work.
 
-    For one attention everywhere this finds the best at a third of the price of training all. For
-    choices by layer or head it is the random search to beat.
+    For one attention everywhere this costs about a third of training all. For choices by layer or
+    head it is the random search to beat.
 
     Attributes:
       random: random genotypes that enter beside the homogeneous models; the whole space where it

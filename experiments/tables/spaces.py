@@ -10,6 +10,19 @@ import dartformer
 LINEAR_TIME = ("local(window=8)", "linear", "retention", "gated_delta", "conv", "ssd")
 """The types of the two-layer tables: all cost time linear in the length."""
 
+BOTH_WAYS = (
+    "full",
+    "fourier",
+    "local(window=8)",
+    "linear",
+    "longformer(window=8)",
+    "conv",
+    "linformer(rank=16)",
+    "identity",
+    "uniform",
+)
+"""The types of the tables whose tasks are not causal."""
+
 NINTHS = 9
 """Looks at a training, evenly spaced, on which rungs are replayed."""
 
@@ -177,17 +190,7 @@ def image(data: Path) -> ConfigDict:
     config.task.valid_fraction = 0.02
     _sizes(config, layers=1, heads=2, head_dim=16, width=32)
     _training(config, steps=360, batch_size=16, rate=0.005)
-    config.space.candidates = (
-        "full",
-        "fourier",
-        "local(window=8)",
-        "linear",
-        "longformer(window=8)",
-        "conv",
-        "linformer(rank=16)",
-        "identity",
-        "uniform",
-    )
+    config.space.candidates = BOTH_WAYS
     config.space.granularity = "model"
     return config
 
@@ -203,17 +206,7 @@ def imdb(data: Path) -> ConfigDict:
     _training(config, steps=270, batch_size=16, rate=0.01)
     config.data.eval_batch_size = 100
     config.model.dropout = 0.3
-    config.space.candidates = (
-        "full",
-        "fourier",
-        "local(window=8)",
-        "linear",
-        "longformer(window=8)",
-        "conv",
-        "linformer(rank=16)",
-        "identity",
-        "uniform",
-    )
+    config.space.candidates = BOTH_WAYS
     config.space.granularity = "model"
     return config
 
