@@ -263,7 +263,7 @@ class Race:
     """
 
     rungs: tuple[float, ...] = (1 / 9, 4 / 9)
-    keep: float = 0.4
+    keep: float = 0.5
     finalists: int = 4
     neighbours: int = 16
     metric: str = ""
