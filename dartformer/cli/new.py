@@ -99,7 +99,7 @@ def _new_for_data(arguments: argparse.Namespace, values: dict[str, str]) -> str:
     if arguments.task not in (None, "files") or arguments.preset != "recommended":
         raise InputError(
             "--data does not work with --task or --preset, because it writes a config of the task "
-            "'files' with the recommended preset. Leave them out."
+            "that fits the data, with the recommended preset. Leave them out."
         )
     columns = arguments.text or ()
     label, kind = arguments.label or "", arguments.kind or ""
@@ -172,7 +172,8 @@ def config_for_data(
     settings = _of_task(contents.options)
     settings["data.batch_size"] = batch
     # A label for each token, and no summary of the text.
-    if contents.options["kind"] in ("labelling", "language"):
+    kind = contents.options.get("kind", contents.task)
+    if kind in ("labelling", "language"):
         settings["model.pooling"] = "none"
     settings.update(SMALL)
     settings["search.steps"] = settings["retrain.steps"] = steps
@@ -186,8 +187,8 @@ def config_for_data(
         f"Command:  dartformer run --config={FILE} --workdir=runs/mine\n"
         f"Guessed:  {guesses}"
     )
-    text = SKELETON.format(head=_inside_docstring(head), task="files")
-    text, config = _with_defaults(text, "files", "", "recommended", values or {})
+    text = SKELETON.format(head=_inside_docstring(head), task=contents.task)
+    text, config = _with_defaults(text, contents.task, "", "recommended", values or {})
     text = with_values(text, config, {**settings, **(values or {})})
     _require_that_runs(text, values or {})
     return DataConfig(text, contents)

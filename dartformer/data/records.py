@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dartformer.data import folders, lines, tables, tfds
-from dartformer.data.compressed import opened, suffix
+from dartformer.data.compressed import suffix
+from dartformer.data.plain_text import text_of_file
 from dartformer.errors import InputError, unknown
 
 if TYPE_CHECKING:  # the library is imported where it is used: most runs need none
@@ -246,16 +247,7 @@ def _class_folders(path: Path) -> Iterator[Record]:
                 f"Remove it."
             )
         for file in files:
-            with opened(file) as data:
-                text = _text(file, data.read())
-            yield {"text": text, "label": folder.name, "id": file.stem}
-
-
-def _text(file: Path, data: bytes) -> str:
-    try:
-        return tables.decoded(data)
-    except UnicodeError as error:
-        raise InputError(f"{file} cannot be read as text: {error}.") from None
+            yield {"text": text_of_file(file), "label": folder.name, "id": file.stem}
 
 
 READERS: dict[str, Callable[[Path], Iterator[Record]]] = {

@@ -6,17 +6,14 @@ import contextlib
 import io
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from dartformer.data import tokens as tokenizers
 from dartformer.data.locations import located
+from dartformer.data.plain_text import is_plain_text
 from dartformer.data.prepare import Notes
 from dartformer.data.records import Record, read, splits
 from dartformer.data.rows import PARTS, is_blank, is_damaged, is_missing, repaired
@@ -32,6 +29,9 @@ from dartformer.tasks.columns import (
     text_column,
 )
 from dartformer.tasks.files import KINDS, Files
+from dartformer.tasks.guess_language import guess_language
+from dartformer.tasks.guess_tokens import add_tokens
+from dartformer.tasks.guesses import Guess
 from dartformer.tasks.label_counts import (
     MOST_NUMBERS,
     LabelCounts,
@@ -43,33 +43,11 @@ from dartformer.tasks.label_counts import (
 )
 from dartformer.tasks.preparation import MissingClasses, Preparation
 
-WORD = re.compile(r"\w+|[^\w\s]+")
-"""A word or punctuation, as the tokenizer of words splits a text."""
-
-FEWEST_WORDS = 3
-"""Words of the median text from which on words are tried."""
-
-MOST_UNKNOWN = {"words": 0.25, "characters": 0.05}
-"""The share of unknown tokens, in texts that they were not learned from, up to which a kind of
-tokens is proposed."""
-
-BYTES_PER_CHARACTER = 1.5
-"""Above this mean characters are tried: bytes would make texts of such a script too long."""
-
-HELD_OUT = 10
-"""One in so many texts of the sample measures the tokens, which are learned from the others."""
-
-MEASURED = 5000
-"""Characters of a text that are measured: more than the longest `length` reads."""
-
 LISTED_NAMES = 6
 """Class names that a sentence lists."""
 
 SHOWN_CHARACTERS = 160
 """Characters of the decoded row that a sentence repeats."""
-
-LENGTHS = (16, 512)
-"""The shortest and the longest `length` that is guessed."""
 
 MOST_TRIED = 20_000
 """Rows up to which every example is made as a trial; of more rows only the labels and the division
@@ -78,38 +56,6 @@ into splits are tried."""
 
 Rows = Callable[[], Iterable[Record]]
 """Starts reading the rows of a split."""
-
-
-class Guess(NamedTuple):
-    """What a file seems to hold.
-
-    Attributes:
-      options: of the task `files`.
-      train: how many rows train will have.
-      sentences: what was guessed, and why.
-      half: rows of the smaller half of train, of which a batch must consist.
-    """
-
-    options: dict[str, Any]
-    train: int
-    sentences: list[str]
-    half: int
-
-
-class Tokens(NamedTuple):
-    """The tokens of texts.
-
-    Attributes:
-      kind: of `tokenizers.KINDS`.
-      size: `vocabulary_size`; 0 for the default.
-      lengths: tokens of each text of the sample.
-      unknown: share of unknown tokens in texts that they were not learned from.
-    """
-
-    kind: str
-    size: int
-    lengths: np.ndarray
-    unknown: float
 
 
 class Trial(NamedTuple):
@@ -147,6 +93,8 @@ def guess(
     if kind and kind not in KINDS:
         raise unknown("kind", kind, KINDS)
     path = located(file, data_dir)
+    if is_plain_text(path):
+        return guess_language(file, list(filter(None, (*texts, label))), kind)
     sources = _sources(path)
     rows = sampled(next(iter(sources.values()))())
     if not rows:
@@ -172,7 +120,7 @@ def guess(
         sentences += _of_labels(labels, options, file, named=bool(kind))
     if len(texts) == 2:
         options["text2"] = texts[1]
-    _add_tokens(options, rows, texts, sentences)
+    add_tokens(options, rows, texts, sentences)
     trial = _tried(options, data_dir, sentences, labels)
     missing = [part for part in ("valid", "test") if part not in sources]
     if missing:
@@ -341,88 +289,6 @@ def _listed(counts: Mapping[str, int]) -> str:
     if len(counts) > LISTED_NAMES:
         phrases.append("...")
     return ", ".join(phrases)
-
-
-# The tokens.
-
-
-def _add_tokens(
-    options: dict[str, Any], rows: Sequence[Record], texts: Sequence[str], sentences: list[str]
-) -> None:
-    """Set the kind of tokens and the length."""
-    documents = []
-    for row in rows:
-        for name in texts:
-            text = repaired(as_text(row.get(name)))[:MEASURED]
-            if not is_blank(text):
-                documents.append(text)
-    if not documents:
-        raise InputError(f"the column {texts[0]!r} holds no texts.")
-    tokens = _tokens(documents, options["kind"])
-    options["tokens"] = tokens.kind
-    if tokens.size:
-        options["vocabulary_size"] = tokens.size
-    options["length"] = _length(tokens.lengths)
-    complete = 100 * float((tokens.lengths <= options["length"]).mean())
-    sentences.append(
-        f"tokens are {tokens.kind}, {100 * tokens.unknown:.0f}% of which are unknown in texts they "
-        f"were not learned from; length {options['length']}, which holds {complete:.0f}% of the "
-        f"texts whole"
-    )
-
-
-def _tokens(texts: Sequence[str], kind: str) -> Tokens:
-    """The tokens that fit the texts, by the share that is unknown in texts held out."""
-    by_word = float(np.median([len(WORD.findall(text)) for text in texts]))
-    characters = sum(map(len, texts))
-    size = sum(len(text.encode()) for text in texts)
-    wide = size > BYTES_PER_CHARACTER * characters
-    if kind == "labelling":
-        # Labels are for words between spaces, whatever punctuation is in them.
-        return _measured("words", texts, split=True)
-    if by_word >= FEWEST_WORDS and kind != "language":
-        tokens = _measured("words", texts)
-        if tokens.unknown <= MOST_UNKNOWN["words"]:
-            return tokens
-    if wide or kind == "language":
-        tokens = _measured("characters", texts, _characters(texts))
-        if tokens.unknown <= MOST_UNKNOWN["characters"]:
-            return tokens
-    if by_word >= FEWEST_WORDS and not wide and kind != "language":
-        return _measured("bpe", texts)
-    # Texts of a word or two are read byte by byte: words alone would say too little of them.
-    return _measured("bytes", texts)
-
-
-def _characters(texts: Sequence[str]) -> int:
-    """A `vocabulary_size` for all characters of the texts; 0 where the default holds them."""
-    different = len(set().union(*texts)) + 2
-    default = tokenizers.DEFAULT_SIZE["characters"]
-    if different <= default:
-        return 0
-    return default * (math.ceil(different / default) + 1)
-
-
-def _measured(kind: str, texts: Sequence[str], size: int = 0, *, split: bool = False) -> Tokens:
-    """The tokens of a kind, learned from most texts and measured on the others."""
-    learning = [text for i, text in enumerate(texts) if i % HELD_OUT]
-    vocabulary = tokenizers.size_of(kind, size)
-    tokenizer = tokenizers.train(kind, learning or texts, vocabulary, split=split)
-    lengths = []
-    tokens = unknowns = 0
-    for i, ids in enumerate(tokenizer.encode(texts)):
-        lengths.append(len(ids))
-        if i % HELD_OUT == 0:
-            tokens += len(ids)
-            unknowns += tokenizers.unknown_tokens(kind, np.array(ids))
-    return Tokens(kind, size, np.array(lengths), unknowns / max(1, tokens))
-
-
-def _length(lengths: np.ndarray) -> int:
-    """A multiple of 8 that holds 95% of the texts whole, within `LENGTHS`."""
-    shortest, longest = LENGTHS
-    enough = 8 * math.ceil(int(np.quantile(lengths, 0.95)) / 8)
-    return min(longest, max(shortest, enough))
 
 
 # The trial.

@@ -1,4 +1,4 @@
-"""Language modelling of a text file: the next byte or character, in bits per character."""
+"""Language modelling of plain text: the next byte or character, in bits per character."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from dartformer.data import tokens as tokenizers
-from dartformer.data.compressed import opened
 from dartformer.data.locations import identity, located
-from dartformer.data.rows import SURROGATES, repaired
+from dartformer.data.plain_text import text_files, text_of_file
+from dartformer.data.rows import PARTS, SURROGATES, repaired
 from dartformer.data.splits import Batch, Split
 from dartformer.errors import InputError, unknown
 from dartformer.tasks import simple
@@ -49,7 +49,7 @@ class Windows:
 
 
 class Part(NamedTuple):
-    """The text of a part, and how many bytes of the file were not valid UTF-8."""
+    """The text of a part, and how many bytes of its files were not valid UTF-8."""
 
     text: str
     invalid: int
@@ -57,13 +57,15 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Language:
-    """The text of the file `path` (compressed or not), read as "bytes" or "characters".
+    """The text of a file or of a folder of text files, read as "bytes" or "characters".
 
-    The file's last part is the test part, the text before it the valid part: nothing is shuffled over
-    their borders. Windows do not overlap.
+    The last part of the text is the test part, the text before it the valid part: nothing is shuffled
+    over their borders. A folder with files for train, valid and test has the parts that they name.
+    Windows do not overlap.
 
     Attributes:
-      path: a text file, compressed or not.
+      path: a text file, compressed or not, or a folder of them, which are read in the order of their
+        names.
       tokens: "bytes" or "characters".
       vocabulary_size: most different characters, with padding and the unknown one; 0 for 256.
       length: tokens of a window.
@@ -135,11 +137,11 @@ class Language:
 
     def check(self, data_dir: str | None = None) -> None:
         """Raise `InputError` where there is no file, or its text is too short for three parts."""
-        self._parts()
+        self.texts()
 
     def fitted(self, data_dir: str | None = None) -> "Language":
         """This task with the characters of its train part."""
-        text = self._parts()["train"].text
+        text = self.texts()["train"].text
         learned = tokenizers.train(self.tokens, [text], self.vocabulary)
         return replace(self, learned=json.dumps(learned.state(), sort_keys=True))
 
@@ -147,8 +149,8 @@ class Language:
         """Characters of each part, how many bytes were not valid UTF-8, and the unknown share."""
         tokenizer = self.fitted(data_dir).tokenizer
         facts = {}
-        for name, part in self._parts().items():
-            ids = np.array(tokenizer.encode([part.text])[0])
+        for name, part in self.texts().items():
+            ids = _encoded(tokenizer, part.text)
             unknown_tokens = tokenizers.unknown_tokens(self.tokens, ids)
             facts[name] = {
                 "characters": len(part.text),
@@ -162,27 +164,31 @@ class Language:
         tokenizer = self.fitted(data_dir).tokenizer
         dtype = np.min_scalar_type(self.vocabulary - 1)
         splits = {}
-        for name, part in self._parts().items():
-            ids = tokenizer.encode([part.text])[0]
-            splits[name] = Windows(np.array(ids, dtype), self.length)
+        for name, part in self.texts().items():
+            ids = _encoded(tokenizer, part.text).astype(dtype)
+            splits[name] = Windows(ids, self.length)
         return splits
 
-    def _parts(self) -> dict[str, Part]:
+    def texts(self) -> dict[str, Part]:
+        """The text of each part.
+
+        Raises `InputError` where there is no file, or its text is too short for three parts."""
         if not self.path:
             raise InputError("task.path is empty. Set it to a text file.")
         path = located(self.path, None)
-        if path.is_dir():
-            raise InputError(f"{path} is a folder, and language reads a single text file.")
-        text, invalid = _text(path, json.dumps(identity(path)))
-        n = len(text)
-        # Where the test and the valid part start: the file's end is test, before it valid.
-        test = n - round(self.test_fraction * n)
-        valid = test - round(self.valid_fraction * n)
-        ranges = {"train": slice(0, valid), "valid": slice(valid, test), "test": slice(test, n)}
-        parts = {}
-        for name, range_ in ranges.items():
-            parts[name] = Part(text[range_], invalid)
+        parts = dict(_texts(path, json.dumps(identity(path))))
+        text, invalid = parts["train"]
+        # The end of the text is test, and what is before it valid, unless they have files.
+        for name, fraction in (("test", self.test_fraction), ("valid", self.valid_fraction)):
+            if name in parts:
+                continue
+            end = len(text) - round(fraction * len(parts["train"].text))
+            parts[name] = Part(text[end:], invalid)
+            text = text[:end]
+        parts["train"] = Part(text, invalid)
+        for name in PARTS:
             if len(parts[name].text) < 2:
+                n = sum(len(part.text) for part in parts.values())
                 raise InputError(f"{path} has {n} characters: too few for a {name} part.")
         return parts
 
@@ -191,14 +197,26 @@ class Language:
         return simple.bigram(train, split, self.vocabulary, self.tokens)
 
 
-@lru_cache(maxsize=1)
-def _text(path: Path, version: str) -> tuple[str, int]:
-    """A file's text, and how many bytes were not valid UTF-8 and became U+FFFD.
+def _encoded(tokenizer: tokenizers.Tokenizer, text: str) -> np.ndarray:
+    """The ids of a text, `[T]` int32."""
+    # Piece by piece: as a list of numbers, a text weighs ten times as much.
+    ids = []
+    for start in range(0, len(text), tokenizers.PIECE):
+        piece = text[start : start + tokenizers.PIECE]
+        ids.append(np.array(tokenizer.encode([piece])[0], np.int32))
+    return np.concatenate(ids)
 
-    `version` changes with the file, so that the cache never returns an old text."""
-    with opened(path) as file:
-        text = file.read().decode("utf-8", "surrogateescape")
-    invalid = sum(len(run) for run in SURROGATES.findall(text))
-    if invalid:
-        text = SURROGATES.sub("\ufffd", text)
-    return text, invalid
+
+@lru_cache(maxsize=1)
+def _texts(path: Path, version: str) -> dict[str, Part]:
+    """The text of a file as "train", or of each part that a folder has files for.
+
+    `version` changes with the files, so that the cache never returns an old text."""
+    parts = {}
+    for name, files in text_files(path).items():
+        text = "\n".join(map(text_of_file, files))
+        invalid = sum(len(run) for run in SURROGATES.findall(text))
+        if invalid:
+            text = SURROGATES.sub("\ufffd", text)
+        parts[name] = Part(text, invalid)
+    return parts

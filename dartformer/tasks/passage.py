@@ -73,7 +73,7 @@ class Passage(Language):
 
     def check(self, data_dir: str | None = None) -> None:
         """Raise `InputError` where there is no file, or a part is shorter than an example."""
-        for name, part in self._parts().items():
+        for name, part in self.texts().items():
             # Bytes are counted when they are read: a text has at least as many as characters.
             if self.tokens == "characters":
                 self._require_text(name, len(part.text))
@@ -92,7 +92,7 @@ class Passage(Language):
         # The same numbers whatever the number of training examples.
         numbers = generated.numbers(self.test, self.valid, self.train)
         splits: dict[str, Split] = {}
-        for name, part in self._parts().items():
+        for name, part in self.texts().items():
             ids = np.array(tokenizer.encode([part.text])[0], np.int32)
             self._require_text(name, len(ids))
 

@@ -157,6 +157,9 @@ def test_the_kind_that_the_user_names(tmp_path, capsys):
 def test_a_file_of_texts_alone_is_language(tmp_path):
     (tmp_path / "a.TXT").write_text("".join(f"line {i} of a text\n" for i in range(50)))
     guessed = guess(str(tmp_path / "a.TXT"))
+    assert guessed.task == "language"
+    (tmp_path / "a.csv").write_text("".join(f"line {i} of a text\n" for i in range(50)))
+    guessed = guess(str(tmp_path / "a.csv"))
     assert guessed.options["kind"] == "language"
     assert prepared(guessed, tmp_path)
 

@@ -1,0 +1,45 @@
+"""Plain text without rows or labels: a file of it, or a folder of such files."""
+
+from pathlib import Path
+
+from dartformer.data import folders, tables
+from dartformer.data.compressed import opened, suffix
+from dartformer.errors import InputError
+
+SUFFIXES = (".txt", ".text", ".md", ".rst", ".tex", ".tokens")
+"""The suffixes of files of plain text."""
+
+
+def is_plain_text(path: Path) -> bool:
+    """Whether a file, or every file of a folder without folders, is plain text."""
+    if path.is_file():
+        return suffix(path) in SUFFIXES
+    files = folders.entries(path)
+    return bool(files) and all(file.is_file() and suffix(file) in SUFFIXES for file in files)
+
+
+def text_files(path: Path) -> dict[str, list[Path]]:
+    """The files of the text, as "train", or of each part that a folder names.
+
+    Raises `InputError` for a folder without text files."""
+    if path.is_file():
+        return {"train": [path]}
+    files = folders.split_files(path, SUFFIXES)
+    if "train" in files:
+        return files
+    files = {"train": [file for file in folders.entries(path) if suffix(file) in SUFFIXES]}
+    if not files["train"]:
+        raise InputError(
+            f"{path} holds no plain text. Put files such as book.txt into it, or name a file."
+        )
+    return files
+
+
+def text_of_file(file: Path) -> str:
+    """The text of a file, in which bytes that are not valid UTF-8 become surrogates."""
+    with opened(file) as data:
+        content = data.read()
+    try:
+        return tables.decoded(content)
+    except UnicodeError as error:
+        raise InputError(f"{file} cannot be read as text: {error}.") from None
