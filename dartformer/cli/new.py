@@ -21,7 +21,8 @@ from dartformer.config.sections import Space
 from dartformer.errors import InputError, unknown
 from dartformer.machine.printable import note, one_line, printable
 from dartformer.tasks.files import Files
-from dartformer.tasks.guess import Guess, guess, tried
+from dartformer.tasks.guess import guess, tried
+from dartformer.tasks.guesses import Guess
 from dartformer.tasks.planted import KINDS
 
 SPACES = Path(__file__).resolve().parents[1] / "configs"
