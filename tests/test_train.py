@@ -79,6 +79,32 @@ def test_stopping_and_continuing_is_as_if_nothing_had_happened(tmp_path):
     assert float(again.state.total) == float(whole.state.total)
 
 
+@pytest.mark.parametrize("pauses", [(), (8, 12), (3, 10, 13)])
+@pytest.mark.parametrize(
+    ("scores", "patience", "end"),
+    [
+        ([1, 2, 3, 4, 5], 1, 20),  # it improves to the end
+        ([1, 3, 2, 2, 5], 2, 16),
+        ([1, 3, 2, 3, 5], 2, 16),  # an equal score is no better one
+        ([1, 3, 2, 4, 5], 2, 20),
+        ([5, 4, 3, 2, 1], 1, 8),
+        ([5, 4, 3, 2, 1], 0, 20),
+    ],
+)
+def test_patience_ends_a_training_wherever_it_paused(tmp_path, scores, patience, end, pauses):
+    def evaluate(state):
+        # Between the evaluations of the schedule only those of a pause stand, which do not count.
+        number, rest = divmod(int(state.step), 4)
+        if rest:
+            return {"accuracy": 9.0}
+        return {"accuracy": float(scores[number - 1])}
+
+    for pause in (*pauses, None, None):  # twice: it stays where it ended
+        fitted = run(tmp_path, 20, evaluate, pause=pause, patience=patience)
+    assert int(fitted.state.step) == end
+    assert fitted.evaluations[-1]["step"] == end
+
+
 def test_both_streams_advance():
     both = stream()
     seen = [next(both) for _ in range(6)]

@@ -221,6 +221,8 @@ class Retrain:
       steps: training steps of each model.
       seeds: one model is trained for each.
       select: the weights to keep: the "best" on valid, or the "last".
+      patience: end a training after so many evaluations on valid without a better one; 0: train all
+        steps.
       program: "own" compiles each model, "shared" compiles one program that trains every model of
         the space, at 1.2 times the seconds of a step; "auto" shares where trainings are short.
       optimizer: the optimizer of the weights.
@@ -229,6 +231,7 @@ class Retrain:
     steps: int = 600
     seeds: tuple[int, ...] = (0, 1, 2)
     select: str = "best"
+    patience: int = 0
     program: str = "auto"
     optimizer: Optimizer = WEIGHTS
 
@@ -237,6 +240,7 @@ class Retrain:
         at_least(self, 1, "steps")
         at_most(self, MOST_STEPS, "steps")
         one_of(self, "select", SELECT)
+        at_least(self, 0, "patience")
         one_of(self, "program", PROGRAMS)
         # Equal seeds would train into the same folder.
         distinct = set(self.seeds)

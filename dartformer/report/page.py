@@ -281,6 +281,9 @@ def stages(reading: Reading) -> list[Stage]:
             baselines.append(step)
     # Seeds are trained one after another, so one at most is on its way.
     unfinished = [step for step in trained if step < goal]
+    # A training may have ended early, because valid no longer improved.
+    if reading.results.verdict is not None:
+        unfinished = []
     finished = len(trained) - len(unfinished)
     last_step = max(unfinished, default=goal)
     compared = sum(step >= goal for step in baselines)

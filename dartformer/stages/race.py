@@ -244,6 +244,7 @@ class _Trainings:
         study, genotype = self.study, entrant.genotype
         arguments = study, self.workdir, genotype, entrant.name, self.seed
         if step < study.config.retrain.steps:
+            # Of a training that has ended before, the last weights as well.
             weights = train_until(*arguments, step)
         else:
             weights = train(*arguments).weights

@@ -91,7 +91,7 @@ def _fit(
         program.step,
         begin(program.network, program.optimizer, seed),
         program.feed(batches(study.parts["train"], data.batch_size, seed, data.buckets)),
-        replace(study.schedule(config.steps), pause=pause),
+        replace(study.retraining, pause=pause),
         workdir.training(genotype, seed),
         evaluate=evaluate,
         rates={"rate": optimizer.schedule(config.optimizer, config.steps)},
@@ -145,13 +145,18 @@ def require_trained(study: Study, workdir: Workdir, genotype: Genotype) -> None:
     steps = study.config.retrain.steps
     for seed in study.config.retrain.seeds:
         checkpoints = _checkpoints(workdir, genotype, seed)
-        if not (checkpoints / "steps" / str(steps)).exists():
+        saved: Identity = {}
+        evaluations: list[dict[str, Any]] = []
+        if checkpoints.exists():
+            with Checkpoints(checkpoints) as opened:
+                saved = opened.identity()
+                evaluations = opened.extra().get("evaluations", [])
+        is_whole = (checkpoints / "steps" / str(steps)).exists()
+        if not is_whole and not study.retraining.ended_early(evaluations, study.metric):
             raise InputError(
                 f"{genotype} is not trained to step {steps} with seed {seed} in {workdir.path}: "
                 f"run `dartformer retrain` first."
             )
-        with Checkpoints(checkpoints) as opened:
-            saved = opened.identity()
         where = workdir.training(genotype, seed)
         remedy = f"Delete {where} and run `dartformer retrain`."
         require_same(saved, study.training_identity(genotype), f"the training in {where}", remedy)

@@ -132,12 +132,16 @@ class Study:
         # depends on counts: of retrain neither the seeds nor which checkpoint is kept.
         sections = configs.to_dict(self.config)
         retrain = sections["retrain"]
+        training = [retrain["optimizer"], retrain["steps"]]
+        if retrain["patience"]:
+            # The evaluations then decide how long it trains.
+            training += [retrain["patience"], sections["log"]["eval_every"]]
         return {
             "task": fingerprint(sections["task"]),
             "model": fingerprint(sections["model"]),
             "space": fingerprint(sections["space"]),
             "search": fingerprint(sections["search"]),
-            "training": fingerprint([retrain["optimizer"], retrain["steps"]]),
+            "training": fingerprint(training),
         }
 
     def _identity(self, *aspects: str) -> dict[str, str]:
@@ -295,6 +299,12 @@ class Study:
         """How long to train, and how often to log, evaluate and save."""
         log = self.config.log
         return Schedule(steps, log.every, log.eval_every, log.checkpoint_every, log.trackers)
+
+    @property
+    def retraining(self) -> Schedule:
+        """How long to train one model."""
+        config = self.config.retrain
+        return dataclasses.replace(self.schedule(config.steps), patience=config.patience)
 
     # Costs.
 

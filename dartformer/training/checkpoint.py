@@ -152,7 +152,11 @@ class Checkpoints:
         return None
 
     def identity(self) -> dict[str, str]:
-        """What the newest checkpoint belongs to; empty where it says nothing.
+        """What the newest checkpoint belongs to; empty where it says nothing."""
+        return dict(self.extra().get(IDENTITY, {}))
+
+    def extra(self) -> dict[str, Any]:
+        """The small JSON of the newest checkpoint that can be read; empty where there is none.
 
         It is read without the arrays, whose structure may be that of another genotype.
         """
@@ -162,8 +166,10 @@ class Checkpoints:
             try:
                 # What a damaged file says is no reason to refuse the ones before it.
                 _require_one_as_noted(self.folder, step, name)
-                extra = read_json(_path(self.folder, step) / name)
-                return dict(extra.get(IDENTITY, {}))
+                extra: dict[str, Any] = read_json(_path(self.folder, step) / name)
+                # Of another form: it is read on, as if it were damaged.
+                dict(extra.get(IDENTITY, {}))
+                return extra
             except (OSError, _Damaged, InputError, AttributeError, TypeError, ValueError):
                 continue  # `latest` says what is wrong with it
         return {}

@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -90,7 +90,8 @@ class Schedule:
     """How long to train, and how often to log, evaluate and save, all in steps.
 
     `trackers` are names of `dartformer.training.trackers.TRACKERS`. With `pause` a training stops
-    after that step, to go on later with the same rates; None: it goes on to the end.
+    after that step, to go on later with the same rates; None: it goes on to the end. With `patience`
+    it ends after so many evaluations without a better one; 0: it does not.
     """
 
     steps: int
@@ -99,6 +100,7 @@ class Schedule:
     checkpoint_every: int = 100
     trackers: tuple[str, ...] = ()
     pause: int | None = None
+    patience: int = 0
 
     @property
     def end(self) -> int:
@@ -114,6 +116,19 @@ class Schedule:
             evaluation=last or done % self.eval_every == 0,
             checkpoint=last or done % self.checkpoint_every == 0,
         )
+
+    def ended_early(self, evaluations: Sequence[Numbers], metric: Metric) -> bool:
+        """Whether the last `patience` evaluations were no better than one before them."""
+        scores = []
+        for scored in evaluations:
+            # Those of a pause stand between, so that a race ends no training sooner.
+            if scored["step"] % self.eval_every == 0:
+                scores.append(metric.objective(scored))
+        if not scores or self.patience == 0:
+            return False
+        # The first of equals: one that is no better does not lengthen the wait.
+        best = scores.index(max(scores))
+        return len(scores) - 1 - best >= self.patience
 
 
 class Form(NamedTuple, Generic[State]):
@@ -212,7 +227,7 @@ def fit(
         remedy = f"Use a new workdir, or delete {folder}."
         require_same(checkpoints.identity(), training.identity, f"the training in {folder}", remedy)
         training.restore(checkpoints)
-        if training.done >= schedule.end:
+        if training.done >= schedule.end or training.ended_early:
             return training.result()
         if training.done:
             say(f"{name}: resuming at step {training.done} of {schedule.end}")
@@ -351,8 +366,13 @@ class _Training(Generic[State]):
         Each is drawn after the step before it, so that a checkpoint holds the stream's position.
         """
         yield self.batch
-        while self.done < self.schedule.end:
+        while self.done < self.schedule.end and not self.ended_early:
             yield next(self.stream)
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether patience is at an end."""
+        return self.schedule.ended_early(self.evaluations, self.callbacks.metric)
 
     def report(self, due: Due, outputs: _Outputs | None) -> None:
         """Check, log, evaluate and save what is due; stop if the process received a signal."""
