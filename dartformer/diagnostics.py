@@ -366,8 +366,7 @@ def ranking(
 ) -> Finding:
     """Whether the supernet ranks candidates as training them does.
 
-    So few candidates that only a perfect ranking is significant leave it unjudged, unless there is
-    no agreement at all.
+    So few candidates that only a perfect ranking is significant leave it unjudged.
 
     Args:
       supernet: accuracy of each candidate everywhere, with the supernet's weights.
@@ -403,14 +402,13 @@ def ranking(
             f"{tau:.2f}). {regret}"
         )
         return Finding("ranking", tau, limit, source, True, verdict)
-    # With very few candidates only a perfect ranking (tau 1) is significant. A tau above 0 then
-    # proves nothing in either direction.
+    # With very few candidates only a perfect ranking (tau 1) is significant. Any other says nothing
+    # in either direction: of four candidates a tau of 0 or less is as likely as not by chance.
     needed = f"with {len(names)} candidates {limit:.2f} or more would be significant"
     fine: bool | None = False
     if limit >= 1:
         needed = f"with {len(names)} candidates only {limit:.2f} would be significant"
-        if tau > 0:
-            fine = None
+        fine = None
     verdict = (
         f"the supernet's ranking does not agree significantly with training each candidate alone "
         f"(Kendall's tau {tau:.2f}; {needed}). {regret}"

@@ -524,6 +524,42 @@ class Shape(Record):
     genotype: GenotypeRecord
 
 
+@dataclass(frozen=True)
+class Conclusion(Record):
+    """What a run comes to: whether its models have learned, and which to take.
+
+    Attributes:
+      state: "nothing learned", "below a rule", "under-trained" or "trained".
+      headline: a sentence.
+      details: the sentences that follow it.
+      ties: names of the models that tie with the best on valid, that one among them.
+      take: name of the cheapest of them, "found" or that of a baseline; null where no model is
+        recommended.
+      flag: to try next; null where none is proposed.
+      epochs: passes over train of each training of the found model; null where its logs are gone.
+      search_epochs: passes of the search over its part of train; null without a supernet.
+      late_fall: share by which the training loss fell from the middle fifth of the steps to the
+        last fifth; 0 within the noise of the batches.
+      best_is_last: whether most seeds were best on valid at their last evaluation.
+    """
+
+    state: str
+    headline: str
+    details: tuple[str, ...]
+    ties: tuple[str, ...]
+    take: str | None = None
+    flag: str | None = None
+    epochs: float | None = None
+    search_epochs: float | None = None
+    late_fall: float | None = None
+    best_is_last: bool | None = None
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What the page, the terminal and the model card say."""
+        return (self.headline, *self.details)
+
+
 @dataclass(frozen=True, eq=False)
 class Results(Record):
     """`results.json`: everything that the stages of a run have found so far.
@@ -548,6 +584,7 @@ class Results(Record):
       baselines: by name.
       versus: how the found model compares with the baselines.
       verdict: the same in sentences.
+      conclusion: whether the models have learned, and which to take.
       shape: that was chosen, in a search over shapes.
       shapes: all of them, by name.
       shapes_left_out: why, by name.
@@ -574,6 +611,7 @@ class Results(Record):
     baselines: dict[str, Baseline] | None = None
     versus: tuple[Versus, ...] | None = None
     verdict: tuple[str, ...] | None = None
+    conclusion: Conclusion | None = None
     shape: str | None = None
     shapes: dict[str, Shape] | None = None
     shapes_left_out: dict[str, str] | None = None

@@ -279,7 +279,7 @@ def test_critical_tau_by_counting_orders(n, tau):
         ),
         (
             (1, 2, 3, 4),
-            False,
+            None,
             "(Kendall's tau -1.00; with 4 candidates only 1.00 would be significant). Its top choice, d",
         ),
         ((4, 3, 1, 2), None, "does not agree significantly with training each candidate alone"),

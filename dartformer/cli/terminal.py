@@ -14,7 +14,7 @@ from dartformer.cost.budget import number as short
 from dartformer.machine.console import Console
 from dartformer.machine.printable import one_line
 from dartformer.machine.workdir import jsonable
-from dartformer.report import bracket, compare, verdicts
+from dartformer.report import bracket, compare, page, verdicts
 from dartformer.report.drawing import letter
 from dartformer.report.probes import headline
 from dartformer.report.reading import FOUND, read
@@ -141,6 +141,7 @@ def show_report(workdir: str | Path) -> None:
         console.print(drawing(reading.genotype))
     for line in verdicts.headline(reading):
         say(console, line)
+    _show_belief(console, verdicts.belief(reading.results, page.diagnostics(reading)))
 
 
 def show_comparison(compared: compare.Compared) -> None:
@@ -433,6 +434,27 @@ def _show_results(console: Console, results: Results, workdir: Path) -> None:
     if results.shape is not None:
         workdir = workdir / f"shapes/{results.shape}"
     say(console, f"everything is in {workdir}: report.html, results.json, export/")
+    _show_belief(console, verdicts.belief(results, results.diagnostics))
+    _show_conclusion(console, results)
+
+
+def _show_belief(console: Console, belief: verdicts.Belief | None) -> None:
+    """Whether to believe a result; the reasons stand in the table of findings."""
+    if belief is not None:
+        console.print(f"{belief.words}.", style=belief.color, markup=False)
+
+
+def _show_conclusion(console: Console, results: Results) -> None:
+    """The headline of a run, last of all, where everybody looks."""
+    if results.conclusion is None:
+        return
+    style = "bold"
+    if verdicts.failed(results):
+        style = "bold red"
+    headline = one_line(results.conclusion.headline)
+    console.print(headline, style=style, markup=False, soft_wrap=True)
+    for line in results.conclusion.details:
+        say(console, line)
 
 
 def show_race(console: Console, race: RaceRecord, tested: metric.Metric | None = None) -> None:

@@ -15,7 +15,7 @@ An unknown field is an error, never a silent new one."""
 from dartformer.config.compat import require_here
 from dartformer.config.load import build, defaults, editable, from_dict, load_config, to_dict
 from dartformer.config.overrides import override, split_list
-from dartformer.config.places import without_places
+from dartformer.config.places import task_title, without_places
 from dartformer.config.sections import Config
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "override",
     "require_here",
     "split_list",
+    "task_title",
     "to_dict",
     "without_places",
 ]

@@ -8,6 +8,9 @@ PLACES = ("path", "valid", "test", "dir", "file", "folder", "table")
 """Fields that name a file or a folder, in any section: `task.path`, `data.dir`,
 `search.budget.table`."""
 
+OWN_FILES = "files"
+"""The task of your own files, which people know by the file."""
+
 SCHEME = re.compile(r"[a-z]{2,}:[^/\\]")
 """The start of a name that is no path, such as `tfds:imdb_reviews/plain_text`. One letter is a drive
 of Windows."""
@@ -35,6 +38,19 @@ def own_name(place: str) -> str:
     if parts[-1] in ("~", "..", ".") or Path(place) == Path.home():
         return ""
     return parts[-1]
+
+
+def task_title(section: Mapping[str, object]) -> str:
+    """What people call the task of a config: your own file by its name, or the task's name."""
+    name, path = str(section["name"]), section.get("path")
+    file = ""
+    if isinstance(path, str):
+        file = own_name(path)
+    if not file:
+        return name
+    if name == OWN_FILES:
+        return file
+    return f"{name}: {file}"
 
 
 def _is_here(value: str) -> bool:

@@ -58,7 +58,8 @@ def card(
       any_length: whether `model.stablehlo` takes shorter inputs too.
     """
     results = results or Results(task=model.config.task.name)
-    name, genotype = markdown(model.config.task.name), markdown(str(model.genotype))
+    title = configs.task_title(model.config.task.to_dict())
+    name, genotype = markdown(title), markdown(str(model.genotype))
     lines = [
         *front_matter(model, results),
         f"# {name} model found by dartformer",
@@ -108,6 +109,10 @@ def _scores(model: Model, results: Results) -> Iterator[str]:
         f"best on valid."
     )
     yield ""
+    if results.conclusion is not None:
+        for sentence in results.conclusion.sentences:
+            yield markdown(sentence)
+        yield ""
     yield f"| model | test {measure.title} | seeds |"
     yield "|---|---|---|"
     yield f"| **this genotype** | {measure.text(results.test.mean)} | {len(seeds)} |"

@@ -1,6 +1,9 @@
 """The templates of pages and drawings, and how they are filled in."""
 
+import re
+
 import jinja2
+from markupsafe import Markup, escape
 
 LOADER = jinja2.PackageLoader("dartformer.report", "templates")
 
@@ -12,6 +15,18 @@ ENVIRONMENT = jinja2.Environment(
     undefined=jinja2.StrictUndefined,
 )
 """Everything that is put into a page is escaped, names of tasks and texts of examples above all."""
+
+
+FLAG = re.compile(r"--config\.[\w.]+=\S*[^\s.,;:)]")
+"""A flag of the command line in a sentence."""
+
+
+def flags(text: str) -> Markup:
+    """A sentence whose flags stand out and are not broken over lines."""
+    return Markup(FLAG.sub(r'<code class="flag">\g<0></code>', str(escape(text))))
+
+
+ENVIRONMENT.filters["flags"] = flags
 
 
 def fill(template: str, **values: object) -> str:

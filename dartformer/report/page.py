@@ -112,6 +112,9 @@ def render(reading: Reading, *, live: bool = False) -> str:
         drawing = draw(reading.genotype, reading.candidates)
         short = describe(reading.genotype)[:80]  # the title of a browser's tab
     findings = diagnostics(reading)
+    conclusion: tuple[str, ...] = ()
+    if results.conclusion is not None:
+        conclusion = results.conclusion.sentences
     # A file of a stage that is still to come has no link.
     links = []
     for file, content in LINKS.items():
@@ -122,12 +125,16 @@ def render(reading: Reading, *, live: bool = False) -> str:
         prepared = json.dumps(results.data, indent=2)
     return fill(
         "report.html",
-        title=f"{reading.settings.task}: {short}",
+        title=f"{reading.settings.title}: {short}",
         figures=drawn,
         extra=extra,
         live=live,
-        task=reading.settings.task,
+        task=reading.settings.title,
         verdict=verdicts.headline(reading),
+        concluded=len(conclusion),
+        failed=verdicts.failed(results),
+        belief=verdicts.belief(results, findings),
+        searched=verdicts.searched(reading),
         stopped=verdicts.stopped(reading),
         stages=stages(reading),
         genotype=drawing,

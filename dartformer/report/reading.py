@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
+from dartformer.config.places import task_title
 from dartformer.errors import InputError
 from dartformer.machine.record import Record
 from dartformer.machine.workdir import UnreadableFile, read_json
@@ -73,6 +74,7 @@ class Settings:
 
     Attributes:
       task, strategy: names.
+      title: of the page: the task, or the user's file.
       granularity: "model", "layer" or "head".
       candidates: as they were typed.
       layers, heads: of the model.
@@ -82,6 +84,7 @@ class Settings:
     """
 
     task: str
+    title: str
     strategy: str
     granularity: str
     candidates: tuple[str, ...]
@@ -101,6 +104,7 @@ class Settings:
         first = config["seed"]
         return cls(
             task=_of_type(config["task"]["name"], str),
+            title=task_title(config["task"]),
             strategy=_of_type(search["strategy"]["name"], str),
             granularity=_of_type(space["granularity"], str),
             candidates=_all_of_type(space["candidates"], str),

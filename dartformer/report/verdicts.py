@@ -1,15 +1,27 @@
 """What a run came to, in sentences: its score, how it compares, and what stopped it."""
 
-from dartformer.report.reading import Reading, describe
-from dartformer.results import Finding, Layers, Results, finite
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dartformer.report.reading import Reading, Settings, describe
+from dartformer.results import Diagnostics, Finding, Layers, Results, finite
+from dartformer.stages.conclude import TRAINED
 from dartformer.training import metric
 
 MARKS = {True: ("ok", "green"), False: ("WARNING", "red"), None: ("?", "yellow")}
 """How a finding is marked, by its `fine`: a word and a color."""
 
 
+class Belief(NamedTuple):
+    """Whether to believe a result: a few words, their color, and what speaks against it."""
+
+    words: str
+    color: str
+    reasons: tuple[str, ...]
+
+
 def headline(reading: Reading) -> list[str]:
-    """The score of the found model in a sentence, then one for each kind of baseline."""
+    """What the run comes to, the score of the found model, and how it compares, in sentences."""
     results = reading.results
     if results.verdict is None:
         if reading.genotype is None:
@@ -18,7 +30,93 @@ def headline(reading: Reading) -> list[str]:
             f"The search chose {describe(reading.genotype)}. It is not evaluated yet: no model has "
             f"been scored on test."
         ]
-    return [scored(results, reading.genotype), *map(sentence, results.verdict)]
+    lines: list[str] = []
+    if results.conclusion is not None:
+        lines += results.conclusion.sentences
+    lines.append(scored(results, reading.genotype))
+    lines += map(sentence, results.verdict)
+    return lines
+
+
+def failed(results: Results) -> bool:
+    """Whether the models have not learned enough for one of them to be taken as it is."""
+    return results.conclusion is not None and results.conclusion.state != TRAINED
+
+
+def belief(results: Results, diagnostics: Diagnostics | None) -> Belief | None:
+    """Whether to believe the result; None before there is one."""
+    if results.verdict is None:
+        return None
+    reasons = []
+    seeds = len(results.seeds or ())
+    if seeds == 1:
+        reasons.append("Each model was trained with one seed. Set retrain.seeds=(0, 1, 2).")
+    if diagnostics is not None:
+        for finding in diagnostics.findings:
+            if finding.fine is False:
+                reasons.append(sentence(finding.verdict))
+    conclusion = results.conclusion
+    if conclusion is not None and conclusion.take is None:
+        return Belief("Do not rely on it", "red", tuple(reasons))
+    if failed(results):
+        reasons.insert(0, "Longer trainings may choose another model.")
+    if reasons:
+        return Belief(f"Believe it with care: {warnings(len(reasons))}", "yellow", tuple(reasons))
+    return Belief(f"You can believe it: {seeds_in_words(seeds)}, no warnings", "green", ())
+
+
+def warnings(count: int) -> str:
+    """ "1 warning" or "2 warnings" """
+    if count == 1:
+        return "1 warning"
+    return f"{count} warnings"
+
+
+def searched(reading: Reading) -> list[str]:
+    """What was searched and trained, and how long it took, in sentences."""
+    settings, results = reading.settings, reading.results
+    search_epochs = epochs = None
+    if results.conclusion is not None:
+        search_epochs, epochs = results.conclusion.search_epochs, results.conclusion.epochs
+    count = len(settings.candidates)
+    space = f"{count} candidates ({', '.join(settings.candidates)}) {_places(settings)}"
+    told = []
+    if reading.search is not None:
+        steps = _steps(settings.search_steps, search_epochs)
+        told.append(f"Searched: {space}, with {settings.strategy} in {steps}.")
+    else:
+        told.append(f"The space: {space}.")
+    if results.race is not None:
+        entrants = len(results.race.entrants)
+        finalists = sum(entrant.finalist for entrant in results.race.entrants)
+        told.append(
+            f"Raced: {entrants} models, of which {finalists} trained for "
+            f"{_steps(settings.retrain_steps, epochs)}, {_over(settings.retrain_seeds)}."
+        )
+    if results.seconds:
+        spent = hours(results.training_seconds + results.compile_seconds)
+        told.append(f"It took {spent}, of which {hours(results.compile_seconds)} was compiling.")
+    return told
+
+
+def _places(settings: Settings) -> str:
+    if settings.granularity == "model":
+        return "for the whole model"
+    if settings.granularity == "layer":
+        return f"in each of {settings.layers} layers"
+    return f"in each of {settings.heads} heads of {settings.layers} layers"
+
+
+def _steps(steps: int, epochs: float | None) -> str:
+    if epochs is None:
+        return f"{steps:,} steps"
+    return f"{steps:,} steps ({epochs:.1f} epochs)"
+
+
+def _over(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return "with one seed"
+    return f"with each of {len(seeds)} seeds"
 
 
 def scored(results: Results, genotype: Layers | None = None) -> str:

@@ -16,6 +16,7 @@ from dartformer.attention import to_text
 from dartformer.errors import InputError
 from dartformer.machine.identity import Identity
 from dartformer.results import (
+    SCHEMA,
     Baseline,
     Diagnostics,
     EntrantRecord,
@@ -33,6 +34,7 @@ from dartformer.results import (
 from dartformer.space.genotype import Genotype
 from dartformer.stages import maps, scores
 from dartformer.stages.bracket import ANSWER, HOMOGENEOUS, RANDOM, UNIFORM
+from dartformer.stages.conclude import conclude
 from dartformer.stages.layout import Workdir
 from dartformer.stages.race import Outcome
 from dartformer.stages.retrain import Model, best
@@ -77,8 +79,9 @@ def evaluate(study: Study, workdir: Workdir, outcome: Outcome) -> Results:
         report = _with_unknown_tokens(report, facts)
         workdir.record(diagnostics=_with_ranking(study, report, outcome.record))
     comparisons = versus(ours, compared, study.metric)
-    # Last and at once: scores without the comparisons would pass for a finished evaluation.
-    return workdir.record(
+    evaluated = replace(
+        workdir.read_results(),
+        schema=SCHEMA,
         test=ours.test,
         valid=ours.valid,
         parameters=ours.parameters,
@@ -92,6 +95,10 @@ def evaluate(study: Study, workdir: Workdir, outcome: Outcome) -> Results:
         verdict=tuple(comparison.sentence for comparison in comparisons),
         identity=dict(identity),
     )
+    # Last and at once: scores without the comparisons would pass for a finished evaluation.
+    results = replace(evaluated, conclusion=conclude(study, workdir, evaluated))
+    workdir.write(workdir.results, results)
+    return results
 
 
 def _models_of(outcome: Outcome) -> Sequence[Model]:

@@ -88,6 +88,10 @@ class Layout:
         """Where a genotype is trained with one seed."""
         return self.path / training_folder(genotype) / f"seed{seed}"
 
+    def training_of(self, record: GenotypeRecord, seed: int) -> Path:
+        """`training`, of the genotype in a record."""
+        return self.training(Genotype.from_dict(record.to_dict()), seed)
+
     def shape(self, name: str) -> Path:
         """The workdir of one shape of a search over shapes."""
         return self.path / "shapes" / name
