@@ -17,6 +17,7 @@ from dartformer.export import checksums
 from dartformer.export import load as load_stage
 from dartformer.export import write as export_stage
 from dartformer.export.formats import check as check_formats
+from dartformer.machine import progress
 from dartformer.machine.identity import different
 from dartformer.machine.progress import say
 from dartformer.machine.record import Record
@@ -45,6 +46,7 @@ from dartformer.stages import retrain as retrain_stage
 from dartformer.stages import search as search_stage
 from dartformer.stages.bracket import ANSWER
 from dartformer.stages.layout import Workdir
+from dartformer.stages.plan import plan
 from dartformer.stages.race import Outcome
 from dartformer.stages.retrain import Model
 from dartformer.stages.search import SearchResult
@@ -171,10 +173,14 @@ def _run_all(config: Config | ConfigDict, workdir: str | Path) -> Results:
     if config.space.aspect != "given":
         return _run_shapes(config, workdir)
     with opened(config, workdir) as session:
+        planned = plan(session.study, tuple(VERBS))
+        say(planned.sentence)
         # One session for all stages: data and programs are made once.
-        for verb in VERBS:
-            if not finished(session, verb):
-                do(session, verb)
+        with progress.whole(planned.whole):
+            for verb in VERBS:
+                planned.whole.enter(verb)
+                if not finished(session, verb):
+                    do(session, verb)
         return session.workdir.read_results()
 
 
@@ -266,6 +272,8 @@ def do(session: Session, verb: str, **options: Any) -> Plain:
     """Run a verb, noted and reported; `options` such as `formats` of export."""
     if verb == "report":
         return _report_verb(session)  # which would refresh the page twice
+    if verb in BEGINNINGS:
+        say(f"{verb}: {BEGINNINGS[verb]}")
     with staged(session, verb):
         return VERBS[verb](session, **options)
 
@@ -401,6 +409,16 @@ VERBS: Mapping[str, Verb] = {
 }
 """What the command line runs, in order: each reads what the one before left, and returns plain
 data."""
+
+
+BEGINNINGS = {
+    "derive": "choosing a genotype from the search",
+    "evaluate": "scoring the finalists and simple rules on test",
+    "profile": "measuring the cost of the models on this device",
+    "export": "writing the model to export/",
+}
+"""What is said of stages that are silent for more than seconds, or compile before their first
+bar."""
 
 
 # Whether a stage is finished.

@@ -104,7 +104,7 @@ def sentences(race: RaceRecord) -> list[str]:
     if derived.name == ANSWER and derived.name != race.winner:
         listed.append(_change(race, derived))
     for tie in race.ties:
-        listed.append(f"On valid, {sentence(tie)}")
+        listed.append(f"On valid, {tie.removesuffix('.')}.")
     listed += map(sentence, race.cuts)
     return listed
 

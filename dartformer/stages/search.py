@@ -386,6 +386,7 @@ def search(study: Study, workdir: Workdir) -> SearchResult:
             alphas, mixture = np.asarray(state.alphas), np.asarray(mixture_of(state))
             seeds.append(Seed(number, alphas, mixture, history))
             states.append(state)
+    say("search: diagnosing, with every candidate alone")
     report = _diagnose(study, seeds, states, observation_of)
     return _write(study, workdir, seeds, report, seconds, compile_seconds + observe_seconds)
 
@@ -411,6 +412,7 @@ def _prepared_observation(study: Study) -> tuple[Callable[[State], Observation] 
     observation_of = observing(study)
     first = groups(study)[0]
     states = separate(initial(study, first), first)
+    say("search: compiling what is observed of the branches")
     started = time.perf_counter()
     observation_of(states[0])
     return observation_of, time.perf_counter() - started

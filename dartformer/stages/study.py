@@ -23,6 +23,7 @@ from dartformer.errors import InputError
 from dartformer.kernels.flash import without_cudnn
 from dartformer.machine import compile_cache
 from dartformer.machine.identity import Identity, fingerprint
+from dartformer.machine.progress import say
 from dartformer.models.supernet import supernet
 from dartformer.models.transformer import Network, transformer
 from dartformer.space.genotype import Genotype
@@ -85,6 +86,7 @@ class Study:
     @cached_property
     def parts(self) -> dict[str, Split]:
         """The four disjoint parts, and "train", the union of the first two."""
+        say(f"data: reading {configs.task_title(self.config.task.to_dict())}")
         return parts(self.task, self.data_dir, self.config.seed)
 
     @cached_property

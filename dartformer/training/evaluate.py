@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from dartformer.data.batches import examine
 from dartformer.data.splits import Batch, Split
+from dartformer.machine.progress import say
 from dartformer.models.transformer import Network, Weights
 from dartformer.training.metric import ACCURACY, Losses, Metric, Spelled
 
@@ -51,6 +52,7 @@ class Evaluator:
             return per_example * batch["weight"]
 
         self._sums = sums
+        self._is_compiled = False
 
     def __call__(self, weights: Weights, split: Split, mixture: ArrayLike | None = None) -> Scores:
         """The scores, means over the split's labels."""
@@ -82,6 +84,9 @@ class Evaluator:
         """`[S]` each: sums over the labels of each example, in the order of the split."""
         # A split smaller than a batch would be filled up with examples of weight 0.
         size = min(self.batch_size, len(split))
+        if not self._is_compiled:
+            say(f"evaluation on {len(split):,} examples: compiling")
+            self._is_compiled = True
         rows, sums = [], []
         for batch in examine(split, size, self.buckets):
             rows.append(batch.pop("row"))

@@ -340,6 +340,8 @@ class _Training(Generic[State]):
         self.batch = next(self.stream)
         # A step that several trainings share counts for the first of them alone.
         before = self.step.compile_seconds
+        if self.saves and not before:
+            say(f"{self.name}: compiling the training step")
         self.step.prepare(self.state, self.batch)
         self.compiled = self.step.compile_seconds
         self.compile_seconds += self.compiled - before
