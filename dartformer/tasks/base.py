@@ -17,6 +17,7 @@ from dartformer.data.splits import (
     row_digests,
 )
 from dartformer.errors import InputError
+from dartformer.tasks.rules import Merit, Rule
 
 PARTS = ("weights", "alphas", "valid", "test")
 """The four disjoint parts: two halves of train for the two levels of a search, one to choose on,
@@ -125,6 +126,17 @@ class Learns(Protocol):
 
     def facts(self, data_dir: str | None = None) -> dict[str, Any]:
         """What was counted while preparing, by split."""
+        ...
+
+
+@runtime_checkable
+class Ruled(Protocol):
+    """A task whose examples plain models can be fitted to: the first thing a user would try."""
+
+    def rules(self, train: Split, valid: Split, merit: Merit) -> Sequence[Rule]:
+        """Rules of `dartformer.tasks.rules`, fitted on `train` and chosen on `valid` by `merit`.
+
+        Where the task learns something, it has learned it."""
         ...
 
 

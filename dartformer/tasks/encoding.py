@@ -182,6 +182,20 @@ class TextEncoding(ABC):
         require_ids(ids, tokenizer.size)
         return tokenizer.decode(list(map(int, ids)))
 
+    def texts(self, tokens: np.ndarray, valid: np.ndarray) -> list[str]:
+        """Texts of rows of token ids `[B, N]`, of which those exist that are `valid`."""
+        rows = [row[exists] for row, exists in zip(tokens, valid, strict=True)]
+        if self.tokens == "bytes":
+            # Id b + 1 stands for the byte b.
+            return [(row - 1).astype(np.uint8).tobytes().decode("utf-8", "replace") for row in rows]
+        tokenizer = self.tokenizer
+        if self.tokens == "bpe":
+            return [tokenizer.decode(row.tolist()) for row in rows]
+        # Looked up once for all rows: a tokenizer of words spells them all for every text.
+        names = np.array(tokenizer.names(), object)
+        space = " " * (self.tokens == "words")
+        return [space.join(names[row]) for row in rows]
+
     def comparable(self, text: str) -> str:
         """A text less what its words cannot tell apart, before any are learned."""
         if self.tokens != "words":

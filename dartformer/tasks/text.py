@@ -2,7 +2,7 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ from dartformer.data.prepare import Prepared, prepared
 from dartformer.data.sources import from_source
 from dartformer.data.splits import Split
 from dartformer.errors import InputError
-from dartformer.tasks import simple
+from dartformer.tasks import rules, simple
 from dartformer.tasks.encoding import TextEncoding
 from dartformer.tasks.preparation import VERSION, Preparation, Source
 
@@ -108,3 +108,9 @@ class TextTask(TextEncoding):
         if self.inputs == 2 and self.classes == 2:
             scores["overlap"] = simple.overlap(train, split, features)
         return scores
+
+    def rules(self, train: Split, valid: Split, merit: rules.Merit) -> Sequence[rules.Rule]:
+        """Linear models on n-grams; of labelled tokens, on the token and its neighbours."""
+        if self.kind in ("language", "labelling"):
+            return []
+        return rules.of_texts(self, train, valid, merit)

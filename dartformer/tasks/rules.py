@@ -1,0 +1,268 @@
+"""Rules that a user would try first: linear models on n-grams, linear models and trees on numbers.
+
+They are fitted on train and choose their settings on valid. What bounds their time and memory are
+counts of rows and letters, not a clock: a rule gives the same answers on every machine.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from scipy import sparse
+
+from dartformer.data.answers import Answers, labels_of
+from dartformer.data.splits import Split, Subset, in_order
+from dartformer.tasks import grams
+from dartformer.tasks.grams import TfIdf, Unit
+
+MOST_ROWS = 25_000
+"""Rows of train that a rule is fitted on."""
+
+MOST_LETTERS = 30_000_000
+"""Letters of these rows."""
+
+TRIED_ROWS, TRIED_LETTERS = 5_000, 2_500_000
+"""Rows and letters of train, and rows of valid, that settings are compared on."""
+
+MOST_WEIGHTS = 2_500_000
+"""Features times classes, of which a step of the optimizer computes as many."""
+
+FEWEST_FEATURES = 5_000
+
+INVERSE_PENALTIES = (1.0, 10.0, 100.0)
+"""Settings of logistic regression, scikit-learn's C. Rows have length 1, so few are right."""
+
+PENALTIES = (0.3, 1.0, 3.0)
+"""Settings of ridge regression."""
+
+ITERATIONS = 100
+"""Of the optimizer of logistic regression."""
+
+Merit = Callable[[Answers], float]
+"""How good answers are, by the metric that decides; more is better."""
+
+Features = np.ndarray | sparse.csr_matrix
+
+
+class Rule(NamedTuple):
+    """A rule that is fitted.
+
+    Attributes:
+      name: in `results.json`.
+      words: what it is, and what was chosen on valid.
+      answers: of a split.
+      seconds: that fitting and choosing took.
+    """
+
+    name: str
+    words: str
+    answers: Callable[[Split], Answers]
+    seconds: float
+
+
+class Texts(Protocol):
+    """A task whose examples are texts."""
+
+    @property
+    def classes(self) -> int: ...
+
+    @property
+    def inputs(self) -> int: ...
+
+    def texts(self, tokens: np.ndarray, valid: np.ndarray) -> list[str]:
+        """The texts of tokens `[B, N]`, of which those exist that are `valid`."""
+        ...
+
+
+# Models, of features and labels.
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A model of scikit-learn; `classes` is 0 where it predicts numbers."""
+
+    model: Any
+    classes: int
+
+    def outputs(self, features: Features) -> np.ndarray:
+        """`[M, C]` probabilities, or `[M]` numbers."""
+        if not self.classes:
+            return np.asarray(self.model.predict(features), np.float64)
+        outputs = np.zeros((features.shape[0], self.classes))
+        if features.shape[0]:
+            # A class without a row in what was fitted gets the probability 0.
+            outputs[:, self.model.classes_] = self.model.predict_proba(features)
+        return outputs
+
+
+def _linear(features: Features, labels: np.ndarray, classes: int, setting: float) -> _Fitted:
+    """Logistic regression, or ridge regression where there are no classes."""
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    if not classes:
+        solver = "auto"
+        if sparse.issparse(features):
+            solver = "lsqr"
+        return _Fitted(Ridge(alpha=setting, solver=solver, tol=1e-3).fit(features, labels), 0)
+    model = LogisticRegression(C=setting, max_iter=ITERATIONS)
+    return _Fitted(_without_warnings(model, features, labels), classes)
+
+
+def _without_warnings(model: Any, features: Features, labels: np.ndarray, **options: Any) -> Any:
+    """A model that is fitted; that it stopped before it converged is no news to a user."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model.fit(features, labels, **options)
+
+
+def _settings(classes: int) -> Sequence[float]:
+    if classes:
+        return INVERSE_PENALTIES
+    return PENALTIES
+
+
+def _in_words(classes: int, setting: float) -> str:
+    if classes:
+        return f"logistic regression (C = {setting:g})"
+    return f"ridge regression (penalty {setting:g})"
+
+
+def _name(classes: int) -> str:
+    if classes:
+        return "logistic_regression"
+    return "ridge"
+
+
+def _can_fit(labels: np.ndarray) -> bool:
+    """Whether there are labels to tell apart."""
+    return len(labels) > 1 and labels.min() != labels.max()
+
+
+def _first(split: Split, rows: int) -> Split:
+    """At most `rows` examples: train and valid are in a random order, or spread evenly."""
+    if len(split) <= rows:
+        return split
+    return Subset(split, np.linspace(0, len(split) - 1, rows).astype(np.int64))
+
+
+# Texts.
+
+
+class _Grams(NamedTuple):
+    """Features of texts: n-grams of a unit, weighted as train has them."""
+
+    task: Texts
+    unit: Unit
+    weights: TfIdf
+
+    def __call__(self, split: Split) -> sparse.csr_matrix:
+        counted = [counts.tocsr() for counts in _counted(self.task, split, self.unit)]
+        weighted = list(map(self.weights, counted))
+        if len(weighted) == 1:
+            return weighted[0]
+        first, second = weighted
+        # What two texts share, and what only one of them has.
+        return sparse.hstack([first.multiply(second), abs(first - second)], "csr")
+
+
+def of_texts(task: Texts, train: Split, valid: Split, merit: Merit) -> list[Rule]:
+    """A linear model on TF-IDF of n-grams, of words or of characters.
+
+    Texts are what the model reads of them. Which n-grams, and how much weights are penalised, is
+    chosen on valid.
+    """
+    start = time.perf_counter()
+    if not _can_fit(labels_of(train).values):
+        return []
+    mean_letters = _letters(task, _first(train, 200)) / min(len(train), 200)
+    classes = _classes_of(task, train)
+    tried = _first(train, _rows(TRIED_ROWS, TRIED_LETTERS, mean_letters))
+    judges = _first(valid, _rows(TRIED_ROWS, TRIED_LETTERS, mean_letters))
+    tried_labels, judged = labels_of(tried).values, labels_of(judges)
+    best: tuple[float, Unit, float] | None = None
+    units: tuple[Unit, ...] = ("words", "characters")
+    if not _can_fit(tried_labels):
+        return []
+    for unit in units:
+        features = _grams(task, tried, unit, classes)
+        fitting, judging = features(tried), features(judges)
+        for setting in _settings(classes):
+            model = _linear(fitting, tried_labels, classes, setting)
+            value = merit(Answers(model.outputs(judging), judged))
+            if best is None or value > best[0]:
+                best = value, unit, setting
+    assert best is not None
+    _, unit, setting = best
+    rows = _first(train, _rows(MOST_ROWS, MOST_LETTERS, mean_letters))
+    features = _grams(task, rows, unit, classes)
+    model = _linear(features(rows), labels_of(rows).values, classes, setting)
+
+    def answers(split: Split) -> Answers:
+        return Answers(model.outputs(features(split)), labels_of(split))
+
+    words = f"{_in_words(classes, setting)} on TF-IDF of {_span(unit)}"
+    words += _sampled(len(rows), len(train))
+    return [Rule(_name(classes), words, answers, time.perf_counter() - start)]
+
+
+def _rows(most: int, letters: int, mean_letters: float) -> int:
+    return max(min(most, int(letters / max(mean_letters, 1))), 100)
+
+
+def _span(unit: Unit) -> str:
+    if unit == "words":
+        return "words and pairs of words"
+    return f"1 to {grams.LONGEST['characters']} characters"
+
+
+def _sampled(rows: int, total: int) -> str:
+    if rows == total:
+        return ""
+    return f", fitted on {rows:,} of {total:,} rows"
+
+
+def _classes_of(task: Texts, train: Split) -> int:
+    """How many classes there are; 0 where labels are numbers."""
+    label = train.take(np.arange(1))["label"]
+    if label.dtype.kind == "f":
+        return 0
+    return task.classes
+
+
+def _grams(task: Texts, split: Split, unit: Unit, classes: int) -> _Grams:
+    """Features whose weights are those of a split."""
+    counted = sparse.vstack(_counted(task, split, unit), "csr")
+    # Two classes, and a number, have a single row of weights.
+    rows = 1
+    if classes > 2:
+        rows = classes
+    most = max(MOST_WEIGHTS // rows, FEWEST_FEATURES)
+    return _Grams(task, unit, TfIdf.fitted(counted, most))
+
+
+def _counted(task: Texts, split: Split, unit: Unit) -> list[sparse.csr_matrix]:
+    """N-grams of the first texts of a split, and of the second ones where examples have two."""
+    counted = []
+    for i in range(task.inputs):
+        counted.append(grams.counts(_texts(task, split, i), unit))
+    return counted
+
+
+def _texts(task: Texts, split: Split, i: int) -> Iterator[str]:
+    """The texts of a split; of examples with two, those number `i`."""
+    for batch in in_order(split):
+        tokens, valid = batch["tokens"], batch["valid"]
+        if task.inputs > 1:
+            tokens, valid = tokens[:, i], valid[:, i]
+        yield from task.texts(tokens, valid)
+
+
+def _letters(task: Texts, split: Split) -> int:
+    total = 0
+    for i in range(task.inputs):
+        total += sum(map(len, _texts(task, split, i)))
+    return total
