@@ -96,23 +96,29 @@ class RuleTest(Record):
     Attributes:
       metric: the key of the score in the file.
       mean: the score.
+      scores: all scores by name.
     """
 
     by_metric: ClassVar[Mapping[str, str]] = {"mean": "{}"}
 
     metric: str
     mean: float
+    scores: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
 class RuleScores(Record):
-    """A baseline that trains no model.
+    """A baseline that trains no Transformer.
 
     Attributes:
       test: its score on test.
+      words: what a rule is that was fitted, with what was chosen for it on valid.
+      seconds: that fitting and choosing took.
     """
 
     test: RuleTest
+    words: str | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ import numpy as np
 
 from dartformer import cost, diagnostics
 from dartformer.attention import to_text
+from dartformer.data.answers import Answers
 from dartformer.errors import InputError
 from dartformer.machine.identity import Identity
+from dartformer.machine.printable import note
 from dartformer.results import (
     SCHEMA,
     Baseline,
@@ -40,7 +42,8 @@ from dartformer.stages.race import Outcome
 from dartformer.stages.retrain import Model, best
 from dartformer.stages.study import Study
 from dartformer.statistics import mean, spread
-from dartformer.tasks.base import Learns, majority
+from dartformer.tasks.base import Learns, Ruled, majority
+from dartformer.training import scoring
 from dartformer.training.metric import ACCURACY, Metric
 
 BASELINES = (HOMOGENEOUS, RANDOM, UNIFORM)
@@ -149,15 +152,16 @@ def evaluation_identity(study: Study, genotype: Genotype) -> Identity:
 
 
 def _rules(study: Study) -> dict[str, RuleScores]:
-    """Baselines that train no model."""
+    """Baselines that train no Transformer."""
     rules = {}
     for name, value in rule_scores(study).items():
         rules[name] = RuleScores(RuleTest(study.metric.name, value))
+    rules.update(_fitted_rules(study))
     return rules
 
 
 def rule_scores(study: Study) -> dict[str, float]:
-    """Test scores of simple rules that are fitted on train."""
+    """Test scores of simple rules that are counted on train."""
     train, test = study.parts["train"], study.parts["test"]
     values = {}
     if study.metric.name == "accuracy":
@@ -165,6 +169,24 @@ def rule_scores(study: Study) -> dict[str, float]:
     # A task's own baseline may replace the majority class.
     values.update(study.task.baselines(train, test))
     return values
+
+
+def _fitted_rules(study: Study) -> dict[str, RuleScores]:
+    """Test scores of the rules that a task fits on train and chooses on valid."""
+    task, metric = study.fitted, study.metric
+    if not isinstance(task, Ruled):
+        return {}
+    note("fitting plain rules, to compare with")
+
+    def merit(answers: Answers) -> float:
+        return metric.objective(scoring.scores(answers))
+
+    rules = {}
+    for rule in task.plain_rules(study.parts["train"], study.parts["valid"], merit):
+        values = scoring.scores(rule.answers(study.parts["test"]), task.labels)
+        test = RuleTest(metric.name, values[metric.name], values)
+        rules[rule.name] = RuleScores(test, rule.words, rule.seconds)
+    return rules
 
 
 def _test(study: Study, models: Sequence[Model]) -> Tested:
@@ -282,7 +304,9 @@ def versus(
             comparisons.append(_against(ours, OURS, name, words, model, metric))
     rule = _best_rule(baselines, metric)
     if rule is not None:
-        comparisons.append(_against_rule(ours, rule, baselines[rule].test.mean, metric))
+        scored = baselines[rule]
+        assert isinstance(scored, RuleScores)
+        comparisons.append(_against_rule(ours, rule, scored, metric))
     return tuple(comparisons)
 
 
@@ -346,9 +370,13 @@ def _against(
     return Versus(name, result.outcome, result.difference, result.noise, sentence)
 
 
-def _against_rule(ours: ModelScores, name: str, value: float, metric: Metric) -> Versus:
+def _against_rule(ours: ModelScores, name: str, rule: RuleScores, metric: Metric) -> Versus:
     """A rule has no seeds, and the gap to it is only reported."""
+    value = rule.test.mean
     difference = mean(ours.test.per_seed) - value
+    score = metric.text(value)
+    if rule.words is not None and rule.seconds is not None:
+        score += f": {rule.words}, {rule.seconds:.0f} s"
     if not math.isfinite(difference):
         sentence = (
             f"{OURS} and the rule {name!r} cannot be compared, because the {metric.title} is "
@@ -356,14 +384,12 @@ def _against_rule(ours: ModelScores, name: str, value: float, metric: Metric) ->
         )
         return Versus(name, "undecided", difference, None, sentence)
     if difference == 0:
-        sentence = f"{OURS} scores the same as the rule {name!r} ({metric.text(value)})"
+        sentence = f"{OURS} scores the same as the rule {name!r} ({score})"
         return Versus(name, "undecided", difference, None, sentence)
     where, outcome = "below", "worse"
     if difference > 0:
         where = "above"
     if (difference > 0) == metric.higher:
         outcome = "better"
-    sentence = (
-        f"{OURS} is {metric.gap(abs(difference))} {where} the rule {name!r} ({metric.text(value)})"
-    )
+    sentence = f"{OURS} is {metric.gap(abs(difference))} {where} the rule {name!r} ({score})"
     return Versus(name, outcome, difference, None, sentence)

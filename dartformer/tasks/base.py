@@ -133,7 +133,7 @@ class Learns(Protocol):
 class Ruled(Protocol):
     """A task whose examples plain models can be fitted to: the first thing a user would try."""
 
-    def rules(self, train: Split, valid: Split, merit: Merit) -> Sequence[Rule]:
+    def plain_rules(self, train: Split, valid: Split, merit: Merit) -> Sequence[Rule]:
         """Rules of `dartformer.tasks.rules`, fitted on `train` and chosen on `valid` by `merit`.
 
         Where the task learns something, it has learned it."""

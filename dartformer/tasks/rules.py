@@ -7,7 +7,7 @@ counts of rows and letters, not a clock: a rule gives the same answers on every 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from scipy import sparse
@@ -43,7 +43,7 @@ ITERATIONS = 100
 Merit = Callable[[Answers], float]
 """How good answers are, by the metric that decides; more is better."""
 
-Features = np.ndarray | sparse.csr_matrix
+Features: TypeAlias = np.ndarray | sparse.csr_matrix
 
 
 class Rule(NamedTuple):

@@ -109,7 +109,7 @@ class TextTask(TextEncoding):
             scores["overlap"] = simple.overlap(train, split, features)
         return scores
 
-    def rules(self, train: Split, valid: Split, merit: rules.Merit) -> Sequence[rules.Rule]:
+    def plain_rules(self, train: Split, valid: Split, merit: rules.Merit) -> Sequence[rules.Rule]:
         """Linear models on n-grams; of labelled tokens, on the token and its neighbours."""
         if self.kind in ("language", "labelling"):
             return []

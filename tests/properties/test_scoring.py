@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from dartformer.training import scoring
 from dartformer.data.answers import Answers, Labels
+from dartformer.training import scoring
 
 
 def labels(values: np.ndarray) -> Labels:
@@ -83,7 +83,8 @@ def test_scores_of_numbers_are_those_of_sklearn_and_scipy(answers: Answers) -> N
         if answers.outputs.min() != answers.outputs.max():
             assert same(ours["spearman"], spearmanr(right, answers.outputs).statistic)
     else:
-        assert math.isnan(ours["r2"]) and math.isnan(ours["spearman"])
+        assert math.isnan(ours["r2"])
+        assert math.isnan(ours["spearman"])
     assert same(ours["mae"], metrics.mean_absolute_error(right, answers.outputs))
     assert same(ours["rmse"], metrics.root_mean_squared_error(right, answers.outputs))
 
@@ -133,9 +134,7 @@ def test_entities_are_whole_spans_of_one_example(tokens: list[tuple[int, int, bo
     right = [token[0] for token in tokens]
     answered = [token[1] for token in tokens]
     rows = np.cumsum([token[2] for token in tokens]).tolist()
-    answers = Answers(
-        one_hot(answered, 5), Labels(np.array(right), np.array(rows), rows[-1] + 1)
-    )
+    answers = Answers(one_hot(answered, 5), Labels(np.array(right), np.array(rows), rows[-1] + 1))
     expected = spans_by_hand([NAMES[i] for i in right], rows)
     found = spans_by_hand([NAMES[i] for i in answered], rows)
     ours = scoring.entity_f1(answers, scoring.once(answers), NAMES)

@@ -372,7 +372,8 @@ def test_from_a_csv_to_a_prediction(tmp_path, capsys):
     run = ["run", config, f"--workdir={tmp_path / 'run'}", f"--config.data.dir={tmp_path}"]
     assert main([*run, "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
-    assert set(results["baselines"]) == {"majority", "naive_bayes"}
+    rules = {"majority", "naive_bayes", "logistic_regression"}
+    assert set(results["baselines"]) == rules
     assert results["data"]["train"]["rows"] == 48
     findings = {item["name"]: item for item in results["diagnostics"]["findings"]}
     # w17 of test is in no row of train.
