@@ -6,6 +6,7 @@ valid UTF-8 arrive as surrogates (U+DC80 and on), so that the reader can count t
 
 import contextlib
 import csv
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,14 +93,21 @@ def _separated(path: Path, separators: str) -> Iterator[Record]:
     # The library's own limit, 128 KiB, is less than a long document.
     csv.field_size_limit(2**31 - 1)
     with tables.opened_text(path, newline="") as text:
-        dialect = tables.dialect(text.read(tables.SAMPLE), separators)
+        sample = text.read(tables.SAMPLE)
+        dialect = tables.dialect(sample, separators)
         text.seek(0)  # the reader below needs the header again
         for _ in range(dialect.skipped):
             text.readline()
         reader = dialect.rows(text)
         try:
-            header = tables.header(path, next(reader, None))
-            for fields in reader:
+            rows: Iterator[list[str]] = iter(reader)
+            if tables.has_header(sample, dialect):
+                header = tables.header(path, next(rows, None))
+            else:
+                first = next(rows)
+                header = tables.unnamed(len(first))
+                rows = itertools.chain([first], rows)
+            for fields in rows:
                 if not fields:
                     continue
                 if len(fields) != len(header):

@@ -37,8 +37,9 @@ class ArraySplit:
 
     `tokens` [S, N] of any integer type, `lengths` [S], `labels` [S] or [S, N].
 
-    With two documents `tokens` is [S, 2, N] and `lengths` [S, 2]; labels may be float32. The arrays
-    may be mapped files."""
+    With two documents `tokens` is [S, 2, N] and `lengths` [S, 2]. Tokens that are F numbers each are
+    [S, N, F] of any floating type, and stay numbers. Labels may be float32. The arrays may be mapped
+    files."""
 
     def __init__(self, tokens: np.ndarray, lengths: np.ndarray, labels: np.ndarray):
         if not len(tokens) == len(lengths) == len(labels):
@@ -53,15 +54,25 @@ class ArraySplit:
         self._label_dtype: DTypeLike = np.int32
         if labels.dtype.kind == "f":
             self._label_dtype = np.float32
+        self._token_dtype: DTypeLike = np.int32
+        self._length = tokens.shape[-1]
+        if tokens.dtype.kind == "f":
+            if tokens.ndim != 3:
+                raise InputError(
+                    f"tokens that are numbers must be an array [S, N, F], got shape "
+                    f"{list(tokens.shape)}. Use F = 1 for a number a token."
+                )
+            self._token_dtype = np.float32
+            self._length = tokens.shape[1]
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def take(self, indices: np.ndarray) -> Batch:
         """Rows `indices` [B] as a `Batch`."""
-        positions = np.arange(self.tokens.shape[-1])
+        positions = np.arange(self._length)
         return {
-            "tokens": self.tokens[indices].astype(np.int32),
+            "tokens": self.tokens[indices].astype(self._token_dtype),
             "valid": positions < self.lengths[indices][..., None],
             "label": self.labels[indices].astype(self._label_dtype),
         }

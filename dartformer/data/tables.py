@@ -5,6 +5,7 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
@@ -32,6 +33,11 @@ NO_FIELDS = (0.0, 0)
 
 SAMPLE = 2**18
 """Characters that decide a file's dialect."""
+
+COMPARED = 200
+"""Rows that are compared with the first, which may be a header."""
+
+NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 
 SEPARATOR_LINE = re.compile('"?sep=(.)"?(?:\r\n|\r|\n)', re.IGNORECASE)
 """The line with which Excel says how fields are separated."""
@@ -138,6 +144,61 @@ def _consistency(sample: str, candidate: Dialect) -> tuple[float, int]:
     if not counts or counts[0] == 1:
         return NO_FIELDS
     return counts.count(counts[0]) / (len(counts) + errors), counts[0]
+
+
+def has_header(sample: str, form: Dialect) -> bool:
+    """Whether the first row of a CSV file that starts with `sample` has the names of the columns.
+
+    It has none where it looks like the rows below it: numbers above numbers, or a value that its
+    column has again."""
+    rows = []
+    try:
+        text = io.StringIO(sample, newline="")
+        for _ in range(form.skipped):
+            text.readline()
+        for fields in form.rows(text):
+            if fields:
+                rows.append(fields)
+            if len(rows) > COMPARED:
+                break
+    except csv.Error:
+        pass  # what could be read tells enough
+    if len(rows) < 3:
+        return True
+    first, below = rows[0], [row for row in rows[1:] if len(row) == len(rows[0])]
+    if first in below:
+        return True  # several files in one, each with its header
+    numeric = 0
+    for i, field in enumerate(first):
+        values = [row[i].strip() for row in below]
+        if _are_numbers(values):
+            if not _are_numbers([field.strip()]):
+                return True
+            numeric += 1
+    if numeric > 1 and not _count_up(first):
+        return False
+    return not any(_occurs_again(first, below, i) for i in range(len(first)))
+
+
+def _are_numbers(values: Iterable[str]) -> bool:
+    present = [value for value in values if value]
+    return bool(present) and all(map(NUMBER.fullmatch, present))
+
+
+def _count_up(fields: list[str]) -> bool:
+    """Whether the fields that are numbers go up, as the names of steps do."""
+    numbers = [float(field) for field in fields if _are_numbers([field.strip()])]
+    return all(a < b for a, b in pairwise(numbers))
+
+
+def _occurs_again(first: list[str], below: list[list[str]], i: int) -> bool:
+    """Whether the first value of a column, which is no blank, comes again below it."""
+    return bool(first[i].strip()) and any(row[i] == first[i] for row in below)
+
+
+def unnamed(count: int) -> list[str]:
+    """Names for the columns of a file without a header."""
+    return [f"column{i}" for i in range(1, count + 1)]
 
 
 def header(path: Path, fields: Iterable[str] | None) -> list[str]:

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, cast
+from typing import Any, Protocol, TypedDict, cast, runtime_checkable
 
 import jax
 import numpy as np
@@ -57,6 +57,14 @@ class Regression(Protocol):
 
     def value(self, output: float) -> float:
         """The number in its own unit."""
+
+
+@runtime_checkable
+class Forecast(Protocol):
+    """A task that predicts numbers from the numbers before them."""
+
+    def value_after(self, output: float, tokens: np.ndarray) -> float:
+        """The number in its own unit, after tokens `[n, F]`."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,7 @@ class Served:
         tokens, exists = self.arrays(texts, valid)
         logits = self._run(tokens, exists)
         if self.model.task.traits.metric == "r2":
-            return list(map(self._number, logits))
+            return list(map(self._number, logits, tokens))
         # Less the largest, which changes no probability and keeps `exp` from overflowing.
         probabilities = np.exp(logits - logits.max(-1, keepdims=True))
         probabilities /= probabilities.sum(-1, keepdims=True)
@@ -143,10 +151,13 @@ class Served:
             return answers
         return list(map(self._label, probabilities))
 
-    def _number(self, outputs: np.ndarray) -> Value:
+    def _number(self, outputs: np.ndarray, tokens: np.ndarray) -> Value:
         """The answer for one text, of `[1]`."""
-        task = cast(Regression, self.model.task)
-        return {"value": task.value(float(outputs[0]))}
+        task = self.model.task
+        # A forecast is a change from the tokens that it is made from.
+        if isinstance(task, Forecast):
+            return {"value": task.value_after(float(outputs[0]), tokens)}
+        return {"value": cast(Regression, task).value(float(outputs[0]))}
 
     def _label(self, probabilities: np.ndarray) -> Label:
         """The answer for one text, of `[C]`."""

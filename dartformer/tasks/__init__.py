@@ -29,6 +29,7 @@ from dartformer.tasks.pathfinder import Pathfinder
 from dartformer.tasks.planted import Planted
 from dartformer.tasks.recall import Recall, UpdatedRecall
 from dartformer.tasks.selective_copying import SelectiveCopying
+from dartformer.tasks.series import Series
 
 BUILT_IN: dict[str, type] = {
     "listops": ListOps,
@@ -51,6 +52,7 @@ BUILT_IN: dict[str, type] = {
     "parity": Parity,
     "passage": Passage,
     "files": Files,
+    "series": Series,
 }
 
 TASKS: Registry[type] = Registry(

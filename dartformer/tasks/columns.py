@@ -1,10 +1,12 @@
 """Which column of a user's file holds the texts, and which the labels."""
 
+import math
 import random
 import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from dartformer.data.numbers import is_number, number
 from dartformer.data.records import Record
 from dartformer.data.rows import are_numbers, canonical, is_missing
 from dartformer.errors import InputError
@@ -67,6 +69,17 @@ ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]*://|www\.|/|\./|[A-Za-z]:\\)\S*|\S+@\
 CODE = re.compile(r"[!-~]+")
 """What has no space, and only characters of ASCII: a number, a date, an identifier, a word."""
 
+NUMERIC = 0.95
+"""The share of the values of a column of numbers that are numbers."""
+
+DATED = 100
+"""Values of a column that are compared with the form of dates."""
+
+DATE = re.compile(
+    r"\d{4}[-/.]\d.{2,}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}(?!\d).*|\d{1,2}:\d\d.*", re.DOTALL
+)
+"""A date, or a time of the day."""
+
 MOST_CLASSES = 200
 
 
@@ -92,14 +105,14 @@ def sampled(rows: Iterable[Record]) -> list[Record]:
     A file is often sorted by its labels, so the first rows say little."""
     draw = random.Random(0)
     sample: list[tuple[int, Record]] = []
-    for number, row in enumerate(rows):
-        if number < SAMPLE:
-            sample.append((number, _shortened(row)))
+    for i, row in enumerate(rows):
+        if i < SAMPLE:
+            sample.append((i, _shortened(row)))
             continue
         # Each row so far is in the sample with the same chance.
-        place = draw.randrange(number + 1)
+        place = draw.randrange(i + 1)
         if place < SAMPLE:
-            sample[place] = number, _shortened(row)
+            sample[place] = i, _shortened(row)
     sample.sort(key=lambda item: item[0])
     return [row for _, row in sample]
 
@@ -122,6 +135,14 @@ def names_of(rows: Iterable[Record]) -> list[str]:
     return list(names)
 
 
+def quoted(names: Sequence[str]) -> str:
+    """The first names of columns in quotes, and how many there are."""
+    shown = [repr(name) for name in names[:8]]
+    if len(names) > 8:
+        shown.append(f"... ({len(names)} in all)")
+    return ", ".join(shown)
+
+
 def as_text(value: object) -> str:
     """A value of a column of texts: words may be a list. Empty for anything else."""
     if isinstance(value, list) and all(isinstance(word, str) for word in value):
@@ -131,12 +152,32 @@ def as_text(value: object) -> str:
     return ""
 
 
+def is_numeric(rows: Sequence[Record], name: str) -> bool:
+    """Whether nearly all values of a column are numbers, also written out."""
+    present = [row[name] for row in rows if not is_missing(row.get(name))]
+    if not present or any(isinstance(value, bool | list | dict) for value in present):
+        return False
+    count = sum(map(is_number, present))
+    return count >= NUMERIC * len(present) and any(map(is_finite, present))
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value is a number, also one that is written out, and neither missing nor infinite."""
+    return is_number(value) and math.isfinite(number(value))
+
+
+def is_date(rows: Sequence[Record], name: str) -> bool:
+    """Whether the values of a column are dates or times of the day."""
+    present = [str(row[name]) for row in rows if not is_missing(row.get(name))]
+    return bool(present) and all(map(DATE.fullmatch, present[:DATED]))
+
+
 def text_column(rows: Sequence[Record], label: str) -> tuple[str, str]:
     """The column of texts, and why."""
     evidence = {}
     for name in names_of(rows):
         texts = [as_text(row.get(name)) for row in rows]
-        if name != label and any(map(str.strip, texts)):
+        if name != label and any(map(str.strip, texts)) and not is_numeric(rows, name):
             evidence[name] = _evidence(name, texts)
     if not evidence:
         raise InputError(f"no column holds texts; the columns are {', '.join(names_of(rows))}.")

@@ -5,8 +5,7 @@ What is guessed is tried: the options prepare the data as a run would."""
 import contextlib
 import io
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,30 +20,32 @@ from dartformer.data.sources import pack
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import parts_of
 from dartformer.tasks.columns import (
-    MOST_CLASSES,
     as_text,
     label_column,
     names_of,
+    quoted,
     sampled,
     text_column,
 )
 from dartformer.tasks.files import KINDS, Files
+from dartformer.tasks.guess_labels import of_labels, without_missing_classes
 from dartformer.tasks.guess_language import guess_language
+from dartformer.tasks.guess_series import (
+    guess_series,
+    layout_of,
+    layout_of_files,
+    require_texts,
+)
 from dartformer.tasks.guess_tokens import add_tokens
-from dartformer.tasks.guesses import Guess
+from dartformer.tasks.guesses import Columns, Guess, Rows
 from dartformer.tasks.label_counts import (
-    MOST_NUMBERS,
     LabelCounts,
     counted,
     is_aligned,
     kind_of,
-    learnable,
-    numbers_first,
 )
-from dartformer.tasks.preparation import MissingClasses, Preparation
-
-LISTED_NAMES = 6
-"""Class names that a sentence lists."""
+from dartformer.tasks.numeric_encoding import KINDS as NUMERIC_KINDS
+from dartformer.tasks.preparation import Preparation
 
 SHOWN_CHARACTERS = 160
 """Characters of the decoded row that a sentence repeats."""
@@ -52,10 +53,6 @@ SHOWN_CHARACTERS = 160
 MOST_TRIED = 20_000
 """Rows up to which every example is made as a trial; of more rows only the labels and the division
 into splits are tried."""
-
-
-Rows = Callable[[], Iterable[Record]]
-"""Starts reading the rows of a split."""
 
 
 class Trial(NamedTuple):
@@ -72,6 +69,8 @@ def guess(
     label: str = "",
     data_dir: str | None = None,
     kind: str = "",
+    group: str = "",
+    split: str = "",
 ) -> Guess:
     """Guess the options for a file, but for the columns and the kind that the user names.
 
@@ -80,7 +79,9 @@ def guess(
       texts: the column of texts, or two that are compared; empty to guess one.
       label: the column of labels; empty to guess it.
       data_dir: the folder for prepared data sets.
-      kind: of the labels, one of `KINDS`; empty to guess it.
+      kind: of the labels, one of `KINDS`, or "forecasting"; empty to guess it.
+      group: the column of groups, whose rows are all in one split; empty for none.
+      split: the column that says which split a row is in; empty for none.
 
     Raises:
       InputError: the file cannot be read or prepared, a column does not exist, or no column will
@@ -90,16 +91,25 @@ def guess(
         raise InputError(
             f"a model reads one text, or compares two; got {len(texts)}: {', '.join(texts)}."
         )
-    if kind and kind not in KINDS:
-        raise unknown("kind", kind, KINDS)
+    kinds = dict.fromkeys((*KINDS, *NUMERIC_KINDS))
+    if kind and kind not in kinds:
+        raise unknown("kind", kind, kinds)
+    named = Columns(tuple(texts), label, kind, group, split)
     path = located(file, data_dir)
     if is_plain_text(path):
-        return guess_language(file, list(filter(None, (*texts, label))), kind)
+        return guess_language(file, list(filter(None, (*texts, label, group, split))), kind)
+    files = layout_of_files(path)
+    if files is not None:
+        return guess_series(file, path, files, [], named)
     sources = _sources(path)
     rows = sampled(next(iter(sources.values()))())
     if not rows:
         raise InputError(f"{file} has no rows.")
-    _require_columns(file, rows, (*texts, label))
+    _require_columns(file, rows, (*texts, label, group, split))
+    layout = layout_of(rows, named)
+    if layout is not None:
+        return guess_series(file, path, layout, rows, named)
+    require_texts(file, rows, named)
     sentences = []
     if not texts:
         name, reason = text_column(rows, label)
@@ -109,7 +119,7 @@ def guess(
         kind = "language"
         sentences.append("there is no other column, so the task is to predict the next character")
     if kind == "language":
-        options = {"path": file, "text": texts[0], "kind": kind}
+        options: dict[str, Any] = {"path": file, "text": texts[0], "kind": kind}
         labels = None
     else:
         if not label:
@@ -117,11 +127,17 @@ def guess(
             sentences.append(f"label column {label!r}: {reason} (--label names another)")
         options = {"path": file, "text": texts[0], "label": label}
         labels = _labels(sources, rows, texts, options, kind, path.name)
-        sentences += _of_labels(labels, options, file, named=bool(kind))
+        sentences += of_labels(labels, options, file, named=bool(kind))
+    used = (*texts, label, group, split)
+    ignored = [name for name in names_of(rows) if name not in used]
+    if ignored:
+        sentences.append(f"not read: {quoted(ignored)}")
     if len(texts) == 2:
         options["text2"] = texts[1]
     add_tokens(options, rows, texts, sentences)
-    trial = _tried(options, data_dir, sentences, labels)
+    trial = without_missing_classes(
+        options, sentences, labels, lambda: tried(Files(**options), data_dir)
+    )
     missing = [part for part in ("valid", "test") if part not in sources]
     if missing:
         sentences.append(
@@ -159,9 +175,6 @@ def _require_columns(file: str, rows: Sequence[Record], names: Iterable[str]) ->
             )
 
 
-# The labels.
-
-
 def _labels(
     sources: Mapping[str, Rows],
     rows: Sequence[Record],
@@ -178,144 +191,7 @@ def _labels(
     return labels
 
 
-def _of_labels(labels: LabelCounts, options: dict[str, Any], file: str, named: bool) -> list[str]:
-    """Set the classes, and what happens to rows without one; what was guessed of them."""
-    if options["kind"] == "regression":
-        sentences = [_regression(labels, options, file)]
-    else:
-        sentences = _classes(labels, options, file, named)
-    if labels.missing:
-        options["on_bad_label"] = "drop"
-        sentences.append(
-            f"{labels.missing:,} of {labels.rows.total():,} rows have no label and are left out"
-        )
-    if labels.misaligned:
-        options["on_bad_label"] = "drop"
-        sentences.append(
-            f"{labels.misaligned:,} of {labels.rows.total():,} rows have another number of labels "
-            f"than words and are left out"
-        )
-    return sentences
-
-
-def _regression(labels: LabelCounts, options: dict[str, Any], file: str) -> str:
-    numbers = 0
-    for name, n in labels.total().items():
-        if _is_finite(name):
-            numbers += n
-    odd = labels.total().total() - numbers
-    if not numbers:
-        raise InputError(f"the column {labels.column!r} of {file} holds no numbers to predict.")
-    sentence = (
-        f"regression: the label is a number with {_count(labels)} different values "
-        f"(--kind=classification makes each a class)"
-    )
-    if odd:
-        options["on_bad_label"] = "drop"
-        sentence += f"; {odd:,} rows whose label is no number are left out"
-    return sentence
-
-
-def _is_finite(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _count(labels: LabelCounts) -> str:
-    count = len(labels.total())
-    if count > MOST_NUMBERS:
-        return f"more than {MOST_NUMBERS:,}"
-    return f"{count:,}"
-
-
-def _classes(labels: LabelCounts, options: dict[str, Any], file: str, named: bool) -> list[str]:
-    total = labels.total()
-    if len(total) < 2:
-        raise InputError(
-            f"the column {labels.column!r} of {file} has {len(total)} different values; at least 2 "
-            f"are needed. Name another with --label."
-        )
-    if len(total) > MOST_NUMBERS or (len(total) > MOST_CLASSES and not named):
-        raise InputError(
-            f"the column {labels.column!r} of {file} has {_count(labels)} different values, too "
-            f"many for classes, and they are not numbers. Name the label column with --label."
-        )
-    classes: list[str] = sorted(total, key=numbers_first)
-    rare: dict[str, int] = {}
-    # Of words a class may be rare: a row with it holds others too.
-    if options["kind"] == "classification":
-        classes, rare = learnable(labels)
-    if len(classes) < 2:
-        raise InputError(
-            f"the column {labels.column!r} of {file} has {len(total)} different values in "
-            f"{total.total():,} rows: too few rows of each for train, valid and test."
-        )
-    options["label_names"] = tuple(classes)
-    sentences = [_label_sentence(labels, options)]
-    if rare:
-        options["on_bad_label"] = "drop"
-        sentences.append(
-            f"classes with too few rows to learn and test them are left out with their rows: "
-            f"{_listed(rare)}"
-        )
-    return sentences
-
-
-def _label_sentence(labels: LabelCounts, options: Mapping[str, Any]) -> str:
-    """What was guessed of the labels."""
-    total = labels.total()
-    counts = {name: total[name] for name in options["label_names"]}
-    start = "classification into"
-    if options["kind"] == "labelling":
-        start = "a label for each word, of"
-    majority = max(counts, key=lambda name: counts[name])
-    share = 100 * counts[majority] / sum(counts.values())
-    sentence = (
-        f"{start} {len(counts)} classes ({_listed(counts)}); always saying {majority!r} is right "
-        f"in {share:.0f}%"
-    )
-    if all(map(_is_finite, counts)) and options["kind"] == "classification":
-        sentence += " (--kind=regression predicts numbers instead)"
-    return sentence
-
-
-def _listed(counts: Mapping[str, int]) -> str:
-    """ "neg 30, pos 28, ..." """
-    phrases = []
-    for name, n in list(counts.items())[:LISTED_NAMES]:
-        phrases.append(f"{name} {n:,}")
-    if len(counts) > LISTED_NAMES:
-        phrases.append("...")
-    return ", ".join(phrases)
-
-
 # The trial.
-
-
-def _tried(
-    options: dict[str, Any],
-    data_dir: str | None,
-    sentences: list[str],
-    labels: LabelCounts | None,
-) -> Trial:
-    """Prepare the data with the options, without the classes that end up outside train."""
-    while True:
-        try:
-            return tried(Files(**options), data_dir)
-        except MissingClasses as error:
-            names = [name for name in options["label_names"] if name not in error.names]
-            if labels is None or len(names) < 2:
-                raise
-            total = labels.total()
-            lost = {name: total[name] for name in error.names}
-        options["label_names"] = tuple(names)
-        options["on_bad_label"] = "drop"
-        sentences.append(
-            f"classes without a row in train, when rows are drawn for valid and test and repeated "
-            f"ones are left out, are left out: {_listed(lost)}"
-        )
 
 
 def tried(task: Files, data_dir: str | None = None) -> Trial:

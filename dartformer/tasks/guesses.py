@@ -1,6 +1,30 @@
 """What a guess at a user's data is."""
 
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
+
+from dartformer.data.records import Record
+
+Rows = Callable[[], Iterable[Record]]
+"""Starts reading the rows of a split."""
+
+
+class Columns(NamedTuple):
+    """What the user names of the data; empty for what is to be guessed.
+
+    Attributes:
+      texts: the column of texts or of numbers; of texts, two that are compared.
+      label: the column of labels.
+      kind: of what is predicted.
+      group: the column of groups, whose rows are all in one split.
+      split: the column that says which split a row is in.
+    """
+
+    texts: tuple[str, ...] = ()
+    label: str = ""
+    kind: str = ""
+    group: str = ""
+    split: str = ""
 
 
 class Guess(NamedTuple):

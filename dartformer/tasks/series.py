@@ -1,0 +1,404 @@
+"""The user's own sequences of numbers and time series, in one of several layouts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from dartformer.data import folders
+from dartformer.data.compressed import suffix
+from dartformer.data.locations import identity, located
+from dartformer.data.numbers import number, numbers, sequence, trimmed
+from dartformer.data.records import READERS, Record, read, splits
+from dartformer.data.rows import Labels, canonical
+from dartformer.errors import InputError, brief, unknown
+from dartformer.tasks.base import TaskTraits
+from dartformer.tasks.files import column
+from dartformer.tasks.numeric import NumericTask
+from dartformer.tasks.numeric_preparation import NumericRow, NumericSource
+from dartformer.tasks.requirements import require_at_least
+
+LAYOUTS = ("lists", "columns", "long", "files")
+
+EMPTY = np.zeros((0, 1), np.float32)
+"""The steps of a row that cannot be read."""
+
+
+class SeriesByKind:
+    """The traits of a `Series`, which depend on its `kind`; on the class, those of the default."""
+
+    def __get__(self, task: "Series | None", owner: type) -> TaskTraits:
+        metric = "accuracy"
+        if task is not None and task.kind != "classification":
+            metric = "r2"
+        return TaskTraits(
+            summary="Your own sequences of numbers and time series: npz, CSV, JSONL, Parquet, folders",
+            paper="none: `dartformer new --data FILE` writes its config",
+            metric=metric,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series(NumericTask):
+    """Sequences of numbers of the file or folder `path`: their classes, numbers, or next values.
+
+    Attributes:
+      path: a file or a folder.
+      valid: a file for validation; empty for the split of that name in `path`, or else a part of train.
+      test: a file for test; empty for the split of that name in `path`, or else a part of train.
+      kind: "classification" or "regression" of a sequence, or "forecasting" of its next value.
+      layout: "lists", a sequence in the cells of a row; "columns", its steps in the columns of a row;
+        "long", a step a row; "files", a sequence a file, in a folder for each class.
+      values: the columns of the numbers, one for each channel; with "columns" the first and the last
+        column of each channel.
+      channels_first: a list in a cell has a list for each channel, and not for each step.
+      label: the column of labels; of a forecast, the channel that is forecast.
+      series: with "long", the column that says which sequence a row belongs to; empty for a single one.
+      time: with "long" and "files", the column that orders the steps; empty for the order of the file.
+      group: the column of groups, whose sequences are all in one split; empty for none.
+      split: the column that says which split a sequence is in; empty for none.
+      patch: steps of a token.
+      horizon: a forecast is of the value this many steps after the last one.
+    """
+
+    path: str = ""
+    valid: str = ""
+    test: str = ""
+    kind: str = "classification"
+    layout: str = "lists"
+    values: tuple[str, ...] = ("values",)
+    channels_first: bool = False
+    label: str = "label"
+    series: str = ""
+    time: str = ""
+    group: str = ""
+    split: str = ""
+    patch: int = 1
+    horizon: int = 1
+
+    traits: ClassVar[Any] = SeriesByKind()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(self, patch=1, horizon=1)
+        if self.layout not in LAYOUTS:
+            raise unknown("task.layout", self.layout, LAYOUTS)
+        if not self.values or (self.layout == "columns" and len(self.values) % 2):
+            raise InputError(
+                f"task.values must name columns, with the layout 'columns' the first and the last of "
+                f"each channel, got {self.values}."
+            )
+        if len(Labels(self.kind, self.label_names).numbers) != len(self.label_names):
+            raise InputError(f"task.label_names has a name twice: {self.label_names}.")
+        if self.kind == "forecasting" and self.layout != "lists" and self.label not in self.values:
+            raise InputError(
+                f"task.label = {self.label!r} is the channel that is forecast, so it must be one of "
+                f"task.values: {', '.join(self.values)}."
+            )
+
+    @property
+    def title(self) -> str:
+        """The data's name."""
+        return Path(self.path).name or "series"
+
+    @property
+    def patch_steps(self) -> int:
+        """Steps of a token."""
+        return self.patch
+
+    @property
+    def horizon_steps(self) -> int:
+        """How many steps after the last one a forecast is of."""
+        return self.horizon
+
+    @property
+    def target(self) -> int | None:
+        """The channel that is forecast."""
+        if self.kind != "forecasting":
+            return None
+        if self.label in self.values and self.layout != "columns":
+            return self.values.index(self.label)
+        return 0
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes, or of the one number."""
+        if self.kind != "classification":
+            return ("value",)
+        return tuple(map(canonical, self.label_names))
+
+    def sources(self, data_dir: str | None) -> dict[str, NumericSource]:
+        """Train, and valid and test where there are files, splits or values of `split` for them."""
+        if not self.path:
+            raise InputError(
+                "task.path is empty. Set it to a file or folder, or let `dartformer new --data FILE` "
+                "write a config."
+            )
+        path = located(self.path, data_dir)
+        if self.split:
+            return self._sources_by_column(path)
+        available = splits(path)
+        if available and "train" not in available:
+            raise InputError(f"{path} has no split 'train'; it has {', '.join(available)}.")
+        train = ""
+        if available:
+            train = "train"
+        sources = {"train": self._source(path, train)}
+        for part in ("valid", "test"):
+            named_file = getattr(self, part)
+            if named_file:
+                sources[part] = self._source(located(named_file, data_dir), "")
+            elif part in available:
+                sources[part] = self._source(path, part)
+        return sources
+
+    def _source(self, path: Path, split: str) -> NumericSource:
+        rows = partial(self._unsplit, path, split)
+        return NumericSource(rows, [str(path), split, identity(path)])
+
+    def _unsplit(self, path: Path, split: str) -> Iterator[NumericRow]:
+        for row in rows_of(self, path, split):
+            yield row.row
+
+    def _sources_by_column(self, path: Path) -> dict[str, NumericSource]:
+        """The splits that the column `split` names."""
+        sources = {}
+        for part in parts_in(row.split for row in rows_of(self, path, "")):
+            rows = partial(self._of_part, path, part)
+            sources[part] = NumericSource(rows, [str(path), self.split, identity(path)])
+        return sources
+
+    def _of_part(self, path: Path, part: str) -> Iterator[NumericRow]:
+        for row in rows_of(self, path, ""):
+            if folders.split_of(row.split) == part:
+                yield row.row
+
+
+def parts_in(names: Iterator[str]) -> list[str]:
+    """The splits that the values of a column name, train first."""
+    distinct = dict.fromkeys(names)
+    parts = []
+    for name in distinct:
+        part = folders.split_of(name)
+        if part not in folders.SPLITS:
+            raise InputError(
+                f"the column of splits holds {brief(name)}. Its values must be train, valid "
+                f"(validation, val, dev) and test."
+            )
+        if part not in parts:
+            parts.append(part)
+    if "train" not in parts:
+        raise InputError(
+            f"the column of splits names no row 'train', only {', '.join(parts) or 'nothing'}."
+        )
+    return sorted(parts, key=list(folders.SPLITS).index)
+
+
+class SplitRow(NamedTuple):
+    """A row, and what the column `split` says of it."""
+
+    row: NumericRow
+    split: str
+
+
+def rows_of(task: Series, path: Path, split: str) -> Iterator[SplitRow]:
+    """The sequences of a file or folder, in whatever layout."""
+    if task.layout == "long":
+        yield from _long(task, path, split)
+        return
+    if task.layout == "files":
+        yield from _files(task, path, split)
+        return
+    source = f"{path.name} {split}".rstrip()
+    columns = ColumnSpans(task.values)
+    for number_of_row, record in enumerate(read(path, split), 1):
+        where = f"{source}, row {number_of_row}"
+        fault, values = "", EMPTY
+        try:
+            if task.layout == "columns":
+                values = columns.steps(record, where)
+            else:
+                values = _cells(task, record, where)
+        except (ValueError, TypeError, OverflowError) as error:
+            if isinstance(error, InputError):
+                raise
+            fault = str(error).rstrip(".")
+        yield _row(task, record, trimmed(values), where, fault)
+
+
+def _row(task: Series, record: Record, values: np.ndarray, where: str, fault: str = "") -> SplitRow:
+    """A row with what its record says beside the numbers."""
+    label = None
+    if task.kind != "forecasting":
+        label = column(record, task.label, where)
+    group = split = ""
+    if task.group:
+        group = canonical(column(record, task.group, where))
+    if task.split:
+        split = canonical(column(record, task.split, where))
+    return SplitRow(NumericRow(values, label, where, group, fault), split)
+
+
+def _cells(task: Series, record: Record, where: str) -> np.ndarray:
+    """Steps `[T, D]` from the cells of a row."""
+    arrays = []
+    for name in task.values:
+        array = sequence(column(record, name, where))
+        if task.channels_first and array.shape[1] > 1:
+            array = array.T
+        arrays.append(array)
+    if len(arrays) == 1:
+        return arrays[0]
+    lengths = [len(array) for array in arrays]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"its channels {', '.join(task.values)} have {min(lengths)} to {max(lengths)} steps"
+        )
+    return np.concatenate(arrays, 1)
+
+
+class ColumnSpans:
+    """The columns from the first to the last of each channel, in the order of the file."""
+
+    def __init__(self, ends: Sequence[str]):
+        self.ends = ends
+        self.spans: list[list[str]] = []
+
+    def steps(self, record: Record, where: str) -> np.ndarray:
+        """Steps `[T, D]` from the columns of a row."""
+        if not self.spans:
+            self._find(record, where)
+        channels = []
+        for names in self.spans:
+            channels.append(numbers(column(record, name, where) for name in names))
+        lengths = [len(channel) for channel in channels]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"its channels have {min(lengths)} to {max(lengths)} columns")
+        return np.stack(channels, 1)
+
+    def _find(self, record: Record, where: str) -> None:
+        """Find the columns in the first row."""
+        names = list(record)
+        for first, last in zip(self.ends[::2], self.ends[1::2], strict=True):
+            column(record, first, where)
+            column(record, last, where)
+            self.spans.append(names[names.index(first) : names.index(last) + 1])
+
+
+# A step a row.
+
+
+def _long(task: Series, path: Path, split: str) -> Iterator[SplitRow]:
+    """The sequences of a table with a step in each row."""
+    source = f"{path.name} {split}".rstrip()
+    records: dict[str, list[Record]] = {}
+    keep = dict.fromkeys(
+        filter(None, (*task.values, task.label, task.series, task.time, task.group, task.split))
+    )
+    if task.kind == "forecasting":
+        keep.pop(task.label if task.label not in task.values else "", None)
+    for number_of_row, record in enumerate(read(path, split), 1):
+        where = f"{source}, row {number_of_row}"
+        name = ""
+        if task.series:
+            name = canonical(column(record, task.series, where))
+        step = {kept: column(record, kept, where) for kept in keep}
+        records.setdefault(name, []).append(step)
+    for name, steps in records.items():
+        where = f"{source}, the sequence {name}".removesuffix(" ")
+        if not name:
+            where = source
+        yield _of_steps(task, steps, where)
+
+
+def _of_steps(task: Series, steps: list[Record], where: str) -> SplitRow:
+    """A sequence from the records of its steps."""
+    steps = in_time(task, steps, where)
+    fault, values = "", EMPTY
+    try:
+        channels = []
+        for name in task.values:
+            channels.append(numbers(column(step, name, where) for step in steps))
+        values = np.stack(channels, 1)
+    except (ValueError, TypeError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
+        fault = str(error).rstrip(".")
+    for name in filter(None, (task.group, task.split, _label_of_sequence(task))):
+        distinct = {canonical(step.get(name)) for step in steps}
+        if len(distinct) > 1:
+            raise InputError(
+                f"{where}: the column {name!r} has {len(distinct)} different values in its steps. "
+                f"It must have one for a sequence."
+            )
+    return _row(task, steps[0], values, where, fault)
+
+
+def _label_of_sequence(task: Series) -> str:
+    if task.kind == "forecasting" or task.layout == "files":
+        return ""
+    return task.label
+
+
+def in_time(task: Series, steps: list[Record], where: str) -> list[Record]:
+    """The steps in the order of their times: numbers, or dates that begin with the year."""
+    if not task.time:
+        return steps
+    times: list[Any] = [step.get(task.time) for step in steps]
+    try:
+        times = [number(time) for time in times]
+    except ValueError:
+        # Dates such as 2024-01-31 12:00 are in order as texts; others stay as in the file.
+        if not all(is_sortable_date(str(time)) for time in times):
+            return steps
+        times = list(map(str, times))
+    if len(set(times)) < len(times):
+        raise InputError(
+            f"{where}: two steps have one time in the column {task.time!r}. Keep one of them, or "
+            f"name the column that tells sequences apart (task.series)."
+        )
+    order = sorted(range(len(steps)), key=times.__getitem__)
+    return [steps[i] for i in order]
+
+
+def is_sortable_date(text: str) -> bool:
+    """Whether a text is a date that begins with the year, as 2024-01-31 does."""
+    return len(text) >= 7 and text[:4].isdigit() and text[4] in "-/." and text[5].isdigit()
+
+
+# A sequence a file.
+
+
+def _files(task: Series, path: Path, split: str) -> Iterator[SplitRow]:
+    """The sequences of a folder: those of a folder for each class, or of files alone."""
+    for name, file in sequence_files(path, split):
+        where = f"{path.name}/{file.relative_to(path)}"
+        steps = list(read(file))
+        if not steps:
+            raise InputError(f"{where} has no rows.")
+        for step in steps:
+            if task.label not in task.values:
+                step[task.label] = name
+        yield _of_steps(task, steps, where)
+
+
+def sequence_files(path: Path, split: str) -> Iterator[tuple[str, Path]]:
+    """The files of a folder that can be read, each with the folder that it is in."""
+    for place in _places(path, split):
+        for entry in folders.entries(place):
+            if entry.is_dir():
+                for file in folders.entries(entry):
+                    if suffix(file) in READERS:
+                        yield entry.name, file
+            elif suffix(entry) in READERS:
+                yield place.name, entry
+
+
+def _places(path: Path, split: str) -> list[Path]:
+    """The folder of a split."""
+    if not split:
+        return [path]
+    return folders.split_files(path, READERS)[folders.split_of(split)]

@@ -1,0 +1,358 @@
+"""Sequences of numbers and time series: every layout, unequal lengths, scaling, forecasts, faults."""
+
+import csv
+import datetime
+import json
+
+import numpy as np
+import pyarrow
+import pytest
+from pyarrow import parquet
+from tasks.test_files import SMALL
+
+import dartformer
+from dartformer import tasks
+from dartformer.cli.main import main
+from dartformer.data.splits import ArraySplit
+from dartformer.errors import InputError
+from dartformer.tasks.base import parts
+from dartformer.tasks.guess import guess
+
+STEPS = 20
+CLASSES = ("a", "b")
+
+
+def waves(count, channels=1, unequal=False):
+    """Sequences `[T, D]` of two classes: slow waves and fast ones."""
+    rng = np.random.default_rng(0)
+    sequences = []
+    for i in range(count):
+        steps = STEPS - (i % 5 if unequal else 0)
+        time = np.arange(steps)[:, None] + rng.uniform(0, 6)
+        values = np.sin(time * (0.3 + 0.6 * (i % 2))) + 0.1 * rng.normal(size=(steps, channels))
+        sequences.append(values.round(4).astype(np.float32))
+    return sequences
+
+
+def write_csv(file, header, rows):
+    with open(file, "w", newline="", encoding="utf-8") as text:
+        writer = csv.writer(text)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def in_lists(sequences, name="values"):
+    rows = []
+    for i, values in enumerate(sequences):
+        cell = values.tolist() if values.shape[1] > 1 else values[:, 0].tolist()
+        rows.append({name: cell, "label": CLASSES[i % 2]})
+    return rows
+
+
+def npz(folder, sequences):
+    labels = [CLASSES[i % 2] for i in range(len(sequences))]
+    values = np.stack(sequences)
+    np.savez(folder / "a.npz", X=values if values.shape[2] > 1 else values[..., 0], y=labels)
+    return folder / "a.npz"
+
+
+def jsonl(folder, sequences):
+    lines = [json.dumps(row) + "\n" for row in in_lists(sequences)]
+    (folder / "a.jsonl").write_text("".join(lines))
+    return folder / "a.jsonl"
+
+
+def parquet_file(folder, sequences):
+    parquet.write_table(pyarrow.Table.from_pylist(in_lists(sequences)), folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+def cells(folder, sequences):
+    rows = [[" ".join(map(str, s[:, 0].tolist())), CLASSES[i % 2]] for i, s in enumerate(sequences)]
+    write_csv(folder / "a.csv", ["signal", "label"], rows)
+    return folder / "a.csv"
+
+
+def columns(folder, sequences):
+    header = ["id", *(f"t{i}" for i in range(STEPS)), "label"]
+    rows = []
+    for i, values in enumerate(sequences):
+        padding = [""] * (STEPS - len(values))
+        rows.append([i, *values[:, 0].tolist(), *padding, CLASSES[i % 2]])
+    write_csv(folder / "a.csv", header, rows)
+    return folder / "a.csv"
+
+
+def headless(folder, sequences):
+    lines = []
+    for i, values in enumerate(sequences):
+        lines.append("\t".join(map(str, [CLASSES[i % 2], *values[:, 0].tolist()])) + "\n")
+    (folder / "a.tsv").write_text("".join(lines))
+    return folder / "a.tsv"
+
+
+def long(folder, sequences):
+    rows = []
+    for i, values in enumerate(sequences):
+        for time, step in enumerate(values.tolist()):
+            rows.append([i, time, *step, CLASSES[i % 2]])
+    # In no order: `time` says which.
+    order = np.random.default_rng(1).permutation(len(rows))
+    order = sorted(order.tolist(), key=lambda row: rows[row][0])
+    header = ["id", "time", *(f"x{i}" for i in range(sequences[0].shape[1])), "label"]
+    write_csv(folder / "a.csv", header, [rows[i] for i in order])
+    return folder / "a.csv"
+
+
+def file_each(folder, sequences):
+    for i, values in enumerate(sequences):
+        place = folder / "series" / CLASSES[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        rows = [[time, *step] for time, step in enumerate(values.tolist())]
+        header = ["time", *(f"x{i}" for i in range(values.shape[1]))]
+        write_csv(place / f"{i:03}.csv", header, rows)
+    return folder / "series"
+
+
+FORMS = {
+    "npz": npz,
+    "jsonl": jsonl,
+    "parquet": parquet_file,
+    "numbers in a cell": cells,
+    "a column a step": columns,
+    "without a header": headless,
+    "a row a step": long,
+    "a file each": file_each,
+}
+SEVERAL_CHANNELS = ("npz", "jsonl", "parquet", "a row a step", "a file each")
+UNEQUAL = tuple(set(FORMS) - {"npz", "without a header"})
+
+
+def contents(guessed):
+    """The examples of all splits in one order, and their labels."""
+    task = tasks.make(guessed.task, guessed.options)
+    rows = []
+    for split in task.load().values():
+        batch = split.take(np.arange(len(split)))
+        for tokens, valid, label in zip(
+            batch["tokens"], batch["valid"], batch["label"], strict=True
+        ):
+            # As in the data: scaled with what train taught.
+            scale = task.fitted().scale
+            steps = tokens[valid].reshape(-1, task.channels) * scale.deviation + scale.mean
+            rows.append((steps.round(3).tolist(), task.labels[label]))
+    return sorted(rows)
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("unequal", [False, True])
+def test_every_form_holds_the_same_sequences(name, channels, unequal, tmp_path):
+    if channels == 2 and name not in SEVERAL_CHANNELS:
+        pytest.skip("it holds one channel")
+    if unequal and name not in UNEQUAL:
+        pytest.skip("its sequences have one length")
+    sequences = waves(40, channels, unequal)
+    guessed = guess(str(FORMS[name](tmp_path, sequences)))
+    assert (guessed.task, guessed.options["kind"]) == ("series", "classification")
+    assert guessed.options["channels"] == channels
+    expected = []
+    for i, values in enumerate(sequences):
+        expected.append((values.astype(np.float64).round(3).tolist(), CLASSES[i % 2]))
+    rows = contents(guessed)
+    assert len(rows) == len(expected)
+    for (steps, label), (right, right_label) in zip(rows, sorted(expected), strict=True):
+        np.testing.assert_allclose(steps, right, atol=2e-3)
+        assert label == right_label
+
+
+def test_what_is_not_read_is_said(tmp_path):
+    guessed = guess(str(columns(tmp_path, waves(40))))
+    assert "not read: 'id'" in guessed.sentences
+
+
+def test_scales_are_those_of_train_alone(tmp_path):
+    sequences = waves(40)
+    np.savez(tmp_path / "train.npz", X=np.stack(sequences[:30])[..., 0], y=[0, 1] * 15)
+    loud = 100 + np.stack(sequences[30:])[..., 0]
+    np.savez(tmp_path / "test.npz", X=loud, y=[0, 1] * 5)
+    task = tasks.make("series", guess(str(tmp_path)).options)
+    fitted = task.fitted()
+    splits = task.load()
+    train = splits["train"].take(np.arange(len(splits["train"])))["tokens"]
+    assert abs(train.mean()) < 0.01
+    assert abs(train.std() - 1) < 0.01
+    assert splits["test"].take(np.arange(10))["tokens"].min() > 50
+    # A prediction scales as training did.
+    text = ", ".join(map(str, sequences[0][:, 0].tolist()))
+    tokens = fitted.encode(text)
+    digits = json.dumps(sequences[0].tolist())
+    np.testing.assert_allclose(fitted.encode(digits), tokens)
+    scale = fitted.scale
+    np.testing.assert_allclose(tokens, (sequences[0] - scale.mean) / scale.deviation, atol=1e-5)
+
+
+def test_long_sequences_become_patches(tmp_path):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(60, 200, 2)).cumsum(1).astype(np.float32)
+    np.savez(tmp_path / "a.npz", X=values, y=np.arange(60) % 2)
+    guessed = guess(str(tmp_path / "a.npz"))
+    task = tasks.make("series", guessed.options)
+    assert (task.patch, task.length, task.features) == (4, 50, 8)
+    assert task.load()["test"].take(np.arange(2))["tokens"].shape == (2, 50, 8)
+
+
+def daily(folder, count=400, suffix=".csv"):
+    start = datetime.date(2020, 1, 1)
+    days = [start + datetime.timedelta(i) for i in range(count)]
+    values = [10 + 0.01 * i + np.sin(i / 4) for i in range(count)]
+    write_csv(folder / f"a{suffix}", ["date", "value"], zip(days, values, strict=True))
+    return folder / f"a{suffix}", np.array(values)
+
+
+def test_a_forecast_is_of_the_next_value(tmp_path):
+    file, values = daily(tmp_path)
+    guessed = guess(str(file))
+    assert guessed.options["kind"] == "forecasting"
+    task = tasks.make("series", guessed.options)
+    fitted = task.fitted()
+    forecasts = []
+    for name in ("train", "valid", "test"):
+        split = task.load()[name]
+        batch = split.take(np.arange(len(split)))
+        for tokens, label in zip(batch["tokens"], batch["label"], strict=True):
+            forecasts.append(fitted.value_after(float(label), tokens))
+    # Every value after the first context comes once, in the order of time.
+    np.testing.assert_allclose(forecasts, values[-len(forecasts) :], atol=1e-3)
+    assert len(task.load()["test"]) == len(task.load()["valid"]) == round(0.1 * len(forecasts))
+    rules = fitted.baselines(task.load()["train"], task.load()["test"])
+    assert rules["last_value"] < 0.1
+    steps = task.length * task.patch
+    tokens = fitted.encode(" ".join(map(str, values[-steps - 1 : -1])))
+    last = task.load()["test"]
+    np.testing.assert_allclose(tokens, last.take(np.array([len(last) - 1]))["tokens"][0], atol=1e-3)
+
+
+def test_series_of_several_files_are_forecast_each(tmp_path):
+    for name in ("x", "y"):
+        rows = [[i, np.sin(i / 3 + len(name))] for i in range(100)]
+        (tmp_path / "all").mkdir(exist_ok=True)
+        write_csv(tmp_path / f"all/{name}.csv", ["time", "v"], rows)
+    guessed = guess(str(tmp_path / "all"))
+    assert (guessed.options["layout"], guessed.options["kind"]) == ("files", "forecasting")
+
+
+def test_numbers_of_a_sequence_are_a_regression(tmp_path):
+    sequences = waves(60)
+    rows = [{"values": s[:, 0].tolist(), "target": float(s.sum()) * 1.37} for s in sequences]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    guessed = guess(str(tmp_path / "a.jsonl"))
+    assert (guessed.options["kind"], guessed.options["label"]) == ("regression", "target")
+    task = tasks.make("series", guessed.options)
+    fitted = task.fitted()
+    split = task.load()["test"]
+    labels = split.take(np.arange(len(split)))["label"]
+    assert {round(fitted.value(float(label)), 2) for label in labels} <= {
+        round(row["target"], 2) for row in rows
+    }
+
+
+def test_missing_numbers_are_the_mean_and_are_counted(tmp_path):
+    values = np.stack(waves(40))[..., 0]
+    values[::4, 5] = np.nan
+    np.savez(tmp_path / "a.npz", X=values, y=np.arange(40) % 2)
+    task = tasks.make("series", guess(str(tmp_path / "a.npz")).options)
+    assert task.facts()["train"]["left out or odd"] == {"with missing numbers": 10}
+    for split in task.load().values():
+        assert np.isfinite(split.take(np.arange(len(split)))["tokens"]).all()
+
+
+def table(folder, header, rows):
+    write_csv(folder / "a.csv", header, rows)
+    return folder / "a.csv"
+
+
+FAULTS = {
+    "a table of numbers": (
+        lambda folder: table(
+            folder, ["age", "income", "class"], [[20 + i, 1e4 * (i % 7), i % 2] for i in range(40)]
+        ),
+        "this program reads sequences",
+    ),
+    "two steps at one time": (
+        lambda folder: table(
+            folder,
+            ["id", "time", "v", "label"],
+            [[i // 8, i % 4, i, "ab"[i % 2]] for i in range(80)],
+        ),
+        "two steps have one time",
+    ),
+    "a class in one of the steps": (
+        lambda folder: table(
+            folder,
+            ["id", "time", "v", "label"],
+            [[i // 8, i % 8, i, "abcd"[i % 4]] for i in range(80)],
+        ),
+        "has 4 different values in its steps",
+    ),
+    "channels that differ": (
+        lambda folder: npz_of(folder, [[[1, 2]] * 9, [[1, 2, 3]] * 9]),
+        "channels, and task.channels is",
+    ),
+}
+
+
+def npz_of(folder, lists):
+    rows = []
+    for i in range(40):
+        rows.append({"values": lists[i % len(lists)], "label": "ab"[i // 2 % 2]})
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "a.jsonl"
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_one_line_that_says_what_to_do(name, tmp_path, capsys):
+    make, message = FAULTS[name]
+    arguments = ["new", "--data", str(make(tmp_path))]
+    if "steps" in name:
+        arguments.append("--label=label")
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_numbers_as_tokens_stay_numbers():
+    tokens = np.linspace(0, 1, 24).reshape(4, 3, 2)
+    split = ArraySplit(tokens, np.array([3, 2, 1, 3]), np.array([0, 1, 0, 1]))
+    batch = split.take(np.array([1]))
+    np.testing.assert_allclose(batch["tokens"], tokens[1:2].astype(np.float32))
+    assert batch["valid"].tolist() == [[True, True, False]]
+    with pytest.raises(InputError, match=r"must be an array \[S, N, F\]"):
+        ArraySplit(tokens[..., 0], np.ones(4), np.ones(4))
+
+
+@pytest.mark.parametrize("kind", ["classification", "forecasting"])
+def test_from_numbers_to_a_prediction(kind, tmp_path, capsys):
+    """`new --data`, `run` and `predict`, as a user types them."""
+    file = npz(tmp_path, waves(40))
+    if kind == "forecasting":
+        file, _ = daily(tmp_path, 60)
+    assert main(["new", "--data", str(file), *SMALL]) == 0
+    (tmp_path / "space.py").write_text(capsys.readouterr().out, "utf-8")
+    run = ["run", f"--config={tmp_path / 'space.py'}", f"--workdir={tmp_path / 'run'}", "--json"]
+    assert main(run) == 0
+    results = json.loads(capsys.readouterr().out)
+    folder = tmp_path / "run/export"
+    assert main(["predict", str(folder), "--text", "1 2 3 4 5", "--json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    if kind == "forecasting":
+        assert results["metric"] == "r2"
+        assert {"mean", "last_value"} <= set(results["baselines"])
+        assert abs(answer["value"] - 5) < 5
+    else:
+        assert answer["label"] in CLASSES
+        assert "nearest_mean" in results["baselines"]
+    served = dartformer.load(folder)
+    assert served(["1 2 3 4 5"])[0] == {k: v for k, v in answer.items() if k != "text"}
+    assert set(parts(tasks.make("series", guess(str(file)).options))) >= {"weights", "alphas"}
