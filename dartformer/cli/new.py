@@ -31,6 +31,9 @@ SPACES = Path(__file__).resolve().parents[1] / "configs"
 FILE = "my_space.py"
 """What the printed config is called in its own text."""
 
+OWN_DATA = ("files", "series", "pictures")
+"""The tasks on data of the user's own, for which `--data` writes a config."""
+
 SIZES = ("small", "published", "mixes")
 WIDTH = 100
 
@@ -223,7 +226,7 @@ def _of_task(options: Mapping[str, object]) -> dict[str, object]:
 
 def _without_a_space(task: str, size: str) -> str:
     """The config of a task that no search space was written for: another package's."""
-    if task == "files":
+    if task in OWN_DATA:
         raise InputError("which file? `dartformer new --data FILE` reads it and writes a config.")
     traits: Any = getattr(tasks.find(task), "traits", None)
     if size != "small" or task in tasks.BUILT_IN:

@@ -26,6 +26,7 @@ from dartformer.tasks.memorization import Memorization
 from dartformer.tasks.parity import Parity
 from dartformer.tasks.passage import Passage
 from dartformer.tasks.pathfinder import Pathfinder
+from dartformer.tasks.pictures import Pictures
 from dartformer.tasks.planted import Planted
 from dartformer.tasks.recall import Recall, UpdatedRecall
 from dartformer.tasks.selective_copying import SelectiveCopying
@@ -53,6 +54,7 @@ BUILT_IN: dict[str, type] = {
     "passage": Passage,
     "files": Files,
     "series": Series,
+    "pictures": Pictures,
 }
 
 TASKS: Registry[type] = Registry(

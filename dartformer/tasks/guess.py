@@ -30,6 +30,7 @@ from dartformer.tasks.columns import (
 from dartformer.tasks.files import KINDS, Files
 from dartformer.tasks.guess_labels import of_labels, without_missing_classes
 from dartformer.tasks.guess_language import guess_language
+from dartformer.tasks.guess_pictures import guess_pictures, is_folder_of_pictures, pixels_column
 from dartformer.tasks.guess_series import (
     guess_series,
     layout_of,
@@ -98,6 +99,8 @@ def guess(
     path = located(file, data_dir)
     if is_plain_text(path):
         return guess_language(file, list(filter(None, (*texts, label, group, split))), kind)
+    if is_folder_of_pictures(path):
+        return guess_pictures(file, path, [], "", named)
     files = layout_of_files(path)
     if files is not None:
         return guess_series(file, path, files, [], named)
@@ -106,6 +109,9 @@ def guess(
     if not rows:
         raise InputError(f"{file} has no rows.")
     _require_columns(file, rows, (*texts, label, group, split))
+    pixels = pixels_column(rows)
+    if pixels and not texts:
+        return guess_pictures(file, path, rows, pixels, named)
     layout = layout_of(rows, named)
     if layout is not None:
         return guess_series(file, path, layout, rows, named)

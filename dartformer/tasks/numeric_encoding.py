@@ -19,8 +19,6 @@ from dartformer.tasks.requirements import require_at_least, require_fraction, re
 
 KINDS = ("classification", "regression", "forecasting")
 
-CROPS = ("head", "tail")
-
 
 @dataclass(frozen=True, kw_only=True)
 class NumericEncoding(ABC):
@@ -29,8 +27,6 @@ class NumericEncoding(ABC):
     Attributes:
       label_names: the classes in order; `dartformer new --data FILE` finds them.
       channels: numbers of a step.
-      length: most tokens of a sequence; a longer one is cropped.
-      crop: what is kept of a longer sequence: its "head" or its "tail".
       valid_fraction: share of train that becomes the valid split where the source has none.
       test_fraction: share of train that becomes the test split where the source has none.
       seed: of the rows that become valid and test.
@@ -41,8 +37,6 @@ class NumericEncoding(ABC):
 
     label_names: tuple[str | int, ...] = ()
     channels: int = 1
-    length: int = 64
-    crop: str = "head"
     valid_fraction: float = 0.1
     test_fraction: float = 0.1
     seed: int = 0
@@ -53,11 +47,9 @@ class NumericEncoding(ABC):
     traits: ClassVar[Any]
 
     def __post_init__(self) -> None:
-        require_at_least(self, channels=1, length=1)
+        require_at_least(self, channels=1)
         require_seed(self)
         require_fraction(self, "valid_fraction", "test_fraction")
-        if self.crop not in CROPS:
-            raise unknown("task.crop", self.crop, CROPS)
         if self.kind not in KINDS:
             raise unknown("task.kind", self.kind, KINDS)
         if self.label_names and self.kind != "classification":
@@ -72,6 +64,16 @@ class NumericEncoding(ABC):
     @abstractmethod
     def title(self) -> str:
         """The data's name."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Most tokens of a sequence."""
+
+    @property
+    def crop(self) -> str:
+        """What is kept of a longer sequence: its "head" or its "tail"."""
+        return "head"
 
     @property
     @abstractmethod

@@ -23,6 +23,8 @@ from dartformer.tasks.requirements import require_at_least
 
 LAYOUTS = ("lists", "columns", "long", "files")
 
+CROPS = ("head", "tail")
+
 EMPTY = np.zeros((0, 1), np.float32)
 """The steps of a row that cannot be read."""
 
@@ -60,6 +62,8 @@ class Series(NumericTask):
       time: with "long" and "files", the column that orders the steps; empty for the order of the file.
       group: the column of groups, whose sequences are all in one split; empty for none.
       split: the column that says which split a sequence is in; empty for none.
+      length: most tokens of a sequence; a longer one is cropped.
+      crop: what is kept of a longer sequence: its "head" or its "tail".
       patch: steps of a token.
       horizon: a forecast is of the value this many steps after the last one.
     """
@@ -76,6 +80,8 @@ class Series(NumericTask):
     time: str = ""
     group: str = ""
     split: str = ""
+    length: int = 64
+    crop: str = "head"
     patch: int = 1
     horizon: int = 1
 
@@ -83,7 +89,9 @@ class Series(NumericTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least(self, patch=1, horizon=1)
+        require_at_least(self, length=1, patch=1, horizon=1)
+        if self.crop not in CROPS:
+            raise unknown("task.crop", self.crop, CROPS)
         if self.layout not in LAYOUTS:
             raise unknown("task.layout", self.layout, LAYOUTS)
         if not self.values or (self.layout == "columns" and len(self.values) % 2):
