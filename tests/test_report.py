@@ -55,7 +55,7 @@ def test_a_whole_run(whole_run):
     assert "the majority class scores" in text
     for one in results["diagnostics"]["findings"]:
         assert one["verdict"].replace("'", "&#39;") in text
-    assert re.search(r"random \d+\.\d% ", text)
+    assert re.search(r"random genotype \d+\.\d% ", text)
     for link in re.findall(r'<a href="([^"]+)"', page):
         assert (workdir / link).exists()
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S).group(1))
@@ -67,6 +67,8 @@ def test_a_whole_run(whole_run):
         "trajectories",
         "winners",
         "curves",
+        "search_curves",
+        "dropping",
         "cost_per_layer",
         "attention",
     }

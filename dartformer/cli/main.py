@@ -125,6 +125,9 @@ def _prepare_process(arguments: argparse.Namespace) -> None:
 
     keep_freed_memory()
     protect(may_probe=True)
+    # XLA reports a compilation of two minutes as an error with advice on how to file a bug. Its real
+    # errors reach Python as exceptions.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if getattr(arguments, "no_compile_cache", False):
         from dartformer.machine.compile_cache import VARIABLE
 

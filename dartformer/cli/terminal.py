@@ -16,6 +16,7 @@ from dartformer.machine.printable import one_line
 from dartformer.machine.workdir import jsonable
 from dartformer.report import bracket, compare, page, verdicts
 from dartformer.report.drawing import letter
+from dartformer.report.models import titles
 from dartformer.report.probes import headline
 from dartformer.report.reading import FOUND, read
 from dartformer.results import (
@@ -486,8 +487,9 @@ def _models(results: Results) -> Table:
     table.add_column("model", overflow="fold")
     for heading in (f"test {measure.title}", "spread", "valid", "parameters"):
         table.add_column(heading, no_wrap=True)
+    named = titles(results)
     for name, model in results.models.items():
-        cells = [cell(name), measure.text(model.test.mean), "", "", ""]
+        cells = [cell(named[name]), measure.text(model.test.mean), "", "", ""]
         # A rule such as the majority class was never trained, so its other cells stay empty.
         if isinstance(model, ModelScores):
             if finite(model.test.spread):
@@ -536,7 +538,7 @@ def _show_findings(console: Console, diagnostics: Diagnostics) -> None:
         table.add_row(
             Text(f"{word} {one_line(finding.name)}", color),
             verdicts.number(finding.value),
-            verdicts.number(finding.threshold),
+            verdicts.limit(finding),
             cell(finding.verdict),
         )
     console.print(table)

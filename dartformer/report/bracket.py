@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dartformer.errors import shortened
+from dartformer.report.models import title_of
 from dartformer.report.verdicts import hours, sentence
 from dartformer.results import EntrantRecord, RaceRecord
 from dartformer.space.genotype import Genotype
@@ -64,10 +65,11 @@ def lines(race: RaceRecord, tested: Metric) -> list[Line]:
 
 def name_of(entrant: EntrantRecord) -> str:
     """All names of an entrant, and its genotype where they do not tell it."""
-    name = ", ".join((entrant.name, *entrant.names))
-    if HOMOGENEOUS in name or NEIGHBOUR in name:
-        return name
-    return f"{name}: {_genotype(entrant)}"
+    names = (entrant.name, *entrant.names)
+    title = ", ".join(map(title_of, names))
+    if any(name.startswith((HOMOGENEOUS, NEIGHBOUR)) for name in names):
+        return title
+    return f"{title}: {_genotype(entrant)}"
 
 
 def _genotype(entrant: EntrantRecord) -> str:

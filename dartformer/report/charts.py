@@ -1,7 +1,7 @@
 """The charts of a run. Each is drawn on the page, one choice at a time, and to files."""
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -24,9 +24,9 @@ from dartformer.report.chart import (
     place,
     quantity,
 )
-from dartformer.report.models import Priced, Score
-from dartformer.report.reading import FOUND, SEARCH, Curve, Trajectory
-from dartformer.results import Front, FrontPoint, Profile, RaceRecord, finite
+from dartformer.report.models import Priced, Score, title_of
+from dartformer.report.reading import FOUND, Curve, Trajectory
+from dartformer.results import Derivation, Front, FrontPoint, Profile, RaceRecord, finite
 from dartformer.training.metric import Metric, decimals
 
 FAR = 1.3
@@ -41,62 +41,136 @@ def score_title(metric: Metric) -> str:
     return f"test {metric.title}"
 
 
+DOTS = ("mean and 95% interval", "one seed", "rule without a model")
+"""What the dots of a comparison are, as its legend says."""
+
+FARTHEST = 3.0
+"""Times the range of the models beyond which a rule is not drawn: it would press the models
+together, whose differences are what to see."""
+
+
 def comparison(scores: Sequence[Score], metric: Metric) -> Chart:
-    """The score on test of every model: a bar for the mean, a dot for each seed."""
+    """The score on test of every model: a dot with its interval, and a small dot for each seed.
+
+    The axis shows the differences and does not begin at 0.
+    """
+    ranked = sorted(scores, key=lambda score: score.mean, reverse=metric.higher)
+    drawn, beyond = _near(ranked)
     rows: list[Row] = []
-    for score in scores:
-        rows.append((score.model, "mean", None, metric.number(score.mean)))
+    labels: list[Spec] = []
+    for score in drawn:
+        mean = metric.number(score.mean)
+        kind = DOTS[0]
+        if score.rule:
+            kind = DOTS[2]
+        error = metric.number(score.error or 0.0)
+        rows.append((score.model, kind, None, mean, mean - error, mean + error))
         for seed, value in score.per_seed.items():
-            rows.append((score.model, "seed", seed, metric.number(value)))
-    order = [score.model for score in scores]  # not that of the alphabet, which is Vega's
-    y = category("model", sort=order, title=None, axis={"labelLimit": 220})
-    x = quantity("value", score_title(metric))
-    is_found = f"datum.model == '{FOUND}'"
-    bar_color = {"condition": {"test": is_found, "value": ACCENT}, "value": "#9aa3af"}
-    bars = {
-        "transform": [{"filter": "datum.kind == 'mean'"}],
-        "mark": {"type": "bar", **TOOLTIP},
-        "encoding": {"y": y, "x": x, "color": bar_color},
-    }
-    # Dark with a light edge, to be seen on the bar as well as beyond it.
-    dot = {"filled": True, "size": 34, "color": "#111827", "stroke": "#ffffff", "opacity": 1}
-    dots = {
-        "transform": [{"filter": "datum.kind == 'seed'"}],
-        "mark": {"type": "point", **dot, **TOOLTIP},
-        "encoding": {"y": y, "x": x},
-    }
-    # The number stands to the right of the bar and of the dots beyond its end. Its text is that of
-    # the tables: JavaScript rounds 10.25 up and Python rounds it down.
-    labels = []
-    for score in scores:
-        labels.append({"model": score.model, "text": metric.text(score.mean).removesuffix("%")})
-    lookup = {"data": {"values": labels}, "key": "model", "fields": ["text"]}
-    edge = {"op": "max", "field": "value", "as": "edge"}
-    numbers = {
-        "transform": [
-            {"joinaggregate": [edge], "groupby": ["model"]},
-            {"filter": "datum.kind == 'mean'"},
-            {"lookup": "model", "from": lookup},
-        ],
-        "mark": {"type": "text", "align": "left", "dx": 7, "fontSize": 11, "color": NEUTRAL},
+            number = metric.number(value)
+            rows.append((score.model, DOTS[1], seed, number, number, number))
+        # Its text is that of the tables: JavaScript rounds 10.25 up and Python rounds it down.
+        text = metric.text(score.mean).removesuffix("%")
+        labels.append({"model": score.model, "text": text})
+    order = [score.model for score in drawn]  # not that of the alphabet, which is Vega's
+    y = category("model", sort=order, title=None, axis={"labelLimit": 260})
+    span = {"domain": _span(rows, metric), "nice": False}
+    x = quantity("value", score_title(metric), scale=span)
+    is_found = f"slice(datum.model, 0, {len(FOUND)}) == '{FOUND}'"
+    tone = {"condition": {"test": is_found, "value": ACCENT}, "value": "#4b5563"}
+    shapes = {"domain": list(DOTS), "range": ["circle", "cross", "square"]}
+    intervals = {
+        "transform": [{"filter": f"datum.kind == '{DOTS[0]}'"}],
+        "mark": {"type": "rule", "strokeWidth": 2.5, **TOOLTIP},
         "encoding": {
             "y": y,
-            "x": quantity("edge", score_title(metric)),
+            "x": quantity("low", score_title(metric), scale=span),
+            "x2": {"field": "high"},
+            "color": tone,
+        },
+    }
+    dots = {
+        "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1, **TOOLTIP},
+        "encoding": {
+            "y": y,
+            "x": x,
+            "shape": category("kind", legend=LEGEND, scale=shapes),
+            "color": tone,
+        },
+    }
+    # The number stands to the right of the interval and of the seeds.
+    lookup = {"data": {"values": labels}, "key": "model", "fields": ["text"]}
+    numbers = {
+        "transform": [
+            {
+                "joinaggregate": [{"op": "max", "field": "high", "as": "edge"}],
+                "groupby": ["model"],
+            },
+            {"filter": f"datum.kind != '{DOTS[1]}'"},
+            {"lookup": "model", "from": lookup},
+        ],
+        "mark": {"type": "text", "align": "left", "dx": 9, "fontSize": 11, "color": NEUTRAL},
+        "encoding": {
+            "y": y,
+            "x": quantity("edge", score_title(metric), scale=span),
             "text": category("text"),
         },
     }
     in_words = []
-    for score in scores:
+    for score in ranked:
         in_words.append(f"{score.model} {metric.text(score.mean)}")
+    note = (
+        "Means over the seeds with their 95% intervals; of one seed, over the examples. The axis "
+        "is cut to what differs."
+    )
+    if beyond:
+        far = ", ".join(f"{score.model} {metric.text(score.mean)}" for score in beyond)
+        note += f" Too far away to be drawn: {far}."
     return Chart(
         "comparison",
         f"Test {metric.title}",
-        f"Bars: {'; '.join(in_words)}",
-        {"height": 26 * len(order), "layer": [bars, dots, numbers]},
-        ("model", "kind", "seed", "value"),
+        f"Dots with intervals: {'; '.join(in_words)}",
+        {"height": 30 * len(order), "layer": [intervals, dots, numbers]},
+        ("model", "kind", "seed", "value", "low", "high"),
         rows,
-        "Bars are means over the seeds, dots are seeds.",
+        note,
     )
+
+
+def _span(rows: Sequence[Row], metric: Metric) -> list[float]:
+    """The ends of an axis: a little more than what is drawn, and of a share no more than there is."""
+    values: list[float] = []
+    for row in rows:
+        for value in row[-3:]:
+            if isinstance(value, float) and finite(value):
+                values.append(value)
+    if not values:
+        return [0.0, 1.0]
+    low, high = min(values), max(values)
+    margin = 0.08 * (high - low) or 1.0
+    low, high = low - margin, high + margin
+    if metric.percent:
+        low, high = max(low, 0.0), min(high, 100.0)
+    return [low, high]
+
+
+def _near(ranked: Sequence[Score]) -> tuple[list[Score], list[Score]]:
+    """The models with the rules that are near them, and the rules that are far."""
+    values = []
+    for score in ranked:
+        if not score.rule and finite(score.mean):
+            error = score.error or 0.0
+            values += [score.mean - error, score.mean + error, *score.per_seed.values()]
+    if not values:
+        return list(ranked), []
+    low, high = min(values), max(values)
+    near, far = [], []
+    for score in ranked:
+        distance = max(low - score.mean, score.mean - high)
+        if score.rule and not distance <= FARTHEST * (high - low):
+            far.append(score)
+        else:
+            near.append(score)
+    return near, far
 
 
 TONES = {
@@ -119,7 +193,7 @@ def race(record: RaceRecord) -> Chart:
             points[record.steps] = entrant.valid  # the mean over the seeds
         for step, score in points.items():
             if score is not None:
-                rows.append((entrant.name, fate, step, metric.number(score)))
+                rows.append((title_of(entrant.name), fate, step, metric.number(score)))
     present = {row[1] for row in rows}
     domain = [fate for fate in bracket.FATES if fate in present]
     tones = [TONES[fate] for fate in domain]
@@ -139,7 +213,7 @@ def race(record: RaceRecord) -> Chart:
         "race",
         "The race",
         f"{len(record.entrants)} entrants over their training steps; {stopped} stopped early, "
-        f"and {record.winner} won",
+        f"and {title_of(record.winner)} won",
         {"height": 280, "mark": marks, "encoding": encoding},
         ("entrant", "fate", "step", "value"),
         rows,
@@ -196,8 +270,8 @@ def accuracy_cost(models: Sequence[Priced], metric: Metric) -> Chart | None:
     )
     y = quantity("score", score_title(metric), scale={"zero": False, "padding": 22})
     kinds = [FOUND, "other"]
-    tone = category("kind", legend=None, scale={"domain": kinds, "range": [ACCENT, NEUTRAL]})
-    shape = category("kind", legend=None, scale={"domain": kinds, "range": ["diamond", "circle"]})
+    tone = category("kind", legend=LEGEND, scale={"domain": kinds, "range": [ACCENT, NEUTRAL]})
+    shape = category("kind", legend=LEGEND, scale={"domain": kinds, "range": ["diamond", "circle"]})
     # In steps: between two points of the front the cheaper one is the best there is.
     front = {
         "transform": [{"filter": "datum.front"}],
@@ -218,7 +292,7 @@ def accuracy_cost(models: Sequence[Priced], metric: Metric) -> Chart | None:
     kind = f"slice(datum.model, 0, {len(FOUND)}) == '{FOUND}' ? '{FOUND}' : 'other'"
     transform = [
         {"calculate": kind, "as": "kind"},
-        {"calculate": "replace(datum.model, 'homogeneous.', '')", "as": "label"},
+        {"calculate": "datum.model", "as": "label"},
     ]
     title = "Score against cost"
     if metric.name == "accuracy":
@@ -369,58 +443,110 @@ FIELDS = {
 """Numbers of `metrics.jsonl` that have a curve, in words."""
 
 
+BAND = 300
+"""Steps of a curve at which the mean over the seeds is drawn, at most."""
+
+
 def curves(logged: Sequence[Curve]) -> Chart | None:
-    """Everything logged over steps, one number at a time; None where nothing is."""
-    rows: list[Row] = []
-    present, present_models = set(), set()
-    points = 0
+    """Everything logged over steps of the trainings, one number at a time; None where nothing is.
+
+    A line is the mean over the seeds, and its band reaches from the lowest to the highest. A search
+    trains another network on a part of train, so its curves are no rivals of these: see `searching`.
+    """
+    return _bands("curves", "Loss and accuracy over steps", logged)
+
+
+def searching(logged: Sequence[Curve]) -> Chart | None:
+    """What the search logged over its steps."""
+    return _bands("search_curves", "Loss and accuracy of the supernet", logged)
+
+
+def _bands(name: str, title: str, logged: Sequence[Curve]) -> Chart | None:
+    grouped: dict[tuple[str, str], list[Curve]] = {}
     for curve in logged:
-        if curve.field not in FIELDS:
-            continue
-        present.add(curve.field)
-        present_models.add(curve.model)
-        points += curve.logged
-        seed = curve.seed
-        if seed is None:
-            seed = -1  # one log holds several seeds; the column stays one of numbers
-        for step, value in curve.points:
-            rounded = float(f"{value:.6g}")  # halves the page
-            rows.append((FIELDS[curve.field], curve.model, seed, step, rounded))
-    if not present:
+        if curve.field in FIELDS:
+            grouped.setdefault((curve.field, curve.model), []).append(curve)
+    if not grouped:
         return None
+    rows: list[Row] = []
+    present_models = set()
+    for (field, model), of_seeds in grouped.items():
+        present_models.add(model)
+        for step, mean, low, high in _over_seeds(of_seeds):
+            rows.append((FIELDS[field], model, step, mean, low, high))
     # Colors go by this order, so the found model always has the first.
-    models = sorted(present_models, key=_found_and_search_first)
+    models = sorted(present_models, key=_found_first)
     # In the order of `FIELDS`: the first is drawn until the reader chooses another.
+    present = {field for field, _ in grouped}
     numbers = [title for field, title in FIELDS.items() if field in present]
-    note = "One line for each seed."
-    if len(rows) < points:
-        note += (
-            f" {len(rows):,} of {points:,} logged points are drawn, the lowest and highest of "
-            f"each stretch among them; metrics.jsonl has them all."
-        )
-    # `detail` draws a line for each seed, in the color of its model.
-    encoding = {
-        "x": quantity("step", "step"),
-        "y": quantity("value", None, scale={"zero": False}),
-        "detail": category("seed"),
-        **named_lines("model", models),
+    color = named_lines("model", models)
+    chosen = {"condition": {"param": "shown", "value": 1}, "value": 0.04}
+    faint = {"condition": {"param": "shown", "value": 0.18}, "value": 0.0}
+    x = quantity("step", "step")
+    band = {
+        "mark": {"type": "area"},
+        "encoding": {
+            "x": x,
+            "y": quantity("low", None, scale={"zero": False}),
+            "y2": {"field": "high"},
+            "color": color["color"],
+            "opacity": faint,
+        },
     }
-    mark = {"type": "line", "strokeWidth": 1.6, "point": False, **TOOLTIP}
+    shown = {"name": "shown", "select": {"type": "point", "fields": ["model"]}, "bind": "legend"}
+    line = {
+        "params": [shown],
+        "mark": {"type": "line", "strokeWidth": 2, "point": False, **TOOLTIP},
+        "encoding": {
+            "x": x,
+            "y": quantity("value", None, scale={"zero": False}),
+            "opacity": chosen,
+            **color,
+        },
+    }
     return Chart(
-        "curves",
-        "Loss and accuracy over steps",
+        name,
+        title,
         f"Lines over steps for {', '.join(models)}; choose among {', '.join(numbers)}",
-        {"height": 280, "mark": mark, "encoding": encoding},
-        ("number", "model", "seed", "step", "value"),
+        {"height": 300, "layer": [band, line]},
+        ("number", "model", "step", "value", "low", "high"),
         rows,
-        note,
+        "Lines are means over the seeds, bands reach from the lowest to the highest. Click a name "
+        "in the legend to see it alone, and others with Shift. metrics.jsonl has every point.",
         (Choice("number", "number", numbers, axis="y"),),
     )
 
 
-def _found_and_search_first(model: str) -> tuple[int, str]:
+def _over_seeds(curves: Sequence[Curve]) -> Iterator[tuple[int, float, float, float]]:
+    """(step, mean, lowest, highest) over seeds, whose curves may keep different steps.
+
+    Only where all seeds are: a seed that stopped earlier would make a jump.
+    """
+    last = min(curve.points[-1][0] for curve in curves)
+    steps: set[int] = set()
+    for curve in curves:
+        steps.update(step for step, _ in curve.points if step <= last)
+    kept = sorted(steps)
+    if len(kept) > BAND:
+        numbers = np.linspace(0, len(kept) - 1, BAND).round().astype(int)
+        kept = [kept[number] for number in numbers]
+    values = []
+    for curve in curves:
+        at, value = np.array(curve.points, np.float64).T
+        values.append(np.interp(kept, at, value))
+    over = np.array(values)  # [seeds, steps]
+    for i, step in enumerate(kept):
+        column = over[:, i]
+        yield step, _short(column.mean()), _short(column.min()), _short(column.max())
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")  # halves the page
+
+
+def _found_first(model: str) -> tuple[bool, str]:
     """A key to sort names of models."""
-    return {FOUND: 0, SEARCH: 1}.get(model, 2), model
+    return model != FOUND, model
 
 
 def mixture_lines(candidates: Sequence[str]) -> Spec:
@@ -496,7 +622,7 @@ def winners(rows: int, candidates: Sequence[str]) -> Chart:
     encoding = {
         "x": place("head", axis={"labelAngle": 0, "labelOverlap": True}),
         "y": place("layer", axis={"labelOverlap": True}),
-        "color": category("attention", scale=colors(candidates), legend=None),
+        "color": category("attention", scale=colors(candidates), legend=LEGEND),
         "opacity": quantity(
             "weight", None, legend=None, scale={"domain": [0, 1], "range": [0.12, 1]}
         ),
@@ -515,6 +641,50 @@ def winners(rows: int, candidates: Sequence[str]) -> Chart:
         },
         ("layer", "head", "attention", "weight"),
         (),
+    )
+
+
+WITHOUT = {"loss": "rise of the loss without the candidate"}
+"""Titles of an axis of what is lost, where the metric's name alone would not do."""
+
+
+def dropping(derivation: Derivation) -> Chart | None:
+    """What the supernet loses without each candidate of each place; None of other rules."""
+    drops, metric = derivation.details.get("drops"), derivation.details.get("metric")
+    if not isinstance(drops, dict):
+        return None
+    by_place: dict[str, dict[str, float]] = {}
+    for name, lost in drops.items():
+        if isinstance(lost, dict):
+            by_place[name] = lost
+    if not by_place:  # of rules that drop a candidate everywhere at once
+        by_place = {"everywhere": drops}
+    rows: list[Row] = []
+    candidates: dict[str, None] = {}
+    stakes = []
+    for name, lost in by_place.items():
+        for candidate, value in lost.items():
+            candidates[candidate] = None
+            rows.append((name, candidate, value))
+        ordered = sorted(lost.values())
+        stakes.append((ordered[-1] - ordered[0], name))
+    largest, most = max(stakes)
+    names = list(candidates)
+    encoding = {
+        "y": category("place", sort=list(by_place), title=None),
+        "x": quantity("value", WITHOUT.get(str(metric), f"{metric} lost without the candidate")),
+        "color": category("candidate", legend=LEGEND, sort=names, scale=colors(names)),
+    }
+    marks = {"type": "point", "filled": True, "size": 90, "opacity": 0.9, **TOOLTIP}
+    return Chart(
+        "dropping",
+        "Which choice matters",
+        f"Dots: what the supernet loses ({metric}) without each candidate, for each of "
+        f"{len(by_place)} choices; most depends on {most}, a difference of {largest:.3g}",
+        {"height": max(60, 30 * len(by_place)), "mark": marks, "encoding": encoding},
+        ("place", "candidate", "value"),
+        rows,
+        f"A candidate to the right is missed; around 0 none is. Most depends on {most}.",
     )
 
 

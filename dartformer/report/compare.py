@@ -15,7 +15,7 @@ from dartformer.report import charts, page
 from dartformer.report.chart import Chart
 from dartformer.report.drawing import Drawing, draw
 from dartformer.report.models import Priced, Score
-from dartformer.report.reading import FOUND, SEARCH, Reading, describe, read, record
+from dartformer.report.reading import FOUND, Reading, describe, read, record
 from dartformer.results import ExampleScores, Layers
 from dartformer.training import metric
 from dartformer.training.metric import UNDEFINED, Metric
@@ -384,10 +384,9 @@ def _charts(compared: Compared, readings: Mapping[str, Reading]) -> dict[str, Ch
         priced.append(Priced(run.run, run.test, costs))
     curves = []
     for name, reading in readings.items():
-        titles = {FOUND: name, SEARCH: f"{name}: search"}
         for curve in reading.curves:
-            if curve.model in titles:  # baselines would hide the runs themselves
-                curves.append(replace(curve, model=titles[curve.model]))
+            if curve.model == FOUND:  # baselines would hide the runs themselves
+                curves.append(replace(curve, model=name))
     described = [charts.curves(curves)]  # which a run has long before scores
     if scores:
         described.append(charts.comparison(scores, compared.measure))

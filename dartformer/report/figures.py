@@ -6,7 +6,7 @@ from dartformer.errors import unknown
 from dartformer.report import charts, plots
 from dartformer.report.chart import Chart
 from dartformer.report.figure import KINDS, Figure, alone
-from dartformer.report.models import priced
+from dartformer.report.models import priced, trained_curves
 from dartformer.report.reading import Reading, read
 
 
@@ -54,7 +54,7 @@ def _costs(chart: Chart | None) -> dict[str, Figure]:
 
 def _curves(reading: Reading) -> dict[str, Figure]:
     """The training loss and the score on valid over steps."""
-    chart = charts.curves(reading.curves)
+    chart = charts.curves(trained_curves(reading))
     if chart is None:
         return {}
     drawn = {}

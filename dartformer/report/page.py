@@ -11,7 +11,7 @@ from dartformer.machine.workdir import jsonable, write_text
 from dartformer.report import bracket, charts, markup, vega, verdicts
 from dartformer.report.chart import Chart
 from dartformer.report.drawing import draw
-from dartformer.report.models import priced, scores
+from dartformer.report.models import priced, scores, search_curves, titles, trained_curves
 from dartformer.report.reading import FOUND, SEARCH, Reading, describe, read
 from dartformer.results import Diagnostics, Layers, ModelScores, finite
 from dartformer.space.genotype import layer_in_words
@@ -53,9 +53,16 @@ EMPTY = Cell("", "")
 
 
 class Row(NamedTuple):
-    """A row of the table of models."""
+    """A row of the table of models.
 
-    highlighted: bool
+    Attributes:
+      found: whether it is the found model.
+      taken: whether it is the one to use.
+      cells: of the row.
+    """
+
+    found: bool
+    taken: bool
     cells: tuple[Cell, ...]
 
 
@@ -146,6 +153,7 @@ def render(reading: Reading, *, live: bool = False) -> str:
         diagnostics=findings,
         mark=verdicts.mark,
         number=verdicts.number,
+        limit=verdicts.limit,
         sentence=verdicts.sentence,
         facts=facts(reading),
         prepared=prepared,
@@ -201,7 +209,10 @@ def figures(reading: Reading) -> tuple[dict[str, Chart], dict[str, object]]:
         rows, columns = reading.settings.places
         if rows * columns > 1:  # of one mixture the lines say it all
             drawn.append(charts.winners(rows, reading.candidates))
-    drawn.append(charts.curves(reading.curves))
+    drawn.append(charts.searching(search_curves(reading)))
+    drawn.append(charts.curves(trained_curves(reading)))
+    if reading.results.derive is not None:
+        drawn.append(charts.dropping(reading.results.derive))
     if reading.profile is not None:
         drawn.append(charts.layers(reading.profile))
     if reading.attention is not None and reading.attention.examples:
@@ -240,20 +251,23 @@ def agreement(reading: Reading) -> str:
 
 def table(reading: Reading) -> list[Row]:
     """The table of models, the found one first."""
-    measure = reading.metric
+    measure, results = reading.metric, reading.results
+    named, taken = titles(results), None
+    if results.conclusion is not None:
+        taken = results.conclusion.take
     rows = []
-    for name, model in reading.results.models.items():
+    for name, model in results.models.items():
         test = Cell(measure.text(model.test.mean), model.test.mean)
         # The majority class has a score on test and nothing else.
-        cells = [Cell(name, name), test, EMPTY, EMPTY, EMPTY, EMPTY]
+        cells = [Cell(named[name], named[name]), test, EMPTY, EMPTY, EMPTY, EMPTY]
         if isinstance(model, ModelScores):
             if finite(model.test.spread):  # which one seed does not have
                 spread = measure.gap(model.test.spread).removesuffix(" points")
                 cells[2] = Cell(spread, model.test.spread)
             cells[3] = Cell(measure.text(model.valid.mean), model.valid.mean)
             cells[4] = Cell(f"{model.parameters:,}", model.parameters)
-            cells[5] = Cell(f"{model.flops:.3g}", model.flops)
-        rows.append(Row(name == FOUND, tuple(cells)))
+            cells[5] = Cell(verdicts.large(model.flops), model.flops)
+        rows.append(Row(name == FOUND, name == taken, tuple(cells)))
     return rows
 
 

@@ -162,6 +162,38 @@ def number(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+SENSES = {
+    "entropy": "at most",
+    "decision": "at least",
+    "margin": "above",
+    "seeds": "above",
+    "discretisation": "at most",
+    "output RMS": "at most",
+    "query and key gradients": "at least",
+    "curvature": "at most",
+    "ranking": "at least",
+    "unknown tokens": "at most",
+}
+"""On which side of its threshold a diagnostic is fine."""
+
+
+def limit(finding: Finding) -> str:
+    """A threshold with its sense: "at least 0.75"; nothing where there is none."""
+    if finding.threshold is None:
+        return ""
+    return f"{SENSES.get(finding.name, '')} {number(finding.threshold)}".strip()
+
+
+def large(value: float) -> str:
+    """A count in at most five digits: "21,216", "1.21 M"."""
+    if value < 1e5:
+        return f"{value:,.0f}"
+    for unit, size in (("k", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12)):
+        if value < 999.5 * size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
 def hours(seconds: float) -> str:
     """ "41 s", "12.3 min" or "5.2 h" """
     if seconds < 120:

@@ -92,7 +92,7 @@
                   autosize: {type: "fit-x", contains: "padding"}, data: {name: "rows", values: rows}, ...chart.spec};
     const kept = views.get(name), before = {};
     if (kept) {
-      for (const one of chart.spec.params ?? []) before[one.name] = kept.signal(one.name);
+      for (const one of chart.spec.params ?? []) if (!one.select) before[one.name] = kept.signal(one.name);
       kept.finalize();
     }
     const made = await vegaEmbed(place, spec, {actions: false, ast: true, logLevel: 1, config: look(),
