@@ -335,7 +335,17 @@ def _add_new(verbs: "Verbs[Parser]") -> None:
     verb.add_argument(
         "--kind",
         help="with --data: what to predict, 'classification', 'regression', 'labelling' (a label "
-        "for each word) or 'language' (the next character)",
+        "for each word), 'language' (the next character) or 'forecasting' (the next number)",
+    )
+    verb.add_argument(
+        "--group",
+        metavar="COLUMN",
+        help="with --data: rows with one value of this column are never in two splits",
+    )
+    verb.add_argument(
+        "--split",
+        metavar="COLUMN",
+        help="with --data: the column that says which split a row is in (train, valid, test)",
     )
     verb.add_argument(
         "--preset",

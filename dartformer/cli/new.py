@@ -34,6 +34,9 @@ FILE = "my_space.py"
 OWN_DATA = ("files", "series", "pictures")
 """The tasks on data of the user's own, for which `--data` writes a config."""
 
+COLUMNS = ("text", "label", "kind", "group", "split")
+"""The flags that say what a file holds."""
+
 SIZES = ("small", "published", "mixes")
 WIDTH = 100
 
@@ -84,9 +87,10 @@ def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """Print a starting config."""
     if arguments.data:
         text = _new_for_data(arguments, values)
-    elif arguments.text or arguments.label or arguments.kind:
+    elif any(getattr(arguments, name) for name in COLUMNS):
         raise InputError(
-            "--text, --label and --kind say what a file holds. Use them with --data FILE."
+            "--text, --label, --kind, --group and --split say what a file holds. Use them with "
+            "--data FILE."
         )
     else:
         task = arguments.task or "listops"
@@ -107,7 +111,15 @@ def _new_for_data(arguments: argparse.Namespace, values: dict[str, str]) -> str:
         )
     columns = arguments.text or ()
     label, kind = arguments.label or "", arguments.kind or ""
-    config = config_for_data(arguments.data, columns, label, values, kind=kind)
+    config = config_for_data(
+        arguments.data,
+        columns,
+        label,
+        values,
+        kind=kind,
+        group=arguments.group or "",
+        split=arguments.split or "",
+    )
     for sentence in config.guess.sentences:
         note(f"guessed: {sentence}")
     return config.text
@@ -164,12 +176,14 @@ def config_for_data(
     label: str = "",
     values: Mapping[str, object] | None = None,
     kind: str = "",
+    group: str = "",
+    split: str = "",
 ) -> DataConfig:
     """A config for the user's own file, with what was guessed of it.
 
     Raises `InputError` where no guess gives a config that runs."""
     data_dir = (values or {}).get("data.dir")
-    contents = guess(file, texts, label, _text_or_none(data_dir), kind)
+    contents = guess(file, texts, label, _text_or_none(data_dir), kind, group, split)
     # At least four batches of a small file, and about ten passes over it.
     batch = max(1, min(32, contents.train // 4, contents.half))
     steps = min(400, max(50, 10 * contents.train // batch))

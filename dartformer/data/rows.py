@@ -71,12 +71,14 @@ class Row:
     Attributes:
       where: names the row in errors.
       fault: why its labels do not fit its words, where the reader knows.
+      group: rows of one group are in one split; "" for a row on its own.
     """
 
     texts: tuple[str, ...]
     label: object
     where: str
     fault: str = ""
+    group: str = ""
 
 
 class AcceptedRow(NamedTuple):
@@ -85,6 +87,7 @@ class AcceptedRow(NamedTuple):
     number: int
     texts: tuple[str, ...]
     label: Label
+    group: str
 
 
 @dataclass
@@ -185,7 +188,7 @@ def accepted(
     for number, row in enumerate(rows):
         texts_and_label = usable(row, rules, labels, tally)
         if texts_and_label is not None:
-            yield AcceptedRow(number, *texts_and_label)
+            yield AcceptedRow(number, *texts_and_label, row.group)
 
 
 def usable(

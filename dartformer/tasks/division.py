@@ -5,11 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dartformer.data.rows import among
+from dartformer.data.rows import PARTS, among, digest
 from dartformer.data.splits import divided, permutation
 
 NO_GROUP = 0
 """The digest of rows that belong to no group."""
+
+SHARED_GROUP = "of a group that a later split has"
+"""What rows are called that are left out because of their group."""
 
 
 class Rows(NamedTuple):
@@ -17,6 +20,13 @@ class Rows(NamedTuple):
 
     source: str
     positions: np.ndarray
+
+
+def group_digest(name: str) -> int:
+    """64 bits that stand for a group; "" is none."""
+    if not name:
+        return NO_GROUP
+    return digest([name])
 
 
 def division(
@@ -53,13 +63,13 @@ def division(
 
 
 def without_shared_groups(
-    rows: Mapping[str, Rows], groups: Mapping[str, np.ndarray], parts: tuple[str, ...]
+    rows: Mapping[str, Rows], groups: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, Rows], dict[str, int]]:
     """The rows of each split without those whose group a later split has; how many these are."""
     kept: dict[str, Rows] = {}
     shared = {}
     later = np.zeros(0, np.uint64)
-    for part in reversed(parts):
+    for part in reversed(PARTS):
         source, positions = rows[part]
         digests = groups[source][positions]
         leaks = among(digests, later) & (digests != NO_GROUP)

@@ -1,13 +1,16 @@
 """The user's own data: JSONL, CSV, TSV, Parquet, npz, or a folder in one of several forms."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dartformer.data.folders import split_of
 from dartformer.data.locations import identity, located
 from dartformer.data.records import Record, read, splits
-from dartformer.data.rows import Labels, Row, canonical
+from dartformer.data.rows import PARTS, Labels, Row, canonical
 from dartformer.data.tokens import words
 from dartformer.errors import InputError, brief, unknown
 from dartformer.tasks.base import TaskTraits
@@ -52,6 +55,8 @@ class Files(TextTask):
       text2: the column of second texts, to compare with the first; empty for one text.
       label: the column of labels; for "labelling" lists, or texts with spaces between the labels.
       label_names: the labels in order; `dartformer new --data FILE` finds them.
+      group: the column of groups, whose rows are all in one split; empty for none.
+      split: the column that says which split a row is in; empty for none.
     """
 
     path: str = ""
@@ -62,6 +67,8 @@ class Files(TextTask):
     text2: str = ""
     label: str = "label"
     label_names: tuple[str | int, ...] = ()
+    group: str = ""
+    split: str = ""
 
     traits: ClassVar[Any] = ByKind()
 
@@ -122,6 +129,8 @@ class Files(TextTask):
                 "write a config."
             )
         path = located(self.path, data_dir)
+        if self.split:
+            return self._sources_by_column(path)
         available = splits(path)
         if available and "train" not in available:
             raise InputError(f"{path} has no split 'train'; it has {', '.join(available)}.")
@@ -138,14 +147,26 @@ class Files(TextTask):
                 sources[part] = self._source(path, part)
         return sources
 
+    def _sources_by_column(self, path: Path) -> dict[str, Source]:
+        """The splits that the column `split` names."""
+        sources = {}
+        version = identity(path)
+        for part in parts_in_column(path, self.split, json.dumps(version)):
+            rows = partial(self._rows, path, "", part)
+            sources[part] = Source(rows, (str(path), self.split, part, version))
+        return sources
+
     def _source(self, path: Path, split: str) -> Source:
         return Source(lambda: self._rows(path, split), (str(path), split, identity(path)))
 
-    def _rows(self, path: Path, split: str) -> Iterator[Row]:
+    def _rows(self, path: Path, split: str, part: str = "") -> Iterator[Row]:
+        """The rows of a split; of `part` alone, as the column `split` names it, unless it is ""."""
         columns = list(filter(None, (self.text, self.text2)))
         source = f"{path.name} {split}".rstrip()
         for number, record in enumerate(read(path, split), 1):
             where = f"{source}, row {number}"
+            if part and part_of(record, self.split, where) != part:
+                continue
             values = [column(record, name, where) for name in columns]
             texts = tuple(text_of(value, where) for value in values)
             label = None
@@ -154,7 +175,36 @@ class Files(TextTask):
             fault = ""
             if self.kind == "labelling":
                 fault = unlike_words(values[0])
-            yield Row(texts, label, where, fault)
+            group = ""
+            if self.group:
+                group = canonical(column(record, self.group, where))
+            yield Row(texts, label, where, fault, group)
+
+
+@lru_cache(maxsize=4)
+def parts_in_column(path: Path, name: str, version: str) -> tuple[str, ...]:
+    """The splits that a column names, train first; `version` changes with the file.
+
+    Raises `InputError` for another name, or where none is train."""
+    parts = set()
+    for number, record in enumerate(read(path), 1):
+        parts.add(part_of(record, name, f"{path.name}, row {number}"))
+    if "train" not in parts:
+        names = ", ".join(sorted(parts))
+        raise InputError(f"the column {name!r} of {path.name} has no row 'train', only {names}.")
+    return tuple(part for part in PARTS if part in parts)
+
+
+def part_of(record: Record, name: str, where: str) -> str:
+    """The split that the column `name` of a record says it is in."""
+    value = canonical(column(record, name, where))
+    part = split_of(value)
+    if part not in PARTS:
+        raise InputError(
+            f"{where}: the column {name!r} says {brief(value)}, which is no split. Its values must "
+            f"be train, valid (validation, val, dev) and test."
+        )
+    return part
 
 
 def column(record: Record, name: str, where: str) -> Any:

@@ -5,13 +5,13 @@ What is guessed is tried: the options prepare the data as a run would."""
 import contextlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dartformer.data.locations import located
+from dartformer.data.locations import identity, located
 from dartformer.data.plain_text import is_plain_text
 from dartformer.data.prepare import Notes
 from dartformer.data.records import Record, read, splits
@@ -27,7 +27,7 @@ from dartformer.tasks.columns import (
     sampled,
     text_column,
 )
-from dartformer.tasks.files import KINDS, Files
+from dartformer.tasks.files import KINDS, Files, part_of, parts_in_column
 from dartformer.tasks.guess_labels import of_labels, without_missing_classes
 from dartformer.tasks.guess_language import guess_language
 from dartformer.tasks.guess_pictures import guess_pictures, is_folder_of_pictures, pixels_column
@@ -105,6 +105,8 @@ def guess(
     if files is not None:
         return guess_series(file, path, files, [], named)
     sources = _sources(path)
+    if split:
+        sources = _sources_by_column(path, split)
     rows = sampled(next(iter(sources.values()))())
     if not rows:
         raise InputError(f"{file} has no rows.")
@@ -118,10 +120,10 @@ def guess(
     require_texts(file, rows, named)
     sentences = []
     if not texts:
-        name, reason = text_column(rows, label)
+        name, reason = text_column(_without(rows, group, split), label)
         texts = [name]
         sentences.append(f"text column {name!r}: {reason} (--text names another)")
-    if not kind and not label and names_of(rows) == list(texts):
+    if not kind and not label and names_of(_without(rows, group, split)) == list(texts):
         kind = "language"
         sentences.append("there is no other column, so the task is to predict the next character")
     if kind == "language":
@@ -129,7 +131,7 @@ def guess(
         labels = None
     else:
         if not label:
-            label, reason = label_column(rows, texts)
+            label, reason = label_column(_without(rows, group, split), texts)
             sentences.append(f"label column {label!r}: {reason} (--label names another)")
         options = {"path": file, "text": texts[0], "label": label}
         labels = _labels(sources, rows, texts, options, kind, path.name)
@@ -138,6 +140,9 @@ def guess(
     ignored = [name for name in names_of(rows) if name not in used]
     if ignored:
         sentences.append(f"not read: {quoted(ignored)}")
+    for option, name in (("group", group), ("split", split)):
+        if name:
+            options[option] = name
     if len(texts) == 2:
         options["text2"] = texts[1]
     add_tokens(options, rows, texts, sentences)
@@ -153,6 +158,14 @@ def guess(
     return Guess(options, trial.train, sentences, trial.half)
 
 
+def _without(rows: Sequence[Record], *columns: str) -> list[Record]:
+    """The rows without some columns."""
+    fewer = []
+    for row in rows:
+        fewer.append({name: value for name, value in row.items() if name not in columns})
+    return fewer
+
+
 def _sources(path: Path) -> dict[str, Rows]:
     """The rows of each split, train first; of a file the whole file is train."""
     names = splits(path)
@@ -165,6 +178,20 @@ def _sources(path: Path) -> dict[str, Rows]:
         if part in names:
             sources[part] = partial(read, path, part)
     return sources
+
+
+def _sources_by_column(path: Path, name: str) -> dict[str, Rows]:
+    """The rows of each split that a column names."""
+    sources: dict[str, Rows] = {}
+    for part in parts_in_column(path, name, json.dumps(identity(path))):
+        sources[part] = partial(_records_of_part, path, name, part)
+    return sources
+
+
+def _records_of_part(path: Path, name: str, part: str) -> Iterator[Record]:
+    for number, record in enumerate(read(path), 1):
+        if part_of(record, name, f"{path.name}, row {number}") == part:
+            yield record
 
 
 def _require_columns(file: str, rows: Sequence[Record], names: Iterable[str]) -> None:

@@ -19,7 +19,13 @@ from dartformer.data.sequences import Scale, Sequences
 from dartformer.data.splits import Split
 from dartformer.errors import InputError
 from dartformer.machine.printable import note
-from dartformer.tasks.division import NO_GROUP, Rows, division, without_shared_groups
+from dartformer.tasks.division import (
+    SHARED_GROUP,
+    Rows,
+    division,
+    group_digest,
+    without_shared_groups,
+)
 from dartformer.tasks.numeric_encoding import NumericEncoding
 from dartformer.tasks.preparation import MissingClasses
 
@@ -102,9 +108,7 @@ def table_of(task: NumericEncoding, name: str, rows: Iterable[NumericRow]) -> Ta
             )
         labels.append(label)
         digests.append(digest(joined([row.values.tobytes()])))
-        groups.append(NO_GROUP)
-        if row.group:
-            groups[-1] = digest([row.group])
+        groups.append(group_digest(row.group))
     if not values:
         raise InputError(
             f"{task.title}: {name} has no rows that can be used ({tally.text() or 'it is empty'})."
@@ -152,7 +156,7 @@ def by_rows(task: NumericEncoding, tables: Mapping[str, Table]) -> Prepared:
     groups = {name: table.groups for name, table in tables.items()}
     fractions = {"test": task.test_fraction, "valid": task.valid_fraction}
     rows = division(groups, fractions, task.seed)
-    rows, shared = without_shared_groups(rows, groups, PARTS)
+    rows, shared = without_shared_groups(rows, groups)
     digests = {}
     for part, (source, positions) in rows.items():
         digests[part] = tables[source].digests[positions]
@@ -184,7 +188,7 @@ def by_rows(task: NumericEncoding, tables: Mapping[str, Table]) -> Prepared:
         if source == part:
             odd = table.tally.positive()
         if shared[part]:
-            odd["of a group that a later split has"] = shared[part]
+            odd[SHARED_GROUP] = shared[part]
         facts[part] = facts_of(task, table, positions, odd)
         facts[part]["also in a later split"] = leaked[part]
         report(task, part, facts[part])

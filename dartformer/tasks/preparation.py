@@ -25,9 +25,15 @@ from dartformer.data.rows import (
     usable,
     without_leaks,
 )
-from dartformer.data.splits import permutation
 from dartformer.errors import InputError
 from dartformer.machine.printable import note
+from dartformer.tasks.division import (
+    SHARED_GROUP,
+    Rows,
+    division,
+    group_digest,
+    without_shared_groups,
+)
 from dartformer.tasks.encoding import Document, TextEncoding
 
 VERSION = 2
@@ -70,24 +76,18 @@ class Source:
 class _Scan:
     """What the first pass over a source keeps of the rows that the rules let through.
 
-    `numbers` `[S]` int64, `digests` `[S]` uint64; `classes` `[S]` int64, empty where labels are no
-    classes."""
+    `numbers` `[S]` int64, `digests` and `groups` `[S]` uint64; `classes` `[S]` int64, empty where
+    labels are no classes."""
 
     numbers: np.ndarray
     digests: np.ndarray
+    groups: np.ndarray
     classes: np.ndarray
     tally: Tally
 
     def repeated(self) -> int:
         """Rows whose text, as words read it, occurred before in the same source."""
         return len(self.digests) - len(np.unique(self.digests))
-
-
-class _Rows(NamedTuple):
-    """The rows of a split: a source, and positions `[S]` among the rows of its scan."""
-
-    source: str
-    positions: np.ndarray
 
 
 class _Encoded(NamedTuple):
@@ -182,10 +182,11 @@ class Preparation:
     def _scan(self, name: str) -> _Scan:
         """The first pass over a source."""
         task, tally = self.task, Tally()
-        numbers, digests, classes = [], [], []
+        numbers, digests, groups, classes = [], [], [], []
         for row in accepted(self.sources[name].rows(), task.rules, self.labels, tally):
             numbers.append(row.number)
             digests.append(digest(list(map(task.comparable, row.texts))))
+            groups.append(group_digest(row.group))
             if task.kind == "classification":
                 classes.append(row.label)
         if not numbers:
@@ -196,25 +197,17 @@ class Preparation:
         return _Scan(
             np.array(numbers, np.int64),
             np.array(digests, np.uint64),
+            np.array(groups, np.uint64),
             np.array(classes, np.int64),
             tally,
         )
 
-    def _divided(self) -> dict[str, _Rows]:
+    def _divided(self) -> dict[str, Rows]:
         """The rows of each split; what the data lack is cut out of train, by `seed`."""
-        rows = {}
-        for name, scan in self.scans.items():
-            rows[name] = _Rows(name, np.arange(len(scan.numbers)))
-        n = len(self.scans["train"].numbers)
-        order = permutation(n, self.task.seed)
+        groups = {name: scan.groups for name, scan in self.scans.items()}
         fractions = {"test": self.task.test_fraction, "valid": self.task.valid_fraction}
-        for part, fraction in fractions.items():
-            if part not in rows:
-                count = max(1, round(fraction * n))
-                # In the order of the source, which is read from start to end.
-                rows[part] = _Rows("train", np.sort(order[:count]))
-                order = order[count:]
-        rows["train"] = _Rows("train", np.sort(order))
+        rows = division(groups, fractions, self.task.seed)
+        rows, self.shared = without_shared_groups(rows, groups)
         return rows
 
     def _drop_leaked(self) -> dict[str, int]:
@@ -225,7 +218,7 @@ class Preparation:
         # After the division: rows that the seed puts into valid or test count as later, too.
         keep, leaked = without_leaks(digests, self.task.on_duplicate)
         for part, (source, positions) in self.rows.items():
-            self.rows[part] = _Rows(source, positions[keep[part]])
+            self.rows[part] = Rows(source, positions[keep[part]])
         return leaked
 
     def _check_rows(self) -> None:
@@ -290,7 +283,10 @@ class Preparation:
         task = self.task
         source = self.rows[part].source
         scan = self.scans[source]
-        facts = _Facts(scan.tally.positive(), 0, scan.repeated())
+        odd = scan.tally.positive()
+        if self.shared[part]:
+            odd[SHARED_GROUP] = self.shared[part]
+        facts = _Facts(odd, 0, scan.repeated())
         later = self._later(part)
         self.digests[part] = []
         for rows in self._encoded(part):

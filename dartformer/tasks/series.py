@@ -1,10 +1,11 @@
 """The user's own sequences of numbers and time series, in one of several layouts."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,9 +15,9 @@ from dartformer.data.locations import identity, located
 from dartformer.data.numbers import number, numbers, sequence, trimmed
 from dartformer.data.records import READERS, Record, read, splits
 from dartformer.data.rows import Labels, canonical
-from dartformer.errors import InputError, brief, unknown
+from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.files import column
+from dartformer.tasks.files import column, part_of, parts_in_column
 from dartformer.tasks.numeric import NumericTask
 from dartformer.tasks.numeric_preparation import NumericRow, NumericSource
 from dartformer.tasks.requirements import require_at_least
@@ -99,6 +100,11 @@ class Series(NumericTask):
                 f"task.values must name columns, with the layout 'columns' the first and the last of "
                 f"each channel, got {self.values}."
             )
+        if self.layout == "files" and (self.split or self.group):
+            raise InputError(
+                "task.split and task.group are columns, which a layout of 'files' has none of. Put "
+                "the files into folders named train, valid and test."
+            )
         if len(Labels(self.kind, self.label_names).numbers) != len(self.label_names):
             raise InputError(f"task.label_names has a name twice: {self.label_names}.")
         if self.kind == "forecasting" and self.layout != "lists" and self.label not in self.values:
@@ -164,58 +170,25 @@ class Series(NumericTask):
         return sources
 
     def _source(self, path: Path, split: str) -> NumericSource:
-        rows = partial(self._unsplit, path, split)
+        rows = partial(rows_of, self, path, split)
         return NumericSource(rows, [str(path), split, identity(path)])
-
-    def _unsplit(self, path: Path, split: str) -> Iterator[NumericRow]:
-        for row in rows_of(self, path, split):
-            yield row.row
 
     def _sources_by_column(self, path: Path) -> dict[str, NumericSource]:
         """The splits that the column `split` names."""
         sources = {}
-        for part in parts_in(row.split for row in rows_of(self, path, "")):
-            rows = partial(self._of_part, path, part)
-            sources[part] = NumericSource(rows, [str(path), self.split, identity(path)])
+        version = identity(path)
+        for part in parts_in_column(path, self.split, json.dumps(version)):
+            rows = partial(rows_of, self, path, "", part)
+            sources[part] = NumericSource(rows, [str(path), self.split, part, version])
         return sources
 
-    def _of_part(self, path: Path, part: str) -> Iterator[NumericRow]:
-        for row in rows_of(self, path, ""):
-            if folders.split_of(row.split) == part:
-                yield row.row
 
+def rows_of(task: Series, path: Path, split: str, part: str = "") -> Iterator[NumericRow]:
+    """The sequences of a file or folder, in whatever layout.
 
-def parts_in(names: Iterator[str]) -> list[str]:
-    """The splits that the values of a column name, train first."""
-    distinct = dict.fromkeys(names)
-    parts = []
-    for name in distinct:
-        part = folders.split_of(name)
-        if part not in folders.SPLITS:
-            raise InputError(
-                f"the column of splits holds {brief(name)}. Its values must be train, valid "
-                f"(validation, val, dev) and test."
-            )
-        if part not in parts:
-            parts.append(part)
-    if "train" not in parts:
-        raise InputError(
-            f"the column of splits names no row 'train', only {', '.join(parts) or 'nothing'}."
-        )
-    return sorted(parts, key=list(folders.SPLITS).index)
-
-
-class SplitRow(NamedTuple):
-    """A row, and what the column `split` says of it."""
-
-    row: NumericRow
-    split: str
-
-
-def rows_of(task: Series, path: Path, split: str) -> Iterator[SplitRow]:
-    """The sequences of a file or folder, in whatever layout."""
+    Of `part` alone, as the column `split` names it, unless it is ""."""
     if task.layout == "long":
-        yield from _long(task, path, split)
+        yield from _long(task, path, split, part)
         return
     if task.layout == "files":
         yield from _files(task, path, split)
@@ -224,6 +197,8 @@ def rows_of(task: Series, path: Path, split: str) -> Iterator[SplitRow]:
     columns = ColumnSpans(task.values)
     for number_of_row, record in enumerate(read(path, split), 1):
         where = f"{source}, row {number_of_row}"
+        if part and part_of(record, task.split, where) != part:
+            continue
         fault, values = "", EMPTY
         try:
             if task.layout == "columns":
@@ -237,17 +212,17 @@ def rows_of(task: Series, path: Path, split: str) -> Iterator[SplitRow]:
         yield _row(task, record, trimmed(values), where, fault)
 
 
-def _row(task: Series, record: Record, values: np.ndarray, where: str, fault: str = "") -> SplitRow:
+def _row(
+    task: Series, record: Record, values: np.ndarray, where: str, fault: str = ""
+) -> NumericRow:
     """A row with what its record says beside the numbers."""
     label = None
     if task.kind != "forecasting":
         label = column(record, task.label, where)
-    group = split = ""
+    group = ""
     if task.group:
         group = canonical(column(record, task.group, where))
-    if task.split:
-        split = canonical(column(record, task.split, where))
-    return SplitRow(NumericRow(values, label, where, group, fault), split)
+    return NumericRow(values, label, where, group, fault)
 
 
 def _cells(task: Series, record: Record, where: str) -> np.ndarray:
@@ -299,17 +274,19 @@ class ColumnSpans:
 # A step a row.
 
 
-def _long(task: Series, path: Path, split: str) -> Iterator[SplitRow]:
+def _long(task: Series, path: Path, split: str, part: str) -> Iterator[NumericRow]:
     """The sequences of a table with a step in each row."""
     source = f"{path.name} {split}".rstrip()
     records: dict[str, list[Record]] = {}
     keep = dict.fromkeys(
-        filter(None, (*task.values, task.label, task.series, task.time, task.group, task.split))
+        filter(None, (*task.values, task.label, task.series, task.time, task.group))
     )
     if task.kind == "forecasting":
         keep.pop(task.label if task.label not in task.values else "", None)
     for number_of_row, record in enumerate(read(path, split), 1):
         where = f"{source}, row {number_of_row}"
+        if part and part_of(record, task.split, where) != part:
+            continue
         name = ""
         if task.series:
             name = canonical(column(record, task.series, where))
@@ -322,7 +299,7 @@ def _long(task: Series, path: Path, split: str) -> Iterator[SplitRow]:
         yield _of_steps(task, steps, where)
 
 
-def _of_steps(task: Series, steps: list[Record], where: str) -> SplitRow:
+def _of_steps(task: Series, steps: list[Record], where: str) -> NumericRow:
     """A sequence from the records of its steps."""
     steps = in_time(task, steps, where)
     fault, values = "", EMPTY
@@ -335,7 +312,7 @@ def _of_steps(task: Series, steps: list[Record], where: str) -> SplitRow:
         if isinstance(error, InputError):
             raise
         fault = str(error).rstrip(".")
-    for name in filter(None, (task.group, task.split, _label_of_sequence(task))):
+    for name in filter(None, (task.group, _label_of_sequence(task))):
         distinct = {canonical(step.get(name)) for step in steps}
         if len(distinct) > 1:
             raise InputError(
@@ -380,7 +357,7 @@ def is_sortable_date(text: str) -> bool:
 # A sequence a file.
 
 
-def _files(task: Series, path: Path, split: str) -> Iterator[SplitRow]:
+def _files(task: Series, path: Path, split: str) -> Iterator[NumericRow]:
     """The sequences of a folder: those of a folder for each class, or of files alone."""
     for name, file in sequence_files(path, split):
         where = f"{path.name}/{file.relative_to(path)}"

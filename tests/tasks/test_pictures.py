@@ -132,7 +132,7 @@ def test_from_pictures_to_a_prediction(tmp_path, capsys):
     (tmp_path / "space.py").write_text(capsys.readouterr().out, "utf-8")
     run = ["run", f"--config={tmp_path / 'space.py'}", f"--workdir={tmp_path / 'run'}", "--json"]
     assert main(run) == 0
-    assert json.loads(capsys.readouterr().out)["baselines"]["nearest_mean"]["test"] > 0
+    assert json.loads(capsys.readouterr().out)["baselines"]["nearest_mean"]["test"]["accuracy"] > 0
     picture = str(folder / "left/001.png")
     assert main(["predict", str(tmp_path / "run/export"), "--text", picture, "--json"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)
