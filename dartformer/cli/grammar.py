@@ -38,6 +38,7 @@ EXAMPLES = {
     ),
     "export": ("dartformer export --config=my_space.py --workdir=runs/mine --format=onnx,torch",),
     "report": ("dartformer report runs/mine --watch",),
+    "clean": ("dartformer clean runs/mine --dry-run", "dartformer clean runs/mine"),
     "compare": ("dartformer compare runs/a runs/b --html=compare.html",),
     "probe": (
         "dartformer probe --config=my_space.py --workdir=runs/probes",
@@ -99,6 +100,7 @@ def parser() -> argparse.ArgumentParser:
     for name in STAGES:
         _add_stage(verbs, name)
     _add_report(verbs)
+    _add_clean(verbs)
     _add_compare(verbs)
     _add_probe(verbs)
     _add_new(verbs)
@@ -253,6 +255,20 @@ def _add_report(verbs: "Verbs[Parser]") -> None:
         help="also write every figure to DIR/figures, as pdf, svg or png",
     )
     _add_json(verb, "the names of the files")
+
+
+def _add_clean(verbs: "Verbs[Parser]") -> None:
+    verb = _add(
+        verbs,
+        "clean",
+        "remove what the report and the export of a finished run do not need",
+        "Removes checkpoints of the search and of the models that did not win, and TensorBoard "
+        "events. The results, logs, report and export stay, and the winner's best and last "
+        "checkpoints.",
+    )
+    verb.add_argument("folder", metavar="WORKDIR", help="the workdir of a finished run")
+    verb.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    _add_json(verb, "what was removed")
 
 
 def _add_compare(verbs: "Verbs[Parser]") -> None:

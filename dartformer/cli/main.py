@@ -29,6 +29,7 @@ HANDLERS = {
     "profile": "run_verbs.profile",
     "export": "run_verbs.export",
     "report": "run_verbs.report",
+    "clean": "run_verbs.clean",
     "compare": "run_verbs.compare",
     "probe": "run_verbs.probe",
     "new": "new.command",
@@ -42,7 +43,16 @@ HANDLERS = {
 """For each verb, the module of `dartformer.cli` and its function: (arguments, overrides) -> exit
 code."""
 
-WITHOUT_CONFIG = ("compare", "list", "selfcheck", "predict", "push", "doctor", "completion")
+WITHOUT_CONFIG = (
+    "clean",
+    "compare",
+    "list",
+    "selfcheck",
+    "predict",
+    "push",
+    "doctor",
+    "completion",
+)
 """Verbs that read no config, and so take no `--config.section.field=VALUE`."""
 
 

@@ -20,6 +20,7 @@ from dartformer.report import figures, page, plots, reading
 from dartformer.report import probes as probes_page
 from dartformer.report.watch import watch
 from dartformer.results import BudgetAnswer, Front, Profile
+from dartformer.stages import clean as cleaning
 from dartformer.stages import probe as probing
 from dartformer.stages import profile as profiling
 from dartformer.stages.layout import Workdir
@@ -238,6 +239,16 @@ def _listed(text: str | None, kind: Callable[[str], Item], name: str) -> list[It
         except ValueError:
             raise InputError(f"{word!r} is none of the {name} between commas.") from None
     return items
+
+
+def clean(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    """Remove what a finished run does not need."""
+    cleaned = cleaning.clean(arguments.folder, dry_run=arguments.dry_run)
+    if arguments.json:
+        print_json(cleaned.to_dict())
+    else:
+        terminal.show_cleaned(cleaned)
+    return 0
 
 
 def compare(arguments: argparse.Namespace, values: dict[str, str]) -> int:

@@ -33,6 +33,7 @@ from dartformer.results import (
     Results,
     finite,
 )
+from dartformer.stages.clean import Cleaned
 from dartformer.stages.probe import Probed
 from dartformer.statistics import mean
 from dartformer.training import metric
@@ -143,6 +144,25 @@ def show_report(workdir: str | Path) -> None:
     for line in verdicts.headline(reading):
         say(console, line)
     _show_belief(console, verdicts.belief(reading.results, page.diagnostics(reading)))
+
+
+def show_cleaned(cleaned: Cleaned) -> None:
+    """What was removed from a workdir, and what is left."""
+    console = Console()
+    verb = "would remove"
+    if cleaned.removed:
+        verb = "removed"
+    if not cleaned.groups:
+        say(console, f"nothing to remove from {cleaned.workdir}")
+    for group in cleaned.groups:
+        size = mebibytes(group.bytes)
+        say(console, f"{verb} {group.files:,} files, {size}: {group.kind}")
+    say(console, f"{cleaned.files:,} files, {mebibytes(cleaned.bytes)}, stay in {cleaned.workdir}")
+
+
+def mebibytes(size: int) -> str:
+    """ "1.2 MiB" """
+    return f"{size / 2**20:.1f} MiB"
 
 
 def show_comparison(compared: compare.Compared) -> None:

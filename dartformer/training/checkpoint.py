@@ -174,6 +174,13 @@ class Checkpoints:
                 continue  # `latest` says what is wrong with it
         return {}
 
+    def prune(self) -> None:
+        """Keep the newest and the best alone, of a training that is over."""
+        self._settle()
+        for step in _others(self.folder):
+            self._manager.delete(step)
+            (self.folder / f"{step}.json").unlink(missing_ok=True)
+
     def close(self) -> None:
         """Wait for what is being written."""
         with self._open:
@@ -330,6 +337,40 @@ class Checkpoints:
         number = len(list(aside.iterdir()))
         _path(self.folder, step).rename(aside / f"{step}-{number}")
         (self.folder / f"{step}.json").unlink(missing_ok=True)
+
+
+def superfluous(folder: Path) -> list[Path]:
+    """What nothing needs of a training that is over: all but its newest and its best checkpoint.
+
+    Folders of checkpoints, the notes of their files, and what was set aside as damaged.
+    """
+    paths = []
+    if (folder / "damaged").is_dir():
+        paths.append(folder / "damaged")
+    for step in _others(folder):
+        paths.append(_path(folder, step))
+        note = folder / f"{step}.json"
+        if note.exists():
+            paths.append(note)
+    return paths
+
+
+def _others(folder: Path) -> list[int]:
+    """The steps of all checkpoints but the newest and the best."""
+    steps = _steps(folder)
+    if not steps:
+        return []
+    scores = []
+    for step in steps:
+        file = _path(folder, step) / "metrics/metrics"
+        # A checkpoint of a step without an evaluation has no score.
+        if file.exists():
+            scores.append((read_json(file)[METRIC], step))
+    keep = {steps[-1]}
+    if scores:
+        _, best = max(scores)
+        keep.add(best)
+    return [step for step in steps if step not in keep]
 
 
 def damage(folder: Path, step: int) -> str | None:

@@ -33,12 +33,14 @@ class MetricsLog:
         if damaged:
             say(f"{self.file}: left out {damaged} damaged line(s)")
         # Rewritten whole, which also removes a last line that a crash cut short.
-        kept = ""
-        for line in lines:
-            if line["step"] <= done:
-                kept += json.dumps(line) + "\n"
-        write_text(self.file, kept)
+        kept = [line for line in lines if line["step"] <= done]
+        write_text(self.file, "".join(json.dumps(line) + "\n" for line in kept))
         self.receivers = receivers
+        for tracker in receivers:
+            # It begins its file again; services have what they were sent.
+            if isinstance(tracker, trackers.TensorBoard):
+                for line in kept:
+                    tracker.scalars(line["step"], scalars_of(line))
 
     def __enter__(self) -> "MetricsLog":
         self.handle = open(self.file, "a", encoding="utf-8")
@@ -63,13 +65,18 @@ class MetricsLog:
         self.handle.write(json.dumps(jsonable({"step": step, **numbers})) + "\n")
         # The report is refreshed from this file while the training goes on.
         self.handle.flush()
-        # A search also logs its whole mixture, which trackers cannot plot.
-        scalars = {}
-        for name, value in numbers.items():
-            if isinstance(value, (int, float)) and math.isfinite(value):
-                scalars[name] = value
+        scalars = scalars_of(numbers)
         for tracker in self.receivers:
             tracker.scalars(step, scalars)
+
+
+def scalars_of(numbers: Numbers) -> dict[str, float]:
+    """What trackers can plot: a search also logs its whole mixture."""
+    scalars = {}
+    for name, value in numbers.items():
+        if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
+            scalars[name] = value
+    return scalars
 
 
 def read_metrics(file: Path) -> list[Line]:

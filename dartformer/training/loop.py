@@ -238,6 +238,8 @@ def fit(
         training.compile()
         with _StopSignal() as stop, Bar(name, schedule.end, training.done) as bar, log:
             training.run(_Outputs(checkpoints, log, bar, stop))
+        # Until then the last two are kept, so that one that is damaged has another before it.
+        checkpoints.prune()
         return training.result()
 
 

@@ -48,11 +48,11 @@ class TensorBoard:
 
     def __init__(self, folder: Path, name: str, step: int):
         self.folder = folder / "tensorboard"
-        # Steps after the one resumed from will be written again.
-        purge_step = None
-        if step:
-            purge_step = step + 1
-        self.events = SummaryWriter(str(self.folder), purge_step=purge_step)
+        # One file for a training, however often it was stopped: a race stops each at every rung. Of
+        # a training that goes on, the log hands over what it has.
+        for file in self.folder.glob("events.out.tfevents.*"):
+            file.unlink()
+        self.events = SummaryWriter(str(self.folder))
 
     def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
         """See `Tracker`."""
