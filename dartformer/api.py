@@ -272,8 +272,6 @@ def do(session: Session, verb: str, **options: Any) -> Plain:
     """Run a verb, noted and reported; `options` such as `formats` of export."""
     if verb == "report":
         return _report_verb(session)  # which would refresh the page twice
-    if verb in BEGINNINGS:
-        say(f"{verb}: {BEGINNINGS[verb]}")
     with staged(session, verb):
         return VERBS[verb](session, **options)
 
@@ -312,6 +310,7 @@ def _derive_verb(session: Session) -> Plain:
     if not session.study.strategy.traits.supernet:
         return {"text": "nothing is derived: the race decides"}
     result = _finished_search(session)
+    say("derive: choosing a genotype from the search")
     genotype, ties, details = derive_stage.derive(result, session.workdir)
     return {"genotype": genotype.to_dict(), "text": str(genotype), "ties": ties, **details}
 
@@ -364,11 +363,14 @@ def _retrain_verb(session: Session) -> Plain:
 def _evaluate_verb(session: Session) -> Plain:
     genotype = _genotype(session)
     retrain_stage.require_trained(*session, genotype)
+    say("evaluate: scoring the finalists and simple rules on test")
     return _evaluate(session, genotype).to_dict()
 
 
 def _profile_verb(session: Session) -> Plain:
-    return profile_stage.profile(*session, _genotype(session)).to_dict()
+    genotype = _genotype(session)
+    say("profile: measuring the cost of the models on this device")
+    return profile_stage.profile(*session, genotype).to_dict()
 
 
 def _export_verb(session: Session, formats: Sequence[str] = ()) -> Plain:
@@ -376,6 +378,7 @@ def _export_verb(session: Session, formats: Sequence[str] = ()) -> Plain:
     study, workdir = session
     genotype = _genotype(session)
     retrain_stage.require_trained(study, workdir, genotype)
+    say("export: writing the model to export/")
     model = retrain_stage.best(retrain_stage.retrain(study, workdir, genotype))
     results = workdir.read_results()
     folder = export_stage.export(model, workdir.export, results, formats)
@@ -409,16 +412,6 @@ VERBS: Mapping[str, Verb] = {
 }
 """What the command line runs, in order: each reads what the one before left, and returns plain
 data."""
-
-
-BEGINNINGS = {
-    "derive": "choosing a genotype from the search",
-    "evaluate": "scoring the finalists and simple rules on test",
-    "profile": "measuring the cost of the models on this device",
-    "export": "writing the model to export/",
-}
-"""What is said of stages that are silent for more than seconds, or compile before their first
-bar."""
 
 
 # Whether a stage is finished.
