@@ -373,14 +373,21 @@ def _profile_verb(session: Session) -> Plain:
     return profile_stage.profile(*session, genotype).to_dict()
 
 
-def _export_verb(session: Session, formats: Sequence[str] = ()) -> Plain:
+def _export_verb(
+    session: Session, formats: Sequence[str] = (), entrant: str | None = None
+) -> Plain:
     check_formats(formats)
     study, workdir = session
+    results = workdir.read_results()
     genotype = _genotype(session)
+    if entrant is not None:
+        results = race_stage.with_entrant(results, entrant)
+        assert results.genotype is not None
+        genotype = Genotype.from_dict(results.genotype.to_dict())
     retrain_stage.require_trained(study, workdir, genotype)
     say("export: writing the model to export/")
-    model = retrain_stage.best(retrain_stage.retrain(study, workdir, genotype))
-    results = workdir.read_results()
+    name = entrant or retrain_stage.FOUND
+    model = retrain_stage.best(retrain_stage.retrain(study, workdir, genotype, name))
     folder = export_stage.export(model, workdir.export, results, formats)
     files = sorted(file.name for file in folder.iterdir())
     return {"folder": str(folder), "files": files}

@@ -1,13 +1,15 @@
 """The conclusion of a run: whether anything has learned, which model to take, and what to try."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
 
 import dartformer
 from dartformer import config as configs
-from dartformer.cli.main import overrides
+from dartformer.cli.main import main, overrides
+from dartformer.machine.workdir import read_json
 from dartformer.results import (
     Conclusion,
     GenotypeRecord,
@@ -66,6 +68,23 @@ def test_the_cheapest_of_those_that_tie_is_taken():
         "1.0, at 3% fewer FLOPs."
     )
     assert found.flag is None
+    assert found.details == ('`dartformer export --entrant="linear"` exports it.',)
+
+
+def test_the_one_to_take_can_be_exported(whole_run, tmp_path, capsys):
+    workdir, results = whole_run
+    path = tmp_path / "run"
+    shutil.copytree(workdir, path, symlinks=True)
+    config = workdir.parent / "space.py"
+    arguments = ["export", f"--config={config}", f"--workdir={path}"]
+    assert main([*arguments, "--entrant=random"]) == 0
+    exported = read_json(path / "export/genotype.json")
+    assert exported == results["baselines"]["random"]["genotype"]
+    card = (path / "export/README.md").read_text()
+    score = ACCURACY.text(results["baselines"]["random"]["test"]["accuracy"])
+    assert f"| **this genotype** | {score} |" in card
+    assert main([*arguments, "--entrant=nobody"]) == 2
+    assert "unknown finalist 'nobody'" in capsys.readouterr().err
 
 
 def test_equal_flops_are_told_apart_by_parameters():
@@ -106,7 +125,7 @@ def test_below_a_rule_no_winner_is_named():
 def test_a_rule_within_the_noise_is_named_beside_the_winner():
     found = run({"found": FULL}, Rival("naive_bayes", 0.445))
     assert found.state == TRAINED
-    assert found.details == ("The rule naive Bayes does as well (44.5%) and trains nothing.",)
+    assert found.details == ("A simple rule does as well: naive Bayes (44.5%).",)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +149,21 @@ def test_nothing_has_learned(courses, flag):
     config = dartformer.defaults("listops")
     configs.override(config, overrides([flag]))
     configs.build(config)
+
+
+@pytest.mark.parametrize(
+    ("section", "title"),
+    [
+        ({"name": "files", "path": "/data/mine/reviews.csv"}, "reviews.csv"),
+        ({"name": "series", "path": "waves.npz"}, "waves.npz"),
+        ({"name": "files", "path": "tfds:imdb_reviews/plain_text"}, "tfds:imdb_reviews/plain_text"),
+        ({"name": "language", "path": "book.txt"}, "language: book.txt"),
+        ({"name": "language", "path": ""}, "language"),
+        ({"name": "listops"}, "listops"),
+    ],
+)
+def test_a_task_is_called_after_your_file(section, title):
+    assert configs.task_title(section) == title
 
 
 def test_a_mean_that_explains_nothing_is_not_beaten():

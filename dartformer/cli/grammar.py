@@ -173,6 +173,12 @@ def _add_stage(verbs: "Verbs[Parser]", name: str) -> None:
         _add_profile_options(verb)
     if name == "export":
         verb.add_argument(
+            "--entrant",
+            metavar="NAME",
+            help="a finalist of the race (default: the winner), such as `linear` for the model "
+            "with linear everywhere",
+        )
+        verb.add_argument(
             "--format",
             action="append",
             metavar="NAMES",

@@ -55,7 +55,8 @@ def export(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """Write the trained model, in more formats if wanted."""
     config = load_config(arguments.config, values)
     with api.opened(config, arguments.workdir) as session:
-        result = api.do(session, "export", formats=formats(arguments.format or ()))
+        named = formats(arguments.format or ())
+        result = api.do(session, "export", formats=named, entrant=arguments.entrant)
     return _show_stage(arguments, result)
 
 

@@ -18,7 +18,7 @@ from dartformer.report import bracket, compare, page, verdicts
 from dartformer.report.drawing import letter
 from dartformer.report.models import titles
 from dartformer.report.probes import headline
-from dartformer.report.reading import FOUND, read
+from dartformer.report.reading import FOUND, read, settings_of
 from dartformer.results import (
     BudgetAnswer,
     Derivation,
@@ -54,6 +54,9 @@ SHORT_PROBES = {
     "parity": "P",
 }
 """Headings of the probes; the first six are MAD's."""
+
+SENTENCES = 4
+"""About a race that are in the terminal."""
 
 DIFFERENCES = 6
 """Heads in which two genotypes differ that are listed in the terminal."""
@@ -437,7 +440,7 @@ def _show_results(console: Console, results: Results, workdir: Path) -> None:
     _show_ties(console, results.ties or ())
     if results.race is not None:
         show_race(console, results.race, metric.find(results.measure))
-    console.print(_models(results))
+    console.print(_models(results, _title(workdir, results)))
     console.print(f"* {verdicts.scored(results)}", markup=False, soft_wrap=True)
     for line in results.verdict or ():
         say(console, f"* {verdicts.sentence(line)}")
@@ -492,15 +495,25 @@ def show_race(console: Console, race: RaceRecord, tested: metric.Metric | None =
         cells = (escape(line.name), line.outcome, *line.rungs, line.end, line.test)
         table.add_row(*cells, style=style)
     console.print(table)
-    for text in bracket.sentences(race):
+    sentences = bracket.sentences(race)
+    for text in sentences[:SENTENCES]:
         say(console, f"* {text}")
+    if len(sentences) > SENTENCES:
+        say(console, f"* {len(sentences) - SENTENCES} more ties and cuts are in report.html.")
 
 
-def _models(results: Results) -> Table:
+def _title(workdir: Path, results: Results) -> str:
+    """What the task is called: your own file by its name."""
+    if (workdir / "config.json").exists():
+        return settings_of(workdir).title
+    return results.task
+
+
+def _models(results: Results, task: str) -> Table:
     """The table of models. Their names are folded where they do not fit, and never cut."""
     measure = metric.find(results.measure)
     seeds = len(results.seeds or ())
-    title = f"{results.task}: {verdicts.seeds_in_words(seeds)}, {results.steps} steps"
+    title = f"{task}: {verdicts.seeds_in_words(seeds)}, {results.steps} steps"
     if results.test is not None:
         title += f", {results.test.examples} test examples"
     table = Table(box=None, title=cell(title), pad_edge=False)

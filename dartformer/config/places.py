@@ -8,8 +8,8 @@ PLACES = ("path", "valid", "test", "dir", "file", "folder", "table")
 """Fields that name a file or a folder, in any section: `task.path`, `data.dir`,
 `search.budget.table`."""
 
-OWN_FILES = "files"
-"""The task of your own files, which people know by the file."""
+OWN_FILES = ("files", "series", "pictures")
+"""Tasks of your own files, which people know by the file."""
 
 SCHEME = re.compile(r"[a-z]{2,}:[^/\\]")
 """The start of a name that is no path, such as `tfds:imdb_reviews/plain_text`. One letter is a drive
@@ -48,7 +48,7 @@ def task_title(section: Mapping[str, object]) -> str:
         file = own_name(path)
     if not file:
         return name
-    if name == OWN_FILES:
+    if name in OWN_FILES:
         return file
     return f"{name}: {file}"
 

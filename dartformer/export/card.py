@@ -233,6 +233,7 @@ def pipeline(model: Model) -> str:
 def front_matter(model: Model, results: Results) -> Iterator[str]:
     """The YAML that the hub reads: library, tags, task and test result. Values are JSON."""
     # JSON is YAML, and it quotes whatever must be quoted.
+    title = configs.task_title(model.config.task.to_dict())
     name = model.config.task.name
     tags = ["dartformer", "jax", "neural-architecture-search", "attention", name]
     yield "---"
@@ -249,10 +250,10 @@ def front_matter(model: Model, results: Results) -> Iterator[str]:
         }
         result = {
             "task": {"type": pipeline(model)},
-            "dataset": {"name": name, "type": name},
+            "dataset": {"name": title, "type": name},
             "metrics": [score],
         }
-        entry = {"name": f"dartformer-{name}", "results": [result]}
+        entry = {"name": f"dartformer-{title}", "results": [result]}
         yield f"model-index: {json.dumps([entry])}"
     yield "---"
     yield ""

@@ -41,7 +41,7 @@ def score_title(metric: Metric) -> str:
     return f"test {metric.title}"
 
 
-DOTS = ("mean and 95% interval", "one seed", "rule without a model")
+DOTS = ("mean and 95% interval", "one seed", "simple rule")
 """What the dots of a comparison are, as its legend says."""
 
 FARTHEST = 3.0

@@ -15,8 +15,9 @@ from dartformer.results import (
     RuleScores,
 )
 from dartformer.space.genotype import in_words
-from dartformer.stages.bracket import UNIFORM
+from dartformer.stages.bracket import HOMOGENEOUS, UNIFORM
 from dartformer.stages.layout import Workdir
+from dartformer.stages.retrain import FOUND
 from dartformer.stages.study import Study
 from dartformer.statistics import binomial, compare, mean, spread, welch
 from dartformer.training.log import Line, read_metrics
@@ -231,7 +232,7 @@ def _competing(
         for entrant in race.entrants:
             if entrant.outside_budget:
                 outside.add(entrant.genotype.layers)
-    models = {"found": found}
+    models = {FOUND: found}
     for name, model in baselines.items():
         # The even mixture of all candidates is only compared with: it costs as much as all.
         if not isinstance(model, ModelScores) or name == UNIFORM:
@@ -506,12 +507,16 @@ class Run(NamedTuple):
         return f"Use {name} ({score}): the best on valid, and no cheaper model ties with it."
 
     def remarks(self) -> list[str]:
-        """That a rule does as well, where one does."""
+        """How to export the model to take, and that a rule does as well, where one does."""
+        listed = []
+        if self.choice.name != FOUND:
+            name = self.choice.name.removeprefix(HOMOGENEOUS)
+            listed.append(f'`dartformer export --entrant="{name}"` exports it.')
         rival = self.rival
         if rival is None or self.lead(rival) > self.noise(rival):
-            return []
+            return listed
         score = self.metric.text(rival.score)
-        return [f"The rule {rule_title(rival.name)} does as well ({score}) and trains nothing."]
+        return [*listed, f"A simple rule does as well: {rule_title(rival.name)} ({score})."]
 
 
 class Remedy(NamedTuple):

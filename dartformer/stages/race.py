@@ -18,7 +18,16 @@ from dartformer import diagnostics
 from dartformer.attention import parse, to_text
 from dartformer.errors import InputError, unknown
 from dartformer.machine.identity import Identity, different, fingerprint, require_same
-from dartformer.results import PROCESSOR, EntrantRecord, GenotypeRecord, Look, Looks, RaceRecord
+from dartformer.results import (
+    PROCESSOR,
+    EntrantRecord,
+    GenotypeRecord,
+    Look,
+    Looks,
+    ModelScores,
+    RaceRecord,
+    Results,
+)
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 from dartformer.stages import scores
@@ -137,6 +146,32 @@ def finish(study: Study, workdir: Workdir, names: Sequence[str]) -> RaceRecord:
     record = replace(record, entrants=tuple(finished))
     workdir.record(race=record)
     return record
+
+
+def with_entrant(results: Results, name: str) -> Results:
+    """The results with a finalist in the place of the winner, for its model card.
+
+    Raises `InputError` where there is no finalist of that name.
+    """
+    finalists: dict[str, ModelScores] = {}
+    for finalist, model in results.models.items():
+        if isinstance(model, ModelScores):
+            finalists[finalist] = model
+    spelled = _homogeneous_name(name, finalists)
+    if spelled not in finalists:
+        raise unknown("finalist", name, finalists)
+    scores = finalists[spelled]
+    return replace(
+        results,
+        test=scores.test,
+        valid=scores.valid,
+        parameters=scores.parameters,
+        flops=scores.flops,
+        steps=scores.steps,
+        genotype=scores.genotype,
+        # Its sentences are about the winner.
+        verdict=(),
+    )
 
 
 def _homogeneous_name(name: str, names: Container[str]) -> str:
