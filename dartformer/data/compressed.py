@@ -20,6 +20,8 @@ OPENERS: dict[str, Callable[..., Any]] = {
     ".bz2": bz2.open,
 }
 
+ZIP = ".zip"
+
 DAMAGE = (
     EOFError,
     lzma.LZMAError,
@@ -34,6 +36,8 @@ DAMAGE = (
 def suffix(path: Path) -> str:
     """The suffix that tells what a file holds, without that of its compression."""
     last = path.suffix.lower()
+    if last == ZIP and path.is_file():
+        return Path(member_of(path)).suffix.lower()
     if last == ".tgz":
         return ".tar"
     if last in OPENERS:
@@ -41,11 +45,55 @@ def suffix(path: Path) -> str:
     return last
 
 
+def is_compressed(path: Path) -> bool:
+    """Whether a file must be decompressed to be read."""
+    return path.suffix.lower() in (ZIP, *OPENERS)
+
+
+def member_of(path: Path) -> str:
+    """The name of the only file in a zip archive; `InputError` for several, or for none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not _is_clutter(name)]
+    except DAMAGE as error:
+        raise InputError(f"{path} is damaged or cut short: {error}.") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}.") from None
+    if len(names) != 1:
+        raise InputError(
+            f"{path} holds {len(names)} files, and an archive is read if it holds a single one. "
+            f"Unpack it, and name a file or the folder."
+        )
+    return names[0]
+
+
+def _is_clutter(name: str) -> bool:
+    """Whether the name in an archive is that of a folder, or of what macOS adds."""
+    return name.endswith("/") or name.startswith("__MACOSX/")
+
+
+@contextlib.contextmanager
+def opened_member(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of the only file in a zip archive."""
+    name = member_of(path)
+    with zipfile.ZipFile(path) as archive:
+        try:
+            file = archive.open(name)
+        except RuntimeError:
+            raise InputError(f"{path} needs a password. Unpack it, and name the file.") from None
+        with file:
+            yield cast(BinaryIO, file)
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """A file's bytes, decompressed; `InputError` names a file that is damaged or unreadable."""
-    open_file = OPENERS.get(path.suffix.lower(), open)
     try:
+        if path.suffix.lower() == ZIP:
+            with opened_member(path) as file:
+                yield file
+            return
+        open_file = OPENERS.get(path.suffix.lower(), open)
         with open_file(path, "rb") as file:
             yield file
     except DAMAGE as error:

@@ -33,6 +33,9 @@ SHARD = re.compile(r"(.+)[-_.](\d+)-of-(\d+)")
 CACHED = ("cache-", "tmp")
 """How the names of files start that the library `datasets` writes beside its data."""
 
+METADATA = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json")
+"""Files that the library `datasets` writes about its data."""
+
 MAPPING = "indices"
 """The name of the file with which `datasets` keeps a selection of rows, and their order."""
 
@@ -102,7 +105,7 @@ def _source_name(entry: Path, kinds: Collection[str]) -> str:
     """A file's name without the number of its shard; "" for a file of another kind."""
     if entry.is_dir():
         return entry.name
-    if suffix(entry) not in kinds:
+    if suffix(entry) not in kinds or entry.name in METADATA:
         return ""
     stem, dot, endings = entry.name.partition(".")
     shard = SHARD.fullmatch(stem)
@@ -154,7 +157,7 @@ def numbered_files(folder: Path, kinds: Collection[str]) -> list[Path]:
     for entry in entries(folder):
         if entry.is_dir():
             return []
-        if suffix(entry) in kinds:
+        if suffix(entry) in kinds and entry.name not in METADATA:
             files.append(entry)
             names.add(re.sub(r"\d+", "0", entry.name))
     # A single file without a number was not meant to be read with its folder.

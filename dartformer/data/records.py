@@ -6,6 +6,7 @@ valid UTF-8 arrive as surrogates (U+DC80 and on), so that the reader can count t
 
 import contextlib
 import csv
+import io
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dartformer.data import folders, lines, tables, tfds
-from dartformer.data.compressed import suffix
+from dartformer.data.compressed import is_compressed, opened, suffix
 from dartformer.data.plain_text import text_of_file
 from dartformer.errors import InputError, unknown
 
@@ -51,6 +52,8 @@ def read(path: Path, split: str = "") -> Iterator[Record]:
         yield from _folder(path, split)
         return
     kind = suffix(path)
+    if kind in FOREIGN:
+        raise InputError(f"{path} is {FOREIGN[kind]}.")
     if kind not in READERS:
         patterns = [f"*{name}" for name in READERS]
         raise unknown("kind of file", path.name, patterns)
@@ -79,6 +82,58 @@ def _jsonl(path: Path) -> Iterator[Record]:
                     f"{path}, line {number}: a JSON object is needed, got {type(row).__name__}."
                 )
             yield row
+
+
+def _json(path: Path) -> Iterator[Record]:
+    """Rows of one JSON value: a list of objects, columns of lists, or an object that holds either.
+
+    Lines of JSON under this suffix are read as such."""
+    with tables.opened_text(path) as text:
+        content = text.read()
+    try:
+        value = lines.parsed(content)
+    except ValueError as error:
+        if _starts_lines(content):
+            yield from _jsonl(path)
+            return
+        raise InputError(f"{path}: {error}.") from None
+    yield from _objects(path, value)
+
+
+def _starts_lines(content: str) -> bool:
+    """Whether the first line of a text is an object of its own."""
+    try:
+        return isinstance(lines.parsed(content.lstrip().partition("\n")[0]), dict)
+    except ValueError:
+        return False
+
+
+def _objects(path: Path, value: object) -> Iterator[Record]:
+    """The rows in a JSON value."""
+    if isinstance(value, dict):
+        lists = [item for item in value.values() if isinstance(item, list)]
+        if len(lists) == len(value) > 1 and len(set(map(len, lists))) == 1:
+            names = list(value)
+            for row in zip(*lists, strict=True):
+                yield dict(zip(names, row, strict=True))
+            return
+        # An object around the rows, such as {"version": 1, "data": [...]}.
+        tables_in_it = [item for item in lists if item and isinstance(item[0], dict)]
+        if len(tables_in_it) == 1:
+            value = tables_in_it[0]
+        elif len(value) > 1 and not lists:
+            value = [value]  # a line of its own
+    if not isinstance(value, list):
+        raise InputError(
+            f"{path} holds no list of rows. Save a list of objects, one a row, or a line of JSON "
+            f"for each (JSONL)."
+        )
+    for number, row in enumerate(value, 1):
+        if not isinstance(row, dict):
+            raise InputError(
+                f"{path}, row {number}: a JSON object is needed, got {type(row).__name__}."
+            )
+        yield row
 
 
 def _csv(path: Path) -> Iterator[Record]:
@@ -135,10 +190,18 @@ def _parsing(path: Path, form: str) -> Iterator[None]:
         raise InputError(f"{path} cannot be read as {form}: {reason}.") from None
 
 
+def _seekable(path: Path) -> Path | io.BytesIO:
+    """A file that a library reads, or its decompressed bytes."""
+    if not is_compressed(path):
+        return path
+    with opened(path) as data:
+        return io.BytesIO(data.read())
+
+
 def _parquet(path: Path) -> Iterator[Record]:
     from pyarrow import parquet
 
-    with _parsing(path, "Parquet"), parquet.ParquetFile(path) as file:
+    with _parsing(path, "Parquet"), parquet.ParquetFile(_seekable(path)) as file:
         # In batches: a file may be larger than the memory.
         for batch in file.iter_batches(ROWS_AT_ONCE):
             yield from _of_batch(path, batch)
@@ -148,7 +211,12 @@ def _arrow(path: Path) -> Iterator[Record]:
     """Rows of an Arrow file, a stream as `datasets` writes it or the format with an index."""
     import pyarrow
 
-    with _parsing(path, "Arrow"), pyarrow.memory_map(str(path)) as data:
+    if is_compressed(path):
+        with opened(path) as file:
+            source = pyarrow.BufferReader(file.read())
+    else:
+        source = pyarrow.memory_map(str(path))
+    with _parsing(path, "Arrow"), source as data:
         indexed = data.read(6) == b"ARROW1"
         data.seek(0)
         if indexed:
@@ -173,7 +241,7 @@ def _of_batch(path: Path, batch: "pyarrow.RecordBatch") -> Iterator[Record]:
 def _npz(path: Path) -> Iterator[Record]:
     with _parsing(path, "npz"):
         columns = {}
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(_seekable(path), allow_pickle=False) as file:
             for name, column in file.items():  # read while the file is open
                 if not isinstance(column, np.ndarray):
                     raise ValueError(f"{name} is no array")
@@ -184,6 +252,15 @@ def _npz(path: Path) -> Iterator[Record]:
             rows = len(column)
         for i in range(rows):
             yield {name: _plain(column[i]) for name, column in columns.items()}
+
+
+def _npy(path: Path) -> Iterator[Record]:
+    with _parsing(path, "npy"):
+        array = np.load(_seekable(path), allow_pickle=False)
+        if not isinstance(array, np.ndarray) or not array.ndim:
+            raise ValueError("it holds no array")
+        for row in array:
+            yield {"x": _plain(row)}
 
 
 def _require_equal_lengths(path: Path, columns: dict[str, np.ndarray]) -> None:
@@ -260,11 +337,39 @@ def _class_folders(path: Path) -> Iterator[Record]:
 
 READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".json": _json,
     ".csv": _csv,
     ".tsv": _tsv,
     ".parquet": _parquet,
     ".arrow": _arrow,
     ".npz": _npz,
+    ".npy": _npy,
     ".txt": _lines,
 }
 """How the file of each suffix is read."""
+
+FOREIGN = {
+    ".xls": "a spreadsheet. Save it as CSV",
+    ".xlsx": "a spreadsheet. Save it as CSV",
+    ".ods": "a spreadsheet. Save it as CSV",
+    ".pkl": "a pickle, which may run code when it is read. Save its rows as JSONL, Parquet or npz",
+    ".pickle": "a pickle, which may run code when it is read. Save its rows as JSONL, Parquet or npz",
+    ".pt": "a file of PyTorch, which may run code when it is read. Save its arrays as npz",
+    ".pth": "a file of PyTorch, which may run code when it is read. Save its arrays as npz",
+    ".h5": "an HDF5 file. Save its arrays as npz",
+    ".hdf5": "an HDF5 file. Save its arrays as npz",
+    ".mat": "a file of MATLAB. Save its arrays as npz",
+    ".feather": "a Feather file. Save it as Parquet",
+    ".sqlite": "a database. Save a table of it as CSV",
+    ".db": "a database. Save a table of it as CSV",
+    ".xml": "XML. Save its rows as JSONL or CSV",
+    ".html": "a page of HTML. Save its text as .txt, or its rows as CSV",
+    ".pdf": "a PDF. Save its text as .txt",
+    ".docx": "a document of Word. Save its text as .txt",
+    ".7z": "an archive. Unpack it, and name a file or the folder",
+    ".rar": "an archive. Unpack it, and name a file or the folder",
+    ".tar": "an archive. Unpack it, and name a file or the folder",
+    ".zst": "compressed with zstd. Unpack it, or use gzip, xz or zip",
+}
+"""What files of other suffixes are, and what to do with them."""

@@ -18,7 +18,13 @@ from dartformer.tasks.columns import label_column, names_of, quoted
 from dartformer.tasks.guess_labels import of_labels, without_missing_classes
 from dartformer.tasks.guesses import Columns, Guess
 from dartformer.tasks.label_counts import LabelCounts, counted, kind_of
-from dartformer.tasks.pictures import Pictures, opened_picture, parts_of_folder, picture_files
+from dartformer.tasks.pictures import (
+    Pictures,
+    holds_file,
+    opened_picture,
+    parts_of_folder,
+    picture_files,
+)
 
 LARGEST_SIDE = 64
 """Pixels of the longer side to which larger pictures are made smaller."""
@@ -50,6 +56,9 @@ def pixels_column(rows: Sequence[Record]) -> str:
     """The column of arrays that are pictures, or "": [H, W] of whole numbers, or [H, W, channels]."""
     columns = []
     for name in names_of(rows):
+        if holds_file(rows[0].get(name)):
+            columns.append(name)
+            continue
         shape, whole = _shape(rows[0].get(name))
         side = min(shape[:2], default=0)
         colour = len(shape) == 3 and shape[2] in (1, 3, 4)
@@ -134,7 +143,11 @@ def _sample(options: dict[str, Any], rows: Sequence[Record], path: Path) -> Iter
     """Some of the pictures."""
     if "pixels" in options:
         for row in rows[:MEASURED]:
-            yield np.array(row[options["pixels"]], np.float32)
+            value = row[options["pixels"]]
+            if holds_file(value):
+                yield opened_picture(io.BytesIO(value["bytes"]))
+            else:
+                yield np.array(value, np.float32)
         return
     split = ""
     if "train" in parts_of_folder(path):

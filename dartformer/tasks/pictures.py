@@ -1,5 +1,6 @@
 """The user's own pictures, in a folder for each class or as arrays, as sequences of patches."""
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -185,13 +186,15 @@ class Pictures(NumericTask):
             where = f"{source}, row {number}"
             try:
                 values, fault = self.pixels_of(self._array(record, where)), ""
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError) as error:  # an InputError is a ValueError
                 values, fault = DAMAGED, str(error).rstrip(".")
             yield NumericRow(values, column(record, self.label, where), where, fault=fault)
 
     def _array(self, record: Record, where: str) -> np.ndarray:
-        """The array of a row."""
+        """The array of a row, or the pixels of a file that is in it."""
         value = column(record, self.pixels, where)
+        if holds_file(value):
+            return opened_picture(io.BytesIO(value["bytes"]))
         try:
             array = np.array(value, np.float32)
         except (ValueError, TypeError):
@@ -206,7 +209,12 @@ class Pictures(NumericTask):
 # Pictures as arrays [H, W, channels].
 
 
-def opened_picture(file: Path) -> np.ndarray:
+def holds_file(value: object) -> bool:
+    """Whether a value of a table is the file of a picture, as the library `datasets` keeps it."""
+    return isinstance(value, dict) and isinstance(value.get("bytes"), bytes)
+
+
+def opened_picture(file: Path | io.BytesIO) -> np.ndarray:
     """The pixels of a file, `[H, W]` or `[H, W, 3]` uint8; transparent ones are on white.
 
     Raises `InputError` for a file that holds no picture."""
@@ -226,7 +234,10 @@ def opened_picture(file: Path) -> np.ndarray:
     # Whatever it is: the library promises no type for bytes that are something else.
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        raise InputError(f"{file} cannot be read as a picture: {reason}.") from None
+        name = "it"
+        if isinstance(file, Path):
+            name = str(file)
+        raise InputError(f"{name} cannot be read as a picture: {reason}.") from None
 
 
 def in_channels(picture: np.ndarray, channels: int) -> np.ndarray:

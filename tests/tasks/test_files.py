@@ -302,7 +302,8 @@ MALFORMED = {
         "damaged or cut short",
     ),
     "a.csv.xz": (b"not xz at all", "damaged or cut short"),
-    "a.docx": (b"", "unknown kind of file 'a.docx'"),
+    "a.doq": (b"", "unknown kind of file 'a.doq'"),
+    "a.docx": (b"x", "Save its text as .txt"),
 }
 
 
