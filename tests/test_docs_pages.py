@@ -115,20 +115,23 @@ def test_from_a_csv_to_a_model(tmp_path, monkeypatch, capsys, compile_quickly):
     page = ROOT / "docs/tutorial.md"
     make, use = blocks(page, "python")
     exec(compile(make, page.name, "exec"), {})
-    new, run, predict, again = (words for words in commands(page))
+    new, run, predict, by_head, again = (words for words in commands(page))
     assert main(new) == 0
     out, err = capsys.readouterr()
     assert "label column 'verdict'" in err
     Path("my_space.py").write_text(out, "utf-8")
     flags = [*run[1:], *(f"--config.{one}" for one in FEW), "--config.data.dir=."]
-    for verb in ("search", "derive", "retrain", "export"):
+    for verb in ("search", "derive", "race", "export"):
         assert main([verb, *flags]) == 0
     capsys.readouterr()
     assert main(predict) == 0
     assert capsys.readouterr().out.split("\t")[0] in ("stay", "leave")
     exec(compile(use, page.name, "exec"), {})
     assert capsys.readouterr().out.split()[0] in ("stay", "leave")
-    df.load_config("my_space.py", overrides(again[3:]))
+    assert main(by_head) == 0
+    Path("heads.py").write_text(capsys.readouterr().out, "utf-8")
+    config = df.load_config("heads.py", overrides(again[3:]))
+    assert (config.search.strategy.name, config.space.granularity) == ("darts", "head")
 
 
 def test_a_task_of_ones_own(tmp_path, monkeypatch):

@@ -318,7 +318,7 @@ def test_the_strategy_race_trains_no_supernet(config, tmp_path):
     results = df.run_all(config, tmp_path)
     names = {entrant["name"] for entrant in results["race"]["entrants"]}
     assert {"homogeneous.full", "homogeneous.uniform"} <= names
-    assert any(name.startswith("random") for name in names)
+    assert any(name.startswith(("random", "mix")) for name in names)
     assert results["genotype"]["layers"]
 
 
@@ -332,11 +332,32 @@ def test_one_attention_everywhere_is_raced_without_a_search():
     assert df.defaults("listops", granularity="layer").search.strategy.name == "darts"
 
 
-@pytest.mark.parametrize("count", [5, 9, 20])
-def test_a_random_race_draws_each_genotype_once(count):
-    space = SearchSpace(parse_candidates(CANDIDATES), 2, 1)
-    drawn = list(race_stage._drawn(space, count, 0))
-    assert len(set(drawn)) == len(drawn) == min(count, space.size)
+@pytest.mark.parametrize("count", [0, 5, 8, 9, 20])
+@pytest.mark.parametrize("granularity", ["model", "layer"])
+def test_a_race_without_a_search_meets_each_genotype_once(config, count, granularity):
+    """Random ones, or all of a space that has no more."""
+    values = {
+        "space.granularity": granularity,
+        "search.strategy.name": "race",
+        "search.strategy.random": count,
+        "derive.rule": "race",
+        "baselines.random": True,
+    }
+    configs.override(config, values)
+    study = Study(config)
+    bracket = Bracket(study.space, study.config.race, STEPS, None)
+    names = []
+    for entrant in race_stage.entrants(study, {}):
+        names.append(entrant.name)
+        bracket.enter(entrant)
+    assert len(set(names)) == len(names)
+    size, homogeneous = study.space.size, len(study.space.homogeneous())
+    if count >= size or granularity == "model":
+        assert len(bracket.entrants) == len(names) == size
+        assert not any("random" in name for name in names)
+    else:
+        assert len(names) == homogeneous + count + 1
+        assert sum("random" in name for name in names) == count + 1
 
 
 def test_a_random_genotype_differs_where_the_space_has_another():

@@ -370,6 +370,24 @@ def _add_new(verbs: "Verbs[Parser]") -> None:
         help="with --data: the column that says which split a row is in (train, valid, test)",
     )
     verb.add_argument(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="with --data: what a run may take on this machine, which is timed (default: 8)",
+    )
+    verb.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="with --data: steps of the search and of each training, instead of --minutes",
+    )
+    verb.add_argument(
+        "--candidates",
+        metavar="NAMES",
+        help="with --data: 'cheap', 'long', 'all', or attentions with commas between them "
+        "(default: four by length and direction)",
+    )
+    verb.add_argument(
         "--preset",
         default="recommended",
         help="'recommended', or 'published' for the settings of the DARTS paper "

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from dartformer import config as configs
 from dartformer import tasks
 from dartformer.cli.output import print_json
+from dartformer.cli.proposal import AS_IT_FITS, MINUTES, MOST_RACED, Wishes, propose
 from dartformer.config.overrides import BUDGET
 from dartformer.config.reference import sentence_of
 from dartformer.config.sections import Space
@@ -34,10 +35,11 @@ FILE = "my_space.py"
 OWN_DATA = ("files", "series", "pictures")
 """The tasks on data of the user's own, for which `--data` writes a config."""
 
-COLUMNS = ("text", "label", "kind", "group", "split")
-"""The flags that say what a file holds."""
-
 SIZES = ("small", "published", "mixes")
+
+OF_DATA = ("text", "label", "kind", "group", "split", "minutes", "steps", "candidates")
+"""Options that need --data."""
+
 WIDTH = 100
 
 SKELETON = '''"""{head}
@@ -87,11 +89,9 @@ def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """Print a starting config."""
     if arguments.data:
         text = _new_for_data(arguments, values)
-    elif any(getattr(arguments, name) for name in COLUMNS):
-        raise InputError(
-            "--text, --label, --kind, --group and --split say what a file holds. Use them with "
-            "--data FILE."
-        )
+    elif any(getattr(arguments, name) is not None for name in OF_DATA):
+        flags = ", ".join(f"--{name}" for name in OF_DATA)
+        raise InputError(f"{flags} are about a file of yours. Use them with --data FILE.")
     else:
         task = arguments.task or "listops"
         text = starting_config(task, arguments.preset, values, arguments.size)
@@ -111,6 +111,9 @@ def _new_for_data(arguments: argparse.Namespace, values: dict[str, str]) -> str:
         )
     columns = arguments.text or ()
     label, kind = arguments.label or "", arguments.kind or ""
+    minutes = arguments.minutes
+    if minutes is None and arguments.steps is None:
+        minutes = MINUTES
     config = config_for_data(
         arguments.data,
         columns,
@@ -119,6 +122,7 @@ def _new_for_data(arguments: argparse.Namespace, values: dict[str, str]) -> str:
         kind=kind,
         group=arguments.group or "",
         split=arguments.split or "",
+        wishes=Wishes(minutes, arguments.steps, arguments.candidates or ""),
     )
     for sentence in config.guess.sentences:
         note(f"guessed: {sentence}")
@@ -156,6 +160,11 @@ def starting_config(
         text = _without_a_space(task, size)
     # The strategy decides about the defaults of other fields, so it cannot be set after them.
     strategy = str(values.pop("search.strategy.name", ""))
+    named = {"space.granularity", "space.candidates", "model.layers"} & set(values)
+    if not (file.exists() or strategy or named):
+        # All of such a small space races.
+        strategy = "race"
+        values.setdefault("search.strategy.random", MOST_RACED)
     text, config = _with_defaults(text, task, strategy, preset, values)
     return with_values(text, config, values)
 
@@ -178,24 +187,16 @@ def config_for_data(
     kind: str = "",
     group: str = "",
     split: str = "",
+    wishes: Wishes = AS_IT_FITS,
 ) -> DataConfig:
     """A config for the user's own file, with what was guessed of it.
 
     Raises `InputError` where no guess gives a config that runs."""
     data_dir = (values or {}).get("data.dir")
     contents = guess(file, texts, label, _text_or_none(data_dir), kind, group, split)
-    # At least four batches of a small file, and about ten passes over it.
-    batch = max(1, min(32, contents.train // 4, contents.half))
-    steps = min(400, max(50, 10 * contents.train // batch))
-    settings = _of_task(contents.options)
-    settings["data.batch_size"] = batch
-    # A label for each token, and no summary of the text.
-    kind = contents.options.get("kind", contents.task)
-    if kind in ("labelling", "language"):
-        settings["model.pooling"] = "none"
-    settings.update(SMALL)
-    settings["search.steps"] = settings["retrain.steps"] = steps
-    settings["log.eval_every"] = settings["log.checkpoint_every"] = max(10, steps // 4)
+    values = dict(values or {})
+    proposal = propose(contents, _of_task(contents.options), values, wishes)
+    contents.sentences.extend(proposal.sentences)
     items = []
     for sentence in contents.sentences:
         items.append(f"* {one_line(sentence)}.")
@@ -206,9 +207,11 @@ def config_for_data(
         f"Guessed:  {guesses}"
     )
     text = SKELETON.format(head=_inside_docstring(head), task=contents.task)
-    text, config = _with_defaults(text, contents.task, "", "recommended", values or {})
-    text = with_values(text, config, {**settings, **(values or {})})
-    _require_that_runs(text, values or {})
+    values.pop("search.strategy.name", None)
+    settings = {**proposal.settings, **values}
+    text, config = _with_defaults(text, contents.task, proposal.strategy, "recommended", settings)
+    text = with_values(text, config, settings)
+    _require_that_runs(text, values)
     return DataConfig(text, contents)
 
 

@@ -538,6 +538,9 @@ def _models(results: Results, task: str) -> Table:
 
 def _show_derivation(console: Console, data: Mapping[str, Any]) -> None:
     """What `dartformer derive` chose."""
+    if "genotype" not in data:
+        say(console, data["text"])
+        return
     derivation = Derivation.from_dict(data)
     console.print(drawing(GenotypeRecord.from_dict(data["genotype"]).layers))
     _show_seeds(console, derivation)

@@ -8,7 +8,7 @@ from dartformer.report.models import title_of
 from dartformer.report.verdicts import hours, sentence
 from dartformer.results import EntrantRecord, RaceRecord
 from dartformer.space.genotype import Genotype
-from dartformer.stages.bracket import ANSWER, HOMOGENEOUS, NEIGHBOUR
+from dartformer.stages.bracket import ANSWER, HOMOGENEOUS, MIX, NEIGHBOUR
 from dartformer.training.metric import LOSS, Metric, find
 
 WINNER, FINALIST, STOPPED, REFERENCE = "winner", "finalist", "stopped", "reference"
@@ -67,7 +67,7 @@ def name_of(entrant: EntrantRecord) -> str:
     """All names of an entrant, and its genotype where they do not tell it."""
     names = (entrant.name, *entrant.names)
     title = ", ".join(map(title_of, names))
-    if any(name.startswith((HOMOGENEOUS, NEIGHBOUR)) for name in names):
+    if any(name.startswith((HOMOGENEOUS, MIX, NEIGHBOUR)) for name in names):
         return title
     return f"{title}: {_genotype(entrant)}"
 

@@ -26,6 +26,9 @@ ANSWER = "derived"
 RANDOM = "random"
 UNIFORM = "uniform_mixing"
 
+MIX = "mix "
+"""Begins the name of an entrant of a space that races whole."""
+
 NEIGHBOUR = "neighbour "
 """Begins the name of an entrant that differs from a leader in one place."""
 

@@ -31,7 +31,7 @@ from dartformer.results import (
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 from dartformer.stages import scores
-from dartformer.stages.bracket import HOMOGENEOUS, RANDOM, UNIFORM, Bracket, Entrant
+from dartformer.stages.bracket import HOMOGENEOUS, MIX, RANDOM, UNIFORM, Bracket, Entrant
 from dartformer.stages.layout import Workdir, genotype_key, training_folder
 from dartformer.stages.retrain import Model, retrain, train, train_until
 from dartformer.stages.study import Study
@@ -190,16 +190,21 @@ def entrants(study: Study, answers: Mapping[str, Genotype]) -> list[Entrant]:
     entered = []
     for name, genotype in answers.items():
         entered.append(Entrant(name, genotype, straight=True))
+    count, is_whole = 0, False
     if isinstance(study.strategy, Race):
-        drawn = _drawn(space, study.strategy.random, study.config.seed)
-        for number, genotype in enumerate(drawn, 1):
-            entered.append(Entrant(f"{RANDOM} {number}", genotype))
-    if config.homogeneous or not entered:
+        count = study.strategy.random
+        is_whole = space.granularity == "model" or space.size <= count
+    if config.homogeneous or is_whole or not (answers or count):
         for genotype in space.homogeneous():
             name = HOMOGENEOUS + to_text(genotype.layers[0][0])
             entered.append(Entrant(name, genotype))
+    if is_whole and space.granularity != "model":
+        for genotype in _mixes(space):
+            entered.append(Entrant(f"{MIX}{genotype}", genotype))
+    elif not is_whole:
+        for number, genotype in enumerate(_drawn(space, count, study.config.seed), 1):
+            entered.append(Entrant(f"{RANDOM} {number}", genotype))
     # Where all of a space races anyway, a random genotype says nothing.
-    is_whole = isinstance(study.strategy, Race) and space.granularity == "model"
     if config.random and not is_whole:
         genotype = random_genotype(study.config.seed, space, set(answers.values()))
         entered.append(Entrant(RANDOM, genotype, reference=True))
@@ -209,13 +214,18 @@ def entrants(study: Study, answers: Mapping[str, Genotype]) -> list[Entrant]:
     return entered
 
 
+def _mixes(space: SearchSpace) -> Iterator[Genotype]:
+    """All genotypes but the homogeneous ones."""
+    homogeneous = set(space.homogeneous())
+    rows, columns, candidates = space.alphas_shape
+    for choice in itertools.product(range(candidates), repeat=rows * columns):
+        genotype = space.genotype(np.reshape(choice, (rows, columns)))
+        if genotype not in homogeneous:
+            yield genotype
+
+
 def _drawn(space: SearchSpace, count: int, seed: int) -> Iterator[Genotype]:
-    """Different genotypes drawn at random; all of the space where it has no more than `count`."""
-    if space.size <= count:
-        rows, columns, candidates = space.alphas_shape
-        for choice in itertools.product(range(candidates), repeat=rows * columns):
-            yield space.genotype(np.reshape(choice, (rows, columns)))
-        return
+    """Different genotypes drawn at random."""
     rng = np.random.default_rng(seed)
     drawn: set[Genotype] = set()
     while len(drawn) < count:

@@ -374,7 +374,7 @@ def test_from_a_csv_to_a_prediction(tmp_path, capsys):
     assert main([*run, "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
     rules = {"majority", "naive_bayes", "logistic_regression"}
-    assert set(results["baselines"]) == rules
+    assert rules <= set(results["baselines"])
     assert results["data"]["train"]["rows"] == 48
     findings = {item["name"]: item for item in results["diagnostics"]["findings"]}
     # w17 of test is in no row of train.

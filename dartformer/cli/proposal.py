@@ -1,0 +1,367 @@
+"""What `dartformer new --data` proposes for a user's data: candidates, and steps that fit the time."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from dartformer import attention
+from dartformer import config as configs
+from dartformer.attention import to_text
+from dartformer.config import Config
+from dartformer.errors import InputError, unknown
+from dartformer.machine.printable import note
+from dartformer.stages.pace import Pace, measure, seconds_of, work
+from dartformer.stages.study import Study
+from dartformer.tasks.guesses import Guess
+
+MINUTES = 8.0
+"""What a run may take by default."""
+
+MOST_RACED = 48
+"""Genotypes up to which all of a space race: a search and its race cost as much there, and are no
+better (docs/strategies.md)."""
+
+EXAMPLES = 150_000
+"""Examples that a training sees, over all of its epochs."""
+
+EPOCHS = (5, 60)
+"""Fewest and most epochs that are proposed."""
+
+FEWEST_STEPS = 600
+"""Steps of a training, however few the rows are."""
+
+FEWEST = 50
+"""Steps of a training, however little time there is."""
+
+ENOUGH = 0.6
+"""The share of those steps from which on a larger space is worth its time."""
+
+EVALUATIONS = 15
+"""On valid, in a training."""
+
+PATIENCE = 5
+"""Evaluations without a better one that end a training."""
+
+LONG = 1024
+"""Tokens above which attention over all pairs is no longer proposed."""
+
+SELECTIONS = ("cheap", "long", "all")
+"""Names for several candidates."""
+
+MODEL: Mapping[str, object] = {
+    "model.layers": 2,
+    "model.heads": 4,
+    "model.head_dim": 16,
+    "model.model_dim": 64,
+    "model.mlp_dim": 128,
+}
+"""A model for two CPU cores."""
+
+
+class Wishes(NamedTuple):
+    """What the user asks of a run.
+
+    Attributes:
+      minutes: that it may take; None: any, and nothing is timed.
+      steps: of a training; None: as many as the minutes pay for.
+      candidates: one of `SELECTIONS`, attentions with commas between them, or empty to choose.
+    """
+
+    minutes: float | None = None
+    steps: int | None = None
+    candidates: str = ""
+
+
+AS_IT_FITS = Wishes()
+"""Nothing asked."""
+
+
+class Proposal(NamedTuple):
+    """A config that fits the data.
+
+    Attributes:
+      strategy: `search.strategy.name`.
+      settings: dotted fields.
+      sentences: what was chosen, and why.
+    """
+
+    strategy: str
+    settings: dict[str, object]
+    sentences: list[str]
+
+
+class Level(NamedTuple):
+    """A space, the larger first.
+
+    Attributes:
+      granularity: of the choice.
+      layers: of the model.
+      title: in words.
+    """
+
+    granularity: str
+    layers: int
+    title: str
+
+
+LEVELS = (
+    Level("layer", 2, "a choice for each of two layers"),
+    Level("model", 2, "one attention everywhere, in two layers"),
+    Level("model", 1, "one layer"),
+)
+
+
+def propose(
+    contents: Guess, task: Mapping[str, object], values: Mapping[str, object], wishes: Wishes
+) -> Proposal:
+    """A config for the data, but for what the user sets.
+
+    Args:
+      contents: what the data seem to hold.
+      task: dotted fields of the task.
+      values: dotted fields that the user sets.
+      wishes: what else the user says.
+
+    Raises `InputError` for wishes that cannot be.
+    """
+    if wishes.minutes is not None and not 0 < wishes.minutes < math.inf:
+        raise InputError(f"--minutes must be a number above 0, got {wishes.minutes:g}.")
+    if wishes.steps is not None and wishes.steps < 1:
+        raise InputError(f"--steps must be at least 1, got {wishes.steps}.")
+    # At least four batches of a small file.
+    batch = max(1, min(32, contents.train // 4, contents.half))
+    settings: dict[str, object] = {**task, "data.batch_size": batch, **MODEL}
+    if contents.options.get("kind", contents.task) in ("labelling", "language"):
+        # A label for each token, and no summary of the text.
+        settings["model.pooling"] = "none"
+    settings |= {
+        "space.granularity": "layer",
+        "retrain.seeds": (0, 1, 2),
+        "retrain.patience": PATIENCE,
+        "baselines.homogeneous": True,
+        "baselines.random": True,
+    }
+    drafts = _Drafts(contents, settings, values)
+    sentences = []
+    if "space.candidates" not in values:
+        names, sentence = _candidates(drafts, wishes.candidates)
+        settings["space.candidates"] = names
+        sentences.append(sentence)
+    draft = _within(drafts, wishes)
+    settings |= draft.settings
+    return Proposal(draft.strategy, settings, [*sentences, *draft.sentences])
+
+
+class _Drafts:
+    """Configs of settings, with the user's values on top."""
+
+    def __init__(self, contents: Guess, settings: dict[str, object], values: Mapping[str, object]):
+        self.contents, self.settings, self.values = contents, settings, values
+
+    @property
+    def batch(self) -> int:
+        """Examples in a training step."""
+        return int(str(self.values.get("data.batch_size", self.settings["data.batch_size"])))
+
+    def is_named(self, field: str) -> bool:
+        """Whether the user sets a field."""
+        return field in self.values
+
+    def space(self, level: Level) -> dict[str, object]:
+        """The settings at a level."""
+        return {
+            **self.settings,
+            "space.granularity": level.granularity,
+            "model.layers": level.layers,
+        }
+
+    def strategy(self, settings: Mapping[str, object]) -> str:
+        """The strategy for a space: its models race where they are few; "" for a search."""
+        named = str(self.values.get("search.strategy.name", ""))
+        if named:
+            return named
+        config = self.config(settings, "")
+        granularity = config.space.granularity
+        if granularity == "model" or config.search_space.size <= MOST_RACED:
+            return "race"
+        return ""
+
+    def config(self, settings: Mapping[str, object], strategy: str) -> Config:
+        """The config of these settings; raises `InputError` where it does not work."""
+        values = {**settings, **self.values}
+        granularity = str(values.get("space.granularity", "layer"))
+        config = configs.defaults(self.contents.task, strategy, granularity=granularity)
+        values.pop("search.strategy.name", None)
+        configs.override(config, values)
+        return configs.build(config)
+
+
+# The candidates.
+
+
+def _candidates(drafts: _Drafts, selection: str) -> tuple[tuple[str, ...], str]:
+    """The candidates, and why these."""
+    # With two that always work, to learn of the length and the direction.
+    plain = {**drafts.settings, "space.candidates": ("conv", "local"), "space.granularity": "model"}
+    shape = drafts.config(plain, "race").transformer
+    window = _window(shape.tokens)
+    if selection == "cheap":
+        names = ["conv", f"local(window={window})", "linear", "retention"]
+        reason = "of linear time and memory"
+    elif selection == "long":
+        names = ["conv", f"local(window={window})", "linear", "gated_delta", "ssd", "sink"]
+        reason = "of linear time, which reach far"
+    elif selection == "all":
+        names = _working(drafts, plain)
+        reason = "all that work here"
+    elif selection:
+        names = _split(selection)
+        reason = "as you named them"
+    elif shape.causal:
+        names = ["full", f"local(window={window})", "gated_delta", "conv"]
+        reason = f"for reading {shape.tokens} tokens from left to right"
+    else:
+        names = ["full", f"local(window={window})", "linear", "conv"]
+        reason = f"for {shape.tokens} tokens that are read in both directions"
+    if not selection and shape.tokens > LONG:
+        names[0] = f"longformer(window={window}, globals=1)"
+        if shape.causal:
+            names[0] = f"sink(window={window}, sinks=4)"
+        reason += "; full attention over so many is slow"
+    others = len(set(attention.names()) - {name.partition("(")[0] for name in names})
+    sentence = (
+        f"candidates {', '.join(names)}: {reason} ({others} other attentions exist: "
+        f"--candidates=cheap, long, all, or names; see `dartformer list attentions`)"
+    )
+    return tuple(names), sentence
+
+
+def _window(tokens: int) -> int:
+    """A window that is small beside the length, but not tiny: a power of two."""
+    return 2 ** max(2, min(5, round(math.log2(max(1, tokens) / 16))))
+
+
+def _split(selection: str) -> list[str]:
+    """Attentions from a text with commas between them, and commas within parentheses."""
+    names, depth, name = [], 0, ""
+    for character in selection:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            names.append(name.strip())
+            name = ""
+        else:
+            name += character
+    names.append(name.strip())
+    if len(names) < 2:
+        raise unknown("--candidates", selection, SELECTIONS)
+    # Each is read here, so that the message names it.
+    return [to_text(attention.parse(name)) for name in names]
+
+
+def _working(drafts: _Drafts, plain: Mapping[str, object]) -> list[str]:
+    """The attentions that work with this task and length, with their default options."""
+    names = []
+    for name in attention.names():
+        # Its members are candidates themselves.
+        if name == "parallel":
+            continue
+        partner = "conv"
+        if name == partner:
+            partner = "local"
+        try:
+            drafts.config({**plain, "space.candidates": (name, partner)}, "race")
+        except InputError:
+            continue
+        names.append(name)
+    return names
+
+
+# The budget.
+
+
+def _within(drafts: _Drafts, wishes: Wishes) -> Proposal:
+    """The largest space whose trainings are long enough in the time, and its steps."""
+    rows, batch = drafts.contents.train, drafts.batch
+    wanted = wishes.steps or _wanted_steps(rows, batch)
+    sentences: list[str] = []
+    paces: dict[int, Pace] = {}
+    for level in LEVELS:
+        space = drafts.space(level)
+        strategy = drafts.strategy(space)
+        if not strategy and not drafts.is_named("space.granularity"):
+            # Too many models to race: one attention everywhere has fewer.
+            continue
+        settings = {**space, **_of_strategy(strategy, level), **_of_steps(wanted, strategy)}
+        if wishes.minutes is None:
+            return Proposal(strategy, settings, [_amount(wanted, rows, batch)])
+        study = Study(drafts.config(settings, strategy))
+        if level.layers not in paces:
+            note("timing two models on this machine")
+            paces[level.layers] = measure(study)
+        seconds = seconds_of(study, paces[level.layers], rows // 8)
+        steps = wanted
+        if not wishes.steps:
+            steps = _steps_within(seconds, 60 * wishes.minutes, wanted)
+        settings |= _of_steps(steps, strategy)
+        sentence = f"{level.title}: {_described(study)}, {_amount(steps, rows, batch)}"
+        minutes = math.ceil(seconds(steps) / 60)
+        sentence += f", about {minutes} minutes on this machine (--minutes=N plans for N)"
+        proposal = Proposal(strategy, settings, [*sentences, sentence])
+        if wishes.steps or steps >= ENOUGH * wanted:
+            return proposal
+        needed = math.ceil(seconds(wanted) / 60)
+        sentences.append(
+            f"{level.title} leaves a training {steps:,} of the {wanted:,} steps that it should have; "
+            f"with --minutes={needed} it has them"
+        )
+    return proposal
+
+
+def _wanted_steps(rows: int, batch: int) -> int:
+    """Steps in which a training sees the rows often enough."""
+    fewest, most = EPOCHS
+    epochs = min(most, max(fewest, EXAMPLES / max(1, rows)))
+    return max(FEWEST_STEPS, round(epochs * rows / batch))
+
+
+def _steps_within(seconds: Callable[[int], float], most: float, wanted: int) -> int:
+    """The most steps, up to those wanted, of a run that takes no more seconds than `most`."""
+    # Seconds are linear in the steps.
+    fixed = seconds(0)
+    each = seconds(1) - fixed
+    steps = int((most - fixed) / each)
+    return max(FEWEST, min(wanted, steps))
+
+
+def _of_strategy(strategy: str, level: Level) -> dict[str, object]:
+    """All of a small space races."""
+    if strategy != "race" or level.granularity == "model":
+        return {}
+    return {"search.strategy.random": MOST_RACED}
+
+
+def _of_steps(steps: int, strategy: str) -> dict[str, object]:
+    """Steps of a search and of a training, and how often it is evaluated."""
+    every = max(10, steps // EVALUATIONS)
+    settings: dict[str, object] = {
+        "retrain.steps": steps,
+        "log.eval_every": every,
+        "log.checkpoint_every": every,
+    }
+    if strategy != "race":
+        settings["search.steps"] = steps
+    return settings
+
+
+def _described(study: Study) -> str:
+    """What a run trains, in words."""
+    amount, seeds = work(study), len(study.config.retrain.seeds)
+    race = f"{amount.entrants} models race, and the best train with {seeds} seeds"
+    if amount.search:
+        return f"a search, then {race}"
+    return race
+
+
+def _amount(steps: int, rows: int, batch: int) -> str:
+    """Steps of a training in words."""
+    return f"{steps:,} steps a training ({steps * batch / max(1, rows):.1f} epochs)"
