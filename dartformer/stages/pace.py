@@ -74,11 +74,12 @@ def work(study: Study) -> Work:
     """
     config, space = study.config, study.space
     searches = study.strategy.traits.supernet
-    compared, answers, neighbours = len(entrants(study, {})), 0, 0
+    entered = entrants(study, {})
+    compared, answers, neighbours = len(entered), 0, 0
     search = 0.0
     if searches:
-        # Of the rule and of the second opinion.
-        answers = 2
+        # The second opinion often agrees with the rule.
+        answers = 1
         search = config.search.steps / config.retrain.steps
         if space.granularity != "model":
             neighbours = min(config.race.neighbours, _neighbours(space))
@@ -92,8 +93,8 @@ def work(study: Study) -> Work:
     count = compared + answers + neighbours
     finalists = count
     if config.race.rungs:
-        # The random genotype trains to the end in any case.
-        finalists = min(count, FINALISTS + config.baselines.random)
+        references = sum(entrant.reference for entrant in entered)
+        finalists = min(count, FINALISTS + references)
     trainings += finalists * (len(config.retrain.seeds) - before)
     return Work(search, compared + answers, neighbours, finalists, trainings, looks)
 
