@@ -136,8 +136,11 @@ def conclude(study: Study, workdir: Workdir, results: Results) -> Conclusion:
     )
     search_epochs = None
     if study.strategy.traits.supernet:
+        part = "train"
+        if study.strategy.traits.halves:
+            part = "weights"
         examples = config.search.steps * config.data.batch_size
-        search_epochs = examples / len(study.parts["weights"])
+        search_epochs = examples / len(study.parts[part])
     return run.conclusion(search_epochs)
 
 
