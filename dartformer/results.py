@@ -59,6 +59,7 @@ class TestScores(Record):
       per_seed: in the order of the seeds.
       loss: mean over the seeds.
       examples: size of the test part.
+      scores: all scores by name, means over the seeds.
     """
 
     by_metric: ClassVar[Mapping[str, str]] = {"mean": "{}"}
@@ -70,6 +71,7 @@ class TestScores(Record):
     per_seed: tuple[float, ...]
     loss: float
     examples: int
+    scores: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -432,7 +434,8 @@ class Look(Record):
     Attributes:
       step: of the training.
       score: on valid; null where it is undefined.
-      examples: scores of the valid examples, a text of 0 and 1, or numbers; only in `race.json`.
+      examples: scores of the valid examples, a text of 0 and 1, or numbers; of a metric that is no
+        mean over examples, its scores of resamples of them; only in `race.json`.
     """
 
     step: int
@@ -516,6 +519,78 @@ class RaceRecord(Record):
 
 
 @dataclass(frozen=True)
+class ClassScores(Record):
+    """How a model answers for one class.
+
+    Attributes:
+      name: of the class.
+      precision: share of its answers that are right.
+      recall: share of its labels that are answered.
+      f1: their harmonic mean.
+      labels: how many labels are of the class.
+      answers: how many answers are.
+    """
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    labels: int
+    answers: int
+
+
+@dataclass(frozen=True)
+class Confused(Record):
+    """Two classes that a model confuses.
+
+    Attributes:
+      label: the class that is right.
+      answer: the class that is answered.
+      count: how often.
+    """
+
+    label: str
+    answer: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Mistake(Record):
+    """A wrong answer of which a model was sure; of numbers, one that is far off.
+
+    Attributes:
+      text: the beginning of the example; where tokens are labelled, from the token on.
+      label: what is right.
+      answer: of the model.
+      probability: that the model gives its answer; null for numbers.
+    """
+
+    text: str
+    label: str
+    answer: str
+    probability: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class AnswersRecord(Record):
+    """What the found model answers on test, beyond its scores.
+
+    Attributes:
+      seed: of the model.
+      mistakes: the wrong answers it is most sure of, or the numbers that are farthest off.
+      classes: its scores for each class; missing where it answers numbers.
+      confusion: labels by answers, where there are few classes.
+      confused: the pairs of classes that are confused most.
+    """
+
+    seed: int
+    mistakes: tuple[Mistake, ...]
+    classes: tuple[ClassScores, ...] | None = None
+    confusion: np.ndarray | None = None
+    confused: tuple[Confused, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Shape(Record):
     """One of the shapes of a search over shapes.
 
@@ -590,6 +665,7 @@ class Results(Record):
       baselines: by name.
       versus: how the found model compares with the baselines.
       verdict: the same in sentences.
+      answers: what the found model answers on test.
       conclusion: whether the models have learned, and which to take.
       shape: that was chosen, in a search over shapes.
       shapes: all of them, by name.
@@ -617,6 +693,7 @@ class Results(Record):
     baselines: dict[str, Baseline] | None = None
     versus: tuple[Versus, ...] | None = None
     verdict: tuple[str, ...] | None = None
+    answers: AnswersRecord | None = None
     conclusion: Conclusion | None = None
     shape: str | None = None
     shapes: dict[str, Shape] | None = None

@@ -76,6 +76,7 @@ def defaults(
     config = ConfigDict(
         {
             "seed": Config.seed,
+            "metric": Config.metric,
             "task": {"name": task, **_task_defaults(task_type)},
             "data": field_defaults(Data),
             "model": _plain(model),

@@ -14,7 +14,7 @@ from dartformer import derivations
 from dartformer.attention.base import Attention
 from dartformer.cost.budget import Budget
 from dartformer.derivations.base import Rule
-from dartformer.errors import SEEDS, brief
+from dartformer.errors import SEEDS, InputError, brief
 from dartformer.fields import FieldError, at_least, at_most, between, check_types, one_of
 from dartformer.models.sizes import TransformerConfig, TransformerOptions
 from dartformer.models.supernet import PROJECTIONS
@@ -22,6 +22,7 @@ from dartformer.space.genotype import parse_candidates
 from dartformer.space.search_space import ASPECTS, GRANULARITIES, Granularity, SearchSpace, shapes
 from dartformer.strategies import StrategyOptions
 from dartformer.tasks.base import Task
+from dartformer.training import metric as metrics
 from dartformer.training import trackers
 from dartformer.training.optimizer import Optimizer
 
@@ -88,6 +89,9 @@ class Data:
       dir: the folder for prepared data sets; empty for TensorFlow Datasets' own.
       batch_size: examples in a training step.
       eval_batch_size: examples in a step of evaluation.
+      class_weights: "balanced" weighs each class in the loss of the search and of every training by
+        the inverse of its share of train, so that rare classes count as much as frequent ones;
+        empty for equal weights.
       buckets: groups of similar length that batches are drawn from; 1 pads every batch to the
         longest example.
       devices: devices that share a batch; 0 for as many as divide it.
@@ -96,12 +100,16 @@ class Data:
     dir: str = ""
     batch_size: int = 32
     eval_batch_size: int = 250
+    class_weights: str = ""
     buckets: int = 1
     devices: int = 0
 
     def __post_init__(self) -> None:
         check_types(self)
         at_least(self, 1, "batch_size", "eval_batch_size", "buckets")
+        if self.class_weights not in ("", "balanced"):
+            reason = f"must be 'balanced', or empty for none, got {brief(self.class_weights)}."
+            raise FieldError("class_weights", reason)
 
 
 @dataclass(frozen=True)
@@ -334,6 +342,9 @@ class Config:
 
     Attributes:
       seed: of the first search: initial weights, order of the examples, noise.
+      metric: what decides, in the search, the race and the verdict: accuracy, macro_f1,
+        balanced_accuracy, auc, mcc, entity_f1 or loss; of numbers r2, mae, rmse, spearman or loss;
+        of language bits_per_character, accuracy or loss. Empty for the task's own.
       task: what is learned.
       data: how examples are read and batched.
       model: sizes and choices of the Transformer.
@@ -347,6 +358,7 @@ class Config:
     """
 
     seed: int = 0
+    metric: str = ""
     task: Named[Task]
     data: Data = field(default_factory=Data)
     model: TransformerOptions = field(default_factory=TransformerOptions)
@@ -361,6 +373,13 @@ class Config:
     def __post_init__(self) -> None:
         check_types(self)
         between(self, 0, LARGEST_SEED - self.search.seeds + 1, "seed")
+        task = self.task.built
+        metrics.require_of_task(task, self.metric)
+        if self.data.class_weights and task.traits.metric != metrics.ACCURACY.name:
+            raise InputError(
+                f"data.class_weights={self.data.class_weights!r} does not work with the task "
+                f"{self.task.name}, because its labels are no classes. Use data.class_weights=''."
+            )
 
     @cached_property
     def transformer(self) -> TransformerConfig:

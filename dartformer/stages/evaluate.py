@@ -34,7 +34,7 @@ from dartformer.results import (
     Versus,
 )
 from dartformer.space.genotype import Genotype
-from dartformer.stages import maps, scores
+from dartformer.stages import answered, maps, scores
 from dartformer.stages.bracket import ANSWER, HOMOGENEOUS, RANDOM, UNIFORM
 from dartformer.stages.conclude import conclude
 from dartformer.stages.layout import Workdir
@@ -43,7 +43,6 @@ from dartformer.stages.retrain import Model, best
 from dartformer.stages.study import Study
 from dartformer.statistics import mean, spread
 from dartformer.tasks.base import Learns, Ruled, majority
-from dartformer.training import scoring
 from dartformer.training.metric import ACCURACY, Metric
 
 BASELINES = (HOMOGENEOUS, RANDOM, UNIFORM)
@@ -53,10 +52,14 @@ OURS = "the found model"
 
 
 class Tested(NamedTuple):
-    """A genotype's scores, and for each seed those of every test example."""
+    """A genotype's scores, and for each seed those of every test example.
+
+    `answers` of each seed, where they are kept.
+    """
 
     scores: ModelScores
     examples: Sequence[Mapping[str, np.ndarray]]
+    answers: Sequence[Answers]
 
 
 def evaluate(study: Study, workdir: Workdir, outcome: Outcome) -> Results:
@@ -82,6 +85,10 @@ def evaluate(study: Study, workdir: Workdir, outcome: Outcome) -> Results:
         report = _with_unknown_tokens(report, facts)
         workdir.record(diagnostics=_with_ranking(study, report, outcome.record))
     comparisons = versus(ours, compared, study.metric)
+    answers = None
+    if tested["found"].answers:
+        position = [model.seed for model in models].index(best(models).seed)
+        answers = answered.record(study, tested["found"].answers[position], models[position].seed)
     evaluated = replace(
         workdir.read_results(),
         schema=SCHEMA,
@@ -96,6 +103,7 @@ def evaluate(study: Study, workdir: Workdir, outcome: Outcome) -> Results:
         baselines=compared,
         versus=comparisons,
         verdict=tuple(comparison.sentence for comparison in comparisons),
+        answers=answers,
         identity=dict(identity),
     )
     # Last and at once: scores without the comparisons would pass for a finished evaluation.
@@ -163,6 +171,9 @@ def _rules(study: Study) -> dict[str, RuleScores]:
 def rule_scores(study: Study) -> dict[str, float]:
     """Test scores of simple rules that are counted on train."""
     train, test = study.parts["train"], study.parts["test"]
+    if study.metric.name != study.task.traits.metric:
+        # The rules of a task are scored by its own metric; the fitted rules are by any.
+        return {}
     values = {}
     if study.metric.name == "accuracy":
         values["majority"] = majority(train, test)
@@ -179,11 +190,11 @@ def _fitted_rules(study: Study) -> dict[str, RuleScores]:
     note("fitting plain rules, to compare with")
 
     def merit(answers: Answers) -> float:
-        return metric.objective(scoring.scores(answers))
+        return metric.objective({metric.name: metric.of_answers(answers)})
 
     rules = {}
     for rule in task.plain_rules(study.parts["train"], study.parts["valid"], merit):
-        values = scoring.scores(rule.answers(study.parts["test"]), task.labels)
+        values = answered.all_scores(study, rule.answers(study.parts["test"]))
         test = RuleTest(metric.name, values[metric.name], values)
         rules[rule.name] = RuleScores(test, rule.words, rule.seconds)
     return rules
@@ -193,13 +204,15 @@ def _test(study: Study, models: Sequence[Model]) -> Tested:
     """Scores of a genotype trained for each seed."""
     metric, genotype = study.metric.name, models[0].genotype
     evaluator, part = study.program(genotype).evaluator, study.parts["test"]
-    per_seed, losses, valid, examples = [], [], [], []
+    per_seed, losses, valid, examples, answers = [], [], [], [], []
     for model in models:
-        total, per_example = evaluator.evaluate(model.weights, part)
-        per_seed.append(total[metric])
-        losses.append(total["loss"])
+        evaluation = evaluator.evaluate(model.weights, part)
+        per_seed.append(evaluation.scores[metric])
+        losses.append(evaluation.scores["loss"])
         valid.append(model.valid[metric])
-        examples.append(per_example)
+        examples.append(evaluation.examples)
+        if evaluation.answers is not None:
+            answers.append(evaluation.answers)
     test = TestScores(
         metric,
         mean(per_seed),
@@ -207,6 +220,7 @@ def _test(study: Study, models: Sequence[Model]) -> Tested:
         tuple(per_seed),
         mean(losses),
         len(part),
+        _mean_scores(study, answers),
     )
     scored = ModelScores(
         test,
@@ -216,7 +230,18 @@ def _test(study: Study, models: Sequence[Model]) -> Tested:
         study.config.retrain.steps,
         GenotypeRecord.from_dict(genotype.to_dict()),
     )
-    return Tested(scored, examples)
+    return Tested(scored, examples, answers)
+
+
+def _mean_scores(study: Study, answers: Sequence[Answers]) -> dict[str, float] | None:
+    """All scores, means over the seeds; None where no answers are kept."""
+    if not answers:
+        return None
+    by_name: dict[str, list[float]] = {}
+    for of_seed in answers:
+        for name, value in answered.all_scores(study, of_seed).items():
+            by_name.setdefault(name, []).append(value)
+    return {name: mean(values) for name, values in by_name.items()}
 
 
 def _with_ranking(study: Study, report: Diagnostics, race: RaceRecord) -> Diagnostics:

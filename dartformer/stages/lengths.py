@@ -12,7 +12,7 @@ from dartformer.space.genotype import Genotype
 from dartformer.stages.retrain import Model
 from dartformer.tasks.base import Task
 from dartformer.training.evaluate import Evaluator, Scores
-from dartformer.training.metric import find
+from dartformer.training.metric import of_task
 
 COUNTS = ("train", "valid")
 """Numbers of examples that have no influence on the test part."""
@@ -51,7 +51,7 @@ def _at_length(model: Model, length: int) -> Scores:
     evaluator = Evaluator(
         transformer(shape, model.genotype),
         data.eval_batch_size,
-        find(task.traits.metric),
+        of_task(task, model.config.metric),
         data.buckets,
     )
     return evaluator(model.weights, task.load(data.dir or None)["test"])

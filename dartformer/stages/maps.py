@@ -186,7 +186,7 @@ def _packed(weights: np.ndarray) -> MapData:
 
 def _answer(study: Study, label: np.ndarray, logits: np.ndarray) -> tuple[str | None, str | None]:
     """The label and the model's answer, in words; None where every token has one."""
-    if study.metric.name == "r2":
+    if study.metric.regression:
         value = getattr(study.fitted, "value", lambda number: number)
         return f"{float(value(float(label))):.4g}", f"{float(value(float(logits[0]))):.4g}"
     if np.ndim(label):

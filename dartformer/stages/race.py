@@ -35,7 +35,7 @@ from dartformer.stages.bracket import HOMOGENEOUS, MIX, RANDOM, UNIFORM, Bracket
 from dartformer.stages.layout import Workdir, genotype_key, training_folder
 from dartformer.stages.retrain import Model, retrain, train, train_until
 from dartformer.stages.study import Study
-from dartformer.statistics import mean, paired
+from dartformer.statistics import mean, paired, paired_resamples
 from dartformer.strategies import Race
 from dartformer.training.metric import LOSS, Metric
 
@@ -297,6 +297,8 @@ class _Trainings:
         examples = evaluation.examples["loss"]
         if self.metric.percent:
             examples = evaluation.examples["accuracy"]
+        elif evaluation.answers is not None and self.metric.of_all:
+            examples = scores.resampled(self.metric, evaluation.answers)
         score = evaluation.scores[self.metric.name]
         return Look(step, score, scores.pack(examples))
 
@@ -308,6 +310,9 @@ class _Trainings:
 
     def tied(self, ours: Look, theirs: Look) -> bool:
         """See `Track`; the examples are paired."""
+        if self.metric.of_all:
+            noise = paired_resamples(ours.array(), theirs.array())
+            return abs(self.merit(ours) - self.merit(theirs)) <= noise
         gap, noise = paired(ours.array(), theirs.array())
         return abs(gap) <= noise
 

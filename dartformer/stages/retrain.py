@@ -163,8 +163,9 @@ def require_trained(study: Study, workdir: Workdir, genotype: Genotype) -> None:
 
 
 def best(models: Sequence[Model]) -> Model:
-    """The model that is best on valid by the task's metric, of equals the first."""
-    metric = find(models[0].task.traits.metric)
+    """The model that is best on valid by the metric that decides, of equals the first."""
+    task, name = models[0].task, models[0].config.metric
+    metric = find(name or task.traits.metric)
     return max(models, key=lambda model: metric.objective(model.valid))
 
 

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from dartformer import statistics
+from dartformer.data.answers import Answers
 from dartformer.data.splits import Split, in_order
 from dartformer.machine.identity import LETTERS, Identity
 from dartformer.results import ExampleScores
 from dartformer.stages.layout import Layout
 from dartformer.stages.study import Study
+from dartformer.training.metric import Metric
 
 DIGITS = 6
 """Significant digits of a loss that are kept."""
@@ -61,6 +64,15 @@ def fingerprint(split: Split) -> str:
         for name in ("tokens", "valid", "label"):
             digest.update(np.ascontiguousarray(batch[name]).tobytes())
     return digest.hexdigest()[:LETTERS]
+
+
+def resampled(metric: Metric, answers: Answers) -> np.ndarray:
+    """`[RESAMPLES]` the metric's score of resamples of the examples."""
+
+    def score(weights: np.ndarray) -> float:
+        return metric.of_answers(answers, weights)
+
+    return statistics.resampled(score, answers.labels.examples)
 
 
 def pack(scores: np.ndarray) -> str | tuple[float, ...]:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optax
 from ml_collections import ConfigDict
@@ -31,10 +31,12 @@ from dartformer.stages.layout import genotype_key
 from dartformer.stages.programs import Program, SharedProgram
 from dartformer.strategies import Constraint, Problem, Strategy
 from dartformer.tasks.base import Checks, Learns, Task, parts
-from dartformer.training import metric, optimizer
+from dartformer.training import metric as metrics
+from dartformer.training import optimizer
 from dartformer.training.devices import DataParallel, data_parallel
 from dartformer.training.evaluate import Evaluator
 from dartformer.training.loop import Schedule
+from dartformer.training.metric import Metric
 from dartformer.training.step import CompiledStep, plain_step, training_loss
 
 
@@ -70,7 +72,6 @@ class Study:
         compile_cache.use()
         self.config = config
         self.task = config.task.built
-        self.metric = metric.of_task(self.task)
         if isinstance(self.task, Checks):
             self.task.check(self.data_dir)
         self.model = config.transformer
@@ -88,6 +89,19 @@ class Study:
         """The four disjoint parts, and "train", the union of the first two."""
         say(f"data: reading {configs.task_title(self.config.task.to_dict())}")
         return parts(self.task, self.data_dir, self.config.seed)
+
+    @cached_property
+    def metric(self) -> Metric:
+        """What decides, see the field `metric`; its loss weighs classes as `data.class_weights` says."""
+        name, task = self.config.metric, self.task
+        if name in ("mae", "rmse"):
+            # Distances are in the units of the labels, which the task learns from its data.
+            task = self.fitted
+        decides = metrics.of_task(task, name)
+        if not self.config.data.class_weights:
+            return decides
+        weights = metrics.balanced(task, self.parts["train"])
+        return dataclasses.replace(decides, class_weights=weights)
 
     @cached_property
     def fitted(self) -> Task:
@@ -138,8 +152,16 @@ class Study:
         if retrain["patience"]:
             # The evaluations then decide how long it trains.
             training += [retrain["patience"], sections["log"]["eval_every"]]
+        task: Any = sections["task"]
+        decides = {
+            "metric": self.config.metric,
+            "class_weights": self.config.data.class_weights,
+        }
+        if any(decides.values()):
+            # What the loss weighs, and what the best weights and the seeds are chosen by.
+            task = [task, decides]
         return {
-            "task": fingerprint(sections["task"]),
+            "task": fingerprint(task),
             "model": fingerprint(sections["model"]),
             "space": fingerprint(sections["space"]),
             "search": fingerprint(sections["search"]),
@@ -240,7 +262,8 @@ class Study:
 
     def _evaluator(self, net: Network) -> Evaluator:
         data = self.config.data
-        return Evaluator(net, data.eval_batch_size, self.metric, data.buckets)
+        answers = metrics.keeps_answers(self.task)
+        return Evaluator(net, data.eval_batch_size, self.metric, data.buckets, answers=answers)
 
     def data_parallel(self, axis: int = 0) -> DataParallel | None:
         """How the examples of a batch, along `axis` of its arrays, are divided among devices.

@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from dartformer.data.answers import Answers, Labels
 from dartformer.data.batches import examine
 from dartformer.data.splits import Batch, Split
 from dartformer.machine.progress import say
@@ -22,25 +23,51 @@ ExampleScores = dict[str, np.ndarray]
 
 
 class Evaluation(NamedTuple):
-    """One pass over a split: its scores, and those of each example."""
+    """One pass over a split.
+
+    Attributes:
+      scores: of the split.
+      examples: of each example.
+      answers: for each label; None where an evaluator keeps none.
+    """
 
     scores: Scores
     examples: ExampleScores
+    answers: Answers | None = None
+
+
+class _Pass(NamedTuple):
+    """What one pass over a split leaves; see `Metric.summary`."""
+
+    losses: Losses[np.ndarray]
+    spelled: Spelled[np.ndarray] | None
+    answers: Answers | None
 
 
 class Evaluator:
     """Loss and metric of a network over a whole split.
 
-    Compiled once for each length, whatever the weights and mixtures."""
+    Compiled once for each length, whatever the weights and mixtures. With `answers`, or for a metric
+    that needs them, it also keeps what the model answers.
+    """
 
     def __init__(
-        self, network: Network, batch_size: int, metric: Metric = ACCURACY, buckets: int = 1
+        self,
+        network: Network,
+        batch_size: int,
+        metric: Metric = ACCURACY,
+        buckets: int = 1,
+        *,
+        answers: bool = False,
     ):
         self.batch_size, self.metric, self.buckets = batch_size, metric, buckets
+        self.keeps_answers = answers or metric.of_all
 
         # The mixture is an argument, so one program serves every architecture of a search.
         @jax.jit
-        def sums(weights: Weights, mixture: Array | None, batch: Batch) -> Array:
+        def sums(
+            weights: Weights, mixture: Array | None, batch: Batch
+        ) -> tuple[Array, Array | None]:
             logits = network.apply(weights, batch["tokens"], batch["valid"], mixture)
             losses = metric.losses(logits, batch["label"])
             parts: list[Array] = [*losses]
@@ -49,14 +76,19 @@ class Evaluator:
                 parts += spelled
             stacked = jnp.stack(parts)  # [3 or 5, B], or [3 or 5, B, N]
             per_example = stacked.reshape(*stacked.shape[:2], -1).sum(-1)  # [3 or 5, B]
-            return per_example * batch["weight"]
+            outputs = None
+            if self.keeps_answers and metric.regression:
+                outputs = logits[..., 0]
+            elif self.keeps_answers:
+                outputs = jax.nn.softmax(logits)
+            return per_example * batch["weight"], outputs
 
         self._sums = sums
         self._is_compiled = False
 
     def __call__(self, weights: Weights, split: Split, mixture: ArrayLike | None = None) -> Scores:
         """The scores, means over the split's labels."""
-        return self.metric.summary(*self._losses(weights, split, mixture))
+        return self.metric.summary(*self._pass(weights, split, mixture))
 
     def per_example(
         self, weights: Weights, split: Split, mixture: ArrayLike | None = None
@@ -70,27 +102,29 @@ class Evaluator:
         self, weights: Weights, split: Split, mixture: ArrayLike | None = None
     ) -> Evaluation:
         """The scores of the split and of each example, from one pass."""
-        losses, spelled = self._losses(weights, split, mixture)
+        losses, spelled, answers = self._pass(weights, split, mixture)
         # Sums over the labels of an example, in units of the mean number of labels.
         scale = len(split) / max(losses.weight.sum(), 1)
         examples = {"loss": losses.loss * scale}
         if not self.metric.regression:
             examples["accuracy"] = losses.statistic * scale
-        return Evaluation(self.metric.summary(losses, spelled), examples)
+        scores = self.metric.summary(losses, spelled, answers)
+        return Evaluation(scores, examples, answers)
 
-    def _losses(
-        self, weights: Weights, split: Split, mixture: ArrayLike | None
-    ) -> tuple[Losses[np.ndarray], Spelled[np.ndarray] | None]:
-        """`[S]` each: sums over the labels of each example, in the order of the split."""
+    def _pass(self, weights: Weights, split: Split, mixture: ArrayLike | None) -> _Pass:
+        """Sums over the labels of each example `[S]`, in the order of the split, and the answers."""
         # A split smaller than a batch would be filled up with examples of weight 0.
         size = min(self.batch_size, len(split))
         if not self._is_compiled:
             say(f"evaluation on {len(split):,} examples: compiling")
             self._is_compiled = True
-        rows, sums = [], []
+        rows, labels, sums, outputs = [], [], [], []
         for batch in examine(split, size, self.buckets):
             rows.append(batch.pop("row"))
-            sums.append(self._sums(weights, mixture, batch))
+            labels.append(batch["label"])
+            summed, answered = self._sums(weights, mixture, batch)
+            sums.append(summed)
+            outputs.append(answered)
         # Fetched once at the end, so that the device never waits for the host.
         # float64, because the sums of a long split would lose digits in float32.
         columns = [np.asarray(part, np.float64) for part in jax.device_get(sums)]  # [3, B] each
@@ -99,6 +133,33 @@ class Evaluator:
         order = np.argsort(np.concatenate(rows)[: len(split)])
         in_order = examined[:, order]
         losses = Losses(*in_order[:3])
+        answers = None
+        if self.keeps_answers:
+            answers = _answers(jax.device_get(outputs), labels, rows, len(split))
         if len(in_order) == 3:
-            return losses, None
-        return losses, Spelled(*in_order[3:])
+            return _Pass(losses, None, answers)
+        return _Pass(losses, Spelled(*in_order[3:]), answers)
+
+
+def _answers(
+    outputs: list[np.ndarray], labels: list[np.ndarray], rows: list[np.ndarray], examples: int
+) -> Answers:
+    """The answers for the labels that count, in the order of the split."""
+    counted, values, of_rows = [], [], []
+    remaining = examples
+    for answered, label, row in zip(outputs, labels, rows, strict=True):
+        # The copies that fill the last batch are left out.
+        real = min(remaining, len(row))
+        remaining -= real
+        answered, label = answered[:real], label[:real]
+        counts = np.ones(label.shape, bool)
+        if label.dtype.kind != "f":
+            counts = label >= 0
+        counted.append(answered[counts])
+        values.append(label[counts])
+        of_rows.append(row[:real][np.nonzero(counts)[0]])
+    example = np.concatenate(of_rows)
+    # Stable, so that the labels of one example stay in their order.
+    order = np.argsort(example, kind="stable")
+    labelled = Labels(np.concatenate(values)[order], example[order], examples)
+    return Answers(np.concatenate(counted)[order], labelled)

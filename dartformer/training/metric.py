@@ -1,8 +1,8 @@
-"""The metrics: accuracy, the share of variance explained (regression), bits per character."""
+"""The metrics that can decide: means over labels, such as accuracy, and scores of all answers."""
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -12,9 +12,12 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from dartformer.errors import unknown
+from dartformer.data.answers import Answers, labels_of
+from dartformer.data.splits import Split
+from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import Task
 from dartformer.tasks.characters import begins_character, spelling
+from dartformer.training import scoring
 
 UNDEFINED = "–"
 """What a table shows of a score that is undefined."""
@@ -60,6 +63,11 @@ class Metric:
       percent: shown as a percentage.
       tokens: what the labels of bits per character are: "bytes", "characters", or "" where each
         label is a character (see `dartformer.tasks.characters`).
+      numbers: of a task that predicts a number.
+      scale: the number that an output of 1 more stands for; for distances between numbers.
+      names: of the classes, which entities are read from.
+      class_weights: of each class in the loss of training; empty for equal ones. Evaluation counts
+        every label once.
     """
 
     name: str
@@ -68,11 +76,31 @@ class Metric:
     higher: bool = True
     percent: bool = False
     tokens: str = ""
+    numbers: bool = False
+    scale: float = 1.0
+    names: tuple[str, ...] = ()
+    class_weights: tuple[float, ...] = ()
 
     @property
     def regression(self) -> bool:
         """Whether the model predicts a number and not a class."""
-        return self.name == "r2"
+        return self.numbers
+
+    @property
+    def of_all(self) -> bool:
+        """Whether it is no mean over examples, but a score of all answers together."""
+        return self.name not in ("loss", "accuracy", "r2", "bits_per_character")
+
+    def of_answers(self, answers: Answers, weights: np.ndarray | None = None) -> float:
+        """The score of answers; `weights` `[S]` say how often each example counts."""
+        if weights is None:
+            weights = scoring.once(answers)
+        if self.name == "entity_f1":
+            return scoring.entity_f1(answers, weights, self.names)
+        functions = scoring.OF_CLASSES
+        if self.numbers:
+            functions = scoring.OF_NUMBERS
+        return functions[self.name](answers, weights) * self.scale
 
     def losses(self, outputs: Array, labels: ArrayLike) -> Losses[Array]:
         """Loss, statistic and weight of each label, shaped like `labels`, in float32 or wider.
@@ -101,25 +129,40 @@ class Metric:
         nats = losses.loss + spelling(labels, self.tokens).astype(dtype) * losses.weight
         return Spelled(characters, nats)
 
-    def batch_loss(self, losses: Losses[Array]) -> tuple[Array, dict[str, Array]]:
-        """Mean loss of a batch, and what is logged beside it."""
+    def batch_loss(self, outputs: Array, labels: ArrayLike) -> tuple[Array, dict[str, Array]]:
+        """Mean loss of a batch in training, and what is logged beside it."""
+        losses = self.losses(outputs, labels)
         # At least 1: a batch of language without a label has the loss 0, not NaN.
         count = jnp.maximum(losses.weight.sum(), 1)
         mean = losses.loss.sum() / count
+        if self.class_weights:
+            weights = self._label_weights(losses, jnp.asarray(labels))
+            # Of weights that are small the sum may be below 1.
+            total = jnp.maximum(weights.sum(), min(self.class_weights))
+            mean = (losses.loss * weights).sum() / total
         if self.regression:
             return mean, {}
         return mean, {"accuracy": losses.statistic.sum() / count}
 
+    def _label_weights(self, losses: Losses[Array], labels: Array) -> Array:
+        """The class weight of each label, 0 where there is none."""
+        weights = jnp.asarray(self.class_weights, losses.loss.dtype)
+        return weights[jnp.where(labels >= 0, labels, 0)] * losses.weight
+
     def mean(self, outputs: Array, labels: ArrayLike) -> Array:
-        """Mean loss of a batch."""
-        return self.batch_loss(self.losses(outputs, labels))[0]
+        """Mean loss of a batch in training."""
+        return self.batch_loss(outputs, labels)[0]
 
     def summary(
-        self, losses: Losses[np.ndarray], spelled: Spelled[np.ndarray] | None = None
+        self,
+        losses: Losses[np.ndarray],
+        spelled: Spelled[np.ndarray] | None = None,
+        answers: Answers | None = None,
     ) -> dict[str, float]:
         """The scores of a split, from the sums `[S]` of each example's labels.
 
-        Without `spelled` each label counts as a character that is known.
+        Without `spelled` each label counts as a character that is known. A score of all answers
+        together is one of the scores where the answers are.
         A score is NaN, which means undefined, where the split has no label; the share of variance
         explained also where its labels are all the same."""
         # Sums over the split first: a mean of batch means would weigh a short last batch too much.
@@ -131,13 +174,19 @@ class Metric:
             variance = 0.0
             if len(labels) and labels.min() != labels.max():
                 variance = labels.var()
-            return {"loss": mean, "r2": 1 - _quotient(mean, variance)}
+            numbers = {"loss": mean, "r2": 1 - _quotient(mean, variance)}
+            return self._with_own(numbers, answers)
         scores = {"loss": mean, "accuracy": _quotient(losses.statistic.sum(), count)}
         if self.name == "bits_per_character":
             nats = mean
             if spelled is not None:
                 nats = _quotient(spelled.nats.sum(), spelled.characters.sum())
             scores["bits_per_character"] = nats / float(np.log(2))
+        return self._with_own(scores, answers)
+
+    def _with_own(self, scores: dict[str, float], answers: Answers | None) -> dict[str, float]:
+        if self.of_all and answers is not None:
+            scores[self.name] = self.of_answers(answers)
         return scores
 
     def objective(self, scores: Mapping[str, float]) -> float:
@@ -178,13 +227,29 @@ class Metric:
 
 
 ACCURACY = Metric("accuracy", "accuracy", percent=True)
-R2 = Metric("r2", "share of variance explained", share="r2")
+R2 = Metric("r2", "share of variance explained", share="r2", numbers=True)
 BITS_PER_CHARACTER = Metric("bits_per_character", "bits per character", higher=False)
 
 LOSS = Metric("loss", "loss", higher=False)
 """Of any task; a race can compare by it."""
 
-METRICS = {metric.name: metric for metric in (ACCURACY, R2, BITS_PER_CHARACTER)}
+MACRO_F1 = Metric("macro_f1", "macro F1", share="macro_f1")
+BALANCED_ACCURACY = Metric("balanced_accuracy", "balanced accuracy", share="balanced_accuracy")
+AUC = Metric("auc", "area under the ROC curve", share="auc")
+MCC = Metric("mcc", "Matthews' correlation", share="mcc")
+ENTITY_F1 = Metric("entity_f1", "F1 of entities", share="entity_f1")
+MAE = Metric("mae", "mean absolute error", share="r2", higher=False, numbers=True)
+RMSE = Metric("rmse", "root mean squared error", share="r2", higher=False, numbers=True)
+SPEARMAN = Metric("spearman", "rank correlation", share="spearman", numbers=True)
+
+OF_TASK = (ACCURACY, R2, BITS_PER_CHARACTER)
+"""What a task can be scored by where a config names no metric."""
+
+OF_CLASSES = (ACCURACY, MACRO_F1, BALANCED_ACCURACY, AUC, MCC, ENTITY_F1, LOSS)
+OF_NUMBERS = (R2, MAE, RMSE, SPEARMAN, LOSS)
+OF_LANGUAGE = (BITS_PER_CHARACTER, ACCURACY, LOSS)
+
+METRICS = {metric.name: metric for metric in (*OF_CLASSES, *OF_NUMBERS, *OF_LANGUAGE)}
 
 
 def decimals(value: float) -> str:
@@ -201,12 +266,89 @@ def find(name: str) -> Metric:
     return METRICS[name]
 
 
-def of_task(task: Task) -> Metric:
-    """The metric of a task, which knows what the task's tokens are."""
-    metric = find(task.traits.metric)
-    if metric != BITS_PER_CHARACTER:
-        return metric
-    return dataclasses.replace(metric, tokens=getattr(task, "tokens", ""))
+def of_task(task: Task, name: str = "") -> Metric:
+    """The metric that decides for a task, which knows what the task's labels are.
+
+    Args:
+      task: for distances between numbers with what it learned, which says what an output means.
+      name: of the metric; empty for the task's own.
+
+    Raises `InputError` for a metric that the task does not have."""
+    default = find(task.traits.metric)
+    require_of_task(task, name)
+    metric = find(name or default.name)
+    if default == BITS_PER_CHARACTER:
+        return dataclasses.replace(metric, tokens=getattr(task, "tokens", ""))
+    if not default.numbers:
+        return dataclasses.replace(metric, names=_names(metric, task))
+    scale = 1.0
+    if metric in (MAE, RMSE):
+        scale = scale_of(task)
+    share = metric.share
+    if metric == LOSS:
+        share = R2.share
+    return dataclasses.replace(metric, share=share, scale=scale, numbers=True)
+
+
+def require_of_task(task: Task, name: str) -> None:
+    """Raise `InputError` where a metric is none of the task's."""
+    if not name:
+        return
+    fitting: Sequence[Metric] = OF_CLASSES
+    if task.traits.metric == R2.name:
+        fitting = OF_NUMBERS
+    elif task.traits.metric == BITS_PER_CHARACTER.name:
+        fitting = OF_LANGUAGE
+    names = [metric.name for metric in fitting]
+    if name not in METRICS:
+        raise unknown("metric", name, names)
+    if name not in names:
+        raise InputError(
+            f"metric={name!r} does not work with the task, whose default is "
+            f"{task.traits.metric!r}. Use one of {', '.join(names)}."
+        )
+    if name == ENTITY_F1.name and not scoring.has_entities(task.labels):
+        raise InputError(
+            f"metric={name!r} does not work with the task, because its classes are not those of "
+            f"spans, such as 'O', 'B-PER' and 'I-PER'. Use metric='macro_f1'."
+        )
+
+
+MOST_ANSWERS = 2**13
+"""Numbers that a model may answer for one example, so that all answers fit into memory."""
+
+
+def keeps_answers(task: Task) -> bool:
+    """Whether the answers for a split are kept, which scores and tables beside the metric need."""
+    if task.traits.metric == BITS_PER_CHARACTER.name:
+        return False
+    labels = 1
+    if task.traits.per_token:
+        labels = task.length
+    return labels * task.classes <= MOST_ANSWERS
+
+
+def balanced(task: Task, train: Split) -> tuple[float, ...]:
+    """Weights of the classes with which all count alike; their mean over the labels is 1."""
+    values = labels_of(train).values
+    counts = np.bincount(values, minlength=task.classes)
+    # A class without a label in train is in no batch, whatever its weight.
+    weights = len(values) / (len(counts) * np.maximum(counts, 1))
+    return tuple(weights.tolist())
+
+
+def _names(metric: Metric, task: Task) -> tuple[str, ...]:
+    if metric == ENTITY_F1:
+        return task.labels
+    return ()
+
+
+def scale_of(task: Task) -> float:
+    """The number that an output of 1 more stands for."""
+    value = getattr(task, "value", None)
+    if value is None:
+        return 1.0
+    return abs(float(value(1.0)) - float(value(0.0)))
 
 
 def of(results: Mapping[str, Any]) -> Metric:

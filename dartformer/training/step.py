@@ -66,7 +66,7 @@ def training_loss(
     ) -> tuple[Array, Metrics]:
         tokens, valid = batch["tokens"], batch["valid"]
         logits = network.apply(weights, tokens, valid, mixture, train=True, key=key)
-        return metric.batch_loss(metric.losses(logits, batch["label"]))
+        return metric.batch_loss(logits, batch["label"])
 
     return loss
 
