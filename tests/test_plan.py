@@ -1,6 +1,9 @@
 """The plan of a run, and how far it is."""
 
+import io
+
 import pytest
+from rich.console import Console
 
 from dartformer import config as configs
 from dartformer.machine import progress
@@ -30,7 +33,7 @@ def test_how_far_a_run_is(monkeypatch):
     run = Whole(STAGES, {"search": Work(100, 2.0), "race": Work(50, 4.0)}, trainings=3)
     run.enter("search")
     run.begin("search", 0)
-    assert run.text() == "search, stage 1 of 4, training 1 of about 3"
+    assert run.text() == "search (stage 1 of 4), training 1 of about 3"
     now[0] += 10
     run.advance(50)
     assert run.share == 0.25
@@ -43,7 +46,7 @@ def test_how_far_a_run_is(monkeypatch):
         run.begin(name, 0)
         run.advance(20)
     assert run.share == 1
-    assert run.text() == "race, stage 3 of 4, training 5 of about 5"
+    assert run.text() == "race (stage 3 of 4), training 5 of about 5"
 
 
 def test_a_resumed_run_counts_what_is_done():
@@ -65,10 +68,25 @@ def test_every_line_of_a_bar_says_how_far_the_run_is(capsys):
     run = Whole(STAGES, {"search": Work(10, 1.0)}, trainings=2)
     with progress.whole(run), Bar("search", 10) as bar:
         bar.update(10, {"loss": 0.5})
-    assert "(search, stage 1 of 4, training 1 of about 2)" in capsys.readouterr().err
+    assert "[search (stage 1 of 4), training 1 of about 2]" in capsys.readouterr().err
     with Bar("search", 10) as bar:
         bar.update(10, {})
     assert "stage" not in capsys.readouterr().err
+
+
+def test_the_lines_of_a_terminal_fit_80_columns():
+    run = Whole(STAGES, {"search": Work(10, 1.0)}, trainings=20)
+    run.enter("evaluate")
+    name = "neighbour linear(feature='elu') | local(window=16) seed 2"
+    with progress.whole(run):
+        bar = Bar(name, 10_000)
+        bar.done = 9_999
+        drawn = bar._drawn("9999/10000", "loss 2.345  accuracy 0.4567  33.8 steps/s  5 min left")
+    console = Console(width=80, file=io.StringIO())
+    console.print(drawn)
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 3
+    assert lines[1] == name
 
 
 def test_work_is_never_more_than_all():

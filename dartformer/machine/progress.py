@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple
 
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
 
 from dartformer.machine import printable
 from dartformer.machine.console import Console
@@ -18,6 +20,9 @@ colors if NO_COLOR is set or it is not a terminal."""
 
 LINE_EVERY = 5
 """Seconds between plain lines."""
+
+BAR = 12
+"""Letters of a bar in a terminal."""
 
 SETTLED = 0.02
 """Share of the planned work from which on the time left is estimated."""
@@ -101,7 +106,8 @@ class Whole:
 
     def text(self) -> str:
         """The stage, the training, and the time that is left."""
-        parts = [f"{self.stage}, stage {self.stages.index(self.stage) + 1} of {len(self.stages)}"]
+        number = self.stages.index(self.stage) + 1
+        parts = [f"{self.stage} (stage {number} of {len(self.stages)})"]
         if self.begun:
             count = len(self.begun)
             parts.append(f"training {count} of about {max(count, self.trainings)}")
@@ -132,26 +138,15 @@ class Bar:
         self.name, self.total, self.first = name, total, done
         self.started = self.last_line = time.monotonic()
         self.done = done
-        self._bar: Progress | None = None
+        self._live: Live | None = None
 
     def __enter__(self) -> "Bar":
         if _whole is not None:
             _whole.begin(self.name, self.first)
         # A pipe or a CI log would hold every redrawn frame of a bar, one after the other.
         if console.is_terminal and not console.quiet:
-            self._bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=20),
-                TextColumn("{task.fields[count]}", markup=False),
-                TextColumn("{task.fields[note]}", markup=False),
-                console=console,
-            )
-            self._bar.start()
-            if _whole is not None:
-                self._whole_task = self._bar.add_task("run", total=1.0, count="", note="")
-            self._task = self._bar.add_task(
-                self.name, total=self.total, completed=self.first, count="", note=""
-            )
+            self._live = Live(self._drawn("", ""), console=console, refresh_per_second=4)
+            self._live.start()
         return self
 
     def __exit__(
@@ -160,8 +155,8 @@ class Bar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
 
     def update(self, done: int, numbers: Mapping[str, object]) -> None:
         """Show that `done` steps are done, with a few numbers."""
@@ -180,22 +175,32 @@ class Bar:
         parts.append(f"{rate:.1f} steps/s")
         note = "  ".join(parts)
         count = f"{done}/{self.total}"
-        if self._bar is not None:
-            note += f"  {duration(remaining)} left"
-            self._bar.update(self._task, completed=done, count=count, note=note)
-            if _whole is not None:
-                share = f"{_whole.share:.0%}"
-                self._bar.update(
-                    self._whole_task, completed=_whole.share, count=share, note=_whole.text()
-                )
+        if self._live is not None:
+            self._live.update(self._drawn(count, f"{note}  {duration(remaining)} left"))
             return
         due = now - self.last_line >= LINE_EVERY or done == self.total
         if due and not console.quiet:
             self.last_line = now
             line = f"{self.name}  {count}  {note}  {duration(remaining)} left"
             if _whole is not None:
-                line += f"  ({_whole.text()})"
+                line += f"  [{_whole.text()}]"
             printable.note(line)
+
+    def _drawn(self, count: str, note: str) -> Group:
+        """The lines in a terminal, each with its own widths, so that none is cut at 80 columns."""
+        share = self.done / max(self.total, 1)
+        lines = [Text(self.name), _line(share, count, note)]
+        if _whole is not None:
+            lines.insert(0, _line(_whole.share, f"{_whole.share:.0%}", _whole.text()))
+        return Group(*lines)
+
+
+def _line(share: float, count: str, note: str) -> Text:
+    """A bar with what stands after it."""
+    full = round(BAR * min(max(share, 0.0), 1.0))
+    line = Text("━" * full, "green")
+    line.append("━" * (BAR - full), "bright_black")
+    return line.append(f" {count}  {note}", "default")
 
 
 def duration(seconds: float) -> str:
