@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dartformer.data import folders, tables
 from dartformer.data.compressed import opened, suffix
+from dartformer.data.text_rows import form_of
 from dartformer.errors import InputError
 
 SUFFIXES = (".txt", ".text", ".md", ".rst", ".tex", ".tokens")
@@ -12,10 +13,13 @@ SUFFIXES = (".txt", ".text", ".md", ".rst", ".tex", ".tokens")
 
 def is_plain_text(path: Path) -> bool:
     """Whether a file, or every file of a folder without folders, is plain text."""
-    if path.is_file():
-        return suffix(path) in SUFFIXES
-    files = folders.entries(path)
-    return bool(files) and all(file.is_file() and suffix(file) in SUFFIXES for file in files)
+    files = [path]
+    if path.is_dir():
+        files = folders.entries(path)
+    if not files or not all(file.is_file() and suffix(file) in SUFFIXES for file in files):
+        return False
+    # Only .txt is also the suffix of tables, and of words with tags.
+    return suffix(files[0]) != ".txt" or form_of(files[0]) == "plain"
 
 
 def text_files(path: Path) -> dict[str, list[Path]]:

@@ -17,6 +17,7 @@ import numpy as np
 from dartformer.data import folders, lines, tables, tfds
 from dartformer.data.compressed import is_compressed, opened, suffix
 from dartformer.data.plain_text import text_of_file
+from dartformer.data.text_rows import form_of, labelled_lines, sentences
 from dartformer.errors import InputError, unknown
 
 if TYPE_CHECKING:  # the library is imported where it is used: most runs need none
@@ -54,10 +55,33 @@ def read(path: Path, split: str = "") -> Iterator[Record]:
     kind = suffix(path)
     if kind in FOREIGN:
         raise InputError(f"{path} is {FOREIGN[kind]}.")
-    if kind not in READERS:
-        patterns = [f"*{name}" for name in READERS]
-        raise unknown("kind of file", path.name, patterns)
-    yield from READERS[kind](path)
+    yield from READERS.get(kind, _table)(path)
+
+
+def _text(path: Path) -> Iterator[Record]:
+    """Rows of a file of text, by what it holds: a row a line where it is plain."""
+    form = form_of(path)
+    if form == "words":
+        yield from sentences(path)
+    elif form == "fasttext":
+        yield from labelled_lines(path)
+    elif form == "table":
+        yield from _tsv(path)
+    else:
+        yield from _lines(path)
+
+
+def _table(path: Path) -> Iterator[Record]:
+    """Rows of a file whose suffix says nothing, if it is a table."""
+    with tables.opened_text(path, newline="") as text:
+        sample = text.read(tables.SAMPLE)
+    if "\0" not in sample:
+        if form_of(path) != "plain":
+            return _text(path)
+        if tables.is_table(sample):
+            return _csv(path)
+    patterns = [f"*{name}" for name in READERS]
+    raise unknown("kind of file", path.name, patterns)
 
 
 def _lines(path: Path) -> Iterator[Record]:
@@ -141,6 +165,8 @@ def _csv(path: Path) -> Iterator[Record]:
 
 
 def _tsv(path: Path) -> Iterator[Record]:
+    if form_of(path) == "words":
+        return sentences(path)
     return _separated(path, "\t")
 
 
@@ -345,7 +371,12 @@ READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".arrow": _arrow,
     ".npz": _npz,
     ".npy": _npy,
-    ".txt": _lines,
+    ".txt": _text,
+    ".conll": sentences,
+    ".conllu": sentences,
+    ".bio": sentences,
+    ".iob": sentences,
+    ".iob2": sentences,
 }
 """How the file of each suffix is read."""
 

@@ -34,6 +34,12 @@ NO_FIELDS = (0.0, 0)
 SAMPLE = 2**18
 """Characters that decide a file's dialect."""
 
+TABLE_SHARE = 0.95
+"""The share of rows with as many fields as the header from which on text is a table."""
+
+FEWEST_ROWS = 3
+"""Lines from which on text may be a table."""
+
 COMPARED = 200
 """Rows that are compared with the first, which may be a header."""
 
@@ -144,6 +150,13 @@ def _consistency(sample: str, candidate: Dialect) -> tuple[float, int]:
     if not counts or counts[0] == 1:
         return NO_FIELDS
     return counts.count(counts[0]) / (len(counts) + errors), counts[0]
+
+
+def is_table(sample: str) -> bool:
+    """Whether nearly all rows of a file that starts with `sample` have as many fields, and several."""
+    form = dialect(sample, SEPARATORS)
+    share, _ = _consistency(sample, form)
+    return share >= TABLE_SHARE and sample.count("\n") >= FEWEST_ROWS
 
 
 def has_header(sample: str, form: Dialect) -> bool:

@@ -60,6 +60,21 @@ LABEL_NAMES = (
     "y",
 )
 
+PAIRS = (
+    ("premise", "hypothesis"),
+    ("query", "passage"),
+    ("query", "document"),
+    ("question", "answer"),
+    ("question", "sentence"),
+    ("question", "passage"),
+    ("question", "context"),
+    ("text", "textpair"),
+    ("text", "hypothesis"),
+    ("claim", "evidence"),
+    ("headline", "body"),
+)
+"""Names of two columns of texts that are compared, without marks; beside text1 and text2, a and b."""
+
 PLAIN_NAMES = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 """The words of a name such as reviewText or review_text."""
 
@@ -185,6 +200,23 @@ def text_column(rows: Sequence[Record], label: str) -> tuple[str, str]:
     if evidence[best].rank < len(TEXT_NAMES) and not evidence[best].addresses:
         return best, "by its name"
     return best, "of all columns it has the longest texts"
+
+
+def text_pair(rows: Sequence[Record]) -> tuple[str, str] | None:
+    """Two columns of texts whose names say that they are compared; None where there are none."""
+    names = {}
+    for name in names_of(rows):
+        texts = [as_text(row.get(name)) for row in rows]
+        if sum(map(bool, map(str.strip, texts))) > len(rows) / 2 and not is_numeric(rows, name):
+            names[re.sub(r"[\W_]", "", name.lower())] = name
+    for first, second in PAIRS:
+        if first in names and second in names:
+            return names[first], names[second]
+    for stem in (*TEXT_NAMES, "sent", "doc", "s", "q"):
+        for first, second in ((f"{stem}1", f"{stem}2"), (f"{stem}a", f"{stem}b")):
+            if first in names and second in names:
+                return names[first], names[second]
+    return None
 
 
 def _holds_quantities(rows: Sequence[Record], name: str) -> bool:

@@ -26,6 +26,7 @@ from dartformer.tasks.columns import (
     quoted,
     sampled,
     text_column,
+    text_pair,
 )
 from dartformer.tasks.files import KINDS, Files, part_of, parts_in_column
 from dartformer.tasks.guess_labels import of_labels, without_missing_classes
@@ -119,6 +120,12 @@ def guess(
         return guess_series(file, path, layout, rows, named)
     require_texts(file, rows, named)
     sentences = []
+    pair = text_pair(_without(rows, label, group, split))
+    if pair is not None and not texts and kind not in ("labelling", "language"):
+        texts = list(pair)
+        sentences.append(
+            f"two texts to compare, {pair[0]!r} and {pair[1]!r} (--text names one to read alone)"
+        )
     if not texts:
         name, reason = text_column(_without(rows, group, split), label)
         texts = [name]
