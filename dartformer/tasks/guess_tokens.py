@@ -32,6 +32,10 @@ HELD_OUT = 10
 MEASURED = 5000
 """Characters of a text that are measured: more than the longest `length` reads."""
 
+MOSTLY_WHOLE = 90
+"""Percent of the texts that are read whole, below which both ends of the longer ones are read: in
+reviews of films that has more right than their beginnings (experiments/README.md)."""
+
 LENGTHS = (16, 512)
 """The shortest and the longest `length` that is guessed."""
 
@@ -70,11 +74,16 @@ def add_tokens(
         options["vocabulary_size"] = tokens.size
     options["length"] = length_of(tokens.lengths)
     complete = 100 * float((tokens.lengths <= options["length"]).mean())
-    sentences.append(
+    sentence = (
         f"tokens are {tokens.kind}, {100 * tokens.unknown:.0f}% of which are unknown in texts they "
         f"were not learned from; length {options['length']}, which holds {complete:.0f}% of the "
         f"texts whole"
     )
+    # Where every token has a label, or is one, a text has no middle to leave out.
+    if complete < MOSTLY_WHOLE and options["kind"] not in ("labelling", "language"):
+        options["crop"] = "ends"
+        sentence += "; of a longer one its two ends are read"
+    sentences.append(sentence)
 
 
 def tokens_of(texts: Sequence[str], kind: str) -> Tokens:
