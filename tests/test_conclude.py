@@ -40,12 +40,17 @@ LEARNED = Courses(epochs=12.0, fall=0.8, late_fall=0.1, best_is_last=False)
 CUT_SHORT = Courses(epochs=1.07, fall=0.6, late_fall=0.2, best_is_last=True)
 
 
-def run(models, rival=None, courses=LEARNED, measure=ACCURACY, steps=400, examples=2000):
+def run(
+    models, rival=None, courses=LEARNED, measure=ACCURACY, steps=400, examples=2000, trivial=None
+):
+    if rival is not None and rival.name in conclude.TRIVIAL:
+        trivial = rival
     return Run(
         metric=measure,
         best=conclude._best_on_test(models, measure),
         choice=conclude.choose(models, measure, examples),
         rival=rival,
+        trivial=trivial,
         courses=courses,
         steps=steps,
         learning_rate=3e-3,
@@ -172,6 +177,21 @@ def test_a_mean_that_explains_nothing_is_not_beaten():
     assert found.state == NOTHING
     good = model("full", [0.5, 0.51, 0.52], measure=R2)
     assert run({"found": good}, Rival("mean", 0.0), measure=R2).state == TRAINED
+
+
+def test_nothing_has_learned_even_where_a_better_rule_has():
+    chance = {"found": model("full", [0.051, 0.05, 0.049])}
+    found = run(chance, Rival("naive_bayes", 0.78), trivial=Rival("majority", 0.05))
+    assert found.state == NOTHING
+    assert found.details[1] == "It can be learned: the rule naive Bayes scores 78.0%."
+
+
+def test_an_undefined_score_is_no_verdict():
+    """Such as the share of variance explained of a test part whose numbers are all the same."""
+    undefined = model("full", [0.5, 0.5, 0.5], test=[math.nan] * 3, measure=R2)
+    found = run({"found": undefined}, Rival("mean", math.nan), measure=R2)
+    assert found.state == TRAINED
+    assert len(found.details) == 0
 
 
 def test_fewer_bits_are_better():

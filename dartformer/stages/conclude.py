@@ -20,6 +20,7 @@ from dartformer.stages.layout import Workdir
 from dartformer.stages.retrain import FOUND
 from dartformer.stages.study import Study
 from dartformer.statistics import binomial, compare, mean, spread, welch
+from dartformer.tasks.base import majority
 from dartformer.training.log import Line, read_metrics
 from dartformer.training.metric import Metric
 
@@ -30,6 +31,7 @@ TRIVIAL = {
     "majority": "always answering with the most frequent class",
     "mean": "always answering with the mean of train",
     "unigram": "always answering with the frequencies of the tokens",
+    "chance": "an answer that reads no input",
 }
 """Rules that read no input. A model that is no better has learned nothing."""
 
@@ -128,6 +130,7 @@ def conclude(study: Study, workdir: Workdir, results: Results) -> Conclusion:
         best=_best_on_test(trained, study.metric),
         choice=choice,
         rival=_rival(results.baselines, study.metric),
+        trivial=_trivial(study, results.baselines),
         courses=courses,
         steps=config.retrain.steps,
         learning_rate=config.retrain.optimizer.learning_rate,
@@ -325,6 +328,29 @@ def _rival(baselines: Mapping[str, Baseline], metric: Metric) -> Rival | None:
     return best
 
 
+CHANCE = {"auc": 0.5, "mcc": 0.0, "entity_f1": 0.0, "spearman": 0.0, "r2": 0.0}
+"""Scores of an answer that is always the same, by metric."""
+
+
+def _trivial(study: Study, baselines: Mapping[str, Baseline]) -> Rival | None:
+    """The best rule that reads no input; None where its score is unknown."""
+    names = TRIVIAL.keys() & baselines.keys()
+    best = _rival({name: baselines[name] for name in names}, study.metric)
+    if best is not None:
+        return best
+    # Of a metric that is not the task's own no such rule is scored.
+    metric = study.metric.name
+    if metric in CHANCE:
+        return Rival("chance", CHANCE[metric])
+    if metric == "balanced_accuracy":
+        return Rival("chance", 1 / study.task.classes)
+    if metric == "macro_f1":
+        # The F1 of the one class that is always answered; that of the others is 0.
+        share = majority(study.parts["train"], study.parts["test"])
+        return Rival("chance", 2 * share / (1 + share) / study.task.classes)
+    return None
+
+
 def _best_on_test(models: Mapping[str, ModelScores], metric: Metric) -> ModelScores:
     def merit(model: ModelScores) -> float:
         return metric.objective({metric.name: model.test.mean})
@@ -345,6 +371,7 @@ class Run(NamedTuple):
       best: the model with the best score on test: a rule that beats it beats all.
       choice: the model to take.
       rival: the best rule; None where the task has none.
+      trivial: the best rule that reads no input; None where its score is unknown.
       courses: how the found model trained; None where its logs are gone.
       steps, learning_rate: of each training.
       dropout, model_dim: of the model.
@@ -354,6 +381,7 @@ class Run(NamedTuple):
     best: ModelScores
     choice: Choice
     rival: Rival | None
+    trivial: Rival | None
     courses: Courses | None
     steps: int
     learning_rate: float
@@ -389,21 +417,22 @@ class Run(NamedTuple):
 
     def state(self) -> str:
         """One of the four states."""
-        if self.rival is not None:
-            gap = self.lead(self.rival)
-            if self.rival.name in TRIVIAL and gap <= self.noise(self.rival):
-                return NOTHING
-            if gap < -self.noise(self.rival):
-                return BELOW
+        if self.trivial is not None and self.lead(self.trivial) <= self.noise(self.trivial):
+            return NOTHING
+        if self.rival is not None and self.lead(self.rival) < -self.noise(self.rival):
+            return BELOW
         if self.still_learns and self.courses is not None and self.courses.epochs < FEW_EPOCHS:
             return SHORT
         return TRAINED
 
     def lead(self, rival: Rival) -> float:
-        """By how much the best model is better than a rule on test."""
+        """By how much the best model is better than a rule on test; infinite where it is unknown.
+
+        Of a score that is undefined nothing is said against the model.
+        """
         gap = self.best.test.mean - rival.score
         if not math.isfinite(gap):
-            return -math.inf
+            return math.inf
         if self.metric.higher:
             return gap
         return -gap
@@ -471,13 +500,17 @@ class Run(NamedTuple):
         text, remedy = self.metric.text, self.remedy()
         advice = f"{remedy.reason}; try {remedy.flag}"
         score = text(self.best.test.mean)
-        if state == NOTHING and self.rival is not None:
-            rule = TRIVIAL[self.rival.name]
+        if state == NOTHING and self.trivial is not None:
+            rule = TRIVIAL[self.trivial.name]
             headline = (
                 f"Nothing has learned: the best model scores {score} on test, and {rule} "
-                f"{text(self.rival.score)}."
+                f"{text(self.trivial.score)}."
             )
-            return headline, [f"Why: {advice}."]
+            details = [f"Why: {advice}."]
+            if self.rival is not None and self.rival.name not in TRIVIAL:
+                title, reached = rule_title(self.rival.name), text(self.rival.score)
+                details.append(f"It can be learned: the rule {title} scores {reached}.")
+            return headline, details
         if state == BELOW and self.rival is not None:
             name = rule_title(self.rival.name)
             headline = (
