@@ -135,7 +135,7 @@ def test_from_a_csv_to_a_model(tmp_path, monkeypatch, capsys, compile_quickly):
 
 
 def test_a_task_of_ones_own(tmp_path, monkeypatch):
-    task, space = blocks(ROOT / "docs/tasks.md", "python")
+    task, space, _ = blocks(ROOT / "docs/tasks.md", "python")
     (tmp_path / "mirror_task.py").write_text(task)
     (tmp_path / "mirror_space.py").write_text(space)
     monkeypatch.syspath_prepend(tmp_path)

@@ -148,7 +148,8 @@ class Labels:
         name = canonical(value, self.numeric)
         if name not in self.numbers:
             raise ValueError(
-                f"its label {brief(name)} is not one of the classes {', '.join(self.numbers)}"
+                f"its label {brief(name)} is not one of the classes {', '.join(self.numbers)} "
+                f"(task.on_bad_label='drop' leaves such rows out)"
             )
         return self.numbers[name]
 

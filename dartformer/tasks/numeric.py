@@ -15,6 +15,7 @@ from dartformer.tasks import simple
 from dartformer.tasks.forecast import forecasting
 from dartformer.tasks.numeric_encoding import NumericEncoding
 from dartformer.tasks.numeric_preparation import NumericSource, Prepared, by_rows, table_of
+from dartformer.tasks.preparation import changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,4 @@ def _require_unchanged(task: NumericTask, data_dir: str | None, identity: str) -
     sources = task.sources(data_dir)
     now = [(name, source.identity) for name, source in sorted(sources.items())]
     if json.dumps(now) != identity:
-        raise InputError(
-            f"{task.title} changed while it was read. Wait until it is complete, then run again."
-        )
+        raise changed(task.title)

@@ -58,8 +58,18 @@ class MissingClasses(InputError):
     """
 
     def __init__(self, title: str, names: Sequence[str]):
-        super().__init__(f"{title}: train has no row of the class {', '.join(names)}.")
+        super().__init__(
+            f"{title}: train has no row of the class {', '.join(names)}. Leave it out of "
+            f"task.label_names, and set task.on_bad_label='drop' to leave out its rows."
+        )
         self.names = names
+
+
+def changed(title: str) -> InputError:
+    """The error for data that are written while they are read."""
+    return InputError(
+        f"{title} changed while it was read. Wait until it is complete and run again."
+    )
 
 
 @dataclass(frozen=True)
@@ -248,7 +258,7 @@ class Preparation:
             # What is odd was counted in the first pass.
             texts_and_label = usable(row, self.task.rules, self.labels, Tally())
             if texts_and_label is None:
-                raise InputError(f"{row.where} changed while it was prepared. Run again.")
+                raise changed(row.where)
             yield texts_and_label
             number = next(numbers, None)
             if number is None:

@@ -9,13 +9,13 @@ from typing import Any, Self
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dartformer.data.prepare import Prepared, prepared
+from dartformer.data.prepare import Examples, Notes, Prepared, prepared
 from dartformer.data.sources import from_source
 from dartformer.data.splits import Split
 from dartformer.errors import InputError
 from dartformer.tasks import rules, simple
 from dartformer.tasks.encoding import TextEncoding
-from dartformer.tasks.preparation import VERSION, Preparation, Source
+from dartformer.tasks.preparation import VERSION, Preparation, Source, changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +68,21 @@ class TextTask(TextEncoding):
         }
         if self.inputs == 2:
             features["tokens2"] = token_feature
+
+        def examples(notes: Notes) -> dict[str, Examples]:
+            by_split = Preparation(self, sources).run(notes)
+            # Rows that come while others are read would be in the next start's data only.
+            now = self.sources(data_dir)
+            if {name: source.identity for name, source in now.items()} != dict(identity):
+                raise changed(self.title)
+            return by_split
+
         return prepared(
             f"dartformer_{type(self).__name__.lower()}",
             (sorted(options.items()), identity, VERSION),
             f"{self.title}: {self}.",
             features,
-            lambda notes: Preparation(self, sources).run(notes),
+            examples,
             data_dir,
             title=self.title,
             label=f"{self.tokens}-{self.length}",

@@ -173,3 +173,54 @@ def test_pictures_in_a_table(tmp_path):
     assert (guessed.task, guessed.options["height"]) == ("pictures", 8)
     splits_ = tasks.make("pictures", guessed.options).load()
     assert sum(map(len, splits_.values())) == 30
+
+
+@pytest.mark.parametrize("kind", ["texts", "numbers"])
+def test_a_file_that_grows_while_it_is_read_is_refused(kind, tmp_path, monkeypatch):
+    file = tmp_path / "a.jsonl"
+    rows = list(ROWS)
+    if kind == "numbers":
+        rows = [{"values": [i, i + 1, i + 3], "label": "ab"[i % 2]} for i in range(24)]
+    file.write_bytes(jsonl(rows))
+    guessed = guess(str(file))
+    module = {"texts": "files", "numbers": "series"}[kind]
+
+    def growing(path, split=""):
+        for number, row in enumerate(read(path, split)):
+            if number == 12:
+                with open(path, "ab") as data:
+                    data.write(jsonl(rows[:1]))
+            yield row
+
+    monkeypatch.setattr(f"dartformer.tasks.{module}.read", growing)
+    task = tasks.make(guessed.task, {**guessed.options, "seed": 1})
+    with pytest.raises(InputError, match=r"changed while it was read\. Wait until it is complete"):
+        task.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["texts", "numbers"])
+def test_a_class_that_only_test_has_is_named(kind, tmp_path):
+    for part, labels in (("train", "ab"), ("test", "abc")):
+        rows = []
+        for i in range(30):
+            row = {"label": labels[i % len(labels)], "text": f"a {part} text of number {i}"}
+            if kind == "numbers":
+                row = {"label": row["label"], "values": [i, i + 1, len(part) * i]}
+            rows.append(row)
+        (tmp_path / f"{part}.jsonl").write_bytes(jsonl(rows))
+    guessed = guess(str(tmp_path))
+    assert "left out with their rows: c 10" in "; ".join(guessed.sentences)
+    options = {**guessed.options, "on_bad_label": "error"}
+    with pytest.raises(
+        InputError, match=r"test, row 3: .*'c' is not one of the classes a, b .*drop"
+    ):
+        tasks.make(guessed.task, options).load(str(tmp_path))
+    options["label_names"] = ("a", "b", "c")
+    with pytest.raises(InputError, match=r"train has no row of the class c. Leave it out"):
+        tasks.make(guessed.task, options).load(str(tmp_path))
+
+
+def test_rows_of_unequal_width_are_named(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\n" + "a b,c\n" * 9 + "a,b,c\n")
+    with pytest.raises(InputError, match=r"line 11: 3 fields, and the header has 2"):
+        guess(str(tmp_path / "a.csv"))

@@ -3,6 +3,8 @@
 import csv
 import datetime
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -356,3 +358,23 @@ def test_from_numbers_to_a_prediction(kind, tmp_path, capsys):
     served = dartformer.load(folder)
     assert served(["1 2 3 4 5"])[0] == {k: v for k, v in answer.items() if k != "text"}
     assert set(parts(tasks.make("series", guess(str(file)).options))) >= {"weights", "alphas"}
+
+
+def test_the_task_on_numbers_of_the_docs(tmp_path, monkeypatch):
+    page = (Path(__file__).resolve().parents[2] / "docs/tasks.md").read_text()
+    code = page.split("`energy_task.py`:\n\n```python\n")[1].split("```")[0]
+    (tmp_path / "energy_task.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = __import__("energy_task")
+    monkeypatch.delitem(sys.modules, "energy_task")
+    task = module.Energy(train=200, test=50)
+    batch = parts(task)["test"].take(np.arange(8))
+    assert batch["tokens"].shape == (8, 24, 2)
+    assert batch["tokens"].dtype == batch["label"].dtype == np.float32
+    # The label is in the tokens: the mean square is energy and noise.
+    everything = task.load()["test"].take(np.arange(50))
+    valid = everything["valid"]
+    squares = (everything["tokens"] ** 2).sum(2)
+    energy = (squares * valid).sum(1) / valid.sum(1)
+    assert np.corrcoef(energy, everything["label"])[0, 1] > 0.9
+    assert task.encode("1 2; 3 4").shape == (2, 2)
