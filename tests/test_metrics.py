@@ -14,6 +14,8 @@ from dartformer.api import run_all
 from dartformer.data.answers import Answers, Labels, labels_of
 from dartformer.data.splits import ArraySplit
 from dartformer.errors import InputError
+from dartformer.report import classes, markup
+from dartformer.results import AnswersRecord, ClassScores, Mistake
 from dartformer.stages import scores
 from dartformer.stages.study import Study
 from dartformer.training import metric as metrics
@@ -195,6 +197,36 @@ def test_a_run_is_decided_by_the_metric(tmp_path) -> None:
     assert len(written["answers"]["mistakes"]) == min(wrong, 10)
     page = (tmp_path / "run/report.html").read_text()
     assert "balanced accuracy" in page
+    for section in ("answers", "classes", "confusion"):
+        assert f'id="{section}"' in page
+
+
+def test_mistakes_are_escaped_and_cut() -> None:
+    mistake = Mistake("<script>alert(1)</script>", "<b>", "b", 0.9)
+    record = AnswersRecord(0, (mistake,), (ClassScores("<b>", 1, 1, 1, 1, 1),), None, ())
+    page = markup.fill(
+        "classes.html",
+        all_scores=None,
+        rule_words=[],
+        answers=record,
+        figures={},
+        share=classes.share,
+    )
+    assert "<script>" not in page
+    assert "<b>" not in page
+    assert "90.0%" in page
+
+
+def test_a_confusion_matrix_leaves_out_classes_that_do_not_occur() -> None:
+    rows = [ClassScores(name, 1, 1, 1, 1, 1) for name in ("a", "c")]
+    table = np.array([[2, 0, 1], [0, 0, 0], [0, 0, 3]])
+    chart = classes.confusion(AnswersRecord(0, (), tuple(rows), table, ()))
+    assert [row[:3] for row in chart.rows] == [
+        ("a", "a", 2),
+        ("a", "c", 1),
+        ("c", "a", 0),
+        ("c", "c", 3),
+    ]
 
 
 def test_answers_are_in_the_order_of_the_split_whatever_the_buckets(tmp_path) -> None:

@@ -64,6 +64,7 @@ def test_a_whole_run(whole_run):
         "race",
         "comparison",
         "accuracy_cost",
+        "confusion",
         "trajectories",
         "winners",
         "curves",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dartformer._version import __version__
 from dartformer.machine.progress import say
 from dartformer.machine.workdir import jsonable, write_text
-from dartformer.report import bracket, charts, markup, vega, verdicts
+from dartformer.report import bracket, charts, classes, markup, vega, verdicts
 from dartformer.report.chart import Chart
 from dartformer.report.drawing import draw
 from dartformer.report.models import priced, scores, search_curves, titles, trained_curves
@@ -149,6 +149,10 @@ def render(reading: Reading, *, live: bool = False) -> str:
         ties=results.ties or (),
         agreement=agreement(reading),
         models=table(reading),
+        all_scores=classes.all_scores(results),
+        rule_words=classes.rules(results),
+        answers=results.answers,
+        share=classes.share,
         race=race(reading),
         diagnostics=findings,
         mark=verdicts.mark,
@@ -198,6 +202,7 @@ def figures(reading: Reading) -> tuple[dict[str, Chart], dict[str, object]]:
     if reading.results.models:
         drawn.append(charts.comparison(scores(reading.results), reading.metric))
         drawn.append(charts.accuracy_cost(priced(reading), reading.metric))
+    drawn.append(classes.confusion(reading.results.answers))
     if reading.results.race is not None:
         drawn.append(charts.race(reading.results.race))
     if reading.front is not None and reading.front.points:
