@@ -131,7 +131,11 @@ def layout_of(rows: Sequence[Record], named: Columns) -> Layout | None:
         names = list(named.texts)
     elif named.kind in ("labelling", "language") or holds_texts(rows, names):
         return None
-    return _lists(rows, names) or _steps_in_columns(rows, names, named) or _long(rows, named)
+    long = _long(rows, named)
+    # Columns c1, c2, ... beside a series and its times are what is measured, and no steps.
+    if long is not None and long.options["series"] and long.options["time"]:
+        return long
+    return _lists(rows, names) or _steps_in_columns(rows, names, named) or long
 
 
 def holds_texts(rows: Sequence[Record], names: Sequence[str]) -> bool:
