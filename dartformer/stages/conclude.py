@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from dartformer.errors import shortened
 from dartformer.results import (
     Baseline,
@@ -446,9 +448,10 @@ class Run(NamedTuple):
             noise = welch(test.per_seed, [rival.score] * 2)
         if self.metric.percent:
             counted = binomial(test.mean, rival.score, test.examples)
-            if math.isfinite(counted):
-                noise = max(noise, counted)
-        return noise
+            noise = np.fmax(noise, counted)
+        if not math.isfinite(noise):
+            return 0.0
+        return float(noise)
 
     @property
     def still_learns(self) -> bool:
