@@ -544,19 +544,27 @@ def _label_of(layout: Layout, rows: Sequence[Record], named: Columns) -> str:
 
 
 def _label_of_sequences(layout: Layout, rows: Sequence[Record]) -> str:
-    """A column with a label's name, or of no numbers, that is the same in all steps of a sequence."""
+    """A column that is the same in all steps of a sequence, and not in all sequences.
+
+    One with a label's name or of no numbers, or else the only one there is.
+    """
     series = layout.options.get("series")
     if not series:
         return ""
     values = layout.options["values"]
     names = [name for name in names_of(rows) if name not in (series, layout.options["time"])]
+    constant = []
+    sequences = _distinct(rows, [series])
     for name in names:
-        labelled = name.lower() in LABEL_NAMES or name not in values
-        if not labelled or is_date(rows, name):
-            continue
-        constant = _distinct(rows, [series, name]) == _distinct(rows, [series])
-        if constant and _distinct(rows, [name]) > 1:
+        is_constant = _distinct(rows, [series, name]) == sequences
+        if is_constant and _distinct(rows, [name]) > 1 and not is_date(rows, name):
+            constant.append(name)
+    for name in constant:
+        if name.lower() in LABEL_NAMES or name not in values:
             return name
+    # Sequences of one step each would make every column constant.
+    if len(constant) == 1 and sequences < len(rows):
+        return constant[0]
     return ""
 
 

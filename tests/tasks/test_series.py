@@ -168,6 +168,19 @@ def test_every_form_holds_the_same_sequences(name, channels, unequal, tmp_path):
         assert label == right_label
 
 
+@pytest.mark.parametrize("name", ["speaker", "label", "kind"])
+@pytest.mark.parametrize("classes", [("1", "2"), ("0", "7"), ("a", "b")])
+def test_what_is_the_same_in_all_steps_of_a_sequence_is_its_label(name, classes, tmp_path):
+    rows = []
+    for i, values in enumerate(waves(40, 2, True)):
+        for time, step in enumerate(values.tolist()):
+            rows.append([i, time, *step, classes[i % 2]])
+    write_csv(tmp_path / "a.csv", ["id", "time", "c0", "c1", name], rows)
+    options = guess(str(tmp_path / "a.csv")).options
+    assert (options["label"], options["kind"]) == (name, "classification")
+    assert options["values"] == ("c0", "c1")
+
+
 def test_what_is_not_read_is_said(tmp_path):
     guessed = guess(str(columns(tmp_path, waves(40))))
     assert "not read: 'id'" in guessed.sentences
