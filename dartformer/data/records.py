@@ -285,8 +285,11 @@ def _npy(path: Path) -> Iterator[Record]:
         array = np.load(_seekable(path), allow_pickle=False)
         if not isinstance(array, np.ndarray) or not array.ndim:
             raise ValueError("it holds no array")
-        for row in array:
-            yield {"x": _plain(row)}
+        for i, row in enumerate(array):
+            record = {"x": _plain(row)}
+            if array.ndim == 1:
+                record["time"] = i  # a single series
+            yield record
 
 
 def _require_equal_lengths(path: Path, columns: dict[str, np.ndarray]) -> None:

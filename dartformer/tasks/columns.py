@@ -87,11 +87,14 @@ CODE = re.compile(r"[!-~]+")
 NUMERIC = 0.95
 """The share of the values of a column of numbers that are numbers."""
 
+COMMA = re.compile(r"[+-]?\d+,\d+")
+"""A number with a decimal comma."""
+
 DATED = 100
 """Values of a column that are compared with the form of dates."""
 
 DATE = re.compile(
-    r"\d{4}[-/.]\d.{2,}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}(?!\d).*|\d{1,2}:\d\d.*", re.DOTALL
+    r"\d{4}[-/.]\d{1,2}\b.*|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}(?!\d).*|\d{1,2}:\d\d.*", re.DOTALL
 )
 """A date, or a time of the day."""
 
@@ -179,6 +182,13 @@ def is_numeric(rows: Sequence[Record], name: str) -> bool:
 def is_finite(value: object) -> bool:
     """Whether a value is a number, also one that is written out, and neither missing nor infinite."""
     return is_number(value) and math.isfinite(number(value))
+
+
+def has_decimal_commas(rows: Sequence[Record], name: str) -> bool:
+    """Whether most values of a column are numbers such as 3,14."""
+    present = [row[name] for row in rows if not is_missing(row.get(name))]
+    commas = [isinstance(value, str) and COMMA.fullmatch(value.strip()) for value in present]
+    return sum(map(bool, commas)) > len(present) / 2
 
 
 def is_date(rows: Sequence[Record], name: str) -> bool:

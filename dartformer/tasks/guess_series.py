@@ -25,6 +25,7 @@ from dartformer.tasks.columns import (
     MOST_CLASSES,
     TEXT_NAMES,
     as_text,
+    has_decimal_commas,
     is_date,
     is_finite,
     is_numeric,
@@ -160,7 +161,7 @@ def _lists(rows: Sequence[Record], names: Sequence[str]) -> Layout | None:
     candidates = []
     for name in names:
         present = [row[name] for row in sample if not is_missing(row.get(name))]
-        if present and all(map(is_sequence, present)):
+        if present and all(map(is_sequence, present)) and not has_decimal_commas(sample, name):
             candidates.append(name)
     if not candidates:
         return None
@@ -203,7 +204,8 @@ def _steps_in_columns(
     rows: Sequence[Record], names: Sequence[str], named: Columns
 ) -> Layout | None:
     """Steps in columns that are numbered, or that have no names and change smoothly."""
-    numeric = [name for name in names if is_numeric(rows, name)]
+    # Short rows leave the last columns empty, in a sample all of them.
+    numeric = [name for name in names if is_numeric(rows, name) or _is_empty(rows, name)]
     spans = _numbered_spans(names, set(numeric))
     spans = [span for span in spans if len(span) >= FEWEST_STEPS]
     if not spans:
@@ -227,6 +229,10 @@ def _steps_in_columns(
         sentence = f"sequences of {longest} steps of {len(spans)} channels, in the columns "
         sentence += ", ".join(f"{span[0]!r} to {span[-1]!r}" for span in spans)
     return Layout({"layout": "columns", "values": tuple(ends)}, sentence, columns)
+
+
+def _is_empty(rows: Sequence[Record], name: str) -> bool:
+    return all(is_missing(row.get(name)) for row in rows)
 
 
 def _numbered_spans(names: Sequence[str], numeric: set[str]) -> list[list[str]]:
@@ -425,6 +431,12 @@ def require_texts(file: str, rows: Sequence[Record], named: Columns) -> None:
     """Raise `InputError` for a table of numbers that have no order, or of no forecast."""
     names = names_of(rows)
     numeric = [name for name in names if is_numeric(rows, name)]
+    for name in names:
+        if name not in named.texts and has_decimal_commas(rows, name):
+            raise InputError(
+                f"the column {name!r} of {file} writes numbers with a decimal comma. Write them with "
+                f"a point."
+            )
     if named.kind == "forecasting":
         raise InputError(
             f"{file} has no series to forecast. Its rows need numbers and a column of times, or a "
@@ -519,9 +531,14 @@ def _add_label(
         if options["layout"] == "columns":
             target = values[0]
     options["label"] = target
+    if options["layout"] == "columns":
+        sentences.append(
+            "the task is to forecast the next value of each sequence (--label names a "
+            "column of labels)"
+        )
+        return
     sentences.append(
-        f"no column of labels, so the task is to forecast the next value of {target!r} (--label "
-        f"names another column)"
+        f"the task is to forecast the next value of {target!r} (--label names another column)"
     )
 
 
@@ -538,9 +555,10 @@ def _label_of(layout: Layout, rows: Sequence[Record], named: Columns) -> str:
     try:
         return label_column(narrow, values)[0]
     except InputError:
-        if named.kind or len(columns) == 1:
-            return columns[0]
-        raise
+        # Names alone, which differ in every row: nothing is said of the sequences.
+        if not named.kind:
+            return ""
+        return columns[0]
 
 
 def _label_of_sequences(layout: Layout, rows: Sequence[Record]) -> str:
@@ -589,7 +607,7 @@ def _add_length(options: dict[str, Any], sentences: list[str], lengths: np.ndarr
     """Set how steps become tokens."""
     steps = int(lengths.max())
     if options["kind"] == "forecasting":
-        steps = min(MOST_CONTEXT, max(2, int(np.median(lengths)) // 6))
+        steps = min(MOST_CONTEXT, max(2, int(np.median(lengths)) // 4))
     patch = math.ceil(steps / MOST_TOKENS)
     options["patch"] = patch
     options["length"] = math.ceil(steps / patch)
@@ -599,7 +617,8 @@ def _add_length(options: dict[str, Any], sentences: list[str], lengths: np.ndarr
     elif options["kind"] != "forecasting":
         span += ", and shorter ones are padded and masked"
     tokens = f"a token is {patch} steps" if patch > 1 else "a token is a step"
-    sentence = f"{len(lengths):,} sequences of {span}; {tokens}, and the model reads up to "
+    plural = "s" * (len(lengths) > 1)
+    sentence = f"{len(lengths):,} sequence{plural} of {span}; {tokens}, and the model reads up to "
     sentences.append(f"{sentence}{options['length']} tokens")
 
 

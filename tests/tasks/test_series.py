@@ -337,6 +337,56 @@ def test_a_fault_is_one_line_that_says_what_to_do(name, tmp_path, capsys):
     assert len(error.splitlines()) == 1
 
 
+def monthly(folder):
+    rows = [[f"{1949 + i // 12}-{i % 12 + 1:02}", 100 + 3 * i + i % 12] for i in range(144)]
+    return table(folder, ["Month", "Passengers"], rows), ("forecasting", "Passengers", 1)
+
+
+def stocks(folder):
+    rows = []
+    for name in ("A", "B", "C"):
+        for i in range(60):
+            day = datetime.date(2020, 1, 1) + datetime.timedelta(i)
+            rows.append([day, i % 7 + 0.5, i % 5 + 0.25, name])
+    return table(folder, ["Date", "Open", "Close", "Name"], rows), ("forecasting", "Close", 2)
+
+
+def short_rows(folder):
+    rows = [[f"Y{i}", *range(i % 9 + 12), *[""] * (28 - i % 9)] for i in range(40)]
+    return table(folder, ["id", *(f"V{i}" for i in range(40))], rows), ("forecasting", "V0", 1)
+
+
+def spectra(folder):
+    rows = [[f"s{i}", 1.37 * i, *(0.1 * i + j / 7 for j in range(30))] for i in range(60)]
+    header = ["sample", "protein", *(str(1100 + 2 * j) for j in range(30))]
+    return table(folder, header, rows), ("regression", "protein", 1)
+
+
+def one_array(folder):
+    np.save(folder / "a.npy", np.sin(np.arange(300) / 5))
+    return folder / "a.npy", ("forecasting", "x", 1)
+
+
+def two_runs(folder):
+    header = [*(f"x{i}" for i in range(10)), *(f"y{i}" for i in range(10)), "class"]
+    rows = [[*range(i, i + 10), *range(10), "ab"[i % 2]] for i in range(40)]
+    return table(folder, header, rows), ("classification", "class", 2)
+
+
+@pytest.mark.parametrize("make", [monthly, stocks, short_rows, spectra, one_array, two_runs])
+def test_tables_in_the_wild(make, tmp_path):
+    file, (kind, label, channels) = make(tmp_path)
+    options = guess(str(file)).options
+    assert (options["kind"], options["label"], options["channels"]) == (kind, label, channels)
+
+
+def test_decimal_commas_are_named(tmp_path):
+    lines = ["day;value", *(f"{i};0,{i}" for i in range(30))]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"'value' of .* with a decimal comma"):
+        guess(str(tmp_path / "a.csv"))
+
+
 def test_numbers_as_tokens_stay_numbers():
     tokens = np.linspace(0, 1, 24).reshape(4, 3, 2)
     split = ArraySplit(tokens, np.array([3, 2, 1, 3]), np.array([0, 1, 0, 1]))
