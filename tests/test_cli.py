@@ -488,6 +488,17 @@ def test_predict_and_exports(tmp_path, whole_run, capsys):
     )
     rows = json.loads(capsys.readouterr().out)
     assert [row["text"] for row in rows] == ["[MAX 2 9 ]", "[MIN 2 [SM 1 1 ] ]"]
+    assert "probabilities" not in rows[0]
+    assert main(["predict", folder, "--text", "[MAX 2 9 ]", "--probabilities", "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    ranked = list(row["probabilities"].values())
+    assert len(ranked) == 10
+    assert sum(ranked) == pytest.approx(1, abs=1e-5)
+    assert ranked == sorted(ranked, reverse=True)
+    assert next(iter(row["probabilities"])) == row["label"]
+    assert main(["predict", folder, "--text", "[MAX 2 9 ]", "--top=3"]) == 0
+    assert capsys.readouterr().out.count(",") == 2
+    assert "must be at least 1" in error_of(capsys, "predict", folder, "--text=x", "--top=0")
     (tmp_path / "texts").write_text("[MAX 2 9 ]\n\n[MIN 2 3 ]\n")
     assert main(["predict", folder, f"--file={tmp_path / 'texts'}"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2

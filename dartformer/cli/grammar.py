@@ -445,6 +445,13 @@ def _add_predict(verbs: "Verbs[Parser]") -> None:
         help="with --jsonl: lines answered together; 1 answers each line before reading the next "
         "(default: 64)",
     )
+    ranking = verb.add_mutually_exclusive_group()
+    ranking.add_argument(
+        "--top", type=int, metavar="N", help="also answer the N most probable labels, in order"
+    )
+    ranking.add_argument(
+        "--probabilities", action="store_true", help="also answer the probability of every label"
+    )
     verb.add_argument("--device", help="cpu, gpu or tpu (default: the fastest available)")
     _add_json(verb, "the answers")
 

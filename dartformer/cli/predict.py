@@ -32,15 +32,16 @@ class Input(NamedTuple):
 def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """Answer texts from the command line, from a file or from a stream."""
     served = load(arguments.folder, arguments.device)
+    top = _top(arguments, served)
     if arguments.jsonl is not None:
-        return _answer_stream(arguments, served)
+        return _answer_stream(arguments, served, top)
     documents = []
     for document, where in _inputs(arguments, compares=served.model.shape.inputs == 2):
         fault = fault_of(served, document)
         if fault:
             raise InputError(f"{where}{fault}")
         documents.append(document)
-    answers = served(documents)
+    answers = served(documents, top=top)
     if arguments.json:
         records = []
         for document, answer in zip(documents, answers, strict=True):
@@ -50,6 +51,27 @@ def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     for document, answer in zip(documents, answers, strict=True):
         print(printable(_line(document, answer)))
     return 0
+
+
+def _top(arguments: argparse.Namespace, served: Served) -> int:
+    """How many of the most probable labels an answer lists; 0 for the best alone."""
+    if arguments.top is None and not arguments.probabilities:
+        return 0
+    flag = "--probabilities"
+    if arguments.top is not None:
+        flag = "--top"
+        if arguments.top < 1:
+            raise InputError(f"--top must be at least 1, got {arguments.top}.")
+    if served.model.task.traits.metric == "r2":
+        raise InputError(
+            f"{flag} does not work with this model because it predicts numbers, which have no "
+            f"probabilities. Leave it out."
+        )
+    if served.model.shape.labels_tokens and not (arguments.json or arguments.jsonl):
+        raise InputError(
+            f"{flag} does not fit on a line because this model labels every token. Add --json."
+        )
+    return arguments.top or len(served.labels)
 
 
 def _inputs(arguments: argparse.Namespace, compares: bool) -> Sequence[Input]:
@@ -99,13 +121,16 @@ def _line(document: Document, answer: Mapping[str, Any]) -> str:
     label, probability = answer["label"], answer["probability"]
     if isinstance(label, list):  # a label for each token: print the least certain probability
         return f"{' '.join(label)}\t{min(probability):.3f}\t{text}"
+    if "probabilities" in answer:
+        ranked = [f"{name} {value:.3f}" for name, value in answer["probabilities"].items()]
+        return f"{', '.join(ranked)}\t{text}"
     return f"{label}\t{probability:.3f}\t{text}"
 
 
-def _answer_stream(arguments: argparse.Namespace, served: Served) -> int:
+def _answer_stream(arguments: argparse.Namespace, served: Served, top: int) -> int:
     """Answer JSON lines as they come; lines with errors are counted and reported at the end."""
     failed = total = 0
-    for reply in stream(served, _lines(arguments.jsonl), arguments.batch):
+    for reply in stream(served, _lines(arguments.jsonl), arguments.batch, top=top):
         print(_json_line(reply.record), flush=True)
         total += 1
         failed += reply.failed

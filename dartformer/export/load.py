@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, cast, runtime_checkable
+from typing import Any, NotRequired, Protocol, TypedDict, cast, runtime_checkable
 
 import jax
 import numpy as np
@@ -30,10 +30,11 @@ BATCH = 64
 
 
 class Label(TypedDict):
-    """The label of a text and its probability."""
+    """The label of a text and its probability; on request those of the most probable labels."""
 
     label: str
     probability: float
+    probabilities: NotRequired[dict[str, float]]
 
 
 class Labels(TypedDict):
@@ -41,6 +42,7 @@ class Labels(TypedDict):
 
     label: list[str]
     probability: list[float]
+    probabilities: NotRequired[list[dict[str, float]]]
 
 
 class Value(TypedDict):
@@ -128,10 +130,14 @@ class Served:
             return np.zeros((0, shape.length, shape.classes), np.float32)
         return np.zeros((0, shape.classes), np.float32)
 
-    def __call__(self, texts: inputs.Texts, valid: ArrayLike | None = None) -> Sequence[Answer]:
+    def __call__(
+        self, texts: inputs.Texts, valid: ArrayLike | None = None, *, top: int = 0
+    ) -> Sequence[Answer]:
         """`[{"label", "probability"}, ...]`, one for each text; takes what `logits` takes.
 
         Both are lists where a task labels tokens. Where numbers are predicted, `[{"value"}, ...]`.
+        With `top` above 0 an answer also has "probabilities", those of as many labels, the most
+        probable first.
         """
         texts = inputs.listed(texts)
         if not len(texts):
@@ -147,9 +153,9 @@ class Served:
             counts = exists.sum(1)
             answers = []
             for row, count in zip(probabilities, counts, strict=True):
-                answers.append(self._labels_of_tokens(row[:count]))
+                answers.append(self._labels_of_tokens(row[:count], top))
             return answers
-        return list(map(self._label, probabilities))
+        return [self._label(row, top) for row in probabilities]
 
     def _number(self, outputs: np.ndarray, tokens: np.ndarray) -> Value:
         """The answer for one text, of `[1]`."""
@@ -159,15 +165,26 @@ class Served:
             return {"value": task.value_after(float(outputs[0]), tokens)}
         return {"value": cast(Regression, task).value(float(outputs[0]))}
 
-    def _label(self, probabilities: np.ndarray) -> Label:
+    def _label(self, probabilities: np.ndarray, top: int) -> Label:
         """The answer for one text, of `[C]`."""
         best = int(probabilities.argmax())
-        return {"label": self.labels[best], "probability": float(probabilities[best])}
+        answer: Label = {"label": self.labels[best], "probability": float(probabilities[best])}
+        if top:
+            answer["probabilities"] = self._most_probable(probabilities, top)
+        return answer
 
-    def _labels_of_tokens(self, probabilities: np.ndarray) -> Labels:
+    def _labels_of_tokens(self, probabilities: np.ndarray, top: int) -> Labels:
         """The answers for the tokens of one text, of `[n, C]`."""
         labels = [self.labels[best] for best in probabilities.argmax(-1)]
-        return {"label": labels, "probability": probabilities.max(-1).tolist()}
+        answer: Labels = {"label": labels, "probability": probabilities.max(-1).tolist()}
+        if top:
+            answer["probabilities"] = [self._most_probable(row, top) for row in probabilities]
+        return answer
+
+    def _most_probable(self, probabilities: np.ndarray, top: int) -> dict[str, float]:
+        """The `top` most probable labels of `[C]`, in order; equal ones in that of the classes."""
+        order = np.argsort(-probabilities, kind="stable")[:top]
+        return {self.labels[i]: float(probabilities[i]) for i in order.tolist()}
 
 
 def load(folder: str | Path, device: str | None = None) -> Served:

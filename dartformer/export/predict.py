@@ -40,13 +40,15 @@ class Line(NamedTuple):
     error: str = ""
 
 
-def stream(served: Served, lines: Iterable[str], batch: int = 64) -> Iterator[Reply]:
+def stream(
+    served: Served, lines: Iterable[str], batch: int = 64, *, top: int = 0
+) -> Iterator[Reply]:
     """For each line that is not blank its object with the answer, or with "error".
 
     Lines are `{"text": "..."}`, `{"texts": ["...", "..."]}` or `{"tokens": [...]}`, with whatever
     else they hold, or a bare JSON text. Their own fields are kept: a field of the answer gets
     `PREFIX` where the line has one of its name. `batch` lines are read before they are answered
-    together, so memory does not grow.
+    together, so memory does not grow. `top` is that of `Served`.
     """
     if batch < 1:
         raise InputError(f"--batch must be at least 1, got {batch}.")
@@ -58,7 +60,7 @@ def stream(served: Served, lines: Iterable[str], batch: int = 64) -> Iterator[Re
         for line in read:
             if not line.error:
                 documents.append(line.document)
-        answers = iter(served(documents))
+        answers = iter(served(documents, top=top))
         for (number, _), line in zip(chunk, read, strict=True):
             if line.error:
                 yield Reply(_with(line.fields, {"line": number, "error": line.error}), True)
