@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
@@ -118,8 +119,28 @@ def _run(words: Sequence[str]) -> int:
         )
     values = overrides(extra)
     _prepare_process(arguments)
+    with _loading(arguments):
+        handler = _handler(arguments.verb)
     with _quiet(arguments.quiet):
-        return _handler(arguments.verb)(arguments, values)
+        return handler(arguments, values)
+
+
+PATIENCE = 3.0
+"""Seconds that importing JAX and the verb may take before a line says so."""
+
+
+@contextlib.contextmanager
+def _loading(arguments: argparse.Namespace) -> Iterator[None]:
+    """Say what takes long where the machine is busy: imports print nothing themselves."""
+    line = f"dartformer {arguments.verb}: loading"
+    timer = threading.Timer(PATIENCE, note, [line])
+    timer.daemon = True
+    if not arguments.quiet:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _handler(verb: str) -> Handler:
