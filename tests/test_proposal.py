@@ -122,7 +122,7 @@ def test_the_work_of_a_race_is_that_of_its_entrants(table, rungs):
     expected = 16 * 2.0
     if rungs:
         kept = 16 * Race.keep
-        expected = 16 / 9 + kept * 3 / 9 + 3 * (5 / 9 + 1)
+        expected = 16 / 9 + kept * 3 / 9 + 4 * (5 / 9 + 1)
     assert amount.trainings == pytest.approx(expected)
 
 

@@ -11,9 +11,6 @@ from dartformer.space.search_space import SearchSpace
 from dartformer.stages.race import entrants
 from dartformer.stages.study import Study
 
-FINALISTS = 3
-"""Models that train to the end, as a rule: the best, one tied with it, the best homogeneous one."""
-
 OVERHEAD = 1.3
 """A training's seconds over those of its gradients: the optimizer, batches, metrics."""
 
@@ -42,7 +39,7 @@ class Work(NamedTuple):
       search: steps of the supernet over those of a training; 0 without a supernet.
       entrants: models that race.
       neighbours: genotypes that enter because they differ from an answer in one place, at most.
-      finalists: models that train to the end over all seeds, as a rule.
+      finalists: models that train to the end over all seeds, at most.
       trainings: steps of all models over those of one training.
       evaluations: of models on valid, beside those of each training.
     """
@@ -70,7 +67,7 @@ class Pace(NamedTuple):
 def work(study: Study) -> Work:
     """What a run of a study trains.
 
-    How many models tie is not known before, so that a race is counted with `FINALISTS`.
+    How many models tie is not known before: a race is counted with the most finalists.
     """
     config, space = study.config, study.space
     searches = study.strategy.traits.supernet
@@ -94,7 +91,7 @@ def work(study: Study) -> Work:
     finalists = count
     if config.race.rungs:
         references = sum(entrant.reference for entrant in entered)
-        finalists = min(count, FINALISTS + references)
+        finalists = min(count, config.race.finalists + references)
     trainings += finalists * (len(config.retrain.seeds) - before)
     return Work(search, compared + answers, neighbours, finalists, trainings, looks)
 
