@@ -60,6 +60,14 @@ LABEL_NAMES = (
     "y",
 )
 
+SENTENCE_NAMES = ("sentence", "sentenceid", "sentenceno", "sent", "sentid", "sentenceidx")
+"""Names of a column that says which sentence a word is of, without marks."""
+
+WORD_NAMES = ("word", "token", "words", "tokens", "form")
+
+TAG_NAMES = ("tag", "tags", "nertag", "nertags", "ner", "label", "labels", "pos", "postag", "upos")
+"""Names of columns of the tags of words, the surest first."""
+
 PAIRS = (
     ("premise", "hypothesis"),
     ("query", "passage"),
@@ -210,6 +218,29 @@ def text_column(rows: Sequence[Record], label: str) -> tuple[str, str]:
     if evidence[best].rank < len(TEXT_NAMES) and not evidence[best].addresses:
         return best, "by its name"
     return best, "of all columns it has the longest texts"
+
+
+class WordColumns(NamedTuple):
+    """The columns of a table with a word in each row: sentence, word and tag."""
+
+    sentence: str
+    word: str
+    tag: str
+
+
+def word_columns(rows: Sequence[Record]) -> WordColumns | None:
+    """The columns of a table with a word in each row, by their names; None for another table."""
+    plain = {re.sub(r"[\W_]", "", name.lower()): name for name in names_of(rows)}
+    columns = []
+    for names in (SENTENCE_NAMES, WORD_NAMES, TAG_NAMES):
+        present = [plain[name] for name in names if name in plain]
+        if not present:
+            return None
+        columns.append(present[0])
+    words = [as_text(row.get(columns[1])).strip() for row in rows]
+    if any(" " in word for word in words):
+        return None
+    return WordColumns(*columns)
 
 
 def text_pair(rows: Sequence[Record]) -> tuple[str, str] | None:

@@ -1,7 +1,7 @@
 """The user's own data: JSONL, CSV, TSV, Parquet, npz, or a folder in one of several forms."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -57,6 +57,8 @@ class Files(TextTask):
       label_names: the labels in order; `dartformer new --data FILE` finds them.
       group: the column of groups, whose rows are all in one split; empty for none.
       split: the column that says which split a row is in; empty for none.
+      sentence: with a word in each row, the column that says which sentence it is of (blank: that of
+        the row before); empty where a row is a text.
     """
 
     path: str = ""
@@ -69,6 +71,7 @@ class Files(TextTask):
     label_names: tuple[str | int, ...] = ()
     group: str = ""
     split: str = ""
+    sentence: str = ""
 
     traits: ClassVar[Any] = ByKind()
 
@@ -80,6 +83,11 @@ class Files(TextTask):
             raise InputError(f"task.label_names has a name twice: {names}.")
         if self.kind not in KINDS:
             raise unknown("task.kind", self.kind, KINDS)
+        if self.sentence and (self.kind != "labelling" or self.group or self.split):
+            raise InputError(
+                "task.sentence joins the words of rows for task.kind='labelling', and works without "
+                "task.group and task.split. Leave it empty otherwise."
+            )
         if self.text2 and self.kind in ("labelling", "language"):
             raise InputError(
                 f"task.kind = {self.kind!r} reads one text: leave task.text2 empty, got "
@@ -163,7 +171,10 @@ class Files(TextTask):
         """The rows of a split; of `part` alone, as the column `split` names it, unless it is ""."""
         columns = list(filter(None, (self.text, self.text2)))
         source = f"{path.name} {split}".rstrip()
-        for number, record in enumerate(read(path, split), 1):
+        records = enumerate(read(path, split), 1)
+        if self.sentence:
+            records = enumerate(joined_words(read(path, split), self.sentence, source), 1)
+        for number, record in records:
             where = f"{source}, row {number}"
             if part and part_of(record, self.split, where) != part:
                 continue
@@ -205,6 +216,29 @@ def part_of(record: Record, name: str, where: str) -> str:
             f"be train, valid (validation, val, dev) and test."
         )
     return part
+
+
+def joined_words(records: Iterable[Record], sentence: str, source: str) -> Iterator[Record]:
+    """A record for each sentence: its columns are lists of those of its words."""
+    words_of: list[Record] = []
+    name = ""
+    for number, record in enumerate(records, 1):
+        value = canonical(column(record, sentence, f"{source}, row {number}") or "")
+        if words_of and value not in ("", name):
+            yield _joined(words_of, sentence)
+            words_of = []
+        name = value or name
+        words_of.append(record)
+    if words_of:
+        yield _joined(words_of, sentence)
+
+
+def _joined(records: list[Record], sentence: str) -> Record:
+    joined: Record = {sentence: records[0][sentence]}
+    for name in records[0]:
+        if name != sentence:
+            joined[name] = [canonical(record.get(name)) for record in records]
+    return joined
 
 
 def column(record: Record, name: str, where: str) -> Any:

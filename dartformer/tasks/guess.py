@@ -20,6 +20,7 @@ from dartformer.data.sources import pack
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import parts_of
 from dartformer.tasks.columns import (
+    WordColumns,
     as_text,
     label_column,
     names_of,
@@ -27,8 +28,9 @@ from dartformer.tasks.columns import (
     sampled,
     text_column,
     text_pair,
+    word_columns,
 )
-from dartformer.tasks.files import KINDS, Files, part_of, parts_in_column
+from dartformer.tasks.files import KINDS, Files, joined_words, part_of, parts_in_column
 from dartformer.tasks.guess_labels import of_labels, without_missing_classes
 from dartformer.tasks.guess_language import guess_language
 from dartformer.tasks.guess_pictures import guess_pictures, is_folder_of_pictures, pixels_column
@@ -112,6 +114,9 @@ def guess(
     if not rows:
         raise InputError(f"{file} has no rows.")
     _require_columns(file, rows, (*texts, label, group, split))
+    words = word_columns(rows)
+    if words is not None and not texts and kind in ("", "labelling"):
+        return _guess_words(file, path, sources, words, label, data_dir)
     pixels = pixels_column(rows)
     if pixels and not texts:
         return guess_pictures(file, path, rows, pixels, named)
@@ -163,6 +168,47 @@ def guess(
         )
     sentences.append(_first_row(trial.task, rows, label))
     return Guess(options, trial.train, sentences, trial.half)
+
+
+def _guess_words(
+    file: str,
+    path: Path,
+    sources: Mapping[str, Rows],
+    columns: WordColumns,
+    label: str,
+    data_dir: str | None,
+) -> Guess:
+    """Guess the options for a table with a word in each row."""
+    joined: dict[str, Rows] = {}
+    for part, source in sources.items():
+        joined[part] = partial(_sentences, source, columns.sentence, path.name)
+    rows = sampled(joined["train"]())
+    options: dict[str, Any] = {
+        "path": file,
+        "text": columns.word,
+        "label": label or columns.tag,
+        "sentence": columns.sentence,
+    }
+    sentences = [
+        f"a word in each row: the column {columns.word!r}, of the sentences that "
+        f"{columns.sentence!r} names (--text names a column of texts)",
+        f"label column {options['label']!r} (--label names another)",
+    ]
+    labels = _labels(joined, rows, [columns.word], options, "labelling", path.name)
+    sentences += of_labels(labels, options, file, named=False)
+    ignored = [name for name in names_of(rows) if name not in (*columns, options["label"])]
+    if ignored:
+        sentences.append(f"not read: {quoted(ignored)}")
+    add_tokens(options, rows, [columns.word], sentences)
+    trial = without_missing_classes(
+        options, sentences, labels, lambda: tried(Files(**options), data_dir)
+    )
+    sentences.append(_first_row(trial.task, rows, options["label"]))
+    return Guess(options, trial.train, sentences, trial.half)
+
+
+def _sentences(source: Rows, sentence: str, name: str) -> Iterator[Record]:
+    return joined_words(source(), sentence, name)
 
 
 def _without(rows: Sequence[Record], *columns: str) -> list[Record]:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from dartformer import tasks
@@ -55,6 +56,25 @@ def test_words_with_tags_are_labelled(name, tmp_path):
     assert rows == SENTENCES
     task = tasks.make("files", guessed.options)
     assert sum(map(len, task.load(str(tmp_path)).values())) == 40
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_word_in_each_row_of_a_table(repeated, tmp_path):
+    lines = ["Sentence #,Word,POS,Tag"]
+    for i, (tokens, tags) in enumerate(SENTENCES):
+        for j, (token, tag) in enumerate(zip(tokens, tags, strict=True)):
+            name = f"Sentence: {i}" if repeated or not j else ""
+            lines.append(f"{name},{token},NN,{tag}")
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    guessed = guess(str(tmp_path / "a.csv"))
+    assert guessed.options["kind"] == "labelling"
+    assert "not read: 'POS'" in guessed.sentences
+    task = tasks.make("files", guessed.options)
+    splits = task.load(str(tmp_path))
+    assert sum(map(len, splits.values())) == 40
+    batch = splits["train"].take(np.arange(1))
+    names = [task.labels[label] for label in batch["label"][0][batch["valid"][0]]]
+    assert names == SENTENCES[0][1]
 
 
 def test_a_folder_of_tagged_parts(tmp_path):
