@@ -18,6 +18,7 @@ from dartformer.data.rows import Rules, digest, without_leaks
 from dartformer.data.splits import Batch, Split, in_order, permutation
 from dartformer.errors import InputError
 from dartformer.machine.printable import note
+from dartformer.tasks import rules
 from dartformer.tasks.base import TaskTraits
 from dartformer.tasks.requirements import require_fraction, require_ids, require_seed
 
@@ -252,6 +253,10 @@ class Image:
             nearness[:, count == 0] = -np.inf  # a class without a picture has no mean
             right += int((nearness.argmax(1) == batch["label"]).sum())
         return {"nearest_mean": right / len(split)}
+
+    def plain_rules(self, train: Split, valid: Split, merit: rules.Merit) -> Sequence[rules.Rule]:
+        """A linear model and boosted trees on the pixels."""
+        return rules.of_numbers(train, valid, self.classes, merit)
 
 
 def _digests(images: np.ndarray) -> np.ndarray:

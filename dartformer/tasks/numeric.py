@@ -2,7 +2,7 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Self
@@ -11,7 +11,7 @@ import numpy as np
 
 from dartformer.data.splits import Split, in_order
 from dartformer.errors import InputError
-from dartformer.tasks import simple
+from dartformer.tasks import rules, simple
 from dartformer.tasks.forecast import forecasting
 from dartformer.tasks.numeric_encoding import NumericEncoding
 from dartformer.tasks.numeric_preparation import NumericSource, Prepared, by_rows, table_of
@@ -62,6 +62,13 @@ class NumericTask(NumericEncoding):
         if self.kind == "forecasting":
             scores["last_value"] = no_change(split)
         return scores
+
+    def plain_rules(self, train: Split, valid: Split, merit: rules.Merit) -> Sequence[rules.Rule]:
+        """A linear model and boosted trees."""
+        classes = 0
+        if self.kind == "classification":
+            classes = self.classes
+        return rules.of_numbers(train, valid, classes, merit)
 
 
 def nearest_mean(train: Split, split: Split, classes: int) -> float:

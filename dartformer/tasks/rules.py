@@ -266,3 +266,140 @@ def _letters(task: Texts, split: Split) -> int:
     for i in range(task.inputs):
         total += sum(map(len, _texts(task, split, i)))
     return total
+
+
+# Numbers.
+
+MOST_CELLS = 10_000_000
+"""Rows times features that a linear model is fitted on."""
+
+MOST_VALUES = {"linear": 1024, "trees": 128}
+"""Values of a sequence that are features as they are; of longer ones, means of stretches."""
+
+TREE_ROWS = 10_000
+"""Rows that trees are fitted on."""
+
+TREES = 100
+"""Most rounds of boosting; those that improve valid no more are left out."""
+
+LAST = 16
+"""Last steps of a sequence, which stand at other places in sequences of other lengths."""
+
+DENSE_PENALTIES = {True: (0.01, 0.1, 1.0), False: (1.0, 100.0, 10_000.0)}
+"""Settings of linear models of standardized features, with and without classes."""
+
+
+def of_numbers(train: Split, valid: Split, classes: int, merit: Merit) -> list[Rule]:
+    """A linear model and boosted trees, on values and their statistics.
+
+    `classes` is 0 where labels are numbers. The penalty of the linear model, and how many trees
+    there are, is chosen on valid.
+    """
+    if not _can_fit(labels_of(train).values):
+        return []
+    return [
+        _linear_of_numbers(train, valid, classes, merit),
+        _trees_of_numbers(train, valid, classes),
+    ]
+
+
+def _linear_of_numbers(train: Split, valid: Split, classes: int, merit: Merit) -> Rule:
+    start = time.perf_counter()
+    width = _values(_first(train, 1), MOST_VALUES["linear"]).shape[1]
+    rows = _first(train, min(MOST_ROWS, max(100, MOST_CELLS // width)))
+    fitting, labels = _values(rows, MOST_VALUES["linear"]), labels_of(rows).values
+    mean, deviation = fitting.mean(0), fitting.std(0)
+    # A feature that is the same everywhere has no deviation to divide by.
+    deviation = np.where(deviation > 0, deviation, 1)
+
+    def features(split: Split) -> np.ndarray:
+        return (_values(split, MOST_VALUES["linear"]) - mean) / deviation
+
+    fitting = (fitting - mean) / deviation
+    judges = _first(valid, TRIED_ROWS)
+    judging, judged = features(judges), labels_of(judges)
+    fitted = []
+    for setting in DENSE_PENALTIES[classes > 0]:
+        model = _linear(fitting, labels, classes, setting)
+        fitted.append((merit(Answers(model.outputs(judging), judged)), setting, model))
+    _, setting, model = max(fitted, key=lambda entry: entry[0])
+    words = f"{_in_words(classes, setting)} on values and their statistics"
+    words += _sampled(len(rows), len(train))
+
+    def answers(split: Split) -> Answers:
+        return Answers(model.outputs(features(split)), labels_of(split))
+
+    return Rule(_name(classes), words, answers, time.perf_counter() - start)
+
+
+def _trees_of_numbers(train: Split, valid: Split, classes: int) -> Rule:
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+    start = time.perf_counter()
+    most = MOST_VALUES["trees"]
+    rows, judges = _first(train, TREE_ROWS), _first(valid, TRIED_ROWS)
+    options = {"max_iter": TREES, "early_stopping": True, "random_state": 0}
+    boosted: Any = HistGradientBoostingRegressor(**options)
+    if classes:
+        boosted = HistGradientBoostingClassifier(**options)
+    labels, judged = labels_of(rows).values, labels_of(judges).values
+    judging = _values(judges, most)
+    if classes:
+        # Classes that the rows lack cannot be judged.
+        present = np.isin(judged, labels)
+        judging, judged = judging[present], judged[present]
+    if not len(judged):
+        judging, judged = _values(rows, most), labels
+    boosted = _without_warnings(boosted, _values(rows, most), labels, X_val=judging, y_val=judged)
+    model = _Fitted(boosted, classes)
+
+    def answers(split: Split) -> Answers:
+        return Answers(model.outputs(_values(split, most)), labels_of(split))
+
+    words = f"gradient boosting ({boosted.n_iter_} rounds) on values and their statistics"
+    words += _sampled(len(rows), len(train))
+    return Rule("gradient_boosting", words, answers, time.perf_counter() - start)
+
+
+def _values(split: Split, most: int) -> np.ndarray:
+    """`[S, W]` the values of sequences, at most so many, and statistics of them."""
+    rows = []
+    for batch in in_order(split):
+        tokens, valid = batch["tokens"], batch["valid"]
+        numbers = tokens.reshape(*valid.shape, -1).astype(np.float64)  # [B, N, F]
+        rows.append(_features(numbers, valid, most))
+    return np.concatenate(rows).astype(np.float32)
+
+
+def _features(numbers: np.ndarray, valid: np.ndarray, most: int) -> np.ndarray:
+    """`[B, W]` of numbers `[B, N, F]`."""
+    count = len(numbers)
+    length, channels = numbers.shape[1:]
+    exists = valid[..., None]
+    numbers = np.where(exists, numbers, 0)
+    steps = np.maximum(valid.sum(1), 1)[:, None]  # [B, 1]
+    mean = numbers.sum(1) / steps
+    spread = np.sqrt((np.where(exists, numbers - mean[:, None], 0) ** 2).sum(1) / steps)
+    lowest = np.where(exists, numbers, np.inf).min(1)
+    highest = np.where(exists, numbers, -np.inf).max(1)
+    moves = np.abs(np.diff(numbers, axis=1)) * exists[:, 1:]
+    roughness = moves.sum(1) / np.maximum(steps - 1, 1)
+    empty = ~valid.any(1)
+    lowest[empty], highest[empty] = 0, 0
+    # The last steps, the last one first, and how far it is from them.
+    places = np.maximum(steps - 1 - np.arange(min(LAST, length)), 0)  # [B, LAST]
+    last = np.take_along_axis(numbers, places[..., None], 1)
+    gone = last[:, :1] - last[:, 1:]
+    parts = [mean, spread, lowest, highest, roughness, steps, last, gone]
+    parts.append(_stretches(numbers, max(1, most // channels)))
+    return np.concatenate([part.reshape(count, -1) for part in parts], axis=1)
+
+
+def _stretches(numbers: np.ndarray, most: int) -> np.ndarray:
+    """Values `[B, N, F]` as `[B, at most `most`, F]`: means of stretches of equal length."""
+    count, length, channels = numbers.shape
+    stretch = -(-length // most)  # rounded up
+    if stretch == 1:
+        return numbers
+    padded = np.pad(numbers, ((0, 0), (0, -length % stretch), (0, 0)))
+    return padded.reshape(count, -1, stretch, channels).mean(2)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
 from dartformer.data.answers import Answers
-from dartformer.tasks import grams
+from dartformer.data.splits import ArraySplit
+from dartformer.tasks import grams, rules
 from dartformer.tasks.base import parts
 from dartformer.tasks.files import Files
 from dartformer.training import scoring
@@ -160,8 +161,6 @@ def test_a_rule_reads_train_and_valid_only(tmp_path) -> None:
 
 
 def test_rows_are_bounded_and_the_bound_is_named(tmp_path, monkeypatch) -> None:
-    from dartformer.tasks import rules
-
     monkeypatch.setattr(rules, "MOST_ROWS", 120)
     monkeypatch.setattr(rules, "TRIED_ROWS", 100)
     rng, rows = random.Random(0), []
@@ -176,3 +175,42 @@ def test_there_is_no_rule_for_a_single_number(tmp_path) -> None:
     rows = [{"text": f"text {i}", "label": 1.5} for i in range(30)]
     task, split = task_of(tmp_path, rows, kind="regression", length=20)
     assert list(task.plain_rules(split["train"], split["valid"], r2)) == []
+
+
+def sequences(count: int, length: int, kind: str) -> ArraySplit:
+    """Waves, fast or slow, of unequal lengths; their label is how fast, or where they end."""
+    rng = np.random.default_rng(count)
+    speed = rng.integers(2, size=count)
+    phase = rng.random(count) * 6
+    steps = np.arange(length)
+    tokens = np.sin(phase[:, None] + steps * np.where(speed, 1.2, 0.3)[:, None])
+    lengths = rng.integers(length // 2, length + 1, size=count)
+    labels = speed.astype(np.int64)
+    if kind == "numbers":
+        labels = tokens[np.arange(count), lengths - 1].astype(np.float32)
+    return ArraySplit(tokens[..., None].astype(np.float32), lengths, labels)
+
+
+@pytest.mark.parametrize("length", [12, 3000])
+def test_sequences_of_numbers_have_a_linear_rule_and_trees(length: int) -> None:
+    parts = [sequences(count, length, "classes") for count in (300, 90, 110)]
+    linear, trees = rules.of_numbers(*parts[:2], 2, accuracy)
+    assert (linear.name, trees.name) == ("logistic_regression", "gradient_boosting")
+    for rule in (linear, trees):
+        answers = rule.answers(parts[2])
+        assert accuracy(answers) > 0.9
+        np.testing.assert_allclose(answers.outputs.sum(1), 1, atol=1e-6)
+    parts = [sequences(count, length, "numbers") for count in (300, 90, 110)]
+    linear, trees = rules.of_numbers(*parts[:2], 0, r2)
+    assert linear.name == "ridge"
+    assert r2(linear.answers(parts[2])) > 0.99  # the last value is a feature
+    assert r2(trees.answers(parts[2])) > 0.9
+
+
+def test_features_do_not_depend_on_padding() -> None:
+    rng = np.random.default_rng(0)
+    numbers, valid = rng.normal(size=(5, 40, 2)), np.arange(40) < rng.integers(0, 41, (5, 1))
+    features = rules._features(numbers, valid, 16)
+    noise = np.where(valid[..., None], numbers, 1e6)
+    np.testing.assert_allclose(rules._features(noise, valid, 16), features)
+    assert np.isfinite(features).all()
