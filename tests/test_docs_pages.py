@@ -12,8 +12,10 @@ import pytest
 
 import dartformer as df
 from dartformer import config as configs
+from dartformer.cli import proposal
 from dartformer.cli.grammar import parser
 from dartformer.cli.main import main, overrides
+from dartformer.stages.pace import Pace
 from dartformer.stages.study import Study
 from dartformer.tasks import TASKS
 
@@ -112,6 +114,8 @@ def test_every_command_is_one(page):
 def test_from_a_csv_to_a_model(tmp_path, monkeypatch, capsys, compile_quickly):
     """The tutorial, with a tiny model, and without the stages that look at what was made."""
     monkeypatch.chdir(tmp_path)
+    # How fast this machine is decides about the size of the space.
+    monkeypatch.setattr(proposal, "measure", lambda study: Pace(0.01, 2.0))
     page = ROOT / "docs/tutorial.md"
     make, use = blocks(page, "python")
     exec(compile(make, page.name, "exec"), {})
