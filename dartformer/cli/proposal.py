@@ -96,7 +96,7 @@ class Wishes(NamedTuple):
 
 
 AS_IT_FITS = Wishes()
-"""Nothing asked."""
+"""The config follows from the data alone."""
 
 
 class Proposal(NamedTuple):
@@ -369,8 +369,8 @@ def _within(drafts: _Drafts, wishes: Wishes) -> Proposal:
         # Of the largest space alone: the others would say much the same.
         if not sentences:
             sentences.append(
-                f"{level.title} leaves a training {steps:,} of the {wanted:,} steps that it should "
-                f"have; with --minutes={math.ceil(seconds(wanted) / 60)} it has them"
+                f"{level.title} would leave a training {steps:,} of the {wanted:,} steps that it "
+                f"needs; --minutes={math.ceil(seconds(wanted) / 60)} would pay for all of them"
             )
     return proposal
 

@@ -16,7 +16,7 @@ from dartformer.machine.printable import one_line
 from dartformer.machine.workdir import jsonable
 from dartformer.report import bracket, compare, page, verdicts
 from dartformer.report.drawing import letter
-from dartformer.report.models import titles
+from dartformer.report.models import distinct, titles
 from dartformer.report.probes import headline
 from dartformer.report.reading import FOUND, read, settings_of
 from dartformer.results import (
@@ -521,7 +521,7 @@ def _models(results: Results, task: str) -> Table:
     for heading in (f"test {measure.title}", "spread", "valid", "parameters"):
         table.add_column(heading, no_wrap=True)
     named = titles(results)
-    for name, model in results.models.items():
+    for name, model in distinct(results).items():
         cells = [cell(named[name]), measure.text(model.test.mean), "", "", ""]
         # A rule such as the majority class was never trained, so its other cells stay empty.
         if isinstance(model, ModelScores):

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dartformer.report.chart import TOOLTIP, Chart, place, quantity
-from dartformer.report.models import titles
+from dartformer.report.models import distinct, titles
 from dartformer.results import AnswersRecord, Results, RuleScores
 from dartformer.training.metric import UNDEFINED, decimals
 
 TITLES = {
-    "accuracy": "accuracy (micro F1)",
+    "accuracy": "accuracy",
     "macro_f1": "macro F1",
     "balanced_accuracy": "balanced accuracy",
     "auc": "AUC",
-    "mcc": "Matthews' correlation",
+    "mcc": "MCC",
     "loss": "loss",
     "calibration_error": "calibration error",
     "entity_f1": "F1 of entities",
@@ -23,7 +23,8 @@ TITLES = {
     "rmse": "RMSE",
     "spearman": "rank correlation",
 }
-"""Of the columns of the table of scores. With one answer for each label, micro F1 is accuracy."""
+"""Of the columns of the table of scores. MCC is Matthews' correlation coefficient. With one answer for
+each label, micro F1 is accuracy."""
 
 PRINTED = 16
 """Classes up to which the cells of a confusion matrix hold their numbers."""
@@ -46,7 +47,7 @@ def all_scores(results: Results) -> ScoreTable | None:
     named = titles(results)
     columns: list[str] = []
     scored = {}
-    for name, model in results.models.items():
+    for name, model in distinct(results).items():
         values = model.test.scores
         if values is not None:
             scored[name] = values

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from dartformer.report.reading import FOUND, SEARCH, Curve, Reading
-from dartformer.results import Layers, ModelProfile, ModelScores, Results, TestScores
+from dartformer.results import Baseline, Layers, ModelProfile, ModelScores, Results, TestScores
 from dartformer.stages.bracket import ANSWER, HOMOGENEOUS, RANDOM, UNIFORM
 from dartformer.stages.conclude import rule_title, short_name
 from dartformer.statistics import binomial, welch
@@ -95,10 +95,7 @@ def scores(results: Results) -> list[Score]:
     listed = []
     named = titles(results)
     percent = metric.find(results.measure).percent
-    for name, model in results.models.items():
-        # Under two names of one genotype the same trainings would stand twice.
-        if name != FOUND and _is_found(results, model):
-            continue
+    for name, model in distinct(results).items():
         if isinstance(model, ModelScores):
             per_seed = dict(zip(results.seeds or (), model.test.per_seed, strict=False))
             error = error_of(model.test, percent)
@@ -108,10 +105,15 @@ def scores(results: Results) -> list[Score]:
     return listed
 
 
-def _is_found(results: Results, model: object) -> bool:
-    """Whether a baseline is the found genotype."""
+def distinct(results: Results) -> dict[str, Baseline]:
+    """All models and rules by name, the found one first, without other names of the found one."""
+    listed = {}
     found = results.found
-    return isinstance(model, ModelScores) and found is not None and _same(model, found)
+    for name, model in results.models.items():
+        is_found = isinstance(model, ModelScores) and found is not None and _same(model, found)
+        if name == FOUND or not is_found:
+            listed[name] = model
+    return listed
 
 
 def error_of(test: TestScores, percent: bool) -> float | None:

@@ -11,7 +11,7 @@ from dartformer.machine.workdir import jsonable, write_text
 from dartformer.report import bracket, charts, classes, markup, vega, verdicts
 from dartformer.report.chart import Chart
 from dartformer.report.drawing import draw
-from dartformer.report.models import priced, scores, search_curves, titles, trained_curves
+from dartformer.report.models import distinct, priced, scores, search_curves, titles, trained_curves
 from dartformer.report.reading import FOUND, SEARCH, Reading, describe, read
 from dartformer.results import Diagnostics, Layers, ModelScores, finite
 from dartformer.space.genotype import layer_in_words
@@ -261,7 +261,7 @@ def table(reading: Reading) -> list[Row]:
     if results.conclusion is not None:
         taken = results.conclusion.take
     rows = []
-    for name, model in results.models.items():
+    for name, model in distinct(results).items():
         test = Cell(measure.text(model.test.mean), model.test.mean)
         # The majority class has a score on test and nothing else.
         cells = [Cell(named[name], named[name]), test, EMPTY, EMPTY, EMPTY, EMPTY]

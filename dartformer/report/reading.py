@@ -80,6 +80,7 @@ class Settings:
       layers, heads: of the model.
       search_steps, retrain_steps: of each training.
       search_seeds, retrain_seeds: numbers.
+      patience: of a training; 0: it takes all steps.
       config: all of it, to be shown.
     """
 
@@ -94,6 +95,7 @@ class Settings:
     retrain_steps: int
     search_seeds: tuple[int, ...]
     retrain_seeds: tuple[int, ...]
+    patience: int
     config: dict[str, Any]
 
     @classmethod
@@ -114,6 +116,8 @@ class Settings:
             retrain_steps=_of_type(retrain["steps"], int),
             search_seeds=tuple(range(first, first + search["seeds"])),
             retrain_seeds=_all_of_type(retrain["seeds"], int),
+            # Files of earlier versions have none.
+            patience=_of_type(retrain.get("patience", 0), int),
             config=config,
         )
 

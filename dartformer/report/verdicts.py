@@ -81,7 +81,10 @@ def searched(reading: Reading) -> list[str]:
     count = len(settings.candidates)
     space = f"{count} candidates ({', '.join(settings.candidates)}) {_places(settings)}"
     told = []
-    if reading.search is not None:
+    # A strategy that searches nothing has a record of that, too.
+    conclusion = results.conclusion
+    is_search = conclusion is None or conclusion.search_epochs is not None
+    if reading.search is not None and is_search:
         steps = _steps(settings.search_steps, search_epochs)
         told.append(f"Searched: {space}, with {settings.strategy} in {steps}.")
     else:
@@ -89,8 +92,12 @@ def searched(reading: Reading) -> list[str]:
     if results.race is not None:
         entrants = len(results.race.entrants)
         finalists = sum(entrant.finalist for entrant in results.race.entrants)
+        most = ""
+        if settings.patience:
+            # The epochs are those of the found model, on average.
+            most = "up to "
         told.append(
-            f"Raced: {entrants} models, of which {finalists} trained for "
+            f"Raced: {entrants} models, of which {finalists} trained for {most}"
             f"{_steps(settings.retrain_steps, epochs)}, {_over(settings.retrain_seeds)}."
         )
     if results.seconds:

@@ -310,6 +310,8 @@ class Bracket:
                 close.append(entrant)
         most = self.options.finalists
         for entrant in close[most:]:
+            if entrant.genotype == self.answer:
+                continue  # it goes on in any case
             self.cuts.append(
                 f"{entrant.name} stopped after {step} steps within the noise of {ranked[0].name}: "
                 f"race.finalists={most}"

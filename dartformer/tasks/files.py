@@ -1,11 +1,11 @@
 """The user's own data: JSONL, CSV, TSV, Parquet, npz, or a folder in one of several forms."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from dartformer.data.folders import split_of
 from dartformer.data.locations import identity, located
@@ -131,28 +131,12 @@ class Files(TextTask):
 
     def sources(self, data_dir: str | None) -> dict[str, Source]:
         """Train, and valid and test where there are files or splits of these names."""
-        if not self.path:
-            raise InputError(
-                "task.path is empty. Set it to a file or folder, or let `dartformer new --data FILE` "
-                "write a config."
-            )
-        path = located(self.path, data_dir)
+        path = path_of(self, data_dir)
         if self.split:
             return self._sources_by_column(path)
-        available = splits(path)
-        if available and "train" not in available:
-            raise InputError(f"{path} has no split 'train'; it has {', '.join(available)}.")
-        train = ""
-        if available:
-            train = "train"
-        sources = {"train": self._source(path, train)}
-        for part in ("valid", "test"):
-            # A file that is named for a part comes before a split of the folder.
-            own_file = getattr(self, part)
-            if own_file:
-                sources[part] = self._source(located(own_file, data_dir), "")
-            elif part in available:
-                sources[part] = self._source(path, part)
+        sources = {}
+        for part, (place, name) in places(self, splits(path), data_dir).items():
+            sources[part] = self._source(place, name)
         return sources
 
     def _sources_by_column(self, path: Path) -> dict[str, Source]:
@@ -190,6 +174,55 @@ class Files(TextTask):
             if self.group:
                 group = canonical(column(record, self.group, where))
             yield Row(texts, label, where, fault, group)
+
+
+class OwnData(Protocol):
+    """The options of a task on the user's data that say where the splits are."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def valid(self) -> str: ...
+    @property
+    def test(self) -> str: ...
+
+
+def path_of(task: OwnData, data_dir: str | None) -> Path:
+    """Where the data are; `InputError` where no option says so, or nothing is there."""
+    if not task.path:
+        raise InputError(
+            "task.path is empty. Set it to a file or folder, or let `dartformer new --data FILE` "
+            "write a config."
+        )
+    return located(task.path, data_dir)
+
+
+def places(
+    task: OwnData, available: Collection[str], data_dir: str | None
+) -> dict[str, tuple[Path, str]]:
+    """Where each split is: a file or folder, and the split's name in it, "" for the whole.
+
+    Args:
+      task: says where the data are.
+      available: the splits that they have.
+      data_dir: the folder for prepared data sets.
+
+    Raises `InputError` where the data have splits, and none is train.
+    """
+    path = path_of(task, data_dir)
+    if available and "train" not in available:
+        raise InputError(f"{path} has no split 'train'; it has {', '.join(available)}.")
+    train = ""
+    if available:
+        train = "train"
+    listed = {"train": (path, train)}
+    for part, file in (("valid", task.valid), ("test", task.test)):
+        # A file that is named for a part comes before a split of the folder.
+        if file:
+            listed[part] = located(file, data_dir), ""
+        elif part in available:
+            listed[part] = path, part
+    return listed
 
 
 @lru_cache(maxsize=4)

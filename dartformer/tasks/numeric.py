@@ -12,10 +12,24 @@ import numpy as np
 from dartformer.data.splits import Split, in_order
 from dartformer.errors import InputError
 from dartformer.tasks import rules, simple
+from dartformer.tasks.base import TaskTraits
 from dartformer.tasks.forecast import forecasting
 from dartformer.tasks.numeric_encoding import NumericEncoding
 from dartformer.tasks.numeric_preparation import NumericSource, Prepared, by_rows, table_of
 from dartformer.tasks.preparation import changed
+
+
+class TraitsByKind:
+    """The traits of a task, which depend on its `kind`; on the class, those of classification."""
+
+    def __init__(self, summary: str, paper: str):
+        self.summary, self.paper = summary, paper
+
+    def __get__(self, task: "NumericTask | None", owner: type) -> TaskTraits:
+        metric = "accuracy"
+        if task is not None and task.kind != "classification":
+            metric = "r2"
+        return TaskTraits(summary=self.summary, paper=self.paper, metric=metric)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,8 @@ from dartformer.data.locations import identity, located
 from dartformer.data.records import Record, read, splits
 from dartformer.data.rows import Labels, canonical
 from dartformer.errors import InputError, brief, unknown
-from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.files import column
-from dartformer.tasks.numeric import NumericTask
+from dartformer.tasks.files import column, path_of, places
+from dartformer.tasks.numeric import NumericTask, TraitsByKind
 from dartformer.tasks.numeric_preparation import NumericRow, NumericSource
 from dartformer.tasks.requirements import require_at_least
 
@@ -30,21 +29,6 @@ MODES = {1: "L", 3: "RGB"}
 
 DAMAGED = np.zeros((0, 1), np.float32)
 """The steps of a picture that cannot be read."""
-
-
-class PicturesByKind:
-    """The traits of `Pictures`, which depend on its `kind`; on the class, those of the default."""
-
-    def __get__(self, task: "Pictures | None", owner: type) -> TaskTraits:
-        metric = "accuracy"
-        if task is not None and task.kind != "classification":
-            metric = "r2"
-        return TaskTraits(
-            summary="Your own pictures of any size: a folder for each class, or arrays",
-            paper="none: `dartformer new --data FOLDER` writes its config; patches as in Dosovitskiy "
-            "et al. 2020, 2010.11929",
-            metric=metric,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +60,11 @@ class Pictures(NumericTask):
     fit: str = "resize"
     patch: int = 4
 
-    traits: ClassVar[Any] = PicturesByKind()
+    traits: ClassVar[Any] = TraitsByKind(
+        summary="Your own pictures of any size: a folder for each class, or arrays",
+        paper="none: `dartformer new --data FOLDER` writes its config; patches as in Dosovitskiy "
+        "et al. 2020, 2010.11929",
+    )
 
     def __post_init__(self) -> None:
         require_at_least(self, height=1, width=1, patch=1)
@@ -147,26 +135,9 @@ class Pictures(NumericTask):
 
     def sources(self, data_dir: str | None) -> dict[str, NumericSource]:
         """Train, and valid and test where there are folders or files for them."""
-        if not self.path:
-            raise InputError(
-                "task.path is empty. Set it to a folder of pictures, or let `dartformer new --data "
-                "FOLDER` write a config."
-            )
-        path = located(self.path, data_dir)
-        parts = parts_of_folder(path)
+        parts = parts_of_folder(path_of(self, data_dir))
         sources = {}
-        for part in folders.SPLITS:
-            named_file = ""
-            if part != "train":
-                named_file = getattr(self, part)
-            if named_file:
-                place, name = located(named_file, data_dir), ""
-            elif part in parts:
-                place, name = path, part
-            elif part == "train":
-                place, name = path, ""
-            else:
-                continue
+        for part, (place, name) in places(self, parts, data_dir).items():
             rows = partial(self._rows, place, name)
             sources[part] = NumericSource(rows, [str(place), name, identity(place)])
         return sources

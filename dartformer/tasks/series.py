@@ -11,14 +11,13 @@ import numpy as np
 
 from dartformer.data import folders
 from dartformer.data.compressed import suffix
-from dartformer.data.locations import identity, located
+from dartformer.data.locations import identity
 from dartformer.data.numbers import number, numbers, sequence, trimmed
 from dartformer.data.records import READERS, Record, read, splits
 from dartformer.data.rows import Labels, canonical
 from dartformer.errors import InputError, unknown
-from dartformer.tasks.base import TaskTraits
-from dartformer.tasks.files import column, part_of, parts_in_column
-from dartformer.tasks.numeric import NumericTask
+from dartformer.tasks.files import column, part_of, parts_in_column, path_of, places
+from dartformer.tasks.numeric import NumericTask, TraitsByKind
 from dartformer.tasks.numeric_preparation import NumericRow, NumericSource
 from dartformer.tasks.requirements import require_at_least
 
@@ -28,20 +27,6 @@ CROPS = ("head", "tail")
 
 EMPTY = np.zeros((0, 1), np.float32)
 """The steps of a row that cannot be read."""
-
-
-class SeriesByKind:
-    """The traits of a `Series`, which depend on its `kind`; on the class, those of the default."""
-
-    def __get__(self, task: "Series | None", owner: type) -> TaskTraits:
-        metric = "accuracy"
-        if task is not None and task.kind != "classification":
-            metric = "r2"
-        return TaskTraits(
-            summary="Your own sequences of numbers and time series: npz, CSV, JSONL, Parquet, folders",
-            paper="none: `dartformer new --data FILE` writes its config",
-            metric=metric,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +71,10 @@ class Series(NumericTask):
     patch: int = 1
     horizon: int = 1
 
-    traits: ClassVar[Any] = SeriesByKind()
+    traits: ClassVar[Any] = TraitsByKind(
+        summary="Your own sequences of numbers and time series: npz, CSV, JSONL, Parquet, folders",
+        paper="none: `dartformer new --data FILE` writes its config",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,27 +134,12 @@ class Series(NumericTask):
 
     def sources(self, data_dir: str | None) -> dict[str, NumericSource]:
         """Train, and valid and test where there are files, splits or values of `split` for them."""
-        if not self.path:
-            raise InputError(
-                "task.path is empty. Set it to a file or folder, or let `dartformer new --data FILE` "
-                "write a config."
-            )
-        path = located(self.path, data_dir)
+        path = path_of(self, data_dir)
         if self.split:
             return self._sources_by_column(path)
-        available = splits(path)
-        if available and "train" not in available:
-            raise InputError(f"{path} has no split 'train'; it has {', '.join(available)}.")
-        train = ""
-        if available:
-            train = "train"
-        sources = {"train": self._source(path, train)}
-        for part in ("valid", "test"):
-            named_file = getattr(self, part)
-            if named_file:
-                sources[part] = self._source(located(named_file, data_dir), "")
-            elif part in available:
-                sources[part] = self._source(path, part)
+        sources = {}
+        for part, (place, name) in places(self, splits(path), data_dir).items():
+            sources[part] = self._source(place, name)
         return sources
 
     def _source(self, path: Path, split: str) -> NumericSource:

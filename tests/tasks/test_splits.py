@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from dartformer import tasks
 from dartformer.data.batches import batches, examine, resized
 from dartformer.data.sources import IN_MEMORY_BYTES, from_source, pack
 from dartformer.data.splits import ArraySplit, Endless, Split, Subset, divided, permutation
 from dartformer.errors import InputError
 from dartformer.tasks.base import PARTS, VALID_FRACTION, majority, parts
+from dartformer.tasks.files import path_of, places
 
 LENGTH = 7
 
@@ -371,3 +373,19 @@ def _has_examples(half):
     except InputError:
         return False
     return True
+
+
+@pytest.mark.parametrize("name", ["files", "series", "pictures"])
+def test_where_each_split_is(name, tmp_path):
+    """The same for all tasks on data of one's own: named files first, then splits of the folder."""
+    task = tasks.make(name, {"path": str(tmp_path), "test": str(tmp_path / "own")})
+    (tmp_path / "own").mkdir()
+    listed = places(task, ("train", "valid", "test"), None)
+    assert listed["train"] == (tmp_path, "train")
+    assert listed["valid"] == (tmp_path, "valid")
+    assert listed["test"] == (tmp_path / "own", "")
+    assert places(task, (), None)["train"] == (tmp_path, "")
+    with pytest.raises(InputError, match="has no split 'train'; it has valid"):
+        places(task, ("valid",), None)
+    with pytest.raises(InputError, match=r"task\.path is empty"):
+        path_of(tasks.make(name, {}), None)
