@@ -1,5 +1,6 @@
 """The conclusion of a run: whether anything has learned, which model to take, and what to try."""
 
+import dataclasses
 import math
 import shutil
 
@@ -8,6 +9,7 @@ import pytest
 
 import dartformer
 from dartformer import config as configs
+from dartformer import tasks
 from dartformer.cli.main import main, overrides
 from dartformer.machine.workdir import read_json
 from dartformer.results import (
@@ -41,7 +43,14 @@ CUT_SHORT = Courses(epochs=1.07, fall=0.6, late_fall=0.2, best_is_last=True)
 
 
 def run(
-    models, rival=None, courses=LEARNED, measure=ACCURACY, steps=400, examples=2000, trivial=None
+    models,
+    rival=None,
+    courses=LEARNED,
+    measure=ACCURACY,
+    steps=400,
+    examples=2000,
+    trivial=None,
+    generated=False,
 ):
     if rival is not None and rival.name in conclude.TRIVIAL:
         trivial = rival
@@ -56,6 +65,7 @@ def run(
         learning_rate=3e-3,
         dropout=0.1,
         model_dim=64,
+        generated=generated,
     ).conclusion()
 
 
@@ -213,10 +223,38 @@ def test_a_loss_that_still_falls_is_the_headline_of_few_epochs_and_a_remark_of_m
     found = run({"found": FULL}, courses=CUT_SHORT._replace(epochs=12.0))
     assert found.state == TRAINED
     assert found.details == (
-        "The training loss still falls after 12.0 epochs; try --config.retrain.steps=800.",
+        "More steps are likely to score higher: the training loss still falls after 12.0 epochs; "
+        "try --config.retrain.steps=800.",
     )
     perfect = model("full", [0.999, 0.998, 0.999])
     assert run({"found": perfect}, courses=CUT_SHORT).state == TRAINED
+
+
+@pytest.mark.parametrize("epochs", [0.01, 0.48, 1.07, 4.9, 12.0])
+def test_passes_over_generated_examples_are_no_verdict(epochs):
+    """They are fresh however few passes there are: a loss that still falls is a remark."""
+    courses = CUT_SHORT._replace(epochs=epochs)
+    found = run({"found": FULL}, courses=courses, generated=True)
+    assert found.state == TRAINED
+    assert found.headline.startswith("Use full everywhere (44.1% on test)")
+    assert found.details == (
+        "More steps are likely to score higher: the training loss still falls after 400 steps; "
+        "try --config.retrain.steps=800.",
+    )
+    assert found.flag == "--config.retrain.steps=800"
+    assert run({"found": FULL}, generated=True).flag is None
+    nothing = run({"found": FULL}, Rival("majority", 0.44), courses, generated=True)
+    assert nothing.state == NOTHING
+    assert "epochs" not in " ".join(nothing.sentences)
+
+
+def test_what_is_generated_says_so():
+    """An option says how many examples to draw, and no file is read."""
+    for name in tasks.BUILT_IN:
+        task = tasks.find(name)
+        options = {field.name for field in dataclasses.fields(task)}
+        drawn = "train" in options and "path" not in options
+        assert task.traits.generated == drawn, name
 
 
 def lines(losses, scores=()):

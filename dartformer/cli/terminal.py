@@ -478,7 +478,10 @@ def _show_conclusion(console: Console, results: Results) -> None:
     headline = one_line(results.conclusion.headline)
     console.print(headline, style=style, markup=False, soft_wrap=True)
     for line in results.conclusion.details:
-        say(console, line)
+        if verdicts.improving(results, line):
+            console.print(one_line(line), style="yellow", markup=False, soft_wrap=True)
+        else:
+            say(console, line)
 
 
 def show_race(console: Console, race: RaceRecord, tested: metric.Metric | None = None) -> None:

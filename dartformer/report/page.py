@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -140,6 +141,7 @@ def render(reading: Reading, *, live: bool = False) -> str:
         verdict=verdicts.headline(reading),
         concluded=len(conclusion),
         failed=verdicts.failed(results),
+        improving=partial(verdicts.improving, results),
         belief=verdicts.belief(results, findings),
         searched=verdicts.searched(reading),
         stopped=verdicts.stopped(reading),

@@ -43,6 +43,14 @@ def failed(results: Results) -> bool:
     return results.conclusion is not None and results.conclusion.state != TRAINED
 
 
+def improving(results: Results, line: str) -> bool:
+    """Whether a line of the conclusion says that more steps are likely to improve a good model."""
+    conclusion = results.conclusion
+    if conclusion is None or conclusion.flag is None or failed(results):
+        return False
+    return conclusion.flag in line
+
+
 def belief(results: Results, diagnostics: Diagnostics | None) -> Belief | None:
     """Whether to believe the result; None before there is one."""
     if results.verdict is None:

@@ -44,7 +44,8 @@ converged moves by less."""
 
 FEW_EPOCHS, ENOUGH_EPOCHS = 5, 10
 """Passes over train below which a loss that still falls is the verdict and not a remark, and those
-that the proposed number of steps makes."""
+that the proposed number of steps makes. Generated examples are fresh however few passes there are, so
+that a loss that still falls is a remark."""
 
 MOST_STEPS_TIMES = 10
 """The proposed number of steps is at most this many times the present one."""
@@ -138,6 +139,7 @@ def conclude(study: Study, workdir: Workdir, results: Results) -> Conclusion:
         learning_rate=config.retrain.optimizer.learning_rate,
         dropout=config.model.dropout,
         model_dim=config.model.model_dim,
+        generated=study.task.traits.generated,
     )
     search_epochs = None
     if study.strategy.traits.supernet:
@@ -377,6 +379,7 @@ class Run(NamedTuple):
       courses: how the found model trained; None where its logs are gone.
       steps, learning_rate: of each training.
       dropout, model_dim: of the model.
+      generated: whether the task draws its examples, so that passes over them mean little.
     """
 
     metric: Metric
@@ -389,6 +392,7 @@ class Run(NamedTuple):
     learning_rate: float
     dropout: float
     model_dim: int
+    generated: bool = False
 
     def conclusion(self, search_epochs: float | None = None) -> Conclusion:
         """The state of the run, in a headline and what follows it."""
@@ -423,7 +427,9 @@ class Run(NamedTuple):
             return NOTHING
         if self.rival is not None and self.lead(self.rival) < -self.noise(self.rival):
             return BELOW
-        if self.still_learns and self.courses is not None and self.courses.epochs < FEW_EPOCHS:
+        if not self.still_learns or self.courses is None or self.generated:
+            return TRAINED
+        if self.courses.epochs < FEW_EPOCHS:
             return SHORT
         return TRAINED
 
@@ -468,27 +474,30 @@ class Run(NamedTuple):
         courses = self.courses
         if courses is None:
             return Remedy("their logs are gone", self._more_steps(1.0))
-        epochs = f"{courses.epochs:.1f} epochs"
+        trained, epochs = f"{courses.epochs:.1f} epochs", courses.epochs
+        if self.generated:
+            # The proposal is then twice the steps: there is no number of passes to reach.
+            trained, epochs = f"{self.steps:,} steps", ENOUGH_EPOCHS
         if self.still_learns:
             return Remedy(
-                f"the training loss still falls after {epochs}", self._more_steps(courses.epochs)
+                f"the training loss still falls after {trained}", self._more_steps(epochs)
             )
         if courses.epochs < FEW_EPOCHS and courses.best_is_last:
-            return Remedy(f"the models trained for only {epochs}", self._more_steps(courses.epochs))
+            return Remedy(f"the models trained for only {trained}", self._more_steps(epochs))
         if courses.fall < FLAT:
             rate = _rounded(self.learning_rate / 3)
             return Remedy(
-                f"the training loss has not moved in {epochs}",
+                f"the training loss has not moved in {trained}",
                 f"--config.retrain.optimizer.learning_rate={rate:g}",
             )
         if courses.fall > BY_HEART and not courses.best_is_last:
             dropout = min(self.dropout + 0.2, 0.5)
             return Remedy(
-                f"the models learn train by heart in {epochs}, and valid does not follow",
+                f"the models learn train by heart in {trained}, and valid does not follow",
                 f"--config.model.dropout={dropout:g}",
             )
         return Remedy(
-            f"the training loss falls no further after {epochs}",
+            f"the training loss falls no further after {trained}",
             f"--config.model.model_dim={2 * self.model_dim}",
         )
 
@@ -525,7 +534,7 @@ class Run(NamedTuple):
             return f"Under-trained: {advice}.", [self.recommendation(), *self.remarks()]
         details = self.remarks()
         if self.still_learns:
-            details.append(f"{advice[:1].upper()}{advice[1:]}.")
+            details.append(f"More steps are likely to score higher: {advice}.")
         return self.recommendation(), details
 
     def recommendation(self) -> str:

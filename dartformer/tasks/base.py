@@ -42,6 +42,7 @@ class TaskTraits:
       per_token: every token has a label (or a negative number where it has none), so that nothing
         is pooled.
       decoded: the labels of all tokens must be read from the last token's vector.
+      generated: the task draws its examples, as many as its options say.
     """
 
     summary: str
@@ -50,6 +51,7 @@ class TaskTraits:
     causal: bool = False
     per_token: bool = False
     decoded: bool = False
+    generated: bool = False
 
 
 @runtime_checkable

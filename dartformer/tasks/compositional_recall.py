@@ -44,6 +44,7 @@ class CompositionalRecall(SymbolTask):
         paper="Zoology, github.com/HazyResearch/zoology; Arora et al. 2023, 2312.04927",
         causal=True,
         per_token=True,
+        generated=True,
     )
 
     def __post_init__(self) -> None:

@@ -39,6 +39,7 @@ class Compression(SymbolTask):
         causal=True,
         per_token=True,
         decoded=True,
+        generated=True,
     )
 
     def __post_init__(self) -> None:

@@ -57,6 +57,7 @@ class ContextRecall(SymbolTask):
         paper=PAPER,
         causal=True,
         per_token=True,
+        generated=True,
     )
 
     def __post_init__(self) -> None:

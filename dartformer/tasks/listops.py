@@ -66,6 +66,7 @@ class ListOps:
     traits: ClassVar[TaskTraits] = TaskTraits(
         summary="Evaluate a nested list of MIN, MAX, MED and SM over digits",
         paper="Nangia and Bowman 2018, 1804.06028; long as in Tay et al. 2020, 2011.04006",
+        generated=True,
     )
 
     def __post_init__(self) -> None:

@@ -44,6 +44,7 @@ class Memorization(SymbolTask):
         paper="Poli et al. 2024 (MAD), 2403.17844",
         causal=True,
         per_token=True,
+        generated=True,
     )
 
     def __post_init__(self) -> None:

@@ -71,6 +71,7 @@ class Pathfinder:
     traits: ClassVar[TaskTraits] = TaskTraits(
         summary="Decide whether a dashed path joins two dots (pixels of a generated picture)",
         paper="Linsley et al. 2018, 1805.08315; as a sequence Tay et al. 2020, 2011.04006",
+        generated=True,
     )
 
     def __post_init__(self) -> None:

@@ -81,6 +81,7 @@ class Planted:
         summary="Tiny tasks with a known answer: recall, local, strided, mix, relay, quartet",
         paper="recall: Arora et al. 2023 (Zoology), 2312.04927; the others are this package's",
         per_token=True,
+        generated=True,
     )
 
     def __post_init__(self) -> None:

@@ -59,6 +59,7 @@ class Recall:
         paper="Arora et al. 2023 (Zoology), 2312.04927",
         causal=True,
         per_token=True,
+        generated=True,
     )
 
     def __post_init__(self) -> None:

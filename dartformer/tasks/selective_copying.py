@@ -41,6 +41,7 @@ class SelectiveCopying(SymbolTask):
         paper="Poli et al. 2024 (MAD), 2403.17844; Gu and Dao 2023 (Mamba), 2312.00752",
         causal=True,
         per_token=True,
+        generated=True,
     )
 
     def __post_init__(self) -> None:
