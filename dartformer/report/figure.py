@@ -91,6 +91,10 @@ class Figure:
     def _repr_svg_(self) -> str:
         return self.svg
 
+    def __repr__(self) -> str:
+        # A notebook stores it beside the picture.
+        return f"Figure({len(self.svg):,} characters of SVG)"
+
 
 def figure(spec: Spec) -> Figure:
     """A figure of a complete Vega-Lite specification."""

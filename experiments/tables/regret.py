@@ -4,6 +4,7 @@
     python experiments/tables/regret.py --table=mqar --strategy=race --rungs=2/9,4/9 --keep=0.34
     python experiments/tables/regret.py --table=mqar_2 --strategy=random_race --cost=0.2
     python experiments/tables/regret.py --table=mqar_2 --strategy=darts --seeds=0-4 --data=FOLDER
+    python experiments/tables/regret.py --table=mqar_2 --strategy=darts --set=search.projections=separate
 
 `race`: the race of the package, between the homogeneous models (and their neighbours, where the space
 is by layer); `race_all`: between all models. `random`: the best on valid of as many random models as
@@ -149,10 +150,15 @@ def random_search(table: Table, draw: int, most: float) -> Choice:
     return Choice(seed, str(chosen), table.regret(chosen), cost, len(merits))
 
 
-def searched(table: Table, strategy: str, data: Path, seeds: Sequence[int]) -> Iterator[Choice]:
+def searched(
+    table: Table, strategy: str, data: Path, seeds: Sequence[int], settings: Sequence[str]
+) -> Iterator[Choice]:
     """The answer of a search with each seed, by the strategy's default rule."""
     config = SPACES[table.name](data)
     override(config, {"search.strategy.name": strategy})
+    for setting in settings:
+        field, _, value = setting.partition("=")
+        override(config, {field: value})
     lab = Lab(Study(config))
     grid = float(table.seconds.min(1).sum())
     for seed in seeds:
@@ -220,13 +226,15 @@ def choices_of(arguments: argparse.Namespace, table: Table) -> Iterator[Choice]:
     else:
         first, _, last = arguments.seeds.partition("-")
         seeds = range(int(first), int(last or first) + 1)
-        yield from searched(table, strategy, arguments.data, seeds)
+        yield from searched(table, strategy, arguments.data, seeds, arguments.set)
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Print every choice, and their means."""
     table = load_table(arguments.table, arguments.file)
     settings = {"table": arguments.table, "strategy": arguments.strategy}
+    if arguments.set:
+        settings["set"] = arguments.set
     choices = []
     for choice in choices_of(arguments, table):
         choices.append(choice)
@@ -249,6 +257,7 @@ if __name__ == "__main__":
     parser.add_argument("--cost", type=float, default=0.33, help="of random and random_race")
     parser.add_argument("--draws", type=int, default=300, help="of random and random_race")
     parser.add_argument("--seeds", default="0-2", help="of a search: first and last")
+    parser.add_argument("--set", action="append", default=[], help="FIELD=VALUE of a search")
     parser.add_argument("--data", type=Path, default=Path(), help="of a search: the data sets")
     parser.add_argument("--file", type=Path, default=CHECKED_IN, help="the tables")
     parser.add_argument("--quiet", action="store_true", help="print the means alone")
