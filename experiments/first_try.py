@@ -10,6 +10,9 @@ that has a line already is passed over. `--summary` prints the table, and runs n
 
 import argparse
 import json
+import math
+import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -70,27 +73,63 @@ def first_try(name: str, data: DataSet, folder: Path, place: Path) -> dict[str, 
         if "genotype" not in scores:
             rules[rule] = scores["test"][metric]
     best = sorted(rules, key=rules.__getitem__, reverse=higher)[0]
+    per_seed = results["test"]["per_seed"]
+    sizes = [file.stat().st_size for file in (place / "run").rglob("*") if file.is_file()]
+    # Of the largest child so far, in KiB.
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {
         "name": name,
         "minutes": seconds / 60,
         "metric": metric,
         "rows": results["test"]["examples"],
         "test": results["test"][metric],
-        "per_seed": results["test"]["per_seed"],
+        "higher": higher,
+        "per_seed": per_seed,
         "genotype": results["genotype"]["layers"],
         "rules": rules,
         "best_rule": best,
-        "headline": results.get("conclusion", {}).get("headline", ""),
+        "headline": results["conclusion"]["headline"],
+        "memory_mib": largest / 1024,
+        "disk_mib": sum(sizes) / 2**20,
     }
+
+
+def standard_error(row: dict[str, Any]) -> float:
+    """Of a model's score: over the seeds or, of an accuracy, over the examples if that is more."""
+    scores = row["per_seed"]
+    error = statistics.stdev(scores) / math.sqrt(len(scores))
+    if row["metric"] == "accuracy":
+        error = max(error, math.sqrt(row["test"] * (1 - row["test"]) / row["rows"]))
+    return error
+
+
+def reaches(row: dict[str, Any]) -> bool:
+    """Whether a first try is as good as the best rule, less one standard error."""
+    lead = row["test"] - row["rules"][row["best_rule"]]
+    if not row["higher"]:
+        lead = -lead
+    return lead >= -standard_error(row)
 
 
 def summary(file: Path) -> None:
     """A table in Markdown."""
-    print("| set | metric | first try | best plain rule | minutes |")
-    print("|---|---|---|---|---|")
+    print(
+        "| set | metric | first try | best plain rule | as good | minutes | MiB of memory, disk |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for row in Lines(file, ("name",)).rows:
-        rule = f"{row['best_rule']} {row['rules'][row['best_rule']]:.3f}"
-        cells = (row["name"], row["metric"], f"{row['test']:.3f}", rule, f"{row['minutes']:.1f}")
+        as_good = "no"
+        if reaches(row):
+            as_good = "yes"
+        cells = (
+            row["name"],
+            row["metric"],
+            f"{row['test']:.3f} ± {standard_error(row):.3f}",
+            f"{row['rules'][row['best_rule']]:.3f}, {row['best_rule']}",
+            as_good,
+            f"{row['minutes']:.1f}",
+            f"{row['memory_mib']:.0f}, {row['disk_mib']:.0f}",
+        )
         print(f"| {' | '.join(cells)} |")
 
 
