@@ -70,7 +70,6 @@ _HOME = {
             "derive",
             "evaluate",
             "export",
-            "load",
             "probe",
             "race",
             "retrain",
@@ -81,6 +80,8 @@ _HOME = {
     ),
     **dict.fromkeys(("check", "parse"), "attention"),
     **dict.fromkeys(("defaults", "load_config"), "config"),
+    # Without the stages: what they need to train is not needed to predict.
+    "load": "export.load",
     "Genotype": "space.genotype",
     "SearchSpace": "space.search_space",
     "TransformerConfig": "models.sizes",

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import re
+import subprocess
 import sys
 import types
 
@@ -124,6 +125,32 @@ def test_any_batch_length_and_way_to_give_it(exported):
             served.logits(*bad)
     with pytest.raises(df.InputError, match="no device 'gpux' here; there is cpu"):
         df.load(folder, device="gpux")
+
+
+# What installing dartformer brings, and predicting does not need.
+ONLY_TO_TRAIN = (
+    "PIL array_record chex etils flatbuffers google grain importlib_resources jinja2 orbax pyarrow "
+    "sklearn tensorboardX tensorflow_datasets tensorflow_metadata tensorstore tokenizers vl_convert"
+)
+
+
+def test_predicting_needs_few_packages(exported, tmp_path):
+    """As in an environment without those that training needs: `docs/export.md` says which."""
+    file = tmp_path / "texts.txt"
+    file.write_text("[MAX 2 9 ]\n[MIN 4 7 ]\n")
+    code = f"""
+import sys
+for name in {ONLY_TO_TRAIN.split()}:
+    sys.modules[name] = None  # an import of it now fails
+import dartformer
+from dartformer.cli.main import main
+served = dartformer.load({str(exported[1])!r}, device="cpu")
+assert len(served(["[MAX 2 9 ]", "[MIN 4 7 ]"])) == 2
+assert main(["predict", {str(exported[1])!r}, "--file={file}", "--json"]) == 0
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-1000:]
+    assert len(json.loads(ran.stdout)) == 2
 
 
 def test_the_card_says_what_a_stranger_needs(exported):

@@ -2,13 +2,15 @@
 
 import sys
 from collections.abc import Iterator
-from typing import SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
-import grain
 import numpy as np
 
 from dartformer.data.splits import Batch, Endless, Split, lengths, permutation, random_bits
 from dartformer.errors import InputError
+
+if TYPE_CHECKING:  # imported where training begins: a loaded model needs none
+    from grain import DatasetIterator
 
 
 class Buckets:
@@ -119,7 +121,7 @@ class _Fresh:
 
 def batches(
     split: Split, batch_size: int, seed: int, buckets: int = 1, lengths_seed: int | None = None
-) -> grain.DatasetIterator:
+) -> "DatasetIterator":
     """An endless iterator of `Batch`es of exactly `batch_size` examples, reshuffled every epoch.
 
     An epoch takes every example at most once and drops the remainder; an `Endless` split has no
@@ -132,6 +134,8 @@ def batches(
 
     Complete batches are grain's elements, because its own index shuffle costs 9 us an example. One
     thread reads ahead."""
+    import grain
+
     if not 1 <= batch_size <= len(split):
         raise InputError(
             f"batch size {batch_size} is not between 1 and the split's {len(split)} examples."

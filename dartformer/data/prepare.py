@@ -14,9 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import tensorflow_datasets as tfds
 from rich.markup import escape
 from rich.progress import track
 
@@ -25,6 +24,11 @@ from dartformer.machine import locks
 from dartformer.machine.printable import note
 from dartformer.machine.progress import console
 from dartformer.machine.workdir import crc32
+
+if TYPE_CHECKING:  # imported where data are prepared: a loaded model needs neither
+    from tensorflow_datasets.features import FeatureConnector
+
+    from dartformer.data.builder import Builder
 
 Item = TypeVar("Item")
 
@@ -60,68 +64,11 @@ class Prepared:
     notes: Notes
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """What a builder writes; see `prepared` for the fields."""
-
-    name: str
-    title: str
-    description: str
-    features: Mapping[str, tfds.features.FeatureConnector]
-    splits: Callable[[Notes], Mapping[str, Examples]]
-    totals: Mapping[str, int]
-
-
-class _Info(tfds.core.DatasetInfo):
-    def initialize_from_bucket(self) -> None:
-        """Ask no server about data that are made here."""
-
-
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Writes `splits()` as a TFDS data set, with checksums of its files."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, recipe: _Recipe, **arguments: Any):
-        self.name = recipe.name
-        self._recipe = recipe
-        super().__init__(**arguments)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return _Info(
-            builder=self,
-            description=self._recipe.description,
-            features=tfds.features.FeaturesDict(dict(self._recipe.features)),
-            # The task decides the order, and batches are shuffled anyway.
-            disable_shuffling=True,
-            metadata=tfds.core.MetadataDict(),
-        )
-
-    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, Example]]]:
-        recipe = self._recipe
-        self.notes: Notes = {}
-        generators: dict[str, Iterator[tuple[int, Example]]] = {}
-        for name, examples in recipe.splits(self.notes).items():
-            total = recipe.totals.get(name)
-            generators[name] = enumerate(with_progress(examples, total, f"{recipe.title} {name}"))
-        return generators
-
-    def _generate_examples(self) -> Iterator[tuple[int, Example]]:
-        raise AssertionError("every split has its own generator")
-
-    def _download_and_prepare(self, *arguments: Any, **options: Any) -> None:
-        super()._download_and_prepare(*arguments, **options)
-        files = {}
-        for file in sorted(Path(self.data_path).glob("*.array_record*")):
-            files[file.name] = [file.stat().st_size, crc32(file)]
-        self.info.metadata.update({"files": files, "notes": self.notes})
-
-
 def prepared(
     name: str,
     options: object,
     description: str,
-    features: Mapping[str, tfds.features.FeatureConnector],
+    features: "Mapping[str, FeatureConnector]",
     splits: Callable[[Notes], Mapping[str, Examples]],
     data_dir: str | None,
     *,
@@ -148,13 +95,25 @@ def prepared(
       InputError: the folder cannot be written, or a prepared file is missing or not as it was
         written.
     """
+    import tensorflow_datasets as tfds
+
+    from dartformer.data.builder import Builder, Recipe
+
     digest = hashlib.blake2b(repr(options).encode(), digest_size=6).hexdigest()
     folder = f"{label}-{digest}".removeprefix("-")
     config = tfds.core.BuilderConfig(name=folder)
-    recipe = _Recipe(name, title, description, features, splits, totals or {})
 
-    def new_builder() -> _Builder:
-        return _Builder(recipe, data_dir=data_dir, config=config, file_format="array_record")
+    def with_bars(notes: Notes) -> Mapping[str, Examples]:
+        timed = {}
+        for part, examples in splits(notes).items():
+            total = (totals or {}).get(part)
+            timed[part] = with_progress(examples, total, f"{title} {part}")
+        return timed
+
+    recipe = Recipe(name, description, features, with_bars)
+
+    def new_builder() -> Builder:
+        return Builder(recipe, data_dir=data_dir, config=config, file_format="array_record")
 
     with _quiet():
         builder = new_builder()
@@ -171,8 +130,10 @@ def prepared(
         return Prepared(builder.as_data_source(), dict(builder.info.metadata["notes"]))
 
 
-def _prepare(builder: _Builder) -> None:
+def _prepare(builder: "Builder") -> None:
     """Write the data set; the caller holds its lock."""
+    import tensorflow_datasets as tfds
+
     # Incomplete folders are those of killed processes: no other process can hold the lock.
     for incomplete in Path(builder.data_path).parent.glob("incomplete.*"):
         shutil.rmtree(incomplete, ignore_errors=True)
@@ -181,7 +142,7 @@ def _prepare(builder: _Builder) -> None:
     )
 
 
-def _verify(builder: _Builder) -> None:
+def _verify(builder: "Builder") -> None:
     """Raise `InputError` unless the files are as they were written."""
     folder = Path(builder.data_path)
     remedy = f"Delete {folder} and run again to prepare it again."
@@ -226,6 +187,8 @@ def _quiet() -> Iterator[None]:
 
     It would warn about a configuration it does not know, show progress bars, and write to standard
     output."""
+    import tensorflow_datasets as tfds
+
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.ERROR)

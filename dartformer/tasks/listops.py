@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from dartformer.data.prepare import Example, Notes, prepared
 from dartformer.data.sources import from_source
@@ -150,13 +149,15 @@ class ListOps:
 
         They are kept under `data_dir`, by default where TFDS keeps data. Raises `InputError` where
         the options allow too few distinct expressions, or the folder cannot be written."""
+        from tensorflow_datasets import features as kinds
+
         data = prepared(
             "dartformer_listops",
             sorted(asdict(self).items()),
             f"ListOps expressions and their values: {self}.",
             {
-                "tokens": tfds.features.Tensor(shape=(None,), dtype=np.uint8),
-                "label": tfds.features.ClassLabel(names=self.labels),
+                "tokens": kinds.Tensor(shape=(None,), dtype=np.uint8),
+                "label": kinds.ClassLabel(names=self.labels),
             },
             self._examples,
             data_dir,

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from dartformer.data.prepare import Example, Notes, prepared
 from dartformer.data.sources import from_source
@@ -119,13 +118,15 @@ class Pathfinder:
 
     def load(self, data_dir: str | None = None) -> Mapping[str, Split]:
         """Splits "train", "valid" and "test", drawn on first use and kept under `data_dir`."""
+        from tensorflow_datasets import features as kinds
+
         data = prepared(
             "dartformer_pathfinder",
             sorted(asdict(self).items()),
             f"Pathfinder pictures: {self}.",
             {
-                "tokens": tfds.features.Tensor(shape=(self.length,), dtype=np.uint16),
-                "label": tfds.features.ClassLabel(names=self.labels),
+                "tokens": kinds.Tensor(shape=(self.length,), dtype=np.uint16),
+                "label": kinds.ClassLabel(names=self.labels),
             },
             self._examples,
             data_dir,

@@ -4,10 +4,9 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from dartformer.data.prepare import Examples, Notes, Prepared, prepared
 from dartformer.data.sources import from_source
@@ -16,6 +15,9 @@ from dartformer.errors import InputError
 from dartformer.tasks import rules, simple
 from dartformer.tasks.encoding import TextEncoding
 from dartformer.tasks.preparation import VERSION, Preparation, Source, changed
+
+if TYPE_CHECKING:  # imported where texts are prepared: a loaded model needs none
+    from tensorflow_datasets.features import FeatureConnector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +59,14 @@ class TextTask(TextEncoding):
         return splits
 
     def _prepared(self, data_dir: str | None) -> Prepared:
+        from tensorflow_datasets import features as kinds
+
         sources = self.sources(data_dir)
         options = dict(vars(self))
         del options["learned"]  # it follows from the others and the data
         identity = [(name, source.identity) for name, source in sorted(sources.items())]
-        token_feature = tfds.features.Tensor(shape=(None,), dtype=self.token_dtype.type)
-        features: dict[str, tfds.features.FeatureConnector] = {
+        token_feature = kinds.Tensor(shape=(None,), dtype=self.token_dtype.type)
+        features: dict[str, FeatureConnector] = {
             "tokens": token_feature,
             "label": self._label_feature(),
         }
@@ -88,12 +92,14 @@ class TextTask(TextEncoding):
             label=f"{self.tokens}-{self.length}",
         )
 
-    def _label_feature(self) -> tfds.features.FeatureConnector:
+    def _label_feature(self) -> "FeatureConnector":
+        from tensorflow_datasets import features as kinds
+
         if self.kind == "regression":
-            return tfds.features.Scalar(np.float32)
+            return kinds.Scalar(np.float32)
         if self.kind == "classification":
-            return tfds.features.Scalar(np.int32)
-        return tfds.features.Tensor(shape=(None,), dtype=np.int32)
+            return kinds.Scalar(np.int32)
+        return kinds.Tensor(shape=(None,), dtype=np.int32)
 
     def value(self, output: float) -> float:
         """The number that an output of the model means: outputs are scaled."""

@@ -14,19 +14,20 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jax import Array
 from jax.typing import ArrayLike
-from orbax.checkpoint import checkpoint_managers
 
 from dartformer.errors import InputError
 from dartformer.machine.progress import say
 from dartformer.machine.workdir import UnreadableFile, crc32, read_json, write_json
+
+if TYPE_CHECKING:  # imported where checkpoints are opened: a loaded model needs none
+    import orbax.checkpoint as ocp
 
 METRIC, IDENTITY = "score", "identity"
 
@@ -76,7 +77,10 @@ class Checkpoints:
             ) from None
         self._pending: int | None = None  # the step whose checkpoint is being written
 
-    def _opened(self) -> ocp.CheckpointManager:
+    def _opened(self) -> "ocp.CheckpointManager":
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers
+
         self._set_aside_unscored()
         best = checkpoint_managers.BestN(
             get_metric_fn=lambda metrics: metrics[METRIC],
@@ -98,6 +102,8 @@ class Checkpoints:
         """Save `state` and `extra`, which is plain JSON, as of `step`.
 
         The checkpoint with the highest `score` is the best one."""
+        import orbax.checkpoint as ocp
+
         # One checkpoint at a time, so that the note of the one before can be written.
         self._settle()
         arrays = {}
@@ -235,6 +241,8 @@ class Checkpoints:
 
     def _restore(self, step: int, like: PyTree) -> Restored:
         """The checkpoint of a step; `_Damaged` or `UnreadableCheckpoint` where there is none."""
+        import orbax.checkpoint as ocp
+
         noted = _noted(self.folder, step)
         if noted:
             try:
@@ -274,6 +282,8 @@ class Checkpoints:
 
     def _require_structure(self, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
         """Raise `UnreadableCheckpoint` where the saved arrays are others than `shapes`."""
+        import orbax.checkpoint as ocp
+
         handler = ocp.StandardCheckpointHandler()
         saved = handler.metadata(_path(self.folder, step) / "state").tree
         handler.close()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from dartformer.errors import InputError
 from dartformer.registry import Registry
@@ -47,6 +46,8 @@ class TensorBoard:
     """Event files in `tensorboard/`, by tensorboardX: no TensorFlow."""
 
     def __init__(self, folder: Path, name: str, step: int):
+        from tensorboardX import SummaryWriter
+
         self.folder = folder / "tensorboard"
         # One file for a training, however often it was stopped: a race stops each at every rung. Of
         # a training that goes on, the log hands over what it has.
