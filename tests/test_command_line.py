@@ -5,10 +5,12 @@ import json
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from dartformer.cli import completion, doctor, exhaustion, grammar, listing, predict
+from dartformer import stages
+from dartformer.cli import completion, doctor, exhaustion, grammar, listing, predict, proposal
 from dartformer.cli.grammar import EXAMPLES, parser
 from dartformer.cli.main import HANDLERS, main
 from dartformer.errors import InputError
@@ -193,6 +195,12 @@ def test_a_full_disk_is_told_from_other_exhausted_resources():
     files = RuntimeError("RESOURCE_EXHAUSTED: Too many open files")
     assert not exhaustion.disk_full(files)
     assert exhaustion.out_of_memory(files) is None
+
+
+def test_stages_report_progress_where_quiet_hides_it():
+    """By `say`: a `note` is printed whatever the flags are."""
+    modules = [*Path(stages.__file__).parent.glob("*.py"), Path(proposal.__file__)]
+    assert not [module.name for module in modules if "import note" in module.read_text()]
 
 
 def test_quiet_and_without_colours(capsys, monkeypatch):

@@ -81,6 +81,55 @@ def test_candidates_fit_the_data(table, selection):
     assert config.search.strategy.name == "race"
 
 
+@pytest.mark.parametrize("candidates", ["", "full,local(window=8),conv"])
+def test_where_nothing_is_timed_there_is_a_plan_too(table, candidates):
+    config, sentences = proposed(table, steps=50, candidates=candidates)
+    models = len(config.search_space.candidates) ** 2
+    [plan] = [sentence for sentence in sentences if "50 steps a training" in sentence]
+    assert f"{models} models race" in plan
+    assert "minutes" not in plan
+    _, sentences = proposed(table, {"search.strategy.name": "darts"}, steps=50)
+    assert any("a search, then" in sentence and "50 steps" in sentence for sentence in sentences)
+
+
+LABELLED = {
+    "spans": (("O", "B-x", "I-x", "O", "O", "O"), "entity_f1"),
+    "inside": (("O", "I-x", "I-y", "O", "O", "O"), "entity_f1"),
+    "parts of speech": (("DET", "NOUN", "VERB", "DET", "NOUN", "NOUN"), ""),
+    "nearly one": (("a",) * 5 + ("b",) + ("a",) * 6, "macro_f1"),
+}
+
+
+@pytest.mark.parametrize("kind", LABELLED)
+def test_the_metric_of_labelled_words(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    tags, metric = LABELLED[kind]
+    with open("tags.conll", "w") as file:
+        for i in range(60):
+            for j, tag in enumerate(tags):
+                print(f"{WORDS[(i * j) % 6]}{i}\t{tag}", file=file)
+            print(file=file)
+    config, sentences = proposed("tags.conll", steps=20)
+    assert config.metric == metric
+    assert any("decides (config.metric)" in sentence for sentence in sentences) == bool(metric)
+    config, sentences = proposed("tags.conll", {"metric": "mcc"}, steps=20)
+    assert config.metric == "mcc"
+    assert not any("decides" in sentence for sentence in sentences)
+
+
+@pytest.mark.parametrize(("rare", "metric"), [(26, ""), (8, "macro_f1")])
+def test_the_metric_of_classes_of_which_one_is_nearly_all(tmp_path, monkeypatch, rare, metric):
+    """Of 200 rows 87% are of one class, as among short messages, or 96%."""
+    monkeypatch.chdir(tmp_path)
+    with open("a.csv", "w") as file:
+        print("text,label", file=file)
+        for i in range(200):
+            label = "yes" * (i < rare) or "no"
+            print(f"message {i} {' '.join(WORDS)},{label}", file=file)
+    config, _ = proposed("a.csv", steps=20)
+    assert config.metric == metric
+
+
 def test_a_space_too_large_to_race_is_searched_where_the_user_chooses_it(table):
     values = {"space.granularity": "head"}
     config, _ = proposed(table, values)

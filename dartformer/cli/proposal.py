@@ -9,10 +9,11 @@ from dartformer import config as configs
 from dartformer.attention import to_text
 from dartformer.config import Config
 from dartformer.errors import InputError, unknown
-from dartformer.machine.printable import note
+from dartformer.machine.progress import say
 from dartformer.stages.pace import Pace, measure, seconds_of, work
 from dartformer.stages.study import Study
 from dartformer.tasks.guesses import Guess
+from dartformer.training.scoring import has_entities
 
 MINUTES = 8.0
 """What a run may take by default."""
@@ -79,6 +80,10 @@ has 92% right, 0.1 90% and 0.001 85%, one layer of `linear` or `uniform`, 2,000 
 
 LARGE_DECAY = 0.01
 """Weight decay for more rows, and for languages."""
+
+
+MOSTLY_ONE = {"labelling": 0.8, "classification": 0.95}
+"""The share of the most frequent class above which accuracy no longer tells models apart."""
 
 
 class Wishes(NamedTuple):
@@ -168,8 +173,12 @@ def propose(
         "baselines.homogeneous": True,
         "baselines.random": True,
     }
-    drafts = _Drafts(contents, settings, values)
     sentences = []
+    metric, reason = _metric(contents)
+    if metric and "metric" not in values:
+        settings["metric"] = metric
+        sentences.append(f"{metric} decides (config.metric): {reason}")
+    drafts = _Drafts(contents, settings, values)
     if "space.candidates" not in values:
         names, sentence = _candidates(drafts, wishes.candidates)
         settings["space.candidates"] = names
@@ -177,6 +186,17 @@ def propose(
     draft = _within(drafts, wishes)
     settings |= draft.settings
     return Proposal(draft.strategy, settings, [*sentences, *draft.sentences])
+
+
+def _metric(contents: Guess) -> tuple[str, str]:
+    """The metric that decides where accuracy would not do, and why; "" for the task's own."""
+    kind, names = contents.options.get("kind", ""), contents.options.get("label_names", ())
+    if kind == "labelling" and has_entities(names):
+        return "entity_f1", "the labels mark spans (B-, I-, O), and a span counts as a whole"
+    if contents.majority > MOSTLY_ONE.get(kind, 1):
+        share = f"{100 * contents.majority:.0f}%"
+        return "macro_f1", f"accuracy says little where {share} have the same label"
+    return "", ""
 
 
 def _recipe(contents: Guess) -> dict[str, object]:
@@ -348,12 +368,14 @@ def _within(drafts: _Drafts, wishes: Wishes) -> Proposal:
             # Too many models to race: one attention everywhere has fewer.
             continue
         settings = {**space, **_of_strategy(strategy, level), **_of_steps(wanted, strategy)}
-        if wishes.minutes is None:
-            return Proposal(strategy, settings, [_amount(wanted, rows, batch)])
         study = Study(drafts.config(settings, strategy))
+        if wishes.minutes is None:
+            # Nothing is timed.
+            sentence = f"{level.title}: {_described(study)}, {_amount(wanted, rows, batch)}"
+            return Proposal(strategy, settings, [sentence])
         size = level.layers, level.part
         if size not in paces:
-            note("timing two models on this machine")
+            say("timing two models on this machine")
             paces[size] = measure(study)
         seconds = seconds_of(study, paces[size], rows // 8)
         steps = wanted

@@ -16,7 +16,7 @@ from dartformer.attention import to_text
 from dartformer.data.answers import Answers
 from dartformer.errors import InputError
 from dartformer.machine.identity import Identity
-from dartformer.machine.printable import note
+from dartformer.machine.progress import say
 from dartformer.results import (
     SCHEMA,
     Baseline,
@@ -187,7 +187,7 @@ def _fitted_rules(study: Study) -> dict[str, RuleScores]:
     task, metric = study.fitted, study.metric
     if not isinstance(task, Ruled):
         return {}
-    note("fitting plain rules, to compare with")
+    say("fitting plain rules, to compare with")
 
     def merit(answers: Answers) -> float:
         return metric.objective({metric.name: metric.of_answers(answers)})

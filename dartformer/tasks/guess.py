@@ -31,7 +31,7 @@ from dartformer.tasks.columns import (
     word_columns,
 )
 from dartformer.tasks.files import KINDS, Files, joined_words, part_of, parts_in_column
-from dartformer.tasks.guess_labels import of_labels, without_missing_classes
+from dartformer.tasks.guess_labels import majority_share, of_labels, without_missing_classes
 from dartformer.tasks.guess_language import guess_language
 from dartformer.tasks.guess_pictures import guess_pictures, is_folder_of_pictures, pixels_column
 from dartformer.tasks.guess_series import (
@@ -167,7 +167,8 @@ def guess(
             f"no split {' and no split '.join(missing)}: a tenth of the rows each, drawn with seed 0"
         )
     sentences.append(_first_row(trial.task, rows, label))
-    return Guess(options, trial.train, sentences, trial.half)
+    majority = majority_share(labels, options)
+    return Guess(options, trial.train, sentences, trial.half, majority=majority)
 
 
 def _guess_words(
@@ -204,7 +205,8 @@ def _guess_words(
         options, sentences, labels, lambda: tried(Files(**options), data_dir)
     )
     sentences.append(_first_row(trial.task, rows, options["label"]))
-    return Guess(options, trial.train, sentences, trial.half)
+    majority = majority_share(labels, options)
+    return Guess(options, trial.train, sentences, trial.half, majority=majority)
 
 
 def _sentences(source: Rows, sentence: str, name: str) -> Iterator[Record]:

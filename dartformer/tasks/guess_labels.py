@@ -53,6 +53,16 @@ def _regression(labels: LabelCounts, options: dict[str, Any], file: str) -> str:
     return sentence
 
 
+def majority_share(labels: LabelCounts | None, options: Mapping[str, Any]) -> float:
+    """The share of the most frequent class; 0 where there are no classes."""
+    names = options.get("label_names")
+    if labels is None or not names:
+        return 0.0
+    total = labels.total()
+    counts = [total[name] for name in names]
+    return max(counts) / max(1, sum(counts))
+
+
 def is_finite(text: str) -> bool:
     """Whether a text is a finite number."""
     try:
@@ -109,7 +119,7 @@ def _label_sentence(labels: LabelCounts, options: Mapping[str, Any]) -> str:
     if options["kind"] == "labelling":
         start = "a label for each word, of"
     majority = max(counts, key=lambda name: counts[name])
-    share = 100 * counts[majority] / sum(counts.values())
+    share = 100 * majority_share(labels, options)
     sentence = (
         f"{start} {len(counts)} classes ({listed(counts)}); always saying {majority!r} is right "
         f"in {share:.0f}%"

@@ -15,7 +15,7 @@ from dartformer.data.records import Record
 from dartformer.errors import InputError
 from dartformer.tasks.base import parts_of
 from dartformer.tasks.columns import label_column, names_of, quoted
-from dartformer.tasks.guess_labels import of_labels, without_missing_classes
+from dartformer.tasks.guess_labels import majority_share, of_labels, without_missing_classes
 from dartformer.tasks.guesses import Columns, Guess
 from dartformer.tasks.label_counts import LabelCounts, counted, kind_of
 from dartformer.tasks.pictures import (
@@ -228,4 +228,5 @@ def _trial(options: dict[str, Any], sentences: list[str], labels: LabelCounts) -
             f"no split {' and no split '.join(missing)}: a tenth of the rows each, drawn with seed 0"
         )
     half = min(len(parts["weights"]), len(parts["alphas"]))
-    return Guess(options, len(parts["train"]), sentences, half, "pictures")
+    majority = majority_share(labels, options)
+    return Guess(options, len(parts["train"]), sentences, half, "pictures", majority)

@@ -34,7 +34,7 @@ from dartformer.tasks.columns import (
     quoted,
     sampled,
 )
-from dartformer.tasks.guess_labels import of_labels, without_missing_classes
+from dartformer.tasks.guess_labels import majority_share, of_labels, without_missing_classes
 from dartformer.tasks.guesses import Columns, Guess
 from dartformer.tasks.label_counts import LabelCounts, counted, kind_of
 from dartformer.tasks.series import Series
@@ -653,4 +653,5 @@ def _trial(options: dict[str, Any], sentences: list[str], labels: LabelCounts | 
             f"no split {' and no split '.join(missing)}: a tenth of the rows each, drawn with seed 0"
         )
     half = min(len(parts["weights"]), len(parts["alphas"]))
-    return Guess(options, len(parts["train"]), sentences, half, "series")
+    majority = majority_share(labels, options)
+    return Guess(options, len(parts["train"]), sentences, half, "series", majority)

@@ -36,6 +36,7 @@ class Guess(NamedTuple):
       sentences: what was guessed, and why.
       half: rows of the smaller half of train, of which a batch must consist.
       task: the name of the task.
+      majority: the share of the most frequent class; 0 where there are no classes.
     """
 
     options: dict[str, Any]
@@ -43,3 +44,4 @@ class Guess(NamedTuple):
     sentences: list[str]
     half: int
     task: str = "files"
+    majority: float = 0.0

@@ -97,7 +97,7 @@ class _Fitted:
         return outputs
 
 
-def _linear(features: Features, labels: np.ndarray, classes: int, setting: float) -> _Fitted:
+def linear(features: Features, labels: np.ndarray, classes: int, setting: float) -> _Fitted:
     """Logistic regression, or ridge regression where there are no classes."""
     from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -114,7 +114,11 @@ def _without_warnings(model: Any, features: Features, labels: np.ndarray, **opti
     """A model that is fitted; that it stopped before it converged is no news to a user."""
     import warnings
 
-    with warnings.catch_warnings():
+    from threadpoolctl import threadpool_limits
+
+    # In one thread: on two cores that other work shares, two threads that wait for each other took
+    # eight times the processor time for trees, and three times for sparse features.
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore")
         return model.fit(features, labels, **options)
 
@@ -137,12 +141,12 @@ def _name(classes: int) -> str:
     return "ridge"
 
 
-def _can_fit(labels: np.ndarray) -> bool:
+def can_fit(labels: np.ndarray) -> bool:
     """Whether there are labels to tell apart."""
     return len(labels) > 1 and labels.min() != labels.max()
 
 
-def _first(split: Split, rows: int) -> Split:
+def first(split: Split, rows: int) -> Split:
     """At most `rows` examples: train and valid are in a random order, or spread evenly."""
     if len(split) <= rows:
         return split
@@ -176,36 +180,36 @@ def of_texts(task: Texts, train: Split, valid: Split, merit: Merit) -> list[Rule
     chosen on valid.
     """
     start = time.perf_counter()
-    if not _can_fit(labels_of(train).values):
+    if not can_fit(labels_of(train).values):
         return []
-    mean_letters = _letters(task, _first(train, 200)) / min(len(train), 200)
+    mean_letters = _letters(task, first(train, 200)) / min(len(train), 200)
     classes = _classes_of(task, train)
-    tried = _first(train, _rows(TRIED_ROWS, TRIED_LETTERS, mean_letters))
-    judges = _first(valid, _rows(TRIED_ROWS, TRIED_LETTERS, mean_letters))
+    tried = first(train, _rows(TRIED_ROWS, TRIED_LETTERS, mean_letters))
+    judges = first(valid, _rows(TRIED_ROWS, TRIED_LETTERS, mean_letters))
     tried_labels, judged = labels_of(tried).values, labels_of(judges)
     best: tuple[float, Unit, float] | None = None
     units: tuple[Unit, ...] = ("words", "characters")
-    if not _can_fit(tried_labels):
+    if not can_fit(tried_labels):
         return []
     for unit in units:
         features = _grams(task, tried, unit, classes)
         fitting, judging = features(tried), features(judges)
         for setting in _settings(classes):
-            model = _linear(fitting, tried_labels, classes, setting)
+            model = linear(fitting, tried_labels, classes, setting)
             value = merit(Answers(model.outputs(judging), judged))
             if best is None or value > best[0]:
                 best = value, unit, setting
     assert best is not None
     _, unit, setting = best
-    rows = _first(train, _rows(MOST_ROWS, MOST_LETTERS, mean_letters))
+    rows = first(train, _rows(MOST_ROWS, MOST_LETTERS, mean_letters))
     features = _grams(task, rows, unit, classes)
-    model = _linear(features(rows), labels_of(rows).values, classes, setting)
+    model = linear(features(rows), labels_of(rows).values, classes, setting)
 
     def answers(split: Split) -> Answers:
         return Answers(model.outputs(features(split)), labels_of(split))
 
     words = f"{_in_words(classes, setting)} on TF-IDF of {_span(unit)}"
-    words += _sampled(len(rows), len(train))
+    words += sampled(len(rows), len(train))
     return [Rule(_name(classes), words, answers, time.perf_counter() - start)]
 
 
@@ -219,7 +223,8 @@ def _span(unit: Unit) -> str:
     return f"1 to {grams.LONGEST['characters']} characters"
 
 
-def _sampled(rows: int, total: int) -> str:
+def sampled(rows: int, total: int) -> str:
+    """What a rule's words add where not all rows were fitted."""
     if rows == total:
         return ""
     return f", fitted on {rows:,} of {total:,} rows"
@@ -295,7 +300,7 @@ def of_numbers(train: Split, valid: Split, classes: int, merit: Merit) -> list[R
     `classes` is 0 where labels are numbers. The penalty of the linear model, and how many trees
     there are, is chosen on valid.
     """
-    if not _can_fit(labels_of(train).values):
+    if not can_fit(labels_of(train).values):
         return []
     return [
         _linear_of_numbers(train, valid, classes, merit),
@@ -305,8 +310,8 @@ def of_numbers(train: Split, valid: Split, classes: int, merit: Merit) -> list[R
 
 def _linear_of_numbers(train: Split, valid: Split, classes: int, merit: Merit) -> Rule:
     start = time.perf_counter()
-    width = _values(_first(train, 1), MOST_VALUES["linear"]).shape[1]
-    rows = _first(train, min(MOST_ROWS, max(100, MOST_CELLS // width)))
+    width = _values(first(train, 1), MOST_VALUES["linear"]).shape[1]
+    rows = first(train, min(MOST_ROWS, max(100, MOST_CELLS // width)))
     fitting, labels = _values(rows, MOST_VALUES["linear"]), labels_of(rows).values
     mean, deviation = fitting.mean(0), fitting.std(0)
     # A feature that is the same everywhere has no deviation to divide by.
@@ -316,15 +321,15 @@ def _linear_of_numbers(train: Split, valid: Split, classes: int, merit: Merit) -
         return (_values(split, MOST_VALUES["linear"]) - mean) / deviation
 
     fitting = (fitting - mean) / deviation
-    judges = _first(valid, TRIED_ROWS)
+    judges = first(valid, TRIED_ROWS)
     judging, judged = features(judges), labels_of(judges)
     fitted = []
     for setting in DENSE_PENALTIES[classes > 0]:
-        model = _linear(fitting, labels, classes, setting)
+        model = linear(fitting, labels, classes, setting)
         fitted.append((merit(Answers(model.outputs(judging), judged)), setting, model))
     _, setting, model = max(fitted, key=lambda entry: entry[0])
     words = f"{_in_words(classes, setting)} on values and their statistics"
-    words += _sampled(len(rows), len(train))
+    words += sampled(len(rows), len(train))
 
     def answers(split: Split) -> Answers:
         return Answers(model.outputs(features(split)), labels_of(split))
@@ -337,7 +342,7 @@ def _trees_of_numbers(train: Split, valid: Split, classes: int) -> Rule:
 
     start = time.perf_counter()
     most = MOST_VALUES["trees"]
-    rows, judges = _first(train, TREE_ROWS), _first(valid, TRIED_ROWS)
+    rows, judges = first(train, TREE_ROWS), first(valid, TRIED_ROWS)
     options = {"max_iter": TREES, "early_stopping": True, "random_state": 0}
     boosted: Any = HistGradientBoostingRegressor(**options)
     if classes:
@@ -357,7 +362,7 @@ def _trees_of_numbers(train: Split, valid: Split, classes: int) -> Rule:
         return Answers(model.outputs(_values(split, most)), labels_of(split))
 
     words = f"gradient boosting ({boosted.n_iter_} rounds) on values and their statistics"
-    words += _sampled(len(rows), len(train))
+    words += sampled(len(rows), len(train))
     return Rule("gradient_boosting", words, answers, time.perf_counter() - start)
 
 

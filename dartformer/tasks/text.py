@@ -12,8 +12,8 @@ from dartformer.data.prepare import Examples, Notes, Prepared, prepared
 from dartformer.data.sources import from_source
 from dartformer.data.splits import Split
 from dartformer.errors import InputError
-from dartformer.tasks import rules, simple
-from dartformer.tasks.encoding import TextEncoding
+from dartformer.tasks import rules, simple, tagging
+from dartformer.tasks.encoding import TextEncoding, token_names
 from dartformer.tasks.preparation import VERSION, Preparation, Source, changed
 
 if TYPE_CHECKING:  # imported where texts are prepared: a loaded model needs none
@@ -126,6 +126,8 @@ class TextTask(TextEncoding):
 
     def plain_rules(self, train: Split, valid: Split, merit: rules.Merit) -> Sequence[rules.Rule]:
         """Linear models on n-grams; of labelled tokens, on the token and its neighbours."""
-        if self.kind in ("language", "labelling"):
+        if self.kind == "language":
             return []
+        if self.kind == "labelling":
+            return tagging.of_words(token_names(self), self.classes, train, valid, merit)
         return rules.of_texts(self, train, valid, merit)

@@ -1,5 +1,6 @@
 """The rules that models are compared with: their features, what they learn, what they choose on."""
 
+import itertools
 import random
 
 import numpy as np
@@ -10,7 +11,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
 from dartformer.data.answers import Answers
 from dartformer.data.splits import ArraySplit
-from dartformer.tasks import grams, rules
+from dartformer.tasks import grams, rules, tagging
 from dartformer.tasks.base import parts
 from dartformer.tasks.files import Files
 from dartformer.training import scoring
@@ -175,6 +176,59 @@ def test_there_is_no_rule_for_a_single_number(tmp_path) -> None:
     rows = [{"text": f"text {i}", "label": 1.5} for i in range(30)]
     task, split = task_of(tmp_path, rows, kind="regression", length=20)
     assert list(task.plain_rules(split["train"], split["valid"], r2)) == []
+
+
+def labelled_words(tmp_path, count: int) -> tuple[Files, dict]:
+    """Names are after a title or end in -son; what is before a number is a unit's amount."""
+    rng, rows = random.Random(0), []
+    for _ in range(count):
+        words, tags = [], []
+        for _ in range(rng.randint(2, 5)):
+            name = "".join(rng.choices("abc", k=3)).title()
+            phrase, labels = rng.choice(
+                [
+                    (["Mr", name], ["O", "B-person"]),
+                    ([f"{name}son", name], ["B-person", "I-person"]),
+                    (["saw", name.lower()], ["O", "O"]),
+                ]
+            )
+            words += phrase
+            tags += labels
+        rows.append({"words": " ".join(words), "tags": " ".join(tags)})
+    options = {"kind": "labelling", "tokens": "words", "length": 12, "text": "words"}
+    names = ("B-person", "I-person", "O")
+    return task_of(tmp_path, rows, label="tags", label_names=names, **options)
+
+
+def test_words_are_labelled_by_their_letters_and_neighbours(tmp_path) -> None:
+    task, split = labelled_words(tmp_path, 400)
+
+    def entities(answers: Answers) -> float:
+        return scoring.entity_f1(answers, scoring.once(answers), task.labels)
+
+    [rule] = task.plain_rules(split["train"], split["valid"], entities)
+    assert rule.name == "logistic_regression"
+    assert "neighbours" in rule.words
+    answers = rule.answers(split["test"])
+    assert entities(answers) > 0.9
+    np.testing.assert_allclose(answers.outputs.sum(1), 1)
+
+
+def test_labelled_words_are_bounded(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tagging, "MOST_WORDS", 300)
+    monkeypatch.setattr(tagging, "TRIED_WORDS", 100)
+    task, split = labelled_words(tmp_path, 200)
+    [rule] = task.plain_rules(split["train"], split["valid"], accuracy)
+    assert f" of {len(split['train'])} rows" in rule.words
+    assert accuracy(rule.answers(split["test"])) > 0.6
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=20))
+def test_a_shape_has_no_kind_twice_in_a_row(word: str) -> None:
+    shape = tagging.shape(word)
+    assert all(a != b for a, b in itertools.pairwise(shape))
+    assert tagging.shape(word + word[-1:]) == shape
 
 
 def sequences(count: int, length: int, kind: str) -> ArraySplit:
