@@ -14,6 +14,7 @@ from dartformer.errors import InputError
 from dartformer.tasks import rules, simple
 from dartformer.tasks.base import TaskTraits
 from dartformer.tasks.forecast import forecasting
+from dartformer.tasks.forecast_rules import of_forecasts
 from dartformer.tasks.numeric_encoding import NumericEncoding
 from dartformer.tasks.numeric_preparation import NumericSource, Prepared, by_rows, table_of
 from dartformer.tasks.preparation import changed
@@ -78,11 +79,14 @@ class NumericTask(NumericEncoding):
         return scores
 
     def plain_rules(self, train: Split, valid: Split, merit: rules.Merit) -> Sequence[rules.Rule]:
-        """A linear model and boosted trees."""
+        """A linear model and boosted trees; of forecasts, the last season and autoregression, too."""
+        fitted: list[rules.Rule] = []
+        if self.kind == "forecasting":
+            fitted = of_forecasts(self, train, valid, merit)
         classes = 0
         if self.kind == "classification":
             classes = self.classes
-        return rules.of_numbers(train, valid, classes, merit)
+        return [*fitted, *rules.of_numbers(train, valid, classes, merit)]
 
 
 def nearest_mean(train: Split, split: Split, classes: int) -> float:

@@ -105,7 +105,8 @@ def linear(features: Features, labels: np.ndarray, classes: int, setting: float)
         solver = "auto"
         if sparse.issparse(features):
             solver = "lsqr"
-        return _Fitted(Ridge(alpha=setting, solver=solver, tol=1e-3).fit(features, labels), 0)
+        ridge = Ridge(alpha=setting, solver=solver, tol=1e-3)
+        return _Fitted(_without_warnings(ridge, features, labels), 0)
     model = LogisticRegression(C=setting, max_iter=ITERATIONS)
     return _Fitted(_without_warnings(model, features, labels), classes)
 

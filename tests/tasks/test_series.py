@@ -17,8 +17,9 @@ from dartformer import tasks
 from dartformer.cli.main import main
 from dartformer.data.splits import ArraySplit
 from dartformer.errors import InputError
-from dartformer.tasks.base import parts
+from dartformer.tasks.base import parts, parts_of
 from dartformer.tasks.guess import guess
+from dartformer.training import scoring
 
 STEPS = 20
 CLASSES = ("a", "b")
@@ -246,6 +247,62 @@ def test_a_forecast_is_of_the_next_value(tmp_path):
     tokens = fitted.encode(" ".join(map(str, values[-steps - 1 : -1])))
     last = task.load()["test"]
     np.testing.assert_allclose(tokens, last.take(np.array([len(last) - 1]))["tokens"][0], atol=1e-3)
+
+
+def share_explained(answers):
+    return scoring.r2(answers, scoring.once(answers))
+
+
+def forecasting_rules(folder, values, **options):
+    """The rules of a series of values, and the parts of its windows."""
+    names = [f"v{i}" for i in range(values.shape[1])]
+    write_csv(folder / "a.csv", names, values.tolist())
+    settings = {"layout": "long", "values": tuple(names), "kind": "forecasting", "label": names[0]}
+    task = tasks.make("series", {"path": str(folder / "a.csv"), **settings, **options})
+    task = task.fitted()
+    split = parts_of(task.load())
+    fitted = task.plain_rules(split["train"], split["valid"], share_explained)
+    return {rule.name: rule for rule in fitted}, split
+
+
+@pytest.mark.parametrize(("horizon", "patch"), [(1, 1), (3, 1), (9, 4), (8, 3)])
+@pytest.mark.parametrize("period", [5, 7, 12])
+def test_what_repeats_is_forecast_by_the_value_a_season_ago(tmp_path, horizon, patch, period):
+    """Exactly, whatever the units, the patches, and the channels beside it."""
+    rng = np.random.default_rng(period)
+    season = rng.normal(50, 20, period)
+    values = np.stack([np.resize(season, 300), rng.normal(size=300)], 1)
+    options = {"horizon": horizon, "patch": patch, "length": 40 // patch, "channels": 2}
+    fitted, split = forecasting_rules(tmp_path, values, **options)
+    rule = fitted["seasonal_naive"]
+    assert "steps before it" in rule.words
+    # The first windows of train are shorter than a season.
+    assert share_explained(rule.answers(split["test"])) > 0.9999
+    assert share_explained(rule.answers(split["train"])) > 0.5
+
+
+def test_an_autoregression_learns_what_the_last_values_say(tmp_path):
+    rng = np.random.default_rng(0)
+    values, noise = np.zeros((800, 1)), rng.normal(size=800)
+    for i in range(3, 800):
+        values[i] = 1.2 * values[i - 1] - 0.8 * values[i - 3] + noise[i] / 10
+        values[i] = np.clip(values[i], -5, 5)
+    fitted, split = forecasting_rules(tmp_path, values, length=32, channels=1)
+    rule = fitted["autoregression"]
+    assert "the last" in rule.words
+    assert share_explained(rule.answers(split["test"])) > 0.8
+    assert {"ridge", "gradient_boosting"} < fitted.keys()
+    assert rule.seconds > 0
+
+
+def test_a_window_too_short_for_a_season_is_forecast_by_its_last_value(tmp_path):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(60, 1))
+    fitted, _ = forecasting_rules(tmp_path, values, length=2, channels=1)
+    assert "autoregression" in fitted
+    # Two steps hold no season of more than two.
+    rule = fitted.get("seasonal_naive")
+    assert rule is None or "the value 2 steps" in rule.words
 
 
 def test_series_of_several_files_are_forecast_each(tmp_path):
