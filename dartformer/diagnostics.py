@@ -106,11 +106,11 @@ def rows(mixture: np.ndarray, space: SearchSpace, simplex: bool = True) -> Rows:
 
 
 def _free(mixture: np.ndarray, space: SearchSpace) -> np.ndarray:
-    """`[..., L, H, K]` -> `[..., 1 or L, 1 or H, K]`: the rows that are not copies."""
+    """`[..., L, H, K]` -> `[..., R, C, K]`: the rows that are not copies."""
     # Tied rows of a mixture are equal, so the first of each stands for all. Counting the copies
     # would make a choice of the whole model look like a unanimous vote of its layers.
-    layers, heads, _ = space.alphas_shape
-    return mixture[..., :layers, :heads, :]
+    last = np.moveaxis(mixture, (-3, -2), (0, 1))  # [L, H, ..., K]
+    return np.moveaxis(space.free(last), (0, 1), (-3, -2))
 
 
 def _entropy(weights: np.ndarray) -> np.ndarray:

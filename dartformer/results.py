@@ -797,7 +797,7 @@ class SearchRecord(Record):
 
     Attributes:
       candidates: as texts, every option spelled out.
-      granularity: "model", "layer" or "head".
+      granularity: "model", "layer", "kv_group" or "head".
       alphas: of the first seed.
       mixture: of the first seed.
       seeds: all of them.

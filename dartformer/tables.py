@@ -311,7 +311,13 @@ def space_of(config: Mapping[str, Any]) -> SearchSpace:
     """The search space of a config's plain data."""
     space, model = config["space"], config["model"]
     candidates = parse_candidates(space["candidates"])
-    return SearchSpace(candidates, model["layers"], model["heads"], space["granularity"])
+    return SearchSpace(
+        candidates,
+        model["layers"],
+        model["heads"],
+        space["granularity"],
+        model.get("kv_heads", 0),
+    )
 
 
 def write_tables(file: str | Path, tables: Sequence[Table]) -> None:

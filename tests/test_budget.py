@@ -51,14 +51,14 @@ def test_expected_cost_is_the_mean_over_all_genotypes():
         layer = UNEVEN.groups[np.arange(3), UNEVEN.counts(row[None])[0]].sum()
         total += (odds * layer).sum()
     with jax.enable_x64(True):
-        expected = UNEVEN.expected(jnp.asarray(mixture), tied=False)
-        gradient = jax.grad(lambda m: UNEVEN.expected(m, False))(jnp.asarray(mixture))
+        expected = UNEVEN.expected(jnp.asarray(mixture), SPACE.heads)
+        gradient = jax.grad(lambda m: UNEVEN.expected(m, SPACE.heads))(jnp.asarray(mixture))
     assert float(expected) == pytest.approx(5 + total)
     assert np.isfinite(np.asarray(gradient)).all()
     genotype = SPACE.random(RNG)
-    assert float(UNEVEN.expected(jnp.asarray(SPACE.mixture(genotype)), False)) == pytest.approx(
-        UNEVEN.of(genotype, SPACE)
-    )
+    assert float(
+        UNEVEN.expected(jnp.asarray(SPACE.mixture(genotype)), SPACE.heads)
+    ) == pytest.approx(UNEVEN.of(genotype, SPACE))
 
 
 @pytest.mark.parametrize("granularity", ["head", "layer", "model"])

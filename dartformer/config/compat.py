@@ -176,7 +176,7 @@ RULES: list[Rule] = [
         _unlike_heads,
         "model.kv_heads={config.model.kv_heads} does not work with search.projections='separate' "
         "and space.granularity='head', because heads that share keys and values could choose "
-        "different ones. Use search.projections='shared', or granularity 'layer' or 'model'.",
+        "different ones. Use search.projections='shared', or granularity 'kv_group', 'layer' or 'model'.",
     ),
     Rule(
         "seeds in one program",

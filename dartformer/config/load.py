@@ -50,7 +50,8 @@ def defaults(
       strategy: a name of `dartformer list strategies`; its options become
         `config.search.strategy.*`. By default "race" for one attention everywhere, else "darts".
       preset: "recommended", or "published" for the settings of the DARTS paper.
-      granularity: what chooses an attention: the whole "model", each "layer", or each "head".
+      granularity: what chooses an attention: the whole "model", each "layer", each
+        "kv_group", or each "head".
     """
     # For one attention everywhere a race of the candidates costs a third of training all of them; a
     # search is for mixes.

@@ -118,7 +118,8 @@ class Space:
 
     Attributes:
       candidates: the attentions to choose from (see `dartformer list attentions`).
-      granularity: what chooses: "model" (one attention everywhere), each "layer", or each "head".
+      granularity: what chooses: "model" (one attention everywhere), each "layer",
+        each "kv_group" (the heads that share keys and values), or each "head".
       aspect: "given" searches the model's own shape; "constant_heads" also every shape with fewer
         layers and as many heads in all.
     """
@@ -399,8 +400,13 @@ class Config:
     @cached_property
     def search_space(self) -> SearchSpace:
         """The candidates over the model's layers and heads."""
+        model = self.model
         return SearchSpace(
-            self.space.attentions, self.model.layers, self.model.heads, self.space.granularity
+            self.space.attentions,
+            model.layers,
+            model.heads,
+            self.space.granularity,
+            model.kv_heads,
         )
 
     @cached_property

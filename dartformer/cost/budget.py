@@ -240,18 +240,21 @@ class Price(Record):
         """`[L, K]` heads of each candidate, of choices `[L, H]`."""
         return (choice[..., None] == np.arange(len(self.groups))).sum(1)
 
-    def expected(self, mixture: Array, tied: bool) -> Array:
+    def expected(self, mixture: Array, columns: int) -> Array:
         """Expected cost of the genotypes that are drawn from a mixture `[L, H, K]`, differentiable.
 
         Heads are drawn independently, so that the number of heads of a type is Poisson-binomial,
-        and its distribution follows head by head: P(n) <- P(n) (1 - p_h) + P(n - 1) p_h. With
-        `tied` heads, all of a layer are drawn as one."""
-        groups = jnp.asarray(self.groups, mixture.dtype)
-        if tied:
-            # All heads or none: only the last column of the groups counts.
-            layers = mixture[:, 0] @ groups[:, -1]
-        else:
-            layers = jnp.sum(self._head_counts(mixture) * groups, (1, 2))
+        and its distribution follows head by head: P(n) <- P(n) (1 - p_h) + P(n - 1) p_h.
+
+        Args:
+          mixture: `[L, H, K]`.
+          columns: C, how many choices a layer has: H / C neighbouring heads are drawn as one.
+        """
+        # Heads drawn as one have one row, and only multiples of their number occur.
+        together = mixture.shape[1] // columns
+        mixture = mixture[:, ::together]
+        groups = jnp.asarray(self.groups[:, ::together], mixture.dtype)
+        layers = jnp.sum(self._head_counts(mixture) * groups, (1, 2))
         if self.largest:
             return self.rest + jnp.max(layers)
         return self.rest + jnp.sum(layers)
@@ -278,13 +281,11 @@ class Price(Record):
 
     def _least(self, space: SearchSpace, groups: np.ndarray) -> tuple[float, Genotype]:
         """The genotype for which the sum of `groups` is least, with its cost."""
-        shape = (space.layers, space.heads)
-        if space.granularity == "head":
-            layer = np.repeat(np.arange(len(groups)), _best_counts(groups))
-            choice = np.broadcast_to(layer, shape)  # layers do not depend on one another
-        else:
-            choice = np.full(shape, int(np.argmin(groups[:, -1])))
-        genotype = space.genotype(choice)
+        rows, columns, _ = space.alphas_shape
+        counts = _best_counts(groups[:, :: space.heads // columns])
+        layer = np.repeat(np.arange(len(groups)), counts)
+        # Layers do not depend on one another.
+        genotype = space.genotype(np.broadcast_to(layer, (rows, columns)))
         # By `of`, and not the sum above, whose sign may be reversed.
         return self.of(genotype, space), genotype
 
@@ -326,13 +327,13 @@ def require_possible(budget: Budget, prices: Mapping[str, Price], space: SearchS
             )
 
 
-def ratios(budget: Budget, prices: Mapping[str, Price], tied: bool) -> Callable[[Array], Array]:
+def ratios(budget: Budget, prices: Mapping[str, Price], columns: int) -> Callable[[Array], Array]:
     """mixture `[L, H, K]` -> expected cost over limit `[M]`, a number for each limit."""
 
     def expected_ratios(mixture: Array) -> Array:
         costs = []
         for key, limit in budget.limits:
-            costs.append(prices[key].expected(mixture, tied) / limit)
+            costs.append(prices[key].expected(mixture, columns) / limit)
         return jnp.stack(costs)
 
     return expected_ratios

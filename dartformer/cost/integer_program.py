@@ -3,7 +3,7 @@
     max  sum_{r,c,k} score[r, c, k] x[r, c, k]
     with sum_k x[r, c, k] = 1                                  one candidate in each place
          sum_n z[r, k, n] = 1, sum_n n z[r, k, n] = sum_c x[r, c, k]
-                                                               n heads of candidate k in layer r
+                                                               n places of candidate k in layer r
          rest + sum_{r,k,n} price[k, n] z[r, k, n] <= limit    for every limit
 
 Prices are of groups of heads and need not be linear in their number, hence z. Scores add up over
@@ -32,11 +32,11 @@ Term = tuple[int, float]
 
 
 def solve(space: SearchSpace, scores: np.ndarray, limits: Limits) -> np.ndarray:
-    """Choices `[1 or L, 1 or H]` with the highest sum of scores among those within all limits.
+    """Choices `[R, C]` with the highest sum of scores among those within all limits.
 
     Args:
       space: that was searched.
-      scores: `[1 or L, 1 or H, K]`, higher is better, finite.
+      scores: `[R, C, K]`, higher is better, finite.
       limits: prices and what they may come to.
 
     Raises:
@@ -45,7 +45,7 @@ def solve(space: SearchSpace, scores: np.ndarray, limits: Limits) -> np.ndarray:
     program = _Program(space, scores.shape)
     program.choose_one()
     if not program.tied:
-        program.count_heads()
+        program.count_places()
     for price, limit in limits:
         program.limit(price, limit)
     choice = program.maximise(scores)
@@ -60,12 +60,13 @@ def solve(space: SearchSpace, scores: np.ndarray, limits: Limits) -> np.ndarray:
 class _Program:
     """Variables 0 or 1 and constraints least <= sum of terms <= most.
 
-    `x` `[R, C, K]` and `z` `[R, K, H + 1]` hold the numbers of the variables; tied heads need no
+    `x` `[R, C, K]` and `z` `[R, K, C + 1]` hold the numbers of the variables; tied heads need no
     z."""
 
     def __init__(self, space: SearchSpace, shape: tuple[int, ...]):
         rows, columns, candidates = shape
-        sizes = space.heads + 1
+        sizes = columns + 1
+        self.together = space.heads // columns  # heads of a place
         self.tied = columns == 1
         self.layers_per_row = space.layers // rows
         self.x = np.arange(rows * columns * candidates).reshape(shape)
@@ -91,11 +92,11 @@ class _Program:
         for place in self.x.reshape(-1, self.x.shape[-1]):
             self.add(_weighted(place, 1.0), 1, 1)
 
-    def count_heads(self) -> None:
-        """z is 1 for the number of heads of a candidate that x gives a row."""
+    def count_places(self) -> None:
+        """z is 1 for the number of places of a candidate that x gives a row."""
         rows, candidates, _ = self.z.shape
         for r, k in np.ndindex(rows, candidates):
-            sizes = self.z[r, k]  # variables of 0, 1, ..., H heads, of which one is 1
+            sizes = self.z[r, k]  # variables of 0, 1, ..., C places, of which one is 1
             self.add(_weighted(sizes, 1.0), 1, 1)
             counts = list(zip(sizes, map(float, range(len(sizes))), strict=True))
             self.add(counts + _weighted(self.x[r, :, k], -1.0), 0, 0)
@@ -120,7 +121,8 @@ class _Program:
         if self.tied:
             variables, factors = self.x[row, 0], price.groups[:, -1]
         else:
-            variables, factors = self.z[row].ravel(), price.groups.ravel()
+            groups = price.groups[:, :: self.together]
+            variables, factors = self.z[row].ravel(), groups.ravel()
         return list(zip(variables.tolist(), factors.tolist(), strict=True))
 
     def maximise(self, scores: np.ndarray) -> np.ndarray | None:
@@ -149,7 +151,7 @@ def _weighted(variables: np.ndarray, factor: float) -> list[Term]:
 
 
 def within(space: SearchSpace, choice: np.ndarray, limits: Limits) -> bool:
-    """Whether the genotype of choices `[1 or L, 1 or H]` is within all limits."""
+    """Whether the genotype of choices `[R, C]` is within all limits."""
     genotype = space.genotype(choice)
     # The program's own tolerance may exceed a limit by rounding.
     slack = 1 + 1e-9
@@ -163,8 +165,8 @@ def near_ties(
 
     Args:
       space: that was searched.
-      mixture: `[1 or L, 1 or H, K]`.
-      choice: `[1 or L, 1 or H]`.
+      mixture: `[R, C, K]`.
+      choice: `[R, C]`.
       limits: that the genotype with the second candidate must be within, too.
       margin: the largest difference of weights that is reported.
     """

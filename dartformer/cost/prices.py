@@ -117,9 +117,9 @@ class _Pricing:
         """`[K, H + 1]`: the cost of n heads of each candidate, of those n that the space has."""
         heads = self.config.heads
         groups = np.zeros((len(self.space.candidates), heads + 1))
-        sizes = [heads]
-        if self.space.granularity == "head":
-            sizes = list(range(1, heads + 1))
+        _, columns, _ = self.space.alphas_shape
+        together = heads // columns
+        sizes = range(together, heads + 1, together)
         for k, candidate in enumerate(self.space.candidates):
             for n in sizes:
                 groups[k, n] = cost(candidate, n)

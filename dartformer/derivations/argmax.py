@@ -19,8 +19,8 @@ class Argmax(Rule):
         """Ties are rows whose first two weights are closer than the tie margin."""
         space = trained.space
         rows, columns, _ = space.alphas_shape
-        # [1 or L, 1 or H, K]: along an axis that the alphas share, all rows of the mixture are equal.
-        free = np.asarray(trained.mixture, np.float64)[:rows, :columns]
+        # [R, C, K]: of places that share alphas, all rows of the mixture are equal.
+        free = space.free(np.asarray(trained.mixture, np.float64))
         ties = []
         for place in np.ndindex(rows, columns):
             row = free[place]

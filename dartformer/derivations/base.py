@@ -16,7 +16,7 @@ from scipy.special import stdtrit
 from dartformer.attention import to_text
 from dartformer.errors import InputError, unknown
 from dartformer.space.genotype import Genotype
-from dartformer.space.search_space import SearchSpace
+from dartformer.space.search_space import SearchSpace, everywhere
 from dartformer.strategies.base import Traits, Weights
 
 Scores = Mapping[str, np.ndarray | float]
@@ -143,17 +143,6 @@ def tied_with(best: Key, merits: Mapping[Key, np.ndarray]) -> list[Key]:
     return tied
 
 
-def cells(space: SearchSpace, place: tuple[int, int]) -> tuple[slice, slice]:
-    """The part of a mixture `[L, H, K]` that a place `[1 or L, 1 or H]` of the alphas stands for."""
-    rows, columns, _ = space.alphas_shape
-    layers = heads = slice(None)
-    if rows > 1:
-        layers = slice(place[0], place[0] + 1)
-    if columns > 1:
-        heads = slice(place[1], place[1] + 1)
-    return layers, heads
-
-
 def without(
     mixture: np.ndarray, where: tuple[slice, slice], k: int, renormalise: bool
 ) -> np.ndarray:
@@ -196,7 +185,7 @@ def listed_means(merits: Mapping[int, np.ndarray], candidates: Iterable[int]) ->
 
 def one_hot(space: SearchSpace, choice: ArrayLike) -> np.ndarray:
     """The mixture `[L, H, K]` of integer choices `[1 or L, 1 or H]`, float32."""
-    grid = np.broadcast_to(choice, space.mixture_shape[:2])  # [L, H]
+    grid = everywhere(np.asarray(choice), space.mixture_shape[:2])
     return np.eye(len(space.candidates), dtype=np.float32)[grid]
 
 

@@ -17,7 +17,6 @@ from dartformer.derivations.base import (
     Rule,
     Trained,
     at_least,
-    cells,
     check_metric,
     largest,
     listed_means,
@@ -79,9 +78,7 @@ class MaskedDrop(Rule):
             decisions[place] = decision
             choice[place] = decision.best
             # The decided place is one-hot from now on, for all decisions that follow.
-            mixture[cells(space, place)] = np.eye(mixture.shape[-1], dtype=np.float32)[
-                decision.best
-            ]
+            mixture[space.cells(place)] = np.eye(mixture.shape[-1], dtype=np.float32)[decision.best]
             if self.fine_tune and place != places[-1]:
                 seed = int(rng.integers(2**31))
                 weights = trained.fine_tune(weights, mixture, self.fine_tune, seed)
@@ -97,7 +94,7 @@ class MaskedDrop(Rule):
         self, trained: Trained, weights: Weights, mixture: np.ndarray, place: tuple[int, int]
     ) -> "Decision":
         """The candidate to keep in a place of the alphas, at a mixture `[L, H, K]`."""
-        where = cells(trained.space, place)
+        where = trained.space.cells(place)
         row = mixture[place]
         present = merit(trained.evaluate(weights, mixture, None), self.metric)
         drops = {}

@@ -39,7 +39,7 @@ class Sample(Rule):
     def __call__(self, trained: Trained) -> Derived:
         """See `Rule`."""
         rows, columns, _ = trained.space.alphas_shape
-        free = np.asarray(trained.mixture, np.float64)[:rows, :columns]  # [1 or L, 1 or H, K]
+        free = trained.space.free(np.asarray(trained.mixture, np.float64))  # [R, C, K]
         # Inverse transform sampling: a choice is the number of edges at or below a uniform number.
         # Rounding may leave the sum of a row off one, so rows are scaled first.
         edges = np.cumsum(free / free.sum(-1, keepdims=True), -1)[..., :-1]

@@ -9,7 +9,7 @@ from dartformer.attention.parallel import Parallel
 from dartformer.derivations.base import Derived, Rule, Trained, at_least, names
 from dartformer.errors import InputError
 from dartformer.space.genotype import Genotype
-from dartformer.space.search_space import SearchSpace
+from dartformer.space.search_space import SearchSpace, everywhere
 
 DIGITS = 4
 """Decimals of a weight, to keep genotypes readable; the model has exactly the weights written."""
@@ -39,7 +39,7 @@ class TopK(Rule):
         """A tie is a weight left out that is closer to the last one kept than the tie margin."""
         space = trained.space
         rows, columns, _ = space.alphas_shape
-        mixture = np.asarray(trained.mixture, np.float64)
+        mixture = space.free(np.asarray(trained.mixture, np.float64))  # [R, C, K]
         ties: list[str] = []
         attentions: dict[tuple[int, ...], Attention] = {}
         for place in np.ndindex(rows, columns):
@@ -56,11 +56,12 @@ class TopK(Rule):
                     f"{names(space, [following])}, left out, are tied "
                     f"({row[last]:.2f}, {row[following]:.2f})"
                 )
+        # The number of the place of each layer and head.
+        numbers = np.arange(rows * columns).reshape(rows, columns)
+        places = list(attentions)
         layers = []
-        for l in range(space.layers):
-            # One row or column stands for all layers or heads that share it.
-            heads = [attentions[l % rows, h % columns] for h in range(space.heads)]
-            layers.append(tuple(heads))
+        for row in everywhere(numbers, (space.layers, space.heads)):
+            layers.append(tuple(attentions[places[number]] for number in row))
         return Derived(Genotype(tuple(layers)), ties, {})
 
 

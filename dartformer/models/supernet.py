@@ -219,10 +219,10 @@ def check_partial(heads: int, granularity: str, projections: str, partial: int) 
     """Raise `InputError` where one in `partial` heads cannot stand for all of them."""
     if partial < 1 or heads % partial:
         raise InputError(f"search.partial must divide the {heads} heads of a layer, got {partial}.")
-    if partial > 1 and granularity == "head":
+    if partial > 1 and granularity in ("head", "kv_group"):
         raise InputError(
-            "search.partial > 1 does not work with space.granularity='head' because heads that are "
-            "not mixed would learn no alphas. Use 'layer' or 'model'."
+            f"search.partial > 1 does not work with space.granularity={granularity!r} because heads "
+            "that are not mixed would learn no alphas. Use 'layer' or 'model'."
         )
     if partial > 1 and projections == "separate":
         raise InputError(

@@ -82,7 +82,6 @@ def comparison(results: Results | Mapping[str, Any]) -> Figure:
 
 def trajectories(history: Sequence[Mapping[str, Any]], space: SearchSpace) -> Figure:
     """Mixture weights over the steps of one seed of a search, such as `SearchResult.history`."""
-    rows, columns, _ = space.alphas_shape
     steps, logged = [], []
     for line in history:
         if "mixture" in line:
@@ -91,7 +90,7 @@ def trajectories(history: Sequence[Mapping[str, Any]], space: SearchSpace) -> Fi
     mixtures = np.array(logged).reshape(len(steps), *space.mixture_shape)  # [T, L, H, K]
     return weights(
         steps,
-        mixtures[None, :, :rows, :columns],
+        np.stack([space.free(mixture) for mixture in mixtures])[None],
         list(map(to_text, space.candidates)),
         space.granularity,
     )
@@ -119,6 +118,8 @@ def _row_name(granularity: str, layer: int, head: int) -> str:
         return "all layers"
     if granularity == "layer":
         return f"layer {layer}"
+    if granularity == "kv_group":
+        return f"layer {layer}, KV group {head}"
     return f"layer {layer}, head {head}"
 
 

@@ -75,7 +75,7 @@ class Settings:
     Attributes:
       task, strategy: names.
       title: of the page: the task, or the user's file.
-      granularity: "model", "layer" or "head".
+      granularity: "model", "layer", "kv_group" or "head".
       candidates: as they were typed.
       layers, heads: of the model.
       search_steps, retrain_steps: of each training.
@@ -91,6 +91,7 @@ class Settings:
     candidates: tuple[str, ...]
     layers: int
     heads: int
+    kv_heads: int
     search_steps: int
     retrain_steps: int
     search_seeds: tuple[int, ...]
@@ -112,6 +113,7 @@ class Settings:
             candidates=_all_of_type(space["candidates"], str),
             layers=_of_type(model["layers"], int),
             heads=_of_type(model["heads"], int),
+            kv_heads=_of_type(model.get("kv_heads", 0), int) or _of_type(model["heads"], int),
             search_steps=_of_type(search["steps"], int),
             retrain_steps=_of_type(retrain["steps"], int),
             search_seeds=tuple(range(first, first + search["seeds"])),
@@ -123,11 +125,13 @@ class Settings:
 
     @property
     def places(self) -> tuple[int, int]:
-        """`(1 or L, 1 or H)`: rows and columns of the architecture weights."""
+        """`(R, C)`: rows and columns of the architecture weights."""
         if self.granularity == "model":
             return 1, 1
         if self.granularity == "layer":
             return self.layers, 1
+        if self.granularity == "kv_group":
+            return self.layers, self.kv_heads
         return self.layers, self.heads
 
 
@@ -391,7 +395,9 @@ def _trajectory(path: Path, settings: Settings, logs: Sequence[Path]) -> Traject
             break  # a seed that is not as far as the first yet
         if mixtures is None:
             continue
-        weights += list(mixtures[:, :, :rows, :columns])
+        # Of places that share alphas, the first.
+        row_step, column_step = settings.layers // rows, settings.heads // columns
+        weights += list(mixtures[:, :, ::row_step, ::column_step])
         seeds += _seeds_of(log, settings, len(mixtures))
     if not weights:
         return None

@@ -119,6 +119,9 @@ def _places(settings: Settings) -> str:
         return "for the whole model"
     if settings.granularity == "layer":
         return f"in each of {settings.layers} layers"
+    if settings.granularity == "kv_group":
+        _, groups = settings.places
+        return f"in each of {groups} KV groups of {settings.layers} layers"
     return f"in each of {settings.heads} heads of {settings.layers} layers"
 
 

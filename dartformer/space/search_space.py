@@ -10,8 +10,8 @@ from dartformer.attention.parallel import Parallel
 from dartformer.errors import InputError, unknown
 from dartformer.space.genotype import Genotype
 
-Granularity = Literal["model", "layer", "head"]
-GRANULARITIES = ("model", "layer", "head")
+Granularity = Literal["model", "layer", "kv_group", "head"]
+GRANULARITIES = ("model", "layer", "kv_group", "head")
 ASPECTS = ("given", "constant_heads")
 
 
@@ -33,17 +33,32 @@ def shapes(layers: int, heads: int, aspect: str) -> tuple[tuple[int, int], ...]:
     return tuple(pairs)
 
 
+def everywhere(rows: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """`[R, C, ...]` -> `[L, H, ...]`: each row for all layers and heads that share it."""
+    for axis, size in enumerate(shape):
+        rows = np.repeat(rows, size // rows.shape[axis], axis)
+    return rows
+
+
 @dataclass(frozen=True)
 class SearchSpace:
     """K candidates for each place of an L x H grid, tied as `granularity` says.
 
-    "model": one attention everywhere (homogeneous); "layer": one for each layer; "head": one for
-    each head."""
+    "model": one attention everywhere (homogeneous); "layer": one for each layer; "kv_group": one
+    for the heads that share keys and values; "head": one for each head.
+
+    Attributes:
+      candidates: K attentions.
+      layers, heads: L and H.
+      granularity: what chooses.
+      kv_heads: heads of keys and values in a layer, each shared by neighbouring heads; 0: H.
+    """
 
     candidates: tuple[Attention, ...]
     layers: int
     heads: int
     granularity: Granularity = "layer"
+    kv_heads: int = 0
 
     def __post_init__(self) -> None:
         if self.granularity not in GRANULARITIES:
@@ -55,15 +70,32 @@ class SearchSpace:
 
     @property
     def alphas_shape(self) -> tuple[int, int, int]:
-        """`[1 or L, 1 or H, K]`, which broadcasts to a mixture `[L, H, K]`.
+        """`[R, C, K]`: R is 1 or L, and C is 1, the heads of keys and values, or H.
 
         Granularity means nothing more than this shape."""
         rows, columns = self.layers, 1  # "layer": the heads of a layer share one row
         if self.granularity == "model":
             rows = 1
+        if self.granularity == "kv_group":
+            columns = self.kv_heads or self.heads
         if self.granularity == "head":
             columns = self.heads
         return rows, columns, len(self.candidates)
+
+    def cells(self, place: tuple[int, int]) -> tuple[slice, slice]:
+        """The layers and heads that a place `[R, C]` of the alphas stands for."""
+        rows, columns, _ = self.alphas_shape
+        layers, heads = self.layers // rows, self.heads // columns
+        row, column = place
+        return (
+            slice(row * layers, (row + 1) * layers),
+            slice(column * heads, (column + 1) * heads),
+        )
+
+    def free(self, grid: np.ndarray) -> np.ndarray:
+        """`[L, H, ...]` -> `[R, C, ...]`: the first of all places that share alphas."""
+        rows, columns, _ = self.alphas_shape
+        return grid[:: self.layers // rows, :: self.heads // columns]
 
     @property
     def mixture_shape(self) -> tuple[int, int, int]:
@@ -84,11 +116,13 @@ class SearchSpace:
             return "everywhere"
         if self.granularity == "layer":
             return f"layer {layer}"
+        if self.granularity == "kv_group":
+            return f"layer {layer}, KV group {head}"
         return f"layer {layer}, head {head}"
 
     def genotype(self, choice: np.ndarray) -> Genotype:
-        """The genotype of integer choices `[1 or L, 1 or H]`, or of any that broadcast to [L, H]."""
-        grid = np.broadcast_to(np.asarray(choice), (self.layers, self.heads))  # [L, H]
+        """The genotype of integer choices `[R, C]`, or `[L, H]`."""
+        grid = everywhere(np.asarray(choice), (self.layers, self.heads))
         layers = []
         for row in grid:
             heads = [self.candidates[int(k)] for k in row]

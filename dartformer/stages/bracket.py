@@ -97,28 +97,20 @@ def neighbours(
     rows, columns, candidates = space.alphas_shape
     distances: list[tuple[float, int, Genotype]] = []
     for row, column, k in np.ndindex(rows, columns, candidates):
-        current = choice[row, column]
+        cells = space.cells((row, column))
+        current = choice[cells][0, 0]
         if k == current:
             continue
         distance = 0.0
         if mixture is not None:
-            weights = np.log(np.maximum(mixture[row, column], np.finfo(np.float32).tiny))
+            weights = np.log(np.maximum(mixture[cells][0, 0], np.finfo(np.float32).tiny))
             distance = float(weights[current] - weights[k])
         changed = choice.copy()
-        changed[_place(space, row, column)] = k
+        changed[cells] = k
         distances.append((distance, len(distances), space.genotype(changed)))
     # The number keeps the order of the space among equals, and genotypes have no order.
     distances.sort(key=lambda entry: entry[:2])
     return [neighbour for _, _, neighbour in distances[:most]]
-
-
-def _place(space: SearchSpace, row: int, column: int) -> tuple[slice | int, slice | int]:
-    """The layers and heads that a place of the alphas stands for."""
-    if space.granularity == "model":
-        return slice(None), slice(None)
-    if space.granularity == "layer":
-        return row, slice(None)
-    return row, column
 
 
 # The race.

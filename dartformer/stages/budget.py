@@ -220,9 +220,8 @@ def _improved(problem: Problem, points: Sequence[FrontPoint], programme: Solutio
         if key in measured and measured[key] > limit:
             return programme
     space = problem.study.space
-    rows, columns, _ = space.alphas_shape
-    # Of places that share a choice one is kept, as the programme has it: [1 or L, 1 or H].
-    choice = space.choice(better)[:rows, :columns]
+    # Of places that share a choice one is kept, as the programme has it: [R, C].
+    choice = space.free(space.choice(better))
     return Solution(better, choice, measured, programme.aims)
 
 
@@ -268,7 +267,7 @@ def place_scores(study: Study, trained: Sequence[Trained]) -> np.ndarray:
     for layer, head, k in np.ndindex(layers, heads, candidates):
         # All else is mixed evenly, because no weights were learned that would prefer anything.
         mixture = np.full(space.mixture_shape, 1 / candidates, np.float32)
-        place = _cells(space, layer, head)
+        place = space.cells((layer, head))
         mixture[place] = np.eye(candidates, dtype=np.float32)[k]
         losses = []
         for supernet in trained:
@@ -280,18 +279,8 @@ def place_scores(study: Study, trained: Sequence[Trained]) -> np.ndarray:
 
 def _mixtures(space: SearchSpace, trained: Sequence[Trained]) -> np.ndarray:
     """`[S, 1 or L, 1 or H, K]`: each seed's mixture, with one row for what shares alphas."""
-    layers, heads, _ = space.alphas_shape
-    mixtures = [supernet.mixture[:layers, :heads] for supernet in trained]
+    mixtures = [space.free(supernet.mixture) for supernet in trained]
     return np.array(mixtures)
-
-
-def _cells(space: SearchSpace, layer: int, head: int) -> tuple[slice | int, slice | int]:
-    """The layers and heads that one place of the alphas stands for."""
-    if space.granularity == "model":
-        return slice(None), slice(None)
-    if space.granularity == "layer":
-        return layer, slice(None)
-    return layer, head
 
 
 def measure(study: Study, budget: Budget, genotype: Genotype) -> dict[str, float]:

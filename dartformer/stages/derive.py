@@ -26,7 +26,7 @@ from dartformer.results import (
     SeedScores,
 )
 from dartformer.space.genotype import Genotype
-from dartformer.space.search_space import SearchSpace
+from dartformer.space.search_space import SearchSpace, everywhere
 from dartformer.stages import budget as resolve_stage
 from dartformer.stages.bracket import ANSWER
 from dartformer.stages.layout import Workdir
@@ -306,17 +306,17 @@ def disagreements(space: SearchSpace, genotypes: Sequence[Genotype]) -> list[str
 
     For example "layer 1: the seeds chose full (2), linear (1)".
     """
-    rows, columns, _ = space.alphas_shape
-    follows = [_follows(space, genotype) for genotype in genotypes]
+    grids = [_texts(genotype) for genotype in genotypes]
+    follows = [_follows(space, grid) for grid in grids]
     spread_out = not all(follows)
-    if spread_out:
-        # A rule that spreads over heads chooses in more places than were searched.
-        rows, columns = space.layers, space.heads
+    if not spread_out:
+        # Otherwise a rule chose in more places than were searched.
+        grids = [space.free(grid) for grid in grids]
     lines = []
-    for layer, head in np.ndindex(rows, columns):
+    for layer, head in np.ndindex(grids[0].shape):
         counts: Counter[str] = Counter()
-        for genotype in genotypes:
-            counts[to_text(genotype.layers[layer][head])] += 1
+        for grid in grids:
+            counts[str(grid[layer, head])] += 1
         if len(counts) < 2:
             continue
         name = space.place_name((layer, head))
@@ -327,11 +327,14 @@ def disagreements(space: SearchSpace, genotypes: Sequence[Genotype]) -> list[str
     return lines
 
 
-def _follows(space: SearchSpace, genotype: Genotype) -> bool:
-    """Whether a genotype is the same in all layers and heads that share a row of the alphas."""
-    rows, columns, _ = space.alphas_shape
-    for layer, heads in enumerate(genotype.layers):
-        for head, attention in enumerate(heads):
-            if attention != genotype.layers[layer % rows][head % columns]:
-                return False
-    return True
+def _texts(genotype: Genotype) -> np.ndarray:
+    """`[L, H]` texts of a genotype's attentions."""
+    rows = []
+    for heads in genotype.layers:
+        rows.append(list(map(to_text, heads)))
+    return np.array(rows)
+
+
+def _follows(space: SearchSpace, grid: np.ndarray) -> bool:
+    """Whether all layers and heads that share a row of the alphas have the same text."""
+    return bool((everywhere(space.free(grid), grid.shape) == grid).all())

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dartformer.space.search_space import everywhere
 from dartformer.strategies import State
 from dartformer.training.devices import DataParallel
 from dartformer.training.step import CompiledStep, Metrics, Step
@@ -53,7 +54,7 @@ class Narrowing:
     def remaining(self, state: State) -> Remaining:
         """The candidates that a state has in play."""
         # Alphas that are shared by layers or heads have one row for them: [L, H, K].
-        alive = np.broadcast_to(jax.device_get(state.memory["alive"]), self._shape)
+        alive = everywhere(jax.device_get(state.memory["alive"]), self._shape[:2])
         remaining = []
         for layer in alive:
             # A candidate is computed for all heads of a layer, so that one head keeps it.

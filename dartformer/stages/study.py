@@ -230,7 +230,8 @@ class Study:
         if budget is None:
             return None
         # Heads of a layer that share alphas are drawn as one, which changes the expected cost.
-        costs = ratios(budget, self.prices, tied=self.space.granularity != "head")
+        _, columns, _ = self.space.alphas_shape
+        costs = ratios(budget, self.prices, columns)
         return Constraint(costs, budget.quantities, budget.floor, budget.rate)
 
     def network_of_order(self, order: int) -> Network:

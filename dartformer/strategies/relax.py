@@ -46,8 +46,10 @@ def softmax(alphas: Array, alive: Alive = None) -> Array:
 
 
 def everywhere(rows: Array, mixture_shape: tuple[int, int, int]) -> Array:
-    """Rows broadcast from `[1 or L, 1 or H, K]` to a mixture `[L, H, K]`."""
-    return jnp.broadcast_to(rows, mixture_shape)
+    """Rows `[R, C, K]` of alphas as a mixture `[L, H, K]`: R divides L, and C divides H."""
+    for axis, size in enumerate(mixture_shape[:2]):
+        rows = jnp.repeat(rows, size // rows.shape[axis], axis)
+    return rows
 
 
 def one_hot(choice: Array, like: Array) -> Array:
