@@ -357,7 +357,8 @@ def _add_new(verbs: "Verbs[Parser]") -> None:
     verb.add_argument(
         "--kind",
         help="with --data: what to predict, 'classification', 'regression', 'labelling' (a label "
-        "for each word), 'language' (the next character) or 'forecasting' (the next number)",
+        "for each word), 'language' (the next character) or 'forecasting' (the next number); or "
+        "'series', to read columns of pixels as a series",
     )
     verb.add_argument(
         "--group",

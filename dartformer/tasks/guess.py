@@ -34,6 +34,7 @@ from dartformer.tasks.files import KINDS, Files, joined_words, part_of, parts_in
 from dartformer.tasks.guess_labels import majority_share, of_labels, without_missing_classes
 from dartformer.tasks.guess_language import guess_language
 from dartformer.tasks.guess_pictures import guess_pictures, is_folder_of_pictures, pixels_column
+from dartformer.tasks.guess_pixels import pixel_columns
 from dartformer.tasks.guess_series import (
     guess_series,
     layout_of,
@@ -53,6 +54,9 @@ from dartformer.tasks.preparation import Preparation
 
 SHOWN_CHARACTERS = 160
 """Characters of the decoded row that a sentence repeats."""
+
+SERIES = "series"
+"""The kind with which a table of pixels is read as a series; what is predicted is guessed."""
 
 MOST_TRIED = 20_000
 """Rows up to which every example is made as a trial; of more rows only the labels and the division
@@ -95,9 +99,12 @@ def guess(
         raise InputError(
             f"a model reads one text, or compares two; got {len(texts)}: {', '.join(texts)}."
         )
-    kinds = dict.fromkeys((*KINDS, *NUMERIC_KINDS))
+    kinds = dict.fromkeys((*KINDS, *NUMERIC_KINDS, SERIES))
     if kind and kind not in kinds:
         raise unknown("kind", kind, kinds)
+    as_series = kind == SERIES
+    if as_series:
+        kind = ""
     named = Columns(tuple(texts), label, kind, group, split)
     path = located(file, data_dir)
     if is_plain_text(path):
@@ -120,9 +127,18 @@ def guess(
     pixels = pixels_column(rows)
     if pixels and not texts:
         return guess_pictures(file, path, rows, pixels, named)
+    if not (as_series or texts or group or split) and kind in ("", "classification", "regression"):
+        columns = pixel_columns(rows, label)
+        if columns is not None:
+            return guess_pictures(file, path, rows, columns.first, named, columns)
     layout = layout_of(rows, named)
     if layout is not None:
         return guess_series(file, path, layout, rows, named)
+    if as_series:
+        raise InputError(
+            f"{file} holds no series: its columns are {', '.join(names_of(rows))}. Name the columns "
+            f"of its numbers t1, t2, and so on, or leave out --kind={SERIES}."
+        )
     require_texts(file, rows, named)
     sentences = []
     pair = text_pair(_without(rows, label, group, split))

@@ -16,6 +16,7 @@ from dartformer.errors import InputError
 from dartformer.tasks.base import parts_of
 from dartformer.tasks.columns import label_column, names_of, quoted
 from dartformer.tasks.guess_labels import majority_share, of_labels, without_missing_classes
+from dartformer.tasks.guess_pixels import PixelColumns, without_span
 from dartformer.tasks.guesses import Columns, Guess
 from dartformer.tasks.label_counts import LabelCounts, counted, kind_of
 from dartformer.tasks.pictures import (
@@ -84,9 +85,16 @@ def _shape(value: object) -> tuple[tuple[int, ...], bool]:
 
 
 def guess_pictures(
-    file: str, path: Path, rows: Sequence[Record], column: str, named: Columns
+    file: str,
+    path: Path,
+    rows: Sequence[Record],
+    column: str,
+    named: Columns,
+    pixels: PixelColumns | None = None,
 ) -> Guess:
-    """Guess the options for a folder of pictures, or for a file whose `column` holds arrays."""
+    """Guess the options for a folder of pictures, or for a file.
+
+    Its `column` holds arrays, or its columns from that one on hold a pixel each."""
     options: dict[str, Any] = {"path": file, "kind": named.kind or "classification"}
     sentences = []
     if named.kind not in ("", "classification", "regression"):
@@ -97,14 +105,19 @@ def guess_pictures(
     if column:
         options["pixels"] = column
         names = [name for name in names_of(rows) if name != column]
+        if pixels is not None:
+            options["last_pixel"] = pixels.last
+            names = without_span(names_of(rows), pixels.first, pixels.last)
         narrow = [{name: row.get(name) for name in names} for row in rows]
         options["label"] = named.label or label_column(narrow, ())[0]
         sentences.append(f"label column {options['label']!r} (--label names another)")
         ignored = [name for name in names if name != options["label"]]
         if ignored:
             sentences.append(f"not read: {quoted(ignored)}")
-    sizes = _add_size(options, rows, path)
+    sizes = _add_size(options, rows, path, pixels)
     sentences.insert(0, _size_sentence(options, sizes, column))
+    if pixels is not None:
+        sentences[0] += "; --kind=series reads the columns as a series"
     task = Pictures(**options)
     labels = _counted(task, path)
     if column and not named.kind:
@@ -114,12 +127,15 @@ def guess_pictures(
 
 
 def _add_size(
-    options: dict[str, Any], rows: Sequence[Record], path: Path
+    options: dict[str, Any], rows: Sequence[Record], path: Path, pixels: PixelColumns | None
 ) -> Counter[tuple[int, int]]:
     """Set size, channels and patches; how often each size occurs in the sample."""
     sizes = Counter[tuple[int, int]]()
     colour = False
-    for picture in _sample(options, rows, path):
+    pictures = _sample(options, rows, path)
+    if pixels is not None:
+        pictures = pixels.pictures(rows[:MEASURED])
+    for picture in pictures:
         sizes[picture.shape[0], picture.shape[1]] += 1
         colour = colour or (picture.ndim == 3 and _is_coloured(picture))
     height, width = max(sizes, key=lambda size: sizes[size])
@@ -180,6 +196,8 @@ def _size_sentence(options: Mapping[str, Any], sizes: Counter[tuple[int, int]], 
     source = "pictures in a folder for each class"
     if column:
         source = f"pictures in the column {column!r}"
+    if "last_pixel" in options:
+        source = f"a pixel in each of the columns {column!r} to {options['last_pixel']!r}, pictures"
     size = f"{options['height']} x {options['width']}"
     smallest, largest = min(sizes), max(sizes)
     if len(sizes) == 1 and largest == (options["height"], options["width"]):

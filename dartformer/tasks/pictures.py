@@ -1,6 +1,7 @@
 """The user's own pictures, in a folder for each class or as arrays, as sequences of patches."""
 
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from dartformer.tasks.files import column, path_of, places
 from dartformer.tasks.numeric import NumericTask, TraitsByKind
 from dartformer.tasks.numeric_preparation import NumericRow, NumericSource
 from dartformer.tasks.requirements import require_at_least
+from dartformer.tasks.series import ColumnSpans
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """The suffixes of files of pictures."""
@@ -41,6 +43,8 @@ class Pictures(NumericTask):
       test: a file for test; empty for the split of that name in `path`, or else a part of train.
       kind: "classification", or "regression" of arrays whose label is a number.
       pixels: of a file, the column of arrays [H, W] or [H, W, channels].
+      last_pixel: of a table with a pixel in each column, row by row, the last of these columns;
+        `pixels` is the first.
       label: of a file, the column of labels.
       height: of every picture, in pixels.
       width: of every picture, in pixels.
@@ -54,6 +58,7 @@ class Pictures(NumericTask):
     test: str = ""
     kind: str = "classification"
     pixels: str = ""
+    last_pixel: str = ""
     label: str = "label"
     height: int = 32
     width: int = 32
@@ -153,10 +158,15 @@ class Pictures(NumericTask):
                 yield NumericRow(values, name, where, fault=fault)
             return
         source = f"{path.name} {split}".rstrip()
+        columns = ColumnSpans((self.pixels, self.last_pixel))
         for number, record in enumerate(read(path, split), 1):
             where = f"{source}, row {number}"
             try:
-                values, fault = self.pixels_of(self._array(record, where)), ""
+                if self.last_pixel:
+                    array = square(columns.steps(record, where), self.channels)
+                else:
+                    array = self._array(record, where)
+                values, fault = self.pixels_of(array), ""
             except (ValueError, TypeError) as error:  # an InputError is a ValueError
                 values, fault = DAMAGED, str(error).rstrip(".")
             yield NumericRow(values, column(record, self.label, where), where, fault=fault)
@@ -178,6 +188,14 @@ class Pictures(NumericTask):
 
 
 # Pictures as arrays [H, W, channels].
+
+
+def square(values: np.ndarray, channels: int) -> np.ndarray:
+    """The picture `[side, side, channels]` of its numbers, pixel by pixel and row by row."""
+    side = math.isqrt(values.size // channels)
+    if side**2 * channels != values.size:
+        raise ValueError(f"its {values.size} numbers are no square picture of {channels} channels")
+    return values.reshape(side, side, channels)
 
 
 def holds_file(value: object) -> bool:

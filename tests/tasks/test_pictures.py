@@ -60,6 +60,89 @@ def test_files_and_arrays_hold_the_same_pictures(colour, tmp_path):
     assert "not read: 'number'" in of_arrays.sentences
 
 
+NAMES = {
+    "pixel{n}": lambda side: [f"pixel{n}" for n in range(side**2)],
+    "pixel_r_c": lambda side: [f"pixel_{i // side}_{i % side}" for i in range(side**2)],
+    "RxC": lambda side: [f"{1 + i // side}x{1 + i % side}" for i in range(side**2)],
+    "plain": lambda side: [f"input{n}" for n in range(1, side**2 + 1)],
+    "none": lambda side: [],
+}
+"""How tables name the columns of square pictures."""
+
+
+def table_of_pixels(file, pictures, names, label_first):
+    """A picture a row, with its class before or after it."""
+    labels = np.arange(len(pictures)) % 2
+    parts = [pictures.reshape(len(pictures), -1), labels[:, None]]
+    header = [*names, "class"]
+    if label_first:
+        parts.reverse()
+        header = ["class", *names]
+    with open(file, "w") as handle:
+        if names:
+            print(",".join(header), file=handle)
+        np.savetxt(handle, np.concatenate(parts, 1), fmt="%d", delimiter=",")
+    return str(file)
+
+
+@pytest.mark.parametrize("label_first", [False, True])
+@pytest.mark.parametrize("style", NAMES)
+def test_a_table_of_pixels_holds_the_same_pictures(style, label_first, tmp_path):
+    """Whatever the columns are called, and as a series where the user says so."""
+    pictures = drawn(60, side=10)
+    file = table_of_pixels(tmp_path / "a.csv", pictures, NAMES[style](10), label_first)
+    guessed = guess(file)
+    np.savez(tmp_path / "a.npz", images=pictures, label=np.arange(60) % 2)
+    assert guessed.task == "pictures"
+    assert "a pixel in each of the columns" in guessed.sentences[0]
+    assert contents(guessed) == contents(guess(str(tmp_path / "a.npz")))
+    assert guess(file, kind="series").task == "series"
+
+
+def test_a_table_of_pixels_in_colour(tmp_path):
+    pictures = drawn(40, side=8, colour=True)
+    names = [f"pixel{n:04}" for n in range(192)]
+    guessed = guess(table_of_pixels(tmp_path / "a.csv", pictures, names, False))
+    assert (guessed.task, guessed.options["channels"]) == ("pictures", 3)
+    task = tasks.make("pictures", guessed.options).fitted()
+    text = " ".join(map(str, pictures[0].ravel()))
+    assert task.encode(text).shape == (task.length, task.features)
+    fewer = " ".join(map(str, pictures[0].ravel()[:-3]))
+    with pytest.raises(InputError, match="reads the file of a picture, or 8 x 8 pixels"):
+        task.encode(fewer)
+
+
+@pytest.mark.parametrize("kind", ["waves", "walks", "noise", "answers", "thousands"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_series_of_whole_numbers_is_no_picture(kind, seed, tmp_path):
+    rng = np.random.default_rng(seed)
+    steps = np.arange(64)
+    if kind == "waves":
+        speed, start = rng.uniform(0.05, 0.4, (80, 1)), rng.uniform(0, 6, (80, 1))
+        values = 128 + 60 * np.sin(steps * speed + start) + rng.normal(size=(80, 64))
+    elif kind == "walks":
+        values = 128 + np.cumsum(rng.normal(size=(80, 64)) * 4, 1)
+    elif kind == "noise":
+        values = rng.integers(0, 256, (80, 64))
+    elif kind == "answers":
+        values = rng.integers(1, 6, (80, 64))
+    else:
+        # Pictures, but of a camera that counts further than a byte does.
+        values = drawn(80).reshape(80, -1) * 100.0
+    values = np.maximum(np.rint(values), 0)
+    if kind != "thousands":
+        values = np.minimum(values, 255)
+    names = [f"t{n}" for n in range(1, 65)]
+    assert guess(table_of_pixels(tmp_path / "a.csv", values, names, False)).task == "series"
+
+
+def test_texts_are_no_series(tmp_path):
+    rows = [f"a text of some words number {i},{i % 2}" for i in range(40)]
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", *rows]))
+    with pytest.raises(InputError, match="holds no series: its columns are text, label"):
+        guess(str(tmp_path / "a.csv"), kind="series")
+
+
 def test_tokens_are_patches():
     task = tasks.make("pictures", {"height": 4, "width": 6, "patch": 2, "label_names": ("a", "b")})
     picture = np.arange(24).reshape(4, 6)
