@@ -422,7 +422,7 @@ def _add_selfcheck(verbs: "Verbs[Parser]") -> None:
 
 def _add_predict(verbs: "Verbs[Parser]") -> None:
     verb = _add(verbs, "predict", "use an exported model")
-    verb.add_argument("folder", help="the folder that `export` wrote")
+    verb.add_argument("folder", help="the folder that `export` wrote, or the workdir of a run")
     source = verb.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", action="append", help="a text to classify; may be repeated")
     source.add_argument(
@@ -430,8 +430,9 @@ def _add_predict(verbs: "Verbs[Parser]") -> None:
     )
     source.add_argument(
         "--file",
-        help="a file with one text per line, or two separated by a tab for a model that compares "
-        "texts; - for standard input",
+        help="a table with the columns of the training data, labels left out or not; or a file with "
+        "one text per line, or two separated by a tab for a model that compares texts; - for "
+        "standard input",
     )
     source.add_argument(
         "--jsonl",

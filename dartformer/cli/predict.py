@@ -7,50 +7,81 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dartformer.cli.output import print_json
-from dartformer.data.compressed import opened
+from dartformer.data.compressed import opened, suffix
 from dartformer.data.lines import decoded
+from dartformer.data.locations import located
+from dartformer.data.records import READERS, read
 from dartformer.data.rows import is_blank, repaired
+from dartformer.data.tables import unnamed
 from dartformer.errors import InputError
 from dartformer.export import push as pushing
+from dartformer.export.checksums import CHECKSUMS
 from dartformer.export.load import Served, load
 from dartformer.export.predict import fault_of, stream
 from dartformer.machine.printable import one_line, printable, printable_json
 from dartformer.machine.workdir import jsonable
+from dartformer.tasks.base import ReadsTables
 
-Document = str | list[str]
-"""A text, or two texts for a model that compares them."""
+Document = str | list[str] | np.ndarray
+"""A text, two texts for a model that compares them, or tokens that are numbers."""
 
 
 class Input(NamedTuple):
-    """A document, and what names it in errors: a line of a file, or nothing."""
+    """A document of the command line or of a file.
+
+    Attributes:
+      document: what the model reads.
+      where: names it in errors: a line of a file, or nothing.
+      row: names a row of a table in answers.
+    """
 
     document: Document
     where: str = ""
+    row: str = ""
 
 
 def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """Answer texts from the command line, from a file or from a stream."""
-    served = load(arguments.folder, arguments.device)
+    served = load(exported(Path(arguments.folder)), arguments.device)
     top = _top(arguments, served)
     if arguments.jsonl is not None:
         return _answer_stream(arguments, served, top)
-    documents = []
-    for document, where in _inputs(arguments, compares=served.model.shape.inputs == 2):
+    inputs = _inputs(arguments, served)
+    for document, where, _ in inputs:
         fault = fault_of(served, document)
         if fault:
             raise InputError(f"{where}{fault}")
-        documents.append(document)
-    answers = served(documents, top=top)
+    answers = served([entry.document for entry in inputs], top=top)
     if arguments.json:
         records = []
-        for document, answer in zip(documents, answers, strict=True):
-            records.append({"text": document, **answer})
+        for entry, answer in zip(inputs, answers, strict=True):
+            records.append({**_fields(entry), **answer})
         print_json(records)
         return 0
-    for document, answer in zip(documents, answers, strict=True):
-        print(printable(_line(document, answer)))
+    for entry, answer in zip(inputs, answers, strict=True):
+        print(printable(_line(entry, answer)))
     return 0
+
+
+def exported(folder: Path) -> Path:
+    """The folder of an export: that folder, or the one in it where it is the workdir of a run."""
+    inside = folder / "export"
+    if (inside / CHECKSUMS).is_file() and not (folder / CHECKSUMS).exists():
+        return inside
+    return folder
+
+
+def _fields(entry: Input) -> dict[str, Any]:
+    """What an answer in JSON says of its document."""
+    fields: dict[str, Any] = {}
+    if entry.row:
+        fields["row"] = entry.row
+    if not isinstance(entry.document, np.ndarray):
+        fields["text"] = entry.document
+    return fields
 
 
 def _top(arguments: argparse.Namespace, served: Served) -> int:
@@ -74,9 +105,13 @@ def _top(arguments: argparse.Namespace, served: Served) -> int:
     return arguments.top or len(served.labels)
 
 
-def _inputs(arguments: argparse.Namespace, compares: bool) -> Sequence[Input]:
-    """The documents of --text, --pair or --file; `compares` of a model that reads two texts."""
+def _inputs(arguments: argparse.Namespace, served: Served) -> Sequence[Input]:
+    """The documents of --text, --pair or --file."""
+    compares = served.model.shape.inputs == 2
+    task = served.model.task
     if arguments.file is not None:
+        if isinstance(task, ReadsTables) and _is_table(arguments.file, served):
+            return list(_read_table(task, located(arguments.file, None)))
         return list(_read_file(arguments.file, compares))
     if compares and arguments.pair is None:
         raise InputError("this model compares two texts. Use --pair A B.")
@@ -95,6 +130,26 @@ def _lines(file: str) -> Iterator[str]:
         yield from decoded(data)
 
 
+def _is_table(file: str, served: Served) -> bool:
+    """Whether a file, or a folder, has columns with names, and not a document in each line."""
+    path = Path(file)
+    if path.is_dir():
+        return True
+    if suffix(path) not in READERS or suffix(path) == ".txt" or not path.is_file():
+        return False
+    if served.model.shape.features or suffix(path) not in (".csv", ".tsv"):
+        return True
+    # Two texts with a tab between them need no header.
+    first = next(read(path), {})
+    return list(first) != unnamed(len(first))
+
+
+def _read_table(task: ReadsTables, path: Path) -> Iterator[Input]:
+    """One document for each row."""
+    for where, document in task.unlabelled(path):
+        yield Input(document, f"{where}: ", where)
+
+
 def _read_file(file: str, compares: bool) -> Iterator[Input]:
     """One document for each line that is not blank."""
     for number, line in enumerate(_lines(file), 1):
@@ -110,10 +165,12 @@ def _read_file(file: str, compares: bool) -> Iterator[Input]:
         yield Input(parts, where)
 
 
-def _line(document: Document, answer: Mapping[str, Any]) -> str:
-    """An answer and its document, separated by tabs."""
-    text = document
-    if not isinstance(text, str):
+def _line(entry: Input, answer: Mapping[str, Any]) -> str:
+    """An answer and its document, separated by tabs; of numbers, the name of their row."""
+    text = entry.document
+    if isinstance(text, np.ndarray):
+        text = entry.row
+    elif not isinstance(text, str):
         text = "\t".join(text)
     text = repaired(text)
     if "value" in answer:

@@ -1,8 +1,9 @@
 """What a task is: where examples come from, how they are split, and what guessing scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -52,6 +53,18 @@ class TaskTraits:
     per_token: bool = False
     decoded: bool = False
     generated: bool = False
+
+
+class Unlabelled(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+      where: names the row.
+      document: what a loaded model takes: a text, two texts, or tokens that are numbers.
+    """
+
+    where: str
+    document: Any
 
 
 @runtime_checkable
@@ -128,6 +141,18 @@ class Learns(Protocol):
 
     def facts(self, data_dir: str | None = None) -> dict[str, Any]:
         """What was counted while preparing, by split."""
+        ...
+
+
+@runtime_checkable
+class ReadsTables(Protocol):
+    """A task on tables of the user's, which a loaded model of it can answer."""
+
+    def unlabelled(self, path: Path) -> Iterator[Unlabelled]:
+        """What the model reads of each row of a table, without its label.
+
+        Where the task has learned something, it has learned it. Raises `InputError`, with the row,
+        for one that cannot be read."""
         ...
 
 

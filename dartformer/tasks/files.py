@@ -13,7 +13,7 @@ from dartformer.data.records import Record, read, splits
 from dartformer.data.rows import PARTS, Labels, Row, canonical
 from dartformer.data.tokens import words
 from dartformer.errors import InputError, brief, unknown
-from dartformer.tasks.base import TaskTraits
+from dartformer.tasks.base import TaskTraits, Unlabelled
 from dartformer.tasks.encoding import token_names
 from dartformer.tasks.preparation import Source
 from dartformer.tasks.text import TextTask
@@ -138,6 +138,21 @@ class Files(TextTask):
         for part, (place, name) in places(self, splits(path), data_dir).items():
             sources[part] = self._source(place, name)
         return sources
+
+    def unlabelled(self, path: Path) -> Iterator[Unlabelled]:
+        """The texts of each row of a table, without its label."""
+        records = read(path)
+        if self.sentence:
+            records = joined_words(records, self.sentence, path.name)
+        for number, record in enumerate(records, 1):
+            where = f"{path.name}, row {number}"
+            texts = []
+            for name in filter(None, (self.text, self.text2)):
+                texts.append(text_of(column(record, name, where), where))
+            document: str | list[str] = texts
+            if not self.text2:
+                document = texts[0]
+            yield Unlabelled(where, document)
 
     def _sources_by_column(self, path: Path) -> dict[str, Source]:
         """The splits that the column `split` names."""

@@ -187,7 +187,8 @@ class NumericEncoding(ABC):
         most = self.length * self.patch_steps
         if len(values) <= most:
             return values
-        if self.crop == "head":
+        # A forecast is of what follows the last step.
+        if self.crop == "head" and self.kind != "forecasting":
             return values[:most]
         return values[-most:]
 

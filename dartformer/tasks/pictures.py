@@ -15,6 +15,7 @@ from dartformer.data.locations import identity, located
 from dartformer.data.records import Record, read, splits
 from dartformer.data.rows import Labels, canonical
 from dartformer.errors import InputError, brief, unknown
+from dartformer.tasks.base import Unlabelled
 from dartformer.tasks.files import column, path_of, places
 from dartformer.tasks.numeric import NumericTask, TraitsByKind
 from dartformer.tasks.numeric_preparation import NumericRow, NumericSource
@@ -146,6 +147,31 @@ class Pictures(NumericTask):
             rows = partial(self._rows, place, name)
             sources[part] = NumericSource(rows, [str(place), name, identity(place)])
         return sources
+
+    def unlabelled(self, path: Path) -> Iterator[Unlabelled]:
+        """The tokens of each picture of a folder, of the folders in it, or of a table of arrays."""
+        for where, picture in self._pictures(path):
+            yield Unlabelled(where, self.tokens_of(self.pixels_of(picture)))
+
+    def _pictures(self, path: Path) -> Iterator[tuple[str, np.ndarray]]:
+        """Pictures, each with what names it."""
+        if not path.is_dir():
+            if not self.pixels:
+                raise InputError(
+                    f"the model reads pictures, and {path.name} is a table. Use a folder of pictures, "
+                    f"or a text file with the name of a picture in each line."
+                )
+            for number, record in enumerate(read(path), 1):
+                where = f"{path.name}, row {number}"
+                try:
+                    picture = self._array(record, where)
+                except (ValueError, TypeError) as error:
+                    raise InputError(f"{where}: {str(error).rstrip('.')}.") from None
+                yield where, picture
+            return
+        for file in sorted(path.rglob("*")):
+            if is_picture(file):
+                yield str(file.relative_to(path)), opened_picture(file)
 
     def _rows(self, path: Path, split: str) -> Iterator[NumericRow]:
         if not self.pixels:

@@ -16,6 +16,7 @@ from dartformer.data.numbers import number, numbers, sequence, trimmed
 from dartformer.data.records import READERS, Record, read, splits
 from dartformer.data.rows import Labels, canonical
 from dartformer.errors import InputError, unknown
+from dartformer.tasks.base import Unlabelled
 from dartformer.tasks.files import column, part_of, parts_in_column, path_of, places
 from dartformer.tasks.numeric import NumericTask, TraitsByKind
 from dartformer.tasks.numeric_preparation import NumericRow, NumericSource
@@ -146,6 +147,17 @@ class Series(NumericTask):
         rows = partial(rows_of, self, path, split)
         return NumericSource(rows, [str(path), split, identity(path)])
 
+    def unlabelled(self, path: Path) -> Iterator[Unlabelled]:
+        """The tokens of each sequence of a file or folder; a forecast is of what follows it."""
+        for row in rows_of(self, path, "", labelled=False):
+            if row.fault:
+                raise InputError(f"{row.where}: {row.fault}.")
+            try:
+                tokens = self.tokens_of(row.values)
+            except InputError as error:
+                raise InputError(f"{row.where}: {error}") from None
+            yield Unlabelled(row.where, tokens)
+
     def _sources_by_column(self, path: Path) -> dict[str, NumericSource]:
         """The splits that the column `split` names."""
         sources = {}
@@ -156,19 +168,27 @@ class Series(NumericTask):
         return sources
 
 
-def rows_of(task: Series, path: Path, split: str, part: str = "") -> Iterator[NumericRow]:
+def rows_of(
+    task: Series, path: Path, split: str, part: str = "", labelled: bool = True
+) -> Iterator[NumericRow]:
     """The sequences of a file or folder, in whatever layout.
 
-    Of `part` alone, as the column `split` names it, unless it is ""."""
+    Args:
+      task: says what to read.
+      path: of the file or folder.
+      split: its split; "" for the whole.
+      part: of `part` alone, as the column `split` names it, unless it is "".
+      labelled: whether the columns of labels and groups must be there.
+    """
     if task.layout == "long":
-        yield from _long(task, path, split, part)
+        yield from _long(task, path, split, part, labelled)
         return
     if task.layout == "files":
         yield from _files(task, path, split)
         return
     source = f"{path.name} {split}".rstrip()
     columns = ColumnSpans(task.values)
-    for number_of_row, record in enumerate(read(path, split), 1):
+    for number_of_row, record in enumerate(_records(task, path, split, labelled), 1):
         where = f"{source}, row {number_of_row}"
         if part and part_of(record, task.split, where) != part:
             continue
@@ -183,6 +203,18 @@ def rows_of(task: Series, path: Path, split: str, part: str = "") -> Iterator[Nu
                 raise
             fault = str(error).rstrip(".")
         yield _row(task, record, trimmed(values), where, fault)
+
+
+def _records(task: Series, path: Path, split: str, labelled: bool) -> Iterator[Record]:
+    """The rows of a table; without `labelled` those that have no label, too."""
+    names: set[str] = set()
+    if not labelled:
+        names = {task.label, task.group} - {""}
+    for record in read(path, split):
+        for name in names - record.keys():
+            if name not in task.values:
+                record[name] = None
+        yield record
 
 
 def _row(
@@ -247,7 +279,7 @@ class ColumnSpans:
 # A step a row.
 
 
-def _long(task: Series, path: Path, split: str, part: str) -> Iterator[NumericRow]:
+def _long(task: Series, path: Path, split: str, part: str, labelled: bool) -> Iterator[NumericRow]:
     """The sequences of a table with a step in each row."""
     source = f"{path.name} {split}".rstrip()
     records: dict[str, list[Record]] = {}
@@ -256,7 +288,7 @@ def _long(task: Series, path: Path, split: str, part: str) -> Iterator[NumericRo
     )
     if task.kind == "forecasting":
         keep.pop(task.label if task.label not in task.values else "", None)
-    for number_of_row, record in enumerate(read(path, split), 1):
+    for number_of_row, record in enumerate(_records(task, path, split, labelled), 1):
         where = f"{source}, row {number_of_row}"
         if part and part_of(record, task.split, where) != part:
             continue

@@ -19,6 +19,7 @@ from dartformer.errors import InputError
 from dartformer.stages import search
 from dartformer.stages.study import Study
 from dartformer.tasks.base import parts
+from dartformer.tasks.files import Files
 from dartformer.tasks.guess import guess
 
 GOOD, BAD = ("good fine lovely great", "bad dull awful poor")
@@ -484,3 +485,16 @@ def test_a_text_may_spell_a_special_token(kind, split):
         assert min(ids) > 1
         assert tokenizer.names()[:2] == ["[PAD]", "[UNK]"]
         assert tokenizer.encode(["caf\u00e9"])[0] == [1] or kind == "bpe"
+
+
+def test_a_table_is_read_for_predicting_without_its_labels(tmp_path):
+    (tmp_path / "new.csv").write_text('first,second,id\n"a, b",c,1\nd,e,2\n')
+    task = Files(path="a", text="first", text2="second", label_names=("x", "y"))
+    assert list(task.unlabelled(tmp_path / "new.csv")) == [
+        ("new.csv, row 1", ["a, b", "c"]),
+        ("new.csv, row 2", ["d", "e"]),
+    ]
+    task = Files(path="a", text="first", label_names=("x", "y"))
+    assert [row.document for row in task.unlabelled(tmp_path / "new.csv")] == ["a, b", "d"]
+    with pytest.raises(InputError, match="row 1: unknown column 'text'"):
+        list(Files(path="a", label_names=("x", "y")).unlabelled(tmp_path / "new.csv"))

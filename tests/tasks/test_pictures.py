@@ -220,3 +220,7 @@ def test_from_pictures_to_a_prediction(tmp_path, capsys):
     assert main(["predict", str(tmp_path / "run/export"), "--text", picture, "--json"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)
     assert answer["label"] in ("left", "right")
+    assert main(["predict", str(tmp_path / "run"), f"--file={folder}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 40
+    assert lines[0].endswith("left/001.png")

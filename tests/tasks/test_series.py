@@ -148,6 +148,38 @@ def contents(guessed):
 
 
 @pytest.mark.parametrize("name", FORMS)
+def test_a_table_is_read_for_predicting_as_for_training(name, tmp_path):
+    """Every row of it, with its label or without."""
+    file = FORMS[name](tmp_path, waves(40))
+    guessed = guess(str(file))
+    task = tasks.make("series", guessed.options).fitted()
+    trained = []
+    for split in task.load().values():
+        batch = split.take(np.arange(len(split)))
+        for tokens, valid in zip(batch["tokens"], batch["valid"], strict=True):
+            trained.append(tokens[valid].round(4).tolist())
+    rows = list(task.unlabelled(file))
+    assert sorted(row.document.round(4).tolist() for row in rows) == sorted(trained)
+    assert len({row.where for row in rows}) == 40
+    if name in ("jsonl", "parquet"):
+        unlabelled = [{"values": row["values"]} for row in in_lists(waves(40))]
+        (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, unlabelled)))
+        again = [row.document for row in task.unlabelled(tmp_path / "b.jsonl")]
+        np.testing.assert_array_equal(again, [row.document for row in rows])
+
+
+def test_a_table_of_other_numbers_is_one_line(tmp_path):
+    task = tasks.make("series", guess(str(columns(tmp_path, waves(40)))).options).fitted()
+    write_csv(tmp_path / "short.csv", ["t0", "t1"], [[1, 2]])
+    with pytest.raises(InputError, match=r"short.csv, row 1: unknown column 't19'"):
+        list(task.unlabelled(tmp_path / "short.csv"))
+    task = tasks.make("series", guess(str(jsonl(tmp_path, waves(40, 2)))).options).fitted()
+    (tmp_path / "b.jsonl").write_text('{"values": [[1, 2], [3, 4]]}\n{"values": [1, 2, 3]}\n')
+    with pytest.raises(InputError, match=r"b.jsonl, row 2: the model reads steps of 2 numbers"):
+        list(task.unlabelled(tmp_path / "b.jsonl"))
+
+
+@pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("channels", [1, 2, 12])
 @pytest.mark.parametrize("unequal", [False, True])
 def test_every_form_holds_the_same_sequences(name, channels, unequal, tmp_path):
@@ -475,6 +507,15 @@ def test_from_numbers_to_a_prediction(kind, tmp_path, capsys):
     else:
         assert answer["label"] in CLASSES
         assert "nearest_mean" in results["baselines"]
+    # Of the workdir, and of a table.
+    assert main(["predict", str(tmp_path / "run"), f"--file={file}", "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    if kind == "forecasting":
+        assert len(answers) == 1
+        assert abs(answers[0]["value"]) < 50
+    else:
+        assert len(answers) == 40
+        assert answers[39]["row"] == "a.npz, row 40"
     served = dartformer.load(folder)
     assert served(["1 2 3 4 5"])[0] == {k: v for k, v in answer.items() if k != "text"}
     assert set(parts(tasks.make("series", guess(str(file)).options))) >= {"weights", "alphas"}
