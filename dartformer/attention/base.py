@@ -8,13 +8,14 @@ them. An attention never keeps state: its parameters are an argument, and so is 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from dartformer.errors import InputError
 from dartformer.kernels.softmax import drop, wide
@@ -29,6 +30,10 @@ DROPOUTS = ("", "weights", "values", "slots")
 
 Params = dict[str, Any]
 """Parameters of one attention: a (nested) dict of arrays, each with the head axis H first."""
+
+
+Cache = dict[str, Any]
+"""What an attention keeps between tokens when it decodes: a (nested) dict of arrays."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,11 @@ class Inputs:
         with noise from `key`. `Traits.dropout` says what is dropped.
       kernel: how softmax over all tokens is computed, one of `dartformer.kernels.flash.KERNELS`;
         nothing else has a choice.
+      start: of tokens that follow others in a cache, `[B]`: how many valid tokens of each row came
+        before. None where these are the first.
+      groups: when decoding, where several heads share a key and a value, k and v are `[B, N, G, D]`
+        of the G different ones, and this is the one that each of the H heads reads. Empty: H / G
+        neighbouring heads share one.
     """
 
     q: Array
@@ -87,6 +97,8 @@ class Inputs:
     slopes: Array | None = None
     dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
     kernel: str = dataclasses.field(default="auto", metadata={"static": True})
+    start: Array | None = None
+    groups: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     def rate(self, train: bool) -> float:
         """The rate of attention dropout in force: `dropout` in training, 0 outside."""
@@ -129,6 +141,7 @@ class Traits:
         each head the same for all queries (`drop_values`), where there is no weight to drop.
         "slots": weights of slots that stand for tokens. "": it refuses a rate above 0.
       head_dim_multiple: the head width must be a multiple of it.
+      decodes: it can be run token by token, and has the methods of `Decoder`.
     """
 
     summary: str
@@ -144,6 +157,7 @@ class Traits:
     positions: frozenset[str] = frozenset()
     dropout: str = ""
     head_dim_multiple: int = 1
+    decodes: bool = False
 
 
 class FieldTraits:
@@ -230,6 +244,46 @@ class Attention(Protocol):
         ...
 
 
+@runtime_checkable
+class Decoder(Attention, Protocol):
+    """An attention that can be run token by token: `traits.decodes`.
+
+    Padding takes no place here: a token's position is the number of valid tokens before it in its
+    row, and outputs are those of the row without its padding.
+    """
+
+    def init_cache(
+        self, shape: Shape, dtype: DTypeLike = jnp.float32, head_keys: Array | None = None
+    ) -> Cache:
+        """An empty cache for `shape.batch` rows of at most `shape.length` tokens.
+
+        Its arrays have `cost(shape).state_bytes` bytes, where `shape.itemsize` is that of `dtype`.
+
+        Args:
+          shape: sizes; `kv_heads` different keys and values are kept.
+          dtype: of keys and values; sums and states are in float32 or wider.
+          head_keys: as in `Inputs`, for a type that is random.
+        """
+        ...
+
+    def prefill(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
+        """The output of a prompt, computed in parallel, and the cache after it.
+
+        Args:
+          params: as in `__call__`.
+          inputs: a prompt of any length; k and v may have fewer heads, see `Inputs.groups`.
+          cache: an empty one.
+        """
+        ...
+
+    def step(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
+        """The output `[B, T, H, D]` of one token or a few that follow, and the cache after them.
+
+        `inputs.start` says how many tokens of each row came before.
+        """
+        ...
+
+
 def require(
     attention: Attention,
     *,
@@ -284,6 +338,22 @@ def require(
         )
     if head_dim is not None:
         accept_width(attention, head_dim)
+
+
+def require_decoding(attentions: Iterable[Attention]) -> None:
+    """Raise `InputError` for the first of `attentions` that cannot be run token by token."""
+    for attention in attentions:
+        if not attention.traits.decodes:
+            raise InputError(
+                f"{attention!r} cannot be run token by token because {_no_decoding(attention)}. Use "
+                f"a type that can (`dartformer list attentions`, column steps)."
+            )
+
+
+def _no_decoding(attention: Attention) -> str:
+    if not attention.traits.causal:
+        return "a later token changes earlier outputs"
+    return "its outputs depend on how many tokens follow, or it has no step"
 
 
 def accept_width(attention: Attention, head_dim: int) -> None:

@@ -22,12 +22,13 @@ from dartformer.attention.base import (
     positive,
     zero_invalid,
 )
+from dartformer.attention.decoding import KeepsKeys
 from dartformer.kernels.block_sparse import block_sparse_attention
 from dartformer.kernels.softmax import dense_weights, softmax_attention
 
 
 @dataclass(frozen=True, repr=False)
-class BigBird(Spelled):
+class BigBird(KeepsKeys, Spelled):
     """Softmax over chosen blocks: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j, j in i's set.
 
     Of the blocks 0 .. n-1 of an example, block t sees: t-1, t, t+1; the first and the last
@@ -63,6 +64,7 @@ class BigBird(Spelled):
         paper="Zaheer et al. 2020, arXiv:2007.14062",
         causal=True,
         stochastic=True,
+        decodes=True,
         positions=POSITIONS,
         dropout="weights",
     )
@@ -175,6 +177,19 @@ class BigBird(Spelled):
             inputs.q, inputs.k, pattern, causal=causal, valid=inputs.valid, slopes=inputs.slopes
         )
 
+    def sees(self, inputs: Inputs, query: Array, key: Array) -> Array:
+        """Keys of the window, of global blocks, and of those drawn for the query's block."""
+        block = query // self.block  # [B, 1, T, 1]
+        key_block = key // self.block
+        batch, _, queries, _ = block.shape
+        t = block.reshape(-1)
+        drawn = drawn_blocks(head_keys(self, inputs), t, self.globals, t[None] - 1, self.randoms)
+        drawn = drawn.reshape(-1, batch, queries, self.randoms).swapaxes(0, 1)  # [B, H, T, randoms]
+        seen = (key_block >= block - 1) | (key_block < self.globals)
+        for i in range(self.randoms):
+            seen = seen | (key_block == drawn[..., i, None])
+        return seen
+
     def cost(self, shape: Shape) -> Cost:
         """As full attention, for the blocks that are computed."""
         scores = shape.length**2
@@ -213,7 +228,11 @@ def random_blocks(
       `[B or 1, H, T, count]` block numbers, every subset equally likely; -1 where there are no
       more.
     """
-    t = jnp.arange(blocks, dtype=jnp.int32)
+    return drawn_blocks(keys, jnp.arange(blocks, dtype=jnp.int32), start, stop, count)
+
+
+def drawn_blocks(keys: Array, t: Array, start: int, stop: np.ndarray | Array, count: int) -> Array:
+    """`random_blocks` of the blocks `t` `[T]` alone."""
     stop = jnp.maximum(jnp.asarray(stop, jnp.int32), start)
     # The window [near, far) is not drawn from.
     near = jnp.clip(t - 1, start, stop)

@@ -19,12 +19,14 @@ from dartformer.attention.base import (
     positive,
     zero_invalid,
 )
+from dartformer.attention.decoding import KeepsKeys
+from dartformer.kernels.cached import Layout, Recent
 from dartformer.kernels.factorized import fixed_attention
 from dartformer.kernels.softmax import dense_weights
 
 
 @dataclass(frozen=True, repr=False)
-class Block(Spelled):
+class Block(KeepsKeys, Spelled):
     """Block-local attention: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j, j in the block of i.
 
     That is over j with floor(j / b) = floor(i / b).
@@ -50,6 +52,7 @@ class Block(Spelled):
         summary="softmax within blocks",
         paper="Tay et al. 2021, arXiv:2011.04006",
         causal=True,
+        decodes=True,
         positions=POSITIONS,
         dropout="weights",
     )
@@ -93,6 +96,14 @@ class Block(Spelled):
             inputs.q, inputs.k, pattern, causal=causal, valid=inputs.valid, slopes=inputs.slopes
         )
 
+    def kept(self) -> Layout:
+        """Its own block."""
+        return Recent(last=self.size)
+
+    def sees(self, inputs: Inputs, query: Array, key: Array) -> Array:
+        """Keys of the same block."""
+        return key // self.size == query // self.size
+
     def cost(self, shape: Shape) -> Cost:
         """As full attention, for each block; the last one is computed whole."""
         size = min(self.size, shape.length)
@@ -104,5 +115,5 @@ class Block(Spelled):
             parameters=0,
             # Scores and their exponentials.
             activation_bytes=2 * scores * shape.wide_itemsize,
-            state_bytes=kv_cache_bytes(shape, size),  # decoding keeps its own block alone
+            state_bytes=kv_cache_bytes(shape, self.kept().slots(shape.length)),
         )

@@ -6,8 +6,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from dartformer.attention.base import (
+    Cache,
     Cost,
     Inputs,
     Params,
@@ -19,11 +21,12 @@ from dartformer.attention.base import (
     positive,
     zero_invalid,
 )
+from dartformer.attention.decoding import KeepsState, for_heads, in_order, in_place
 from dartformer.kernels.softmax import wide
 
 
 @dataclass(frozen=True, repr=False)
-class Conv(Spelled):
+class Conv(KeepsState, Spelled):
     """Depthwise convolution: y_i = sum_t kernel_t * v_{i - before + t}, t = 0 .. width - 1.
 
     Each of the D numbers has its own taps. before = floor(width / 2): an even width has one more
@@ -49,6 +52,7 @@ class Conv(Spelled):
         causal=True,
         reads=frozenset("v"),
         matrix=False,
+        decodes=True,
         dropout="values",
     )
 
@@ -106,10 +110,34 @@ class Conv(Spelled):
         out = jnp.einsum("hqkd,bkhd->bqhd", taps, zero_invalid(inputs.v, inputs.mask))
         return zero_invalid(out, inputs.mask)
 
+    def init_cache(
+        self, shape: Shape, dtype: DTypeLike = jnp.float32, head_keys: Array | None = None
+    ) -> Cache:
+        """The last values, `[B, width - 1, heads of them, D]`."""
+        size = (shape.batch, self.width - 1, shape.kept_heads, shape.head_dim)
+        return {"v": jnp.zeros(size, dtype)}
+
+    def advance(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
+        """The output of tokens that follow, `[B, T, H, D]`, and the cache after them."""
+        tokens = in_order(inputs)
+        v = zero_invalid(tokens.inputs.v, tokens.new.exists)
+        reach = jnp.concatenate([cache["v"], v.astype(cache["v"].dtype)], axis=1)
+        kernel = params["kernel"]
+        kernel = kernel.astype(wide(v, kernel))
+        length = v.shape[1]
+        out = jnp.zeros((), kernel.dtype)
+        for t in range(self.width):
+            out = out + for_heads(reach[:, t : t + length], inputs) * kernel[:, t]
+        # Those before the next token: padding, which stands last, is not among them.
+        count = tokens.new.stop - tokens.new.start
+        index = count[:, None] + jnp.arange(self.width - 1)
+        last = jnp.take_along_axis(reach, index[:, :, None, None], axis=1)
+        return in_place(out, tokens, inputs), {"v": last}
+
     def cost(self, shape: Shape) -> Cost:
-        """A multiply-add for each tap of each number; decoding keeps the tokens within reach."""
+        """A multiply-add for each tap of each number; decoding keeps the tokens in reach."""
         numbers = shape.batch * shape.length * shape.heads * shape.head_dim
-        kept = shape.batch * min(shape.length, self.width) * shape.heads * shape.head_dim
+        kept = shape.batch * (self.width - 1) * shape.kept_heads * shape.head_dim
         return Cost(
             flops=2 * self.width * numbers,
             parameters=shape.heads * self.width * shape.head_dim,

@@ -1,5 +1,6 @@
 """cosFormer: linear attention of ReLU features, re-weighted by a cosine of the distance."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,9 +8,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from dartformer.attention.base import (
+    Cache,
     Cost,
+    FieldTraits,
     Inputs,
     Params,
     Shape,
@@ -21,12 +25,13 @@ from dartformer.attention.base import (
     not_negative,
     zero_invalid,
 )
-from dartformer.kernels.linear_scan import linear_attention, ratio
+from dartformer.attention.decoding import KeepsState, positions, repeated, state_array
+from dartformer.kernels.linear_scan import Sums, linear_attention, linear_attention_from, ratio
 from dartformer.kernels.softmax import dense_allowed, wide
 
 
 @dataclass(frozen=True, repr=False)
-class Cosformer(Spelled):
+class Cosformer(KeepsState, Spelled):
     """y_i = sum_j w_ij v_j / sum_j w_ij with w_ij = relu(q_i) . relu(k_j) cos(pi (i - j) / 2M).
 
     As cos(a - b) = cos a cos b + sin a sin b, this is linear attention of 2D features, none of them
@@ -49,15 +54,23 @@ class Cosformer(Spelled):
 
     horizon: int = 0
 
-    traits: ClassVar[Traits] = Traits(
-        summary="ReLU features, weighed by the cosine of the distance",
-        paper="Qin et al. 2022, arXiv:2202.08791",
-        causal=True,
-        dropout="values",
+    traits: ClassVar[FieldTraits] = FieldTraits(
+        Traits(
+            summary="ReLU features, weighed by the cosine of the distance",
+            paper="Qin et al. 2022, arXiv:2202.08791",
+            causal=True,
+            decodes=True,
+            dropout="values",
+        ),
+        lambda cosformer: cosformer.horizon_traits(),
     )
 
     def __post_init__(self) -> None:
         not_negative(self, horizon=self.horizon)
+
+    def horizon_traits(self) -> Traits:
+        """Without a horizon, weights depend on how many tokens follow: it cannot decode."""
+        return dataclasses.replace(type(self).traits, decodes=self.horizon > 0)
 
     def init(self, key: Array, shape: Shape) -> Params:
         """No parameters."""
@@ -75,19 +88,9 @@ class Cosformer(Spelled):
         """See `Attention`."""
         accept(self, inputs, causal=causal)
         angle = self.angles(inputs)
-
-        def phi(x: Array) -> Array:
-            """`[B, N, H, 2 D]`: relu(x) cos a and relu(x) sin a."""
-            x = jax.nn.relu(x.astype(wide(x)))
-            # Ptolemy: cos(a - b) = cos a cos b + sin a sin b, so that the weight of a distance
-            # becomes a product of features.
-            cosine = x * jnp.cos(angle).astype(x.dtype)
-            sine = x * jnp.sin(angle).astype(x.dtype)
-            return jnp.concatenate([cosine, sine], axis=-1)
-
         out = linear_attention(
-            phi(inputs.q),
-            phi(inputs.k),
+            _turned(inputs.q, angle),
+            _turned(inputs.k, angle),
             drop_values(inputs, train, key),
             causal=causal,
             valid=inputs.valid,
@@ -127,6 +130,28 @@ class Cosformer(Spelled):
         rows = ratio(products, products.sum(-1, keepdims=True))
         return rows * inputs.mask[:, None, :, None]
 
+    def init_cache(
+        self, shape: Shape, dtype: DTypeLike = jnp.float32, head_keys: Array | None = None
+    ) -> Cache:
+        """The sums over keys, `[B, H, 2 D, D]` and `[B, H, 2 D, 1]`."""
+        fits(self, shape.length, self.horizon)
+        state = state_array(shape, 2 * shape.head_dim, shape.head_dim, dtype)
+        return Sums(state, state[..., :1])._asdict()
+
+    def advance(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
+        """The output of tokens that follow, `[B, T, H, D]`, and the cache after them."""
+        inputs = repeated(inputs)
+        position = positions(inputs).astype(wide(inputs.q))
+        angle = (position / self.horizon * (math.pi / 2))[:, :, None, None]
+        out, sums = linear_attention_from(
+            Sums(**cache),
+            _turned(inputs.q, angle),
+            _turned(inputs.k, angle),
+            inputs.v,
+            valid=inputs.valid,
+        )
+        return out, sums._asdict()
+
     def cost(self, shape: Shape) -> Cost:
         """Two products with the 2D x D state, and 14 operations for each number of q, k and v."""
         numbers = shape.batch * shape.length * shape.heads * shape.head_dim
@@ -138,3 +163,13 @@ class Cosformer(Spelled):
             activation_bytes=(5 * numbers + state) * shape.wide_itemsize,
             state_bytes=state * shape.wide_itemsize,
         )
+
+
+def _turned(x: Array, angle: Array) -> Array:
+    """Features of x `[B, N, H, D]`: relu(x) cos a and relu(x) sin a, `[B, N, H, 2 D]`."""
+    x = jax.nn.relu(x.astype(wide(x)))
+    # Ptolemy: cos(a - b) = cos a cos b + sin a sin b, so that the weight of a distance becomes a
+    # product of features.
+    cosine = x * jnp.cos(angle).astype(x.dtype)
+    sine = x * jnp.sin(angle).astype(x.dtype)
+    return jnp.concatenate([cosine, sine], axis=-1)

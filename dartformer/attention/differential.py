@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from dartformer.attention.base import (
     Cost,
@@ -19,14 +20,16 @@ from dartformer.attention.base import (
     kv_cache_bytes,
     zero_invalid,
 )
+from dartformer.attention.decoding import KeepsKeys, Tokens
 from dartformer.errors import InputError
+from dartformer.kernels.cached import Held, grouped_scores, grouped_values, row_bias
 from dartformer.kernels.softmax import dense_allowed, dense_scores, drop, masked_softmax, wide
 
 NAMES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 
 
 @dataclass(frozen=True, repr=False)
-class Differential(Spelled):
+class Differential(KeepsKeys, Spelled):
     """Difference of softmaxes: y_i = sum_j (softmax_j(S1_ij) - l softmax_j(S2_ij)) v_j.
 
     S1_ij = q1_i . k1_j / s and S2_ij = q2_i . k2_j / s, where q1, q2 are the two halves of q, k1,
@@ -56,6 +59,7 @@ class Differential(Spelled):
         paper="Ye et al. 2024, arXiv:2410.05258",
         causal=True,
         growth=2.0,
+        decodes=True,
         positions=frozenset({"alibi"}),
         dropout="weights",
         head_dim_multiple=2,  # halves of queries and keys
@@ -86,16 +90,20 @@ class Differential(Spelled):
         k1, k2 = inputs.k[..., :half], inputs.k[..., half:]
         first = masked_softmax(dense_scores(q1, k1, inputs.slopes), allowed)
         second = masked_softmax(dense_scores(q2, k2, inputs.slopes), allowed)
+        return first - self._share(params, first.dtype) * second
+
+    def _share(self, params: Params, dtype: DTypeLike) -> Array:
+        """l of each head, `[H, 1, 1]`."""
         # l = exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init, equation 2.
         lambdas = []
         for name in NAMES:
-            lambdas.append(params[name].astype(wide(params[name], first)))
+            lambdas.append(params[name].astype(jnp.promote_types(params[name].dtype, dtype)))
         lambda_q1, lambda_k1, lambda_q2, lambda_k2 = lambdas
         plus = jnp.exp((lambda_q1 * lambda_k1).sum(-1))
         minus = jnp.exp((lambda_q2 * lambda_k2).sum(-1))
         # Not bound to [0, 1]: the paper learns it freely, from `lambda_init` on.
         share = plus - minus + self.lambda_init  # [H]
-        return first - share[:, None, None] * second
+        return share[:, None, None]
 
     def __call__(
         self,
@@ -119,6 +127,22 @@ class Differential(Spelled):
         Entries may be negative, and rows sum to 1 - l.
         """
         return self._weights(params, inputs, causal) * inputs.mask[:, None, :, None]
+
+    def read(self, params: Params, tokens: Tokens, sets: list[Held]) -> Array:
+        """The difference of the two over the cached keys, `[B, T, H, D]`."""
+        inputs = tokens.inputs
+        (held,) = sets  # all keys are kept, as one set
+        half = inputs.q.shape[-1] // 2
+        position = tokens.new.position[:, None, :, None]
+        distance = held.position[:, None, None] - position
+        rows = []
+        for part in (slice(None, half), slice(half, None)):
+            scores = grouped_scores(inputs.q[..., part], held.k[..., part], inputs.groups)
+            scores = row_bias(scores, inputs.slopes, distance)
+            rows.append(masked_softmax(scores, held.allowed))
+        first, second = rows
+        weights = first - self._share(params, first.dtype) * second
+        return grouped_values(weights, held.v, inputs.groups)
 
     def cost(self, shape: Shape) -> Cost:
         """Two products, two softmaxes, and three operations for their difference."""

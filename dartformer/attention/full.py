@@ -17,6 +17,7 @@ from dartformer.attention.base import (
     kv_cache_bytes,
     zero_invalid,
 )
+from dartformer.attention.decoding import KeepsKeys
 from dartformer.kernels.chunked import TILE
 from dartformer.kernels.flash import full_attention
 from dartformer.kernels.softmax import (
@@ -28,7 +29,7 @@ from dartformer.kernels.softmax import (
 
 
 @dataclass(frozen=True, repr=False)
-class Full(Spelled):
+class Full(KeepsKeys, Spelled):
     """The attention of the Transformer: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j.
 
     Paper: Vaswani et al. 2017, arXiv:1706.03762, equation 1.
@@ -44,6 +45,7 @@ class Full(Spelled):
         paper="Vaswani et al. 2017, arXiv:1706.03762",
         causal=True,
         growth=2.0,
+        decodes=True,
         positions=POSITIONS,
         dropout="weights",
     )

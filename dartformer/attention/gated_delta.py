@@ -6,8 +6,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from dartformer.attention.base import (
+    Cache,
     Cost,
     Inputs,
     Params,
@@ -18,8 +20,9 @@ from dartformer.attention.base import (
     drop_values,
     zero_invalid,
 )
+from dartformer.attention.decoding import KeepsState, repeated, state_array
 from dartformer.attention.ssd import step_start
-from dartformer.kernels.delta_scan import delta_scan, delta_scan_work
+from dartformer.kernels.delta_scan import delta_scan, delta_scan_from, delta_scan_work
 from dartformer.kernels.recurrence import recurrence_weights
 from dartformer.kernels.softmax import wide
 
@@ -31,7 +34,7 @@ def unit(x: Array) -> Array:
 
 
 @dataclass(frozen=True, repr=False)
-class GatedDelta(Spelled):
+class GatedDelta(KeepsState, Spelled):
     """Gated delta rule: S_i = a_i (I - b_i k_i k_i^T) S_{i-1} + b_i k_i v_i^T.
 
     The output is y_i = S_i^T q_i / sqrt(D), with |q| = |k| = 1. What the state holds at k_i is
@@ -58,6 +61,7 @@ class GatedDelta(Spelled):
         causal=True,
         reads=frozenset("qkvx"),
         positions=frozenset({"rotary"}),
+        decodes=True,
         dropout="values",
     )
 
@@ -106,6 +110,21 @@ class GatedDelta(Spelled):
         """The recurrence, one token at a time, of the unit vectors, `[B, H, N, N]`."""
         q, k, decay, beta = self._recurrence(params, inputs)
         return recurrence_weights(q, k, decay, beta=beta, causal=causal, valid=inputs.valid)
+
+    def init_cache(
+        self, shape: Shape, dtype: DTypeLike = jnp.float32, head_keys: Array | None = None
+    ) -> Cache:
+        """The state S, `[B, H, D, D]`."""
+        return {"state": state_array(shape, shape.head_dim, shape.head_dim, dtype)}
+
+    def advance(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
+        """The output of tokens that follow, `[B, T, H, D]`, and the cache after them."""
+        inputs = repeated(inputs)
+        q, k, decay, beta = self._recurrence(params, inputs)
+        out, state = delta_scan_from(
+            cache["state"], q, k, inputs.v, decay, beta, valid=inputs.valid
+        )
+        return out, {"state": state}
 
     def cost(self, shape: Shape) -> Cost:
         """The scan, the gates of each token, and the norms of q and k."""

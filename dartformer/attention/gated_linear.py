@@ -6,8 +6,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from dartformer.attention.base import (
+    Cache,
     Cost,
     Inputs,
     Params,
@@ -19,14 +21,15 @@ from dartformer.attention.base import (
     positive,
     zero_invalid,
 )
+from dartformer.attention.decoding import KeepsState, repeated, state_array
 from dartformer.errors import InputError
-from dartformer.kernels.gated_scan import gated_scan, gated_scan_work
+from dartformer.kernels.gated_scan import gated_scan, gated_scan_from, gated_scan_work
 from dartformer.kernels.recurrence import recurrence_weights
 from dartformer.kernels.softmax import wide
 
 
 @dataclass(frozen=True, repr=False)
-class GatedLinear(Spelled):
+class GatedLinear(KeepsState, Spelled):
     """Gated linear attention: S_i = diag(a_i) S_{i-1} + k_i v_i^T, y_i = S_i^T q_i / sqrt(D).
 
     The gates are a_i = sigmoid(W x_i)^(1/tau).
@@ -57,6 +60,7 @@ class GatedLinear(Spelled):
         paper="Yang et al. 2024, arXiv:2312.06635",
         causal=True,
         reads=frozenset("qkvx"),
+        decodes=True,
         dropout="values",
     )
 
@@ -110,6 +114,19 @@ class GatedLinear(Spelled):
         """The recurrence, one token at a time, of the unit vectors, `[B, H, N, N]`."""
         q, k, decay = self._recurrence(params, inputs)
         return recurrence_weights(q, k, decay, causal=causal, valid=inputs.valid)
+
+    def init_cache(
+        self, shape: Shape, dtype: DTypeLike = jnp.float32, head_keys: Array | None = None
+    ) -> Cache:
+        """The state S, `[B, H, D, D]`."""
+        return {"state": state_array(shape, shape.head_dim, shape.head_dim, dtype)}
+
+    def advance(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
+        """The output of tokens that follow, `[B, T, H, D]`, and the cache after them."""
+        inputs = repeated(inputs)
+        q, k, decay = self._recurrence(params, inputs)
+        out, state = gated_scan_from(cache["state"], q, k, inputs.v, decay, valid=inputs.valid)
+        return out, {"state": state}
 
     def cost(self, shape: Shape) -> Cost:
         """The scan, and the gate of each token."""

@@ -5,9 +5,11 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from dartformer.attention.base import (
     POSITIONS,
+    Cache,
     Cost,
     Inputs,
     Params,
@@ -18,11 +20,12 @@ from dartformer.attention.base import (
     drop_values,
     zero_invalid,
 )
+from dartformer.attention.decoding import KeepsState, for_heads
 from dartformer.kernels.softmax import wide
 
 
 @dataclass(frozen=True, repr=False)
-class Identity(Spelled):
+class Identity(KeepsState, Spelled):
     """No mixing of tokens: y_i = v_i.
 
     Paper: none; a baseline. It lets a search find that a head needs no attention.
@@ -38,6 +41,7 @@ class Identity(Spelled):
         paper="none",
         causal=True,
         reads=frozenset("v"),
+        decodes=True,
         positions=POSITIONS,
         dropout="values",
     )
@@ -64,6 +68,16 @@ class Identity(Spelled):
         batch, length, heads, _ = inputs.v.shape
         rows = jnp.eye(length, dtype=wide(inputs.v)) * inputs.mask[:, None, :, None]
         return jnp.broadcast_to(rows, (batch, heads, length, length))
+
+    def init_cache(
+        self, shape: Shape, dtype: DTypeLike = jnp.float32, head_keys: Array | None = None
+    ) -> Cache:
+        """Nothing is kept."""
+        return {}
+
+    def advance(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
+        """The output of tokens that follow, `[B, T, H, D]`, and the cache after them."""
+        return for_heads(inputs.v, inputs), cache
 
     def cost(self, shape: Shape) -> Cost:
         """No arithmetic; the output is written once."""

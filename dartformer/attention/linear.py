@@ -6,8 +6,10 @@ from typing import ClassVar, Literal, get_args
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from dartformer.attention.base import (
+    Cache,
     Cost,
     Inputs,
     Params,
@@ -18,9 +20,21 @@ from dartformer.attention.base import (
     drop_values,
     zero_invalid,
 )
+from dartformer.attention.decoding import KeepsState, repeated, state_array
 from dartformer.errors import unknown
-from dartformer.kernels.linear_scan import linear_attention, linear_weights
-from dartformer.kernels.log_linear import log_linear_attention, log_linear_weights
+from dartformer.kernels.linear_scan import (
+    Sums,
+    linear_attention,
+    linear_attention_from,
+    linear_weights,
+)
+from dartformer.kernels.log_linear import (
+    LogSums,
+    log_linear_attention,
+    log_linear_attention_from,
+    log_linear_weights,
+    no_sums,
+)
 from dartformer.kernels.softmax import dense_allowed, wide
 
 Feature = Literal["elu", "relu", "exp", "softmax"]
@@ -38,7 +52,7 @@ def elu_feature(x: Array) -> Array:
 
 
 @dataclass(frozen=True, repr=False)
-class Linear(Spelled):
+class Linear(KeepsState, Spelled):
     """Kernel attention: y_i = phi(q_i)^T sum_j phi(k_j) v_j^T / phi(q_i)^T sum_j phi(k_j).
 
     Paper: Katharopoulos et al. 2020, arXiv:2006.16236, equations 5 and 7 (bidirectional), 9 to 12
@@ -64,6 +78,7 @@ class Linear(Spelled):
         summary="positive features in place of the softmax, linear in length",
         paper="Katharopoulos et al. 2020, arXiv:2006.16236",
         causal=True,
+        decodes=True,
         dropout="values",
     )
 
@@ -124,11 +139,37 @@ class Linear(Spelled):
             rows = linear_weights(phi_q, phi_k, allowed)
         return rows * inputs.mask[:, None, :, None]
 
+    def init_cache(
+        self, shape: Shape, dtype: DTypeLike = jnp.float32, head_keys: Array | None = None
+    ) -> Cache:
+        """The sums over keys, `[B, H, D, D]` and `[B, H, D, 1]`.
+
+        For "exp" and "softmax" also the largest logarithms, `[B, H, D, 1]`.
+        """
+        state = state_array(shape, shape.head_dim, shape.head_dim, dtype)
+        if self.exponential:
+            return no_sums(state)._asdict()
+        return Sums(state, state[..., :1])._asdict()
+
+    def advance(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
+        """The output of tokens that follow, `[B, T, H, D]`, and the cache after them."""
+        inputs = repeated(inputs)
+        k = self.phi(inputs.k)
+        if self.exponential:
+            out, log_sums = log_linear_attention_from(
+                LogSums(**cache), inputs.q, k, inputs.v, valid=inputs.valid
+            )
+            return out, log_sums._asdict()
+        q = self.phi(inputs.q)
+        out, sums = linear_attention_from(Sums(**cache), q, k, inputs.v, valid=inputs.valid)
+        return out, sums._asdict()
+
     def cost(self, shape: Shape) -> Cost:
         """Two products with the D x D state, and 16 operations for each number of q, k and v."""
         numbers = shape.batch * shape.length * shape.heads * shape.head_dim
-        # sum phi(k) v^T and sum phi(k), which decoding keeps.
-        state = shape.batch * shape.heads * shape.head_dim * (shape.head_dim + 1)
+        # sum phi(k) v^T and sum phi(k), which decoding keeps, and for logarithms the largest.
+        columns = shape.head_dim + 1 + self.exponential
+        state = shape.batch * shape.heads * shape.head_dim * columns
         return Cost(
             flops=numbers * (4 * shape.head_dim + 16),
             parameters=0,

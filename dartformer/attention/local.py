@@ -19,12 +19,14 @@ from dartformer.attention.base import (
     not_negative,
     zero_invalid,
 )
+from dartformer.attention.decoding import KeepsKeys
 from dartformer.kernels.block_sparse import band_attention, band_layout
+from dartformer.kernels.cached import Layout, Recent
 from dartformer.kernels.softmax import dense_weights
 
 
 @dataclass(frozen=True, repr=False)
-class Local(Spelled):
+class Local(KeepsKeys, Spelled):
     """Sliding window: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over |i - j| <= window.
 
     Paper: Parmar et al. 2018 (Image Transformer), arXiv:1802.05751, section 3; the sliding form as
@@ -46,6 +48,7 @@ class Local(Spelled):
         summary="softmax over a sliding window",
         paper="Parmar et al. 2018, arXiv:1802.05751",
         causal=True,
+        decodes=True,
         positions=POSITIONS,
         dropout="weights",
     )
@@ -89,6 +92,14 @@ class Local(Spelled):
             inputs.q, inputs.k, pattern, causal=causal, valid=inputs.valid, slopes=inputs.slopes
         )
 
+    def kept(self) -> Layout:
+        """The window, with the token itself."""
+        return Recent(last=self.window + 1)
+
+    def sees(self, inputs: Inputs, query: Array, key: Array) -> Array:
+        """Keys of the window."""
+        return key >= query - self.window
+
     def cost(self, shape: Shape) -> Cost:
         """As full attention, for the tiles that are computed.
 
@@ -98,12 +109,11 @@ class Local(Spelled):
         scores = shape.batch * shape.heads * tiles * block * span
         # Keys and values of each tile with its neighbours.
         copies = shape.batch * shape.heads * tiles * span * shape.head_dim
-        kept = min(shape.length, self.window + 1)  # a causal window, with the token itself
         return Cost(
             # Two products; scale, mask, maximum, shift, exp and sum.
             flops=scores * (4 * shape.head_dim + 6),
             parameters=0,
             # Scores and their exponentials.
             activation_bytes=2 * scores * shape.wide_itemsize + 2 * copies * shape.itemsize,
-            state_bytes=kv_cache_bytes(shape, kept),
+            state_bytes=kv_cache_bytes(shape, self.kept().slots(shape.length)),
         )

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from dartformer.attention.base import (
     POSITIONS,
+    Cache,
     Cost,
     Inputs,
     Params,
@@ -17,16 +19,26 @@ from dartformer.attention.base import (
     Spelled,
     Traits,
     accept,
+    kv_cache_bytes,
     layer_input,
     positive,
     zero_invalid,
 )
+from dartformer.attention.decoding import (
+    EVERYTHING,
+    KeepsKeys,
+    Tokens,
+    accept_cache,
+    in_order,
+    in_place,
+)
 from dartformer.kernels.block_sparse import band_attention, band_scores
-from dartformer.kernels.softmax import dense_weights, distance_bias, drop, exponentials
+from dartformer.kernels.cached import Held, Layout, Recent, cached_attention, visible, write
+from dartformer.kernels.softmax import dense_weights, distance_bias, drop, exponentials, wide
 
 
 @dataclass(frozen=True, repr=False)
-class Longformer(Spelled):
+class Longformer(KeepsKeys, Spelled):
     """Window and global tokens: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j.
 
     That is over |i - j| <= w or j < g, for i >= g. For the g global tokens, i < g:
@@ -62,6 +74,7 @@ class Longformer(Spelled):
         causal=True,
         reads=frozenset("qkvx"),
         matrix=False,
+        decodes=True,
         positions=POSITIONS,
         dropout="weights",
     )
@@ -174,6 +187,61 @@ class Longformer(Spelled):
         v = jnp.einsum("bne,hed->bnhd", x, params["W_v"])
         return q, k, v
 
+    def kept(self) -> Layout:
+        """The global tokens for good, and the window with the token itself."""
+        return Recent(self.globals, self.window + 1)
+
+    def sees(self, inputs: Inputs, query: Array, key: Array) -> Array:
+        """Global tokens, and keys of the window."""
+        return (key >= query - self.window) | (key < self.globals)
+
+    def init_cache(
+        self, shape: Shape, dtype: DTypeLike = jnp.float32, head_keys: Array | None = None
+    ) -> Cache:
+        """Keys and values, and the layer's input at the global tokens, `[B, 1, g, E]`."""
+        size = (shape.batch, 1, min(self.globals, shape.length), shape.model_dim)
+        return {**KeepsKeys.init_cache(self, shape, dtype), "x": jnp.zeros(size, dtype)}
+
+    def prefill(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
+        """See `Decoder`."""
+        out, after = super().prefill(params, inputs, cache)
+        return out, {**after, "x": self._first_inputs(in_order(inputs), cache)}
+
+    def step(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
+        """See `Decoder`."""
+        near, after = super().step(params, inputs, cache)
+        tokens = in_order(inputs)
+        x = self._first_inputs(tokens, cache)
+        is_global = tokens.new.position < self.globals  # [B, T]
+
+        def with_global_rows() -> Array:
+            rows = in_place(self._first_rows(params, tokens, x), tokens, inputs)
+            chosen = in_place(is_global[:, :, None, None], tokens, inputs)
+            return jnp.where(chosen != 0, rows, near)
+
+        # Behind the first tokens, which is nearly always, W_q, W_k and W_v are not read.
+        out = jax.lax.cond(is_global.any(), with_global_rows, lambda: near)
+        return out, {**after, "x": x}
+
+    def _first_inputs(self, tokens: Tokens, cache: Cache) -> Array:
+        """The layer's input at the global tokens so far, `[B, 1, g, E]`."""
+        x = layer_input(self, tokens.inputs)
+        width = x.shape[-1]
+        expected = (x.shape[0], 1, -1, width)
+        accept_cache(self, {"x": cache.get("x")}, {"x": expected})
+        return write(cache["x"], x[:, :, None], tokens.new, EVERYTHING)
+
+    def _first_rows(self, params: Params, tokens: Tokens, x: Array) -> Array:
+        """What the new tokens read as global ones, `[B, T, H, D]`, from `x` `[B, 1, g, E]`."""
+        first = x[:, 0].astype(wide(x))
+        inputs, new = tokens.inputs, tokens.new
+        q = jnp.einsum("bne,hed->bnhd", layer_input(self, inputs), params["W_q"])
+        k = jnp.einsum("bne,hed->bhnd", first, params["W_k"])
+        v = jnp.einsum("bne,hed->bhnd", first, params["W_v"])
+        position = EVERYTHING.held(new.stop, x.shape[2])
+        held = Held(k, v, position, visible(new, position, position >= 0))
+        return cached_attention(q, [held], new, slopes=inputs.slopes)
+
     def cost(self, shape: Shape) -> Cost:
         """As full attention, for the computed scores, and four products for the global tokens."""
         first = min(self.globals, shape.length)
@@ -182,12 +250,13 @@ class Longformer(Spelled):
         # Projections of the global queries and outputs, then two products of g x N x E.
         rows = first * (6 * projection + shape.length * (4 * shape.model_dim + 6))
         heads = shape.batch * shape.heads
-        kept = min(shape.length, self.window + 1 + self.globals)
+        # Of the global tokens decoding keeps the layer's input too.
+        inputs = shape.batch * first * shape.model_dim * shape.itemsize
         return Cost(
             flops=heads * (scores * (4 * shape.head_dim + 6) + rows),
             parameters=3 * shape.heads * projection,
             activation_bytes=2 * heads * (scores + first * shape.length) * shape.wide_itemsize,
-            state_bytes=2 * shape.batch * kept * shape.heads * shape.head_dim * shape.itemsize,
+            state_bytes=kv_cache_bytes(shape, self.kept().slots(shape.length)) + inputs,
         )
 
 

@@ -7,17 +7,22 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from dartformer.attention.base import (
     Attention,
+    Cache,
     Cost,
+    Decoder,
     FieldTraits,
     Inputs,
     Params,
     Shape,
     Spelled,
     Traits,
+    require_decoding,
 )
 from dartformer.attention.full import Full
 from dartformer.attention.linear import Linear
@@ -45,12 +50,20 @@ def _joined(first: Traits, second: Traits) -> Traits:
         positions=positions,
         dropout=dropout,
         head_dim_multiple=math.lcm(first.head_dim_multiple, second.head_dim_multiple),
+        decodes=first.decodes and second.decodes,
     )
 
 
 def _takes_rotary(traits: Traits) -> bool:
     # An attention that reads neither q nor k takes rotary positions as they are.
     return "rotary" in traits.positions or not traits.reads & {"q", "k"}
+
+
+def _decoder(member: Attention) -> Decoder:
+    """The member; raises `InputError` if it cannot be run token by token."""
+    require_decoding([member])
+    assert isinstance(member, Decoder)
+    return member
 
 
 def _is_single(member: object) -> bool:
@@ -88,6 +101,7 @@ class Parallel(Spelled):
             summary="several attentions side by side, weighted",
             paper="Liu et al. 2019, arXiv:1806.09055",
             causal=True,
+            decodes=True,
         ),
         lambda parallel: parallel.joint_traits(),
     )
@@ -175,6 +189,38 @@ class Parallel(Spelled):
                 return None
             total = total + share * rows
         return total
+
+    def init_cache(
+        self, shape: Shape, dtype: DTypeLike = jnp.float32, head_keys: Array | None = None
+    ) -> Cache:
+        """The caches of the members, under their numbers."""
+        caches = {}
+        for m, member in enumerate(self.members):
+            caches[str(m)] = _decoder(member).init_cache(shape, dtype, head_keys)
+        return caches
+
+    def prefill(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
+        """See `Decoder`."""
+        return self._continued(params, inputs, cache, "prefill")
+
+    def step(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
+        """See `Decoder`."""
+        return self._continued(params, inputs, cache, "step")
+
+    def _continued(
+        self, params: Params, inputs: Inputs, cache: Cache, method: str
+    ) -> tuple[Array, Cache]:
+        """The members' outputs, added with their shares, and their caches."""
+        total: Any = 0
+        caches = {}
+        for m, (member, share) in enumerate(self.weighted):
+            name = str(m)
+            if name not in cache:
+                raise InputError(f"{self!r}: the cache has nothing for member {name}.")
+            proceed = getattr(_decoder(member), method)
+            y, caches[name] = proceed(params.get(name, {}), inputs, cache[name])
+            total = total + share * y.astype(wide(y))
+        return total.astype(inputs.v.dtype), caches
 
     def cost(self, shape: Shape) -> Cost:
         """The sum over the members."""

@@ -6,8 +6,10 @@ from typing import ClassVar, Literal, get_args
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from dartformer.attention.base import (
+    Cache,
     Cost,
     Inputs,
     Params,
@@ -20,9 +22,21 @@ from dartformer.attention.base import (
     positive,
     zero_invalid,
 )
+from dartformer.attention.decoding import KeepsState, repeated, state_array
 from dartformer.errors import InputError, unknown
-from dartformer.kernels.linear_scan import linear_attention, linear_weights
-from dartformer.kernels.log_linear import log_linear_attention, log_linear_weights
+from dartformer.kernels.linear_scan import (
+    Sums,
+    linear_attention,
+    linear_attention_from,
+    linear_weights,
+)
+from dartformer.kernels.log_linear import (
+    LogSums,
+    log_linear_attention,
+    log_linear_attention_from,
+    log_linear_weights,
+    no_sums,
+)
 from dartformer.kernels.softmax import dense_allowed, wide
 
 Kernel = Literal["softmax", "relu"]
@@ -32,7 +46,7 @@ RELU_FLOOR = 1e-3
 
 
 @dataclass(frozen=True, repr=False)
-class Performer(Spelled):
+class Performer(KeepsState, Spelled):
     """FAVOR+: y_i = phi(q_i)^T sum_j phi(k_j) v_j^T / phi(q_i)^T sum_j phi(k_j).
 
     phi(x) = exp(W x' - |x'|^2 / 2) with x' = x / D^(1/4), and the rows of W `[features, D]` are
@@ -72,6 +86,7 @@ class Performer(Spelled):
         paper="Choromanski et al. 2021, arXiv:2009.14794",
         causal=True,
         stochastic=True,
+        decodes=True,
         dropout="values",
     )
 
@@ -133,8 +148,12 @@ class Performer(Spelled):
 
     def phi(self, inputs: Inputs, keys: Array) -> tuple[Array, Array]:
         """Features of q and k, `[B, N, H, features]`; of "softmax" their logarithms."""
+        dtype = wide(inputs.q, inputs.k)
+        return self._features(inputs, projections(keys, self.features, inputs.q.shape[-1], dtype))
+
+    def _features(self, inputs: Inputs, w: Array) -> tuple[Array, Array]:
+        """`phi` for W `[H, features, D]`."""
         width = inputs.q.shape[-1]
-        w = projections(keys, self.features, width, wide(inputs.q, inputs.k))
         # Half of the scale 1 / sqrt(D) each: phi(q) . phi(k) estimates exp(q . k / sqrt(D)).
         q = inputs.q.astype(w.dtype) * width**-0.25
         k = inputs.k.astype(w.dtype) * width**-0.25
@@ -158,19 +177,53 @@ class Performer(Spelled):
             rows = linear_weights(phi_q, phi_k, allowed)
         return rows * inputs.mask[:, None, :, None]
 
+    def init_cache(
+        self, shape: Shape, dtype: DTypeLike = jnp.float32, head_keys: Array | None = None
+    ) -> Cache:
+        """The sums of `linear` over the features, and W `[H, features, D]`, drawn once.
+
+        Raises:
+          InputError: `head_keys` is None.
+        """
+        if head_keys is None:
+            raise InputError(f"{self!r} is random: init_cache needs head_keys, got None.")
+        state = state_array(shape, self.features, shape.head_dim, dtype)
+        w = projections(head_keys, self.features, shape.head_dim, state.dtype)
+        if self.kernel == "softmax":
+            return {**no_sums(state)._asdict(), "W": w}
+        return {**Sums(state, state[..., :1])._asdict(), "W": w}
+
+    def advance(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
+        """The output of tokens that follow, `[B, T, H, D]`, and the cache after them."""
+        inputs = repeated(inputs)
+        w = cache["W"]
+        kept = {name: array for name, array in cache.items() if name != "W"}
+        phi_q, phi_k = self._features(inputs, w)
+        if self.kernel == "softmax":
+            out, log_sums = log_linear_attention_from(
+                LogSums(**kept), phi_q, phi_k, inputs.v, valid=inputs.valid
+            )
+            return out, {**log_sums._asdict(), "W": w}
+        out, sums = linear_attention_from(Sums(**kept), phi_q, phi_k, inputs.v, valid=inputs.valid)
+        return out, {**sums._asdict(), "W": w}
+
     def cost(self, shape: Shape) -> Cost:
         """Two products with W, two with the m x D state, 10 for each feature, and drawing W."""
         tokens = shape.batch * shape.length * shape.heads
         numbers = tokens * self.features
-        # sum phi(k) v^T and sum phi(k), which decoding keeps.
-        state = shape.batch * shape.heads * self.features * (shape.head_dim + 1)
+        # sum phi(k) v^T and sum phi(k), which decoding keeps; for logarithms the largest; and W.
+        rows = shape.heads * self.features
+        state = shape.batch * rows * (shape.head_dim + 1)
+        kept = state + rows * shape.head_dim
+        if self.kernel == "softmax":
+            kept += shape.batch * rows
         squares = -(-self.features // shape.head_dim)
         drawn = shape.heads * squares * shape.head_dim**2
         return Cost(
             flops=numbers * (8 * shape.head_dim + 10) + tokens * 6 * shape.head_dim + drawn * 144,
             parameters=0,
             activation_bytes=(2 * numbers + state) * shape.wide_itemsize,
-            state_bytes=state * shape.wide_itemsize,
+            state_bytes=kept * shape.wide_itemsize,
         )
 
 

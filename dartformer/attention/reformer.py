@@ -6,8 +6,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from dartformer.attention.base import (
+    Cache,
     Cost,
     Inputs,
     Params,
@@ -16,12 +18,24 @@ from dartformer.attention.base import (
     Traits,
     accept,
     head_keys,
+    kv_cache_bytes,
     positive,
     zero_invalid,
 )
+from dartformer.attention.decoding import (
+    EVERYTHING,
+    Tokens,
+    accept_cache,
+    accept_prefill,
+    accept_room,
+    in_order,
+    in_place,
+    repeated,
+)
 from dartformer.errors import InputError
+from dartformer.kernels.cached import grouped_scores, grouped_values, row_bias, write
 from dartformer.kernels.hashed import hashed_attention, shared_attention, unit
-from dartformer.kernels.softmax import distance_bias, wide
+from dartformer.kernels.softmax import FLOOR, MASKED, distance_bias, wide
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,6 +78,7 @@ class Reformer(Spelled):
         reads=frozenset("qv"),
         stochastic=True,
         positions=frozenset({"alibi"}),
+        decodes=True,
         dropout="weights",
     )
 
@@ -188,6 +203,73 @@ class Reformer(Spelled):
                 in_reach = in_reach | few[:, None, None, None, None]
         return (in_reach & same).sum(2)
 
+    def init_cache(
+        self, shape: Shape, dtype: DTypeLike = jnp.float32, head_keys: Array | None = None
+    ) -> Cache:
+        """Queries, which serve as keys, `[B, H, N, D]`, values, and buckets `[B, H, N, hashes]`."""
+        rows = (shape.batch, shape.heads, shape.length)
+        values = (shape.batch, shape.kept_heads, shape.length, shape.head_dim)
+        return {
+            "q": jnp.zeros((*rows, shape.head_dim), dtype),
+            "v": jnp.zeros(values, dtype),
+            "bucket": jnp.zeros((*rows, self.hashes), jnp.int32),
+        }
+
+    def prefill(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
+        """See `Decoder`."""
+        accept_prefill(self, inputs)
+        tokens = in_order(inputs)
+        out = self(params, repeated(tokens.inputs), causal=True)
+        return in_place(out, tokens, inputs), self._continued(tokens, cache)
+
+    def step(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
+        """See `Decoder`."""
+        accept(self, inputs, causal=True)
+        tokens = in_order(inputs)
+        cache = self._continued(tokens, cache)
+        q, new = tokens.inputs.q, tokens.new
+        position = EVERYTHING.held(new.stop, cache["q"].shape[2])[:, None, None]  # [B, 1, 1, S]
+        query = new.position[:, None, :, None]
+        times = self._rounds(tokens, cache, (position >= 0) & (position < query))
+        keys = unit(cache["q"].astype(wide(q)))
+        scores = row_bias(grouped_scores(q, keys, ()), inputs.slopes, position - query)
+        scores = jnp.where(times > 0, scores, MASKED)
+        top = jnp.maximum(scores.max(-1, keepdims=True), FLOOR)
+        rows = times * jnp.exp(scores - top)
+        total = rows.sum(-1, keepdims=True)  # [B, H, T, 1]
+        mean = grouped_values(rows / jnp.where(total == 0, 1, total), cache["v"], inputs.groups)
+        # A token that shares no bucket with an earlier one sees itself.
+        alone = repeated(tokens.inputs).v.astype(mean.dtype)
+        out = jnp.where(total.swapaxes(1, 2) == 0, alone, mean)
+        return in_place(out, tokens, inputs), cache
+
+    def _continued(self, tokens: Tokens, cache: Cache) -> Cache:
+        """The cache with the new tokens."""
+        q, v = tokens.inputs.q, tokens.inputs.v
+        batch, _, heads, width = q.shape
+        expected = {
+            "q": (batch, heads, -1, width),
+            "v": (batch, v.shape[2], -1, width),
+            "bucket": (batch, heads, -1, self.hashes),
+        }
+        accept_cache(self, cache, expected)
+        accept_room(self, tokens.inputs, cache["q"].shape[2])
+        bucket, _ = self.hashed(tokens.inputs, causal=True)  # [B, H, hashes, T]
+        arrays = {"q": q, "v": v, "bucket": bucket.transpose(0, 3, 1, 2)}
+        written = {}
+        for name, x in arrays.items():
+            written[name] = write(cache[name], x, tokens.new, EVERYTHING)
+        return written
+
+    def _rounds(self, tokens: Tokens, cache: Cache, earlier: Array) -> Array:
+        """In how many rounds each new token sees each cached one, `[B, H, T, S]`."""
+        bucket, _ = self.hashed(tokens.inputs, causal=True)
+        queries = bucket.transpose(0, 1, 3, 2)[:, :, :, None]  # [B, H, T, 1, hashes]
+        same = (cache["bucket"][:, :, None] == queries) & earlier[..., None]
+        # Counted from the newest: the last `chunk` of a bucket are in reach.
+        back = jax.lax.cumsum(same.astype(jnp.int32), axis=3, reverse=True)
+        return (same & (back <= self.chunk)).sum(-1)
+
     def cost(self, shape: Shape) -> Cost:
         """The hash, and two chunks of keys for each query in each round; all tokens if few."""
         heads, width = shape.batch * shape.heads, shape.head_dim
@@ -202,7 +284,9 @@ class Reformer(Spelled):
             flops=heads * (scores * (4 * width + 6) + hashing),
             parameters=0,
             activation_bytes=heads * numbers * shape.wide_itemsize,
-            state_bytes=2 * shape.batch * shape.length * shape.heads * width * shape.itemsize,
+            # Queries of each head, values as others keep them, and a bucket for each round.
+            state_bytes=heads * shape.length * (width * shape.itemsize + 4 * self.hashes)
+            + kv_cache_bytes(shape, shape.length) // 2,
         )
 
 

@@ -6,8 +6,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from dartformer.attention.base import (
+    Cache,
     Cost,
     Inputs,
     Params,
@@ -18,13 +20,14 @@ from dartformer.attention.base import (
     drop_values,
     zero_invalid,
 )
-from dartformer.kernels.decay_scan import decay_scan, decay_scan_work
+from dartformer.attention.decoding import KeepsState, repeated, state_array
+from dartformer.kernels.decay_scan import decay_scan, decay_scan_from, decay_scan_work
 from dartformer.kernels.recurrence import recurrence_weights
 from dartformer.kernels.softmax import wide
 
 
 @dataclass(frozen=True, repr=False)
-class Retention(Spelled):
+class Retention(KeepsState, Spelled):
     """Retention: y_i = sum_{j<=i} gamma^(i - j) (q_i . k_j / sqrt(D)) v_j.
 
     Computed by the recurrence S_i = gamma S_{i-1} + k_i v_i^T.
@@ -48,6 +51,7 @@ class Retention(Spelled):
         paper="Sun et al. 2023, arXiv:2307.08621",
         causal=True,
         positions=frozenset({"rotary"}),
+        decodes=True,
         dropout="values",
     )
 
@@ -85,6 +89,19 @@ class Retention(Spelled):
         """The recurrence, one token at a time, of the unit vectors, `[B, H, N, N]`."""
         q, k, decay = self._recurrence(params, inputs)
         return recurrence_weights(q, k, decay, causal=causal, valid=inputs.valid)
+
+    def init_cache(
+        self, shape: Shape, dtype: DTypeLike = jnp.float32, head_keys: Array | None = None
+    ) -> Cache:
+        """The state S, `[B, H, D, D]`."""
+        return {"state": state_array(shape, shape.head_dim, shape.head_dim, dtype)}
+
+    def advance(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
+        """The output of tokens that follow, `[B, T, H, D]`, and the cache after them."""
+        inputs = repeated(inputs)
+        q, k, decay = self._recurrence(params, inputs)
+        out, state = decay_scan_from(cache["state"], q, k, inputs.v, decay, valid=inputs.valid)
+        return out, {"state": state}
 
     def cost(self, shape: Shape) -> Cost:
         """The scan, and the scale of q."""

@@ -19,12 +19,14 @@ from dartformer.attention.base import (
     positive,
     zero_invalid,
 )
+from dartformer.attention.decoding import KeepsKeys
 from dartformer.kernels.block_sparse import band_attention, band_scores
+from dartformer.kernels.cached import Layout, Recent
 from dartformer.kernels.softmax import dense_weights
 
 
 @dataclass(frozen=True, repr=False)
-class Sink(Spelled):
+class Sink(KeepsKeys, Spelled):
     """Window and sinks: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j.
 
     That is over |i - j| <= window or j < sinks.
@@ -53,6 +55,7 @@ class Sink(Spelled):
         summary="softmax over a sliding window and the first tokens",
         paper="Xiao et al. 2024, arXiv:2309.17453",
         causal=True,
+        decodes=True,
         positions=POSITIONS,
         dropout="weights",
     )
@@ -97,15 +100,22 @@ class Sink(Spelled):
             inputs.q, inputs.k, pattern, causal=causal, valid=inputs.valid, slopes=inputs.slopes
         )
 
+    def kept(self) -> Layout:
+        """The sinks for good, and the window with the token itself."""
+        return Recent(self.sinks, self.window + 1)
+
+    def sees(self, inputs: Inputs, query: Array, key: Array) -> Array:
+        """Sinks, and keys of the window."""
+        return (key >= query - self.window) | (key < self.sinks)
+
     def cost(self, shape: Shape) -> Cost:
         """As full attention, for the tiles and sinks that are computed."""
         scores = shape.batch * shape.heads * band_scores(shape.length, self.window, self.sinks)
-        kept = min(shape.length, self.window + 1 + self.sinks)  # sinks stay for good
         return Cost(
             # Two products; scale, mask, maximum, shift, exp and sum.
             flops=scores * (4 * shape.head_dim + 6),
             parameters=0,
             # Scores and their exponentials.
             activation_bytes=2 * scores * shape.wide_itemsize,
-            state_bytes=kv_cache_bytes(shape, kept),
+            state_bytes=kv_cache_bytes(shape, self.kept().slots(shape.length)),
         )

@@ -19,13 +19,15 @@ from dartformer.attention.base import (
     positive,
     zero_invalid,
 )
+from dartformer.attention.decoding import EVERYTHING, KeepsKeys
 from dartformer.errors import InputError
+from dartformer.kernels.cached import Layout, Summaries
 from dartformer.kernels.factorized import fixed_attention, strided_attention
 from dartformer.kernels.softmax import dense_weights
 
 
 @dataclass(frozen=True, repr=False)
-class Sparse(Spelled):
+class Sparse(KeepsKeys, Spelled):
     """Factorised attention: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j, j in A1_i or A2_i.
 
     Both sets come under one softmax.
@@ -59,6 +61,7 @@ class Sparse(Spelled):
         paper="Child et al. 2019, arXiv:1904.10509",
         causal=True,
         growth=2.0,
+        decodes=True,
         positions=POSITIONS,
         dropout="weights",
     )
@@ -145,6 +148,19 @@ class Sparse(Spelled):
             inputs.q, inputs.k, pattern, causal=causal, valid=inputs.valid, slopes=inputs.slopes
         )
 
+    def kept(self) -> Layout:
+        """The block and all summaries; in "strided" all may be seen again."""
+        if self.pattern == "strided":
+            return EVERYTHING
+        return Summaries(self.stride, self.columns)
+
+    def sees(self, inputs: Inputs, query: Array, key: Array) -> Array:
+        """Keys of either set."""
+        stride = self.stride
+        if self.pattern == "strided":
+            return (query - key <= stride) | ((query - key) % stride == 0)
+        return (query // stride == key // stride) | (key % stride >= stride - self.columns)
+
     def cost(self, shape: Shape) -> Cost:
         """As full attention, for the tiles and columns that are computed."""
         size = min(self.stride, shape.length)
@@ -162,12 +178,5 @@ class Sparse(Spelled):
             parameters=0,
             # Scores and their exponentials.
             activation_bytes=2 * scores * shape.wide_itemsize,
-            state_bytes=kv_cache_bytes(shape, self._kept(shape.length)),
+            state_bytes=kv_cache_bytes(shape, self.kept().slots(shape.length)),
         )
-
-    def _kept(self, length: int) -> int:
-        """Tokens that decoding keeps: in "strided" all may be seen again."""
-        if self.pattern == "strided":
-            return length
-        summaries = length // self.stride * self.columns
-        return min(length, self.stride + summaries)

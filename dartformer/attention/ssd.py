@@ -6,8 +6,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from dartformer.attention.base import (
+    Cache,
     Cost,
     Inputs,
     Params,
@@ -18,7 +20,8 @@ from dartformer.attention.base import (
     drop_values,
     zero_invalid,
 )
-from dartformer.kernels.decay_scan import decay_scan, decay_scan_work
+from dartformer.attention.decoding import KeepsState, repeated, state_array
+from dartformer.kernels.decay_scan import decay_scan, decay_scan_from, decay_scan_work
 from dartformer.kernels.recurrence import recurrence_weights
 from dartformer.kernels.softmax import wide
 
@@ -30,7 +33,7 @@ def step_start(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 @dataclass(frozen=True, repr=False)
-class Ssd(Spelled):
+class Ssd(KeepsState, Spelled):
     """State space: S_i = exp(-A dt_i) S_{i-1} + dt_i k_i v_i^T, y_i = S_i^T q_i + D v_i.
 
     The steps are dt_i = softplus(w . x_i + b).
@@ -54,6 +57,7 @@ class Ssd(Spelled):
         causal=True,
         reads=frozenset("qkvx"),
         positions=frozenset({"rotary"}),
+        decodes=True,
         dropout="values",
     )
 
@@ -107,6 +111,21 @@ class Ssd(Spelled):
         eye = jnp.eye(inputs.q.shape[1], dtype=rows.dtype)
         skip = params["D"].astype(rows.dtype)[:, None, None] * eye
         return rows + skip * inputs.mask[:, None, :, None]
+
+    def init_cache(
+        self, shape: Shape, dtype: DTypeLike = jnp.float32, head_keys: Array | None = None
+    ) -> Cache:
+        """The state S, `[B, H, D, D]`."""
+        return {"state": state_array(shape, shape.head_dim, shape.head_dim, dtype)}
+
+    def advance(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
+        """The output of tokens that follow, `[B, T, H, D]`, and the cache after them."""
+        inputs = repeated(inputs)
+        q, k, decay = self._recurrence(params, inputs)
+        v = inputs.v.astype(decay.dtype)
+        out, state = decay_scan_from(cache["state"], q, k, v, decay, valid=inputs.valid)
+        skip = params["D"].astype(v.dtype)[:, None] * v
+        return out + skip, {"state": state}
 
     def cost(self, shape: Shape) -> Cost:
         """The scan, the step of each token, and the skip."""

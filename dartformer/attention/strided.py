@@ -19,11 +19,12 @@ from dartformer.attention.base import (
     positive,
     zero_invalid,
 )
+from dartformer.attention.decoding import KeepsKeys
 from dartformer.kernels.softmax import dense_weights, softmax_attention
 
 
 @dataclass(frozen=True, repr=False)
-class Strided(Spelled):
+class Strided(KeepsKeys, Spelled):
     """Columns: y_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over (i - j) mod stride = 0.
 
     Paper: Child et al. 2019 (Sparse Transformer), arXiv:1904.10509, section 4.2: the second head of
@@ -46,6 +47,7 @@ class Strided(Spelled):
         paper="Child et al. 2019, arXiv:1904.10509",
         causal=True,
         growth=2.0,
+        decodes=True,
         positions=POSITIONS,
         dropout="weights",
     )
@@ -92,6 +94,10 @@ class Strided(Spelled):
         return dense_weights(
             inputs.q, inputs.k, pattern, causal=causal, valid=inputs.valid, slopes=inputs.slopes
         )
+
+    def sees(self, inputs: Inputs, query: Array, key: Array) -> Array:
+        """Keys of the same column."""
+        return (query - key) % self.stride == 0
 
     def cost(self, shape: Shape) -> Cost:
         """As full attention on `stride` sequences of N / stride tokens."""

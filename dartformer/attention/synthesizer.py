@@ -7,9 +7,11 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from dartformer.attention.base import (
     POSITIONS,
+    Cache,
     Cost,
     FieldTraits,
     Inputs,
@@ -19,11 +21,23 @@ from dartformer.attention.base import (
     Traits,
     accept,
     fits,
+    kv_cache_bytes,
     layer_input,
     positive,
     zero_invalid,
 )
+from dartformer.attention.decoding import (
+    EVERYTHING,
+    Tokens,
+    accept_cache,
+    accept_prefill,
+    accept_room,
+    in_order,
+    in_place,
+    repeated,
+)
 from dartformer.errors import InputError
+from dartformer.kernels.cached import grouped_values, row_bias, visible, write
 from dartformer.kernels.softmax import (
     dense_allowed,
     distance_bias,
@@ -69,6 +83,7 @@ class Synthesizer(Spelled):
             reads=frozenset("vx"),
             fixed_length=True,
             growth=2.0,
+            decodes=True,
             positions=POSITIONS,
             dropout="weights",
         ),
@@ -175,6 +190,57 @@ class Synthesizer(Spelled):
         rows = masked_softmax(scores, allowed)
         return rows * inputs.mask[:, None, :, None]
 
+    def init_cache(
+        self, shape: Shape, dtype: DTypeLike = jnp.float32, head_keys: Array | None = None
+    ) -> Cache:
+        """Values alone, `[B, heads of them, N, D]`: no key is compared."""
+        size = (shape.batch, shape.kept_heads, shape.length, shape.head_dim)
+        return {"v": jnp.zeros(size, dtype)}
+
+    def prefill(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
+        """See `Decoder`."""
+        accept_prefill(self, inputs)
+        tokens = in_order(inputs)
+        out = self(params, repeated(tokens.inputs), causal=True)
+        return in_place(out, tokens, inputs), self._with_values(tokens, cache)
+
+    def step(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
+        """See `Decoder`."""
+        accept(self, inputs, causal=True)
+        tokens = in_order(inputs)
+        cache = self._with_values(tokens, cache)
+        new, v = tokens.new, cache["v"]
+        scores = self._rows(params, tokens, v.shape[2])
+        position = EVERYTHING.held(new.stop, v.shape[2])
+        distance = position[:, None, None] - new.position[:, None, :, None]
+        scores = row_bias(scores.astype(wide(scores)), inputs.slopes, distance)
+        rows = masked_softmax(scores, visible(new, position, position >= 0))
+        out = grouped_values(rows, v, inputs.groups)
+        return in_place(out, tokens, inputs), cache
+
+    def _with_values(self, tokens: Tokens, cache: Cache) -> Cache:
+        """The cached values with those of the new tokens."""
+        v = tokens.inputs.v
+        expected = (v.shape[0], v.shape[2], -1, v.shape[3])
+        accept_cache(self, cache, {"v": expected})
+        accept_room(self, tokens.inputs, cache["v"].shape[2])
+        return {"v": write(cache["v"], v, tokens.new, EVERYTHING)}
+
+    def _rows(self, params: Params, tokens: Tokens, keys: int) -> Array:
+        """The rows of S of the new tokens, `[B, H, T, keys]`."""
+        position = tokens.new.position
+        if self.mode == "dense":
+            fits(self, keys, params["W2"].shape[-1])
+            x = layer_input(self, tokens.inputs)
+            hidden = jax.nn.relu(jnp.einsum("bne,hem->bhnm", x, params["W1"]))
+            return jnp.einsum("bhnm,hmk->bhnk", hidden, params["W2"][..., :keys])
+        if self.mode == "random":
+            fits(self, keys, params["R"].shape[1])
+            return params["R"][:, position, :keys].swapaxes(0, 1)  # from [H, B, T, keys]
+        fits(self, keys, params["R1"].shape[1])
+        rows = params["R1"][:, position]  # [H, B, T, rank]
+        return jnp.einsum("hbnm,hkm->bhnk", rows, params["R2"][:, :keys])
+
     def cost(self, shape: Shape) -> Cost:
         """The scores, 5 operations for each in the softmax, and their product with v."""
         pairs = shape.heads * shape.length**2
@@ -194,5 +260,5 @@ class Synthesizer(Spelled):
             parameters=shape.heads * parameters,
             activation_bytes=(2 * shape.batch * pairs + hidden) * shape.wide_itemsize,
             # Values alone: no key is compared.
-            state_bytes=shape.batch * shape.length * shape.heads * shape.head_dim * shape.itemsize,
+            state_bytes=kv_cache_bytes(shape, shape.length) // 2,
         )

@@ -5,8 +5,10 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from dartformer.attention.base import (
+    Cache,
     Cost,
     Inputs,
     Params,
@@ -17,11 +19,12 @@ from dartformer.attention.base import (
     drop_values,
     zero_invalid,
 )
+from dartformer.attention.decoding import KeepsState, for_heads, positions
 from dartformer.kernels.softmax import wide
 
 
 @dataclass(frozen=True, repr=False)
-class Uniform(Spelled):
+class Uniform(KeepsState, Spelled):
     """Every token weighs the same: y_i = mean_j v_j; causal: the running mean over j <= i.
 
     Paper: none; a baseline. It is full attention with q = 0, and tells whether mixing tokens is
@@ -37,6 +40,7 @@ class Uniform(Spelled):
         paper="none",
         causal=True,
         reads=frozenset("v"),
+        decodes=True,
         dropout="values",
     )
 
@@ -81,11 +85,28 @@ class Uniform(Spelled):
         count = jnp.maximum(visible.sum(-1, keepdims=True), 1)
         return visible / count * inputs.mask[:, None, :, None]
 
+    def init_cache(
+        self, shape: Shape, dtype: DTypeLike = jnp.float32, head_keys: Array | None = None
+    ) -> Cache:
+        """The sum of the values, `[B, heads of them, D]`."""
+        dtype = wide(jnp.zeros((), dtype))
+        return {"total": jnp.zeros((shape.batch, shape.kept_heads, shape.head_dim), dtype)}
+
+    def advance(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
+        """The output of tokens that follow, `[B, T, H, D]`, and the cache after them."""
+        v = inputs.v.astype(cache["total"].dtype)
+        if inputs.valid is not None:
+            v = zero_invalid(v, inputs.valid)
+        totals = cache["total"][:, None] + jnp.cumsum(v, axis=1)  # [B, T, G, D]
+        count = (positions(inputs) + 1).astype(v.dtype)
+        mean = for_heads(totals / count[:, :, None, None], inputs)
+        return mean, {"total": totals[:, -1]}
+
     def cost(self, shape: Shape) -> Cost:
         """One addition for each number of v."""
         numbers = shape.batch * shape.length * shape.heads * shape.head_dim
-        # The sum of v and the number of tokens, which decoding keeps.
-        state = shape.batch * (shape.heads * shape.head_dim + 1)
+        # Decoding keeps the sum of v; the number of tokens is that of the row.
+        state = shape.batch * shape.kept_heads * shape.head_dim
         return Cost(
             flops=numbers,
             parameters=0,

@@ -30,11 +30,11 @@ TITLES = {
 """For each kind of row, the field of the config that takes its names."""
 
 LEGEND = (
-    "\nboth: works in both directions. time: growth with the length N. length: any, or fixed when "
-    "the layer is built. positions: supported besides learned and sinusoidal. dropout: what "
-    "attention dropout drops. MFLOP and MiB: operations and intermediate arrays of one forward "
-    f"pass at N={LISTED.length}, {LISTED.heads} heads of {LISTED.head_dim}, float32, by formula, "
-    "with the default options:\n"
+    "\nboth: works in both directions. steps: runs token by token. time: growth with the length N. "
+    "length: any, or fixed when the layer is built. positions: supported besides learned and "
+    "sinusoidal. dropout: what attention dropout drops. MFLOP and MiB: operations and intermediate "
+    f"arrays of one forward pass at N={LISTED.length}, {LISTED.heads} heads of {LISTED.head_dim}, "
+    "float32, by formula, with the default options:\n"
 )
 
 
@@ -130,6 +130,7 @@ def _attention(name: str) -> Row:
         "spec": to_text(attention),
         "causal": traits.causal,
         "bidirectional": traits.bidirectional,
+        "decodes": traits.decodes,
         "growth": traits.growth,
         "fixed_length": traits.fixed_length,
         "positions": sorted(positions),
@@ -195,7 +196,7 @@ def _entry(row: Row) -> list[str]:
 
 def _show_attentions(console: Console, listed: list[Row]) -> None:
     """What each can do and costs, then what each is."""
-    heads = ("name", "causal", "both", "time", "length", "positions", "dropout")
+    heads = ("name", "causal", "both", "steps", "time", "length", "positions", "dropout")
     table = Table(*heads, box=None, padding=(0, 1, 0, 0))
     for column in ("MFLOP", "MiB"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -220,6 +221,7 @@ def _abilities(row: Row) -> list[str]:
         row["name"],
         answers[row["causal"]],
         answers[row["bidirectional"]],
+        answers[row["decodes"]],
         f"N^{row['growth']:g}",
         lengths[row["fixed_length"]],
         " ".join(row["positions"]) or "-",

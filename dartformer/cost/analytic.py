@@ -169,10 +169,8 @@ def training_bytes(
 
 
 def decodes(attention: Attention) -> bool:
-    """Whether `attention` can decode token after token from `Cost.state_bytes`.
-
-    It must be causal, so that no later token changes an earlier output."""
-    return attention.traits.causal
+    """Whether `attention` can decode token after token from `Cost.state_bytes`."""
+    return attention.traits.decodes
 
 
 def decoding_flops(

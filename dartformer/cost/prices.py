@@ -76,8 +76,8 @@ def _require_decoding(space: SearchSpace) -> None:
             stuck.append(to_text(candidate))
     if stuck:
         raise InputError(
-            f"a budget for decoding does not work with {', '.join(stuck)} because a later token "
-            f"changes earlier outputs. Use candidates that can be causal."
+            f"a budget for decoding does not work with {', '.join(stuck)}, which cannot be run token "
+            f"by token. Use candidates that can (`dartformer list attentions`, column steps)."
         )
 
 
@@ -129,7 +129,9 @@ class _Pricing:
         """The shape of a group of heads, at the budget's length if no other is given."""
         return self.config.attention_shape(
             heads,
-            kv_heads=-(-heads // self.config.sharing),
+            # At most: heads of one attention may each read another key and value head, and a
+            # budget must hold wherever they lie.
+            kv_heads=min(heads, self.config.kv_heads or heads),
             batch=self.budget.batch * self.config.inputs,
             length=length or self.positions,
         )

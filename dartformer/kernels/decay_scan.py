@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer.kernels.linear_scan import carry, chunked, joined
+from dartformer.kernels.linear_scan import carried, carry, chunked, joined
+from dartformer.kernels.recurrence import recurrence_step
 from dartformer.kernels.softmax import wide
 
 
@@ -44,6 +45,42 @@ def decay_scan(
     Returns:
       `[B, N, H, D]` in the dtype of v. Time O(N (chunk + M) D), N / chunk steps one after another.
     """
+    return _decay_scan(None, q, k, v, log_decay, causal, valid, chunk)[0].astype(v.dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("chunk",))
+def decay_scan_from(
+    state: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    *,
+    valid: Array | None = None,
+    chunk: int = 64,
+) -> tuple[Array, Array]:
+    """`decay_scan`, causal, of tokens that follow `state` `[B, H, M, D]`; and the state after them.
+
+    The output is in float32 or wider.
+    """
+    if v.shape[1] == 1:
+        return recurrence_step(state, q, k, v, log_decay, valid=valid)
+    out, last = _decay_scan(state, q, k, v, log_decay, True, valid, chunk)
+    assert last is not None
+    return out, last
+
+
+def _decay_scan(
+    state: Array | None,
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    causal: bool,
+    valid: Array | None,
+    chunk: int,
+) -> tuple[Array, Array | None]:
+    """The output in float32 or wider; and, where there is a state before the tokens, that after."""
     dtype = wide(q, k, v, log_decay)
     length = v.shape[1]
     chunk = min(chunk, length)
@@ -71,11 +108,15 @@ def decay_scan(
         between = jnp.where(past > 0, between, before.swapaxes(3, 4) - before)
     within = jnp.einsum("tbhim,tbhjm->tbhij", qs, ks) * jnp.exp(between)
     out = jnp.einsum("tbhij,tbhjd->tbhid", within, vs)
-    if len(qs) > 1:
+    last = None
+    if len(qs) > 1 or state is not None:
         # States before each chunk: a write decays to the end of its chunk, then whole chunks.
         decay = jnp.exp(full)
         writes = jnp.einsum("tbhjm,tbhjd->tbhmd", ks * jnp.exp(full - upto), vs)
-        states = carry(decay, writes)
+        start = state
+        if start is None:
+            start = jnp.zeros_like(writes[0])
+        states, last = carried(decay, writes, start)
         out = out + jnp.einsum("tbhim,tbhmd->tbhid", qs * jnp.exp(upto), states)
         if not causal:
             # The same from the right: states after each chunk.
@@ -83,7 +124,7 @@ def decay_scan(
             states = carry(jnp.exp(full)[::-1], writes[::-1])[::-1]
             reads = qs * jnp.exp(full - before)
             out = out + jnp.einsum("tbhim,tbhmd->tbhid", reads, states)
-    return joined(out, length).astype(v.dtype)
+    return joined(out, length), last
 
 
 def decay_scan_work(length: int, width: int, chunk: int = 64) -> tuple[float, float]:

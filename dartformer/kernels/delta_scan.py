@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from dartformer.kernels.linear_scan import chunk_of, chunked, joined
+from dartformer.kernels.recurrence import recurrence_step
 from dartformer.kernels.softmax import wide
 
 
@@ -51,12 +52,7 @@ def delta_scan(
     """
     dtype = wide(q, k, v, log_decay)
     batch, length = v.shape[:2]
-    log_decay, beta = log_decay[..., None], beta[..., None]
-    if valid is not None:
-        mask = valid[:, :, None, None]
-        k = jnp.where(mask, k, 0)
-        log_decay = jnp.where(mask, log_decay, 0)
-        beta = jnp.where(mask, beta, 0)
+    k, log_decay, beta = _masked(k, log_decay, beta, valid)
     chunk = chunk_of(length, chunk)
     reads = jnp.tril(jnp.ones((chunk, chunk), bool))
     if not causal:  # both directions as one batch, of which the second reads before it writes
@@ -69,10 +65,53 @@ def delta_scan(
             x = jnp.concatenate([x, jnp.flip(x, 1)])
         parts.append(chunked(x, chunk))
     qs, ks, vs, decays, betas = parts
-    out = joined(_chunks(qs, ks, vs, decays, betas, reads), length)
+    out = joined(_chunks(None, qs, ks, vs, decays, betas, reads)[0], length)
     if not causal:
         out = out[:batch] + jnp.flip(out[batch:], 1)
     return out.astype(v.dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("chunk",))
+def delta_scan_from(
+    state: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    beta: Array,
+    *,
+    valid: Array | None = None,
+    chunk: int = 32,
+) -> tuple[Array, Array]:
+    """`delta_scan`, causal, of tokens that follow `state` `[B, H, M, D]`; and the state after them.
+
+    The output is in float32 or wider.
+    """
+    if v.shape[1] == 1:
+        return recurrence_step(state, q, k, v, log_decay, beta=beta, valid=valid)
+    dtype = wide(q, k, v, log_decay)
+    length = v.shape[1]
+    k, log_decay, beta = _masked(k, log_decay, beta, valid)
+    chunk = chunk_of(length, chunk)
+    parts = []
+    for x in (q, k, v, log_decay, beta):
+        parts.append(chunked(x.astype(dtype), chunk))
+    reads = jnp.tril(jnp.ones((chunk, chunk), bool))
+    qs, ks, vs, decays, betas = parts
+    out, last = _chunks(state, qs, ks, vs, decays, betas, reads)
+    assert last is not None
+    return joined(out, length), last
+
+
+def _masked(
+    k: Array, log_decay: Array, beta: Array, valid: Array | None
+) -> tuple[Array, Array, Array]:
+    """k, decays and shares `[B, N, H, M or 1]`, so that invalid tokens do nothing to a state."""
+    log_decay, beta = log_decay[..., None], beta[..., None]
+    if valid is None:
+        return k, log_decay, beta
+    mask = valid[:, :, None, None]
+    return jnp.where(mask, k, 0), jnp.where(mask, log_decay, 0), jnp.where(mask, beta, 0)
 
 
 def delta_scan_work(length: int, width: int, chunk: int = 32) -> tuple[float, float]:
@@ -93,10 +132,19 @@ def delta_scan_work(length: int, width: int, chunk: int = 32) -> tuple[float, fl
     return flops, 4 * scores + 2 * states + 6 * length * width
 
 
-def _chunks(q: Array, k: Array, v: Array, decays: Array, beta: Array, reads: Array) -> Array:
-    """The output in chunks, `[T, B, H, C, D]`.
+def _chunks(
+    start: Array | None,
+    q: Array,
+    k: Array,
+    v: Array,
+    decays: Array,
+    beta: Array,
+    reads: Array,
+) -> tuple[Array, Array | None]:
+    """The output in chunks, `[T, B, H, C, D]`, and the state after the last.
 
-    `reads`, `[C, C]` or `[B, 1, C, C]`, says which tokens' writes each query reads.
+    `reads`, `[C, C]` or `[B, 1, C, C]`, says which tokens' writes each query reads. Without a state
+    `start` before them, that of a single chunk is not computed, and None.
     """
     chunk = q.shape[3]
     # Log-decays of the tokens of a chunk up to each token, [T, B, H, C, 1], and of the chunk.
@@ -110,8 +158,8 @@ def _chunks(q: Array, k: Array, v: Array, decays: Array, beta: Array, reads: Arr
     inverse = unit_triangular_inverse(jnp.where(jnp.tril(past, -1), products, 0))
     u = jnp.einsum("tbhij,tbhjd->tbhid", inverse, beta * v)
     within = jnp.where(reads, jnp.einsum("tbhim,tbhjm->tbhij", q, k) * decay, 0)
-    if len(q) == 1:  # one chunk: its state is zero
-        return jnp.einsum("tbhij,tbhjd->tbhid", within, u)
+    if len(q) == 1 and start is None:  # one chunk: its state is zero
+        return jnp.einsum("tbhij,tbhjd->tbhid", within, u), None
     # What the state before the chunk takes from u; the scan below brings the state.
     forgets = jnp.einsum("tbhij,tbhjm->tbhim", inverse, beta * jnp.exp(upto) * k)
     writes = k * jnp.exp(full - upto)
@@ -122,11 +170,12 @@ def _chunks(q: Array, k: Array, v: Array, decays: Array, beta: Array, reads: Arr
         update = jnp.einsum("bhjm,bhjd->bhmd", writes, u)
         return jnp.exp(full) * state + update, (state, u)
 
-    start = jnp.zeros((*k.shape[1:3], k.shape[-1], v.shape[-1]), v.dtype)
-    states, u = jax.lax.scan(step, start, (u, forgets, writes, full))[1]
+    if start is None:
+        start = jnp.zeros((*k.shape[1:3], k.shape[-1], v.shape[-1]), v.dtype)
+    last, (states, u) = jax.lax.scan(step, start, (u, forgets, writes, full))
     near = jnp.einsum("tbhij,tbhjd->tbhid", within, u)
     far = jnp.einsum("tbhim,tbhmd->tbhid", q * jnp.exp(upto), states)
-    return near + far
+    return near + far, last
 
 
 def unit_triangular_inverse(lower: Array, leaf: int = 8) -> Array:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer.kernels.linear_scan import carry, chunk_of, chunked, joined
+from dartformer.kernels.linear_scan import carried, carry, chunk_of, chunked, joined
+from dartformer.kernels.recurrence import recurrence_step
 from dartformer.kernels.softmax import wide
 
 
@@ -50,6 +51,44 @@ def gated_scan(
       `[B, N, H, D]` in the dtype of v. Time O(N (chunk + M) D), and O(N (leaf + log chunk) M)
       exponentials; N / chunk steps one after another.
     """
+    return _gated_scan(None, q, k, v, log_decay, causal, valid, chunk, leaf)[0].astype(v.dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("chunk", "leaf"))
+def gated_scan_from(
+    state: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    *,
+    valid: Array | None = None,
+    chunk: int = 32,
+    leaf: int = 8,
+) -> tuple[Array, Array]:
+    """`gated_scan`, causal, of tokens that follow `state` `[B, H, M, D]`; and the state after them.
+
+    The output is in float32 or wider.
+    """
+    if v.shape[1] == 1:
+        return recurrence_step(state, q, k, v, log_decay, valid=valid)
+    out, last = _gated_scan(state, q, k, v, log_decay, True, valid, chunk, leaf)
+    assert last is not None
+    return out, last
+
+
+def _gated_scan(
+    state: Array | None,
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    causal: bool,
+    valid: Array | None,
+    chunk: int,
+    leaf: int,
+) -> tuple[Array, Array | None]:
+    """The output in float32 or wider; and, where there is a state before the tokens, that after."""
     dtype = wide(q, k, v, log_decay)
     length = v.shape[1]
     chunk = chunk_of(length, chunk, leaf)
@@ -71,12 +110,16 @@ def gated_scan(
     while half < chunk:
         out = out + _halves(qs, ks, vs, upto, before, half, causal)
         half *= 2
-    if len(qs) > 1:
+    after = None
+    if len(qs) > 1 or state is not None:
         # States before each chunk: a write decays to the end of its chunk, then whole chunks.
         last = full[:, :, :, 0, :, None]  # [T, B, H, M, 1]
         decay = jnp.exp(last)
         writes = jnp.einsum("tbhjm,tbhjd->tbhmd", ks * jnp.exp(full - upto), vs)
-        states = carry(decay, writes)
+        start = state
+        if start is None:
+            start = jnp.zeros_like(writes[0])
+        states, after = carried(decay, writes, start)
         out = out + jnp.einsum("tbhim,tbhmd->tbhid", qs * jnp.exp(upto), states)
         if not causal:
             # The same from the right: states after each chunk.
@@ -84,7 +127,7 @@ def gated_scan(
             states = carry(jnp.exp(last)[::-1], writes[::-1])[::-1]
             reads = qs * jnp.exp(full - before)
             out = out + jnp.einsum("tbhim,tbhmd->tbhid", reads, states)
-    return joined(out, length).astype(v.dtype)
+    return joined(out, length), after
 
 
 def gated_scan_work(length: int, width: int, chunk: int = 32, leaf: int = 8) -> tuple[float, float]:

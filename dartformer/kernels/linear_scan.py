@@ -3,6 +3,8 @@
 Two products of matrices, or a recurrence over chunks when causal.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -108,18 +110,21 @@ def joined(x: Array, length: int) -> Array:
 
 
 def carry(decay: Array | None, update: Array) -> Array:
-    """States before each chunk, `[T, B, H, M, D]`: S_0 = 0, S_{t+1} = decay_t S_t + update_t.
+    """States before each chunk, `[T, B, H, M, D]`, as `carried` gives them from a state of zeros."""
+    return carried(decay, update, jnp.zeros_like(update[0]))[0]
 
-    The expensive parts, the updates and what is read from the states, are computed for all chunks
-    at once. Only this runs from chunk to chunk.
+
+def carried(decay: Array | None, update: Array, start: Array) -> tuple[Array, Array]:
+    """States before each chunk, `[T, B, H, M, D]`, and the one after the last, `[B, H, M, D]`.
+
+    S_0 = start, S_{t+1} = decay_t S_t + update_t. The expensive parts, the updates and what is read
+    from the states, are computed for all chunks at once. Only this runs from chunk to chunk.
 
     Args:
       decay: factors, broadcastable to `update`; None for 1.
       update: `[T, B, H, M, D]`.
+      start: `[B, H, M, D]`.
     """
-    start = jnp.zeros_like(update[0])
-    if len(update) == 1:  # one chunk: no loop
-        return start[None]
 
     def step(state: Array, chunk: tuple[Array | None, Array]) -> tuple[Array, Array]:
         factor, new = chunk
@@ -128,10 +133,67 @@ def carry(decay: Array | None, update: Array) -> Array:
             kept = factor * state
         return kept + new, state
 
-    return jax.lax.scan(step, start, (decay, update))[1]
+    if len(update) == 1:  # one chunk: no loop
+        factor = decay
+        if factor is not None:
+            factor = factor[0]
+        last, _ = step(start, (factor, update[0]))
+        return start[None], last
+    last, states = jax.lax.scan(step, start, (decay, update))
+    return states, last
+
+
+class Sums(NamedTuple):
+    """What the tokens so far leave for later ones.
+
+    Attributes:
+      state: sum_j phi_k_j v_j^T, `[B, H, M, D]`.
+      total: sum_j phi_k_j, `[B, H, M, 1]`.
+    """
+
+    state: Array
+    total: Array
+
+
+def linear_attention_from(
+    sums: Sums,
+    phi_q: Array,
+    phi_k: Array,
+    v: Array,
+    *,
+    valid: Array | None = None,
+    chunk: int = 64,
+) -> tuple[Array, Sums]:
+    """`linear_attention`, causal, of tokens that follow those in `sums`; and the sums after them.
+
+    The output is in float32 or wider.
+    """
+    dtype = wide(phi_q, phi_k, v)
+    if valid is not None:
+        phi_k = jnp.where(valid[:, :, None, None], phi_k, 0)
+    if v.shape[1] > 1:
+        return _recurrent_from(sums, phi_q, phi_k, v, dtype, min(chunk, v.shape[1]))
+    # One token: no chunks, and no products of matrices.
+    q = phi_q[:, 0].astype(dtype)  # [B, H, M]
+    k = phi_k[:, 0].astype(dtype)[..., None]  # [B, H, M, 1]
+    value = v[:, 0].astype(dtype)[:, :, None]  # [B, H, 1, D]
+    sums = Sums(sums.state + k * value, sums.total + k)
+    numerator = jnp.einsum("bhm,bhmd->bhd", q, sums.state)
+    denominator = jnp.einsum("bhm,bhmd->bhd", q, sums.total)
+    return ratio(numerator, denominator)[:, None], sums
 
 
 def _recurrent(phi_q: Array, phi_k: Array, v: Array, dtype: jnp.dtype, chunk: int) -> Array:
+    """`_recurrent_from` no earlier tokens."""
+    batch, _, heads, width = phi_k.shape
+    state = jnp.zeros((batch, heads, width, v.shape[-1]), dtype)
+    sums = Sums(state, state[..., :1])
+    return _recurrent_from(sums, phi_q, phi_k, v, dtype, chunk)[0]
+
+
+def _recurrent_from(
+    sums: Sums, phi_q: Array, phi_k: Array, v: Array, dtype: jnp.dtype, chunk: int
+) -> tuple[Array, Sums]:
     """The causal sums: within a chunk by a masked product, from earlier ones by states.
 
     The states are sum phi_k v^T and sum phi_k.
@@ -141,9 +203,10 @@ def _recurrent(phi_q: Array, phi_k: Array, v: Array, dtype: jnp.dtype, chunk: in
     value = chunked(v.astype(dtype), chunk)
     past = jnp.tril(jnp.ones((chunk, chunk), bool))  # j <= i
     within = jnp.where(past, jnp.einsum("tbhim,tbhjm->tbhij", q, k), 0)
-    state = carry(None, jnp.einsum("tbhjm,tbhjd->tbhmd", k, value))
-    total = carry(None, jnp.sum(k, axis=3)[..., None])  # [T, B, H, M, 1]
-    return joined(read_chunks(within, value, q, state, total), v.shape[1])
+    state, last = carried(None, jnp.einsum("tbhjm,tbhjd->tbhmd", k, value), sums.state)
+    total, last_total = carried(None, jnp.sum(k, axis=3)[..., None], sums.total)  # [T, B, H, M, 1]
+    out = joined(read_chunks(within, value, q, state, total), v.shape[1])
+    return out, Sums(last, last_total)
 
 
 def read_chunks(within: Array, value: Array, read: Array, state: Array, total: Array) -> Array:

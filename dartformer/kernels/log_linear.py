@@ -3,11 +3,20 @@
 Exact whatever their size.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer.kernels.linear_scan import carry, chunked, joined, read_chunks, two_products
+from dartformer.kernels.linear_scan import (
+    carried,
+    chunked,
+    joined,
+    ratio,
+    read_chunks,
+    two_products,
+)
 from dartformer.kernels.softmax import FLOOR, MASKED, masked_softmax, wide
 
 
@@ -45,12 +54,69 @@ def log_linear_attention(
     if valid is not None:
         log_k = jnp.where(valid[:, :, None, None], log_k, MASKED)
     if causal:
-        return _recurrent(log_q, log_k, value, min(chunk, v.shape[1])).astype(v.dtype)
+        batch, _, heads, features = log_k.shape
+        state = jnp.zeros((batch, heads, features, v.shape[3]), dtype)
+        out, _ = _recurrent(no_sums(state), log_q, log_k, value, min(chunk, v.shape[1]))
+        return out.astype(v.dtype)
     top = jnp.maximum(_top(log_k, 1), FLOOR)  # of each feature, [B, 1, H, M]
     phi_k = jnp.exp(log_k - top)
     terms = log_q + top  # what was taken from the keys goes to the queries
     phi_q = jnp.exp(terms - _top(terms, -1))
     return two_products(phi_q, phi_k, value, dtype).astype(v.dtype)
+
+
+class LogSums(NamedTuple):
+    """What the tokens so far leave for later ones.
+
+    Attributes:
+      top: R_m, the largest of each log-feature so far, `[B, H, M, 1]`.
+      state: sum_j exp(log_k_jm - R_m) v_j, `[B, H, M, D]`.
+      total: sum_j exp(log_k_jm - R_m), `[B, H, M, 1]`.
+    """
+
+    top: Array
+    state: Array
+    total: Array
+
+
+def no_sums(state: Array) -> LogSums:
+    """The sums before the first token, from a state of zeros `[B, H, M, D]`."""
+    total = state[..., :1]
+    return LogSums(jnp.full_like(total, FLOOR), state, total)
+
+
+def log_linear_attention_from(
+    sums: LogSums,
+    log_q: Array,
+    log_k: Array,
+    v: Array,
+    *,
+    valid: Array | None = None,
+    chunk: int = 16,
+) -> tuple[Array, LogSums]:
+    """`log_linear_attention`, causal, of tokens that follow those in `sums`; and the sums after.
+
+    The output is in float32 or wider.
+    """
+    dtype = wide(log_q, log_k, v)
+    log_q, log_k, v = log_q.astype(dtype), log_k.astype(dtype), v.astype(dtype)
+    if valid is not None:
+        log_k = jnp.where(valid[:, :, None, None], log_k, MASKED)
+    if v.shape[1] > 1:
+        return _recurrent(sums, log_q, log_k, v, min(chunk, v.shape[1]))
+    # One token: no chunks, and no products of matrices.
+    q = log_q[:, 0, :, :, None]  # [B, H, M, 1]
+    k = log_k[:, 0, :, :, None]
+    top = jnp.maximum(sums.top, k)
+    shrink = jnp.exp(sums.top - top)
+    write = jnp.exp(k - top)
+    state = sums.state * shrink + write * v[:, 0, :, None]
+    total = sums.total * shrink + write
+    terms = q + top
+    read = jnp.exp(terms - jnp.max(terms, axis=2, keepdims=True))
+    numerator = jnp.einsum("bhmo,bhmd->bhd", read, state)
+    denominator = jnp.einsum("bhmo,bhmd->bhd", read, total)
+    return ratio(numerator, denominator)[:, None], LogSums(top, state, total)
 
 
 def log_linear_weights(log_q: Array, log_k: Array, allowed: Array | None) -> Array:
@@ -68,7 +134,9 @@ def _top(x: Array, axis: int) -> Array:
     return jax.lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True))
 
 
-def _recurrent(log_q: Array, log_k: Array, v: Array, chunk: int) -> Array:
+def _recurrent(
+    sums: LogSums, log_q: Array, log_k: Array, v: Array, chunk: int
+) -> tuple[Array, LogSums]:
     """The causal sums: within a chunk term by term, from earlier chunks by a state.
 
     The states before each chunk are sum_j exp(log_k_jm - R_m) v_j and sum_j exp(log_k_jm - R_m),
@@ -78,8 +146,9 @@ def _recurrent(log_q: Array, log_k: Array, v: Array, chunk: int) -> Array:
     k = chunked(log_k, chunk, MASKED)
     value = chunked(v, chunk)
     # R after each chunk and before it, [T, B, H, 1, M].
-    largest = jax.lax.cummax(jnp.maximum(_top(k, 3), FLOOR), axis=0)
-    before = jnp.concatenate([jnp.full_like(largest[:1], FLOOR), largest[:-1]])
+    start = sums.top.swapaxes(2, 3)[None]
+    largest = jax.lax.cummax(jnp.maximum(_top(k, 3), start), axis=0)
+    before = jnp.concatenate([start, largest[:-1]])
     # The largest of each feature up to each token, [T, B, H, C, M], and the largest term of each
     # query, [T, B, H, C, 1].
     reached = jnp.maximum(before, jax.lax.cummax(jax.lax.stop_gradient(k), axis=3))
@@ -89,9 +158,11 @@ def _recurrent(log_q: Array, log_k: Array, v: Array, chunk: int) -> Array:
     write = jnp.exp(k - largest)
     # From one R to the next the states shrink by exp(before - largest), [T, B, H, M, 1].
     decay = jnp.exp(before - largest)[:, :, :, 0, :, None]
-    state = carry(decay, jnp.einsum("tbhjm,tbhjd->tbhmd", write, value))
-    total = carry(decay, jnp.sum(write, axis=3)[..., None])
-    return joined(read_chunks(within, value, read, state, total), v.shape[1])
+    update = jnp.einsum("tbhjm,tbhjd->tbhmd", write, value)
+    state, last = carried(decay, update, sums.state)
+    total, last_total = carried(decay, jnp.sum(write, axis=3)[..., None], sums.total)
+    out = joined(read_chunks(within, value, read, state, total), v.shape[1])
+    return out, LogSums(largest[-1].swapaxes(2, 3), last, last_total)
 
 
 @jax.checkpoint

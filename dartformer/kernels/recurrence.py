@@ -56,11 +56,7 @@ def recurrence(
         """The next state, and it before and after token t is written."""
         _, k, v, decay, *beta = token
         before = decay[..., None] * state
-        update = v
-        if beta:
-            held = jnp.einsum("bhmd,bhm->bhd", before, k)  # what the state answers to k_t
-            update = beta[0] * (v - held)
-        after = before + k[..., None] * update[..., None, :]
+        after = _written(before, k, v, *beta)
         return after, (before, after)
 
     def forward(state: Array, token: list[Array]) -> tuple[Array, Array]:
@@ -76,6 +72,49 @@ def recurrence(
     if not causal:
         out = out + jax.lax.scan(backward, start, tokens, reverse=True)[1]
     return out.swapaxes(0, 1)  # [B, N, H, D]
+
+
+def _written(before: Array, k: Array, v: Array, beta: Array | None = None) -> Array:
+    """The state `[B, H, M, D]` after a token is written to it; with `beta` by the delta rule."""
+    update = v
+    if beta is not None:
+        held = jnp.einsum("bhmd,bhm->bhd", before, k)  # what the state answers to k_t
+        update = beta * (v - held)
+    return before + k[..., None] * update[..., None, :]
+
+
+def recurrence_step(
+    state: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    *,
+    beta: Array | None = None,
+    valid: Array | None = None,
+) -> tuple[Array, Array]:
+    """One token of `recurrence`, causal.
+
+    Args:
+      state: `[B, H, M, D]`, what the tokens before it have left.
+      q, k, v, log_decay, beta, valid: as there, with N = 1.
+
+    Returns:
+      The output `[B, 1, H, D]`, and the next state; both in float32 or wider.
+    """
+    dtype = wide(q, k, v, log_decay)
+    decay = jnp.exp(log_decay[:, 0].astype(dtype))
+    if decay.ndim == 2:
+        decay = decay[..., None]
+    share = None
+    if beta is not None:
+        share = beta[:, 0, :, None].astype(dtype)
+    before = decay[..., None] * state
+    after = _written(before, k[:, 0].astype(dtype), v[:, 0].astype(dtype), share)
+    if valid is not None:
+        after = jnp.where(valid[:, :, None, None], after, state)
+    out = jnp.einsum("bhmd,bhm->bhd", after, q[:, 0].astype(dtype))
+    return out[:, None], after
 
 
 def recurrence_weights(

@@ -35,7 +35,7 @@ DECODE = (
     "decoding is priced by formula, as one more token after {length}: nothing here runs token by "
     "token, so no latency is measured"
 )
-STUCK = "; these cannot decode, because a later token changes earlier outputs: {names}"
+STUCK = "; these cannot decode token by token: {names}"
 
 SINGLE = ("found", "given", "exported")
 """Names of what is profiled layer by layer; of homogeneous models one layer says all."""
@@ -129,8 +129,8 @@ class Setting(NamedTuple):
 
     def shape(self, heads: int) -> Shape:
         """What an attention on a group of heads is given."""
-        # Rounded up: a group of fewer heads than share keys and values still has its own.
-        kv_heads = -(-heads // self.config.sharing)
+        # At most: each of the heads may read another key and value head.
+        kv_heads = min(heads, self.config.kv_heads or heads)
         return self.config.attention_shape(
             heads, kv_heads=kv_heads, batch=self.documents, length=self.tokens
         )

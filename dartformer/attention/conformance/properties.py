@@ -36,6 +36,7 @@ from dartformer.attention.conformance.case import (
     quick,
     with_arrays,
 )
+from dartformer.attention.conformance.decoding import DECODING
 from dartformer.attention.conformance.process import output_elsewhere
 from dartformer.errors import InputError
 
@@ -747,6 +748,7 @@ PROPERTIES: tuple[Callable[[Case], str], ...] = (
     refuses_the_other_mode,
     refuses_longer_inputs,
     refuses_unsupported_inputs,
+    *DECODING,
 )
 """All of them, in the order of the report. `text_round_trip` also takes the table of names."""
 
