@@ -125,6 +125,18 @@ def test_a_section_checks_itself(cls, values, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("form", ["{}", "({})", "[{}]", "({},)", " [ {} ] "])
+@pytest.mark.parametrize("quote", ["", "'", '"'])
+def test_lists_in_flags_are_spelled_as_in_python(tiny, form, quote):
+    names = ("full", "local(window=4)", "linear")
+    text = form.format(", ".join(f"{quote}{name}{quote}" for name in names))
+    configs.override(tiny, {"space.candidates": text, "retrain.seeds": form.format("3,4")})
+    assert tiny.space.candidates == names
+    assert tiny.retrain.seeds == (3, 4)
+    configs.override(tiny, {"retrain.seeds": form.format("5")})
+    assert tiny.retrain.seeds == (5,)
+
+
 def test_overrides_of_another_type_name_the_field(tiny):
     for values, message in (
         ({"search.steps": 2.5}, "'search.steps' takes a whole number (as 12), got 2.5."),

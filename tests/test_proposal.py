@@ -111,6 +111,8 @@ def test_the_metric_of_labelled_words(tmp_path, monkeypatch, kind):
             print(file=file)
     config, sentences = proposed("tags.conll", steps=20)
     assert config.metric == metric
+    # Where all answers are one class at first, a training must not end for it.
+    assert (config.retrain.patience == 0) == bool(metric)
     assert any("decides (config.metric)" in sentence for sentence in sentences) == bool(metric)
     config, sentences = proposed("tags.conll", {"metric": "mcc"}, steps=20)
     assert config.metric == "mcc"

@@ -177,6 +177,8 @@ def propose(
     metric, reason = _metric(contents)
     if metric and "metric" not in values:
         settings["metric"] = metric
+        # At first all answers are one class, and patience would take that for the end.
+        settings["retrain.patience"] = 0
         sentences.append(f"{metric} decides (config.metric): {reason}")
     drafts = _Drafts(contents, settings, values)
     if "space.candidates" not in values:

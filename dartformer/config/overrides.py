@@ -210,13 +210,25 @@ def _other_type(name: str, value: object, like: object) -> InputError:
 
 
 def split_list(text: str) -> list[str]:
-    """Split at commas outside brackets: "full,local(window=4)" has two items."""
+    """Split at commas outside brackets: "full,local(window=4)" has two items.
+
+    A list or a tuple as Python writes it is split, too: "['full', 'linear']", "(0, 1)"."""
+    text = text.strip()
+    if text[:1] in ("(", "[") and text[-1:] in (")", "]"):
+        text = text[1:-1]
     items, depth = [""], 0
-    # A list as Python writes it, too: "[full, linear]".
-    for sign in text.strip().strip("[]"):
+    for sign in text:
         depth += (sign in "([") - (sign in ")]")
         if sign == "," and depth == 0:
             items.append("")
         else:
             items[-1] += sign
-    return items
+    return [_unquoted(item) for item in items]
+
+
+def _unquoted(item: str) -> str:
+    """An item without the quotes around it."""
+    item = item.strip()
+    if len(item) > 1 and item[0] == item[-1] and item[0] in "\"'":
+        return item[1:-1]
+    return item
