@@ -82,6 +82,7 @@ class Sequences:
       labels: `[S]`, classes or numbers.
       scale: of the values.
       patches: how steps become tokens.
+      groups: see `dartformer.data.splits.Grouped`.
     """
 
     values: np.ndarray
@@ -90,6 +91,7 @@ class Sequences:
     labels: np.ndarray
     scale: Scale
     patches: Patches
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from dartformer.data.prepare import Example, Records, alone, with_progress
-from dartformer.data.splits import ArraySplit, Split
+from dartformer.data.splits import ArraySplit
 from dartformer.errors import InputError
 
 IN_MEMORY_BYTES = 512 * 2**20
@@ -35,7 +35,7 @@ class NewArray(Protocol):
 
 def from_source(
     source: Records, length: int, vocabulary: int, in_memory: int = IN_MEMORY_BYTES
-) -> Split:
+) -> ArraySplit:
     """A split over a TFDS data source, in memory or mapped from files beside the set.
 
     It is mapped where it would take more than `in_memory` bytes; the files are written on first

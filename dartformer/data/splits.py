@@ -32,6 +32,14 @@ class Split(Protocol):
         ...
 
 
+@runtime_checkable
+class Grouped(Protocol):
+    """A split whose rows may belong to groups, such as the texts of one author."""
+
+    groups: np.ndarray | None
+    """`[S]` numbers of the groups, below 0 for a row on its own; None where all are."""
+
+
 class ArraySplit:
     """Examples in memory, or in mapped files.
 
@@ -50,6 +58,7 @@ class ArraySplit:
         self.tokens = tokens
         self.lengths = lengths
         self.labels = labels
+        self.groups: np.ndarray | None = None
         # Regression predicts floats; class labels are integers of any width on disk.
         self._label_dtype: DTypeLike = np.int32
         if labels.dtype.kind == "f":
@@ -196,6 +205,44 @@ def row_digests(split: Split) -> np.ndarray:
         # As it is kept, which is several times smaller than as it is taken.
         return _digests(split.tokens, split.lengths)
     return np.concatenate([_batch_digests(batch) for batch in in_order(split)])
+
+
+def row_groups(split: Split) -> np.ndarray | None:
+    """`[S]` numbers of the groups of the examples, or None; see `Grouped`."""
+    if isinstance(split, Subset):
+        groups = row_groups(split.split)
+        if groups is None:
+            return None
+        return groups[split.indices]
+    if isinstance(split, Grouped):
+        return split.groups
+    return None
+
+
+def linked(digests: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """`[S]` numbers, equal for rows of one digest or one group, or that other rows link so.
+
+    Args:
+      digests: of the rows, `[S]`.
+      groups: of the rows, `[S]`, below 0 for a row on its own.
+    """
+    _, alike = np.unique(digests, return_inverse=True)
+    alone = groups.max() + 1 + np.arange(len(groups))
+    _, together = np.unique(np.where(groups < 0, alone, groups), return_inverse=True)
+    numbers = alike
+    while True:
+        # The smallest number spreads over a group, then over its repetitions, until none changes.
+        spread = _smallest(_smallest(numbers, together), alike)
+        if (spread == numbers).all():
+            return numbers
+        numbers = spread
+
+
+def _smallest(numbers: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """`[S]`: of each row the smallest of the numbers of the rows with its key."""
+    least = np.full(len(numbers), len(numbers))
+    np.minimum.at(least, keys, numbers)
+    return least[keys]
 
 
 def _batch_digests(batch: Batch) -> np.ndarray:

@@ -14,8 +14,10 @@ from dartformer.data.splits import (
     Subset,
     divided,
     in_order,
+    linked,
     permutation,
     row_digests,
+    row_groups,
 )
 from dartformer.errors import InputError
 from dartformer.tasks.rules import Merit, Rule
@@ -171,9 +173,11 @@ def parts(task: Task, data_dir: str | None = None, seed: int = 0) -> dict[str, S
     """The four disjoint `PARTS`, and under "train" the union of "weights" and "alphas".
 
     Which examples of train fall in which part depends on `seed`, the number of examples and which are
-    repeated: those of which the model reads the same tokens are in the same part. Where the data has
-    no valid split, `VALID_FRACTION` of train becomes "valid" before the remainder is halved; the test
-    split is never used for anything but "test". An `Endless` train is halved as it is generated.
+    repeated: those of which the model reads the same tokens are in the same part. So are those of a
+    group, unless a half would have less than a quarter of the examples. Where the data has no valid
+    split, `VALID_FRACTION` of train becomes "valid" before the remainder is halved; the test split is
+    never used for anything but "test". An `Endless` train is halved as it is generated.
+
     Raises `InputError` where train is too small for every part to have an example, or is endless and
     there is no valid split."""
     return parts_of(task.load(data_dir), seed)
@@ -195,7 +199,7 @@ def parts_of(splits: Mapping[str, Split], seed: int = 0) -> dict[str, Split]:
         valid, order = divided(order, digests[order], count)
         splits["valid"] = Subset(train, valid)
     # Disjoint: alphas that learned on the weights' examples would reward overfitting.
-    weights, alphas = divided(order, digests[order], (len(order) + 1) // 2)
+    weights, alphas = _halves(order, digests, row_groups(train))
     if not len(weights) or not len(alphas):
         different = len(np.unique(digests))
         raise InputError(
@@ -206,6 +210,19 @@ def parts_of(splits: Mapping[str, Split], seed: int = 0) -> dict[str, Split]:
     splits["alphas"] = Subset(train, alphas)
     splits["train"] = Subset(train, order)
     return splits
+
+
+def _halves(
+    order: np.ndarray, digests: np.ndarray, groups: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The two halves of the rows in `order`."""
+    count = (len(order) + 1) // 2
+    if groups is not None:
+        halves = divided(order, linked(digests[order], groups[order]), count)
+        if min(map(len, halves)) >= len(order) / 4:
+            return halves
+        # Of few or large groups no halves can be made: what is alike is apart at least.
+    return divided(order, digests[order], count)
 
 
 def majority(train: Split, split: Split) -> float:

@@ -29,6 +29,14 @@ def group_digest(name: str) -> int:
     return digest([name])
 
 
+def group_numbers(digests: np.ndarray) -> np.ndarray | None:
+    """`[S]` numbers of groups from their digests, -1 for a row on its own; None where all are."""
+    if (digests == NO_GROUP).all():
+        return None
+    _, numbers = np.unique(digests, return_inverse=True)
+    return np.where(digests == NO_GROUP, -1, numbers)
+
+
 def division(
     groups: Mapping[str, np.ndarray], fractions: Mapping[str, float], seed: int
 ) -> dict[str, Rows]:

@@ -24,6 +24,7 @@ from dartformer.tasks.division import (
     Rows,
     division,
     group_digest,
+    group_numbers,
     without_shared_groups,
 )
 from dartformer.tasks.numeric_encoding import NumericEncoding
@@ -183,7 +184,8 @@ def by_rows(task: NumericEncoding, tables: Mapping[str, Table]) -> Prepared:
         if task.kind == "regression":
             labels = ((labels - label_scale["mean"]) / label_scale["scale"]).astype(np.float32)
         starts, counts = cropped_spans(task, table, positions)
-        splits[part] = Sequences(table.values, starts, counts, labels, scale, task.patches)
+        members = group_numbers(table.groups[positions])
+        splits[part] = Sequences(table.values, starts, counts, labels, scale, task.patches, members)
         odd = {}
         if source == part:
             odd = table.tally.positive()

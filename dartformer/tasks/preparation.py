@@ -32,6 +32,7 @@ from dartformer.tasks.division import (
     Rows,
     division,
     group_digest,
+    group_numbers,
     without_shared_groups,
 )
 from dartformer.tasks.encoding import Document, TextEncoding
@@ -171,7 +172,8 @@ class Preparation:
     def run(self, notes: Notes) -> dict[str, Examples]:
         """The examples of each split.
 
-        Fills `notes` with "learned" and, while the examples are read, "splits"."""
+        Fills `notes` with "learned" and, while the examples are read, "splits" and, of rows in
+        groups, "groups": the number of the group of each example of train."""
         # What is wrong with the rows themselves is said before anything is learned or written.
         self.scans = {name: self._scan(name) for name in self.sources}
         self.rows = self._divided()
@@ -182,11 +184,12 @@ class Preparation:
         self.task = replace(self.task, learned=json.dumps(self.learned, sort_keys=True))
         notes["learned"] = self.learned
         notes["splits"] = {}
+        self.notes = notes
         # Later splits first: an earlier one leaves out what they hold.
         self.digests: dict[str, list[np.ndarray]] = {}
         examples: dict[str, Examples] = {}
         for part in reversed(PARTS):
-            examples[part] = self._examples(part, notes["splits"])
+            examples[part] = self._examples(part)
         return examples
 
     def _scan(self, name: str) -> _Scan:
@@ -288,11 +291,13 @@ class Preparation:
         # Labels that are all alike have no deviation to divide by.
         return {"mean": float(values.mean()), "scale": float(values.std()) or 1.0}
 
-    def _examples(self, part: str, noted: Notes) -> Iterator[Example]:
-        """The third pass: the examples of a split; `noted` gets its facts at the end."""
+    def _examples(self, part: str) -> Iterator[Example]:
+        """The third pass: the examples of a split; the notes get its facts at the end."""
         task = self.task
-        source = self.rows[part].source
+        source, positions = self.rows[part]
         scan = self.scans[source]
+        groups = scan.groups[positions]
+        members = []
         odd = scan.tally.positive()
         if self.shared[part]:
             odd[SHARED_GROUP] = self.shared[part]
@@ -306,8 +311,11 @@ class Preparation:
             if part != "train":
                 leaked &= ~np.array([row.has_unknown() for row in rows])
             facts.leaked += int(leaked.sum())
+            of_rows, groups = groups[: len(rows)], groups[len(rows) :]
             if task.on_duplicate != "keep":
                 rows = list(itertools.compress(rows, ~leaked))
+                of_rows = of_rows[~leaked]
+            members.append(of_rows)
             for row in rows:
                 self._count(facts, row)
                 yield row.example
@@ -315,7 +323,10 @@ class Preparation:
         if task.on_duplicate != "keep":
             facts.leaked += self.leaked[part]
         length = task.length * task.inputs
-        noted[part] = facts.to_dict(length)
+        self.notes["splits"][part] = facts.to_dict(length)
+        numbers = group_numbers(np.concatenate(members))
+        if part == "train" and numbers is not None:
+            self.notes["groups"] = numbers.tolist()
         self._report(part, facts, length, has_source=source == part)
 
     def _encoded(self, part: str) -> Iterator[list[_Encoded]]:

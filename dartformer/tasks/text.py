@@ -53,9 +53,13 @@ class TextTask(TextEncoding):
         They are kept under `data_dir`, by default where TFDS keeps data.
 
         Raises `InputError` for a row that a rule refuses, or a class without an example in train."""
-        splits = {}
-        for name, source in self._prepared(data_dir).splits.items():
-            splits[name] = from_source(source, self.length, self.vocabulary)
+        splits: dict[str, Split] = {}
+        ready = self._prepared(data_dir)
+        for name, source in ready.splits.items():
+            split = from_source(source, self.length, self.vocabulary)
+            if name == "train" and "groups" in ready.notes:
+                split.groups = np.array(ready.notes["groups"])
+            splits[name] = split
         return splits
 
     def _prepared(self, data_dir: str | None) -> Prepared:
@@ -65,6 +69,9 @@ class TextTask(TextEncoding):
         options = dict(vars(self))
         del options["learned"]  # it follows from the others and the data
         identity = [(name, source.identity) for name, source in sorted(sources.items())]
+        version: object = VERSION
+        if options.get("group"):
+            version = VERSION, "with the groups of train"
         token_feature = kinds.Tensor(shape=(None,), dtype=self.token_dtype.type)
         features: dict[str, FeatureConnector] = {
             "tokens": token_feature,
@@ -83,7 +90,7 @@ class TextTask(TextEncoding):
 
         return prepared(
             f"dartformer_{type(self).__name__.lower()}",
-            (sorted(options.items()), identity, VERSION),
+            (sorted(options.items()), identity, version),
             f"{self.title}: {self}.",
             features,
             examples,

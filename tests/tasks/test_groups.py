@@ -8,7 +8,9 @@ import pytest
 from dartformer import tasks
 from dartformer.cli.main import main
 from dartformer.data.rows import PARTS
+from dartformer.data.splits import linked
 from dartformer.errors import InputError
+from dartformer.tasks.base import parts
 from dartformer.tasks.division import division, group_digest, without_shared_groups
 from dartformer.tasks.guess import guess
 
@@ -50,6 +52,58 @@ def numbers_of(task):
                 rows.append(int("".join(filter(str.isdigit, words))))
         numbers[name] = rows
     return numbers
+
+
+def groups_in(split, numbers, groups=30):
+    """The writers of the examples of a part: row i is of writer i % groups."""
+    return {numbers[i] % groups for i in split.indices.tolist()}
+
+
+@pytest.mark.parametrize("rows", [texts, sequences])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_group_is_not_in_both_halves_of_the_search(rows, seed, tmp_path):
+    """Alphas that learned on the texts of an author whom the weights know would reward overfitting."""
+    guessed = guess(put(tmp_path, rows()), group="writer")
+    task = task_of(guessed, tmp_path)
+    halves = parts(task, str(tmp_path / "data"), seed)
+    numbers = numbers_of(task)["train"]
+    weights, alphas = groups_in(halves["weights"], numbers), groups_in(halves["alphas"], numbers)
+    assert weights
+    assert alphas
+    assert not weights & alphas
+    assert len(halves["weights"]) + len(halves["alphas"]) == len(halves["train"])
+
+
+def test_few_groups_are_halved_by_rows(tmp_path):
+    task = task_of(guess(put(tmp_path, texts(groups=3)), group="writer"), tmp_path)
+    halves = parts(task, str(tmp_path / "data"))
+    assert abs(len(halves["weights"]) - len(halves["alphas"])) <= 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_linked_stays_together(seed):
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 60))
+    digests = rng.integers(0, count, count).astype(np.uint64)
+    groups = rng.integers(-1, max(1, count // 2), count)
+    numbers = linked(digests, groups)
+    # The components of a graph, by search.
+    unseen = set(range(count))
+    components = []
+    while unseen:
+        component, edge = set(), {unseen.pop()}
+        while edge:
+            i = edge.pop()
+            component.add(i)
+            for j in list(unseen):
+                if digests[i] == digests[j] or groups[i] == groups[j] >= 0:
+                    unseen.remove(j)
+                    edge.add(j)
+        components.append(component)
+    found = {}
+    for i, number in enumerate(numbers.tolist()):
+        found.setdefault(number, set()).add(i)
+    assert sorted(map(sorted, found.values())) == sorted(map(sorted, components))
 
 
 def task_of(guessed, folder):
