@@ -387,6 +387,39 @@ TORCH = [
         ],
         {"model.stem": "bigram", "model.positions": "none", "model.branch_norm": False},
     ),
+    (
+        [["full", "local(window=2)", "full", "full"], ["full"] * 4],
+        {
+            "model.norm": "rms",
+            "model.norm_eps": 1e-3,
+            "model.mlp_bias": False,
+            "model.head_bias": False,
+            "model.activation": "silu",
+            "model.gated_mlp": True,
+            "model.positions": "rotary",
+            "model.rope_theta": 50.0,
+            "model.nope_layers": (1,),
+            "model.kv_heads": 2,
+            "model.qk_norm": True,
+            "model.qk_norm_shared": True,
+            "model.short_conv": 3,
+            "model.output_gate": "silu",
+        },
+    ),
+    (
+        [["full", "uniform"]],
+        {
+            "model.norm_eps": 1e-5,
+            "model.norm_place": "after",
+            "model.embed_norm": True,
+            "model.qkv_bias": True,
+            "model.out_bias": True,
+            "model.activation": "gelu",
+            "model.position_offset": 2,
+            "model.token_types": 2,
+            "model.output_gate": "sigmoid",
+        },
+    ),
 ]
 
 

@@ -391,8 +391,8 @@ def _add_new(verbs: "Verbs[Parser]") -> None:
     verb.add_argument(
         "--preset",
         default="recommended",
-        help="'recommended', or 'published' for the settings of the DARTS paper "
-        "(default: recommended)",
+        help="'recommended'; 'published' for the settings of the DARTS paper; or the blocks of "
+        "'gpt2', 'bert', 'llama' or 'qwen3' (default: recommended)",
     )
     _add_json(verb, "the config's values")
 

@@ -17,6 +17,7 @@ from dartformer import tasks
 from dartformer.cli.output import print_json
 from dartformer.cli.proposal import AS_IT_FITS, MINUTES, MOST_RACED, Wishes, propose
 from dartformer.config.overrides import BUDGET
+from dartformer.config.presets import MODELS, PRESETS, with_positions
 from dartformer.config.reference import sentence_of
 from dartformer.config.sections import Space
 from dartformer.errors import InputError, unknown
@@ -139,7 +140,7 @@ def starting_config(
 
     Args:
       task: a name of `dartformer list tasks`.
-      preset: "recommended" or "published", see `dartformer.defaults`.
+      preset: see `dartformer.defaults`.
       values: dotted fields that are set on top.
       size: "small", for two CPU cores, "published", the size known from the literature, or "mixes",
         where no single attention gives the answer (the task recall).
@@ -166,7 +167,25 @@ def starting_config(
         strategy = "race"
         values.setdefault("search.strategy.random", MOST_RACED)
     text, config = _with_defaults(text, task, strategy, preset, values)
+    if preset in MODELS:
+        values = {**_of_preset(text, preset), **values}
     return with_values(text, config, values)
+
+
+def _of_preset(text: str, preset: str) -> dict[str, object]:
+    """The fields that a file of a search space sets, as the preset of a model has them."""
+    values: dict[str, object] = {}
+    assigned = _assigned(text)
+    for name, value in PRESETS[preset].items():
+        if name in assigned:
+            values[name] = value
+    positions = str(PRESETS[preset]["model.positions"])
+    if "space.candidates" in assigned:
+        start, end = assigned["space.candidates"]
+        lines = text.split("\n")[start:end]
+        candidates = ast.literal_eval("\n".join(lines).partition("=")[2].strip())
+        values["space.candidates"] = with_positions(candidates, positions)
+    return values
 
 
 def space_file(task: str, size: str = "small", kind: str = "recall") -> Path:

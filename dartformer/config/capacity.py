@@ -132,9 +132,14 @@ def weight_bytes(sizes: TransformerConfig, sets: int = 1) -> int:
     `sets` is the number of projections in a layer."""
     width, inner = sizes.model_dim, sizes.heads * sizes.head_dim
     kept = inner // sizes.sharing  # of keys, and of values
-    layer = sets * 2 * width * (inner + kept) + 2 * width * sizes.mlp_dim
+    matrices = 2
+    if sizes.gated_mlp:
+        matrices = 3
+    layer = sets * 2 * width * (inner + kept) + matrices * width * sizes.mlp_dim
     inputs = width * (sizes.features or sizes.vocabulary)
     outputs = sizes.pooled * sizes.classes
+    if sizes.tie_embeddings or sizes.classifier == "none":
+        outputs = 0
     if sizes.classifier == "mlp":
         outputs = sizes.pooled * sizes.mlp_dim
     if sizes.positions == "learned":
@@ -144,11 +149,12 @@ def weight_bytes(sizes: TransformerConfig, sets: int = 1) -> int:
 
 
 def activation_bytes(sizes: TransformerConfig, batch: int) -> int:
-    """Bytes of the residual stream `[B, N, E]`, or of logits `[B, N, C]` where they are more."""
-    width = sizes.model_dim * _itemsize(sizes)
-    if sizes.pooling == "none":
-        width = max(width, 4 * sizes.classes)  # logits are float32 at least
-    return batch * sizes.inputs * sizes.tokens * width
+    """Bytes of the residual stream `[B, N, E]`, or of the logits of a loss where they are more."""
+    stream = batch * sizes.inputs * sizes.tokens * sizes.model_dim * _itemsize(sizes)
+    if not sizes.labels_tokens:
+        return stream
+    positions = sizes.logits_size(batch, sizes.tokens) or sizes.tokens
+    return max(stream, 4 * batch * positions * sizes.classes)  # logits are float32 at least
 
 
 def _itemsize(sizes: TransformerConfig) -> int:

@@ -85,6 +85,12 @@ def _unlike_heads(config: Config) -> bool:
     return separate and config.transformer.sharing > 1
 
 
+def _unlike_gains(config: Config) -> bool:
+    """Whether heads that share the gain of their q/k norm could choose different candidates' own."""
+    by_head = config.space.granularity in ("head", "kv_group")
+    return config.search.projections == "separate" and by_head and config.model.qk_norm_shared
+
+
 def _no_budget(config: Config) -> str | None:
     if not config.search.budget:
         return None
@@ -177,6 +183,13 @@ RULES: list[Rule] = [
         "model.kv_heads={config.model.kv_heads} does not work with search.projections='separate' "
         "and space.granularity='head', because heads that share keys and values could choose "
         "different ones. Use search.projections='shared', or granularity 'kv_group', 'layer' or 'model'.",
+    ),
+    Rule(
+        "shared gains",
+        _unlike_gains,
+        "model.qk_norm_shared=True does not work with search.projections='separate' and "
+        "space.granularity={config.space.granularity!r}, because heads that share a gain could choose "
+        "different ones. Use search.projections='shared', or granularity 'layer' or 'model'.",
     ),
     Rule(
         "seeds in one program",

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from dartformer import strategies, tasks
 from dartformer.config import compat
 from dartformer.config.overrides import convert, override, require_names
-from dartformer.config.presets import PRESETS, field_defaults, strategy_defaults
+from dartformer.config.presets import PRESETS, field_defaults, strategy_defaults, with_positions
 from dartformer.config.sections import (
     Baselines,
     Config,
@@ -49,7 +49,8 @@ def defaults(
       task: a name of `dartformer list tasks`; its options become `config.task.*`.
       strategy: a name of `dartformer list strategies`; its options become
         `config.search.strategy.*`. By default "race" for one attention everywhere, else "darts".
-      preset: "recommended", or "published" for the settings of the DARTS paper.
+      preset: "recommended"; "published" for the settings of the DARTS paper; or the blocks of a
+        well-known model, "gpt2", "bert", "llama" or "qwen3", with the recommended search.
       granularity: what chooses an attention: the whole "model", each "layer", each
         "kv_group", or each "head".
     """
@@ -57,7 +58,7 @@ def defaults(
     # search is for mixes.
     if not strategy:
         strategy = "darts"
-        if granularity == "model" and preset == "recommended":
+        if granularity == "model" and preset != "published":
             strategy = "race"
     task_type = cast(type[Task], tasks.find(task))
     strategies.find(strategy, "strategy")
@@ -100,6 +101,7 @@ def defaults(
     # Locked, so that a mistyped field in a config file is an error and not a new field.
     config.lock()
     override(config, PRESETS[preset])
+    config.space.candidates = with_positions(Space.candidates, config.model.positions)
     return config
 
 

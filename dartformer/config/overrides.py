@@ -17,6 +17,9 @@ BUDGET = "search.budget"
 
 STRATEGY = "search.strategy.name"
 
+WHOLE_NUMBERS = ("model.nope_layers",)
+"""Lists of whole numbers that are empty by default, so that no item says their type."""
+
 SWITCHES = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 """How a text says true or false."""
 
@@ -198,6 +201,8 @@ def _read(name: str, text: str, like: object) -> object:
     if not isinstance(like, tuple):
         raise ValueError
     items = list(filter(None, map(str.strip, split_list(text))))  # "1, 2," has two
+    if not like and name in WHOLE_NUMBERS:
+        return tuple(map(int, items))
     if not like:
         return tuple(items)
     # A default of several items says the type of each.

@@ -1,11 +1,13 @@
 """Presets, and the defaults that come with a strategy."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dartformer import strategies
+from dartformer.attention import parse
+from dartformer.attention.base import POSITIONS
 from dartformer.config.sections import ALPHAS
 from dartformer.training.optimizer import Optimizer
 
@@ -24,6 +26,58 @@ RECOMMENDED: dict[str, dict[str, Any]] = {
     },
 }
 """What the recommended preset changes of a strategy's own defaults."""
+
+BIASES: dict[str, object] = {
+    "model.qkv_bias": True,
+    "model.out_bias": True,
+    "model.mlp_bias": True,
+}
+
+NO_BIASES: dict[str, object] = {
+    "model.qkv_bias": False,
+    "model.out_bias": False,
+    "model.mlp_bias": False,
+    "model.head_bias": False,
+}
+
+# Radford et al. 2019.
+GPT2: dict[str, object] = {
+    **BIASES,
+    "model.head_bias": False,
+    "model.norm_eps": 1e-5,
+    "model.activation": "gelu_tanh",
+    "model.positions": "learned",
+}
+
+# Devlin et al. 2018, arXiv:1810.04805.
+BERT: dict[str, object] = {
+    **BIASES,
+    "model.norm_eps": 1e-12,
+    "model.norm_place": "after",
+    "model.embed_norm": True,
+    "model.activation": "gelu",
+    "model.positions": "learned",
+    "model.token_types": 2,
+}
+
+# Touvron et al. 2023, arXiv:2302.13971.
+LLAMA: dict[str, object] = {
+    **NO_BIASES,
+    "model.norm": "rms",
+    "model.norm_eps": 1e-5,
+    "model.activation": "silu",
+    "model.gated_mlp": True,
+    "model.positions": "rotary",
+}
+
+# Yang et al. 2025, arXiv:2505.09388.
+QWEN3: dict[str, object] = {
+    **LLAMA,
+    "model.norm_eps": 1e-6,
+    "model.rope_theta": 1_000_000.0,
+    "model.qk_norm": True,
+    "model.qk_norm_shared": True,
+}
 
 PRESETS: dict[str, dict[str, object]] = {
     # Shared projections, normalised branches, weights alone for a third of the search, then a fast
@@ -50,7 +104,29 @@ PRESETS: dict[str, dict[str, object]] = {
         "derive.rule": "argmax",
         "derive.second_opinion": SECOND_OPINION,
     },
+    # The blocks of well-known models. Sizes stay those of the config, and so does the norm of the
+    # branches, because a mixture needs it.
+    "gpt2": GPT2,
+    "bert": BERT,
+    "llama": LLAMA,
+    "qwen3": QWEN3,
 }
+"""What each preset changes of the defaults. All but "published" keep the recommended search."""
+
+
+MODELS = ("gpt2", "bert", "llama", "qwen3")
+"""The presets that are blocks of well-known models."""
+
+
+def with_positions(candidates: Iterable[str], positions: str) -> tuple[str, ...]:
+    """The candidates that work with the positions of a preset."""
+    fitting = []
+    for text in candidates:
+        traits = parse(text).traits
+        inside = positions in POSITIONS and traits.reads & {"q", "k"}
+        if not inside or positions in traits.positions:
+            fitting.append(text)
+    return tuple(fitting)
 
 
 @dataclass(frozen=True)

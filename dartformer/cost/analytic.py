@@ -55,8 +55,8 @@ def flops(
 
     Attentions, projections, feed-forward, classifier.
 
-    Embeddings of ids and stem, which are look-ups, and normalisations, activations and dropout,
-    which are linear in the activations, are not counted."""
+    Embeddings of ids and stem, which are look-ups, and normalisations, biases, activations and
+    dropout, which are linear in the activations, are not counted."""
     n = config.tokens
     if length is not None:
         n = length
@@ -65,9 +65,16 @@ def flops(
     for l in range(config.layers):
         mixing += attention_cost(config, genotype, l, batch=documents, length=n).flops
     inner = config.heads * config.head_dim
-    # Queries and output, and keys and values, which heads share; then the two layers of the MLP.
-    projections = 4 * config.model_dim * inner * (1 + 1 / config.sharing)
-    per_token = projections + 4 * config.model_dim * config.mlp_dim
+    # Queries and output, and keys and values, which heads share.
+    per_token = 4 * config.model_dim * inner * (1 + 1 / config.sharing)
+    if config.output_gate != "none":
+        per_token += 2 * config.model_dim * inner
+    per_token += 2 * config.short_conv * inner * (1 + 2 / config.sharing)
+    # The layers of the MLP.
+    matrices = 2
+    if config.gated_mlp:
+        matrices = 3
+    per_token += 2 * matrices * config.model_dim * config.mlp_dim
     embedding = 2 * config.features * config.model_dim
     rows = batch
     if config.labels_tokens:  # every token is classified
@@ -79,6 +86,8 @@ def flops(
 def _classifier_flops(config: TransformerConfig) -> int:
     """FLOPs of the classifier on one row."""
     pooled, m, classes = config.pooled, config.mlp_dim, config.classes
+    if config.classifier == "none":
+        return 0
     if config.classifier == "linear":
         return 2 * pooled * classes
     if config.inputs == 1:

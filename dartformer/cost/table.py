@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import numpy as np
@@ -25,8 +25,8 @@ from dartformer.cost.analytic import nothing
 from dartformer.errors import InputError
 from dartformer.machine import user_cache
 from dartformer.machine.record import Plain, Record
-from dartformer.machine.workdir import read_json, write_json
-from dartformer.models.sizes import TransformerConfig
+from dartformer.machine.workdir import jsonable, read_json, write_json
+from dartformer.models.sizes import BLOCK, TransformerConfig, without_defaults
 from dartformer.space.genotype import Genotype
 
 FORMAT = 1
@@ -202,7 +202,7 @@ class Table:
             )
             return measured.seconds.min
 
-        sizes = dataclasses.asdict(config)
+        sizes = jsonable(without_defaults(dataclasses.asdict(config)))
         del sizes["seed"]  # of the weights, which cost the same
         of = {"rest": sizes, "batch": batch, "length": length, "phase": phase}
         return self._get(of, model_seconds)
@@ -261,7 +261,14 @@ def _setting(config: TransformerConfig, at: At) -> dict[str, Plain]:
         "kernel": config.kernel,
         "branch_norm": config.branch_norm,
         "attention_dropout": config.attention_dropout,
+        **_of_block(config),
     }
+
+
+def _of_block(config: TransformerConfig) -> dict[str, Plain]:
+    """The options of the block that are not as by default, so that older entries stay valid."""
+    options = {name: getattr(config, name) for name in BLOCK}
+    return cast(dict[str, Plain], jsonable(without_defaults(options)))
 
 
 def attention_seconds(

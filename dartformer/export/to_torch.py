@@ -57,6 +57,21 @@ SIZES = (
     "qk_norm",
     "branch_norm",
     "causal",
+    "norm",
+    "norm_eps",
+    "norm_place",
+    "embed_norm",
+    "qkv_bias",
+    "out_bias",
+    "activation",
+    "gated_mlp",
+    "rope_theta",
+    "nope_layers",
+    "position_offset",
+    "token_types",
+    "tie_embeddings",
+    "output_gate",
+    "short_conv",
 )
 """The fields of `TransformerConfig` that the template reads."""
 

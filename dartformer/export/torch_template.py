@@ -47,6 +47,21 @@ class Sizes(NamedTuple):
     branch_norm: bool = True
     causal: bool = False
     slopes: list[float] | None = None
+    norm: str = "layer"
+    norm_eps: float = 1e-6
+    norm_place: str = "before"
+    embed_norm: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
+    activation: str = "gelu_tanh"
+    gated_mlp: bool = False
+    rope_theta: float = 10_000.0
+    nope_layers: tuple[int, ...] = ()
+    position_offset: int = 0
+    token_types: int = 0
+    tie_embeddings: bool = False
+    output_gate: str = "none"
+    short_conv: int = 0
 
 
 SIZES = Sizes(**SHAPE)
@@ -290,19 +305,45 @@ ATTENTIONS = {
 """The types that can be written here; `parallel` is made of them."""
 
 
-def rms_norm(y: Tensor, gain: Tensor | None = None) -> Tensor:
-    """`gain y / sqrt(mean(y^2) + 1e-6)` over the last axis."""
-    y = y * torch.rsqrt((y * y).mean(-1, keepdim=True) + 1e-6)
+GATES = {"sigmoid": torch.sigmoid, "silu": F.silu}
+"""The activations of the gate of the heads' outputs."""
+
+
+def activated(x: Tensor) -> Tensor:
+    """The activation of the feed-forward layers."""
+    if SIZES.activation == "silu":
+        return F.silu(x)
+    if SIZES.activation == "relu":
+        return F.relu(x)
+    # The default of JAX is the tanh form, that of PyTorch is the other.
+    approximate = "none"
+    if SIZES.activation == "gelu_tanh":
+        approximate = "tanh"
+    return F.gelu(x, approximate=approximate)
+
+
+def convolved(x: Tensor, valid: Tensor, kernel: Tensor) -> Tensor:
+    """SiLU of a causal convolution of `[B, N, H, D]` with `[W, H, D]`, the token itself first."""
+    x = x * valid[:, :, None, None].to(x.dtype)
+    total = torch.zeros_like(x)
+    for j in range(len(kernel)):
+        total[:, j:] = total[:, j:] + x[:, : x.shape[1] - j] * kernel[j]
+    return F.silu(total)
+
+
+def rms_norm(y: Tensor, gain: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """`gain y / sqrt(mean(y^2) + eps)` over the last axis."""
+    y = y * torch.rsqrt((y * y).mean(-1, keepdim=True) + eps)
     if gain is None:
         return y
     return y * gain
 
 
 def rotate(x: Tensor) -> Tensor:
-    """Rotary positions: the pairs (i, i + D/2) of token n turned by n / 10000^(2 i / D)."""
+    """Rotary positions: the pairs (i, i + D/2) of token n turned by n / theta^(2 i / D)."""
     half = x.shape[-1] // 2
     # Angles in float64: the sine of a large float32 has lost the digits that tell tokens apart.
-    rate = 10_000.0 ** (torch.arange(half, device=x.device, dtype=torch.float64) / half)
+    rate = SIZES.rope_theta ** (torch.arange(half, device=x.device, dtype=torch.float64) / half)
     angle = torch.arange(x.shape[1], device=x.device, dtype=torch.float64)[:, None] / rate
     angle = angle[:, None]  # [N, 1, D/2]
     cos, sin = torch.cos(angle).to(x.dtype), torch.sin(angle).to(x.dtype)
@@ -339,13 +380,18 @@ class Model(nn.Module):
         self.weights = nn.ParameterDict(dict(weights))
 
     def dense(self, name: str, x: Tensor) -> Tensor:
-        """A linear layer."""
-        return x @ self.weights[f"{name}/kernel"] + self.weights[f"{name}/bias"]
+        """A linear layer, with or without a bias."""
+        x = x @ self.weights[f"{name}/kernel"]
+        if f"{name}/bias" in self.weights:
+            x = x + self.weights[f"{name}/bias"]
+        return x
 
     def norm(self, name: str, x: Tensor) -> Tensor:
-        """A layer norm."""
-        scale, bias = self.weights[f"{name}/scale"], self.weights[f"{name}/bias"]
-        return F.layer_norm(x, x.shape[-1:], scale, bias, 1e-6)
+        """A layer norm or an RMS norm."""
+        scale = self.weights[f"{name}/scale"]
+        if SIZES.norm == "rms":
+            return rms_norm(x, scale, SIZES.norm_eps)
+        return F.layer_norm(x, x.shape[-1:], scale, self.weights[f"{name}/bias"], SIZES.norm_eps)
 
     def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
         """See `Model`."""
@@ -359,12 +405,19 @@ class Model(nn.Module):
             valid = F.pad(valid, (1, 0), value=True)
         # After the learned token is put in front, which has a position too.
         if SIZES.positions == "learned":
-            x = x + self.weights["positions"][: x.shape[1]]
+            offset = SIZES.position_offset
+            x = x + self.weights["positions"][offset : offset + x.shape[1]]
         elif SIZES.positions == "sinusoidal":
             x = x + sinusoids(x.shape[1], x.shape[2]).to(x)
+        if SIZES.token_types:
+            x = x + self.weights["types"][0]
+        if SIZES.embed_norm:
+            x = self.norm("embed_norm", x)
         for layer in range(len(GENOTYPE)):
             x = self.block(layer, x, valid)
-        return self.classify(self.pool(self.norm("norm", x), valid))
+        if SIZES.norm_place == "before":
+            x = self.norm("norm", x)
+        return self.classify(self.pool(x, valid))
 
     def embed(self, tokens: Tensor, valid: Tensor) -> Tensor:
         """Tokens to `[B, N, E]`, before positions."""
@@ -379,12 +432,22 @@ class Model(nn.Module):
         return x
 
     def block(self, layer: int, x: Tensor, valid: Tensor) -> Tensor:
-        """A layer: attention, then feed-forward, with norms before them and residuals around."""
+        """A layer: attention, then feed-forward, with norms and residuals around them."""
         name = f"blocks/{layer}"
+        if SIZES.norm_place == "after":
+            x = self.norm(f"{name}/norm_mixer", x + self.heads(layer, x, valid))
+            return self.norm(f"{name}/norm_mlp", x + self.feed_forward(name, x))
         x = x + self.heads(layer, self.norm(f"{name}/norm_mixer", x), valid)
-        up = self.dense(f"{name}/up", self.norm(f"{name}/norm_mlp", x))
-        hidden = F.gelu(up, approximate="tanh")  # the default of JAX, but not of PyTorch
-        return x + self.dense(f"{name}/down", hidden)
+        return x + self.feed_forward(name, self.norm(f"{name}/norm_mlp", x))
+
+    def feed_forward(self, name: str, x: Tensor) -> Tensor:
+        """The MLP of a layer."""
+        up = self.dense(f"{name}/up", x)
+        if SIZES.gated_mlp:
+            hidden = activated(self.dense(f"{name}/gate", x)) * up
+        else:
+            hidden = activated(up)
+        return self.dense(f"{name}/down", hidden)
 
     def classify(self, x: Tensor) -> Tensor:
         """What was pooled to logits."""
@@ -398,12 +461,20 @@ class Model(nn.Module):
             x = F.relu(self.dense("hidden", x))
             if SIZES.inputs == 2:
                 x = F.relu(self.dense("hidden_half", x))
-        return self.dense("head", x)
+        if SIZES.classifier == "none":
+            return x
+        if not SIZES.tie_embeddings:
+            return self.dense("head", x)
+        x = x @ self.weights["embed/embedding"].T
+        if "head_bias" in self.weights:
+            x = x + self.weights["head_bias"]
+        return x
 
     def heads(self, layer: int, x: Tensor, valid: Tensor) -> Tensor:
         """All heads of a layer, `[B, N, E]` to `[B, N, E]`."""
         name = f"blocks/{layer}/mixer/projections/0"
-        q, k, v = self.projected(name, x)
+        rotary = SIZES.positions == "rotary" and layer not in SIZES.nope_layers
+        q, k, v = self.projected(name, x, valid, rotary)
         slopes = None
         if SIZES.slopes:
             slopes = torch.tensor(SIZES.slopes, dtype=q.dtype, device=q.device)
@@ -422,17 +493,31 @@ class Model(nn.Module):
             if slopes is not None:
                 heads = heads._replace(slopes=slopes[index])
             out[:, :, index] = self.attend(attention, options, heads)
-        return torch.einsum("bnhd,hde->bne", out, self.weights[f"{name}/o"])
+        if SIZES.output_gate != "none":
+            gate = torch.einsum("bne,ehd->bnhd", x, self.weights[f"{name}/gate"])
+            out = out * GATES[SIZES.output_gate](gate)
+        y = torch.einsum("bnhd,hde->bne", out, self.weights[f"{name}/o"])
+        if SIZES.out_bias:
+            y = y + self.weights[f"blocks/{layer}/out_bias"]
+        return y
 
-    def projected(self, name: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def projected(
+        self, name: str, x: Tensor, valid: Tensor, rotary: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v of all heads, `[B, N, H, D]`."""
-        q = torch.einsum("bne,ehd->bnhd", x, self.weights[f"{name}/q"])
-        k = torch.einsum("bne,ehd->bnhd", x, self.weights[f"{name}/k"])
-        v = torch.einsum("bne,ehd->bnhd", x, self.weights[f"{name}/v"])
+        projected = []
+        for letter in "qkv":
+            y = torch.einsum("bne,ehd->bnhd", x, self.weights[f"{name}/{letter}"])
+            if SIZES.qkv_bias:
+                y = y + self.weights[f"{name}/{letter}_bias"]
+            if SIZES.short_conv:
+                y = convolved(y, valid, self.weights[f"{name}/{letter}_conv"])
+            projected.append(y)
+        q, k, v = projected
         if SIZES.qk_norm:
-            q = rms_norm(q, self.weights[f"{name}/q_norm"])
-            k = rms_norm(k, self.weights[f"{name}/k_norm"])
-        if SIZES.positions == "rotary":
+            q = rms_norm(q, self.weights[f"{name}/q_norm"], SIZES.norm_eps)
+            k = rms_norm(k, self.weights[f"{name}/k_norm"], SIZES.norm_eps)
+        if rotary:
             q, k = rotate(q), rotate(k)
         # Keys and values may be fewer than queries: neighbouring heads share them.
         sharing = q.shape[2] // k.shape[2]

@@ -70,7 +70,7 @@ class _ObservedMixture(MixedAttention):
         total = jnp.zeros((), x.dtype)
         if self.partial:
             bypass = self.bypass(self.projections[0].inputs(x, valid, keys))
-            total = self.projections[0].output(bypass)
+            total = self.projections[0].output(bypass, x)
             # Heads that are not mixed have no column: their values are in `total` already.
             is_mixed = jnp.zeros((config.heads, 1), mixture.dtype).at[jnp.array(self.mixed)].set(1)
             mixture = mixture * is_mixed
@@ -89,7 +89,7 @@ class _ObservedMixture(MixedAttention):
             raw = attend(attention, params, inputs, unnormed, train=False, key=None)
             # Measured before the norm, which would make all branches equally large.
             rms = valid_rms(jax.lax.stop_gradient(raw).astype(column.dtype), valid)
-            return projections.output(y * column.astype(y.dtype)[:, None]), rms
+            return projections.output(y * column.astype(y.dtype)[:, None], x), rms
 
         measured = []
         for k, attention in enumerate(self.candidates):

@@ -61,11 +61,11 @@ def head_keys(config: TransformerConfig, layer: int | Array) -> Array:
     return jax.vmap(lambda head: jax.random.fold_in(key, head))(jnp.arange(config.heads))
 
 
-def rms_norm(y: Array, gain: Array | None = None) -> Array:
-    """`gain y / sqrt(mean(y^2) + 1e-6)` over the last axis, in float32 or wider."""
+def rms_norm(y: Array, gain: Array | None = None, eps: float = 1e-6) -> Array:
+    """`gain y / sqrt(mean(y^2) + eps)` over the last axis, in float32 or wider."""
     wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
     # The epsilon keeps the gradient of a row of zeros finite.
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + eps)
     if gain is not None:
         wide = wide * gain
     return wide.astype(y.dtype)
@@ -80,13 +80,16 @@ def branch_norm(y: Array) -> Array:
 
 
 class Projections(nnx.Module):
-    """W_q `[E, H, D]`, W_k and W_v `[E, kv_heads, D]`, W_o `[H, D, E]`; gains of q/k norm.
+    """W_q `[E, H, D]`, W_k and W_v `[E, kv_heads, D]`, W_o `[H, D, E]`, and what stands around them.
 
-    None of them has a bias.
+    That is, where the config has them, biases, short convolutions and norms of queries, keys and
+    values, and a gate of the output. The bias behind W_o is the block's: candidates with
+    projections of their own would add it several times.
     """
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TransformerConfig, layer: int, *, rngs: nnx.Rngs) -> None:
         self.config = config
+        self.rotary = config.positions == "rotary" and layer not in config.nope_layers
         e, h, d = config.model_dim, config.heads, config.head_dim
         kv = h // config.sharing
 
@@ -99,8 +102,23 @@ class Projections(nnx.Module):
         self.v = normal((e, kv, d), e)
         self.o = normal((h, d, e), h * d)
         if config.qk_norm:
-            self.q_norm = nnx.Param(jnp.ones((h, d)))
-            self.k_norm = nnx.Param(jnp.ones((kv, d)))
+            q_gains: tuple[int, ...] = (h, d)
+            k_gains: tuple[int, ...] = (kv, d)
+            if config.qk_norm_shared:
+                q_gains = k_gains = (d,)
+            self.q_norm = nnx.Param(jnp.ones(q_gains))
+            self.k_norm = nnx.Param(jnp.ones(k_gains))
+        if config.qkv_bias:
+            self.q_bias = nnx.Param(jnp.zeros((h, d)))
+            self.k_bias = nnx.Param(jnp.zeros((kv, d)))
+            self.v_bias = nnx.Param(jnp.zeros((kv, d)))
+        if config.short_conv:
+            width = config.short_conv
+            self.q_conv = normal((width, h, d), width)
+            self.k_conv = normal((width, kv, d), width)
+            self.v_conv = normal((width, kv, d), width)
+        if config.output_gate != "none":
+            self.gate = normal((e, h, d), e)
 
     def inputs(
         self, x: Array, valid: Array, keys: Array | None, queries: int | None = None
@@ -113,12 +131,21 @@ class Projections(nnx.Module):
         config = self.config
         q = project(x[:, :queries], self.q)
         k, v = project(x, self.k), project(x, self.v)
+        if config.qkv_bias:
+            q = q + self.q_bias[...].astype(q.dtype)
+            k = k + self.k_bias[...].astype(k.dtype)
+            v = v + self.v_bias[...].astype(v.dtype)
+        if config.short_conv:
+            q = convolved(q, valid[:, :queries], self.q_conv[...])
+            k = convolved(k, valid, self.k_conv[...])
+            v = convolved(v, valid, self.v_conv[...])
         # The norm comes first: its gains, after a rotation, would make scores depend on positions
         # and not on distances alone.
         if config.qk_norm:
-            q, k = rms_norm(q, self.q_norm[...]), rms_norm(k, self.k_norm[...])
-        if config.positions == "rotary":
-            q, k = rotate(q), rotate(k)
+            q = rms_norm(q, self.q_norm[...], config.norm_eps)
+            k = rms_norm(k, self.k_norm[...], config.norm_eps)
+        if self.rotary:
+            q, k = rotate(q, config.rope_theta), rotate(k, config.rope_theta)
         if config.sharing > 1:
             k = jnp.repeat(k, config.sharing, axis=2)
             v = jnp.repeat(v, config.sharing, axis=2)
@@ -127,14 +154,48 @@ class Projections(nnx.Module):
             slopes = jnp.asarray(alibi_slopes(config.heads), q.dtype)
         return Inputs(q, k, v, x, valid, keys, slopes, config.attention_dropout, config.kernel)
 
-    def output(self, y: Array) -> Array:
-        """`[B, N, H, D]` to `[B, N, E]`."""
+    def output(self, y: Array, x: Array) -> Array:
+        """Heads `[B, N, H, D]` to `[B, N, E]`; x `[B, N, E]` is what the layer read.
+
+        The gate comes after the norm of the heads, as in GLA (Yang et al. 2023, arXiv:2312.06635,
+        section 4.4): y * act(x W_g).
+        """
+        if self.config.output_gate != "none":
+            # y may be of the first token alone.
+            gate = project(x[:, : y.shape[1]], self.gate)
+            y = y * GATES[self.config.output_gate](gate)
         return jnp.einsum("bnhd,hde->bne", y, self.o[...].astype(y.dtype))
 
 
 def project(x: Array, matrix: nnx.Param[Array]) -> Array:
     """`[B, N, E]` to `[B, N, H, D]`, in the dtype of x."""
     return jnp.einsum("bne,ehd->bnhd", x, matrix[...].astype(x.dtype))
+
+
+GATES = {"sigmoid": jax.nn.sigmoid, "silu": jax.nn.silu}
+"""The activations of `output_gate`."""
+
+
+def convolved(x: Array, valid: Array, kernel: Array) -> Array:
+    """SiLU of a causal convolution along N, for each head and number apart.
+
+    y_n = silu(sum_j kernel_j x_(n-j)), where padding counts as zero. Dao and Gu 2024,
+    arXiv:2405.21060, section 7, which convolves what becomes queries, keys and values.
+
+    Args:
+      x: `[B, N, H, D]`.
+      valid: `[B, N]`.
+      kernel: `[W, H, D]`, the token itself first.
+    """
+    n, width = x.shape[1], kernel.shape[0]
+    x = jnp.where(valid[..., None, None], x, 0)
+    padded = jnp.pad(x, ((0, 0), (width - 1, 0), (0, 0), (0, 0)))
+    total = jnp.zeros_like(x)
+    # A sum of a few shifted copies is quicker on a CPU than XLA's convolution with many groups.
+    for j in range(width):
+        start = width - 1 - j
+        total = total + padded[:, start : start + n] * kernel[j].astype(x.dtype)
+    return jax.nn.silu(total)
 
 
 class GroupedHeads(nnx.Module):
@@ -146,7 +207,7 @@ class GroupedHeads(nnx.Module):
         self, config: TransformerConfig, genotype: Genotype, layer: int, *, rngs: nnx.Rngs
     ) -> None:
         self.config, self.layer, self.groups = config, layer, genotype.groups(layer)
-        self.projections = nnx.List([Projections(config, rngs=rngs)])
+        self.projections = nnx.List([Projections(config, layer, rngs=rngs)])
         parameters = []
         for attention, heads in self.groups:
             parameters.append(own_parameters(attention, config, len(heads), rngs))
@@ -194,11 +255,11 @@ class GroupedHeads(nnx.Module):
             )
             outputs.append(y)
         if len(outputs) == 1:
-            return self.projections[0].output(outputs[0])
+            return self.projections[0].output(outputs[0], x)
         # Heads stand group by group: put them back in their order.
         grouped = np.concatenate([heads for _, heads in self.groups])
         y = jnp.concatenate(outputs, axis=2)[:, :, np.argsort(grouped)]  # [B, N, H, D]
-        return self.projections[0].output(y)
+        return self.projections[0].output(y, x)
 
 
 def attend(

@@ -19,14 +19,14 @@ def sinusoids(length: int, width: int) -> np.ndarray:
     return table[:, :width].astype(np.float32)
 
 
-def rotate(x: Array) -> Array:
-    """x `[B, N, H, D]` with the pair (i, i + D/2) of token n turned by n / 10000^(2 i / D).
+def rotate(x: Array, theta: float = BASE) -> Array:
+    """x `[B, N, H, D]` with the pair (i, i + D/2) of token n turned by n / theta^(2 i / D).
 
     The dot product of a turned query and a turned key depends on their distance alone, and on no
     position (Su et al. 2021, arXiv:2104.09864, equation 34; halves for pairs, as in GPT-NeoX). In
     float32 or wider."""
     half = x.shape[-1] // 2
-    angle = np.arange(x.shape[1])[:, None] / BASE ** (np.arange(half) / half)  # [N, D/2]
+    angle = np.arange(x.shape[1])[:, None] / theta ** (np.arange(half) / half)  # [N, D/2]
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     cos = jnp.asarray(np.cos(angle), dtype)[:, None]  # [N, 1, D/2]
     sin = jnp.asarray(np.sin(angle), dtype)[:, None]

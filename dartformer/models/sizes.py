@@ -1,5 +1,7 @@
 """The sizes and choices of a Transformer, and which of them work together."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,11 @@ from dartformer.kernels.flash import KERNELS, choose
 STEMS = ("none", "bigram")
 POSITIONS = ("learned", "sinusoidal", "rotary", "alibi", "none")
 POOLING = ("mean", "cls", "last", "none", "decode")
-CLASSIFIERS = ("linear", "mlp")
+CLASSIFIERS = ("linear", "mlp", "none")
+NORMS = ("layer", "rms")
+NORM_PLACES = ("before", "after")
+ACTIVATIONS = ("gelu_tanh", "gelu", "silu", "relu")
+OUTPUT_GATES = ("none", "sigmoid", "silu")
 PAIRS = ("interaction", "concat")
 DTYPES = ("float32", "bfloat16", "float64")
 CHOICES = {
@@ -26,8 +32,43 @@ CHOICES = {
     "pair": PAIRS,
     "dtype": DTYPES,
     "kernel": KERNELS,
+    "norm": NORMS,
+    "norm_place": NORM_PLACES,
+    "activation": ACTIVATIONS,
+    "output_gate": OUTPUT_GATES,
 }
 """The values that the named choices of `TransformerOptions` take."""
+
+NEEDS = (
+    ("rope_theta", "positions", "rotary"),
+    ("nope_layers", "positions", "rotary"),
+    ("position_offset", "positions", "learned"),
+    ("qk_norm_shared", "qk_norm", True),
+)
+"""Options that have an effect only where another one has some value."""
+
+BLOCK = (
+    "norm",
+    "norm_eps",
+    "norm_place",
+    "embed_norm",
+    "qkv_bias",
+    "out_bias",
+    "mlp_bias",
+    "head_bias",
+    "activation",
+    "gated_mlp",
+    "rope_theta",
+    "nope_layers",
+    "qk_norm_shared",
+    "position_offset",
+    "token_types",
+    "tie_embeddings",
+    "output_gate",
+    "short_conv",
+    "logits_chunk",
+)
+"""The options of the block that came later: older workdirs and tables were made with their defaults."""
 
 MOST_LAYERS = 1000
 """The deepest Transformer that was published has 1,000 layers (DeepNet, arXiv:2203.00555). A model
@@ -35,6 +76,13 @@ without search traces and compiles each of its layers, which takes minutes for s
 
 MOST_HEADS = 1024
 """Heads of a layer. Where each head can have an attention of its own, each is traced."""
+
+MOST_CONVOLVED = 64
+"""Tokens of a short convolution, which adds up so many shifted copies."""
+
+MOST_LOGITS = 2**26
+"""Bytes of the logits that a loss computes at once. A batch that needs more is slower to read from
+memory than to compute in parts."""
 
 Dimension = Any
 """A number, or a symbolic dimension of `jax.export`."""
@@ -92,6 +140,34 @@ class TransformerOptions:
         GPU), "chunked" (no array of N x N) and "dense"; or one of these by name.
       scan: a supernet of at least so many layers runs them as one loop, which compiles one layer in
         place of all; 0: never.
+      norm: "layer", or "rms" (Zhang and Sennrich 2019, arXiv:1910.07467), which subtracts no mean and
+        has no bias.
+      norm_eps: what is added to the variance, or to the mean square, in these norms and in that of
+        queries and keys.
+      norm_place: "before" attention and feed-forward, and once at the end; or "after" each residual
+        sum, as in BERT.
+      embed_norm: a norm of the sum of all embeddings.
+      qkv_bias: biases of queries, keys and values.
+      out_bias: a bias behind the output projection of the heads.
+      mlp_bias: biases of the feed-forward layers.
+      head_bias: a bias of the classifier's last layer.
+      activation: of the feed-forward layers: "gelu_tanh" (as in GPT-2), "gelu" (with erf, as in BERT),
+        "silu" or "relu".
+      gated_mlp: multiply the hidden numbers by a linear gate (Shazeer 2020, arXiv:2002.05202): with
+        "silu" it is SwiGLU.
+      rope_theta: base of the wavelengths of rotary positions.
+      nope_layers: numbers of the layers without rotary positions, beginning at 0 (Yang et al. 2025,
+        arXiv:2501.18795).
+      qk_norm_shared: one gain of the q/k norm for all heads, as in Qwen3.
+      position_offset: rows of the learned positions before that of the first token; 2 in RoBERTa.
+      token_types: rows of learned token types; every token has the first one.
+      tie_embeddings: the classifier's matrix is the table of embeddings.
+      output_gate: multiply the heads' outputs by "sigmoid" or "silu" of a projection of the layer's
+        input, as around GLA and gated DeltaNet.
+      short_conv: tokens that a causal convolution of queries, keys and values reads, the token itself
+        among them; 4 around gated DeltaNet and Mamba-2; 0 for none.
+      logits_chunk: tokens whose logits a loss computes at once; 0 for all, or for as many as fit in
+        64 MiB.
     """
 
     layers: int = 2
@@ -112,6 +188,25 @@ class TransformerOptions:
     dtype: str = "float32"
     kernel: str = "auto"
     scan: int = 3
+    norm: str = "layer"
+    norm_eps: float = 1e-6
+    norm_place: str = "before"
+    embed_norm: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = True
+    head_bias: bool = True
+    activation: str = "gelu_tanh"
+    gated_mlp: bool = False
+    rope_theta: float = 10_000.0
+    nope_layers: tuple[int, ...] = ()
+    qk_norm_shared: bool = False
+    position_offset: int = 0
+    token_types: int = 0
+    tie_embeddings: bool = False
+    output_gate: str = "none"
+    short_conv: int = 0
+    logits_chunk: int = 0
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -141,6 +236,48 @@ class TransformerOptions:
                 f"model.positions='rotary' turns pairs of numbers: model.head_dim must be even, "
                 f"got {self.head_dim}."
             )
+        self._check_block()
+
+    def _check_block(self) -> None:
+        """Raise `InputError` for options of the blocks that are out of range or have no effect."""
+        for name in ("position_offset", "token_types", "short_conv", "logits_chunk"):
+            _require_count(name, getattr(self, name), 0)
+        if not 0 < self.norm_eps < 1:
+            raise InputError(f"model.norm_eps must be between 0 and 1, got {self.norm_eps!r}.")
+        if not 1 < self.rope_theta < math.inf:
+            raise InputError(f"model.rope_theta must be above 1, got {self.rope_theta!r}.")
+        if self.short_conv == 1 or self.short_conv > MOST_CONVOLVED:
+            raise InputError(
+                f"model.short_conv must be from 2 to {MOST_CONVOLVED}, or 0 for none, got "
+                f"{self.short_conv}."
+            )
+        for layer in self.nope_layers:
+            if not 0 <= layer < self.layers:
+                raise InputError(
+                    f"model.nope_layers must be numbers from 0 to {self.layers - 1}, got {layer}."
+                )
+        for name, needs, value in NEEDS:
+            option = getattr(self, name)
+            if option != getattr(TransformerOptions, name) and getattr(self, needs) != value:
+                raise InputError(
+                    f"model.{name}={option!r} has no effect without model.{needs}={value!r}. Set "
+                    f"that, or leave model.{name} at its default."
+                )
+
+
+def without_defaults(options: Mapping[str, object]) -> dict[str, object]:
+    """The options of a model without those of `BLOCK` that have their default.
+
+    For fingerprints and tables: what was written before an option existed had its default.
+    """
+    kept = {}
+    for name, value in options.items():
+        plain = value
+        if isinstance(value, list):  # a tuple, as JSON has it
+            plain = tuple(value)
+        if name not in BLOCK or plain != getattr(TransformerOptions, name):
+            kept[name] = value
+    return kept
 
 
 @dataclass(frozen=True)
@@ -196,6 +333,36 @@ class TransformerConfig(TransformerOptions):
                 f"model.stem={self.stem!r} needs tokens that are ids, and this task's tokens are "
                 f"numbers. Use 'none'."
             )
+        if self.tie_embeddings:
+            self._check_tied()
+        if self.classifier == "none" and self.classes != self.pooled:
+            raise InputError(
+                f"model.classifier='none' gives vectors of {self.pooled} numbers, and the task has "
+                f"{self.classes} classes. Use 'linear'."
+            )
+        if self.logits_chunk and not self.labels_tokens:
+            raise InputError(
+                f"model.logits_chunk={self.logits_chunk} has no effect without a label for each "
+                f"token. Use 0."
+            )
+
+    def _check_tied(self) -> None:
+        """Raise `InputError` where the table of embeddings cannot be the classifier's matrix."""
+        reason = ""
+        if self.features:
+            reason = "the task's tokens are numbers and have no embeddings"
+        elif self.classes != self.vocabulary:
+            reason = (
+                f"the task has {self.classes} classes and a vocabulary of {self.vocabulary} tokens"
+            )
+        elif self.classifier != "linear":
+            reason = f"the classifier is {self.classifier!r} and not 'linear'"
+        elif self.inputs == 2:
+            reason = "the classifier reads two documents"
+        if reason:
+            raise InputError(
+                f"model.tie_embeddings=True does not work here, because {reason}. Use False."
+            )
 
     @property
     def labels_tokens(self) -> bool:
@@ -221,6 +388,21 @@ class TransformerConfig(TransformerOptions):
     def sharing(self) -> int:
         """How many heads of queries share one of keys and values."""
         return self.heads // (self.kv_heads or self.heads)
+
+    def logits_size(self, batch: int, length: int) -> int:
+        """How many of `length` tokens a loss computes the logits of at once; 0: of all."""
+        if not self.labels_tokens:
+            return 0
+        size = self.logits_chunk
+        if not size:
+            # Logits are float32 at least.
+            itemsize = max(4, np.dtype(jnp.dtype(self.dtype)).itemsize)
+            size = max(1, MOST_LOGITS // (itemsize * batch * self.classes))
+        if size >= length:
+            return 0
+        # As even as possible, since the last part is filled up.
+        parts = -(-length // size)
+        return -(-length // parts)
 
     def kernel_of_order(self, order: int) -> str:
         """The kernel that full attention takes here, where it is differentiated `order` times.

@@ -92,7 +92,7 @@ class MixedAttention(nnx.Module):
         sets = 1
         if not self.shared:
             sets = len(candidates)
-        self.projections = nnx.List([Projections(config, rngs=rngs) for _ in range(sets)])
+        self.projections = nnx.List([Projections(config, layer, rngs=rngs) for _ in range(sets)])
         parameters = []
         for candidate in candidates:
             parameters.append(own_parameters(candidate, config, config.heads, rngs))
@@ -162,7 +162,7 @@ class MixedAttention(nnx.Module):
         if self.partial:
             total = self.bypass(all_heads).at[:, :, np.array(self.mixed)].set(total)
         if self.shared:
-            total = self.projections[0].output(total)
+            total = self.projections[0].output(total, x)
         if first_token:
             return total[:, :1]
         return total
@@ -210,7 +210,7 @@ class MixedAttention(nnx.Module):
             y = y * parameters.column.astype(y.dtype)[:, None]
             if shared:
                 return y  # summed over the candidates, and then projected once
-            return projections.output(y)
+            return projections.output(y, read["x"])
 
         return branch
 
@@ -258,7 +258,7 @@ def supernet(
     require_all(space.candidates, config)
     check_partial(config.heads, space.granularity, projections, partial)
     # One loop over layers needs layers that compute the same.
-    alike = partial == 1 and len(set(map(tuple, kept or ()))) <= 1
+    alike = partial == 1 and len(set(map(tuple, kept or ()))) <= 1 and not config.nope_layers
     scan = alike and 0 < config.scan <= config.layers
 
     def mixer(layer: int, rngs: nnx.Rngs) -> MixedAttention:
@@ -310,8 +310,25 @@ def expand(weights: Weights, space: SearchSpace, genotype: Genotype, shapes: Wei
     return dict(wide)
 
 
-HEAD_AXES = {"q": 1, "k": 1, "v": 1, "o": 0, "q_norm": 0, "k_norm": 0}
+HEAD_AXES = {
+    "q": 1,
+    "k": 1,
+    "v": 1,
+    "o": 0,
+    "q_norm": 0,
+    "k_norm": 0,
+    "q_bias": 0,
+    "k_bias": 0,
+    "v_bias": 0,
+    "q_conv": 1,
+    "k_conv": 1,
+    "v_conv": 1,
+    "gate": 1,
+}
 """The axis of the heads in each array of `Projections`."""
+
+OF_KEYS = ("k", "v", "k_norm", "k_bias", "v_bias", "k_conv", "v_conv")
+"""The arrays whose heads are those of keys and values."""
 
 
 class _Cut:
@@ -350,8 +367,10 @@ class _Cut:
             return jnp.asarray(self.sets[0][name])
         # How many heads share one row of this array.
         sharing = len(self.heads) // self.sets[0]["k"].shape[1]
-        if name not in ("k", "v", "k_norm"):
+        if name not in OF_KEYS:
             sharing = 1
+        if self.sets[0][name].ndim == 1:  # a gain that all heads share
+            return self.shared_gain(name)
         axis, parts = HEAD_AXES[name], []
         for row, first in enumerate(range(0, len(self.heads), sharing)):
             attentions = set(self.heads[first : first + sharing])
@@ -364,6 +383,18 @@ class _Cut:
             owner = self.sets[self.space.candidates.index(self.heads[first])]
             parts.append(jnp.take(owner[name], jnp.array([row]), axis))
         return jnp.concatenate(parts, axis)
+
+    def shared_gain(self, name: str) -> Array:
+        """The gain of q/k norm that all heads share, of the one attention of the layer."""
+        attentions = set(self.heads)
+        if len(attentions) > 1:
+            raise InputError(
+                f"heads that share the gain of their q/k norm must have one attention to inherit "
+                f"from separate projections; layer {self.layer} has "
+                f"{self.genotype.describe_layer(self.layer)}."
+            )
+        owner = self.sets[self.space.candidates.index(self.heads[0])]
+        return jnp.asarray(owner[name])
 
     def params(self, attention: Attention) -> Params:
         """An attention's own parameters, of all heads; a parallel one's are those of its members."""

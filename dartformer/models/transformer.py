@@ -1,10 +1,11 @@
-"""The Transformer: embed, pre-norm blocks, pool, classify.
+"""The Transformer: embed, blocks, pool, classify.
 
 Its blocks are made with mixers from outside: `transformer(config, genotype)` is the derived model,
 and `dartformer.models.supernet` puts a mixture in the same places. Layers, heads, head width, model
 width and feed-forward width do not depend on one another: heads times head width need not be the
 model width (Wide Attention, arXiv 2210.00640, widens the heads and keeps E)."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -24,21 +25,52 @@ from dartformer.space.genotype import Genotype
 Weights = dict[str, Any]
 """Network parameters: a nested dict of arrays."""
 
+OfLabels = Callable[[Array, Array], Any]
+"""(logits `[B, N, C]`, labels `[B, N]`) -> arrays shaped like the labels."""
+
 MixerOf = Callable[[int, nnx.Rngs], Mixer]
 """(layer, rngs) -> the mixer of that layer."""
 
 
+Norm = nnx.LayerNorm | nnx.RMSNorm
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": functools.partial(nnx.gelu, approximate=False),
+    "gelu_tanh": nnx.gelu,
+    "silu": nnx.silu,
+    "relu": nnx.relu,
+}
+"""The activations of the feed-forward layers."""
+
+
+def norm_of(config: TransformerConfig, rngs: nnx.Rngs) -> Norm:
+    """A norm over the model width."""
+    width, eps, dtype = config.model_dim, config.norm_eps, jnp.dtype(config.dtype)
+    if config.norm == "rms":
+        return nnx.RMSNorm(width, epsilon=eps, dtype=dtype, rngs=rngs)
+    return nnx.LayerNorm(width, epsilon=eps, dtype=dtype, rngs=rngs)
+
+
 class Block(nnx.Module):
-    """Pre-norm: x + mixer(LN(x)), then x + MLP(LN(x)) with GELU."""
+    """A mixer and an MLP, each with a residual connection and a norm.
+
+    With the norm before: x + mixer(norm(x)), then x + MLP(norm(x)). With the norm after:
+    norm(x + mixer(x)), then norm(x + MLP(x)), as in Vaswani et al. 2017, section 3.1.
+    """
 
     def __init__(self, config: TransformerConfig, mixer: Mixer, *, rngs: nnx.Rngs) -> None:
-        dtype = jnp.dtype(config.dtype)
-        self.mixer = mixer
-        self.norm_mixer = nnx.LayerNorm(config.model_dim, dtype=dtype, rngs=rngs)
-        self.norm_mlp = nnx.LayerNorm(config.model_dim, dtype=dtype, rngs=rngs)
-        self.up = nnx.Linear(config.model_dim, config.mlp_dim, dtype=dtype, rngs=rngs)
-        self.down = nnx.Linear(config.mlp_dim, config.model_dim, dtype=dtype, rngs=rngs)
-        self.rate = config.dropout
+        e, m, dtype = config.model_dim, config.mlp_dim, jnp.dtype(config.dtype)
+        self.config, self.mixer = config, mixer
+        self.norm_mixer = norm_of(config, rngs)
+        self.norm_mlp = norm_of(config, rngs)
+        bias = config.mlp_bias
+        self.up = nnx.Linear(e, m, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.down = nnx.Linear(m, e, use_bias=bias, dtype=dtype, rngs=rngs)
+        # Last, so that without them the weights of a seed stay what they were.
+        if config.gated_mlp:
+            self.gate = nnx.Linear(e, m, use_bias=bias, dtype=dtype, rngs=rngs)
+        if config.out_bias:
+            self.out_bias = nnx.Param(jnp.zeros(e))
 
     def __call__(
         self,
@@ -52,11 +84,15 @@ class Block(nnx.Module):
         first_token: bool = False,
     ) -> Array:
         """`[B, N, E]`, or `[B, 1, E]` with `first_token`; see `Mixer`."""
+        rate, before = self.config.dropout, self.config.norm_place == "before"
         keys: list[Array | None] = [None] * 3
         if key is not None:
             keys = list(jax.random.split(key, 3))
+        y = x
+        if before:
+            y = self.norm_mixer(x)
         y = self.mixer(
-            self.norm_mixer(x),
+            y,
             valid,
             mixture,
             train=train,
@@ -64,11 +100,24 @@ class Block(nnx.Module):
             layer=layer,
             first_token=first_token,
         )
+        if self.config.out_bias:
+            y = y + self.out_bias[...].astype(y.dtype)
         if first_token:
             x = x[:, :1]
-        x = x + dropout(y, self.rate, train, keys[1])
-        y = self.down(nnx.gelu(self.up(self.norm_mlp(x))))
-        return x + dropout(y, self.rate, train, keys[2])
+        x = x + dropout(y, rate, train, keys[1])
+        if before:
+            return x + dropout(self.mlp(self.norm_mlp(x)), rate, train, keys[2])
+        x = self.norm_mixer(x)
+        return self.norm_mlp(x + dropout(self.mlp(x), rate, train, keys[2]))
+
+    def mlp(self, x: Array) -> Array:
+        """down(act(up x)), or with a gate down(act(gate x) * up x) (Shazeer 2020, arXiv:2002.05202)."""
+        act = ACTIVATIONS[self.config.activation]
+        if self.config.gated_mlp:
+            hidden: Array = act(self.gate(x)) * self.up(x)
+        else:
+            hidden = act(self.up(x))
+        return self.down(hidden)
 
 
 class Transformer(nnx.Module):
@@ -89,8 +138,13 @@ class Transformer(nnx.Module):
         e, dtype = config.model_dim, jnp.dtype(config.dtype)
         self.config, self.scan = config, scan
 
+        # A tied table is the head's, too: logits of a normed vector then begin with a variance of 1.
+        deviation = 1.0
+        if config.tie_embeddings:
+            deviation = e**-0.5
+
         def table() -> nnx.Embed:
-            normal = nnx.initializers.normal(1.0)
+            normal = nnx.initializers.normal(deviation)
             return nnx.Embed(config.vocabulary, e, dtype=dtype, rngs=rngs, embedding_init=normal)
 
         # The names of these attributes are keys of saved weights, and their order decides the
@@ -102,7 +156,13 @@ class Transformer(nnx.Module):
         if config.stem == "bigram":
             self.before = table()
         if config.positions == "learned":
-            self.positions = nnx.Param(0.1 * jax.random.normal(rngs.params(), (config.tokens, e)))
+            rows = config.position_offset + config.tokens
+            self.positions = nnx.Param(0.1 * jax.random.normal(rngs.params(), (rows, e)))
+        if config.token_types:
+            rows = config.token_types
+            self.types = nnx.Param(0.1 * jax.random.normal(rngs.params(), (rows, e)))
+        if config.embed_norm:
+            self.embed_norm = norm_of(config, rngs)
         if config.pooling == "cls":
             self.cls = nnx.Param(jnp.zeros(e))
         blocks = []
@@ -110,7 +170,15 @@ class Transformer(nnx.Module):
             mixer = mixers(layer, rngs)
             blocks.append(Block(config, mixer, rngs=rngs))
         self.blocks = nnx.List(blocks)
-        self.norm = nnx.LayerNorm(e, dtype=dtype, rngs=rngs)
+        if config.norm_place == "before":
+            # With the norm after, that of the last block is the last one.
+            self.norm = norm_of(config, rngs)
+        if config.classifier != "none":
+            self.add_classifier(rngs)
+
+    def add_classifier(self, rngs: nnx.Rngs) -> None:
+        """The layers that make logits of what was pooled."""
+        config, dtype, bias = self.config, jnp.dtype(self.config.dtype), self.config.head_bias
         width = config.pooled
         if config.classifier == "mlp":
             self.hidden = nnx.Linear(width, config.mlp_dim, dtype=dtype, rngs=rngs)
@@ -118,7 +186,10 @@ class Transformer(nnx.Module):
             if config.inputs == 2:
                 width = max(config.mlp_dim // 2, 1)
                 self.hidden_half = nnx.Linear(config.mlp_dim, width, dtype=dtype, rngs=rngs)
-        self.head = nnx.Linear(width, config.classes, dtype=dtype, rngs=rngs)
+        if not config.tie_embeddings:
+            self.head = nnx.Linear(width, config.classes, use_bias=bias, dtype=dtype, rngs=rngs)
+        elif bias:
+            self.head_bias = nnx.Param(jnp.zeros(config.classes))
 
     def __call__(
         self,
@@ -130,6 +201,47 @@ class Transformer(nnx.Module):
         key: Array | None = None,
     ) -> Array:
         """The logits, in float32 or wider."""
+        return self.classified(self.pooled(tokens, valid, mixture, train=train, key=key))
+
+    def of_labels(
+        self,
+        function: OfLabels,
+        tokens: Array,
+        valid: Array,
+        labels: Array,
+        mixture: Array | None = None,
+        *,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Any:
+        """`function(logits, labels)`, whose results are shaped like the labels.
+
+        Where the logits of all tokens together are large they are computed some tokens at a time,
+        and again in the backward pass: a vocabulary of 50,000 takes more memory than the layers.
+        """
+        x = self.pooled(tokens, valid, mixture, train=train, key=key)
+        size = self.config.logits_size(x.shape[0], valid.shape[-1])
+        if not size:
+            return function(self.classified(x), labels)
+
+        def part(arrays: tuple[Array, Array]) -> Any:
+            vectors, labels = arrays
+            return function(self.classified(vectors), labels)
+
+        # Along the tokens and not the examples, which devices may share.
+        parts = jax.lax.map(jax.checkpoint(part), (in_parts(x, size), in_parts(labels, size, -1)))
+        return jax.tree.map(lambda part: joined(part, labels.shape[1]), parts)
+
+    def pooled(
+        self,
+        tokens: Array,
+        valid: Array,
+        mixture: Array | None,
+        *,
+        train: bool,
+        key: Array | None,
+    ) -> Array:
+        """What the classifier reads, `[B, E]`, or `[B, N, E]` where there is a label for each token."""
         config = self.config
         if config.inputs == 2:
             # 2 B documents: u v u v ...
@@ -146,8 +258,9 @@ class Transformer(nnx.Module):
             x = self.scanned(x, valid, mixture, layer_keys, train)
         else:
             x = self.unrolled(x, valid, mixture, layer_keys, train)
-        x = pool(self.norm(x), valid, config.pooling)
-        return self.classified(x)
+        if config.norm_place == "before":
+            x = self.norm(x)
+        return pool(x, valid, config.pooling)
 
     def embedded(self, tokens: Array, valid: Array) -> tuple[Array, Array]:
         """Embeddings with stem, CLS token and positions, `[B, N, E]`, and their `valid`."""
@@ -162,7 +275,13 @@ class Transformer(nnx.Module):
             cls = jnp.broadcast_to(cls, (x.shape[0], 1, x.shape[2]))
             x = jnp.concatenate([cls, x], 1)
             valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
-        return x + self.position_table(x.shape[1], x.dtype), valid
+        x = x + self.position_table(x.shape[1], x.dtype)
+        if self.config.token_types:
+            # All tokens are of the first type: a document is read on its own.
+            x = x + self.types[0].astype(x.dtype)
+        if self.config.embed_norm:
+            x = self.embed_norm(x)
+        return x, valid
 
     def unrolled(
         self, x: Array, valid: Array, mixture: Array | None, keys: Array | None, train: bool
@@ -220,7 +339,20 @@ class Transformer(nnx.Module):
             if config.inputs == 2:
                 x = nnx.relu(self.hidden_half(x))
         # The loss is a log-softmax, which bfloat16 would round to two or three digits.
-        return self.head(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+        return self.logits(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    def logits(self, x: Array) -> Array:
+        """The head on `[..., E]`."""
+        config = self.config
+        if config.classifier == "none":
+            return x
+        if not config.tie_embeddings:
+            return self.head(x)
+        assert isinstance(self.embed, nnx.Embed)
+        logits: Array = self.embed.attend(x)
+        if config.head_bias:
+            logits = logits + self.head_bias[...].astype(logits.dtype)
+        return logits
 
     def position_table(self, length: int, dtype: DTypeLike) -> Array:
         """What is added to the embeddings of `length` tokens: `[N, E]`, or 0."""
@@ -231,7 +363,8 @@ class Transformer(nnx.Module):
                 f"{length - (config.pooling == 'cls')}."
             )
         if config.positions == "learned":
-            return self.positions[:length].astype(dtype)
+            offset = config.position_offset
+            return self.positions[offset : offset + length].astype(dtype)
         if config.positions == "sinusoidal":
             return jnp.asarray(sinusoids(length, config.model_dim), dtype)
         return jnp.zeros((), dtype)
@@ -267,6 +400,22 @@ def pool(x: Array, valid: Array, how: str) -> Array:
     return x
 
 
+def in_parts(x: Array, size: int, filling: int = 0) -> Array:
+    """`[B, N, ...]` to `[N / size, B, size, ...]`, filled up at the end."""
+    b, n = x.shape[:2]
+    count = -(-n // size)
+    beyond = [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, ((0, 0), (0, count * size - n), *beyond), constant_values=filling)
+    return x.reshape(b, count, size, *x.shape[2:]).swapaxes(0, 1)
+
+
+def joined(parts: Array, n: int) -> Array:
+    """`[P, B, size, ...]` to `[B, n, ...]`: the inverse of `in_parts`."""
+    count, b, size = parts.shape[:3]
+    x = parts.swapaxes(0, 1).reshape(b, count * size, *parts.shape[3:])
+    return x[:, :n]
+
+
 class Apply(Protocol):
     """The forward pass of a `Network`."""
 
@@ -284,13 +433,55 @@ class Apply(Protocol):
         ...
 
 
-class Network(NamedTuple):
-    """A network as two pure functions; the weights are an argument.
+class ApplyToLabels(Protocol):
+    """The forward pass of a `Network`, and a function of the logits of each label."""
 
-    init: key -> weights. apply: see `Apply`."""
+    def __call__(
+        self,
+        function: OfLabels,
+        weights: Weights,
+        tokens: ArrayLike,
+        valid: ArrayLike,
+        labels: ArrayLike,
+        mixture: ArrayLike | None = None,
+        *,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Any:
+        """See `Transformer.of_labels`."""
+        ...
+
+
+class Network(NamedTuple):
+    """A network as pure functions; the weights are an argument.
+
+    init: key -> weights. apply: see `Apply`. of_labels: see `label_scores`, which reads it."""
 
     init: Callable[[Array], Weights]
     apply: Apply
+    of_labels: ApplyToLabels | None = None
+
+
+def label_scores(
+    network: Network,
+    function: OfLabels,
+    weights: Weights,
+    tokens: ArrayLike,
+    valid: ArrayLike,
+    labels: ArrayLike,
+    mixture: ArrayLike | None = None,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+) -> Any:
+    """`function(logits, labels)` of a network, without all logits at once where they are large."""
+    arguments = (weights, tokens, valid)
+    if network.of_labels is None:
+        apply = network.apply
+        if train:
+            apply = functools.partial(apply, train=True, key=key)
+        return function(apply(*arguments, mixture), jnp.asarray(labels))
+    return network.of_labels(function, *arguments, labels, mixture, train=train, key=key)
 
 
 def network(config: TransformerConfig, mixers: MixerOf, scan: bool = False) -> Network:
@@ -321,7 +512,24 @@ def network(config: TransformerConfig, mixers: MixerOf, scan: bool = False) -> N
             mixture = jnp.asarray(mixture)
         return model(jnp.asarray(tokens), jnp.asarray(valid), mixture, train=train, key=key)
 
-    return Network(init, apply)
+    def of_labels(
+        function: OfLabels,
+        weights: Weights,
+        tokens: ArrayLike,
+        valid: ArrayLike,
+        labels: ArrayLike,
+        mixture: ArrayLike | None = None,
+        *,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Any:
+        model: Transformer = nnx.merge(structure, weights)
+        if mixture is not None:
+            mixture = jnp.asarray(mixture)
+        tokens, valid, labels = map(jnp.asarray, (tokens, valid, labels))
+        return model.of_labels(function, tokens, valid, labels, mixture, train=train, key=key)
+
+    return Network(init, apply, of_labels)
 
 
 def graph(

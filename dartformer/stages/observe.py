@@ -10,6 +10,7 @@ from jax import Array
 
 from dartformer.attention import to_text
 from dartformer.models.branches import observer
+from dartformer.models.transformer import label_scores
 from dartformer.stages.study import Study
 from dartformer.strategies import State
 from dartformer.strategies.base import Batch
@@ -86,8 +87,9 @@ def curvature(study: Study) -> Callable[[State, Batch], Array]:
     def eigenvalue(state: State, batch: Batch) -> Array:
         def value(alphas: Array) -> Array:
             mixture = strategy.mixture(state._replace(alphas=alphas))
-            logits = net.apply(state.weights, batch["tokens"], batch["valid"], mixture)
-            return study.metric.mean(logits, batch["label"])
+            arrays = (state.weights, batch["tokens"], batch["valid"], batch["label"], mixture)
+            losses = label_scores(net, study.metric.losses, *arrays)
+            return study.metric.batch_mean(losses, batch["label"])[0]
 
         # Always the same start vector: curvatures of two steps differ by the state alone.
         return dominant_eigenvalue(jax.grad(value), state.alphas, jax.random.key(0), ITERATIONS)

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from dartformer.data.splits import Batch, Split
 from dartformer.models.supernet import expand, inherit
-from dartformer.models.transformer import Network, Weights
+from dartformer.models.transformer import Network, OfLabels, Weights, label_scores
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 from dartformer.training.evaluate import Evaluation, Evaluator, ExampleScores, Scores
@@ -165,7 +165,22 @@ def _at_mixture(network: Network, fixed: Array) -> Network:
         assert mixture is None
         return network.apply(weights, tokens, valid, fixed, train=train, key=key)
 
-    return network._replace(apply=apply)
+    def of_labels(
+        function: OfLabels,
+        weights: Weights,
+        tokens: ArrayLike,
+        valid: ArrayLike,
+        labels: ArrayLike,
+        mixture: ArrayLike | None = None,
+        *,
+        train: bool = False,
+        key: Array | None = None,
+    ) -> Any:
+        assert mixture is None
+        arrays = (weights, tokens, valid, labels, fixed)
+        return label_scores(network, function, *arrays, train=train, key=key)
+
+    return network._replace(apply=apply, of_labels=of_labels)
 
 
 class AtMixture:

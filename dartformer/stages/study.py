@@ -24,6 +24,7 @@ from dartformer.kernels.flash import without_cudnn
 from dartformer.machine import compile_cache
 from dartformer.machine.identity import Identity, fingerprint
 from dartformer.machine.progress import say
+from dartformer.models.sizes import without_defaults
 from dartformer.models.supernet import supernet
 from dartformer.models.transformer import Network, transformer
 from dartformer.space.genotype import Genotype
@@ -162,7 +163,7 @@ class Study:
             task = [task, decides]
         return {
             "task": fingerprint(task),
-            "model": fingerprint(sections["model"]),
+            "model": fingerprint(without_defaults(sections["model"])),
             "space": fingerprint(sections["space"]),
             "search": fingerprint(sections["search"]),
             "training": fingerprint(training),

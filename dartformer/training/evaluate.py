@@ -12,7 +12,7 @@ from dartformer.data.answers import Answers, Labels
 from dartformer.data.batches import examine
 from dartformer.data.splits import Batch, Split
 from dartformer.machine.progress import say
-from dartformer.models.transformer import Network, Weights
+from dartformer.models.transformer import Network, Weights, label_scores
 from dartformer.training.metric import ACCURACY, Losses, Metric, Spelled
 
 Scores = dict[str, float]
@@ -68,19 +68,24 @@ class Evaluator:
         def sums(
             weights: Weights, mixture: Array | None, batch: Batch
         ) -> tuple[Array, Array | None]:
-            logits = network.apply(weights, batch["tokens"], batch["valid"], mixture)
-            losses = metric.losses(logits, batch["label"])
+            labels = batch["label"]
+
+            def of_labels(logits: Array, labels: Array) -> tuple[Losses[Array], Array | None]:
+                outputs = None
+                if self.keeps_answers and metric.regression:
+                    outputs = logits[..., 0]
+                elif self.keeps_answers:
+                    outputs = jax.nn.softmax(logits)
+                return metric.losses(logits, labels), outputs
+
+            arrays = (weights, batch["tokens"], batch["valid"], labels, mixture)
+            losses, outputs = label_scores(network, of_labels, *arrays)
             parts: list[Array] = [*losses]
-            spelled = metric.spelled(losses, batch["label"])
+            spelled = metric.spelled(losses, labels)
             if spelled is not None:
                 parts += spelled
             stacked = jnp.stack(parts)  # [3 or 5, B], or [3 or 5, B, N]
             per_example = stacked.reshape(*stacked.shape[:2], -1).sum(-1)  # [3 or 5, B]
-            outputs = None
-            if self.keeps_answers and metric.regression:
-                outputs = logits[..., 0]
-            elif self.keeps_answers:
-                outputs = jax.nn.softmax(logits)
             return per_example * batch["weight"], outputs
 
         self._sums = sums

@@ -131,7 +131,12 @@ class Metric:
 
     def batch_loss(self, outputs: Array, labels: ArrayLike) -> tuple[Array, dict[str, Array]]:
         """Mean loss of a batch in training, and what is logged beside it."""
-        losses = self.losses(outputs, labels)
+        return self.batch_mean(self.losses(outputs, labels), labels)
+
+    def batch_mean(
+        self, losses: Losses[Array], labels: ArrayLike
+    ) -> tuple[Array, dict[str, Array]]:
+        """The same, from the losses of the labels."""
         # At least 1: a batch of language without a label has the loss 0, not NaN.
         count = jnp.maximum(losses.weight.sum(), 1)
         mean = losses.loss.sum() / count

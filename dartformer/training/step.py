@@ -12,7 +12,7 @@ from jax import Array
 from jax.stages import Compiled
 
 from dartformer.data.splits import Batch
-from dartformer.models.transformer import Network, Weights
+from dartformer.models.transformer import Network, Weights, label_scores
 from dartformer.training.devices import DataParallel
 from dartformer.training.metric import ACCURACY, Metric
 
@@ -64,9 +64,10 @@ def training_loss(
     def loss(
         weights: Weights, mixture: Array | None, batch: Batch, key: Array
     ) -> tuple[Array, Metrics]:
-        tokens, valid = batch["tokens"], batch["valid"]
-        logits = network.apply(weights, tokens, valid, mixture, train=True, key=key)
-        return metric.batch_loss(logits, batch["label"])
+        tokens, valid, labels = batch["tokens"], batch["valid"], batch["label"]
+        arrays = (weights, tokens, valid, labels, mixture)
+        losses = label_scores(network, metric.losses, *arrays, train=True, key=key)
+        return metric.batch_mean(losses, labels)
 
     return loss
 
