@@ -353,7 +353,9 @@ def _add_new(verbs: "Verbs[Parser]") -> None:
         action="append",
         help="with --data: the text column; give it twice to compare two texts",
     )
-    verb.add_argument("--label", metavar="COLUMN", help="with --data: the label column")
+    verb.add_argument(
+        "--label", metavar="COLUMN", action="append", help="with --data: the label column"
+    )
     verb.add_argument(
         "--kind",
         help="with --data: what to predict, 'classification', 'regression', 'labelling' (a label "

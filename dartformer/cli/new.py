@@ -25,6 +25,7 @@ from dartformer.machine.printable import note, one_line, printable
 from dartformer.tasks.files import Files
 from dartformer.tasks.guess import guess, tried
 from dartformer.tasks.guesses import Guess
+from dartformer.tasks.label_counts import several_labels
 from dartformer.tasks.planted import KINDS
 
 SPACES = Path(__file__).resolve().parents[1] / "configs"
@@ -111,7 +112,10 @@ def _new_for_data(arguments: argparse.Namespace, values: dict[str, str]) -> str:
             "that fits the data, with the recommended preset. Leave them out."
         )
     columns = arguments.text or ()
-    label, kind = arguments.label or "", arguments.kind or ""
+    labels = arguments.label or [""]
+    if len(labels) > 1:
+        raise several_labels(labels)
+    label, kind = labels[0], arguments.kind or ""
     minutes = arguments.minutes
     if minutes is None and arguments.steps is None:
         minutes = MINUTES

@@ -48,6 +48,7 @@ from dartformer.tasks.label_counts import (
     counted,
     is_aligned,
     kind_of,
+    several_labels,
 )
 from dartformer.tasks.numeric_encoding import KINDS as NUMERIC_KINDS
 from dartformer.tasks.preparation import Preparation
@@ -270,6 +271,9 @@ def _require_columns(file: str, rows: Sequence[Record], names: Iterable[str]) ->
     columns = names_of(rows)
     for name in filter(None, names):
         if name not in columns:
+            several = [part.strip() for part in name.split(",")]
+            if len(several) > 1 and set(several) <= set(columns):
+                raise several_labels(several)
             raise unknown(f"column of {file}", name, columns)
     for name in columns:
         if is_damaged(name):

@@ -108,12 +108,21 @@ def counted(
     return labels
 
 
+def several_labels(names: Sequence[str]) -> InputError:
+    """The error for a user who names several columns of labels."""
+    return InputError(
+        f"a model predicts one label or number for a row, and you named {', '.join(names)}. Use "
+        f"--label={names[0]}, and search again for each of the others."
+    )
+
+
 def _require_plain(label: object, where: str) -> None:
     """Raise `InputError` for a label that is a list, an object, or not valid UTF-8."""
     if isinstance(label, list | dict):
         raise InputError(
             f"{where}: its label {brief(label)} is several values. A row has one label, or with "
-            f"--kind=labelling one for each word."
+            f"--kind=labelling one for each word. Put each into a column of its own, name one with "
+            f"--label, and search once for each."
         )
     if is_damaged(str(label)):
         raise InputError(

@@ -14,6 +14,36 @@ from dartformer.tasks.base import parts
 from dartformer.tasks.guess import guess
 
 
+@pytest.mark.parametrize("labels", [["--label=a,b"], ["--label=a, b"], ["--label=a", "--label=b"]])
+@pytest.mark.parametrize("name", ["text", "x"])
+def test_several_targets_are_one_line(labels, name, tmp_path, capsys):
+    rows = [f"a text {i},{i % 7}.5,{i % 5}.25" for i in range(60)]
+    if name == "x":
+        rows = [f"{i},{i % 7}.5,{i % 5}.25" for i in range(60)]
+    (tmp_path / "a.csv").write_text("\n".join([f"{name},a,b", *rows]))
+    assert main(["new", f"--data={tmp_path / 'a.csv'}", *labels]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "predicts one label or number for a row, and you named a, b. Use --label=a," in error
+
+
+@pytest.mark.parametrize("kind", [[], ["--kind=classification"], ["--kind=regression"]])
+@pytest.mark.parametrize("label", [["a", "b"], [0.5, 1.5], {"a": 1}])
+def test_several_labels_of_a_row_are_one_line(kind, label, tmp_path, capsys):
+    rows = [json.dumps({"text": f"a text {i}", "label": label}) for i in range(60)]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    assert main(["new", f"--data={tmp_path / 'a.jsonl'}", *kind]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "is several values" in error
+    assert "name one with --label" in error
+
+
+def test_a_name_with_a_comma_is_one_label(tmp_path):
+    rows = [f'a text {i},"{("x, y", "a;b;c")[i % 2]}"' for i in range(60)]
+    (tmp_path / "a.csv").write_text("\n".join(['text,"a,b"', *rows]))
+    guessed = guess(str(tmp_path / "a.csv"), label="a,b")
+    assert guessed.options["label_names"] == ("a;b;c", "x, y")
+
+
 def put(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
