@@ -7,6 +7,8 @@ import pickle
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 import dartformer
@@ -135,6 +137,24 @@ def test_lists_in_flags_are_spelled_as_in_python(tiny, form, quote):
     assert tiny.retrain.seeds == (3, 4)
     configs.override(tiny, {"retrain.seeds": form.format("5")})
     assert tiny.retrain.seeds == (5,)
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=6), min_size=1, max_size=4))
+def test_texts_in_flags_may_hold_anything_that_python_quotes(texts):
+    """Commas, quotes and brackets too; blank ones are none, as everywhere in flags."""
+    config = dartformer.defaults("files")
+    expected = tuple(text.strip() for text in texts if text.strip())
+    for form in (repr(tuple(texts)), repr(texts)):
+        configs.override(config, {"task.label_names": form})
+        assert config.task.label_names == expected
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=4))
+def test_numbers_in_flags_are_those_of_python(numbers):
+    config = dartformer.defaults("listops")
+    for form in (repr(tuple(numbers)), repr(numbers), ",".join(map(str, numbers))):
+        configs.override(config, {"retrain.seeds": form})
+        assert config.retrain.seeds == tuple(numbers)
 
 
 def test_overrides_of_another_type_name_the_field(tiny):

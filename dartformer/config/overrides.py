@@ -1,5 +1,6 @@
 """Changing fields of a config that is being written: `{"search.steps": "200"}`."""
 
+import ast
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -218,6 +219,9 @@ def split_list(text: str) -> list[str]:
     """Split at commas outside brackets: "full,local(window=4)" has two items.
 
     A list or a tuple as Python writes it is split, too: "['full', 'linear']", "(0, 1)"."""
+    texts = _literal(text)
+    if texts is not None:
+        return texts
     text = text.strip()
     if text[:1] in ("(", "[") and text[-1:] in (")", "]"):
         text = text[1:-1]
@@ -229,6 +233,17 @@ def split_list(text: str) -> list[str]:
         else:
             items[-1] += sign
     return [_unquoted(item) for item in items]
+
+
+def _literal(text: str) -> list[str] | None:
+    """The items of a list of texts with all quotes and escapes of Python; None for any other text."""
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        return None
+    return list(value)
 
 
 def _unquoted(item: str) -> str:
