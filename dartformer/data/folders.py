@@ -1,5 +1,6 @@
 """What a folder of data holds: its splits, the files of each in order, and nothing hidden."""
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -27,6 +28,15 @@ CLUTTER = (
 )
 """What systems and editors leave in folders, beside names that start with a dot."""
 
+PREPARED = "dartformer_"
+"""How the names of folders start that hold prepared data."""
+
+BESIDE_CONFIG = (".lock", "provenance.json", "genotype.json")
+"""Files one of which every workdir and export has beside its config.json."""
+
+NO_DATA = (".py", ".ipynb", ".log", ".out", ".err")
+"""Files that stand beside data and are written while these are used."""
+
 SHARD = re.compile(r"(.+)[-_.](\d+)-of-(\d+)")
 """The name of one of several files that hold a split together, such as train-00000-of-00003."""
 
@@ -45,14 +55,50 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in CLUTTER
 
 
+def is_output(folder: Path) -> bool:
+    """Whether a folder is the workdir of a run, an export, or prepared data, or holds only these.
+
+    Your data may have it in their folder, and it changes while they are read."""
+    if not folder.is_dir():
+        return False
+    if folder.name.startswith(PREPARED):
+        return True
+    if (folder / "config.json").is_file():
+        return any((folder / name).exists() for name in BESIDE_CONFIG)
+    # TFDS makes it beside what it prepares.
+    if folder.name == "downloads" and any(folder.parent.glob(f"{PREPARED}*")):
+        return True
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return False
+    # All, and so not many: the first file of data ends it.
+    return bool(names) and all(is_output(folder / name) for name in names)
+
+
 def entries(folder: Path) -> list[Path]:
-    """The files and folders of a folder that are not hidden, by name."""
+    """The files and folders of a folder that are neither hidden nor output, by name."""
     try:
         # Sorted: a file system lists a folder in any order.
         listed = sorted(folder.iterdir())
     except OSError as error:
         raise InputError(f"cannot read {folder}: {error.strerror or error}.") from None
-    return [entry for entry in listed if not is_hidden(entry.name)]
+    return [entry for entry in listed if not is_hidden(entry.name) and not is_output(entry)]
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder that may hold data, by name."""
+    files = []
+    for place, names, file_names in os.walk(folder):
+        # The walk goes on in the folders that are left in this list.
+        for name in list(names):
+            if is_hidden(name) or is_output(Path(place, name)):
+                names.remove(name)
+        for name in file_names:
+            file = Path(place, name)
+            if not is_hidden(name) and file.suffix not in NO_DATA and file.is_file():
+                files.append(file)
+    return sorted(files)
 
 
 def split_of(name: str) -> str:

@@ -29,17 +29,14 @@ def located(path: str, data_dir: str | None) -> Path:
 
 
 def identity(path: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of a file, or of every file of a folder that is not hidden.
+    """Name, size and time of a file, or of every file of a folder that may hold data.
 
     Another data set is prepared when one of them changes."""
     files = [path]
     if path.is_dir():
-        files = sorted(filter(Path.is_file, path.rglob("*")))
+        files = folders.files_below(path)
     identities = []
     for file in files:
-        name = file.relative_to(path)
-        if any(map(folders.is_hidden, name.parts)):
-            continue
         stat = file.stat()
-        identities.append((str(name), stat.st_size, stat.st_mtime_ns))
+        identities.append((str(file.relative_to(path)), stat.st_size, stat.st_mtime_ns))
     return identities

@@ -7,6 +7,8 @@ import pytest
 
 from dartformer import tasks
 from dartformer.cli.main import main
+from dartformer.data import folders
+from dartformer.data.locations import identity
 from dartformer.data.records import read, splits
 from dartformer.errors import InputError
 
@@ -27,6 +29,28 @@ def test_hidden_files_and_folders_are_no_classes_and_no_rows(tmp_path):
     put(tmp_path, "notes/a.md")
     with pytest.raises(InputError, match=r"notes holds no \.txt files"):
         list(read(tmp_path))
+
+
+@pytest.mark.parametrize("workdir", ["run", "runs/mine", "train/run", "a/b/c"])
+@pytest.mark.parametrize("names", [["train.csv", "test.csv"], ["neg/0.txt", "pos/0.txt"]])
+def test_what_a_run_writes_into_the_folder_of_its_data_is_no_data(names, workdir, tmp_path):
+    """`cd data; dartformer new --data=. > my_space.py; dartformer run --workdir=run`."""
+    for name in names:
+        put(tmp_path, name)
+    before = identity(tmp_path), splits(tmp_path), list(folders.entries(tmp_path))
+    written = ["my_space.py", "run.log", "dartformer_files/bytes-64-0a/1.0.0/a-train.array_record"]
+    for name in (".lock", "config.json", "search/metrics.jsonl", "results.json", "summary/a.csv"):
+        written.append(f"{workdir}/{name}")
+    for name in written:
+        put(tmp_path, name)
+    (tmp_path / "downloads").mkdir()
+    assert identity(tmp_path) == before[0]
+    if workdir != "train/run":
+        assert splits(tmp_path) == before[1]
+        added = set(folders.entries(tmp_path)) - set(before[2])
+        assert {entry.name for entry in added} == {"my_space.py", "run.log"}
+    put(tmp_path, names[0], b"text,label\nanother,pos\n")
+    assert identity(tmp_path) != before[0]
 
 
 @pytest.mark.parametrize(
