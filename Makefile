@@ -6,6 +6,7 @@ WORKDIR ?= runs/quickstart
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
+START := $(shell date +%s)
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart install test lint types suite test-slow coverage docs wheel clean
@@ -18,7 +19,8 @@ quickstart: $(VENV)/.installed  ## install, then search a task that no single at
 
 install: $(VENV)/.installed  ## create .venv and install dartformer in it
 
-test: lint types suite  ## lint, check types and run the tests
+test: lint types suite  ## lint, check types and run the tests, and print the time
+	@echo "make test took $$(( $$(date +%s) - $(START) )) seconds"
 
 lint: $(VENV)/.tested  ## run ruff: lint and format
 	$(BIN)/ruff check .
@@ -27,8 +29,8 @@ lint: $(VENV)/.tested  ## run ruff: lint and format
 types: $(VENV)/.tested  ## run mypy
 	$(BIN)/mypy
 
-suite: $(VENV)/.tested  ## run the tests that take seconds
-	$(BIN)/python -m pytest -n $(JOBS)
+suite: $(VENV)/.tested  ## run the tests that take seconds, and list the slowest and why any was skipped
+	$(BIN)/python -m pytest -n $(JOBS) -rs --durations=5
 
 test-slow: $(VENV)/.tested  ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow

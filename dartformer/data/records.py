@@ -8,7 +8,8 @@ import contextlib
 import csv
 import io
 import itertools
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -229,8 +230,9 @@ def _parquet(path: Path) -> Iterator[Record]:
 
     with _parsing(path, "Parquet"), parquet.ParquetFile(_seekable(path)) as file:
         # In batches: a file may be larger than the memory.
+        names = class_names(file.schema_arrow)
         for batch in file.iter_batches(ROWS_AT_ONCE):
-            yield from _of_batch(path, batch)
+            yield from _of_batch(path, batch, names)
 
 
 def _arrow(path: Path) -> Iterator[Record]:
@@ -247,21 +249,61 @@ def _arrow(path: Path) -> Iterator[Record]:
         data.seek(0)
         if indexed:
             with pyarrow.ipc.open_file(data) as file:
+                names = class_names(file.schema)
                 for i in range(file.num_record_batches):
-                    yield from _of_batch(path, file.get_batch(i))
+                    yield from _of_batch(path, file.get_batch(i), names)
         else:
             with pyarrow.ipc.open_stream(data) as stream:
+                names = class_names(stream.schema)
                 for batch in stream:
-                    yield from _of_batch(path, batch)
+                    yield from _of_batch(path, batch, names)
 
 
-def _of_batch(path: Path, batch: "pyarrow.RecordBatch") -> Iterator[Record]:
+def class_names(schema: "pyarrow.Schema") -> dict[str, list[str]]:
+    """The names of the classes in columns of numbers, where the library `datasets` notes them."""
+    try:
+        content = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = dict(content["info"]["features"])
+    # A note of a library may be anything, and none is needed to read the rows.
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
+    names = {}
+    for column, feature in features.items():
+        # Of words the classes are those of each item: {"feature": {...}}, or formerly [{...}].
+        if isinstance(feature, dict) and "feature" in feature:
+            feature = feature["feature"]
+        if isinstance(feature, list) and feature:
+            feature = feature[0]
+        if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
+            continue
+        listed = feature.get("names")
+        if isinstance(listed, list) and all(isinstance(name, str) for name in listed):
+            names[column] = listed
+    return names
+
+
+def _named(value: Any, names: list[str]) -> Any:
+    """The name of a class, or of each of a list; a number without a name, such as -1, stays."""
+    if isinstance(value, list):
+        return [_named(item, names) for item in value]
+    if isinstance(value, int) and 0 <= value < len(names):
+        return names[value]
+    return value
+
+
+def _of_batch(
+    path: Path, batch: "pyarrow.RecordBatch", names: Mapping[str, list[str]]
+) -> Iterator[Record]:
     # Offsets of a damaged file would be followed out of the memory.
     batch.validate(full=True)
     tables.require_distinct(path, batch.schema.names)
     for start in range(0, batch.num_rows, ROWS_AT_ONCE):
         for row in batch.slice(start, ROWS_AT_ONCE).to_pylist():
-            yield {name: _plain(value) for name, value in row.items()}
+            record = {name: _plain(value) for name, value in row.items()}
+            for name, classes in names.items():
+                if name in record:
+                    record[name] = _named(record[name], classes)
+            yield record
 
 
 def _npz(path: Path) -> Iterator[Record]:

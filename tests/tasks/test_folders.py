@@ -4,6 +4,7 @@ import json
 
 import pyarrow
 import pytest
+from pyarrow import parquet
 
 from dartformer import tasks
 from dartformer.cli.main import main
@@ -11,6 +12,7 @@ from dartformer.data import folders
 from dartformer.data.locations import identity
 from dartformer.data.records import read, splits
 from dartformer.errors import InputError
+from dartformer.tasks.guess import guess
 
 
 def put(folder, name, data=b"text,label\na film,pos\n"):
@@ -29,6 +31,71 @@ def test_hidden_files_and_folders_are_no_classes_and_no_rows(tmp_path):
     put(tmp_path, "notes/a.md")
     with pytest.raises(InputError, match=r"notes holds no \.txt files"):
         list(read(tmp_path))
+
+
+FEATURES = {
+    "text": {"dtype": "string", "_type": "Value"},
+    "label": {"names": ["bad", "good"], "_type": "ClassLabel"},
+    "tags": {"feature": {"names": ["O", "B-X"], "_type": "ClassLabel"}, "_type": "Sequence"},
+    "old": [{"names": ["O", "B-X"], "_type": "ClassLabel"}],
+    "count": {"dtype": "int64", "_type": "Value"},
+}
+
+
+def with_features(features, form, path):
+    """Rows as the library `datasets` saves them, with a note of their features."""
+    rows = []
+    for i in range(60):
+        label = [0, 1, 1, -1][i % 4]
+        rows.append(
+            {"text": f"a text {i}", "label": label, "tags": [i % 2], "old": [1, 0], "count": 1}
+        )
+    table = pyarrow.Table.from_pylist(rows)
+    note = features
+    if not isinstance(features, bytes):
+        note = json.dumps({"info": {"features": features}}).encode()
+    table = table.replace_schema_metadata({b"huggingface": note})
+    if form == "parquet":
+        file = path / "data/train-00000-of-00001.parquet"
+        file.parent.mkdir(parents=True)
+        parquet.write_table(table, file)
+        return
+    folder = path / "train"
+    folder.mkdir(parents=True)
+    opened = pyarrow.ipc.new_stream
+    if form == "indexed":
+        opened = pyarrow.ipc.new_file
+    with opened(str(folder / "data-00000-of-00001.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}
+    (folder / "state.json").write_text(json.dumps(state))
+    (path / "dataset_dict.json").write_text('{"splits": ["train"]}')
+
+
+@pytest.mark.parametrize("form", ["parquet", "stream", "indexed"])
+def test_classes_of_datasets_have_their_names(form, tmp_path):
+    with_features(FEATURES, form, tmp_path)
+    rows = list(read(tmp_path, "train"))
+    assert [row["label"] for row in rows[:4]] == ["bad", "good", "good", -1]
+    assert rows[1] == {
+        "text": "a text 1",
+        "label": "good",
+        "tags": ["B-X"],
+        "old": ["B-X", "O"],
+        "count": 1,
+    }
+    guessed = guess(str(tmp_path), label="label")
+    assert {"bad", "good"} <= set(guessed.options["label_names"])
+
+
+@pytest.mark.parametrize(
+    "features",
+    [b"", b"no JSON", b"[]", b'{"info": 1}', b"\xff", [], {"label": 1}]
+    + [{"label": {"names": names, "_type": "ClassLabel"}} for names in (None, [1], "ab", [])],
+)
+def test_a_note_of_features_may_be_anything(features, tmp_path):
+    with_features(features, "parquet", tmp_path)
+    assert [row["label"] for row in read(tmp_path, "train")][:4] == [0, 1, 1, -1]
 
 
 @pytest.mark.parametrize("workdir", ["run", "runs/mine", "train/run", "a/b/c"])
