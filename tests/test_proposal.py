@@ -92,6 +92,24 @@ def test_where_nothing_is_timed_there_is_a_plan_too(table, candidates):
     assert any("a search, then" in sentence and "50 steps" in sentence for sentence in sentences)
 
 
+@pytest.mark.parametrize(
+    ("values", "title"),
+    [
+        ({}, "a choice for each of two layers: 16 models race"),
+        ({"space.granularity": "model"}, "one attention everywhere, in two layers: 4 models race"),
+        ({"model.layers": 1}, "a choice for one layer: 4 models race"),
+        (
+            {"model.layers": 3, "space.granularity": "model"},
+            "one attention everywhere, in 3 layers: 4",
+        ),
+        ({"space.granularity": "head"}, "a choice for each head of two layers: a search"),
+    ],
+)
+def test_the_plan_names_what_the_user_sets(table, values, title):
+    _, sentences = proposed(table, values, steps=50)
+    assert any(sentence.startswith(title) for sentence in sentences)
+
+
 LABELLED = {
     "spans": (("O", "B-x", "I-x", "O", "O", "O"), "entity_f1"),
     "inside": (("O", "I-x", "I-y", "O", "O", "O"), "entity_f1"),

@@ -124,23 +124,25 @@ class Level(NamedTuple):
     Attributes:
       granularity: of the choice.
       layers: of the model.
-      title: in words.
       part: of the tokens of a text that are read.
     """
 
     granularity: str
     layers: int
-    title: str
     part: int = 1
 
 
 LEVELS = (
-    Level("layer", 2, "a choice for each of two layers"),
-    Level("model", 2, "one attention everywhere, in two layers"),
-    Level("model", 1, "one layer"),
-    Level("model", 1, "one layer, on half of the tokens", 2),
-    Level("model", 1, "one layer, on a quarter of the tokens", 4),
+    Level("layer", 2),
+    Level("model", 2),
+    Level("model", 1),
+    Level("model", 1, part=2),
+    Level("model", 1, part=4),
 )
+
+GROUPS = {"kv_group": "group of heads"}
+
+PARTS = {2: ", on half of the tokens", 4: ", on a quarter of the tokens"}
 
 
 def propose(
@@ -371,9 +373,10 @@ def _within(drafts: _Drafts, wishes: Wishes) -> Proposal:
             continue
         settings = {**space, **_of_strategy(strategy, level), **_of_steps(wanted, strategy)}
         study = Study(drafts.config(settings, strategy))
+        title = _title(study.config) + PARTS.get(level.part, "")
         if wishes.minutes is None:
             # Nothing is timed.
-            sentence = f"{level.title}: {_described(study)}, {_amount(wanted, rows, batch)}"
+            sentence = f"{title}: {_described(study)}, {_amount(wanted, rows, batch)}"
             return Proposal(strategy, settings, [sentence])
         size = level.layers, level.part
         if size not in paces:
@@ -384,7 +387,7 @@ def _within(drafts: _Drafts, wishes: Wishes) -> Proposal:
         if not wishes.steps:
             steps = _steps_within(seconds, 60 * wishes.minutes, wanted)
         settings |= _of_steps(steps, strategy)
-        sentence = f"{level.title}: {_described(study)}, {_amount(steps, rows, batch)}"
+        sentence = f"{title}: {_described(study)}, {_amount(steps, rows, batch)}"
         minutes = math.ceil(seconds(steps) / 60)
         sentence += f", about {minutes} minutes on this machine (--minutes=N plans for N)"
         proposal = Proposal(strategy, settings, [*sentences, sentence])
@@ -393,10 +396,27 @@ def _within(drafts: _Drafts, wishes: Wishes) -> Proposal:
         # Of the largest space alone: the others would say much the same.
         if not sentences:
             sentences.append(
-                f"{level.title} would leave a training {steps:,} of the {wanted:,} steps that it "
+                f"{title} would leave a training {steps:,} of the {wanted:,} steps that it "
                 f"needs; --minutes={math.ceil(seconds(wanted) / 60)} would pay for all of them"
             )
     return proposal
+
+
+def _title(config: Config) -> str:
+    """What is chosen in a model, which the user may have set."""
+    granularity, count = config.space.granularity, config.model.layers
+    layers = f"{count} layers"
+    if count == 1:
+        layers = "one layer"
+    elif count == 2:
+        layers = "two layers"
+    if granularity == "model":
+        return f"one attention everywhere, in {layers}"
+    if granularity == "layer" and count == 1:
+        return "a choice for one layer"
+    if granularity == "layer":
+        return f"a choice for each of {layers}"
+    return f"a choice for each {GROUPS.get(granularity, granularity)} of {layers}"
 
 
 def _wanted_steps(contents: Guess, batch: int) -> int:

@@ -17,7 +17,7 @@ from dartformer.data.records import read
 from dartformer.data.rows import Rules, digest, without_leaks
 from dartformer.data.splits import Batch, Split, in_order, permutation
 from dartformer.errors import InputError
-from dartformer.machine.printable import note
+from dartformer.machine.progress import say
 from dartformer.tasks import rules
 from dartformer.tasks.base import TaskTraits
 from dartformer.tasks.requirements import require_fraction, require_ids, require_seed
@@ -195,7 +195,7 @@ class Image:
         for part, count in leaked.items():
             if count:
                 line = f"CIFAR-10 {part}: {count:,} images also in a later split, {action}"
-                note(line)
+                say(line)
 
     def _read(self, part: str, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
         """Images `[S, 32, 32]` uint8 and labels `[S]` of the train or the test file."""

@@ -18,7 +18,8 @@ from dartformer.data.rows import (
 from dartformer.data.sequences import Scale, Sequences
 from dartformer.data.splits import Split
 from dartformer.errors import InputError
-from dartformer.machine.printable import note
+from dartformer.machine.printable import one_line
+from dartformer.machine.progress import say
 from dartformer.tasks.division import (
     SHARED_GROUP,
     Rows,
@@ -268,4 +269,4 @@ def report(task: NumericEncoding, part: str, facts: Mapping[str, Any]) -> None:
     if facts["cropped"]:
         steps = task.length * task.patch_steps
         phrases.append(f"{facts['cropped']:,} cropped to {steps:,} steps")
-    note(", ".join(phrases))
+    say(one_line(", ".join(phrases)))

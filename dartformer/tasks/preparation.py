@@ -26,7 +26,8 @@ from dartformer.data.rows import (
     without_leaks,
 )
 from dartformer.errors import InputError
-from dartformer.machine.printable import note
+from dartformer.machine.printable import one_line
+from dartformer.machine.progress import say
 from dartformer.tasks.division import (
     SHARED_GROUP,
     Rows,
@@ -412,7 +413,7 @@ class Preparation:
             odd.append(f"{100 * largest:.0f}% are of one class")
         line = f"{task.title} {part}: {facts.rows:,} rows"
         details = [f"{100 * facts.padded_share(length):.0f}% padding", *odd]
-        note(f"{line}, {', '.join(details)}")
+        say(one_line(f"{line}, {', '.join(details)}"))
 
 
 def _digest(example: Example) -> int:

@@ -17,6 +17,7 @@ from dartformer import tasks
 from dartformer.cli.main import main
 from dartformer.data.splits import ArraySplit
 from dartformer.errors import InputError
+from dartformer.machine.progress import console
 from dartformer.tasks.base import parts, parts_of
 from dartformer.tasks.guess import guess
 from dartformer.training import scoring
@@ -279,6 +280,21 @@ def test_a_forecast_is_of_the_next_value(tmp_path):
     tokens = fitted.encode(" ".join(map(str, values[-steps - 1 : -1])))
     last = task.load()["test"]
     np.testing.assert_allclose(tokens, last.take(np.array([len(last) - 1]))["tokens"][0], atol=1e-3)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_what_was_counted_is_printed_unless_quiet(quiet, tmp_path, monkeypatch, capsys):
+    file, _ = daily(tmp_path)
+    options = guess(str(file)).options
+    monkeypatch.setattr(console, "quiet", quiet)
+    tasks.make("series", {**options, "seed": 7 + quiet}).load()
+    rows = [f"{i} {'good' if i % 2 else 'bad'} film,{i % 2}" for i in range(40)]
+    (tmp_path / "b.csv").write_text("\n".join(["text,label", *rows]))
+    texts = {"path": str(tmp_path / "b.csv"), "label_names": (0, 1), "seed": 7 + quiet}
+    tasks.make("files", texts).load(str(tmp_path / "prepared"))
+    lines = capsys.readouterr().err
+    assert ("a.csv train" in lines) == ("b.csv train" in lines) == (not quiet)
+    assert not (quiet and lines)
 
 
 def share_explained(answers):
