@@ -187,9 +187,10 @@ def grouped_scores(q: Array, k: Array, groups: tuple[int, ...]) -> Array:
         k = k[:, jnp.array(groups)]
     batch, queries, heads, width = q.shape
     kept = k.shape[1]
-    grouped = q.reshape(batch, queries, kept, heads // kept, width)
-    # Keys of a group are read once for all its queries, and never repeated in memory.
-    scores = jnp.einsum("btgrd,bgsd->bgrts", grouped, k, preferred_element_type=dtype) * scale
+    # Keys are read once for all queries of their group, [B, G, H / G T, D], and where they lie: with
+    # the axes of q in any other order XLA copies them on a CPU.
+    grouped = q.swapaxes(1, 2).reshape(batch, kept, heads // kept * queries, width)
+    scores = jnp.einsum("bgnd,bgsd->bgns", grouped, k, preferred_element_type=dtype) * scale
     return scores.reshape(batch, heads, queries, k.shape[2])
 
 
@@ -200,9 +201,9 @@ def grouped_values(weights: Array, v: Array, groups: tuple[int, ...]) -> Array:
         v = v[:, jnp.array(groups)]
     batch, heads, queries, slots = weights.shape
     kept = v.shape[1]
-    grouped = weights.reshape(batch, kept, heads // kept, queries, slots)
-    out = jnp.einsum("bgrts,bgsd->btgrd", grouped, v, preferred_element_type=dtype)
-    return out.reshape(batch, queries, heads, v.shape[3])
+    grouped = weights.reshape(batch, kept, heads // kept * queries, slots)
+    out = jnp.einsum("bgns,bgsd->bgnd", grouped, v, preferred_element_type=dtype)
+    return out.reshape(batch, heads, queries, v.shape[3]).swapaxes(1, 2)
 
 
 def cached_attention(
