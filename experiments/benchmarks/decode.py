@@ -140,7 +140,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="for each measured part")
     arguments = parser.parse_args()
     machine()
-    specs = split_list(arguments.only) or decoding()
+    specs = decoding()
+    if arguments.only:
+        specs = split_list(arguments.only)
     for spec in specs:
         shape = Shape(length=arguments.length, heads=8, head_dim=64, model_dim=512)
         say(**compared(spec, shape, arguments.seconds))
