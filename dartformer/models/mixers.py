@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 
 from dartformer.attention.base import Attention, Inputs, Params, require
 from dartformer.attention.full import Full
@@ -129,30 +130,44 @@ class Projections(nnx.Module):
         tokens alone, so many of them.
         """
         config = self.config
-        q = project(x[:, :queries], self.q)
-        k, v = project(x, self.k), project(x, self.v)
-        if config.qkv_bias:
-            q = q + self.q_bias[...].astype(q.dtype)
-            k = k + self.k_bias[...].astype(k.dtype)
-            v = v + self.v_bias[...].astype(v.dtype)
+        q, k, v = self.projected(x, queries)
         if config.short_conv:
             q = convolved(q, valid[:, :queries], self.q_conv[...])
             k = convolved(k, valid, self.k_conv[...])
             v = convolved(v, valid, self.v_conv[...])
         # The norm comes first: its gains, after a rotation, would make scores depend on positions
         # and not on distances alone.
-        if config.qk_norm:
-            q = rms_norm(q, self.q_norm[...], config.norm_eps)
-            k = rms_norm(k, self.k_norm[...], config.norm_eps)
+        q, k = self.normed(q, k)
         if self.rotary:
             q, k = rotate(q, config.rope_theta), rotate(k, config.rope_theta)
         if config.sharing > 1:
             k = jnp.repeat(k, config.sharing, axis=2)
             v = jnp.repeat(v, config.sharing, axis=2)
-        slopes = None
-        if config.positions == "alibi":
-            slopes = jnp.asarray(alibi_slopes(config.heads), q.dtype)
+        slopes = self.slopes(q.dtype)
         return Inputs(q, k, v, x, valid, keys, slopes, config.attention_dropout, config.kernel)
+
+    def projected(self, x: Array, queries: int | None = None) -> tuple[Array, Array, Array]:
+        """Queries `[B, N, H, D]`, keys and values `[B, N, kv_heads, D]` of x, with their biases."""
+        q = project(x[:, :queries], self.q)
+        k, v = project(x, self.k), project(x, self.v)
+        if self.config.qkv_bias:
+            q = q + self.q_bias[...].astype(q.dtype)
+            k = k + self.k_bias[...].astype(k.dtype)
+            v = v + self.v_bias[...].astype(v.dtype)
+        return q, k, v
+
+    def normed(self, q: Array, k: Array) -> tuple[Array, Array]:
+        """Queries and keys after their norm, where the config has one."""
+        if not self.config.qk_norm:
+            return q, k
+        eps = self.config.norm_eps
+        return rms_norm(q, self.q_norm[...], eps), rms_norm(k, self.k_norm[...], eps)
+
+    def slopes(self, dtype: DTypeLike) -> Array | None:
+        """Those of ALiBi, `[H]`, where the config has them."""
+        if self.config.positions != "alibi":
+            return None
+        return jnp.asarray(alibi_slopes(self.config.heads), dtype)
 
     def output(self, y: Array, x: Array) -> Array:
         """Heads `[B, N, H, D]` to `[B, N, E]`; x `[B, N, E]` is what the layer read.
@@ -254,12 +269,15 @@ class GroupedHeads(nnx.Module):
                 first_token=first_token,
             )
             outputs.append(y)
+        return self.projections[0].output(self.joined(outputs), x)
+
+    def joined(self, outputs: list[Array]) -> Array:
+        """The outputs of all groups with their heads in order, `[B, N, H, D]`."""
         if len(outputs) == 1:
-            return self.projections[0].output(outputs[0], x)
+            return outputs[0]
         # Heads stand group by group: put them back in their order.
         grouped = np.concatenate([heads for _, heads in self.groups])
-        y = jnp.concatenate(outputs, axis=2)[:, :, np.argsort(grouped)]  # [B, N, H, D]
-        return self.projections[0].output(y, x)
+        return jnp.concatenate(outputs, axis=2)[:, :, np.argsort(grouped)]
 
 
 def attend(

@@ -25,14 +25,28 @@ def rotate(x: Array, theta: float = BASE) -> Array:
     The dot product of a turned query and a turned key depends on their distance alone, and on no
     position (Su et al. 2021, arXiv:2104.09864, equation 34; halves for pairs, as in GPT-NeoX). In
     float32 or wider."""
-    half = x.shape[-1] // 2
-    angle = np.arange(x.shape[1])[:, None] / theta ** (np.arange(half) / half)  # [N, D/2]
+    angle = angles(x.shape[1], x.shape[-1], theta)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    cos = jnp.asarray(np.cos(angle), dtype)[:, None]  # [N, 1, D/2]
-    sin = jnp.asarray(np.sin(angle), dtype)[:, None]
-    first, second = x[..., :half].astype(dtype), x[..., half:].astype(dtype)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
-    return turned.astype(x.dtype)
+    cos = jnp.asarray(np.cos(angle), dtype)  # [N, D/2]
+    sin = jnp.asarray(np.sin(angle), dtype)
+    return turned(x, cos[:, None], sin[:, None])
+
+
+def angles(length: int, width: int, theta: float) -> np.ndarray:
+    """By which `rotate` turns the pairs of each token, `[N, D / 2]`."""
+    half = width // 2
+    return np.arange(length)[:, None] / theta ** (np.arange(half) / half)
+
+
+def turned(x: Array, cos: Array, sin: Array) -> Array:
+    """x `[B, N, H, D]` with its pairs turned by angles whose cosines and sines are given.
+
+    These are `[N, 1, D / 2]`, or `[B, N, 1, D / 2]`, in float32 or wider.
+    """
+    half = x.shape[-1] // 2
+    first, second = x[..., :half].astype(cos.dtype), x[..., half:].astype(cos.dtype)
+    pairs = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    return pairs.astype(x.dtype)
 
 
 def alibi_slopes(heads: int) -> np.ndarray:

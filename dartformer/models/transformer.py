@@ -7,7 +7,7 @@ model width (Wide Attention, arXiv 2210.00640, widens the heads and keeps E)."""
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -84,15 +84,11 @@ class Block(nnx.Module):
         first_token: bool = False,
     ) -> Array:
         """`[B, N, E]`, or `[B, 1, E]` with `first_token`; see `Mixer`."""
-        rate, before = self.config.dropout, self.config.norm_place == "before"
         keys: list[Array | None] = [None] * 3
         if key is not None:
             keys = list(jax.random.split(key, 3))
-        y = x
-        if before:
-            y = self.norm_mixer(x)
         y = self.mixer(
-            y,
+            self.read(x),
             valid,
             mixture,
             train=train,
@@ -100,10 +96,21 @@ class Block(nnx.Module):
             layer=layer,
             first_token=first_token,
         )
-        if self.config.out_bias:
-            y = y + self.out_bias[...].astype(y.dtype)
         if first_token:
             x = x[:, :1]
+        return self.added(x, y, train, keys)
+
+    def read(self, x: Array) -> Array:
+        """What the mixer reads of x `[B, N, E]`."""
+        if self.config.norm_place == "before":
+            return self.norm_mixer(x)
+        return x
+
+    def added(self, x: Array, y: Array, train: bool, keys: Sequence[Array | None]) -> Array:
+        """x with the mixer's output y, and then with that of the MLP."""
+        rate, before = self.config.dropout, self.config.norm_place == "before"
+        if self.config.out_bias:
+            y = y + self.out_bias[...].astype(y.dtype)
         x = x + dropout(y, rate, train, keys[1])
         if before:
             return x + dropout(self.mlp(self.norm_mlp(x)), rate, train, keys[2])
@@ -276,12 +283,16 @@ class Transformer(nnx.Module):
             x = jnp.concatenate([cls, x], 1)
             valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
         x = x + self.position_table(x.shape[1], x.dtype)
+        return self.completed(x), valid
+
+    def completed(self, x: Array) -> Array:
+        """Embeddings with the token type and the norm."""
         if self.config.token_types:
             # All tokens are of the first type: a document is read on its own.
             x = x + self.types[0].astype(x.dtype)
         if self.config.embed_norm:
             x = self.embed_norm(x)
-        return x, valid
+        return x
 
     def unrolled(
         self, x: Array, valid: Array, mixture: Array | None, keys: Array | None, train: bool

@@ -1,0 +1,358 @@
+"""A causal Transformer token by token: its cache, a prompt in parallel, and the steps after it.
+
+Padding takes no place: a token's position is the number of valid tokens before it in its row, so
+prompts of different lengths continue as each alone.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from dartformer.attention.base import Attention, Cache, Decoder, Inputs, Params, require_decoding
+from dartformer.attention.parallel import Parallel
+from dartformer.errors import InputError
+from dartformer.models.mixers import (
+    GroupedHeads,
+    Projections,
+    branch_norm,
+    head_keys,
+    values,
+)
+from dartformer.models.positions import angles, sinusoids, turned
+from dartformer.models.sizes import TransformerConfig
+from dartformer.models.transformer import Transformer, Weights, graph
+from dartformer.space.genotype import Genotype
+
+
+class Advance(Protocol):
+    """Tokens that follow those in a cache."""
+
+    def __call__(
+        self, weights: Weights, tokens: Array, valid: Array, cache: Cache
+    ) -> tuple[Array, Cache]:
+        """The logits `[B, C]` after the last valid token of each row, and the cache after it.
+
+        Args:
+          weights: of the network.
+          tokens: ids `[B, T]`.
+          valid: `[B, T]` bool. A row without any stays as it is, and its logits mean nothing.
+          cache: is not changed; give it away (`donate_argnums`) to save the copy.
+        """
+        ...
+
+
+class Decoding(NamedTuple):
+    """A causal network as functions for decoding.
+
+    Attributes:
+      init_cache: (rows, tokens of the longest, dtype of keys and values) -> an empty cache.
+      prefill: the first tokens, in parallel; the cache must be empty.
+      step: further tokens, one or a few at a time.
+    """
+
+    init_cache: Callable[[int, int, DTypeLike], Cache]
+    prefill: Advance
+    step: Advance
+
+
+class Place(NamedTuple):
+    """Where new tokens are, the same in all layers.
+
+    Attributes:
+      start: tokens of each row before them, `[B]`.
+      position: of each, `[B, T]`.
+      valid: `[B, T]`; those that exist come first.
+      cos, sin: of the angles of rotary positions, `[B, T, 1, D / 2]`; None without.
+    """
+
+    start: Array
+    position: Array
+    valid: Array
+    cos: Array | None
+    sin: Array | None
+
+
+def require_generation(config: TransformerConfig, genotype: Genotype) -> None:
+    """Raise `InputError` for a model that cannot continue a text."""
+    if not config.causal:
+        raise InputError(
+            "generation needs a causal model, and every token of this one reads later tokens. "
+            "Train one for a causal task such as language."
+        )
+    if config.pooling != "none" or config.classifier == "none" or config.features:
+        raise InputError(
+            "generation needs a model that predicts the next token after each token, and this one "
+            "does not. Train one for the task language."
+        )
+    if config.classes != config.vocabulary:
+        raise InputError(
+            f"generation needs a model whose classes are its tokens, and this one has "
+            f"{config.classes} classes and {config.vocabulary} tokens."
+        )
+    for layer in range(config.layers):
+        require_decoding([attention for attention, _ in genotype.groups(layer)])
+
+
+def decoding(config: TransformerConfig, genotype: Genotype) -> Decoding:
+    """The derived model of `transformer(config, genotype)`, with the same weights.
+
+    Raises:
+      InputError: it cannot continue a text, with the reason.
+    """
+    require_generation(config, genotype)
+
+    def mixer(layer: int, rngs: nnx.Rngs) -> GroupedHeads:
+        return GroupedHeads(config, genotype, layer, rngs=rngs)
+
+    structure = graph(config, mixer)
+
+    def init_cache(batch: int, length: int, dtype: DTypeLike) -> Cache:
+        layers = []
+        for layer in range(config.layers):
+            layers.append(_layer_cache(config, genotype, layer, batch, length, dtype))
+        count = jnp.zeros(batch, jnp.int32)
+        cache: Cache = {"count": count, "layers": layers}
+        if config.stem == "bigram":
+            cache["last"] = count
+        return cache
+
+    def prefill(weights: Weights, tokens: Array, valid: Array, cache: Cache) -> tuple[Array, Cache]:
+        return _advanced(nnx.merge(structure, weights), tokens, valid, cache, prompt=True)
+
+    def step(weights: Weights, tokens: Array, valid: Array, cache: Cache) -> tuple[Array, Cache]:
+        return _advanced(nnx.merge(structure, weights), tokens, valid, cache, prompt=False)
+
+    return Decoding(init_cache, prefill, step)
+
+
+def kept_heads(config: TransformerConfig, heads: tuple[int, ...]) -> tuple[int, ...]:
+    """The heads of keys and values that a group of heads reads."""
+    return tuple(sorted({head // config.sharing for head in heads}))
+
+
+def _layer_cache(
+    config: TransformerConfig,
+    genotype: Genotype,
+    layer: int,
+    batch: int,
+    length: int,
+    dtype: DTypeLike,
+) -> Cache:
+    """The caches of the groups of heads under their numbers, and that of the short convolution."""
+    keys = head_keys(config, layer)
+    cache: Cache = {}
+    for g, (attention, heads) in enumerate(genotype.groups(layer)):
+        shape = config.attention_shape(
+            len(heads), kv_heads=len(kept_heads(config, heads)), batch=batch, length=length
+        )
+        assert isinstance(attention, Decoder)
+        cache[str(g)] = attention.init_cache(shape, dtype, keys[jnp.array(heads)])
+    if config.short_conv:
+        before, kept = config.short_conv - 1, config.heads // config.sharing
+        for name, count in (("q_conv", config.heads), ("k_conv", kept), ("v_conv", kept)):
+            cache[name] = jnp.zeros((batch, before, count, config.head_dim), dtype)
+    return cache
+
+
+def _advanced(
+    model: Transformer, tokens: Array, valid: Array, cache: Cache, *, prompt: bool
+) -> tuple[Array, Cache]:
+    """See `Advance`."""
+    config = model.config
+    if tokens.shape[1] > 1:
+        # Stable, so that valid tokens keep their order; the others go behind them.
+        order = jnp.argsort(~valid, axis=1, stable=True)
+        tokens = jnp.take_along_axis(tokens, order, axis=1)
+        valid = jnp.take_along_axis(valid, order, axis=1)
+    place = _place(config, cache["count"], valid)
+    count = valid.sum(1, dtype=jnp.int32)
+    after: Cache = {"count": cache["count"] + count, "layers": []}
+    x, last = _embedded(model, tokens, place, cache.get("last"))
+    if last is not None:
+        after["last"] = last
+    for block, layer_cache in zip(model.blocks, cache["layers"], strict=True):
+        assert isinstance(block.mixer, GroupedHeads)
+        y, layer_cache = _mixed(block.mixer, block.read(x), place, layer_cache, prompt)
+        after["layers"].append(layer_cache)
+        x = block.added(x, y, False, [None] * 3)
+    # Only the last token of a row is classified: a vocabulary may be larger than all layers.
+    x = _last_of(x, count)
+    if config.norm_place == "before":
+        x = model.norm(x)
+    return model.classified(x)[:, 0], after
+
+
+def _place(config: TransformerConfig, start: Array, valid: Array) -> Place:
+    """Where tokens are that follow `start` `[B]` others."""
+    position = start[:, None] + jnp.arange(valid.shape[1], dtype=jnp.int32)
+    if config.positions != "rotary":
+        return Place(start, position, valid, None, None)
+    dtype = jnp.promote_types(config.dtype, jnp.float32)
+    # From a table, and not by cosines of each step: the same numbers as for a whole text.
+    angle = angles(config.tokens, config.head_dim, config.rope_theta)
+    cos = jnp.asarray(np.cos(angle), dtype)[position]
+    sin = jnp.asarray(np.sin(angle), dtype)[position]
+    return Place(start, position, valid, cos[:, :, None], sin[:, :, None])
+
+
+def _last_of(x: Array, count: Array) -> Array:
+    """The last of the first `count` `[B]` tokens of x `[B, T, ...]`, `[B, 1, ...]`."""
+    index = jnp.maximum(count - 1, 0).reshape(-1, *(1,) * (x.ndim - 1))
+    return jnp.take_along_axis(x, index, axis=1)
+
+
+def _embedded(
+    model: Transformer, tokens: Array, place: Place, last: Array | None
+) -> tuple[Array, Array | None]:
+    """The embeddings `[B, T, E]`, and with the stem "bigram" the last token of each row, `[B]`."""
+    config = model.config
+    x = model.embed(tokens)
+    if last is not None:
+        previous = jnp.concatenate([last[:, None], tokens[:, :-1]], axis=1)
+        follows = (place.position > 0)[..., None]
+        x = x + model.before(previous) * follows.astype(x.dtype)
+        # A row without new tokens keeps its last one.
+        count = place.valid.sum(1)
+        last = jnp.where(count > 0, _last_of(tokens, count)[:, 0], last)
+    if config.positions == "learned":
+        rows = model.positions[...][config.position_offset + place.position]
+        x = x + rows.astype(x.dtype)
+    elif config.positions == "sinusoidal":
+        table = jnp.asarray(sinusoids(config.tokens, config.model_dim), x.dtype)
+        x = x + table[place.position]
+    return model.completed(x), last
+
+
+def _mixed(
+    mixer: GroupedHeads, x: Array, place: Place, cache: Cache, prompt: bool
+) -> tuple[Array, Cache]:
+    """The mixer's output `[B, T, E]`, and the layer's cache after the tokens."""
+    config, projections = mixer.config, mixer.projections[0]
+    inputs, after = _token_inputs(projections, x, place, cache)
+    if not prompt:
+        inputs = inputs._replace(start=place.start)
+    keys = None
+    if any(attention.traits.stochastic for attention, _ in mixer.groups):
+        keys = head_keys(config, mixer.layer)
+    outputs = []
+    for g, (attention, heads) in enumerate(mixer.groups):
+        group = _of_group(inputs, config, heads, keys)
+        params = values(mixer.own[g])
+        y, after[str(g)] = _proceed(attention, params, group, cache[str(g)], config)
+        outputs.append(y)
+    return projections.output(mixer.joined(outputs), x), after
+
+
+class _Tokens(NamedTuple):
+    """What the attentions of a layer read of new tokens; keys and values are not repeated."""
+
+    q: Array
+    k: Array
+    v: Array
+    x: Array
+    valid: Array
+    slopes: Array | None
+    start: Array | None = None
+
+
+def _token_inputs(
+    projections: Projections, x: Array, place: Place, cache: Cache
+) -> tuple[_Tokens, Cache]:
+    """Queries, keys and values of new tokens x `[B, T, E]`, and what the convolution keeps."""
+    after: Cache = {}
+    q, k, v = projections.projected(x)
+    if projections.config.short_conv:
+        kernels = (projections.q_conv, projections.k_conv, projections.v_conv)
+        convolved = []
+        for name, array, kernel in zip("qkv", (q, k, v), kernels, strict=True):
+            key = f"{name}_conv"
+            y, after[key] = convolved_after(array, place.valid, kernel[...], cache[key])
+            convolved.append(y)
+        q, k, v = convolved
+    q, k = projections.normed(q, k)
+    if projections.rotary:
+        assert place.cos is not None
+        assert place.sin is not None
+        q, k = turned(q, place.cos, place.sin), turned(k, place.cos, place.sin)
+    return _Tokens(q, k, v, x, place.valid, projections.slopes(q.dtype)), after
+
+
+def convolved_after(x: Array, valid: Array, kernel: Array, last: Array) -> tuple[Array, Array]:
+    """`mixers.convolved` of tokens that follow others, and the last tokens for those after them.
+
+    Args:
+      x: `[B, T, H, D]`.
+      valid: `[B, T]`; those that exist come first.
+      kernel: `[W, H, D]`, the token itself first.
+      last: the W - 1 tokens before them, `[B, W - 1, H, D]`.
+    """
+    length, width = x.shape[1], kernel.shape[0]
+    reach = jnp.concatenate([last.astype(x.dtype), jnp.where(valid[..., None, None], x, 0)], axis=1)
+    total = jnp.zeros_like(x)
+    for j in range(width):
+        start = width - 1 - j
+        total = total + reach[:, start : start + length] * kernel[j].astype(x.dtype)
+    index = valid.sum(1)[:, None] + jnp.arange(width - 1)
+    kept = jnp.take_along_axis(reach, index[:, :, None, None], axis=1)
+    return jax.nn.silu(total), kept.astype(last.dtype)
+
+
+def _of_group(
+    tokens: _Tokens, config: TransformerConfig, heads: tuple[int, ...], keys: Array | None
+) -> Inputs:
+    """What the heads of one attention read, with the keys and values that they share kept once."""
+    kept = kept_heads(config, heads)
+    reads = tuple(kept.index(head // config.sharing) for head in heads)
+    share = -(-len(heads) // len(kept))
+    groups = reads
+    if reads == tuple(i // share for i in range(share * len(kept))):
+        groups = ()  # neighbours share evenly: nothing need be gathered
+    q, k, v, slopes = tokens.q, tokens.k, tokens.v, tokens.slopes
+    if len(heads) < config.heads:
+        index = jnp.array(heads)
+        q = q[:, :, index]
+        k, v = k[:, :, jnp.array(kept)], v[:, :, jnp.array(kept)]
+        if slopes is not None:
+            slopes = slopes[index]
+        if keys is not None:
+            keys = keys[index]
+    return Inputs(
+        q,
+        k,
+        v,
+        tokens.x,
+        tokens.valid,
+        keys,
+        slopes,
+        kernel=config.kernel,
+        start=tokens.start,
+        groups=groups,
+    )
+
+
+def _proceed(
+    attention: Attention, params: Params, inputs: Inputs, cache: Cache, config: TransformerConfig
+) -> tuple[Array, Cache]:
+    """One attention on its heads as in `mixers.attend`, `[B, T, H, D]`, and its cache after."""
+    if isinstance(attention, Parallel):
+        total: Any = 0
+        caches: Cache = {}
+        for m, (member, share) in enumerate(attention.weighted):
+            name = str(m)
+            y, caches[name] = _proceed(member, params.get(name, {}), inputs, cache[name], config)
+            total = total + y * jnp.asarray(share, y.dtype)
+        return total, caches
+    assert isinstance(attention, Decoder)
+    if inputs.start is None:
+        y, cache = attention.prefill(params, inputs, cache)
+    else:
+        y, cache = attention.step(params, inputs, cache)
+    if config.branch_norm:
+        y = branch_norm(y)
+    return y, cache

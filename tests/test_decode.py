@@ -1,0 +1,224 @@
+"""A model token by token gives the logits of the model at once, whatever its options."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dartformer.attention import parse
+from dartformer.attention.conformance.case import quick
+from dartformer.cost.analytic import attention_cost
+from dartformer.errors import InputError
+from dartformer.models.decode import decoding
+from dartformer.models.sizes import TransformerConfig
+from dartformer.models.transformer import transformer
+from dartformer.space.genotype import Genotype
+
+N = 21
+VOCABULARY = 11
+
+
+def sizes(**changes):
+    options = {
+        "layers": 2,
+        "heads": 4,
+        "head_dim": 4,
+        "model_dim": 12,
+        "mlp_dim": 16,
+        "vocabulary": VOCABULARY,
+        "classes": VOCABULARY,
+        "length": N,
+        "causal": True,
+        "pooling": "none",
+    }
+    return TransformerConfig(**{**options, **changes})
+
+
+def genotype(*layers):
+    """Layers as lists of four specs, or of one for all heads."""
+    parsed = []
+    for specs in layers:
+        attentions = tuple(map(parse, specs))
+        if len(attentions) == 1:
+            attentions = attentions * 4
+        parsed.append(attentions)
+    return Genotype(tuple(parsed))
+
+
+MIXED = genotype(["full", "local(window=3)", "full", "retention"], ["gated_delta"])
+TYPES = [
+    "full",
+    "local(window=3)",
+    "sink(window=3, sinks=2)",
+    "linear",
+    "gated_linear",
+    "ssd",
+    "conv",
+    "performer(features=8)",
+    "bigbird(block=2, randoms=1)",
+    "parallel(members=(local(window=3), retention))",
+]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Tokens with padding at the end, at the start, inside and nowhere."""
+    random = np.random.default_rng(0)
+    tokens = random.integers(1, VOCABULARY, (4, N)).astype(np.int32)
+    valid = np.ones((4, N), bool)
+    valid[1, N - 4 :] = False
+    valid[2, :6] = False
+    valid[3, 5:8] = False
+    return np.where(valid, tokens, 0), valid
+
+
+def reference(config, derived, weights, rows):
+    """Logits after each token of each row alone, `[B, N, C]` in the places of the tokens."""
+    tokens, valid = rows
+    apply = quick(transformer(config, derived).apply)
+    order = np.argsort(~valid, axis=1, kind="stable")
+    front = [np.take_along_axis(a, order, axis=1) for a in (tokens, valid)]
+    logits = np.asarray(apply(weights, *front))
+    back = np.argsort(order, axis=1)
+    return np.take_along_axis(logits, back[:, :, None], axis=1)
+
+
+def drawn(config, derived):
+    """Weights away from where they begin, so that no bias is zero."""
+    weights = transformer(config, derived).init(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(weights)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [w + 0.1 * jax.random.normal(k, w.shape) for w, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, moved)
+
+
+def decode(config, derived, weights, rows, prompt, chunk=1):
+    """Logits after the prompt and after each chunk, and the tokens that they follow."""
+    tokens, valid = map(jnp.asarray, rows)
+    run = decoding(config, derived)
+    cache = run.init_cache(4, N, jnp.dtype(config.dtype))
+    prefill, step = quick(run.prefill), quick(run.step)
+    outputs = []
+    first = 0
+    if prompt:
+        logits, cache = prefill(weights, tokens[:, :prompt], valid[:, :prompt], cache)
+        outputs.append((logits, 0, prompt))
+        first = prompt
+    while first < N:
+        stop = min(first + chunk, N)
+        logits, cache = step(weights, tokens[:, first:stop], valid[:, first:stop], cache)
+        outputs.append((logits, first, stop))
+        first = stop
+    np.testing.assert_array_equal(cache["count"], rows[1].sum(1))
+    return outputs
+
+
+def agree(config, derived, rows, prompt=7, chunk=1):
+    weights = drawn(config, derived)
+    expected = reference(config, derived, weights, rows)
+    valid = rows[1]
+    compared = 0
+    for logits, first, stop in decode(config, derived, weights, rows, prompt, chunk):
+        for row in range(4):
+            new = np.flatnonzero(valid[row, first:stop])
+            if len(new):
+                want = expected[row, first + new[-1]]
+                np.testing.assert_allclose(logits[row], want, atol=2e-5, rtol=2e-5)
+                compared += 1
+    assert compared > 20
+
+
+@pytest.mark.parametrize("text", TYPES)
+def test_a_model_of_one_type(text, rows):
+    agree(sizes(), genotype([text], [text]), rows)
+
+
+@pytest.mark.parametrize(("prompt", "chunk"), [(0, 1), (1, 4), (N - 1, 1), (13, 3)])
+def test_prompts_and_chunks_of_any_length(prompt, chunk, rows):
+    weights = drawn(sizes(), MIXED)
+    expected = reference(sizes(), MIXED, weights, rows)
+    for logits, _, stop in decode(sizes(), MIXED, weights, rows, prompt, chunk):
+        np.testing.assert_allclose(logits[0], expected[0, stop - 1], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kv_heads": 2, "positions": "rotary"},
+        {"kv_heads": 1, "positions": "alibi"},
+        {"kv_heads": 2, "qk_norm": True, "qk_norm_shared": True, "positions": "rotary"},
+        {"positions": "sinusoidal", "branch_norm": False},
+        {"positions": "none", "stem": "bigram"},
+        {"position_offset": 2, "token_types": 2, "embed_norm": True},
+        {"norm": "rms", "gated_mlp": True, "activation": "silu", "mlp_bias": False},
+        {"norm_place": "after", "qkv_bias": True, "out_bias": True},
+        {"tie_embeddings": True, "classifier": "linear", "head_bias": False},
+        {"short_conv": 4, "output_gate": "silu", "kv_heads": 2},
+        {"positions": "rotary", "rope_theta": 100.0, "nope_layers": (1,)},
+        {"classifier": "mlp"},
+    ],
+    ids=str,
+)
+def test_options_of_the_model(changes, rows):
+    types = ["full", "local(window=3)", "full", "full"]
+    agree(sizes(**changes), genotype(types, ["local(window=2)"]), rows)
+
+
+def test_heads_that_share_keys_unevenly(rows):
+    types = ["full", "local(window=3)", "full", "full"]
+    agree(sizes(kv_heads=2), genotype(types, types[::-1]), rows, chunk=2)
+
+
+def test_the_cache_has_the_bytes_that_are_priced():
+    config = sizes(kv_heads=2)
+    derived = genotype(["full", "local(window=3)", "full", "local(window=3)"], ["ssd"])
+    cache = jax.eval_shape(lambda: decoding(config, derived).init_cache(3, N, jnp.float32))
+    for layer in range(2):
+        held = sum(leaf.size * 4 for leaf in jax.tree.leaves(cache["layers"][layer]))
+        assert held == attention_cost(config, derived, layer, batch=3).state_bytes
+
+
+def test_a_bfloat16_cache(rows):
+    config = sizes()
+    weights = drawn(config, MIXED)
+    run = decoding(config, MIXED)
+    tokens, valid = map(jnp.asarray, rows)
+    results = []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        cache = run.init_cache(4, N, dtype)
+        _, cache = quick(run.prefill)(weights, tokens[:, :9], valid[:, :9], cache)
+        logits, cache = quick(run.step)(weights, tokens[:, 9:10], valid[:, 9:10], cache)
+        results.append(np.asarray(logits))
+        assert cache["layers"][0]["0"]["k"].dtype == dtype
+    difference = np.abs(results[0] - results[1]).max()
+    assert 0 < difference < 0.02 * np.abs(results[0]).max()
+
+
+@pytest.mark.parametrize(
+    ("changes", "text", "message"),
+    [
+        ({"causal": False, "pooling": "mean"}, "full", "generation needs a causal model"),
+        ({"pooling": "last"}, "full", "predicts the next token after each token"),
+        ({"classes": 3}, "full", "3 classes and 11 tokens"),
+        ({}, "cosformer", r"cosformer\(horizon=0\) cannot be run token by token"),
+    ],
+)
+def test_what_cannot_be_continued(changes, text, message):
+    with pytest.raises(InputError, match=message):
+        decoding(sizes(**changes), genotype([text], [text]))
+
+
+def test_rows_that_are_done_stay_as_they_are(rows):
+    config = dataclasses.replace(sizes(), stem="bigram")
+    weights = drawn(config, MIXED)
+    run = decoding(config, MIXED)
+    tokens, valid = map(jnp.asarray, rows)
+    cache = run.init_cache(4, N, jnp.float32)
+    _, cache = quick(run.prefill)(weights, tokens[:, :9], valid[:, :9], cache)
+    done = jnp.array([[True], [False], [True], [False]])
+    _, after = quick(run.step)(weights, tokens[:, 9:10], done, cache)
+    for old, new in zip(jax.tree.leaves(cache), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(old[1], new[1])
+        np.testing.assert_array_equal(old[3], new[3])
