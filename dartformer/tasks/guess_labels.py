@@ -104,9 +104,18 @@ def _classes(labels: LabelCounts, options: dict[str, Any], file: str, named: boo
     sentences = [_label_sentence(labels, options)]
     if rare:
         options["on_bad_label"] = "drop"
+    first = next(iter(labels.counts))
+    absent = {name: rows for name, rows in rare.items() if not labels.counts[first][name]}
+    if absent:
+        sentences.append(
+            f"classes that {first} lacks cannot be learned, and their rows in the other splits are "
+            f"left out: {listed(absent)}"
+        )
+    few = {name: rows for name, rows in rare.items() if name not in absent}
+    if few:
         sentences.append(
             f"classes with too few rows to learn and test them are left out with their rows: "
-            f"{listed(rare)}"
+            f"{listed(few)}"
         )
     return sentences
 

@@ -452,7 +452,8 @@ def require_texts(file: str, rows: Sequence[Record], named: Columns) -> None:
     raise InputError(
         f"{file} is a table of numbers ({quoted(numeric)}), and this program reads sequences. For "
         f"such a table use gradient boosting, for example scikit-learn's. If its columns are the "
-        f"steps of a sequence, name them t1, t2, and so on. If its rows are, add a column named time."
+        f"steps of a sequence, at least {FEWEST_STEPS}, name them t1, t2, and so on. If its rows are, "
+        f"add a column named time."
     )
 
 

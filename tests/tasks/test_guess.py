@@ -261,3 +261,17 @@ def test_numbers_beside_a_rare_name_are_numbers(tmp_path):
     assert guessed.options["label_names"] == ("0", "1")
     assert guessed.options["on_bad_label"] == "drop"
     assert any("other 1" in sentence for sentence in guessed.sentences)
+
+
+def test_a_class_that_train_lacks_is_named(tmp_path):
+    put(tmp_path / "train.jsonl", labelled(["x", "y"] * 30))
+    put(tmp_path / "test.jsonl", labelled(["x", "y", "z"] * 10))
+    guessed = guess(str(tmp_path))
+    assert guessed.options["label_names"] == ("x", "y")
+    sentence = (
+        "classes that train lacks cannot be learned, and their rows in the other splits are left "
+        "out: z 10"
+    )
+    assert sentence in guessed.sentences
+    few = put(tmp_path / "few.jsonl", labelled(["x", "y"] * 30 + ["z"]))
+    assert any("too few rows to learn" in line for line in guess(few).sentences)
