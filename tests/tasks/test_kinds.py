@@ -341,9 +341,13 @@ def test_from_two_texts_to_a_number(file, tmp_path, capsys):
     (tmp_path / "texts").write_text("red a\tred b\nred a\tpink b\n")
     assert main(["predict", folder, "--file", str(tmp_path / "texts")]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+    # A table has columns, and is read by their names.
+    assert main(["predict", folder, "--file", str(file), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) > 40
+    (tmp_path / "one").write_text("red a\n")
     for arguments, message in (
         (["--text", "red"], "--pair A B"),
-        (["--file", str(file)], "one tab between"),
+        (["--file", str(tmp_path / "one")], "one tab between"),
     ):
         assert main(["predict", folder, *arguments]) == 2
         assert message in capsys.readouterr().err
