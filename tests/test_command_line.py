@@ -246,6 +246,8 @@ def test_completion_knows_the_grammar(shell, tmp_path, capsys):
     for name, _, options, words in completion.grammar():
         for one in (name, *(option.removeprefix("--") for option, _, _ in options), *words):
             assert one in script
+    for setting in completion.settings():
+        assert all(word in script for word in (setting.flag.removeprefix("--"), *setting.names))
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed: what it makes of the script was not tried")
     (tmp_path / "script").write_text(script)
@@ -254,7 +256,38 @@ def test_completion_knows_the_grammar(shell, tmp_path, capsys):
         ask = "COMP_WORDS=({0}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _dartformer; echo ${{COMPREPLY[*]}}\n"
         code = script + "".join(
             ask.format(words)
-            for words in ("dartformer se", "dartformer list at", "dartformer push --d")
+            for words in (
+                "dartformer se",
+                "dartformer list at",
+                "dartformer push --d",
+                "dartformer run --config.search.strategy.n",
+                "dartformer run --config.search.strategy.name = dar",
+                "dartformer push --config.s",
+            )
         )
         done = subprocess.run(["bash", "-c", code], check=True, capture_output=True, text=True)
-        assert done.stdout.splitlines() == ["search selfcheck", "attentions", "--dry-run --debug"]
+        assert done.stdout.splitlines() == [
+            "search selfcheck",
+            "attentions",
+            "--dry-run --debug",
+            "--config.search.strategy.name=",
+            "darts",
+            "",
+        ]
+
+
+@pytest.mark.parametrize("flags", [["--causal"], ["--linear"], ["--causal", "--linear"]])
+def test_attentions_are_listed_by_their_traits(flags, capsys):
+    assert main(["list", "attentions", *flags, "--json"]) == 0
+    listed = {row["name"] for row in json.loads(capsys.readouterr().out)}
+    expected = set()
+    for row in listing.rows("attentions"):
+        if "--causal" in flags and not row["causal"]:
+            continue
+        if "--linear" in flags and row["growth"] > 1:
+            continue
+        expected.add(row["name"])
+    assert listed == expected
+    assert 0 < len(expected) < len(listing.rows("attentions"))
+    assert main(["list", "tasks", *flags]) == 2
+    assert "does not work with" in capsys.readouterr().err

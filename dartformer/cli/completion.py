@@ -4,7 +4,10 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from dartformer import strategies, tasks
 from dartformer.cli.grammar import Verbs, parser
+from dartformer.config import defaults, reference
+from dartformer.derivations import DERIVATIONS
 from dartformer.errors import unknown
 
 INSTALL = {
@@ -21,6 +24,14 @@ class Option(NamedTuple):
     name: str
     help: str
     takes_value: bool
+
+
+class Setting(NamedTuple):
+    """A field of the config as a flag: with its meaning, and the names that are its values."""
+
+    flag: str
+    help: str
+    names: tuple[str, ...]
 
 
 class Verb(NamedTuple):
@@ -42,7 +53,24 @@ def script(shell: str) -> str:
     """The completion script for a shell; raises `InputError` for an unknown one."""
     if shell not in SCRIPTS:
         raise unknown("shell", shell, SCRIPTS)
-    return SCRIPTS[shell](list(grammar()))
+    return SCRIPTS[shell](list(grammar()), list(settings()))
+
+
+def settings() -> Iterator[Setting]:
+    """Every field of a config, which the verbs that read one take as flags."""
+    names = {
+        "search.strategy.name": strategies.names(),
+        "derive.rule": list(DERIVATIONS),
+        "task.name": tasks.names(),
+    }
+    for field in reference.fields(defaults()):
+        values = tuple(names.get(field.name, ()))
+        yield Setting(f"--config.{field.name}", field.sentence, values)
+
+
+def reads_config(verb: Verb) -> bool:
+    """Whether a verb takes fields of the config as flags."""
+    return any(option.name == "--config" for option in verb.options)
 
 
 def grammar() -> Iterator[Verb]:
@@ -66,7 +94,13 @@ def _verb(name: str, summary: str, verb: argparse.ArgumentParser) -> Verb:
     return Verb(name, summary, options, words)
 
 
-def _bash(verbs: Sequence[Verb]) -> str:
+def _bash(verbs: Sequence[Verb], settings: Sequence[Setting]) -> str:
+    fields = " ".join(f"{setting.flag}=" for setting in settings)
+    of_fields = []
+    for setting in settings:
+        if setting.names:
+            of_fields.append(f'    {setting.flag}) words="{" ".join(setting.names)}" ;;')
+    values = "\n".join(of_fields)
     names = []
     cases = []
     for verb in verbs:
@@ -74,42 +108,70 @@ def _bash(verbs: Sequence[Verb]) -> str:
         words = []
         for option in verb.options:
             words.append(option.name)
+        if reads_config(verb):
+            words.append("$fields")
         completions = " ".join([*words, *verb.words])
         cases.append(f'    {verb.name}) words="{completions}" ;;')
     verb_names = " ".join(names)
     lines = "\n".join(cases)
     return f"""# {INSTALL["bash"]}
 _dartformer() {{
-  local current="${{COMP_WORDS[COMP_CWORD]}}" words
+  local current="${{COMP_WORDS[COMP_CWORD]}}" words field=""
+  local fields="{fields}"
   if [ "$COMP_CWORD" -eq 1 ]; then
     COMPREPLY=($(compgen -W "{verb_names}" -- "$current"))
     return
   fi
-  case "${{COMP_WORDS[1]}}" in
+  # The sign = is a word of its own.
+  if [ "$current" = "=" ]; then
+    field="${{COMP_WORDS[COMP_CWORD-1]}}" current=""
+  elif [ "${{COMP_WORDS[COMP_CWORD-1]}}" = "=" ]; then
+    field="${{COMP_WORDS[COMP_CWORD-2]}}"
+  fi
+  case "$field" in
+{values}
+    "") case "${{COMP_WORDS[1]}}" in
 {lines}
     *) words="" ;;
+    esac ;;
   esac
   COMPREPLY=($(compgen -W "$words" -- "$current"))
+  case "${{COMPREPLY[0]}}" in
+    *=) compopt -o nospace 2>/dev/null ;;
+  esac
 }}
 complete -o default -F _dartformer dartformer
 """
 
 
-def _zsh(verbs: Sequence[Verb]) -> str:
+def _zsh(verbs: Sequence[Verb], settings: Sequence[Setting]) -> str:
+    fields = []
+    for setting in settings:
+        values = "_files"
+        if setting.names:
+            values = f"({' '.join(setting.names)})"
+        about = _zsh_quoted(setting.help)
+        fields.append(f"    '{setting.flag}=[{about}]:value:{values}'")
+    all_fields = "\n".join(fields)
     descriptions = []
     cases = []
     for verb in verbs:
         descriptions.append(f"    '{verb.name}:{_zsh_quoted(verb.help)}'")
         arguments = " ".join(_zsh_arguments(verb))
+        if reads_config(verb):
+            arguments = f"$fields {arguments}"
         cases.append(f"    {verb.name}) _arguments {arguments} ;;")
     listed = "\n".join(descriptions)
     lines = "\n".join(cases)
     return f"""#compdef dartformer
 # {INSTALL["zsh"]}
 _dartformer() {{
-  local -a verbs
+  local -a verbs fields
   verbs=(
 {listed}
+  )
+  fields=(
+{all_fields}
   )
   if (( CURRENT == 2 )); then
     _describe 'verb' verbs
@@ -144,8 +206,16 @@ def _zsh_quoted(text: str) -> str:
     return text.replace("'", "'\\''")
 
 
-def _fish(verbs: Sequence[Verb]) -> str:
+def _fish(verbs: Sequence[Verb], settings: Sequence[Setting]) -> str:
     lines = [f"# {INSTALL['fish']}"]
+    with_config = " ".join(verb.name for verb in verbs if reads_config(verb))
+    on = f"complete -c dartformer -n '__fish_seen_subcommand_from {with_config}'"
+    for setting in settings:
+        values = ""
+        if setting.names:
+            values = f" -f -a {_fish_quoted(' '.join(setting.names))}"
+        about = _fish_quoted(setting.help)
+        lines.append(f"{on} -l {setting.flag[2:]} -r{values} -d {about}")
     for verb in verbs:
         lines.append(
             f"complete -c dartformer -n __fish_use_subcommand -f -a {verb.name} "

@@ -48,7 +48,7 @@ EXAMPLES = {
         "dartformer new --task=listops > my_space.py",
         "dartformer new --data=reviews.csv > my_space.py",
     ),
-    "list": ("dartformer list attentions", "dartformer list tasks --json"),
+    "list": ("dartformer list attentions --causal --linear", "dartformer list tasks --json"),
     "selfcheck": ("dartformer selfcheck",),
     "predict": (
         'dartformer predict runs/mine/export --text "[MAX 2 9 ]"',
@@ -407,6 +407,13 @@ def _add_list(verbs: "Verbs[Parser]") -> None:
     )
     verb.add_argument(
         "what", choices=("attentions", "strategies", "derivations", "tasks", "fields")
+    )
+    verb.add_argument("--causal", action="store_true", help="attentions that can be causal")
+    verb.add_argument(
+        "--bidirectional", action="store_true", help="attentions that can read in both directions"
+    )
+    verb.add_argument(
+        "--linear", action="store_true", help="attentions whose time grows linearly with the length"
     )
     _add_json(verb, "the list")
 

@@ -15,6 +15,7 @@ from dartformer.cli.output import print_json
 from dartformer.config import defaults, reference
 from dartformer.config.presets import strategy_defaults
 from dartformer.derivations import DERIVATIONS
+from dartformer.errors import InputError
 from dartformer.machine.console import Console
 
 LISTED = Shape(length=1024, heads=4, head_dim=32, model_dim=128)
@@ -29,6 +30,9 @@ TITLES = {
 }
 """For each kind of row, the field of the config that takes its names."""
 
+TRAITS = ("causal", "bidirectional", "linear")
+"""Flags that list the attentions with a trait alone."""
+
 LEGEND = (
     "\nboth: works in both directions. steps: runs token by token. time: growth with the length N. "
     "length: any, or fixed when the layer is built. positions: supported besides learned and "
@@ -40,12 +44,32 @@ LEGEND = (
 
 def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """Print one of the lists."""
-    listed = rows(arguments.what)
+    listed = _with_traits(rows(arguments.what), arguments)
     if arguments.json:
         print_json(listed)
     else:
         show(arguments.what, listed)
     return 0
+
+
+def _with_traits(listed: list[Row], arguments: argparse.Namespace) -> list[Row]:
+    """The attentions with the traits that flags name."""
+    for name in TRAITS:
+        if not getattr(arguments, name):
+            continue
+        if arguments.what != "attentions":
+            raise InputError(
+                f"--{name} does not work with `dartformer list {arguments.what}` because it is a "
+                f"trait of attentions. Use `dartformer list attentions --{name}`."
+            )
+        listed = [row for row in listed if _has_trait(row, name)]
+    return listed
+
+
+def _has_trait(row: Row, name: str) -> bool:
+    if name == "linear":
+        return bool(row["growth"] <= 1)
+    return bool(row[name])
 
 
 def rows(subject: str) -> list[Row]:
