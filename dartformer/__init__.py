@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dartformer.models.sizes import TransformerConfig
     from dartformer.models.supernet import inherit, supernet
     from dartformer.models.transformer import transformer
+    from dartformer.pretrained import load_pretrained
     from dartformer.registry import register
     from dartformer.space.genotype import Genotype
     from dartformer.space.search_space import SearchSpace
@@ -52,6 +53,7 @@ __all__ = [
     "inherit",
     "load",
     "load_config",
+    "load_pretrained",
     "load_table",
     "parse",
     "probe",
@@ -85,6 +87,7 @@ _HOME = {
     "Genotype": "space.genotype",
     "SearchSpace": "space.search_space",
     "TransformerConfig": "models.sizes",
+    "load_pretrained": "pretrained",
     "register": "registry",
     "evaluate_at_lengths": "stages.lengths",
     "load_table": "tables",

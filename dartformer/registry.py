@@ -25,6 +25,7 @@ TABLES = {
     "task": "dartformer.tasks:TASKS",
     "format": "dartformer.export.formats:FORMATS",
     "tracker": "dartformer.training.trackers:TRACKERS",
+    "family": "dartformer.pretrained:FAMILIES",
 }
 
 
@@ -161,10 +162,11 @@ def register(kind: str, name: str, entry: T) -> T:
     """Make a plug-in known in this process: `register("attention", "mine", Mine)`.
 
     Args:
-      kind: "attention", "strategy", "derivation", "extra", "hypergradient", "task", "format" or
-        "tracker".
+      kind: "attention", "strategy", "derivation", "extra", "hypergradient", "task", "format",
+        "tracker" or "family".
       name: what configs call it, an identifier.
-      entry: the class; for a format, a `dartformer.export.formats.Format`.
+      entry: the class; for a format, a `dartformer.export.formats.Format`; for a family of
+        checkpoints, a `dartformer.pretrained.Family`.
 
     Returns:
       `entry`. Registering it again under the same name changes nothing.

@@ -20,7 +20,7 @@ FLOORS = [
     ["data"],
     ["strategies", "tasks"],
     ["training", "cost", "derivations"],
-    ["results", "statistics"],
+    ["results", "statistics", "pretrained"],
     ["config", "diagnostics"],
     ["stages"],
     ["report", "export", "tables"],

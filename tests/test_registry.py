@@ -13,6 +13,7 @@ from dartformer.attention.full import Full
 from dartformer.derivations.argmax import Argmax
 from dartformer.errors import InputError
 from dartformer.export.formats import FORMATS
+from dartformer.pretrained import FAMILIES
 from dartformer.space.search_space import SearchSpace
 from dartformer.strategies.darts import Darts
 from dartformer.strategies.extras.entropy import Entropy
@@ -33,6 +34,7 @@ ENTRIES = {
     "task": Recall,
     "format": FORMATS["torch"],
     "tracker": Service,
+    "family": FAMILIES["bert"],
 }
 
 

@@ -1,0 +1,204 @@
+"""From a folder to a model: every tensor is found, checked, read, converted and forgotten in turn."""
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from jax import Array
+from jax.typing import ArrayLike
+
+from dartformer.errors import InputError, brief, unknown
+from dartformer.models.sizes import TransformerConfig
+from dartformer.models.transformer import Network, Weights, transformer
+from dartformer.pretrained.base import Family, Tensor
+from dartformer.pretrained.folder import Stored, settings_of, stored, tokenizer_file
+from dartformer.space.genotype import Genotype
+from dartformer.training.checkpoint import named_leaves
+
+MOST_NAMED = 5
+"""Tensors that an error names."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The model of a checkpoint.
+
+    Attributes:
+      folder: of the checkpoint.
+      family: its `model_type`.
+      config: sizes and choices of the Transformer.
+      genotype: its attentions: full everywhere, or windows in some layers.
+      weights: as those of `transformer(config, genotype)`.
+      left_out: tensors of the checkpoint that are no part of the model, such as poolers.
+    """
+
+    folder: Path
+    family: str
+    config: TransformerConfig
+    genotype: Genotype
+    weights: Weights
+    left_out: tuple[str, ...] = ()
+
+    @cached_property
+    def network(self) -> Network:
+        """The network that the weights belong to."""
+        return transformer(self.config, self.genotype)
+
+    @cached_property
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        """The tokenizer beside the weights, as it stands; `InputError` where there is none."""
+        file = tokenizer_file(self.folder)
+        try:
+            return tokenizers.Tokenizer.from_file(str(file))
+        # The package raises this type for whatever is wrong with a file.
+        except Exception as error:
+            raise InputError(f"{file} is damaged: {error}.") from None
+
+    @cached_property
+    def _apply(self) -> Any:
+        return jax.jit(self.network.apply)
+
+    def __call__(self, tokens: ArrayLike, valid: ArrayLike | None = None) -> Array:
+        """Logits `[B, N, C]` of ids `[B, N]`, or the last hidden states of a model without a head.
+
+        Args:
+          tokens: ids below `config.vocabulary`.
+          valid: which of them are no padding `[B, N]`; by default all.
+        """
+        ids = np.asarray(tokens)
+        if ids.ndim != 2 or ids.dtype.kind not in "iu":
+            raise InputError(f"tokens must be whole numbers [B, N], got {ids.dtype} {ids.shape}.")
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.config.vocabulary:
+            raise InputError(
+                f"tokens must be from 0 to {self.config.vocabulary - 1}, got {ids.min()} to "
+                f"{ids.max()}."
+            )
+        if valid is None:
+            valid = np.ones(ids.shape, bool)
+        if np.shape(valid) != ids.shape:
+            raise InputError(f"valid must have the shape of tokens, {ids.shape}.")
+        logits: Array = self._apply(self.weights, ids, jnp.asarray(valid, bool))
+        return logits
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids `[B, N]` of texts, filled up at the end, and which of them are no padding."""
+        encoded = self.tokenizer.encode_batch(list(texts))
+        rows, masks = [], []
+        for text in encoded:
+            rows.append(text.ids)
+            masks.append(text.attention_mask)
+        longest = max(map(len, rows), default=0)
+        tokens = np.zeros((len(rows), longest), np.int32)
+        valid = np.zeros((len(rows), longest), bool)
+        for row, (ids, mask) in enumerate(zip(rows, masks, strict=True)):
+            tokens[row, : len(ids)] = ids
+            valid[row, : len(mask)] = mask
+        return tokens, valid
+
+
+def load(folder: str | Path, families: Mapping[str, Family], dtype: str) -> Pretrained:
+    """See `dartformer.pretrained.load_pretrained`; `families` by their `model_type`."""
+    folder = Path(folder)
+    settings = settings_of(folder)
+    name = settings.text("model_type", "")
+    if name not in families:
+        raise unknown(f"family of checkpoints (model_type of {settings.file})", name, families)
+    family = families[name]
+    config, genotype = family.architecture(settings, dtype)
+    table = family.tensors(config)
+    tensors, left_out = _matched(folder, family, config, table)
+    weights = _weights(config, genotype, table, tensors)
+    return Pretrained(folder, name, config, genotype, weights, tuple(left_out))
+
+
+def _matched(
+    folder: Path, family: Family, config: TransformerConfig, table: Sequence[Tensor]
+) -> tuple[dict[str, Stored], list[str]]:
+    """The tensors of the table by name, and the names of those that are no part of the model.
+
+    Raises `InputError` where one is missing, or one is left over that the family does not name.
+    """
+    tensors: dict[str, Stored] = {}
+    for full, tensor in stored(folder).items():
+        name = _without_prefix(full, family.prefixes)
+        if name in tensors:
+            raise InputError(f"{folder} has the tensor {name} twice, once with a prefix.")
+        tensors[name] = tensor
+    needed = {entry.theirs for entry in table}
+    missing = sorted(needed - tensors.keys())
+    if missing:
+        raise InputError(f"{folder} lacks {_listed(missing)}, which {family.name} has.")
+    ignored = [*family.ignored]
+    if config.tie_embeddings:
+        ignored.append("lm_head.weight")
+    left_out, left_over = [], []
+    for name in sorted(tensors.keys() - needed):
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored):
+            left_out.append(name)
+        else:
+            left_over.append(name)
+    if left_over:
+        raise InputError(
+            f"{folder} has {_listed(left_over)}, which dartformer's {family.name} has no place for."
+        )
+    return tensors, left_out
+
+
+def _without_prefix(name: str, prefixes: Iterable[str]) -> str:
+    """A name without the first of the prefixes that it begins with."""
+    for prefix in filter(None, prefixes):
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    return name
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first of some names of tensors, and how many more there are."""
+    shown = ", ".join(map(brief, names[:MOST_NAMED]))
+    more = len(names) - MOST_NAMED
+    if more > 0:
+        return f"{len(names)} tensors: {shown} and {more} more"
+    noun = "the tensor"
+    if len(names) > 1:
+        noun = f"{len(names)} tensors:"
+    return f"{noun} {shown}"
+
+
+def _weights(
+    config: TransformerConfig,
+    genotype: Genotype,
+    table: Sequence[Tensor],
+    tensors: Mapping[str, Stored],
+) -> Weights:
+    """Our weights, converted one by one; the checkpoint's tensors are forgotten in turn."""
+    net = transformer(config, genotype)
+    abstract = jax.eval_shape(net.init, jax.random.key(0))
+    leaves = dict(named_leaves(abstract))
+    by_source: dict[str, list[Tensor]] = {}
+    for entry in table:
+        by_source.setdefault(entry.theirs, []).append(entry)
+    converted: dict[str, Array] = {}
+    for source, entries in by_source.items():
+        tensor = tensors[source]
+        for entry in entries:
+            expected = entry.layout.shape(leaves[entry.ours].shape)
+            if tensor.shape != expected:
+                raise InputError(
+                    f"{tensor.file}: {source} has shape {tensor.shape}, and config.json needs "
+                    f"{expected}."
+                )
+        array = tensor.read()
+        for entry in entries:
+            leaf = leaves[entry.ours]
+            ours = entry.layout.convert(array, leaf.shape)
+            converted[entry.ours] = jnp.asarray(np.ascontiguousarray(ours, leaf.dtype))
+    # In the order of the tree.
+    ordered = [converted[name] for name in leaves]
+    return jax.tree.unflatten(jax.tree.structure(abstract), ordered)
