@@ -436,11 +436,13 @@ class Look(Record):
       score: on valid; null where it is undefined.
       examples: scores of the valid examples, a text of 0 and 1, or numbers; of a metric that is no
         mean over examples, its scores of resamples of them; only in `race.json`.
+      loss: on valid, which orders entrants with equal scores.
     """
 
     step: int
     score: float | None
     examples: str | tuple[float, ...] | None = None
+    loss: float | None = None
 
     def array(self) -> np.ndarray:
         """`[n]`: the scores of the valid examples."""

@@ -1,6 +1,7 @@
 """The race: who is compared when, who stops, who wins, and that nothing is trained twice."""
 
 import types
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import dartformer as df
 from dartformer import api
 from dartformer import config as configs
+from dartformer.attention import to_text
 from dartformer.config.sections import Race
 from dartformer.errors import InputError
 from dartformer.fields import FieldError
@@ -50,7 +52,7 @@ def by_layer(*names):
 def raced(config, tmp_path, monkeypatch):
     """(scores, answer, **race options) -> the record of a race whose scores are looked up."""
 
-    def run(scores, answer, **options):
+    def run(scores, answer, losses=MappingProxyType({}), **options):
         configs.override(config, {f"race.{name}": value for name, value in options.items()})
         looked = []
 
@@ -58,7 +60,8 @@ def raced(config, tmp_path, monkeypatch):
             score = scores(entrant.genotype, step)
             looked.append((entrant.name, step))
             examples = (np.arange(1000) < round(1000 * score)).astype(int)
-            return Look(step, score, "".join(map(str, examples)))
+            loss = losses.get(to_text(entrant.genotype.layers[0][0]), 1.0)
+            return Look(step, score, "".join(map(str, examples)), loss)
 
         def trained(study, workdir, genotype, name):
             model = types.SimpleNamespace(
@@ -77,6 +80,20 @@ def raced(config, tmp_path, monkeypatch):
 
 def fates(record):
     return {entrant.name: entrant.stopped_at for entrant in record.entrants}
+
+
+def test_equal_scores_are_ordered_by_loss(raced):
+    record, _ = raced(
+        lambda genotype, step: 0.0,
+        by_layer("full", "full"),
+        {"linear(feature='elu')": 0.5},
+        neighbours=0,
+    )
+    stopped = {}
+    for entrant in record.entrants:
+        stopped[entrant.genotype.layers[0][0]] = entrant.stopped_at
+    assert stopped["linear(feature='elu')"] is None
+    assert stopped["uniform"] == 2
 
 
 def test_rungs_are_steps_of_a_training():

@@ -211,11 +211,16 @@ class Bracket:
             self.seen[entrant.genotype].append(look)
         return look
 
-    def merit_at(self, step: int) -> Callable[[Entrant], float]:
+    def merit_at(self, step: int) -> Callable[[Entrant], tuple[float, float]]:
         """entrant -> how good it is after `step` steps."""
 
-        def merit(entrant: Entrant) -> float:
-            return self.track.merit(self.look(entrant, step))
+        def merit(entrant: Entrant) -> tuple[float, float]:
+            look = self.look(entrant, step)
+            loss = look.loss
+            if loss is None or math.isnan(loss):
+                loss = math.inf
+            # Early on, a score such as the F1 of entities is 0 for all, and the loss tells more.
+            return self.track.merit(look), -loss
 
         return merit
 

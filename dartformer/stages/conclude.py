@@ -47,6 +47,9 @@ FEW_EPOCHS, ENOUGH_EPOCHS = 5, 10
 that the proposed number of steps makes. Generated examples are fresh however few passes there are, so
 that a loss that still falls is a remark."""
 
+LEAST_EPOCHS = 2
+"""Passes over train below which nothing else is to blame for a poor model."""
+
 MOST_STEPS_TIMES = 10
 """The proposed number of steps is at most this many times the present one."""
 
@@ -482,7 +485,8 @@ class Run(NamedTuple):
             return Remedy(
                 f"the training loss still falls after {trained}", self._more_steps(epochs)
             )
-        if courses.epochs < FEW_EPOCHS and courses.best_is_last:
+        few = courses.epochs < FEW_EPOCHS and courses.best_is_last
+        if few or (courses.epochs < LEAST_EPOCHS and not self.generated):
             return Remedy(f"the models trained for only {trained}", self._more_steps(epochs))
         if courses.fall < FLAT:
             rate = _rounded(self.learning_rate / 3)

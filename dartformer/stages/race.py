@@ -300,7 +300,7 @@ class _Trainings:
         elif evaluation.answers is not None and self.metric.of_all:
             examples = scores.resampled(self.metric, evaluation.answers)
         score = evaluation.scores[self.metric.name]
-        return Look(step, score, scores.pack(examples))
+        return Look(step, score, scores.pack(examples), evaluation.scores["loss"])
 
     def merit(self, look: Look) -> float:
         """See `Track`; an undefined score is the worst."""
