@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from dartformer.attention import check, parse
     from dartformer.config import defaults, load_config
+    from dartformer.export.generate import generate
     from dartformer.models.sizes import TransformerConfig
     from dartformer.models.supernet import inherit, supernet
     from dartformer.models.transformer import transformer
@@ -50,6 +51,7 @@ __all__ = [
     "evaluate",
     "evaluate_at_lengths",
     "export",
+    "generate",
     "inherit",
     "load",
     "load_config",
@@ -84,6 +86,7 @@ _HOME = {
     **dict.fromkeys(("defaults", "load_config"), "config"),
     # Without the stages: what they need to train is not needed to predict.
     "load": "export.load",
+    "generate": "export.generate",
     "Genotype": "space.genotype",
     "SearchSpace": "space.search_space",
     "TransformerConfig": "models.sizes",

@@ -54,6 +54,10 @@ EXAMPLES = {
         'dartformer predict runs/mine/export --text "[MAX 2 9 ]"',
         "dartformer predict runs/mine/export --jsonl=- < questions.jsonl > answers.jsonl",
     ),
+    "generate": (
+        'dartformer generate runs/mine/export --prompt "It was a" --max-tokens=80 --temperature=0.8',
+        'dartformer generate runs/mine --prompt "One" --prompt "Two" --stop="." --json',
+    ),
     "push": ("dartformer push runs/mine/export --repo=me/my-model --dry-run",),
     "doctor": ("dartformer doctor", "dartformer doctor --json"),
     "completion": (
@@ -107,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
     _add_list(verbs)
     _add_selfcheck(verbs)
     _add_predict(verbs)
+    _add_generate(verbs)
     _add_push(verbs)
     _add_doctor(verbs)
     _add_completion(verbs)
@@ -465,6 +470,55 @@ def _add_predict(verbs: "Verbs[Parser]") -> None:
     )
     verb.add_argument("--device", help="cpu, gpu or tpu (default: the fastest available)")
     _add_json(verb, "the answers")
+
+
+def _add_generate(verbs: "Verbs[Parser]") -> None:
+    verb = _add(
+        verbs,
+        "generate",
+        "continue texts with a model of the task language",
+        "One text is printed as it is generated; several are generated together and printed one "
+        "after another.",
+    )
+    verb.add_argument("folder", help="the folder that `export` wrote, or the workdir of a run")
+    source = verb.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", action="append", help="a text to continue; may be repeated")
+    source.add_argument(
+        "--file", help="a file with one text to continue per line; - for standard input"
+    )
+    verb.add_argument(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="at most N new tokens for each text (default: as many as the model's length leaves)",
+    )
+    verb.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="0 takes the most probable token, 1 draws from the model's probabilities, more draws "
+        "from flatter ones (default: 0)",
+    )
+    verb.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="draw from the K most probable tokens"
+    )
+    verb.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw from the fewest tokens whose probabilities sum to P",
+    )
+    verb.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    verb.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end where this text comes, and leave it out; may be repeated",
+    )
+    verb.add_argument("--device", help="cpu, gpu or tpu (default: the fastest available)")
+    _add_json(verb, "the texts")
 
 
 def _add_push(verbs: "Verbs[Parser]") -> None:

@@ -120,7 +120,7 @@ def _inputs(arguments: argparse.Namespace, served: Served) -> Sequence[Input]:
     return list(map(Input, arguments.text or arguments.pair))
 
 
-def _lines(file: str) -> Iterator[str]:
+def lines_of(file: str) -> Iterator[str]:
     """The lines of a file, compressed or not, or of standard input for "-", as training reads them."""
     if file == "-":
         # Bytes, because the encoding of standard input depends on the locale.
@@ -152,7 +152,7 @@ def _read_table(task: ReadsTables, path: Path) -> Iterator[Input]:
 
 def _read_file(file: str, compares: bool) -> Iterator[Input]:
     """One document for each line that is not blank."""
-    for number, line in enumerate(_lines(file), 1):
+    for number, line in enumerate(lines_of(file), 1):
         if is_blank(line):
             continue
         where = f"{file}, line {number}: "
@@ -187,7 +187,7 @@ def _line(entry: Input, answer: Mapping[str, Any]) -> str:
 def _answer_stream(arguments: argparse.Namespace, served: Served, top: int) -> int:
     """Answer JSON lines as they come; lines with errors are counted and reported at the end."""
     failed = total = 0
-    for reply in stream(served, _lines(arguments.jsonl), arguments.batch, top=top):
+    for reply in stream(served, lines_of(arguments.jsonl), arguments.batch, top=top):
         print(_json_line(reply.record), flush=True)
         total += 1
         failed += reply.failed

@@ -127,7 +127,18 @@ class Language:
         """Token ids; of a long text the last `length`, after which a character is predicted."""
         if not text:
             raise InputError("the text is empty.")
-        return self.tokenizer.encode([repaired(text)])[0][-self.length :]
+        return self.prompt(text)[-self.length :]
+
+    def prompt(self, text: str) -> list[int]:
+        """Token ids of a whole text, however long."""
+        return self.tokenizer.encode([repaired(text)])[0]
+
+    @property
+    def special(self) -> tuple[int, ...]:
+        """Ids that stand for no text: padding, and the unknown character."""
+        if self.tokens == "bytes":
+            return (0,)
+        return (0, 1)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without padding; `InputError` for an id beyond the vocabulary."""
