@@ -172,7 +172,7 @@ def test_bad_input_is_one_line(model, prompts, options, message):
 
 
 def test_models_that_cannot_be_continued():
-    with pytest.raises(df.InputError, match="cosformer.* cannot be run token by token"):
+    with pytest.raises(df.InputError, match=r"cosformer.* cannot be run token by token"):
         generate(language("cosformer", "full"), "a")
 
 
