@@ -3,9 +3,11 @@
 import json
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import dartformer as df
 from dartformer import config as configs
@@ -181,6 +183,41 @@ def test_characters_that_were_never_seen_are_never_written():
     assert task.special == (0, 1)
     assert task.prompt("abc") == [2, 3, 1]
     assert Language(tokens="bytes").special == (0,)
+
+
+@pytest.mark.parametrize(
+    "spec", ["full", "performer(features=8)", "local(window=3)", "linear(feature='exp')", "conv"]
+)
+def test_the_exported_programs_continue_as_the_model_does(spec, tmp_path):
+    model = language(spec, "gated_delta")
+    folder = export(model, tmp_path / "export")
+    programs = []
+    for name in ("prompt", "step"):
+        data = (folder / f"{name}.stablehlo").read_bytes()
+        programs.append(jax.export.deserialize(bytearray(data)))
+    prompt, step = programs
+    weights = load_file(folder / "weights.safetensors")
+    ids = [model.task.prompt(text) for text in PROMPTS]
+    tokens = np.zeros((3, N), np.int32)
+    for row, one in enumerate(ids):
+        tokens[row, : len(one)] = one
+    logits, cache = prompt.call(weights, tokens, tokens > 0)
+    new = []
+    for _ in range(6):
+        chosen = np.array(logits)
+        chosen[:, 0] = -np.inf
+        new.append(chosen.argmax(1).astype(np.int32))
+        logits, cache = step.call(weights, new[-1], np.ones(3, bool), cache)
+    for row, prompt_text in enumerate(PROMPTS):
+        assert np.stack(new, 1)[row].tolist() == greedy(model, prompt_text, 6)
+    card = (folder / "README.md").read_text()
+    assert "step.stablehlo" in card
+
+
+def test_other_models_have_no_decode_programs(tmp_path):
+    folder = export(language("cosformer", "full"), tmp_path / "export")
+    assert not (folder / "step.stablehlo").exists()
+    assert "step.stablehlo" not in (folder / "README.md").read_text()
 
 
 def test_the_command_line(model, tmp_path, capsys):

@@ -10,6 +10,7 @@ import jax
 from dartformer import config as configs
 from dartformer import cost
 from dartformer.errors import shortened
+from dartformer.export.decode_programs import can_decode
 from dartformer.export.formats import FORMATS
 from dartformer.machine.printable import one_line
 from dartformer.results import ModelScores, Results, finite
@@ -171,6 +172,30 @@ def _data(model: Model) -> Iterator[str]:
     yield ""
 
 
+def _continue(model: Model) -> Iterator[str]:
+    """How to run the decode programs."""
+    n = model.shape.length
+    yield (
+        "`dartformer generate FOLDER --prompt TEXT` continues a text. Without dartformer: "
+        "`prompt.stablehlo` reads a text into a cache, and `step.stablehlo` one more token of each "
+        "row. Both give the logits after the last token, and take the weights by name:"
+    )
+    yield ""
+    yield "```python"
+    yield "import jax.export, numpy"
+    yield "from safetensors.numpy import load_file"
+    yield 'weights = load_file("weights.safetensors")'
+    yield 'prompt = jax.export.deserialize(bytearray(open("prompt.stablehlo", "rb").read()))'
+    yield 'step = jax.export.deserialize(bytearray(open("step.stablehlo", "rb").read()))'
+    yield f"tokens = numpy.ones((1, {n}), numpy.int32)  # padded to this length with 0"
+    yield f"valid = numpy.arange({n})[None] < 3  # the first three are the text"
+    yield "logits, cache = prompt.call(weights, tokens, valid)"
+    yield "token = numpy.argmax(logits, 1).astype(numpy.int32)"
+    yield "logits, cache = step.call(weights, token, numpy.ones(1, bool), cache)"
+    yield "```"
+    yield ""
+
+
 def _use(model: Model, formats: Sequence[str], any_length: bool) -> Iterator[str]:
     """How to run each file."""
     tokens, valid = model.shape.blank(1)
@@ -195,6 +220,8 @@ def _use(model: Model, formats: Sequence[str], any_length: bool) -> Iterator[str
     )
     yield "```"
     yield ""
+    if can_decode(model.shape, model.genotype):
+        yield from _continue(model)
     for name in formats:
         written = FORMATS[name]
         lines = written.usage(tokens, valid)

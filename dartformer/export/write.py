@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from dartformer import config as configs
 from dartformer._version import __version__
 from dartformer.errors import InputError
-from dartformer.export import checksums
+from dartformer.export import checksums, decode_programs
 from dartformer.export import formats as _formats
 from dartformer.export.card import card
 from dartformer.kernels.flash import without_cudnn
@@ -106,6 +106,9 @@ def _write(model: Model, folder: Path, results: Results | None, formats: Sequenc
     with _without_locations():
         program = stablehlo(net, model)
         (folder / "model.stablehlo").write_bytes(program.serialized)
+        if decode_programs.can_decode(model.shape, model.genotype):
+            shape = dataclasses.replace(model.shape, kernel=kernel)
+            decode_programs.write(shape, model.genotype, model.weights, folder, PLATFORMS)
         for name in formats:
             _formats.write(name, net, model, folder)
     _write_header(model, folder, program, formats)
