@@ -48,7 +48,9 @@ def test_branches_against_another_way(projections, monkeypatch):
     mixture = jnp.array([[[0.25, 0.75, 0.0], [0.5, 0.5, 0.0]]])
     net, given = supernet(CONFIG, space, projections), batch()
     weights = net.init(jax.random.key(0))
-    seen = jax.jit(observer(CONFIG, space, projections, ACCURACY.mean))(weights, mixture, given)
+    seen = jax.jit(observer(CONFIG, space, projections, ACCURACY.losses, ACCURACY.of_batch))(
+        weights, mixture, given
+    )
     assert seen.rms.shape == (1, 3, 2)
     assert np.isnan(seen.gradient[0, 2]).all()
     np.testing.assert_array_equal(seen.gradient[0, 1], 0)
@@ -124,7 +126,7 @@ def test_a_branch_rescaled_changes_its_rms_and_no_normalised_mixture(monkeypatch
             outputs[by] = jax.jit(lambda *a: net.apply(*a))(
                 weights, given["tokens"], given["valid"], mixture
             )
-        seen[by] = jax.jit(observer(CONFIG, space, "shared", ACCURACY.mean))(
+        seen[by] = jax.jit(observer(CONFIG, space, "shared", ACCURACY.losses, ACCURACY.of_batch))(
             weights, mixture, given
         ).rms
         verdicts[by] = [

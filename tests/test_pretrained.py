@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import dartformer as df
 from dartformer.errors import InputError
+from dartformer.models.decode import decoding
 from dartformer.models.transformer import transformer
 from dartformer.pretrained import FAMILIES
 from dartformer.training.checkpoint import named_leaves
@@ -69,6 +70,26 @@ def test_the_weights_are_those_of_our_model():
         assert {k: (v.shape, v.dtype) for k, v in loaded.items()} == {
             k: (v.shape, v.dtype) for k, v in fresh.items()
         }
+
+
+CAUSAL = sorted(FAMILIES.builtin.keys() - {"bert", "roberta"})
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_token_by_token_a_decoder_gives_the_logits_of_transformers(name):
+    model, want = df.load_pretrained(FOLDERS / name), expected(name)
+    run = decoding(model.config, model.genotype)
+    ids, valid = jnp.asarray(want["ids"]), jnp.asarray(want["valid"])
+    cache = run.init_cache(2, ids.shape[1], jnp.float32)
+    logits, cache = run.prefill(model.weights, ids[:, :4], valid[:, :4], cache)
+    found, step = [logits], jax.jit(run.step)
+    for t in range(4, ids.shape[1]):
+        logits, cache = step(model.weights, ids[:, t : t + 1], valid[:, t : t + 1], cache)
+        found.append(logits)
+    # The logits after a prompt of 4 tokens, then after each token.
+    wanted, mask = want["outputs"][:, 3:], want["valid"][:, 3:]
+    found = np.stack(found, 1)
+    np.testing.assert_allclose(found[mask], wanted[mask], atol=1e-5 * np.abs(wanted).max())
 
 
 # Folders that are changed.

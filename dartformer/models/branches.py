@@ -13,7 +13,7 @@ from dartformer.attention.base import Attention, Params
 from dartformer.models.mixers import Projections, attend, values
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.supernet import MixedAttention
-from dartformer.models.transformer import Block, Transformer, Weights, graph
+from dartformer.models.transformer import Block, OfLabels, Transformer, Weights, graph
 from dartformer.space.search_space import SearchSpace
 
 
@@ -128,7 +128,8 @@ def observer(
     config: TransformerConfig,
     space: SearchSpace,
     projections: str,
-    loss: Callable[[Array, Any], Array],
+    losses: OfLabels,
+    mean: Callable[[Any, Any], Array],
     partial: int = 1,
 ) -> Callable[[Weights, Array, Mapping[str, Array]], Branches]:
     """(weights of the supernet, mixture `[L, H, K]`, batch) -> `Branches`.
@@ -137,7 +138,8 @@ def observer(
 
     Args:
       config, space, projections, partial: of the supernet.
-      loss: (logits, labels) -> scalar.
+      losses: (logits, labels) -> the losses of the labels.
+      mean: (these losses, labels) -> scalar.
     """
 
     def mixer(layer: int, rngs: nnx.Rngs) -> _ObservedMixture:
@@ -162,9 +164,10 @@ def observer(
             for mixer, of_layer in zip(mixers, offsets, strict=True):
                 mixer.offsets = nnx.Perturbation(of_layer)
             tokens, valid = jnp.asarray(batch["tokens"]), jnp.asarray(batch["valid"])
-            logits = model(tokens, valid, mixture)
+            labels = jnp.asarray(batch["label"])
+            found = model.of_labels(losses, tokens, valid, labels, mixture)
             rms = jnp.stack([mixer.rms[...] for mixer in mixers])
-            return loss(logits, batch["label"]), rms
+            return mean(found, labels), rms
 
         gradients, rms = jax.grad(total, has_aux=True)(zeros(batch))
         squares = []

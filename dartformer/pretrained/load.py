@@ -1,6 +1,8 @@
 """From a folder to a model: every tensor is found, checked, read, converted and forgotten in turn."""
 
+import dataclasses
 import fnmatch
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -178,17 +180,15 @@ def _weights(
     tensors: Mapping[str, Stored],
 ) -> Weights:
     """Our weights, converted one by one; the checkpoint's tensors are forgotten in turn."""
-    net = transformer(config, genotype)
-    abstract = jax.eval_shape(net.init, jax.random.key(0))
-    leaves = dict(named_leaves(abstract))
+    leaves = _leaves(config, genotype)
     by_source: dict[str, list[Tensor]] = {}
     for entry in table:
         by_source.setdefault(entry.theirs, []).append(entry)
-    converted: dict[str, Array] = {}
+    weights: Weights = {}
     for source, entries in by_source.items():
         tensor = tensors[source]
         for entry in entries:
-            expected = entry.layout.shape(leaves[entry.ours].shape)
+            expected = entry.layout.shape(leaves[_in_first(entry.ours)].shape)
             if tensor.shape != expected:
                 raise InputError(
                     f"{tensor.file}: {source} has shape {tensor.shape}, and config.json needs "
@@ -196,9 +196,32 @@ def _weights(
                 )
         array = tensor.read()
         for entry in entries:
-            leaf = leaves[entry.ours]
+            leaf = leaves[_in_first(entry.ours)]
             ours = entry.layout.convert(array, leaf.shape)
-            converted[entry.ours] = jnp.asarray(np.ascontiguousarray(ours, leaf.dtype))
-    # In the order of the tree.
-    ordered = [converted[name] for name in leaves]
-    return jax.tree.unflatten(jax.tree.structure(abstract), ordered)
+            _put(weights, entry.ours, jnp.asarray(np.ascontiguousarray(ours, leaf.dtype)))
+    return weights
+
+
+def _leaves(config: TransformerConfig, genotype: Genotype) -> dict[str, Array]:
+    """Shapes of our weights by name, with those of the first layer for all layers."""
+    # Tracing thirty layers takes as long as reading them.
+    first = dataclasses.replace(config, layers=1, nope_layers=())
+    net = transformer(first, Genotype(genotype.layers[:1]))
+    return dict(named_leaves(jax.eval_shape(net.init, jax.random.key(0))))
+
+
+def _in_first(name: str) -> str:
+    """The name of the same array in the first layer."""
+    return re.sub(r"^blocks/\d+/", "blocks/0/", name)
+
+
+def _put(weights: Weights, name: str, array: Array) -> None:
+    """Set a leaf by its name, in whose path numbers are keys of their own kind."""
+    inner: Any = weights
+    *path, last = name.split("/")
+    for part in path:
+        key: str | int = part
+        if part.isdigit():  # a layer, or a set of projections
+            key = int(part)
+        inner = inner.setdefault(key, {})
+    inner[last] = array

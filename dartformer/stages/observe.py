@@ -60,9 +60,16 @@ class Observation:
 def observing(study: Study) -> Callable[[State], Observation]:
     """state -> its observation, compiled."""
     config, part = study.config.search, study.parts["alphas"]
-    strategy, loss = study.supernet.strategy, study.metric.mean
+    strategy, metric = study.supernet.strategy, study.metric
     batch = part.take(np.arange(min(EXAMPLES, len(part))))
-    branches = observer(study.model, study.space, config.projections, loss, config.partial)
+    branches = observer(
+        study.model,
+        study.space,
+        config.projections,
+        metric.losses,
+        metric.of_batch,
+        config.partial,
+    )
     branches_of = jax.jit(branches, compiler_options=quick_options())
     # The curvature differentiates a gradient, which not every attention allows.
     twice = study.strategy.traits.alphas and not first_order_only(study)
@@ -89,7 +96,7 @@ def curvature(study: Study) -> Callable[[State, Batch], Array]:
             mixture = strategy.mixture(state._replace(alphas=alphas))
             arrays = (state.weights, batch["tokens"], batch["valid"], batch["label"], mixture)
             losses = label_scores(net, study.metric.losses, *arrays)
-            return study.metric.batch_mean(losses, batch["label"])[0]
+            return study.metric.of_batch(losses, batch["label"])
 
         # Always the same start vector: curvatures of two steps differ by the state alone.
         return dominant_eigenvalue(jax.grad(value), state.alphas, jax.random.key(0), ITERATIONS)

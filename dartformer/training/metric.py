@@ -149,6 +149,10 @@ class Metric:
             return mean, {}
         return mean, {"accuracy": losses.statistic.sum() / count}
 
+    def of_batch(self, losses: Losses[Array], labels: ArrayLike) -> Array:
+        """Mean loss of a batch, from the losses of the labels."""
+        return self.batch_mean(losses, labels)[0]
+
     def _label_weights(self, losses: Losses[Array], labels: Array) -> Array:
         """The class weight of each label, 0 where there is none."""
         weights = jnp.asarray(self.class_weights, losses.loss.dtype)
