@@ -866,11 +866,12 @@ class ModelProfile(Record):
       state_bytes: kept between tokens when decoding.
       layers: the formulas of each layer.
       latency_seconds: measured; null where nothing is.
-      throughput: examples in a second.
+      throughput: examples in a second; tokens when decoding.
       useful_flops: without what masks and padding waste.
       decodes: whether the model can generate token by token.
       xla_temp_bytes: XLA's intermediate arrays.
       xla_flops: XLA's count.
+      decode_bytes: measured when decoding: weights, caches and intermediate arrays.
     """
 
     name: str
@@ -889,6 +890,7 @@ class ModelProfile(Record):
     decodes: bool | None = None
     xla_temp_bytes: int | None = None
     xla_flops: float | None = None
+    decode_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Profile: what is printed agrees with XLA where it can, and nothing is asked that cannot be
 answered."""
 
+import dataclasses
 import json
 
 import pytest
@@ -49,6 +50,20 @@ def test_decoding_is_by_formula_and_says_what_cannot():
     stuck = profile_all(CONFIG, {"given": fourier}, At(phase="decode"), True)
     assert stuck.models[0].flops is None
     assert "these cannot decode" in stuck.note
+
+
+def test_a_model_that_continues_texts_is_measured_token_by_token():
+    config = dataclasses.replace(
+        CONFIG, causal=True, pooling="none", vocabulary=CONFIG.classes, classes=CONFIG.classes
+    )
+    data = profile_all(config, {"given": MIXED}, At(batch=3, lengths=(8, 16), phase="decode"), True)
+    first, second = data.sweep
+    assert first.latency_seconds.median > 0
+    assert first.throughput == 3 / first.latency_seconds.median
+    assert "no latency" not in data.note
+    # What is held grows by what the formula says, beside intermediate arrays.
+    grown = second.decode_bytes - second.xla_temp_bytes - first.decode_bytes + first.xla_temp_bytes
+    assert grown == second.state_bytes - first.state_bytes
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from dartformer.attention.base import Attention, Inputs
+from dartformer.attention.base import Attention, Cache, Inputs
 from dartformer.cost.budget import check_phase
+from dartformer.models.decode import decoding
 from dartformer.models.mixers import GroupedHeads, attend, head_keys, own_parameters, values
 from dartformer.models.positions import alibi_slopes
 from dartformer.models.sizes import TransformerConfig
@@ -28,7 +29,7 @@ clock: Callable[[], float] = time.perf_counter
 
 WARM_UPS = 2
 RUN_PHASES = ("forward", "train")
-"""The phases that are measured: no model here is run token by token."""
+"""The phases of a whole input; `decode` measures one more token."""
 
 
 class Latency(NamedTuple):
@@ -48,11 +49,13 @@ class Measured:
       temp_bytes: XLA's `temp_size_in_bytes`: intermediate arrays that are in memory at once.
       xla_flops: XLA's `cost_analysis`, which counts the body of a loop once; None where XLA has
         none.
+      argument_bytes: of what the program is given, such as weights and a cache.
     """
 
     seconds: Latency
     temp_bytes: int
     xla_flops: float | None
+    argument_bytes: int = 0
 
 
 def device() -> str:
@@ -127,6 +130,46 @@ def model(
         return measured(net.apply, weights, tokens, valid, repeats=repeats)
     gradient = jax.value_and_grad(_loss_of(net))
     return measured(gradient, weights, tokens, valid, jax.random.key(1), repeats=repeats)
+
+
+def decode(
+    config: TransformerConfig,
+    genotype: Genotype,
+    *,
+    batch: int,
+    length: int | None = None,
+    repeats: int = 20,
+) -> Measured:
+    """One more token of each of `batch` rows, the last of `length`, with fresh weights.
+
+    Raises `InputError` for a model that cannot continue a text.
+    """
+    n = length or config.length
+    run = decoding(config, genotype)
+    weights = transformer(config, genotype).init(jax.random.key(0))
+    empty = jax.jit(run.init_cache, static_argnums=(0, 1, 2))
+    cache = empty(batch, n, jnp.dtype(config.dtype))
+    cache = {**cache, "count": jnp.full(batch, n - 1, jnp.int32)}
+    tokens, valid = jnp.ones((batch, 1), jnp.int32), jnp.ones((batch, 1), bool)
+
+    def step(weights: Weights, tokens: Array, valid: Array, cache: Cache) -> tuple[Array, Cache]:
+        logits, after = run.step(weights, tokens, valid, cache)
+        # The same place again: a cache that is full has room for no other.
+        return logits, {**after, "count": cache["count"]}
+
+    # The cache is given away, as in a generation: a step writes into it, and does not copy it.
+    compiled = jax.jit(step, donate_argnums=3).lower(weights, tokens, valid, cache).compile()
+    memory = compiled.memory_analysis()
+    assert memory is not None
+
+    def call() -> Array:
+        nonlocal cache
+        logits, cache = compiled(weights, tokens, valid, cache)
+        return logits
+
+    seconds = latency(call, repeats=repeats)
+    temporary, given = memory.temp_size_in_bytes, memory.argument_size_in_bytes
+    return Measured(seconds, int(temporary), None, int(given))
 
 
 def temp_bytes(

@@ -10,9 +10,9 @@ import jax
 from dartformer import config as configs
 from dartformer import cost
 from dartformer.errors import shortened
-from dartformer.export.decode_programs import can_decode
 from dartformer.export.formats import FORMATS
 from dartformer.machine.printable import one_line
+from dartformer.models.decode import can_generate
 from dartformer.results import ModelScores, Results, finite
 from dartformer.stages.retrain import Model
 from dartformer.training import metric
@@ -220,7 +220,7 @@ def _use(model: Model, formats: Sequence[str], any_length: bool) -> Iterator[str
     )
     yield "```"
     yield ""
-    if can_decode(model.shape, model.genotype):
+    if can_generate(model.shape, model.genotype):
         yield from _continue(model)
     for name in formats:
         written = FORMATS[name]

@@ -9,8 +9,7 @@ from jax import Array
 from jax import export as jax_export
 
 from dartformer.attention.base import Cache
-from dartformer.errors import InputError
-from dartformer.models.decode import decoding, require_generation
+from dartformer.models.decode import decoding
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import Weights
 from dartformer.space.genotype import Genotype
@@ -20,15 +19,6 @@ PROMPT, STEP = "prompt.stablehlo", "step.stablehlo"
 
 Named = dict[str, Array]
 """Weights by the names of `weights.safetensors`."""
-
-
-def can_decode(shape: TransformerConfig, genotype: Genotype) -> bool:
-    """Whether the model can be continued token by token."""
-    try:
-        require_generation(shape, genotype)
-    except InputError:
-        return False
-    return True
 
 
 def write(

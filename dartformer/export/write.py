@@ -21,6 +21,7 @@ from dartformer.export import formats as _formats
 from dartformer.export.card import card
 from dartformer.kernels.flash import without_cudnn
 from dartformer.machine.workdir import write_json, write_text
+from dartformer.models.decode import can_generate
 from dartformer.models.transformer import Network, transformer
 from dartformer.results import Results
 from dartformer.stages.retrain import Model
@@ -106,7 +107,7 @@ def _write(model: Model, folder: Path, results: Results | None, formats: Sequenc
     with _without_locations():
         program = stablehlo(net, model)
         (folder / "model.stablehlo").write_bytes(program.serialized)
-        if decode_programs.can_decode(model.shape, model.genotype):
+        if can_generate(model.shape, model.genotype):
             shape = dataclasses.replace(model.shape, kernel=kernel)
             decode_programs.write(shape, model.genotype, model.weights, folder, PLATFORMS)
         for name in formats:

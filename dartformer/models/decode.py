@@ -99,6 +99,15 @@ def require_generation(config: TransformerConfig, genotype: Genotype) -> None:
         require_decoding([attention for attention, _ in genotype.groups(layer)])
 
 
+def can_generate(config: TransformerConfig, genotype: Genotype) -> bool:
+    """Whether a model can continue a text."""
+    try:
+        require_generation(config, genotype)
+    except InputError:
+        return False
+    return True
+
+
 def decoding(config: TransformerConfig, genotype: Genotype) -> Decoding:
     """The derived model of `transformer(config, genotype)`, with the same weights.
 

@@ -1,7 +1,7 @@
 """Profile: what models cost on this device, whole, by layer and by attention."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from dartformer.attention.base import Attention, Shape
 from dartformer.config import Config, capacity
 from dartformer.errors import InputError
 from dartformer.machine.workdir import read_json
+from dartformer.models.decode import can_generate
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import transformer
 from dartformer.results import (
@@ -31,9 +32,10 @@ from dartformer.stages.study import Study
 MOST_REPEATS = 1_000_000
 """Timed calls. Their median needs a few dozen."""
 
-DECODE = (
-    "decoding is priced by formula, as one more token after {length}: nothing here runs token by "
-    "token, so no latency is measured"
+DECODE = "decoding is one more token of each example after {length}"
+BY_FORMULA = (
+    ", by formula: no latency is measured, because only models that predict the next token, such as "
+    "those of the task language, are run token by token"
 )
 STUCK = "; these cannot decode token by token: {names}"
 
@@ -60,7 +62,7 @@ class At:
 
     @property
     def decoding(self) -> bool:
-        """Whether costs are of one more token, by formula."""
+        """Whether costs are of one more token."""
         return self.phase == "decode"
 
     def checked(self, config: TransformerConfig, genotypes: Mapping[str, Genotype]) -> "At":
@@ -199,7 +201,8 @@ def profile_all(
         tuple(attentions),
     )
     if at.decoding:
-        data = dataclasses.replace(data, note=_note(setting.length, groups))
+        note = _note(setting.length, groups, models)
+        data = dataclasses.replace(data, note=note)
     if not detail:
         return data
     data = dataclasses.replace(data, layers=tuple(_layers(setting, named)))
@@ -241,8 +244,10 @@ def _groups(genotypes: Iterable[Genotype]) -> list[tuple[Attention, int]]:
     return list(groups)
 
 
-def _note(length: int, groups: list[tuple[Attention, int]]) -> str:
+def _note(length: int, groups: list[tuple[Attention, int]], models: Sequence[ModelProfile]) -> str:
     note = DECODE.format(length=length)
+    if not any(model.latency_seconds for model in models):
+        note += BY_FORMULA
     stuck = set()
     for attention, _ in groups:
         if not cost.decodes(attention):
@@ -323,7 +328,16 @@ def _decoding(setting: Setting, row: ModelProfile, genotype: Genotype) -> ModelP
     flops = cost.decoding_flops(
         setting.config, genotype, batch=setting.documents, length=setting.tokens
     )
-    return dataclasses.replace(row, decodes=True, flops=flops)
+    row = dataclasses.replace(row, decodes=True, flops=flops)
+    if not can_generate(setting.config, genotype):
+        return row
+    at = setting.at
+    measured = cost.decode(
+        setting.config, genotype, batch=at.batch, length=setting.length, repeats=at.repeats
+    )
+    size = measured.argument_bytes + measured.temp_bytes
+    fields = _measured(measured, at.batch)._asdict()
+    return dataclasses.replace(row, decode_bytes=size, **fields)
 
 
 def _useful(
