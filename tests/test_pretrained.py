@@ -12,7 +12,10 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import load_file, save_file
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 import dartformer as df
 from dartformer.errors import InputError
@@ -90,6 +93,78 @@ def test_token_by_token_a_decoder_gives_the_logits_of_transformers(name):
     wanted, mask = want["outputs"][:, 3:], want["valid"][:, 3:]
     found = np.stack(found, 1)
     np.testing.assert_allclose(found[mask], wanted[mask], atol=1e-5 * np.abs(wanted).max())
+
+
+# Texts.
+
+
+@pytest.fixture
+def speaking(tmp_path):
+    """A decoder with a tokenizer of 48 words."""
+    folder = tmp_path / "speaking"
+    shutil.copytree(FOLDERS / "llama", folder)
+    words = {f"w{number}": number for number in range(47)}
+    tokenizer = tokenizers.Tokenizer(WordLevel({**words, "<unk>": 47}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.enable_truncation(2)  # as sentence encoders have it, and generation must not
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings(folder, eos_token_id=None)
+    return folder
+
+
+def test_a_checkpoint_continues_texts(speaking):
+    """Greedy, as the whole model at each step says."""
+    model = df.load_pretrained(speaking)
+    ids = [3, 14, 15]
+    for _ in range(5):
+        ids.append(int(model([ids])[0, -1].argmax()))
+    words = [f"w{number}" for number in ids]
+    (found,) = df.generate(speaking, "w3 w14 w15", max_tokens=5)
+    assert found.text.split() == words[3:]
+    assert (found.tokens, found.finish) == (5, "length")
+    batch = df.generate(model, ["w9", "w3 w14 w15"], max_tokens=5)
+    assert batch[1].text == found.text
+    # A text ends at the checkpoint's own end, in one number or in a list.
+    for ends in (ids[5], [ids[5], 99]):
+        settings(speaking, eos_token_id=ends)
+        (ended,) = df.generate(speaking, "w3 w14 w15", max_tokens=5)
+        assert ended.finish == "stop"
+        assert ended.tokens == ids.index(ids[5], 3) - 2
+
+
+def test_a_message_is_answered_by_the_chat_template(speaking):
+    pytest.importorskip("jinja2", reason="needs the extra chat")
+    template = "{% for m in messages %}w1 {{ m['content'] }} w2{% endfor %}"
+    chat = {"chat_template": template + "{% if add_generation_prompt %} w5{% endif %}"}
+    (speaking / "tokenizer_config.json").write_text(json.dumps(chat))
+    (answer,) = df.generate(speaking, "w7", max_tokens=4, chat=True)
+    (plain,) = df.generate(speaking, "w1 w7 w2 w5", max_tokens=4)
+    assert answer.text == plain.text
+    assert answer.prompt == "w7"
+    for wrong, message in (
+        ("{{ raise_exception('only once') }}", "only once"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{% for", "fails"),
+    ):
+        (speaking / "chat_template.jinja").write_text(wrong)
+        with pytest.raises(InputError, match=message) as caught:
+            df.generate(speaking, "w7", max_tokens=4, chat=True)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_continued_is_one_line(speaking, folder):
+    for arguments, message in (
+        ((speaking, ""), "the prompt is empty"),
+        ((speaking, "w3 " * 32), "has 32 tokens, and the model has 32 positions"),
+        ((FOLDERS / "bert", "w3"), "generation needs a causal model"),
+        ((folder, "w3"), r"has no tokenizer\.json"),
+    ):
+        with pytest.raises(InputError, match=message):
+            df.generate(*arguments)
+    with pytest.raises(InputError, match="has no chat template"):
+        df.generate(speaking, "w3", max_tokens=2, chat=True)
+    with pytest.raises(InputError, match="cannot spell the stop text 'nothing'"):
+        df.generate(speaking, "w3", max_tokens=2, stop="nothing")
 
 
 # Folders that are changed.

@@ -8,8 +8,7 @@ from dartformer.cli.output import print_json
 from dartformer.cli.predict import exported, lines_of
 from dartformer.data.rows import is_blank
 from dartformer.errors import InputError
-from dartformer.export.generate import Piece, Sampling, Writer
-from dartformer.export.load import load
+from dartformer.export.generate import Piece, Sampling, Writer, open_model
 from dartformer.machine.printable import printable
 
 
@@ -18,9 +17,13 @@ def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     # Before the model is loaded, which may take long.
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     prompts = _prompts(arguments)
-    served = load(exported(Path(arguments.folder)), arguments.device)
-    writer = Writer(served, prompts, arguments.stop, arguments.max_tokens)
-    screen = _Screen(prompts, quiet=arguments.json)
+    model = open_model(exported(Path(arguments.folder)), arguments.device)
+    limits = (arguments.stop, arguments.max_tokens)
+    writer = Writer(model, prompts, *limits, chat=arguments.chat)
+    shown = prompts
+    if arguments.chat:
+        shown = [""] * len(prompts)  # an answer stands on its own
+    screen = _Screen(shown, quiet=arguments.json)
     for piece in writer.pieces(sampling):
         screen.add(piece)
     if arguments.json:

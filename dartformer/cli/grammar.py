@@ -476,11 +476,14 @@ def _add_generate(verbs: "Verbs[Parser]") -> None:
     verb = _add(
         verbs,
         "generate",
-        "continue texts with a model of the task language",
+        "continue texts with a model of the task language, or with a checkpoint",
         "One text is printed as it is generated; several are generated together and printed one "
         "after another.",
     )
-    verb.add_argument("folder", help="the folder that `export` wrote, or the workdir of a run")
+    verb.add_argument(
+        "folder",
+        help="the folder that `export` wrote, the workdir of a run, or a checkpoint of Hugging Face",
+    )
     source = verb.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", action="append", help="a text to continue; may be repeated")
     source.add_argument(
@@ -516,6 +519,11 @@ def _add_generate(verbs: "Verbs[Parser]") -> None:
         default=[],
         metavar="TEXT",
         help="end where this text comes, and leave it out; may be repeated",
+    )
+    verb.add_argument(
+        "--chat",
+        action="store_true",
+        help="take each text as a message and answer it, by the checkpoint's chat template",
     )
     verb.add_argument("--device", help="cpu, gpu or tpu (default: the fastest available)")
     _add_json(verb, "the texts")

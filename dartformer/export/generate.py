@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -14,10 +14,13 @@ from jax import Array
 
 from dartformer.attention.base import Cache
 from dartformer.errors import InputError, brief
-from dartformer.export.load import Served, load
-from dartformer.models.decode import Decoding, decoding
+from dartformer.export.load import Served, device_of, load
+from dartformer.models.decode import Decoding, decoding, require_generation
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import Weights
+from dartformer.pretrained import Pretrained, load_pretrained
+from dartformer.pretrained.folder import is_checkpoint
+from dartformer.pretrained.texts import Texts
 from dartformer.space.genotype import Genotype
 from dartformer.stages.retrain import Model
 
@@ -104,8 +107,46 @@ class Continuation(NamedTuple):
     finish: str
 
 
+class Source(NamedTuple):
+    """A model that continues texts.
+
+    Attributes:
+      shape, genotype, weights: of the model.
+      task: texts to token ids and back.
+      ends: tokens that end a text.
+    """
+
+    shape: TransformerConfig
+    genotype: Genotype
+    weights: Weights
+    task: Continues
+    ends: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, model: Model | Served | Pretrained) -> "Source":
+        """The parts of a model; raises `InputError` where its task has no texts."""
+        if isinstance(model, Pretrained):
+            # Before the tokenizer is read, which an encoder may have too.
+            require_generation(model.config, model.genotype)
+            texts = model.texts
+            return cls(model.config, model.genotype, model.weights, texts, texts.ends)
+        if isinstance(model, Served):
+            model = model.model
+        require_generation(model.shape, model.genotype)
+        return cls(model.shape, model.genotype, model.weights, _continued_task(model))
+
+
+def open_model(folder: str | Path, device: str | None = None) -> Served | Pretrained:
+    """The model of an export, or of a checkpoint of Hugging Face."""
+    folder = Path(folder)
+    if not is_checkpoint(folder):
+        return load(folder, device)
+    model = load_pretrained(folder)
+    return replace(model, weights=jax.device_put(model.weights, device_of(device)))
+
+
 def generate(
-    model: Model | Served | str | Path,
+    model: Model | Served | Pretrained | str | Path,
     prompts: str | Sequence[str],
     *,
     max_tokens: int | None = None,
@@ -114,16 +155,20 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     stop: str | Sequence[str] = (),
+    chat: bool = False,
     on_text: Callable[[Piece], None] | None = None,
 ) -> list[Continuation]:
     """Continue one or several texts; all rows of the batch advance together.
 
     Args:
-      model: what `df.retrain` or `df.load` returned, or the folder of an export.
+      model: what `df.retrain`, `df.load` or `df.load_pretrained` returned, or the folder of an
+        export or of a checkpoint.
       prompts: one text or several.
       max_tokens: the most new tokens of each; None: as many as the model's length leaves.
       temperature, top_k, top_p, seed: see `Sampling`; by default the most probable tokens.
       stop: texts at which a row ends; they are left out.
+      chat: take each prompt as a message to which the model answers, by the checkpoint's chat
+        template.
       on_text: is called with each `Piece` as it is generated.
 
     Raises:
@@ -132,7 +177,7 @@ def generate(
     """
     if isinstance(prompts, str):
         prompts = [prompts]
-    writer = Writer(model, prompts, stop, max_tokens)
+    writer = Writer(model, prompts, stop, max_tokens, chat=chat)
     for piece in writer.pieces(Sampling(temperature, top_k, top_p, seed)):
         if on_text is not None:
             on_text(piece)
@@ -144,22 +189,25 @@ class Writer:
 
     def __init__(
         self,
-        model: Model | Served | str | Path,
+        model: Model | Served | Pretrained | str | Path,
         prompts: Sequence[str],
         stop: str | Sequence[str] = (),
         max_tokens: int | None = None,
+        *,
+        chat: bool = False,
     ) -> None:
         if isinstance(model, str | Path):
-            model = load(model)
-        if isinstance(model, Served):
-            model = model.model
-        self.model = model
-        self.run = _programs(model.shape, model.genotype)
-        self.task = _continued_task(model)
+            model = open_model(model)
+        self.model = source = Source.of(model)
+        self.run = _programs(source.shape, source.genotype)
+        self.task = source.task
         self.prompts = list(prompts)
         self.stops = _stops(self.task, stop)
-        self.ids = _prompt_ids(self.task, self.prompts, model.shape.length)
-        self.limit = _limit(self.ids, max_tokens, model.shape.length)
+        encode: Callable[[str], list[int]] = self.task.prompt
+        if chat:
+            encode = _chat_of(self.task)
+        self.ids = _prompt_ids(encode, self.prompts, source.shape.length)
+        self.limit = _limit(self.ids, max_tokens, source.shape.length)
         count = len(self.prompts)
         self.new: list[list[int]] = [[] for _ in range(count)]
         self.texts = [""] * count
@@ -204,6 +252,8 @@ class Writer:
         finish = ""
         if last:
             finish = "length"
+        if token in self.model.ends:
+            finish = "stop"
         for stop in self.stops:
             place = text.find(stop)
             if place >= 0:
@@ -249,7 +299,18 @@ def _stops(task: Continues, stop: str | Sequence[str]) -> list[str]:
     return stops
 
 
-def _prompt_ids(task: Continues, prompts: Sequence[str], length: int) -> list[list[int]]:
+def _chat_of(task: Continues) -> Callable[[str], list[int]]:
+    """The tokens of a message; raises `InputError` for a model that does not chat."""
+    if not isinstance(task, Texts):
+        raise InputError(
+            "chat needs a checkpoint with a chat template, and this model has none. Leave it out."
+        )
+    return task.chat
+
+
+def _prompt_ids(
+    encode: Callable[[str], list[int]], prompts: Sequence[str], length: int
+) -> list[list[int]]:
     """The tokens of the prompts."""
     listed = []
     for number, prompt in enumerate(prompts, 1):
@@ -258,7 +319,7 @@ def _prompt_ids(task: Continues, prompts: Sequence[str], length: int) -> list[li
             name = f"prompt {number}"
         if not isinstance(prompt, str) or not prompt:
             raise InputError(f"{name} is empty. Give at least one character.")
-        ids = task.prompt(prompt)
+        ids = encode(prompt)
         if not ids:
             raise InputError(f"{name} has no tokens. Give another text.")
         if len(ids) >= length:

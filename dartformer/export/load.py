@@ -210,7 +210,7 @@ def load(folder: str | Path, device: str | None = None) -> Served:
     _require_blocks(weights_file, shape.layers)
     net = transformer(shape, genotype)
     # The model runs where its weights are.
-    weights = jax.device_put(_weights(net, weights_file), _device(device))
+    weights = jax.device_put(_weights(net, weights_file), device_of(device))
     model = Model(config, task, shape, genotype, weights, header.seed, header.step, {})
     apply = jax.jit(net.apply)
     return Served(lambda tokens, valid: apply(weights, tokens, valid), model)
@@ -269,7 +269,7 @@ def _task(task: Task, folder: Path, noted: dict[str, str]) -> Task:
     return replace(task, learned=learned)  # type: ignore[type-var]
 
 
-def _device(kind: str | None) -> jax.Device:
+def device_of(kind: str | None) -> jax.Device:
     """A device of that kind."""
     if kind is None:
         return jax.devices()[0]

@@ -2,6 +2,8 @@
 
 One table a family (`dartformer.pretrained.base.Family`); `FAMILIES` has them by `model_type`."""
 
+from pathlib import Path
+
 from dartformer.pretrained.base import Family
 from dartformer.pretrained.bert import BERT, ROBERTA
 from dartformer.pretrained.gpt2 import GPT2
@@ -35,7 +37,7 @@ FAMILIES: Registry[Family] = Registry(
 """Every family by its `model_type`: the built-in ones, and those of other packages."""
 
 
-def load_pretrained(folder: str, dtype: str = "float32") -> Pretrained:
+def load_pretrained(folder: str | Path, dtype: str = "float32") -> Pretrained:
     """The model of a checkpoint: `load_pretrained(folder)(tokens)` gives its logits.
 
     Args:

@@ -3,7 +3,6 @@
 Tensors are read and not mapped into memory: mapped pages would stay beside the converted arrays."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -163,9 +162,10 @@ def _header(file: Path) -> Iterator[tuple[str, Stored]]:
             yield name, Stored(file, entry["dtype"], shape, 8 + size + begin)
 
 
-def tokenizer_file(folder: Path) -> Path:
-    """`tokenizer.json`; `InputError` where there is none."""
-    file = folder / "tokenizer.json"
-    if not os.path.isfile(file):
-        raise InputError(f"{folder} has no tokenizer.json. Give ids instead of texts.")
-    return file
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint of Hugging Face, and no export of this package."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return False
+    values = read_json(file)
+    return isinstance(values, dict) and "model_type" in values

@@ -20,7 +20,8 @@ from dartformer.errors import InputError, brief, unknown
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import Network, Weights, transformer
 from dartformer.pretrained.base import Family, Tensor
-from dartformer.pretrained.folder import Stored, settings_of, stored, tokenizer_file
+from dartformer.pretrained.folder import Stored, settings_of, stored
+from dartformer.pretrained.texts import Texts, opened
 from dartformer.space.genotype import Genotype
 from dartformer.training.checkpoint import named_leaves
 
@@ -56,12 +57,12 @@ class Pretrained:
     @cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
         """The tokenizer beside the weights, as it stands; `InputError` where there is none."""
-        file = tokenizer_file(self.folder)
-        try:
-            return tokenizers.Tokenizer.from_file(str(file))
-        # The package raises this type for whatever is wrong with a file.
-        except Exception as error:
-            raise InputError(f"{file} is damaged: {error}.") from None
+        return opened(self.folder)
+
+    @cached_property
+    def texts(self) -> Texts:
+        """What `dartformer.generate` reads and writes."""
+        return Texts(self.folder)
 
     @cached_property
     def _apply(self) -> Any:

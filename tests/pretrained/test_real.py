@@ -54,6 +54,26 @@ def test_smollm2_continues_as_transformers_does(smollm2):
     np.testing.assert_array_equal(logits.argmax(-1)[start - 1 :], continued[start:])
 
 
+def test_smollm2_generates_what_transformers_does(smollm2):
+    """Token by token, up to the checkpoint's own end."""
+    want = np.load(HERE / "smollm2.npz")
+    new = want["continued"][0, want["prompt"].shape[1] :].tolist()
+    (found,) = df.generate(smollm2, "The capital of France is", max_tokens=32)
+    assert found.text == smollm2.tokenizer.decode(new)
+    assert (found.tokens, found.finish) == (len(new), "stop")
+
+
+def test_smollm2_answers(smollm2):
+    pytest.importorskip("jinja2", reason="needs the extra chat")
+    asked = smollm2.texts.rendered("Why is the sky blue?")
+    assert asked.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert asked.endswith(
+        "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    (answer,) = df.generate(smollm2, "Why is the sky blue?", max_tokens=24, chat=True)
+    assert "sky" in answer.text
+
+
 def test_smollm2_reads_and_writes_text(smollm2):
     want = np.load(HERE / "smollm2.npz")
     tokens, valid = smollm2.encode(["The capital of France is", "The"])
