@@ -1,6 +1,8 @@
 """Texts are continued as the model at once would, whatever they are batched with."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import jax.export
@@ -241,3 +243,8 @@ def test_the_command_line(model, tmp_path, capsys):
     assert capsys.readouterr().err == (
         "dartformer: error: temperature must be at least 0, got -1.0.\n"
     )
+
+
+def test_models_of_bytes_need_no_package_of_tokenizers():
+    code = "import sys; sys.modules['tokenizers'] = None; import dartformer.export.generate"
+    subprocess.run([sys.executable, "-c", code], check=True)

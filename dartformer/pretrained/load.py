@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tokenizers
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -24,6 +23,9 @@ from dartformer.pretrained.folder import Stored, settings_of, stored
 from dartformer.pretrained.texts import Texts, opened
 from dartformer.space.genotype import Genotype
 from dartformer.training.checkpoint import named_leaves
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 MOST_NAMED = 5
 """Tensors that an error names."""
@@ -55,7 +57,7 @@ class Pretrained:
         return transformer(self.config, self.genotype)
 
     @cached_property
-    def tokenizer(self) -> tokenizers.Tokenizer:
+    def tokenizer(self) -> "Tokenizer":
         """The tokenizer beside the weights, as it stands; `InputError` where there is none."""
         return opened(self.folder)
 

@@ -5,22 +5,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-
-import tokenizers
+from typing import TYPE_CHECKING
 
 from dartformer.errors import InputError, brief
 from dartformer.machine.workdir import read_json, read_text
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 TEMPLATE = "chat_template.jinja"
 
 
-def opened(folder: Path) -> tokenizers.Tokenizer:
+def opened(folder: Path) -> "Tokenizer":
     """The tokenizer in a folder, as it stands; `InputError` where there is none."""
+    # Here, because models of bytes and characters generate without this package.
+    from tokenizers import Tokenizer
+
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise InputError(f"{folder} has no tokenizer.json. Give ids instead of texts.")
     try:
-        return tokenizers.Tokenizer.from_file(str(file))
+        return Tokenizer.from_file(str(file))
     # The package raises this type for whatever is wrong with a file.
     except Exception as error:
         raise InputError(f"{file} is damaged: {error}.") from None
@@ -40,7 +45,7 @@ class Texts:
     """No token is forbidden: the checkpoint decides."""
 
     @cached_property
-    def tokenizer(self) -> tokenizers.Tokenizer:
+    def tokenizer(self) -> "Tokenizer":
         """The tokenizer, which cuts and fills nothing."""
         tokenizer = opened(self.folder)
         tokenizer.no_truncation()
