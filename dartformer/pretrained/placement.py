@@ -1,0 +1,287 @@
+"""Placement: which layers or KV groups of a checkpoint keep full attention. Nothing is trained.
+
+With frozen weights, the mixture m(t) = t full + (1 - t) cheap leads from the cheap attention in all
+places to the checkpoint as it is. F(t) is the KL divergence of its logits from the checkpoint's.
+The score of a place is its share of what the path loses on the way,
+
+    F(0) - F(1) = sum_{l,h} int_0^1 (dF/dm[l, h, cheap] - dF/dm[l, h, full]) dt
+
+(integrated gradients, Sundararajan et al. 2017, arXiv:1703.01365, equation 1), by the midpoint rule
+with P points: P backward passes score all places at once."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from dartformer.attention import to_text
+from dartformer.attention.base import Attention
+from dartformer.attention.full import Full
+from dartformer.cost.budget import Price
+from dartformer.cost.integer_program import Limits, solve
+from dartformer.errors import InputError
+from dartformer.models.mixers import require_all
+from dartformer.models.supernet import MixedAttention
+from dartformer.models.transformer import Transformer, Weights, graph
+from dartformer.pretrained.load import Pretrained
+from dartformer.pretrained.passages import Sequences
+from dartformer.space.genotype import Genotype
+from dartformer.space.search_space import SearchSpace, everywhere
+
+
+class Quality(NamedTuple):
+    """How placements predict some sequences, `[M, B]` for M placements and B sequences.
+
+    Attributes:
+      nll: mean negative log-likelihood of the scored tokens, in nats.
+      kl: mean KL divergence from the checkpoint's predictions, in nats.
+    """
+
+    nll: np.ndarray
+    kl: np.ndarray
+
+
+class PathScores(NamedTuple):
+    """Scores along the path from the cheap attention everywhere to the checkpoint.
+
+    Attributes:
+      groups: `[L, G]`, what each KV group is worth in nats of KL divergence.
+      total: the KL divergence with the cheap attention everywhere, which the scores add up to.
+    """
+
+    groups: np.ndarray
+    total: float
+
+    @property
+    def layers(self) -> np.ndarray:
+        """`[L, 1]`, what each layer is worth."""
+        return self.groups.sum(1, keepdims=True)
+
+
+def top(scores: np.ndarray, count: int) -> np.ndarray:
+    """Which places to keep, bool like the scores `[L, C]`: the `count` with the highest ones.
+
+    No choice of as many places has a higher sum. See `Placement.within` for unequal prices.
+    """
+    if not 0 <= count <= scores.size:
+        raise InputError(f"keep must be from 0 to the {scores.size} places, got {count}.")
+    kept = np.zeros(scores.size, bool)
+    # Stable, so that equal scores are kept in order.
+    kept[np.argsort(-scores, axis=None, kind="stable")[:count]] = True
+    return kept.reshape(scores.shape)
+
+
+def uniform(layers: int, count: int) -> np.ndarray:
+    """`[L, 1]`: layers at equal distances."""
+    kept = np.zeros((layers, 1), bool)
+    if not count:
+        return kept
+    kept[((np.arange(count) + 0.5) * layers / count).astype(int)] = True
+    return kept
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A checkpoint whose layers or KV groups keep full attention, or take a cheap one untrained.
+
+    Places are `[L, 1]` layers or `[L, G]` KV groups, the heads that share keys and values: a cache
+    keeps all tokens of a group as soon as one of its heads is full.
+
+    Attributes:
+      model: the checkpoint, a causal one with full attention in all layers.
+      cheap: what the other places have, such as `sink(window=32, sinks=4)`: an attention without
+        parameters of its own.
+
+    Raises:
+      InputError: the checkpoint or the attention is of another kind.
+    """
+
+    model: Pretrained
+    cheap: Attention
+
+    def __post_init__(self) -> None:
+        config, folder = self.model.config, self.model.folder
+        if not config.causal or config.classifier == "none":
+            raise InputError(
+                f"placement does not work with {folder} because it predicts no next tokens. Use a "
+                f"decoder, such as a Llama."
+            )
+        if self.model.genotype != Genotype.homogeneous(Full(), config.layers, config.heads):
+            raise InputError(
+                f"placement does not work with {folder} because some of its layers have no full "
+                f"attention. Use a checkpoint with full attention in all layers."
+            )
+        if self.cheap == Full():
+            raise InputError("the cheap attention of a placement must not be full itself.")
+        require_all([self.cheap], config)
+        shape = config.attention_shape(config.heads)
+        parameters = jax.eval_shape(lambda key: self.cheap.init(key, shape), jax.random.key(0))
+        if jax.tree.leaves(parameters):
+            raise InputError(
+                f"placement does not work with {to_text(self.cheap)} because it has parameters, "
+                f"which the checkpoint lacks. Use a window, such as sink(window=32, sinks=4)."
+            )
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """Full and the cheap attention in each KV group."""
+        config = self.model.config
+        kv_heads = config.heads // config.sharing
+        return SearchSpace((Full(), self.cheap), config.layers, config.heads, "kv_group", kv_heads)
+
+    def genotype(self, kept: np.ndarray) -> Genotype:
+        """The genotype that keeps places `[L, 1]` or `[L, G]`."""
+        return self.space.genotype(np.where(kept, 0, 1))
+
+    def mixture(self, kept: np.ndarray) -> np.ndarray:
+        """The mixture `[L, H, 2]` of places that are kept, or of shares of full from 0 to 1."""
+        full = everywhere(np.asarray(kept, np.float32), self.space.mixture_shape[:2])
+        return np.stack([full, 1 - full], -1)
+
+    def kv_bytes(self, length: int) -> Price:
+        """What the caches of a sequence of `length` tokens take, for `within`."""
+        heads, sharing = self.model.config.heads, self.model.config.sharing
+        groups = np.zeros((2, heads + 1))
+        for k, candidate in enumerate(self.space.candidates):
+            for count in range(sharing, heads + 1, sharing):
+                shape = self.model.config.attention_shape(
+                    count, kv_heads=count // sharing, length=length
+                )
+                groups[k, count] = candidate.cost(shape).state_bytes
+        return Price("kv_bytes", 0.0, groups)
+
+    def within(self, scores: np.ndarray, limits: Limits) -> np.ndarray:
+        """Which places `[L, C]` to keep: the highest sum of scores within all limits, exactly.
+
+        Raises `InputError` where nothing is within the limits.
+        """
+        space = self.space
+        if scores.shape[1] == 1:
+            space = dataclasses.replace(space, granularity="layer")
+        values = np.stack([scores, np.zeros_like(scores)], -1)
+        kept: np.ndarray = solve(space, values, limits) == 0
+        return kept
+
+    def evaluate(self, placements: Sequence[np.ndarray], sequences: Sequences) -> Quality:
+        """How placements `[L, 1]` or `[L, G]` predict the sequences."""
+        self.require_length(sequences)
+        mixtures = list(map(self.mixture, placements))
+        rows = []
+        for tokens in sequences.tokens:
+            teacher = self._teacher(tokens, sequences.scored)
+            labels = tokens[sequences.scored]
+            row = []
+            for mixture in mixtures:
+                student = self._predict(self.model.weights, mixture, tokens, sequences.scored)
+                row.append(np.asarray(_compare(teacher, student, labels)))
+            rows.append(row)
+        nll, kl = np.array(rows).transpose(2, 1, 0)  # [B, M, 2] to twice [M, B]
+        return Quality(nll, kl)
+
+    def path(self, sequences: Sequences, points: int = 4) -> PathScores:
+        """Scores of all KV groups by the gradient at `points` points of the path; 1: its middle."""
+        self.require_length(sequences)
+        if points < 1:
+            raise InputError(f"points must be at least 1, got {points}.")
+        layers, columns, _ = self.space.alphas_shape
+        total, none = 0.0, np.zeros((layers, 1))
+        gradient = np.zeros(self.space.mixture_shape)
+        for tokens in sequences.tokens:
+            scored = sequences.scored
+            teacher = self._teacher(tokens, scored)
+            cheap = self._predict(self.model.weights, self.mixture(none), tokens, scored)
+            total += float(_compare(teacher, cheap, tokens[scored])[1])
+            for point in range(points):
+                mixture = self.mixture(none + (point + 0.5) / points)
+                slope = self._slope(mixture, self.model.weights, tokens, scored, teacher)
+                gradient += np.asarray(slope) / points
+        heads = (gradient[..., 1] - gradient[..., 0]) / len(sequences.tokens)  # [L, H]
+        # Neighbouring heads share a group: [L, G, H / G].
+        groups = heads.reshape(layers, columns, -1).sum(-1)
+        return PathScores(groups, total / len(sequences.tokens))
+
+    def swap(self, sequences: Sequences) -> np.ndarray:
+        """`[L, 1]`: the KL divergence where that layer alone is cheap."""
+        placements = [~row[:, None] for row in np.eye(self.space.layers, dtype=bool)]
+        return self.evaluate(placements, sequences).kl.mean(1)[:, None]
+
+    def restore(self, sequences: Sequences) -> np.ndarray:
+        """`[L, 1]`: by how much that layer alone, where it is full, lowers the KL divergence."""
+        placements = [row[:, None] for row in np.eye(self.space.layers, dtype=bool)]
+        placements.append(np.zeros((self.space.layers, 1), bool))
+        kl = self.evaluate(placements, sequences).kl.mean(1)
+        return (kl[-1] - kl[:-1])[:, None]
+
+    def require_length(self, sequences: Sequences) -> None:
+        """Raise `InputError` for sequences that are too long, or on which nothing is saved."""
+        config, length = self.model.config, sequences.tokens.shape[1]
+        if length > config.length:
+            raise InputError(f"the model takes at most {config.length} tokens, got {length}.")
+        full, cheap = self.kv_bytes(length).groups[:, -1]
+        if cheap >= full:
+            raise InputError(
+                f"{to_text(self.cheap)} keeps as much as full attention of sequences of {length} "
+                f"tokens, so nothing is tested. Use longer sequences or a smaller window."
+            )
+
+    @cached_property
+    def _structure(self) -> nnx.GraphDef[Transformer]:
+        config, candidates = self.model.config, self.space.candidates
+
+        def mixer(layer: int, rngs: nnx.Rngs) -> MixedAttention:
+            return MixedAttention(config, candidates, "shared", layer, rngs=rngs)
+
+        # One loop over layers compiles one of them, and needs layers that compute the same.
+        return graph(config, mixer, scan=config.layers > 1 and not config.nope_layers)
+
+    def _log_probabilities(
+        self, mixture: Array, weights: Weights, tokens: Array, scored: Array
+    ) -> Array:
+        """`[S, C]` of the scored tokens, of one sequence `[N]`."""
+        model: Transformer = nnx.merge(self._structure, weights)
+        valid = jnp.ones((1, len(tokens)), bool)
+        x = model.pooled(tokens[None], valid, mixture, train=False, key=None)
+        # The token before predicts.
+        return jax.nn.log_softmax(model.classified(x[:, scored - 1])[0])
+
+    @cached_property
+    def _predict(self) -> Any:
+        def predict(weights: Weights, mixture: Array, tokens: Array, scored: Array) -> Array:
+            return self._log_probabilities(mixture, weights, tokens, scored)
+
+        return jax.jit(predict)
+
+    @cached_property
+    def _slope(self) -> Any:
+        def divergence(
+            mixture: Array, weights: Weights, tokens: Array, scored: Array, teacher: Array
+        ) -> Array:
+            student = self._log_probabilities(mixture, weights, tokens, scored)
+            return kl_divergence(teacher, student)
+
+        return jax.jit(jax.grad(divergence))
+
+    def _teacher(self, tokens: np.ndarray, scored: np.ndarray) -> Array:
+        """The checkpoint's own log-probabilities `[S, C]`."""
+        full = self.mixture(np.ones((self.space.layers, 1)))
+        predictions: Array = self._predict(self.model.weights, full, tokens, scored)
+        return predictions
+
+
+def kl_divergence(teacher: Array, student: Array) -> Array:
+    """Mean KL divergence of log-probabilities `[S, C]`, KL(teacher || student)."""
+    return jnp.sum(jnp.exp(teacher) * (teacher - student), -1).mean()
+
+
+@jax.jit
+def _compare(teacher: Array, student: Array, labels: Array) -> Array:
+    """`[2]`: mean NLL of the labels `[S]` under the student, and its KL divergence."""
+    likelihood = jnp.take_along_axis(student, labels[:, None], 1)
+    return jnp.stack([-likelihood.mean(), kl_divergence(teacher, student)])
