@@ -141,6 +141,17 @@ def test_a_rule_within_the_noise_is_named_beside_the_winner():
     found = run({"found": FULL}, Rival("naive_bayes", 0.445))
     assert found.state == TRAINED
     assert found.details == ("A simple rule does as well: naive Bayes (44.5%).",)
+    assert found.flag is None
+
+
+def test_a_rule_that_is_ahead_within_the_noise_is_in_the_headline():
+    found = run({"found": FULL}, Rival("naive_bayes", 0.441 + 0.02))
+    assert found.state == TRAINED
+    assert found.take == "found"
+    assert found.headline.endswith("Naive Bayes scores higher (46.1%), within the noise.")
+    assert found.flag is not None
+    assert found.details[-1].startswith("To come closer to the rule: ")
+    assert found.flag in found.details[-1]
 
 
 @pytest.mark.parametrize(

@@ -405,7 +405,7 @@ class Run(NamedTuple):
         taken: str | None = self.choice.name
         if state in (NOTHING, BELOW):
             taken = None
-        if state == TRAINED and not self.still_learns:
+        if state == TRAINED and not self.still_learns and not self.behind:
             flag = None
         epochs = late_fall = best_is_last = None
         if self.courses is not None:
@@ -461,6 +461,12 @@ class Run(NamedTuple):
         if not math.isfinite(noise):
             return 0.0
         return float(noise)
+
+    @property
+    def behind(self) -> bool:
+        """Whether the best rule is ahead by more than one standard error, half of the noise."""
+        rival = self.rival
+        return rival is not None and self.lead(rival) < -self.noise(rival) / 2
 
     @property
     def still_learns(self) -> bool:
@@ -536,10 +542,15 @@ class Run(NamedTuple):
             return headline, [f"Why: {advice}."]
         if state == SHORT:
             return f"Under-trained: {advice}.", [self.recommendation(), *self.remarks()]
-        details = self.remarks()
+        headline, details = self.recommendation(), self.remarks()
+        if self.behind and self.rival is not None:
+            name, reached = rule_title(self.rival.name), text(self.rival.score)
+            headline += f" {name[:1].upper()}{name[1:]} scores higher ({reached}), within the noise."
         if self.still_learns:
             details.append(f"More steps are likely to score higher: {advice}.")
-        return self.recommendation(), details
+        elif self.behind:
+            details.append(f"To come closer to the rule: {advice}.")
+        return headline, details
 
     def recommendation(self) -> str:
         """Which model to take, and why."""
@@ -565,7 +576,7 @@ class Run(NamedTuple):
             name = self.choice.name.removeprefix(HOMOGENEOUS)
             listed.append(f'`dartformer export --entrant="{name}"` exports it.')
         rival = self.rival
-        if rival is None or self.lead(rival) > self.noise(rival):
+        if rival is None or self.behind or self.lead(rival) > self.noise(rival):
             return listed
         score = self.metric.text(rival.score)
         return [*listed, f"A simple rule does as well: {rule_title(rival.name)} ({score})."]
