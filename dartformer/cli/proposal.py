@@ -43,8 +43,10 @@ ENOUGH = 0.6
 EVALUATIONS = 15
 """On valid, in a training."""
 
-PATIENCE = 5
-"""Evaluations without a better one that end a training."""
+PATIENCE = 8
+"""Evaluations without a better one that end a training. With 5 of 15, one of three trainings on
+13,381 sentences in 28 languages ended at 60% of its steps and 88%: the others gained 2 points when
+the learning rate fell."""
 
 SHORTEST = 100
 """Tokens of a text that are read at least, where it has more."""
