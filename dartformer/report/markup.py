@@ -20,10 +20,14 @@ ENVIRONMENT = jinja2.Environment(
 FLAG = re.compile(r"--config\.[\w.]+=\S*[^\s.,;:)]")
 """A flag of the command line in a sentence."""
 
+COMMAND = re.compile(r"`([^`]+)`")
+"""A command in a sentence, as the terminal quotes it."""
+
 
 def flags(text: str) -> Markup:
-    """A sentence whose flags stand out and are not broken over lines."""
-    return Markup(FLAG.sub(r'<code class="flag">\g<0></code>', str(escape(text))))
+    """A sentence whose flags and quoted commands stand out; flags are not broken over lines."""
+    marked = FLAG.sub(r'<code class="flag">\g<0></code>', str(escape(text)))
+    return Markup(COMMAND.sub(r"<code>\1</code>", marked))
 
 
 ENVIRONMENT.filters["flags"] = flags
