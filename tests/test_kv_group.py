@@ -10,9 +10,12 @@ import pytest
 import dartformer as df
 from dartformer.attention import parse
 from dartformer.config import override
-from dartformer.cost.budget import Price
+from dartformer.cost.analytic import attention_cost
+from dartformer.cost.budget import Budget, Price
 from dartformer.cost.integer_program import solve
+from dartformer.cost.prices import prices
 from dartformer.diagnostics import rows
+from dartformer.models.sizes import TransformerConfig
 from dartformer.space.search_space import SearchSpace, everywhere
 from dartformer.strategies import relax
 
@@ -93,6 +96,23 @@ def test_the_cheapest_and_the_best_within_a_limit_by_trying_all():
 def test_diagnostics_count_a_group_once():
     mixture = everywhere(RNG.dirichlet(np.ones(3), (2, 2)), (2, 4))
     assert rows(mixture, SPACE).entropy.shape == (2, 2)
+
+
+def test_the_price_of_a_group_is_that_of_its_cache():
+    config = TransformerConfig(
+        20, 10, 32, layers=2, heads=4, kv_heads=2, head_dim=4, model_dim=8, mlp_dim=16
+    )
+    budget = Budget.of({"kv_bytes": 1e9})
+    price = prices(config, SPACE, budget)["kv_bytes"]
+    full = 2 * 32 * 4 * 4  # keys and values of a KV head, float32
+    window = 2 * 3 * 4 * 4  # of a token and the two before it
+    space = SearchSpace(CANDIDATES[:2], 2, 4, "kv_group", kv_heads=2)
+    for choice in itertools.product(range(2), repeat=4):
+        genotype = space.genotype(np.reshape(choice, (2, 2)))
+        expected = sum((full, window)[k] for k in choice)
+        assert price.of(genotype, SPACE) == expected
+        kept = sum(attention_cost(config, genotype, layer).state_bytes for layer in range(2))
+        assert kept == expected
 
 
 def test_a_run_by_group(tiny, tmp_path):

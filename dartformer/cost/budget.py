@@ -105,8 +105,9 @@ class Budget:
             )
         if self.phase == "decode" and "latency_ms" in self.quantities:
             raise InputError(
-                f"{where}: latency_ms does not work with phase = 'decode' because models are not "
-                f"run token by token, so there is no latency to measure. Limit kv_bytes or flops."
+                f"{where}: latency_ms does not work with phase = 'decode' because the table has "
+                f"no latencies of single tokens. Limit kv_bytes or flops, and measure the answer with "
+                f"`profile --phase=decode`."
             )
         if self.phase == "decode" and "memory_bytes" in self.quantities:
             raise InputError(

@@ -127,11 +127,14 @@ class _Pricing:
 
     def _shape(self, heads: int, length: int | None = None) -> Shape:
         """The shape of a group of heads, at the budget's length if no other is given."""
-        return self.config.attention_shape(
-            heads,
+        kv_heads = -(-heads // self.config.sharing)
+        if self.space.granularity == "head":
             # At most: heads of one attention may each read another key and value head, and a
             # budget must hold wherever they lie.
-            kv_heads=min(heads, self.config.kv_heads or heads),
+            kv_heads = min(heads, self.config.kv_heads or heads)
+        return self.config.attention_shape(
+            heads,
+            kv_heads=kv_heads,
             batch=self.budget.batch * self.config.inputs,
             length=length or self.positions,
         )

@@ -545,7 +545,9 @@ class Run(NamedTuple):
         headline, details = self.recommendation(), self.remarks()
         if self.behind and self.rival is not None:
             name, reached = rule_title(self.rival.name), text(self.rival.score)
-            headline += f" {name[:1].upper()}{name[1:]} scores higher ({reached}), within the noise."
+            headline += (
+                f" {name[:1].upper()}{name[1:]} scores higher ({reached}), within the noise."
+            )
         if self.still_learns:
             details.append(f"More steps are likely to score higher: {advice}.")
         elif self.behind:
