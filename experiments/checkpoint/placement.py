@@ -11,6 +11,7 @@ seconds of the whole program. Places that are not kept have `--cheap`."""
 
 import argparse
 import json
+import re
 import resource
 import time
 from collections.abc import Mapping
@@ -25,21 +26,25 @@ from dartformer.pretrained.passages import Sequences, pieces, repeated
 from dartformer.pretrained.placement import PathScores, Placement, top, uniform
 
 DOCS = Path(__file__).parents[2] / "docs"
+PROSE = 150
+"""Characters from which on a paragraph is prose."""
+
 RANDOM = 3
+"""Placements of layers that are drawn."""
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", required=True, help="the folder of a checkpoint")
     parser.add_argument("--keep", type=int, default=8, help="layers that stay full (default: 8)")
-    parser.add_argument("--text", help="a text file (default: the documentation of dartformer)")
+    parser.add_argument("--text", help="a text file (default: prose of the documentation)")
     parser.add_argument("--length", type=int, default=256, help="tokens (default: 256)")
     parser.add_argument(
         "--cheap",
         default="sink(window=32, sinks=4)",
         help="what the other places have (default: sink(window=32, sinks=4))",
     )
-    parser.add_argument("--points", type=int, default=4, help="of the path (default: 4)")
+    parser.add_argument("--points", type=int, default=8, help="of the path (default: 8)")
     parser.add_argument(
         "--calibrate", type=int, default=2, help="sequences of each kind for scores (default: 2)"
     )
@@ -62,11 +67,16 @@ def say(**values: Any) -> None:
 
 
 def text_of(file: str | None) -> str:
-    """The text of a file, or all pages of the documentation."""
+    """The text of a file, or the prose of the documentation, without tables, lists and code."""
     if file:
         return Path(file).read_text()
-    pages = [page.read_text() for page in sorted(DOCS.glob("*.md"))]
-    return "\n\n".join(pages)
+    paragraphs = []
+    for page in sorted(DOCS.glob("*.md")):
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        for paragraph in text.split("\n\n"):
+            if len(paragraph) > PROSE and paragraph.lstrip()[:1].isalpha():
+                paragraphs.append(paragraph.strip())
+    return "\n\n".join(paragraphs)
 
 
 class Kinds:
@@ -162,9 +172,16 @@ def evaluate(
     placement: Placement, placements: Mapping[str, np.ndarray], kinds: Kinds
 ) -> dict[str, float]:
     """The NLL of the passage by name of the placement, and a line for each."""
-    text = placement.evaluate(list(placements.values()), kinds.held_out["text"])
-    again = placement.evaluate(list(placements.values()), kinds.held_out["again"])
-    for row, (name, kept) in enumerate(placements.items()):
+    # Several scores often choose the same places, which are evaluated one time.
+    different: dict[bytes, np.ndarray] = {}
+    for kept in placements.values():
+        different.setdefault(placement.mixture(kept).tobytes(), kept)
+    text = placement.evaluate(list(different.values()), kinds.held_out["text"])
+    again = placement.evaluate(list(different.values()), kinds.held_out["again"])
+    passages = {}
+    for name, kept in placements.items():
+        row = list(different).index(placement.mixture(kept).tobytes())
+        passages[name] = float(again.nll[row].mean())
         places = np.flatnonzero(kept).tolist()
         if kept.shape[1] > 1:
             places = np.argwhere(kept).tolist()
@@ -173,12 +190,12 @@ def evaluate(
             placement=name,
             text=float(text.nll[row].mean()),
             text_kl=float(text.kl[row].mean()),
-            again=float(again.nll[row].mean()),
-            again_each=np.round(again.nll[row], 4).tolist(),
+            again=passages[name],
+            again_each=again.nll[row].astype(float).round(4).tolist(),
             again_kl=float(again.kl[row].mean()),
             kept=places,
         )
-    return dict(zip(placements, again.nll.mean(1).tolist(), strict=True))
+    return passages
 
 
 def peak() -> int:
