@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import dartformer
 from dartformer.cli import main, terminal
 from dartformer.cli.output import print_json
-from dartformer.cli.predict import _line
+from dartformer.cli.predict import Input, _line
 from dartformer.errors import InputError
 from dartformer.machine import printable, progress
 from dartformer.machine.console import Console
@@ -128,7 +128,7 @@ def test_what_verbs_show(text):
 def test_what_predict_and_json_show(text):
     answers = ({"label": text, "probability": 0.5}, {"label": [text], "probability": [0.5]})
     for answer in answers:
-        require_plain(printable.printable(_line(text, answer)))
+        require_plain(printable.printable(_line(Input(text), answer)))
     data = {text: [text]}
     output = sent(print_json, data)
     require_plain(output)
