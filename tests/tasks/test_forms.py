@@ -209,7 +209,8 @@ def test_a_class_that_only_test_has_is_named(kind, tmp_path):
             rows.append(row)
         (tmp_path / f"{part}.jsonl").write_bytes(jsonl(rows))
     guessed = guess(str(tmp_path))
-    assert "left out with their rows: c 10" in "; ".join(guessed.sentences)
+    absent = "classes that train lacks cannot be learned, and their rows in the other splits are left"
+    assert f"{absent} out: c 10" in guessed.sentences
     options = {**guessed.options, "on_bad_label": "error"}
     with pytest.raises(
         InputError, match=r"test, row 3: .*'c' is not one of the classes a, b .*drop"
