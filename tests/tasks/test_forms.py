@@ -209,7 +209,9 @@ def test_a_class_that_only_test_has_is_named(kind, tmp_path):
             rows.append(row)
         (tmp_path / f"{part}.jsonl").write_bytes(jsonl(rows))
     guessed = guess(str(tmp_path))
-    absent = "classes that train lacks cannot be learned, and their rows in the other splits are left"
+    absent = (
+        "classes that train lacks cannot be learned, and their rows in the other splits are left"
+    )
     assert f"{absent} out: c 10" in guessed.sentences
     options = {**guessed.options, "on_bad_label": "error"}
     with pytest.raises(
