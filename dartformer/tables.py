@@ -216,9 +216,10 @@ class Replay:
         model, look = self.table.number(entrant.genotype), self.table.look(step)
         self.reached[model] = max(step, self.reached.get(model, 0))
         score = float(self.table.valid[model, self.seed, look])
-        if not np.isfinite(score):
-            return TableLook(step, None, None, model)
-        return TableLook(step, score, None, model)
+        loss = float(self.table.valid_loss[model, self.seed, look])
+        if not math.isfinite(score):
+            return TableLook(step, None, loss=loss, model=model)
+        return TableLook(step, score, loss=loss, model=model)
 
     def merit(self, look: Look) -> float:
         """See `Track`; an undefined score is the worst."""

@@ -151,7 +151,7 @@ def random_search(table: Table, draw: int, most: float) -> Choice:
 
 
 def searched(
-    table: Table, strategy: str, data: Path, seeds: Sequence[int], settings: Sequence[str]
+    table: Table, strategy: str, data: Path, seeds: Sequence[int], settings: Sequence[str] = ()
 ) -> Iterator[Choice]:
     """The answer of a search with each seed, by the strategy's default rule."""
     config = SPACES[table.name](data)
