@@ -8,7 +8,7 @@ from dartformer.pretrained.base import Family
 from dartformer.pretrained.bert import BERT, ROBERTA
 from dartformer.pretrained.gpt2 import GPT2
 from dartformer.pretrained.llama import LLAMA, MINISTRAL, QWEN2, QWEN3, SMOLLM3
-from dartformer.pretrained.load import Pretrained, load
+from dartformer.pretrained.load import Described, Pretrained, describe, load
 from dartformer.registry import Registry
 
 BUILT_IN: dict[str, Family] = {
@@ -53,4 +53,12 @@ def load_pretrained(folder: str | Path, dtype: str = "float32") -> Pretrained:
     return load(folder, FAMILIES, dtype)
 
 
-__all__ = ["FAMILIES", "Family", "Pretrained", "load_pretrained"]
+def described(folder: str | Path, dtype: str = "float32") -> Described:
+    """The sizes and attentions of a checkpoint, without reading its weights.
+
+    Raises `InputError` as `load_pretrained` does for what `config.json` says.
+    """
+    return describe(folder, FAMILIES, dtype)
+
+
+__all__ = ["FAMILIES", "Described", "Family", "Pretrained", "described", "load_pretrained"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,22 @@ MOST_NAMED = 5
 """Tensors that an error names."""
 
 
+class Described(NamedTuple):
+    """What the `config.json` of a checkpoint describes, without its weights.
+
+    Attributes:
+      folder: of the checkpoint.
+      family: its `model_type`.
+      config: sizes and choices of the Transformer.
+      genotype: its attentions.
+    """
+
+    folder: Path
+    family: str
+    config: TransformerConfig
+    genotype: Genotype
+
+
 @dataclass(frozen=True)
 class Pretrained:
     """The model of a checkpoint.
@@ -50,6 +66,11 @@ class Pretrained:
     genotype: Genotype
     weights: Weights
     left_out: tuple[str, ...] = ()
+
+    @property
+    def described(self) -> Described:
+        """The model without its weights."""
+        return Described(self.folder, self.family, self.config, self.genotype)
 
     @cached_property
     def network(self) -> Network:
@@ -108,19 +129,26 @@ class Pretrained:
         return tokens, valid
 
 
-def load(folder: str | Path, families: Mapping[str, Family], dtype: str) -> Pretrained:
-    """See `dartformer.pretrained.load_pretrained`; `families` by their `model_type`."""
+def describe(folder: str | Path, families: Mapping[str, Family], dtype: str) -> Described:
+    """The architecture of a checkpoint, from its `config.json` alone."""
     folder = Path(folder)
     settings = settings_of(folder)
     name = settings.text("model_type", "")
     if name not in families:
         raise unknown(f"family of checkpoints (model_type of {settings.file})", name, families)
-    family = families[name]
-    config, genotype = family.architecture(settings, dtype)
+    config, genotype = families[name].architecture(settings, dtype)
+    return Described(folder, name, config, genotype)
+
+
+def load(folder: str | Path, families: Mapping[str, Family], dtype: str) -> Pretrained:
+    """See `dartformer.pretrained.load_pretrained`; `families` by their `model_type`."""
+    described = describe(folder, families, dtype)
+    config, genotype = described.config, described.genotype
+    family = families[described.family]
     table = family.tensors(config)
-    tensors, left_out = _matched(folder, family, config, table)
+    tensors, left_out = _matched(described.folder, family, config, table)
     weights = _weights(config, genotype, table, tensors)
-    return Pretrained(folder, name, config, genotype, weights, tuple(left_out))
+    return Pretrained(*described, weights, tuple(left_out))
 
 
 def _matched(

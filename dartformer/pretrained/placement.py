@@ -30,7 +30,7 @@ from dartformer.errors import InputError
 from dartformer.models.mixers import require_all
 from dartformer.models.supernet import MixedAttention
 from dartformer.models.transformer import Transformer, Weights, graph
-from dartformer.pretrained.load import Pretrained
+from dartformer.pretrained.load import Described, Pretrained
 from dartformer.pretrained.passages import Sequences
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace, everywhere
@@ -88,14 +88,14 @@ def uniform(layers: int, count: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Placement:
-    """A checkpoint whose layers or KV groups keep full attention, or take a cheap one untrained.
+class Places:
+    """The layers or KV groups of a decoder that keep full attention, or take a cheap one.
 
     Places are `[L, 1]` layers or `[L, G]` KV groups, the heads that share keys and values: a cache
-    keeps all tokens of a group as soon as one of its heads is full.
+    keeps all tokens of a group as soon as one of its heads is full. Needs no weights.
 
     Attributes:
-      model: the checkpoint, a causal one with full attention in all layers.
+      described: the checkpoint, a causal one with full attention in all layers.
       cheap: what the other places have, such as `sink(window=32, sinks=4)`: an attention without
         parameters of its own.
 
@@ -103,17 +103,17 @@ class Placement:
       InputError: the checkpoint or the attention is of another kind.
     """
 
-    model: Pretrained
+    described: Described
     cheap: Attention
 
     def __post_init__(self) -> None:
-        config, folder = self.model.config, self.model.folder
+        folder, _, config, genotype = self.described
         if not config.causal or config.classifier == "none":
             raise InputError(
-                f"placement does not work with {folder} because it predicts no next tokens. Use a "
-                f"decoder, such as a Llama."
+                f"placement does not work with {folder} because it predicts no next tokens, and so "
+                f"has no cache. Use a decoder, such as a Llama."
             )
-        if self.model.genotype != Genotype.homogeneous(Full(), config.layers, config.heads):
+        if genotype != Genotype.homogeneous(Full(), config.layers, config.heads):
             raise InputError(
                 f"placement does not work with {folder} because some of its layers have no full "
                 f"attention. Use a checkpoint with full attention in all layers."
@@ -132,9 +132,14 @@ class Placement:
     @cached_property
     def space(self) -> SearchSpace:
         """Full and the cheap attention in each KV group."""
-        config = self.model.config
+        config = self.described.config
         kv_heads = config.heads // config.sharing
         return SearchSpace((Full(), self.cheap), config.layers, config.heads, "kv_group", kv_heads)
+
+    @property
+    def groups(self) -> int:
+        """G, the KV groups of a layer."""
+        return self.space.alphas_shape[1]
 
     def genotype(self, kept: np.ndarray) -> Genotype:
         """The genotype that keeps places `[L, 1]` or `[L, G]`."""
@@ -147,15 +152,19 @@ class Placement:
 
     def kv_bytes(self, length: int) -> Price:
         """What the caches of a sequence of `length` tokens take, for `within`."""
-        heads, sharing = self.model.config.heads, self.model.config.sharing
-        groups = np.zeros((2, heads + 1))
+        config = self.described.config
+        groups = np.zeros((2, config.heads + 1))
         for k, candidate in enumerate(self.space.candidates):
-            for count in range(sharing, heads + 1, sharing):
-                shape = self.model.config.attention_shape(
-                    count, kv_heads=count // sharing, length=length
+            for count in range(config.sharing, config.heads + 1, config.sharing):
+                shape = config.attention_shape(
+                    count, kv_heads=count // config.sharing, length=length
                 )
                 groups[k, count] = candidate.cost(shape).state_bytes
         return Price("kv_bytes", 0.0, groups)
+
+    def bytes_of(self, kept: np.ndarray, length: int) -> int:
+        """What the caches of a sequence of `length` tokens take where these places are kept."""
+        return round(self.kv_bytes(length).of(self.genotype(kept), self.space))
 
     def within(self, scores: np.ndarray, limits: Limits) -> np.ndarray:
         """Which places `[L, C]` to keep: the highest sum of scores within all limits, exactly.
@@ -168,6 +177,51 @@ class Placement:
         values = np.stack([scores, np.zeros_like(scores)], -1)
         kept: np.ndarray = solve(space, values, limits) == 0
         return kept
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A checkpoint whose layers or KV groups keep full attention, or take a cheap one untrained.
+
+    Attributes:
+      model: the checkpoint, see `Places`.
+      cheap: what the other places have, such as `sink(window=32, sinks=4)`.
+
+    Raises:
+      InputError: the checkpoint or the attention is of another kind.
+    """
+
+    model: Pretrained
+    cheap: Attention
+
+    def __post_init__(self) -> None:
+        self.places  # noqa: B018 - raises where the checkpoint or the attention does not work
+
+    @cached_property
+    def places(self) -> Places:
+        """The layers and KV groups, and what they cost."""
+        return Places(self.model.described, self.cheap)
+
+    @property
+    def space(self) -> SearchSpace:
+        """Full and the cheap attention in each KV group."""
+        return self.places.space
+
+    def genotype(self, kept: np.ndarray) -> Genotype:
+        """The genotype that keeps places `[L, 1]` or `[L, G]`."""
+        return self.places.genotype(kept)
+
+    def mixture(self, kept: np.ndarray) -> np.ndarray:
+        """The mixture `[L, H, 2]` of places that are kept, or of shares of full from 0 to 1."""
+        return self.places.mixture(kept)
+
+    def kv_bytes(self, length: int) -> Price:
+        """What the caches of a sequence of `length` tokens take, for `within`."""
+        return self.places.kv_bytes(length)
+
+    def within(self, scores: np.ndarray, limits: Limits) -> np.ndarray:
+        """See `Places.within`."""
+        return self.places.within(scores, limits)
 
     def evaluate(self, placements: Sequence[np.ndarray], sequences: Sequences) -> Quality:
         """How placements `[L, 1]` or `[L, G]` predict the sequences."""
