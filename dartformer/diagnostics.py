@@ -416,8 +416,11 @@ def ranking(
     return Finding("ranking", tau, limit, source, fine, verdict)
 
 
-def unknown_tokens(shares: Mapping[str, float]) -> Finding:
-    """Whether the model can read valid and test, by the share of unknown tokens of each split."""
+def unknown_tokens(shares: Mapping[str, float], of_words: bool = False) -> Finding:
+    """Whether the model can read valid and test, by the share of unknown tokens of each split.
+
+    `of_words`: the tokens must be words, because each has a label.
+    """
     train = shares.get("train", 0.0)
     value, unread = 0.0, []
     for part in ("valid", "test"):
@@ -427,9 +430,12 @@ def unknown_tokens(shares: Mapping[str, float]) -> Finding:
             unread.append(f"{100 * share:.0f}% of the tokens of {part} are unknown")
     verdict = f"the model knows the tokens of valid and test (at most {100 * value:.0f}% unknown)"
     if unread:
+        remedy = "task.tokens='bpe' or 'bytes', or a larger task.vocabulary_size"
+        if of_words:
+            remedy = "a larger task.vocabulary_size, or more rows, for rare words"
         verdict = (
             f"{_first(unread)} ({100 * train:.0f}% of train): the model reads nothing there. Use "
-            f"task.tokens='bpe' or 'bytes', or a larger task.vocabulary_size"
+            f"{remedy}"
         )
     source = "this package: a tenth of the tokens, or 3% and four times the share of train"
     return Finding("unknown tokens", value, UNREAD, source, not unread, verdict)

@@ -320,6 +320,13 @@ def test_tokens_that_the_model_does_not_know(train, valid, test, fine, says):
     assert (finding.verdict in diagnostics.verdicts([finding])) == (not fine)
 
 
+def test_labels_of_words_leave_no_choice_of_tokens():
+    """`bpe` would be refused there."""
+    shares = {"train": 0.0, "valid": 0.3, "test": 0.3}
+    assert "'bpe'" in diagnostics.unknown_tokens(shares).verdict
+    assert "'bpe'" not in diagnostics.unknown_tokens(shares, of_words=True).verdict
+
+
 def test_paired_bootstrap_sees_through_the_spread_that_pairs_share():
     """Both err on the same examples, one of them on a few more: the difference is real."""
     rng = np.random.default_rng(0)

@@ -16,6 +16,7 @@ from dartformer.data.splits import ArraySplit
 from dartformer.errors import InputError
 from dartformer.report import classes, markup
 from dartformer.results import AnswersRecord, ClassScores, Mistake
+from dartformer.stages import evaluate as evaluation
 from dartformer.stages import scores
 from dartformer.stages.study import Study
 from dartformer.training import metric as metrics
@@ -99,6 +100,34 @@ def test_numbers_are_scored_in_the_units_of_the_labels(tmp_path, name: str) -> N
 )
 def test_a_metric_of_other_labels_is_refused(tmp_path, fields: dict, message: str) -> None:
     assert message in refused(editable(tmp_path, **fields))
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "rule", "score"),
+    [
+        ("classification", "macro_f1", "majority", None),
+        ("classification", "balanced_accuracy", "majority", 0.5),
+        ("classification", "auc", "majority", 0.5),
+        ("classification", "mcc", "majority", 0.0),
+        ("regression", "rmse", "mean", None),
+        ("regression", "mae", "mean", None),
+    ],
+)
+def test_one_answer_for_all_is_a_rule_under_every_metric(
+    tmp_path, kind: str, metric: str, rule: str, score: float | None
+) -> None:
+    study = Study(editable(tmp_path, kind, metric=metric))
+    rules = evaluation.rule_scores(study)
+    assert list(rules) == [rule]
+    train, test = labels_of(study.parts["train"]).values, labels_of(study.parts["test"]).values
+    if metric == "rmse":
+        score = study.metric.scale * np.sqrt(np.mean((test - train.mean()) ** 2))
+    elif metric == "mae":
+        score = study.metric.scale * np.abs(test - train.mean()).mean()
+    elif metric == "macro_f1":
+        share = np.mean(test == np.bincount(train).argmax())
+        score = share / (1 + share)
+    assert rules[rule] == pytest.approx(score, rel=1e-4)
 
 
 def test_class_weights_need_classes(tmp_path) -> None:

@@ -129,8 +129,9 @@ def _new_for_data(arguments: argparse.Namespace, values: dict[str, str]) -> str:
         split=arguments.split or "",
         wishes=Wishes(minutes, arguments.steps, arguments.candidates or ""),
     )
-    for sentence in config.guess.sentences:
-        note(f"guessed: {sentence}")
+    if not arguments.quiet:
+        for sentence in config.guess.sentences:
+            note(f"guessed: {sentence}")
     return config.text
 
 

@@ -219,6 +219,15 @@ def row_groups(split: Split) -> np.ndarray | None:
     return None
 
 
+def share_groups(first: Split, second: Split) -> bool:
+    """Whether rows of one group are in both splits."""
+    groups, others = row_groups(first), row_groups(second)
+    if groups is None or others is None:
+        return False
+    # A row on its own has a number below 0.
+    return bool(np.intersect1d(groups[groups >= 0], others[others >= 0]).size)
+
+
 def linked(digests: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """`[S]` numbers, equal for rows of one digest or one group, or that other rows link so.
 

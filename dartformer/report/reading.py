@@ -30,6 +30,8 @@ from dartformer.results import (
 )
 from dartformer.space.genotype import in_words
 from dartformer.stages.layout import TRAINING
+from dartformer.tasks import BUILT_IN
+from dartformer.tasks.base import TaskTraits
 from dartformer.training import metric
 from dartformer.training.log import parse_line
 from dartformer.training.metric import Metric
@@ -81,6 +83,7 @@ class Settings:
       search_steps, retrain_steps: of each training.
       search_seeds, retrain_seeds: numbers.
       patience: of a training; 0: it takes all steps.
+      generated: whether the task makes its examples.
       config: all of it, to be shown.
     """
 
@@ -97,6 +100,7 @@ class Settings:
     search_seeds: tuple[int, ...]
     retrain_seeds: tuple[int, ...]
     patience: int
+    generated: bool
     config: dict[str, Any]
 
     @classmethod
@@ -120,6 +124,7 @@ class Settings:
             retrain_seeds=_all_of_type(retrain["seeds"], int),
             # Files of earlier versions have none.
             patience=_of_type(retrain.get("patience", 0), int),
+            generated=_is_generated(config["task"]["name"]),
             config=config,
         )
 
@@ -133,6 +138,12 @@ class Settings:
         if self.granularity == "kv_group":
             return self.layers, self.kv_heads
         return self.layers, self.heads
+
+
+def _is_generated(name: str) -> bool:
+    """Whether a task makes its examples; not known of tasks of other packages."""
+    traits: TaskTraits | None = getattr(BUILT_IN.get(name), "traits", None)
+    return traits is not None and traits.generated
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,8 @@ def searched(reading: Reading) -> list[str]:
     """What was searched and trained, and how long it took, in sentences."""
     settings, results = reading.settings, reading.results
     search_epochs = epochs = None
-    if results.conclusion is not None:
+    # Of a generated task the number of examples is an option, and passes over them mean little.
+    if results.conclusion is not None and not settings.generated:
         search_epochs, epochs = results.conclusion.search_epochs, results.conclusion.epochs
     count = len(settings.candidates)
     space = f"{count} candidates ({', '.join(settings.candidates)}) {_places(settings)}"

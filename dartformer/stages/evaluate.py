@@ -13,7 +13,7 @@ import numpy as np
 
 from dartformer import cost, diagnostics
 from dartformer.attention import to_text
-from dartformer.data.answers import Answers
+from dartformer.data.answers import Answers, labels_of
 from dartformer.errors import InputError
 from dartformer.machine.identity import Identity
 from dartformer.machine.progress import say
@@ -82,7 +82,9 @@ def evaluate(study: Study, workdir: Workdir, outcome: Outcome) -> Results:
     workdir.write(workdir.attention, maps.maps(study, best(models)))
     report = workdir.read_results().diagnostics
     if report is not None:
-        report = _with_unknown_tokens(report, facts)
+        # A label for each word leaves no choice of tokens.
+        of_words = getattr(study.task, "kind", "") == "labelling"
+        report = _with_unknown_tokens(report, facts, of_words)
         workdir.record(diagnostics=_with_ranking(study, report, outcome.record))
     comparisons = versus(ours, compared, study.metric)
     answers = None
@@ -173,13 +175,28 @@ def rule_scores(study: Study) -> dict[str, float]:
     train, test = study.parts["train"], study.parts["test"]
     if study.metric.name != study.task.traits.metric:
         # The rules of a task are scored by its own metric; the fitted rules are by any.
-        return {}
+        return _constant_rule(study)
     values = {}
     if study.metric.name == "accuracy":
         values["majority"] = majority(train, test)
     # A task's own baseline may replace the majority class.
     values.update(study.task.baselines(train, test))
     return values
+
+
+def _constant_rule(study: Study) -> dict[str, float]:
+    """The test score, by the metric that decides, of one answer for all examples."""
+    metric = study.metric
+    if not metric.of_all:
+        return {}
+    labels, test = labels_of(study.parts["train"]).values, labels_of(study.parts["test"])
+    count = len(test.values)
+    if metric.numbers:
+        means = np.full(count, labels.mean(dtype=np.float64))
+        return {"mean": metric.of_answers(Answers(means, test))}
+    outputs = np.zeros((count, len(study.task.labels)))
+    outputs[:, np.bincount(labels).argmax()] = 1
+    return {"majority": metric.of_answers(Answers(outputs, test))}
 
 
 def _fitted_rules(study: Study) -> dict[str, RuleScores]:
@@ -286,7 +303,9 @@ def _valid_after(entrant: EntrantRecord, step: int | None) -> float | None:
     return None
 
 
-def _with_unknown_tokens(report: Diagnostics, facts: Mapping[str, Any]) -> Diagnostics:
+def _with_unknown_tokens(
+    report: Diagnostics, facts: Mapping[str, Any], of_words: bool
+) -> Diagnostics:
     """The search's diagnostics with the tokens that the model cannot read, where it has such."""
     shares = {}
     for part, counts in facts.items():
@@ -294,7 +313,7 @@ def _with_unknown_tokens(report: Diagnostics, facts: Mapping[str, Any]) -> Diagn
             shares[part] = float(counts["unknown share"])
     if not shares:
         return report
-    return _with(report, diagnostics.unknown_tokens(shares))
+    return _with(report, diagnostics.unknown_tokens(shares, of_words))
 
 
 def _with(report: Diagnostics, finding: Finding) -> Diagnostics:

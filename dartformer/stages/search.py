@@ -16,6 +16,7 @@ from dartformer.attention import to_text
 from dartformer.config import Config
 from dartformer.cost.budget import Price
 from dartformer.data.batches import batches, resized
+from dartformer.data.splits import share_groups
 from dartformer.errors import InputError
 from dartformer.machine.identity import require_same
 from dartformer.machine.progress import say
@@ -367,6 +368,11 @@ def search(study: Study, workdir: Workdir) -> SearchResult:
     warning = short(study.config)
     if warning:
         say(warning)
+    if study.strategy.traits.halves and share_groups(study.parts["weights"], study.parts["alphas"]):
+        say(
+            "search: both halves of train have rows of the same groups, because the groups are too "
+            "few or too unequal for two halves"
+        )
     # Before the strategy is built, whose constraint reads the prices.
     keep_prices(study, workdir)
     mixture_of = jax.jit(study.supernet.strategy.mixture)

@@ -527,10 +527,9 @@ def _add_label(
     options["kind"] = "forecasting"
     target = named.label
     if not target:
-        by_name = [n for common in TARGET_NAMES for n in values if n.lower() == common]
-        target = (by_name or values[-1:])[0]
-        if options["layout"] == "columns":
-            target = values[0]
+        target = values[0]
+        if options["layout"] != "columns":
+            target = _target(layout, rows)
     options["label"] = target
     if options["layout"] == "columns":
         sentences.append(
@@ -541,6 +540,19 @@ def _add_label(
     sentences.append(
         f"the task is to forecast the next value of {target!r} (--label names another column)"
     )
+
+
+def _target(layout: Layout, rows: Sequence[Record]) -> str:
+    """The channel to forecast: one with a target's name, or else the last that changes."""
+    values = layout.options["values"]
+    constant = _constant(layout, rows)
+    # What is the same in all steps of a sequence leaves nothing to forecast.
+    changing = [name for name in values if name not in constant] or list(values)
+    for common in TARGET_NAMES:
+        for name in changing:
+            if name.lower() == common:
+                return name
+    return changing[-1]
 
 
 def _label_of(layout: Layout, rows: Sequence[Record], named: Columns) -> str:
@@ -567,24 +579,31 @@ def _label_of_sequences(layout: Layout, rows: Sequence[Record]) -> str:
 
     One with a label's name or of no numbers, or else the only one there is.
     """
-    series = layout.options.get("series")
-    if not series:
+    if not layout.options.get("series"):
         return ""
     values = layout.options["values"]
-    names = [name for name in names_of(rows) if name not in (series, layout.options["time"])]
     constant = []
-    sequences = _distinct(rows, [series])
-    for name in names:
-        is_constant = _distinct(rows, [series, name]) == sequences
-        if is_constant and _distinct(rows, [name]) > 1 and not is_date(rows, name):
+    for name in _constant(layout, rows):
+        if _distinct(rows, [name]) > 1 and not is_date(rows, name):
             constant.append(name)
     for name in constant:
         if name.lower() in LABEL_NAMES or name not in values:
             return name
     # Sequences of one step each would make every column constant.
-    if len(constant) == 1 and sequences < len(rows):
+    if len(constant) == 1 and _distinct(rows, [layout.options["series"]]) < len(rows):
         return constant[0]
     return ""
+
+
+def _constant(layout: Layout, rows: Sequence[Record]) -> list[str]:
+    """The columns that are the same in all steps of a sequence."""
+    series = layout.options.get("series")
+    keys = []
+    if series:
+        keys.append(series)
+    sequences = max(1, _distinct(rows, keys))
+    names = [name for name in names_of(rows) if name not in (series, layout.options.get("time"))]
+    return [name for name in names if _distinct(rows, [*keys, name]) == sequences]
 
 
 def _measured(task: Series) -> tuple[np.ndarray, int]:

@@ -8,7 +8,7 @@ import pytest
 from dartformer import tasks
 from dartformer.cli.main import main
 from dartformer.data.rows import PARTS
-from dartformer.data.splits import linked
+from dartformer.data.splits import linked, share_groups
 from dartformer.errors import InputError
 from dartformer.tasks.base import parts
 from dartformer.tasks.division import division, group_digest, without_shared_groups
@@ -78,6 +78,8 @@ def test_few_groups_are_halved_by_rows(tmp_path):
     task = task_of(guess(put(tmp_path, texts(groups=3)), group="writer"), tmp_path)
     halves = parts(task, str(tmp_path / "data"))
     assert abs(len(halves["weights"]) - len(halves["alphas"])) <= 1
+    assert share_groups(halves["weights"], halves["alphas"])
+    assert not share_groups(halves["train"], halves["valid"])
 
 
 @pytest.mark.parametrize("seed", range(20))

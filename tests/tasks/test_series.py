@@ -215,6 +215,18 @@ def test_what_is_the_same_in_all_steps_of_a_sequence_is_its_label(name, classes,
     assert options["values"] == ("c0", "c1")
 
 
+@pytest.mark.parametrize("value", [1, 2.5])
+def test_a_forecast_is_of_what_changes_within_a_sequence(value, tmp_path):
+    """The column of classes stands last: its next value is the one before, and R2 undefined."""
+    rows = []
+    for i, values in enumerate(waves(40, 2, True)):
+        for time, step in enumerate(values.tolist()):
+            rows.append([i, time, *step, value * (i // 20)])
+    write_csv(tmp_path / "a.csv", ["id", "time", "c0", "c1", "speaker"], rows)
+    options = guess(str(tmp_path / "a.csv"), kind="forecasting").options
+    assert (options["label"], options["kind"]) == ("c1", "forecasting")
+
+
 def test_what_is_not_read_is_said(tmp_path):
     guessed = guess(str(columns(tmp_path, waves(40))))
     assert "not read: 'id'" in guessed.sentences
