@@ -10,7 +10,7 @@ FAILED_CHECK, USER_ERROR, DIVERGED, UNEXPECTED = 1, 2, 3, 4
 
 EXIT_CODES = """exit codes:
   0  success
-  1  selfcheck missed an answer, or doctor found a problem
+  1  selfcheck missed an answer, doctor found a problem, or inspect an unreadable checkpoint
   2  invalid input or configuration (see stderr)
   3  training diverged; the last good checkpoint is kept
   4  unexpected error (rerun with --debug)
@@ -57,6 +57,10 @@ EXAMPLES = {
     "generate": (
         'dartformer generate runs/mine/export --prompt "It was a" --max-tokens=80 --temperature=0.8',
         'dartformer generate runs/mine --prompt "One" --prompt "Two" --stop="." --json',
+    ),
+    "inspect": (
+        "dartformer inspect SmolLM2-135M-Instruct",
+        "dartformer inspect SmolLM2-135M-Instruct --json",
     ),
     "push": ("dartformer push runs/mine/export --repo=me/my-model --dry-run",),
     "doctor": ("dartformer doctor", "dartformer doctor --json"),
@@ -112,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     _add_selfcheck(verbs)
     _add_predict(verbs)
     _add_generate(verbs)
+    _add_inspect(verbs)
     _add_push(verbs)
     _add_doctor(verbs)
     _add_completion(verbs)
@@ -527,6 +532,18 @@ def _add_generate(verbs: "Verbs[Parser]") -> None:
     )
     verb.add_argument("--device", help="cpu, gpu or tpu (default: the fastest available)")
     _add_json(verb, "the texts")
+
+
+def _add_inspect(verbs: "Verbs[Parser]") -> None:
+    verb = _add(
+        verbs,
+        "inspect",
+        "say what a checkpoint of Hugging Face is, and whether dartformer reads it",
+        "Reads the config and the headers of the weights, and no weights. Exits with 1 if "
+        "something in the checkpoint is refused.",
+    )
+    verb.add_argument("folder", help="the folder of a checkpoint, or of an export or a run")
+    _add_json(verb)
 
 
 def _add_push(verbs: "Verbs[Parser]") -> None:

@@ -1,5 +1,6 @@
 """What a family of checkpoints says of itself: its sizes, and where each tensor belongs."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -27,6 +28,19 @@ ACTIVATIONS = {
     "relu": "relu",
 }
 """Our names of the activations, by theirs."""
+
+
+class Refused(InputError):
+    """An option of a checkpoint that this package lacks.
+
+    Attributes:
+      values: the section of `config.json` with the option.
+      name: of the option.
+    """
+
+    def __init__(self, message: str, values: Mapping[str, object], name: str):
+        super().__init__(message)
+        self.values, self.name = values, name
 
 
 class Settings:
@@ -83,11 +97,15 @@ class Settings:
             raise InputError(f"{self.file}: {name} is {brief(value)}, which is no section.")
         return Settings(f"{self.file}: {name}", value)
 
-    def refuse(self, name: str, value: object, reason: str) -> InputError:
+    def refuse(self, name: str, value: object, reason: str) -> Refused:
         """The error for an option that this package lacks."""
-        return InputError(
-            f"{self.file}: {name}={brief(value)} does not work here, because {reason}."
+        return self.refused(
+            name, f"{self.file}: {name}={brief(value)} does not work here, because {reason}."
         )
+
+    def refused(self, name: str, message: str | InputError) -> Refused:
+        """The error for an option, in words of its own."""
+        return Refused(str(message), self.values, name)
 
     def require(self, name: str, value: bool, reason: str) -> None:
         """Raise `InputError` where a switch is not as it must be; a missing one is."""
@@ -98,7 +116,8 @@ class Settings:
         """Our name of an activation."""
         activation = self.text(name, default)
         if activation not in ACTIVATIONS:
-            raise unknown(f"activation ({name} of {self.file})", activation, ACTIVATIONS)
+            error = unknown(f"activation ({name} of {self.file})", activation, ACTIVATIONS)
+            raise self.refused(name, error)
         return ACTIVATIONS[activation]
 
     def theta(self, default: float) -> float:
@@ -106,12 +125,13 @@ class Settings:
         # Transformers 5 writes `rope_parameters`; before it were `rope_theta` and `rope_scaling`.
         rope = self.section("rope_parameters")
         scaling = self.section("rope_scaling")
-        for section in (rope, scaling):
-            kind = section.text("rope_type", section.text("type", "default"))
+        for section, name in itertools.product((rope, scaling), ("rope_type", "type")):
+            kind = section.text(name, "default")
             if kind != "default":
-                raise InputError(
+                raise section.refused(
+                    name,
                     f"{section.file} has the type {brief(kind)}, and dartformer has plain rotary "
-                    f"positions only ('default')."
+                    f"positions only ('default').",
                 )
         for section in (self, rope):
             share = section.number("partial_rotary_factor", 1.0)
@@ -235,8 +255,8 @@ def attentions(settings: Settings, layers: int, heads: int, kinds: Sequence[obje
         if kind == "sliding_attention":
             attention = Local(settings.count("sliding_window") - 1)
         elif kind != "full_attention":
-            raise unknown(
-                f"layer type ({settings.file})", kind, ("full_attention", "sliding_attention")
-            )
+            kinds = ("full_attention", "sliding_attention")
+            error = unknown(f"layer type ({settings.file})", kind, kinds)
+            raise settings.refused("layer_types", error)
         rows.append((attention,) * heads)
     return Genotype(tuple(rows))

@@ -3,6 +3,7 @@
 Tensors are read and not mapped into memory: mapped pages would stay beside the converted arrays."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -39,20 +40,22 @@ class Stored(NamedTuple):
       dtype: of its numbers.
       shape: its axes.
       offset: its first byte.
+      bytes: how many it takes.
     """
 
     file: Path
     dtype: str
     shape: Axes
     offset: int
+    bytes: int
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
 
     def read(self) -> np.ndarray:
-        """Its numbers; `InputError` for a type that is not of weights, such as a quantized one."""
-        if self.dtype not in DTYPES:
-            raise InputError(
-                f"{self.file} has tensors of the type {self.dtype}, and dartformer reads "
-                f"{', '.join(DTYPES)}."
-            )
+        """Its numbers, which are of one of `DTYPES`; `InputError` where the file is too short."""
         dtype = DTYPES[self.dtype]
         array = np.empty(self.shape, dtype)
         with self.file.open("rb") as opened:
@@ -66,6 +69,14 @@ class Stored(NamedTuple):
 
 def settings_of(folder: Path) -> Settings:
     """`config.json`; `InputError` where there is none, or the checkpoint cannot be read at all."""
+    settings = config_of(folder)
+    for error in obstacles(folder, settings):
+        raise error
+    return settings
+
+
+def config_of(folder: Path) -> Settings:
+    """`config.json`, whatever it says; `InputError` where there is none."""
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}.")
     file = folder / "config.json"
@@ -74,20 +85,23 @@ def settings_of(folder: Path) -> Settings:
     values = read_json(file)
     if not isinstance(values, dict):
         raise InputError(f"{file} must be an object.")
-    settings = Settings(str(file), values)
-    if "auto_map" in values:
-        raise InputError(
+    return Settings(str(file), values)
+
+
+def obstacles(folder: Path, settings: Settings) -> Iterator[InputError]:
+    """Why no checkpoint with such a `config.json` can be read, whatever its family."""
+    if "auto_map" in settings.values:
+        yield InputError(
             f"{folder} needs code of its own (auto_map in config.json), and dartformer runs none. "
             f"Use a checkpoint of a family that it knows."
         )
     for name in ("quantization_config", "compression_config"):
-        if values.get(name):
+        if settings.values.get(name):
             method = settings.section(name).values.get("quant_method", "unknown")
-            raise InputError(
-                f"{file}: {name} says that the weights are quantized ({brief(method)}), and "
+            yield InputError(
+                f"{settings.file}: {name} says that the weights are quantized ({brief(method)}), and "
                 f"dartformer reads plain ones. Save them in float32, float16 or bfloat16."
             )
-    return settings
 
 
 def stored(folder: Path) -> dict[str, Stored]:
@@ -157,9 +171,9 @@ def _header(file: Path) -> Iterator[tuple[str, Stored]]:
         header = json.loads(opened.read(size))
     for name, entry in header.items():
         if name != "__metadata__":
-            begin, _ = entry["data_offsets"]
+            begin, end = entry["data_offsets"]
             shape = tuple(entry["shape"])
-            yield name, Stored(file, entry["dtype"], shape, 8 + size + begin)
+            yield name, Stored(file, entry["dtype"], shape, 8 + size + begin, end - begin)
 
 
 def is_checkpoint(folder: Path) -> bool:

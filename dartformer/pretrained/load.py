@@ -3,7 +3,7 @@
 import dataclasses
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from dartformer.errors import InputError, brief, unknown
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import Network, Weights, transformer
 from dartformer.pretrained.base import Family, Tensor
-from dartformer.pretrained.folder import Stored, settings_of, stored
+from dartformer.pretrained.folder import DTYPES, Stored, settings_of, stored
 from dartformer.pretrained.texts import Texts, opened
 from dartformer.space.genotype import Genotype
 from dartformer.training.checkpoint import named_leaves
@@ -143,31 +143,52 @@ def describe(folder: str | Path, families: Mapping[str, Family], dtype: str) -> 
 def load(folder: str | Path, families: Mapping[str, Family], dtype: str) -> Pretrained:
     """See `dartformer.pretrained.load_pretrained`; `families` by their `model_type`."""
     described = describe(folder, families, dtype)
-    config, genotype = described.config, described.genotype
-    family = families[described.family]
-    table = family.tensors(config)
-    tensors, left_out = _matched(described.folder, family, config, table)
-    weights = _weights(config, genotype, table, tensors)
-    return Pretrained(*described, weights, tuple(left_out))
+    folder, config, family = described.folder, described.config, families[described.family]
+    matched = match(stored(folder), folder, family, config)
+    leaves = leaves_of(config, described.genotype)
+    for error in misfits(folder, family, matched, leaves):
+        raise error
+    weights = _weights(matched, leaves)
+    return Pretrained(*described, weights, tuple(matched.left_out))
 
 
-def _matched(
-    folder: Path, family: Family, config: TransformerConfig, table: Sequence[Tensor]
-) -> tuple[dict[str, Stored], list[str]]:
-    """The tensors of the table by name, and the names of those that are no part of the model.
+class Matched(NamedTuple):
+    """The tensors of a folder beside the table of its family.
 
-    Raises `InputError` where one is missing, or one is left over that the family does not name.
+    Attributes:
+      table: of all tensors that the model needs.
+      tensors: of the folder, by their names without a prefix.
+      missing: names that the table has, and the folder lacks.
+      left_out: names of tensors that are no part of the model.
+      left_over: names that neither the table nor the family has.
     """
+
+    table: Sequence[Tensor]
+    tensors: Mapping[str, Stored]
+    missing: Sequence[str]
+    left_out: Sequence[str]
+    left_over: Sequence[str]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has, those that are stored."""
+        names = {entry.theirs for entry in self.table}
+        return sum(tensor.size for name, tensor in self.tensors.items() if name in names)
+
+
+def match(
+    by_name: Mapping[str, Stored], folder: Path, family: Family, config: TransformerConfig
+) -> Matched:
+    """The tensors of a folder beside the table; `InputError` for one that it has twice."""
+    table = family.tensors(config)
     tensors: dict[str, Stored] = {}
-    for full, tensor in stored(folder).items():
+    for full, tensor in by_name.items():
         name = _without_prefix(full, family.prefixes)
         if name in tensors:
             raise InputError(f"{folder} has the tensor {name} twice, once with a prefix.")
         tensors[name] = tensor
     needed = {entry.theirs for entry in table}
     missing = sorted(needed - tensors.keys())
-    if missing:
-        raise InputError(f"{folder} lacks {_listed(missing)}, which {family.name} has.")
     ignored = [*family.ignored]
     if config.tie_embeddings:
         ignored.append("lm_head.weight")
@@ -177,11 +198,44 @@ def _matched(
             left_out.append(name)
         else:
             left_over.append(name)
-    if left_over:
-        raise InputError(
-            f"{folder} has {_listed(left_over)}, which dartformer's {family.name} has no place for."
+    return Matched(table, tensors, missing, left_out, left_over)
+
+
+def misfits(
+    folder: Path, family: Family, matched: Matched, leaves: Mapping[str, Array]
+) -> Iterator[InputError]:
+    """What is wrong with the tensors of a folder, whose leaves are those of `leaves_of`."""
+    if matched.missing:
+        yield InputError(f"{folder} lacks {_listed(matched.missing)}, which {family.name} has.")
+    if matched.left_over:
+        listed = _listed(matched.left_over)
+        yield InputError(
+            f"{folder} has {listed}, which dartformer's {family.name} has no place for."
         )
-    return tensors, left_out
+    misshapen: dict[str, str] = {}
+    types: dict[str, Path] = {}
+    for entry in matched.table:
+        tensor = matched.tensors.get(entry.theirs)
+        if tensor is None:
+            continue
+        expected = entry.layout.shape(leaves[_in_first(entry.ours)].shape)
+        if tensor.shape != expected:
+            misshapen.setdefault(
+                entry.theirs,
+                f"{tensor.file}: {entry.theirs} has shape {tensor.shape}, and config.json needs "
+                f"{expected}",
+            )
+        if tensor.dtype not in DTYPES:
+            types.setdefault(tensor.dtype, tensor.file)
+    if misshapen:
+        first, *more = misshapen.values()
+        if more:
+            first += f". Of {len(more)} more tensors the shape differs, too"
+        yield InputError(f"{first}.")
+    for dtype, file in types.items():
+        yield InputError(
+            f"{file} has tensors of the type {dtype}, and dartformer reads {', '.join(DTYPES)}."
+        )
 
 
 def _without_prefix(name: str, prefixes: Iterable[str]) -> str:
@@ -204,28 +258,14 @@ def _listed(names: Sequence[str]) -> str:
     return f"{noun} {shown}"
 
 
-def _weights(
-    config: TransformerConfig,
-    genotype: Genotype,
-    table: Sequence[Tensor],
-    tensors: Mapping[str, Stored],
-) -> Weights:
+def _weights(matched: Matched, leaves: Mapping[str, Array]) -> Weights:
     """Our weights, converted one by one; the checkpoint's tensors are forgotten in turn."""
-    leaves = _leaves(config, genotype)
     by_source: dict[str, list[Tensor]] = {}
-    for entry in table:
+    for entry in matched.table:
         by_source.setdefault(entry.theirs, []).append(entry)
     weights: Weights = {}
     for source, entries in by_source.items():
-        tensor = tensors[source]
-        for entry in entries:
-            expected = entry.layout.shape(leaves[_in_first(entry.ours)].shape)
-            if tensor.shape != expected:
-                raise InputError(
-                    f"{tensor.file}: {source} has shape {tensor.shape}, and config.json needs "
-                    f"{expected}."
-                )
-        array = tensor.read()
+        array = matched.tensors[source].read()
         for entry in entries:
             leaf = leaves[_in_first(entry.ours)]
             ours = entry.layout.convert(array, leaf.shape)
@@ -233,7 +273,7 @@ def _weights(
     return weights
 
 
-def _leaves(config: TransformerConfig, genotype: Genotype) -> dict[str, Array]:
+def leaves_of(config: TransformerConfig, genotype: Genotype) -> dict[str, Array]:
     """Shapes of our weights by name, with those of the first layer for all layers."""
     # Tracing thirty layers takes as long as reading them.
     first = dataclasses.replace(config, layers=1, nope_layers=())

@@ -13,6 +13,8 @@ from dartformer.machine.workdir import read_json, read_text
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+TOKENIZER = "tokenizer.json"
+
 TEMPLATE = "chat_template.jinja"
 
 
@@ -21,9 +23,9 @@ def opened(folder: Path) -> "Tokenizer":
     # Here, because models of bytes and characters generate without this package.
     from tokenizers import Tokenizer
 
-    file = folder / "tokenizer.json"
+    file = folder / TOKENIZER
     if not file.is_file():
-        raise InputError(f"{folder} has no tokenizer.json. Give ids instead of texts.")
+        raise InputError(f"{folder} has no {TOKENIZER}. Give ids instead of texts.")
     try:
         return Tokenizer.from_file(str(file))
     # The package raises this type for whatever is wrong with a file.
