@@ -24,6 +24,7 @@ from dartformer.errors import InputError, unknown
 from dartformer.machine.printable import note, one_line, printable
 from dartformer.tasks.files import Files
 from dartformer.tasks.guess import guess, tried
+from dartformer.tasks.guess_language import with_checkpoint
 from dartformer.tasks.guesses import Guess
 from dartformer.tasks.label_counts import several_labels
 from dartformer.tasks.planted import KINDS
@@ -219,6 +220,7 @@ def config_for_data(
     data_dir = (values or {}).get("data.dir")
     contents = guess(file, texts, label, _text_or_none(data_dir), kind, group, split)
     values = dict(values or {})
+    contents = with_checkpoint(contents, values, _text_or_none(data_dir))
     proposal = propose(contents, _of_task(contents.options), values, wishes)
     contents.sentences.extend(proposal.sentences)
     items = []

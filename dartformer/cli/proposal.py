@@ -34,6 +34,12 @@ EPOCHS = (5, 60)
 FEWEST_STEPS = 600
 """Steps of a training, however few the rows are."""
 
+BATCH = 32
+"""Most examples in a training step."""
+
+BATCH_OF_CHECKPOINT = 8
+"""The same for the tokens of a checkpoint: with 50,000 of them nearly all of a step is the logits."""
+
 FEWEST = 50
 """Steps of a training, however little time there is."""
 
@@ -165,7 +171,10 @@ def propose(
     if wishes.steps is not None and wishes.steps < 1:
         raise InputError(f"--steps must be at least 1, got {wishes.steps}.")
     # At least four batches of a small file.
-    batch = max(1, min(32, contents.train // 4, contents.half))
+    most = BATCH
+    if contents.options.get("tokens") == "checkpoint":
+        most = BATCH_OF_CHECKPOINT
+    batch = max(1, min(most, contents.train // 4, contents.half))
     settings: dict[str, object] = {**task, "data.batch_size": batch, **_recipe(contents)}
     if contents.options.get("kind", contents.task) in ("labelling", "language"):
         # A label for each token, and no summary of the text.

@@ -20,7 +20,7 @@ from dartformer.models.decode import decoding
 from dartformer.models.mixers import GroupedHeads, attend, head_keys, own_parameters, values
 from dartformer.models.positions import alibi_slopes
 from dartformer.models.sizes import TransformerConfig
-from dartformer.models.transformer import Block, Network, Weights, transformer
+from dartformer.models.transformer import Block, Network, Weights, label_scores, transformer
 from dartformer.space.genotype import Genotype
 
 clock: Callable[[], float] = time.perf_counter
@@ -128,7 +128,7 @@ def model(
     tokens, valid = (jnp.ones(blank.shape, blank.dtype) for blank in config.blank(batch, length))
     if phase == "forward":
         return measured(net.apply, weights, tokens, valid, repeats=repeats)
-    gradient = jax.value_and_grad(_loss_of(net))
+    gradient = jax.value_and_grad(_loss_of(net, config))
     return measured(gradient, weights, tokens, valid, jax.random.key(1), repeats=repeats)
 
 
@@ -190,16 +190,28 @@ def temp_bytes(
     if phase == "forward":
         lowered = jax.jit(net.apply).lower(weights, *blank)
     else:
-        lowered = jax.jit(jax.value_and_grad(_loss_of(net))).lower(weights, *blank, key)
+        lowered = jax.jit(jax.value_and_grad(_loss_of(net, config))).lower(weights, *blank, key)
     memory = lowered.compile().memory_analysis()
     assert memory is not None
     return int(memory.temp_size_in_bytes)
 
 
-def _loss_of(net: Network) -> Callable[[Weights, Array, Array, Array], Array]:
+def _loss_of(
+    net: Network, config: TransformerConfig
+) -> Callable[[Weights, Array, Array, Array], Array]:
     """A scalar of the outputs, so that there is a gradient to measure."""
 
+    def of_token(logits: Array, labels: Array) -> Array:
+        return jnp.mean(logits**2, -1)
+
     def loss(weights: Weights, tokens: Array, valid: Array, key: Array) -> Array:
+        if config.logits_size(*valid.shape[:2]):
+            # In parts, as a training computes them: all at once may not fit into memory.
+            labels = jnp.zeros(valid.shape, jnp.int32)
+            scores = label_scores(
+                net, of_token, weights, tokens, valid, labels, train=True, key=key
+            )
+            return jnp.mean(scores)
         return jnp.mean(net.apply(weights, tokens, valid, train=True, key=key) ** 2)
 
     return loss

@@ -40,6 +40,11 @@ class Continues(Protocol):
         """Token ids that stand for no text, and are never generated: padding, the unknown."""
         ...
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end a text."""
+        ...
+
     def prompt(self, text: str) -> list[int]:
         """Token ids of a whole text, however long."""
         ...
@@ -133,7 +138,8 @@ class Source(NamedTuple):
         if isinstance(model, Served):
             model = model.model
         require_generation(model.shape, model.genotype)
-        return cls(model.shape, model.genotype, model.weights, _continued_task(model))
+        task = _continued_task(model)
+        return cls(model.shape, model.genotype, model.weights, task, task.ends)
 
 
 def open_model(folder: str | Path, device: str | None = None) -> Served | Pretrained:

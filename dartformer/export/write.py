@@ -138,6 +138,9 @@ def _write_header(model: Model, folder: Path, program: Program, formats: Sequenc
     """`config.json`: the config, and what else a reader needs."""
     config = configs.to_dict(model.config)
     config["model"]["kernel"] = "auto"  # as in the program: the other machine may lack it
+    if config["task"].get("tokens") == "checkpoint":
+        # The tokenizer goes with the export, and its folder does not.
+        config["task"]["vocabulary_size"] = model.task.vocabulary
     config = configs.without_places(config)
     header = {
         "format": FORMAT,

@@ -234,8 +234,13 @@ def majority(train: Split, split: Split) -> float:
     labels = _labels(split)
     if not len(labels):
         return float("nan")
-    prediction = np.bincount(_labels(train), minlength=1).argmax()
-    return float((labels == prediction).mean())
+    # Batch by batch: train may not fit into memory.
+    counts = np.zeros(1, np.int64)
+    for batch in in_order(train):
+        fresh = np.bincount(_counting(batch), minlength=len(counts))
+        fresh[: len(counts)] += counts
+        counts = fresh
+    return float((labels == counts.argmax()).mean())
 
 
 def _labels(split: Split) -> np.ndarray:

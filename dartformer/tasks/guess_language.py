@@ -1,6 +1,7 @@
 """A guess at plain text: options of the task `language`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from dartformer.errors import InputError
 from dartformer.tasks.base import parts
@@ -57,6 +58,52 @@ def guess_language(file: str, columns: Sequence[str] = (), kind: str = "") -> Gu
     invalid = sum(part.invalid for part in texts.values())
     if invalid:
         sentences.append(f"{invalid:,} bytes are not valid UTF-8 and are read as U+FFFD")
+    half = min(len(windows["weights"]), len(windows["alphas"]))
+    return Guess(options, len(windows["train"]), sentences, half, "language")
+
+
+def with_checkpoint(guessed: Guess, values: Mapping[str, object], data_dir: str | None) -> Guess:
+    """The guess at a text or at a column of texts, read with a checkpoint's tokenizer.
+
+    It is the guess itself where no option that the user sets names a checkpoint.
+
+    Args:
+      guessed: at the data.
+      values: dotted fields that the user sets.
+      data_dir: where data are prepared.
+
+    Raises:
+      InputError: the data are no text to continue, or do not fit the options.
+    """
+    options: dict[str, object] = {"tokens": "checkpoint"}
+    for name in ("tokens", "checkpoint", "vocabulary_size", "end", "length"):
+        if f"task.{name}" in values:
+            options[name] = values[f"task.{name}"]
+    if options["tokens"] != "checkpoint" or "task.checkpoint" not in values:
+        return guessed
+    if guessed.options.get("kind", guessed.task) != "language":
+        raise InputError(
+            f"task.checkpoint does not work with the task {guessed.task}, which predicts labels. "
+            f"Add --kind=language to predict the next token."
+        )
+    options["path"] = guessed.options["path"]
+    if guessed.task == "files":
+        options["text"] = guessed.options["text"]
+    task = Language(**{"length": 1, **options})  # type: ignore[arg-type]
+    if "vocabulary_size" not in options:
+        # Written down, so that the model does not need the tokenizer.
+        options["vocabulary_size"] = task.vocabulary
+    packed = task.packed(data_dir)
+    counts = {name: len(part.ids) for name, part in packed.items()}
+    options.setdefault("length", _length(counts["train"]))
+    windows = parts(replace(task, length=options["length"]), data_dir)  # type: ignore[arg-type]
+    sentences = [
+        f"text, of which {packed['train'].documents:,} documents are packed one after another for "
+        f"train, so the task is to predict the next token",
+        f"tokens are those of {options['checkpoint']}: {counts['train']:,} for train, "
+        f"{counts['valid']:,} for valid, {counts['test']:,} for test; windows of "
+        f"{options['length']} tokens, {len(windows['train']):,} of them in train",
+    ]
     half = min(len(windows["weights"]), len(windows["alphas"]))
     return Guess(options, len(windows["train"]), sentences, half, "language")
 

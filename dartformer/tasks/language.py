@@ -1,4 +1,4 @@
-"""Language modelling of plain text: the next byte or character, in bits per character."""
+"""Language modelling of text: the next byte, character or token, in bits per character."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,17 +10,24 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from dartformer.data import tokens as tokenizers
+from dartformer.data.checkpoint_tokens import CheckpointTokens, of_checkpoint, restored
 from dartformer.data.locations import identity, located
+from dartformer.data.packed import Part as PackedPart
+from dartformer.data.packed import Source, packed
 from dartformer.data.plain_text import text_files, text_of_file
 from dartformer.data.rows import PARTS, SURROGATES, repaired
 from dartformer.data.splits import Batch, Split
 from dartformer.errors import InputError, unknown
 from dartformer.tasks import simple
 from dartformer.tasks.base import TaskTraits
+from dartformer.tasks.characters import Pieces, Units
 from dartformer.tasks.encoding import with_numbers
 from dartformer.tasks.requirements import require_at_least, require_fraction, require_ids
 
-KINDS = ("bytes", "characters")
+KINDS = ("bytes", "characters", "checkpoint")
+
+COUNTED = 2**22
+"""Tokens whose characters are counted at once."""
 
 
 class Windows:
@@ -57,17 +64,27 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Language:
-    """The text of a file or of a folder of text files, read as "bytes" or "characters".
+    """The text of a file or of a folder of text files, as bytes, characters or a checkpoint's tokens.
 
     The last part of the text is the test part, the text before it the valid part: nothing is shuffled
     over their borders. A folder with files for train, valid and test has the parts that they name.
     Windows do not overlap.
 
+    The tokens of a checkpoint are packed: one document follows another, with the end token between
+    them, and a window may hold the end of one and the beginning of the next. Where there are three
+    documents or more, no two parts share one. The ids are prepared once, in a file that is mapped,
+    so neither they nor the text need fit into memory.
+
     Attributes:
       path: a text file, compressed or not, or a folder of them, which are read in the order of their
-        names.
-      tokens: "bytes" or "characters".
-      vocabulary_size: most different characters, with padding and the unknown one; 0 for 256.
+        names; or a table, with the option `text`.
+      tokens: "bytes", "characters" or "checkpoint".
+      checkpoint: for "checkpoint", the folder with its `tokenizer.json`, or this file.
+      vocabulary_size: most different characters, with padding and the unknown one; 0 for 256. Of a
+        checkpoint the number of ids; 0 for as many as its tokenizer has.
+      text: for "checkpoint", the column of a table whose rows are the documents; empty for plain
+        text, of which each file is a document.
+      end: for "checkpoint", the token between documents; empty for the checkpoint's own end token.
       length: tokens of a window.
       valid_fraction: share of the file that is the valid part.
       test_fraction: share of the file that is the test part.
@@ -75,14 +92,17 @@ class Language:
 
     path: str = ""
     tokens: str = "characters"
+    checkpoint: str = ""
     vocabulary_size: int = 0
+    text: str = ""
+    end: str = ""
     length: int = 256
     valid_fraction: float = 0.05
     test_fraction: float = 0.05
     learned: str = field(default="", repr=False, metadata={"option": False})
 
     traits: ClassVar[TaskTraits] = TaskTraits(
-        summary="Predict the next byte or character of your own text",
+        summary="Predict the next byte, character or token of your own text",
         paper="none: any text file",
         metric="bits_per_character",
         causal=True,
@@ -92,13 +112,33 @@ class Language:
     def __post_init__(self) -> None:
         if self.tokens not in KINDS:
             raise unknown("task.tokens of language", self.tokens, KINDS)
-        tokenizers.size_of(self.tokens, self.vocabulary_size)
-        require_at_least(self, length=1)
+        if self.tokens != "checkpoint":
+            tokenizers.size_of(self.tokens, self.vocabulary_size)
+        self._check_checkpoint()
+        require_at_least(self, length=1, vocabulary_size=0)
         require_fraction(self, "valid_fraction", "test_fraction")
+
+    def _check_checkpoint(self) -> None:
+        """Raise `InputError` for options of a checkpoint that do not fit `tokens`."""
+        if self.tokens == "checkpoint":
+            if not self.checkpoint and not self.vocabulary_size:
+                raise InputError(
+                    "task.checkpoint is empty. Set it to the folder of a checkpoint with a "
+                    "tokenizer.json."
+                )
+            return
+        for option in ("checkpoint", "text", "end"):
+            if getattr(self, option):
+                raise InputError(
+                    f"task.{option} does not work with task.tokens={self.tokens!r}, which packs no "
+                    f"documents. Use task.tokens='checkpoint'."
+                )
 
     @property
     def vocabulary(self) -> int:
         """Token ids, with padding."""
+        if self.tokens == "checkpoint":
+            return self.vocabulary_size or self._of_checkpoint.size
         return tokenizers.size_of(self.tokens, self.vocabulary_size)
 
     @property
@@ -115,13 +155,39 @@ class Language:
         return with_numbers(names, self.vocabulary)
 
     @property
+    def units(self) -> Units:
+        """What the tokens are, for scores per character."""
+        if self.tokens == "checkpoint":
+            return _pieces(self._of_checkpoint, self.vocabulary)
+        return self.tokens
+
+    @property
     def tokenizer(self) -> tokenizers.Tokenizer:
         """The tokenizer of train; `InputError` before `fitted`."""
         if self.tokens == "bytes":
             return tokenizers.Bytes()
+        if self.tokens == "checkpoint":
+            return self._of_checkpoint
         if not self.learned:
             raise InputError("language has not learned its characters yet. Prepare its data first.")
         return tokenizers.restored(json.loads(self.learned))
+
+    @property
+    def _of_checkpoint(self) -> CheckpointTokens:
+        """The tokenizer that the task has learned, or that of the folder.
+
+        Raises `InputError` for one with more tokens than the vocabulary has."""
+        if self.learned:
+            return restored(self.learned)
+        if not self.checkpoint:
+            raise InputError("task.checkpoint is empty. Set it to the folder of a checkpoint.")
+        tokenizer = of_checkpoint(self.checkpoint, self.end)
+        if self.vocabulary_size and tokenizer.size > self.vocabulary_size:
+            raise InputError(
+                f"the tokenizer of {self.checkpoint} has {tokenizer.size} tokens, more than "
+                f"task.vocabulary_size = {self.vocabulary_size}. Set it to 0 for as many."
+            )
+        return tokenizer
 
     def encode(self, text: str) -> list[int]:
         """Token ids; of a long text the last `length`, after which a character is predicted."""
@@ -135,10 +201,21 @@ class Language:
 
     @property
     def special(self) -> tuple[int, ...]:
-        """Ids that stand for no text: padding, and the unknown character."""
+        """Ids that stand for no text: padding, and the unknown character.
+
+        Of a checkpoint those that the tokenizer has no token for."""
         if self.tokens == "bytes":
             return (0,)
+        if self.tokens == "checkpoint":
+            return tuple(range(self._of_checkpoint.size, self.vocabulary))
         return (0, 1)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a document."""
+        if self.tokens != "checkpoint" or self._of_checkpoint.end is None:
+            return ()
+        return (self._of_checkpoint.end,)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without padding; `InputError` for an id beyond the vocabulary."""
@@ -148,16 +225,26 @@ class Language:
 
     def check(self, data_dir: str | None = None) -> None:
         """Raise `InputError` where there is no file, or its text is too short for three parts."""
-        self.texts()
+        if self.tokens == "checkpoint":
+            # The text is read when it is packed.
+            self._source()
+            self._of_checkpoint  # noqa: B018 - it opens the tokenizer
+        else:
+            self.texts()
 
     def fitted(self, data_dir: str | None = None) -> "Language":
-        """This task with the characters of its train part."""
-        text = self.texts()["train"].text
-        learned = tokenizers.train(self.tokens, [text], self.vocabulary)
-        return replace(self, learned=json.dumps(learned.state(), sort_keys=True))
+        """This task with the characters of its train part, or with the checkpoint's tokenizer."""
+        if self.tokens == "checkpoint":
+            state = self._of_checkpoint.state()
+        else:
+            text = self.texts()["train"].text
+            state = tokenizers.train(self.tokens, [text], self.vocabulary).state()
+        return replace(self, learned=json.dumps(state, sort_keys=True))
 
     def facts(self, data_dir: str | None = None) -> dict[str, Any]:
         """Characters of each part, how many bytes were not valid UTF-8, and the unknown share."""
+        if self.tokens == "checkpoint":
+            return self._packed_facts(data_dir)
         tokenizer = self.fitted(data_dir).tokenizer
         facts = {}
         for name, part in self.texts().items():
@@ -170,15 +257,57 @@ class Language:
             }
         return facts
 
+    def _packed_facts(self, data_dir: str | None) -> dict[str, Any]:
+        characters = self._of_checkpoint.characters
+        facts = {}
+        for name, part in self.packed(data_dir).items():
+            count = 0
+            for start in range(0, len(part.ids), COUNTED):
+                count += int(characters[part.ids[start : start + COUNTED]].sum())
+            facts[name] = {
+                "characters": count,
+                "tokens": len(part.ids),
+                "documents of its files": part.documents,
+                "invalid UTF-8": part.invalid,
+            }
+        return facts
+
     def load(self, data_dir: str | None = None) -> Mapping[str, Split]:
-        """Splits "train", "valid" and "test", in memory."""
+        """Splits "train", "valid" and "test", in memory or mapped from files."""
+        splits = {}
+        if self.tokens == "checkpoint":
+            for name, packed_part in self.packed(data_dir).items():
+                splits[name] = Windows(packed_part.ids, self.length)
+            return splits
         tokenizer = self.fitted(data_dir).tokenizer
         dtype = np.min_scalar_type(self.vocabulary - 1)
-        splits = {}
         for name, part in self.texts().items():
             ids = _encoded(tokenizer, part.text).astype(dtype)
             splits[name] = Windows(ids, self.length)
         return splits
+
+    def packed(self, data_dir: str | None = None) -> dict[str, PackedPart]:
+        """The tokens of a checkpoint for each part, prepared on first use.
+
+        Raises `InputError` where a part is too short."""
+        parts = packed(self._source(), self._of_checkpoint, data_dir)
+        for name in PARTS:
+            count, least = len(parts[name].ids), 2
+            if name == "train":
+                least = self.length + 1  # the last token has no next one
+            if count < least:
+                raise InputError(
+                    f"the {name} part of {self.path} has {count} tokens, and needs {least} with "
+                    f"task.length = {self.length}. Use a longer text or a smaller task.length."
+                )
+        return parts
+
+    def _source(self) -> Source:
+        """What is packed; `InputError` where there is no file."""
+        if not self.path:
+            raise InputError("task.path is empty. Set it to a text file.")
+        fractions = self.valid_fraction, self.test_fraction
+        return Source(located(self.path, None), self.text, fractions)
 
     def texts(self) -> dict[str, Part]:
         """The text of each part.
@@ -205,7 +334,14 @@ class Language:
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
         """`unigram` and `bigram`: bits per character of the frequencies of train."""
-        return simple.bigram(train, split, self.vocabulary, self.tokens)
+        return simple.bigram(train, split, self.vocabulary, self.units)
+
+
+@lru_cache(maxsize=2)
+def _pieces(tokenizer: CheckpointTokens, vocabulary: int) -> Pieces:
+    """The characters of a checkpoint's tokens; ids without a token have none."""
+    missing = vocabulary - tokenizer.size
+    return Pieces(np.pad(tokenizer.characters, (0, missing)))
 
 
 def _encoded(tokenizer: tokenizers.Tokenizer, text: str) -> np.ndarray:

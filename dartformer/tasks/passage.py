@@ -55,6 +55,10 @@ class Passage(Language):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.text:
+            raise InputError(
+                "task.text does not work with the task passage, which reads one text. Leave it out."
+            )
         require_at_least(self, passage=2, cue=1, train=1, valid=1, test=1)
         require_seed(self)
         if self.cue >= self.passage:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from dartformer.data.splits import Batch, Split, in_order
-from dartformer.tasks.characters import begins_character, spelling
+from dartformer.tasks.characters import Units, characters_of, spelling
 
 HASHED = 2**16
 """Buckets of four-grams, where tokens are bytes or characters."""
@@ -181,7 +181,7 @@ def own_token(train: Split, split: Split, vocabulary: int, classes: int) -> floa
     return float(answers.mean())
 
 
-def bigram(train: Split, split: Split, vocabulary: int, tokens: str = "") -> dict[str, float]:
+def bigram(train: Split, split: Split, vocabulary: int, tokens: Units = "") -> dict[str, float]:
     """Bits per character on `split` of the frequencies of `train`; NaN where it has none.
 
     Of tokens, and of tokens given the one before. `tokens` says what they are, as for
@@ -195,7 +195,7 @@ def bigram(train: Split, split: Split, vocabulary: int, tokens: str = "") -> dic
 
     scored, times = _pair_counts(split, vocabulary)
     before, following = np.divmod(scored, vocabulary)
-    characters = (times * begins_character(following, tokens)).sum()
+    characters = (times * characters_of(following, tokens)).sum()
     if not characters:
         return {"unigram": float("nan"), "bigram": float("nan")}
     # Only pairs that occur are kept: a table of all would have vocabulary^2 numbers.

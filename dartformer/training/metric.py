@@ -16,7 +16,7 @@ from dartformer.data.answers import Answers, labels_of
 from dartformer.data.splits import Split
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import Task
-from dartformer.tasks.characters import begins_character, spelling
+from dartformer.tasks.characters import Units, characters_of, spelling
 from dartformer.training import scoring
 
 UNDEFINED = "–"
@@ -43,7 +43,7 @@ class Spelled(NamedTuple, Generic[A]):
     """What bits per character need beside `Losses`.
 
     Attributes:
-      characters: 1 where the label begins a character.
+      characters: how many the label begins.
       nats: the loss, with what an unknown character costs to spell.
     """
 
@@ -61,8 +61,7 @@ class Metric:
       share: the field whose best value is 1, which the diagnostics of a search read.
       higher: more is better.
       percent: shown as a percentage.
-      tokens: what the labels of bits per character are: "bytes", "characters", or "" where each
-        label is a character (see `dartformer.tasks.characters`).
+      tokens: what the labels of bits per character are (see `dartformer.tasks.characters`).
       numbers: of a task that predicts a number.
       scale: the number that an output of 1 more stands for; for distances between numbers.
       names: of the classes, which entities are read from.
@@ -75,7 +74,7 @@ class Metric:
     share: str = "accuracy"
     higher: bool = True
     percent: bool = False
-    tokens: str = ""
+    tokens: Units = ""
     numbers: bool = False
     scale: float = 1.0
     names: tuple[str, ...] = ()
@@ -125,7 +124,7 @@ class Metric:
         if self.name != "bits_per_character":
             return None
         labels, dtype = jnp.asarray(labels), losses.loss.dtype
-        characters = begins_character(labels, self.tokens).astype(dtype)
+        characters = characters_of(labels, self.tokens).astype(dtype)
         nats = losses.loss + spelling(labels, self.tokens).astype(dtype) * losses.weight
         return Spelled(characters, nats)
 
@@ -287,7 +286,8 @@ def of_task(task: Task, name: str = "") -> Metric:
     require_of_task(task, name)
     metric = find(name or default.name)
     if default == BITS_PER_CHARACTER:
-        return dataclasses.replace(metric, tokens=getattr(task, "tokens", ""))
+        units: Units = getattr(task, "units", getattr(task, "tokens", ""))
+        return dataclasses.replace(metric, tokens=units)
     if not default.numbers:
         return dataclasses.replace(metric, names=_names(metric, task))
     scale = 1.0
