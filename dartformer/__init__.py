@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         evaluate,
         export,
         load,
+        place,
         probe,
         race,
         retrain,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
         search,
     )
     from dartformer.attention import check, parse
-    from dartformer.config import defaults, load_config
+    from dartformer.config import checkpoint_defaults, defaults, load_config
     from dartformer.export.generate import generate
     from dartformer.models.sizes import TransformerConfig
     from dartformer.models.supernet import inherit, supernet
@@ -46,6 +47,7 @@ __all__ = [
     "TransformerConfig",
     "__version__",
     "check",
+    "checkpoint_defaults",
     "defaults",
     "derive",
     "evaluate",
@@ -58,6 +60,7 @@ __all__ = [
     "load_pretrained",
     "load_table",
     "parse",
+    "place",
     "probe",
     "race",
     "register",
@@ -74,6 +77,7 @@ _HOME = {
             "derive",
             "evaluate",
             "export",
+            "place",
             "probe",
             "race",
             "retrain",
@@ -83,7 +87,7 @@ _HOME = {
         "api",
     ),
     **dict.fromkeys(("check", "parse"), "attention"),
-    **dict.fromkeys(("defaults", "load_config"), "config"),
+    **dict.fromkeys(("checkpoint_defaults", "defaults", "load_config"), "config"),
     # Without the stages: what they need to train is not needed to predict.
     "load": "export.load",
     "generate": "export.generate",

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from dartformer import config as configs
 from dartformer import cost
-from dartformer.config import Config
+from dartformer.config import Config, PlacementConfig
 from dartformer.cost.budget import Budget, BudgetTooSmall
 from dartformer.errors import InputError
 from dartformer.export import checksums
@@ -22,7 +22,13 @@ from dartformer.machine.identity import different
 from dartformer.machine.progress import say
 from dartformer.machine.record import Record
 from dartformer.machine.workdir import UnreadableFile
+from dartformer.placement import choose as choose_stage
+from dartformer.placement import evaluate as placement_stage
+from dartformer.placement import score as score_stage
+from dartformer.placement.records import PlacementResults
+from dartformer.placement.study import PlacementStudy, PlacementWorkdir
 from dartformer.report import page as report_stage
+from dartformer.report import placement as placement_page
 from dartformer.report import probes as probes_page
 from dartformer.report import provenance, tracking
 from dartformer.results import (
@@ -139,6 +145,32 @@ def run_all(config: Config | ConfigDict, workdir: str | Path) -> Plain:
     Returns `results.json`.
     """
     return _run_all(config, workdir).to_dict()
+
+
+def place(config: PlacementConfig | ConfigDict, workdir: str | Path) -> PlacementResults:
+    """Which layers or KV groups of a checkpoint keep full attention, and how well; no training.
+
+    Goes on where an earlier call on this workdir stopped. Returns `results.json`.
+
+    Args:
+      config: of `checkpoint_defaults`.
+      workdir: the folder for all results.
+    """
+    study = PlacementStudy(configs.build_placement(config))
+    study.check()
+    with PlacementWorkdir(workdir, study.config) as folder:
+        return place_all(study, folder, "run")
+
+
+def place_all(study: PlacementStudy, folder: PlacementWorkdir, verb: str) -> PlacementResults:
+    """Score, derive and evaluate a placement, noted and reported."""
+    try:
+        with provenance.noted(folder.path, verb):
+            scores = score_stage.score(study, folder)
+            choose_stage.derive(study, folder, scores)
+            return placement_stage.evaluate(study, folder, scores)
+    finally:
+        placement_page.refresh(folder.path)
 
 
 def probe(

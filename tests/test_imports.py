@@ -23,6 +23,7 @@ FLOORS = [
     ["results", "statistics", "pretrained"],
     ["config", "diagnostics"],
     ["stages"],
+    ["placement"],
     ["report", "export", "tables"],
     ["api"],
     ["cli"],

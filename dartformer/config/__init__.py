@@ -12,20 +12,39 @@ and assigns:
 
 An unknown field is an error, never a silent new one."""
 
+from dartformer.config.checkpoint import PlacementConfig
 from dartformer.config.compat import require_here
-from dartformer.config.load import build, defaults, editable, from_dict, load_config, to_dict
+from dartformer.config.load import (
+    build,
+    build_placement,
+    checkpoint_defaults,
+    defaults,
+    editable,
+    from_dict,
+    is_placement,
+    load_any,
+    load_config,
+    placement_from_dict,
+    to_dict,
+)
 from dartformer.config.overrides import override, split_list
 from dartformer.config.places import task_title, without_places
 from dartformer.config.sections import Config
 
 __all__ = [
     "Config",
+    "PlacementConfig",
     "build",
+    "build_placement",
+    "checkpoint_defaults",
     "defaults",
     "editable",
     "from_dict",
+    "is_placement",
+    "load_any",
     "load_config",
     "override",
+    "placement_from_dict",
     "require_here",
     "split_list",
     "task_title",

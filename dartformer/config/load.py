@@ -16,6 +16,11 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from dartformer import strategies, tasks
 from dartformer.config import compat
+from dartformer.config.checkpoint import (
+    Checkpoint,
+    PlacementConfig,
+    PlacementSpace,
+)
 from dartformer.config.overrides import convert, override, require_names
 from dartformer.config.presets import PRESETS, field_defaults, strategy_defaults, with_positions
 from dartformer.config.sections import (
@@ -105,6 +110,35 @@ def defaults(
     return config
 
 
+def checkpoint_defaults(folder: str = "", text: str = "", **fields: object) -> ConfigDict:
+    """Every field of a config that places full attention in a checkpoint, with its default.
+
+    Set `search.budget`, such as `{"kv_bytes": 40e6, "length": 8192}`, or `checkpoint.keep`.
+
+    Args:
+      folder: of the checkpoint, as Hugging Face writes it.
+      text: a file of text like that which the model is for.
+      fields: more fields of the section `checkpoint`.
+    """
+    config = ConfigDict(
+        {
+            "seed": PlacementConfig.seed,
+            "checkpoint": field_defaults(Checkpoint),
+            "space": field_defaults(PlacementSpace),
+            "search": {"budget": {}},
+        }
+    )
+    config.lock()
+    values = {"folder": str(folder), "text": str(text), **fields}
+    override(config, {f"checkpoint.{name}": value for name, value in values.items()})
+    return config
+
+
+def is_placement(config: object) -> bool:
+    """Whether a config, or the data of one, is of a placement in a checkpoint."""
+    return isinstance(config, ConfigDict | Mapping) and "checkpoint" in config
+
+
 def _task_defaults(task_type: type[Task]) -> dict[str, object]:
     """The options of a task that have a default, with it."""
     options = tasks.options_of(task_type)
@@ -121,6 +155,21 @@ def load_config(path: str | Path, overrides: Mapping[str, object] | None = None)
     The file is the user's own Python and runs as such. Raises `InputError` for a missing file, a
     file without `get_config`, whatever the file raises, a mistyped field, or a value that cannot
     be."""
+    return build(_loaded(path, overrides))
+
+
+def load_any(
+    path: str | Path, overrides: Mapping[str, object] | None = None
+) -> Config | PlacementConfig:
+    """`load_config` of a search, or of a placement in a checkpoint."""
+    config = _loaded(path, overrides)
+    if is_placement(config):
+        return build_placement(config)
+    return build(config)
+
+
+def _loaded(path: str | Path, overrides: Mapping[str, object] | None) -> ConfigDict:
+    """What `get_config()` of a file returns, with the overrides."""
     path = Path(path)
     # Not `Path.is_file`, which raises for a name that is too long.
     if os.path.isdir(path):
@@ -137,6 +186,8 @@ def load_config(path: str | Path, overrides: Mapping[str, object] | None = None)
         raise _raised_by(path, error) from None
     if isinstance(config, Config):  # of a file that has built it itself
         config = editable(config)
+    if isinstance(config, PlacementConfig):
+        config = _editable_placement(to_dict(config))
     if isinstance(config, FrozenConfigDict):
         config = ConfigDict(config)  # overrides must be able to change it
     if not isinstance(config, ConfigDict):
@@ -145,7 +196,7 @@ def load_config(path: str | Path, overrides: Mapping[str, object] | None = None)
             f"got {type(config).__name__}."
         )
     override(config, overrides or {})
-    return build(config)
+    return config
 
 
 def _run(path: Path) -> object:
@@ -224,6 +275,17 @@ def from_dict(data: Mapping[str, Any]) -> Config:
     return build(_editable(data))
 
 
+def placement_from_dict(data: Mapping[str, Any]) -> PlacementConfig:
+    """The config of a placement in the `config.json` of its workdir."""
+    return build_placement(_editable_placement(data))
+
+
+def _editable_placement(data: Mapping[str, Any]) -> ConfigDict:
+    config = checkpoint_defaults()
+    override(config, dict(_flatten(data)))
+    return config
+
+
 def editable(config: Config) -> ConfigDict:
     """A config that can be assigned to again, and then built."""
     return _editable(to_dict(config))
@@ -248,7 +310,7 @@ def _flatten(data: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{name}", value
 
 
-def to_dict(config: Config | ConfigDict) -> dict[str, Any]:
+def to_dict(config: Config | PlacementConfig | ConfigDict) -> dict[str, Any]:
     """Plain nested data, lists for tuples."""
     if isinstance(config, ConfigDict):
         return jsonable(config.to_dict())
@@ -280,14 +342,36 @@ def build(config: Config | ConfigDict) -> Config:
             f"a config is made by dartformer.defaults() or dartformer.load_config(), "
             f"got {type(config).__name__}."
         )
-    require_names(config)
-    try:
-        values = config.to_dict()
-    except ValueError as error:  # a required placeholder of ml_collections that nobody filled
-        raise InputError(f"the config is not complete: {error}.") from None
-    built: Config = _section(Config, values, "")
+    if is_placement(config):
+        raise InputError(
+            "this is the config of a checkpoint, which nothing is trained of. Use `dartformer run`, "
+            "`derive`, `evaluate` or `report`, or dartformer.place()."
+        )
+    built: Config = _section(Config, _values(config), "")
     compat.check(built)
     return built
+
+
+def build_placement(config: PlacementConfig | ConfigDict) -> PlacementConfig:
+    """The typed config of a placement, checked; one that is typed is what it was."""
+    if isinstance(config, PlacementConfig):
+        return config
+    if not is_placement(config):
+        raise InputError(
+            f"the config of a placement is made by dartformer.checkpoint_defaults(), "
+            f"got {type(config).__name__}."
+        )
+    built: PlacementConfig = _section(PlacementConfig, _values(config), "")
+    return built
+
+
+def _values(config: ConfigDict) -> dict[str, Any]:
+    """The plain values of a config."""
+    require_names(config)
+    try:
+        return config.to_dict()
+    except ValueError as error:  # a required placeholder of ml_collections that nobody filled
+        raise InputError(f"the config is not complete: {error}.") from None
 
 
 def _section(cls: Any, values: object, name: str) -> Any:

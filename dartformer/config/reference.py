@@ -6,6 +6,13 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from dartformer import strategies, tasks
+from dartformer.config.checkpoint import (
+    Checkpoint,
+    PlacementBudget,
+    PlacementConfig,
+    PlacementSpace,
+)
+from dartformer.config.load import is_placement
 from dartformer.config.sections import (
     Baselines,
     Config,
@@ -39,6 +46,13 @@ class Field(NamedTuple):
 
 def sections(config: ConfigDict) -> dict[str, type]:
     """The types of the sections of a config, its task's and its strategy's among them."""
+    if is_placement(config):
+        return {
+            "": PlacementConfig,
+            "checkpoint": Checkpoint,
+            "space": PlacementSpace,
+            "search": PlacementBudget,
+        }
     return {
         "": Config,
         "task": tasks.find(config.task.name),

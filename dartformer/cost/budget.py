@@ -30,6 +30,16 @@ PHASES = ("forward", "train", "decode")
 SETTINGS = ("batch", "length", "phase", "floor", "rate", "table", "trust_table")
 """Keys of a budget that are no limits."""
 
+UNITS = {
+    "kib": 2.0**10,
+    "mib": 2.0**20,
+    "gib": 2.0**30,
+    "kb": 1e3,
+    "mb": 1e6,
+    "gb": 1e9,
+}
+"""Units of bytes that a limit may have on the command line."""
+
 TEXTS = ("phase", "table")
 WHOLE_NUMBERS = ("batch", "length")
 
@@ -183,10 +193,21 @@ def _parse_part(part: str, where: str) -> tuple[str, Any]:
         return key, text.lower() in ("true", "1", "yes")
     if key in TEXTS:
         return key, text
-    value = read_number(text, f"{where}: {key}")
+    factor = 1.0
+    if key.endswith("_bytes"):
+        text, factor = _without_unit(text)
+    value = factor * read_number(text, f"{where}: {key}")
     if key in WHOLE_NUMBERS and value == int(value):
         return key, int(value)
     return key, value
+
+
+def _without_unit(text: str) -> tuple[str, float]:
+    """A text without its unit of bytes, and how many bytes that is."""
+    for unit, factor in UNITS.items():
+        if text.lower().endswith(unit):
+            return text[: -len(unit)], factor
+    return text, 1.0
 
 
 def read_number(text: str, name: str) -> float:

@@ -22,6 +22,8 @@ WORDS = {
     "search": "the search's settings",
     "training": "the training's settings",
     "genotype": "the genotype",
+    "checkpoint": "the checkpoint's files",
+    "text": "the text",
 }
 
 

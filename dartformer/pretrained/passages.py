@@ -1,14 +1,20 @@
 """Sequences to score the places of a checkpoint with: pieces of a text, and passages read twice."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from dartformer.errors import InputError
+from dartformer.machine.workdir import read_text
+from dartformer.pretrained.texts import Texts
 
 MOST_SCORED = 64
 """Tokens of a sequence that are scored. For a vocabulary of 50,000 the logits of 256 tokens would
 cost as much as the layers of a small model."""
+
+MOST_READ = 2**23
+"""Characters of a text that are read: far more than the sequences of a placement need."""
 
 
 class Sequences(NamedTuple):
@@ -54,6 +60,49 @@ def repeated(text: np.ndarray, length: int, count: int) -> Sequences:
     tokens[:, length - passage :] = tokens[:, :passage]
     scored = min(MOST_SCORED, passage - 1)
     return Sequences(tokens, np.arange(length - scored, length))
+
+
+class Split(NamedTuple):
+    """Sequences of one kind: those that score the places, and those that test the choice."""
+
+    calibration: Sequences
+    held_out: Sequences
+
+
+TEXT, AGAIN = "text", "again"
+"""The kinds of sequences: plain text, and a passage that comes again."""
+
+KINDS = {TEXT: pieces, AGAIN: repeated}
+
+
+def both_kinds(text: np.ndarray, length: int, calibration: int, held_out: int) -> dict[str, Split]:
+    """Sequences of both kinds; the beginning of the text scores, and the rest tests.
+
+    Raises `InputError` where the text is shorter than the sequences together.
+    """
+    count = calibration + held_out
+    splits = {}
+    for kind, make in KINDS.items():
+        sequences = make(text, length, count)
+        splits[kind] = Split(sequences.take(0, calibration), sequences.take(calibration, count))
+    return splits
+
+
+def tokens_of(folder: Path, file: str | Path, vocabulary: int) -> np.ndarray:
+    """The tokens of a text file, by the tokenizer of a checkpoint.
+
+    Raises `InputError` where the file cannot be read, or the tokenizer has tokens that the model
+    lacks.
+    """
+    text = read_text(Path(file).expanduser())[:MOST_READ]
+    tokens = np.array(Texts(folder).prompt(text), np.int32)
+    if len(tokens) and tokens.max() >= vocabulary:
+        raise InputError(
+            f"the tokenizer of {folder} does not match its model: it makes the token "
+            f"{tokens.max()}, and the model has {vocabulary} of them. Use the tokenizer.json that "
+            f"the checkpoint was trained with."
+        )
+    return tokens
 
 
 def _cut(text: np.ndarray, length: int, count: int) -> np.ndarray:

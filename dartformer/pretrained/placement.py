@@ -162,6 +162,18 @@ class Places:
                 groups[k, count] = candidate.cost(shape).state_bytes
         return Price("kv_bytes", 0.0, groups)
 
+    def require_length(self, length: int) -> None:
+        """Raise `InputError` for sequences that are too long, or on which nothing is saved."""
+        most = self.described.config.length
+        if length > most:
+            raise InputError(f"the model takes at most {most} tokens, got {length}.")
+        full, cheap = self.kv_bytes(length).groups[:, -1]
+        if cheap >= full:
+            raise InputError(
+                f"{to_text(self.cheap)} keeps as much as full attention of sequences of {length} "
+                f"tokens, so nothing is tested. Use longer sequences or a smaller window."
+            )
+
     def bytes_of(self, kept: np.ndarray, length: int) -> int:
         """What the caches of a sequence of `length` tokens take where these places are kept."""
         return round(self.kv_bytes(length).of(self.genotype(kept), self.space))
@@ -225,7 +237,7 @@ class Placement:
 
     def evaluate(self, placements: Sequence[np.ndarray], sequences: Sequences) -> Quality:
         """How placements `[L, 1]` or `[L, G]` predict the sequences."""
-        self.require_length(sequences)
+        self.places.require_length(sequences.tokens.shape[1])
         mixtures = list(map(self.mixture, placements))
         rows = []
         for tokens in sequences.tokens:
@@ -241,7 +253,7 @@ class Placement:
 
     def path(self, sequences: Sequences, points: int = 4) -> PathScores:
         """Scores of all KV groups by the gradient at `points` points of the path; 1: its middle."""
-        self.require_length(sequences)
+        self.places.require_length(sequences.tokens.shape[1])
         if points < 1:
             raise InputError(f"points must be at least 1, got {points}.")
         layers, columns, _ = self.space.alphas_shape
@@ -272,18 +284,6 @@ class Placement:
         placements.append(np.zeros((self.space.layers, 1), bool))
         kl = self.evaluate(placements, sequences).kl.mean(1)
         return (kl[-1] - kl[:-1])[:, None]
-
-    def require_length(self, sequences: Sequences) -> None:
-        """Raise `InputError` for sequences that are too long, or on which nothing is saved."""
-        config, length = self.model.config, sequences.tokens.shape[1]
-        if length > config.length:
-            raise InputError(f"the model takes at most {config.length} tokens, got {length}.")
-        full, cheap = self.kv_bytes(length).groups[:, -1]
-        if cheap >= full:
-            raise InputError(
-                f"{to_text(self.cheap)} keeps as much as full attention of sequences of {length} "
-                f"tokens, so nothing is tested. Use longer sequences or a smaller window."
-            )
 
     @cached_property
     def _structure(self) -> nnx.GraphDef[Transformer]:

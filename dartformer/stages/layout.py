@@ -29,6 +29,9 @@ from dartformer.space.genotype import Genotype
 
 R = TypeVar("R", bound=Record)
 
+CONFIG = "config.json"
+"""The config of a workdir."""
+
 TRAINING = "training.json"
 """In the folder of a training: which genotype it is of."""
 
@@ -55,12 +58,40 @@ def training_folder(genotype: Genotype) -> str:
     return f"trainings/{text}-{genotype_key(genotype)}"
 
 
+def claim(path: Path, config: dict[str, Any]) -> None:
+    """Make a locked folder the workdir of a config: `config.json` is written, or says the same.
+
+    Raises `InputError` where it belongs to another config, or holds other files.
+    """
+    file = path / CONFIG
+    if not file.exists():
+        # The lock is there already, because a folder is claimed by one process at a time.
+        names = set(os.listdir(path)) - {LockedFolder.NAME}
+        if names:
+            first = sorted(names)[:3]
+            raise InputError(
+                f"the workdir {path} holds other files ({', '.join(first)}) and no "
+                f"config.json: choose an empty or a new folder."
+            )
+        write_json(file, config)
+        return
+    saved = read_json(file)
+    if not isinstance(saved, dict):
+        raise InputError(f"{file} is damaged: it must hold an object.")
+    changes = list(differences(saved, config))
+    if changes:
+        raise InputError(
+            f"the workdir {path} belongs to another config; it differs in "
+            f"{'; '.join(changes)}. Choose another workdir, or the config it was made with."
+        )
+
+
 class Layout:
     """Where everything of a workdir lies; for readers, which need no lock."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.config = self.path / "config.json"
+        self.config = self.path / CONFIG
         self.results = self.path / "results.json"
         self.genotype = self.path / "genotype.json"
         self.search = self.path / "search"
@@ -118,33 +149,11 @@ class Workdir(Layout):
         self.task = str(config.task.name)
         self._lock = LockedFolder(self.path)
         try:
-            self._claim(jsonable(configs.to_dict(config)))
+            claim(self.path, jsonable(configs.to_dict(config)))
         except BaseException:
             # Without the object nobody could release the folder.
             self.close()
             raise
-
-    def _claim(self, config: dict[str, Any]) -> None:
-        if not self.config.exists():
-            # The lock is there already, because a folder is claimed by one process at a time.
-            names = set(os.listdir(self.path)) - {LockedFolder.NAME}
-            if names:
-                first = sorted(names)[:3]
-                raise InputError(
-                    f"the workdir {self.path} holds other files ({', '.join(first)}) and no "
-                    f"config.json: choose an empty or a new folder."
-                )
-            write_json(self.config, config)
-            return
-        saved = read_json(self.config)
-        if not isinstance(saved, dict):
-            raise InputError(f"{self.config} is damaged: it must hold an object.")
-        changes = list(differences(saved, config))
-        if changes:
-            raise InputError(
-                f"the workdir {self.path} belongs to another config; it differs in "
-                f"{'; '.join(changes)}. Choose another workdir, or the config it was made with."
-            )
 
     def read_results(self) -> Results:
         """What `results.json` holds so far."""

@@ -1,0 +1,167 @@
+"""The config of a placement: which layers or KV groups of a checkpoint keep full attention.
+
+Nothing is trained, so it has few of the fields of `dartformer.config.sections`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from dartformer.attention import parse
+from dartformer.attention.base import Attention
+from dartformer.config.sections import LARGEST_SEED
+from dartformer.cost.budget import Budget
+from dartformer.errors import InputError
+from dartformer.fields import FieldError, at_least, between, check_types, one_of
+
+RULES = ("path", "swap", "restore")
+"""What scores places: the gradient along the path, one layer made cheap, or one made full."""
+
+GRANULARITIES = ("layer", "kv_group")
+
+KV_BYTES = "kv_bytes"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, and what its layers are scored with.
+
+    Attributes:
+      folder: of the checkpoint, as Hugging Face writes it.
+      text: a file of text like that which the model is for. Its beginning scores the places, and
+        the rest tests the choice.
+      cheap: the attention of the places that do not keep full attention: a window, with or without
+        sinks.
+      rules: what scores the places. "path" takes gradients from the cheap attention everywhere to
+        the checkpoint; "swap" makes one layer cheap at a time, and "restore" one full. The first
+        decides, and others are compared with it.
+      points: gradients of each sequence along the path; more of them add up better.
+      length: tokens of a sequence, which the scores hold for.
+      sequences: of each kind (text, and a passage that comes again) that score the places.
+      held_out: sequences of each kind that test the choice.
+      keep: layers or KV groups that keep full attention, in place of search.budget; 0: as the
+        budget says.
+    """
+
+    folder: str = ""
+    text: str = ""
+    cheap: str = "sink(window=32, sinks=4)"
+    rules: tuple[str, ...] = ("path",)
+    points: int = 8
+    length: int = 256
+    sequences: int = 4
+    held_out: int = 8
+    keep: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, 1, "points", "sequences")
+        at_least(self, 2, "held_out")  # one has no interval
+        at_least(self, 0, "keep")
+        for name, value in (("folder", self.folder), ("text", self.text)):
+            if not value:
+                raise FieldError(name, "is empty. Name a folder or a file.")
+        if not self.rules or len(set(self.rules)) < len(self.rules):
+            raise FieldError("rules", f"must be different rules, got {list(self.rules)}.")
+        for rule in self.rules:
+            if rule not in RULES:
+                choices = ", ".join(RULES)
+                raise FieldError("rules", f"has no rule {rule!r:.60}. Choices: {choices}.")
+        self.attention  # noqa: B018 - raises where the text spells no attention
+
+    @cached_property
+    def attention(self) -> Attention:
+        """The cheap attention, read from its text."""
+        return parse(self.cheap)
+
+
+@dataclass(frozen=True)
+class PlacementSpace:
+    """What is kept.
+
+    Attributes:
+      granularity: what keeps full attention: each "layer", or each "kv_group" (the heads that share
+        keys and values).
+    """
+
+    granularity: str = "kv_group"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.granularity == "head":
+            raise FieldError(
+                "granularity",
+                "cannot be 'head', because a cache keeps the whole KV group of a head. Use "
+                "'kv_group'.",
+            )
+        one_of(self, "granularity", GRANULARITIES)
+
+
+@dataclass(frozen=True)
+class PlacementBudget:
+    """How large the cache may be.
+
+    Attributes:
+      budget: kv_bytes, the bytes of keys and values of a sequence of `length` tokens.
+    """
+
+    budget: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        self.limits  # noqa: B018 - raises where the budget does not read
+
+    @cached_property
+    def limits(self) -> Budget | None:
+        """The budget, read; None where there is none."""
+        if not self.budget:
+            return None
+        budget = Budget.of(self.budget)
+        require_kv_bytes(budget, "search.budget")
+        return budget
+
+
+def require_kv_bytes(budget: Budget, where: str) -> None:
+    """Raise `InputError` for a budget of anything but the cache of one sequence."""
+    for quantity in budget.quantities:
+        if quantity != KV_BYTES:
+            raise InputError(
+                f"{where}: {quantity} does not work with a checkpoint, because only its cache "
+                f"differs. Limit kv_bytes, with a length."
+            )
+    if not budget.length:
+        raise InputError(f"{where} needs a length, as in kv_bytes=40MB,length=8192.")
+    if budget.batch != 1:
+        raise InputError(f"{where}: kv_bytes is of one sequence. Leave out batch={budget.batch}.")
+
+
+@dataclass(frozen=True)
+class PlacementConfig:
+    """The whole config of a placement.
+
+    Attributes:
+      seed: of the random placements that the choice is compared with.
+      checkpoint: the checkpoint, and what its layers are scored with.
+      space: what is kept.
+      search: how large the cache may be.
+    """
+
+    seed: int = 0
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    space: PlacementSpace = field(default_factory=PlacementSpace)
+    search: PlacementBudget = field(default_factory=PlacementBudget)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        between(self, 0, LARGEST_SEED, "seed")
+        rule, granularity = self.checkpoint.rules[0], self.space.granularity
+        if rule != "path" and granularity != "layer":
+            raise InputError(
+                f"checkpoint.rules={rule!r} does not work with space.granularity={granularity!r}, "
+                f"because it scores whole layers. Put 'path' first, or use "
+                f"space.granularity='layer'."
+            )
+        if bool(self.checkpoint.keep) == bool(self.search.budget):
+            raise InputError(
+                "a placement needs either search.budget, as in kv_bytes=40MB,length=8192, or "
+                "checkpoint.keep, a number of layers or KV groups."
+            )

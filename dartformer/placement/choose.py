@@ -1,0 +1,218 @@
+"""Choosing: which places the scores keep within a budget, and the placements beside them."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dartformer.attention import to_text
+from dartformer.config.checkpoint import KV_BYTES, require_kv_bytes
+from dartformer.cost.budget import Budget
+from dartformer.errors import InputError
+from dartformer.machine.workdir import write_text
+from dartformer.placement.records import PlacementBudgetAnswer, ScoreFile
+from dartformer.placement.score import require_scores
+from dartformer.placement.study import (
+    Limit,
+    PlacementFolder,
+    PlacementStudy,
+    PlacementWorkdir,
+    by_layer,
+    ends,
+    limit_of,
+)
+from dartformer.pretrained.passages import AGAIN, KINDS, TEXT
+from dartformer.pretrained.placement import Places, top, uniform
+from dartformer.results import GenotypeRecord
+
+RANDOM = 3
+"""Placements of layers that are drawn."""
+
+FRONT = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
+"""Shares of the layers whose caches are the other budgets of the front."""
+
+EVERYTHING = slice(None)
+
+ALONE = {TEXT: "text alone", AGAIN: "repeated passage alone"}
+"""The kinds of sequences in the titles of what one of them chooses."""
+
+NOTHING = 1e-6
+"""Nats of KL divergence that are rounding."""
+
+
+def combined(
+    file: ScoreFile, rule: str, kinds: Sequence[str], part: slice = EVERYTHING
+) -> np.ndarray:
+    """Scores `[L, C]` of a rule: each kind as a share of what all cheap places lose.
+
+    Args:
+      file: all scores.
+      rule: that scored.
+      kinds: of sequences that count, equally.
+      part: of the sequences.
+    """
+    shares = []
+    for kind in kinds:
+        scores = file.of(rule, kind)
+        if scores is None:
+            raise InputError("there are no scores: run `dartformer run` first.")
+        mean = scores.scores[part].mean(0)
+        total = float(scores.totals[part].mean())
+        if rule != "path":
+            # Layers stand in for each other, so single swaps add up to less than that.
+            total = float(mean.sum())
+        # Where nothing is lost, scores are rounding, and must not be blown up.
+        shares.append(mean / max(total, NOTHING))
+    return np.sum(shares, axis=0)
+
+
+def choose(places: Places, scores: np.ndarray, limit: Limit) -> np.ndarray:
+    """The places `[L, C]` with the highest sum of scores within a limit."""
+    return places.within(scores, [(places.kv_bytes(limit.length), limit.bytes)])
+
+
+class Choice(NamedTuple):
+    """A placement to be evaluated.
+
+    Attributes:
+      name, title, role: as in `Placed`.
+      kept: places `[L, C]`.
+    """
+
+    name: str
+    title: str
+    role: str
+    kept: np.ndarray
+
+
+def answer(study: PlacementStudy, file: ScoreFile, part: slice = EVERYTHING) -> np.ndarray:
+    """The places `[L, C]` that the first rule chooses by both kinds of sequences."""
+    scores = combined(file, study.config.checkpoint.rules[0], tuple(KINDS), part)
+    return choose(study.places, study.at_granularity(scores), study.limit)
+
+
+def derived_choices(study: PlacementStudy, file: ScoreFile) -> Iterator[Choice]:
+    """What the scores choose: the answer first, then by one kind alone, and by other rules."""
+    for number, rule in enumerate(study.config.checkpoint.rules):
+        # Groups are compared with layers of the same rule.
+        layouts = [study.at_granularity(combined(file, rule, tuple(KINDS)))]
+        if layouts[0].shape[1] > 1:
+            layouts.append(by_layer(layouts[0]))
+        for scores in layouts:
+            kept = choose(study.places, scores, study.limit)
+            name, role = rule, "derived"
+            if scores is not layouts[0]:
+                name = f"{rule}_layers"
+            elif number == 0:
+                role = "answer"
+            yield Choice(name, f"{counted(kept)} by {rule}", role, kept)
+        for kind, words in ALONE.items():
+            scores = study.at_granularity(combined(file, rule, (kind,)))
+            kept = choose(study.places, scores, study.limit)
+            yield Choice(f"{rule}_{kind}", f"{counted(kept)} by {rule}, {words}", "derived", kept)
+
+
+def baselines(study: PlacementStudy) -> Iterator[Choice]:
+    """Placements that read no checkpoint, with the same budget."""
+    full, none = ends(study.places)
+    layers, groups = study.described.config.layers, study.places.groups
+    yield Choice("full", "full attention everywhere", "end", full)
+    yield Choice("none", f"{to_text(study.places.cheap)} everywhere", "end", none)
+    columns = 1
+    if not affordable(study.places, study.limit, columns):
+        columns = study.columns  # groups, where the budget has not room for a layer
+    count = affordable(study.places, study.limit, columns)
+    total = layers * columns
+    rank = np.arange(total).reshape(layers, columns)
+    spread = uniform(total, count).reshape(layers, columns)
+    noun = counted(spread)
+    yield Choice("uniform", f"{noun} at equal distances", "baseline", spread)
+    yield Choice("first", f"first {noun}", "baseline", rank < count)
+    yield Choice("last", f"last {noun}", "baseline", rank >= total - count)
+    rng = np.random.default_rng(study.config.seed)
+    for draw in range(RANDOM):
+        kept = top(rng.random((layers, columns)), count)
+        yield Choice(f"random_{draw}", f"random {noun}, draw {draw + 1}", "baseline", kept)
+    if study.columns > columns:
+        kept = top(rng.random((layers, groups)), affordable(study.places, study.limit, groups))
+        yield Choice("random_groups", f"random {counted(kept)}", "baseline", kept)
+
+
+def affordable(places: Places, limit: Limit, columns: int) -> int:
+    """How many of `columns` places a layer are within a limit, whichever they are."""
+    full, cheap = (places.bytes_of(kept, limit.length) for kept in ends(places))
+    total = places.described.config.layers * columns
+    # All places cost the same. Rounded, because a budget is often made of so many of them.
+    return min(int((limit.bytes - cheap) / (full - cheap) * total + 1e-6), total)
+
+
+def front(study: PlacementStudy, file: ScoreFile) -> Iterator[Choice]:
+    """The first rule, equal distances and a random draw with other budgets."""
+    places, length = study.places, study.limit.length
+    layers = places.described.config.layers
+    scores = study.at_granularity(combined(file, study.config.checkpoint.rules[0], tuple(KINDS)))
+    rng = np.random.default_rng(study.config.seed)
+    counts = {round(share * layers) for share in FRONT}
+    counts -= {0, layers, affordable(places, study.limit, 1)}
+    for count in sorted(counts):
+        limit = Limit(places.bytes_of(top(np.zeros((layers, 1)), count), length), length)
+        kept = choose(places, scores, limit)
+        yield Choice(f"answer@{count}", counted(kept), "front", kept)
+        kept = uniform(layers, count)
+        title = f"{plural(count, 'layer')} at equal distances"
+        yield Choice(f"uniform@{count}", title, "front", kept)
+        kept = top(rng.random(scores.shape), count * scores.shape[1])
+        yield Choice(f"random@{count}", f"random {counted(kept)}", "front", kept)
+
+
+def counted(kept: np.ndarray) -> str:
+    """How many layers or KV groups are kept, in words."""
+    noun = "KV group"
+    if kept.shape[1] == 1:
+        noun = "layer"
+    return plural(int(kept.sum()), noun)
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun}s"
+
+
+def derive(study: PlacementStudy, folder: PlacementWorkdir, file: ScoreFile) -> np.ndarray:
+    """Write the genotype of the answer, and return its places `[L, C]`."""
+    kept = answer(study, file)
+    write_text(folder.genotype, study.places.genotype(kept).to_json())
+    return kept
+
+
+def derive_within(path: str | Path, budget: Budget) -> PlacementBudgetAnswer:
+    """The best places within another budget, from the stored scores; the weights are not read."""
+    require_kv_bytes(budget, "--budget")
+    reader = PlacementFolder(path)
+    with PlacementWorkdir(path, reader.read_config()) as folder:
+        study = PlacementStudy(reader.read_config())
+        file = require_scores(study, folder)
+        limit = limit_of(budget, study.places)
+        rule = study.config.checkpoint.rules[0]
+        kept = choose(study.places, study.at_granularity(combined(file, rule, tuple(KINDS))), limit)
+        shares = {}
+        for kind in KINDS:
+            shares[kind] = float(study.at_granularity(combined(file, rule, (kind,)))[kept].sum())
+        full, _ = ends(study.places)
+        genotype = study.places.genotype(kept)
+        answered = PlacementBudgetAnswer(
+            {KV_BYTES: limit.bytes, "length": limit.length},
+            study.config.space.granularity,
+            study.config.checkpoint.cheap,
+            kept.astype(int),
+            study.places.bytes_of(kept, limit.length),
+            study.places.bytes_of(full, limit.length),
+            shares,
+            GenotypeRecord.from_dict(genotype.to_dict()),
+        )
+        folder.write(folder.budget, answered)
+        write_text(folder.genotype, genotype.to_json())
+        return answered

@@ -1,0 +1,172 @@
+"""Evaluating: the exact quality of placements on held-out sequences, and what it comes to."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from dartformer.errors import InputError
+from dartformer.machine.identity import different, fingerprint
+from dartformer.machine.progress import Bar
+from dartformer.placement.choose import Choice, answer, baselines, derived_choices, front
+from dartformer.placement.records import (
+    Additivity,
+    Agreement,
+    Evaluation,
+    Measured,
+    Placed,
+    PlacementResults,
+    ScoreFile,
+    Teacher,
+)
+from dartformer.placement.study import (
+    PlacementFolder,
+    PlacementStudy,
+    PlacementWorkdir,
+    require_unchanged,
+)
+from dartformer.placement.verdict import gaps, verdict, warnings
+from dartformer.pretrained import Pretrained
+from dartformer.pretrained.passages import KINDS, Sequences
+from dartformer.results import GenotypeRecord
+
+
+def evaluate(study: PlacementStudy, folder: PlacementWorkdir, file: ScoreFile) -> PlacementResults:
+    """The exact quality of the answer and its rivals on held-out sequences, and the verdict."""
+    choices = [*baselines(study), *derived_choices(study, file), *front(study, file)]
+    evaluation = _evaluated(study, folder, file, choices)
+    placed = []
+    for choice in choices:
+        quality = {}
+        for kind, qualities in evaluation.qualities.items():
+            quality[kind] = qualities[_key(study, choice)]
+        size = study.places.bytes_of(choice.kept, study.limit.length)
+        kept = choice.kept.astype(int)
+        placed.append(Placed(choice.name, choice.title, choice.role, kept, size, quality))
+    results = conclude(study, file, evaluation, placed)
+    folder.write(folder.results, results)
+    return results
+
+
+def _evaluated(
+    study: PlacementStudy, folder: PlacementWorkdir, file: ScoreFile, choices: Sequence[Choice]
+) -> Evaluation:
+    """The qualities of all different placements, each evaluated one time."""
+    different_ones: dict[str, np.ndarray] = {}
+    for choice in choices:
+        different_ones.setdefault(_key(study, choice), choice.kept)
+    tokens = {}
+    for kind, split in study.kinds.items():
+        tokens[kind] = split.held_out.tokens.tolist()
+    identity = {**file.identity, "test": fingerprint(tokens)}
+    stored = folder.read(Evaluation, folder.evaluation)
+    if stored is None or different(stored.identity, identity):
+        stored = Evaluation(identity, {}, 0.0, 0.0)
+    for kind, split in study.kinds.items():
+        if stored.qualities.get(kind, {}).keys() >= different_ones.keys():
+            continue
+        wall, processor = time.monotonic(), time.process_time()
+        qualities = _qualities(study, kind, split.held_out, different_ones)
+        stored = Evaluation(
+            identity,
+            {**stored.qualities, kind: qualities},
+            stored.seconds + time.monotonic() - wall,
+            stored.processor_seconds + time.process_time() - processor,
+        )
+        folder.write(folder.evaluation, stored)
+    return stored
+
+
+def _key(study: PlacementStudy, choice: Choice) -> str:
+    """The same for two placements that are the same model."""
+    return fingerprint(study.places.mixture(choice.kept)[..., 0].astype(int).tolist())
+
+
+def _qualities(
+    study: PlacementStudy, kind: str, sequences: Sequences, placements: Mapping[str, np.ndarray]
+) -> dict[str, Measured]:
+    """The qualities of placements on the sequences of a kind."""
+    kept = list(placements.values())
+    nll, kl = [], []
+    count = len(sequences.tokens)
+    with Bar(f"evaluate {len(kept)} placements, {kind}", count) as bar:
+        for number in range(count):
+            quality = study.placement.evaluate(kept, sequences.take(number, number + 1))
+            nll.append(quality.nll[:, 0])
+            kl.append(quality.kl[:, 0])
+            bar.update(number + 1, {})
+    # [B, M] to the sequences of each placement.
+    rows = zip(placements, np.array(nll).T, np.array(kl).T, strict=True)
+    return {key: Measured(nlls, kls) for key, nlls, kls in rows}
+
+
+def conclude(
+    study: PlacementStudy, file: ScoreFile, evaluation: Evaluation, placed: Sequence[Placed]
+) -> PlacementResults:
+    """What was measured, with the verdict and whether to believe it."""
+    options, rule = study.config.checkpoint, study.config.checkpoint.rules[0]
+    scores, additivity = {}, []
+    seconds, processor = {"score": 0.0}, {"score": 0.0}
+    for kind in KINDS:
+        of_kind = file.of(rule, kind)
+        assert of_kind is not None
+        scores[kind] = of_kind.scores.mean(0)
+        if rule == "path":
+            total = float(of_kind.totals.mean())
+            additivity.append(Additivity(kind, float(scores[kind].sum()), total))
+    for entry in file.scores:
+        seconds["score"] += entry.seconds
+        processor["score"] += entry.processor_seconds
+    seconds["evaluate"] = evaluation.seconds
+    processor["evaluate"] = evaluation.processor_seconds
+    found = next(item for item in placed if item.role == "answer")
+    results = PlacementResults(
+        study.described.folder.name,
+        study.described.family,
+        options.cheap,
+        study.config.space.granularity,
+        round(study.limit.bytes),
+        study.limit.length,
+        options.sequences,
+        options.held_out,
+        options.length,
+        GenotypeRecord.from_dict(study.places.genotype(found.kept).to_dict()),
+        study.described.config.layers * study.columns,
+        scores,
+        tuple(placed),
+        gaps(placed),
+        tuple(additivity),
+        (),
+        (),
+        seconds,
+        processor,
+        _agreement(study, file),
+    )
+    return replace(results, verdict=tuple(verdict(results)), warnings=tuple(warnings(results)))
+
+
+def _agreement(study: PlacementStudy, file: ScoreFile) -> Agreement | None:
+    """The places that both halves of the calibration sequences choose."""
+    middle = study.config.checkpoint.sequences // 2
+    if not middle:
+        return None
+    first = answer(study, file, slice(None, middle))
+    second = answer(study, file, slice(middle, None))
+    common = int(np.sum(first & second))
+    return Agreement(common, int(max(first.sum(), second.sum())))
+
+
+def placed_model(path: str | Path) -> Pretrained:
+    """The checkpoint of a placement's workdir, with the attentions that were derived."""
+    folder = PlacementFolder(path)
+    study, genotype = PlacementStudy(folder.read_config()), folder.read_genotype()
+    teacher = folder.read(Teacher, folder.teacher)
+    if teacher is not None:
+        require_unchanged(teacher, study.described.folder)
+    if not study.places.space.holds(genotype):
+        raise InputError(
+            f"{folder.genotype} is of another checkpoint. Run `dartformer derive` again."
+        )
+    return replace(study.model, genotype=genotype)

@@ -1,0 +1,299 @@
+"""What a placement in a checkpoint leaves in its workdir."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from dartformer.machine.record import Plain, Record
+from dartformer.results import GenotypeRecord
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class FileMark(Record):
+    """A file of a checkpoint, as it was when its places were scored.
+
+    Attributes:
+      name: in the folder.
+      bytes: its size.
+      modified: nanoseconds, as the system tells them.
+      crc32: of its content.
+    """
+
+    name: str
+    bytes: int
+    modified: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class Teacher(Record):
+    """`teacher.json`: the checkpoint that is placed in.
+
+    Attributes:
+      folder: of the checkpoint.
+      family: its `model_type`.
+      layers, heads, kv_groups: of the model, the last two in each layer.
+      parameters: numbers that are trained.
+      files: of the folder.
+      seconds: of loading.
+    """
+
+    folder: str
+    family: str
+    layers: int
+    heads: int
+    kv_groups: int
+    parameters: int
+    files: tuple[FileMark, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Scores(Record):
+    """What each place is worth to some sequences by one rule.
+
+    Attributes:
+      rule: that scored them.
+      kind: "text" or "again".
+      scores: `[B, L, C]` of each sequence, in nats of KL divergence.
+      totals: `[B]`, the KL divergence of each sequence with the cheap attention everywhere.
+      seconds: of all sequences.
+      processor_seconds: of all cores together.
+    """
+
+    rule: str
+    kind: str
+    scores: np.ndarray
+    totals: np.ndarray
+    seconds: float
+    processor_seconds: float
+
+
+@dataclass(frozen=True)
+class ScoreFile(Record):
+    """`scores.json`: all scores so far.
+
+    Attributes:
+      identity: fingerprints of the checkpoint, the text and the settings.
+      scores: of each rule and kind.
+    """
+
+    identity: dict[str, str]
+    scores: tuple[Scores, ...] = ()
+
+    def of(self, rule: str, kind: str) -> Scores | None:
+        """The scores of a rule on a kind of sequences; None before the first sequence."""
+        for scores in self.scores:
+            if (scores.rule, scores.kind) == (rule, kind):
+                return scores
+        return None
+
+
+@dataclass(frozen=True)
+class Measured(Record):
+    """How a placement predicts the held-out sequences of one kind, `[B]` each, in nats.
+
+    Attributes:
+      nll: mean negative log-likelihood of the scored tokens.
+      kl: mean KL divergence from the checkpoint's predictions.
+    """
+
+    nll: np.ndarray
+    kl: np.ndarray
+
+
+@dataclass(frozen=True)
+class Evaluation(Record):
+    """`evaluation.json`: exact qualities of placements on the held-out sequences.
+
+    Attributes:
+      identity: fingerprints of the checkpoint, the text, the settings and the placements.
+      qualities: by kind of sequences, then by placement.
+      seconds: of all of them.
+      processor_seconds: of all cores together.
+    """
+
+    identity: dict[str, str]
+    qualities: dict[str, dict[str, Measured]]
+    seconds: float
+    processor_seconds: float
+
+
+@dataclass(frozen=True)
+class Placed(Record):
+    """A placement and its quality.
+
+    Attributes:
+      name: of the placement, such as "path".
+      title: in words.
+      role: "answer", "derived", "baseline", "end" (full or cheap everywhere), or "front" for one
+        with another budget.
+      kept: `[L, C]` of 0 and 1: layers, or KV groups of layers.
+      kv_bytes: of its caches.
+      quality: by kind of sequences.
+    """
+
+    name: str
+    title: str
+    role: str
+    kept: np.ndarray
+    kv_bytes: int
+    quality: dict[str, Measured]
+
+    @property
+    def count(self) -> int:
+        """How many places are kept."""
+        return int(self.kept.sum())
+
+    def nll(self, kind: str) -> float:
+        """Mean negative log-likelihood of the held-out sequences of a kind."""
+        return float(np.mean(self.quality[kind].nll))
+
+    def kl(self, kind: str) -> float:
+        """Mean KL divergence on the held-out sequences of a kind."""
+        return float(np.mean(self.quality[kind].kl))
+
+
+@dataclass(frozen=True)
+class Gap(Record):
+    """The answer against another placement with the same budget, paired by sequence.
+
+    Attributes:
+      baseline: the other's name.
+      kind: of the sequences.
+      difference: of the mean NLLs, in nats; below 0 the answer is better.
+      noise: half the width of the 95% interval; null where it is unknown.
+      outcome: "better", "worse" or "undecided"; "same" where the places are the same.
+    """
+
+    baseline: str
+    kind: str
+    difference: float
+    noise: float
+    outcome: str
+
+
+@dataclass(frozen=True)
+class Additivity(Record):
+    """Whether the scores of the path add up to what the cheap attention loses.
+
+    Attributes:
+      kind: of the sequences.
+      sum: of the scores of all places.
+      total: the exact KL divergence with the cheap attention everywhere.
+    """
+
+    kind: str
+    sum: float
+    total: float
+
+    @property
+    def error(self) -> float:
+        """How far off the sum is, as a share of the total."""
+        return abs(self.sum - self.total) / max(abs(self.total), 1e-9)
+
+
+@dataclass(frozen=True)
+class Agreement(Record):
+    """Places that two halves of the calibration sequences choose.
+
+    Attributes:
+      common: how many both keep.
+      kept: how many each keeps, the larger one.
+    """
+
+    common: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class PlacementResults(Record):
+    """`results.json` of a placement in a checkpoint.
+
+    Attributes:
+      checkpoint: name of the folder.
+      family: its `model_type`.
+      cheap: the attention of the places that are not kept.
+      granularity: "layer" or "kv_group".
+      kv_bytes: that the caches may take.
+      length: of the sequence whose caches are meant.
+      calibration: sequences of each kind that scored the places.
+      held_out: sequences of each kind that tested the choice.
+      tokens: of a sequence.
+      genotype: of the answer.
+      places: how many places there are.
+      scores: `[L, C]` of the answer's rule, by kind of sequences.
+      placements: the answer, what else was derived, and the baselines.
+      gaps: the answer against the others.
+      additivity: by kind; empty where the path was not scored.
+      agreement: of the halves; None for a single calibration sequence.
+      verdict: in sentences.
+      warnings: in sentences.
+      seconds: by stage.
+      processor_seconds: by stage, of all cores together.
+      schema: version of this record.
+    """
+
+    checkpoint: str
+    family: str
+    cheap: str
+    granularity: str
+    kv_bytes: int
+    length: int
+    calibration: int
+    held_out: int
+    tokens: int
+    genotype: GenotypeRecord
+    places: int
+    scores: dict[str, np.ndarray]
+    placements: tuple[Placed, ...]
+    gaps: tuple[Gap, ...]
+    additivity: tuple[Additivity, ...]
+    verdict: tuple[str, ...]
+    warnings: tuple[str, ...]
+    seconds: dict[str, float]
+    processor_seconds: dict[str, float]
+    agreement: Agreement | None = None
+    schema: int = SCHEMA
+
+    @property
+    def named(self) -> Mapping[str, Placed]:
+        """The placements by name."""
+        return {placed.name: placed for placed in self.placements}
+
+    @property
+    def answer(self) -> Placed:
+        """The placement that the first rule chose."""
+        for placed in self.placements:
+            if placed.role == "answer":
+                return placed
+        raise KeyError("answer")
+
+
+@dataclass(frozen=True)
+class PlacementBudgetAnswer(Record):
+    """`budget.json`: which places to keep within another budget, from the stored scores.
+
+    Attributes:
+      budget: that was asked for.
+      granularity: "layer" or "kv_group".
+      cheap: the attention of the other places.
+      kept: `[L, C]` of 0 and 1.
+      kv_bytes: of the caches.
+      full_bytes: with full attention everywhere.
+      share: of what the cheap attention everywhere loses, what the scores of the kept places
+        recover, by kind of sequences.
+      genotype: the answer.
+    """
+
+    budget: dict[str, Plain]
+    granularity: str
+    cheap: str
+    kept: np.ndarray
+    kv_bytes: int
+    full_bytes: int
+    share: dict[str, float]
+    genotype: GenotypeRecord

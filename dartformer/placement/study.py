@@ -1,0 +1,245 @@
+"""A placement in a checkpoint: its workdir, what its config stands for, and its budget."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from dartformer import config as configs
+from dartformer.attention import to_text
+from dartformer.config import PlacementConfig
+from dartformer.config.checkpoint import KV_BYTES
+from dartformer.cost.budget import Budget, BudgetTooSmall
+from dartformer.errors import InputError
+from dartformer.machine.identity import Identity, fingerprint
+from dartformer.machine.record import Record
+from dartformer.machine.workdir import (
+    LockedFolder,
+    crc32,
+    jsonable,
+    read_json,
+    write_checked_json,
+)
+from dartformer.placement.records import FileMark, Teacher
+from dartformer.pretrained import Pretrained, described, load_pretrained
+from dartformer.pretrained.load import Described
+from dartformer.pretrained.passages import Split, both_kinds, tokens_of
+from dartformer.pretrained.placement import Placement, Places, top
+from dartformer.space.genotype import Genotype
+from dartformer.stages.layout import CONFIG, claim
+
+R = TypeVar("R", bound=Record)
+
+CHECKED = ("config.json", "tokenizer.json", "*.safetensors")
+"""The files of a checkpoint that decide what its places are worth."""
+
+
+class PlacementFolder:
+    """The workdir of a placement, and its files; for readers, which need no lock."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / CONFIG
+        self.teacher = self.path / "teacher.json"
+        self.scores = self.path / "scores.json"
+        self.genotype = self.path / "genotype.json"
+        self.evaluation = self.path / "evaluation.json"
+        self.results = self.path / "results.json"
+        self.budget = self.path / "budget.json"
+
+    def read(self, record: type[R], file: Path) -> R | None:
+        """The record in a file; None where there is no file, `InputError` where it is damaged."""
+        if not file.exists():
+            return None
+        return record.from_dict(read_json(file), str(file))
+
+    def read_config(self) -> PlacementConfig:
+        """The config that the workdir was made with."""
+        return configs.placement_from_dict(read_json(self.config))
+
+    def read_genotype(self) -> Genotype:
+        """The genotype that was derived; `InputError` where there is none."""
+        if not self.genotype.exists():
+            raise InputError(f"there is no {self.genotype}: run `dartformer run` first.")
+        return Genotype.from_dict(read_json(self.genotype))
+
+
+class PlacementWorkdir(PlacementFolder):
+    """The workdir of a placement, which no other process can open while it is held."""
+
+    def __init__(self, path: str | Path, config: PlacementConfig):
+        super().__init__(path)
+        self._lock = LockedFolder(self.path)
+        try:
+            claim(self.path, jsonable(configs.to_dict(config)))
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def write(self, file: Path, record: Record) -> None:
+        """Write a record to one of the files."""
+        write_checked_json(file, record.to_dict())
+
+    def __enter__(self) -> "PlacementWorkdir":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+
+def is_placement(path: str | Path) -> bool:
+    """Whether a folder is the workdir of a placement in a checkpoint."""
+    file = Path(path) / CONFIG
+    return file.is_file() and configs.is_placement(read_json(file))
+
+
+class Limit(NamedTuple):
+    """How large the caches of a sequence may be.
+
+    Attributes:
+      bytes: of all layers together.
+      length: tokens of the sequence.
+    """
+
+    bytes: float
+    length: int
+
+
+def by_layer(scores: np.ndarray) -> np.ndarray:
+    """`[L, 1]`: what the places of each layer are worth together."""
+    return scores.sum(1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class PlacementStudy:
+    """What a config stands for, each part made when it is first needed."""
+
+    config: PlacementConfig
+
+    @cached_property
+    def described(self) -> Described:
+        """The checkpoint without its weights."""
+        return described(Path(self.config.checkpoint.folder).expanduser())
+
+    @cached_property
+    def places(self) -> Places:
+        """The layers and KV groups of the checkpoint, and what they cost."""
+        return Places(self.described, self.config.checkpoint.attention)
+
+    @cached_property
+    def model(self) -> Pretrained:
+        """The checkpoint with its weights."""
+        return load_pretrained(self.described.folder)
+
+    @cached_property
+    def placement(self) -> Placement:
+        """The checkpoint, ready to be scored."""
+        return Placement(self.model, self.config.checkpoint.attention)
+
+    @cached_property
+    def kinds(self) -> Mapping[str, Split]:
+        """The sequences, by kind."""
+        options, shape = self.config.checkpoint, self.described.config
+        tokens = tokens_of(self.described.folder, options.text, shape.vocabulary)
+        return both_kinds(tokens, options.length, options.sequences, options.held_out)
+
+    @property
+    def columns(self) -> int:
+        """C, the places of a layer that are chosen one by one."""
+        if self.config.space.granularity == "layer":
+            return 1
+        return self.places.groups
+
+    def at_granularity(self, scores: np.ndarray) -> np.ndarray:
+        """Scores of the places that are chosen one by one."""
+        if self.columns == 1:
+            return by_layer(scores)
+        return scores
+
+    @cached_property
+    def limit(self) -> Limit:
+        """The budget of the config."""
+        budget, keep = self.config.search.limits, self.config.checkpoint.keep
+        if budget is not None:
+            return limit_of(budget, self.places)
+        layers = self.described.config.layers
+        total = layers * self.columns
+        if keep > total:
+            raise InputError(f"checkpoint.keep must be at most the {total} places, got {keep}.")
+        length = self.described.config.length
+        kept = top(np.zeros((layers, self.columns)), keep)
+        return Limit(self.places.bytes_of(kept, length), length)
+
+    def check(self) -> None:
+        """Raise `InputError` for whatever cannot be, before anything is written or loaded."""
+        self.places.require_length(self.config.checkpoint.length)
+        self.limit, self.kinds  # noqa: B018 - raise
+
+    def identity(self, marks: Sequence[FileMark]) -> Identity:
+        """Fingerprints of what scores belong to."""
+        options = self.config.checkpoint
+        contents = [(mark.name, mark.crc32) for mark in marks]
+        tokens = {}
+        for kind, split in self.kinds.items():
+            tokens[kind] = split.calibration.tokens.tolist()
+        settings = (options.cheap, options.points, options.length, options.sequences)
+        return {
+            "checkpoint": fingerprint(contents),
+            "text": fingerprint(tokens),
+            "search": fingerprint(settings),
+        }
+
+
+def limit_of(budget: Budget, places: Places) -> Limit:
+    """A budget as bytes of the caches; `InputError` for what no placement can meet."""
+    length = budget.length
+    limit = dict(budget.limits)[KV_BYTES]
+    full, cheap = (places.bytes_of(kept, length) for kept in ends(places))
+    if cheap >= full:
+        raise InputError(
+            f"{to_text(places.cheap)} keeps as much as full attention at length={length}. Use a "
+            f"larger length or a smaller window."
+        )
+    if limit < cheap:
+        raise BudgetTooSmall(
+            f"the budget kv_bytes = {limit:,.0f} at length={length} is below {cheap:,} bytes, "
+            f"which {to_text(places.cheap)} takes everywhere. Raise it, or use a smaller window."
+        )
+    return Limit(limit, length)
+
+
+def ends(places: Places) -> tuple[np.ndarray, np.ndarray]:
+    """All places full, and none."""
+    layers = places.described.config.layers
+    return np.ones((layers, 1), bool), np.zeros((layers, 1), bool)
+
+
+def marks_of(source: Path) -> Iterator[FileMark]:
+    """The files of a checkpoint as they are."""
+    for pattern in CHECKED:
+        for file in sorted(source.glob(pattern)):
+            about = file.stat()
+            yield FileMark(file.name, about.st_size, about.st_mtime_ns, crc32(file))
+
+
+def require_unchanged(teacher: Teacher, source: Path) -> None:
+    """Raise `InputError` where a checkpoint is not the one that was scored."""
+    for mark in teacher.files:
+        file = source / mark.name
+        if not file.is_file():
+            raise InputError(
+                f"there is no {file}, with which the places were scored. Put the checkpoint back, "
+                f"or choose another workdir."
+            )
+        about = file.stat()
+        # Like git, the content is read only where the size or the time differ.
+        if (about.st_size, about.st_mtime_ns) == (mark.bytes, mark.modified):
+            continue
+        if about.st_size != mark.bytes or crc32(file) != mark.crc32:
+            raise InputError(
+                f"{file} has changed since the places were scored. Put the checkpoint back, or "
+                f"choose another workdir."
+            )
