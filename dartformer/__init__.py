@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dartformer.models.sizes import TransformerConfig
     from dartformer.models.supernet import inherit, supernet
     from dartformer.models.transformer import transformer
-    from dartformer.pretrained import load_pretrained
+    from dartformer.pretrained import load_pretrained, save_pretrained
     from dartformer.registry import register
     from dartformer.space.genotype import Genotype
     from dartformer.space.search_space import SearchSpace
@@ -66,6 +66,7 @@ __all__ = [
     "register",
     "retrain",
     "run_all",
+    "save_pretrained",
     "search",
     "supernet",
     "transformer",
@@ -95,6 +96,7 @@ _HOME = {
     "SearchSpace": "space.search_space",
     "TransformerConfig": "models.sizes",
     "load_pretrained": "pretrained",
+    "save_pretrained": "pretrained",
     "register": "registry",
     "evaluate_at_lengths": "stages.lengths",
     "load_table": "tables",

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from dartformer.export import checksums, decode_programs
 from dartformer.export import formats as _formats
 from dartformer.export.card import card
 from dartformer.kernels.flash import without_cudnn
+from dartformer.machine.folders import replaced
 from dartformer.machine.workdir import write_json, write_text
 from dartformer.models.decode import can_generate
 from dartformer.models.transformer import Network, transformer
@@ -70,23 +70,8 @@ def export(
     _formats.check(formats)
     if folder.exists() and any(folder.iterdir()) and not (folder / checksums.CHECKSUMS).exists():
         raise InputError(f"{folder} holds other files. Export to a new or an empty folder.")
-    # Written beside it and then moved, so that there is never a part of an export under its name.
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with replaced(folder) as partial:
         _write(model, partial, results, formats)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old)
-    else:
-        partial.rename(folder)
     return folder
 
 

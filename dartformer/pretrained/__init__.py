@@ -9,7 +9,9 @@ from dartformer.pretrained.bert import BERT, ROBERTA
 from dartformer.pretrained.gpt2 import GPT2
 from dartformer.pretrained.llama import LLAMA, MINISTRAL, QWEN2, QWEN3, SMOLLM3
 from dartformer.pretrained.load import Described, Pretrained, describe, load
+from dartformer.pretrained.to_hf import SHARD_BYTES, Saved, save
 from dartformer.registry import Registry
+from dartformer.space.genotype import Genotype
 
 BUILT_IN: dict[str, Family] = {
     "bert": BERT,
@@ -61,4 +63,39 @@ def described(folder: str | Path, dtype: str = "float32") -> Described:
     return describe(folder, FAMILIES, dtype)
 
 
-__all__ = ["FAMILIES", "Described", "Family", "Pretrained", "described", "load_pretrained"]
+def save_pretrained(
+    model: Pretrained,
+    folder: str | Path,
+    *,
+    genotype: Genotype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Saved:
+    """Write a model as a folder of Hugging Face, with the tokenizer and the card of its checkpoint.
+
+    Full attention and one sliding window by layer are a class of transformers, which opens the
+    folder. Other attentions have no class there, and `Saved.reason` says so: `load_pretrained` and
+    `dartformer generate` read such a folder.
+
+    Args:
+      model: what `load_pretrained` returned, with these weights or others.
+      folder: is written whole or not at all; an earlier export is replaced.
+      genotype: the attentions; by default those of the model.
+      shard_bytes: bytes of one file at most.
+
+    Raises:
+      InputError: the folder holds other files, its disk is too small, or the genotype is of another
+        size.
+    """
+    return save(model, folder, FAMILIES, genotype, shard_bytes)
+
+
+__all__ = [
+    "FAMILIES",
+    "Described",
+    "Family",
+    "Pretrained",
+    "Saved",
+    "described",
+    "load_pretrained",
+    "save_pretrained",
+]

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -143,11 +144,12 @@ class Settings:
 
 
 class Layout(NamedTuple):
-    """How an array of a checkpoint becomes one of ours.
+    """How an array of a checkpoint becomes one of ours, and ours one of a checkpoint.
 
     Attributes:
       shape: from the shape of ours to that of the checkpoint's.
-      convert: (the checkpoint's array, the shape of ours) -> ours.
+      convert: (the checkpoint's array, the shape of ours) -> ours. It must be a view, by reshaping,
+        transposing and indexing alone: what is written into it is then in the checkpoint's array.
     """
 
     shape: Callable[[Axes], Axes]
@@ -223,6 +225,23 @@ class Architecture(NamedTuple):
     genotype: Genotype
 
 
+class Windowed(NamedTuple):
+    """A class of transformers with one sliding window, in the layers that `layer_types` names.
+
+    Attributes:
+      model_type: of its `config.json`.
+      prefix: what the names of its classes begin with, such as "Ministral".
+      options: what `config.json` needs beside `layer_types` and `sliding_window`.
+      defaults: what the checkpoint's own class takes where `config.json` says nothing, and this one
+        does not.
+    """
+
+    model_type: str
+    prefix: str
+    options: Mapping[str, object]
+    defaults: Mapping[str, object] = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class Family:
     """One kind of checkpoints.
@@ -235,6 +254,8 @@ class Family:
       prefixes: what may stand before all names of a checkpoint.
       ignored: patterns of names that are no part of the model, such as buffers and poolers; `*`
         stands for any text.
+      windowed: (sizes) -> the class that such a model with windows in some layers is written as;
+        None where transformers has no such class.
     """
 
     name: str
@@ -242,6 +263,7 @@ class Family:
     tensors: Callable[[TransformerConfig], list[Tensor]]
     prefixes: tuple[str, ...] = ("",)
     ignored: tuple[str, ...] = ()
+    windowed: Callable[[TransformerConfig], Windowed] | None = None
 
 
 def attentions(settings: Settings, layers: int, heads: int, kinds: Sequence[object]) -> Genotype:

@@ -28,6 +28,12 @@ SINGLE = "model.safetensors"
 
 INDEX = "model.safetensors.index.json"
 
+OWN = "dartformer-"
+"""Stands before the `model_type` of a folder whose attentions transformers has no class for, so that
+nothing reads it as another model. They are in its `genotype.json`."""
+
+GENOTYPE = "genotype.json"
+
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
 """What other files of weights are called; some of them can run code when they are read."""
 
@@ -56,15 +62,23 @@ class Stored(NamedTuple):
 
     def read(self) -> np.ndarray:
         """Its numbers, which are of one of `DTYPES`; `InputError` where the file is too short."""
-        dtype = DTYPES[self.dtype]
-        array = np.empty(self.shape, dtype)
+        array = np.empty(self.shape, DTYPES[self.dtype])
+        # As bytes, since NumPy lends no buffer of bfloat16.
+        self._fill(array.reshape(-1).view(np.uint8))
+        return array
+
+    def content(self) -> np.ndarray:
+        """Its bytes, whatever its type."""
+        content = np.empty(self.bytes, np.uint8)
+        self._fill(content)
+        return content
+
+    def _fill(self, content: np.ndarray) -> None:
         with self.file.open("rb") as opened:
             opened.seek(self.offset)
-            # As bytes, since NumPy lends no buffer of bfloat16.
-            count = opened.readinto(array.reshape(-1).view(np.uint8).data)
-        if count != array.nbytes:
+            count = opened.readinto(content.data)
+        if count != content.nbytes:
             raise InputError(f"{self.file} is damaged: it ends within a tensor.")
-        return array
 
 
 def settings_of(folder: Path) -> Settings:

@@ -12,8 +12,8 @@ from dartformer.errors import InputError, unknown
 from dartformer.models.decode import can_generate
 from dartformer.models.sizes import TransformerConfig
 from dartformer.pretrained.base import Architecture, Family, Refused, Settings
-from dartformer.pretrained.folder import config_of, obstacles, stored
-from dartformer.pretrained.load import leaves_of, match, misfits
+from dartformer.pretrained.folder import OWN, config_of, obstacles, stored
+from dartformer.pretrained.load import leaves_of, match, misfits, table_of, with_own_genotype
 from dartformer.pretrained.texts import TOKENIZER, opened
 from dartformer.space.genotype import Genotype
 
@@ -153,7 +153,8 @@ def inspect(folder: str | Path, families: Mapping[str, Family]) -> Inspection:
     settings = config_of(folder)
     model_type = settings.text("model_type", "")
     refused = list(map(str, obstacles(folder, settings)))
-    family, name, architecture = families.get(model_type), "", None
+    plain = model_type.removeprefix(OWN)
+    family, name, architecture = families.get(plain), "", None
     if family is None:
         kind = f"family of checkpoints (model_type of {settings.file})"
         refused.append(str(unknown(kind, model_type, families)))
@@ -161,6 +162,11 @@ def inspect(folder: str | Path, families: Mapping[str, Family]) -> Inspection:
         name = family.name
         architecture, reasons = _architecture(family, settings)
         refused += reasons
+        if architecture is not None and model_type != plain:
+            try:
+                architecture = with_own_genotype(folder, architecture)
+            except InputError as error:
+                refused.append(str(error))
     files, reasons = _files(folder, family, architecture)
     refused += reasons
     vocabulary, no_texts = _vocabulary(folder, architecture)
@@ -218,12 +224,13 @@ def _files(
     reasons: list[str] = []
     if family is not None and architecture is not None:
         try:
-            matched = match(tensors, folder, family, architecture.config)
+            leaves = leaves_of(*architecture)
+            table = table_of(family, architecture.config, leaves)
+            matched = match(tensors, folder, family, architecture.config, table)
         except InputError as error:
             reasons.append(str(error))
         else:
             parameters = matched.parameters
-            leaves = leaves_of(*architecture)
             reasons += map(str, misfits(folder, family, matched, leaves))
     return Files(len(files), size, tuple(sorted(dtypes)), parameters), reasons
 

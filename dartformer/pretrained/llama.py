@@ -16,6 +16,7 @@ from dartformer.pretrained.base import (
     Family,
     Settings,
     Tensor,
+    Windowed,
     attentions,
     of_layers,
 )
@@ -192,13 +193,59 @@ def _decoder(
     return Architecture(config, attentions(settings, layers, heads, kinds))
 
 
+SLIDING = {"use_sliding_window": True}
+"""What switches windows on in Qwen and SmolLM3."""
+
+
+def _windowed_llama(config: TransformerConfig) -> Windowed:
+    """Llama has no windows, and others are Llamas with them: only SmolLM3 has all its biases, too."""
+    options = {
+        "vocab_size": config.vocabulary,
+        "hidden_size": config.model_dim,
+        "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.heads // config.sharing,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.length,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        # As transformers has it from version 5 on, and as it was before.
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_theta": config.rope_theta,
+    }
+    defaults = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+    if not (config.qkv_bias or config.mlp_bias):
+        return Windowed("ministral", "Ministral", options, defaults)
+    # 1 is a layer with rotary positions.
+    rotary = [1] * config.layers
+    biased = {**options, **SLIDING, "no_rope_layers": rotary}
+    return Windowed("smollm3", "SmolLM3", biased, defaults)
+
+
+def _windowed_qwen2(config: TransformerConfig) -> Windowed:
+    return Windowed("qwen2", "Qwen2", SLIDING)
+
+
+def _windowed_qwen3(config: TransformerConfig) -> Windowed:
+    return Windowed("qwen3", "Qwen3", SLIDING)
+
+
+def _windowed_ministral(config: TransformerConfig) -> Windowed:
+    return Windowed("ministral", "Ministral", {})
+
+
+def _windowed_smollm3(config: TransformerConfig) -> Windowed:
+    return Windowed("smollm3", "SmolLM3", SLIDING)
+
+
 PREFIXES = ("", "model.")
 
 # Wavelengths that were stored with the weights.
 IGNORED = ("layers.*.self_attn.rotary_emb.inv_freq",)
 
-LLAMA = Family("Llama, SmolLM2", llama, tensors, PREFIXES, IGNORED)
-QWEN2 = Family("Qwen2", qwen2, tensors, PREFIXES, IGNORED)
-QWEN3 = Family("Qwen3", qwen3, tensors, PREFIXES, IGNORED)
-MINISTRAL = Family("Ministral", ministral, tensors, PREFIXES, IGNORED)
-SMOLLM3 = Family("SmolLM3", smollm3, tensors, PREFIXES, IGNORED)
+LLAMA = Family("Llama, SmolLM2", llama, tensors, PREFIXES, IGNORED, _windowed_llama)
+QWEN2 = Family("Qwen2", qwen2, tensors, PREFIXES, IGNORED, _windowed_qwen2)
+QWEN3 = Family("Qwen3", qwen3, tensors, PREFIXES, IGNORED, _windowed_qwen3)
+MINISTRAL = Family("Ministral", ministral, tensors, PREFIXES, IGNORED, _windowed_ministral)
+SMOLLM3 = Family("SmolLM3", smollm3, tensors, PREFIXES, IGNORED, _windowed_smollm3)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import fnmatch
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,17 +14,22 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from dartformer.attention.base import Attention
 from dartformer.errors import InputError, brief, unknown
+from dartformer.machine.workdir import UnreadableFile, read_json
+from dartformer.models.mixers import require_all
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import Network, Weights, transformer
-from dartformer.pretrained.base import Family, Tensor
-from dartformer.pretrained.folder import DTYPES, Stored, settings_of, stored
+from dartformer.pretrained.base import Architecture, Axes, Family, Tensor
+from dartformer.pretrained.folder import DTYPES, GENOTYPE, OWN, Stored, settings_of, stored
 from dartformer.pretrained.texts import Texts, opened
 from dartformer.space.genotype import Genotype
-from dartformer.training.checkpoint import named_leaves
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+OWN_TENSOR = "dartformer."
+"""Stands before the names of tensors that no checkpoint of the family has."""
 
 MOST_NAMED = 5
 """Tensors that an error names."""
@@ -133,23 +137,70 @@ def describe(folder: str | Path, families: Mapping[str, Family], dtype: str) -> 
     """The architecture of a checkpoint, from its `config.json` alone."""
     folder = Path(folder)
     settings = settings_of(folder)
-    name = settings.text("model_type", "")
+    model_type = settings.text("model_type", "")
+    name = model_type.removeprefix(OWN)
     if name not in families:
         raise unknown(f"family of checkpoints (model_type of {settings.file})", name, families)
-    config, genotype = families[name].architecture(settings, dtype)
-    return Described(folder, name, config, genotype)
+    architecture = families[name].architecture(settings, dtype)
+    if model_type != name:
+        architecture = with_own_genotype(folder, architecture)
+    return Described(folder, name, *architecture)
+
+
+def with_own_genotype(folder: Path, architecture: Architecture) -> Architecture:
+    """Sizes of a checkpoint with the attentions of its `genotype.json`."""
+    file, config = folder / GENOTYPE, architecture.config
+    try:
+        genotype = Genotype.from_dict(read_json(file))
+        require_shape(genotype, config)
+        for layer in range(config.layers):
+            require_all([attention for attention, _ in genotype.groups(layer)], config)
+    except UnreadableFile:
+        raise
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    return Architecture(config, genotype)
+
+
+def require_shape(genotype: Genotype, config: TransformerConfig) -> None:
+    """Raise `InputError` for a genotype of another number of layers or heads."""
+    layers, heads = len(genotype.layers), genotype.heads
+    if (layers, heads) != (config.layers, config.heads):
+        raise InputError(
+            f"the genotype has {layers} layers of {heads} heads, and the model has "
+            f"{config.layers} of {config.heads}."
+        )
 
 
 def load(folder: str | Path, families: Mapping[str, Family], dtype: str) -> Pretrained:
     """See `dartformer.pretrained.load_pretrained`; `families` by their `model_type`."""
     described = describe(folder, families, dtype)
     folder, config, family = described.folder, described.config, families[described.family]
-    matched = match(stored(folder), folder, family, config)
     leaves = leaves_of(config, described.genotype)
+    table = table_of(family, config, leaves)
+    matched = match(stored(folder), folder, family, config, table)
     for error in misfits(folder, family, matched, leaves):
         raise error
     weights = _weights(matched, leaves)
     return Pretrained(*described, weights, tuple(matched.left_out))
+
+
+class Leaf(NamedTuple):
+    """An array of our weights.
+
+    Attributes:
+      path: of keys.
+      shape, dtype: of the array.
+    """
+
+    path: tuple[str | int, ...]
+    shape: Axes
+    dtype: np.dtype
+
+    @property
+    def name(self) -> str:
+        """The path as `named_leaves` writes it."""
+        return "/".join(map(str, self.path))
 
 
 class Matched(NamedTuple):
@@ -158,6 +209,7 @@ class Matched(NamedTuple):
     Attributes:
       table: of all tensors that the model needs.
       tensors: of the folder, by their names without a prefix.
+      names: with their prefix, by those without.
       missing: names that the table has, and the folder lacks.
       left_out: names of tensors that are no part of the model.
       left_over: names that neither the table nor the family has.
@@ -165,6 +217,7 @@ class Matched(NamedTuple):
 
     table: Sequence[Tensor]
     tensors: Mapping[str, Stored]
+    names: Mapping[str, str]
     missing: Sequence[str]
     left_out: Sequence[str]
     left_over: Sequence[str]
@@ -177,16 +230,20 @@ class Matched(NamedTuple):
 
 
 def match(
-    by_name: Mapping[str, Stored], folder: Path, family: Family, config: TransformerConfig
+    by_name: Mapping[str, Stored],
+    folder: Path,
+    family: Family,
+    config: TransformerConfig,
+    table: Sequence[Tensor],
 ) -> Matched:
     """The tensors of a folder beside the table; `InputError` for one that it has twice."""
-    table = family.tensors(config)
     tensors: dict[str, Stored] = {}
+    names: dict[str, str] = {}
     for full, tensor in by_name.items():
         name = _without_prefix(full, family.prefixes)
         if name in tensors:
             raise InputError(f"{folder} has the tensor {name} twice, once with a prefix.")
-        tensors[name] = tensor
+        tensors[name], names[name] = tensor, full
     needed = {entry.theirs for entry in table}
     missing = sorted(needed - tensors.keys())
     ignored = [*family.ignored]
@@ -198,11 +255,11 @@ def match(
             left_out.append(name)
         else:
             left_over.append(name)
-    return Matched(table, tensors, missing, left_out, left_over)
+    return Matched(table, tensors, names, missing, left_out, left_over)
 
 
 def misfits(
-    folder: Path, family: Family, matched: Matched, leaves: Mapping[str, Array]
+    folder: Path, family: Family, matched: Matched, leaves: Mapping[str, Leaf]
 ) -> Iterator[InputError]:
     """What is wrong with the tensors of a folder, whose leaves are those of `leaves_of`."""
     if matched.missing:
@@ -218,7 +275,7 @@ def misfits(
         tensor = matched.tensors.get(entry.theirs)
         if tensor is None:
             continue
-        expected = entry.layout.shape(leaves[_in_first(entry.ours)].shape)
+        expected = entry.layout.shape(leaves[entry.ours].shape)
         if tensor.shape != expected:
             misshapen.setdefault(
                 entry.theirs,
@@ -258,41 +315,65 @@ def _listed(names: Sequence[str]) -> str:
     return f"{noun} {shown}"
 
 
-def _weights(matched: Matched, leaves: Mapping[str, Array]) -> Weights:
+def by_source(table: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    """The entries of a table by the tensor of the checkpoint: several may share one."""
+    sources: dict[str, list[Tensor]] = {}
+    for entry in table:
+        sources.setdefault(entry.theirs, []).append(entry)
+    return sources
+
+
+def _weights(matched: Matched, leaves: Mapping[str, Leaf]) -> Weights:
     """Our weights, converted one by one; the checkpoint's tensors are forgotten in turn."""
-    by_source: dict[str, list[Tensor]] = {}
-    for entry in matched.table:
-        by_source.setdefault(entry.theirs, []).append(entry)
     weights: Weights = {}
-    for source, entries in by_source.items():
+    for source, entries in by_source(matched.table).items():
         array = matched.tensors[source].read()
         for entry in entries:
-            leaf = leaves[_in_first(entry.ours)]
+            leaf = leaves[entry.ours]
             ours = entry.layout.convert(array, leaf.shape)
-            _put(weights, entry.ours, jnp.asarray(np.ascontiguousarray(ours, leaf.dtype)))
+            _put(weights, leaf.path, jnp.asarray(np.ascontiguousarray(ours, leaf.dtype)))
     return weights
 
 
-def leaves_of(config: TransformerConfig, genotype: Genotype) -> dict[str, Array]:
-    """Shapes of our weights by name, with those of the first layer for all layers."""
-    # Tracing thirty layers takes as long as reading them.
-    first = dataclasses.replace(config, layers=1, nope_layers=())
-    net = transformer(first, Genotype(genotype.layers[:1]))
-    return dict(named_leaves(jax.eval_shape(net.init, jax.random.key(0))))
+def leaves_of(config: TransformerConfig, genotype: Genotype) -> dict[str, Leaf]:
+    """All arrays of our weights, by name."""
+    # Tracing thirty layers takes as long as reading them, and equal layers have the same arrays.
+    layouts: dict[tuple[Attention, ...], list[Leaf]] = {}
+    leaves = {}
+    for layer, row in enumerate(genotype.layers):
+        if row not in layouts:
+            layouts[row] = _of_one_layer(config, row)
+        for leaf in layouts[row]:
+            if leaf.path[0] == "blocks":
+                leaf = leaf._replace(path=("blocks", layer, *leaf.path[2:]))
+            leaves[leaf.name] = leaf
+    return leaves
 
 
-def _in_first(name: str) -> str:
-    """The name of the same array in the first layer."""
-    return re.sub(r"^blocks/\d+/", "blocks/0/", name)
+def _of_one_layer(config: TransformerConfig, row: tuple[Attention, ...]) -> list[Leaf]:
+    """The arrays of a model with that layer alone."""
+    one = dataclasses.replace(config, layers=1, nope_layers=())
+    net = transformer(one, Genotype((row,)))
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    leaves = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
+        keys = tuple(entry.key for entry in path)
+        leaves.append(Leaf(keys, leaf.shape, leaf.dtype))
+    return leaves
 
 
-def _put(weights: Weights, name: str, array: Array) -> None:
-    """Set a leaf by its name, in whose path numbers are keys of their own kind."""
+def table_of(family: Family, config: TransformerConfig, leaves: Mapping[str, Leaf]) -> list[Tensor]:
+    """The table of a family, with the parameters that attentions have of their own."""
+    table = family.tensors(config)
+    for name, leaf in leaves.items():
+        if "own" in leaf.path:
+            table.append(Tensor(name, f"{OWN_TENSOR}{name}"))
+    return table
+
+
+def _put(weights: Weights, path: tuple[str | int, ...], array: Array) -> None:
+    """Set a leaf by its path."""
     inner: Any = weights
-    *path, last = name.split("/")
-    for part in path:
-        key: str | int = part
-        if part.isdigit():  # a layer, or a set of projections
-            key = int(part)
+    for key in path[:-1]:
         inner = inner.setdefault(key, {})
-    inner[last] = array
+    inner[path[-1]] = array
