@@ -127,7 +127,7 @@ def test_a_budget_that_is_met_changes_nothing():
         ({"flops": float("nan")}, "above 0"),
         ({"batch": 2}, "limits nothing"),
         ({"flops": 1, "phase": "fwd"}, "phase"),
-        ({"latency_ms": 1, "phase": "decode"}, "no latencies of single tokens"),
+        ({"memory_bytes": 1, "phase": "decode"}, "does not work with phase = 'decode'"),
         ({"flops": 1, "batch": 1.5}, "whole number"),
     ],
 )

@@ -12,6 +12,7 @@ from dartformer.attention.conformance.case import quick
 from dartformer.cost.analytic import attention_cost
 from dartformer.errors import InputError
 from dartformer.models.decode import decoding
+from dartformer.models.layerwise import apply_by_layer, layer_kinds, repeats_layers
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import transformer
 from dartformer.space.genotype import Genotype
@@ -222,3 +223,40 @@ def test_rows_that_are_done_stay_as_they_are(rows):
     for old, new in zip(jax.tree.leaves(cache), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(old[1], new[1])
         np.testing.assert_array_equal(old[3], new[3])
+
+
+# Layer by layer.
+
+ALIKE = {
+    "alike": ([["full"]] * 3, {"kv_heads": 2}, [0, 0, 0]),
+    "without rotary positions": (
+        [["full"]] * 3,
+        {"positions": "rotary", "nope_layers": (1,)},
+        [0, 1, 0],
+    ),
+    "two kinds": ([["full"], ["linear"], ["full"]], {"stem": "bigram"}, [0, 1, 0]),
+    "random keys": ([["performer(features=8)"]] * 2, {}, [0, 1]),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_layer_by_layer_it_is_the_same_model(name, rows):
+    layers, changes, kinds = ALIKE[name]
+    config, derived = sizes(layers=len(layers), **changes), genotype(*layers)
+    assert layer_kinds(config, derived) == kinds
+    assert repeats_layers(config, derived) == (name == "alike")
+    weights = drawn(config, derived)
+    tokens, valid = map(jnp.asarray, rows)
+    expected = reference(config, derived, weights, rows)
+    ends = apply_by_layer(config, derived)(weights, tokens, valid)
+    # A row without padding is read as it is.
+    np.testing.assert_allclose(ends[0], expected[0], atol=2e-5, rtol=2e-5)
+    run = decoding(config, derived, by_layer=True)
+    cache = run.init_cache(4, N, jnp.float32)
+    logits, cache = run.prefill(weights, tokens[:, :9], valid[:, :9], cache)
+    for row in range(4):
+        last = np.flatnonzero(valid[row, :9])[-1]
+        np.testing.assert_allclose(logits[row], expected[row, last], atol=2e-5, rtol=2e-5)
+    for i in range(9, 12):
+        logits, cache = run.step(weights, tokens[:, i : i + 1], valid[:, i : i + 1], cache)
+        np.testing.assert_allclose(logits[0], expected[0, i], atol=2e-5, rtol=2e-5)

@@ -3,12 +3,15 @@ that measured it."""
 
 import json
 
+import numpy as np
 import pytest
 
 from dartformer.attention import parse
+from dartformer.cost import measure
 from dartformer.cost import table as tables
 from dartformer.cost.budget import Budget
-from dartformer.cost.prices import prices
+from dartformer.cost.integer_program import solve
+from dartformer.cost.prices import check_budget, prices
 from dartformer.errors import InputError
 from dartformer.models.sizes import TransformerConfig
 from dartformer.space.genotype import Genotype
@@ -26,7 +29,7 @@ def world(monkeypatch):
     1.5 ms a layer."""
     calls = []
 
-    def added(config, attention, heads, *, batch, length, phase):
+    def added(config, attention, heads, *, batch, length, phase, spread):
         calls.append((repr(attention), heads))
         milliseconds = {"full": 1.0, "linear(feature='elu')": 0.5, "uniform": 0.0}[repr(attention)]
         return (milliseconds * heads + GROUPING * (heads < config.heads)) / 1e3
@@ -79,3 +82,93 @@ def test_another_device_or_version_is_refused(world, tmp_path):
     file.write_text("{}")
     with pytest.raises(InputError, match="not a table"):
         tables.Table(file)
+
+
+# One more token.
+
+DECODING = TransformerConfig(
+    16,
+    16,
+    12,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=4,
+    model_dim=8,
+    mlp_dim=16,
+    causal=True,
+    pooling="none",
+)
+TOKEN = Budget.of({"latency_ms": 1.0, "batch": 3, "length": 12, "phase": "decode"})
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """A device on which a step takes a millisecond for each head of `full`, and nothing for others."""
+    calls = []
+
+    def added(config, attention, heads, **at):
+        calls.append((repr(attention), heads, at))
+        return heads * (repr(attention) == "full") / 1e3
+
+    class Step:
+        seconds = tables.measure.Latency(0.02, 0.03, 0.01)
+
+    monkeypatch.setattr(tables, "attention_seconds", added)
+    monkeypatch.setattr(tables.measure, "decode", lambda *a, **k: calls.append(k) or Step())
+    return calls
+
+
+@pytest.mark.parametrize("granularity", ["layer", "kv_group", "head"])
+def test_a_budget_of_a_token_is_solved_by_its_table(steps, tmp_path, granularity):
+    space = SearchSpace(tuple(map(parse, ("full", "linear"))), 2, 4, granularity, kv_heads=2)
+    check_budget(TOKEN, DECODING, space)
+    price = prices(DECODING, space, TOKEN, tables.Table(tmp_path / "t.json"))["latency_ms"]
+    at = {"batch": 3, "length": 12, "phase": "decode", "spread": granularity == "head"}
+    assert next(call[2] for call in steps if isinstance(call, tuple)) == at
+    assert (steps[0]["batch"], steps[0]["length"]) == (3, 12)  # the model without attentions
+    scores = np.zeros(space.alphas_shape)
+    scores[0, :, 0], scores[1, :, 0] = 2.0, 1.0
+    chosen = space.genotype(solve(space, scores, [(price, 10 + 4.5)]))
+    assert price.of(chosen, space) == pytest.approx(10 + 4)
+    assert set(map(repr, chosen.layers[0])) == {"full"}
+    count = len(steps)
+    prices(DECODING, space, TOKEN, tables.Table(tmp_path / "t.json"))
+    assert len(steps) == count
+
+
+def test_a_block_takes_one_more_token_with_its_caches():
+    row = tuple(map(parse, ("full", "linear", "local(window=2)", "full")))
+    call = measure.block(DECODING, Genotype((row,) * 2), 0, batch=3, length=12, phase="decode")
+    first = np.asarray(call())
+    assert first.shape == (3, 1, 8)
+    assert np.isfinite(first).all()
+    # The cache of a state is changed by every step, and given away.
+    assert np.isfinite(np.asarray(call())).all()
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_heads_read_few_or_many_keys(monkeypatch, spread):
+    rows = []
+
+    def block(config, genotype, index, **at):
+        rows.append([repr(attention) for attention in genotype.layers[0]])
+        return lambda: np.zeros(())
+
+    monkeypatch.setattr(measure, "block", block)
+    tables.attention_seconds(
+        DECODING, parse("full"), 2, batch=1, length=12, phase="decode", spread=spread
+    )
+    expected = ["full", "full", "identity", "identity"]
+    if spread:
+        expected = ["full", "identity", "full", "identity"]
+    assert rows == [expected, ["identity"] * 4]
+
+
+def test_a_model_that_continues_no_text_has_no_token_to_time(tmp_path):
+    space = SearchSpace(tuple(map(parse, ("full", "linear"))), 2, 6, "layer")
+    at = Budget.of({"latency_ms": 1.0, "phase": "decode"})
+    with pytest.raises(InputError, match="needs a causal model"):
+        check_budget(at, CONFIG, space)
+    with pytest.raises(InputError, match="needs a causal model"):
+        prices(CONFIG, space, at, tables.Table(tmp_path / "t.json"))

@@ -1,5 +1,6 @@
 """Cost by measurement on this device: latency, and XLA's own figures of the compiled program."""
 
+import functools
 import os
 import platform
 import time
@@ -16,7 +17,8 @@ from jax import Array
 
 from dartformer.attention.base import Attention, Cache, Inputs
 from dartformer.cost.budget import check_phase
-from dartformer.models.decode import decoding
+from dartformer.models.decode import decoding, layer_advance, layer_cache, place_of
+from dartformer.models.layerwise import block_of
 from dartformer.models.mixers import GroupedHeads, attend, head_keys, own_parameters, values
 from dartformer.models.positions import alibi_slopes
 from dartformer.models.sizes import TransformerConfig
@@ -241,10 +243,38 @@ def block(
     length: int | None = None,
     phase: str = "forward",
 ) -> Callable[[], Array]:
-    """The same block, compiled, as a function without arguments."""
+    """The same block, compiled, as a function without arguments.
+
+    In the phase "decode" it takes one more token, the last of `length`, with full caches."""
+    if phase == "decode":
+        return _decoding_block(config, genotype, index, batch, length)
     function, args = _block(config, genotype, index, batch, length, phase)
     compiled = jax.jit(function).lower(*args).compile()
     return lambda: compiled(*args)
+
+
+def _decoding_block(
+    config: TransformerConfig, genotype: Genotype, index: int, batch: int, length: int | None
+) -> Callable[[], Array]:
+    """See `block`."""
+    n = length or config.tokens
+    dtype = jnp.dtype(config.dtype)
+    weights = _block_weights(config, genotype, index)
+    start = jnp.full(batch, n - 1, jnp.int32)
+    place = place_of(config, start, jnp.ones((batch, 1), bool))
+    x = jax.random.normal(jax.random.key(1), (batch, 1, config.model_dim), dtype)
+    make = functools.partial(layer_cache, config, genotype, index, batch, n, dtype)
+    cache = jax.jit(make)()
+    # The cache is given away, as in a generation: a step writes into it, and does not copy it.
+    step = jax.jit(layer_advance(config, genotype, index, prompt=False), donate_argnums=3)
+    compiled = step.lower(weights, x, place, cache).compile()
+
+    def call() -> Array:
+        nonlocal cache
+        y, cache = compiled(weights, x, place, cache)
+        return y
+
+    return call
 
 
 def _block(
@@ -262,13 +292,9 @@ def _block(
         n = length
     documents = batch * config.inputs
 
-    def make() -> Block:
-        rngs = nnx.Rngs(params=jax.random.key(0))
-        return Block(config, GroupedHeads(config, genotype, index, rngs=rngs), rngs=rngs)
-
     # As a function of its weights, which a jitted function must not hold as constants.
-    structure, state = nnx.split(make())
-    weights = nnx.to_pure_dict(state)
+    structure = block_of(config, genotype, index)
+    weights = _block_weights(config, genotype, index)
     x = jax.random.normal(
         jax.random.key(1), (documents, n, config.model_dim), jnp.dtype(config.dtype)
     )
@@ -278,6 +304,14 @@ def _block(
         return nnx.merge(structure, weights)(x, valid, None, train=phase == "train", key=key)
 
     return _forward_or_gradient(apply, phase), (weights, x, jax.random.key(2))
+
+
+def _block_weights(config: TransformerConfig, genotype: Genotype, index: int) -> Weights:
+    """Fresh weights of a block."""
+    rngs = nnx.Rngs(params=jax.random.key(0))
+    made = Block(config, GroupedHeads(config, genotype, index, rngs=rngs), rngs=rngs)
+    weights: Weights = nnx.to_pure_dict(nnx.state(made))
+    return weights
 
 
 def attention(

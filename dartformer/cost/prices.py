@@ -13,6 +13,7 @@ from dartformer.cost.analytic import decodes, flops, model_parameters, nothing
 from dartformer.cost.budget import Budget, Price
 from dartformer.cost.table import Table
 from dartformer.errors import InputError
+from dartformer.models.decode import require_generation
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import transformer
 from dartformer.space.genotype import Genotype
@@ -52,6 +53,9 @@ def check_budget(budget: Budget, config: TransformerConfig, space: SearchSpace) 
     _require_length(config, space, budget)
     if budget.phase == "decode" or "kv_bytes" in budget.quantities:
         _require_decoding(space)
+    if budget.phase == "decode" and "latency_ms" in budget.quantities:
+        # It is measured, on a model that continues texts.
+        require_generation(config, nothing(config))
 
 
 def _require_length(config: TransformerConfig, space: SearchSpace, budget: Budget) -> None:
@@ -188,10 +192,20 @@ class _Pricing:
     def _latency(self) -> Price:
         table = self.table or Table(self.budget.table or None, self.budget.trust_table)
         batch, length, phase = self.budget.batch, self.positions, self.budget.phase
+        if phase == "decode":
+            require_generation(self.config, self.plain)
+        # A token reads the keys of its heads, which `_shape` counts where they are most.
+        spread = phase == "decode" and self.space.granularity == "head"
 
         def milliseconds(attention: Attention, heads: int) -> float:
             seconds = table.attention(
-                self.config, attention, heads, batch=batch, length=length, phase=phase
+                self.config,
+                attention,
+                heads,
+                batch=batch,
+                length=length,
+                phase=phase,
+                spread=spread,
             )
             return 1e3 * seconds
 

@@ -38,11 +38,20 @@ REPEATS = 40
 
 
 class At(NamedTuple):
-    """Where a latency is measured: examples at once, tokens of each, and phase."""
+    """How a latency is measured.
+
+    Attributes:
+      batch: examples at once.
+      length: tokens of each; in the phase "decode" those in the caches, with the new one.
+      phase: of `dartformer.cost.budget.PHASES`.
+      spread: whether the heads of a group read as many heads of keys and values as they can, and
+        not as few.
+    """
 
     batch: int
     length: int
     phase: str
+    spread: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,13 +153,14 @@ class Table:
         batch: int,
         length: int,
         phase: str,
+        spread: bool = False,
     ) -> float:
-        """Seconds that a group of `heads` heads of an attention adds to a layer.
+        """Seconds that a group of `heads` heads of an attention adds to a layer; see `At`.
 
         Between measured numbers of heads it is linear. What grouping costs a layer with several
         groups is shared out to them by heads.
         """
-        at = At(batch, length, phase)
+        at = At(batch, length, phase, spread and config.sharing > 1)
         sizes = measured_heads(config.heads)
         if heads in sizes:
             return self._of_group(config, attention, heads, at)
@@ -189,6 +199,7 @@ class Table:
                 batch=at.batch,
                 length=at.length,
                 phase=at.phase,
+                spread=at.spread,
             ),
         )
 
@@ -197,9 +208,19 @@ class Table:
 
         def model_seconds() -> float:
             tokens = length - (config.tokens - config.length)
-            measured = measure.model(
-                config, nothing(config), batch=batch, length=tokens, phase=phase, repeats=REPEATS
-            )
+            if phase == "decode":
+                measured = measure.decode(
+                    config, nothing(config), batch=batch, length=tokens, repeats=REPEATS
+                )
+            else:
+                measured = measure.model(
+                    config,
+                    nothing(config),
+                    batch=batch,
+                    length=tokens,
+                    phase=phase,
+                    repeats=REPEATS,
+                )
             return measured.seconds.min
 
         sizes = jsonable(without_defaults(dataclasses.asdict(config)))
@@ -244,6 +265,9 @@ def measured_heads(heads: int) -> tuple[int, ...]:
 
 def _setting(config: TransformerConfig, at: At) -> dict[str, Plain]:
     """What an attention's latency depends on beside itself."""
+    spread: dict[str, Plain] = {}
+    if at.spread:  # else left out, so that older entries stay valid
+        spread["spread"] = True
     return {
         "batch": at.batch * config.inputs,
         "length": at.length,
@@ -262,6 +286,7 @@ def _setting(config: TransformerConfig, at: At) -> dict[str, Plain]:
         "branch_norm": config.branch_norm,
         "attention_dropout": config.attention_dropout,
         **_of_block(config),
+        **spread,
     }
 
 
@@ -279,14 +304,21 @@ def attention_seconds(
     batch: int,
     length: int,
     phase: str,
+    spread: bool = False,
 ) -> float:
-    """Seconds that `heads` heads of an attention add to a block.
+    """Seconds that `heads` heads of an attention add to a block; see `At`.
 
     The block's other heads do nothing (`identity`)."""
+    order = np.arange(config.heads)
+    if spread:
+        # First one head of each group that shares keys, then a second one.
+        order = order.reshape(-1, config.sharing).T.reshape(-1)
 
     def block(heads: int) -> Callable[[], object]:
-        row = (attention,) * heads + (Identity(),) * (config.heads - heads)
-        genotype = Genotype((row,))
+        row: list[Attention] = [Identity()] * config.heads
+        for head in order[:heads].tolist():
+            row[head] = attention
+        genotype = Genotype((tuple(row),))
         return measure.block(config, genotype, 0, batch=batch, length=length, phase=phase)
 
     calls = [block(heads), block(0)]

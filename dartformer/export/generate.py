@@ -15,7 +15,12 @@ from jax import Array
 from dartformer.attention.base import Cache
 from dartformer.errors import InputError, brief
 from dartformer.export.load import Served, device_of, load
-from dartformer.models.decode import Decoding, decoding, require_generation
+from dartformer.models.decode import (
+    Decoding,
+    decoding,
+    require_generation,
+)
+from dartformer.models.layerwise import repeats_layers
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import Weights
 from dartformer.pretrained import Pretrained, load_pretrained
@@ -446,14 +451,18 @@ class _Programs(NamedTuple):
 @functools.lru_cache(maxsize=8)
 def _programs(shape: TransformerConfig, genotype: Genotype) -> _Programs:
     """The programs of a model; raises `InputError` where it cannot continue a text."""
-    run: Decoding = decoding(shape, genotype)
+    by_layer = repeats_layers(shape, genotype)
+    run: Decoding = decoding(shape, genotype, by_layer=by_layer)
     dtype = jnp.dtype(shape.dtype)
+    chosen: Callable[..., Array] = choose
+    if by_layer:
+        chosen = jax.jit(choose, static_argnums=2)
 
     def first(
         weights: Weights, tokens: Array, valid: Array, cache: Cache, draw: Any, top_k: int
     ) -> tuple[Array, Cache]:
         logits, cache = run.prefill(weights, tokens, valid, cache)
-        return choose(logits, draw, top_k, 0), cache
+        return chosen(logits, draw, top_k, 0), cache
 
     def following(
         weights: Weights,
@@ -465,11 +474,16 @@ def _programs(shape: TransformerConfig, genotype: Genotype) -> _Programs:
         number: Array,
     ) -> tuple[Array, Cache]:
         logits, cache = run.step(weights, tokens[:, None], active[:, None], cache)
-        return choose(logits, draw, top_k, number), cache
+        return chosen(logits, draw, top_k, number), cache
 
+    init_cache = jax.jit(
+        lambda rows, length: run.init_cache(rows, length, dtype), static_argnums=(0, 1)
+    )
+    if by_layer:
+        return _Programs(init_cache, first, following)
     # The cache is given away: a step writes into it, and does not copy it.
     return _Programs(
-        jax.jit(lambda rows, length: run.init_cache(rows, length, dtype), static_argnums=(0, 1)),
+        init_cache,
         jax.jit(first, static_argnums=5, donate_argnums=3),
         jax.jit(following, static_argnums=5, donate_argnums=3),
     )

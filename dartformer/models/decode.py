@@ -17,6 +17,13 @@ from jax.typing import DTypeLike
 from dartformer.attention.base import Attention, Cache, Decoder, Inputs, Params, require_decoding
 from dartformer.attention.parallel import Parallel
 from dartformer.errors import InputError
+from dartformer.models.layerwise import (
+    block_of,
+    ends_of,
+    layer_kinds,
+    structure_of,
+    weights_of_ends,
+)
 from dartformer.models.mixers import (
     GroupedHeads,
     Projections,
@@ -26,7 +33,7 @@ from dartformer.models.mixers import (
 )
 from dartformer.models.positions import angles, sinusoids, turned
 from dartformer.models.sizes import TransformerConfig
-from dartformer.models.transformer import Transformer, Weights, graph
+from dartformer.models.transformer import Block, Transformer, Weights
 from dartformer.space.genotype import Genotype
 
 
@@ -108,28 +115,33 @@ def can_generate(config: TransformerConfig, genotype: Genotype) -> bool:
     return True
 
 
-def decoding(config: TransformerConfig, genotype: Genotype) -> Decoding:
+def decoding(config: TransformerConfig, genotype: Genotype, *, by_layer: bool = False) -> Decoding:
     """The derived model of `transformer(config, genotype)`, with the same weights.
+
+    Args:
+      config, genotype: of the model.
+      by_layer: `prefill` and `step` run programs that are compiled, one for each layer, and take the
+        cache. Layers that are alike share a program, so it takes a fraction of the time to compile.
+        They cannot be traced.
 
     Raises:
       InputError: it cannot continue a text, with the reason.
     """
     require_generation(config, genotype)
 
-    def mixer(layer: int, rngs: nnx.Rngs) -> GroupedHeads:
-        return GroupedHeads(config, genotype, layer, rngs=rngs)
-
-    structure = graph(config, mixer)
-
     def init_cache(batch: int, length: int, dtype: DTypeLike) -> Cache:
         layers = []
         for layer in range(config.layers):
-            layers.append(_layer_cache(config, genotype, layer, batch, length, dtype))
+            layers.append(layer_cache(config, genotype, layer, batch, length, dtype))
         count = jnp.zeros(batch, jnp.int32)
         cache: Cache = {"count": count, "layers": layers}
         if config.stem == "bigram":
             cache["last"] = count
         return cache
+
+    if by_layer:
+        return Decoding(init_cache, *_layerwise(config, genotype))
+    structure = structure_of(config, genotype)
 
     def prefill(weights: Weights, tokens: Array, valid: Array, cache: Cache) -> tuple[Array, Cache]:
         return _advanced(nnx.merge(structure, weights), tokens, valid, cache, prompt=True)
@@ -140,12 +152,61 @@ def decoding(config: TransformerConfig, genotype: Genotype) -> Decoding:
     return Decoding(init_cache, prefill, step)
 
 
+def _layerwise(config: TransformerConfig, genotype: Genotype) -> tuple[Advance, Advance]:
+    """`prefill` and `step` with programs of their own for the layers, and for the ends of the model."""
+    structure, kinds = ends_of(config, genotype), layer_kinds(config, genotype)
+
+    @jax.jit
+    def begin(
+        weights: Weights, tokens: Array, valid: Array, cache: Cache
+    ) -> tuple[Array, Place, Cache]:
+        return _begun(nnx.merge(structure, weights), tokens, valid, cache)
+
+    @jax.jit
+    def finish(weights: Weights, x: Array, valid: Array) -> Array:
+        return _finished(nnx.merge(structure, weights), x, valid)
+
+    def advance(prompt: bool) -> Advance:
+        programs = {}
+        for layer in set(kinds):
+            run = layer_advance(config, genotype, layer, prompt=prompt)
+            programs[layer] = jax.jit(run, donate_argnums=3)
+
+        def proceed(
+            weights: Weights, tokens: Array, valid: Array, cache: Cache
+        ) -> tuple[Array, Cache]:
+            ends = weights_of_ends(weights)
+            outside = {name: leaf for name, leaf in cache.items() if name != "layers"}
+            x, place, after = begin(ends, tokens, valid, outside)
+            after["layers"] = []
+            for layer, kind in enumerate(kinds):
+                x, kept = programs[kind](weights["blocks"][layer], x, place, cache["layers"][layer])
+                after["layers"].append(kept)
+            return finish(ends, x, place.valid), after
+
+        return proceed
+
+    return advance(True), advance(False)
+
+
+def layer_advance(
+    config: TransformerConfig, genotype: Genotype, layer: int, *, prompt: bool
+) -> Callable[[Weights, Array, Place, Cache], tuple[Array, Cache]]:
+    """(weights of a block, x `[B, T, E]`, their place, its cache) -> x after it, its cache after."""
+    structure = block_of(config, genotype, layer)
+
+    def advance(weights: Weights, x: Array, place: Place, cache: Cache) -> tuple[Array, Cache]:
+        return _through(nnx.merge(structure, weights), x, place, cache, prompt)
+
+    return advance
+
+
 def kept_heads(config: TransformerConfig, heads: tuple[int, ...]) -> tuple[int, ...]:
     """The heads of keys and values that a group of heads reads."""
     return tuple(sorted({head // config.sharing for head in heads}))
 
 
-def _layer_cache(
+def layer_cache(
     config: TransformerConfig,
     genotype: Genotype,
     layer: int,
@@ -173,31 +234,50 @@ def _advanced(
     model: Transformer, tokens: Array, valid: Array, cache: Cache, *, prompt: bool
 ) -> tuple[Array, Cache]:
     """See `Advance`."""
-    config = model.config
+    x, place, after = _begun(model, tokens, valid, cache)
+    after["layers"] = []
+    for block, kept in zip(model.blocks, cache["layers"], strict=True):
+        x, kept = _through(block, x, place, kept, prompt)
+        after["layers"].append(kept)
+    return _finished(model, x, place.valid), after
+
+
+def _begun(
+    model: Transformer, tokens: Array, valid: Array, cache: Cache
+) -> tuple[Array, Place, Cache]:
+    """What the first layer reads, `[B, T, E]`, where it is, and the cache but for the layers."""
     if tokens.shape[1] > 1:
         # Stable, so that valid tokens keep their order; the others go behind them.
         order = jnp.argsort(~valid, axis=1, stable=True)
         tokens = jnp.take_along_axis(tokens, order, axis=1)
         valid = jnp.take_along_axis(valid, order, axis=1)
-    place = _place(config, cache["count"], valid)
-    count = valid.sum(1, dtype=jnp.int32)
-    after: Cache = {"count": cache["count"] + count, "layers": []}
+    place = place_of(model.config, cache["count"], valid)
+    after: Cache = {"count": cache["count"] + valid.sum(1, dtype=jnp.int32)}
     x, last = _embedded(model, tokens, place, cache.get("last"))
     if last is not None:
         after["last"] = last
-    for block, layer_cache in zip(model.blocks, cache["layers"], strict=True):
-        assert isinstance(block.mixer, GroupedHeads)
-        y, layer_cache = _mixed(block.mixer, block.read(x), place, layer_cache, prompt)
-        after["layers"].append(layer_cache)
-        x = block.added(x, y, False, [None] * 3)
+    return x, place, after
+
+
+def _through(
+    block: Block, x: Array, place: Place, cache: Cache, prompt: bool
+) -> tuple[Array, Cache]:
+    """x `[B, T, E]` after a block, and its cache after."""
+    assert isinstance(block.mixer, GroupedHeads)
+    y, cache = _mixed(block.mixer, block.read(x), place, cache, prompt)
+    return block.added(x, y, False, [None] * 3), cache
+
+
+def _finished(model: Transformer, x: Array, valid: Array) -> Array:
+    """The logits after the last valid token of each row, `[B, C]`."""
     # Only the last token of a row is classified: a vocabulary may be larger than all layers.
-    x = _last_of(x, count)
-    if config.norm_place == "before":
+    x = _last_of(x, valid.sum(1, dtype=jnp.int32))
+    if model.config.norm_place == "before":
         x = model.norm(x)
-    return model.classified(x)[:, 0], after
+    return model.classified(x)[:, 0]
 
 
-def _place(config: TransformerConfig, start: Array, valid: Array) -> Place:
+def place_of(config: TransformerConfig, start: Array, valid: Array) -> Place:
     """Where tokens are that follow `start` `[B]` others."""
     position = start[:, None] + jnp.arange(valid.shape[1], dtype=jnp.int32)
     if config.positions != "rotary":

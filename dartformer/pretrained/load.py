@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from dartformer.attention.base import Attention
 from dartformer.errors import InputError, brief, unknown
 from dartformer.machine.workdir import UnreadableFile, read_json
+from dartformer.models.layerwise import apply_by_layer, repeats_layers
 from dartformer.models.mixers import require_all
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import Network, Weights, transformer
@@ -93,6 +94,8 @@ class Pretrained:
 
     @cached_property
     def _apply(self) -> Any:
+        if repeats_layers(self.config, self.genotype):
+            return apply_by_layer(self.config, self.genotype)
         return jax.jit(self.network.apply)
 
     def __call__(self, tokens: ArrayLike, valid: ArrayLike | None = None) -> Array:

@@ -290,9 +290,12 @@ def measure(study: Study, budget: Budget, genotype: Genotype) -> dict[str, float
     if "latency_ms" not in limited and "memory_bytes" not in limited:
         return {}
     length = budget.length or None
-    measured = cost.model(
-        study.model, genotype, batch=budget.batch, length=length, phase=budget.phase
-    )
+    if budget.phase == "decode":
+        measured = cost.decode(study.model, genotype, batch=budget.batch, length=length)
+    else:
+        measured = cost.model(
+            study.model, genotype, batch=budget.batch, length=length, phase=budget.phase
+        )
     values = {}
     if "latency_ms" in limited:
         values["latency_ms"] = 1e3 * measured.seconds.median
