@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import dartformer as df
 from dartformer.attention import parse
+from dartformer.cli.main import main
 from dartformer.errors import InputError
 from dartformer.models.transformer import transformer
 from dartformer.pretrained import FAMILIES, to_hf
@@ -25,6 +26,7 @@ from dartformer.space.genotype import Genotype
 from dartformer.training.checkpoint import named_leaves
 
 FOLDERS = Path(__file__).parent / "oracles/checkpoints"
+HYBRIDS = Path(__file__).parent / "oracles/hybrids"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -193,6 +195,21 @@ def test_windows_by_layer_have_a_class(name, model_type, layers, tmp_path):
     assert full.genotype == genotype("full", "full")
 
 
+@pytest.mark.parametrize(("name", "model_type"), HALVES)
+def test_transformers_gives_the_same_logits_of_a_hybrid(name, model_type, tmp_path):
+    """`tests/oracles/hybrids.py` opened that `config.json` with the checkpoint's tensors."""
+    hybrid = genotype("full", "local(window=4)")
+    df.save_pretrained(df.load_pretrained(FOLDERS / name), tmp_path / "out", genotype=hybrid)
+    config, opened = config_of(tmp_path / "out"), config_of(HYBRIDS / name)
+    del config["dartformer_version"], opened["dartformer_version"]
+    assert config == opened
+    want = np.load(HYBRIDS / name / "expected.npz")
+    assert want["kept"].tolist() == [10, 4]
+    found = np.asarray(df.load_pretrained(tmp_path / "out")(want["ids"], want["valid"]))
+    wanted = want["outputs"][want["valid"]]
+    np.testing.assert_allclose(found[want["valid"]], wanted, atol=1e-5 * np.abs(wanted).max())
+
+
 def test_a_llama_with_biases_is_written_as_smollm3(folder, tmp_path):
     settings(folder, attention_bias=True, mlp_bias=True)
     tensors, rng = load_file(folder / WEIGHTS), np.random.default_rng(0)
@@ -312,6 +329,25 @@ def test_a_folder_of_our_own_is_checked(folder, tmp_path):
             continue
         with pytest.raises(InputError, match=message):
             df.load_pretrained(out)
+
+
+def test_a_folder_of_our_own_continues_texts_and_is_inspected(folder, tmp_path, capsys):
+    words = {f"w{number}": number for number in range(48)}
+    model = {"type": "WordLevel", "vocab": words, "unk_token": "w0"}
+    tokenizer = {"version": "1.0", "pre_tokenizer": {"type": "Whitespace"}, "model": model}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    plain, hybrid = df.load_pretrained(folder), genotype("sink(window=3, sinks=1)", "full")
+    df.save_pretrained(plain, tmp_path / "out", genotype=hybrid)
+    (found,) = df.generate(tmp_path / "out", "w3 w14 w15 w9 w2 w6", max_tokens=3)
+    ids = [3, 14, 15, 9, 2, 6]
+    for _ in range(3):
+        ids.append(int(df.load_pretrained(tmp_path / "out")([ids])[0, -1].argmax()))
+    assert found.text.split() == [f"w{number}" for number in ids[6:]]
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "(dartformer-llama)" in shown
+    assert "sink(window=3, sinks=1) in 0, full in 1" in shown
+    assert main(["generate", str(tmp_path / "out"), "--prompt=w3 w14", "--max-tokens=2"]) == 0
 
 
 # Files.
