@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from dartformer import config as configs
 from dartformer import cost
 from dartformer.config import Config, PlacementConfig
+from dartformer.config.checkpoint import require_kv_bytes
 from dartformer.cost.budget import Budget, BudgetTooSmall
 from dartformer.errors import InputError
 from dartformer.export import checksums
@@ -25,8 +26,13 @@ from dartformer.machine.workdir import UnreadableFile
 from dartformer.placement import choose as choose_stage
 from dartformer.placement import evaluate as placement_stage
 from dartformer.placement import score as score_stage
-from dartformer.placement.records import PlacementResults
-from dartformer.placement.study import PlacementStudy, PlacementWorkdir
+from dartformer.placement.records import PlacementBudgetAnswer, PlacementResults
+from dartformer.placement.study import (
+    PlacementFolder,
+    PlacementStudy,
+    PlacementWorkdir,
+    limit_of,
+)
 from dartformer.report import page as report_stage
 from dartformer.report import placement as placement_page
 from dartformer.report import probes as probes_page
@@ -158,17 +164,41 @@ def place(config: PlacementConfig | ConfigDict, workdir: str | Path) -> Placemen
     """
     study = PlacementStudy(configs.build_placement(config))
     study.check()
-    with PlacementWorkdir(workdir, study.config) as folder:
-        return place_all(study, folder, "run")
+    with PlacementWorkdir(workdir, study.config) as folder, _placing(folder, "run"):
+        scores = score_stage.score(study, folder)
+        choose_stage.derive(study, folder, scores)
+        return placement_stage.evaluate(study, folder, scores)
 
 
-def place_all(study: PlacementStudy, folder: PlacementWorkdir, verb: str) -> PlacementResults:
-    """Score, derive and evaluate a placement, noted and reported."""
+def evaluate_placement(
+    config: PlacementConfig | ConfigDict, workdir: str | Path
+) -> PlacementResults:
+    """The exact quality of a placement and its rivals, whose places are scored already."""
+    study = PlacementStudy(configs.build_placement(config))
+    study.check()
+    with PlacementWorkdir(workdir, study.config) as folder, _placing(folder, "evaluate"):
+        scores = score_stage.require_scores(study, folder)
+        choose_stage.derive(study, folder, scores)
+        return placement_stage.evaluate(study, folder, scores)
+
+
+def derive_placement(workdir: str | Path, budget: Budget | None = None) -> PlacementBudgetAnswer:
+    """Which places of a scored checkpoint to keep within a budget; None: that of the config."""
+    study = PlacementStudy(PlacementFolder(workdir).read_config())
+    limit = study.limit
+    if budget is not None:
+        require_kv_bytes(budget, "--budget")
+        limit = limit_of(budget, study.places)
+    with PlacementWorkdir(workdir, study.config) as folder, _placing(folder, "derive"):
+        return choose_stage.derive_within(study, folder, limit)
+
+
+@contextmanager
+def _placing(folder: PlacementWorkdir, verb: str) -> Iterator[None]:
+    """Around a stage of a placement, as `staged` is around others."""
     try:
         with provenance.noted(folder.path, verb):
-            scores = score_stage.score(study, folder)
-            choose_stage.derive(study, folder, scores)
-            return placement_stage.evaluate(study, folder, scores)
+            yield
     finally:
         placement_page.refresh(folder.path)
 

@@ -25,6 +25,7 @@ EXAMPLES = {
     "derive": (
         "dartformer derive --config=my_space.py --workdir=runs/mine",
         "dartformer derive --config=my_space.py --workdir=runs/mine --budget=latency_ms=2",
+        "dartformer derive --workdir=runs/mine --budget=kv_bytes=40MB,length=8192",
     ),
     "race": (
         "dartformer race --config=my_space.py --workdir=runs/mine",
@@ -47,6 +48,7 @@ EXAMPLES = {
     "new": (
         "dartformer new --task=listops > my_space.py",
         "dartformer new --data=reviews.csv > my_space.py",
+        "dartformer new --from=SmolLM2-135M --data=text.txt > my_space.py",
     ),
     "list": ("dartformer list attentions --causal --linear", "dartformer list tasks --json"),
     "selfcheck": ("dartformer selfcheck",),
@@ -158,8 +160,13 @@ def _add_stage(verbs: "Verbs[Parser]", name: str) -> None:
     # argparse knows no "one of these sets", so the verb itself checks what goes together.
     # `profile` can also price a genotype or an export, which have no workdir.
     required = name != "profile"
+    # Nor does `derive` need the config of a checkpoint's workdir.
+    needs_config = required and name != "derive"
     verb.add_argument(
-        "--config", required=required, metavar="FILE", help="a config file (see `dartformer new`)"
+        "--config",
+        required=needs_config,
+        metavar="FILE",
+        help="a config file (see `dartformer new`)",
     )
     verb.add_argument(
         "--workdir", required=required, metavar="DIR", help="the folder for all results"
@@ -356,6 +363,13 @@ def _add_new(verbs: "Verbs[Parser]") -> None:
         metavar="FILE",
         help="read your own file or folder and write a config that runs as it is; the guesses are "
         "printed on standard error",
+    )
+    verb.add_argument(
+        "--from",
+        dest="checkpoint",
+        metavar="FOLDER",
+        help="with --data, a text file: write a config that finds which layers or KV groups of this "
+        "checkpoint keep full attention",
     )
     verb.add_argument(
         "--text",

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from dartformer import config as configs
 from dartformer import tasks
+from dartformer.cli import checkpoint
 from dartformer.cli.output import print_json
 from dartformer.cli.proposal import AS_IT_FITS, MINUTES, MOST_RACED, Wishes, propose
 from dartformer.config.overrides import BUDGET
@@ -57,6 +58,9 @@ def get_config():
     return config
 '''
 
+EMPTY_CALL = 'defaults(task="")'
+"""The call in the skeleton, where it is of no task."""
+
 SMALL: dict[str, object] = {
     "model.layers": 2,
     "model.heads": 4,
@@ -90,7 +94,9 @@ class DataConfig(NamedTuple):
 
 def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """Print a starting config."""
-    if arguments.data:
+    if arguments.checkpoint:
+        text = _new_for_checkpoint(arguments, values)
+    elif arguments.data:
         text = _new_for_data(arguments, values)
     elif any(getattr(arguments, name) is not None for name in OF_DATA):
         flags = ", ".join(f"--{name}" for name in OF_DATA)
@@ -103,6 +109,31 @@ def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     else:
         print(printable(text), end="")
     return 0
+
+
+def _new_for_checkpoint(arguments: argparse.Namespace, values: Mapping[str, object]) -> str:
+    """The config for --from; prints what was found on standard error."""
+    for name in ("task", *OF_DATA):
+        if getattr(arguments, name) is not None:
+            raise InputError(
+                f"--{name} does not work with --from, because nothing is trained. Leave it out."
+            )
+    if not arguments.data:
+        raise InputError(
+            "--from needs --data=FILE, a text like that which the checkpoint is for: its layers are "
+            "scored with it."
+        )
+    folder, file = arguments.checkpoint, arguments.data
+    proposal = checkpoint.propose(folder, file, values)
+    found = "\n          ".join(
+        map(one_line, proposal.found)
+    )  # below the first, behind "Found:    "
+    head = checkpoint.HEAD.format(file=FILE, found=found, budget=proposal.budget)
+    call = f"checkpoint_defaults({literal(folder)}, text={literal(file)})"
+    text = SKELETON.format(head=_inside_docstring(head), task="").replace(EMPTY_CALL, call)
+    for sentence in proposal.found:
+        note(f"found: {sentence}")
+    return with_values(text, configs.checkpoint_defaults(folder, file), proposal.values)
 
 
 def _new_for_data(arguments: argparse.Namespace, values: dict[str, str]) -> str:
@@ -421,10 +452,10 @@ def literal(value: object) -> str:
     return repr(value)
 
 
-def load_text(text: str) -> configs.Config:
+def load_text(text: str) -> configs.Config | configs.PlacementConfig:
     """The config of a file with this text."""
     with tempfile.TemporaryDirectory() as folder:
         # Through a file, because a config is a module and is loaded as one.
         file = Path(folder) / FILE
         file.write_text(text, encoding="utf-8")
-        return configs.load_config(file)
+        return configs.load_any(file)

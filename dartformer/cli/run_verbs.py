@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dartformer import api
-from dartformer.cli import terminal
+from dartformer.cli import checkpoint, terminal
 from dartformer.cli.output import print_json
-from dartformer.config import load_config
+from dartformer.config import PlacementConfig, load_any, load_config
 from dartformer.cost.budget import Budget, parse
 from dartformer.errors import InputError
 from dartformer.export.load import load
 from dartformer.machine import compile_cache
 from dartformer.machine.printable import printable
 from dartformer.machine.workdir import jsonable, read_json
+from dartformer.placement.study import PlacementWorkdir, is_placement
 from dartformer.report import compare as comparison
-from dartformer.report import figures, page, plots, reading
+from dartformer.report import figures, page, placement, plots, reading
 from dartformer.report import probes as probes_page
 from dartformer.report.watch import watch
 from dartformer.results import BudgetAnswer, Front, Profile
@@ -30,13 +31,20 @@ Item = TypeVar("Item")
 
 def run(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """All stages in order."""
-    config = load_config(arguments.config, values)
+    config = load_any(arguments.config, values)
+    if isinstance(config, PlacementConfig):
+        return checkpoint.run(arguments, config)
     return _show_stage(arguments, api.run_all(config, arguments.workdir))
 
 
 def stage(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """One stage without options of its own."""
-    config = load_config(arguments.config, values)
+    if arguments.verb == "evaluate":
+        config = load_any(arguments.config, values)
+        if isinstance(config, PlacementConfig):
+            return checkpoint.evaluate(arguments, config)
+    else:
+        config = load_config(arguments.config, values)
     with api.opened(config, arguments.workdir) as session:
         result = api.do(session, arguments.verb)
     return _show_stage(arguments, result)
@@ -80,6 +88,16 @@ def formats(texts: Sequence[str]) -> tuple[str, ...]:
 
 def derive(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """The genotype of a finished search, or with --budget the best one within it."""
+    if is_placement(arguments.workdir):
+        if values and not arguments.config:
+            raise InputError(
+                "--config.section.field=VALUE changes a config. Name it: --config=FILE."
+            )
+        if arguments.config:
+            _require_config(arguments.workdir, arguments.config, values)
+        return checkpoint.derive(arguments)
+    if not arguments.config:
+        raise InputError("derive needs --config=FILE, the config of the workdir.")
     if arguments.budget:
         return _derive_within_budget(arguments, values)
     if arguments.table or arguments.trust_table or arguments.plot:
@@ -176,9 +194,9 @@ def report(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     if arguments.watch is None and arguments.port:
         raise InputError("--port needs --watch.")
     (folder,) = folders
+    placed = is_placement(folder)
     if arguments.config is not None:
-        # Opening the workdir compares its config with this one.
-        Workdir(folder, load_config(arguments.config, values)).close()
+        _require_config(folder, arguments.config, values)
     files: list[Path] = []
     if arguments.figures is not None:
         files = figures.save(folder, arguments.figures)
@@ -187,13 +205,16 @@ def report(arguments: argparse.Namespace, values: dict[str, str]) -> int:
             watch(folder, arguments.port)
         except KeyboardInterrupt:  # the documented way to end it
             return 0
+    show, read, write = terminal.show_report, reading.read, page.report
+    if placed:
+        show, read, write = checkpoint.show_report, placement.read, placement.report
     try:
-        page.report(folder)
+        write(folder)
     except InputError as error:
         # What can be read is shown where only the page cannot be written; a damaged file is named.
-        reading.read(folder)
+        read(folder)
         if not arguments.json:
-            terminal.show_report(folder)
+            show(folder)
         raise InputError(
             f"{error} Use --watch={folder}, which shows the page without writing it."
         ) from None
@@ -202,10 +223,20 @@ def report(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     if arguments.json:
         print_json({"file": html, "figures": drawn})
         return 0
-    terminal.show_report(folder)
+    show(folder)
     for file in (html, *drawn):
         print(printable(f"wrote {file}"))
     return 0
+
+
+def _require_config(folder: str, file: str, values: dict[str, str]) -> None:
+    """Raise `InputError` for a workdir that was made with another config."""
+    config = load_any(file, values)
+    # Opening the workdir compares its config with this one.
+    if isinstance(config, PlacementConfig):
+        PlacementWorkdir(folder, config).close()
+    else:
+        Workdir(folder, config).close()
 
 
 def probe(arguments: argparse.Namespace, values: dict[str, str]) -> int:

@@ -101,7 +101,7 @@ class PlacementBudget:
     """How large the cache may be.
 
     Attributes:
-      budget: kv_bytes, the bytes of keys and values of a sequence of `length` tokens.
+      budget: the most bytes of keys and values (kv_bytes) of a sequence of `length` tokens.
     """
 
     budget: Mapping[str, object] = field(default_factory=dict)

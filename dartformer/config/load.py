@@ -356,10 +356,10 @@ def build_placement(config: PlacementConfig | ConfigDict) -> PlacementConfig:
     """The typed config of a placement, checked; one that is typed is what it was."""
     if isinstance(config, PlacementConfig):
         return config
-    if not is_placement(config):
+    if not isinstance(config, ConfigDict) or not is_placement(config):
         raise InputError(
-            f"the config of a placement is made by dartformer.checkpoint_defaults(), "
-            f"got {type(config).__name__}."
+            "this is no config of a checkpoint, which dartformer.checkpoint_defaults() makes, and "
+            "`dartformer new --from=FOLDER` writes."
         )
     built: PlacementConfig = _section(PlacementConfig, _values(config), "")
     return built

@@ -23,6 +23,8 @@ from dartformer.models.decode import (
 from dartformer.models.layerwise import repeats_layers
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import Weights
+from dartformer.placement.evaluate import placed_model
+from dartformer.placement.study import is_placement
 from dartformer.pretrained import Pretrained, load_pretrained
 from dartformer.pretrained.folder import is_checkpoint
 from dartformer.pretrained.texts import Texts
@@ -148,11 +150,14 @@ class Source(NamedTuple):
 
 
 def open_model(folder: str | Path, device: str | None = None) -> Served | Pretrained:
-    """The model of an export, or of a checkpoint of Hugging Face."""
+    """The model of an export, of a checkpoint of Hugging Face, or of a placement in one."""
     folder = Path(folder)
-    if not is_checkpoint(folder):
+    if is_placement(folder):
+        model = placed_model(folder)
+    elif is_checkpoint(folder):
+        model = load_pretrained(folder)
+    else:
         return load(folder, device)
-    model = load_pretrained(folder)
     return replace(model, weights=jax.device_put(model.weights, device_of(device)))
 
 

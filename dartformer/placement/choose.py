@@ -1,26 +1,21 @@
 """Choosing: which places the scores keep within a budget, and the placements beside them."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from dartformer.attention import to_text
-from dartformer.config.checkpoint import KV_BYTES, require_kv_bytes
-from dartformer.cost.budget import Budget
 from dartformer.errors import InputError
 from dartformer.machine.workdir import write_text
 from dartformer.placement.records import PlacementBudgetAnswer, ScoreFile
 from dartformer.placement.score import require_scores
 from dartformer.placement.study import (
     Limit,
-    PlacementFolder,
     PlacementStudy,
     PlacementWorkdir,
     by_layer,
     ends,
-    limit_of,
 )
 from dartformer.pretrained.passages import AGAIN, KINDS, TEXT
 from dartformer.pretrained.placement import Places, top, uniform
@@ -188,31 +183,29 @@ def derive(study: PlacementStudy, folder: PlacementWorkdir, file: ScoreFile) -> 
     return kept
 
 
-def derive_within(path: str | Path, budget: Budget) -> PlacementBudgetAnswer:
-    """The best places within another budget, from the stored scores; the weights are not read."""
-    require_kv_bytes(budget, "--budget")
-    reader = PlacementFolder(path)
-    with PlacementWorkdir(path, reader.read_config()) as folder:
-        study = PlacementStudy(reader.read_config())
-        file = require_scores(study, folder)
-        limit = limit_of(budget, study.places)
-        rule = study.config.checkpoint.rules[0]
-        kept = choose(study.places, study.at_granularity(combined(file, rule, tuple(KINDS))), limit)
-        shares = {}
-        for kind in KINDS:
-            shares[kind] = float(study.at_granularity(combined(file, rule, (kind,)))[kept].sum())
-        full, _ = ends(study.places)
-        genotype = study.places.genotype(kept)
-        answered = PlacementBudgetAnswer(
-            {KV_BYTES: limit.bytes, "length": limit.length},
-            study.config.space.granularity,
-            study.config.checkpoint.cheap,
-            kept.astype(int),
-            study.places.bytes_of(kept, limit.length),
-            study.places.bytes_of(full, limit.length),
-            shares,
-            GenotypeRecord.from_dict(genotype.to_dict()),
-        )
-        folder.write(folder.budget, answered)
-        write_text(folder.genotype, genotype.to_json())
-        return answered
+def derive_within(
+    study: PlacementStudy, folder: PlacementWorkdir, limit: Limit
+) -> PlacementBudgetAnswer:
+    """The best places within a limit, from the stored scores; the weights are not read."""
+    file = require_scores(study, folder)
+    rule = study.config.checkpoint.rules[0]
+    kept = choose(study.places, study.at_granularity(combined(file, rule, tuple(KINDS))), limit)
+    shares = {}
+    for kind in KINDS:
+        shares[kind] = float(study.at_granularity(combined(file, rule, (kind,)))[kept].sum())
+    full, _ = ends(study.places)
+    genotype = study.places.genotype(kept)
+    found = PlacementBudgetAnswer(
+        round(limit.bytes),
+        limit.length,
+        study.config.space.granularity,
+        study.config.checkpoint.cheap,
+        kept.astype(int),
+        study.places.bytes_of(kept, limit.length),
+        study.places.bytes_of(full, limit.length),
+        shares,
+        GenotypeRecord.from_dict(genotype.to_dict()),
+    )
+    folder.write(folder.budget, found)
+    write_text(folder.genotype, genotype.to_json())
+    return found

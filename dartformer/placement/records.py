@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dartformer.machine.record import Plain, Record
+from dartformer.machine.record import Record
 from dartformer.results import GenotypeRecord
 
 SCHEMA = 1
@@ -278,7 +278,8 @@ class PlacementBudgetAnswer(Record):
     """`budget.json`: which places to keep within another budget, from the stored scores.
 
     Attributes:
-      budget: that was asked for.
+      limit: the bytes that the caches may take.
+      length: of the sequence whose caches are meant.
       granularity: "layer" or "kv_group".
       cheap: the attention of the other places.
       kept: `[L, C]` of 0 and 1.
@@ -289,7 +290,8 @@ class PlacementBudgetAnswer(Record):
       genotype: the answer.
     """
 
-    budget: dict[str, Plain]
+    limit: int
+    length: int
     granularity: str
     cheap: str
     kept: np.ndarray

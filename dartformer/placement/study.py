@@ -76,18 +76,22 @@ class PlacementWorkdir(PlacementFolder):
         try:
             claim(self.path, jsonable(configs.to_dict(config)))
         except BaseException:
-            self._lock.close()
+            self.close()
             raise
 
     def write(self, file: Path, record: Record) -> None:
         """Write a record to one of the files."""
         write_checked_json(file, record.to_dict())
 
+    def close(self) -> None:
+        """Release the folder."""
+        self._lock.close()
+
     def __enter__(self) -> "PlacementWorkdir":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.close()
+        self.close()
 
 
 def is_placement(path: str | Path) -> bool:

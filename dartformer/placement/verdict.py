@@ -55,7 +55,7 @@ def verdict(results: PlacementResults) -> Iterator[str]:
     answer, named = results.answer, results.named
     full, none = named["full"], named["none"]
     yield (
-        f"Keep full attention in {answer.count} of {results.places} {places_of(results)}: "
+        f"Keep full attention in {answer.count} of {results.places} {places_of(results.granularity)}: "
         f"{size(answer.kv_bytes)} of cache at {results.length:,} tokens, "
         f"{answer.kv_bytes / full.kv_bytes:.0%} of {size(full.kv_bytes)}."
     )
@@ -70,6 +70,12 @@ def verdict(results: PlacementResults) -> Iterator[str]:
                 f": {(none.nll(kind) - answer.nll(kind)) / lost:.0%} of the difference is recovered"
             )
         yield f"{line}."
+    yield from against(results)
+
+
+def against(results: PlacementResults) -> Iterator[str]:
+    """A sentence for each baseline, which are the last of the verdict."""
+    named = results.named
     rivals = [named["uniform"], named["first"], named["last"]]
     draw = best_random(results)
     if draw is not None:
@@ -137,9 +143,26 @@ def warnings(results: PlacementResults) -> Iterator[str]:
             )
 
 
-def places_of(results: PlacementResults) -> str:
+def believed(results: PlacementResults) -> str:
+    """Whether the scores add up, and whether halves of the calibration sequences agree."""
+    parts = []
+    for row in results.additivity:
+        parts.append(
+            f"the scores of {IN_WORDS[row.kind]} add up to {row.sum:.3f} nats, where the exact loss "
+            f"is {row.total:.3f} ({row.error:.1%} off)"
+        )
+    if results.agreement is not None:
+        common, kept = results.agreement.common, results.agreement.kept
+        parts.append(
+            f"two halves of the calibration sequences have {common} of {kept} places in common"
+        )
+    sentence = ". ".join(part[0].upper() + part[1:] for part in parts)
+    return f"{sentence}."
+
+
+def places_of(granularity: str) -> str:
     """What is chosen, in the plural."""
-    if results.granularity == "layer":
+    if granularity == "layer":
         return "layers"
     return "KV groups"
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from dartformer.errors import unknown
-from dartformer.report import charts, plots
+from dartformer.placement.study import is_placement
+from dartformer.report import charts, placement, plots
 from dartformer.report.chart import Chart
 from dartformer.report.figure import KINDS, Figure, alone
 from dartformer.report.models import priced, trained_curves
@@ -67,12 +68,25 @@ def _curves(reading: Reading) -> dict[str, Figure]:
     return drawn
 
 
+def placement_figures(path: str | Path) -> dict[str, Figure]:
+    """Every figure of a placement in a checkpoint, by name."""
+    drawn = {}
+    for name, chart in placement.figures(placement.read(path)).items():
+        (choice,) = chart.choices
+        drawn[name] = alone(chart, {choice.column: choice.options[0]}, width=640)
+    return drawn
+
+
 def save(path: str | Path, kind: str) -> list[Path]:
     """Write every figure of a workdir to its folder `figures/`; text in them stays text."""
     if kind not in KINDS:
         raise unknown("--figures", kind, KINDS)
     folder = Path(path) / "figures"
-    drawn = figures(read(path))  # before the folder is made: it may be no workdir
+    # Before the folder is made: it may be no workdir.
+    if is_placement(path):
+        drawn = placement_figures(path)
+    else:
+        drawn = figures(read(path))
     folder.mkdir(exist_ok=True)
     files = []
     for name, figure in drawn.items():

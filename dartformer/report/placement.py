@@ -1,7 +1,420 @@
 """The page of a placement: which places of a checkpoint are kept, and what that is worth."""
 
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dartformer.config import PlacementConfig, to_dict
+from dartformer.machine.progress import duration, say
+from dartformer.machine.workdir import write_text
+from dartformer.placement.records import Placed, PlacementBudgetAnswer, PlacementResults, Teacher
+from dartformer.placement.study import PlacementFolder
+from dartformer.placement.verdict import against, believed, places_of, size
+from dartformer.pretrained.passages import AGAIN, TEXT
+from dartformer.report import page, provenance
+from dartformer.report.chart import (
+    ACCENT,
+    COMPACT,
+    LEGEND,
+    PALETTE,
+    TOOLTIP,
+    Chart,
+    Choice,
+    Row,
+    category,
+    place,
+    quantity,
+)
+from dartformer.report.page import Cell, Fact, Link
+from dartformer.results import Invocation
+
+LINKS = {
+    "config.json": "the whole config",
+    "genotype.json": "layers and heads",
+    "results.json": "every number",
+    "scores.json": "what each place is worth to each calibration sequence",
+    "evaluation.json": "the loss of each placement on each held-out sequence",
+    "teacher.json": "the files of the checkpoint",
+    "budget.json": "the places within another budget",
+    "provenance.json": "commands, versions, devices",
+}
+
+KINDS = {AGAIN: "repeated passage", TEXT: "plain text"}
+"""The kinds of sequences as the page names them, that of the larger differences first."""
+
+LIGHT = "#d5dae1"
+"""The color of places that are not kept."""
+
+LINES = {
+    "by score": ACCENT,
+    "at equal distances": PALETTE[1],
+    "random": PALETTE[3],
+    "first or last layers": PALETTE[2],
+}
+"""How placements of the front are chosen, with their colors."""
+
+FULL = "full attention"
+
+SCORE_COLUMNS = {AGAIN: "worth on the passage", TEXT: "worth on text"}
+"""What the scores of a kind are called when a cell is pointed at."""
+
+MEGABYTE = 1e6
+
+
+class Reading(NamedTuple):
+    """What a workdir holds so far.
+
+    Attributes:
+      path: of the workdir.
+      config: that it was made with.
+      teacher: the checkpoint; None before it is loaded.
+      results: None before the placements are evaluated.
+      budget: the last answer of `derive --budget`.
+      invocations: the commands so far.
+    """
+
+    path: Path
+    config: PlacementConfig
+    teacher: Teacher | None
+    results: PlacementResults | None
+    budget: PlacementBudgetAnswer | None
+    invocations: Sequence[Invocation]
+
+
+class Line(NamedTuple):
+    """A row of the table of placements."""
+
+    found: bool
+    cells: tuple[Cell, ...]
+
+
+def report(path: str | Path, *, live: bool = False) -> str:
+    """Write `report.html` from what the workdir holds so far and return the page."""
+    text = render(read(path), live=live)
+    if not live:
+        write_text(Path(path) / "report.html", text)
+    return text
 
 
 def refresh(path: str | Path) -> None:
-    """Refresh."""
+    """`report`, after a stage: a page that fails must not stop a run, so a line says why."""
+    try:
+        report(path)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        say(f"report.html was not refreshed: {type(error).__name__}: {reason}")
+
+
+def read(path: str | Path) -> Reading:
+    """Everything that the page shows; raises `InputError` where a file is damaged."""
+    folder = PlacementFolder(path)
+    return Reading(
+        folder.path,
+        folder.read_config(),
+        folder.read(Teacher, folder.teacher),
+        folder.read(PlacementResults, folder.results),
+        folder.read(PlacementBudgetAnswer, folder.budget),
+        provenance.read(folder.path),
+    )
+
+
+def figures(reading: Reading) -> dict[str, Chart]:
+    """The charts, by name; empty before the placements are evaluated."""
+    if reading.results is None:
+        return {}
+    drawn = (kept(reading.results), front(reading.results), worth(reading.results))
+    return {chart.name: chart for chart in drawn}
+
+
+def render(reading: Reading, *, live: bool = False) -> str:
+    """The page of a workdir."""
+    results, config = reading.results, reading.config
+    links = []
+    for file, content in LINKS.items():
+        if (reading.path / file).exists():
+            links.append(Link(file, content))
+    verdict: Sequence[str] = ("The placements are not evaluated yet.",)
+    compared: Sequence[str] = ()
+    lines: Sequence[Line] = ()
+    belief, reasons = "", ()
+    if results is not None:
+        compared = list(against(results))
+        verdict = results.verdict[: len(results.verdict) - len(compared)]
+        lines = list(table(results))
+        belief, reasons = believed(results), results.warnings
+    return page.fill(
+        "placement.html",
+        title=_title(reading),
+        figures=figures(reading),
+        extra={},
+        live=live,
+        verdict=verdict,
+        compared=compared,
+        belief=belief,
+        reasons=reasons,
+        stopped=_stopped(reading),
+        budget=_budget(reading),
+        lines=lines,
+        facts=list(facts(reading)),
+        config=json.dumps(to_dict(config), indent=2),
+        links=links,
+    )
+
+
+def _title(reading: Reading) -> str:
+    name = Path(reading.config.checkpoint.folder).name
+    return f"Which {places_of(reading.config.space.granularity)} of {name} keep full attention"
+
+
+def _stopped(reading: Reading) -> str:
+    """Why the last command stopped; empty where it did not."""
+    if not reading.invocations or reading.invocations[-1].state != "stopped":
+        return ""
+    return f"{reading.invocations[-1].verb} stopped: {reading.invocations[-1].why}"
+
+
+def _budget(reading: Reading) -> str:
+    """A sentence about the last answer to another budget."""
+    answer = reading.budget
+    if answer is None:
+        return ""
+    return (
+        f"The last derive --budget keeps {int(answer.kept.sum())} of {answer.kept.size} "
+        f"{places_of(answer.granularity)} in {size(answer.kv_bytes)} of cache at "
+        f"{answer.length:,} tokens (budget.json). It was not evaluated."
+    )
+
+
+# Charts.
+
+
+def kept(results: PlacementResults) -> Chart:
+    """Layers by KV groups, and which of them keep full attention, of one placement at a time."""
+    shapes = [placed.kept.shape for placed in results.placements]
+    layers, columns = max(shapes, key=lambda shape: shape[1])
+    shown = _drawn(results)
+    rows: list[Row] = []
+    for placed in shown:
+        grid = np.broadcast_to(placed.kept, (layers, columns))
+        for layer, group in np.ndindex(layers, columns):
+            state = results.cheap
+            if grid[layer, group]:
+                state = FULL
+            worth = [_score(results, kind, layer, group) for kind in KINDS]
+            rows.append((placed.title, layer, group, state, *worth))
+    tones = {"domain": [FULL, results.cheap], "range": [ACCENT, LIGHT]}
+    axis = {"labelAngle": 0, "labelOverlap": True}
+    spec = {
+        "height": max(24 * columns, 40),
+        "mark": {"type": "rect", "stroke": "white", "strokeWidth": 2, **TOOLTIP},
+        "encoding": {
+            "x": place("layer", title="layer", axis=axis),
+            "y": place("KV group", title="KV group"),
+            "color": category("attention", scale=tones, legend=LEGEND),
+        },
+    }
+    titles = [placed.title for placed in shown]
+    return Chart(
+        "kept",
+        "What keeps full attention",
+        f"A grid of layers and KV groups: {_in_words(results.answer)}",
+        spec,
+        ("placement", "layer", "KV group", "attention", *SCORE_COLUMNS.values()),
+        rows,
+        "Point at a cell to see what full attention there is worth, in nats of KL divergence.",
+        (Choice("placement", "placement", titles),),
+    )
+
+
+def _score(results: PlacementResults, kind: str, layer: int, group: int) -> float:
+    """What a place is worth; that of a whole layer where layers were scored."""
+    scores = results.scores[kind]
+    return round(float(scores[layer, min(group, scores.shape[1] - 1)]), 4)
+
+
+def _drawn(results: PlacementResults) -> list[Placed]:
+    """The answer, then the placements with the same budget."""
+    shown = [results.answer]
+    for placed in results.placements:
+        if placed.role in ("derived", "baseline"):
+            shown.append(placed)
+    return shown
+
+
+def _in_words(placed: Placed) -> str:
+    """The kept places of each layer."""
+    parts = []
+    for layer, row in enumerate(placed.kept):
+        groups = np.flatnonzero(row).tolist()
+        if groups and placed.kept.shape[1] == 1:
+            parts.append(f"layer {layer}")
+        elif groups:
+            parts.append(f"layer {layer} groups {', '.join(map(str, groups))}")
+    return "; ".join(parts) or "nothing is kept"
+
+
+def front(results: PlacementResults) -> Chart:
+    """The loss over the bytes of the cache, for each way to choose the places."""
+    rows: list[Row] = []
+    for kind, words in KINDS.items():
+        for placed in results.placements:
+            for line in _lines(placed):
+                rows.append(_point(placed, words, kind, line))
+    tones = {"domain": list(LINES), "range": list(LINES.values())}
+    x = quantity("MB", f"cache at {results.length:,} tokens, MB", axis=COMPACT)
+    y = quantity("loss", "loss, nats a token", scale={"zero": False})
+    color = category("chosen", scale=tones, legend=LEGEND)
+    shapes = {"domain": list(LINES), "range": ["circle", "square", "cross", "triangle-up"]}
+    # With the same legend, Vega-Lite draws one for both.
+    shape = category("chosen", scale=shapes, legend=LEGEND)
+    spec = {
+        "height": 320,
+        "layer": [
+            {
+                "transform": [{"filter": {"field": "chosen", "oneOf": list(LINES)[:2]}}],
+                "mark": {"type": "line", "strokeWidth": 2},
+                "encoding": {"x": x, "y": y, "color": color},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1, **TOOLTIP},
+                "encoding": {"x": x, "y": y, "color": color, "shape": shape},
+            },
+        ],
+    }
+    answer = results.answer
+    parts = []
+    for placed in _drawn(results):
+        parts.append(f"{placed.title} {placed.nll(AGAIN):.3f}")
+    return Chart(
+        "front",
+        "Loss against the cache",
+        f"Points, on the repeated passage: {'; '.join(parts)}",
+        spec,
+        ("sequences", "placement", "chosen", "MB", "loss", "low", "high"),
+        rows,
+        f"Each point is measured on {results.held_out} held-out sequences. The lines begin at "
+        f"{results.cheap} everywhere and end at full attention everywhere. The budget is "
+        f"{size(answer.kv_bytes)}.",
+        (Choice("sequences", "sequences", list(KINDS.values())),),
+    )
+
+
+def _lines(placed: Placed) -> list[str]:
+    """The ways to choose that a placement is a point of."""
+    if placed.role == "end":
+        return ["by score", "at equal distances"]
+    if placed.role == "answer" or placed.name.startswith("answer@"):
+        return ["by score"]
+    if placed.name.startswith("uniform"):
+        return ["at equal distances"]
+    if placed.name.startswith("random"):
+        return ["random"]
+    if placed.role == "baseline":
+        return ["first or last layers"]
+    return []
+
+
+def _point(placed: Placed, words: str, kind: str, line: str) -> Row:
+    losses = placed.quality[kind].nll
+    return (
+        words,
+        placed.title,
+        line,
+        round(placed.kv_bytes / MEGABYTE, 6),
+        round(placed.nll(kind), 4),
+        round(float(np.min(losses)), 4),
+        round(float(np.max(losses)), 4),
+    )
+
+
+def worth(results: PlacementResults) -> Chart:
+    """What full attention in each place is worth, a bar for each layer."""
+    rows: list[Row] = []
+    for kind, words in KINDS.items():
+        scores = results.scores[kind]
+        for layer, group in np.ndindex(*scores.shape):
+            is_kept = results.answer.kept[layer, min(group, results.answer.kept.shape[1] - 1)]
+            state = "not kept"
+            if is_kept:
+                state = "kept"
+            rows.append((words, layer, group, round(float(scores[layer, group]), 5), state))
+    tones = {"domain": ["kept", "not kept"], "range": [ACCENT, "#9aa3af"]}
+    spec = {
+        "height": 220,
+        "mark": {"type": "bar", "stroke": "white", "strokeWidth": 1, **TOOLTIP},
+        "encoding": {
+            "x": place("layer", title="layer", axis={"labelAngle": 0, "labelOverlap": True}),
+            "y": quantity("nats", "worth, nats of KL divergence"),
+            "color": category("state", scale=tones, legend=LEGEND),
+            "order": {"field": "KV group"},
+        },
+    }
+    return Chart(
+        "worth",
+        "What each layer is worth",
+        "Bars: the scores of the places, stacked by layer",
+        spec,
+        ("sequences", "layer", "KV group", "nats", "state"),
+        rows,
+        "What full attention there saves, of the KL divergence from the checkpoint with "
+        f"{results.cheap} everywhere. Each KV group is a part of its layer's bar.",
+        (Choice("sequences", "sequences", list(KINDS.values())),),
+    )
+
+
+# The table and the facts.
+
+
+def table(results: PlacementResults) -> Iterator[Line]:
+    """A row for each placement with the budget, and for both ends."""
+    noise = {(gap.baseline, gap.kind): gap for gap in results.gaps}
+    for placed in results.placements:
+        if placed.role == "front":
+            continue
+        cells = [Cell(placed.title, placed.title), Cell(size(placed.kv_bytes), placed.kv_bytes)]
+        for kind in KINDS:
+            loss = placed.nll(kind)
+            cells.append(Cell(f"{loss:.3f}", loss))
+            cells.append(Cell(f"{placed.kl(kind):.3f}", placed.kl(kind)))
+            gap = noise.get((placed.name, kind))
+            text, value = "", ""
+            if gap is not None and gap.outcome == "same":
+                text, value = "the same", 0.0
+            elif gap is not None:
+                text, value = f"{-gap.difference:+.3f} ± {gap.noise:.3f}", -gap.difference
+            cells.append(Cell(text, value))
+        yield Line(placed.role == "answer", tuple(cells))
+
+
+def facts(reading: Reading) -> Iterator[Fact]:
+    """How the numbers came about."""
+    options = reading.config.checkpoint
+    commands: dict[str, None] = {}
+    for run in reading.invocations:
+        commands[run.command] = None
+    yield Fact("command", "\n".join(list(commands)[-page.COMMANDS :]))
+    if reading.teacher is not None:
+        teacher = reading.teacher
+        yield Fact(
+            "checkpoint",
+            f"{teacher.family}, {teacher.parameters:,} parameters, {teacher.layers} layers of "
+            f"{teacher.heads} heads in {teacher.kv_groups} KV groups",
+        )
+    yield Fact(
+        "sequences",
+        f"{options.sequences} of each kind for the scores and {options.held_out} other ones for "
+        f"the results, of {options.length} tokens. The scores hold for this length.",
+    )
+    yield Fact("rules", f"{', '.join(options.rules)}; the path has {options.points} points")
+    if reading.results is not None:
+        for name, seconds in reading.results.seconds.items():
+            spent = reading.results.processor_seconds[name]
+            yield Fact(name, f"{duration(seconds)}, {spent:.0f} processor seconds")
+    if reading.invocations:
+        last = reading.invocations[-1]
+        yield Fact("device", last.device)
+        yield Fact("versions", ", ".join(map(" ".join, last.versions.items())))
+        yield Fact("written", last.started)

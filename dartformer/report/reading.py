@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
+from dartformer.config import is_placement
 from dartformer.config.places import task_title
 from dartformer.errors import InputError
 from dartformer.machine.record import Record
@@ -257,6 +258,11 @@ def settings_of(path: Path) -> Settings:
     if not os.path.lexists(file):
         raise InputError(f"{path} is not a workdir: it has no config.json.")
     config = read_json(file)
+    if is_placement(config):
+        raise InputError(
+            f"{path} is the workdir of a checkpoint, where nothing is trained. Use `dartformer report "
+            f"{path}`."
+        )
     # Many programs write a config.json, an export of this one among them.
     if not isinstance(config, dict) or not config.keys() >= SECTIONS:
         raise InputError(f"{path} is not a workdir: dartformer did not write its config.json.")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dartformer.errors import InputError
 from dartformer.machine.printable import printable
-from dartformer.report import page, reading
+from dartformer.placement.study import is_placement
+from dartformer.report import page, placement, reading
 
 HOST = "127.0.0.1"
 LARGEST_PORT = 65535
@@ -55,7 +56,10 @@ class Page:
         with self._lock:
             current = version(self.folder)
             if current != self._version:
-                self._text = page.report(self.folder, live=True)
+                report = page.report
+                if is_placement(self.folder):
+                    report = placement.report
+                self._text = report(self.folder, live=True)
                 self._version = current
             return self._text
 
@@ -70,7 +74,9 @@ def server(path: str | Path, port: int = 0) -> ThreadingHTTPServer:
     folder = Path(path)
     if not 0 <= port <= LARGEST_PORT:
         raise InputError(f"a port is a number from 0 to {LARGEST_PORT}, got {port}.")
-    reading.settings_of(folder)
+    links = {**page.LINKS, **placement.LINKS}
+    if not is_placement(folder):
+        reading.settings_of(folder)
     served = Page(folder)
 
     class Handler(BaseHTTPRequestHandler):
@@ -88,7 +94,7 @@ def server(path: str | Path, port: int = 0) -> ThreadingHTTPServer:
                     self._answer(200, "text/html", served.text())
                 except InputError as error:  # of a file that is only half written, say
                     self._answer(503, "text/plain", f"{error}\n")
-            elif name in page.LINKS and (folder / name).is_file():
+            elif name in links and (folder / name).is_file():
                 text = (folder / name).read_text(encoding="utf-8", errors="replace")
                 self._answer(200, "text/plain", text)
             else:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from dartformer.config import is_placement
 from dartformer.errors import InputError
 from dartformer.machine.record import Record
-from dartformer.machine.workdir import LockedFolder
+from dartformer.machine.workdir import LockedFolder, read_json
 from dartformer.results import GenotypeRecord, Results
 from dartformer.space.genotype import Genotype
 from dartformer.stages.layout import Layout, training_folder
@@ -71,6 +72,11 @@ def clean(path: str | Path, *, dry_run: bool = False) -> Cleaned:
     layout = Layout(path)
     if not layout.config.exists():
         raise InputError(f"{path} is not a workdir: it has no config.json.")
+    if is_placement(read_json(layout.config)):
+        raise InputError(
+            f"{path} is the workdir of a checkpoint, where nothing is trained: there is nothing to "
+            f"remove."
+        )
     lock = LockedFolder(layout.path)
     try:
         listed = list(removable(layout))

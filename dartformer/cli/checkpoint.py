@@ -1,0 +1,247 @@
+"""The verbs on a checkpoint: the config that `new --from` prints, `run`, `derive` and `evaluate`."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.text import Text
+
+from dartformer import api
+from dartformer import config as configs
+from dartformer.attention import to_text
+from dartformer.cli.output import print_json
+from dartformer.cli.terminal import say
+from dartformer.config import PlacementConfig
+from dartformer.config.checkpoint import Checkpoint, PlacementSpace
+from dartformer.cost.budget import Budget, parse
+from dartformer.errors import InputError
+from dartformer.machine.console import Console
+from dartformer.machine.progress import duration
+from dartformer.placement.records import PlacementBudgetAnswer, PlacementResults
+from dartformer.placement.study import PlacementStudy, ends
+from dartformer.placement.verdict import IN_WORDS, believed, places_of, size
+from dartformer.pretrained import described
+from dartformer.pretrained.load import Described
+from dartformer.pretrained.placement import Places, uniform
+from dartformer.report.placement import read
+
+KEPT = 1 / 4
+"""Share of the layers whose caches are the budget that `new` writes."""
+
+LONGEST = 8192
+"""Tokens of the cache that the budget is of, or as many as the model takes."""
+
+LENGTH = 256
+"""Tokens of a sequence, or as many as the model takes."""
+
+WINDOW, SINKS = 8, 8
+"""The window is one in so many tokens of a sequence, and there is a sink for so many of it."""
+
+FEWEST = 16
+"""Tokens of a sequence that a window can be tested on."""
+
+
+HEAD = """Which layers or KV groups of a checkpoint keep full attention. Nothing is trained.
+
+Command:  dartformer run --config={file} --workdir=runs/mine
+Again:    dartformer derive --workdir=runs/mine --budget={budget}
+Found:    {found}"""
+"""The text at the beginning of the config that `new --from` prints."""
+
+
+class Proposal(NamedTuple):
+    """The config that `new --from` prints.
+
+    Attributes:
+      values: of its fields that differ from the defaults.
+      found: sentences about the checkpoint.
+      budget: another one, half as large, for an example.
+    """
+
+    values: dict[str, object]
+    found: list[str]
+    budget: str
+
+
+def propose(folder: str, text: str, values: Mapping[str, object]) -> Proposal:
+    """Fields for a checkpoint, whose budget is the cache of a quarter of its layers.
+
+    `values` are the user's own fields. Raises `InputError` for whatever the run would refuse.
+    """
+    checkpoint = described(Path(folder).expanduser())
+    if not checkpoint.config.causal:
+        raise InputError(
+            f"{folder} is an encoder ({checkpoint.family}), which keeps no cache, so kv_bytes "
+            f"limits nothing. Use a decoder, such as a Llama."
+        )
+    # Fields that are edited first are in the file, even as they are by default.
+    shown = {"checkpoint.cheap": Checkpoint.cheap, "space.granularity": PlacementSpace.granularity}
+    fields = {**shown, **_sizes(checkpoint), **values}
+    draft = _built(folder, text, {**fields, "checkpoint.keep": 1, "search.budget": {}})
+    places = PlacementStudy(draft).places
+    length = min(checkpoint.config.length, LONGEST)
+    budgeted = any(name.startswith(("search.budget", "checkpoint.keep")) for name in values)
+    if not budgeted:
+        kept = _quarter(places)
+        fields["search.budget"] = {"kv_bytes": places.bytes_of(kept, length), "length": length}
+    study = PlacementStudy(_built(folder, text, fields))
+    study.check()
+    half = size(study.limit.bytes / 2).replace(" ", "")
+    budget = f"kv_bytes={half},length={study.limit.length}"
+    return Proposal(fields, _sentences(study, length), budget)
+
+
+def _sizes(checkpoint: Described) -> dict[str, object]:
+    """A length that the model takes, and a window that is small beside it."""
+    length = min(checkpoint.config.length, LENGTH)
+    if length == LENGTH:
+        return {}  # the defaults
+    if length < FEWEST:
+        raise InputError(
+            f"{checkpoint.folder} takes {length} tokens, of which no window can be tested."
+        )
+    window = length // WINDOW
+    sinks = max(window // SINKS, 1)
+    return {
+        "checkpoint.length": length,
+        "checkpoint.cheap": f"sink(window={window}, sinks={sinks})",
+    }
+
+
+def _quarter(places: Places) -> np.ndarray:
+    """A quarter of the layers."""
+    layers = places.described.config.layers
+    return uniform(layers, max(round(KEPT * layers), 1))
+
+
+def _built(folder: str, text: str, values: Mapping[str, object]) -> PlacementConfig:
+    config = configs.checkpoint_defaults(folder, text)
+    configs.override(config, values)
+    return configs.build_placement(config)
+
+
+def _sentences(study: PlacementStudy, length: int) -> list[str]:
+    """What was found in a checkpoint."""
+    checkpoint, places, config = study.described, study.places, study.described.config
+    full, none = (places.bytes_of(kept, length) for kept in ends(places))
+    limit = study.limit
+    all_full, _ = (places.bytes_of(kept, limit.length) for kept in ends(places))
+    return [
+        f"{checkpoint.family}, {config.layers} layers of {config.heads} heads in {places.groups} "
+        f"KV groups, {config.length:,} tokens at most",
+        f"the cache of {length:,} tokens takes {size(full)} with full attention, and {size(none)} "
+        f"with {to_text(places.cheap)} everywhere ({config.dtype})",
+        f"the budget is {size(limit.bytes)} at {limit.length:,} tokens, "
+        f"{limit.bytes / all_full:.0%} of full attention's",
+    ]
+
+
+def run(arguments: argparse.Namespace, config: PlacementConfig) -> int:
+    """All stages of a placement."""
+    return _show(arguments, api.place(config, arguments.workdir))
+
+
+def evaluate(arguments: argparse.Namespace, config: PlacementConfig) -> int:
+    """The exact qualities again, of places that are scored."""
+    return _show(arguments, api.evaluate_placement(config, arguments.workdir))
+
+
+def _show(arguments: argparse.Namespace, results: PlacementResults) -> int:
+    if arguments.json:
+        print_json(results.to_dict())
+    else:
+        show(results, Path(arguments.workdir))
+    return 0
+
+
+def derive(arguments: argparse.Namespace) -> int:
+    """Which places to keep within another budget, from the stored scores."""
+    if arguments.table or arguments.trust_table or arguments.plot:
+        raise InputError(
+            "--table, --trust-table and --plot do not work with a checkpoint, because only the "
+            "bytes of its cache differ. Leave them out."
+        )
+    budget = None
+    if arguments.budget:
+        budget = Budget.of(parse(arguments.budget), "--budget")
+    answer = api.derive_placement(arguments.workdir, budget)
+    if arguments.json:
+        print_json(answer.to_dict())
+    else:
+        show_budget(answer, Path(arguments.workdir))
+    return 0
+
+
+# The terminal.
+
+
+def grid(kept: np.ndarray) -> Text:
+    """Places `[L, C]` as a picture: a column for each layer, a row for each KV group."""
+    layers, columns = kept.shape
+    drawn = Text(f"{'layer':<9}")
+    for layer in range(layers):
+        # The tens of the numbers would not fit.
+        mark = "."
+        if layer % 5 == 0:
+            mark = str(layer % 10)
+        drawn.append(mark, "bright_black")
+    for column in range(columns):
+        name = "kept"
+        if columns > 1:
+            name = f"group {column}"
+        drawn.append(f"\n{name:<9}")
+        for layer in range(layers):
+            if kept[layer, column]:
+                drawn.append("█", "blue")
+            else:
+                drawn.append("·", "bright_black")
+    return drawn
+
+
+def show(results: PlacementResults, workdir: Path) -> None:
+    """The answer in some ten lines."""
+    console = Console()
+    console.print(grid(results.answer.kept))
+    for line in results.verdict:
+        say(console, line)
+    say(console, believed(results))
+    for line in results.warnings:
+        say(console, f"warning: {line}")
+    spent = sum(results.seconds.values())
+    processor = sum(results.processor_seconds.values())
+    say(
+        console,
+        f"{duration(spent)} ({processor:.0f} processor seconds); the page is "
+        f"{workdir / 'report.html'}, the genotype {workdir / 'genotype.json'}",
+    )
+
+
+def show_report(workdir: str | Path) -> None:
+    """The answer of a workdir, which need not be finished."""
+    results = read(workdir).results
+    if results is None:
+        say(Console(), "The placements are not evaluated yet.")
+    else:
+        show(results, Path(workdir))
+
+
+def show_budget(answer: PlacementBudgetAnswer, workdir: Path) -> None:
+    """Which places are kept within a budget."""
+    console = Console()
+    console.print(grid(answer.kept))
+    say(
+        console,
+        f"Keep full attention in {int(answer.kept.sum())} of {answer.kept.size} "
+        f"{places_of(answer.granularity)}: {size(answer.kv_bytes)} of cache at {answer.length:,} tokens, "
+        f"{answer.kv_bytes / answer.full_bytes:.0%} of {size(answer.full_bytes)}.",
+    )
+    parts = []
+    for kind, share in answer.share.items():
+        parts.append(f"{share:.0%} on {IN_WORDS[kind]}")
+    say(
+        console,
+        f"By the scores that saves, of what {answer.cheap} everywhere loses, {' and '.join(parts)}.",
+    )
+    say(console, f"written to {workdir / 'budget.json'} and {workdir / 'genotype.json'}")
