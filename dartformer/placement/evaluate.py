@@ -94,8 +94,9 @@ def _qualities(
     with Bar(f"evaluate {len(kept)} placements, {kind}", count) as bar:
         for number in range(count):
             quality = study.placement.evaluate(kept, sequences.take(number, number + 1))
-            nll.append(quality.nll[:, 0])
-            kl.append(quality.kl[:, 0])
+            # As wide as the numbers of a file, so that a resumed run says the same.
+            nll.append(quality.nll[:, 0].astype(np.float64))
+            kl.append(quality.kl[:, 0].astype(np.float64))
             bar.update(number + 1, {})
     # [B, M] to the sequences of each placement.
     rows = zip(placements, np.array(nll).T, np.array(kl).T, strict=True)

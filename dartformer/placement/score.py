@@ -85,7 +85,7 @@ def _scored(
                     f"{study.described.folder} predicts no finite numbers on {kind} sequence "
                     f"{number}. Its weights may be damaged."
                 )
-            rows.append(row)
+            rows.append(row.astype(np.float64))
             totals.append(total)
             spent[0] += time.monotonic() - wall
             spent[1] += time.process_time() - processor
