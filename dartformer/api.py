@@ -33,6 +33,7 @@ from dartformer.placement.study import (
     PlacementWorkdir,
     limit_of,
 )
+from dartformer.pretrained import Saved, save_pretrained
 from dartformer.report import page as report_stage
 from dartformer.report import placement as placement_page
 from dartformer.report import probes as probes_page
@@ -191,6 +192,14 @@ def derive_placement(workdir: str | Path, budget: Budget | None = None) -> Place
         limit = limit_of(budget, study.places)
     with PlacementWorkdir(workdir, study.config) as folder, _placing(folder, "derive"):
         return choose_stage.derive_within(study, folder, limit)
+
+
+def export_placement(workdir: str | Path) -> Saved:
+    """Write a checkpoint with the attentions that were derived to the workdir's `export`."""
+    config = PlacementFolder(workdir).read_config()
+    with PlacementWorkdir(workdir, config) as folder, _placing(folder, "export"):
+        say("export: writing the checkpoint to export/")
+        return save_pretrained(placement_stage.placed_model(workdir), folder.path / "export")
 
 
 @contextmanager

@@ -192,6 +192,22 @@ def test_generate_takes_the_workdir(copy, capsys):
     assert capsys.readouterr().out.startswith("w1 w2")
 
 
+def test_export_is_a_folder_that_generates(copy, capsys):
+    """Sinks have no class in transformers, so the folder says so and is our own."""
+    assert main(["export", f"--workdir={copy}", "--format=hf"]) == 0
+    assert "model_type dartformer-llama" in capsys.readouterr().out
+    exported = df.load_pretrained(copy / "export")
+    genotype = df.Genotype.from_dict(json.loads((copy / "genotype.json").read_text()))
+    assert exported.genotype == genotype
+    prompt = ["--prompt=w1 w2 w3", "--max-tokens=4"]
+    assert main(["generate", str(copy), *prompt]) == 0
+    text = capsys.readouterr().out
+    assert main(["generate", str(copy / "export"), *prompt]) == 0
+    assert capsys.readouterr().out == text
+    assert main(["export", f"--workdir={copy}", "--format=onnx"]) == 2
+    assert "Use --format=hf" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("verb", ["clean", "compare", "predict", "search", "race", "profile"])
 def test_other_verbs_refuse_in_one_line(copy, config, verb, capsys):
     commands = {

@@ -1,7 +1,7 @@
 """The verbs on a checkpoint: the config that `new --from` prints, `run`, `derive` and `evaluate`."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -171,6 +171,25 @@ def derive(arguments: argparse.Namespace) -> int:
         print_json(answer.to_dict())
     else:
         show_budget(answer, Path(arguments.workdir))
+    return 0
+
+
+def export(arguments: argparse.Namespace, formats: Sequence[str]) -> int:
+    """The checkpoint with the derived attentions, as a folder of Hugging Face."""
+    for name in formats:
+        if name != "hf":
+            raise InputError(
+                f"--format={name} does not work with a checkpoint. Use --format=hf, which is the "
+                f"default there."
+            )
+    saved = api.export_placement(arguments.workdir)
+    if arguments.json:
+        print_json({"folder": str(saved.folder), "model_type": saved.model_type})
+        return 0
+    console = Console()
+    say(console, f"wrote {saved.folder} (model_type {saved.model_type})")
+    if saved.reason:
+        say(console, saved.reason)
     return 0
 
 

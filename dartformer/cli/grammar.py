@@ -160,8 +160,8 @@ def _add_stage(verbs: "Verbs[Parser]", name: str) -> None:
     # argparse knows no "one of these sets", so the verb itself checks what goes together.
     # `profile` can also price a genotype or an export, which have no workdir.
     required = name != "profile"
-    # Nor does `derive` need the config of a checkpoint's workdir.
-    needs_config = required and name != "derive"
+    # Of a checkpoint's workdir these need no config.
+    needs_config = required and name not in ("derive", "export")
     verb.add_argument(
         "--config",
         required=needs_config,

@@ -281,6 +281,7 @@ def _text_or_none(value: object) -> str | None:
 def _require_that_runs(text: str, values: Mapping[str, object]) -> None:
     """Raise `InputError` for a config that `run` would refuse, because of the user's values."""
     config = load_text(printable(text))
+    assert isinstance(config, configs.Config)
     for name in values:
         # The guess has tried its own options.
         if name.startswith("task."):

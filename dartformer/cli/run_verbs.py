@@ -61,6 +61,13 @@ def race(arguments: argparse.Namespace, values: dict[str, str]) -> int:
 
 def export(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """Write the trained model, in more formats if wanted."""
+    if is_placement(arguments.workdir):
+        _require_workdir_config(arguments, values)
+        if arguments.entrant:
+            raise InputError("--entrant does not work with a checkpoint, because nothing races.")
+        return checkpoint.export(arguments, formats(arguments.format or ()))
+    if not arguments.config:
+        raise InputError("export needs --config=FILE, the config of the workdir.")
     config = load_config(arguments.config, values)
     with api.opened(config, arguments.workdir) as session:
         named = formats(arguments.format or ())
@@ -89,12 +96,7 @@ def formats(texts: Sequence[str]) -> tuple[str, ...]:
 def derive(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """The genotype of a finished search, or with --budget the best one within it."""
     if is_placement(arguments.workdir):
-        if values and not arguments.config:
-            raise InputError(
-                "--config.section.field=VALUE changes a config. Name it: --config=FILE."
-            )
-        if arguments.config:
-            _require_config(arguments.workdir, arguments.config, values)
+        _require_workdir_config(arguments, values)
         return checkpoint.derive(arguments)
     if not arguments.config:
         raise InputError("derive needs --config=FILE, the config of the workdir.")
@@ -194,7 +196,6 @@ def report(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     if arguments.watch is None and arguments.port:
         raise InputError("--port needs --watch.")
     (folder,) = folders
-    placed = is_placement(folder)
     if arguments.config is not None:
         _require_config(folder, arguments.config, values)
     files: list[Path] = []
@@ -205,14 +206,15 @@ def report(arguments: argparse.Namespace, values: dict[str, str]) -> int:
             watch(folder, arguments.port)
         except KeyboardInterrupt:  # the documented way to end it
             return 0
-    show, read, write = terminal.show_report, reading.read, page.report
-    if placed:
-        show, read, write = checkpoint.show_report, placement.read, placement.report
+    show, write = terminal.show_report, page.report
+    check: Callable[[str], object] = reading.read
+    if is_placement(folder):
+        show, write, check = checkpoint.show_report, placement.report, placement.read
     try:
         write(folder)
     except InputError as error:
         # What can be read is shown where only the page cannot be written; a damaged file is named.
-        read(folder)
+        check(folder)
         if not arguments.json:
             show(folder)
         raise InputError(
@@ -227,6 +229,14 @@ def report(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     for file in (html, *drawn):
         print(printable(f"wrote {file}"))
     return 0
+
+
+def _require_workdir_config(arguments: argparse.Namespace, values: dict[str, str]) -> None:
+    """Raise `InputError` where --config, which may be left out, is not that of the workdir."""
+    if values and not arguments.config:
+        raise InputError("--config.section.field=VALUE changes a config. Name it: --config=FILE.")
+    if arguments.config:
+        _require_config(arguments.workdir, arguments.config, values)
 
 
 def _require_config(folder: str, file: str, values: dict[str, str]) -> None:

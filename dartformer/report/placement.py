@@ -380,12 +380,13 @@ def table(results: PlacementResults) -> Iterator[Line]:
             cells.append(Cell(f"{loss:.3f}", loss))
             cells.append(Cell(f"{placed.kl(kind):.3f}", placed.kl(kind)))
             gap = noise.get((placed.name, kind))
-            text, value = "", ""
+            cell = page.EMPTY
             if gap is not None and gap.outcome == "same":
-                text, value = "the same", 0.0
+                cell = Cell("the same", 0.0)
             elif gap is not None:
-                text, value = f"{-gap.difference:+.3f} ± {gap.noise:.3f}", -gap.difference
-            cells.append(Cell(text, value))
+                behind = -gap.difference
+                cell = Cell(f"{behind:+.3f} ± {gap.noise:.3f}", behind)
+            cells.append(cell)
         yield Line(placed.role == "answer", tuple(cells))
 
 
