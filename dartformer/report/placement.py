@@ -139,7 +139,8 @@ def render(reading: Reading, *, live: bool = False) -> str:
     verdict: Sequence[str] = ("The placements are not evaluated yet.",)
     compared: Sequence[str] = ()
     lines: Sequence[Line] = ()
-    belief, reasons = "", ()
+    belief = ""
+    reasons: Sequence[str] = ()
     if results is not None:
         compared = list(against(results))
         verdict = results.verdict[: len(results.verdict) - len(compared)]
