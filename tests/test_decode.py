@@ -49,17 +49,17 @@ def genotype(*layers):
 
 
 MIXED = genotype(["full", "local(window=3)", "full", "retention"], ["gated_delta"])
-TYPES = [
-    "full",
-    "local(window=3)",
+TYPES = [  # keys, a state, parameters of its own, what reads x, random keys, several at once
     "sink(window=3, sinks=2)",
     "linear",
-    "gated_linear",
     "ssd",
     "conv",
-    "performer(features=8)",
     "bigbird(block=2, randoms=1)",
+    "gated_linear",
+    "performer(features=8)",
     "parallel(members=(local(window=3), retention))",
+    "full",
+    "local(window=3)",
 ]
 
 
@@ -89,10 +89,10 @@ def reference(config, derived, weights, rows):
 def drawn(config, derived):
     """Weights away from where they begin, so that no bias is zero."""
     weights = transformer(config, derived).init(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(weights)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [w + 0.1 * jax.random.normal(k, w.shape) for w, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, moved)
+    random = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda w: np.asarray(w) + 0.1 * random.standard_normal(w.shape).astype(w.dtype), weights
+    )
 
 
 def decode(config, derived, weights, rows, prompt, chunk=1):
@@ -131,12 +131,25 @@ def agree(config, derived, rows, prompt=7, chunk=1):
     assert compared > 20
 
 
+def test_a_model_of_many_types(rows):
+    agree(sizes(), genotype(TYPES[:4], TYPES[4:8]), rows)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("text", TYPES)
 def test_a_model_of_one_type(text, rows):
     agree(sizes(), genotype([text], [text]), rows)
 
 
-@pytest.mark.parametrize(("prompt", "chunk"), [(0, 1), (1, 4), (N - 1, 1), (13, 3)])
+@pytest.mark.parametrize(
+    ("prompt", "chunk"),
+    [
+        (0, 1),
+        pytest.param(1, 4, marks=pytest.mark.slow),
+        pytest.param(N - 1, 1, marks=pytest.mark.slow),
+        (13, 3),
+    ],
+)
 def test_prompts_and_chunks_of_any_length(prompt, chunk, rows):
     weights = drawn(sizes(), MIXED)
     expected = reference(sizes(), MIXED, weights, rows)
@@ -144,41 +157,83 @@ def test_prompts_and_chunks_of_any_length(prompt, chunk, rows):
         np.testing.assert_allclose(logits[0], expected[0, stop - 1], atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"kv_heads": 2, "positions": "rotary"},
-        {"kv_heads": 1, "positions": "alibi"},
-        {"kv_heads": 2, "qk_norm": True, "qk_norm_shared": True, "positions": "rotary"},
-        {"positions": "sinusoidal", "branch_norm": False},
-        {"positions": "none", "stem": "bigram"},
-        {"position_offset": 2, "token_types": 2, "embed_norm": True},
-        {"norm": "rms", "gated_mlp": True, "activation": "silu", "mlp_bias": False},
-        {"norm_place": "after", "qkv_bias": True, "out_bias": True},
-        {"tie_embeddings": True, "classifier": "linear", "head_bias": False},
-        {"short_conv": 4, "output_gate": "silu", "kv_heads": 2},
-        {"positions": "rotary", "rope_theta": 100.0, "nope_layers": (1,)},
-        {"classifier": "mlp"},
-    ],
-    ids=str,
-)
-def test_options_of_the_model(changes, rows):
+OPTIONS = [
+    {"kv_heads": 2, "positions": "rotary"},
+    {"kv_heads": 1, "positions": "alibi"},
+    {"kv_heads": 2, "qk_norm": True, "qk_norm_shared": True, "positions": "rotary"},
+    {"positions": "sinusoidal", "branch_norm": False},
+    {"positions": "none", "stem": "bigram"},
+    {"position_offset": 2, "token_types": 2, "embed_norm": True},
+    {"norm": "rms", "gated_mlp": True, "activation": "silu", "mlp_bias": False},
+    {"norm_place": "after", "qkv_bias": True, "out_bias": True},
+    {"tie_embeddings": True, "classifier": "linear", "head_bias": False},
+    {"short_conv": 4, "output_gate": "silu", "kv_heads": 2},
+    {"positions": "rotary", "rope_theta": 100.0, "nope_layers": (1,)},
+    {"classifier": "mlp"},
+]
+
+
+def of_options(changes, rows):
     types = ["full", "local(window=3)", "full", "full"]
     agree(sizes(**changes), genotype(types, ["local(window=2)"]), rows)
 
 
-def test_heads_that_share_keys_unevenly(rows):
-    types = ["full", "local(window=3)", "full", "full"]
-    agree(sizes(kv_heads=2), genotype(types, types[::-1]), rows, chunk=2)
+@pytest.mark.parametrize(
+    "numbers", [(2, 10), (1,), (3, 6, 8), (5, 7), (4, 9, 11)], ids=lambda numbers: str(numbers)
+)
+def test_options_of_the_model_together(numbers, rows):
+    changes = {}
+    for number in numbers:
+        changes |= OPTIONS[number]
+    of_options(changes, rows)
 
 
-def test_the_cache_has_the_bytes_that_are_priced():
-    config = sizes(kv_heads=2)
-    derived = genotype(["full", "local(window=3)", "full", "local(window=3)"], ["ssd"])
-    cache = jax.eval_shape(lambda: decoding(config, derived).init_cache(3, N, jnp.float32))
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", OPTIONS, ids=str)
+def test_options_of_the_model(changes, rows):
+    of_options(changes, rows)
+
+
+SINK, SPARSE = "sink(window=3, sinks=2)", "sparse(stride=4, summary=1)"
+SHARED = {  # four heads, of which two share keys; and how many keys are kept
+    "a window within": (["full", "local(window=3)", "full", "full"], 2 * N),
+    "a window with another head": (["local(window=3)", "full", "local(window=3)", "conv"], N + 4),
+    "sinks and windows": (["full", SINK, "local(window=3)", SINK], N + 4 + 6),
+    "summaries": (["full", SPARSE, "full", "local(window=3)"], 2 * N),
+    "several that keep all": (["full", "strided(stride=3)", "full", "full"], 3 * N),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_heads_that_share_keys_keep_them_once(name, rows):
+    types, tokens = SHARED[name]
+    config, derived = sizes(kv_heads=2), genotype(types, types[::-1])
+    for prompt, chunk in ((9, 1), (0, 2)):
+        agree(config, derived, rows, prompt, chunk)
+    cache = jax.eval_shape(lambda: decoding(config, derived).init_cache(4, N, jnp.float32))
     for layer in range(2):
-        held = sum(leaf.size * 4 for leaf in jax.tree.leaves(cache["layers"][layer]))
-        assert held == attention_cost(config, derived, layer, batch=3).state_bytes
+        keys = [a["k"].shape for g, a in cache["layers"][layer].items() if "k" in a]
+        assert sum(heads * slots for _, heads, slots, _ in keys) == tokens
+
+
+def test_keys_of_a_checkpoint_are_kept_once():
+    """Nine heads of which three share keys, and one of these is full: the window's are there."""
+    config = sizes(heads=9, kv_heads=3, head_dim=64, length=1024, layers=1)
+    row = tuple(map(parse, ("full", "local(window=31)", "local(window=31)") * 3))
+    assert attention_cost(config, Genotype((row,)), 0).state_bytes == 1536 * 2**10
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_cache_has_the_bytes_that_are_priced(seed):
+    random = np.random.default_rng(seed)
+    names = [*TYPES, "strided(stride=3)", "sparse(stride=4, summary=1)", "block(size=4)"]
+    heads = int(random.choice([4, 6]))
+    config = sizes(heads=heads, kv_heads=int(random.choice([1, 2, heads])), layers=1)
+    row = tuple(map(parse, random.choice(names, heads)))
+    derived = Genotype((row,))
+    cache = jax.eval_shape(lambda: decoding(config, derived).init_cache(3, N, jnp.float32))
+    held = sum(leaf.size * 4 for leaf in jax.tree.leaves(cache["layers"][0]))
+    assert held == attention_cost(config, derived, 0, batch=3).state_bytes
 
 
 def test_a_bfloat16_cache(rows):

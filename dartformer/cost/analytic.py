@@ -1,5 +1,6 @@
 """Cost by formula: parameters, FLOPs, and bytes for training and decoding."""
 
+import dataclasses
 import functools
 from collections.abc import Hashable
 
@@ -10,6 +11,7 @@ from jax.typing import DTypeLike
 
 from dartformer.attention.base import Attention, Cost, Inputs, Params, Shape
 from dartformer.attention.identity import Identity
+from dartformer.models.decode import kept_by_groups
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import Network, Weights
 from dartformer.space.genotype import Genotype
@@ -38,13 +40,23 @@ def attention_cost(
 ) -> Cost:
     """Analytic cost of one layer's attentions, projections excluded.
 
-    It is the sum over the groups of heads."""
+    It is the sum over the groups of heads, but that what they keep is kept once (see
+    `dartformer.models.decode.kept_by_groups`)."""
     total = Cost(0, 0, 0, 0)
-    for attention, heads in genotype.groups(layer):
-        # Several heads share a key and a value head where config.sharing > 1.
-        kv_heads = len({head // config.sharing for head in heads})
-        shape = config.attention_shape(len(heads), kv_heads=kv_heads, batch=batch, length=length)
-        total = total + attention.cost(shape)
+    kept_of_groups = kept_by_groups(config, genotype, layer)
+    for (attention, heads), kept in zip(genotype.groups(layer), kept_of_groups, strict=True):
+
+        def cost(kv_heads: int, attention: Attention = attention, count: int = len(heads)) -> Cost:
+            shape = config.attention_shape(count, kv_heads=kv_heads, batch=batch, length=length)
+            return attention.cost(shape)
+
+        price = cost(kept.read)
+        if kept.lent:
+            state = 0.0
+            if kept.own:
+                state = cost(len(kept.own)).state_bytes
+            price = dataclasses.replace(price, state_bytes=state)
+        total = total + price
     return total
 
 

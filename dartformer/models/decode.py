@@ -5,7 +5,7 @@ prompts of different lengths continue as each alone.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from dartformer.attention.base import Attention, Cache, Decoder, Inputs, Params, require_decoding
+from dartformer.attention.decoding import KeepsKeys
 from dartformer.attention.parallel import Parallel
 from dartformer.errors import InputError
 from dartformer.models.layerwise import (
@@ -206,6 +207,93 @@ def kept_heads(config: TransformerConfig, heads: tuple[int, ...]) -> tuple[int, 
     return tuple(sorted({head // config.sharing for head in heads}))
 
 
+class Lent(NamedTuple):
+    """Keys and values that one group of heads reads from the cache of another.
+
+    Attributes:
+      place: among those that it reads.
+      group: that keeps them.
+      lender_place: among those that this group keeps.
+    """
+
+    place: int
+    group: int
+    lender_place: int
+
+
+class Kept(NamedTuple):
+    """What a group of heads keeps of the heads of keys and values that it reads.
+
+    Attributes:
+      read: how many it reads.
+      own: places of those that it keeps, in this order.
+      lent: the others, of which the layer keeps all tokens anyway.
+    """
+
+    read: int
+    own: tuple[int, ...]
+    lent: tuple[Lent, ...]
+
+
+def kept_by_groups(config: TransformerConfig, genotype: Genotype, layer: int) -> list[Kept]:
+    """What each group of heads of a layer keeps.
+
+    Where heads share keys and values, a window's are among those of a head that keeps all tokens.
+    """
+    groups = genotype.groups(layer)
+    lenders: dict[int, tuple[int, int]] = {}
+    for g, (attention, heads) in enumerate(groups):
+        if _is_plain(attention) and not attention.kept().forgets:
+            for place, head in enumerate(kept_heads(config, heads)):
+                lenders.setdefault(head, (g, place))
+    kept = []
+    for attention, heads in groups:
+        read = kept_heads(config, heads)
+        own, lent = [], []
+        borrows = _is_plain(attention) and attention.kept().forgets
+        for place, head in enumerate(read):
+            if borrows and head in lenders:
+                lent.append(Lent(place, *lenders[head]))
+            else:
+                own.append(place)
+        kept.append(Kept(len(read), tuple(own), tuple(lent)))
+    return kept
+
+
+def _is_plain(attention: Attention) -> TypeGuard[KeepsKeys]:
+    """Whether the cache holds keys and values as they come, and nothing else."""
+    if not isinstance(attention, KeepsKeys):
+        return False
+    own = type(attention)
+    changed = (own.init_cache, own.prefill, own.step)
+    return changed == (KeepsKeys.init_cache, KeepsKeys.prefill, KeepsKeys.step)
+
+
+def _with_lent(attention: KeepsKeys, kept: Kept, cache: Cache, own: Cache, start: Array) -> Cache:
+    """The cache that a group would have if it kept all that it reads.
+
+    Args:
+      attention: of the group.
+      kept: what it keeps.
+      cache: of the layer.
+      own: of the group.
+      start: tokens of each row so far, `[B]`.
+    """
+    layout, rows = attention.kept(), jnp.arange(start.shape[0])[:, None]
+    arrays: Cache = {}
+    for name in ("k", "v"):
+        heads: dict[int, Array] = {}
+        for i, place in enumerate(kept.own):
+            heads[place] = own[name][:, i]
+        for lent in kept.lent:
+            lender = cache[str(lent.group)][name]
+            # Where all are kept, the slot of a token is its position. An empty slot gets any.
+            position = layout.held(start, layout.slots(lender.shape[2]))
+            heads[lent.place] = lender[rows, lent.lender_place, jnp.maximum(position, 0)]
+        arrays[name] = jnp.stack([heads[place] for place in range(kept.read)], axis=1)
+    return arrays
+
+
 def layer_cache(
     config: TransformerConfig,
     genotype: Genotype,
@@ -217,10 +305,13 @@ def layer_cache(
     """The caches of the groups of heads under their numbers, and that of the short convolution."""
     keys = head_keys(config, layer)
     cache: Cache = {}
+    kept_of_groups = kept_by_groups(config, genotype, layer)
     for g, (attention, heads) in enumerate(genotype.groups(layer)):
-        shape = config.attention_shape(
-            len(heads), kv_heads=len(kept_heads(config, heads)), batch=batch, length=length
-        )
+        own = kept_of_groups[g].own
+        if not own:
+            cache[str(g)] = {}
+            continue
+        shape = config.attention_shape(len(heads), kv_heads=len(own), batch=batch, length=length)
         assert isinstance(attention, Decoder)
         cache[str(g)] = attention.init_cache(shape, dtype, keys[jnp.array(heads)])
     if config.short_conv:
@@ -330,12 +421,26 @@ def _mixed(
     if any(attention.traits.stochastic for attention, _ in mixer.groups):
         keys = head_keys(config, mixer.layer)
     outputs = []
+    kept_of_groups = kept_by_groups(config, mixer.genotype, mixer.layer)
     for g, (attention, heads) in enumerate(mixer.groups):
         group = _of_group(inputs, config, heads, keys)
-        params = values(mixer.own[g])
-        y, after[str(g)] = _proceed(attention, params, group, cache[str(g)], config)
+        params, kept, held = values(mixer.own[g]), kept_of_groups[g], cache[str(g)]
+        if kept.lent:
+            assert _is_plain(attention)
+            held = _with_lent(attention, kept, cache, held, place.start)
+        y, new = _proceed(attention, params, group, held, config)
+        if kept.lent:
+            new = _only(new, kept.own)
+        after[str(g)] = new
         outputs.append(y)
     return projections.output(mixer.joined(outputs), x), after
+
+
+def _only(cache: Cache, places: tuple[int, ...]) -> Cache:
+    """Some of the heads of keys and values in a cache."""
+    if not places:
+        return {}
+    return {name: array[:, jnp.array(places)] for name, array in cache.items()}
 
 
 class _Tokens(NamedTuple):

@@ -221,7 +221,8 @@ class GroupedHeads(nnx.Module):
     def __init__(
         self, config: TransformerConfig, genotype: Genotype, layer: int, *, rngs: nnx.Rngs
     ) -> None:
-        self.config, self.layer, self.groups = config, layer, genotype.groups(layer)
+        self.config, self.genotype, self.layer = config, genotype, layer
+        self.groups = genotype.groups(layer)
         self.projections = nnx.List([Projections(config, layer, rngs=rngs)])
         parameters = []
         for attention, heads in self.groups:

@@ -61,32 +61,40 @@ def test_every_causal_type_decodes_or_says_that_it_does_not(text):
         require_decoding([attention])
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "local(window=0)",
-        "block(size=5)",
-        "sink(window=3, sinks=2)",
-        "sparse(stride=5, summary=2)",
-        "sparse(stride=5, pattern='strided')",
-        "longformer(window=3, globals=5)",
-        "bigbird(block=3, randoms=1)",
-        "linear(feature='exp')",
-        "linear(feature='relu')",
-        "cosformer(horizon=64)",
-        "performer(kernel='relu')",
-        "reformer(buckets=4, hashes=3, chunk=3)",
-        "synthesizer(mode='random')",
-        "synthesizer(mode='factorised')",
-        "conv(width=1)",
-        "parallel(members=(local(window=3), retention))",
-    ],
-)
+OPTIONS = [  # beside those of `test_every_attention_keeps_the_protocol`
+    "block(size=5)",
+    "sink(window=3, sinks=2)",
+    "sparse(stride=5, summary=2)",
+    "longformer(window=3, globals=5)",
+    "bigbird(block=3, randoms=1)",
+    "linear(feature='exp')",
+    "cosformer(horizon=64)",
+    "performer(kernel='relu')",
+    "reformer(buckets=4, hashes=3, chunk=3)",
+    "synthesizer(mode='random')",
+    "conv(width=1)",
+    "parallel(members=(local(window=3), retention))",
+]
+
+
+def case_of(text):
+    return Case(parse(text), seed=1, heads=3, head_dim=8, length=53, tolerance=1e-9)
+
+
+@pytest.mark.parametrize("text", OPTIONS)
 def test_options_decode(text):
     with jax.enable_x64(True):
-        case = Case(parse(text), seed=1, heads=3, head_dim=8, length=53, tolerance=1e-9)
+        case = case_of(text)
         decoding.steps_agree(case)
         decoding.cache_bytes(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [*ATTENTIONS, *OPTIONS])
+def test_tokens_may_arrive_in_any_way(text):
+    with jax.enable_x64(True):
+        if parse(text).traits.decodes:
+            decoding.steps_agree(case_of(text), decoding.more_schedules)
 
 
 @dataclass(frozen=True)

@@ -225,6 +225,29 @@ class Case:
         """A random direction in the outputs, `[4, N, H, D]`."""
         return self._generator(3).standard_normal((4, self.length, self.heads, self.head_dim))
 
+    @functools.cached_property
+    def alone(self) -> Callable[[Params, Inputs], Array]:
+        """(parameters, inputs) -> the causal output of each row without its padding.
+
+        It is in the places of the tokens, and compiled once for all properties.
+        """
+
+        def output(params: Params, inputs: Inputs) -> Array:
+            order = jnp.argsort(~jnp.asarray(inputs.mask), axis=1, stable=True)
+            arrays: dict[str, Any] = {}
+            for name in ("q", "k", "v", "x", "valid"):
+                array = getattr(inputs, name)
+                if array is not None:
+                    index = order.reshape(*order.shape, *(1,) * (array.ndim - 2))
+                    array = jnp.take_along_axis(jnp.asarray(array), index, axis=1)
+                arrays[name] = array
+            out = self.attention(params, dataclasses.replace(inputs, **arrays), causal=True)
+            back = jnp.argsort(order, axis=1)
+            return jnp.take_along_axis(out, back[:, :, None, None], axis=1)
+
+        compiled: Callable[[Params, Inputs], Array] = quick(output)
+        return compiled
+
     def tokens_from(self, start: int) -> np.ndarray:
         """The tokens from `start` on, in each example, `[4, N]` bool."""
         return np.broadcast_to(np.arange(self.length) >= start, (4, self.length))
