@@ -188,7 +188,14 @@ def test_characters_that_were_never_seen_are_never_written():
 
 
 @pytest.mark.parametrize(
-    "spec", ["full", "performer(features=8)", "local(window=3)", "linear(feature='exp')", "conv"]
+    "spec",
+    [
+        "local(window=3)",
+        "performer(features=8)",
+        pytest.param("full", marks=pytest.mark.slow),
+        pytest.param("linear(feature='exp')", marks=pytest.mark.slow),
+        pytest.param("conv", marks=pytest.mark.slow),
+    ],
 )
 def test_the_exported_programs_continue_as_the_model_does(spec, tmp_path):
     model = language(spec, "gated_delta")
