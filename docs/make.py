@@ -19,9 +19,10 @@ from dartformer import results, strategies, tasks
 from dartformer.attention import BUILT_IN, parse
 from dartformer.cli import listing
 from dartformer.cli.new import literal
-from dartformer.config import defaults, reference
+from dartformer.config import checkpoint_defaults, defaults, reference
 from dartformer.fields import documented
 from dartformer.machine.record import Record
+from dartformer.placement import records as placed
 from dartformer.report import plots
 from dartformer.report.varying import VARYING
 
@@ -115,6 +116,16 @@ FILES = {
 }
 
 
+OF_CHECKPOINTS = {
+    "results.json": placed.PlacementResults,
+    "scores.json": placed.ScoreFile,
+    "evaluation.json": placed.Evaluation,
+    "teacher.json": placed.Teacher,
+    "budget.json": placed.PlacementBudgetAnswer,
+}
+"""Files of the workdir of a checkpoint."""
+
+
 def records_in(hint: Any) -> Iterator[type[Record]]:
     """The records that a type mentions."""
     if isinstance(hint, type) and issubclass(hint, Record):
@@ -190,9 +201,12 @@ def results_page() -> str:
         "the key from a file that you edit.",
     ]
     seen: list[type[Record]] = []
-    for name, record in FILES.items():
+    files = [(name, name, record) for name, record in FILES.items()]
+    for name, record in OF_CHECKPOINTS.items():
+        files.append((f"{name} of a checkpoint", name, record))
+    for title, name, record in files:
         summary = (record.__doc__ or "").split("\n")[0].removeprefix(f"`{name}`: ")
-        parts += [f"## {name}", summary[0].upper() + summary[1:], record_table(record).rstrip()]
+        parts += [f"## {title}", summary[0].upper() + summary[1:], record_table(record).rstrip()]
         for inner in reachable(record)[1:]:
             if inner in seen:
                 continue
@@ -265,7 +279,24 @@ def fields_page() -> str:
         parts += [f"### {name}", first_line(strategies.find(name))]
         if inside:
             parts.append(field_rows(inside))
+    parts += [
+        "## Of a checkpoint",
+        "`dartformer.checkpoint_defaults()` has these fields, and `dartformer new --from` writes "
+        "them. See [Pretrained checkpoints](pretrained.md).",
+    ]
+    config = checkpoint_defaults()
+    for section, cls in reference.sections(config).items():
+        rows = reference.fields(config)
+        inside = [row for row in rows if row.name.rpartition(".")[0] == section]
+        parts += [f"### {_heading(section)}", first_line(cls), field_rows(inside)]
     return "\n\n".join(parts) + "\n"
+
+
+def _heading(section: str) -> str:
+    """The heading of a section of a checkpoint's config."""
+    if not section:
+        return "The whole config"
+    return f"The section {section}"
 
 
 OWN_OPTIONS = ("task", "search.strategy")

@@ -200,7 +200,7 @@ def _add_stage(verbs: "Verbs[Parser]", name: str) -> None:
             action="append",
             metavar="NAMES",
             help="more formats, separated by commas: onnx, tensorflow, torch (each needs the extra "
-            "of the same name)",
+            "of the same name); of a checkpoint hf, the folder of Hugging Face (default there)",
         )
 
 

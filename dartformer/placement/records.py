@@ -35,7 +35,9 @@ class Teacher(Record):
     Attributes:
       folder: of the checkpoint.
       family: its `model_type`.
-      layers, heads, kv_groups: of the model, the last two in each layer.
+      layers: of the model.
+      heads: of queries in each layer.
+      kv_groups: of each layer.
       parameters: numbers that are trained.
       files: of the folder.
       seconds: of loading.
@@ -211,7 +213,7 @@ class Agreement(Record):
 
 @dataclass(frozen=True)
 class PlacementResults(Record):
-    """`results.json` of a placement in a checkpoint.
+    """`results.json`: which places of a checkpoint keep full attention, and how well.
 
     Attributes:
       checkpoint: name of the folder.
