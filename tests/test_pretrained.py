@@ -152,6 +152,16 @@ def test_a_message_is_answered_by_the_chat_template(speaking):
         assert "\n" not in str(caught.value)
 
 
+def test_a_tokenizer_of_another_model_is_one_line(speaking):
+    words = {f"w{number}": number for number in range(60)}
+    tokenizer = tokenizers.Tokenizer(WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(speaking / "tokenizer.json"))
+    assert df.generate(speaking, "w47", max_tokens=1)
+    with pytest.raises(InputError, match="has the token 48, and the model has 48"):
+        df.generate(speaking, "w1 w48", max_tokens=1)
+
+
 def test_what_cannot_be_continued_is_one_line(speaking, folder):
     for arguments, message in (
         ((speaking, ""), "the prompt is empty"),

@@ -222,7 +222,7 @@ class Writer:
         encode: Callable[[str], list[int]] = self.task.prompt
         if chat:
             encode = _chat_of(self.task)
-        self.ids = _prompt_ids(encode, self.prompts, source.shape.length)
+        self.ids = _prompt_ids(encode, self.prompts, source.shape)
         self.limit = _limit(self.ids, max_tokens, source.shape.length)
         count = len(self.prompts)
         self.new: list[list[int]] = [[] for _ in range(count)]
@@ -325,10 +325,10 @@ def _chat_of(task: Continues) -> Callable[[str], list[int]]:
 
 
 def _prompt_ids(
-    encode: Callable[[str], list[int]], prompts: Sequence[str], length: int
+    encode: Callable[[str], list[int]], prompts: Sequence[str], shape: TransformerConfig
 ) -> list[list[int]]:
     """The tokens of the prompts."""
-    listed = []
+    listed, length = [], shape.length
     for number, prompt in enumerate(prompts, 1):
         name = "the prompt"
         if len(prompts) > 1:
@@ -338,6 +338,12 @@ def _prompt_ids(
         ids = encode(prompt)
         if not ids:
             raise InputError(f"{name} has no tokens. Give another text.")
+        # JAX would read the last row of the embeddings in place of one that is missing.
+        if max(ids) >= shape.vocabulary:
+            raise InputError(
+                f"{name} has the token {max(ids)}, and the model has {shape.vocabulary}. Its "
+                f"tokenizer is of another model."
+            )
         if len(ids) >= length:
             raise InputError(
                 f"{name} has {len(ids)} tokens, and the model has {length} positions, of which a "
