@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import dartformer as df
 from dartformer.cli.main import main
@@ -221,6 +222,34 @@ def test_other_verbs_refuse_in_one_line(copy, config, verb, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert "error" in lines[0]
+
+
+def test_the_one_layer_that_reads_is_found(tmp_path, capsys):
+    """Planted: the attention of the first layer writes nothing, so only the second is worth a cache."""
+    folder = with_tokenizer(tmp_path / "planted")
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.0.self_attn.o_proj.weight"
+    tensors[name] = np.zeros_like(tensors[name])
+    save_file(tensors, file)
+    (tmp_path / "text.txt").write_text(words(400))
+    rules = "--config.checkpoint.rules=path,swap,restore"
+    layer = "--config.space.granularity=layer"
+    keep = "--config.checkpoint.keep=1"
+    assert (
+        main(["new", f"--from={folder}", f"--data={tmp_path}/text.txt", *QUICK, layer, keep, rules])
+        == 0
+    )
+    (tmp_path / "mine.py").write_text(capsys.readouterr().out)
+    workdir = tmp_path / "run"
+    assert main(["run", f"--config={tmp_path}/mine.py", f"--workdir={workdir}", "--quiet"]) == 0
+    results = results_of(workdir)
+    for rule in ("path", "swap", "restore"):
+        assert results.named[rule].kept.tolist() == [[0], [1]], rule
+    # Nothing else is lost, so the answer predicts as the checkpoint does.
+    assert results.answer.kl("again") == pytest.approx(0, abs=1e-5)
+    assert results.named["first"].kl("again") > 0.1
+    assert results.answer.count == 1
 
 
 def new(capsys, *words_):

@@ -66,8 +66,11 @@ def verdict(results: PlacementResults) -> Iterator[str]:
         )
         lost = none.nll(kind) - full.nll(kind)
         if lost > LITTLE:
+            recovered = (none.nll(kind) - answer.nll(kind)) / lost
+            plain = (none.nll(kind) - named["uniform"].nll(kind)) / lost
             line += (
-                f": {(none.nll(kind) - answer.nll(kind)) / lost:.0%} of the difference is recovered"
+                f". That recovers {recovered:.0%} of the difference, and "
+                f"{named['uniform'].title} {plain:.0%}"
             )
         yield f"{line}."
     yield from against(results)
@@ -134,13 +137,18 @@ def warnings(results: PlacementResults) -> Iterator[str]:
         )
     if results.answer.count == 0:
         yield "The budget keeps no place. Raise it."
-    for gap in results.gaps:
-        rival = results.named[gap.baseline]
-        if gap.outcome == "worse":
-            yield (
-                f"{rival.title} with the same cache has a loss {gap.difference:.3f} ± "
-                f"{gap.noise:.3f} nats lower on {IN_WORDS[gap.kind]}."
-            )
+    for name, placed in results.named.items():
+        gaps_of = [gap for gap in results.gaps if gap.baseline == name]
+        outcomes = {gap.outcome for gap in gaps_of}
+        # Better on one kind and worse on the other is a trade, such as that of one kind alone.
+        if "worse" not in outcomes or "better" in outcomes:
+            continue
+        for gap in gaps_of:
+            if gap.outcome == "worse":
+                yield (
+                    f"{placed.title} with the same cache: the loss is {gap.difference:.3f} ± "
+                    f"{gap.noise:.3f} nats lower on {IN_WORDS[gap.kind]}."
+                )
 
 
 def believed(results: PlacementResults) -> str:

@@ -122,7 +122,8 @@ class Places:
             raise InputError("the cheap attention of a placement must not be full itself.")
         require_all([self.cheap], config)
         shape = config.attention_shape(config.heads)
-        parameters = jax.eval_shape(lambda key: self.cheap.init(key, shape), jax.random.key(0))
+        # The key within, so that none is made and nothing is compiled.
+        parameters = jax.eval_shape(lambda: self.cheap.init(jax.random.key(0), shape))
         if jax.tree.leaves(parameters):
             raise InputError(
                 f"placement does not work with {to_text(self.cheap)} because it has parameters, "

@@ -61,6 +61,9 @@ FULL = "full attention"
 SCORE_COLUMNS = {AGAIN: "worth on the passage", TEXT: "worth on text"}
 """What the scores of a kind are called when a cell is pointed at."""
 
+ROLES = ("answer", "derived", "baseline", "end")
+"""The placements of the table, in its order."""
+
 MEGABYTE = 1e6
 
 
@@ -372,9 +375,8 @@ def worth(results: PlacementResults) -> Chart:
 def table(results: PlacementResults) -> Iterator[Line]:
     """A row for each placement with the budget, and for both ends."""
     noise = {(gap.baseline, gap.kind): gap for gap in results.gaps}
-    for placed in results.placements:
-        if placed.role == "front":
-            continue
+    rows = [placed for placed in results.placements if placed.role in ROLES]
+    for placed in sorted(rows, key=lambda placed: ROLES.index(placed.role)):
         cells = [Cell(placed.title, placed.title), Cell(size(placed.kv_bytes), placed.kv_bytes)]
         for kind in KINDS:
             loss = placed.nll(kind)
