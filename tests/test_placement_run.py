@@ -271,7 +271,7 @@ def test_bad_input_is_one_line(home, tmp_path, capsys):
         ([model, f"--data={tmp_path}"], "must be a file"),
         ([model, f"--data={tmp_path}/short.txt"], "the text has 50 tokens, and 12 sequences"),
         ([f"--from={wide}", f"--data={tmp_path}/wide.txt"], "does not match its model"),
-        ([f"--from={encoder}", text], "is an encoder (bert), which keeps no cache"),
+        ([f"--from={encoder}", text], "is an encoder, which keeps no cache"),
         ([f"--from={tmp_path}/none", text], "there is no folder"),
         ([model, text, f"{option}rules=swop"], "Choices: path, swap, restore"),
         ([model, text, f"{option}rules=swap"], "scores whole layers"),

@@ -65,17 +65,17 @@ class Proposal(NamedTuple):
     budget: str
 
 
+def is_encoder(folder: str) -> bool:
+    """Whether a checkpoint reads texts in both directions, and predicts no next tokens."""
+    return not described(Path(folder).expanduser()).config.causal
+
+
 def propose(folder: str, text: str, values: Mapping[str, object]) -> Proposal:
     """Fields for a checkpoint, whose budget is the cache of a quarter of its layers.
 
     `values` are the user's own fields. Raises `InputError` for whatever the run would refuse.
     """
     checkpoint = described(Path(folder).expanduser())
-    if not checkpoint.config.causal:
-        raise InputError(
-            f"{folder} is an encoder ({checkpoint.family}), which keeps no cache, so kv_bytes "
-            f"limits nothing. Use a decoder, such as a Llama."
-        )
     # Fields that are edited first are in the file, even as they are by default.
     shown = {"checkpoint.cheap": Checkpoint.cheap, "space.granularity": PlacementSpace.granularity}
     fields = {**shown, **_sizes(checkpoint), **values}

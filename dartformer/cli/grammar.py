@@ -368,8 +368,8 @@ def _add_new(verbs: "Verbs[Parser]") -> None:
         "--from",
         dest="checkpoint",
         metavar="FOLDER",
-        help="with --data, a text file: write a config that finds which layers or KV groups of this "
-        "checkpoint keep full attention",
+        help="with --data: start from this checkpoint. Of a decoder and a text file, find which "
+        "layers or KV groups keep full attention; train an encoder on texts with labels",
     )
     verb.add_argument(
         "--text",

@@ -94,10 +94,15 @@ class DataConfig(NamedTuple):
 
 def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """Print a starting config."""
-    if arguments.checkpoint:
+    if arguments.checkpoint and not checkpoint.is_encoder(arguments.checkpoint):
         text = _new_for_checkpoint(arguments, values)
     elif arguments.data:
         text = _new_for_data(arguments, values)
+    elif arguments.checkpoint:
+        raise InputError(
+            f"--from={arguments.checkpoint} needs --data=FILE: texts that have a class or a number "
+            f"each, for the encoder to be trained on."
+        )
     elif any(getattr(arguments, name) is not None for name in OF_DATA):
         flags = ", ".join(f"--{name}" for name in OF_DATA)
         raise InputError(f"{flags} are about a file of yours. Use them with --data FILE.")
@@ -159,7 +164,9 @@ def _new_for_data(arguments: argparse.Namespace, values: dict[str, str]) -> str:
         kind=kind,
         group=arguments.group or "",
         split=arguments.split or "",
-        wishes=Wishes(minutes, arguments.steps, arguments.candidates or ""),
+        wishes=Wishes(
+            minutes, arguments.steps, arguments.candidates or "", arguments.checkpoint or ""
+        ),
     )
     if not arguments.quiet:
         for sentence in config.guess.sentences:
@@ -249,7 +256,8 @@ def config_for_data(
 
     Raises `InputError` where no guess gives a config that runs."""
     data_dir = (values or {}).get("data.dir")
-    contents = guess(file, texts, label, _text_or_none(data_dir), kind, group, split)
+    folder = _text_or_none(data_dir)
+    contents = guess(file, texts, label, folder, kind, group, split, wishes.start)
     values = dict(values or {})
     contents = with_checkpoint(contents, values, _text_or_none(data_dir))
     proposal = propose(contents, _of_task(contents.options), values, wishes)

@@ -83,6 +83,7 @@ def defaults(
     config = ConfigDict(
         {
             "seed": Config.seed,
+            "start": Config.start,
             "metric": Config.metric,
             "task": {"name": task, **_task_defaults(task_type)},
             "data": field_defaults(Data),

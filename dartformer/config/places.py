@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-PLACES = ("path", "valid", "test", "dir", "file", "folder", "table", "checkpoint")
+PLACES = ("path", "valid", "test", "dir", "file", "folder", "table", "checkpoint", "start")
 """Fields that name a file or a folder, in any section: `task.path`, `data.dir`,
 `search.budget.table`."""
 

@@ -234,6 +234,8 @@ class Retrain:
         steps.
       program: "own" compiles each model, "shared" compiles one program that trains every model of
         the space, at 1.2 times the seconds of a step; "auto" shares where trainings are short.
+      frozen: keep the weights that `start` gives as they are, and train what else the model has, such
+        as its classifier.
       optimizer: the optimizer of the weights.
     """
 
@@ -242,6 +244,7 @@ class Retrain:
     select: str = "best"
     patience: int = 0
     program: str = "auto"
+    frozen: bool = False
     optimizer: Optimizer = WEIGHTS
 
     def __post_init__(self) -> None:
@@ -343,6 +346,8 @@ class Config:
 
     Attributes:
       seed: of the first search: initial weights, order of the examples, noise.
+      start: a folder with a checkpoint, whose weights every training and the search begin with; empty
+        for random ones. The model has the checkpoint's sizes, and the task its tokens.
       metric: what decides, in the search, the race and the verdict: accuracy, macro_f1,
         balanced_accuracy, auc, mcc, entity_f1 or loss; of numbers r2, mae, rmse, spearman or loss;
         of language bits_per_character, accuracy or loss. Empty for the task's own.
@@ -359,6 +364,7 @@ class Config:
     """
 
     seed: int = 0
+    start: str = ""
     metric: str = ""
     task: Named[Task]
     data: Data = field(default_factory=Data)

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import optax
 from ml_collections import ConfigDict
 
@@ -27,6 +28,8 @@ from dartformer.machine.progress import say
 from dartformer.models.sizes import without_defaults
 from dartformer.models.supernet import supernet
 from dartformer.models.transformer import Network, transformer
+from dartformer.pretrained import described, load_pretrained
+from dartformer.pretrained.start import Start, contents, require_sizes, start
 from dartformer.space.genotype import Genotype
 from dartformer.stages.layout import genotype_key
 from dartformer.stages.programs import Program, SharedProgram
@@ -78,6 +81,8 @@ class Study:
         self.model = config.transformer
         self.space = config.search_space
         self.strategy = config.search.strategy.built
+        if config.start:
+            require_sizes(described(config.start), self.model)
         self._programs: dict[Genotype, Program] = {}
 
     @property
@@ -161,9 +166,13 @@ class Study:
         if any(decides.values()):
             # What the loss weighs, and what the best weights and the seeds are chosen by.
             task = [task, decides]
+        model: object = without_defaults(sections["model"])
+        if self.config.start:
+            model = [model, contents(self.config.start)]
+            training.append(retrain["frozen"])
         return {
             "task": fingerprint(task),
-            "model": fingerprint(without_defaults(sections["model"])),
+            "model": fingerprint(model),
             "space": fingerprint(sections["space"]),
             "search": fingerprint(sections["search"]),
             "training": fingerprint(training),
@@ -196,6 +205,20 @@ class Study:
         return {**self._identity("model"), "genotype": genotype_identity(genotype)}
 
     # Networks.
+
+    @cached_property
+    def start(self) -> Start | None:
+        """The weights that every training and the search begin with; None for random ones."""
+        if not self.config.start:
+            return None
+        say(f"reading the weights of {self.config.start}")
+        return start(load_pretrained(self.config.start), self.model)
+
+    def _started(self, network: Network, frozen: bool = False) -> Network:
+        """A network that begins with the weights of the checkpoint, where there is one."""
+        if self.start is None:
+            return network
+        return self.start.network(network, frozen)
 
     @cached_property
     def supernet(self) -> Supernet:
@@ -260,7 +283,8 @@ class Study:
     ) -> Network:
         config = self.config.search
         model = dataclasses.replace(self.model, kernel=self._kernel_of_order(order))
-        return supernet(model, self.space, config.projections, config.partial, remaining, remat)
+        network = supernet(model, self.space, config.projections, config.partial, remaining, remat)
+        return self._started(network)
 
     def _evaluator(self, net: Network) -> Evaluator:
         data = self.config.data
@@ -282,10 +306,12 @@ class Study:
         return self._programs[genotype]
 
     def _program(self, genotype: Genotype) -> Program:
-        net = transformer(self.model, genotype)
+        net = self._started(transformer(self.model, genotype), self.config.retrain.frozen)
         if self.shares_program and self.space.holds(genotype):
             return self._shared_program.of(genotype, net)
         chain = self._retrain_optimizer()
+        if self.start is not None and self.config.retrain.frozen:
+            chain = self.start.optimizer(chain, jax.eval_shape(net.init, jax.random.key(0)))
         step = CompiledStep(plain_step(net, chain, self.metric), self.data_parallel())
         return Program(net, chain, step, self._evaluator(net))
 
@@ -297,6 +323,8 @@ class Study:
     def shares_program(self) -> bool:
         """Whether one compiled program trains all genotypes of the space, see `retrain.program`."""
         config = self.config.retrain
+        if config.frozen:
+            return False
         is_divided = self.data_parallel() is not None
         if config.program == "shared" and is_divided:
             raise InputError(

@@ -10,6 +10,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from dartformer.data import tokens as tokenizers
+from dartformer.data.encoder_tokens import KIND, EncoderTokens, of_encoder
+from dartformer.data.encoder_tokens import restored as encoder_tokens
 from dartformer.data.rows import Rules, is_blank, is_damaged, repaired
 from dartformer.errors import InputError, unknown
 from dartformer.tasks.base import TaskTraits
@@ -47,8 +49,10 @@ class TextEncoding(ABC):
     `dartformer.data.rows`).
 
     Attributes:
-      tokens: "bytes", "characters", "words" or "bpe" (byte-pair encoding).
-      vocabulary_size: most different tokens; 0 for the default of the kind of tokens.
+      tokens: "bytes", "characters", "words", "bpe" (byte-pair encoding), or "checkpoint".
+      checkpoint: for "checkpoint", the folder whose tokenizer reads the texts.
+      vocabulary_size: most different tokens; 0 for the default of the kind of tokens. Of a
+        checkpoint the rows of its embeddings; 0 for as many as its tokenizer has.
       length: most tokens of a text; a longer one is cropped.
       crop: what is kept of a longer text: its "head", its "tail", or half of each ("ends").
       valid_fraction: share of train that becomes the valid split where the source has none.
@@ -62,6 +66,7 @@ class TextEncoding(ABC):
     """
 
     tokens: str = "bytes"
+    checkpoint: str = ""
     vocabulary_size: int = 0
     length: int = 512
     crop: str = "head"
@@ -77,13 +82,35 @@ class TextEncoding(ABC):
     traits: ClassVar[TaskTraits]
 
     def __post_init__(self) -> None:
-        tokenizers.size_of(self.tokens, self.vocabulary_size)
+        self._check_tokens()
         require_at_least(self, length=1)
         require_seed(self)
         if self.crop not in CROPS:
             raise unknown("task.crop", self.crop, CROPS)
         require_fraction(self, "valid_fraction", "test_fraction")
         self.rules  # noqa: B018 - raises for an unknown rule
+
+    def _check_tokens(self) -> None:
+        """Raise `InputError` for tokens that the task cannot have."""
+        if self.tokens != "checkpoint":
+            tokenizers.size_of(self.tokens, self.vocabulary_size)
+            if self.checkpoint:
+                raise InputError(
+                    f"task.checkpoint has no effect with task.tokens={self.tokens!r}. Use "
+                    f"'checkpoint', or leave it empty."
+                )
+            return
+        if self.kind not in ("classification", "regression"):
+            raise InputError(
+                f"task.tokens='checkpoint' does not work with labels for each token "
+                f"(task.kind={self.kind!r})."
+            )
+        require_at_least(self, vocabulary_size=0)
+        if not self.checkpoint and not self.vocabulary_size:
+            raise InputError(
+                "task.checkpoint is empty. Set it to the folder of a checkpoint with a "
+                "tokenizer.json."
+            )
 
     # What a task says of itself.
 
@@ -113,6 +140,8 @@ class TextEncoding(ABC):
     @property
     def vocabulary(self) -> int:
         """The most token ids, with padding; the tokenizer of little data uses fewer."""
+        if self.tokens == "checkpoint":
+            return self.vocabulary_size or self.tokenizer.size
         return tokenizers.size_of(self.tokens, self.vocabulary_size)
 
     @property
@@ -137,6 +166,8 @@ class TextEncoding(ABC):
         """The tokenizer of the training part; `InputError` before `fitted`."""
         if self.tokens == "bytes":
             return tokenizers.Bytes()
+        if self.tokens == "checkpoint" and not self.learned:
+            return of_encoder(self.checkpoint)
         if not self.learned:
             raise InputError(
                 f"{self.title} has not learned its {self.tokens} yet. Prepare its data first."
@@ -149,6 +180,8 @@ class TextEncoding(ABC):
         Args:
           texts: repaired, and not blank.
           extra: tokens beyond `length`, of which a language model predicts the last.
+
+        Raises `InputError` where what a checkpoint puts around each text leaves no room for it.
         """
         tokenizer = self.tokenizer
         encoded: Sequence[Ids]
@@ -156,6 +189,8 @@ class TextEncoding(ABC):
             encoded = tokenizer.arrays(texts)
         else:
             encoded = tokenizer.encode(texts)
+        if isinstance(tokenizer, EncoderTokens):
+            return [self._between(tokenizer, ids) for ids in encoded]
         documents = []
         for ids in encoded:
             if not len(ids):
@@ -165,6 +200,20 @@ class TextEncoding(ABC):
             unknown_tokens = tokenizers.unknown_tokens(self.tokens, cropped)
             documents.append(Document(cropped, len(ids), unknown_tokens))
         return documents
+
+    def _between(self, tokenizer: EncoderTokens, ids: Ids) -> Document:
+        """A text between the tokens that a checkpoint puts around it; they are never cropped."""
+        before, behind = tokenizer.around
+        around = len(before) + len(behind)
+        if around >= self.length:
+            raise InputError(
+                f"task.length must be above {around}, the tokens that {self.checkpoint} puts around "
+                f"each text, got {self.length}."
+            )
+        cropped = self.cropped(ids, -around)
+        whole = np.array([*before, *cropped, *behind], self.token_dtype)
+        unknown_tokens = int(np.count_nonzero(np.asarray(cropped) == tokenizer.unknown))
+        return Document(whole, len(ids) + around, unknown_tokens)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, cropped as in training; `InputError` for a blank one."""
@@ -189,7 +238,7 @@ class TextEncoding(ABC):
             # Id b + 1 stands for the byte b.
             return [(row - 1).astype(np.uint8).tobytes().decode("utf-8", "replace") for row in rows]
         tokenizer = self.tokenizer
-        if self.tokens == "bpe":
+        if self.tokens in ("bpe", "checkpoint"):
             return [tokenizer.decode(row.tolist()) for row in rows]
         # Looked up once for all rows: a tokenizer of words spells them all for every text.
         names = np.array(tokenizer.names(), object)
@@ -206,7 +255,7 @@ class TextEncoding(ABC):
         return text.lower()
 
     def cropped(self, ids: Ids, extra: int = 0) -> Ids:
-        """At most `length` of the ids, and `extra`."""
+        """At most `length` of the ids, and `extra`, which may be below 0."""
         n = self.length + extra
         if len(ids) <= n:
             return ids
@@ -220,13 +269,16 @@ class TextEncoding(ABC):
 
 @lru_cache(maxsize=8)
 def _restored(learned: str) -> tokenizers.Tokenizer:
-    return tokenizers.restored(json.loads(learned))
+    state = json.loads(learned)
+    if state.get("kind") == KIND:
+        return encoder_tokens(state)
+    return tokenizers.restored(state)
 
 
 def token_names(task: TextEncoding) -> tuple[str, ...]:
     """The text of every token id; before the task has learned them, their numbers."""
     names = []
-    if task.tokens == "bytes" or task.learned:
+    if task.tokens in ("bytes", "checkpoint") or task.learned:
         names = task.tokenizer.names()
     return with_numbers(names, task.vocabulary)
 

@@ -80,6 +80,7 @@ def guess(
     kind: str = "",
     group: str = "",
     split: str = "",
+    checkpoint: str = "",
 ) -> Guess:
     """Guess the options for a file, but for the columns and the kind that the user names.
 
@@ -91,6 +92,7 @@ def guess(
       kind: of the labels, one of `KINDS`, or "forecasting"; empty to guess it.
       group: the column of groups, whose rows are all in one split; empty for none.
       split: the column that says which split a row is in; empty for none.
+      checkpoint: the folder of an encoder that reads the texts; empty for none.
 
     Raises:
       InputError: the file cannot be read or prepared, a column does not exist, or no column will
@@ -174,7 +176,7 @@ def guess(
             options[option] = name
     if len(texts) == 2:
         options["text2"] = texts[1]
-    add_tokens(options, rows, texts, sentences)
+    add_tokens(options, rows, texts, sentences, checkpoint)
     trial = without_missing_classes(
         options, sentences, labels, lambda: tried(Files(**options), data_dir)
     )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dartformer.data import tokens as tokenizers
+from dartformer.data.encoder_tokens import of_encoder
 from dartformer.data.records import Record
 from dartformer.data.rows import is_blank, repaired
 from dartformer.errors import InputError
@@ -57,9 +58,13 @@ class Tokens(NamedTuple):
 
 
 def add_tokens(
-    options: dict[str, Any], rows: Sequence[Record], texts: Sequence[str], sentences: list[str]
+    options: dict[str, Any],
+    rows: Sequence[Record],
+    texts: Sequence[str],
+    sentences: list[str],
+    checkpoint: str = "",
 ) -> None:
-    """Set the kind of tokens and the length."""
+    """Set the kind of tokens and the length; those of an encoder's checkpoint, if there is one."""
     documents = []
     for row in rows:
         for name in texts:
@@ -68,16 +73,24 @@ def add_tokens(
                 documents.append(text)
     if not documents:
         raise InputError(f"the column {texts[0]!r} holds no texts.")
-    tokens = tokens_of(documents, options["kind"])
+    if checkpoint:
+        if options["kind"] not in ("classification", "regression"):
+            raise of_whole_texts(checkpoint, options["kind"])
+        tokens = _of_checkpoint(checkpoint, documents)
+        options["checkpoint"] = checkpoint
+    else:
+        tokens = tokens_of(documents, options["kind"])
     options["tokens"] = tokens.kind
     if tokens.size:
         options["vocabulary_size"] = tokens.size
     options["length"] = length_of(tokens.lengths)
     complete = 100 * float((tokens.lengths <= options["length"]).mean())
+    origin, among = tokens.kind, "in texts they were not learned from"
+    if checkpoint:
+        origin, among = "those of the checkpoint", "here"
     sentence = (
-        f"tokens are {tokens.kind}, {100 * tokens.unknown:.0f}% of which are unknown in texts they "
-        f"were not learned from; length {options['length']}, which holds {complete:.0f}% of the "
-        f"texts whole"
+        f"tokens are {origin}, {100 * tokens.unknown:.0f}% of which are unknown {among}; length "
+        f"{options['length']}, which holds {complete:.0f}% of the texts whole"
     )
     # Where every token has a label, or is one, a text has no middle to leave out.
     if complete < MOSTLY_WHOLE and options["kind"] not in ("labelling", "language"):
@@ -107,6 +120,26 @@ def tokens_of(texts: Sequence[str], kind: str) -> Tokens:
         return measured("bpe", texts)
     # Texts of a word or two are read byte by byte: words alone would say too little of them.
     return measured("bytes", texts)
+
+
+def of_whole_texts(checkpoint: str, kind: str) -> InputError:
+    """The error for data that no encoder reads."""
+    return InputError(
+        f"--from={checkpoint} is an encoder, which keeps no cache: it works with texts that have a "
+        f"class or a number each, and these data are of the kind {kind!r}. Use a decoder, such as a "
+        f"Llama, to place full attention."
+    )
+
+
+def _of_checkpoint(checkpoint: str, texts: Sequence[str]) -> Tokens:
+    """The tokens of an encoder's checkpoint."""
+    tokenizer = of_encoder(checkpoint)
+    around = sum(map(len, tokenizer.around))
+    lengths, unknowns = [], 0
+    for ids in tokenizer.encode(texts):
+        lengths.append(len(ids) + around)
+        unknowns += int(np.count_nonzero(np.array(ids) == tokenizer.unknown))
+    return Tokens("checkpoint", 0, np.array(lengths), unknowns / max(1, sum(lengths)))
 
 
 def characters_size(texts: Sequence[str]) -> int:

@@ -276,6 +276,8 @@ class Preparation:
     def _trained_tokenizer(self) -> tokenizers.Tokenizer:
         """The tokenizer of the training part: the second pass."""
         task = self.task
+        if task.tokens == "checkpoint":
+            return task.tokenizer
         texts: Iterator[str] = self._training_texts()
         if task.inputs == 2:
             texts = distinct(texts)

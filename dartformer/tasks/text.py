@@ -12,6 +12,7 @@ from dartformer.data.prepare import Examples, Notes, Prepared, prepared
 from dartformer.data.sources import from_source
 from dartformer.data.splits import Split
 from dartformer.errors import InputError
+from dartformer.machine.identity import fingerprint
 from dartformer.tasks import rules, simple, tagging
 from dartformer.tasks.encoding import TextEncoding, token_names
 from dartformer.tasks.preparation import VERSION, Preparation, Source, changed
@@ -68,10 +69,14 @@ class TextTask(TextEncoding):
         sources = self.sources(data_dir)
         options = dict(vars(self))
         del options["learned"]  # it follows from the others and the data
+        if not options["checkpoint"]:
+            del options["checkpoint"]  # as before there was this option
         identity = [(name, source.identity) for name, source in sorted(sources.items())]
         version: object = VERSION
         if options.get("group"):
             version = VERSION, "with the groups of train"
+        if self.tokens == "checkpoint":
+            version = version, fingerprint(self.tokenizer.state())
         token_feature = kinds.Tensor(shape=(None,), dtype=self.token_dtype.type)
         features: dict[str, FeatureConnector] = {
             "tokens": token_feature,

@@ -90,7 +90,7 @@ def mqar_4(data: Path) -> ConfigDict:
     config.task.pairs = 4
     config.task.keys = 32
     _sizes(config, layers=4, heads=2, head_dim=16, width=32)
-    _training(config, steps=405, batch_size=16, rate=0.005)
+    _training(config, steps=405, batch_size=32, rate=0.01)
     config.space.candidates = ("linear", "gated_delta", "conv")
     config.space.granularity = "layer"
     return config
