@@ -46,28 +46,37 @@ print(json.dumps({"seconds": seconds, "ids": out[0, ids.shape[1]:].tolist()}))
 """
 
 
-def ours(folder: str, count: int, dtype: str) -> dict[str, Any]:
-    """Seconds a token in each of three rounds, and the tokens."""
+def ours(folder: str, count: int, dtype: str, by_layer: bool = True) -> dict[str, Any]:
+    """Seconds a token in each of three rounds, the tokens, and CPU seconds to start.
+
+    A start compiles the programs and gives two tokens. With `by_layer` equal layers share a program,
+    as they do in `dartformer generate`; without it a program has all layers.
+    """
     model = df.load_pretrained(folder, dtype=dtype)
     weights = model.weights
     if dtype != "float32":
         # In memory as they are computed with.
         weights = jax.tree.map(lambda leaf: leaf.astype(dtype), weights)
-    run = decoding(model.config, model.genotype)
+    run = decoding(model.config, model.genotype, by_layer=by_layer)
     tokens, valid = model.encode([PROMPT])
+    exists = jnp.ones((1, 1), bool)
 
-    @jax.jit
     def first(weights, cache):
         logits, cache = run.prefill(weights, tokens, valid, cache)
         return logits.argmax(-1), cache
 
-    def following(weights, token, cache):
-        logits, cache = run.step(weights, token[:, None], jnp.ones((1, 1), bool), cache)
+    def step(weights, token, cache):
+        logits, cache = run.step(weights, token[:, None], exists, cache)
         return logits.argmax(-1), cache
 
-    step = jax.jit(following, donate_argnums=2)
+    if not by_layer:
+        first, step = jax.jit(first, donate_argnums=1), jax.jit(step, donate_argnums=2)
+    began = time.process_time()
+    token, cache = first(weights, run.init_cache(1, tokens.shape[1] + count, dtype))
+    step(weights, token, cache)[0].block_until_ready()
+    start = time.process_time() - began
     seconds, ids = [], []
-    for _ in range(4):
+    for _ in range(3):
         cache = run.init_cache(1, tokens.shape[1] + count, dtype)
         token, cache = first(weights, cache)
         ids = [int(token[0])]
@@ -78,7 +87,7 @@ def ours(folder: str, count: int, dtype: str) -> dict[str, Any]:
             ids.append(int(token[0]))
         seconds.append((time.perf_counter() - started) / (count - 1))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
-    return {"seconds": seconds[1:], "ids": ids, "bytes": size}
+    return {"seconds": seconds, "ids": ids, "bytes": size, "start": start}
 
 
 def bandwidth() -> float:
@@ -101,12 +110,13 @@ def main() -> None:
     parser.add_argument("folder", help="of a decoder, such as SmolLM2-135M-Instruct")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--peer", default="", help="an interpreter that has transformers")
+    parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--threads", type=int, default=2, help="of the peer")
     arguments = parser.parse_args()
     machine()
     speed = bandwidth()
     say(name="bandwidth", gigabytes_a_second=speed / 1e9)
-    for dtype in ("float32", "bfloat16"):
+    for dtype in arguments.dtypes.split(","):
         decoded = ours(arguments.folder, arguments.tokens, dtype)
         mine = min(decoded["seconds"])
         row = {
@@ -114,6 +124,12 @@ def main() -> None:
             "floor_tokens_a_second": speed / decoded["bytes"],
             "megabytes_a_token": decoded["bytes"] / 1e6,
         }
+        if dtype == "float32":
+            whole = ours(arguments.folder, arguments.tokens, dtype, by_layer=False)
+            row["start_cpu_seconds"] = decoded["start"]
+            row["one_program_start_cpu_seconds"] = whole["start"]
+            row["one_program_tokens_a_second"] = 1 / min(whole["seconds"])
+            row["one_program_same_tokens"] = whole["ids"] == decoded["ids"]
         if arguments.peer:
             values = (arguments.folder, PROMPT, arguments.tokens, dtype, arguments.threads)
             command = [arguments.peer, "-c", PEER, *map(str, values)]
