@@ -97,9 +97,11 @@ def with_checkpoint(guessed: Guess, values: Mapping[str, object], data_dir: str 
     counts = {name: len(part.ids) for name, part in packed.items()}
     options.setdefault("length", _length(counts["train"]))
     windows = parts(replace(task, length=options["length"]), data_dir)  # type: ignore[arg-type]
+    documents = "one document"
+    if packed["train"].documents > 1:
+        documents = f"{packed['train'].documents:,} documents, packed one after another"
     sentences = [
-        f"text, of which {packed['train'].documents:,} documents are packed one after another for "
-        f"train, so the task is to predict the next token",
+        f"text, so the task is to predict the next token; the file of train has {documents}",
         f"tokens are those of {options['checkpoint']}: {counts['train']:,} for train, "
         f"{counts['valid']:,} for valid, {counts['test']:,} for test; windows of "
         f"{options['length']} tokens, {len(windows['train']):,} of them in train",
