@@ -217,6 +217,17 @@ def test_ids_beyond_the_tokenizer_are_never_generated(checkpoint, data):
     assert task.special == (size, size + 1, size + 2)
 
 
+def test_a_passage_of_a_checkpoints_tokens(checkpoint, data):
+    (data / "a.txt").write_text(TEXT)
+    options = {"path": str(data / "a.txt"), "tokens": "checkpoint", "checkpoint": str(checkpoint)}
+    task = tasks.make("passage", {**options, "length": 48, "passage": 16, "train": 20})
+    batch = task.load()["train"].take(np.arange(20))
+    again = batch["label"][:, -9:-1]
+    np.testing.assert_array_equal(again, batch["tokens"][:, -8:])
+    with pytest.raises(InputError, match="does not work with the task passage"):
+        tasks.make("passage", {**options, "text": "body"})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
