@@ -56,12 +56,12 @@ class Proposal(NamedTuple):
 
     Attributes:
       values: of its fields that differ from the defaults.
-      found: sentences about the checkpoint.
+      sentences: about the checkpoint.
       budget: another one, half as large, for an example.
     """
 
     values: dict[str, object]
-    found: list[str]
+    sentences: list[str]
     budget: str
 
 
@@ -77,8 +77,8 @@ def propose(folder: str, text: str, values: Mapping[str, object]) -> Proposal:
     """
     checkpoint = described(Path(folder).expanduser())
     # Fields that are edited first are in the file, even as they are by default.
-    shown = {"checkpoint.cheap": Checkpoint.cheap, "space.granularity": PlacementSpace.granularity}
-    fields = {**shown, **_sizes(checkpoint), **values}
+    edited = {"checkpoint.cheap": Checkpoint.cheap, "space.granularity": PlacementSpace.granularity}
+    fields = {**edited, **_sizes(checkpoint), **values}
     draft = _built(folder, text, {**fields, "checkpoint.keep": 1, "search.budget": {}})
     places = PlacementStudy(draft).places
     length = min(checkpoint.config.length, LONGEST)

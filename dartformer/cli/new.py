@@ -130,13 +130,13 @@ def _new_for_checkpoint(arguments: argparse.Namespace, values: Mapping[str, obje
         )
     folder, file = arguments.checkpoint, arguments.data
     proposal = checkpoint.propose(folder, file, values)
-    found = "\n          ".join(
-        map(one_line, proposal.found)
+    listed = "\n          ".join(
+        map(one_line, proposal.sentences)
     )  # below the first, behind "Found:    "
-    head = checkpoint.HEAD.format(file=FILE, found=found, budget=proposal.budget)
+    head = checkpoint.HEAD.format(file=FILE, found=listed, budget=proposal.budget)
     call = f"checkpoint_defaults({literal(folder)}, text={literal(file)})"
     text = SKELETON.format(head=_inside_docstring(head), task="").replace(EMPTY_CALL, call)
-    for sentence in proposal.found:
+    for sentence in proposal.sentences:
         note(f"found: {sentence}")
     return with_values(text, configs.checkpoint_defaults(folder, file), proposal.values)
 

@@ -195,7 +195,7 @@ def derive_within(
         shares[kind] = float(study.at_granularity(combined(file, rule, (kind,)))[kept].sum())
     full, _ = ends(study.places)
     genotype = study.places.genotype(kept)
-    found = PlacementBudgetAnswer(
+    answered = PlacementBudgetAnswer(
         round(limit.bytes),
         limit.length,
         study.config.space.granularity,
@@ -206,6 +206,6 @@ def derive_within(
         shares,
         GenotypeRecord.from_dict(genotype.to_dict()),
     )
-    folder.write(folder.budget, found)
+    folder.write(folder.budget, answered)
     write_text(folder.genotype, genotype.to_json())
-    return found
+    return answered

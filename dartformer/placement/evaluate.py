@@ -54,9 +54,9 @@ def _evaluated(
     study: PlacementStudy, folder: PlacementWorkdir, file: ScoreFile, choices: Sequence[Choice]
 ) -> Evaluation:
     """The qualities of all different placements, each evaluated one time."""
-    different_ones: dict[str, np.ndarray] = {}
+    placements_by_key: dict[str, np.ndarray] = {}
     for choice in choices:
-        different_ones.setdefault(_key(study, choice), choice.kept)
+        placements_by_key.setdefault(_key(study, choice), choice.kept)
     tokens = {}
     for kind, split in study.kinds.items():
         tokens[kind] = split.held_out.tokens.tolist()
@@ -65,10 +65,10 @@ def _evaluated(
     if stored is None or different(stored.identity, identity):
         stored = Evaluation(identity, {}, 0.0, 0.0)
     for kind, split in study.kinds.items():
-        if stored.qualities.get(kind, {}).keys() >= different_ones.keys():
+        if stored.qualities.get(kind, {}).keys() >= placements_by_key.keys():
             continue
         wall, processor = time.monotonic(), time.process_time()
-        qualities = _qualities(study, kind, split.held_out, different_ones)
+        qualities = _qualities(study, kind, split.held_out, placements_by_key)
         stored = Evaluation(
             identity,
             {**stored.qualities, kind: qualities},
@@ -122,7 +122,7 @@ def conclude(
         processor["score"] += entry.processor_seconds
     seconds["evaluate"] = evaluation.seconds
     processor["evaluate"] = evaluation.processor_seconds
-    found = next(item for item in placed if item.role == "answer")
+    chosen = next(item for item in placed if item.role == "answer")
     results = PlacementResults(
         study.described.folder.name,
         study.described.family,
@@ -133,7 +133,7 @@ def conclude(
         options.sequences,
         options.held_out,
         options.length,
-        GenotypeRecord.from_dict(study.places.genotype(found.kept).to_dict()),
+        GenotypeRecord.from_dict(study.places.genotype(chosen.kept).to_dict()),
         study.described.config.layers * study.columns,
         scores,
         tuple(placed),

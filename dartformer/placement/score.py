@@ -109,9 +109,9 @@ def _of_sequence(study: PlacementStudy, rule: str, sequence: Sequences) -> tuple
 def _with(file: ScoreFile, scores: Scores) -> ScoreFile:
     """The file with these scores in place of those of the same rule and kind."""
     kept = []
-    for other in file.scores:
-        if (other.rule, other.kind) != (scores.rule, scores.kind):
-            kept.append(other)
+    for entry in file.scores:
+        if (entry.rule, entry.kind) != (scores.rule, scores.kind):
+            kept.append(entry)
     return replace(file, scores=(*kept, scores))
 
 

@@ -25,19 +25,19 @@ def gaps(placed: Sequence[Placed]) -> tuple[Gap, ...]:
     """The answer against each other placement with its budget, paired by sequence."""
     answer = next(item for item in placed if item.role == "answer")
     rows = []
-    for other in placed:
-        if other.role not in ("baseline", "derived"):
+    for rival in placed:
+        if rival.role not in ("baseline", "derived"):
             continue
         for kind, ours in answer.quality.items():
-            difference, noise = paired(ours.nll, other.quality[kind].nll)
+            difference, noise = paired(ours.nll, rival.quality[kind].nll)
             outcome = "undecided"
-            if np.array_equal(ours.nll, other.quality[kind].nll):
+            if np.array_equal(ours.nll, rival.quality[kind].nll):
                 outcome, noise = "same", 0.0
             elif abs(difference) > noise:
                 outcome = "worse"
                 if difference < 0:
                     outcome = "better"
-            rows.append(Gap(other.name, kind, difference, noise, outcome))
+            rows.append(Gap(rival.name, kind, difference, noise, outcome))
     return tuple(rows)
 
 

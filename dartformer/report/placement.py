@@ -199,9 +199,9 @@ def kept(results: PlacementResults) -> Chart:
     """Layers by KV groups, and which of them keep full attention, of one placement at a time."""
     shapes = [placed.kept.shape for placed in results.placements]
     layers, columns = max(shapes, key=lambda shape: shape[1])
-    shown = _drawn(results)
+    drawn = _drawn(results)
     rows: list[Row] = []
-    for placed in shown:
+    for placed in drawn:
         grid = np.broadcast_to(placed.kept, (layers, columns))
         for layer, group in np.ndindex(layers, columns):
             state = results.cheap
@@ -220,7 +220,7 @@ def kept(results: PlacementResults) -> Chart:
             "color": category("attention", scale=tones, legend=LEGEND),
         },
     }
-    titles = [placed.title for placed in shown]
+    titles = [placed.title for placed in drawn]
     return Chart(
         "kept",
         "What keeps full attention",
@@ -241,11 +241,11 @@ def _score(results: PlacementResults, kind: str, layer: int, group: int) -> floa
 
 def _drawn(results: PlacementResults) -> list[Placed]:
     """The answer, then the placements with the same budget."""
-    shown = [results.answer]
+    drawn = [results.answer]
     for placed in results.placements:
         if placed.role in ("derived", "baseline"):
-            shown.append(placed)
-    return shown
+            drawn.append(placed)
+    return drawn
 
 
 def _in_words(placed: Placed) -> str:
