@@ -24,6 +24,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "tensorflow": (("tensorflow",), "export as a TensorFlow SavedModel"),
     "torch": (("torch",), "export as a plain PyTorch module"),
     "hub": (("huggingface_hub",), "`dartformer push` to the Hugging Face hub"),
+    "lm-eval": (("lm_eval",), "lm-evaluation-harness on a checkpoint"),
     "wandb": (("wandb",), "logging to Weights & Biases"),
     "mlflow": (("mlflow",), "logging to MLflow"),
     "notebooks": (("ipykernel", "nbclient"), "what the notebooks of the repository need"),

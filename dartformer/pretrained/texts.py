@@ -1,7 +1,7 @@
 """The texts of a checkpoint: its tokenizer, the tokens that end a text, and its chat template."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,8 +83,25 @@ class Texts:
             return tuple(ids)
         return ()
 
+    @cached_property
+    def start(self) -> int | None:
+        """The token that begins a text, or the one that ends it where there is no such token."""
+        settings = _object(self.folder / "tokenizer_config.json")
+        for name in ("bos_token", "eos_token"):
+            token = self.tokenizer.token_to_id(_content(settings.get(name)))
+            if token is not None:
+                return token
+        token_id = _object(self.folder / "config.json").get("bos_token_id")
+        if isinstance(token_id, int):
+            return token_id
+        return next(iter(self.ends), None)
+
     def rendered(self, text: str) -> str:
         """The chat template with one message of a user."""
+        return self.conversation([{"role": "user", "content": text}])
+
+    def conversation(self, messages: Sequence[Mapping[str, str]], *, answer: bool = True) -> str:
+        """The chat template with messages, and with `answer` the beginning of the next one."""
         template, settings = self._template()
         try:
             from jinja2 import TemplateError
@@ -101,11 +118,10 @@ class Texts:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = refuse
         environment.filters["tojson"] = json.dumps
-        messages = [{"role": "user", "content": text}]
         tokens = {name: _content(settings.get(name)) for name in ("bos_token", "eos_token")}
         try:
             return environment.from_string(template).render(
-                messages=messages, add_generation_prompt=True, **tokens
+                messages=list(messages), add_generation_prompt=answer, **tokens
             )
         # A template may go wrong in any way.
         except Exception as error:
