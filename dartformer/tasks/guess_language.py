@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from dartformer.errors import InputError
+from dartformer.errors import InputError, brief
 from dartformer.tasks.base import parts
 from dartformer.tasks.guess_tokens import MEASURED, characters_size, tokens_of
 from dartformer.tasks.guesses import Guess
@@ -76,9 +76,12 @@ def with_checkpoint(guessed: Guess, values: Mapping[str, object], data_dir: str 
       InputError: the data are no text to continue, or do not fit the options.
     """
     options: dict[str, object] = {"tokens": "checkpoint"}
-    for name in ("tokens", "checkpoint", "vocabulary_size", "end", "length"):
+    for name in ("tokens", "checkpoint", "end"):
         if f"task.{name}" in values:
-            options[name] = values[f"task.{name}"]
+            options[name] = str(values[f"task.{name}"])
+    for name in ("vocabulary_size", "length"):
+        if f"task.{name}" in values:
+            options[name] = _whole(name, values[f"task.{name}"])
     if options["tokens"] != "checkpoint" or "task.checkpoint" not in values:
         return guessed
     if guessed.options.get("kind", guessed.task) != "language":
@@ -108,6 +111,14 @@ def with_checkpoint(guessed: Guess, values: Mapping[str, object], data_dir: str 
     ]
     half = min(len(windows["weights"]), len(windows["alphas"]))
     return Guess(options, len(windows["train"]), sentences, half, "language")
+
+
+def _whole(option: str, value: object) -> int:
+    """A whole number, which the command line gives as a text."""
+    try:
+        return int(str(value))
+    except ValueError:
+        raise InputError(f"task.{option} must be a whole number, got {brief(value)}.") from None
 
 
 def _pieces(text: str) -> list[str]:

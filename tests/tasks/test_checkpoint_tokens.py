@@ -330,7 +330,9 @@ def test_from_a_book_to_its_continuation(checkpoint, data, capsys):
     shutil.copytree(checkpoint, folder)
     (data / "book.txt").write_text(TEXT)
     new = ["new", "--data", str(data / "book.txt"), f"--config.task.checkpoint={folder}"]
-    assert main([*new, *SMALL]) == 0
+    assert main([*new, "--config.task.length=many"]) == 2
+    assert "task.length must be a whole number" in capsys.readouterr().err
+    assert main([*new, *SMALL, "--config.task.length=16"]) == 0
     captured = capsys.readouterr()
     assert "predict the next token" in captured.err
     (data / "space.py").write_text(captured.out, "utf-8")
