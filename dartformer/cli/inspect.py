@@ -11,6 +11,7 @@ from dartformer.export.checksums import CHECKSUMS
 from dartformer.machine.memory import in_units
 from dartformer.machine.printable import printable
 from dartformer.models.sizes import TransformerConfig
+from dartformer.placement.study import is_placement
 from dartformer.pretrained import FAMILIES
 from dartformer.pretrained.folder import is_checkpoint
 from dartformer.pretrained.inspection import DTYPE, Inspection, Use, inspect
@@ -57,6 +58,8 @@ def _own(folder: Path) -> str:
         return ""
     if (folder / CHECKSUMS).is_file():
         return "export"
+    if is_placement(folder):
+        return "workdir"
     layout = Layout(folder)
     if layout.config.is_file() and (layout.results.is_file() or layout.search.is_dir()):
         return "workdir"
