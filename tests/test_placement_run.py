@@ -12,8 +12,8 @@ import dartformer as df
 from dartformer.cli.main import main
 from dartformer.config import build_placement, checkpoint_defaults
 from dartformer.errors import InputError
-from dartformer.placement.choose import affordable, choose
-from dartformer.placement.records import PlacementResults
+from dartformer.placement.choose import affordable, choose, combined
+from dartformer.placement.records import PlacementResults, ScoreFile, Scores
 from dartformer.placement.study import Limit, PlacementStudy, limit_of
 from dartformer.report import placement as page
 
@@ -308,6 +308,21 @@ def test_a_checkpoint_that_changed_is_refused(home, copy, config, capsys, tmp_pa
         file.write_bytes(before)
     # Written again as it was, it is the same one.
     assert main(["derive", f"--workdir={copy}", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_kind_that_tests_nothing_decides_nothing(seed):
+    """Its scores are rounding: as shares of their tiny total they would count as much."""
+    rng = np.random.default_rng(seed)
+    scores = rng.random((3, 4, 2))
+    noise = 1e-6 * rng.normal(size=(3, 4, 2))
+    entries = (
+        Scores("path", "text", noise, noise.sum((1, 2)), 0.0, 0.0),
+        Scores("path", "again", scores, scores.sum((1, 2)), 0.0, 0.0),
+    )
+    both = combined(ScoreFile({}, entries), "path", ("text", "again"))
+    alone = combined(ScoreFile({}, entries), "path", ("again",))
+    np.testing.assert_allclose(both, alone, atol=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -17,6 +17,7 @@ from dartformer.placement.study import (
     by_layer,
     ends,
 )
+from dartformer.placement.verdict import LITTLE
 from dartformer.pretrained.passages import AGAIN, KINDS, TEXT
 from dartformer.pretrained.placement import Places, top, uniform
 from dartformer.results import GenotypeRecord
@@ -31,9 +32,6 @@ EVERYTHING = slice(None)
 
 ALONE = {TEXT: "text alone", AGAIN: "repeated passage alone"}
 """The kinds of sequences in the titles of what one of them chooses."""
-
-NOTHING = 1e-6
-"""Nats of KL divergence that are rounding."""
 
 
 def combined(
@@ -57,8 +55,8 @@ def combined(
         if rule != "path":
             # Layers stand in for each other, so single swaps add up to less than that.
             total = float(mean.sum())
-        # Where nothing is lost, scores are rounding, and must not be blown up.
-        shares.append(mean / max(total, NOTHING))
+        # Where nothing is lost nothing is tested, and such scores must not be blown up.
+        shares.append(mean / max(total, LITTLE))
     return np.sum(shares, axis=0)
 
 
