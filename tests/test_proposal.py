@@ -1,6 +1,7 @@
 """What `new --data` proposes: candidates, the space, and steps that fit the time."""
 
 import csv
+import json
 
 import pytest
 
@@ -8,7 +9,7 @@ from dartformer import attention
 from dartformer.cli import proposal
 from dartformer.cli.main import main
 from dartformer.cli.new import config_for_data, load_text
-from dartformer.cli.proposal import LEVELS, Wishes
+from dartformer.cli.proposal import LANGUAGE, LEVELS, Wishes
 from dartformer.config.sections import Race
 from dartformer.errors import InputError
 from dartformer.stages.pace import Pace, seconds_of, work
@@ -200,3 +201,20 @@ def test_two_texts_and_commas_in_parentheses():
     assert names[1] == "longformer(window=8, globals=1)"
     with pytest.raises(InputError):
         proposal._split("full")
+
+
+@pytest.mark.parametrize("as_table", [True, False])
+def test_a_language_gets_the_model_of_one(tmp_path, as_table):
+    """Plain text has no kind of labels, and a table of texts has."""
+    lines = [
+        f"the cat {i % 7} sat on the mat {i % 5} and looked at dog {i % 11}" for i in range(400)
+    ]
+    file = tmp_path / "book.txt"
+    file.write_text("\n".join(lines))
+    if as_table:
+        file = tmp_path / "book.jsonl"
+        rows = [json.dumps({"text": line}) for line in lines]
+        file.write_text("\n".join(rows))
+    config, _ = proposed(str(file), {})
+    assert config.model.model_dim == LANGUAGE["model.model_dim"]
+    assert config.retrain.optimizer.learning_rate == 0.005

@@ -245,7 +245,7 @@ def _metric(contents: Guess) -> tuple[str, str]:
 def _recipe(contents: Guess) -> dict[str, object]:
     """The model, and how it is trained, by the size of the data."""
     model, rate, decay = SMALL, 0.01, LARGE_DECAY
-    if contents.options.get("kind") == "language":
+    if contents.options.get("kind", contents.task) == "language":
         model, rate = LANGUAGE, 0.005
     else:
         for most, value in reversed(DECAYS):
@@ -496,7 +496,7 @@ def _title(config: Config) -> str:
 def _wanted_steps(contents: Guess, batch: int) -> int:
     """Steps in which a training sees the rows often enough."""
     rows, examples = max(1, contents.train), EXAMPLES
-    if contents.options.get("kind") == "language":
+    if contents.options.get("kind", contents.task) == "language":
         examples = WINDOWS
     fewest, most = EPOCHS
     epochs = min(most, max(fewest, examples / rows))
