@@ -1,0 +1,227 @@
+"""Align: attentions in place of a checkpoint's, trained layer by layer to give the same outputs.
+
+In a layer with another attention, W_q, W_k, W_v and W_o begin as the checkpoint has them, and are
+trained together with the attention's own parameters on what the checkpoint's layer reads and gives,
+
+    sum |A(x) W_o - a|^2 / sum |a - mean a|^2
+
+over all tokens: 1 is as good as a constant. Layers do not depend on one another, because each reads
+the checkpoint's own inputs (the first stage of RADLADS, arXiv:2505.03005, and of other conversions
+to linear attention). Only the mixer of a layer is trained."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+from dartformer.errors import InputError
+from dartformer.models.layerwise import block_of, ends_of, layer_kinds, weights_of_ends
+from dartformer.models.transformer import Block, Weights, transformer
+from dartformer.pretrained.load import Pretrained, require_shape
+from dartformer.space.genotype import Genotype
+
+
+class Fit(NamedTuple):
+    """How well a layer gives what the checkpoint's gives.
+
+    Attributes:
+      layer: its number.
+      before, after: the loss on the sequences, before and after training.
+    """
+
+    layer: int
+    before: float
+    after: float
+
+
+class Aligned(NamedTuple):
+    """A checkpoint with other attentions.
+
+    Attributes:
+      model: with the genotype and its weights.
+      fits: of the layers that differ from the checkpoint's.
+    """
+
+    model: Pretrained
+    fits: tuple[Fit, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """How layers are aligned.
+
+    Attributes:
+      steps: of Adam for each layer.
+      batch: sequences in a step.
+      rate: the learning rate, which falls to 0 along a cosine.
+      seed: of the own parameters of attentions.
+    """
+
+    steps: int = 30
+    batch: int = 4
+    rate: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not self.rate > 0:
+            raise InputError(f"rate must be above 0, got {self.rate}.")
+
+
+def align(
+    model: Pretrained, genotype: Genotype, tokens: np.ndarray, options: Alignment | None = None
+) -> Aligned:
+    """The checkpoint with the attentions of a genotype, aligned where they differ from its own.
+
+    Args:
+      model: the checkpoint.
+      genotype: with attentions that work in the model.
+      tokens: sequences `[S, N]` without padding. Those behind the last whole batch are left out.
+      options: see `Alignment`.
+
+    Raises:
+      InputError: an attention does not work in the model, or the genotype is of another size.
+    """
+    require_shape(genotype, model.config)
+    options = options or Alignment()
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or not tokens.size or tokens.dtype.kind not in "iu":
+        raise InputError(f"tokens must be whole numbers [S, N], got {tokens.dtype} {tokens.shape}.")
+    if not 0 <= tokens.min() <= tokens.max() < model.config.vocabulary:
+        raise InputError(f"tokens must be from 0 to {model.config.vocabulary - 1}.")
+    if tokens.shape[1] > model.config.length:
+        raise InputError(f"the model takes at most {model.config.length} tokens.")
+    work = _Work(model, genotype, options)
+    # Whole batches alone, so that every step has one shape.
+    batches = []
+    size = min(options.batch, len(tokens))
+    for start in range(0, len(tokens) - size + 1, size):
+        batches.append(work.embed(jnp.asarray(tokens[start : start + size])))
+    blocks, fits = dict(model.weights["blocks"]), []
+    for layer in range(model.config.layers):
+        pairs = []
+        for batch, x in enumerate(batches):
+            inputs, output, batches[batch] = work.teach(layer, x)
+            pairs.append((inputs, output))
+        if genotype.layers[layer] != model.genotype.layers[layer]:
+            blocks[layer], fit = work.fit(layer, pairs)
+            fits.append(fit)
+    weights = {**model.weights, "blocks": blocks}
+    aligned = dataclasses.replace(model, genotype=genotype, weights=weights)
+    return Aligned(aligned, tuple(fits))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """The programs of an alignment: one for each kind of layer."""
+
+    model: Pretrained
+    genotype: Genotype
+    options: Alignment
+
+    @cached_property
+    def embed(self) -> Callable[[Array], Array]:
+        """The input of the first layer, of tokens."""
+        ends = ends_of(self.model.config, self.model.genotype)
+        outside = weights_of_ends(self.model.weights)
+
+        @jax.jit
+        def embedded(weights: Weights, tokens: Array) -> Array:
+            x, _ = nnx.merge(ends, weights).embedded(tokens, jnp.ones(tokens.shape, bool))
+            return x
+
+        return lambda tokens: embedded(outside, tokens)
+
+    def teach(self, layer: int, x: Array) -> tuple[Array, Array, Array]:
+        """What the checkpoint's mixer reads and gives in a layer, and the input of the next one."""
+        kind = layer_kinds(self.model.config, self.model.genotype)[layer]
+        return self._teachers(kind)(self.model.weights["blocks"][layer], x)
+
+    def fit(self, layer: int, pairs: list[tuple[Array, Array]]) -> tuple[Weights, Fit]:
+        """The weights of a layer with the mixer of the genotype, trained."""
+        kind = layer_kinds(self.model.config, self.genotype)[layer]
+        loss, step, optimizer = self._students(kind)
+        block = self.model.weights["blocks"][layer]
+        mixer = {**block["mixer"]}
+        own = self._own(layer)
+        if own is not None:
+            mixer["own"] = own
+
+        def mean_loss(mixer: Weights) -> float:
+            losses = []
+            for inputs, output in pairs:
+                losses.append(float(loss(mixer, block, inputs, output)))
+            return float(np.mean(losses))
+
+        before, state = mean_loss(mixer), optimizer.init(mixer)
+        for number in range(self.options.steps):
+            inputs, output = pairs[number % len(pairs)]
+            mixer, state = step(mixer, state, block, inputs, output)
+        return {**block, "mixer": mixer}, Fit(layer, before, mean_loss(mixer))
+
+    def _own(self, layer: int) -> Any:
+        """New parameters of a layer's attentions; None where they have none."""
+        one = dataclasses.replace(self.model.config, layers=1, nope_layers=())
+        net = transformer(one, Genotype((self.genotype.layers[layer],)))
+        key = jax.random.fold_in(jax.random.key(self.options.seed), layer)
+        # The block is drawn as a whole, and thrown away but for these.
+        return net.init(key)["blocks"][0]["mixer"].get("own")
+
+    @cached_property
+    def _programs(self) -> dict[tuple[str, int], Any]:
+        return {}
+
+    def _teachers(self, kind: int) -> Any:
+        if ("teacher", kind) not in self._programs:
+            structure = block_of(self.model.config, self.model.genotype, kind)
+
+            @jax.jit
+            def run(weights: Weights, x: Array) -> tuple[Array, Array, Array]:
+                block: Block = nnx.merge(structure, weights)
+                inputs, output = block.read(x), _mixed(block, x)
+                return inputs, output, block.added(x, output, False, [None] * 3)
+
+            self._programs["teacher", kind] = run
+        return self._programs["teacher", kind]
+
+    def _students(self, kind: int) -> Any:
+        """Loss, step and optimizer of a kind of layer."""
+        if ("student", kind) not in self._programs:
+            structure = block_of(self.model.config, self.genotype, kind)
+            schedule = optax.cosine_decay_schedule(self.options.rate, self.options.steps)
+            optimizer = optax.adam(schedule)
+
+            def loss(mixer: Weights, block: Weights, inputs: Array, output: Array) -> Array:
+                student: Block = nnx.merge(structure, {**block, "mixer": mixer})
+                valid = jnp.ones(inputs.shape[:2], bool)
+                found = student.mixer(inputs, valid, None, train=False, key=None)
+                output = output.astype(jnp.promote_types(output.dtype, jnp.float32))
+                spread = jnp.sum((output - output.mean((0, 1))) ** 2)
+                return jnp.sum((found - output) ** 2) / spread
+
+            @jax.jit
+            def step(
+                mixer: Weights, state: Any, block: Weights, inputs: Array, output: Array
+            ) -> tuple[Weights, Any]:
+                slope = jax.grad(loss)(mixer, block, inputs, output)
+                change, state = optimizer.update(slope, state)
+                moved: Any = optax.apply_updates(mixer, change)
+                return moved, state
+
+            self._programs["student", kind] = jax.jit(loss), step, optimizer
+        return self._programs["student", kind]
+
+
+def _mixed(block: Block, x: Array) -> Array:
+    """The output of a block's mixer."""
+    valid = jnp.ones(x.shape[:2], bool)
+    return block.mixer(block.read(x), valid, None, train=False, key=None)
