@@ -12,6 +12,7 @@ from typing import Any
 from dartformer.errors import InputError
 from dartformer.export.generate import Sampling, Source, Writer, open_model
 from dartformer.export.likelihood import Pair, Scorer
+from dartformer.machine.printable import printable
 from dartformer.pretrained.texts import Texts
 
 NAME = "dartformer"
@@ -185,7 +186,7 @@ def main() -> int:
 
         cli_evaluate()
     except InputError as error:
-        print(f"dartformer: error: {error}", file=sys.stderr)
+        print(printable(f"dartformer: error: {error}"), file=sys.stderr)
         return 2
     return 0
 
