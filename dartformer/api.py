@@ -209,7 +209,7 @@ def _placing(folder: PlacementWorkdir, verb: str) -> Iterator[None]:
         with provenance.noted(folder.path, verb):
             yield
     finally:
-        placement_page.refresh(folder.path)
+        report_stage.refresh(folder.path, placement_page.report)
 
 
 def probe(

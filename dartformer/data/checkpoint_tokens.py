@@ -26,7 +26,31 @@ SPACE = "\u2581"
 """What tokenizers of the family of SentencePiece write for a space."""
 
 
-class CheckpointTokens:
+class OfFile:
+    """A tokenizer by the library, which cuts and fills nothing; `text` is of `tokenizer.json`."""
+
+    def __init__(self, text: str):
+        # Here: texts of bytes or characters need no library.
+        from tokenizers import Tokenizer as Library
+
+        self.text = text
+        self._library = Library.from_str(text)
+        self._library.no_truncation()
+        self._library.no_padding()
+        # "<|endoftext|>" in a text is text. The library's JSON does not keep this setting.
+        self._library.encode_special_tokens = True
+
+    @cached_property
+    def size(self) -> int:
+        """One more than the largest id."""
+        return 1 + max(self._library.get_vocab().values())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, without special tokens."""
+        return self._library.decode(list(ids))
+
+
+class CheckpointTokens(OfFile):
     """A `dartformer.data.tokens.Tokenizer` by the library; every id may be of text, 0 too.
 
     Args:
@@ -35,20 +59,8 @@ class CheckpointTokens:
     """
 
     def __init__(self, text: str, end: int | None):
-        # Here: texts of bytes or characters need no library.
-        from tokenizers import Tokenizer as Library
-
-        self.text, self.end = text, end
-        self._library = Library.from_str(text)
-        self._library.no_truncation()
-        self._library.no_padding()
-        # "<|endoftext|>" in a text is text.
-        self._library.encode_special_tokens = True
-
-    @cached_property
-    def size(self) -> int:
-        """One more than the largest id."""
-        return 1 + max(self._library.get_vocab().values())
+        super().__init__(text)
+        self.end = end
 
     @cached_property
     def _adds_space(self) -> bool:
@@ -79,10 +91,6 @@ class CheckpointTokens:
         """The id of a token; None where there is none."""
         number: int | None = self._library.token_to_id(token)
         return number
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, without special tokens."""
-        return self._library.decode(list(ids))
 
     def names(self) -> list[str]:
         """The text of every id."""
@@ -132,6 +140,17 @@ class CheckpointTokens:
         return counts
 
 
+def file_of(checkpoint: str) -> Path:
+    """The `tokenizer.json` in the folder of a checkpoint; `InputError` where there is none."""
+    path = located(checkpoint, None)
+    file = path
+    if path.is_dir():
+        file = path / FILE
+    if not file.is_file():
+        raise InputError(f"{path} has no {FILE}. Name the folder of a checkpoint that has one.")
+    return file
+
+
 def of_checkpoint(checkpoint: str, end: str = "") -> CheckpointTokens:
     """The tokenizer in a folder of a checkpoint, or of a `tokenizer.json`.
 
@@ -142,12 +161,7 @@ def of_checkpoint(checkpoint: str, end: str = "") -> CheckpointTokens:
     Raises:
       InputError: there is none, it is damaged, it cannot spell every text, or it has no such token.
     """
-    path = located(checkpoint, None)
-    file = path
-    if path.is_dir():
-        file = path / FILE
-    if not file.is_file():
-        raise InputError(f"{path} has no {FILE}. Name the folder of a checkpoint that has one.")
+    file = file_of(checkpoint)
     return _read(file, end, file.stat().st_mtime_ns)
 
 

@@ -6,38 +6,20 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from dartformer.data.locations import located
+from dartformer.data.checkpoint_tokens import OfFile, file_of
 from dartformer.data.tokens import pieces
 from dartformer.errors import InputError
 from dartformer.machine.workdir import read_text
 
-FILE = "tokenizer.json"
-
 KIND = "checkpoint"
 
 
-class EncoderTokens:
+class EncoderTokens(OfFile):
     """A `dartformer.data.tokens.Tokenizer` by the library, from the text of a `tokenizer.json`.
 
     Words it does not know become its unknown token, and every text stands between the same tokens,
     such as [CLS] and [SEP] of BERT.
     """
-
-    def __init__(self, text: str):
-        # Here: texts of bytes or characters need no library.
-        from tokenizers import Tokenizer as Library
-
-        self.text = text
-        self._library = Library.from_str(text)
-        self._library.no_truncation()
-        self._library.no_padding()
-        # "[SEP]" in a text is text. The library's JSON does not keep this setting.
-        self._library.encode_special_tokens = True
-
-    @cached_property
-    def size(self) -> int:
-        """One more than the largest id."""
-        return 1 + max(self._library.get_vocab().values())
 
     @cached_property
     def around(self) -> tuple[list[int], list[int]]:
@@ -68,10 +50,6 @@ class EncoderTokens:
             encoded.append(ids)
         return encoded
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, without special tokens."""
-        return self._library.decode(list(ids))
-
     def names(self) -> list[str]:
         """The text of every id."""
         return [self._library.id_to_token(i) or "" for i in range(self.size)]
@@ -83,12 +61,7 @@ class EncoderTokens:
 
 def of_encoder(checkpoint: str) -> EncoderTokens:
     """The tokenizer in the folder of a checkpoint; `InputError` where there is none."""
-    path = located(checkpoint, None)
-    file = path
-    if path.is_dir():
-        file = path / FILE
-    if not file.is_file():
-        raise InputError(f"{path} has no {FILE}. Name the folder of a checkpoint that has one.")
+    file = file_of(checkpoint)
     return _read(file, file.stat().st_mtime_ns)
 
 

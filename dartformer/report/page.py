@@ -1,7 +1,7 @@
 """The report of a run: one self-contained page, which needs no network and no finished run."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -100,10 +100,10 @@ def report(path: str | Path, *, live: bool = False) -> str:
     return text
 
 
-def refresh(path: str | Path) -> None:
-    """`report`, after a stage: a page that fails must not stop a run, so a line says why."""
+def refresh(path: str | Path, write: Callable[[str | Path], object] = report) -> None:
+    """Write a page after a stage: one that fails must not stop a run, so a line says why."""
     try:
-        report(path)
+        write(path)
     except Exception as error:
         # In one line, however the error was written: it stands among those of a training.
         reason = " ".join(str(error).split())[:300]

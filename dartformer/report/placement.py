@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dartformer.config import PlacementConfig, to_dict
-from dartformer.machine.progress import duration, say
+from dartformer.machine.progress import duration
 from dartformer.machine.workdir import write_text
 from dartformer.placement.records import Placed, PlacementBudgetAnswer, PlacementResults, Teacher
 from dartformer.placement.study import PlacementFolder
@@ -100,15 +100,6 @@ def report(path: str | Path, *, live: bool = False) -> str:
     if not live:
         write_text(Path(path) / "report.html", text)
     return text
-
-
-def refresh(path: str | Path) -> None:
-    """`report`, after a stage: a page that fails must not stop a run, so a line says why."""
-    try:
-        report(path)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        say(f"report.html was not refreshed: {type(error).__name__}: {reason}")
 
 
 def read(path: str | Path) -> Reading:
