@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from dartformer.attention import check, parse
     from dartformer.config import checkpoint_defaults, defaults, load_config
     from dartformer.export.generate import generate
+    from dartformer.fitted import FitResult
+    from dartformer.fitting import fit
     from dartformer.models.sizes import TransformerConfig
     from dartformer.models.supernet import inherit, supernet
     from dartformer.models.transformer import transformer
@@ -39,11 +41,14 @@ if TYPE_CHECKING:
     from dartformer.space.search_space import SearchSpace
     from dartformer.stages.lengths import evaluate_at_lengths
     from dartformer.tables import load_table
+    from dartformer.training.callbacks import Stopped
 
 __all__ = [
+    "FitResult",
     "Genotype",
     "InputError",
     "SearchSpace",
+    "Stopped",
     "TransformerConfig",
     "__version__",
     "check",
@@ -53,6 +58,7 @@ __all__ = [
     "evaluate",
     "evaluate_at_lengths",
     "export",
+    "fit",
     "generate",
     "inherit",
     "load",
@@ -92,6 +98,9 @@ _HOME = {
     # Without the stages: what they need to train is not needed to predict.
     "load": "export.load",
     "generate": "export.generate",
+    "FitResult": "fitted",
+    "fit": "fitting",
+    "Stopped": "training.callbacks",
     "Genotype": "space.genotype",
     "SearchSpace": "space.search_space",
     "TransformerConfig": "models.sizes",

@@ -65,6 +65,7 @@ from dartformer.stages.retrain import Model
 from dartformer.stages.search import SearchResult
 from dartformer.stages.study import Study
 from dartformer.statistics import mean
+from dartformer.training.callbacks import Callback, calling
 from dartformer.training.checkpoint import damage
 from dartformer.training.metric import decimals
 
@@ -106,9 +107,27 @@ def staged(session: Session, verb: str) -> Iterator[None]:
 # What a notebook calls.
 
 
-def search(config: Config | ConfigDict, workdir: str | Path) -> SearchResult:
-    """Search, or continue where an earlier call on this workdir stopped."""
-    with opened(config, workdir) as session, staged(session, "search"):
+def search(
+    config: Config | ConfigDict,
+    workdir: str | Path,
+    *,
+    on_step: Callback | None = None,
+    on_evaluation: Callback | None = None,
+) -> SearchResult:
+    """Search, or continue where an earlier call on this workdir stopped.
+
+    Args:
+      config: of the run.
+      workdir: the folder for all results.
+      on_step: called after every step with a `Moment`; False stops, see
+        `dartformer.training.callbacks`.
+      on_evaluation: called after every evaluation, when its checkpoint is written.
+    """
+    with (
+        calling(on_step, on_evaluation),
+        opened(config, workdir) as session,
+        staged(session, "search"),
+    ):
         return search_stage.search(*session)
 
 
@@ -126,9 +145,22 @@ def race(config: Config | ConfigDict, workdir: str | Path) -> Genotype:
         return _race(session).genotype
 
 
-def retrain(genotype: Genotype, config: Config | ConfigDict, workdir: str | Path) -> Model:
-    """Train a genotype from scratch for every seed; returns the model that is best on valid."""
-    with opened(config, workdir) as session, staged(session, "retrain"):
+def retrain(
+    genotype: Genotype,
+    config: Config | ConfigDict,
+    workdir: str | Path,
+    *,
+    on_step: Callback | None = None,
+    on_evaluation: Callback | None = None,
+) -> Model:
+    """Train a genotype from scratch for every seed; returns the model that is best on valid.
+
+    `on_step` and `on_evaluation` are those of `search`."""
+    with (
+        calling(on_step, on_evaluation),
+        opened(config, workdir) as session,
+        staged(session, "retrain"),
+    ):
         return retrain_stage.best(retrain_stage.retrain(*session, genotype))
 
 
@@ -146,12 +178,19 @@ def export(model: Model, folder: str | Path, formats: Sequence[str] = ()) -> Pat
     return export_stage.export(model, folder, formats=formats)
 
 
-def run_all(config: Config | ConfigDict, workdir: str | Path) -> Plain:
+def run_all(
+    config: Config | ConfigDict,
+    workdir: str | Path,
+    *,
+    on_step: Callback | None = None,
+    on_evaluation: Callback | None = None,
+) -> Plain:
     """All stages in order, resuming where an earlier call on this workdir stopped.
 
-    Returns `results.json`.
+    `on_step` and `on_evaluation` are those of `search`. Returns `results.json`.
     """
-    return _run_all(config, workdir).to_dict()
+    with calling(on_step, on_evaluation):
+        return _run_all(config, workdir).to_dict()
 
 
 def place(config: PlacementConfig | ConfigDict, workdir: str | Path) -> PlacementResults:

@@ -13,9 +13,9 @@ import pytest
 
 import dartformer as df
 from dartformer import config as configs
-from dartformer.cli import proposal
 from dartformer.cli.grammar import parser
 from dartformer.cli.main import main, overrides
+from dartformer.stages import proposal
 from dartformer.stages.pace import Pace
 from dartformer.stages.study import Study
 from dartformer.tasks import TASKS

@@ -6,13 +6,13 @@ import json
 import pytest
 
 from dartformer import attention
-from dartformer.cli import proposal
 from dartformer.cli.main import main
 from dartformer.cli.new import config_for_data, load_text
-from dartformer.cli.proposal import LANGUAGE, LEVELS, Wishes
 from dartformer.config.sections import Race
 from dartformer.errors import InputError
+from dartformer.stages import proposal
 from dartformer.stages.pace import Pace, seconds_of, work
+from dartformer.stages.proposal import LANGUAGE, LEVELS, Wishes
 from dartformer.stages.study import Study
 
 WORDS = ("fine", "dull", "lovely", "awful", "quick", "slow")

@@ -18,11 +18,11 @@ from dartformer import config as configs
 from dartformer.api import run_all
 from dartformer.cli.main import main
 from dartformer.cli.new import config_for_data
-from dartformer.cli.proposal import Wishes
 from dartformer.data.batches import batches
 from dartformer.data.encoder_tokens import of_encoder
 from dartformer.errors import InputError
 from dartformer.pretrained.start import FREE, HEAD, options_of
+from dartformer.stages.proposal import Wishes
 from dartformer.stages.study import Study
 from dartformer.training.checkpoint import named_leaves
 from dartformer.training.step import begin

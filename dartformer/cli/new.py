@@ -16,17 +16,16 @@ from dartformer import config as configs
 from dartformer import tasks
 from dartformer.cli import checkpoint
 from dartformer.cli.output import print_json
-from dartformer.cli.proposal import AS_IT_FITS, MINUTES, MOST_RACED, Wishes, propose
 from dartformer.config.overrides import BUDGET
 from dartformer.config.presets import MODELS, PRESETS, with_positions
 from dartformer.config.reference import sentence_of
 from dartformer.config.sections import Space
 from dartformer.errors import InputError, unknown
 from dartformer.machine.printable import note, one_line, printable
+from dartformer.stages.proposal import AS_IT_FITS, MINUTES, MOST_RACED, Wishes, drafted
 from dartformer.tasks.files import Files
-from dartformer.tasks.guess import guess, tried
-from dartformer.tasks.guess_language import with_checkpoint
-from dartformer.tasks.guesses import Guess
+from dartformer.tasks.guess import tried
+from dartformer.tasks.guesses import Columns, Guess
 from dartformer.tasks.label_counts import several_labels
 from dartformer.tasks.planted import KINDS
 
@@ -255,13 +254,10 @@ def config_for_data(
     """A config for the user's own file, with what was guessed of it.
 
     Raises `InputError` where no guess gives a config that runs."""
-    data_dir = (values or {}).get("data.dir")
-    folder = _text_or_none(data_dir)
-    contents = guess(file, texts, label, folder, kind, group, split, wishes.start)
     values = dict(values or {})
-    contents = with_checkpoint(contents, values, _text_or_none(data_dir))
-    proposal = propose(contents, _of_task(contents.options), values, wishes)
-    contents.sentences.extend(proposal.sentences)
+    columns = Columns(tuple(texts), label, kind, group, split)
+    draft = drafted(file, columns, values, wishes)
+    contents = draft.contents
     items = []
     for sentence in contents.sentences:
         items.append(f"* {one_line(sentence)}.")
@@ -272,9 +268,8 @@ def config_for_data(
         f"Guessed:  {guesses}"
     )
     text = SKELETON.format(head=_inside_docstring(head), task=contents.task)
-    values.pop("search.strategy.name", None)
-    settings = {**proposal.settings, **values}
-    text, config = _with_defaults(text, contents.task, proposal.strategy, "recommended", settings)
+    settings = draft.settings
+    text, config = _with_defaults(text, contents.task, draft.strategy, "recommended", settings)
     text = with_values(text, config, settings)
     _require_that_runs(text, values)
     return DataConfig(text, contents)

@@ -32,6 +32,9 @@ R = TypeVar("R", bound=Record)
 CONFIG = "config.json"
 """The config of a workdir."""
 
+DATA = "data"
+"""The folder of the rows of `dartformer.fit`, which are there before there is a config."""
+
 TRAINING = "training.json"
 """In the folder of a training: which genotype it is of."""
 
@@ -66,7 +69,7 @@ def claim(path: Path, config: dict[str, Any]) -> None:
     file = path / CONFIG
     if not file.exists():
         # The lock is there already, because a folder is claimed by one process at a time.
-        names = set(os.listdir(path)) - {LockedFolder.NAME}
+        names = set(os.listdir(path)) - {LockedFolder.NAME, DATA}
         if names:
             first = sorted(names)[:3]
             raise InputError(
@@ -91,6 +94,7 @@ class Layout:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.data = self.path / DATA
         self.config = self.path / CONFIG
         self.results = self.path / "results.json"
         self.genotype = self.path / "genotype.json"

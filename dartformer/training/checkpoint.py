@@ -105,7 +105,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         # One checkpoint at a time, so that the note of the one before can be written.
-        self._settle()
+        self.settle()
         arrays = {}
         for name, leaf in named_leaves(state):
             arrays[name] = _plain(leaf)
@@ -126,14 +126,14 @@ class Checkpoints:
         `UnreadableCheckpoint`, and moves nothing, where the disk gives no files or the pytree in
         them has another structure.
         """
-        self._settle()
+        self.settle()
         return self._first_undamaged(sorted(self._manager.all_steps(), reverse=True), like, warn)
 
     def best(self, like: PyTree, warn: Callable[[str], None] = say) -> Restored | None:
         """The undamaged checkpoint with the highest score, or None if none has a score.
 
         Of equals it is the latest, which is the one that orbax keeps. See `latest`."""
-        self._settle()
+        self.settle()
         scores = []
         for step in self._manager.all_steps():
             metrics = self._manager.metrics(step)
@@ -166,7 +166,7 @@ class Checkpoints:
 
         It is read without the arrays, whose structure may be that of another genotype.
         """
-        self._settle()
+        self.settle()
         name = "extra/metadata"
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -182,15 +182,21 @@ class Checkpoints:
 
     def prune(self) -> None:
         """Keep the newest and the best alone, of a training that is over."""
-        self._settle()
+        self.settle()
         for step in _others(self.folder):
             self._manager.delete(step)
             (self.folder / f"{step}.json").unlink(missing_ok=True)
 
+    def settle(self) -> None:
+        """Wait for the checkpoint being written, then note its files."""
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._write_note()
+
     def close(self) -> None:
         """Wait for what is being written."""
         with self._open:
-            self._settle()
+            self.settle()
             self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
@@ -202,12 +208,6 @@ class Checkpoints:
                 # A failing disk must not replace the error that is under way with its own.
                 stack.enter_context(contextlib.suppress(Exception))
             self.close()
-
-    def _settle(self) -> None:
-        """Wait for the checkpoint being written, then note its files."""
-        with self._writing():
-            self._manager.wait_until_finished()
-            self._write_note()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

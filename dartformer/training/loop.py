@@ -18,6 +18,7 @@ from dartformer.errors import InputError
 from dartformer.machine.identity import Identity, require_same
 from dartformer.machine.progress import Bar, say
 from dartformer.training import trackers
+from dartformer.training.callbacks import Callbacks, Moment, Stopped, current
 from dartformer.training.checkpoint import IDENTITY, Checkpoints
 from dartformer.training.finite import not_finite
 from dartformer.training.log import MetricsLog, Numbers
@@ -210,6 +211,7 @@ def fit(
       InputError: the checkpoints in `folder` belong to something else.
       Diverged: a loss, gradient or parameter is not finite. The checkpoint before is kept.
       Interrupted: on SIGTERM or SIGINT, after saving.
+      Stopped: a callback of `dartformer.training.callbacks` returned False, after saving.
     """
     callbacks = _Callbacks(evaluate, describe, observe, rates or {}, metric)
     training = _Training(name, step, state, stream, schedule, callbacks, identity or {}, form)
@@ -237,7 +239,7 @@ def fit(
         # Compiled before signals are caught: until the first step there is nothing to save.
         training.compile()
         with _StopSignal() as stop, Bar(name, schedule.end, training.done) as bar, log:
-            training.run(_Outputs(checkpoints, log, bar, stop))
+            training.run(_Outputs(folder, checkpoints, log, bar, stop, current()))
         # Until then the last two are kept, so that one that is damaged has another before it.
         checkpoints.prune()
         return training.result()
@@ -283,10 +285,12 @@ class _StopSignal:
 class _Outputs(NamedTuple):
     """Where a training with a folder writes and shows its progress, and how it is stopped."""
 
+    folder: Path
     checkpoints: Checkpoints
     log: MetricsLog
     bar: Bar
     stop: _StopSignal
+    calls: Callbacks
 
 
 class _Training(Generic[State]):
@@ -356,9 +360,10 @@ class _Training(Generic[State]):
             self.pending.append(metrics)
             self.done += 1
             due = self.schedule.due(self.done)
+            refused = outputs is not None and self.refuses_step(metrics, outputs)
             stopping = outputs is not None and outputs.stop.number != 0
-            if any(due) or stopping:
-                self.report(due, outputs)
+            if any(due) or stopping or refused:
+                self.report(due, outputs, refused)
         late = self.step.compile_seconds - self.compiled  # for lengths that came up on the way
         self.seconds += time.perf_counter() - self.started - late
         self.processor_seconds += time.process_time() - self.processor_started - late
@@ -378,11 +383,22 @@ class _Training(Generic[State]):
         """Whether patience is at an end."""
         return self.schedule.ended_early(self.evaluations, self.callbacks.metric)
 
-    def report(self, due: Due, outputs: _Outputs | None) -> None:
-        """Check, log, evaluate and save what is due; stop if the process received a signal."""
+    def refuses_step(self, metrics: Metrics, outputs: _Outputs) -> bool:
+        """Whether the user's callback ends the training after a step."""
+        on_step = outputs.calls.on_step
+        return on_step is not None and on_step(self.moment(metrics, outputs)) is False
+
+    def moment(self, measured: Mapping[str, Any], outputs: _Outputs) -> Moment:
+        """Where the training is, for a callback."""
+        return Moment(self.name, self.done, self.schedule.steps, outputs.folder, measured)
+
+    def report(self, due: Due, outputs: _Outputs | None, refused: bool = False) -> None:
+        """Check, log, evaluate and save what is due; stop if the process received a signal.
+
+        `refused` says that a callback ends the training."""
         # First of all: no state is logged, scored or saved before it is known to be finite.
         means = self.checked_means()
-        stopping = outputs is not None and outputs.stop.number != 0
+        stopping = refused or (outputs is not None and outputs.stop.number != 0)
         if due.evaluation or due.checkpoint or stopping:
             self.require_finite()
         if outputs is not None:
@@ -394,6 +410,14 @@ class _Training(Generic[State]):
             return
         if due.checkpoint or score is not None or stopping:
             self.save(score, outputs.checkpoints)
+        if score is not None and outputs.calls.on_evaluation is not None:
+            # Saving is asynchronous, and a callback may read the checkpoint.
+            outputs.checkpoints.settle()
+            scored = self.moment(self.evaluations[-1], outputs)
+            refused = refused or outputs.calls.on_evaluation(scored) is False
+        if refused:
+            outputs.checkpoints.close()
+            raise Stopped(self.moment({}, outputs))
         if stopping and self.done < self.schedule.end:
             self.interrupt(outputs)
 

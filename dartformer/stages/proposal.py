@@ -1,4 +1,4 @@
-"""What `dartformer new --data` proposes for a user's data: candidates, and steps that fit the time."""
+"""What a user's data are searched with: candidates, and steps that fit the time."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,14 +8,17 @@ from dartformer import attention
 from dartformer import config as configs
 from dartformer.attention import to_text
 from dartformer.config import Config
+from dartformer.config.sections import Space
 from dartformer.errors import InputError, unknown
 from dartformer.machine.progress import say
 from dartformer.pretrained import described
 from dartformer.pretrained.start import options_of
 from dartformer.stages.pace import Pace, measure, seconds_of, work
 from dartformer.stages.study import Study
+from dartformer.tasks.guess import guess
+from dartformer.tasks.guess_language import with_checkpoint
 from dartformer.tasks.guess_tokens import of_whole_texts
-from dartformer.tasks.guesses import Guess
+from dartformer.tasks.guesses import Columns, Guess
 from dartformer.training.scoring import has_entities
 
 MINUTES = 8.0
@@ -150,6 +153,25 @@ class Proposal(NamedTuple):
     sentences: list[str]
 
 
+class Draft(NamedTuple):
+    """What a user's data seem to hold, and what is proposed for them.
+
+    Attributes:
+      contents: of the data.
+      strategy: `search.strategy.name`; "" for the default one.
+      settings: dotted fields, with the user's values among them.
+    """
+
+    contents: Guess
+    strategy: str
+    settings: dict[str, object]
+
+    @property
+    def granularity(self) -> str:
+        """Of the choice, which decides about defaults."""
+        return str(self.settings.get("space.granularity", Space.granularity))
+
+
 class Level(NamedTuple):
     """A space, the larger first.
 
@@ -175,6 +197,35 @@ LEVELS: tuple[Level, ...] = (
 GROUPS = {"kv_group": "group of heads"}
 
 PARTS = {2: ", on half of the tokens", 4: ", on a quarter of the tokens"}
+
+
+def drafted(
+    file: str, columns: Columns, values: Mapping[str, object], wishes: Wishes = AS_IT_FITS
+) -> Draft:
+    """Guess what a file or folder holds, and propose a config for it.
+
+    Args:
+      file: the data.
+      columns: what the user names of them.
+      values: dotted fields that the user sets.
+      wishes: what else the user says.
+
+    Raises `InputError` where no guess gives a config that runs."""
+    values = dict(values)
+    folder = None
+    if values.get("data.dir"):
+        folder = str(values["data.dir"])
+    texts, label, kind, group, split = columns
+    contents = guess(file, texts, label, folder, kind, group, split, wishes.start)
+    contents = with_checkpoint(contents, values, folder)
+    settings: dict[str, object] = {}
+    for option, value in contents.options.items():
+        settings[f"task.{option}"] = value
+    proposal = propose(contents, settings, values, wishes)
+    contents.sentences.extend(proposal.sentences)
+    # It decides about the defaults of other fields, so it cannot be set after them.
+    values.pop("search.strategy.name", None)
+    return Draft(contents, proposal.strategy, {**proposal.settings, **values})
 
 
 def propose(
