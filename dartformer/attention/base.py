@@ -86,6 +86,8 @@ class Inputs:
       groups: when decoding, where several heads share a key and a value, k and v are `[B, N, G, D]`
         of the G different ones, and this is the one that each of the H heads reads. Empty: H / G
         neighbouring heads share one.
+      query_valid: `[B, N]` bool, where keys and values are of another sequence `[B, M, H, D]`, which
+        `valid` is then of: cross-attention, see `Traits.cross`. None in self-attention.
     """
 
     q: Array
@@ -99,6 +101,7 @@ class Inputs:
     kernel: str = dataclasses.field(default="auto", metadata={"static": True})
     start: Array | None = None
     groups: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
+    query_valid: Array | None = None
 
     def rate(self, train: bool) -> float:
         """The rate of attention dropout in force: `dropout` in training, 0 outside."""
@@ -108,10 +111,17 @@ class Inputs:
 
     @property
     def mask(self) -> Array:
-        """`[B, N]` bool: `valid`, or all True where it is None."""
+        """`[B, N]` bool, of keys and values: `valid`, or all True where it is None."""
         if self.valid is None:
-            return jnp.ones(self.q.shape[:2], bool)
+            return jnp.ones(self.v.shape[:2], bool)
         return self.valid
+
+    @property
+    def query_mask(self) -> Array:
+        """`[B, N]` bool, of queries: `mask` but in cross-attention."""
+        if self.query_valid is None:
+            return self.mask
+        return self.query_valid
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,8 @@ class Traits:
         "slots": weights of slots that stand for tokens. "": it refuses a rate above 0.
       head_dim_multiple: the head width must be a multiple of it.
       decodes: it can be run token by token, and has the methods of `Decoder`.
+      cross: queries may be of another sequence than keys and values, of another length
+        (`Inputs.query_valid`). Its weights compare queries with keys, and no positions.
     """
 
     summary: str
@@ -158,6 +170,7 @@ class Traits:
     dropout: str = ""
     head_dim_multiple: int = 1
     decodes: bool = False
+    cross: bool = False
 
 
 class FieldTraits:
@@ -356,6 +369,25 @@ def _no_decoding(attention: Attention) -> str:
     return "its outputs depend on how many tokens follow, or it has no step"
 
 
+def require_cross(attention: Attention, *, causal: bool, positions: str) -> None:
+    """Raise `InputError` unless `attention` can read keys and values of another sequence."""
+    if not attention.traits.cross:
+        raise InputError(
+            f"{attention!r} does not work across two sequences because it compares positions or "
+            f"reads one sequence. Use 'full', 'linear', 'performer', 'differential' or 'uniform'."
+        )
+    if causal:
+        raise InputError(
+            "causal=True does not work across two sequences because their positions are not of one "
+            "order. Use causal=False."
+        )
+    if positions in POSITIONS:
+        raise InputError(
+            f"{positions} positions do not work across two sequences because the distance of their "
+            f"tokens has no meaning. Use positions='none'."
+        )
+
+
 def accept_width(attention: Attention, head_dim: int) -> None:
     """Raise `InputError` for a head width that `attention` does not work with."""
     multiple = attention.traits.head_dim_multiple
@@ -374,6 +406,8 @@ def accept(attention: Attention, inputs: Inputs, *, causal: bool) -> None:
     positions = "none"
     if inputs.slopes is not None:
         positions = "alibi"
+    if inputs.query_valid is not None:
+        require_cross(attention, causal=causal, positions=positions)
     require(
         attention,
         causal=causal,

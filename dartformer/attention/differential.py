@@ -60,6 +60,7 @@ class Differential(KeepsKeys, Spelled):
         causal=True,
         growth=2.0,
         decodes=True,
+        cross=True,
         positions=frozenset({"alibi"}),
         dropout="weights",
         head_dim_multiple=2,  # halves of queries and keys
@@ -119,14 +120,14 @@ class Differential(KeepsKeys, Spelled):
         rows = drop(self._weights(params, inputs, causal), inputs.rate(train), key)
         dtype = wide(rows, inputs.v)
         out = jnp.einsum("bhnk,bkhd->bnhd", rows, inputs.v, preferred_element_type=dtype)
-        return zero_invalid(out.astype(inputs.v.dtype), inputs.mask)
+        return zero_invalid(out.astype(inputs.v.dtype), inputs.query_mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The difference of the two, `[B, H, N, N]`.
 
         Entries may be negative, and rows sum to 1 - l.
         """
-        return self._weights(params, inputs, causal) * inputs.mask[:, None, :, None]
+        return self._weights(params, inputs, causal) * inputs.query_mask[:, None, :, None]
 
     def read(self, params: Params, tokens: Tokens, sets: list[Held]) -> Array:
         """The difference of the two over the cached keys, `[B, T, H, D]`."""

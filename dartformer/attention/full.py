@@ -19,7 +19,7 @@ from dartformer.attention.base import (
 )
 from dartformer.attention.decoding import KeepsKeys
 from dartformer.kernels.chunked import TILE
-from dartformer.kernels.flash import full_attention
+from dartformer.kernels.flash import full_attention, without_cudnn
 from dartformer.kernels.softmax import (
     dense_allowed,
     dense_scores,
@@ -46,6 +46,7 @@ class Full(KeepsKeys, Spelled):
         causal=True,
         growth=2.0,
         decodes=True,
+        cross=True,
         positions=POSITIONS,
         dropout="weights",
     )
@@ -65,18 +66,22 @@ class Full(KeepsKeys, Spelled):
     ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
+        kernel = inputs.kernel
+        if inputs.query_valid is not None:
+            # cuDNN's form takes one mask for queries and keys.
+            kernel = without_cudnn("auto", inputs.q.shape[1])
         out = full_attention(
             inputs.q,
             inputs.k,
             inputs.v,
-            kernel=inputs.kernel,
+            kernel=kernel,
             causal=causal,
             valid=inputs.valid,
             slopes=inputs.slopes,
             dropout=inputs.rate(train),
             key=key,
         )
-        return zero_invalid(out, inputs.mask)
+        return zero_invalid(out, inputs.query_mask)
 
     def first(self, inputs: Inputs, *, train: bool = False, key: Array | None = None) -> Array:
         """Row 0 of the output, `[B, 1, H, D]`, which needs one query; both ways."""
@@ -95,7 +100,7 @@ class Full(KeepsKeys, Spelled):
         """The softmax itself, `[B, H, N, N]`."""
         allowed = dense_allowed(inputs.q.shape[1], causal=causal, valid=inputs.valid)
         rows = masked_softmax(dense_scores(inputs.q, inputs.k, inputs.slopes), allowed)
-        return rows * inputs.mask[:, None, :, None]
+        return rows * inputs.query_mask[:, None, :, None]
 
     def cost(self, shape: Shape) -> Cost:
         """Two products of N x N x D, and about 5 operations for each score.

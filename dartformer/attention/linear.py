@@ -79,6 +79,7 @@ class Linear(KeepsState, Spelled):
         paper="Katharopoulos et al. 2020, arXiv:2006.16236",
         causal=True,
         decodes=True,
+        cross=True,
         dropout="values",
     )
 
@@ -127,7 +128,7 @@ class Linear(KeepsState, Spelled):
         else:
             q = self.phi(inputs.q)
             out = linear_attention(q, k, v, causal=causal, valid=inputs.valid)
-        return zero_invalid(out, inputs.mask)
+        return zero_invalid(out, inputs.query_mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """phi(q_i) . phi(k_j), rows divided by their sum, `[B, H, N, N]`."""
@@ -137,7 +138,7 @@ class Linear(KeepsState, Spelled):
             rows = log_linear_weights(phi_q, phi_k, allowed)
         else:
             rows = linear_weights(phi_q, phi_k, allowed)
-        return rows * inputs.mask[:, None, :, None]
+        return rows * inputs.query_mask[:, None, :, None]
 
     def init_cache(
         self, shape: Shape, dtype: DTypeLike = jnp.float32, head_keys: Array | None = None

@@ -51,6 +51,7 @@ def _joined(first: Traits, second: Traits) -> Traits:
         dropout=dropout,
         head_dim_multiple=math.lcm(first.head_dim_multiple, second.head_dim_multiple),
         decodes=first.decodes and second.decodes,
+        cross=first.cross and second.cross,
     )
 
 
@@ -102,6 +103,7 @@ class Parallel(Spelled):
             paper="Liu et al. 2019, arXiv:1806.09055",
             causal=True,
             decodes=True,
+            cross=True,
         ),
         lambda parallel: parallel.joint_traits(),
     )

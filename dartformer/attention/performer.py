@@ -87,6 +87,7 @@ class Performer(KeepsState, Spelled):
         causal=True,
         stochastic=True,
         decodes=True,
+        cross=True,
         dropout="values",
     )
 
@@ -124,7 +125,7 @@ class Performer(KeepsState, Spelled):
             out = log_linear_attention(phi_q, phi_k, v, causal=causal, valid=inputs.valid)
         else:
             out = linear_attention(phi_q, phi_k, v, causal=causal, valid=inputs.valid)
-        return zero_invalid(out, inputs.mask)
+        return zero_invalid(out, inputs.query_mask)
 
     def keys(self, inputs: Inputs, train: bool = False, key: Array | None = None) -> Array:
         """Of each head, what its W is drawn from, `[H]`."""
@@ -175,7 +176,7 @@ class Performer(KeepsState, Spelled):
             rows = log_linear_weights(phi_q, phi_k, allowed)
         else:
             rows = linear_weights(phi_q, phi_k, allowed)
-        return rows * inputs.mask[:, None, :, None]
+        return rows * inputs.query_mask[:, None, :, None]
 
     def init_cache(
         self, shape: Shape, dtype: DTypeLike = jnp.float32, head_keys: Array | None = None

@@ -41,6 +41,7 @@ class Uniform(KeepsState, Spelled):
         causal=True,
         reads=frozenset("v"),
         decodes=True,
+        cross=True,
         dropout="values",
     )
 
@@ -73,17 +74,18 @@ class Uniform(KeepsState, Spelled):
         # At least 1: where no token is valid, the mean is 0 and not 0 / 0.
         divisor = jnp.maximum(count, 1).astype(dtype)[:, :, None, None]  # [B, N or 1, 1, 1]
         mean = (total / divisor).astype(v.dtype)
-        return zero_invalid(jnp.broadcast_to(mean, v.shape), inputs.mask)
+        return zero_invalid(jnp.broadcast_to(mean, inputs.q.shape), inputs.query_mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """1 / (number of visible keys) at each of them, `[B, H, N, N]`."""
-        batch, length, heads, _ = inputs.v.shape
+        batch, length, heads, _ = inputs.q.shape
+        keys = inputs.v.shape[1]
         visible = inputs.mask[:, None, None, :]
         if causal:
-            visible = visible & jnp.tril(jnp.ones((length, length), bool))
-        visible = jnp.broadcast_to(visible, (batch, heads, length, length)).astype(wide(inputs.v))
+            visible = visible & jnp.tril(jnp.ones((length, keys), bool))
+        visible = jnp.broadcast_to(visible, (batch, heads, length, keys)).astype(wide(inputs.v))
         count = jnp.maximum(visible.sum(-1, keepdims=True), 1)
-        return visible / count * inputs.mask[:, None, :, None]
+        return visible / count * inputs.query_mask[:, None, :, None]
 
     def init_cache(
         self, shape: Shape, dtype: DTypeLike = jnp.float32, head_keys: Array | None = None

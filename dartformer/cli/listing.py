@@ -155,6 +155,7 @@ def _attention(name: str) -> Row:
         "causal": traits.causal,
         "bidirectional": traits.bidirectional,
         "decodes": traits.decodes,
+        "cross": traits.cross,
         "growth": traits.growth,
         "fixed_length": traits.fixed_length,
         "positions": sorted(positions),

@@ -667,6 +667,38 @@ def attention_dropout(case: Case) -> str:
     return below(float(off.max()), 6.0, f"{text} off by standard errors")
 
 
+def cross_attention(case: Case) -> str:
+    """Queries of another sequence than the keys: a mask of the wrong one, or ignored lengths."""
+    inputs, keys = case.inputs, slice(SHORT)
+    assert inputs.valid is not None
+    # Tokens of the first sequence ask, those of the second, which is shorter, answer.
+    crossed = dataclasses.replace(
+        inputs,
+        k=inputs.k[::-1, keys],
+        v=inputs.v[::-1, keys],
+        x=None,
+        valid=inputs.valid[::-1, keys],
+        query_valid=inputs.valid,
+    )
+    if not case.attention.traits.cross:
+        return _refuses(case, crossed, False, "keys of another sequence")
+
+    def outputs(params: Params, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+        out = case.attention(params, inputs, causal=False)
+        return out, case.defined(params, inputs, False)[0]
+
+    run = quick(outputs)
+    out, reference = run(case.params, crossed)
+    if out.shape != inputs.q.shape:
+        raise Failed(f"the output is {out.shape} for queries of {inputs.q.shape}")
+    if np.asarray(out)[~case.valid].any():
+        raise Failed("the output of an invalid query is not zero")
+    own = dataclasses.replace(inputs, query_valid=inputs.valid)
+    alike, _ = run(case.params, own)
+    worst = max(gap(out, reference), gap(alike, case.output(causal=False)))
+    return below(worst, case.tolerance, "across two sequences it differs from its definition by")
+
+
 def refuses_the_other_mode(case: Case) -> str:
     """A mode that the traits rule out, ignored without an error: the model sees the future."""
     if len(case.modes) == 2:
@@ -745,6 +777,7 @@ PROPERTIES: tuple[Callable[[Case], str], ...] = (
     second_order,
     alibi,
     attention_dropout,
+    cross_attention,
     refuses_the_other_mode,
     refuses_longer_inputs,
     refuses_unsupported_inputs,
