@@ -17,6 +17,7 @@ FLOORS = [
     ["attention"],
     ["space"],
     ["models"],
+    ["nn"],
     ["data"],
     ["strategies", "tasks"],
     ["training", "cost", "derivations"],

@@ -121,11 +121,11 @@ def test_a_mixture_is_the_weighted_sum_of_branches(batch, projections):
 def _mixer_output(config, space, projections, weights, batch, row):
     from flax import nnx
 
-    from dartformer.models.supernet import MixedAttention
+    from dartformer.models.supernet import MixedHeads
 
     structure, _ = nnx.split(
         nnx.eval_shape(
-            lambda: MixedAttention(config, space.candidates, projections, 0, rngs=nnx.Rngs(0))
+            lambda: MixedHeads(config, space.candidates, projections, 0, rngs=nnx.Rngs(0))
         )
     )
     x = jax.random.normal(jax.random.key(5), (B, N, config.model_dim))

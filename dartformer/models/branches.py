@@ -12,7 +12,7 @@ from jax import Array
 from dartformer.attention.base import Attention, Params
 from dartformer.models.mixers import Projections, attend, values
 from dartformer.models.sizes import TransformerConfig
-from dartformer.models.supernet import MixedAttention
+from dartformer.models.supernet import MixedHeads
 from dartformer.models.transformer import Block, OfLabels, Transformer, Weights, graph
 from dartformer.space.search_space import SearchSpace
 
@@ -40,7 +40,7 @@ class Offsets(NamedTuple):
     k: Array
 
 
-class _ObservedMixture(MixedAttention):
+class _ObservedMixture(MixedHeads):
     """The same layer with the same parameters, every branch of which is computed and measured.
 
     It adds `offsets`, one for each branch, and keeps the `rms` of the branches `[K, H]`.
@@ -146,7 +146,7 @@ def observer(
         return _ObservedMixture(config, space.candidates, projections, layer, partial, rngs=rngs)
 
     structure = graph(config, mixer)
-    # Row l says which heads are mixed in layer l, as in `MixedAttention`.
+    # Row l says which heads are mixed in layer l, as in `MixedHeads`.
     mixed = jnp.arange(config.heads) % partial == jnp.arange(config.layers)[:, None] % partial
 
     def zeros(batch: Mapping[str, Array]) -> list[list[Offsets]]:

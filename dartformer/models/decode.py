@@ -301,9 +301,15 @@ def layer_cache(
     batch: int,
     length: int,
     dtype: DTypeLike,
+    number: int | Array | None = None,
 ) -> Cache:
-    """The caches of the groups of heads under their numbers, and that of the short convolution."""
-    keys = head_keys(config, layer)
+    """The caches of the groups of heads under their numbers, and that of the short convolution.
+
+    `number` stands for that of the layer where its heads draw what is random.
+    """
+    if number is None:
+        number = layer
+    keys = head_keys(config, number)
     cache: Cache = {}
     kept_of_groups = kept_by_groups(config, genotype, layer)
     for g, (attention, heads) in enumerate(genotype.groups(layer)):
@@ -355,7 +361,7 @@ def _through(
 ) -> tuple[Array, Cache]:
     """x `[B, T, E]` after a block, and its cache after."""
     assert isinstance(block.mixer, GroupedHeads)
-    y, cache = _mixed(block.mixer, block.read(x), place, cache, prompt)
+    y, cache = advance_heads(block.mixer, block.read(x), place, cache, prompt)
     return block.added(x, y, False, [None] * 3), cache
 
 
@@ -409,17 +415,27 @@ def _embedded(
     return model.completed(x), last
 
 
-def _mixed(
-    mixer: GroupedHeads, x: Array, place: Place, cache: Cache, prompt: bool
+def advance_heads(
+    mixer: GroupedHeads,
+    x: Array,
+    place: Place,
+    cache: Cache,
+    prompt: bool,
+    number: int | Array | None = None,
 ) -> tuple[Array, Cache]:
-    """The mixer's output `[B, T, E]`, and the layer's cache after the tokens."""
+    """The mixer's output `[B, T, E]`, and the layer's cache after the tokens.
+
+    `number` stands for that of the layer where its heads draw what is random.
+    """
     config, projections = mixer.config, mixer.projections[0]
     inputs, after = _token_inputs(projections, x, place, cache)
     if not prompt:
         inputs = inputs._replace(start=place.start)
     keys = None
     if any(attention.traits.stochastic for attention, _ in mixer.groups):
-        keys = head_keys(config, mixer.layer)
+        if number is None:
+            number = mixer.layer
+        keys = head_keys(config, number)
     outputs = []
     kept_of_groups = kept_by_groups(config, mixer.genotype, mixer.layer)
     for g, (attention, heads) in enumerate(mixer.groups):

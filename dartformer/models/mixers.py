@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,19 @@ class Mixer(Protocol):
           first_token: give the output of the first token alone, `[B, 1, E]`.
         """
         ...
+
+
+class Context(NamedTuple):
+    """Another sequence, which the heads of a layer read in place of its own: cross-attention.
+
+    Attributes:
+      keys, values: `[B, M, E]`, which become keys and values.
+      valid: `[B, M]` bool; None if all tokens exist.
+    """
+
+    keys: Array
+    values: Array
+    valid: Array | None
 
 
 def head_keys(config: TransformerConfig, layer: int | Array) -> Array:
@@ -122,19 +135,28 @@ class Projections(nnx.Module):
             self.gate = normal((e, h, d), e)
 
     def inputs(
-        self, x: Array, valid: Array, keys: Array | None, queries: int | None = None
+        self,
+        x: Array,
+        valid: Array | None,
+        keys: Array | None,
+        queries: int | None = None,
+        context: Context | None = None,
     ) -> Inputs:
         """Queries, keys and values `[B, N, H, D]` of x `[B, N, E]`, in its dtype.
 
         Keys and values that heads share are repeated. With `queries` there are queries of the first
-        tokens alone, so many of them.
+        tokens alone, so many of them. With a `context` of M tokens keys and values are those of the
+        context, `[B, M, H, D]`.
         """
         config = self.config
-        q, k, v = self.projected(x, queries)
+        q, k, v = self.projected(x, queries, context)
         if config.short_conv:
-            q = convolved(q, valid[:, :queries], self.q_conv[...])
-            k = convolved(k, valid, self.k_conv[...])
-            v = convolved(v, valid, self.v_conv[...])
+            exists = valid
+            if exists is None:
+                exists = jnp.ones(x.shape[:2], bool)
+            q = convolved(q, exists[:, :queries], self.q_conv[...])
+            k = convolved(k, exists, self.k_conv[...])
+            v = convolved(v, exists, self.v_conv[...])
         # The norm comes first: its gains, after a rotation, would make scores depend on positions
         # and not on distances alone.
         q, k = self.normed(q, k)
@@ -144,12 +166,25 @@ class Projections(nnx.Module):
             k = jnp.repeat(k, config.sharing, axis=2)
             v = jnp.repeat(v, config.sharing, axis=2)
         slopes = self.slopes(q.dtype)
-        return Inputs(q, k, v, x, valid, keys, slopes, config.attention_dropout, config.kernel)
+        inputs = Inputs(q, k, v, x, valid, keys, slopes, config.attention_dropout, config.kernel)
+        if context is None:
+            return inputs
+        if valid is None:
+            valid = jnp.ones(x.shape[:2], bool)
+        return dataclasses.replace(inputs, valid=context.valid, query_valid=valid)
 
-    def projected(self, x: Array, queries: int | None = None) -> tuple[Array, Array, Array]:
-        """Queries `[B, N, H, D]`, keys and values `[B, N, kv_heads, D]` of x, with their biases."""
+    def projected(
+        self, x: Array, queries: int | None = None, context: Context | None = None
+    ) -> tuple[Array, Array, Array]:
+        """Queries `[B, N, H, D]`, keys and values `[B, N, kv_heads, D]` of x, with their biases.
+
+        With a `context` of M tokens keys and values are those of the context.
+        """
+        of_keys = of_values = x
+        if context is not None:
+            of_keys, of_values = context.keys, context.values
         q = project(x[:, :queries], self.q)
-        k, v = project(x, self.k), project(x, self.v)
+        k, v = project(of_keys, self.k), project(of_values, self.v)
         if self.config.qkv_bias:
             q = q + self.q_bias[...].astype(q.dtype)
             k = k + self.k_bias[...].astype(k.dtype)
@@ -242,6 +277,29 @@ class GroupedHeads(nnx.Module):
         first_token: bool = False,
     ) -> Array:
         """See `Mixer`."""
+        return self.mix(
+            x, valid, mixture, train=train, key=key, layer=layer, first_token=first_token
+        )
+
+    def mix(
+        self,
+        x: Array,
+        valid: Array | None,
+        mixture: Array | None,
+        *,
+        train: bool,
+        key: Array | None,
+        layer: Array | None = None,
+        first_token: bool = False,
+        context: Context | None = None,
+        causal: bool | None = None,
+    ) -> Array:
+        """As `Mixer`, for any layer of heads.
+
+        `valid` may be None, where all tokens exist. With a `context` keys and values are of that
+        sequence. `causal` stands for the config's.
+        """
+        config = with_causal(self.config, causal)
         attentions = [attention for attention, _ in self.groups]
         keys = None
         if any(a.traits.stochastic for a in attentions):
@@ -251,7 +309,7 @@ class GroupedHeads(nnx.Module):
         queries = None
         if first_token and all(isinstance(a, Full) for a in attentions):
             queries = 1
-        inputs = self.projections[0].inputs(x, valid, keys, queries)
+        inputs = self.projections[0].inputs(x, valid, keys, queries, context)
         outputs = []
         for (attention, heads), parameters in zip(self.groups, self.own, strict=True):
             group, noise = inputs, key
@@ -264,7 +322,7 @@ class GroupedHeads(nnx.Module):
                 attention,
                 values(parameters),
                 group,
-                self.config,
+                config,
                 train=train,
                 key=noise,
                 first_token=first_token,
@@ -319,6 +377,13 @@ def attend(
     if config.branch_norm:
         y = branch_norm(y)
     return y
+
+
+def with_causal(config: TransformerConfig, causal: bool | None) -> TransformerConfig:
+    """The config with another `causal`; None keeps its own."""
+    if causal is None or causal == config.causal:
+        return config
+    return dataclasses.replace(config, causal=causal)
 
 
 def require_all(attentions: Iterable[Attention], config: TransformerConfig) -> None:

@@ -20,6 +20,7 @@ from dartformer.attention.base import Attention, Inputs, Params
 from dartformer.attention.parallel import Parallel
 from dartformer.errors import InputError, unknown
 from dartformer.models.mixers import (
+    Context,
     Projections,
     attend,
     branch_norm,
@@ -28,6 +29,7 @@ from dartformer.models.mixers import (
     require_all,
     take_heads,
     values,
+    with_causal,
 )
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.skipping import Branch, sum_of_active
@@ -51,13 +53,14 @@ class BranchParameters(NamedTuple):
 class Constants(NamedTuple):
     """What all candidates read and nothing differentiates."""
 
-    valid: Array
+    valid: Array | None
     head_keys: Array | None
     slopes: Array | None
     key: Array | None
+    query_valid: Array | None = None
 
 
-class MixedAttention(nnx.Module):
+class MixedHeads(nnx.Module):
     """All candidates of one layer, weighted per head by the mixture's row `[H, K]`.
 
     A candidate whose column is zero is not computed (`sum_of_active`), and the others are computed
@@ -136,20 +139,47 @@ class MixedAttention(nnx.Module):
         first_token: bool = False,
     ) -> Array:
         """See `Mixer`."""
+        return self.mix(
+            x, valid, mixture, train=train, key=key, layer=layer, first_token=first_token
+        )
+
+    def mix(
+        self,
+        x: Array,
+        valid: Array | None,
+        mixture: Array | None,
+        *,
+        train: bool,
+        key: Array | None,
+        layer: Array | None = None,
+        first_token: bool = False,
+        context: Context | None = None,
+        causal: bool | None = None,
+    ) -> Array:
+        """As `Mixer`, for any layer of heads.
+
+        `valid` may be None, where all tokens exist. With a `context` keys and values are of that
+        sequence. `causal` stands for the config's.
+        """
+        config = with_causal(self.config, causal)
         if mixture is None:
             raise ValueError("a supernet needs a mixture [L, H, K].")
         keys = self.keys(self.layer if layer is None else layer)
-        all_heads = inputs = self.projections[0].inputs(x, valid, keys)
+        all_heads = inputs = self.projections[0].inputs(x, valid, keys, context=context)
         if self.partial:
             inputs = take_heads(inputs, self.mixed)
             mixture = mixture[np.array(self.mixed)]
         read = {"x": x}
         if self.shared:
             read |= {"q": inputs.q, "k": inputs.k, "v": inputs.v}
-        constants = Constants(valid, inputs.head_keys, inputs.slopes, key)
+        elif context is not None:
+            read |= {"keys": context.keys, "values": context.values}
+        constants = Constants(
+            inputs.valid, inputs.head_keys, inputs.slopes, key, inputs.query_valid
+        )
         branches, parameters = [], []
         for k in self.kept:
-            branches.append(self.branch(k, inputs, train))
+            branches.append(self.branch(k, inputs, train, config))
             parameters.append(self.branch_parameters(k, mixture[:, k]))
         if self.remat:
             active = jnp.any(mixture[:, np.array(self.kept)] != 0, axis=0)  # [kept candidates]
@@ -177,14 +207,14 @@ class MixedAttention(nnx.Module):
             projections = nnx.to_pure_dict(nnx.state(self.projections[k]))
         return BranchParameters(column, params, projections)
 
-    def branch(self, k: int, template: Inputs, train: bool) -> Branch:
+    def branch(self, k: int, template: Inputs, train: bool, config: TransformerConfig) -> Branch:
         """The weighted output of candidate number k, as a function of all that it reads.
 
         `template` gives what is not an array. With shared projections the output is
         `[B, N, H, D]`, else `[B, N, E]`.
         """
         structure = nnx.graphdef(self.projections[0])
-        shared, config, attention = self.shared, self.config, self.candidates[k]
+        shared, attention = self.shared, self.candidates[k]
 
         def branch(
             read: Mapping[str, Array], parameters: BranchParameters, constants: Constants
@@ -202,10 +232,11 @@ class MixedAttention(nnx.Module):
                     valid=constants.valid,
                     head_keys=constants.head_keys,
                     slopes=constants.slopes,
+                    query_valid=constants.query_valid,
                 )
             else:
                 projections = nnx.merge(structure, parameters.projections)
-                inputs = projections.inputs(read["x"], constants.valid, constants.head_keys)
+                inputs = separate_inputs(projections, read, constants)
             y = attend(attention, parameters.params, inputs, config, train=train, key=key)
             y = y * parameters.column.astype(y.dtype)[:, None]
             if shared:
@@ -213,6 +244,18 @@ class MixedAttention(nnx.Module):
             return projections.output(y, read["x"])
 
         return branch
+
+
+def separate_inputs(
+    projections: Projections, read: Mapping[str, Array], constants: Constants
+) -> Inputs:
+    """What a candidate with projections of its own reads."""
+    if "keys" not in read:
+        return projections.inputs(read["x"], constants.valid, constants.head_keys)
+    context = Context(read["keys"], read["values"], constants.valid)
+    return projections.inputs(
+        read["x"], constants.query_valid, constants.head_keys, context=context
+    )
 
 
 def check_partial(heads: int, granularity: str, projections: str, partial: int) -> None:
@@ -251,7 +294,7 @@ def supernet(
       kept: for each layer, the indices of the candidates that are computed; None for all. The
         others count as if the mixture had zero for them; the weights are those of the whole
         supernet.
-      remat: compute candidates again in the backward pass (see `MixedAttention`).
+      remat: compute candidates again in the backward pass (see `MixedHeads`).
     """
     if projections not in PROJECTIONS:
         raise unknown("search.projections", projections, PROJECTIONS)
@@ -261,8 +304,8 @@ def supernet(
     alike = partial == 1 and len(set(map(tuple, kept or ()))) <= 1 and not config.nope_layers
     scan = alike and 0 < config.scan <= config.layers
 
-    def mixer(layer: int, rngs: nnx.Rngs) -> MixedAttention:
-        return MixedAttention(
+    def mixer(layer: int, rngs: nnx.Rngs) -> MixedHeads:
+        return MixedHeads(
             config,
             space.candidates,
             projections,
@@ -290,9 +333,16 @@ def inherit(weights: Weights, space: SearchSpace, genotype: Genotype) -> Weights
     space.mixture(genotype)  # raises for an attention that the supernet lacks
     blocks = {}
     for layer, block in weights["blocks"].items():
-        cut = _Cut(block["mixer"], space, genotype, layer)
-        blocks[layer] = {**block, "mixer": cut.mixer()}
+        heads = inherit_heads(block["mixer"], space.candidates, genotype, layer)
+        blocks[layer] = {**block, "mixer": heads}
     return {**weights, "blocks": blocks}
+
+
+def inherit_heads(
+    weights: Weights, candidates: tuple[Attention, ...], genotype: Genotype, layer: int
+) -> Weights:
+    """The weights of `GroupedHeads` for a layer of a genotype, cut out of those of `MixedHeads`."""
+    return _Cut(weights, candidates, genotype, layer).mixer()
 
 
 def expand(weights: Weights, space: SearchSpace, genotype: Genotype, shapes: Weights) -> Weights:
@@ -335,12 +385,17 @@ class _Cut:
     """One layer of a derived model, cut out of the supernet's."""
 
     def __init__(
-        self, weights: Weights, space: SearchSpace, genotype: Genotype, layer: int
+        self,
+        weights: Weights,
+        candidates: tuple[Attention, ...],
+        genotype: Genotype,
+        layer: int,
     ) -> None:
-        self.weights, self.space, self.genotype, self.layer = weights, space, genotype, layer
+        self.weights, self.candidates = weights, candidates
+        self.genotype, self.layer = genotype, layer
         self.heads = genotype.layers[layer]
         self.sets = weights["projections"]
-        if len(self.sets) > 1 and not set(self.heads) <= set(space.candidates):
+        if len(self.sets) > 1 and not set(self.heads) <= set(candidates):
             raise InputError(
                 "candidates in parallel cannot inherit weights from a supernet with separate "
                 "projections."
@@ -380,7 +435,7 @@ class _Cut:
                     f"inherit from separate projections; layer {self.layer} has "
                     f"{self.genotype.describe_layer(self.layer)}."
                 )
-            owner = self.sets[self.space.candidates.index(self.heads[first])]
+            owner = self.sets[self.candidates.index(self.heads[first])]
             parts.append(jnp.take(owner[name], jnp.array([row]), axis))
         return jnp.concatenate(parts, axis)
 
@@ -393,13 +448,13 @@ class _Cut:
                 f"from separate projections; layer {self.layer} has "
                 f"{self.genotype.describe_layer(self.layer)}."
             )
-        owner = self.sets[self.space.candidates.index(self.heads[0])]
+        owner = self.sets[self.candidates.index(self.heads[0])]
         return jnp.asarray(owner[name])
 
     def params(self, attention: Attention) -> Params:
         """An attention's own parameters, of all heads; a parallel one's are those of its members."""
-        if attention in self.space.candidates:
-            number = self.space.candidates.index(attention)
+        if attention in self.candidates:
+            number = self.candidates.index(attention)
             params: Params = self.weights.get("own", {}).get(number, {})
             return params
         assert isinstance(attention, Parallel)

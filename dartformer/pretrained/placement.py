@@ -28,7 +28,7 @@ from dartformer.cost.budget import Price
 from dartformer.cost.integer_program import Limits, solve
 from dartformer.errors import InputError
 from dartformer.models.mixers import require_all
-from dartformer.models.supernet import MixedAttention
+from dartformer.models.supernet import MixedHeads
 from dartformer.models.transformer import Transformer, Weights, graph
 from dartformer.pretrained.load import Described, Pretrained
 from dartformer.pretrained.passages import Sequences
@@ -290,8 +290,8 @@ class Placement:
     def _structure(self) -> nnx.GraphDef[Transformer]:
         config, candidates = self.model.config, self.space.candidates
 
-        def mixer(layer: int, rngs: nnx.Rngs) -> MixedAttention:
-            return MixedAttention(config, candidates, "shared", layer, rngs=rngs)
+        def mixer(layer: int, rngs: nnx.Rngs) -> MixedHeads:
+            return MixedHeads(config, candidates, "shared", layer, rngs=rngs)
 
         # One loop over layers compiles one of them, and needs layers that compute the same.
         return graph(config, mixer, scan=config.layers > 1 and not config.nope_layers)
