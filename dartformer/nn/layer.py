@@ -1,6 +1,5 @@
 """What all layers share: their options, what a call reads, and weights from flax's own layer."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -414,11 +413,19 @@ def _joined(x: Array, trailing: int) -> Array:
 
 def options_of(config: TransformerConfig) -> Options:
     """The options that a layer was made with, but for its dtype."""
-    options: dict[str, Any] = {}
-    fields = {field.name for field in dataclasses.fields(config)}
-    for name in OPTIONS:
-        if name in fields:
-            options[name] = getattr(config, name)
-    options["dropout"] = config.attention_dropout
-    options["max_length"] = config.length
-    return Options(**options)
+    return Options(
+        head_dim=config.head_dim,
+        kv_heads=config.kv_heads,
+        causal=config.causal,
+        positions=config.positions,
+        dropout=config.attention_dropout,
+        max_length=config.length,
+        qkv_bias=config.qkv_bias,
+        out_bias=config.out_bias,
+        qk_norm=config.qk_norm,
+        rope_theta=config.rope_theta,
+        output_gate=config.output_gate,
+        short_conv=config.short_conv,
+        branch_norm=config.branch_norm,
+        kernel=config.kernel,
+    )
