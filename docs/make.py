@@ -38,6 +38,7 @@ DRAWN = {
     "longformer": "longformer(window=2)",
     "bigbird": "bigbird(block=3, randoms=1)",
     "sink": "sink(window=3, sinks=2)",
+    "window_linear": "window_linear(window=3)",
     "linformer": "linformer(rank=8)",
     "nystrom": "nystrom(landmarks=6)",
     "sinkhorn": "sinkhorn(block=6)",

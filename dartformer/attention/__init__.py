@@ -35,6 +35,7 @@ from dartformer.attention.ssd import Ssd
 from dartformer.attention.strided import Strided
 from dartformer.attention.synthesizer import Synthesizer
 from dartformer.attention.uniform import Uniform
+from dartformer.attention.window_linear import WindowLinear
 from dartformer.registry import Registry
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "Synthesizer",
     "Traits",
     "Uniform",
+    "WindowLinear",
     "check",
     "names",
     "parse",
@@ -89,6 +91,7 @@ BUILT_IN: dict[str, type] = {
     "bigbird": BigBird,
     "sink": Sink,
     "linear": Linear,
+    "window_linear": WindowLinear,
     "cosformer": Cosformer,
     "performer": Performer,
     "retention": Retention,

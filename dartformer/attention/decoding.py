@@ -227,30 +227,24 @@ class KeepsKeys:
     ) -> tuple[Array, Cache]:
         """See `base.Decoder`."""
         accept_prefill(self, inputs)
-        _accept_keys(self, inputs, cache)
+        accept_keys(self, inputs, cache)
         tokens = in_order(inputs)
         out = self(params, repeated(tokens.inputs), causal=True)
-        return in_place(out, tokens, inputs), _written(cache, tokens, self.kept())
+        return in_place(out, tokens, inputs), written(cache, tokens, self.kept())
 
     def step(
         self: _KeyValueType, params: Params, inputs: Inputs, cache: Cache
     ) -> tuple[Array, Cache]:
         """See `base.Decoder`."""
         accept(self, inputs, causal=True)
-        _accept_keys(self, inputs, cache)
+        accept_keys(self, inputs, cache)
         tokens = in_order(inputs)
-        new, layout = tokens.new, self.kept()
-        after = _written(cache, tokens, layout)
-        pairs = ((cache["k"], cache["v"]), (after["k"], after["v"]))
-        sets = []
-        for held in held_sets(tokens.inputs.k, tokens.inputs.v, *pairs, new, layout):
-            query = new.position[:, None, :, None]
-            sees = self.sees(tokens.inputs, query, held.position[:, None, None])
-            sets.append(restricted(held, sees))
+        after = written(cache, tokens, self.kept())
+        sets = seen_sets(self, tokens, cache, after)
         return in_place(self.read(params, tokens, sets), tokens, inputs), after
 
 
-def _accept_keys(attention: _KeyValueType, inputs: Inputs, cache: Cache) -> None:
+def accept_keys(attention: _KeyValueType, inputs: Inputs, cache: Cache) -> None:
     batch, _, kept, width = inputs.k.shape
     size = (batch, kept, -1, width)
     accept_cache(attention, {"k": cache.get("k"), "v": cache.get("v")}, {"k": size, "v": size})
@@ -258,12 +252,24 @@ def _accept_keys(attention: _KeyValueType, inputs: Inputs, cache: Cache) -> None
         accept_room(attention, inputs, cache["k"].shape[2])
 
 
-def _written(cache: Cache, tokens: Tokens, layout: Layout) -> Cache:
+def written(cache: Cache, tokens: Tokens, layout: Layout) -> Cache:
     """The cached keys and values with those of the new tokens."""
     inputs, new = tokens.inputs, tokens.new
     k = write(cache["k"], inputs.k, new, layout)
     v = write(cache["v"], inputs.v, new, layout)
     return {**cache, "k": k, "v": v}
+
+
+def seen_sets(attention: _KeyValueType, tokens: Tokens, cache: Cache, after: Cache) -> list[Held]:
+    """What the new tokens see of the caches without them and with them."""
+    inputs, new, layout = tokens.inputs, tokens.new, attention.kept()
+    pairs = ((cache["k"], cache["v"]), (after["k"], after["v"]))
+    sets = []
+    for held in held_sets(inputs.k, inputs.v, *pairs, new, layout):
+        query = new.position[:, None, :, None]
+        sees = attention.sees(inputs, query, held.position[:, None, None])
+        sets.append(restricted(held, sees))
+    return sets
 
 
 class _StateType(Attention, Protocol):

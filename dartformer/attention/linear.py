@@ -37,7 +37,10 @@ from dartformer.kernels.log_linear import (
 )
 from dartformer.kernels.softmax import dense_allowed, wide
 
-Feature = Literal["elu", "relu", "exp", "softmax"]
+Feature = Literal["elu", "relu", "exp", "softmax", "hedgehog"]
+
+FEATURE_FLOOR = 1e-12
+"""The least value of a learned feature, as in the code of LoLCATs: no query then loses all keys."""
 
 
 def elu_feature(x: Array) -> Array:
@@ -49,6 +52,41 @@ def elu_feature(x: Array) -> Array:
     x = x.astype(wide(x))
     below = jnp.where(x > 0, 0, x)  # keeps exp from overflowing where it is not used
     return jnp.where(x > 0, x + 1, jnp.exp(below))
+
+
+def feature_matrices(key: Array, shape: Shape, features: int | None = None) -> Params:
+    """`W_q` and `W_k` `[H, D, features]` of `learned_feature`, equal at the start.
+
+    They are Gaussian with variance 1 / sqrt(D): random features of the softmax, as `performer` has
+    them, whose products are in the mean proportional to exp(q . k / sqrt(D)).
+    """
+    size = (shape.heads, shape.head_dim, features or shape.head_dim)
+    scale = shape.head_dim**-0.25
+    # Drawn twice from one key, so that they are two arrays, either of which may be given away.
+    return {
+        "W_q": scale * jax.random.normal(key, size),
+        "W_k": scale * jax.random.normal(key, size),
+    }
+
+
+def learned_feature(x: Array, w: Array) -> Array:
+    """[softmax(W x), softmax(-W x)] of each head, in float32 or wider, at least 1e-12.
+
+    Paper: Zhang et al. 2024 (Hedgehog), arXiv:2402.04347, section 4.
+
+    Args:
+      x: `[B, N, H, D]`.
+      w: `[H, D, M]`.
+
+    Returns:
+      `[B, N, H, 2 M]`.
+    """
+    dtype = wide(x, w)
+    # Heads first: on a CPU one product of plain matrices for each of them.
+    x = x.astype(dtype).swapaxes(1, 2)  # [B, H, N, D]
+    scores = jnp.einsum("bhnd,hdm->bhnm", x, w.astype(dtype))
+    both = jnp.concatenate([jax.nn.softmax(scores), jax.nn.softmax(-scores)], axis=-1)
+    return jnp.maximum(both, FEATURE_FLOOR).swapaxes(1, 2)
 
 
 @dataclass(frozen=True, repr=False)

@@ -168,6 +168,32 @@ def linear_attention_from(
 
     The output is in float32 or wider.
     """
+    parts, sums = linear_parts_from(sums, phi_q, phi_k, v, valid=valid, chunk=chunk)
+    return ratio(*parts), sums
+
+
+class Parts(NamedTuple):
+    """A weighted mean that is not divided yet.
+
+    Attributes:
+      numerator: the weighted sum of the values, `[..., D]`.
+      denominator: the sum of the weights, `[..., 1]`.
+    """
+
+    numerator: Array
+    denominator: Array
+
+
+def linear_parts_from(
+    sums: Sums,
+    phi_q: Array,
+    phi_k: Array,
+    v: Array,
+    *,
+    valid: Array | None = None,
+    chunk: int = 64,
+) -> tuple[Parts, Sums]:
+    """`linear_attention_from` before it is divided, `[B, N, H, ...]`; and the sums after it."""
     dtype = wide(phi_q, phi_k, v)
     if valid is not None:
         phi_k = jnp.where(valid[:, :, None, None], phi_k, 0)
@@ -180,20 +206,25 @@ def linear_attention_from(
     sums = Sums(sums.state + k * value, sums.total + k)
     numerator = jnp.einsum("bhm,bhmd->bhd", q, sums.state)
     denominator = jnp.einsum("bhm,bhmd->bhd", q, sums.total)
-    return ratio(numerator, denominator)[:, None], sums
+    return Parts(numerator[:, None], denominator[:, None]), sums
+
+
+def no_sums_of(phi_k: Array, v: Array) -> Sums:
+    """The sums before the first token, for features `[B, N, H, M]` and values `[B, N, H, D]`."""
+    batch, _, heads, width = phi_k.shape
+    state = jnp.zeros((batch, heads, width, v.shape[-1]), wide(phi_k, v))
+    return Sums(state, state[..., :1])
 
 
 def _recurrent(phi_q: Array, phi_k: Array, v: Array, dtype: jnp.dtype, chunk: int) -> Array:
-    """`_recurrent_from` no earlier tokens."""
-    batch, _, heads, width = phi_k.shape
-    state = jnp.zeros((batch, heads, width, v.shape[-1]), dtype)
-    sums = Sums(state, state[..., :1])
-    return _recurrent_from(sums, phi_q, phi_k, v, dtype, chunk)[0]
+    """`_recurrent_from` no earlier tokens, divided."""
+    sums = Sums(*(part.astype(dtype) for part in no_sums_of(phi_k, v)))
+    return ratio(*_recurrent_from(sums, phi_q, phi_k, v, dtype, chunk)[0])
 
 
 def _recurrent_from(
     sums: Sums, phi_q: Array, phi_k: Array, v: Array, dtype: jnp.dtype, chunk: int
-) -> tuple[Array, Sums]:
+) -> tuple[Parts, Sums]:
     """The causal sums: within a chunk by a masked product, from earlier ones by states.
 
     The states are sum phi_k v^T and sum phi_k.
@@ -205,12 +236,14 @@ def _recurrent_from(
     within = jnp.where(past, jnp.einsum("tbhim,tbhjm->tbhij", q, k), 0)
     state, last = carried(None, jnp.einsum("tbhjm,tbhjd->tbhmd", k, value), sums.state)
     total, last_total = carried(None, jnp.sum(k, axis=3)[..., None], sums.total)  # [T, B, H, M, 1]
-    out = joined(read_chunks(within, value, q, state, total), v.shape[1])
-    return out, Sums(last, last_total)
+    parts = read_chunks(within, value, q, state, total)
+    length = v.shape[1]
+    joint = Parts(joined(parts.numerator, length), joined(parts.denominator, length))
+    return joint, Sums(last, last_total)
 
 
-def read_chunks(within: Array, value: Array, read: Array, state: Array, total: Array) -> Array:
-    """The weighted mean of what each token reads of its own chunk and of the chunks before it.
+def read_chunks(within: Array, value: Array, read: Array, state: Array, total: Array) -> Parts:
+    """What each token reads of its own chunk and of the chunks before it.
 
     Args:
       within: weights of tokens of the same chunk, `[T, B, H, C, C]`.
@@ -220,7 +253,7 @@ def read_chunks(within: Array, value: Array, read: Array, state: Array, total: A
         `[T, B, H, M, 1]`.
 
     Returns:
-      `[T, B, H, C, D]`.
+      Numerators `[T, B, H, C, D]` and denominators.
     """
     near = jnp.einsum("tbhij,tbhjd->tbhid", within, value)
     far = jnp.einsum("tbhim,tbhmd->tbhid", read, state)
@@ -228,4 +261,4 @@ def read_chunks(within: Array, value: Array, read: Array, state: Array, total: A
     near = jnp.sum(within, axis=-1, keepdims=True)
     far = jnp.einsum("tbhim,tbhmd->tbhid", read, total)
     denominator = near + far
-    return ratio(numerator, denominator)
+    return Parts(numerator, denominator)

@@ -161,7 +161,7 @@ def _recurrent(
     update = jnp.einsum("tbhjm,tbhjd->tbhmd", write, value)
     state, last = carried(decay, update, sums.state)
     total, last_total = carried(decay, jnp.sum(write, axis=3)[..., None], sums.total)
-    out = joined(read_chunks(within, value, read, state, total), v.shape[1])
+    out = joined(ratio(*read_chunks(within, value, read, state, total)), v.shape[1])
     return out, LogSums(largest[-1].swapaxes(2, 3), last, last_total)
 
 

@@ -144,6 +144,56 @@ def linear_relu(e: Example) -> np.ndarray:
     return times(similar / np.where(total == 0, 1, total), e.v)
 
 
+WINDOW_LINEAR = "Zhang et al. 2024 (LoLCATs), section 3.2, token by token"
+
+
+@oracle(
+    "window_linear",
+    "window_linear(window=2, features=3)",
+    params={"W_q": (2, 3, 3), "W_k": (2, 3, 3), "window": (2,)},
+    scale=1.0,
+    sizes=SMALL,
+    by=WINDOW_LINEAR,
+    **BY,
+)
+@oracle(
+    "window_linear_causal",
+    "window_linear(window=2, features=3)",
+    causal=True,
+    params={"W_q": (2, 3, 3), "W_k": (2, 3, 3), "window": (2,)},
+    scale=1.0,
+    sizes=SMALL,
+    by=WINDOW_LINEAR,
+    **BY,
+)
+def window_linear(e: Example) -> np.ndarray:
+    """Equation 6 with c_i = log sum exp of the window, so that the window weighs g in all."""
+    (batch, length, heads, width), out = e.q.shape, np.zeros_like(e.v)
+    for b, h, i in np.ndindex(batch, heads, length):
+        tokens = [j for j in range(i + 1 if e.causal else length) if e.valid[b, j]]
+        if not e.valid[b, i]:
+            continue
+        near = [j for j in tokens if abs(i - j) <= 2]
+        s = np.array([e.q[b, i, h] @ e.k[b, j, h] / np.sqrt(width) for j in near])
+        c = np.log(np.exp(s).sum())
+        g = 1 / (1 + np.exp(-e.params["window"][h]))
+        above, total = np.zeros(width), 0.0
+        for j in tokens:
+            if j in near:
+                weight = g * np.exp(s[near.index(j)] - c)
+            else:
+                query = hedgehog(e.q[b, i, h] @ e.params["W_q"][h])
+                weight = query @ hedgehog(e.k[b, j, h] @ e.params["W_k"][h])
+            above, total = above + weight * e.v[b, j, h], total + weight
+        out[b, i, h] = above / total
+    return out
+
+
+def hedgehog(x: np.ndarray) -> np.ndarray:
+    """[softmax(x), softmax(-x)]."""
+    return np.concatenate([np.exp(y) / np.exp(y).sum() for y in (x, -x)])
+
+
 COSFORMER = "Qin et al. 2022, section 3, the re-weighting by a cosine, as a dense matrix"
 
 
