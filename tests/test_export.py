@@ -374,7 +374,7 @@ TORCH = [
         {"model.positions": "sinusoidal", "model.classifier": "mlp", "model.pooling": "cls"},
     ),
     (
-        [["full", "local(window=2)", "uniform", "identity"]],
+        [["full", "local(window=2)", "uniform", "identity"], ["linear(feature='hedgehog')"] * 4],
         {"model.positions": "rotary", "model.pooling": "last"},
     ),
     (

@@ -245,6 +245,7 @@ class KeepsKeys:
 
 
 def accept_keys(attention: _KeyValueType, inputs: Inputs, cache: Cache) -> None:
+    """Raise `InputError` for cached keys and values that do not fit the new tokens."""
     batch, _, kept, width = inputs.k.shape
     size = (batch, kept, -1, width)
     accept_cache(attention, {"k": cache.get("k"), "v": cache.get("v")}, {"k": size, "v": size})

@@ -40,7 +40,7 @@ from dartformer.attention.linear import feature_matrices, learned_feature
 from dartformer.kernels.block_sparse import band_attention, band_layout
 from dartformer.kernels.cached import Layout, Recent
 from dartformer.kernels.linear_scan import Parts, Sums, linear_parts_from, no_sums_of, ratio
-from dartformer.kernels.softmax import both_masks, dense_allowed, dense_weights, wide
+from dartformer.kernels.softmax import dense_allowed, dense_weights, wide
 
 SHARE = 0.1
 """g at the start, as in the settings of the paper: the window counts as much as a tenth."""
@@ -67,7 +67,7 @@ class WindowLinear(KeepsKeys, Spelled):
     Deviations: c_i is the logarithm of the sum, where the paper has the maximum. Like it, c_i keeps
       what softmax ignores, a number added to all scores of a query, out of the ratio of both parts.
       It has a gradient everywhere, and the window counts g however many tokens it has. W_q and W_k
-      begin equal, as random features of the softmax (see `performer`). The window counts the tokens
+      begin equal. The window counts the tokens
       before, so `window=63` is the paper's 64. It also runs both ways, which the paper does not.
 
     Attributes:
@@ -95,7 +95,7 @@ class WindowLinear(KeepsKeys, Spelled):
             positive(self, features=self.features)
 
     def init(self, key: Array, shape: Shape) -> Params:
-        """W of random features, the same for queries and keys, and g = 0.1."""
+        """Random W, the same for queries and keys, and g = 0.1."""
         start = math.log(SHARE / (1 - SHARE))  # sigmoid(start) = SHARE
         return {
             **feature_matrices(key, shape, self.features),
@@ -171,7 +171,10 @@ class WindowLinear(KeepsKeys, Spelled):
         phi_q, phi_k = self._features(params, inputs)
         far = jnp.einsum("bnhm,bkhm->bhnk", phi_q, phi_k)
         allowed = dense_allowed(len(position), causal=causal, valid=inputs.valid)
-        far = jnp.where(both_masks(~near, allowed), far, 0)
+        outside = ~near
+        if allowed is not None:
+            outside = outside & allowed
+        far = jnp.where(outside, far, 0)
         g = jax.nn.sigmoid(params["window"].astype(rows.dtype))[:, None, None]  # [H, 1, 1]
         joint = ratio(g * rows + far, g + far.sum(-1, keepdims=True))
         return joint * inputs.mask[:, None, :, None]
@@ -222,14 +225,13 @@ class WindowLinear(KeepsKeys, Spelled):
         batch, _, heads, width = inputs.q.shape
         rows = 2 * params["W_k"].shape[-1]
         sizes = {"state": (batch, heads, rows, width), "total": (batch, heads, rows, 1)}
-        sums = {name: cache.get(name) for name in sizes}
-        accept_cache(self, sums, sizes)
+        accept_cache(self, {name: cache.get(name) for name in sizes}, sizes)
         position = new.position - (self.window + 1)
         leaves = new.exists & (position >= 0)  # [B, T]
         k = self._leaving(cache["k"], inputs.k, tokens, position)
         v = self._leaving(cache["v"], inputs.v, tokens, position)
         return linear_parts_from(
-            Sums(**sums),
+            Sums(cache["state"], cache["total"]),
             learned_feature(inputs.q, params["W_q"]),
             learned_feature(k, params["W_k"]),
             v,

@@ -185,6 +185,12 @@ def sink(heads: Heads, window: int, sinks: int) -> Tensor:
     return pattern_attention(heads, (heads.distance().abs() <= window) | (j < sinks))
 
 
+def learned_feature(x: Tensor, w: Tensor) -> Tensor:
+    """[softmax(W x), softmax(-W x)] of each head, at least 1e-12."""
+    scores = torch.einsum("bnhd,hdm->bnhm", x, w)
+    return torch.cat([scores.softmax(-1), (-scores).softmax(-1)], -1).clamp(min=1e-12)
+
+
 def linear(heads: Heads, feature: str) -> Tensor:
     """Positive features in place of the softmax."""
     q, k, allowed = heads.q, heads.k, heads.allowed()
@@ -196,6 +202,9 @@ def linear(heads: Heads, feature: str) -> Tensor:
         return mix(softmax(logarithms.permute(0, 3, 1, 2), allowed), heads.v)
     if feature == "elu":
         q, k = F.elu(q) + 1, F.elu(k) + 1  # positive, as features of a kernel must be
+    elif feature == "hedgehog":
+        q = learned_feature(q, heads.parameters["W_q"])
+        k = learned_feature(k, heads.parameters["W_k"])
     else:
         q, k = F.relu(q), F.relu(k)
     products = torch.einsum("bnhd,bkhd->bhnk", q, k)

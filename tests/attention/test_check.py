@@ -31,6 +31,8 @@ from dartformer.kernels.softmax import dense_allowed, masked_softmax, softmax_at
         "local(window=3)",
         "linformer(rank=5, sharing='kv')",
         "linear(feature='relu')",
+        "linear(feature='hedgehog')",
+        "window_linear(window=0, features=3)",
         "sparse(stride=5, pattern='strided')",
         "synthesizer(mode='factorised')",
     ],

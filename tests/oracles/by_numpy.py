@@ -144,6 +144,43 @@ def linear_relu(e: Example) -> np.ndarray:
     return times(similar / np.where(total == 0, 1, total), e.v)
 
 
+HEDGEHOG = "Zhang et al. 2024 (Hedgehog), section 4, token by token"
+
+
+@oracle(
+    "linear_hedgehog",
+    "linear(feature='hedgehog')",
+    params={"W_q": (2, 3, 3), "W_k": (2, 3, 3)},
+    scale=1.0,
+    sizes=SMALL,
+    by=HEDGEHOG,
+    **BY,
+)
+@oracle(
+    "linear_hedgehog_causal",
+    "linear(feature='hedgehog')",
+    causal=True,
+    params={"W_q": (2, 3, 3), "W_k": (2, 3, 3)},
+    scale=1.0,
+    sizes=SMALL,
+    by=HEDGEHOG,
+    **BY,
+)
+def linear_hedgehog(e: Example) -> np.ndarray:
+    """sim(q, k) = phi(q) . phi(k), divided by its sum over the visible keys."""
+    (batch, length, heads, width), out = e.q.shape, np.zeros_like(e.v)
+    for b, h, i in np.ndindex(batch, heads, length):
+        if not e.valid[b, i]:
+            continue
+        query, above, total = hedgehog(e.q[b, i, h] @ e.params["W_q"][h]), np.zeros(width), 0.0
+        for j in range(i + 1 if e.causal else length):
+            if e.valid[b, j]:
+                weight = query @ hedgehog(e.k[b, j, h] @ e.params["W_k"][h])
+                above, total = above + weight * e.v[b, j, h], total + weight
+        out[b, i, h] = above / total
+    return out
+
+
 WINDOW_LINEAR = "Zhang et al. 2024 (LoLCATs), section 3.2, token by token"
 
 
