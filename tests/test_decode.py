@@ -58,6 +58,7 @@ TYPES = [
     "local(window=3)",
     "linear",
     "gated_linear",
+    "window_linear(window=3)",
     "conv",
     "bigbird(block=2, randoms=1)",
 ]
