@@ -26,6 +26,7 @@ from dartformer.machine.workdir import UnreadableFile
 from dartformer.placement import choose as choose_stage
 from dartformer.placement import evaluate as placement_stage
 from dartformer.placement import score as score_stage
+from dartformer.placement import tune as tune_stage
 from dartformer.placement.records import PlacementBudgetAnswer, PlacementResults
 from dartformer.placement.study import (
     PlacementFolder,
@@ -194,9 +195,10 @@ def run_all(
 
 
 def place(config: PlacementConfig | ConfigDict, workdir: str | Path) -> PlacementResults:
-    """Which layers or KV groups of a checkpoint keep full attention, and how well; no training.
+    """Which layers or KV groups of a checkpoint keep full attention, and how well.
 
-    Goes on where an earlier call on this workdir stopped. Returns `results.json`.
+    Nothing is trained, unless `config.tune.steps` says that the choice is tuned. Goes on where an
+    earlier call on this workdir stopped. Returns `results.json`.
 
     Args:
       config: of `checkpoint_defaults`.
@@ -207,6 +209,7 @@ def place(config: PlacementConfig | ConfigDict, workdir: str | Path) -> Placemen
     with PlacementWorkdir(workdir, study.config) as folder, _placing(folder, "run"):
         scores = score_stage.score(study, folder)
         choose_stage.derive(study, folder, scores)
+        tune_stage.tune(study, folder, scores)
         return placement_stage.evaluate(study, folder, scores)
 
 
@@ -219,6 +222,7 @@ def evaluate_placement(
     with PlacementWorkdir(workdir, study.config) as folder, _placing(folder, "evaluate"):
         scores = score_stage.require_scores(study, folder)
         choose_stage.derive(study, folder, scores)
+        tune_stage.keep(study, folder)
         return placement_stage.evaluate(study, folder, scores)
 
 

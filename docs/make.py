@@ -120,6 +120,7 @@ FILES = {
 OF_CHECKPOINTS = {
     "results.json": placed.PlacementResults,
     "scores.json": placed.ScoreFile,
+    "tuning.json": placed.TuneFile,
     "evaluation.json": placed.Evaluation,
     "teacher.json": placed.Teacher,
     "budget.json": placed.PlacementBudgetAnswer,

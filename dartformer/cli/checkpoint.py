@@ -43,7 +43,9 @@ FEWEST = 16
 """Tokens of a sequence that a window can be tested on."""
 
 
-HEAD = """Which layers or KV groups of a checkpoint keep full attention. Nothing is trained.
+HEAD = """Which layers or KV groups of a checkpoint keep full attention.
+
+Nothing is trained, unless tune.steps is above 0.
 
 Command:  dartformer run --config={file} --workdir=runs/mine
 Again:    dartformer derive --workdir=runs/mine --budget={budget}

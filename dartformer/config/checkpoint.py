@@ -1,6 +1,6 @@
 """The config of a placement: which layers or KV groups of a checkpoint keep full attention.
 
-Nothing is trained, so it has few of the fields of `dartformer.config.sections`."""
+The choice needs no training, so it has few of the fields of `dartformer.config.sections`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from dartformer.config.sections import LARGEST_SEED
 from dartformer.cost.budget import Budget
 from dartformer.errors import InputError
 from dartformer.fields import FieldError, at_least, between, check_types, one_of
+from dartformer.pretrained.tune import Tuning
 
 RULES = ("path", "swap", "restore")
 """What scores places: the gradient along the path, one layer made cheap, or one made full."""
@@ -120,6 +121,32 @@ class PlacementBudget:
         return budget
 
 
+@dataclass(frozen=True)
+class Tune(Tuning):
+    """How the choice is trained to predict what the checkpoint predicts.
+
+    Attributes:
+      steps: of Adam, in which the whole model learns; 0: nothing is trained.
+      align_steps: of Adam for each layer before that, in which its attention learns to give what
+        the checkpoint's gives.
+      race: how many placements are tuned: the answer and its nearest rivals. After each third of
+        the steps the half that predicts the calibration sequences better goes on.
+      save_every: steps between checkpoints, from which a stopped run goes on. With all weights each
+        takes 3 times the bytes of the model, and two are kept.
+    """
+
+    steps: int = 0
+    align_steps: int = 0
+    race: int = 1
+    save_every: int = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 0, "align_steps")
+        at_least(self, 1, "race", "save_every")
+        between(self, 0, LARGEST_SEED, "seed")
+
+
 def require_kv_bytes(budget: Budget, where: str) -> None:
     """Raise `InputError` for a budget of anything but the cache of one sequence."""
     for quantity in budget.quantities:
@@ -143,12 +170,14 @@ class PlacementConfig:
       checkpoint: the checkpoint, and what its layers are scored with.
       space: what is kept.
       search: how large the cache may be.
+      tune: how the choice is trained.
     """
 
     seed: int = 0
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     space: PlacementSpace = field(default_factory=PlacementSpace)
     search: PlacementBudget = field(default_factory=PlacementBudget)
+    tune: Tune = field(default_factory=Tune)
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -20,6 +20,7 @@ from dartformer.config.checkpoint import (
     Checkpoint,
     PlacementConfig,
     PlacementSpace,
+    Tune,
 )
 from dartformer.config.overrides import convert, override, require_names
 from dartformer.config.presets import PRESETS, field_defaults, strategy_defaults, with_positions
@@ -127,6 +128,7 @@ def checkpoint_defaults(folder: str = "", text: str = "", **fields: object) -> C
             "checkpoint": field_defaults(Checkpoint),
             "space": field_defaults(PlacementSpace),
             "search": {"budget": {}},
+            "tune": field_defaults(Tune),
         }
     )
     config.lock()

@@ -11,6 +11,7 @@ from dartformer.config.checkpoint import (
     PlacementBudget,
     PlacementConfig,
     PlacementSpace,
+    Tune,
 )
 from dartformer.config.load import is_placement
 from dartformer.config.sections import (
@@ -52,6 +53,7 @@ def sections(config: ConfigDict) -> dict[str, type]:
             "checkpoint": Checkpoint,
             "space": PlacementSpace,
             "search": PlacementBudget,
+            "tune": Tune,
         }
     return {
         "": Config,

@@ -9,7 +9,7 @@ import numpy as np
 
 from dartformer.errors import InputError
 from dartformer.machine.identity import different, fingerprint
-from dartformer.machine.progress import Bar
+from dartformer.machine.progress import Bar, say
 from dartformer.placement.choose import Choice, answer, baselines, derived_choices, front
 from dartformer.placement.records import (
     Additivity,
@@ -20,6 +20,9 @@ from dartformer.placement.records import (
     PlacementResults,
     ScoreFile,
     Teacher,
+    TunedQuality,
+    TuneFile,
+    TuningResults,
 )
 from dartformer.placement.study import (
     PlacementFolder,
@@ -27,7 +30,8 @@ from dartformer.placement.study import (
     PlacementWorkdir,
     require_unchanged,
 )
-from dartformer.placement.verdict import gaps, verdict, warnings
+from dartformer.placement.tune import evaluate_tuned, tuned_entrant, tuned_model
+from dartformer.placement.verdict import gap, gaps, verdict, warnings
 from dartformer.pretrained import Pretrained
 from dartformer.pretrained.passages import KINDS, Sequences
 from dartformer.results import GenotypeRecord
@@ -37,6 +41,10 @@ def evaluate(study: PlacementStudy, folder: PlacementWorkdir, file: ScoreFile) -
     """The exact quality of the answer and its rivals on held-out sequences, and the verdict."""
     choices = [*baselines(study), *derived_choices(study, file), *front(study, file)]
     evaluation = _evaluated(study, folder, file, choices)
+    tuned = evaluate_tuned(study, folder, evaluation.tuned)
+    if tuned is not evaluation.tuned:
+        evaluation = replace(evaluation, tuned=tuned)
+        folder.write(folder.evaluation, evaluation)
     placed = []
     for choice in choices:
         quality = {}
@@ -45,7 +53,7 @@ def evaluate(study: PlacementStudy, folder: PlacementWorkdir, file: ScoreFile) -
         size = study.places.bytes_of(choice.kept, study.limit.length)
         kept = choice.kept.astype(int)
         placed.append(Placed(choice.name, choice.title, choice.role, kept, size, quality))
-    results = conclude(study, file, evaluation, placed)
+    results = conclude(study, file, evaluation, placed, folder.read(TuneFile, folder.tuning))
     folder.write(folder.results, results)
     return results
 
@@ -74,6 +82,7 @@ def _evaluated(
             {**stored.qualities, kind: qualities},
             stored.seconds + time.monotonic() - wall,
             stored.processor_seconds + time.process_time() - processor,
+            stored.tuned,
         )
         folder.write(folder.evaluation, stored)
     return stored
@@ -104,7 +113,11 @@ def _qualities(
 
 
 def conclude(
-    study: PlacementStudy, file: ScoreFile, evaluation: Evaluation, placed: Sequence[Placed]
+    study: PlacementStudy,
+    file: ScoreFile,
+    evaluation: Evaluation,
+    placed: Sequence[Placed],
+    trained: TuneFile | None,
 ) -> PlacementResults:
     """What was measured, with the verdict and whether to believe it."""
     options, rule = study.config.checkpoint, study.config.checkpoint.rules[0]
@@ -123,6 +136,13 @@ def conclude(
     seconds["evaluate"] = evaluation.seconds
     processor["evaluate"] = evaluation.processor_seconds
     chosen = next(item for item in placed if item.role == "answer")
+    tuning = None
+    if trained is not None and evaluation.tuned is not None:
+        tuning = _tuning(study, evaluation.tuned, placed, trained)
+        chosen = next(item for item in placed if item.name == tuning.placement)
+        seconds["tune"], processor["tune"] = trained.seconds, trained.processor_seconds
+        seconds["evaluate"] += evaluation.tuned.seconds
+        processor["evaluate"] += evaluation.tuned.processor_seconds
     results = PlacementResults(
         study.described.folder.name,
         study.described.family,
@@ -144,8 +164,32 @@ def conclude(
         seconds,
         processor,
         _agreement(study, file),
+        tuning,
     )
     return replace(results, verdict=tuple(verdict(results)), warnings=tuple(warnings(results)))
+
+
+def _tuning(
+    study: PlacementStudy, tuned: TunedQuality, placed: Sequence[Placed], trained: TuneFile
+) -> TuningResults:
+    """The tuned placement beside the same one as it was before."""
+    options, best = study.config.tune, trained.best
+    assert best is not None
+    before = next(item for item in placed if item.name == best.name)
+    rows = []
+    for kind, quality in tuned.quality.items():
+        rows.append(gap("before", kind, quality, before.quality[kind]))
+    return TuningResults(
+        best.name,
+        options.steps,
+        options.align_steps,
+        options.adapters,
+        best.parameters,
+        before.quality,
+        tuned.quality,
+        tuple(rows),
+        trained.entrants,
+    )
 
 
 def _agreement(study: PlacementStudy, file: ScoreFile) -> Agreement | None:
@@ -160,7 +204,7 @@ def _agreement(study: PlacementStudy, file: ScoreFile) -> Agreement | None:
 
 
 def placed_model(path: str | Path) -> Pretrained:
-    """The checkpoint of a placement's workdir, with the attentions that were derived."""
+    """The checkpoint of a placement's workdir with the derived attentions, tuned where it is."""
     folder = PlacementFolder(path)
     study, genotype = PlacementStudy(folder.read_config()), folder.read_genotype()
     teacher = folder.read(Teacher, folder.teacher)
@@ -170,4 +214,11 @@ def placed_model(path: str | Path) -> Pretrained:
         raise InputError(
             f"{folder.genotype} is of another checkpoint. Run `dartformer derive` again."
         )
-    return replace(study.model, genotype=genotype)
+    best = tuned_entrant(study, folder)
+    if best is None:
+        return replace(study.model, genotype=genotype)
+    if study.places.genotype(best.kept) != genotype:
+        say(f"{folder.genotype.name} is another placement than the tuned one: untrained weights")
+        return replace(study.model, genotype=genotype)
+    say(f"tuned weights of {folder.tuned}: {study.config.tune.steps} steps on {best.title}")
+    return tuned_model(study, folder)

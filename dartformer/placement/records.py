@@ -106,6 +106,33 @@ class Measured(Record):
     nll: np.ndarray
     kl: np.ndarray
 
+    @property
+    def mean_nll(self) -> float:
+        """Of all sequences."""
+        return float(np.mean(self.nll))
+
+    @property
+    def mean_kl(self) -> float:
+        """Of all sequences."""
+        return float(np.mean(self.kl))
+
+
+@dataclass(frozen=True)
+class TunedQuality(Record):
+    """How the tuned placement predicts the held-out sequences.
+
+    Attributes:
+      identity: fingerprints of what it was tuned from and with.
+      quality: by kind of sequences.
+      seconds: of both kinds.
+      processor_seconds: of all cores together.
+    """
+
+    identity: dict[str, str]
+    quality: dict[str, Measured]
+    seconds: float
+    processor_seconds: float
+
 
 @dataclass(frozen=True)
 class Evaluation(Record):
@@ -116,12 +143,106 @@ class Evaluation(Record):
       qualities: by kind of sequences, then by placement.
       seconds: of all of them.
       processor_seconds: of all cores together.
+      tuned: the tuned placement; absent where nothing is tuned.
     """
 
     identity: dict[str, str]
     qualities: dict[str, dict[str, Measured]]
     seconds: float
     processor_seconds: float
+    tuned: TunedQuality | None = None
+
+
+@dataclass(frozen=True)
+class AlignedLayer(Record):
+    """A layer that was trained alone to give what the checkpoint's gives.
+
+    Attributes:
+      layer: its number.
+      before: the loss with the weights of the checkpoint; 1 is as good as a constant.
+      after: the loss after training.
+    """
+
+    layer: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Rung(Record):
+    """How an entrant of the race predicted the calibration sequences at one time.
+
+    Attributes:
+      step: of the tuning.
+      kl: mean KL divergence from the checkpoint, by kind of sequences.
+    """
+
+    step: int
+    kl: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """Of all kinds; the lower the better."""
+        return sum(self.kl.values())
+
+
+@dataclass(frozen=True)
+class Entrant(Record):
+    """A placement that is tuned.
+
+    Attributes:
+      name, title: as in `Placed`.
+      kept: `[L, C]` of 0 and 1.
+      parameters: how many numbers are trained; 0 before they are.
+      layers: that were aligned.
+      losses: KL divergence of each step so far, on its batch.
+      rungs: where the entrants were compared.
+      seconds: of its training.
+      processor_seconds: of all cores together.
+    """
+
+    name: str
+    title: str
+    kept: np.ndarray
+    parameters: int
+    layers: tuple[AlignedLayer, ...]
+    losses: np.ndarray
+    rungs: tuple[Rung, ...]
+    seconds: float
+    processor_seconds: float
+
+
+@dataclass(frozen=True)
+class TuneFile(Record):
+    """`tuning.json`: the placements that are tuned, and the one that is in `tuned/`.
+
+    Attributes:
+      identity: fingerprints of the checkpoint, the text, the settings and the placements.
+      entrants: the answer first.
+      winner: name of the entrant in `tuned/`; empty before it is written.
+    """
+
+    identity: dict[str, str]
+    entrants: tuple[Entrant, ...]
+    winner: str = ""
+
+    @property
+    def best(self) -> Entrant | None:
+        """The entrant in `tuned/`; None before it is written."""
+        for entrant in self.entrants:
+            if entrant.name == self.winner:
+                return entrant
+        return None
+
+    @property
+    def seconds(self) -> float:
+        """Of all entrants."""
+        return sum(entrant.seconds for entrant in self.entrants)
+
+    @property
+    def processor_seconds(self) -> float:
+        """Of all entrants and cores together."""
+        return sum(entrant.processor_seconds for entrant in self.entrants)
 
 
 @dataclass(frozen=True)
@@ -152,11 +273,11 @@ class Placed(Record):
 
     def nll(self, kind: str) -> float:
         """Mean negative log-likelihood of the held-out sequences of a kind."""
-        return float(np.mean(self.quality[kind].nll))
+        return self.quality[kind].mean_nll
 
     def kl(self, kind: str) -> float:
         """Mean KL divergence on the held-out sequences of a kind."""
-        return float(np.mean(self.quality[kind].kl))
+        return self.quality[kind].mean_kl
 
 
 @dataclass(frozen=True)
@@ -212,6 +333,33 @@ class Agreement(Record):
 
 
 @dataclass(frozen=True)
+class TuningResults(Record):
+    """What tuning changed, on the held-out sequences.
+
+    Attributes:
+      placement: name of the placement that was tuned.
+      steps: of Adam on the whole model.
+      align_steps: of each layer before that.
+      adapters: their rank; 0 where all weights were trained.
+      parameters: how many numbers were trained.
+      before: quality of the placement with the weights of the checkpoint, by kind of sequences.
+      after: its quality with the tuned weights.
+      gaps: the tuned weights against those of the checkpoint, paired by sequence.
+      entrants: all placements that were tuned.
+    """
+
+    placement: str
+    steps: int
+    align_steps: int
+    adapters: int
+    parameters: int
+    before: dict[str, Measured]
+    after: dict[str, Measured]
+    gaps: tuple[Gap, ...]
+    entrants: tuple[Entrant, ...]
+
+
+@dataclass(frozen=True)
 class PlacementResults(Record):
     """`results.json`: which places of a checkpoint keep full attention, and how well.
 
@@ -225,13 +373,14 @@ class PlacementResults(Record):
       calibration: sequences of each kind that scored the places.
       held_out: sequences of each kind that tested the choice.
       tokens: of a sequence.
-      genotype: of the answer.
+      genotype: of the answer, or of the tuned placement.
       places: how many places there are.
       scores: `[L, C]` of the answer's rule, by kind of sequences.
       placements: the answer, what else was derived, and the baselines.
       gaps: the answer against the others.
       additivity: by kind; empty where the path was not scored.
       agreement: of the halves; None for a single calibration sequence.
+      tuning: what tuning changed; absent where nothing is tuned.
       verdict: in sentences.
       warnings: in sentences.
       seconds: by stage.
@@ -259,6 +408,7 @@ class PlacementResults(Record):
     seconds: dict[str, float]
     processor_seconds: dict[str, float]
     agreement: Agreement | None = None
+    tuning: TuningResults | None = None
     schema: int = SCHEMA
 
     @property

@@ -46,6 +46,9 @@ class PlacementFolder:
         self.teacher = self.path / "teacher.json"
         self.scores = self.path / "scores.json"
         self.genotype = self.path / "genotype.json"
+        self.tuning = self.path / "tuning.json"
+        self.training = self.path / "tuning"
+        self.tuned = self.path / "tuned"
         self.evaluation = self.path / "evaluation.json"
         self.results = self.path / "results.json"
         self.budget = self.path / "budget.json"
@@ -144,11 +147,16 @@ class PlacementStudy:
         return Placement(self.model, self.config.checkpoint.attention)
 
     @cached_property
+    def tokens(self) -> np.ndarray:
+        """The text."""
+        vocabulary = self.described.config.vocabulary
+        return tokens_of(self.described.folder, self.config.checkpoint.text, vocabulary)
+
+    @cached_property
     def kinds(self) -> Mapping[str, Split]:
         """The sequences, by kind."""
-        options, shape = self.config.checkpoint, self.described.config
-        tokens = tokens_of(self.described.folder, options.text, shape.vocabulary)
-        return both_kinds(tokens, options.length, options.sequences, options.held_out)
+        options = self.config.checkpoint
+        return both_kinds(self.tokens, options.length, options.sequences, options.held_out)
 
     @property
     def columns(self) -> int:

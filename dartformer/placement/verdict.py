@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dartformer.placement.records import Gap, Placed, PlacementResults
+from dartformer.placement.records import Gap, Measured, Placed, PlacementResults, TuningResults
 from dartformer.pretrained.passages import AGAIN, TEXT
 from dartformer.statistics import paired
 
@@ -29,16 +29,21 @@ def gaps(placed: Sequence[Placed]) -> tuple[Gap, ...]:
         if rival.role not in ("baseline", "derived"):
             continue
         for kind, ours in answer.quality.items():
-            difference, noise = paired(ours.nll, rival.quality[kind].nll)
-            outcome = "undecided"
-            if np.array_equal(ours.nll, rival.quality[kind].nll):
-                outcome, noise = "same", 0.0
-            elif abs(difference) > noise:
-                outcome = "worse"
-                if difference < 0:
-                    outcome = "better"
-            rows.append(Gap(rival.name, kind, difference, noise, outcome))
+            rows.append(gap(rival.name, kind, ours, rival.quality[kind]))
     return tuple(rows)
+
+
+def gap(name: str, kind: str, ours: Measured, theirs: Measured) -> Gap:
+    """A quality against that of another model on the same sequences."""
+    difference, noise = paired(ours.nll, theirs.nll)
+    outcome = "undecided"
+    if np.array_equal(ours.nll, theirs.nll):
+        outcome, noise = "same", 0.0
+    elif abs(difference) > noise:
+        outcome = "worse"
+        if difference < 0:
+            outcome = "better"
+    return Gap(name, kind, difference, noise, outcome)
 
 
 def best_random(results: PlacementResults) -> Placed | None:
@@ -73,7 +78,28 @@ def verdict(results: PlacementResults) -> Iterator[str]:
                 f"{named['uniform'].title} {plain:.0%}"
             )
         yield f"{line}."
+    if results.tuning is not None:
+        yield _tuned(results, results.tuning)
     yield from against(results)
+
+
+def _tuned(results: PlacementResults, tuning: TuningResults) -> str:
+    """What tuning changed, in a sentence."""
+    parts = []
+    for row in reversed(tuning.gaps):
+        before, after = tuning.before[row.kind], tuning.after[row.kind]
+        text = f"from {before.mean_nll:.3f} to {after.mean_nll:.3f} nats on {IN_WORDS[row.kind]}"
+        if row.outcome == "undecided":
+            text += " (not significant)"
+        parts.append(text)
+    weights = "all weights"
+    if tuning.adapters:
+        weights = f"adapters of rank {tuning.adapters}"
+    title = results.named[tuning.placement].title
+    return (
+        f"Tuning {weights} of the {title} for {tuning.steps:,} steps brings the loss "
+        f"{' and '.join(parts)}."
+    )
 
 
 def against(results: PlacementResults) -> Iterator[str]:

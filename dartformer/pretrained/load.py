@@ -63,6 +63,7 @@ class Pretrained:
       genotype: its attentions: full everywhere, or windows in some layers.
       weights: as those of `transformer(config, genotype)`.
       left_out: tensors of the checkpoint that are no part of the model, such as poolers.
+      note: what was done to the weights, in a sentence for the card of a saved model.
     """
 
     folder: Path
@@ -71,6 +72,7 @@ class Pretrained:
     genotype: Genotype
     weights: Weights
     left_out: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def described(self) -> Described:
@@ -372,6 +374,14 @@ def table_of(family: Family, config: TransformerConfig, leaves: Mapping[str, Lea
         if "own" in leaf.path:
             table.append(Tensor(name, f"{OWN_TENSOR}{name}"))
     return table
+
+
+def nested(leaves: Mapping[str, Leaf], arrays: Mapping[str, Array]) -> Weights:
+    """Our weights, from arrays by the names of `leaves_of`."""
+    weights: Weights = {}
+    for name, leaf in leaves.items():
+        _put(weights, leaf.path, arrays[name])
+    return weights
 
 
 def _put(weights: Weights, path: tuple[str | int, ...], array: Array) -> None:

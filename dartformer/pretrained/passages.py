@@ -88,6 +88,11 @@ def both_kinds(text: np.ndarray, length: int, calibration: int, held_out: int) -
     return splits
 
 
+def calibration_part(text: np.ndarray, calibration: int, held_out: int) -> np.ndarray:
+    """The text before the first sequence that tests, see `both_kinds`."""
+    return text[: len(text) // (calibration + held_out) * calibration]
+
+
 def tokens_of(folder: Path, file: str | Path, vocabulary: int) -> np.ndarray:
     """The tokens of a text file, by the tokenizer of a checkpoint.
 

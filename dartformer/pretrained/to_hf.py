@@ -366,6 +366,8 @@ def _describe(card: Path, model: Pretrained, genotype: Genotype, reason: str) ->
     usage = "`transformers` loads it without code of its own."
     if reason:
         usage = f"{reason[0].upper()}{reason[1:]} `dartformer generate` and `dartformer.load_pretrained` read it."
+    if model.note:
+        usage = f"{model.note} {usage}"
     name = model.folder.resolve().name
     write_text(
         card,

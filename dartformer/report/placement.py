@@ -10,7 +10,13 @@ import numpy as np
 from dartformer.config import PlacementConfig, to_dict
 from dartformer.machine.progress import duration
 from dartformer.machine.workdir import write_text
-from dartformer.placement.records import Placed, PlacementBudgetAnswer, PlacementResults, Teacher
+from dartformer.placement.records import (
+    Placed,
+    PlacementBudgetAnswer,
+    PlacementResults,
+    Teacher,
+    TuningResults,
+)
 from dartformer.placement.study import PlacementFolder
 from dartformer.placement.verdict import against, believed, places_of, size
 from dartformer.pretrained.passages import AGAIN, TEXT
@@ -36,6 +42,7 @@ LINKS = {
     "genotype.json": "layers and heads",
     "results.json": "every number",
     "scores.json": "what each place is worth to each calibration sequence",
+    "tuning.json": "the placements that were tuned, and the loss of each step",
     "evaluation.json": "the loss of each placement on each held-out sequence",
     "teacher.json": "the files of the checkpoint",
     "budget.json": "the places within another budget",
@@ -88,7 +95,7 @@ class Reading(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A row of the table of placements."""
+    """A row of the table of placements, or of what tuning changed."""
 
     found: bool
     cells: tuple[Cell, ...]
@@ -133,6 +140,8 @@ def render(reading: Reading, *, live: bool = False) -> str:
     verdict: Sequence[str] = ("The placements are not evaluated yet.",)
     compared: Sequence[str] = ()
     lines: Sequence[Line] = ()
+    tuned: Sequence[Line] = ()
+    about = ""
     belief = ""
     reasons: Sequence[str] = ()
     if results is not None:
@@ -140,6 +149,9 @@ def render(reading: Reading, *, live: bool = False) -> str:
         verdict = results.verdict[: len(results.verdict) - len(compared)]
         lines = list(table(results))
         belief, reasons = believed(results), results.warnings
+        if results.tuning is not None:
+            tuned = list(tuning_table(results, results.tuning))
+            about = tuning_sentence(results.tuning)
     return page.fill(
         "placement.html",
         title=_title(reading),
@@ -153,6 +165,8 @@ def render(reading: Reading, *, live: bool = False) -> str:
         stopped=_stopped(reading),
         budget=_budget(reading),
         lines=lines,
+        tuned=tuned,
+        about_tuning=about,
         facts=list(facts(reading)),
         config=json.dumps(to_dict(config), indent=2),
         links=links,
@@ -382,6 +396,46 @@ def table(results: PlacementResults) -> Iterator[Line]:
                 cell = Cell(f"{behind:+.3f} ± {gap.noise:.3f}", behind)
             cells.append(cell)
         yield Line(placed.role == "answer", tuple(cells))
+
+
+def tuning_table(results: PlacementResults, tuning: TuningResults) -> Iterator[Line]:
+    """The checkpoint, and the tuned placement before and after."""
+    full = results.named["full"].quality
+    rows = {
+        "the checkpoint": full,
+        f"{results.named[tuning.placement].title}, before": tuning.before,
+        "after": tuning.after,
+    }
+    by_kind = {row.kind: row for row in tuning.gaps}
+    for title, quality in rows.items():
+        cells = [Cell(title, title)]
+        for kind in KINDS:
+            measured = quality[kind]
+            cells.append(Cell(f"{measured.mean_nll:.3f}", measured.mean_nll))
+            cells.append(Cell(f"{measured.mean_kl:.3f}", measured.mean_kl))
+            change = page.EMPTY
+            if quality is tuning.after:
+                row = by_kind[kind]
+                change = Cell(f"{row.difference:+.3f} ± {row.noise:.3f}", row.difference)
+            cells.append(change)
+        yield Line(quality is tuning.after, tuple(cells))
+
+
+def tuning_sentence(tuning: TuningResults) -> str:
+    """What was trained, and what raced."""
+    weights = f"{tuning.parameters:,} numbers"
+    if tuning.adapters:
+        weights += f" of adapters of rank {tuning.adapters}"
+    parts = [f"{tuning.steps:,} steps trained {weights}"]
+    if tuning.align_steps:
+        parts.append(f"each layer was aligned for {tuning.align_steps:,} steps before")
+    if len(tuning.entrants) > 1:
+        raced = []
+        for entrant in tuning.entrants:
+            last = entrant.rungs[-1]
+            raced.append(f"{entrant.title} (KL {last.total:.3f} after {last.step:,} steps)")
+        parts.append(f"on the calibration sequences raced {', '.join(raced)}")
+    return f"{'; '.join(parts)}."
 
 
 def facts(reading: Reading) -> Iterator[Fact]:
