@@ -12,7 +12,7 @@ import dartformer as df
 from dartformer.errors import InputError
 from dartformer.models.decode import decoding
 from dartformer.pretrained.passages import Sequences, pieces, repeated
-from dartformer.pretrained.placement import Placement, top, uniform
+from dartformer.pretrained.placement import ALPHA_RATE, Placement, _learned, top, uniform
 
 FOLDERS = Path(__file__).parent / "oracles/checkpoints"
 CHEAP = df.parse("sink(window=2, sinks=1)")
@@ -109,6 +109,38 @@ def test_swap_and_restore_change_one_layer(placement, passages):
     np.testing.assert_allclose(placement.swap(passages)[:, 0], [kl[2], kl[1]], rtol=1e-5)
     wanted = [kl[3] - kl[1], kl[3] - kl[2]]
     np.testing.assert_allclose(placement.restore(passages)[:, 0], wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_learned_shares_meet_the_budget_and_find_what_is_worth_it(placement, passages, columns):
+    """Half of the places: the mean share comes near it, and the weights stay as they are."""
+    before = jax.tree.map(np.asarray, placement.model.weights)
+    learned = placement.learned(passages, steps=60, target=0.5, columns=columns)
+    assert learned.shares.shape == (2, columns)
+    assert learned.shares.mean() == pytest.approx(0.5, abs=0.15)
+    assert ((learned.shares > 0) & (learned.shares < 1)).all()
+    path = placement.path(passages, points=8)
+    assert learned.total == pytest.approx(path.total, rel=1e-5)
+    if columns == 1:
+        assert np.argmax(learned.shares) == np.argmax(path.layers)
+    jax.tree.map(np.testing.assert_array_equal, placement.model.weights, before)
+
+
+def test_learned_shares_follow_the_price(placement, passages):
+    few, many = (
+        placement.learned(passages, steps=40, target=target, columns=2).shares.mean()
+        for target in (0.0, 1.0)
+    )
+    assert few < 0.4 < 0.6 < many
+
+
+def test_alphas_go_down_the_slope_of_loss_and_price():
+    """One step of Adam from the middle, whose size is the rate and whose sign is the slope's."""
+    slope = np.array([[-2.0, -0.1], [0.3, 0.0]])
+    shares = _learned(lambda _: slope, (2, 2), 1, loss=1.0, target=0.4)
+    price = 2 * (0.5 / 0.4 - 1) / (0.4 * 4)
+    wanted = jax.nn.sigmoid(-ALPHA_RATE * np.sign(slope + price))
+    np.testing.assert_allclose(shares, wanted, rtol=1e-4)
 
 
 def test_the_highest_scores_are_kept():

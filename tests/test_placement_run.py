@@ -233,7 +233,7 @@ def test_the_one_layer_that_reads_is_found(tmp_path, capsys):
     tensors[name] = np.zeros_like(tensors[name])
     save_file(tensors, file)
     (tmp_path / "text.txt").write_text(words(400))
-    rules = "--config.checkpoint.rules=path,swap,restore"
+    rules = "--config.checkpoint.rules=path,swap,restore,frozen"
     layer = "--config.space.granularity=layer"
     keep = "--config.checkpoint.keep=1"
     assert (
@@ -244,12 +244,37 @@ def test_the_one_layer_that_reads_is_found(tmp_path, capsys):
     workdir = tmp_path / "run"
     assert main(["run", f"--config={tmp_path}/mine.py", f"--workdir={workdir}", "--quiet"]) == 0
     results = results_of(workdir)
-    for rule in ("path", "swap", "restore"):
+    for rule in ("path", "swap", "restore", "frozen"):
         assert results.named[rule].kept.tolist() == [[0], [1]], rule
     # Nothing else is lost, so the answer predicts as the checkpoint does.
     assert results.answer.kl("again") == pytest.approx(0, abs=1e-5)
     assert results.named["first"].kl("again") > 0.1
     assert results.answer.count == 1
+
+
+def test_learned_shares_can_decide(home, tmp_path):
+    """As the first rule, of KV groups, with the path beside it in the same table."""
+    config = checkpoint_defaults(
+        f"{home}/model",
+        f"{home}/text.txt",
+        rules=("frozen", "path"),
+        frozen_steps=5,
+        sequences=1,
+        points=1,
+        length=32,
+        keep=2,
+        cheap="sink(window=4, sinks=1)",
+    )
+    results = df.place(config, tmp_path / "run")
+    assert results.answer.name == "frozen"
+    assert results.answer.kept.shape == (2, 2)
+    assert results.answer.kept.sum() == 2
+    assert {"frozen_layers", "frozen_text", "frozen_again", "path"} <= results.named.keys()
+    assert not results.additivity
+    stored = json.loads((tmp_path / "run/scores.json").read_text())["scores"]
+    for scores in stored:
+        if scores["rule"] == "frozen":
+            assert np.sum(scores["scores"]) == pytest.approx(scores["totals"][0])
 
 
 def new(capsys, *words_):
@@ -273,8 +298,9 @@ def test_bad_input_is_one_line(home, tmp_path, capsys):
         ([f"--from={wide}", f"--data={tmp_path}/wide.txt"], "does not match its model"),
         ([f"--from={encoder}", text], "is an encoder, which keeps no cache"),
         ([f"--from={tmp_path}/none", text], "there is no folder"),
-        ([model, text, f"{option}rules=swop"], "Choices: path, swap, restore"),
+        ([model, text, f"{option}rules=swop"], "Choices: path, swap, restore, frozen"),
         ([model, text, f"{option}rules=swap"], "scores whole layers"),
+        ([model, text, f"{option}frozen_steps=0"], "frozen_steps must be at least 1"),
         ([model, text, "--config.space.granularity=head"], "keeps the whole KV group"),
         ([model, text, "--config.space.granularity=model"], "Choices: layer, kv_group"),
         ([model, text, f"{option}cheap=local(window=31)"], "so nothing is tested"),

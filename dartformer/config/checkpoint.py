@@ -14,8 +14,12 @@ from dartformer.errors import InputError
 from dartformer.fields import FieldError, at_least, between, check_types, one_of
 from dartformer.pretrained.tune import Tuning
 
-RULES = ("path", "swap", "restore")
-"""What scores places: the gradient along the path, one layer made cheap, or one made full."""
+RULES = ("path", "swap", "restore", "frozen")
+"""What scores places: the gradient along the path, one layer made cheap, one made full, or the share
+of full attention that they learn while the weights are frozen."""
+
+OF_LAYERS = ("swap", "restore")
+"""The rules that score whole layers."""
 
 GRANULARITIES = ("layer", "kv_group")
 
@@ -33,8 +37,9 @@ class Checkpoint:
       cheap: the attention of the places that do not keep full attention: a window, with or without
         sinks.
       rules: what scores the places. "path" takes gradients from the cheap attention everywhere to
-        the checkpoint; "swap" makes one layer cheap at a time, and "restore" one full. The first
-        decides, and others are compared with it.
+        the checkpoint; "swap" makes one layer cheap at a time, and "restore" one full. "frozen"
+        learns the mixture within the budget. The first decides, and others are compared with it.
+      frozen_steps: of Adam on each sequence for the rule "frozen".
       points: gradients of each sequence along the path; more of them add up better.
       length: tokens of a sequence, which the scores hold for.
       sequences: of each kind (text, and a passage that comes again) that score the places.
@@ -47,6 +52,7 @@ class Checkpoint:
     text: str = ""
     cheap: str = "sink(window=32, sinks=4)"
     rules: tuple[str, ...] = ("path",)
+    frozen_steps: int = 25
     points: int = 8
     length: int = 256
     sequences: int = 4
@@ -55,7 +61,7 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(self, 1, "points", "sequences")
+        at_least(self, 1, "points", "sequences", "frozen_steps")
         at_least(self, 2, "held_out")  # one has no interval
         at_least(self, 0, "keep")
         for name, value in (("folder", self.folder), ("text", self.text)):
@@ -183,10 +189,10 @@ class PlacementConfig:
         check_types(self)
         between(self, 0, LARGEST_SEED, "seed")
         rule, granularity = self.checkpoint.rules[0], self.space.granularity
-        if rule != "path" and granularity != "layer":
+        if rule in OF_LAYERS and granularity != "layer":
             raise InputError(
                 f"checkpoint.rules={rule!r} does not work with space.granularity={granularity!r}, "
-                f"because it scores whole layers. Put 'path' first, or use "
+                f"because it scores whole layers. Put 'path' or 'frozen' first, or use "
                 f"space.granularity='layer'."
             )
         if bool(self.checkpoint.keep) == bool(self.search.budget):

@@ -60,7 +60,8 @@ class Scores(Record):
     Attributes:
       rule: that scored them.
       kind: "text" or "again".
-      scores: `[B, L, C]` of each sequence, in nats of KL divergence.
+      scores: `[B, L, C]` of each sequence, in nats of KL divergence. Of the rule "frozen" they are
+        the total, shared out as the learned shares of full attention.
       totals: `[B]`, the KL divergence of each sequence with the cheap attention everywhere.
       seconds: of all sequences.
       processor_seconds: of all cores together.

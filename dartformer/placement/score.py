@@ -99,6 +99,11 @@ def _of_sequence(study: PlacementStudy, rule: str, sequence: Sequences) -> tuple
     if rule == "path":
         scores = placement.path(sequence, study.config.checkpoint.points)
         return scores.groups, scores.total
+    if rule == "frozen":
+        steps = study.config.checkpoint.frozen_steps
+        learned = placement.learned(sequence, steps, study.affordable_share, study.columns)
+        # In nats like those of other rules: what all places together are worth, shared out.
+        return learned.shares * learned.total / learned.shares.sum(), learned.total
     layers = placement.swap(sequence)
     if rule == "restore":
         layers = placement.restore(sequence)

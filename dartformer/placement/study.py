@@ -185,6 +185,12 @@ class PlacementStudy:
         kept = top(np.zeros((layers, self.columns)), keep)
         return Limit(self.places.bytes_of(kept, length), length)
 
+    @property
+    def affordable_share(self) -> float:
+        """Share of the places that the budget has room for; all of them cost the same."""
+        full, cheap = (self.places.bytes_of(kept, self.limit.length) for kept in ends(self.places))
+        return min((self.limit.bytes - cheap) / (full - cheap), 1.0)
+
     def check(self) -> None:
         """Raise `InputError` for whatever cannot be, before anything is written or loaded."""
         self.places.require_length(self.config.checkpoint.length)
@@ -197,7 +203,9 @@ class PlacementStudy:
         tokens = {}
         for kind, split in self.kinds.items():
             tokens[kind] = split.calibration.tokens.tolist()
-        settings = (options.cheap, options.points, options.length, options.sequences)
+        settings = [options.cheap, options.points, options.length, options.sequences]
+        if "frozen" in options.rules:
+            settings += [options.frozen_steps, self.limit.bytes, self.limit.length]
         return {
             "checkpoint": fingerprint(contents),
             "text": fingerprint(tokens),

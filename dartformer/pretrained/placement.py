@@ -10,7 +10,7 @@ The score of a place is its share of what the path loses on the way,
 with P points: P backward passes score all places at once."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax import Array
 
@@ -63,6 +64,22 @@ class PathScores(NamedTuple):
     def layers(self) -> np.ndarray:
         """`[L, 1]`, what each layer is worth."""
         return self.groups.sum(1, keepdims=True)
+
+
+class LearnedShares(NamedTuple):
+    """What places learn with the weights frozen.
+
+    Attributes:
+      shares: `[L, C]` of full attention, from 0 to 1.
+      total: the KL divergence with the cheap attention everywhere.
+    """
+
+    shares: np.ndarray
+    total: float
+
+
+ALPHA_RATE = 0.1
+"""The learning rate of alphas, which move by about as much in each step of Adam."""
 
 
 def top(scores: np.ndarray, count: int) -> np.ndarray:
@@ -286,6 +303,41 @@ class Placement:
         kl = self.evaluate(placements, sequences).kl.mean(1)
         return (kl[-1] - kl[:-1])[:, None]
 
+    def learned(
+        self, sequences: Sequences, steps: int, target: float, columns: int
+    ) -> LearnedShares:
+        """The share of full attention that each place learns, with the weights frozen.
+
+        Adam lowers F(m) + F(0) (mean m / target - 1)^2 over alphas, where m = sigmoid(alpha) and
+        F(0) is what the cheap attention everywhere loses: the KL divergence, and a price that
+        leads to the budget (alphas alone, as DASH has them, arXiv:2605.20936).
+
+        Args:
+          sequences: each one learns shares of its own, whose mean is returned.
+          steps: of Adam for each sequence.
+          target: share of the places that the budget has room for.
+          columns: places of a layer, 1 or all its KV groups.
+        """
+        self.places.require_length(sequences.tokens.shape[1])
+        shares, total = np.zeros((self.space.layers, columns)), 0.0
+        for tokens in sequences.tokens:
+            teacher = self._teacher(tokens, sequences.scored)
+            cheap = self.mixture(np.zeros((self.space.layers, 1)))
+            lost = self._predict(self.model.weights, cheap, tokens, sequences.scored)
+            loss = float(_compare(teacher, lost, tokens[sequences.scored])[1])
+
+            def slope(m: np.ndarray, tokens: np.ndarray = tokens, full: Array = teacher) -> Any:
+                mixture = self.mixture(m)
+                heads = self._slope(mixture, self.model.weights, tokens, sequences.scored, full)
+                # Heads of a place share its m: [L, H] to [L, C, H / C].
+                difference = np.asarray(heads)[..., 0] - np.asarray(heads)[..., 1]
+                return difference.reshape(*m.shape, -1).sum(-1)
+
+            total += loss
+            shares += _learned(slope, shares.shape, steps, loss, target)
+        count = len(sequences.tokens)
+        return LearnedShares(shares / count, total / count)
+
     @cached_property
     def _structure(self) -> nnx.GraphDef[Transformer]:
         config, candidates = self.model.config, self.space.candidates
@@ -328,6 +380,27 @@ class Placement:
         full = self.mixture(np.ones((self.space.layers, 1)))
         predictions: Array = self._predict(self.model.weights, full, tokens, scored)
         return predictions
+
+
+def _learned(
+    slope: Callable[[np.ndarray], np.ndarray],
+    shape: tuple[int, ...],
+    steps: int,
+    loss: float,
+    target: float,
+) -> np.ndarray:
+    """Shares `[L, C]` after some steps of Adam on their alphas, see `Placement.learned`."""
+    alphas = jnp.zeros(shape)  # halfway between full and cheap
+    optimizer = optax.adam(ALPHA_RATE)
+    state = optimizer.init(alphas)
+    target = max(target, 1 / alphas.size)
+    for _ in range(steps):
+        m = np.asarray(jax.nn.sigmoid(alphas), np.float64)
+        price = 2 * loss * (m.mean() / target - 1) / (target * m.size)
+        gradient = (slope(m) + price) * m * (1 - m)
+        change, state = optimizer.update(jnp.asarray(gradient, alphas.dtype), state)
+        alphas = alphas + change
+    return np.asarray(jax.nn.sigmoid(alphas), np.float64)
 
 
 def kl_divergence(teacher: Array, student: Array) -> Array:
