@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import dartformer as df
-from dartformer.attention import parse
+from dartformer.attention import Shape, parse
 from dartformer.errors import InputError
 from dartformer.models.layerwise import block_of, ends_of, weights_of_ends
 from dartformer.models.transformer import transformer
@@ -77,6 +77,62 @@ def test_what_is_the_same_attention_has_no_loss():
     model = df.load_pretrained(FOLDERS / "llama")
     fits = align(model, genotype("local(window=31)", "full"), TOKENS, QUICK).fits
     assert fits[0].before < 1e-10
+    assert fits[0].size == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+@pytest.mark.parametrize("text", ["gated_delta", "uniform"])
+def test_outputs_begin_with_the_size_that_fits_best(name, text):
+    """Of what is not trained, no other factor of W_o is closer to the checkpoint."""
+    model = df.load_pretrained(FOLDERS / name)
+    still = Alignment(steps=1, batch=8, rate=1e-12, own_rate=1e-12)
+    aligned = align(model, genotype(text, "full"), TOKENS, still)
+    (fit,) = aligned.fits
+    assert fit.after < fit.before
+    valid = jnp.ones(TOKENS.shape, bool)
+    ends = nnx.merge(ends_of(model.config, model.genotype), weights_of_ends(model.weights))
+    x, _ = ends.embedded(jnp.asarray(TOKENS), valid)
+
+    def output(model, factor):
+        weights = model.weights["blocks"][0]
+        projections = weights["mixer"]["projections"][0]
+        projections = {**projections, "o": factor * projections["o"]}
+        weights = {**weights, "mixer": {**weights["mixer"], "projections": {0: projections}}}
+        block = nnx.merge(block_of(model.config, model.genotype, 0), weights)
+        return np.asarray(block.mixer(block.read(x), valid, None, train=False, key=None))
+
+    teacher = output(model, 1.0)
+    errors = [((output(aligned.model, f) - teacher) ** 2).sum() for f in (0.9, 1.0, 1.1)]
+    assert errors[1] < min(errors[0], errors[2])
+
+
+@pytest.mark.parametrize("text", ["window_linear(window=3)", "linear(feature='hedgehog')"])
+def test_feature_maps_are_trained_from_the_weights_of_the_checkpoint(text):
+    model = df.load_pretrained(FOLDERS / "llama")
+    hybrid = genotype(text, "full")
+    still = Alignment(steps=1, rate=1e-12, own_rate=1e-12)
+    mixers = []
+    for options in (still, QUICK):
+        aligned = align(model, hybrid, TOKENS, options)
+        mixers.append(aligned.model.weights["blocks"][0]["mixer"])
+    (fit,) = aligned.fits
+    assert fit.after < 0.8 * fit.before
+    before = model.weights["blocks"][0]["mixer"]["projections"][0]
+    for name in "qkv":
+        np.testing.assert_allclose(mixers[0]["projections"][0][name], before[name], atol=1e-9)
+    for first, last in zip(*(jax.tree.leaves(mixer["own"]) for mixer in mixers), strict=True):
+        assert np.abs(np.asarray(last) - np.asarray(first)).max() > 1e-3
+
+
+def test_the_rate_of_what_no_checkpoint_has_trained_is_its_own():
+    model = df.load_pretrained(FOLDERS / "llama")
+    hybrid = genotype("window_linear(window=3)", "full")
+    options = Alignment(steps=3, rate=1e-12, own_rate=1e-2)
+    mixer = align(model, hybrid, TOKENS, options).model.weights["blocks"][0]["mixer"]
+    before = model.weights["blocks"][0]["mixer"]["projections"][0]
+    np.testing.assert_allclose(mixer["projections"][0]["q"], before["q"], atol=1e-9)
+    start = df.parse("window_linear(window=3)").init(jax.random.key(0), Shape(32, 4, 6, 24))
+    assert np.abs(np.asarray(mixer["own"][0]["window"]) - start["window"]).max() > 1e-3
 
 
 def test_an_aligned_model_is_written_and_read(tmp_path):
@@ -108,6 +164,6 @@ def test_what_cannot_be_aligned_is_one_line():
     ):
         with pytest.raises(InputError, match=message):
             align(model, *arguments)
-    for options in ({"steps": 0}, {"batch": 0}, {"rate": 0.0}):
+    for options in ({"steps": 0}, {"batch": 0}, {"rate": 0.0}, {"own_rate": 0.0}):
         with pytest.raises(InputError, match="must be"):
             Alignment(**options)

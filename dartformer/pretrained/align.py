@@ -7,7 +7,10 @@ trained together with the attention's own parameters on what the checkpoint's la
 
 over all tokens: 1 is as good as a constant. Layers do not depend on one another, because each reads
 the checkpoint's own inputs (the first stage of RADLADS, arXiv:2505.03005, and of other conversions
-to linear attention). Only the mixer of a layer is trained."""
+to linear attention). Only the mixer of a layer is trained.
+
+A checkpoint's attention has no norm behind it, so no candidate has `branch_norm`. Instead W_o
+begins multiplied by the number for which the outputs come closest to the checkpoint's."""
 
 import dataclasses
 from collections.abc import Callable
@@ -34,11 +37,13 @@ class Fit(NamedTuple):
     Attributes:
       layer: its number.
       before, after: the loss on the sequences, before and after training.
+      size: what W_o was multiplied by before training, so that outputs have the checkpoint's size.
     """
 
     layer: int
     before: float
     after: float
+    size: float = 1.0
 
 
 class Aligned(NamedTuple):
@@ -60,21 +65,25 @@ class Alignment:
     Attributes:
       steps: of Adam for each layer.
       batch: sequences in a step.
-      rate: the learning rate, which falls to 0 along a cosine.
+      rate: the learning rate of the projections, which falls to 0 along a cosine.
+      own_rate: that of the attentions' own parameters, which no checkpoint has trained, such as the
+        feature maps of `window_linear`.
       seed: of the own parameters of attentions.
     """
 
     steps: int = 30
     batch: int = 4
     rate: float = 1e-3
+    own_rate: float = 1e-2
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not self.rate > 0:
-            raise InputError(f"rate must be above 0, got {self.rate}.")
+        for name in ("rate", "own_rate"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be above 0, got {getattr(self, name)}.")
 
 
 def align(
@@ -149,7 +158,7 @@ class _Work:
     def fit(self, layer: int, pairs: list[tuple[Array, Array]]) -> tuple[Weights, Fit]:
         """The weights of a layer with the mixer of the genotype, trained."""
         kind = layer_kinds(self.model.config, self.genotype)[layer]
-        loss, step, optimizer = self._students(kind)
+        loss, moments, step, optimizer = self._students(kind)
         block = self.model.weights["blocks"][layer]
         mixer = {**block["mixer"]}
         own = self._own(layer)
@@ -162,11 +171,14 @@ class _Work:
                 losses.append(float(loss(mixer, block, inputs, output)))
             return float(np.mean(losses))
 
-        before, state = mean_loss(mixer), optimizer.init(mixer)
+        before = mean_loss(mixer)
+        size = _size([moments(mixer, block, *pair) for pair in pairs])
+        mixer = _scaled(mixer, size)
+        state = optimizer.init(mixer)
         for number in range(self.options.steps):
             inputs, output = pairs[number % len(pairs)]
             mixer, state = step(mixer, state, block, inputs, output)
-        return {**block, "mixer": mixer}, Fit(layer, before, mean_loss(mixer))
+        return {**block, "mixer": mixer}, Fit(layer, before, mean_loss(mixer), size)
 
     def _own(self, layer: int) -> Any:
         """New parameters of a layer's attentions; None where they have none."""
@@ -194,19 +206,30 @@ class _Work:
         return self._programs["teacher", kind]
 
     def _students(self, kind: int) -> Any:
-        """Loss, step and optimizer of a kind of layer."""
+        """Loss, moments, step and optimizer of a kind of layer."""
         if ("student", kind) not in self._programs:
             structure = block_of(self.model.config, self.genotype, kind)
-            schedule = optax.cosine_decay_schedule(self.options.rate, self.options.steps)
-            optimizer = optax.adam(schedule)
+            optimizer = _optimizer(self.options)
 
-            def loss(mixer: Weights, block: Weights, inputs: Array, output: Array) -> Array:
+            def run(mixer: Weights, block: Weights, inputs: Array) -> Array:
                 student: Block = nnx.merge(structure, {**block, "mixer": mixer})
                 valid = jnp.ones(inputs.shape[:2], bool)
-                found = student.mixer(inputs, valid, None, train=False, key=None)
+                return student.mixer(inputs, valid, None, train=False, key=None)
+
+            def loss(mixer: Weights, block: Weights, inputs: Array, output: Array) -> Array:
                 output = output.astype(jnp.promote_types(output.dtype, jnp.float32))
                 spread = jnp.sum((output - output.mean((0, 1))) ** 2)
-                return jnp.sum((found - output) ** 2) / spread
+                return jnp.sum((run(mixer, block, inputs) - output) ** 2) / spread
+
+            @jax.jit
+            def moments(
+                mixer: Weights, block: Weights, inputs: Array, output: Array
+            ) -> tuple[Array, Array]:
+                # The output is W_o u + b.
+                biased = run(mixer, block, inputs).astype(jnp.float32)
+                bias = run(_scaled(mixer, 0.0), block, inputs).astype(jnp.float32)
+                unbiased = biased - bias
+                return jnp.sum(unbiased * (output - bias)), jnp.sum(unbiased**2)
 
             @jax.jit
             def step(
@@ -217,8 +240,44 @@ class _Work:
                 moved: Any = optax.apply_updates(mixer, change)
                 return moved, state
 
-            self._programs["student", kind] = jax.jit(loss), step, optimizer
+            self._programs["student", kind] = jax.jit(loss), moments, step, optimizer
         return self._programs["student", kind]
+
+
+SMALLEST = 0.1
+"""The least factor of W_o: the best one of an output that says nothing yet would be 0."""
+
+
+def _size(moments: list[tuple[Array, Array]]) -> float:
+    """The factor c of least squares |c u - a|^2, from u . a and u . u of each batch."""
+    products = sum(float(product) for product, _ in moments)
+    squares = sum(float(square) for _, square in moments)
+    if squares == 0:
+        return 1.0
+    return max(products / squares, SMALLEST)
+
+
+def _scaled(mixer: Weights, size: float) -> Weights:
+    """The weights of a mixer with W_o multiplied by `size`."""
+    projections = mixer["projections"][0]
+    scaled = {**projections, "o": size * projections["o"]}
+    return {**mixer, "projections": {0: scaled}}
+
+
+def _optimizer(options: Alignment) -> optax.GradientTransformation:
+    """Adam with a rate for the own parameters of attentions and one for everything else."""
+
+    def adam(rate: float) -> optax.GradientTransformation:
+        return optax.adam(optax.cosine_decay_schedule(rate, options.steps))
+
+    def labels(mixer: Weights) -> dict[str, str]:
+        groups = dict.fromkeys(mixer, "projections")
+        if "own" in mixer:
+            groups["own"] = "own"
+        return groups
+
+    rates = {"projections": adam(options.rate), "own": adam(options.own_rate)}
+    return optax.multi_transform(rates, labels)
 
 
 def _mixed(block: Block, x: Array) -> Array:
