@@ -13,7 +13,7 @@ from dartformer.attention import Shape, parse
 from dartformer.errors import InputError
 from dartformer.models.layerwise import block_of, ends_of, weights_of_ends
 from dartformer.models.transformer import transformer
-from dartformer.pretrained.align import Alignment, align
+from dartformer.pretrained.align import Alignment, align, untrained
 from dartformer.space.genotype import Genotype
 from dartformer.training.checkpoint import named_leaves
 
@@ -142,6 +142,22 @@ def test_an_aligned_model_is_written_and_read(tmp_path):
     assert saved.reason.startswith("transformers has no class with gated_delta")
     again = df.load_pretrained(tmp_path / "out")
     jax.tree.map(np.testing.assert_array_equal, again.weights, aligned.weights)
+
+
+def test_an_untrained_model_is_the_checkpoint_with_new_parameters():
+    model = df.load_pretrained(FOLDERS / "llama")
+    hybrid = genotype("window_linear(window=3)", "full")
+    start = untrained(model, hybrid, seed=3)
+    named, before = dict(named_leaves(start.weights)), dict(named_leaves(model.weights))
+    for leaf, value in before.items():
+        np.testing.assert_array_equal(named[leaf], value)
+    assert {name.split("/")[3] for name in set(named) - set(before)} == {"own"}
+    still = Alignment(steps=1, rate=1e-12, own_rate=1e-12, seed=3)
+    aligned = align(model, hybrid, TOKENS, still).model.weights
+    np.testing.assert_allclose(
+        aligned["blocks"][0]["mixer"]["own"][0]["W_q"], named["blocks/0/mixer/own/0/W_q"], atol=1e-9
+    )
+    assert np.isfinite(start(TOKENS[:1])).all()
 
 
 def test_the_same_seed_gives_the_same_weights():

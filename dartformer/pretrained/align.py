@@ -129,6 +129,33 @@ def align(
     return Aligned(aligned, tuple(fits))
 
 
+def untrained(model: Pretrained, genotype: Genotype, seed: int = 0) -> Pretrained:
+    """The checkpoint with the attentions of a genotype before `align`.
+
+    Projections are the checkpoint's, and own parameters of attentions are as `align` draws them.
+    """
+    require_shape(genotype, model.config)
+    blocks = dict(model.weights["blocks"])
+    for layer, block in blocks.items():
+        if genotype.layers[layer] != model.genotype.layers[layer]:
+            blocks[layer] = {**block, "mixer": _new_mixer(model, genotype, layer, seed)}
+    weights = {**model.weights, "blocks": blocks}
+    return dataclasses.replace(model, genotype=genotype, weights=weights)
+
+
+def _new_mixer(model: Pretrained, genotype: Genotype, layer: int, seed: int) -> Weights:
+    """A layer's weights of the checkpoint, with new parameters of the attentions of a genotype."""
+    one = dataclasses.replace(model.config, layers=1, nope_layers=())
+    net = transformer(one, Genotype((genotype.layers[layer],)))
+    key = jax.random.fold_in(jax.random.key(seed), layer)
+    mixer = dict(model.weights["blocks"][layer]["mixer"])
+    # The block is drawn as a whole, and thrown away but for these.
+    own = net.init(key)["blocks"][0]["mixer"].get("own")
+    if own is not None:
+        mixer["own"] = own
+    return mixer
+
+
 @dataclasses.dataclass(frozen=True)
 class _Work:
     """The programs of an alignment: one for each kind of layer."""
@@ -160,10 +187,7 @@ class _Work:
         kind = layer_kinds(self.model.config, self.genotype)[layer]
         loss, moments, step, optimizer = self._students(kind)
         block = self.model.weights["blocks"][layer]
-        mixer = {**block["mixer"]}
-        own = self._own(layer)
-        if own is not None:
-            mixer["own"] = own
+        mixer = _new_mixer(self.model, self.genotype, layer, self.options.seed)
 
         def mean_loss(mixer: Weights) -> float:
             losses = []
@@ -179,14 +203,6 @@ class _Work:
             inputs, output = pairs[number % len(pairs)]
             mixer, state = step(mixer, state, block, inputs, output)
         return {**block, "mixer": mixer}, Fit(layer, before, mean_loss(mixer), size)
-
-    def _own(self, layer: int) -> Any:
-        """New parameters of a layer's attentions; None where they have none."""
-        one = dataclasses.replace(self.model.config, layers=1, nope_layers=())
-        net = transformer(one, Genotype((self.genotype.layers[layer],)))
-        key = jax.random.fold_in(jax.random.key(self.options.seed), layer)
-        # The block is drawn as a whole, and thrown away but for these.
-        return net.init(key)["blocks"][0]["mixer"].get("own")
 
     @cached_property
     def _programs(self) -> dict[tuple[str, int], Any]:

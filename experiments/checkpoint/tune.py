@@ -20,7 +20,7 @@ import numpy as np
 
 import dartformer as df
 from dartformer.pretrained import Pretrained
-from dartformer.pretrained.align import Alignment, align
+from dartformer.pretrained.align import Alignment, align, untrained
 from dartformer.pretrained.passages import pieces, repeated
 from dartformer.pretrained.tune import Tuner, Tuning, compare, predictions, training_sequences
 from dartformer.training.checkpoint import Checkpoints
@@ -33,9 +33,6 @@ TRAINED = 0.8
 
 ALIGNED = 16
 """Sequences that layers are aligned on."""
-
-UNTRAINED = Alignment(steps=1, rate=1e-12)
-"""Gives new attentions their parameters, and leaves them as they are drawn."""
 
 
 def arguments() -> argparse.Namespace:
@@ -114,8 +111,7 @@ def main() -> None:
         rows[layer] = (df.parse(options.attention),) * teacher.config.heads
     genotype = df.Genotype(tuple(rows))
     test.say("full", teacher, sequences=len(sequences))
-    untrained = align(teacher, genotype, sequences[:4], UNTRAINED).model
-    test.say("untrained", untrained, layers=options.layers)
+    test.say("untrained", untrained(teacher, genotype, options.seed), layers=options.layers)
     spent = Spent.now()
     chosen = np.linspace(0, len(sequences) - 1, ALIGNED).astype(int)
     settings = Alignment(steps=options.align_steps, seed=options.seed)
