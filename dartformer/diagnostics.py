@@ -263,8 +263,11 @@ def discretisation(soft: Sequence[float], hard: Sequence[float]) -> Finding:
 # Findings about the branches.
 
 
-def loudness(rms: np.ndarray, space: SearchSpace, branch_norm: bool) -> Finding:
-    """Dead or shouting branches, by the RMS `[L, K]` of their outputs before any norm."""
+def loudness(rms: np.ndarray, space: SearchSpace, branch_norm: bool, start: str = "") -> Finding:
+    """Dead or shouting branches, by the RMS `[L, K]` of their outputs before any norm.
+
+    `start` is the checkpoint that the search began with, whose model cannot have the norm.
+    """
     outputs = np.asarray(rms, np.float64)
     source = f"this package; dead is below {SILENT:g}, where the branch norm's epsilon counts"
     if not np.isfinite(outputs).all():
@@ -289,7 +292,11 @@ def loudness(rms: np.ndarray, space: SearchSpace, branch_norm: bool) -> Finding:
     if warnings:
         verdict = _first(warnings)
         if not dead:
-            verdict += ". The mixture then measures scale: set model.branch_norm=True"
+            verdict += ". The mixture then measures scale: "
+            if start:
+                verdict += "leave it out of space.candidates"
+            else:
+                verdict += "set model.branch_norm=True"
     else:
         verdict = f"no branch is dead; the loudest has {value:.1f} times the median RMS"
         if loud:

@@ -208,6 +208,13 @@ def test_loudness(rms, norm, fine, says):
     assert says in found.verdict
 
 
+def test_a_loud_branch_of_a_checkpoint_is_not_answered_with_a_norm_it_cannot_have():
+    rms = np.array([(1, 1, 1, 1000), (1, 1, 1, 1)])
+    result = diagnostics.loudness(rms, SPACE, False, start="all-MiniLM-L6-v2")
+    assert not result.fine
+    assert result.verdict.endswith("measures scale: leave it out of space.candidates")
+
+
 @pytest.mark.parametrize(
     ("gradient", "fine", "says"),
     [

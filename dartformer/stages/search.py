@@ -478,7 +478,9 @@ def _judge(study: Study, observed: Observation | None, seeds: Sequence[Seed]) ->
     if observed is None:
         return []
     findings = [
-        diagnostics.loudness(observed.rms, study.space, study.model.branch_norm),
+        diagnostics.loudness(
+            observed.rms, study.space, study.model.branch_norm, study.config.start
+        ),
         diagnostics.learning(observed.gradient, study.space),
     ]
     if observed.curvature is not None:
