@@ -73,8 +73,8 @@ class Alignment:
 
     steps: int = 30
     batch: int = 4
-    rate: float = 1e-3
-    own_rate: float = 1e-2
+    rate: float = 3e-3
+    own_rate: float = 3e-2
     seed: int = 0
 
     def __post_init__(self) -> None:
