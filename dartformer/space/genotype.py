@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dartformer import attention
 from dartformer.attention.base import Attention
 from dartformer.errors import InputError
+from dartformer.space.source import source
 
 FORMAT = 1
 
@@ -95,6 +96,12 @@ class Genotype:
         except (ValueError, RecursionError) as error:
             raise InputError(f"not a genotype: {error}.") from None
         return cls.from_dict(data)
+
+    def to_source(self, framework: str = "flax") -> str:
+        """A module with these attentions, in a few lines of "flax" or "torch" to paste and run.
+
+        Raises `InputError` for attentions that PyTorch has no call for: it has full and local."""
+        return source(self.layers, framework)
 
     def __str__(self) -> str:
         return in_words(self.texts())
