@@ -4,7 +4,7 @@ import importlib.util
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -29,6 +29,9 @@ from dartformer.space.genotype import Genotype
 from dartformer.stages.layout import Layout
 from dartformer.tasks.base import ReadsTables
 from dartformer.training import metric
+
+KEPT = ("config.json", "results.json", "genotype.json", "export/*")
+"""Files that a copy of a result takes along; logs and checkpoints stay."""
 
 
 class Documents(NamedTuple):
@@ -60,6 +63,23 @@ class FitResult:
         self._classes = classes
         # Removed with this object.
         self._temporary = temporary
+
+    # A copy, as `pickle` and `joblib` make it, has its model and scores in a folder of its own.
+
+    def __getstate__(self) -> dict[str, Any]:
+        files = {}
+        for name in KEPT:
+            for file in sorted(self.workdir.glob(name)):
+                files[str(file.relative_to(self.workdir))] = file.read_bytes()
+        return {"files": files, "classes": dict(self._classes)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        temporary = tempfile.TemporaryDirectory(prefix="dartformer-")
+        for name, content in state["files"].items():
+            file = Path(temporary.name) / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        self.__init__(temporary.name, state["classes"], temporary)  # type: ignore[misc]
 
     # What the run found.
 
@@ -137,27 +157,45 @@ class FitResult:
             return self._of_words(documents)
         return self._probabilities(documents)
 
-    def score(self, X: object, y: object) -> float:
+    def score(self, X: object, y: object = None) -> float:
         """The score of the predictions by the metric that decided the run.
 
-        Raises `InputError` for a label that training did not have."""
+        Without y the labels are those in X. Raises `InputError` for a label that training did not
+        have."""
         measure = metric.find(self.results.measure)
         if measure.name == "bits_per_character":
             raise InputError("score does not work with a language. Its scores are in `results`.")
-        table, _, label = memory.rows_of(X, y, self._names)
-        documents = self._of_table(table)
-        values = table.column(label).to_pylist()
+        rows = memory.rows_of(X, y, self._names)
+        documents = self._of_table(rows.table)
+        if rows.label:
+            values = rows.table.column(rows.label).to_pylist()
+        else:
+            values = self._labels_in(rows.table)
+        if self.model.model.shape.labels_tokens:
+            return self._score_of_words(documents, values, measure)
+        kind, names, outputs = "classification", self.model.labels, self._probabilities
         if self._predicts_numbers:
-            reader = Reader("regression", ())
-            numbers = [self._label(reader, value, i) for i, value in enumerate(values)]
-            labels = Labels(np.array(numbers), np.arange(len(numbers)), len(numbers))
-            return measure.of_answers(Answers(self._numbers(documents), labels))
-        if not self.model.model.shape.labels_tokens:
-            reader = Reader("classification", self.model.labels)
-            numbers = [self._label(reader, value, i) for i, value in enumerate(values)]
-            labels = Labels(np.array(numbers), np.arange(len(numbers)), len(numbers))
-            return measure.of_answers(Answers(self._probabilities(documents), labels))
-        return self._score_of_words(documents, values, measure)
+            kind, names, outputs = "regression", (), self._numbers
+        reader = Reader(kind, names)
+        numbers = [self._label(reader, value, i) for i, value in enumerate(values)]
+        if len(numbers) != len(documents.where):
+            raise InputError(
+                f"X has {len(documents.where):,} examples and y has {len(numbers):,}. Each needs one."
+            )
+        labels = Labels(np.array(numbers), np.arange(len(numbers)), len(numbers))
+        return measure.of_answers(Answers(outputs(documents), labels))
+
+    def _labels_in(self, table: Any) -> list[Any]:
+        """The labels of the examples in a table, read as those of a file."""
+        task: Any = self._task_of(table)
+        with tempfile.TemporaryDirectory(prefix="dartformer-") as folder:
+            path = memory.write({"rows": table}, Path(folder))
+            # Its rows are all there is, and none is in a split.
+            own = {"path": str(path), "valid": "", "test": "", "split": "", "group": ""}
+            known = {field.name for field in fields(task)}
+            options = {name: value for name, value in own.items() if name in known}
+            rows = replace(task, **options).sources(None)["train"].rows()
+            return [row.label for row in rows]
 
     def _score_of_words(
         self, documents: Documents, values: Sequence[object], measure: metric.Metric
@@ -209,11 +247,7 @@ class FitResult:
 
     def _of_table(self, table: Any) -> Documents:
         """The rows of a table, read as those of a file; `InputError` names one that cannot be read."""
-        task = self.model.model.task
-        if not isinstance(task, ReadsTables) or getattr(task, "kind", "") == "language":
-            raise InputError(
-                "this model continues texts. Use dartformer.generate with `model` instead."
-            )
+        task = self._task_of(table)
         listed = Documents([], [])
         with tempfile.TemporaryDirectory(prefix="dartformer-") as folder:
             path = memory.write({"rows": table}, Path(folder))
@@ -221,6 +255,21 @@ class FitResult:
                 listed.documents.append(row.document)
                 listed.where.append(f"row {number} of X")
         return listed
+
+    def _task_of(self, table: Any) -> ReadsTables:
+        """The task of the model, as it reads a table."""
+        task: Any = self.model.model.task
+        if not isinstance(task, ReadsTables) or getattr(task, "kind", "") == "language":
+            raise InputError(
+                "this model continues texts. Use dartformer.generate with `model` instead."
+            )
+        sentence = getattr(task, "sentence", "")
+        if not sentence or sentence in table.column_names:
+            return task
+        # Lists of words need no column that says which sentence they are of.
+        options: Any = task
+        options = replace(options, sentence="")
+        return options
 
     def _logits(self, documents: Documents) -> np.ndarray:
         try:

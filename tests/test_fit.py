@@ -1,10 +1,16 @@
 """Fit: data in memory give what a file of them gives, and its result predicts and shows itself."""
 
 import csv
+import functools
 import importlib.util
 import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
+import pyarrow.csv
 import pytest
 
 import dartformer as df
@@ -28,6 +34,15 @@ TINY = {
     "log__eval_every": 3,
 }
 """A run that has only to work."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    """Compiling is what takes long here, so optimise less."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
 
 GOOD, BAD = ("fine", "lovely", "great"), ("dull", "awful", "poor")
 
@@ -326,3 +341,83 @@ def test_missing_numbers_and_texts(asked):
     (_, numbers), (_, texts) = asked
     assert sum(numbers[part]["rows"] for part in ("train", "valid", "test")) == 60
     assert sum(texts[part]["rows"] for part in ("train", "valid", "test")) == 89
+
+
+# The five tasks of the page on data in memory.
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "memory_data.md"
+
+TASKS = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)[:5]
+
+KINDS = ("classification", "classification", "regression", "labelling", "forecasting")
+
+
+class Columns(dict):
+    """What the page does with a DataFrame, where pandas is not installed."""
+
+    def __getitem__(self, names):
+        if isinstance(names, list):
+            return {name: self[name] for name in names}
+        return super().__getitem__(names)
+
+
+def read_csv(file):
+    table = pyarrow.csv.read_csv(file)
+    return Columns(table.to_pydict())
+
+
+def execute(block):
+    """The names that a block of the page leaves; of its last line the value."""
+    names = {}
+    if importlib.util.find_spec("pandas") is None:
+        block = block.replace("import pandas as pd\n", "")
+        names["pd"] = SimpleNamespace(read_csv=read_csv)
+    *lines, last = block.splitlines()
+    exec(compile("\n".join([*lines, f"answer = {last}"]), str(PAGE), "exec"), names)
+    return names
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """The files that the page reads."""
+    monkeypatch.chdir(tmp_path)
+    columns = reviews()
+    words = {"sentence": [], "word": [], "tag": []}
+    for i in range(90):
+        for j in range(3 + i % 3):
+            words["sentence"].append(i)
+            number = (i // 6**j) % 6
+            words["word"].append((*GOOD, *BAD)[number])
+            words["tag"].append(("name", "other")[number < 3])
+    for name, table in {
+        "reviews": {"text": columns["review"], "mood": columns["mood"]},
+        "pairs": {
+            "question1": columns["review"],
+            "question2": columns["reply"],
+            "same": [i % 2 for i in range(90)],
+        },
+        "wines": {"notes": columns["review"], "points": columns["stars"]},
+        "words": words,
+        "sales": {"day": list(range(300)), "sales": [i % 7 + i / 50 for i in range(300)]},
+    }.items():
+        pyarrow.csv.write_csv(pyarrow.table(table), f"{name}.csv")
+
+
+@pytest.mark.parametrize(("block", "kind"), list(zip(TASKS, KINDS, strict=True)))
+def test_each_task_takes_five_lines(block, kind, files, asked, monkeypatch):
+    """Each reads its file as what the page says, up to the trainings."""
+    assert len(list(filter(None, block.splitlines()))) <= 5
+    short = functools.partial(df.fit, **TINY)
+    monkeypatch.setattr(df, "fit", short)
+    monkeypatch.setattr(df.FitResult, "predict", lambda result, X: None)
+    execute(block)
+    ((task, _),) = asked
+    assert task.kind == kind
+    assert getattr(task, "inputs", 1) == 1 + ("pairs" in block)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", TASKS)
+def test_each_task_runs(block, files, monkeypatch):
+    monkeypatch.setattr(df, "fit", functools.partial(df.fit, **TINY))
+    assert len(execute(block)["answer"]) == 1

@@ -28,6 +28,7 @@ FLOORS = [
     ["report", "export", "tables"],
     ["api", "fitted"],
     ["fitting"],
+    ["sklearn"],
     ["cli"],
     ["__init__"],
     ["__main__", "configs"],

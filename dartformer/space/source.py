@@ -1,4 +1,4 @@
-"""A genotype as a few lines of source, to paste into a model of one's own."""
+"""A genotype as a few lines of source, to paste into your own model."""
 
 from collections.abc import Sequence
 
