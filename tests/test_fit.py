@@ -31,6 +31,7 @@ TINY = {
     "model__mlp_dim": 8,
     "space__granularity": "model",
     "retrain__seeds": (0,),
+    "race__rungs": (),
     "log__eval_every": 3,
 }
 """A run that has only to work."""

@@ -25,6 +25,7 @@ QUICK = {
         "model.mlp_dim": 2,
         "space.granularity": "model",
         "retrain.seeds": (0,),
+        "race.rungs": (),
     },
 }
 """A fit that has only to work."""
