@@ -13,6 +13,7 @@ import dartformer as df
 from dartformer.cli.main import main
 from dartformer.config import build_placement, checkpoint_defaults, override
 from dartformer.errors import InputError
+from dartformer.models.decode import decoding
 from dartformer.placement import tune as stage
 from dartformer.placement.records import Entrant, PlacementResults, Rung, TuneFile
 from dartformer.placement.study import PlacementStudy
@@ -172,6 +173,23 @@ def test_a_race_tunes_rivals_and_keeps_the_better_half(home, tmp_path):
     assert df.load_pretrained(tmp_path / "run/tuned").genotype == df.Genotype.from_dict(genotype)
 
 
+def test_places_that_are_not_kept_learn_another_attention(home, tmp_path, capsys):
+    """A state of its own per head in place of a window: another price, and other weights."""
+    values = {"tune.attention": "gated_delta", "space.granularity": "layer", "tune.steps": 3}
+    results = df.place(config_of(home, **values), tmp_path / "run")
+    exported = df.load_pretrained(tmp_path / "run/tuned")
+    kept = results.answer.kept[:, 0] == 1
+    for layer, row in enumerate(exported.genotype.layers):
+        assert set(row) == {df.parse("full" if kept[layer] else "gated_delta")}
+    assert results.to_dict()["genotype"] == exported.genotype.to_dict()
+    cache = decoding(exported.config, exported.genotype).init_cache(1, 32, np.float32)
+    states = [leaf.nbytes for leaf in jax.tree.leaves(cache) if leaf.ndim == 4]
+    assert results.tuning.kv_bytes == sum(states)
+    assert any("more than the budget" in line for line in results.warnings)
+    assert main(["generate", str(tmp_path / "run"), "--prompt=w1", "--max-tokens=2"]) == 0
+    assert "tuned weights" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 300])
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
 def test_a_race_ends_with_one_that_has_all_steps(steps, count):
@@ -206,6 +224,9 @@ BAD = [
     ({"tune.rate": 0.0}, "tune.rate must be above 0"),
     ({"tune.seed": -1}, "tune.seed must be"),
     ({"tune.steps": "many"}, "tune.steps"),
+    ({"tune.attention": "full"}, "tune.attention cannot be full"),
+    ({"tune.attention": "fulll"}, "fulll"),
+    ({"tune.attention": "ssd", "tune.align_steps": 0}, "tune.align_steps must be at least 1 with"),
 ]
 
 

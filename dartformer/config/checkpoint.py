@@ -8,6 +8,7 @@ from functools import cached_property
 
 from dartformer.attention import parse
 from dartformer.attention.base import Attention
+from dartformer.attention.full import Full
 from dartformer.config.sections import LARGEST_SEED
 from dartformer.cost.budget import Budget
 from dartformer.errors import InputError
@@ -135,6 +136,8 @@ class Tune(Tuning):
       steps: of Adam, in which the whole model learns; 0: nothing is trained.
       align_steps: of Adam for each layer before that, in which its attention learns to give what
         the checkpoint's gives.
+      attention: of the places that are not kept, from then on: one that must learn to replace full
+        attention, such as window_linear(window=32) or gated_delta; empty: checkpoint.cheap.
       race: how many placements are tuned: the answer and its nearest rivals. After each third of
         the steps the half that predicts the calibration sequences better goes on.
       save_every: steps between checkpoints, from which a stopped run goes on. With all weights each
@@ -143,6 +146,7 @@ class Tune(Tuning):
 
     steps: int = 0
     align_steps: int = 0
+    attention: str = ""
     race: int = 1
     save_every: int = 50
 
@@ -151,6 +155,17 @@ class Tune(Tuning):
         at_least(self, 0, "align_steps")
         at_least(self, 1, "race", "save_every")
         between(self, 0, LARGEST_SEED, "seed")
+        if self.attention and self.replacement == Full():
+            raise FieldError("attention", "cannot be full, which is what the kept places have.")
+        if self.attention and self.steps and not self.align_steps:
+            raise FieldError("align_steps", "must be at least 1 with an attention that must learn.")
+
+    @cached_property
+    def replacement(self) -> Attention | None:
+        """The attention, read from its text; None where the cheap one stays."""
+        if not self.attention:
+            return None
+        return parse(self.attention)
 
 
 def require_kv_bytes(budget: Budget, where: str) -> None:

@@ -35,6 +35,7 @@ from dartformer.placement.verdict import gap, gaps, verdict, warnings
 from dartformer.pretrained import Pretrained
 from dartformer.pretrained.passages import KINDS, Sequences
 from dartformer.results import GenotypeRecord
+from dartformer.space.genotype import Genotype
 
 
 def evaluate(study: PlacementStudy, folder: PlacementWorkdir, file: ScoreFile) -> PlacementResults:
@@ -136,10 +137,10 @@ def conclude(
     seconds["evaluate"] = evaluation.seconds
     processor["evaluate"] = evaluation.processor_seconds
     chosen = next(item for item in placed if item.role == "answer")
-    tuning = None
+    genotype, tuning = study.places.genotype(chosen.kept), None
     if trained is not None and evaluation.tuned is not None:
         tuning = _tuning(study, evaluation.tuned, placed, trained)
-        chosen = next(item for item in placed if item.name == tuning.placement)
+        genotype = Genotype.from_dict(tuning.genotype.to_dict())
         seconds["tune"], processor["tune"] = trained.seconds, trained.processor_seconds
         seconds["evaluate"] += evaluation.tuned.seconds
         processor["evaluate"] += evaluation.tuned.processor_seconds
@@ -153,7 +154,7 @@ def conclude(
         options.sequences,
         options.held_out,
         options.length,
-        GenotypeRecord.from_dict(study.places.genotype(chosen.kept).to_dict()),
+        GenotypeRecord.from_dict(genotype.to_dict()),
         study.described.config.layers * study.columns,
         scores,
         tuple(placed),
@@ -179,8 +180,12 @@ def _tuning(
     rows = []
     for kind, quality in tuned.quality.items():
         rows.append(gap("before", kind, quality, before.quality[kind]))
+    genotype = study.tuned_genotype(best.kept)
     return TuningResults(
         best.name,
+        options.attention or study.config.checkpoint.cheap,
+        GenotypeRecord.from_dict(genotype.to_dict()),
+        study.tuned_bytes(best.kept),
         options.steps,
         options.align_steps,
         options.adapters,
@@ -210,15 +215,14 @@ def placed_model(path: str | Path) -> Pretrained:
     teacher = folder.read(Teacher, folder.teacher)
     if teacher is not None:
         require_unchanged(teacher, study.described.folder)
+    best = tuned_entrant(study, folder)
+    if best is not None and study.tuned_genotype(best.kept) == genotype:
+        say(f"tuned weights of {folder.tuned}: {study.config.tune.steps} steps on {best.title}")
+        return tuned_model(study, folder)
     if not study.places.space.holds(genotype):
         raise InputError(
             f"{folder.genotype} is of another checkpoint. Run `dartformer derive` again."
         )
-    best = tuned_entrant(study, folder)
-    if best is None:
-        return replace(study.model, genotype=genotype)
-    if study.places.genotype(best.kept) != genotype:
+    if best is not None:
         say(f"{folder.genotype.name} is another placement than the tuned one: untrained weights")
-        return replace(study.model, genotype=genotype)
-    say(f"tuned weights of {folder.tuned}: {study.config.tune.steps} steps on {best.title}")
-    return tuned_model(study, folder)
+    return replace(study.model, genotype=genotype)

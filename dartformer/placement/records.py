@@ -339,6 +339,9 @@ class TuningResults(Record):
 
     Attributes:
       placement: name of the placement that was tuned.
+      attention: of the places that are not kept.
+      genotype: of the tuned model.
+      kv_bytes: of its caches.
       steps: of Adam on the whole model.
       align_steps: of each layer before that.
       adapters: their rank; 0 where all weights were trained.
@@ -350,6 +353,9 @@ class TuningResults(Record):
     """
 
     placement: str
+    attention: str
+    genotype: GenotypeRecord
+    kv_bytes: int
     steps: int
     align_steps: int
     adapters: int

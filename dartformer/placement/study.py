@@ -1,7 +1,7 @@
 """A placement in a checkpoint: its workdir, what its config stands for, and its budget."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -10,6 +10,7 @@ import numpy as np
 
 from dartformer import config as configs
 from dartformer.attention import to_text
+from dartformer.attention.full import Full
 from dartformer.config import PlacementConfig
 from dartformer.config.checkpoint import KV_BYTES
 from dartformer.cost.budget import Budget, BudgetTooSmall
@@ -23,12 +24,14 @@ from dartformer.machine.workdir import (
     read_json,
     write_checked_json,
 )
+from dartformer.models.mixers import require_all
 from dartformer.placement.records import FileMark, Teacher
 from dartformer.pretrained import Pretrained, described, load_pretrained
 from dartformer.pretrained.load import Described
 from dartformer.pretrained.passages import Split, both_kinds, tokens_of
-from dartformer.pretrained.placement import Placement, Places, top
+from dartformer.pretrained.placement import Placement, Places, cache_price, top
 from dartformer.space.genotype import Genotype
+from dartformer.space.search_space import SearchSpace
 from dartformer.stages.layout import CONFIG, claim
 
 R = TypeVar("R", bound=Record)
@@ -185,6 +188,24 @@ class PlacementStudy:
         kept = top(np.zeros((layers, self.columns)), keep)
         return Limit(self.places.bytes_of(kept, length), length)
 
+    @cached_property
+    def tuned_space(self) -> SearchSpace:
+        """Full and the attention that the other places have once they are tuned."""
+        replacement = self.config.tune.replacement
+        if replacement is None:
+            return self.places.space
+        require_all([replacement], self.described.config)
+        return replace(self.places.space, candidates=(Full(), replacement))
+
+    def tuned_genotype(self, kept: np.ndarray) -> Genotype:
+        """The genotype that keeps places `[L, C]`, once it is tuned."""
+        return self.tuned_space.genotype(np.where(kept, 0, 1))
+
+    def tuned_bytes(self, kept: np.ndarray) -> int:
+        """What the caches of the tuned placement take, at the length of the budget."""
+        price = cache_price(self.described.config, self.tuned_space, self.limit.length)
+        return round(price.of(self.tuned_genotype(kept), self.tuned_space))
+
     @property
     def affordable_share(self) -> float:
         """Share of the places that the budget has room for; all of them cost the same."""
@@ -194,7 +215,7 @@ class PlacementStudy:
     def check(self) -> None:
         """Raise `InputError` for whatever cannot be, before anything is written or loaded."""
         self.places.require_length(self.config.checkpoint.length)
-        self.limit, self.kinds  # noqa: B018 - raise
+        self.limit, self.kinds, self.tuned_space  # noqa: B018 - raise
 
     def identity(self, marks: Sequence[FileMark]) -> Identity:
         """Fingerprints of what scores belong to."""

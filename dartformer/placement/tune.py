@@ -90,7 +90,7 @@ def _with(file: TuneFile, reached: Sequence[Entrant]) -> TuneFile:
 def _write_genotype(study: PlacementStudy, folder: PlacementWorkdir, file: TuneFile) -> None:
     """The genotype of the tuned placement, which need not be that of the scores."""
     assert file.best is not None
-    write_text(folder.genotype, study.places.genotype(file.best.kept).to_json())
+    write_text(folder.genotype, study.tuned_genotype(file.best.kept).to_json())
 
 
 def better_half(entrants: Sequence[Entrant]) -> Sequence[Entrant]:
@@ -236,7 +236,7 @@ class Trainer:
     def aligned(self, entrant: Entrant) -> tuple[Pretrained, tuple[AlignedLayer, ...]]:
         """The checkpoint with the attentions of an entrant, aligned layer by layer."""
         teacher, steps = self.study.model, self.options.align_steps
-        genotype = self.study.places.genotype(entrant.kept)
+        genotype = self.study.tuned_genotype(entrant.kept)
         hybrid = dataclasses.replace(teacher, genotype=genotype)
         if not steps:
             return hybrid, ()

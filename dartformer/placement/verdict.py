@@ -96,6 +96,8 @@ def _tuned(results: PlacementResults, tuning: TuningResults) -> str:
     if tuning.adapters:
         weights = f"adapters of rank {tuning.adapters}"
     title = results.named[tuning.placement].title
+    if tuning.attention != results.cheap:
+        title += f" with {tuning.attention} elsewhere"
     return (
         f"Tuning {weights} of the {title} for {tuning.steps:,} steps brings the loss "
         f"{' and '.join(parts)}."
@@ -160,6 +162,12 @@ def warnings(results: PlacementResults) -> Iterator[str]:
         yield (
             f"Two halves of the calibration sequences have {results.agreement.common} of "
             f"{results.agreement.kept} places in common. Use more checkpoint.sequences."
+        )
+    if results.tuning is not None and results.tuning.kv_bytes > results.kv_bytes:
+        yield (
+            f"The caches of the tuned placement take {size(results.tuning.kv_bytes)}, more than the "
+            f"budget of {size(results.kv_bytes)}, because {results.tuning.attention} keeps more than "
+            f"{results.cheap}."
         )
     if results.answer.count == 0:
         yield "The budget keeps no place. Raise it."

@@ -29,6 +29,7 @@ from dartformer.cost.budget import Price
 from dartformer.cost.integer_program import Limits, solve
 from dartformer.errors import InputError
 from dartformer.models.mixers import require_all
+from dartformer.models.sizes import TransformerConfig
 from dartformer.models.supernet import MixedHeads
 from dartformer.models.transformer import Transformer, Weights, graph
 from dartformer.pretrained.load import Described, Pretrained
@@ -104,6 +105,16 @@ def uniform(layers: int, count: int) -> np.ndarray:
     return kept
 
 
+def cache_price(config: TransformerConfig, space: SearchSpace, length: int) -> Price:
+    """What the caches of a sequence of `length` tokens take, by candidate and number of heads."""
+    groups = np.zeros((len(space.candidates), config.heads + 1))
+    for k, candidate in enumerate(space.candidates):
+        for count in range(config.sharing, config.heads + 1, config.sharing):
+            shape = config.attention_shape(count, kv_heads=count // config.sharing, length=length)
+            groups[k, count] = candidate.cost(shape).state_bytes
+    return Price("kv_bytes", 0.0, groups)
+
+
 @dataclass(frozen=True)
 class Places:
     """The layers or KV groups of a decoder that keep full attention, or take a cheap one.
@@ -170,15 +181,7 @@ class Places:
 
     def kv_bytes(self, length: int) -> Price:
         """What the caches of a sequence of `length` tokens take, for `within`."""
-        config = self.described.config
-        groups = np.zeros((2, config.heads + 1))
-        for k, candidate in enumerate(self.space.candidates):
-            for count in range(config.sharing, config.heads + 1, config.sharing):
-                shape = config.attention_shape(
-                    count, kv_heads=count // config.sharing, length=length
-                )
-                groups[k, count] = candidate.cost(shape).state_bytes
-        return Price("kv_bytes", 0.0, groups)
+        return cache_price(self.described.config, self.space, length)
 
     def require_length(self, length: int) -> None:
         """Raise `InputError` for sequences that are too long, or on which nothing is saved."""

@@ -403,8 +403,8 @@ def tuning_table(results: PlacementResults, tuning: TuningResults) -> Iterator[L
     full = results.named["full"].quality
     rows = {
         "the checkpoint": full,
-        f"{results.named[tuning.placement].title}, before": tuning.before,
-        "after": tuning.after,
+        f"{results.named[tuning.placement].title}, {results.cheap}": tuning.before,
+        f"tuned, {tuning.attention}": tuning.after,
     }
     by_kind = {row.kind: row for row in tuning.gaps}
     for title, quality in rows.items():
@@ -426,7 +426,10 @@ def tuning_sentence(tuning: TuningResults) -> str:
     weights = f"{tuning.parameters:,} numbers"
     if tuning.adapters:
         weights += f" of adapters of rank {tuning.adapters}"
-    parts = [f"{tuning.steps:,} steps trained {weights}"]
+    parts = [
+        f"{tuning.steps:,} steps trained {weights}",
+        f"the caches take {size(tuning.kv_bytes)}",
+    ]
     if tuning.align_steps:
         parts.append(f"each layer was aligned for {tuning.align_steps:,} steps before")
     if len(tuning.entrants) > 1:
