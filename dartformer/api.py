@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from dartformer import config as configs
 from dartformer import cost
 from dartformer.config import Config, PlacementConfig
-from dartformer.config.checkpoint import require_kv_bytes
 from dartformer.cost.budget import Budget, BudgetTooSmall
 from dartformer.errors import InputError
 from dartformer.export import checksums
@@ -231,7 +230,6 @@ def derive_placement(workdir: str | Path, budget: Budget | None = None) -> Place
     study = PlacementStudy(PlacementFolder(workdir).read_config())
     limit = study.limit
     if budget is not None:
-        require_kv_bytes(budget, "--budget")
         limit = limit_of(budget, study.places)
     with PlacementWorkdir(workdir, study.config) as folder, _placing(folder, "derive"):
         return choose_stage.derive_within(study, folder, limit)

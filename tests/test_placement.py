@@ -188,7 +188,6 @@ def test_the_price_is_what_decoding_keeps(placement):
 
 
 BAD = [
-    ("bert", CHEAP, "because it predicts no next tokens"),
     ("ministral", CHEAP, "some of its layers have no full attention"),
     ("llama", df.parse("full"), "must not be full itself"),
     ("llama", df.parse("synthesizer"), "synthesizer"),

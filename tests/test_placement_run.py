@@ -122,8 +122,8 @@ def test_qualities_are_those_of_the_library(workdir, home):
     study = PlacementStudy(df.config.load_any(home / "mine.py"))
     held_out = study.kinds["again"].held_out
     quality = study.placement.evaluate([results.answer.kept], held_out)
-    assert results.answer.nll("again") == pytest.approx(float(quality.nll.mean()), rel=1e-5)
-    assert results.named["full"].kl("again") == pytest.approx(0, abs=1e-5)
+    assert results.answer.loss("again") == pytest.approx(float(quality.nll.mean()), rel=1e-5)
+    assert results.named["full"].divergence("again") == pytest.approx(0, abs=1e-5)
 
 
 def test_a_finished_run_computes_nothing_again(copy, config, monkeypatch):
@@ -247,8 +247,8 @@ def test_the_one_layer_that_reads_is_found(tmp_path, capsys):
     for rule in ("path", "swap", "restore", "frozen"):
         assert results.named[rule].kept.tolist() == [[0], [1]], rule
     # Nothing else is lost, so the answer predicts as the checkpoint does.
-    assert results.answer.kl("again") == pytest.approx(0, abs=1e-5)
-    assert results.named["first"].kl("again") > 0.1
+    assert results.answer.divergence("again") == pytest.approx(0, abs=1e-5)
+    assert results.named["first"].divergence("again") > 0.1
     assert results.answer.count == 1
 
 
@@ -296,7 +296,7 @@ def test_bad_input_is_one_line(home, tmp_path, capsys):
         ([model, f"--data={tmp_path}"], "must be a file"),
         ([model, f"--data={tmp_path}/short.txt"], "the text has 50 tokens, and 12 sequences"),
         ([f"--from={wide}", f"--data={tmp_path}/wide.txt"], "does not match its model"),
-        ([f"--from={encoder}", text], "is an encoder, which keeps no cache"),
+        ([f"--from={encoder}", text], "takes 16 tokens, of which a window saves nothing"),
         ([f"--from={tmp_path}/none", text], "there is no folder"),
         ([model, text, f"{option}rules=swop"], "Choices: path, swap, restore, frozen"),
         ([model, text, f"{option}rules=swap"], "scores whole layers"),
@@ -365,7 +365,7 @@ def test_any_budget_is_met_and_used(home, seed):
     none = places.bytes_of(np.zeros((2, 1)), length)
     limit = Limit(float(rng.uniform(none, full)), length)
     kept = choose(places, scores, limit)
-    assert places.bytes_of(kept, length) <= limit.bytes
+    assert places.bytes_of(kept, length) <= limit.amount
     assert kept.sum() == affordable(places, limit, 2)
     if 0 < kept.sum() < 4:
         assert scores[kept].min() >= scores[~kept].max()

@@ -16,14 +16,16 @@ from dartformer.cli.terminal import say
 from dartformer.config import PlacementConfig
 from dartformer.config.checkpoint import Checkpoint, PlacementSpace
 from dartformer.cost.budget import Budget, parse
+from dartformer.data.plain_text import is_plain_text
 from dartformer.errors import InputError
 from dartformer.machine.console import Console
 from dartformer.machine.progress import duration
 from dartformer.placement.records import PlacementBudgetAnswer, PlacementResults
 from dartformer.placement.study import PlacementStudy, ends
-from dartformer.placement.verdict import IN_WORDS, believed, places_of, size
-from dartformer.pretrained import described
-from dartformer.pretrained.load import Described
+from dartformer.placement.verdict import DECODER, ENCODER, believed, cost, places_of, size
+from dartformer.pretrained import described, sentence
+from dartformer.pretrained.base import Described
+from dartformer.pretrained.passages import TEXT, documents_in
 from dartformer.pretrained.placement import Places, uniform
 from dartformer.report.placement import read
 
@@ -41,6 +43,16 @@ WINDOW, SINKS = 8, 8
 
 FEWEST = 16
 """Tokens of a sequence that a window can be tested on."""
+
+WINDOW_OF_ENCODER = 32
+"""The window is one in so many tokens of a document."""
+
+SCORED, TESTED = 16, 32
+"""Documents that score the places and that test the choice, where there are as many: an encoder
+reads one in much less time than a decoder."""
+
+SHORTEST_OF_ENCODER = 64
+"""Tokens of a document on which a window computes less than full attention."""
 
 
 HEAD = """Which layers or KV groups of a checkpoint keep full attention.
@@ -67,9 +79,12 @@ class Proposal(NamedTuple):
     budget: str
 
 
-def is_encoder(folder: str) -> bool:
-    """Whether a checkpoint reads texts in both directions, and predicts no next tokens."""
-    return not described(Path(folder).expanduser()).config.causal
+def trains(folder: str, data: str | None) -> bool:
+    """Whether `new --from` writes a training: an encoder's, on texts that have a class or number."""
+    if described(Path(folder).expanduser()).config.causal:
+        return False
+    # Plain text has no labels, so that it can only score layers.
+    return not data or not is_plain_text(Path(data).expanduser())
 
 
 def propose(folder: str, text: str, values: Mapping[str, object]) -> Proposal:
@@ -80,24 +95,50 @@ def propose(folder: str, text: str, values: Mapping[str, object]) -> Proposal:
     checkpoint = described(Path(folder).expanduser())
     # Fields that are edited first are in the file, even as they are by default.
     edited = {"checkpoint.cheap": Checkpoint.cheap, "space.granularity": PlacementSpace.granularity}
-    fields = {**edited, **_sizes(checkpoint), **values}
+    fields = {**edited, **_sizes(checkpoint, text), **values}
     draft = _built(folder, text, {**fields, "checkpoint.keep": 1, "search.budget": {}})
     places = PlacementStudy(draft).places
     length = min(checkpoint.config.length, LONGEST)
     budgeted = any(name.startswith(("search.budget", "checkpoint.keep")) for name in values)
-    if not budgeted:
-        kept = _quarter(places)
+    kept = _quarter(places)
+    if not budgeted and places.encodes:
+        fields["checkpoint.keep"] = int(kept.sum())
+    elif not budgeted:
         fields["search.budget"] = {"kv_bytes": places.bytes_of(kept, length), "length": length}
     study = PlacementStudy(_built(folder, text, fields))
     study.check()
-    half = size(study.limit.bytes / 2).replace(" ", "")
+    if places.encodes:
+        return Proposal(fields, _sentences_of_encoder(study), _budget_of_encoder(study))
+    half = size(study.limit.amount / 2).replace(" ", "")
     budget = f"kv_bytes={half},length={study.limit.length}"
     return Proposal(fields, _sentences(study, length), budget)
 
 
-def _sizes(checkpoint: Described) -> dict[str, object]:
+def _budget_of_encoder(study: PlacementStudy) -> str:
+    """A budget between both ends, for an example."""
+    full, none = (study.limit.cost_of(kept, study.places) for kept in ends(study.places))
+    middle = float(f"{(full + none) / 2:.3g}")
+    return f"{study.limit.quantity}={middle:.3g},length={study.limit.length}"
+
+
+def _sizes(checkpoint: Described, text: str) -> dict[str, object]:
     """A length that the model takes, and a window that is small beside it."""
     length = min(checkpoint.config.length, LENGTH)
+    if sentence.is_encoder(checkpoint):
+        if length < SHORTEST_OF_ENCODER:
+            raise InputError(
+                f"{checkpoint.folder} takes {length} tokens, of which a window saves nothing."
+            )
+        # Both ends of a text are seen, so windows need no sinks.
+        cheap = f"local(window={length // WINDOW_OF_ENCODER})"
+        fields: dict[str, object] = {
+            "checkpoint.length": length,
+            "checkpoint.cheap": cheap,
+            "space.granularity": "layer",
+        }
+        if len(documents_in(text)) >= SCORED + TESTED:
+            fields |= {"checkpoint.sequences": SCORED, "checkpoint.held_out": TESTED}
+        return fields
     if length == LENGTH:
         return {}  # the defaults
     if length < FEWEST:
@@ -124,6 +165,26 @@ def _built(folder: str, text: str, values: Mapping[str, object]) -> PlacementCon
     return configs.build_placement(config)
 
 
+def _sentences_of_encoder(study: PlacementStudy) -> list[str]:
+    """What was found in an encoder."""
+    checkpoint, places, config = study.described, study.places, study.described.config
+    options, limit = study.config.checkpoint, study.limit
+    full, none = (limit.cost_of(kept, places) for kept in ends(places))
+    module = sentence.sentence_of(checkpoint)
+    documents = study.kinds[TEXT]
+    lengths = [*documents.calibration.lengths, *documents.held_out.lengths]
+    return [
+        f"{checkpoint.family}, {config.layers} layers of {config.heads} heads, {config.length:,} "
+        f"tokens at most; embeddings are pooled by {module.pooling}",
+        f"{len(lengths)} documents are read, cut after {options.length} tokens; the shortest has "
+        f"{min(lengths)}",
+        f"a text of {limit.length:,} tokens takes {cost(full, limit.quantity)} with full attention, "
+        f"and {cost(none, limit.quantity)} with {to_text(places.cheap)} everywhere",
+        f"the budget is {cost(limit.amount, limit.quantity)}, {limit.amount / full:.0%} of full "
+        f"attention's",
+    ]
+
+
 def _sentences(study: PlacementStudy, length: int) -> list[str]:
     """What was found in a checkpoint."""
     checkpoint, places, config = study.described, study.places, study.described.config
@@ -135,8 +196,8 @@ def _sentences(study: PlacementStudy, length: int) -> list[str]:
         f"KV groups, {config.length:,} tokens at most",
         f"the cache of {length:,} tokens takes {size(full)} with full attention, and {size(none)} "
         f"with {to_text(places.cheap)} everywhere ({config.dtype})",
-        f"the budget is {size(limit.bytes)} at {limit.length:,} tokens, "
-        f"{limit.bytes / all_full:.0%} of full attention's",
+        f"the budget is {size(limit.amount)} at {limit.length:,} tokens, "
+        f"{limit.amount / all_full:.0%} of full attention's",
     ]
 
 
@@ -252,15 +313,18 @@ def show_budget(answer: PlacementBudgetAnswer, workdir: Path) -> None:
     """Which places are kept within a budget."""
     console = Console()
     console.print(grid(answer.kept))
+    words, amount, full = DECODER, float(answer.kv_bytes), float(answer.full_bytes)
+    if answer.cost is not None and answer.full_cost is not None:
+        words, amount, full = ENCODER, answer.cost, answer.full_cost
     say(
         console,
         f"Keep full attention in {int(answer.kept.sum())} of {answer.kept.size} "
-        f"{places_of(answer.granularity)}: {size(answer.kv_bytes)} of cache at {answer.length:,} tokens, "
-        f"{answer.kv_bytes / answer.full_bytes:.0%} of {size(answer.full_bytes)}.",
+        f"{places_of(answer.granularity)}: {cost(amount, answer.quantity)} {words.of} "
+        f"{answer.length:,} tokens, {amount / full:.0%} of {cost(full, answer.quantity)}.",
     )
     parts = []
     for kind, share in answer.share.items():
-        parts.append(f"{share:.0%} on {IN_WORDS[kind]}")
+        parts.append(f"{share:.0%} on {words.kinds[kind]}")
     say(
         console,
         f"By the scores that saves, of what {answer.cheap} everywhere loses, {' and '.join(parts)}.",

@@ -93,14 +93,14 @@ class DataConfig(NamedTuple):
 
 def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """Print a starting config."""
-    if arguments.checkpoint and not checkpoint.is_encoder(arguments.checkpoint):
+    if arguments.checkpoint and not checkpoint.trains(arguments.checkpoint, arguments.data):
         text = _new_for_checkpoint(arguments, values)
     elif arguments.data:
         text = _new_for_data(arguments, values)
     elif arguments.checkpoint:
         raise InputError(
             f"--from={arguments.checkpoint} needs --data=FILE: texts that have a class or a number "
-            f"each, for the encoder to be trained on."
+            f"each, for the encoder to be trained on, or plain text that its layers are scored with."
         )
     elif any(getattr(arguments, name) is not None for name in OF_DATA):
         flags = ", ".join(f"--{name}" for name in OF_DATA)

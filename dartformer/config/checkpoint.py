@@ -26,6 +26,9 @@ GRANULARITIES = ("layer", "kv_group")
 
 KV_BYTES = "kv_bytes"
 
+ENCODER_QUANTITIES = ("flops", "latency_ms")
+"""What the layers of an encoder differ in, which keeps no cache."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -34,7 +37,8 @@ class Checkpoint:
     Attributes:
       folder: of the checkpoint, as Hugging Face writes it.
       text: a file of text like that which the model is for. Its beginning scores the places, and
-        the rest tests the choice.
+        the rest tests the choice. An encoder reads its lines as documents, or what blank lines set
+        off.
       cheap: the attention of the places that do not keep full attention: a window, with or without
         sinks.
       rules: what scores the places. "path" takes gradients from the cheap attention everywhere to
@@ -43,9 +47,10 @@ class Checkpoint:
       frozen_steps: of Adam on each sequence for the rule "frozen".
       points: gradients of each sequence along the path; more of them add up better.
       length: tokens of a sequence, which the scores hold for.
-      sequences: of each kind (text, and a passage that comes again) that score the places.
+      sequences: of each kind (text, and a passage that comes again; an encoder has documents
+        alone) that score the places.
       held_out: sequences of each kind that test the choice.
-      keep: layers or KV groups that keep full attention, in place of search.budget; 0: as the
+      keep: layers or KV groups that keep full attention, in place of search.budget. 0: as the
         budget says.
     """
 
@@ -109,7 +114,8 @@ class PlacementBudget:
     """How large the cache may be.
 
     Attributes:
-      budget: the most bytes of keys and values (kv_bytes) of a sequence of `length` tokens.
+      budget: the most bytes of keys and values (kv_bytes) of a sequence of `length` tokens; of an
+        encoder, the most flops, or measured milliseconds (latency_ms), of a text of so many tokens.
     """
 
     budget: Mapping[str, object] = field(default_factory=dict)
@@ -124,7 +130,9 @@ class PlacementBudget:
         if not self.budget:
             return None
         budget = Budget.of(self.budget)
-        require_kv_bytes(budget, "search.budget")
+        # Whether the checkpoint is an encoder is not known here.
+        if not set(budget.quantities) <= set(ENCODER_QUANTITIES):
+            require_kv_bytes(budget, "search.budget")
         return budget
 
 

@@ -1,6 +1,7 @@
 """Choosing: which places the scores keep within a budget, and the placements beside them."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +18,8 @@ from dartformer.placement.study import (
     by_layer,
     ends,
 )
-from dartformer.placement.verdict import LITTLE
-from dartformer.pretrained.passages import AGAIN, KINDS, TEXT
+from dartformer.placement.verdict import LITTLE, LITTLE_DISTANCE
+from dartformer.pretrained.passages import AGAIN, TEXT
 from dartformer.pretrained.placement import Places, top, uniform
 from dartformer.results import GenotypeRecord
 
@@ -35,7 +36,11 @@ ALONE = {TEXT: "text alone", AGAIN: "repeated passage alone"}
 
 
 def combined(
-    file: ScoreFile, rule: str, kinds: Sequence[str], part: slice = EVERYTHING
+    file: ScoreFile,
+    rule: str,
+    kinds: Sequence[str],
+    part: slice = EVERYTHING,
+    least: float = LITTLE,
 ) -> np.ndarray:
     """Scores `[L, C]` of a rule: each kind as a share of what all cheap places lose.
 
@@ -44,6 +49,7 @@ def combined(
       rule: that scored.
       kinds: of sequences that count, equally.
       part: of the sequences.
+      least: loss that tests something.
     """
     shares = []
     for kind in kinds:
@@ -56,13 +62,13 @@ def combined(
             # Layers stand in for each other, so single swaps add up to less than that.
             total = float(mean.sum())
         # Where nothing is lost nothing is tested, and such scores must not be blown up.
-        shares.append(mean / max(total, LITTLE))
+        shares.append(mean / max(total, least))
     return np.sum(shares, axis=0)
 
 
 def choose(places: Places, scores: np.ndarray, limit: Limit) -> np.ndarray:
     """The places `[L, C]` with the highest sum of scores within a limit."""
-    return places.within(scores, [(places.kv_bytes(limit.length), limit.bytes)])
+    return places.within(scores, [(limit.price(places), limit.amount)])
 
 
 class Choice(NamedTuple):
@@ -81,7 +87,7 @@ class Choice(NamedTuple):
 
 def answer(study: PlacementStudy, file: ScoreFile, part: slice = EVERYTHING) -> np.ndarray:
     """The places `[L, C]` that the first rule chooses by both kinds of sequences."""
-    scores = combined(file, study.config.checkpoint.rules[0], tuple(KINDS), part)
+    scores = combined(file, study.config.checkpoint.rules[0], study.kind_names, part)
     return choose(study.places, study.at_granularity(scores), study.limit)
 
 
@@ -89,7 +95,7 @@ def derived_choices(study: PlacementStudy, file: ScoreFile) -> Iterator[Choice]:
     """What the scores choose: the answer first, then by one kind alone, and by other rules."""
     for number, rule in enumerate(study.config.checkpoint.rules):
         # Groups are compared with layers of the same rule.
-        layouts = [study.at_granularity(combined(file, rule, tuple(KINDS)))]
+        layouts = [study.at_granularity(combined(file, rule, study.kind_names))]
         if layouts[0].shape[1] > 1:
             layouts.append(by_layer(layouts[0]))
         for scores in layouts:
@@ -100,6 +106,8 @@ def derived_choices(study: PlacementStudy, file: ScoreFile) -> Iterator[Choice]:
             elif number == 0:
                 role = "answer"
             yield Choice(name, f"{counted(kept)} by {rule}", role, kept)
+        if len(study.kind_names) == 1:
+            continue
         for kind, words in ALONE.items():
             scores = study.at_granularity(combined(file, rule, (kind,)))
             kept = choose(study.places, scores, study.limit)
@@ -134,22 +142,23 @@ def baselines(study: PlacementStudy) -> Iterator[Choice]:
 
 def affordable(places: Places, limit: Limit, columns: int) -> int:
     """How many of `columns` places a layer are within a limit, whichever they are."""
-    full, cheap = (places.bytes_of(kept, limit.length) for kept in ends(places))
+    full, cheap = (limit.cost_of(kept, places) for kept in ends(places))
     total = places.described.config.layers * columns
     # All places cost the same. Rounded, because a budget is often made of so many of them.
-    return min(int((limit.bytes - cheap) / (full - cheap) * total + 1e-6), total)
+    return min(int((limit.amount - cheap) / (full - cheap) * total + 1e-6), total)
 
 
 def front(study: PlacementStudy, file: ScoreFile) -> Iterator[Choice]:
     """The first rule, equal distances and a random draw with other budgets."""
-    places, length = study.places, study.limit.length
+    places, rule = study.places, study.config.checkpoint.rules[0]
     layers = places.described.config.layers
-    scores = study.at_granularity(combined(file, study.config.checkpoint.rules[0], tuple(KINDS)))
+    scores = study.at_granularity(combined(file, rule, study.kind_names))
     rng = np.random.default_rng(study.config.seed)
     counts = {round(share * layers) for share in FRONT}
     counts -= {0, layers, affordable(places, study.limit, 1)}
     for count in sorted(counts):
-        limit = Limit(places.bytes_of(top(np.zeros((layers, 1)), count), length), length)
+        cost = study.limit.cost_of(top(np.zeros((layers, 1)), count), places)
+        limit = study.limit._replace(amount=cost)
         kept = choose(places, scores, limit)
         yield Choice(f"answer@{count}", counted(kept), "front", kept)
         kept = uniform(layers, count)
@@ -187,23 +196,40 @@ def derive_within(
     """The best places within a limit, from the stored scores; the weights are not read."""
     file = require_scores(study, folder)
     rule = study.config.checkpoint.rules[0]
-    kept = choose(study.places, study.at_granularity(combined(file, rule, tuple(KINDS))), limit)
+    kinds = study.kind_names
+    kept = choose(study.places, study.at_granularity(combined(file, rule, kinds)), limit)
     shares = {}
-    for kind in KINDS:
-        shares[kind] = float(study.at_granularity(combined(file, rule, (kind,)))[kept].sum())
+    least = LITTLE
+    if study.places.encodes:
+        least = LITTLE_DISTANCE
+    for kind in kinds:
+        of_kind = study.at_granularity(combined(file, rule, (kind,), least=least))
+        shares[kind] = float(of_kind[kept].sum())
     full, _ = ends(study.places)
     genotype = study.places.genotype(kept)
+    cost, full_cost = (limit.cost_of(grid, study.places) for grid in (kept, full))
     answered = PlacementBudgetAnswer(
-        round(limit.bytes),
+        limit.amount,
         limit.length,
         study.config.space.granularity,
         study.config.checkpoint.cheap,
         kept.astype(int),
-        study.places.bytes_of(kept, limit.length),
-        study.places.bytes_of(full, limit.length),
+        round(cost),
+        round(full_cost),
         shares,
         GenotypeRecord.from_dict(genotype.to_dict()),
     )
+    if study.places.encodes:
+        answered = replace(
+            answered,
+            kv_bytes=0,
+            full_bytes=0,
+            quantity=limit.quantity,
+            cost=cost,
+            full_cost=full_cost,
+        )
+    else:
+        answered = replace(answered, limit=round(limit.amount))
     folder.write(folder.budget, answered)
     write_text(folder.genotype, genotype.to_json())
     return answered

@@ -33,7 +33,7 @@ from dartformer.placement.study import (
 from dartformer.placement.tune import evaluate_tuned, tuned_entrant, tuned_model
 from dartformer.placement.verdict import gap, gaps, verdict, warnings
 from dartformer.pretrained import Pretrained
-from dartformer.pretrained.passages import KINDS, Sequences
+from dartformer.pretrained.passages import Documents, Sequences
 from dartformer.results import GenotypeRecord
 from dartformer.space.genotype import Genotype
 
@@ -51,9 +51,12 @@ def evaluate(study: PlacementStudy, folder: PlacementWorkdir, file: ScoreFile) -
         quality = {}
         for kind, qualities in evaluation.qualities.items():
             quality[kind] = qualities[_key(study, choice)]
-        size = study.places.bytes_of(choice.kept, study.limit.length)
+        cost = study.limit.cost_of(choice.kept, study.places)
         kept = choice.kept.astype(int)
-        placed.append(Placed(choice.name, choice.title, choice.role, kept, size, quality))
+        item = Placed(choice.name, choice.title, choice.role, kept, round(cost), quality)
+        if study.places.encodes:
+            item = replace(item, kv_bytes=0, cost=cost)
+        placed.append(item)
     results = conclude(study, file, evaluation, placed, folder.read(TuneFile, folder.tuning))
     folder.write(folder.results, results)
     return results
@@ -95,22 +98,28 @@ def _key(study: PlacementStudy, choice: Choice) -> str:
 
 
 def _qualities(
-    study: PlacementStudy, kind: str, sequences: Sequences, placements: Mapping[str, np.ndarray]
+    study: PlacementStudy,
+    kind: str,
+    sequences: Sequences | Documents,
+    placements: Mapping[str, np.ndarray],
 ) -> dict[str, Measured]:
     """The qualities of placements on the sequences of a kind."""
     kept = list(placements.values())
-    nll, kl = [], []
+    columns: dict[str, list[np.ndarray]] = {}
     count = len(sequences.tokens)
     with Bar(f"evaluate {len(kept)} placements, {kind}", count) as bar:
         for number in range(count):
-            quality = study.placement.evaluate(kept, sequences.take(number, number + 1))
-            # As wide as the numbers of a file, so that a resumed run says the same.
-            nll.append(quality.nll[:, 0].astype(np.float64))
-            kl.append(quality.kl[:, 0].astype(np.float64))
+            measured = study.placement.measure(kept, sequences.take(number, number + 1))
+            for name, values in measured.items():
+                # As wide as the numbers of a file, so that a resumed run says the same.
+                columns.setdefault(name, []).append(values[:, 0].astype(np.float64))
             bar.update(number + 1, {})
-    # [B, M] to the sequences of each placement.
-    rows = zip(placements, np.array(nll).T, np.array(kl).T, strict=True)
-    return {key: Measured(nlls, kls) for key, nlls, kls in rows}
+    qualities = {}
+    for row, key in enumerate(placements):
+        # [B, M] to the sequences of each placement.
+        of_placement = {name: np.array(column)[:, row] for name, column in columns.items()}
+        qualities[key] = Measured(**of_placement)
+    return qualities
 
 
 def conclude(
@@ -124,7 +133,7 @@ def conclude(
     options, rule = study.config.checkpoint, study.config.checkpoint.rules[0]
     scores, additivity = {}, []
     seconds, processor = {"score": 0.0}, {"score": 0.0}
-    for kind in KINDS:
+    for kind in study.kind_names:
         of_kind = file.of(rule, kind)
         assert of_kind is not None
         scores[kind] = of_kind.scores.mean(0)
@@ -149,7 +158,7 @@ def conclude(
         study.described.family,
         options.cheap,
         study.config.space.granularity,
-        round(study.limit.bytes),
+        round(study.limit.amount),
         study.limit.length,
         options.sequences,
         options.held_out,
@@ -167,6 +176,9 @@ def conclude(
         _agreement(study, file),
         tuning,
     )
+    if study.places.encodes:
+        limit = study.limit
+        results = replace(results, kv_bytes=0, quantity=limit.quantity, limit=limit.amount)
     return replace(results, verdict=tuple(verdict(results)), warnings=tuple(warnings(results)))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dartformer.machine.record import Record
+from dartformer.pretrained.passages import AGAIN, TEXT
 from dartformer.results import GenotypeRecord
 
 SCHEMA = 1
@@ -60,9 +61,10 @@ class Scores(Record):
     Attributes:
       rule: that scored them.
       kind: "text" or "again".
-      scores: `[B, L, C]` of each sequence, in nats of KL divergence. Of the rule "frozen" they are
-        the total, shared out as the learned shares of full attention.
-      totals: `[B]`, the KL divergence of each sequence with the cheap attention everywhere.
+      scores: `[B, L, C]` of each sequence, in nats of KL divergence, or in cosine distance of an
+        encoder. Of the rule "frozen" they are the total, shared out as the learned shares of full
+        attention.
+      totals: `[B]`, the divergence of each sequence with the cheap attention everywhere.
       seconds: of all sequences.
       processor_seconds: of all cores together.
     """
@@ -97,25 +99,43 @@ class ScoreFile(Record):
 
 @dataclass(frozen=True)
 class Measured(Record):
-    """How a placement predicts the held-out sequences of one kind, `[B]` each, in nats.
+    """How good a placement is on the held-out sequences of one kind, `[B]` each.
 
     Attributes:
-      nll: mean negative log-likelihood of the scored tokens.
-      kl: mean KL divergence from the checkpoint's predictions.
+      nll: mean negative log-likelihood of the scored tokens, in nats; None for an encoder.
+      kl: mean KL divergence from the checkpoint's predictions, in nats; None for an encoder.
+      distance: of an encoder's embeddings from the checkpoint's, 1 - cosine; None for a decoder.
     """
 
-    nll: np.ndarray
-    kl: np.ndarray
+    nll: np.ndarray | None = None
+    kl: np.ndarray | None = None
+    distance: np.ndarray | None = None
+
+    @property
+    def loss(self) -> np.ndarray:
+        """What placements are compared by, in the unit of their results."""
+        if self.distance is not None:
+            return self.distance
+        assert self.nll is not None
+        return self.nll
+
+    @property
+    def divergence(self) -> np.ndarray:
+        """How far the outputs are from the checkpoint's: what the scores add up to."""
+        if self.distance is not None:
+            return self.distance
+        assert self.kl is not None
+        return self.kl
 
     @property
     def mean_nll(self) -> float:
         """Of all sequences."""
-        return float(np.mean(self.nll))
+        return float(np.mean(self.loss))
 
     @property
     def mean_kl(self) -> float:
         """Of all sequences."""
-        return float(np.mean(self.kl))
+        return float(np.mean(self.divergence))
 
 
 @dataclass(frozen=True)
@@ -256,8 +276,9 @@ class Placed(Record):
       role: "answer", "derived", "baseline", "end" (full or cheap everywhere), or "front" for one
         with another budget.
       kept: `[L, C]` of 0 and 1: layers, or KV groups of layers.
-      kv_bytes: of its caches.
+      kv_bytes: of its caches; 0 for an encoder, which has none.
       quality: by kind of sequences.
+      cost: of an encoder, in the quantity of its results; None for a decoder.
     """
 
     name: str
@@ -266,19 +287,27 @@ class Placed(Record):
     kept: np.ndarray
     kv_bytes: int
     quality: dict[str, Measured]
+    cost: float | None = None
 
     @property
     def count(self) -> int:
         """How many places are kept."""
         return int(self.kept.sum())
 
-    def nll(self, kind: str) -> float:
-        """Mean negative log-likelihood of the held-out sequences of a kind."""
-        return self.quality[kind].mean_nll
+    @property
+    def price(self) -> float:
+        """What it takes: bytes of its caches, or the cost of an encoder."""
+        if self.cost is not None:
+            return self.cost
+        return self.kv_bytes
 
-    def kl(self, kind: str) -> float:
-        """Mean KL divergence on the held-out sequences of a kind."""
-        return self.quality[kind].mean_kl
+    def loss(self, kind: str) -> float:
+        """Mean loss on the held-out sequences of a kind: a decoder's NLL, or an encoder's distance."""
+        return float(np.mean(self.quality[kind].loss))
+
+    def divergence(self, kind: str) -> float:
+        """Mean divergence from the checkpoint on the held-out sequences of a kind."""
+        return float(np.mean(self.quality[kind].divergence))
 
 
 @dataclass(frozen=True)
@@ -288,7 +317,7 @@ class Gap(Record):
     Attributes:
       baseline: the other's name.
       kind: of the sequences.
-      difference: of the mean NLLs, in nats; below 0 the answer is better.
+      difference: of the mean losses; below 0 the answer is better.
       noise: half the width of the 95% interval; null where it is unknown.
       outcome: "better", "worse" or "undecided"; "same" where the places are the same.
     """
@@ -307,7 +336,7 @@ class Additivity(Record):
     Attributes:
       kind: of the sequences.
       sum: of the scores of all places.
-      total: the exact KL divergence with the cheap attention everywhere.
+      total: the exact divergence with the cheap attention everywhere.
     """
 
     kind: str
@@ -375,8 +404,8 @@ class PlacementResults(Record):
       family: its `model_type`.
       cheap: the attention of the places that are not kept.
       granularity: "layer" or "kv_group".
-      kv_bytes: that the caches may take.
-      length: of the sequence whose caches are meant.
+      kv_bytes: that the caches may take; 0 for an encoder.
+      length: of the sequence whose caches are meant, or of the text that is encoded.
       calibration: sequences of each kind that scored the places.
       held_out: sequences of each kind that tested the choice.
       tokens: of a sequence.
@@ -388,6 +417,8 @@ class PlacementResults(Record):
       additivity: by kind; empty where the path was not scored.
       agreement: of the halves; None for a single calibration sequence.
       tuning: what tuning changed; absent where nothing is tuned.
+      quantity: what the budget of an encoder limits, such as "flops"; None for a decoder.
+      limit: on that quantity; None for a decoder.
       verdict: in sentences.
       warnings: in sentences.
       seconds: by stage.
@@ -416,7 +447,19 @@ class PlacementResults(Record):
     processor_seconds: dict[str, float]
     agreement: Agreement | None = None
     tuning: TuningResults | None = None
+    quantity: str | None = None
+    limit: float | None = None
     schema: int = SCHEMA
+
+    @property
+    def encodes(self) -> bool:
+        """Whether the checkpoint is an encoder."""
+        return self.quantity is not None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of sequences, that of the larger differences first."""
+        return tuple(kind for kind in (AGAIN, TEXT) if kind in self.scores)
 
     @property
     def named(self) -> Mapping[str, Placed]:
@@ -437,19 +480,21 @@ class PlacementBudgetAnswer(Record):
     """`budget.json`: which places to keep within another budget, from the stored scores.
 
     Attributes:
-      limit: the bytes that the caches may take.
-      length: of the sequence whose caches are meant.
+      limit: the bytes that the caches may take, or the limit on an encoder's quantity.
+      length: of the sequence whose caches are meant, or of the text that is encoded.
       granularity: "layer" or "kv_group".
       cheap: the attention of the other places.
       kept: `[L, C]` of 0 and 1.
-      kv_bytes: of the caches.
-      full_bytes: with full attention everywhere.
+      kv_bytes: of the caches; 0 for an encoder.
+      full_bytes: with full attention everywhere; 0 for an encoder.
       share: of what the cheap attention everywhere loses, what the scores of the kept places
         recover, by kind of sequences.
       genotype: the answer.
+      quantity, cost, full_cost: what is limited for an encoder, what the answer costs, and what
+        full attention everywhere does; None for a decoder.
     """
 
-    limit: int
+    limit: float
     length: int
     granularity: str
     cheap: str
@@ -458,3 +503,6 @@ class PlacementBudgetAnswer(Record):
     full_bytes: int
     share: dict[str, float]
     genotype: GenotypeRecord
+    quantity: str | None = None
+    cost: float | None = None
+    full_cost: float | None = None

@@ -19,7 +19,7 @@ from dartformer.placement.study import (
     marks_of,
     require_unchanged,
 )
-from dartformer.pretrained.passages import KINDS, Sequences
+from dartformer.pretrained.passages import Documents, Sequences
 
 
 def score(study: PlacementStudy, folder: PlacementWorkdir) -> ScoreFile:
@@ -64,7 +64,11 @@ def _teacher(study: PlacementStudy, folder: PlacementWorkdir) -> Teacher:
 
 
 def _scored(
-    study: PlacementStudy, rule: str, kind: str, sequences: Sequences, before: Scores | None
+    study: PlacementStudy,
+    rule: str,
+    kind: str,
+    sequences: Sequences | Documents,
+    before: Scores | None,
 ) -> Iterator[Scores]:
     """The scores of the sequences so far, after each one more."""
     rows: list[np.ndarray] = []
@@ -89,12 +93,14 @@ def _scored(
             totals.append(total)
             spent[0] += time.monotonic() - wall
             spent[1] += time.process_time() - processor
-            bar.update(number + 1, {"KL": total})
+            bar.update(number + 1, {study.divergence: total})
             yield Scores(rule, kind, np.array(rows), np.array(totals), *spent)
 
 
-def _of_sequence(study: PlacementStudy, rule: str, sequence: Sequences) -> tuple[np.ndarray, float]:
-    """Scores `[L, C]` by a rule, and the KL divergence with the cheap attention everywhere."""
+def _of_sequence(
+    study: PlacementStudy, rule: str, sequence: Sequences | Documents
+) -> tuple[np.ndarray, float]:
+    """Scores `[L, C]` by a rule, and the divergence with the cheap attention everywhere."""
     placement = study.placement
     if rule == "path":
         scores = placement.path(sequence, study.config.checkpoint.points)
@@ -108,7 +114,7 @@ def _of_sequence(study: PlacementStudy, rule: str, sequence: Sequences) -> tuple
     if rule == "restore":
         layers = placement.restore(sequence)
     _, none = ends(study.places)
-    return layers, float(placement.evaluate([none], sequence).kl.mean())
+    return layers, float(placement.divergence([none], sequence).mean())
 
 
 def _with(file: ScoreFile, scores: Scores) -> ScoreFile:
@@ -126,7 +132,7 @@ def require_scores(study: PlacementStudy, folder: PlacementFolder) -> ScoreFile:
     file = folder.read(ScoreFile, folder.scores)
     if teacher is not None:
         require_unchanged(teacher, study.described.folder)
-    for kind in KINDS:
+    for kind in study.kind_names:
         scores = None
         if file is not None:
             scores = file.of(study.config.checkpoint.rules[0], kind)

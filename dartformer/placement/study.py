@@ -1,5 +1,7 @@
 """A placement in a checkpoint: its workdir, what its config stands for, and its budget."""
 
+import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,8 +14,9 @@ from dartformer import config as configs
 from dartformer.attention import to_text
 from dartformer.attention.full import Full
 from dartformer.config import PlacementConfig
-from dartformer.config.checkpoint import KV_BYTES
-from dartformer.cost.budget import Budget, BudgetTooSmall
+from dartformer.config.checkpoint import ENCODER_QUANTITIES, KV_BYTES, require_kv_bytes
+from dartformer.cost.budget import Budget, BudgetTooSmall, Price, number
+from dartformer.cost.prices import prices
 from dartformer.errors import InputError
 from dartformer.machine.identity import Identity, fingerprint
 from dartformer.machine.record import Record
@@ -27,8 +30,8 @@ from dartformer.machine.workdir import (
 from dartformer.models.mixers import require_all
 from dartformer.placement.records import FileMark, Teacher
 from dartformer.pretrained import Pretrained, described, load_pretrained
-from dartformer.pretrained.load import Described
-from dartformer.pretrained.passages import Split, both_kinds, tokens_of
+from dartformer.pretrained.base import Described
+from dartformer.pretrained.passages import KINDS, TEXT, Split, both_kinds, documents, tokens_of
 from dartformer.pretrained.placement import Placement, Places, cache_price, top
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
@@ -36,7 +39,13 @@ from dartformer.stages.layout import CONFIG, claim
 
 R = TypeVar("R", bound=Record)
 
-CHECKED = ("config.json", "tokenizer.json", "*.safetensors")
+CHECKED = (
+    "config.json",
+    "tokenizer.json",
+    "*.safetensors",
+    "modules.json",
+    "1_Pooling/config.json",
+)
 """The files of a checkpoint that decide what its places are worth."""
 
 
@@ -107,15 +116,45 @@ def is_placement(path: str | Path) -> bool:
 
 
 class Limit(NamedTuple):
-    """How large the caches of a sequence may be.
+    """How large the caches of a sequence may be, or how costly an encoder.
 
     Attributes:
-      bytes: of all layers together.
+      amount: the most of the quantity, of all layers together.
       length: tokens of the sequence.
+      quantity: bytes of the caches, or what an encoder takes for one text.
+      table: file of measured latencies; "" for the one in the user's cache folder.
+      trust_table: use it although another device or other versions measured it.
     """
 
-    bytes: float
+    amount: float
     length: int
+    quantity: str = KV_BYTES
+    table: str = ""
+    trust_table: bool = False
+
+    def price(self, places: Places) -> Price:
+        """What the placements cost."""
+        return _price(places, self._replace(amount=math.inf))
+
+    def cost_of(self, kept: np.ndarray, places: Places) -> float:
+        """What a placement costs."""
+        return self.price(places).of(places.genotype(kept), places.space)
+
+
+@functools.lru_cache(maxsize=16)
+def _price(places: Places, limit: Limit) -> Price:
+    """The price of a quantity; a latency is measured, once."""
+    if limit.quantity == KV_BYTES:
+        return places.kv_bytes(limit.length)
+    # An encoder keeps whole layers, so that no other group of heads is measured.
+    layers = replace(places.space, granularity="layer")
+    budget = Budget(
+        ((limit.quantity, limit.amount),),
+        length=limit.length,
+        table=limit.table,
+        trust_table=limit.trust_table,
+    )
+    return prices(places.described.config, layers, budget)[limit.quantity]
 
 
 def by_layer(scores: np.ndarray) -> np.ndarray:
@@ -159,7 +198,30 @@ class PlacementStudy:
     def kinds(self) -> Mapping[str, Split]:
         """The sequences, by kind."""
         options = self.config.checkpoint
+        if self.places.encodes:
+            split = documents(
+                self.described,
+                options.text,
+                options.length,
+                options.sequences,
+                options.held_out,
+            )
+            return {TEXT: split}
         return both_kinds(self.tokens, options.length, options.sequences, options.held_out)
+
+    @property
+    def divergence(self) -> str:
+        """What the scores add up to, in a word."""
+        if self.places.encodes:
+            return "distance"
+        return "KL"
+
+    @property
+    def kind_names(self) -> tuple[str, ...]:
+        """The kinds of sequences, without reading any."""
+        if self.places.encodes:
+            return (TEXT,)
+        return tuple(KINDS)
 
     @property
     def columns(self) -> int:
@@ -179,14 +241,16 @@ class PlacementStudy:
         """The budget of the config."""
         budget, keep = self.config.search.limits, self.config.checkpoint.keep
         if budget is not None:
-            return limit_of(budget, self.places)
+            return limit_of(budget, self.places, "search.budget")
         layers = self.described.config.layers
         total = layers * self.columns
         if keep > total:
             raise InputError(f"checkpoint.keep must be at most the {total} places, got {keep}.")
-        length = self.described.config.length
         kept = top(np.zeros((layers, self.columns)), keep)
-        return Limit(self.places.bytes_of(kept, length), length)
+        limit = Limit(0, self.described.config.length)
+        if self.places.encodes:
+            limit = Limit(0, self.config.checkpoint.length, ENCODER_QUANTITIES[0])
+        return limit._replace(amount=limit.cost_of(kept, self.places))
 
     @cached_property
     def tuned_space(self) -> SearchSpace:
@@ -209,12 +273,23 @@ class PlacementStudy:
     @property
     def affordable_share(self) -> float:
         """Share of the places that the budget has room for; all of them cost the same."""
-        full, cheap = (self.places.bytes_of(kept, self.limit.length) for kept in ends(self.places))
-        return min((self.limit.bytes - cheap) / (full - cheap), 1.0)
+        full, cheap = (self.limit.cost_of(kept, self.places) for kept in ends(self.places))
+        return min((self.limit.amount - cheap) / (full - cheap), 1.0)
 
     def check(self) -> None:
         """Raise `InputError` for whatever cannot be, before anything is written or loaded."""
         self.places.require_length(self.config.checkpoint.length)
+        if self.places.encodes and self.config.tune.steps:
+            raise InputError(
+                f"tune.steps={self.config.tune.steps} does not work with {self.described.folder}, "
+                f"because an encoder predicts no tokens to tune on. Use tune.steps=0."
+            )
+        if self.places.encodes and self.columns > 1:
+            raise InputError(
+                f"space.granularity={self.config.space.granularity!r} does not work with "
+                f"{self.described.folder}, because an encoder keeps no keys that heads could share. "
+                f"Use space.granularity='layer'."
+            )
         self.limit, self.kinds, self.tuned_space  # noqa: B018 - raise
 
     def identity(self, marks: Sequence[FileMark]) -> Identity:
@@ -226,7 +301,7 @@ class PlacementStudy:
             tokens[kind] = split.calibration.tokens.tolist()
         settings = [options.cheap, options.points, options.length, options.sequences]
         if "frozen" in options.rules:
-            settings += [options.frozen_steps, self.limit.bytes, self.limit.length]
+            settings += [options.frozen_steps, self.limit.amount, self.limit.length]
         return {
             "checkpoint": fingerprint(contents),
             "text": fingerprint(tokens),
@@ -234,8 +309,11 @@ class PlacementStudy:
         }
 
 
-def limit_of(budget: Budget, places: Places) -> Limit:
-    """A budget as bytes of the caches; `InputError` for what no placement can meet."""
+def limit_of(budget: Budget, places: Places, where: str = "--budget") -> Limit:
+    """A budget as a limit; `InputError` for what no placement can meet."""
+    if places.encodes:
+        return _limit_of_encoder(budget, places, where)
+    require_kv_bytes(budget, where)
     length = budget.length
     limit = dict(budget.limits)[KV_BYTES]
     full, cheap = (places.bytes_of(kept, length) for kept in ends(places))
@@ -252,6 +330,44 @@ def limit_of(budget: Budget, places: Places) -> Limit:
     return Limit(limit, length)
 
 
+def _limit_of_encoder(budget: Budget, places: Places, where: str) -> Limit:
+    """A budget of what one text takes."""
+    (quantity, amount), *others = budget.limits
+    choices = " or ".join(ENCODER_QUANTITIES)
+    for name in (quantity, *dict(others)):
+        if name == KV_BYTES:
+            raise InputError(
+                f"{where}: kv_bytes does not work with {places.described.folder}, because an "
+                f"encoder keeps no cache. Limit {choices}, with a length, or use checkpoint.keep."
+            )
+        if name not in ENCODER_QUANTITIES:
+            raise InputError(
+                f"{where}: {name} does not work with an encoder, whose layers differ in "
+                f"computation alone. Limit {choices}, with a length."
+            )
+    if others:
+        raise InputError(f"{where} limits {quantity} and {others[0][0]}. Limit one of them.")
+    if not budget.length:
+        raise InputError(f"{where} needs a length, as in {quantity}=12,length=256.")
+    if budget.batch != 1 or budget.phase != "forward":
+        raise InputError(f"{where}: {quantity} is of one text. Leave out batch and phase.")
+    places.require_length(budget.length)
+    limit = Limit(amount, budget.length, quantity, budget.table, budget.trust_table)
+    full, cheap = (limit.cost_of(kept, places) for kept in ends(places))
+    if cheap >= full:
+        raise InputError(
+            f"{to_text(places.cheap)} takes as long as full attention at length={budget.length}. "
+            f"Use a larger length or a smaller window."
+        )
+    if amount < cheap:
+        raise BudgetTooSmall(
+            f"the budget {quantity} = {number(amount)} at length={budget.length} is below "
+            f"{number(cheap)}, which {to_text(places.cheap)} takes everywhere. Raise it, or use a "
+            f"smaller window."
+        )
+    return limit
+
+
 def ends(places: Places) -> tuple[np.ndarray, np.ndarray]:
     """All places full, and none."""
     layers = places.described.config.layers
@@ -263,7 +379,9 @@ def marks_of(source: Path) -> Iterator[FileMark]:
     for pattern in CHECKED:
         for file in sorted(source.glob(pattern)):
             about = file.stat()
-            yield FileMark(file.name, about.st_size, about.st_mtime_ns, crc32(file))
+            yield FileMark(
+                file.relative_to(source).as_posix(), about.st_size, about.st_mtime_ns, crc32(file)
+            )
 
 
 def require_unchanged(teacher: Teacher, source: Path) -> None:

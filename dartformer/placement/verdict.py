@@ -1,7 +1,8 @@
 """What a placement comes to in sentences: by how much it wins, and whether to believe it."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,60 @@ AGREE = 0.75
 LITTLE = 0.01
 """Nats of KL divergence below which the cheap attention loses nothing that a placement can save."""
 
+LITTLE_DISTANCE = 0.001
+"""The same of an encoder's embeddings, in cosine distance."""
+
 IN_WORDS = {TEXT: "plain text", AGAIN: "the repeated passage"}
+
+
+class Words(NamedTuple):
+    """How results are told.
+
+    Attributes:
+      kinds: of sequences, in words.
+      loss: what placements are compared by.
+      unit: behind a number of it.
+      digits: of such a number.
+      least: divergence below which the cheap attention loses nothing that a placement can save.
+      same: behind a placement that costs as much.
+      of: between a cost and the length that it is of.
+    """
+
+    kinds: Mapping[str, str]
+    loss: str
+    unit: str
+    digits: int
+    least: float
+    same: str
+    of: str
+
+    def number(self, value: float) -> str:
+        """A loss with its unit."""
+        return f"{value:.{self.digits}f}{self.unit}"
+
+    def interval(self, value: float, noise: float) -> str:
+        """A difference with its interval and its unit."""
+        return f"{value:.{self.digits}f} ± {noise:.{self.digits}f}{self.unit}"
+
+
+DECODER = Words(IN_WORDS, "loss", " nats", 3, LITTLE, "with the same cache", "of cache at")
+
+ENCODER = Words(
+    {TEXT: "documents"},
+    "cosine distance",
+    "",
+    4,
+    LITTLE_DISTANCE,
+    "at the same cost",
+    "for a text of",
+)
+
+
+def words_of(results: PlacementResults) -> Words:
+    """How the results of a checkpoint are told."""
+    if results.encodes:
+        return ENCODER
+    return DECODER
 
 
 def gaps(placed: Sequence[Placed]) -> tuple[Gap, ...]:
@@ -35,9 +89,9 @@ def gaps(placed: Sequence[Placed]) -> tuple[Gap, ...]:
 
 def gap(name: str, kind: str, ours: Measured, theirs: Measured) -> Gap:
     """A quality against that of another model on the same sequences."""
-    difference, noise = paired(ours.nll, theirs.nll)
+    difference, noise = paired(ours.loss, theirs.loss)
     outcome = "undecided"
-    if np.array_equal(ours.nll, theirs.nll):
+    if np.array_equal(ours.loss, theirs.loss):
         outcome, noise = "same", 0.0
     elif abs(difference) > noise:
         outcome = "worse"
@@ -52,32 +106,19 @@ def best_random(results: PlacementResults) -> Placed | None:
     for placed in results.placements:
         if placed.name.startswith("random_") and placed.role == "baseline":
             draws.append(placed)
-    return min(draws, key=lambda placed: placed.nll(AGAIN) + placed.nll(TEXT), default=None)
+    return min(draws, key=lambda placed: sum(map(placed.loss, results.kinds)), default=None)
 
 
 def verdict(results: PlacementResults) -> Iterator[str]:
     """The answer first, then what it is worth against each baseline."""
-    answer, named = results.answer, results.named
-    full, none = named["full"], named["none"]
+    answer, full, words = results.answer, results.named["full"], words_of(results)
     yield (
         f"Keep full attention in {answer.count} of {results.places} {places_of(results.granularity)}: "
-        f"{size(answer.kv_bytes)} of cache at {results.length:,} tokens, "
-        f"{answer.kv_bytes / full.kv_bytes:.0%} of {size(full.kv_bytes)}."
+        f"{cost(answer.price, results.quantity)} {words.of} {results.length:,} tokens, "
+        f"{answer.price / full.price:.0%} of {cost(full.price, results.quantity)}."
     )
-    for kind, words in reversed(IN_WORDS.items()):
-        line = (
-            f"On {words} the loss is {answer.nll(kind):.3f} nats a token, where the checkpoint has "
-            f"{full.nll(kind):.3f} and {results.cheap} everywhere {none.nll(kind):.3f}"
-        )
-        lost = none.nll(kind) - full.nll(kind)
-        if lost > LITTLE:
-            recovered = (none.nll(kind) - answer.nll(kind)) / lost
-            plain = (none.nll(kind) - named["uniform"].nll(kind)) / lost
-            line += (
-                f". That recovers {recovered:.0%} of the difference, and "
-                f"{named['uniform'].title} {plain:.0%}"
-            )
-        yield f"{line}."
+    for kind in results.kinds:
+        yield f"{_of_kind(results, kind)}{_recovered(results, kind)}."
     if results.tuning is not None:
         yield _tuned(results, results.tuning)
     yield from against(results)
@@ -104,6 +145,33 @@ def _tuned(results: PlacementResults, tuning: TuningResults) -> str:
     )
 
 
+def _of_kind(results: PlacementResults, kind: str) -> str:
+    """The loss of the answer between that of the checkpoint and of the cheap attention."""
+    named = results.named
+    losses = [results.answer.loss(kind), named["full"].loss(kind), named["none"].loss(kind)]
+    answer, full, none = (f"{loss:.{words_of(results).digits}f}" for loss in losses)
+    if results.encodes:
+        return (
+            f"Its embeddings are {answer} from the checkpoint's (1 - cosine, held-out documents), "
+            f"and with {results.cheap} everywhere they are {none} from them"
+        )
+    return (
+        f"On {IN_WORDS[kind]} the loss is {answer} nats a token, where the checkpoint has {full} "
+        f"and {results.cheap} everywhere {none}"
+    )
+
+
+def _recovered(results: PlacementResults, kind: str) -> str:
+    """The share of what the cheap attention loses that the answer recovers, and uniform layers."""
+    full, none, uniform = (results.named[name] for name in ("full", "none", "uniform"))
+    lost = none.loss(kind) - full.loss(kind)
+    if lost <= words_of(results).least:
+        return ""
+    recovered = (none.loss(kind) - results.answer.loss(kind)) / lost
+    plain = (none.loss(kind) - uniform.loss(kind)) / lost
+    return f". That recovers {recovered:.0%} of the difference, and {uniform.title} {plain:.0%}"
+
+
 def against(results: PlacementResults) -> Iterator[str]:
     """A sentence for each baseline, which are the last of the verdict."""
     named = results.named
@@ -117,44 +185,48 @@ def against(results: PlacementResults) -> Iterator[str]:
 
 def _against(results: PlacementResults, rival: Placed) -> str:
     """A sentence about the answer and a baseline."""
-    title = rival.title
+    title, words = rival.title, words_of(results)
     if rival.name.startswith("random"):
         title = f"the best of the random draws ({rival.title})"
     parts = []
     for gap in results.gaps:
         if gap.baseline != rival.name:
             continue
-        words = IN_WORDS[gap.kind]
         direction = "lower"
         if gap.difference > 0:
             direction = "higher"
-        text = f"{abs(gap.difference):.3f} ± {gap.noise:.3f} nats {direction} on {words}"
+        where = f"on {words.kinds[gap.kind]}"
+        text = f"{words.interval(abs(gap.difference), gap.noise)} {direction} {where}"
         if gap.outcome == "same":
-            text = f"the same on {words}"
+            text = f"the same {where}"
         if gap.outcome == "undecided":
             text += " (not significant)"
         parts.append(text)
-    return f"Against {title} with the same cache, the loss is {' and '.join(reversed(parts))}."
+    compared = " and ".join(reversed(parts))
+    return f"Against {title} {words.same}, the {words.loss} is {compared}."
 
 
 def warnings(results: PlacementResults) -> Iterator[str]:
     """Reasons to doubt the answer."""
+    words = words_of(results)
     full, none = results.named["full"], results.named["none"]
-    for kind, words in IN_WORDS.items():
-        lost = none.kl(kind)
-        if lost < LITTLE:
+    for kind in reversed(results.kinds):
+        lost, where = none.divergence(kind), words.kinds[kind]
+        if lost < words.least:
             yield (
-                f"{results.cheap} everywhere loses only {lost:.4f} nats on {words}, so nothing is "
-                f"tested there. Use longer sequences (checkpoint.length) or a smaller window."
+                f"{results.cheap} everywhere loses only {lost:.4f}{words.unit} on {where}, so "
+                f"nothing is tested there. Use longer sequences (checkpoint.length) or a smaller "
+                f"window."
             )
         # Half of the passage is context, so only a model that reads nothing is that bad.
-        if not math.isfinite(full.nll(kind)):
-            yield f"The checkpoint's loss on {words} is not finite."
+        if not math.isfinite(full.loss(kind)):
+            yield f"The checkpoint's loss on {where} is not finite."
     for row in results.additivity:
-        if row.total >= LITTLE and row.error > OFF:
+        if row.total >= words.least and row.error > OFF:
             yield (
-                f"The scores of {IN_WORDS[row.kind]} add up to {row.sum:.3f} nats, and the exact "
-                f"loss is {row.total:.3f}, {row.error:.0%} off. Use more checkpoint.points."
+                f"The scores of {words.kinds[row.kind]} add up to {words.number(row.sum)}, and the "
+                f"exact {words.loss} is {row.total:.{words.digits}f}, {row.error:.0%} off. Use more "
+                f"checkpoint.points."
             )
     if results.agreement is None:
         yield "One calibration sequence of each kind has no halves to compare. Use more of them."
@@ -180,18 +252,19 @@ def warnings(results: PlacementResults) -> Iterator[str]:
         for gap in gaps_of:
             if gap.outcome == "worse":
                 yield (
-                    f"{placed.title} with the same cache: the loss is {gap.difference:.3f} ± "
-                    f"{gap.noise:.3f} nats lower on {IN_WORDS[gap.kind]}."
+                    f"{placed.title} {words.same}: the {words.loss} is "
+                    f"{words.interval(gap.difference, gap.noise)} lower on "
+                    f"{words.kinds[gap.kind]}."
                 )
 
 
 def believed(results: PlacementResults) -> str:
     """Whether the scores add up, and whether halves of the calibration sequences agree."""
-    parts = []
+    parts, words = [], words_of(results)
     for row in results.additivity:
         parts.append(
-            f"the scores of {IN_WORDS[row.kind]} add up to {row.sum:.3f} nats, where the exact loss "
-            f"is {row.total:.3f} ({row.error:.1%} off)"
+            f"the scores of {words.kinds[row.kind]} add up to {words.number(row.sum)}, where the "
+            f"exact {words.loss} is {row.total:.{words.digits}f} ({row.error:.1%} off)"
         )
     if results.agreement is not None:
         common, kept = results.agreement.common, results.agreement.kept
@@ -216,3 +289,16 @@ def size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
+
+
+def cost(amount: float, quantity: str | None) -> str:
+    """Bytes of a cache, or what an encoder takes for a text, in a unit that a person reads."""
+    if quantity == "latency_ms":
+        return f"{amount:.3g} ms"
+    if quantity == "flops":
+        for unit in ("FLOP", "kFLOP", "MFLOP", "GFLOP"):
+            if amount < 1000:
+                return f"{amount:.3g} {unit}"
+            amount /= 1000
+        return f"{amount:.3g} TFLOP"
+    return size(amount)

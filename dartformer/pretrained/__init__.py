@@ -4,11 +4,11 @@ One table a family (`dartformer.pretrained.base.Family`); `FAMILIES` has them by
 
 from pathlib import Path
 
-from dartformer.pretrained.base import Family
+from dartformer.pretrained.base import Described, Family
 from dartformer.pretrained.bert import BERT, ROBERTA
 from dartformer.pretrained.gpt2 import GPT2
 from dartformer.pretrained.llama import LLAMA, MINISTRAL, QWEN2, QWEN3, SMOLLM3
-from dartformer.pretrained.load import Described, Pretrained, describe, load
+from dartformer.pretrained.load import Pretrained, describe, load
 from dartformer.pretrained.to_hf import SHARD_BYTES, Saved, save
 from dartformer.registry import Registry
 from dartformer.space.genotype import Genotype

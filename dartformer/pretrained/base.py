@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
@@ -221,6 +222,22 @@ def of_layers(layers: int, table: Sequence[Tensor]) -> list[Tensor]:
 class Architecture(NamedTuple):
     """What a `config.json` describes."""
 
+    config: TransformerConfig
+    genotype: Genotype
+
+
+class Described(NamedTuple):
+    """What the `config.json` of a checkpoint describes, without its weights.
+
+    Attributes:
+      folder: of the checkpoint.
+      family: its `model_type`.
+      config: sizes and choices of the Transformer.
+      genotype: its attentions.
+    """
+
+    folder: Path
+    family: str
     config: TransformerConfig
     genotype: Genotype
 

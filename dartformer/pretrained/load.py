@@ -21,8 +21,9 @@ from dartformer.models.layerwise import apply_by_layer, repeats_layers
 from dartformer.models.mixers import require_all
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import Network, Weights, transformer
-from dartformer.pretrained.base import Architecture, Axes, Family, Tensor
+from dartformer.pretrained.base import Architecture, Axes, Described, Family, Tensor
 from dartformer.pretrained.folder import DTYPES, GENOTYPE, OWN, Stored, settings_of, stored
+from dartformer.pretrained.sentence import BATCH, embed
 from dartformer.pretrained.texts import Texts, opened
 from dartformer.space.genotype import Genotype
 
@@ -34,22 +35,6 @@ OWN_TENSOR = "dartformer."
 
 MOST_NAMED = 5
 """Tensors that an error names."""
-
-
-class Described(NamedTuple):
-    """What the `config.json` of a checkpoint describes, without its weights.
-
-    Attributes:
-      folder: of the checkpoint.
-      family: its `model_type`.
-      config: sizes and choices of the Transformer.
-      genotype: its attentions.
-    """
-
-    folder: Path
-    family: str
-    config: TransformerConfig
-    genotype: Genotype
 
 
 @dataclass(frozen=True)
@@ -136,6 +121,19 @@ class Pretrained:
             tokens[row, : len(ids)] = ids
             valid[row, : len(mask)] = mask
         return tokens, valid
+
+    def embed(self, texts: Sequence[str], *, length: int = 0, batch: int = BATCH) -> np.ndarray:
+        """One vector for each text, `[T, E]`, as sentence-transformers makes it of an encoder.
+
+        The folder's `modules.json` says how the last hidden states are pooled, and whether the
+        vectors have the length 1. Without that file they are the mean over the tokens.
+
+        Args:
+          texts: any number of them.
+          length: tokens after which a text is cut; by default what the folder says.
+          batch: texts that are encoded at once.
+        """
+        return embed(self.described, self, texts, length=length, batch=batch)
 
 
 def describe(folder: str | Path, families: Mapping[str, Family], dtype: str) -> Described:

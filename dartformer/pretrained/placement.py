@@ -1,8 +1,8 @@
 """Placement: which layers or KV groups of a checkpoint keep full attention. Nothing is trained.
 
 With frozen weights, the mixture m(t) = t full + (1 - t) cheap leads from the cheap attention in all
-places to the checkpoint as it is. F(t) is the KL divergence of its logits from the checkpoint's.
-The score of a place is its share of what the path loses on the way,
+places to the checkpoint as it is. F(t) is the KL divergence of its logits from the checkpoint's, or
+the cosine distance of an encoder's embeddings. The score of a place is its share of what the path loses on the way,
 
     F(0) - F(1) = sum_{l,h} int_0^1 (dF/dm[l, h, cheap] - dF/dm[l, h, full]) dt
 
@@ -32,14 +32,17 @@ from dartformer.models.mixers import require_all
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.supernet import MixedHeads
 from dartformer.models.transformer import Transformer, Weights, graph
-from dartformer.pretrained.load import Described, Pretrained
-from dartformer.pretrained.passages import Sequences
+from dartformer.pretrained.base import Described
+from dartformer.pretrained.load import Pretrained
+from dartformer.pretrained.objective import Embeddings, NextTokens, Objective
+from dartformer.pretrained.passages import Documents, Row, Sequences
+from dartformer.pretrained.sentence import is_encoder, sentence_of
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace, everywhere
 
 
 class Quality(NamedTuple):
-    """How placements predict some sequences, `[M, B]` for M placements and B sequences.
+    """How placements of a decoder predict some sequences, `[M, B]` for M placements and B sequences.
 
     Attributes:
       nll: mean negative log-likelihood of the scored tokens, in nats.
@@ -54,8 +57,9 @@ class PathScores(NamedTuple):
     """Scores along the path from the cheap attention everywhere to the checkpoint.
 
     Attributes:
-      groups: `[L, G]`, what each KV group is worth in nats of KL divergence.
-      total: the KL divergence with the cheap attention everywhere, which the scores add up to.
+      groups: `[L, G]`, what each KV group is worth in nats of KL divergence, or in cosine distance
+        of an encoder's embeddings.
+      total: the loss with the cheap attention everywhere, which the scores add up to.
     """
 
     groups: np.ndarray
@@ -117,13 +121,13 @@ def cache_price(config: TransformerConfig, space: SearchSpace, length: int) -> P
 
 @dataclass(frozen=True)
 class Places:
-    """The layers or KV groups of a decoder that keep full attention, or take a cheap one.
+    """The layers or KV groups of a checkpoint that keep full attention, or take a cheap one.
 
     Places are `[L, 1]` layers or `[L, G]` KV groups, the heads that share keys and values: a cache
     keeps all tokens of a group as soon as one of its heads is full. Needs no weights.
 
     Attributes:
-      described: the checkpoint, a causal one with full attention in all layers.
+      described: the checkpoint, a decoder or an encoder with full attention in all layers.
       cheap: what the other places have, such as `sink(window=32, sinks=4)`: an attention without
         parameters of its own.
 
@@ -136,10 +140,10 @@ class Places:
 
     def __post_init__(self) -> None:
         folder, _, config, genotype = self.described
-        if not config.causal or config.classifier == "none":
+        if not self.encodes and config.classifier == "none":
             raise InputError(
-                f"placement does not work with {folder} because it predicts no next tokens, and so "
-                f"has no cache. Use a decoder, such as a Llama."
+                f"placement does not work with {folder} because it predicts no next tokens. Use a "
+                f"decoder, such as a Llama, or an encoder, such as a BERT."
             )
         if genotype != Genotype.homogeneous(Full(), config.layers, config.heads):
             raise InputError(
@@ -157,6 +161,11 @@ class Places:
                 f"placement does not work with {to_text(self.cheap)} because it has parameters, "
                 f"which the checkpoint lacks. Use a window, such as sink(window=32, sinks=4)."
             )
+
+    @property
+    def encodes(self) -> bool:
+        """Whether the checkpoint is an encoder, which has embeddings and no cache."""
+        return is_encoder(self.described)
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -187,12 +196,28 @@ class Places:
         """Raise `InputError` for sequences that are too long, or on which nothing is saved."""
         most = self.described.config.length
         if length > most:
-            raise InputError(f"the model takes at most {most} tokens, got {length}.")
+            reason = ""
+            if self.described.config.positions == "learned":
+                reason = ", because its table of positions has no more rows"
+            raise InputError(f"the model takes at most {most} tokens{reason}, got {length}.")
+        if self.encodes:
+            self._require_saving(length)
+            return
         full, cheap = self.kv_bytes(length).groups[:, -1]
         if cheap >= full:
             raise InputError(
                 f"{to_text(self.cheap)} keeps as much as full attention of sequences of {length} "
                 f"tokens, so nothing is tested. Use longer sequences or a smaller window."
+            )
+
+    def _require_saving(self, length: int) -> None:
+        """Raise `InputError` where an encoder's cheap attention computes as much as full attention."""
+        config = self.described.config
+        shape = config.attention_shape(config.heads, length=length)
+        if self.cheap.cost(shape).flops >= Full().cost(shape).flops:
+            raise InputError(
+                f"{to_text(self.cheap)} computes as much as full attention of texts of {length} "
+                f"tokens, so nothing is saved. Use longer texts or a smaller window."
             )
 
     def bytes_of(self, kept: np.ndarray, length: int) -> int:
@@ -256,23 +281,45 @@ class Placement:
         """See `Places.within`."""
         return self.places.within(scores, limits)
 
+    @cached_property
+    def objective(self) -> Objective:
+        """What is compared with the checkpoint: predictions of tokens, or embeddings of texts."""
+        if self.places.encodes:
+            return Embeddings(sentence_of(self.model.described).pooling)
+        return NextTokens()
+
     def evaluate(self, placements: Sequence[np.ndarray], sequences: Sequences) -> Quality:
-        """How placements `[L, 1]` or `[L, G]` predict the sequences."""
+        """How placements `[L, 1]` or `[L, G]` of a decoder predict the sequences."""
+        if self.places.encodes:
+            raise InputError(
+                f"{self.model.folder} is an encoder, which predicts no tokens. Use `measure`."
+            )
+        return Quality(**self.measure(placements, sequences))
+
+    def measure(
+        self, placements: Sequence[np.ndarray], sequences: Sequences | Documents
+    ) -> dict[str, np.ndarray]:
+        """Each name of the objective, such as "distance", of placements and sequences `[M, B]`."""
         self.places.require_length(sequences.tokens.shape[1])
         mixtures = list(map(self.mixture, placements))
-        rows = []
-        for tokens in sequences.tokens:
-            teacher = self._teacher(tokens, sequences.scored)
-            labels = tokens[sequences.scored]
+        columns: dict[str, list[list[float]]] = {name: [] for name in self.objective.names}
+        for tokens, positions in sequences.rows():
+            teacher = self._teacher(tokens, positions)
             row = []
             for mixture in mixtures:
-                student = self._predict(self.model.weights, mixture, tokens, sequences.scored)
-                row.append(np.asarray(_compare(teacher, student, labels)))
-            rows.append(row)
-        nll, kl = np.array(rows).transpose(2, 1, 0)  # [B, M, 2] to twice [M, B]
-        return Quality(nll, kl)
+                student = self._predict(self.model.weights, mixture, tokens, positions)
+                row.append(self._measured(teacher, student, tokens, positions))
+            for name, column in columns.items():
+                column.append([float(values[name]) for values in row])
+        return {name: np.array(column).T for name, column in columns.items()}
 
-    def path(self, sequences: Sequences, points: int = 4) -> PathScores:
+    def divergence(
+        self, placements: Sequence[np.ndarray], sequences: Sequences | Documents
+    ) -> np.ndarray:
+        """`[M, B]`, the loss that scores add up to: the KL divergence, or the cosine distance."""
+        return self.measure(placements, sequences)[self.objective.names[-1]]
+
+    def path(self, sequences: Sequences | Documents, points: int = 4) -> PathScores:
         """Scores of all KV groups by the gradient at `points` points of the path; 1: its middle."""
         self.places.require_length(sequences.tokens.shape[1])
         if points < 1:
@@ -280,39 +327,38 @@ class Placement:
         layers, columns, _ = self.space.alphas_shape
         total, none = 0.0, np.zeros((layers, 1))
         gradient = np.zeros(self.space.mixture_shape)
-        for tokens in sequences.tokens:
-            scored = sequences.scored
-            teacher = self._teacher(tokens, scored)
-            cheap = self._predict(self.model.weights, self.mixture(none), tokens, scored)
-            total += float(_compare(teacher, cheap, tokens[scored])[1])
+        for tokens, positions in sequences.rows():
+            teacher = self._teacher(tokens, positions)
+            cheap = self._predict(self.model.weights, self.mixture(none), tokens, positions)
+            total += float(self._loss(teacher, cheap))
             for point in range(points):
                 mixture = self.mixture(none + (point + 0.5) / points)
-                slope = self._slope(mixture, self.model.weights, tokens, scored, teacher)
+                slope = self._slope(mixture, self.model.weights, tokens, positions, teacher)
                 gradient += np.asarray(slope) / points
         heads = (gradient[..., 1] - gradient[..., 0]) / len(sequences.tokens)  # [L, H]
         # Neighbouring heads share a group: [L, G, H / G].
         groups = heads.reshape(layers, columns, -1).sum(-1)
         return PathScores(groups, total / len(sequences.tokens))
 
-    def swap(self, sequences: Sequences) -> np.ndarray:
-        """`[L, 1]`: the KL divergence where that layer alone is cheap."""
+    def swap(self, sequences: Sequences | Documents) -> np.ndarray:
+        """`[L, 1]`: the divergence where that layer alone is cheap."""
         placements = [~row[:, None] for row in np.eye(self.space.layers, dtype=bool)]
-        return self.evaluate(placements, sequences).kl.mean(1)[:, None]
+        return self.divergence(placements, sequences).mean(1)[:, None]
 
-    def restore(self, sequences: Sequences) -> np.ndarray:
-        """`[L, 1]`: by how much that layer alone, where it is full, lowers the KL divergence."""
+    def restore(self, sequences: Sequences | Documents) -> np.ndarray:
+        """`[L, 1]`: by how much that layer alone, where it is full, lowers the divergence."""
         placements = [row[:, None] for row in np.eye(self.space.layers, dtype=bool)]
         placements.append(np.zeros((self.space.layers, 1), bool))
-        kl = self.evaluate(placements, sequences).kl.mean(1)
-        return (kl[-1] - kl[:-1])[:, None]
+        losses = self.divergence(placements, sequences).mean(1)
+        return (losses[-1] - losses[:-1])[:, None]
 
     def learned(
-        self, sequences: Sequences, steps: int, target: float, columns: int
+        self, sequences: Sequences | Documents, steps: int, target: float, columns: int
     ) -> LearnedShares:
         """The share of full attention that each place learns, with the weights frozen.
 
         Adam lowers F(m) + F(0) (mean m / target - 1)^2 over alphas, where m = sigmoid(alpha) and
-        F(0) is what the cheap attention everywhere loses: the KL divergence, and a price that
+        F(0) is what the cheap attention everywhere loses: the divergence, and a price that
         leads to the budget (alphas alone, as DASH has them, arXiv:2605.20936).
 
         Args:
@@ -323,15 +369,14 @@ class Placement:
         """
         self.places.require_length(sequences.tokens.shape[1])
         shares, total = np.zeros((self.space.layers, columns)), 0.0
-        for tokens in sequences.tokens:
-            teacher = self._teacher(tokens, sequences.scored)
+        for row in sequences.rows():
+            teacher = self._teacher(*row)
             cheap = self.mixture(np.zeros((self.space.layers, 1)))
-            lost = self._predict(self.model.weights, cheap, tokens, sequences.scored)
-            loss = float(_compare(teacher, lost, tokens[sequences.scored])[1])
+            loss = float(self._loss(teacher, self._predict(self.model.weights, cheap, *row)))
 
-            def slope(m: np.ndarray, tokens: np.ndarray = tokens, full: Array = teacher) -> Any:
+            def slope(m: np.ndarray, row: Row = row, full: Array = teacher) -> Any:
                 mixture = self.mixture(m)
-                heads = self._slope(mixture, self.model.weights, tokens, sequences.scored, full)
+                heads = self._slope(mixture, self.model.weights, *row, full)
                 # Heads of a place share its m: [L, H] to [L, C, H / C].
                 difference = np.asarray(heads)[..., 0] - np.asarray(heads)[..., 1]
                 return difference.reshape(*m.shape, -1).sum(-1)
@@ -351,38 +396,41 @@ class Placement:
         # One loop over layers compiles one of them, and needs layers that compute the same.
         return graph(config, mixer, scan=config.layers > 1 and not config.nope_layers)
 
-    def _log_probabilities(
-        self, mixture: Array, weights: Weights, tokens: Array, scored: Array
-    ) -> Array:
-        """`[S, C]` of the scored tokens, of one sequence `[N]`."""
+    def _output(self, mixture: Array, weights: Weights, tokens: Array, positions: Array) -> Array:
+        """What is compared, of one sequence `[N]`."""
         model: Transformer = nnx.merge(self._structure, weights)
-        valid = jnp.ones((1, len(tokens)), bool)
-        x = model.pooled(tokens[None], valid, mixture, train=False, key=None)
-        # The token before predicts.
-        return jax.nn.log_softmax(model.classified(x[:, scored - 1])[0])
+        return self.objective.output(model, mixture, tokens, positions)
 
     @cached_property
     def _predict(self) -> Any:
-        def predict(weights: Weights, mixture: Array, tokens: Array, scored: Array) -> Array:
-            return self._log_probabilities(mixture, weights, tokens, scored)
+        def predict(weights: Weights, mixture: Array, tokens: Array, positions: Array) -> Array:
+            return self._output(mixture, weights, tokens, positions)
 
         return jax.jit(predict)
 
     @cached_property
     def _slope(self) -> Any:
-        def divergence(
-            mixture: Array, weights: Weights, tokens: Array, scored: Array, teacher: Array
+        def loss(
+            mixture: Array, weights: Weights, tokens: Array, positions: Array, teacher: Array
         ) -> Array:
-            student = self._log_probabilities(mixture, weights, tokens, scored)
-            return kl_divergence(teacher, student)
+            student = self._output(mixture, weights, tokens, positions)
+            return self.objective.loss(teacher, student)
 
-        return jax.jit(jax.grad(divergence))
+        return jax.jit(jax.grad(loss))
 
-    def _teacher(self, tokens: np.ndarray, scored: np.ndarray) -> Array:
-        """The checkpoint's own log-probabilities `[S, C]`."""
+    @cached_property
+    def _loss(self) -> Any:
+        return jax.jit(self.objective.loss)
+
+    @cached_property
+    def _measured(self) -> Any:
+        return jax.jit(self.objective.measured)
+
+    def _teacher(self, tokens: np.ndarray, positions: np.ndarray) -> Array:
+        """What the checkpoint itself gives."""
         full = self.mixture(np.ones((self.space.layers, 1)))
-        predictions: Array = self._predict(self.model.weights, full, tokens, scored)
-        return predictions
+        output: Array = self._predict(self.model.weights, full, tokens, positions)
+        return output
 
 
 def _learned(
@@ -404,15 +452,3 @@ def _learned(
         change, state = optimizer.update(jnp.asarray(gradient, alphas.dtype), state)
         alphas = alphas + change
     return np.asarray(jax.nn.sigmoid(alphas), np.float64)
-
-
-def kl_divergence(teacher: Array, student: Array) -> Array:
-    """Mean KL divergence of log-probabilities `[S, C]`, KL(teacher || student)."""
-    return jnp.sum(jnp.exp(teacher) * (teacher - student), -1).mean()
-
-
-@jax.jit
-def _compare(teacher: Array, student: Array, labels: Array) -> Array:
-    """`[2]`: mean NLL of the labels `[S]` under the student, and its KL divergence."""
-    likelihood = jnp.take_along_axis(student, labels[:, None], 1)
-    return jnp.stack([-likelihood.mean(), kl_divergence(teacher, student)])

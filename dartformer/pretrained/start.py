@@ -13,7 +13,8 @@ from dartformer.errors import InputError
 from dartformer.machine.workdir import crc32
 from dartformer.models.sizes import TransformerConfig, TransformerOptions
 from dartformer.models.transformer import Network, OfLabels, Weights, label_scores
-from dartformer.pretrained.load import Described, Pretrained
+from dartformer.pretrained.base import Described
+from dartformer.pretrained.load import Pretrained
 from dartformer.training.checkpoint import named_leaves
 
 FREE = ("pooling", "classifier", "pair", "dropout", "attention_dropout", "kernel", "scan", "dtype")

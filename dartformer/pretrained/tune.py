@@ -33,8 +33,9 @@ from dartformer.fields import FieldError, at_least, check_types
 from dartformer.models.layerwise import structure_of
 from dartformer.models.transformer import Transformer, Weights, in_parts, joined
 from dartformer.pretrained.load import Pretrained
-from dartformer.pretrained.passages import Sequences
-from dartformer.pretrained.placement import Quality, kl_divergence
+from dartformer.pretrained.objective import kl_divergence
+from dartformer.pretrained.passages import Documents, Sequences
+from dartformer.pretrained.placement import Quality
 from dartformer.training.checkpoint import named_leaves
 from dartformer.training.optimizer import Optimizer, build
 
@@ -281,8 +282,10 @@ def tune(
     return tuner.model(state), losses
 
 
-def measure(teacher: Pretrained, student: Pretrained, sequences: Sequences) -> Quality:
+def measure(teacher: Pretrained, student: Pretrained, sequences: Sequences | Documents) -> Quality:
     """How a model predicts the sequences, `[1, B]`: its NLL, and its KL divergence from another."""
+    if isinstance(sequences, Documents):
+        raise InputError("an encoder predicts no tokens. Measure its embeddings.")
     return compare(predictions(teacher, sequences), predictions(student, sequences), sequences)
 
 

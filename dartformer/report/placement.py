@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dartformer.config import PlacementConfig, to_dict
+from dartformer.config.checkpoint import KV_BYTES
 from dartformer.machine.progress import duration
 from dartformer.machine.workdir import write_text
 from dartformer.placement.records import (
@@ -18,7 +19,7 @@ from dartformer.placement.records import (
     TuningResults,
 )
 from dartformer.placement.study import PlacementFolder
-from dartformer.placement.verdict import against, believed, places_of, size
+from dartformer.placement.verdict import against, believed, cost, places_of, size, words_of
 from dartformer.pretrained.passages import AGAIN, TEXT
 from dartformer.report import page, provenance
 from dartformer.report.chart import (
@@ -52,6 +53,9 @@ LINKS = {
 KINDS = {AGAIN: "repeated passage", TEXT: "plain text"}
 """The kinds of sequences as the page names them, that of the larger differences first."""
 
+DOCUMENTS = {TEXT: "documents"}
+"""The only kind of an encoder."""
+
 LIGHT = "#d5dae1"
 """The color of places that are not kept."""
 
@@ -68,10 +72,14 @@ FULL = "full attention"
 SCORE_COLUMNS = {AGAIN: "worth on the passage", TEXT: "worth on text"}
 """What the scores of a kind are called when a cell is pointed at."""
 
+AXES = {"kv_bytes": ("MB", 1e6), "flops": ("GFLOP", 1e9), "latency_ms": ("ms", 1.0)}
+"""The unit of a cost on an axis, and how much one of it is."""
+
+HEADINGS = {AGAIN: "passage", TEXT: "text"}
+"""What a kind is called in the heads of the table."""
+
 ROLES = ("answer", "derived", "baseline", "end")
 """The placements of the table, in its order."""
-
-MEGABYTE = 1e6
 
 
 class Reading(NamedTuple):
@@ -162,6 +170,10 @@ def render(reading: Reading, *, live: bool = False) -> str:
         compared=compared,
         belief=belief,
         reasons=reasons,
+        heading=_heading(results),
+        columns=_columns(results),
+        units=_units(results),
+        note=_note(results),
         stopped=_stopped(reading),
         budget=_budget(reading),
         lines=lines,
@@ -190,10 +202,89 @@ def _budget(reading: Reading) -> str:
     answer = reading.budget
     if answer is None:
         return ""
+    price = f"in {size(answer.kv_bytes)} of cache at"
+    if answer.quantity is not None and answer.cost is not None:
+        price = f"at {cost(answer.cost, answer.quantity)} for a text of"
     return (
         f"The last derive --budget keeps {int(answer.kept.sum())} of {answer.kept.size} "
-        f"{places_of(answer.granularity)} in {size(answer.kv_bytes)} of cache at "
-        f"{answer.length:,} tokens (budget.json). It was not evaluated."
+        f"{places_of(answer.granularity)} {price} {answer.length:,} tokens (budget.json). It was "
+        f"not evaluated."
+    )
+
+
+# What a decoder and an encoder are called differently.
+
+
+def kinds_of(results: PlacementResults) -> dict[str, str]:
+    """The kinds of sequences as the page names them."""
+    if results.encodes:
+        return DOCUMENTS
+    return KINDS
+
+
+def _place(results: PlacementResults) -> str:
+    """The smallest part of a layer that has a score."""
+    if results.encodes:
+        return "head"
+    return "KV group"
+
+
+def _loss(results: PlacementResults) -> str:
+    """The loss with its unit, on an axis."""
+    if results.encodes:
+        return "distance, 1 - cosine"
+    return "loss, nats a token"
+
+
+def _worth(results: PlacementResults) -> str:
+    """The unit of scores."""
+    if results.encodes:
+        return "cosine distance"
+    return "nats of KL divergence"
+
+
+def _axis(results: PlacementResults) -> tuple[str, str]:
+    """The unit of costs, and what is on their axis."""
+    unit, _ = AXES[results.quantity or KV_BYTES]
+    if results.encodes:
+        return unit, f"a text of {results.length:,} tokens, {unit}"
+    return unit, f"cache at {results.length:,} tokens, {unit}"
+
+
+def _heading(results: PlacementResults | None) -> str:
+    if results is None:
+        return ""
+    return f"Placements {words_of(results).same}"
+
+
+def _columns(results: PlacementResults | None) -> list[str]:
+    """The heads of the table."""
+    if results is None:
+        return []
+    if results.encodes:
+        return ["placement", AXES[results.quantity or KV_BYTES][0], "distance", "behind"]
+    names = ["placement", "cache"]
+    for kind in results.kinds:
+        for name in ("loss", "KL", "behind"):
+            names.append(f"{name}, {HEADINGS[kind]}")
+    return names
+
+
+def _units(results: PlacementResults | None) -> str:
+    if results is not None and results.encodes:
+        return "On held-out documents, in cosine distance."
+    return "On held-out sequences, in nats a token."
+
+
+def _note(results: PlacementResults | None) -> str:
+    measured = "The loss is the negative log-likelihood, and KL the divergence from the checkpoint."
+    loss, over = "loss", "sequences"
+    if results is not None and results.encodes:
+        measured = "The distance of an embedding from the checkpoint's is 1 - cosine."
+        loss, over = "distance", "documents"
+    return (
+        f'{measured} "Behind" is how much more {loss} a placement has than the answer, with the 95% '
+        f"interval over the {over}, paired."
     )
 
 
@@ -212,7 +303,7 @@ def kept(results: PlacementResults) -> Chart:
             state = results.cheap
             if grid[layer, group]:
                 state = FULL
-            worth = [_score(results, kind, layer, group) for kind in KINDS]
+            worth = [_score(results, kind, layer, group) for kind in results.kinds]
             rows.append((placed.title, layer, group, state, *worth))
     tones = {"domain": [FULL, results.cheap], "range": [ACCENT, LIGHT]}
     axis = {"labelAngle": 0, "labelOverlap": True}
@@ -221,19 +312,20 @@ def kept(results: PlacementResults) -> Chart:
         "mark": {"type": "rect", "stroke": "white", "strokeWidth": 2, **TOOLTIP},
         "encoding": {
             "x": place("layer", title="layer", axis=axis),
-            "y": place("KV group", title="KV group"),
+            "y": place(_place(results), title=_place(results)),
             "color": category("attention", scale=tones, legend=LEGEND),
         },
     }
     titles = [placed.title for placed in drawn]
+    columns_of_scores = [SCORE_COLUMNS[kind] for kind in results.kinds]
     return Chart(
         "kept",
         "What keeps full attention",
-        f"A grid of layers and KV groups: {_in_words(results.answer)}",
+        f"A grid of layers and {_place(results)}s: {_in_words(results.answer)}",
         spec,
-        ("placement", "layer", "KV group", "attention", *SCORE_COLUMNS.values()),
+        ("placement", "layer", _place(results), "attention", *columns_of_scores),
         rows,
-        "Point at a cell to see what full attention there is worth, in nats of KL divergence.",
+        f"Point at a cell to see what full attention there is worth, in {_worth(results)}.",
         (Choice("placement", "placement", titles),),
     )
 
@@ -241,6 +333,9 @@ def kept(results: PlacementResults) -> Chart:
 def _score(results: PlacementResults, kind: str, layer: int, group: int) -> float:
     """What a place is worth; that of a whole layer where layers were scored."""
     scores = results.scores[kind]
+    if results.encodes:
+        # Whole layers are drawn.
+        scores = scores.sum(1, keepdims=True)
     return round(float(scores[layer, min(group, scores.shape[1] - 1)]), 4)
 
 
@@ -266,15 +361,20 @@ def _in_words(placed: Placed) -> str:
 
 
 def front(results: PlacementResults) -> Chart:
-    """The loss over the bytes of the cache, for each way to choose the places."""
+    """The loss over the bytes of the cache or another cost, for each way to choose the places."""
+    unit, axis = _axis(results)
+    kinds = kinds_of(results)
     rows: list[Row] = []
-    for kind, words in KINDS.items():
+    for kind, words in kinds.items():
         for placed in results.placements:
             for line in _lines(placed):
-                rows.append(_point(placed, words, kind, line))
+                rows.append(_point(results, placed, kind, words, line))
     tones = {"domain": list(LINES), "range": list(LINES.values())}
-    x = quantity("MB", f"cache at {results.length:,} tokens, MB", axis=COMPACT)
-    y = quantity("loss", "loss, nats a token", scale={"zero": False})
+    x = quantity(unit, axis, axis=COMPACT)
+    if results.encodes:
+        # Most of an encoder's cost is in no attention, so that all points would lie close together.
+        x["scale"] = {"zero": False}
+    y = quantity("loss", _loss(results), scale={"zero": False})
     color = category("chosen", scale=tones, legend=LEGEND)
     shapes = {"domain": list(LINES), "range": ["circle", "square", "cross", "triangle-up"]}
     # With the same legend, Vega-Lite draws one for both.
@@ -296,18 +396,22 @@ def front(results: PlacementResults) -> Chart:
     answer = results.answer
     parts = []
     for placed in _drawn(results):
-        parts.append(f"{placed.title} {placed.nll(AGAIN):.3f}")
+        parts.append(f"{placed.title} {placed.loss(results.kinds[0]):.{words_of(results).digits}f}")
+    title, over = "Loss against the cache", "sequences"
+    if results.encodes:
+        title, over = "Distance against the cost", "documents"
+    first = words_of(results).kinds[results.kinds[0]]
     return Chart(
         "front",
-        "Loss against the cache",
-        f"Points, on the repeated passage: {'; '.join(parts)}",
+        title,
+        f"Points, on {first}: {'; '.join(parts)}",
         spec,
-        ("sequences", "placement", "chosen", "MB", "loss", "low", "high"),
+        ("sequences", "placement", "chosen", unit, "loss", "low", "high"),
         rows,
-        f"Each point is measured on {results.held_out} held-out sequences. The lines begin at "
+        f"Each point is measured on {results.held_out} held-out {over}. The lines begin at "
         f"{results.cheap} everywhere and end at full attention everywhere. The budget is "
-        f"{size(answer.kv_bytes)}.",
-        (Choice("sequences", "sequences", list(KINDS.values())),),
+        f"{cost(answer.price, results.quantity)}.",
+        (Choice("sequences", "sequences", list(kinds.values())),),
     )
 
 
@@ -326,23 +430,24 @@ def _lines(placed: Placed) -> list[str]:
     return []
 
 
-def _point(placed: Placed, words: str, kind: str, line: str) -> Row:
-    losses = placed.quality[kind].nll
+def _point(results: PlacementResults, placed: Placed, kind: str, words: str, line: str) -> Row:
+    losses, digits = placed.quality[kind].loss, words_of(results).digits + 1
+    _, scale = AXES[results.quantity or KV_BYTES]
     return (
         words,
         placed.title,
         line,
-        round(placed.kv_bytes / MEGABYTE, 6),
-        round(placed.nll(kind), 4),
-        round(float(np.min(losses)), 4),
-        round(float(np.max(losses)), 4),
+        round(placed.price / scale, 6),
+        round(placed.loss(kind), digits),
+        round(float(np.min(losses)), digits),
+        round(float(np.max(losses)), digits),
     )
 
 
 def worth(results: PlacementResults) -> Chart:
     """What full attention in each place is worth, a bar for each layer."""
     rows: list[Row] = []
-    for kind, words in KINDS.items():
+    for kind, words in kinds_of(results).items():
         scores = results.scores[kind]
         for layer, group in np.ndindex(*scores.shape):
             is_kept = results.answer.kept[layer, min(group, results.answer.kept.shape[1] - 1)]
@@ -350,15 +455,18 @@ def worth(results: PlacementResults) -> Chart:
             if is_kept:
                 state = "kept"
             rows.append((words, layer, group, round(float(scores[layer, group]), 5), state))
+    unit, divergence = "nats", "KL divergence"
+    if results.encodes:
+        unit, divergence = "distance", "cosine distance"
     tones = {"domain": ["kept", "not kept"], "range": [ACCENT, "#9aa3af"]}
     spec = {
         "height": 220,
         "mark": {"type": "bar", "stroke": "white", "strokeWidth": 1, **TOOLTIP},
         "encoding": {
             "x": place("layer", title="layer", axis={"labelAngle": 0, "labelOverlap": True}),
-            "y": quantity("nats", "worth, nats of KL divergence"),
+            "y": quantity(unit, f"worth, {_worth(results)}"),
             "color": category("state", scale=tones, legend=LEGEND),
-            "order": {"field": "KV group"},
+            "order": {"field": _place(results)},
         },
     }
     return Chart(
@@ -366,11 +474,11 @@ def worth(results: PlacementResults) -> Chart:
         "What each layer is worth",
         "Bars: the scores of the places, stacked by layer",
         spec,
-        ("sequences", "layer", "KV group", "nats", "state"),
+        ("sequences", "layer", _place(results), unit, "state"),
         rows,
-        "What full attention there saves, of the KL divergence from the checkpoint with "
-        f"{results.cheap} everywhere. Each KV group is a part of its layer's bar.",
-        (Choice("sequences", "sequences", list(KINDS.values())),),
+        f"What full attention there saves, of the {divergence} from the checkpoint with "
+        f"{results.cheap} everywhere. Each {_place(results)} is a part of its layer's bar.",
+        (Choice("sequences", "sequences", list(kinds_of(results).values())),),
     )
 
 
@@ -380,20 +488,24 @@ def worth(results: PlacementResults) -> Chart:
 def table(results: PlacementResults) -> Iterator[Line]:
     """A row for each placement with the budget, and for both ends."""
     noise = {(gap.baseline, gap.kind): gap for gap in results.gaps}
+    digits = words_of(results).digits
     rows = [placed for placed in results.placements if placed.role in ROLES]
     for placed in sorted(rows, key=lambda placed: ROLES.index(placed.role)):
-        cells = [Cell(placed.title, placed.title), Cell(size(placed.kv_bytes), placed.kv_bytes)]
-        for kind in KINDS:
-            loss = placed.nll(kind)
-            cells.append(Cell(f"{loss:.3f}", loss))
-            cells.append(Cell(f"{placed.kl(kind):.3f}", placed.kl(kind)))
+        price = Cell(cost(placed.price, results.quantity), placed.price)
+        cells = [Cell(placed.title, placed.title), price]
+        for kind in results.kinds:
+            loss = placed.loss(kind)
+            cells.append(Cell(f"{loss:.{digits}f}", loss))
+            if not results.encodes:
+                cells.append(Cell(f"{placed.divergence(kind):.3f}", placed.divergence(kind)))
             gap = noise.get((placed.name, kind))
             cell = page.EMPTY
             if gap is not None and gap.outcome == "same":
                 cell = Cell("the same", 0.0)
             elif gap is not None:
                 behind = -gap.difference
-                cell = Cell(f"{behind:+.3f} ± {gap.noise:.3f}", behind)
+                text = f"{behind:+.{digits}f} ± {gap.noise:.{digits}f}"
+                cell = Cell(text, behind)
             cells.append(cell)
         yield Line(placed.role == "answer", tuple(cells))
 
@@ -455,9 +567,12 @@ def facts(reading: Reading) -> Iterator[Fact]:
             f"{teacher.family}, {teacher.parameters:,} parameters, {teacher.layers} layers of "
             f"{teacher.heads} heads in {teacher.kv_groups} KV groups",
         )
+    of_each = " of each kind"
+    if reading.results is not None and reading.results.encodes:
+        of_each = " documents"
     yield Fact(
         "sequences",
-        f"{options.sequences} of each kind for the scores and {options.held_out} other ones for "
+        f"{options.sequences}{of_each} for the scores and {options.held_out} other ones for "
         f"the results, of {options.length} tokens. The scores hold for this length.",
     )
     yield Fact("rules", f"{', '.join(options.rules)}; the path has {options.points} points")

@@ -18,7 +18,7 @@ def rows(results: PlacementResults) -> list[str]:
     for placed in results.placements:
         if placed.role == "front":
             continue
-        numbers = (placed.nll("text"), placed.kl("text"), placed.nll("again"))
+        numbers = (placed.loss("text"), placed.divergence("text"), placed.loss("again"))
         cells = " | ".join(f"{number:.3f}" for number in numbers)
         lines.append(f"| {placed.title} | {cells} |")
     return lines
