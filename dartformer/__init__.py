@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from dartformer.models.sizes import TransformerConfig
     from dartformer.models.supernet import inherit, supernet
     from dartformer.models.transformer import transformer
+    from dartformer.modules.places import replace
     from dartformer.pretrained import load_pretrained, save_pretrained
     from dartformer.registry import register
     from dartformer.space.genotype import Genotype
@@ -70,6 +71,7 @@ __all__ = [
     "probe",
     "race",
     "register",
+    "replace",
     "retrain",
     "run_all",
     "save_pretrained",
@@ -107,6 +109,7 @@ _HOME = {
     "load_pretrained": "pretrained",
     "save_pretrained": "pretrained",
     "register": "registry",
+    "replace": "modules.places",
     "evaluate_at_lengths": "stages.lengths",
     "load_table": "tables",
     "inherit": "models.supernet",

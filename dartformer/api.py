@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, overload
 
+from flax import nnx
 from ml_collections import ConfigDict
 
 from dartformer import config as configs
@@ -21,7 +22,14 @@ from dartformer.machine import progress
 from dartformer.machine.identity import different
 from dartformer.machine.progress import say
 from dartformer.machine.record import Record
-from dartformer.machine.workdir import UnreadableFile
+from dartformer.machine.workdir import UnreadableFile, write_text
+from dartformer.modules import derive as modules_derive
+from dartformer.modules import race as modules_race
+from dartformer.modules import search as modules_search
+from dartformer.modules.data import Batches
+from dartformer.modules.functions import UserLoss
+from dartformer.modules.race import MakeModel, ModuleRace
+from dartformer.modules.search import ModuleSearch
 from dartformer.placement import choose as choose_stage
 from dartformer.placement import evaluate as placement_stage
 from dartformer.placement import score as score_stage
@@ -107,22 +115,43 @@ def staged(session: Session, verb: str) -> Iterator[None]:
 # What a notebook calls.
 
 
+@overload
 def search(
     config: Config | ConfigDict,
     workdir: str | Path,
     *,
     on_step: Callback | None = None,
     on_evaluation: Callback | None = None,
-) -> SearchResult:
-    """Search, or continue where an earlier call on this workdir stopped.
+) -> SearchResult: ...
 
-    Args:
-      config: of the run.
-      workdir: the folder for all results.
-      on_step: called after every step with a `Moment`; False stops, see
-        `dartformer.training.callbacks`.
-      on_evaluation: called after every evaluation, when its checkpoint is written.
+
+@overload
+def search(
+    model: nnx.Module, loss: UserLoss, data: Mapping[str, Batches], **options: Any
+) -> ModuleSearch: ...
+
+
+def search(*arguments: Any, **options: Any) -> SearchResult | ModuleSearch:
+    """Search by a config in a workdir, or in your own module.
+
+    `search(config, workdir)` runs the stage of that name, or continues where an earlier call on
+    this workdir stopped. `search(model, loss, data, ...)` searches in any module that holds
+    `df.nn.MixedAttention` layers, see `dartformer.modules.search.search`. Both call `on_step` and
+    `on_evaluation` with a `Moment`; False stops, see `dartformer.training.callbacks`.
     """
+    first = next(iter(arguments), options.get("model"))
+    if isinstance(first, nnx.Module):
+        return modules_search.search(*arguments, **options)
+    return _search(*arguments, **options)
+
+
+def _search(
+    config: Config | ConfigDict,
+    workdir: str | Path,
+    *,
+    on_step: Callback | None = None,
+    on_evaluation: Callback | None = None,
+) -> SearchResult:
     with (
         calling(on_step, on_evaluation),
         opened(config, workdir) as session,
@@ -131,16 +160,49 @@ def search(
         return search_stage.search(*session)
 
 
-def derive(result: SearchResult) -> Genotype:
-    """The genotype of a finished search; also written to `genotype.json` in its workdir."""
+def derive(result: SearchResult | ModuleSearch, rule: str | None = None) -> Genotype:
+    """The genotype of a finished search; also written to `genotype.json` in its workdir.
+
+    Args:
+      result: of a search.
+      rule: of a search in your own module: a derivation, such as "argmax"; None for the default of
+        the strategy. A config names its own.
+    """
+    if isinstance(result, ModuleSearch):
+        genotype = modules_derive.derive(result, rule).genotype
+        if result.path is not None:
+            write_text(result.path / "genotype.json", genotype.to_json())
+        return genotype
+    if rule is not None:
+        raise InputError("the rule of a config's search is derive.rule. Set it there.")
     with Workdir(result.path, result.config) as workdir:
         session = Session(result.study, workdir)
         with staged(session, "derive"):
             return derive_stage.derive(result, workdir).genotype
 
 
-def race(config: Config | ConfigDict, workdir: str | Path) -> Genotype:
-    """Race what was derived against its rivals; returns the winner, also in `genotype.json`."""
+@overload
+def race(config: Config | ConfigDict, workdir: str | Path) -> Genotype: ...
+
+
+@overload
+def race(result: ModuleSearch, make_model: MakeModel, **options: Any) -> ModuleRace: ...
+
+
+def race(*arguments: Any, **options: Any) -> Genotype | ModuleRace:
+    """Race what was derived against its rivals.
+
+    `race(config, workdir)` returns the winner's genotype, which is also in `genotype.json`.
+    `race(result, make_model, ...)` races your own modules after a search in one of them, see
+    `dartformer.modules.race.race`.
+    """
+    first = next(iter(arguments), options.get("result"))
+    if isinstance(first, ModuleSearch):
+        return modules_race.race(*arguments, **options)
+    return _race_of_config(*arguments, **options)
+
+
+def _race_of_config(config: Config | ConfigDict, workdir: str | Path) -> Genotype:
     with opened(config, workdir) as session, staged(session, "race"):
         return _race(session).genotype
 

@@ -24,7 +24,7 @@ FLOORS = [
     ["results", "statistics", "pretrained"],
     ["config", "diagnostics"],
     ["stages"],
-    ["placement"],
+    ["placement", "modules"],
     ["report", "export", "tables"],
     ["api", "fitted"],
     ["fitting"],

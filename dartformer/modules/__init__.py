@@ -1,0 +1,1 @@
+"""Search, derivation and race in any NNX module that holds mixed layers of `dartformer.nn`."""

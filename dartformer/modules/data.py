@@ -1,0 +1,335 @@
+"""Batches from whatever a user has: arrays, lists, loaders, or functions that return iterators."""
+
+import base64
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from dartformer.errors import InputError
+from dartformer.machine.progress import say
+from dartformer.training.loop import Stream
+
+Batch = Any
+"""A pytree of arrays: the user's loss reads it, and nothing else looks inside."""
+
+Batches = Any
+"""Arrays with examples along their first axis (one, or a dict or tuple of them); or a list, a loader,
+or a function that returns an iterator, of batches."""
+
+PARTS = ("weights", "alphas", "train", "valid", "test")
+
+
+class Source(Protocol):
+    """One part of the data."""
+
+    def stream(self, seed: int) -> Stream:
+        """Batches without end."""
+        ...
+
+    def once(self, examples: int | None = None) -> Iterator[Batch]:
+        """Every example once, in order; or batches with at least the first so many."""
+        ...
+
+
+def as_arrays(batch: Batch) -> Batch:
+    """A batch with NumPy or JAX arrays in place of those of other libraries."""
+
+    def plain(leaf: Any) -> Any:
+        if isinstance(leaf, (np.ndarray, jax.Array)):
+            return leaf
+        return np.asarray(leaf)
+
+    return jax.tree.map(plain, batch)
+
+
+def size_of(batch: Batch) -> int:
+    """How many examples a batch holds: the first axis of its first array."""
+    shape = np.shape(jax.tree.leaves(batch)[0])
+    if not shape:
+        return 1
+    return shape[0]
+
+
+# Arrays.
+
+
+@dataclass
+class Arrays:
+    """Arrays whose first axis is that of the examples, in another order for each epoch.
+
+    Attributes:
+      name: of the part.
+      arrays: a pytree of them.
+      batch_size: examples of a batch; an epoch's last ones that fill no batch are left out.
+      rows: the examples that count.
+    """
+
+    name: str
+    arrays: Any
+    batch_size: int
+    rows: np.ndarray
+
+    def stream(self, seed: int) -> Stream:
+        """See `Source`."""
+        if len(self.rows) < self.batch_size:
+            raise InputError(
+                f"data[{self.name!r}] has {len(self.rows)} examples, and a batch {self.batch_size}. "
+                f"Use a smaller batch_size."
+            )
+        return _ArrayStream(self, seed)
+
+    def take(self, rows: np.ndarray) -> Batch:
+        """Some examples."""
+        return jax.tree.map(lambda array: array[rows], self.arrays)
+
+    def once(self, examples: int | None = None) -> Iterator[Batch]:
+        """See `Source`."""
+        rows = self.rows[:examples]
+        for start in range(0, len(rows), self.batch_size):
+            yield self.take(rows[start : start + self.batch_size])
+
+
+class _ArrayStream:
+    def __init__(self, source: Arrays, seed: int):
+        self.source, self.seed = source, seed
+        self.count = 0
+        self.per_epoch = len(source.rows) // source.batch_size
+        self.order = (-1, source.rows)
+
+    def __next__(self) -> Batch:
+        epoch, number = divmod(self.count, self.per_epoch)
+        if self.order[0] != epoch:
+            # From the seed and the epoch alone, so that a resumed search sees the same order.
+            random = np.random.default_rng([self.seed, epoch])
+            self.order = (epoch, random.permutation(self.source.rows))
+        self.count += 1
+        size = self.source.batch_size
+        return self.source.take(self.order[1][number * size : (number + 1) * size])
+
+    def get_state(self) -> int:
+        return self.count
+
+    def set_state(self, state: int) -> None:
+        self.count = state
+
+
+def arrays_of(name: str, value: Any, batch_size: int) -> Arrays:
+    """Arrays as a part of the data; raises `InputError` where they do not fit together."""
+    arrays = as_arrays(value)
+    lengths = set()
+    for leaf in jax.tree.leaves(arrays):
+        if leaf.dtype == object:
+            raise InputError(f"data[{name!r}] holds an array of Python objects. Use numbers.")
+        lengths.add(np.shape(leaf)[0])
+    if len(lengths) != 1 or lengths == {0}:
+        raise InputError(
+            f"data[{name!r}] must hold arrays of one length, at least 1, got {sorted(lengths)}."
+        )
+    return Arrays(name, arrays, batch_size, np.arange(lengths.pop()))
+
+
+# Iterables.
+
+
+@dataclass
+class Iterated:
+    """A list, a loader, or a function that returns an iterator, of batches.
+
+    Attributes:
+      name: of the part.
+      iterable: as the user gave it.
+    """
+
+    name: str
+    iterable: Iterable[Batch] | Callable[[], Iterator[Batch]]
+    kept: list[Batch] | None = field(default=None, repr=False)
+
+    def iterator(self) -> Iterator[Batch]:
+        """The batches from the first on, where that is possible."""
+        if callable(self.iterable) and not hasattr(self.iterable, "__iter__"):
+            return iter(self.iterable())
+        assert isinstance(self.iterable, Iterable)
+        return iter(self.iterable)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it can be iterated again: an iterator is its own iterator, and ends once."""
+        return not hasattr(self.iterable, "__next__")
+
+    def stream(self, seed: int) -> Stream:
+        """See `Source`; the order is that of the iterable."""
+        return _IteratedStream(self)
+
+    def once(self, examples: int | None = None) -> Iterator[Batch]:
+        """See `Source`."""
+        count = 0
+        for batch in self._batches():
+            if examples is not None and count >= examples:
+                return
+            arrays = as_arrays(batch)
+            count += size_of(arrays)
+            yield arrays
+        if not count:
+            raise InputError(f"data[{self.name!r}] is empty.")
+
+    def _batches(self) -> Iterable[Batch]:
+        if self.repeats:
+            return self.iterator()
+        # What ends once is read once and kept: a search evaluates several times.
+        if self.kept is None:
+            self.kept = list(self.iterator())
+        return self.kept
+
+
+class _IteratedStream:
+    def __init__(self, source: Iterated):
+        self.source = source
+        self.iterator = source.iterator()
+        self.count = 0
+
+    def __next__(self) -> Batch:
+        try:
+            batch = next(self.iterator)
+        except StopIteration:
+            batch = self._again()
+        self.count += 1
+        return as_arrays(batch)
+
+    def _again(self) -> Batch:
+        name = self.source.name
+        if not self.source.repeats:
+            raise InputError(
+                f"data[{name!r}] ended after {self.count} batches, at step {self.count + 1}, and "
+                f"cannot be iterated again. Pass a list, a loader, or a function that returns an "
+                f"iterator."
+            )
+        self.iterator = self.source.iterator()
+        try:
+            return next(self.iterator)
+        except StopIteration:
+            raise InputError(f"data[{name!r}] is empty.") from None
+
+    def get_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"count": self.count}
+        if hasattr(self.iterator, "get_state"):
+            state["iterator"] = _encoded(self.iterator.get_state())
+        return state
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.count = state["count"]
+        if "iterator" in state and hasattr(self.iterator, "set_state"):
+            self.iterator.set_state(_decoded(state["iterator"]))
+        else:
+            say(
+                f"data[{self.source.name!r}] cannot say where it was (no get_state and set_state): "
+                f"it begins with its first batch again"
+            )
+
+
+def _encoded(state: Any) -> Any:
+    """The state of an iterator as JSON: some libraries give bytes."""
+    if isinstance(state, bytes):
+        return {"bytes": base64.b64encode(state).decode()}
+    return {"plain": state}
+
+
+def _decoded(state: Mapping[str, Any]) -> Any:
+    if "bytes" in state:
+        return base64.b64decode(state["bytes"])
+    return state["plain"]
+
+
+# All parts.
+
+
+class Alternating:
+    """Two streams in turn, for what learns from both."""
+
+    def __init__(self, first: Stream, second: Stream):
+        self.streams = (first, second)
+        self.count = 0
+
+    def __next__(self) -> Batch:
+        stream = self.streams[self.count % 2]
+        self.count += 1
+        return next(stream)
+
+    def get_state(self) -> list[Any]:
+        """How many were drawn, and where the streams are."""
+        first, second = self.streams
+        return [self.count, first.get_state(), second.get_state()]
+
+    def set_state(self, state: list[Any]) -> None:
+        """Continue where `get_state` was called."""
+        self.count, first, second = state
+        self.streams[0].set_state(first)
+        self.streams[1].set_state(second)
+
+
+@dataclass
+class Parts:
+    """The parts of a search's data: weights and alphas learn from the first two, valid chooses."""
+
+    weights: Source
+    alphas: Source
+    valid: Source
+    test: Source | None = None
+
+    def train(self, seed: int) -> Stream:
+        """Batches of weights and alphas, for what has one level."""
+        if self.weights is self.alphas:
+            return self.weights.stream(seed)
+        return Alternating(self.weights.stream(seed), self.alphas.stream(seed + 1))
+
+
+def parts_of(data: Mapping[str, Batches], batch_size: int, seed: int, halves: bool) -> Parts:
+    """The parts of what a user gave; "train" is divided into weights and alphas.
+
+    Raises `InputError` where a part is missing or unknown.
+    """
+    if not isinstance(data, Mapping):
+        raise InputError(
+            "data must be a dict with 'train' and 'valid', or 'weights', 'alphas' and 'valid'."
+        )
+    for name in data:
+        if name not in PARTS:
+            raise InputError(f"data has no part {name!r}; its parts are {', '.join(PARTS)}.")
+    if "valid" not in data:
+        raise InputError("data needs 'valid', examples that the choice is made on.")
+    valid = _source("valid", data["valid"], batch_size)
+    test = None
+    if "test" in data:
+        test = _source("test", data["test"], batch_size)
+    if "train" not in data:
+        for name in ("weights", "alphas"):
+            if name not in data:
+                raise InputError(f"data needs {name!r}, or 'train' in place of weights and alphas.")
+        weights = _source("weights", data["weights"], batch_size)
+        return Parts(weights, _source("alphas", data["alphas"], batch_size), valid, test)
+    train = _source("train", data["train"], batch_size)
+    if not halves:
+        return Parts(train, train, valid, test)
+    if not isinstance(train, Arrays):
+        raise InputError(
+            "data['train'] can be divided only where it is arrays. Pass 'weights' and 'alphas', two "
+            "halves that share no example."
+        )
+    rows = np.random.default_rng([seed, 0]).permutation(train.rows)
+    half = len(rows) // 2
+    first = Arrays("weights", train.arrays, batch_size, np.sort(rows[:half]))
+    second = Arrays("alphas", train.arrays, batch_size, np.sort(rows[half:]))
+    return Parts(first, second, valid, test)
+
+
+def _source(name: str, value: Batches, batch_size: int) -> Source:
+    """A part from arrays (one, or a dict or tuple of them), or from an iterable of batches."""
+    if isinstance(value, (np.ndarray, jax.Array, Mapping, tuple)):
+        return arrays_of(name, value, batch_size)
+    if callable(value) or isinstance(value, Iterable):
+        return Iterated(name, value)
+    raise InputError(
+        f"data[{name!r}] must be arrays or an iterable of batches, got {type(value).__name__}."
+    )
