@@ -33,13 +33,13 @@ class Place(NamedTuple):
 
 
 def _children(node: Any) -> Iterator[tuple[str | int, Any]]:
-    """What a node holds, in the order in which it was made."""
+    """What a node holds: items by number, attributes by name, as NNX sorts them in a copy."""
     if isinstance(node, (list, tuple, nnx.List)):
         yield from enumerate(node)
     elif isinstance(node, Mapping):
-        yield from node.items()
+        yield from sorted(node.items())
     elif isinstance(node, nnx.Module):
-        for name, value in vars(node).items():
+        for name, value in sorted(vars(node).items()):
             if not name.startswith("_"):
                 yield name, value
 
@@ -55,7 +55,7 @@ def _walk(node: Any, path: Path, above: frozenset[int]) -> Iterator[Place]:
 
 
 def places_of(model: nnx.Module) -> tuple[Place, ...]:
-    """The mixed layers of a module, in the order of its attributes: layer l of a mixture is the lth.
+    """The mixed layers of a module, its attributes sorted by name: layer l of a mixture is the lth.
 
     Raises `InputError` for a module without any, with some that share parameters, or whose
     candidates differ.

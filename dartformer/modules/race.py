@@ -349,12 +349,12 @@ class _Report:
         for genotype, entrant in self.bracket.entrants.items():
             looks = sorted(self.bracket.seen[genotype], key=lambda look: look.step)
             finalist = entrant.name in scores
-            valid = looks[-1].score
-            test = stopped = None
+            valid = test = stopped = None
             if finalist:
                 valid = mean(track.finals(genotype, track.parts.valid))
             else:
-                stopped = looks[-1].step
+                # The last look is where it stopped.
+                valid, stopped = looks[-1].score, looks[-1].step
             if finalist and on_test:
                 test = mean(list(scores[entrant.name]))
             records.append(

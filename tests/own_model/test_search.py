@@ -34,7 +34,7 @@ class Block(nnx.Module):
 
 
 class Model(nnx.Module):
-    """Two mixed layers, in a list and under a name, with 4 and 2 heads, batch norms and dropout."""
+    """Two mixed layers, in a list and under a name, with 2 and 4 heads, batch norms and dropout."""
 
     def __init__(self, rngs, heads=(4, 2)):
         self.embed = nnx.Linear(F, E, rngs=rngs)
@@ -72,7 +72,7 @@ def found(tmp_path_factory):
 
 
 def test_what_a_search_gives_and_writes(found):
-    assert found.places == ("zeroth.0.attention", "last.attention")
+    assert found.places == ("last.attention", "zeroth.0.attention")
     # The greatest common divisor of 4 and 2 heads.
     assert found.mixture.shape == found.alphas.shape == (2, 2, 3)
     np.testing.assert_allclose(found.mixture.sum(-1), 1, atol=1e-6)
@@ -86,7 +86,9 @@ def test_what_a_search_gives_and_writes(found):
 
 
 def test_the_same_call_continues_and_gives_the_same(found, tmp_path):
-    assert run(workdir=found.path, space="head").seconds == found.seconds
+    again = run(workdir=found.path, space="head")
+    assert again.compile_seconds == found.compile_seconds
+    np.testing.assert_array_equal(again.mixture, found.mixture)
     with pytest.raises(Stopped, match="step 3 of 6"):
         run(workdir=tmp_path, space="head", on_evaluation=lambda moment: moment.step < 3)
     resumed = run(workdir=tmp_path, space="head")
@@ -134,15 +136,13 @@ def test_every_strategy_runs_on_a_module(name):
     assert (len(genotype.layers), genotype.heads) == (2, 2)
 
 
-@pytest.mark.parametrize("extra", ["drop(keep=2)", "beta_decay", "entropy", "smoothing"])
+@pytest.mark.parametrize("extra", ["drop(keep=1, stages=2)", "beta_decay", "entropy", "smoothing"])
 def test_extras(extra):
     found = run(strategy={"name": "darts", "warmup": 0.0, "extras": [extra]}, steps=3)
     assert np.isfinite(found.mixture).all()
 
 
-@pytest.mark.parametrize(
-    "rule", ["argmax", "masked_drop(fine_tune=2)", "prune", "sample", "top_k(2)"]
-)
+@pytest.mark.parametrize("rule", ["argmax", "masked_drop(fine_tune=2)", "sample", "top_k(2)"])
 def test_rules(found, rule):
     genotype = df.derive(found, rule)
     assert len(genotype.layers) == 2
@@ -171,7 +171,8 @@ def test_plain_layers_give_the_outputs_of_the_one_hot_mixture(found):
     full = df.Genotype((("full", "uniform"), ("identity", "full")))
     rows = tuple(tuple(map(df.parse, row)) for row in full.layers)
     plain = df.replace(equal, df.Genotype(rows))
-    assert plain.last.attention.row == rows[1]
+    assert plain.last.attention.row == rows[0]
+    assert plain.zeroth[0].attention.row == rows[1]
 
 
 def test_a_race(found):
