@@ -165,8 +165,6 @@ class Tune(Tuning):
         between(self, 0, LARGEST_SEED, "seed")
         if self.attention and self.replacement == Full():
             raise FieldError("attention", "cannot be full, which is what the kept places have.")
-        if self.attention and self.steps and not self.align_steps:
-            raise FieldError("align_steps", "must be at least 1 with an attention that must learn.")
 
     @cached_property
     def replacement(self) -> Attention | None:

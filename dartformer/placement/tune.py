@@ -30,7 +30,7 @@ from dartformer.placement.records import (
 )
 from dartformer.placement.study import PlacementFolder, PlacementStudy, PlacementWorkdir
 from dartformer.pretrained import Pretrained, load_pretrained, save_pretrained
-from dartformer.pretrained.align import Alignment, align
+from dartformer.pretrained.align import Alignment, align, untrained
 from dartformer.pretrained.load import leaves_of, nested
 from dartformer.pretrained.passages import calibration_part
 from dartformer.pretrained.tune import Tuner, TuneState, measure, training_sequences
@@ -237,7 +237,7 @@ class Trainer:
         """The checkpoint with the attentions of an entrant, aligned layer by layer."""
         teacher, steps = self.study.model, self.options.align_steps
         genotype = self.study.tuned_genotype(entrant.kept)
-        hybrid = dataclasses.replace(teacher, genotype=genotype)
+        hybrid = untrained(teacher, genotype, self.options.seed)
         if not steps:
             return hybrid, ()
         with Checkpoints(self.folder / entrant.name / "aligned") as saved:
