@@ -167,7 +167,7 @@ def test_a_race_tunes_rivals_and_keeps_the_better_half(home, tmp_path):
     first = sorted(entrants, key=lambda entrant: entrant.rungs[0].total)
     assert len(first[-1].losses) == 2
     best = max(entrants, key=lambda entrant: len(entrant.losses))
-    assert results.tuning.placement == best.name
+    assert results.tuning.placement == results.recommended.name == best.name
     genotype = json.loads((tmp_path / "run/genotype.json").read_text())
     assert genotype["layers"] == results.to_dict()["genotype"]["layers"]
     assert df.load_pretrained(tmp_path / "run/tuned").genotype == df.Genotype.from_dict(genotype)
@@ -250,6 +250,16 @@ def test_a_tuning_that_diverges_is_one_line(home, tmp_path, monkeypatch):
     monkeypatch.setattr(Tuner, "advance", infinite)
     with pytest.raises(InputError, match=r"diverged in step 0.*lower tune.rate, which is 0.003"):
         df.place(config_of(home), tmp_path / "run")
+
+
+def test_a_disk_without_room_is_one_line(home, tmp_path, monkeypatch):
+    """Nothing is trained first, and the next call goes on."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(InputError, match="and its disk has") as caught:
+        df.place(config_of(home), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run/tuned").exists()
 
 
 def test_a_damaged_record_is_named(copy, home):

@@ -474,6 +474,13 @@ class PlacementResults(Record):
                 return placed
         raise KeyError("answer")
 
+    @property
+    def recommended(self) -> Placed:
+        """The tuned placement, or where nothing is tuned the answer."""
+        if self.tuning is None:
+            return self.answer
+        return self.named[self.tuning.placement]
+
 
 @dataclass(frozen=True)
 class PlacementBudgetAnswer(Record):

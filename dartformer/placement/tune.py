@@ -9,12 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from dartformer.config.checkpoint import Tune
 from dartformer.errors import InputError
+from dartformer.machine.folders import require_space
 from dartformer.machine.identity import fingerprint, require_same
 from dartformer.machine.progress import Bar, say
 from dartformer.machine.workdir import write_text
@@ -39,6 +41,9 @@ from dartformer.training.checkpoint import Checkpoints, named_leaves
 
 MOST_ALIGNED = 32
 """Sequences that layers are aligned on: what the checkpoint reads and gives is kept of each."""
+
+SAVED = 3
+"""Checkpoints of a training on disk at most: two that are kept, and one that is being written."""
 
 PARTS = 3
 """After each of so many parts of the steps the better half of the entrants goes on."""
@@ -202,6 +207,9 @@ class Trainer:
         if restored is not None:
             state, done = restored.state, restored.step
             progress = Progress(**restored.extra)
+        else:
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            require_space(self.folder, SAVED * size)
         with Bar(f"tune {entrant.title}", until, done) as bar:
             for step in range(done, until):
                 wall, processor = time.monotonic(), time.process_time()

@@ -139,10 +139,13 @@ def _tuned(results: PlacementResults, tuning: TuningResults) -> str:
     title = results.named[tuning.placement].title
     if tuning.attention != results.cheap:
         title += f" with {tuning.attention} elsewhere"
-    return (
+    sentence = (
         f"Tuning {weights} of the {title} for {tuning.steps:,} steps brings the loss "
         f"{' and '.join(parts)}."
     )
+    if results.recommended is not results.answer:
+        sentence += " They won the race, so use them."
+    return sentence
 
 
 def _of_kind(results: PlacementResults, kind: str) -> str:

@@ -507,7 +507,7 @@ def table(results: PlacementResults) -> Iterator[Line]:
                 text = f"{behind:+.{digits}f} ± {gap.noise:.{digits}f}"
                 cell = Cell(text, behind)
             cells.append(cell)
-        yield Line(placed.role == "answer", tuple(cells))
+        yield Line(placed is results.recommended, tuple(cells))
 
 
 def tuning_table(results: PlacementResults, tuning: TuningResults) -> Iterator[Line]:
