@@ -116,12 +116,17 @@ def align(
     for start in range(0, len(tokens) - size + 1, size):
         batches.append(work.embed(jnp.asarray(tokens[start : start + size])))
     blocks, fits = dict(model.weights["blocks"]), []
+    changed = []
     for layer in range(model.config.layers):
+        if genotype.layers[layer] != model.genotype.layers[layer]:
+            changed.append(layer)
+    # Behind the last of them nobody reads the inputs.
+    for layer in range(max(changed, default=-1) + 1):
         pairs = []
         for batch, x in enumerate(batches):
             inputs, output, batches[batch] = work.teach(layer, x)
             pairs.append((inputs, output))
-        if genotype.layers[layer] != model.genotype.layers[layer]:
+        if layer in changed:
             blocks[layer], fit = work.fit(layer, pairs)
             fits.append(fit)
     weights = {**model.weights, "blocks": blocks}
