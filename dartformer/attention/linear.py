@@ -73,7 +73,7 @@ def feature_matrices(key: Array, shape: Shape, features: int | None = None) -> P
 def learned_feature(x: Array, w: Array) -> Array:
     """[softmax(W x), softmax(-W x)] of each head, in float32 or wider, at least 1e-12.
 
-    Paper: Zhang et al. 2024 (Hedgehog), arXiv:2402.04347, section 4.
+    Paper: Zhang et al. 2024 (Hedgehog), arXiv:2402.04347.
 
     Args:
       x: `[B, N, H, D]`.
@@ -113,7 +113,7 @@ class Linear(KeepsState, Spelled):
         features). "exp": exp(x), which may weigh one token far above the others. "softmax": exp(x)
         / sum_d exp(x_d), so that no key weighs more for its size. "hedgehog": [softmax(W x),
         softmax(-W x)] with learned W, which can take the place of a trained softmax (Zhang et al.
-        2024, arXiv:2402.04347, section 4).
+        2024, arXiv:2402.04347).
     """
 
     feature: Feature = "elu"

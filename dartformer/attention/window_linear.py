@@ -43,7 +43,7 @@ from dartformer.kernels.linear_scan import Parts, Sums, linear_parts_from, no_su
 from dartformer.kernels.softmax import dense_allowed, dense_weights, wide
 
 SHARE = 0.1
-"""g at the start, as in the settings of the paper: the window counts as much as a tenth."""
+"""g at the start: the window counts as much as far tokens whose features sum to a tenth."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,7 +54,7 @@ class WindowLinear(KeepsKeys, Spelled):
     exp(q_i . k_j / sqrt(D)). Far is everything else, and f_ij = phi_q(q_i) . phi_k(k_j) with
     phi(x) = [softmax(W x), softmax(-W x)]. g = sigmoid(b) is learned. Both sums share a normaliser.
 
-    Paper: Zhang et al. 2024 (LoLCATs), arXiv:2410.10254, section 3.2; the features of Hedgehog
+    Paper: Zhang et al. 2024 (LoLCATs), arXiv:2410.10254; the features of Hedgehog
       (Zhang et al. 2024), arXiv:2402.04347.
     Own parameters: `W_q`, `W_k` `[H, D, features]`, `window` `[H]` (b).
     Cost: O(N (window + features) D) time, O(N (window + features)) memory; the features of both
@@ -64,7 +64,7 @@ class WindowLinear(KeepsKeys, Spelled):
     Positions: with rotary ones q and k are turned before everything, as in the paper. The window
       then depends on distances alone, but the features also depend on where a token is.
     Decoding: a ring of the window's keys and values, and the sums over all tokens that have left it.
-    Deviations: c_i is the logarithm of the sum, where the paper has the maximum. Like it, c_i keeps
+    Deviations: c_i is the logarithm of the sum, where the code of the paper has the maximum. Like it, c_i keeps
       what softmax ignores, a number added to all scores of a query, out of the ratio of both parts.
       It has a gradient everywhere, and the window counts g however many tokens it has. W_q and W_k
       begin equal. The window counts the tokens

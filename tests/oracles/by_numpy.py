@@ -144,7 +144,7 @@ def linear_relu(e: Example) -> np.ndarray:
     return times(similar / np.where(total == 0, 1, total), e.v)
 
 
-HEDGEHOG = "Zhang et al. 2024 (Hedgehog), section 4, token by token"
+HEDGEHOG = "Zhang et al. 2024 (Hedgehog), softmax features of both signs, token by token"
 
 
 @oracle(
@@ -173,15 +173,17 @@ def linear_hedgehog(e: Example) -> np.ndarray:
         if not e.valid[b, i]:
             continue
         query, above, total = hedgehog(e.q[b, i, h] @ e.params["W_q"][h]), np.zeros(width), 0.0
-        for j in range(i + 1 if e.causal else length):
-            if e.valid[b, j]:
-                weight = query @ hedgehog(e.k[b, j, h] @ e.params["W_k"][h])
-                above, total = above + weight * e.v[b, j, h], total + weight
+        tokens = np.flatnonzero(e.valid[b])
+        if e.causal:
+            tokens = tokens[tokens <= i]
+        for j in tokens:
+            weight = query @ hedgehog(e.k[b, j, h] @ e.params["W_k"][h])
+            above, total = above + weight * e.v[b, j, h], total + weight
         out[b, i, h] = above / total
     return out
 
 
-WINDOW_LINEAR = "Zhang et al. 2024 (LoLCATs), section 3.2, token by token"
+WINDOW_LINEAR = "Zhang et al. 2024 (LoLCATs), the hybrid with a sliding window, token by token"
 
 
 @oracle(
@@ -204,12 +206,14 @@ WINDOW_LINEAR = "Zhang et al. 2024 (LoLCATs), section 3.2, token by token"
     **BY,
 )
 def window_linear(e: Example) -> np.ndarray:
-    """Equation 6 with c_i = log sum exp of the window, so that the window weighs g in all."""
+    """With c_i = log sum exp of the scores in the window, so that it weighs g in all."""
     (batch, length, heads, width), out = e.q.shape, np.zeros_like(e.v)
     for b, h, i in np.ndindex(batch, heads, length):
-        tokens = [j for j in range(i + 1 if e.causal else length) if e.valid[b, j]]
         if not e.valid[b, i]:
             continue
+        tokens = np.flatnonzero(e.valid[b])
+        if e.causal:
+            tokens = tokens[tokens <= i]
         near = [j for j in tokens if abs(i - j) <= 2]
         s = np.array([e.q[b, i, h] @ e.k[b, j, h] / np.sqrt(width) for j in near])
         c = np.log(np.exp(s).sum())
