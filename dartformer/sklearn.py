@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from dartformer.data.rows import canonical
+from dartformer.data.rows import canonical, is_missing
 from dartformer.fitted import FitResult
 from dartformer.fitting import fit
 
@@ -63,10 +63,6 @@ class _Search(BaseEstimator):
         # A missing number becomes the mean of its channel.
         tags.input_tags.allow_nan = True
         tags.input_tags.three_d_array = True
-        # Of rows in no order, and of a few dozens, a Transformer learns little.
-        for of_kind in (tags.classifier_tags, tags.regressor_tags):
-            if of_kind is not None:
-                of_kind.poor_score = True
         return tags
 
     def _search(self, X: object, y: np.ndarray, kind: str) -> FitResult:
@@ -126,12 +122,19 @@ class AttentionSearchClassifier(ClassifierMixin, _Search):
       n_features_in_: numbers of a row, where X is an array of them.
     """
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        # Of a few dozen rows a Transformer learns little.
+        tags.classifier_tags.poor_score = True
+        return tags
+
     def fit(self, X: Any, y: Any) -> Self:
         """Search, race and train; what scikit-learn's checks refuse raises a `ValueError`."""
         if y is None:
             raise ValueError("requires y to be passed, but the target y is None.")
         examples = self._examples(X, reset=True)
         y = column_or_1d(y, warn=True)
+        _require_labels(y)
         check_classification_targets(y)
         y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
         check_consistent_length(examples, y)
@@ -163,6 +166,12 @@ class AttentionSearchRegressor(RegressorMixin, _Search):
     Its arguments are those of `AttentionSearchClassifier`.
     """
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        # Of a few dozen rows a Transformer learns little.
+        tags.regressor_tags.poor_score = True
+        return tags
+
     def fit(self, X: Any, y: Any) -> Self:
         """Search, race and train; what scikit-learn's checks refuse raises a `ValueError`."""
         if y is None:
@@ -178,6 +187,13 @@ class AttentionSearchRegressor(RegressorMixin, _Search):
         """The number of each row."""
         examples = self._fitted(X)
         return np.asarray(self.result_.predict(examples))
+
+
+def _require_labels(y: np.ndarray) -> None:
+    """Raise `ValueError` for a row without a label."""
+    for i, label in enumerate(y.tolist()):
+        if is_missing(label):
+            raise ValueError(f"row {i} of y has no label. Leave it out.")
 
 
 def _is_matrix(X: Any) -> bool:

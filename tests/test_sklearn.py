@@ -161,7 +161,7 @@ def test_a_random_state_is_the_split_and_the_seeds(monkeypatch):
         (["a", "b"], [1], "inconsistent numbers of samples"),
         (["a", "b"], [1, 1], "2 classes, got one class: 1"),
         (["a", "b"], [1.5, 2.5], "Unknown label type: continuous"),
-        (["a", "b"], [None, "x"], "None"),
+        (["a", "b"], ["x", None], "row 1 of y has no label"),
         (["a", "b"], None, "requires y"),
         ([[1.0], [2.0]], [0, 1], r"1 feature\(s\)"),
         ([[1.0, np.inf], [2.0, 1.0]], [0, 1], "infinity"),
