@@ -16,6 +16,7 @@ from dartformer.data.folders import SPLITS
 from dartformer.data.rows import canonical
 from dartformer.errors import InputError
 from dartformer.fitted import FitResult
+from dartformer.machine import progress
 from dartformer.machine.progress import say
 from dartformer.machine.workdir import differences, jsonable, read_json, write_json
 from dartformer.stages.layout import Layout
@@ -53,6 +54,7 @@ def fit(
     test: object = None,
     on_step: Callback | None = None,
     on_evaluation: Callback | None = None,
+    quiet: bool = False,
     **overrides: object,
 ) -> FitResult:
     """Search, race, train and evaluate on data in memory, as `dartformer new` and `run` do on a file.
@@ -79,6 +81,7 @@ def fit(
       on_step: called after every step with a `Moment`; False stops, see
         `dartformer.training.callbacks`.
       on_evaluation: called after every evaluation, when its checkpoint is written.
+      quiet: print no progress.
       **overrides: fields of the config: `model__layers=1`, or `**{"model.layers": 1}`.
 
     Raises `InputError`, a `ValueError`, for data or arguments that do not work, and `Stopped` where a
@@ -97,7 +100,7 @@ def fit(
         workdir = temporary.name
     layout = Layout(Path(workdir).expanduser())
     arguments = {"columns": columns._asdict(), "wishes": wishes._asdict(), "values": values}
-    with in_python(layout.data):
+    with in_python(layout.data), progress.quiet(quiet):
         config = _config(layout, tables, columns, values, wishes, jsonable(arguments))
         with calling(on_step, on_evaluation):
             api.run_all(config, layout.path)

@@ -50,6 +50,7 @@ class _Search(BaseEstimator):
         config: Mapping[str, object] | None = None,
         workdir: str | Path | None = None,
         random_state: Any = None,
+        verbose: int = 0,
     ):
         self.steps = steps
         self.minutes = minutes
@@ -57,6 +58,7 @@ class _Search(BaseEstimator):
         self.config = config
         self.workdir = workdir
         self.random_state = random_state
+        self.verbose = verbose
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -80,6 +82,7 @@ class _Search(BaseEstimator):
             minutes=self.minutes,
             candidates=self.candidates,
             kind=kind,
+            quiet=not self.verbose,
             **values,
         )
 
@@ -115,6 +118,7 @@ class AttentionSearchClassifier(ClassifierMixin, _Search):
       workdir: the folder for all results; a fit on other rows needs another one. None: a temporary
         one.
       random_state: of the split and of the seeds; None: those of the config.
+      verbose: 0 prints no progress.
 
     Attributes:
       classes_: the classes, sorted.

@@ -119,11 +119,14 @@ def test_the_config_is_that_of_a_file(mood, tmp_path, monkeypatch):
 def test_a_result_shows_itself(mood):
     result, _ = mood
     html = result._repr_html_()
-    assert result.results.conclusion.headline in html.replace("&#39;", "'")
+    first = result.results.conclusion.headline.split("--config")[0]
+    assert first in html.replace("&#39;", "'")
     assert html.count("<svg") == 2
     assert "<script" not in html
     assert "<table" in html
-    assert result.results.conclusion.headline in repr(result)
+    assert first in repr(result)
+    # What is proposed is an argument, not a flag.
+    assert "--config" not in html + repr(result)
     assert result.report().read_text().startswith("<!")
     assert str(result.genotype).endswith("everywhere (1x2)")
     assert json.loads((result.workdir / "results.json").read_text())["conclusion"]
@@ -300,6 +303,15 @@ def test_what_does_not_work_is_one_line(arguments, message, tmp_path):
     assert str(tmp_path) not in str(caught.value)
     # Nothing is claimed: the next call may have other rows.
     assert not Layout(tmp_path / "run").config.exists()
+
+
+def test_quiet_prints_nothing(asked, capsys):
+    columns = reviews()
+    df.fit(columns["review"], columns["mood"], quiet=True, **TINY)
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+    df.fit(columns["review"], columns["mood"], **TINY)
+    assert "guessed: " in capsys.readouterr().err
 
 
 def test_messages_name_arguments(tmp_path):

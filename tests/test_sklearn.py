@@ -51,11 +51,19 @@ IN_A_MOMENT = (
 """Checks that train nothing, or little."""
 
 
+EXPECTED_TO_FAIL = {
+    "check_methods_subset_invariance": "in float32 a row alone and a row among others differ by 1e-6"
+}
+"""Checks that do not apply, with the reason."""
+
+
 def checks(chosen):
     listed = []
     for cls in ESTIMATORS:
         for estimator, check in estimator_checks_generator(cls(**QUICK)):
             name = check.func.__name__
+            if name in EXPECTED_TO_FAIL:
+                continue
             if chosen(name):
                 listed.append(pytest.param(estimator, check, id=f"{cls.__name__}-{name}"))
     return listed
@@ -108,6 +116,14 @@ def test_texts(moods):
     assert model.score(texts, labels) == np.mean(model.predict(texts) == labels)
     assert model.result_.results.task == "files"
     assert not hasattr(model, "n_features_in_")
+
+
+def test_a_row_alone_is_nearly_the_row_among_others(moods):
+    """In place of `check_methods_subset_invariance`, whose tolerance is that of float64."""
+    model, texts, _ = moods
+    together = model.predict_proba(texts)
+    alone = np.concatenate([model.predict_proba([text]) for text in texts[:5]])
+    np.testing.assert_allclose(alone, together[:5], atol=1e-5)
 
 
 def test_a_copy_predicts_the_same(moods):

@@ -175,13 +175,10 @@ def _quiet(quiet: bool) -> Iterator[None]:
     if not quiet:
         yield
         return
-    from dartformer.machine.progress import console
+    from dartformer.machine import progress
 
-    console.quiet = True
-    try:
+    with progress.quiet():
         yield
-    finally:
-        console.quiet = False
 
 
 def _exit_code(error: Exception, words: Sequence[str]) -> int:

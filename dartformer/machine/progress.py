@@ -117,6 +117,17 @@ class Whole:
         return ", ".join(parts)
 
 
+@contextlib.contextmanager
+def quiet(asked: bool = True) -> Iterator[None]:
+    """Nothing is shown inside, if that is asked; afterwards it is as before."""
+    before = console.quiet
+    console.quiet = before or asked
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
 _whole: Whole | None = None
 
 

@@ -1,5 +1,6 @@
 """The results of a run as a notebook shows them: the verdict, the genotype, a table and a plot."""
 
+import re
 from collections.abc import Mapping
 
 from markupsafe import Markup
@@ -10,6 +11,9 @@ from dartformer.report.verdicts import scored, sentence
 from dartformer.results import ModelScores, Results
 from dartformer.space.genotype import in_words
 from dartformer.training import metric
+
+FLAG = re.compile(r"--config\.([\w.]+)=")
+"""A field of the config that a sentence proposes to set."""
 
 SHOWN = 12
 """Rows of the table that are shown, the best first."""
@@ -51,7 +55,16 @@ def sentences(results: Results) -> list[str]:
         lines += results.conclusion.sentences
     lines.append(scored(results))
     lines += map(sentence, results.verdict or ())
-    return lines
+    return list(map(_in_python, lines))
+
+
+def _in_python(line: str) -> str:
+    """A sentence with arguments of `fit` in place of the flags of the command line."""
+
+    def argument(flag: re.Match[str]) -> str:
+        return f"{flag[1].replace('.', '__')}="
+
+    return FLAG.sub(argument, line)
 
 
 def text(results: Results) -> str:
