@@ -161,3 +161,29 @@ def test_bad_input_is_one_line(home, tmp_path, capsys):
         line = capsys.readouterr().err.strip()
         assert message in line, (command, line)
         assert "\n" not in line
+
+
+def test_export_is_a_folder_that_embeds(copy, home, capsys):
+    assert main(["export", f"--workdir={copy}"]) == 0
+    printed = capsys.readouterr().out
+    assert "model_type dartformer-bert" in printed
+    assert "no BERT with windows in some layers" in printed
+    exported = df.load_pretrained(copy / "export")
+    assert exported.genotype == df.Genotype.from_dict(
+        json.loads((copy / "genotype.json").read_text())
+    )
+    # The distance in the results is that of the embeddings of the folder.
+    study = PlacementStudy(df.config.load_any(home / "mine.py"))
+    texts = (home / "texts.txt").read_text().splitlines()
+    ours, theirs = exported.embed(texts), study.model.embed(texts)
+    assert (1 - np.sum(ours * theirs, 1)).mean() == pytest.approx(
+        results_of(copy).answer.loss("text"), rel=0.5
+    )
+    assert main(["generate", str(copy), "--prompt=w3"]) == 2
+    assert "\n" not in capsys.readouterr().err.strip()
+
+
+def test_tuning_is_refused(home, capsys):
+    command = ["new", f"--from={home}/model", f"--data={home}/texts.txt", CHEAP]
+    assert main([*command, "--config.tune.steps=5"]) == 2
+    assert "an encoder predicts no tokens to tune on" in capsys.readouterr().err

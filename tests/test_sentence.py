@@ -234,3 +234,40 @@ def test_lengths_that_cannot_be_are_one_line(placement, texts):
     wide = Placement(placement.model, df.parse("local(window=63)"))
     with pytest.raises(InputError, match="of texts of 64 tokens, so nothing is saved"):
         wide.path(documents(placement.model.described, texts, LENGTH, 3, 3).calibration)
+
+
+def test_an_export_holds_the_modules(folder, tmp_path):
+    """Full attention everywhere is the checkpoint's own class; windows are a folder of our own."""
+    write_modules(folder, switches("mean_tokens"), "Normalize")
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 40}')
+    (folder / "config_sentence_transformers.json").write_text('{"prompts": {}}')
+    model = df.load_pretrained(folder)
+    texts = [sentence(3, 50), sentence(4, 9)]
+    saved = df.save_pretrained(model, tmp_path / "full")
+    assert (saved.model_type, saved.reason) == ("bert", "")
+    for file in (
+        "modules.json",
+        "1_Pooling/config.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+        "tokenizer.json",
+    ):
+        assert (tmp_path / "full" / file).read_bytes() == (folder / file).read_bytes()
+    assert (tmp_path / "full/2_Normalize").is_dir()
+    again = df.load_pretrained(tmp_path / "full")
+    np.testing.assert_array_equal(again.embed(texts), model.embed(texts))
+
+    genotype = Placement(model, CHEAP).genotype(np.array([[True], [False]]))
+    saved = df.save_pretrained(model, tmp_path / "windows", genotype=genotype)
+    assert saved.model_type == "dartformer-bert"
+    assert saved.reason == "transformers has no BERT with windows in some layers."
+    card = (tmp_path / "windows/README.md").read_text()
+    assert "`dartformer.load_pretrained` reads it, and `embed` embeds texts" in card
+    hybrid = df.load_pretrained(tmp_path / "windows")
+    assert hybrid.genotype == genotype
+    found = hybrid.embed(texts)
+    assert found.shape == (2, 24)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+    assert np.abs(found - model.embed(texts)).max() > 1e-3
+    # An export is exported again, over the earlier one.
+    assert df.save_pretrained(hybrid, tmp_path / "full").model_type == "dartformer-bert"

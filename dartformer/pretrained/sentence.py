@@ -24,6 +24,9 @@ CONFIG = "config_sentence_transformers.json"
 LENGTHS = "sentence_*_config.json"
 """The file with the most tokens of a text; its name has the family of the encoder."""
 
+MODULE_FILES = ("*.json", "*.safetensors")
+"""The files in the folder of a module."""
+
 BATCH = 32
 """Texts that are encoded at once."""
 
@@ -115,6 +118,13 @@ def _modules(folder: Path) -> Iterator[tuple[str, str]]:
         if parts.is_absolute() or ".." in parts.parts or "\\" in path:
             raise InputError(f"{file} lists the path {brief(path)}, which is not in {folder}.")
         yield values.text("type", "").rpartition(".")[2], path
+
+
+def module_folders(folder: Path) -> list[str]:
+    """The folders of the modules that come after the encoder; empty without a `modules.json`."""
+    if not (folder / MODULES).is_file():
+        return []
+    return [path for _, path in _modules(folder) if path]
 
 
 def _settings(file: Path) -> Settings:

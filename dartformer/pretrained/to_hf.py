@@ -23,6 +23,7 @@ from dartformer.errors import InputError
 from dartformer.machine.folders import replaced, require_space
 from dartformer.machine.workdir import read_json, read_text, write_json, write_text
 from dartformer.models.sizes import TransformerConfig
+from dartformer.pretrained import sentence
 from dartformer.pretrained.base import Axes, Family, Settings, Tensor, Windowed
 from dartformer.pretrained.folder import (
     DTYPES,
@@ -60,6 +61,9 @@ COPIED = (
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
+    sentence.MODULES,
+    sentence.CONFIG,
+    sentence.LENGTHS,
     "README.md",
     "LICENSE*",
     "NOTICE*",
@@ -145,6 +149,7 @@ def save(
         _write_tensors(partial, sources, dict(named_leaves(model.weights)), shard_bytes)
         for file in copies:
             shutil.copyfile(file, partial / file.name)
+        _copy_modules(model.folder, partial)
         write_json(partial / "config.json", values)
         if reason:
             write_text(partial / GENOTYPE, genotype.to_json())
@@ -274,6 +279,16 @@ def _copies(folder: Path) -> Iterator[Path]:
                 yield file
 
 
+def _copy_modules(source: Path, folder: Path) -> None:
+    """The modules of sentence-transformers that come after an encoder, such as its pooling."""
+    for path in sentence.module_folders(source):
+        # Some have no files, and an archive of the checkpoint may lack their folders.
+        (folder / path).mkdir(parents=True, exist_ok=True)
+        for pattern in sentence.MODULE_FILES:
+            for file in sorted((source / path).glob(pattern)):
+                shutil.copyfile(file, folder / path / file.name)
+
+
 def _write_tensors(
     folder: Path, sources: Sequence[Source], weights: Mapping[str, jax.Array], shard_bytes: int
 ) -> None:
@@ -365,7 +380,10 @@ def _describe(card: Path, model: Pretrained, genotype: Genotype, reason: str) ->
     table = "\n".join(["| layer | attention |", "|---|---|", *rows])
     usage = "`transformers` loads it without code of its own."
     if reason:
-        usage = f"{reason[0].upper()}{reason[1:]} `dartformer generate` and `dartformer.load_pretrained` read it."
+        readers = "`dartformer generate` and `dartformer.load_pretrained` read it."
+        if sentence.is_encoder(model.described):
+            readers = "`dartformer.load_pretrained` reads it, and `embed` embeds texts."
+        usage = f"{reason[0].upper()}{reason[1:]} {readers}"
     if model.note:
         usage = f"{model.note} {usage}"
     name = model.folder.resolve().name
