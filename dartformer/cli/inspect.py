@@ -22,7 +22,7 @@ from dartformer.stages.profile import read_genotype
 WORKS = {
     "generate": "continues texts (dartformer generate)",
     "placement": "finds the layers that must keep full attention (docs/pretrained.md)",
-    "encode": "encodes texts (df.load_pretrained)",
+    "encode": "embeds texts (df.load_pretrained(FOLDER).embed)",
 }
 """What each use is."""
 

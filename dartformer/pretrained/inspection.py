@@ -272,13 +272,13 @@ def _uses(architecture: Architecture | None, refused: bool, no_texts: str) -> tu
     if architecture is None or refused:
         return ()
     config, genotype = architecture
-    if config.classifier == "none":
-        reason = "it is an encoder."
-        return Use("generate", reason), Use("placement", reason), Use("encode", no_texts)
     generate, placement = no_texts, ""
     if not can_generate(config, genotype):
         generate = "some of its attentions do not run token by token."
     if genotype != Genotype.homogeneous(Full(), config.layers, config.heads):
         placement = "some of its layers have no full attention."
+    if config.classifier == "none":
+        generate = "it is an encoder."
+        return Use("generate", generate), Use("placement", placement), Use("encode", no_texts)
     encode = "it is a decoder, whose outputs are logits."
     return Use("generate", generate), Use("placement", placement), Use("encode", encode)
