@@ -25,7 +25,10 @@ def opened(folder: Path) -> "Tokenizer":
 
     file = folder / TOKENIZER
     if not file.is_file():
-        raise InputError(f"{folder} has no {TOKENIZER}. Give ids instead of texts.")
+        raise InputError(
+            f"{folder} has no {TOKENIZER}, which reads texts. Copy it from where the weights came "
+            f"from."
+        )
     try:
         return Tokenizer.from_file(str(file))
     # The package raises this type for whatever is wrong with a file.

@@ -5,9 +5,10 @@
 
 FOLDER is a decoder with full attention and a tokenizer, as Hugging Face writes it. Prints one JSON
 line for each placement of so many layers, or of as many KV groups as they have: the mean NLL of
-plain text and of a passage that comes again (`again`), and the KL divergence from the checkpoint,
-on sequences that no score was made with. In the last line are the NLLs of the passage and the
-seconds of the whole program. Places that are not kept have `--cheap`."""
+plain text, of a passage that comes again (`again`), and of words that follow other words a second
+time (`recall`), and the KL divergence from the checkpoint, on sequences that no score was made
+with. In the last line are the NLLs of the passage and the seconds of the whole program. Places that
+are not kept have `--cheap`."""
 
 import argparse
 import json
@@ -22,6 +23,7 @@ import jax
 import numpy as np
 
 import dartformer as df
+from dartformer.pretrained import Pretrained
 from dartformer.pretrained.passages import Sequences, pieces, repeated
 from dartformer.pretrained.placement import PathScores, Placement, top, uniform
 
@@ -31,6 +33,9 @@ PROSE = 150
 
 RANDOM = 3
 """Placements of layers that are drawn."""
+
+LETTERS = 4
+"""Of a word of the recall at least, so that tokens which are parts of words are rare."""
 
 
 def arguments() -> argparse.Namespace:
@@ -79,8 +84,36 @@ def text_of(file: str | None) -> str:
     return "\n\n".join(paragraphs)
 
 
+def words_of(model: Pretrained, tokens: np.ndarray) -> np.ndarray:
+    """The tokens of a text that are words with a space before them, each one time."""
+    words = []
+    for token in np.unique(tokens):
+        text = model.texts.decode([token])
+        if text.startswith(" ") and text[1:].isalpha() and len(text) > LETTERS:
+            words.append(token)
+    return np.array(words)
+
+
+def recall(model: Pretrained, tokens: np.ndarray, length: int, count: int, seed: int) -> Sequences:
+    """Pairs of words, and the same pairs in another order, whose second words are scored.
+
+    "apple river. stone cloud. ... stone cloud. apple river." No word stands in two pairs.
+    """
+    rng, words = np.random.default_rng(seed), words_of(model, tokens)
+    (stop,) = model.texts.prompt(".")
+    pairs = min(length // 6, len(words) // 2)  # three tokens each, and twice
+    rows = []
+    for _ in range(count):
+        drawn = rng.permutation(words)[: 2 * pairs].reshape(pairs, 2)
+        sentences = np.concatenate([drawn, np.full((pairs, 1), stop)], axis=1)
+        again = rng.permutation(sentences)
+        rows.append(np.concatenate([sentences, again]).ravel())
+    first = 3 * pairs + 1
+    return Sequences(np.array(rows), np.arange(first, 6 * pairs, 3))
+
+
 class Kinds:
-    """Sequences of both kinds: plain text, and a passage that comes again."""
+    """Sequences of both kinds that score: plain text, and a passage that comes again."""
 
     def __init__(self, text: np.ndarray, length: int, calibrate: int, held_out: int):
         count = calibrate + held_out
@@ -176,8 +209,10 @@ def evaluate(
     different: dict[bytes, np.ndarray] = {}
     for kept in placements.values():
         different.setdefault(placement.mixture(kept).tobytes(), kept)
-    text = placement.evaluate(list(different.values()), kinds.held_out["text"])
-    again = placement.evaluate(list(different.values()), kinds.held_out["again"])
+    qualities = {}
+    for kind, sequences in kinds.held_out.items():
+        qualities[kind] = placement.evaluate(list(different.values()), sequences)
+    text, again, words = qualities["text"], qualities["again"], qualities["recall"]
     passages = {}
     for name, kept in placements.items():
         row = list(different).index(placement.mixture(kept).tobytes())
@@ -193,6 +228,7 @@ def evaluate(
             again=passages[name],
             again_each=again.nll[row].astype(float).round(4).tolist(),
             again_kl=float(again.kl[row].mean()),
+            recall=float(words.nll[row].mean()),
             kept=places,
         )
     return passages
@@ -210,6 +246,7 @@ def main() -> None:
     placement = Placement(model, df.parse(options.cheap))
     layers, columns, _ = placement.space.alphas_shape
     kinds = Kinds(tokens, options.length, options.calibrate, options.held_out)
+    kinds.held_out["recall"] = recall(model, tokens, options.length, options.held_out, options.seed)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.weights))
     settings = {key: value for key, value in vars(options).items() if key not in ("model", "text")}
     say(name="settings", layers=layers, kv_groups=columns, tokens=len(tokens), **settings)
