@@ -174,6 +174,49 @@ def test_derive_answers_another_budget_without_weights(copy, monkeypatch, capsys
     )
 
 
+def test_the_latency_of_a_token_is_a_budget(copy, home, monkeypatch, capsys):
+    """By a table in which a full group takes 2 ms and a cheap one 1, two in a layer 0.5 more."""
+
+    def seconds(_, config, attention, heads, **at):
+        assert at["phase"] == "decode"
+        full = attention == df.parse("full")
+        groups = heads // config.sharing
+        return 1e-3 * (groups * (1 + full) + 0.5 * (groups == 1))
+
+    monkeypatch.setattr("dartformer.cost.table.Table.attention", seconds)
+    monkeypatch.setattr("dartformer.cost.table.Table.rest", lambda *_, **__: 0.01)
+    # All cheap is 10 + 4, and a layer with a full and a cheap group 2 more: 1 and its grouping.
+    budget = "latency_ms=16,length=32,phase=decode"
+    assert main(["derive", f"--workdir={copy}", f"--budget={budget}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["quantity"] == "latency_ms"
+    assert found["cost"] == pytest.approx(16)
+    assert found["full_cost"] == pytest.approx(18)
+    # Two groups of one layer cost as much as one: the better layer is kept whole.
+    scores = sum(score / score.sum() for score in results_of(copy).scores.values())
+    kept = np.array(found["kept"])
+    assert kept.sum(1).max() == 2
+    assert (kept * scores).sum() == pytest.approx(scores.sum(1).max())
+    assert main(["derive", f"--workdir={copy}", f"--budget={budget}"]) == 0
+    assert "16 ms for a token at 32 tokens, 89% of 18 ms" in capsys.readouterr().out
+
+    mine = home / "speed.py"
+    text = ["new", f"--from={home}/model", f"--data={home}/text.txt", *QUICK]
+    limit = "--config.search.budget=latency_ms=16,length=32,phase=decode"
+    assert main([*text, limit]) == 0
+    mine.write_text(capsys.readouterr().out)
+    workdir = copy.parent / "speed"
+    assert main(["run", f"--config={mine}", f"--workdir={workdir}", "--quiet"]) == 0
+    results = results_of(workdir)
+    assert not results.encodes
+    for placed in results.placements:
+        if placed.role in ("answer", "derived", "baseline"):
+            assert placed.price <= 16 + 1e-6
+            assert placed.kv_bytes > 0
+    assert "16 ms for a token at 32 tokens" in results.verdict[0]
+    assert "at the same speed" in (workdir / "report.html").read_text()
+
+
 def test_report_and_figures(copy, capsys):
     (copy / "report.html").unlink()
     assert main(["report", str(copy), "--figures=svg", "--json"]) == 0

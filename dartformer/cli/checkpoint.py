@@ -14,7 +14,7 @@ from dartformer.attention import to_text
 from dartformer.cli.output import print_json
 from dartformer.cli.terminal import say
 from dartformer.config import PlacementConfig
-from dartformer.config.checkpoint import Checkpoint, PlacementSpace
+from dartformer.config.checkpoint import KV_BYTES, Checkpoint, PlacementSpace
 from dartformer.cost.budget import Budget, parse
 from dartformer.data.plain_text import is_plain_text
 from dartformer.errors import InputError
@@ -22,7 +22,7 @@ from dartformer.machine.console import Console
 from dartformer.machine.progress import duration
 from dartformer.placement.records import PlacementBudgetAnswer, PlacementResults
 from dartformer.placement.study import PlacementStudy, ends
-from dartformer.placement.verdict import DECODER, ENCODER, believed, cost, places_of, size
+from dartformer.placement.verdict import believed, cost, places_of, size, words_for
 from dartformer.pretrained import described, sentence
 from dartformer.pretrained.base import Described
 from dartformer.pretrained.passages import TEXT, documents_in
@@ -108,17 +108,22 @@ def propose(folder: str, text: str, values: Mapping[str, object]) -> Proposal:
     study = PlacementStudy(_built(folder, text, fields))
     study.check()
     if places.encodes:
-        return Proposal(fields, _sentences_of_encoder(study), _budget_of_encoder(study))
+        return Proposal(fields, _sentences_of_encoder(study), _halfway(study))
+    if study.limit.quantity != KV_BYTES:
+        return Proposal(fields, _sentences(study, length), _halfway(study))
     half = size(study.limit.amount / 2).replace(" ", "")
     budget = f"kv_bytes={half},length={study.limit.length}"
     return Proposal(fields, _sentences(study, length), budget)
 
 
-def _budget_of_encoder(study: PlacementStudy) -> str:
+def _halfway(study: PlacementStudy) -> str:
     """A budget between both ends, for an example."""
     full, none = (study.limit.cost_of(kept, study.places) for kept in ends(study.places))
     middle = float(f"{(full + none) / 2:.3g}")
-    return f"{study.limit.quantity}={middle:.3g},length={study.limit.length}"
+    budget = f"{study.limit.quantity}={middle:.3g},length={study.limit.length}"
+    if study.limit.phase == "decode":
+        budget += ",phase=decode"
+    return budget
 
 
 def _sizes(checkpoint: Described, text: str) -> dict[str, object]:
@@ -190,13 +195,14 @@ def _sentences(study: PlacementStudy, length: int) -> list[str]:
     checkpoint, places, config = study.described, study.places, study.described.config
     full, none = (places.bytes_of(kept, length) for kept in ends(places))
     limit = study.limit
-    all_full, _ = (places.bytes_of(kept, limit.length) for kept in ends(places))
+    all_full, _ = (limit.cost_of(kept, places) for kept in ends(places))
+    words = words_for(study.kind_names, limit.quantity)
     return [
         f"{checkpoint.family}, {config.layers} layers of {config.heads} heads in {places.groups} "
         f"KV groups, {config.length:,} tokens at most",
         f"the cache of {length:,} tokens takes {size(full)} with full attention, and {size(none)} "
         f"with {to_text(places.cheap)} everywhere ({config.dtype})",
-        f"the budget is {size(limit.amount)} at {limit.length:,} tokens, "
+        f"the budget is {cost(limit.amount, limit.quantity)} {words.of} {limit.length:,} tokens, "
         f"{limit.amount / all_full:.0%} of full attention's",
     ]
 
@@ -221,14 +227,21 @@ def _show(arguments: argparse.Namespace, results: PlacementResults) -> int:
 
 def derive(arguments: argparse.Namespace) -> int:
     """Which places to keep within another budget, from the stored scores."""
-    if arguments.table or arguments.trust_table or arguments.plot:
+    if arguments.plot:
         raise InputError(
-            "--table, --trust-table and --plot do not work with a checkpoint, because only the "
-            "bytes of its cache differ. Leave them out."
+            "--plot does not work with a checkpoint, whose front is on its page. Use `dartformer "
+            "report`."
         )
+    if not arguments.budget and (arguments.table or arguments.trust_table):
+        raise InputError("--table and --trust-table go with --budget.")
     budget = None
     if arguments.budget:
-        budget = Budget.of(parse(arguments.budget), "--budget")
+        limits = parse(arguments.budget)
+        if arguments.table:
+            limits["table"] = arguments.table
+        if arguments.trust_table:
+            limits["trust_table"] = True
+        budget = Budget.of(limits, "--budget")
     answer = api.derive_placement(arguments.workdir, budget)
     if arguments.json:
         print_json(answer.to_dict())
@@ -313,9 +326,10 @@ def show_budget(answer: PlacementBudgetAnswer, workdir: Path) -> None:
     """Which places are kept within a budget."""
     console = Console()
     console.print(grid(answer.kept))
-    words, amount, full = DECODER, float(answer.kv_bytes), float(answer.full_bytes)
+    words = words_for(answer.share, answer.quantity)
+    amount, full = float(answer.kv_bytes), float(answer.full_bytes)
     if answer.cost is not None and answer.full_cost is not None:
-        words, amount, full = ENCODER, answer.cost, answer.full_cost
+        amount, full = answer.cost, answer.full_cost
     say(
         console,
         f"Keep full attention in {int(answer.kept.sum())} of {answer.kept.size} "

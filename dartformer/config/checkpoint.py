@@ -114,8 +114,9 @@ class PlacementBudget:
     """How large the cache may be.
 
     Attributes:
-      budget: the most bytes of keys and values (kv_bytes) of a sequence of `length` tokens; of an
-        encoder, the most flops, or measured milliseconds (latency_ms), of a text of so many tokens.
+      budget: the most bytes of keys and values (kv_bytes) of a sequence of `length` tokens, or the
+        most measured milliseconds (latency_ms, with phase=decode) of a token after so many; of an
+        encoder, the most flops, or measured milliseconds, of a text of so many tokens.
     """
 
     budget: Mapping[str, object] = field(default_factory=dict)
@@ -179,8 +180,8 @@ def require_kv_bytes(budget: Budget, where: str) -> None:
     for quantity in budget.quantities:
         if quantity != KV_BYTES:
             raise InputError(
-                f"{where}: {quantity} does not work with a checkpoint, because only its cache "
-                f"differs. Limit kv_bytes, with a length."
+                f"{where}: {quantity} does not work with a decoder, whose placements differ in "
+                f"cache and speed alone. Limit kv_bytes, or latency_ms with phase=decode."
             )
     if not budget.length:
         raise InputError(f"{where} needs a length, as in kv_bytes=40MB,length=8192.")

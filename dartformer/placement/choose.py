@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dartformer.attention import to_text
+from dartformer.config.checkpoint import KV_BYTES
 from dartformer.errors import InputError
 from dartformer.machine.workdir import write_text
 from dartformer.placement.records import PlacementBudgetAnswer, ScoreFile
@@ -136,7 +137,8 @@ def baselines(study: PlacementStudy) -> Iterator[Choice]:
         kept = top(rng.random((layers, columns)), count)
         yield Choice(f"random_{draw}", f"random {noun}, draw {draw + 1}", "baseline", kept)
     if study.columns > columns:
-        kept = top(rng.random((layers, groups)), affordable(study.places, study.limit, groups))
+        # Solved, because three groups of three layers can take longer than a layer.
+        kept = choose(study.places, rng.random((layers, groups)), study.limit)
         yield Choice("random_groups", f"random {counted(kept)}", "baseline", kept)
 
 
@@ -207,29 +209,23 @@ def derive_within(
         shares[kind] = float(of_kind[kept].sum())
     full, _ = ends(study.places)
     genotype = study.places.genotype(kept)
-    cost, full_cost = (limit.cost_of(grid, study.places) for grid in (kept, full))
+    bytes_kept, all_bytes = (study.cache_bytes(grid, limit.length) for grid in (kept, full))
     answered = PlacementBudgetAnswer(
         limit.amount,
         limit.length,
         study.config.space.granularity,
         study.config.checkpoint.cheap,
         kept.astype(int),
-        round(cost),
-        round(full_cost),
+        bytes_kept,
+        all_bytes,
         shares,
         GenotypeRecord.from_dict(genotype.to_dict()),
     )
-    if study.places.encodes:
-        answered = replace(
-            answered,
-            kv_bytes=0,
-            full_bytes=0,
-            quantity=limit.quantity,
-            cost=cost,
-            full_cost=full_cost,
-        )
-    else:
+    if limit.quantity == KV_BYTES:
         answered = replace(answered, limit=round(limit.amount))
+    else:
+        cost, full_cost = (limit.cost_of(grid, study.places) for grid in (kept, full))
+        answered = replace(answered, quantity=limit.quantity, cost=cost, full_cost=full_cost)
     folder.write(folder.budget, answered)
     write_text(folder.genotype, genotype.to_json())
     return answered

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dartformer.config.checkpoint import KV_BYTES
 from dartformer.errors import InputError
 from dartformer.machine.identity import different, fingerprint
 from dartformer.machine.progress import Bar, say
@@ -53,9 +54,10 @@ def evaluate(study: PlacementStudy, folder: PlacementWorkdir, file: ScoreFile) -
             quality[kind] = qualities[_key(study, choice)]
         cost = study.limit.cost_of(choice.kept, study.places)
         kept = choice.kept.astype(int)
-        item = Placed(choice.name, choice.title, choice.role, kept, round(cost), quality)
-        if study.places.encodes:
-            item = replace(item, kv_bytes=0, cost=cost)
+        size = study.cache_bytes(choice.kept, study.limit.length)
+        item = Placed(choice.name, choice.title, choice.role, kept, size, quality)
+        if study.limit.quantity != KV_BYTES:
+            item = replace(item, cost=cost)
         placed.append(item)
     results = conclude(study, file, evaluation, placed, folder.read(TuneFile, folder.tuning))
     folder.write(folder.results, results)
@@ -176,8 +178,8 @@ def conclude(
         _agreement(study, file),
         tuning,
     )
-    if study.places.encodes:
-        limit = study.limit
+    limit = study.limit
+    if limit.quantity != KV_BYTES:
         results = replace(results, kv_bytes=0, quantity=limit.quantity, limit=limit.amount)
     return replace(results, verdict=tuple(verdict(results)), warnings=tuple(warnings(results)))
 

@@ -278,7 +278,7 @@ class Placed(Record):
       kept: `[L, C]` of 0 and 1: layers, or KV groups of layers.
       kv_bytes: of its caches; 0 for an encoder, which has none.
       quality: by kind of sequences.
-      cost: of an encoder, in the quantity of its results; None for a decoder.
+      cost: in the quantity of the results; None where that is `kv_bytes`.
     """
 
     name: str
@@ -296,7 +296,7 @@ class Placed(Record):
 
     @property
     def price(self) -> float:
-        """What it takes: bytes of its caches, or the cost of an encoder."""
+        """What it takes of what the budget limits."""
         if self.cost is not None:
             return self.cost
         return self.kv_bytes
@@ -404,7 +404,7 @@ class PlacementResults(Record):
       family: its `model_type`.
       cheap: the attention of the places that are not kept.
       granularity: "layer" or "kv_group".
-      kv_bytes: that the caches may take; 0 for an encoder.
+      kv_bytes: that the caches may take; 0 where the budget limits something else.
       length: of the sequence whose caches are meant, or of the text that is encoded.
       calibration: sequences of each kind that scored the places.
       held_out: sequences of each kind that tested the choice.
@@ -417,8 +417,8 @@ class PlacementResults(Record):
       additivity: by kind; empty where the path was not scored.
       agreement: of the halves; None for a single calibration sequence.
       tuning: what tuning changed; absent where nothing is tuned.
-      quantity: what the budget of an encoder limits, such as "flops"; None for a decoder.
-      limit: on that quantity; None for a decoder.
+      quantity: what the budget limits, such as "latency_ms"; None for `kv_bytes`.
+      limit: on that quantity; None for `kv_bytes`.
       verdict: in sentences.
       warnings: in sentences.
       seconds: by stage.
@@ -454,7 +454,8 @@ class PlacementResults(Record):
     @property
     def encodes(self) -> bool:
         """Whether the checkpoint is an encoder."""
-        return self.quantity is not None
+        # It is scored on documents alone, because no passage of them is predicted.
+        return AGAIN not in self.scores
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -487,7 +488,7 @@ class PlacementBudgetAnswer(Record):
     """`budget.json`: which places to keep within another budget, from the stored scores.
 
     Attributes:
-      limit: the bytes that the caches may take, or the limit on an encoder's quantity.
+      limit: the bytes that the caches may take, or the limit on another quantity.
       length: of the sequence whose caches are meant, or of the text that is encoded.
       granularity: "layer" or "kv_group".
       cheap: the attention of the other places.
@@ -497,8 +498,8 @@ class PlacementBudgetAnswer(Record):
       share: of what the cheap attention everywhere loses, what the scores of the kept places
         recover, by kind of sequences.
       genotype: the answer.
-      quantity, cost, full_cost: what is limited for an encoder, what the answer costs, and what
-        full attention everywhere does; None for a decoder.
+      quantity, cost, full_cost: what is limited, what the answer costs, and what full attention
+        everywhere does; None where that is `kv_bytes`.
     """
 
     limit: float

@@ -116,14 +116,15 @@ def is_placement(path: str | Path) -> bool:
 
 
 class Limit(NamedTuple):
-    """How large the caches of a sequence may be, or how costly an encoder.
+    """How large the caches of a sequence may be, how slow a token, or how costly an encoder.
 
     Attributes:
       amount: the most of the quantity, of all layers together.
       length: tokens of the sequence.
-      quantity: bytes of the caches, or what an encoder takes for one text.
+      quantity: bytes of the caches, or what a token or an encoder's text takes.
       table: file of measured latencies; "" for the one in the user's cache folder.
       trust_table: use it although another device or other versions measured it.
+      phase: "decode" for the latency of a token.
     """
 
     amount: float
@@ -131,6 +132,7 @@ class Limit(NamedTuple):
     quantity: str = KV_BYTES
     table: str = ""
     trust_table: bool = False
+    phase: str = "forward"
 
     def price(self, places: Places) -> Price:
         """What the placements cost."""
@@ -146,15 +148,18 @@ def _price(places: Places, limit: Limit) -> Price:
     """The price of a quantity; a latency is measured, once."""
     if limit.quantity == KV_BYTES:
         return places.kv_bytes(limit.length)
-    # An encoder keeps whole layers, so that no other group of heads is measured.
-    layers = replace(places.space, granularity="layer")
+    space = places.space
+    if places.encodes:
+        # It keeps whole layers, so that no other group of heads is measured.
+        space = replace(space, granularity="layer")
     budget = Budget(
         ((limit.quantity, limit.amount),),
         length=limit.length,
+        phase=limit.phase,
         table=limit.table,
         trust_table=limit.trust_table,
     )
-    return prices(places.described.config, layers, budget)[limit.quantity]
+    return prices(places.described.config, space, budget)[limit.quantity]
 
 
 def by_layer(scores: np.ndarray) -> np.ndarray:
@@ -270,6 +275,12 @@ class PlacementStudy:
         price = cache_price(self.described.config, self.tuned_space, self.limit.length)
         return round(price.of(self.tuned_genotype(kept), self.tuned_space))
 
+    def cache_bytes(self, kept: np.ndarray, length: int) -> int:
+        """What the caches of a placement take; 0 for an encoder, which has none."""
+        if self.places.encodes:
+            return 0
+        return self.places.bytes_of(kept, length)
+
     @property
     def affordable_share(self) -> float:
         """Share of the places that the budget has room for; all of them cost the same."""
@@ -313,6 +324,8 @@ def limit_of(budget: Budget, places: Places, where: str = "--budget") -> Limit:
     """A budget as a limit; `InputError` for what no placement can meet."""
     if places.encodes:
         return _limit_of_encoder(budget, places, where)
+    if budget.quantities == ("latency_ms",):
+        return _limit_of_decoding(budget, places, where)
     require_kv_bytes(budget, where)
     length = budget.length
     limit = dict(budget.limits)[KV_BYTES]
@@ -353,19 +366,44 @@ def _limit_of_encoder(budget: Budget, places: Places, where: str) -> Limit:
         raise InputError(f"{where}: {quantity} is of one text. Leave out batch and phase.")
     places.require_length(budget.length)
     limit = Limit(amount, budget.length, quantity, budget.table, budget.trust_table)
+    _require_room(limit, places)
+    return limit
+
+
+def _limit_of_decoding(budget: Budget, places: Places, where: str) -> Limit:
+    """A budget of the measured milliseconds of a token."""
+    amount = dict(budget.limits)["latency_ms"]
+    if budget.phase != "decode":
+        raise InputError(
+            f"{where}: latency_ms of a decoder is that of a token. Add phase=decode, as in "
+            f"latency_ms=12,length=2048,phase=decode."
+        )
+    if not budget.length:
+        raise InputError(f"{where} needs a length, as in latency_ms=12,length=2048,phase=decode.")
+    if budget.batch != 1:
+        raise InputError(f"{where}: latency_ms is of one sequence. Leave out batch={budget.batch}.")
+    places.require_length(budget.length)
+    limit = Limit(
+        amount, budget.length, "latency_ms", budget.table, budget.trust_table, budget.phase
+    )
+    _require_room(limit, places)
+    return limit
+
+
+def _require_room(limit: Limit, places: Places) -> None:
+    """Raise `InputError` for a limit below the cheapest placement, or where none is cheaper."""
     full, cheap = (limit.cost_of(kept, places) for kept in ends(places))
     if cheap >= full:
         raise InputError(
-            f"{to_text(places.cheap)} takes as long as full attention at length={budget.length}. "
+            f"{to_text(places.cheap)} takes as long as full attention at length={limit.length}. "
             f"Use a larger length or a smaller window."
         )
-    if amount < cheap:
+    if limit.amount < cheap:
         raise BudgetTooSmall(
-            f"the budget {quantity} = {number(amount)} at length={budget.length} is below "
+            f"the budget {limit.quantity} = {number(limit.amount)} at length={limit.length} is below "
             f"{number(cheap)}, which {to_text(places.cheap)} takes everywhere. Raise it, or use a "
             f"smaller window."
         )
-    return limit
 
 
 def ends(places: Places) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """What a placement comes to in sentences: by how much it wins, and whether to believe it."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,10 +68,21 @@ ENCODER = Words(
 )
 
 
+DECODING = DECODER._replace(same="at the same speed", of="for a token at")
+"""A decoder whose budget is the latency of a token."""
+
+
 def words_of(results: PlacementResults) -> Words:
     """How the results of a checkpoint are told."""
-    if results.encodes:
+    return words_for(results.scores, results.quantity)
+
+
+def words_for(kinds: Container[str], quantity: str | None) -> Words:
+    """How results on these kinds of sequences, within a limit on a quantity, are told."""
+    if AGAIN not in kinds:
         return ENCODER
+    if quantity is not None:
+        return DECODING
     return DECODER
 
 
@@ -238,7 +249,8 @@ def warnings(results: PlacementResults) -> Iterator[str]:
             f"Two halves of the calibration sequences have {results.agreement.common} of "
             f"{results.agreement.kept} places in common. Use more checkpoint.sequences."
         )
-    if results.tuning is not None and results.tuning.kv_bytes > results.kv_bytes:
+    limited = results.quantity is None
+    if limited and results.tuning is not None and results.tuning.kv_bytes > results.kv_bytes:
         yield (
             f"The caches of the tuned placement take {size(results.tuning.kv_bytes)}, more than the "
             f"budget of {size(results.kv_bytes)}, because {results.tuning.attention} keeps more than "
@@ -295,7 +307,7 @@ def size(count: float) -> str:
 
 
 def cost(amount: float, quantity: str | None) -> str:
-    """Bytes of a cache, or what an encoder takes for a text, in a unit that a person reads."""
+    """Bytes of a cache, or what a token or a text takes, in a unit that a person reads."""
     if quantity == "latency_ms":
         return f"{amount:.3g} ms"
     if quantity == "flops":

@@ -19,7 +19,15 @@ from dartformer.placement.records import (
     TuningResults,
 )
 from dartformer.placement.study import PlacementFolder
-from dartformer.placement.verdict import against, believed, cost, places_of, size, words_of
+from dartformer.placement.verdict import (
+    against,
+    believed,
+    cost,
+    places_of,
+    size,
+    words_for,
+    words_of,
+)
 from dartformer.pretrained.passages import AGAIN, TEXT
 from dartformer.report import page, provenance
 from dartformer.report.chart import (
@@ -203,8 +211,9 @@ def _budget(reading: Reading) -> str:
     if answer is None:
         return ""
     price = f"in {size(answer.kv_bytes)} of cache at"
-    if answer.quantity is not None and answer.cost is not None:
-        price = f"at {cost(answer.cost, answer.quantity)} for a text of"
+    if answer.cost is not None:
+        words = words_for(answer.share, answer.quantity)
+        price = f"at {cost(answer.cost, answer.quantity)} {words.of}"
     return (
         f"The last derive --budget keeps {int(answer.kept.sum())} of {answer.kept.size} "
         f"{places_of(answer.granularity)} {price} {answer.length:,} tokens (budget.json). It was "
@@ -248,6 +257,8 @@ def _axis(results: PlacementResults) -> tuple[str, str]:
     unit, _ = AXES[results.quantity or KV_BYTES]
     if results.encodes:
         return unit, f"a text of {results.length:,} tokens, {unit}"
+    if results.quantity is not None:
+        return unit, f"a token at {results.length:,} tokens, {unit} (measured layer by layer)"
     return unit, f"cache at {results.length:,} tokens, {unit}"
 
 
@@ -264,6 +275,8 @@ def _columns(results: PlacementResults | None) -> list[str]:
     if results.encodes:
         return ["placement", AXES[results.quantity or KV_BYTES][0], "distance", "behind"]
     names = ["placement", "cache"]
+    if results.quantity is not None:
+        names[1] = AXES[results.quantity][0]
     for kind in results.kinds:
         for name in ("loss", "KL", "behind"):
             names.append(f"{name}, {HEADINGS[kind]}")
@@ -371,8 +384,8 @@ def front(results: PlacementResults) -> Chart:
                 rows.append(_point(results, placed, kind, words, line))
     tones = {"domain": list(LINES), "range": list(LINES.values())}
     x = quantity(unit, axis, axis=COMPACT)
-    if results.encodes:
-        # Most of an encoder's cost is in no attention, so that all points would lie close together.
+    if results.quantity is not None:
+        # Most of such a cost is in no attention, so that all points would lie close together.
         x["scale"] = {"zero": False}
     y = quantity("loss", _loss(results), scale={"zero": False})
     color = category("chosen", scale=tones, legend=LEGEND)
@@ -398,6 +411,8 @@ def front(results: PlacementResults) -> Chart:
     for placed in _drawn(results):
         parts.append(f"{placed.title} {placed.loss(results.kinds[0]):.{words_of(results).digits}f}")
     title, over = "Loss against the cache", "sequences"
+    if results.quantity is not None:
+        title = "Loss against the time of a token"
     if results.encodes:
         title, over = "Distance against the cost", "documents"
     first = words_of(results).kinds[results.kinds[0]]
