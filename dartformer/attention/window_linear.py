@@ -64,11 +64,11 @@ class WindowLinear(KeepsKeys, Spelled):
     Positions: with rotary ones q and k are turned before everything, as in the paper. The window
       then depends on distances alone, but the features also depend on where a token is.
     Decoding: a ring of the window's keys and values, and the sums over all tokens that have left it.
-    Deviations: c_i is the logarithm of the sum, where the code of the paper has the maximum. Like it, c_i keeps
-      what softmax ignores, a number added to all scores of a query, out of the ratio of both parts.
-      It has a gradient everywhere, and the window counts g however many tokens it has. W_q and W_k
-      begin equal. The window counts the tokens
-      before, so `window=63` is the paper's 64. It also runs both ways, which the paper does not.
+    Deviations: c_i is the logarithm of the sum, where the code of the paper has the maximum. Both
+      keep what softmax ignores, a number added to all scores of a query, out of the ratio of the
+      parts. The sum also has a gradient everywhere, and the window counts g however many tokens it
+      has. W_q and W_k begin equal. The window counts the tokens before, so `window=63` is the
+      paper's 64. It also runs both ways, which the paper does not.
 
     Attributes:
       window: one-sided and inclusive, in tokens; 0 lets softmax see the token itself only.

@@ -45,7 +45,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--length", type=int, default=256, help="tokens (default: 256)")
     parser.add_argument(
-        "--held-out", type=int, default=8, help="sequences of each kind for results (default: 8)"
+        "--held-out",
+        type=int,
+        default=8,
+        help="sequences of each kind for results; 0: losses of the layers alone (default: 8)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of new parameters (default: 0)")
     return parser.parse_args()
@@ -63,6 +66,8 @@ class Figures:
 
     def __init__(self, teacher: Pretrained, text: np.ndarray, length: int, count: int) -> None:
         self.kinds = {}
+        if not count:
+            return
         for kind, make in (("text", pieces), ("again", repeated)):
             sequences = make(text, length, count)
             self.kinds[kind] = HeldOut(sequences, predictions(teacher, sequences))
@@ -121,7 +126,8 @@ def main() -> None:
         for kind in full:
             share = (before[kind] - after[kind]) / (before[kind] - full[kind])
             recovered[kind] = round(share, 3)
-        print(json.dumps(recovered), flush=True)
+        if full:
+            print(json.dumps(recovered), flush=True)
 
 
 if __name__ == "__main__":
