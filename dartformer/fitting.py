@@ -14,7 +14,7 @@ from dartformer import config as configs
 from dartformer.data import memory
 from dartformer.data.folders import SPLITS
 from dartformer.data.rows import canonical
-from dartformer.errors import InputError
+from dartformer.errors import InputError, brief
 from dartformer.fitted import FitResult
 from dartformer.machine import progress
 from dartformer.machine.progress import say
@@ -87,6 +87,7 @@ def fit(
     Raises `InputError`, a `ValueError`, for data or arguments that do not work, and `Stopped` where a
     callback stops.
     """
+    _require_numbers(steps=steps, minutes=minutes)
     values = _dotted(overrides)
     texts = _as_texts(text)
     tables, columns = _tables(X, y, {"valid": valid, "test": test}, texts, label, group)
@@ -105,6 +106,13 @@ def fit(
         with calling(on_step, on_evaluation):
             api.run_all(config, layout.path)
     return FitResult(layout.path, classes_of(tables["train"], columns.label), temporary)
+
+
+def _require_numbers(**values: object) -> None:
+    """Raise `InputError` for an argument that is no number."""
+    for name, value in values.items():
+        if value is not None and not isinstance(value, int | float):
+            raise InputError(f"{name} must be a number, got {brief(value)}.")
 
 
 def _as_texts(text: str | Iterable[str]) -> tuple[str, ...]:
@@ -251,6 +259,8 @@ def as_argument(sentence: str, path: Path) -> str:
         # Of candidates a sentence lists several.
         if flag[2] and flag[1] != "candidates":
             return f"{flag[1]}={flag[2]!r}"
-        return f"{flag[1]}={flag[2] or ''}"
+        if flag[2]:
+            return f"{flag[1]}={flag[2]}"
+        return flag[1]
 
     return FLAG.sub(argument, sentence)

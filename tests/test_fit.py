@@ -290,7 +290,9 @@ FEW = [f"text {i} of a few" for i in range(30)]
         ({"X": {"t": ["a"], "l": [1]}, "y": [1], "label": "l"}, "label names a column of X"),
         ({"X": ["a"], "y": [1], "valid": (1, 2, 3)}, r"valid must be a table or \(X, y\)"),
         ({"X": {"a": [1.0, 2], "b": [3, 4]}}, "X is a table of numbers"),
-        ({"X": FEW, "y": [1, 2, 3] * 10, "steps": 0}, "steps= must be at least 1"),
+        ({"X": FEW, "y": [1, 2, 3] * 10, "steps": 0}, "steps must be at least 1"),
+        ({"X": FEW, "y": [1, 2, 3] * 10, "steps": "a"}, "steps must be a number, got 'a'"),
+        ({"X": FEW, "y": [1, 2, 3] * 10, "candidates": "odd"}, "unknown candidates 'odd'"),
         ({"X": FEW, "y": [1, 2, 3] * 10, "modell__layers": 1}, "modell"),
         ({"X": FEW, "y": [1, 2, 3] * 10, "kind": "odd"}, "unknown kind 'odd'"),
     ],
@@ -316,7 +318,7 @@ def test_quiet_prints_nothing(asked, capsys):
 
 def test_messages_name_arguments(tmp_path):
     text = f"the column 'a' of {tmp_path}/rows.arrow is odd; --label names another (--kind=series)"
-    changed = "the column 'a' of X is odd; label= names another (kind='series')"
+    changed = "the column 'a' of X is odd; label names another (kind='series')"
     assert as_argument(text, tmp_path) == changed
 
 

@@ -128,6 +128,8 @@ def test_examples_without_names():
     # Two words with a label each are no pair of texts.
     words, labels = [["a", "b"], ["c", "d"]], [["X", "Y"], ["Y", "X"]]
     assert names(words, labels) == (["text", "label"], ("text",), "label")
+    assert names(words, np.array(labels)) == (["text", "label"], ("text",), "label")
+    assert names([("a", "b"), (None, "c")])[1] == ("text", "text2")
     assert names(np.zeros((2, 5)), np.zeros((2, 1))) == (["x", "label"], (), "label")
     assert names([[1, 2], [3.5]]) == (["x"], (), "")
     assert names([np.zeros((3, 2)), np.zeros((4, 2))]) == (["x"], (), "")
@@ -154,6 +156,10 @@ def test_labels_of_a_series_have_its_name():
         (np.zeros((2, 3), complex), None, "dtype complex128"),
         (np.zeros((2, 3)), np.zeros((2, 2)), r"y has shape \[2, 2\]"),
         (np.zeros(4), [1, 2, 3, 4], r"X has shape \[4\]"),
+        (np.array([[1.0, 2], [np.nan, np.nan]]), [0, 1], "row 1 of X holds no number"),
+        (np.zeros((3, 1)), [1, 2, 3], r"X has shape \[3, 1\]"),
+        (np.zeros((3, 0)), None, r"shape \[3, 0\]"),
+        (np.array(3), None, "X must hold an example for each row"),
         (np.zeros((0, 3)), None, "X has no rows"),
         ([], None, "X has no rows"),
         ("a text", None, "X must hold an example for each row"),

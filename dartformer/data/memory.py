@@ -82,8 +82,23 @@ def rows_of(examples: object, labels: object = None, names: Names = NAMES) -> Ro
     table = _readable(table)
     if labels is None:
         return Rows(table, texts)
+    if names.text in texts and _is_list(table.schema.field(names.text).type):
+        labels = _lists(labels)
     label = _free(str(getattr(labels, "name", None) or names.label), table.column_names)
     return Rows(with_column(table, label, labels, "y"), texts, label)
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_list(kind) or types.is_large_list(kind))
+
+
+def _lists(labels: object) -> object:
+    """Labels of words as lists, which may be the rows of an array."""
+    if getattr(labels, "ndim", 1) == 2:
+        return np.asarray(labels).tolist()
+    return labels
 
 
 def with_column(
@@ -245,7 +260,8 @@ def _unnamed(
     examples: object, labels: object, names: Names
 ) -> tuple["pyarrow.Table", tuple[str, ...]]:
     """A table of a list or an array, and its columns of texts."""
-    if isinstance(examples, (str, bytes)) or not isinstance(examples, Iterable):
+    is_one = isinstance(examples, (str, bytes)) or getattr(examples, "shape", None) == ()
+    if is_one or not isinstance(examples, Iterable):
         raise InputError(f"X must hold an example for each row, got {brief(examples)}.")
     if hasattr(examples, "toarray"):
         raise InputError("X is sparse, and a sequence is not. Use X.toarray().")
@@ -269,6 +285,7 @@ def _of_array(array: np.ndarray, labels: object, names: Names) -> dict[str, obje
     if not len(array):
         raise InputError("X has no rows.")
     if array.ndim > 1:
+        _require_sequences(array)
         return {names.numbers: array}
     if labels is not None:
         raise InputError(
@@ -276,6 +293,20 @@ def _of_array(array: np.ndarray, labels: object, names: Names) -> dict[str, obje
             f"Reshape your data to [rows, steps]."
         )
     return {names.time: np.arange(len(array)), names.numbers: array}
+
+
+def _require_sequences(array: np.ndarray) -> None:
+    """Raise `InputError` for rows of one number, or a row whose numbers are all missing."""
+    flat = array.reshape(len(array), -1)
+    if flat.shape[1] < 2:
+        raise InputError(
+            f"X has shape {list(array.shape)}, and a model reads sequences of at least two numbers."
+        )
+    if array.dtype.kind != "f":
+        return
+    missing = np.flatnonzero(~np.isfinite(flat).any(1))
+    if len(missing):
+        raise InputError(f"row {missing[0]} of X holds no number. Leave it out.")
 
 
 def _of_lists_of_texts(
@@ -294,10 +325,11 @@ def _of_lists_of_texts(
 
 
 def _are_texts(value: object) -> bool:
-    """Whether a value is a list of texts."""
-    if not isinstance(value, (list, tuple)) or not value:
+    """Whether a value is a list of texts, of which some may be missing."""
+    if not isinstance(value, (list, tuple)):
         return False
-    return all(isinstance(item, str) for item in value)
+    texts = sum(isinstance(item, str) for item in value)
+    return texts > 0 and texts + value.count(None) == len(value)
 
 
 def _has_lists(labels: object) -> bool:
@@ -413,7 +445,7 @@ def _numbers(array: np.ndarray) -> "pyarrow.Array":
     column = pyarrow.array(array.reshape(-1))
     for width in array.shape[:0:-1]:
         if not width:
-            raise InputError(f"X has shape {list(array.shape)}, so its rows are empty.")
+            raise InputError(f"an array of shape {list(array.shape)} has empty rows.")
         column = pyarrow.FixedSizeListArray.from_arrays(column, width)
     return column
 
