@@ -122,6 +122,8 @@ class FitResult:
     def save(self, folder: str | Path) -> Path:
         """Copy the trained model to a new folder, which `dartformer.load` and `predict` read."""
         target = Path(folder).expanduser()
+        if target.exists() and not target.is_dir():
+            raise InputError(f"{target} must be a folder, but a file stands there.")
         if target.exists() and any(target.iterdir()) and not (target / CHECKSUMS).exists():
             raise InputError(f"{target} holds other files. Choose an empty or a new folder.")
         shutil.copytree(self.workdir / "export", target, dirs_exist_ok=True)
@@ -194,8 +196,11 @@ class FitResult:
             own = {"path": str(path), "valid": "", "test": "", "split": "", "group": ""}
             known = {field.name for field in fields(task)}
             options = {name: value for name, value in own.items() if name in known}
-            rows = replace(task, **options).sources(None)["train"].rows()
-            return [row.label for row in rows]
+            try:
+                rows = replace(task, **options).sources(None)["train"].rows()
+                return [row.label for row in rows]
+            except InputError as error:
+                raise InputError(memory.in_memory(str(error))) from None
 
     def _score_of_words(
         self, documents: Documents, values: Sequence[object], measure: metric.Metric
@@ -251,9 +256,12 @@ class FitResult:
         listed = Documents([], [])
         with tempfile.TemporaryDirectory(prefix="dartformer-") as folder:
             path = memory.write({"rows": table}, Path(folder))
-            for number, row in enumerate(task.unlabelled(path)):
-                listed.documents.append(row.document)
-                listed.where.append(f"row {number} of X")
+            try:
+                for number, row in enumerate(task.unlabelled(path)):
+                    listed.documents.append(row.document)
+                    listed.where.append(f"row {number} of X")
+            except InputError as error:
+                raise InputError(memory.in_memory(str(error))) from None
         return listed
 
     def _task_of(self, table: Any) -> ReadsTables:

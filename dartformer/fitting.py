@@ -252,8 +252,9 @@ def in_python(path: Path) -> Iterator[None]:
 
 def as_argument(sentence: str, path: Path) -> str:
     """A sentence of the command line in the words of `fit`."""
-    for name in (str(path / memory.ROWS), str(path), memory.ROWS):
+    for name in (str(path / memory.ROWS), str(path)):
         sentence = sentence.replace(name, "X")
+    sentence = memory.in_memory(sentence)
 
     def argument(flag: re.Match[str]) -> str:
         # Of candidates a sentence lists several.

@@ -191,6 +191,12 @@ def test_labels_that_training_did_not_have(mood):
         result.score(["a"], [None])
     with pytest.raises(InputError, match="row 1 of X"):
         result.predict(["a fine film", ""])
+    with pytest.raises(InputError, match=r"row 0 of X: unknown column .review.\. Known: other"):
+        result.predict({"other": ["a"]})
+    with pytest.raises(InputError, match="row 0 of X: unknown column 'mood'"):
+        result.score({"review": ["a"]})
+    with pytest.raises(InputError, match="a file stands there"):
+        result.save(__file__)
     with pytest.raises(InputError, match="X has 2 rows and y has 1"):
         result.score(["a", "b"], ["neg"])
 
@@ -320,6 +326,8 @@ def test_messages_name_arguments(tmp_path):
     text = f"the column 'a' of {tmp_path}/rows.arrow is odd; --label names another (--kind=series)"
     changed = "the column 'a' of X is odd; label names another (kind='series')"
     assert as_argument(text, tmp_path) == changed
+    assert as_argument("rows.arrow train, row 1: odd", tmp_path) == "row 0 of X: odd"
+    assert as_argument("data valid, row 9: odd", tmp_path) == "row 8 of valid: odd"
 
 
 @pytest.fixture

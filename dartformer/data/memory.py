@@ -7,6 +7,7 @@ become their names, and times become texts.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 ROWS = "rows.arrow"
 """The file of rows that have no splits."""
+
+ROW = re.compile(rf"(?:{re.escape(ROWS)}|\bdata)(?: (train|valid|test))?, row (\d+)")
+"""How the readers of files name a row of a table that `write` wrote."""
 
 LISTED_TYPES = 4
 """Types that an error lists."""
@@ -151,6 +155,18 @@ def is_written(tables: Mapping[str, "pyarrow.Table"], folder: Path) -> bool:
     if set(folder.glob("*.arrow")) != set(files):
         return False
     return all(file.read_bytes() == _bytes(table) for file, table in files.items())
+
+
+def in_memory(message: str) -> str:
+    """A message of the readers of files, about X: its rows are counted from 0."""
+
+    def row(place: re.Match[str]) -> str:
+        part = "X"
+        if place[1] and not place[0].startswith(ROWS):
+            part = place[1]
+        return f"row {int(place[2]) - 1} of {part}"
+
+    return ROW.sub(row, message).replace(ROWS, "X")
 
 
 def _files(tables: Mapping[str, "pyarrow.Table"], folder: Path) -> dict[Path, "pyarrow.Table"]:
