@@ -122,7 +122,7 @@ def test_the_verb_prints_layers_and_prices(capsys):
     data = json.loads(capsys.readouterr().out)
     assert data["attention"] == ["full", "full"]
     assert data["kv_bytes"] == {}
-    assert [use["works"] for use in data["uses"]] == [False, False, False]
+    assert [use["works"] for use in data["uses"]] == [False, True, False]
 
 
 def test_folders_that_are_no_checkpoints_are_one_line(tmp_path, capsys):

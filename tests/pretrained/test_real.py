@@ -3,6 +3,7 @@
 They need the extra `pretrained-test`; see `tests/oracles/README.md`."""
 
 import importlib.util
+import itertools
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 import dartformer as df
+from dartformer.pretrained.passages import documents
+from dartformer.pretrained.placement import Placement, top
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -101,3 +104,21 @@ def test_minilm_knows_similar_sentences(minilm):
     cosines = vectors @ vectors[0]
     np.testing.assert_allclose(cosines[1], 0.7553, atol=1e-3)
     assert cosines[2] < 0.1
+
+
+def test_minilm_keeps_the_layers_that_are_best_of_all(minilm, tmp_path):
+    """All placements of 2 and 3 full layers are measured: the path's choice is among the best three."""
+    words = (HERE.parents[1] / "LICENSE").read_text().split()
+    texts = [" ".join(words[start : start + 100]) for start in range(0, len(words) - 100, 100)]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    calibration, _ = documents(minilm.described, tmp_path / "texts.txt", 96, 4, 4)
+    placement = Placement(minilm, df.parse("local(window=8)"))
+    scores = placement.path(calibration, points=4)
+    assert scores.groups.sum() == pytest.approx(scores.total, rel=0.03)
+    for keep in (2, 3):
+        placements = []
+        for kept in itertools.combinations(range(6), keep):
+            placements.append(np.isin(np.arange(6), kept)[:, None])
+        distances = placement.divergence(placements, calibration).mean(1)
+        chosen = placement.divergence([top(scores.layers, keep)], calibration).mean()
+        assert np.sum(distances < chosen - 1e-6) < 3
