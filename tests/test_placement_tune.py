@@ -195,6 +195,22 @@ def test_places_that_are_not_kept_learn_another_attention(home, tmp_path, capsys
     assert "tuned weights" in capsys.readouterr().err
 
 
+def test_tuned_windows_are_a_class_of_transformers(home, tmp_path, capsys):
+    values = {
+        "checkpoint.cheap": "local(window=2)",
+        "space.granularity": "layer",
+        "tune.steps": 1,
+        "tune.align_steps": 0,
+    }
+    df.place(config_of(home, **values), tmp_path / "run")
+    assert main(["export", f"--workdir={tmp_path}/run", "--format=hf"]) == 0
+    assert "(model_type ministral)" in capsys.readouterr().out
+    exported = leaves(tmp_path / "run/export")
+    jax.tree.map(np.testing.assert_array_equal, exported, leaves(tmp_path / "run/tuned"))
+    card = (tmp_path / "run/export/README.md").read_text()
+    assert card.count("All weights were tuned on its predictions for 1 step.") == 1
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 300])
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
 def test_a_race_ends_with_one_that_has_all_steps(steps, count):

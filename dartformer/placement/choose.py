@@ -19,7 +19,7 @@ from dartformer.placement.study import (
     by_layer,
     ends,
 )
-from dartformer.placement.verdict import LITTLE, LITTLE_DISTANCE
+from dartformer.placement.verdict import LITTLE, LITTLE_DISTANCE, plural
 from dartformer.pretrained.passages import AGAIN, TEXT
 from dartformer.pretrained.placement import Places, top, uniform
 from dartformer.results import GenotypeRecord
@@ -176,13 +176,6 @@ def counted(kept: np.ndarray) -> str:
     if kept.shape[1] == 1:
         noun = "layer"
     return plural(int(kept.sum()), noun)
-
-
-def plural(count: int, noun: str) -> str:
-    """A count with its noun."""
-    if count == 1:
-        return f"1 {noun}"
-    return f"{count} {noun}s"
 
 
 def derive(study: PlacementStudy, folder: PlacementWorkdir, file: ScoreFile) -> np.ndarray:

@@ -31,6 +31,7 @@ from dartformer.placement.records import (
     TuneFile,
 )
 from dartformer.placement.study import PlacementFolder, PlacementStudy, PlacementWorkdir
+from dartformer.placement.verdict import plural
 from dartformer.pretrained import Pretrained, load_pretrained, save_pretrained
 from dartformer.pretrained.align import Alignment, align, untrained
 from dartformer.pretrained.load import leaves_of, nested
@@ -316,7 +317,7 @@ def _note(options: Tune) -> str:
     weights = "All weights were tuned"
     if options.adapters:
         weights = f"Adapters of rank {options.adapters} were tuned and merged"
-    return f"{weights} on its predictions for {options.steps:,} steps."
+    return f"{weights} on its predictions for {plural(options.steps, 'step')}."
 
 
 def evaluate_tuned(

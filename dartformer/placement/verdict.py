@@ -151,7 +151,7 @@ def _tuned(results: PlacementResults, tuning: TuningResults) -> str:
     if tuning.attention != results.cheap:
         title += f" with {tuning.attention} elsewhere"
     sentence = (
-        f"Tuning {weights} of the {title} for {tuning.steps:,} steps brings the loss "
+        f"Tuning {weights} of the {title} for {plural(tuning.steps, 'step')} brings the loss "
         f"{' and '.join(parts)}."
     )
     if results.recommended is not results.answer:
@@ -295,6 +295,13 @@ def places_of(granularity: str) -> str:
     if granularity == "layer":
         return "layers"
     return "KV groups"
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count:,} {noun}s"
 
 
 def size(count: float) -> str:

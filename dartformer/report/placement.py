@@ -24,6 +24,7 @@ from dartformer.placement.verdict import (
     believed,
     cost,
     places_of,
+    plural,
     size,
     words_for,
     words_of,
@@ -554,16 +555,17 @@ def tuning_sentence(tuning: TuningResults) -> str:
     if tuning.adapters:
         weights += f" of adapters of rank {tuning.adapters}"
     parts = [
-        f"{tuning.steps:,} steps trained {weights}",
+        f"{plural(tuning.steps, 'step')} trained {weights}",
         f"the caches take {size(tuning.kv_bytes)}",
     ]
     if tuning.align_steps:
-        parts.append(f"each layer was aligned for {tuning.align_steps:,} steps before")
+        parts.append(f"each layer was aligned for {plural(tuning.align_steps, 'step')} before")
     if len(tuning.entrants) > 1:
         raced = []
         for entrant in tuning.entrants:
             last = entrant.rungs[-1]
-            raced.append(f"{entrant.title} (KL {last.total:.3f} after {last.step:,} steps)")
+            steps = plural(last.step, "step")
+            raced.append(f"{entrant.title} (KL {last.total:.3f} after {steps})")
         parts.append(f"on the calibration sequences raced {', '.join(raced)}")
     return f"{'; '.join(parts)}."
 
