@@ -1,5 +1,6 @@
 """The stage of a placement's run that tunes the choice: resumed, raced, reported and exported."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -104,15 +105,18 @@ class Killed(Exception):
     """In place of a signal."""
 
 
+advance = Tuner.advance
+
+
+def dying(self, state, step):
+    """A step that kills the training between two checkpoints."""
+    if step == 3:
+        raise Killed
+    return advance(self, state, step)
+
+
 def test_a_killed_run_ends_with_the_same_weights(workdir, home, tmp_path, monkeypatch):
     """Killed between two checkpoints, and once more while the tuned weights are written."""
-    advance = Tuner.advance
-
-    def dying(self, state, step):
-        if step == 3:
-            raise Killed
-        return advance(self, state, step)
-
     with monkeypatch.context() as patch:
         patch.setattr(Tuner, "advance", dying)
         with pytest.raises(Killed):
@@ -156,8 +160,13 @@ def test_exports_and_generate_use_the_tuned_weights_and_say_so(copy, home, capsy
     assert "untrained weights" in capsys.readouterr().err
 
 
-def test_a_race_tunes_rivals_and_keeps_the_better_half(home, tmp_path):
+def test_a_race_tunes_rivals_and_keeps_the_better_half(home, tmp_path, monkeypatch):
+    """Killed after the first comparison, it goes on with the same entrant."""
     values = {"tune.race": 4, "tune.adapters": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(Tuner, "advance", dying)
+        with pytest.raises(Killed):
+            df.place(config_of(home, **values), tmp_path / "run")
     results = df.place(config_of(home, **values), tmp_path / "run")
     entrants = results.tuning.entrants
     # One group, or as many layers as it affords, which are none.
@@ -171,6 +180,15 @@ def test_a_race_tunes_rivals_and_keeps_the_better_half(home, tmp_path):
     genotype = json.loads((tmp_path / "run/genotype.json").read_text())
     assert genotype["layers"] == results.to_dict()["genotype"]["layers"]
     assert df.load_pretrained(tmp_path / "run/tuned").genotype == df.Genotype.from_dict(genotype)
+
+
+def test_a_race_that_goes_on_compares_at_the_same_step():
+    """The first one is further already, and was better when both were compared."""
+    first = Entrant("a", "", np.zeros((1, 1)), 0, (), np.zeros(0), (), 0.0, 0.0)
+    rungs = (Rung(2, {"text": 1.0}), Rung(4, {"text": 9.0}))
+    second = dataclasses.replace(first, name="b", rungs=(Rung(2, {"text": 2.0}),))
+    first = dataclasses.replace(first, rungs=rungs)
+    assert stage.better_half([second, first], 2)[0].name == "a"
 
 
 def test_places_that_are_not_kept_learn_another_attention(home, tmp_path, capsys):
@@ -229,7 +247,7 @@ def test_a_race_ends_with_one_that_has_all_steps(steps, count):
             reached.append(
                 Entrant(entrant.name, "", entrant.kept, 0, (), entrant.losses, (mark,), 0.0, 0.0)
             )
-        running = stage.better_half(reached)
+        running = stage.better_half(reached, rung)
         assert len(running) == -(-len(reached) // 2)
         assert running[0].rungs[-1].total == min(entrant.rungs[-1].total for entrant in reached)
 
@@ -258,8 +276,6 @@ def test_bad_values_are_one_line(home, values, message):
 
 
 def test_a_tuning_that_diverges_is_one_line(home, tmp_path, monkeypatch):
-    advance = Tuner.advance
-
     def infinite(self, state, step):
         return advance(self, state, step)[0], float("nan")
 

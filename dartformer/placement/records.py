@@ -232,6 +232,13 @@ class Entrant(Record):
     seconds: float
     processor_seconds: float
 
+    def at(self, step: int) -> Rung:
+        """How it was at a step where the entrants were compared."""
+        for rung in self.rungs:
+            if rung.step == step:
+                return rung
+        raise KeyError(step)
+
 
 @dataclass(frozen=True)
 class TuneFile(Record):

@@ -65,13 +65,14 @@ def tune(study: PlacementStudy, folder: PlacementWorkdir, scores: ScoreFile) -> 
             return file
     else:
         file = TuneFile(identity, tuple(map(_begun, choices)))
+        folder.write(folder.tuning, file)
     trainer = Trainer(study, folder.training)
     running: Sequence[Entrant] = file.entrants
     for rung in rungs(options.steps, len(running)):
         reached = [trainer.advanced(entrant, rung, len(file.entrants)) for entrant in running]
         file = _with(file, reached)
         folder.write(folder.tuning, file)
-        running = better_half(reached)
+        running = better_half(reached, rung)
     winner, model = running[0], trainer.model(running[0])
     save_pretrained(dataclasses.replace(model, note=_note(options)), folder.tuned)
     file = dataclasses.replace(file, winner=winner.name)
@@ -99,11 +100,12 @@ def _write_genotype(study: PlacementStudy, folder: PlacementWorkdir, file: TuneF
     write_text(folder.genotype, study.tuned_genotype(file.best.kept).to_json())
 
 
-def better_half(entrants: Sequence[Entrant]) -> Sequence[Entrant]:
-    """The entrants that go on, the best one first."""
+def better_half(entrants: Sequence[Entrant], step: int) -> Sequence[Entrant]:
+    """The entrants that go on after a step, the best one first."""
     if len(entrants) == 1:
         return entrants
-    ranked = sorted(entrants, key=lambda entrant: entrant.rungs[-1].total)
+    # By that rung and not the last one: a race that goes on may have entrants that are further.
+    ranked = sorted(entrants, key=lambda entrant: entrant.at(step).total)
     return ranked[: math.ceil(len(ranked) / 2)]
 
 
