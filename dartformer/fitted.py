@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
@@ -46,6 +47,14 @@ class Documents(NamedTuple):
     where: list[str]
 
 
+class TemporaryFolder:
+    """A folder that goes with its last owner, without the warning of `TemporaryDirectory`."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="dartformer-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
 class FitResult:
     """The result of `fit`, or of any run that is finished: `FitResult("runs/demo")`.
 
@@ -57,7 +66,7 @@ class FitResult:
         self,
         workdir: str | Path,
         classes: Mapping[str, object] = MappingProxyType({}),
-        temporary: "tempfile.TemporaryDirectory[str] | None" = None,
+        temporary: TemporaryFolder | None = None,
     ):
         self.workdir = Path(workdir)
         self._classes = classes
@@ -74,12 +83,12 @@ class FitResult:
         return {"files": files, "classes": dict(self._classes)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        temporary = tempfile.TemporaryDirectory(prefix="dartformer-")
+        temporary = TemporaryFolder()
         for name, content in state["files"].items():
-            file = Path(temporary.name) / name
+            file = temporary.path / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
-        self.__init__(temporary.name, state["classes"], temporary)  # type: ignore[misc]
+        self.__init__(temporary.path, state["classes"], temporary)  # type: ignore[misc]
 
     # What the run found.
 

@@ -1,7 +1,6 @@
 """Fit: data in memory in place of a file, with the guesses, checks and splits of a file."""
 
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from dartformer.data import memory
 from dartformer.data.folders import SPLITS
 from dartformer.data.rows import canonical
 from dartformer.errors import InputError, brief
-from dartformer.fitted import FitResult
+from dartformer.fitted import FitResult, TemporaryFolder
 from dartformer.machine import progress
 from dartformer.machine.progress import say
 from dartformer.machine.workdir import differences, jsonable, read_json, write_json
@@ -97,8 +96,8 @@ def fit(
     wishes = Wishes(minutes, steps, candidates)
     temporary = None
     if workdir is None:
-        temporary = tempfile.TemporaryDirectory(prefix="dartformer-")
-        workdir = temporary.name
+        temporary = TemporaryFolder()
+        workdir = temporary.path
     layout = Layout(Path(workdir).expanduser())
     arguments = {"columns": columns._asdict(), "wishes": wishes._asdict(), "values": values}
     with in_python(layout.data), progress.quiet(quiet):

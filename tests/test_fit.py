@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import json
 import re
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -215,7 +216,9 @@ def test_a_pair_and_numbers_as_classes():
     # A temporary workdir goes with its result.
     workdir = result.workdir
     assert workdir.exists()
-    del result
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del result
     assert not workdir.exists()
 
 

@@ -250,9 +250,12 @@ def test_sequences_of_numbers_have_a_linear_rule_and_trees(length: int) -> None:
     parts = [sequences(count, length, "classes") for count in (300, 90, 110)]
     linear, trees = rules.of_numbers(*parts[:2], 2, accuracy)
     assert (linear.name, trees.name) == ("logistic_regression", "gradient_boosting")
-    for rule in (linear, trees):
+    again = rules.of_numbers(*parts[:2], 2, accuracy)
+    for rule, same in zip((linear, trees), again, strict=True):
         answers = rule.answers(parts[2])
         assert accuracy(answers) > 0.9
+        # Nothing is drawn: the same rows give the same rule.
+        np.testing.assert_array_equal(same.answers(parts[2]).outputs, answers.outputs)
         np.testing.assert_allclose(answers.outputs.sum(1), 1, atol=1e-6)
     parts = [sequences(count, length, "numbers") for count in (300, 90, 110)]
     linear, trees = rules.of_numbers(*parts[:2], 0, r2)
