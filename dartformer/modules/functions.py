@@ -51,6 +51,11 @@ class Functions:
         self.statistics: Statistics = nnx.to_pure_dict(statistics)
         self._rest = nnx.to_pure_dict(rest)
 
+    @property
+    def structure(self) -> nnx.GraphDef[Any]:
+        """What a module is without its arrays; equal ones can share compiled programs."""
+        return self._evaluating
+
     def module(
         self,
         weights: Weights,

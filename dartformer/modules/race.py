@@ -21,7 +21,7 @@ from dartformer.machine.progress import say
 from dartformer.machine.workdir import write_checked_json
 from dartformer.modules.data import Batch, Source
 from dartformer.modules.derive import derive
-from dartformer.modules.functions import Evaluator, Functions, Statistics, UserLoss
+from dartformer.modules.functions import Evaluator, Functions, Statistics
 from dartformer.modules.places import replace, row_for
 from dartformer.modules.search import ModuleSearch, OptimizerOf, chain_of
 from dartformer.nn import MixedAttention
@@ -125,11 +125,10 @@ def _entrants(space: SearchSpace, genotype: Genotype, seed: int) -> list[Entrant
 class _Program:
     """A step and an evaluation, compiled for all trainings that share a structure."""
 
-    def __init__(self, model: nnx.Module, loss: UserLoss, chain: optax.GradientTransformation):
-        mixed = any(isinstance(node, MixedAttention) for _, node in nnx.iter_graph(model))
-        self.functions = Functions(model, loss, mixed)
-        self.chain = chain
-        self.evaluator = Evaluator(self.functions, ())
+    def __init__(
+        self, functions: Functions, evaluator: Evaluator, chain: optax.GradientTransformation
+    ):
+        self.functions, self.evaluator, self.chain = functions, evaluator, chain
         self.step = jax.jit(self._step, donate_argnums=(0, 1, 2))
 
     def _step(
@@ -204,6 +203,7 @@ class _Trainings:
             self.metric = SCORE
         self.programs: dict[Genotype | None, _Program] = {}
         self.trainings: dict[tuple[Genotype, int], _Training] = {}
+        self.looks: dict[tuple[Genotype, int], Look] = {}
         self.seconds = 0.0
 
     def training(self, genotype: Genotype, seed: int) -> _Training:
@@ -224,8 +224,15 @@ class _Trainings:
         else:
             owner = genotype
         if owner not in self.programs:
-            self.programs[owner] = _Program(model, self.loss_of, self.chain)
+            self.programs[owner] = self._program(functions)
         return _Training(self.programs[owner], functions, mixture, self.parts.train(seed), seed)
+
+    def _program(self, functions: Functions) -> _Program:
+        done = self.result.searched
+        if functions.structure == done.functions.structure:
+            # What the search evaluated with is compiled already.
+            return _Program(done.functions, done.evaluator, self.chain)
+        return _Program(functions, Evaluator(functions, ()), self.chain)
 
     def _require_fitting(self, functions: Functions) -> None:
         """Raise `InputError` where the mixed layers are not those of the search."""
@@ -239,7 +246,13 @@ class _Trainings:
             row_for(place, self.result.space.homogeneous()[0].layers[0])
 
     def look(self, entrant: Entrant, step: int) -> Look:
-        """See `Track`."""
+        """See `Track`; the bracket asks several times for a look, and a training goes on once."""
+        key = entrant.genotype, step
+        if key not in self.looks:
+            self.looks[key] = self._look(entrant, step)
+        return self.looks[key]
+
+    def _look(self, entrant: Entrant, step: int) -> Look:
         training = self.training(entrant.genotype, self.seeds[0])
         started = time.process_time()
         training.advance(step)

@@ -25,6 +25,7 @@ from dartformer.modules.data import Batches, Parts, parts_of
 from dartformer.modules.functions import BATCHES, Evaluator, Functions, UserLoss
 from dartformer.modules.places import require_order, space_of
 from dartformer.results import Diagnostics, Finding, SearchRecord, SeedMixture
+from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import GRANULARITIES, Granularity, SearchSpace
 from dartformer.strategies import Problem, State, Strategy, StrategyOptions
 from dartformer.strategies.base import Weights
@@ -110,10 +111,21 @@ class ModuleSearch:
     @property
     def model(self) -> nnx.Module:
         """The module with the weights of the search, at its mixture, in evaluation mode."""
+        return self._at(self.mixture)
+
+    def at(self, genotype: Genotype) -> nnx.Module:
+        """The module at the one-hot mixture of a genotype, in evaluation mode.
+
+        `df.replace` of it has the same outputs.
+        """
+        return self._at(self.space.mixture(genotype))
+
+    def _at(self, mixture: np.ndarray) -> nnx.Module:
         done = self.searched
-        statistics = done.evaluator.statistics(done.weights, self.mixture)
-        mixture = jnp.asarray(self.mixture)
-        return done.functions.module(done.weights, mixture, statistics, train=False)
+        # Of batch norms: those of another mixture would say nothing.
+        statistics = done.evaluator.statistics(done.weights, mixture)
+        rows = jnp.asarray(mixture)
+        return done.functions.module(done.weights, rows, statistics, train=False)
 
     @property
     def verdict(self) -> tuple[str, ...]:
