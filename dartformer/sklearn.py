@@ -92,7 +92,8 @@ class _Search(BaseEstimator):
             return X
         fewest = 1
         if reset:
-            fewest = 2  # of one step, and no sequence
+            # One step is no sequence, and one row has no split.
+            fewest = 2
         return validate_data(
             self,
             X,
@@ -100,6 +101,7 @@ class _Search(BaseEstimator):
             dtype="numeric",
             ensure_all_finite="allow-nan",
             ensure_min_features=fewest,
+            ensure_min_samples=fewest,
         )
 
     def _fitted(self, X: Any) -> Any:
