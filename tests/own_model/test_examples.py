@@ -21,7 +21,7 @@ def code(name):
 
 def test_a_search_changes_at_most_twelve_lines_of_a_vision_transformer():
     before, after = code("vit_plain"), code("vit")
-    assert 50 <= len(before) <= 60
+    assert 45 <= len(before) <= 60  # 70 with docstring and blank lines
     changed = [line for line in difflib.ndiff(before, after) if line.startswith("+ ")]
     assert len(changed) <= 12, changed
 
