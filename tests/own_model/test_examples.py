@@ -32,7 +32,15 @@ def test_a_script_imports_nothing_of_ours_but_the_package(name):
     assert re.findall(r"^.*import.*dartformer.*$", text, re.M) == ["import dartformer as df"]
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "encoder_decoder",
+        pytest.param("vit", marks=pytest.mark.slow),
+        pytest.param("series", marks=pytest.mark.slow),
+        pytest.param("decoder", marks=pytest.mark.slow),
+    ],
+)
 def test_a_script_prints_json_and_the_verdict_last(name, capsys, compile_quickly):
     if name == "vit":
         pytest.importorskip("sklearn", reason="the extra sklearn is not installed")
