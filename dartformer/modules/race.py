@@ -89,7 +89,9 @@ def race(
       seeds: of the finalists' trainings.
       optimizer: None for that of the weights in the search.
       evaluate: (module, batches) -> a score, where more is better; None for the loss.
-      rungs, neighbours, finalists: see `Race` in the config fields.
+      rungs: shares of the steps after which the weak ones stop.
+      neighbours: genotypes that differ from the derived one in one place; at most so many compete.
+      finalists: trained to the end with all seeds; at most so many.
     """
     if genotype is None:
         genotype = derive(result).genotype

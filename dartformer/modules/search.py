@@ -180,12 +180,15 @@ def search(
         keeps nothing.
       batch_size: of data that are arrays.
       seed: of architecture weights, noise and the order of arrays.
-      weights_optimizer, alphas_optimizer: of this package, with a schedule, or of optax.
-      log_every, eval_every: in steps.
+      weights_optimizer: of this package, with a schedule, or of optax.
+      alphas_optimizer: the same for architecture weights.
+      log_every: steps between lines of the log.
+      eval_every: steps between evaluations on valid.
       tie_margin: candidates closer than this in the mixture count as tied.
       trackers: names of trackers, see `dartformer list trackers`.
-      on_step, on_evaluation: called with a `Moment`; False stops, see
+      on_step: called with a `Moment` after every step; False stops, see
         `dartformer.training.callbacks`.
+      on_evaluation: the same after every evaluation, when its checkpoint is written.
 
     Raises:
       InputError: for a module without mixed layers or with some that share parameters, a loss that
