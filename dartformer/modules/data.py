@@ -1,6 +1,7 @@
 """Batches from whatever a user has: arrays, lists, loaders, or functions that return iterators."""
 
 import base64
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -27,6 +28,10 @@ class Source(Protocol):
 
     def stream(self, seed: int) -> Stream:
         """Batches without end."""
+        ...
+
+    def head(self, count: int) -> list[Batch]:
+        """The first batches, at most so many, which later streams give again."""
         ...
 
     def once(self, examples: int | None = None) -> Iterator[Batch]:
@@ -80,6 +85,11 @@ class Arrays:
                 f"Use a smaller batch_size."
             )
         return _ArrayStream(self, seed)
+
+    def head(self, count: int) -> list[Batch]:
+        """See `Source`."""
+        stream = self.stream(0)
+        return [next(stream) for _ in range(count)]
 
     def take(self, rows: np.ndarray) -> Batch:
         """Some examples."""
@@ -162,6 +172,22 @@ class Iterated:
     def stream(self, seed: int) -> Stream:
         """See `Source`; the order is that of the iterable."""
         return _IteratedStream(self)
+
+    def head(self, count: int) -> list[Batch]:
+        """See `Source`."""
+        iterator = self.iterator()
+        state = None
+        if not self.repeats and hasattr(iterator, "get_state"):
+            state = iterator.get_state()
+        drawn = list(itertools.islice(iterator, count))
+        if not drawn:
+            raise InputError(f"data[{self.name!r}] is empty.")
+        # What ends once must give them again.
+        if state is not None:
+            self.iterable.set_state(state)  # type: ignore[union-attr]
+        elif not self.repeats:
+            self.iterable = itertools.chain(drawn, iterator)
+        return list(map(as_arrays, drawn))
 
     def once(self, examples: int | None = None) -> Iterator[Batch]:
         """See `Source`."""

@@ -1,7 +1,6 @@
 """Search in a user's module: any strategy, on any loss, with a log and checkpoints."""
 
 import contextlib
-import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -268,11 +267,11 @@ class _Search:
         self.space = space_of(functions.places, settings.granularity)
         self.strategy = self._strategy()
         self.mixture_of = jax.jit(self.strategy.mixture)
-        stream = parts.weights.stream(settings.seed)
-        first = next(stream)
-        self._require_scalar(first)
-        # Only where there are statistics to take are more batches drawn.
-        batches = itertools.chain([first], (next(stream) for _ in range(BATCHES - 1)))
+        count = 1
+        if functions.statistics:
+            count = BATCHES
+        batches = parts.weights.head(count)
+        self._require_scalar(batches[0])
         self.evaluator = Evaluator(functions, batches)
 
     def _strategy(self) -> Strategy:
