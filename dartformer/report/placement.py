@@ -321,12 +321,15 @@ def kept(results: PlacementResults) -> Chart:
             rows.append((placed.title, layer, group, state, *worth))
     tones = {"domain": [FULL, results.cheap], "range": [ACCENT, LIGHT]}
     axis = {"labelAngle": 0, "labelOverlap": True}
+    y = place(_place(results), title=_place(results))
+    if columns == 1:
+        y["axis"] = None  # a row of whole layers needs no number
     spec = {
         "height": max(24 * columns, 40),
         "mark": {"type": "rect", "stroke": "white", "strokeWidth": 2, **TOOLTIP},
         "encoding": {
             "x": place("layer", title="layer", axis=axis),
-            "y": place(_place(results), title=_place(results)),
+            "y": y,
             "color": category("attention", scale=tones, legend=LEGEND),
         },
     }
@@ -387,7 +390,7 @@ def front(results: PlacementResults) -> Chart:
     x = quantity(unit, axis, axis=COMPACT)
     if results.quantity is not None:
         # Most of such a cost is in no attention, so that all points would lie close together.
-        x["scale"] = {"zero": False}
+        x |= {"scale": {"zero": False}, "axis": COMPACT | {"tickCount": 8}}
     y = quantity("loss", _loss(results), scale={"zero": False})
     color = category("chosen", scale=tones, legend=LEGEND)
     shapes = {"domain": list(LINES), "range": ["circle", "square", "cross", "triangle-up"]}
