@@ -29,7 +29,7 @@ from dartformer.space.search_space import GRANULARITIES, Granularity, SearchSpac
 from dartformer.strategies import Problem, State, Strategy, StrategyOptions
 from dartformer.strategies.base import Weights
 from dartformer.training import optimizer
-from dartformer.training.callbacks import Callback, calling
+from dartformer.training.callbacks import Callback, Stopped, calling
 from dartformer.training.log import read_metrics
 from dartformer.training.loop import Fitted, Schedule, ZippedStream, fit
 from dartformer.training.metric import LOSS
@@ -239,7 +239,10 @@ def _folder(workdir: str | Path | None) -> Iterator[Path]:
     """The workdir, held; or a folder that is deleted in the end."""
     if workdir is None:
         with tempfile.TemporaryDirectory(prefix="dartformer-") as folder:
-            yield Path(folder)
+            try:
+                yield Path(folder)
+            except Stopped as stopped:
+                raise Stopped(stopped.moment, saved=False) from None
         return
     path = Path(workdir)
     lock = LockedFolder(path)

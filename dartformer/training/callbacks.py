@@ -49,18 +49,21 @@ Callback = Callable[[Moment], object]
 
 
 class Stopped(RuntimeError):
-    """A callback returned False; everything is saved, and the same call goes on from there.
+    """A callback returned False.
 
     Attributes:
       moment: at which it did.
+      saved: everything is saved, and the same call goes on from there.
     """
 
-    def __init__(self, moment: Moment):
-        super().__init__(
-            f"a callback stopped {moment.training} at step {moment.step} of {moment.steps}; "
-            f"everything is saved. Make the same call again to continue."
-        )
-        self.moment = moment
+    def __init__(self, moment: Moment, saved: bool = True):
+        message = f"a callback stopped {moment.training} at step {moment.step} of {moment.steps}"
+        if saved:
+            message += "; everything is saved. Make the same call again to continue."
+        else:
+            message += "; without a workdir nothing is saved."
+        super().__init__(message)
+        self.moment, self.saved = moment, saved
 
 
 class Callbacks(NamedTuple):

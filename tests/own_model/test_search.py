@@ -110,7 +110,7 @@ def test_the_same_call_continues_and_gives_the_same(found, tmp_path):
 
 def test_a_step_is_called_with_its_loss():
     seen = []
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped, match="without a workdir nothing is saved"):
         run(
             Small(nnx.Rngs(0)),
             on_step=lambda moment: seen.append(moment.numbers["loss"]) or len(seen) < 2,
