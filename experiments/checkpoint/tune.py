@@ -49,15 +49,15 @@ def arguments() -> argparse.Namespace:
         help="their new attention (default: window_linear(window=32))",
     )
     parser.add_argument("--align-steps", type=int, default=30, help="of each layer (default: 30)")
-    parser.add_argument("--steps", type=int, default=200, help="of the whole model (default: 200)")
+    parser.add_argument("--steps", type=int, default=60, help="of the whole model (default: 60)")
     parser.add_argument("--batch", type=int, default=1, help="sequences of a step (default: 1)")
-    parser.add_argument("--rate", type=float, default=2e-4, help="the highest (default: 2e-4)")
+    parser.add_argument("--rate", type=float, default=2e-5, help="the highest (default: 2e-5)")
     parser.add_argument("--adapters", type=int, default=0, help="their rank; 0: all weights")
     parser.add_argument("--length", type=int, default=256, help="tokens (default: 256)")
     parser.add_argument(
         "--held-out", type=int, default=4, help="sequences of each kind for results (default: 4)"
     )
-    parser.add_argument("--every", type=int, default=25, help="steps between lines (default: 25)")
+    parser.add_argument("--every", type=int, default=20, help="steps between lines (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
     return parser.parse_args()
 
