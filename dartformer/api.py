@@ -30,6 +30,7 @@ from dartformer.modules.data import Batches
 from dartformer.modules.functions import UserLoss
 from dartformer.modules.race import MakeModel, ModuleRace
 from dartformer.modules.search import ModuleSearch
+from dartformer.modules.shown import Shown
 from dartformer.placement import choose as choose_stage
 from dartformer.placement import evaluate as placement_stage
 from dartformer.placement import score as score_stage
@@ -42,6 +43,7 @@ from dartformer.placement.study import (
     limit_of,
 )
 from dartformer.pretrained import Saved, save_pretrained
+from dartformer.report import module as module_page
 from dartformer.report import page as report_stage
 from dartformer.report import placement as placement_page
 from dartformer.report import probes as probes_page
@@ -80,6 +82,9 @@ from dartformer.training.metric import decimals
 load = load_stage.load
 
 R = TypeVar("R", bound=Record)
+
+# Pages are made above `modules`, whose results know them by this alone.
+Shown.display = module_page
 
 Plain = dict[str, Any]
 """Data of JSON: what a stage leaves in its file, or a verb prints with --json."""

@@ -24,6 +24,7 @@ from dartformer.modules.derive import derive
 from dartformer.modules.functions import Evaluator, Functions, Statistics
 from dartformer.modules.places import replace, row_for
 from dartformer.modules.search import ModuleSearch, OptimizerOf, chain_of
+from dartformer.modules.shown import Shown
 from dartformer.nn import MixedAttention
 from dartformer.results import EntrantRecord, GenotypeRecord, Look, RaceRecord
 from dartformer.space.genotype import Genotype
@@ -32,10 +33,7 @@ from dartformer.stages.bracket import ANSWER, HOMOGENEOUS, RANDOM, Bracket, Entr
 from dartformer.stages.race import random_genotype
 from dartformer.statistics import mean, paired
 from dartformer.strategies.base import Weights
-from dartformer.training.metric import LOSS, Metric
-
-SCORE = Metric("score", "score")
-"""What the user's `evaluate` returns."""
+from dartformer.training.metric import LOSS, SCORE
 
 MakeModel = Callable[[Genotype, int], nnx.Module]
 """(genotype, seed) -> the module, untrained; or with mixed layers, which the genotype replaces."""
@@ -45,7 +43,7 @@ Evaluate = Callable[[Any, Iterable[Batch]], float]
 
 
 @dataclass(frozen=True)
-class ModuleRace:
+class ModuleRace(Shown):
     """The end of a race of modules.
 
     Attributes:
@@ -54,6 +52,7 @@ class ModuleRace:
       record: entrants, looks, and where each stopped.
       scores: of each finalist, one for each seed, on test where there is one and else on valid.
       verdict: the winner beside the other finalists, in sentences.
+      search: that came before.
     """
 
     genotype: Genotype
@@ -61,6 +60,7 @@ class ModuleRace:
     record: RaceRecord = field(repr=False)
     scores: Mapping[str, Sequence[float]]
     verdict: tuple[str, ...]
+    search: ModuleSearch = field(repr=False)
 
 
 def race(
@@ -336,6 +336,7 @@ class _Report:
             record,
             scores,
             self.verdict(scores, on_test),
+            result,
         )
         if result.path is not None:
             write_checked_json(result.path / "race.json", record.to_dict())

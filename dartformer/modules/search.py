@@ -23,6 +23,7 @@ from dartformer.machine.workdir import LockedFolder, write_checked_json
 from dartformer.modules.data import Batches, Parts, parts_of
 from dartformer.modules.functions import BATCHES, Evaluator, Functions, UserLoss
 from dartformer.modules.places import require_order, space_of
+from dartformer.modules.shown import Shown
 from dartformer.results import Diagnostics, Finding, SearchRecord, SeedMixture
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import GRANULARITIES, Granularity, SearchSpace
@@ -81,7 +82,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class ModuleSearch:
+class ModuleSearch(Shown):
     """What a search in a module found.
 
     Attributes:
@@ -93,6 +94,7 @@ class ModuleSearch:
       diagnosis: numbers and verdicts, by the loss on valid.
       seconds: spent training.
       compile_seconds: spent compiling.
+      processor_seconds: of all cores in `seconds`.
       path: the workdir; None where nothing was kept.
     """
 
@@ -104,6 +106,7 @@ class ModuleSearch:
     diagnosis: Diagnostics = field(repr=False)
     seconds: float
     compile_seconds: float
+    processor_seconds: float
     path: Path | None
     searched: "Searched" = field(repr=False, compare=False)
 
@@ -317,6 +320,7 @@ class _Search:
             diagnosis,
             fitted.seconds,
             fitted.compile_seconds,
+            fitted.processor_seconds,
             path,
             Searched(self.functions, self.parts, self.settings, self.evaluator, state.weights),
         )

@@ -9,7 +9,7 @@ from dartformer.report.verdicts import hours, sentence
 from dartformer.results import EntrantRecord, RaceRecord
 from dartformer.space.genotype import Genotype
 from dartformer.stages.bracket import ANSWER, HOMOGENEOUS, MIX, NEIGHBOUR
-from dartformer.training.metric import LOSS, Metric, find
+from dartformer.training.metric import LOSS, SCORE, Metric, find
 
 WINNER, FINALIST, STOPPED, REFERENCE = "winner", "finalist", "stopped", "reference"
 
@@ -39,8 +39,9 @@ class Line(NamedTuple):
 
 def metric_of(race: RaceRecord) -> Metric:
     """What its entrants were compared by."""
-    if race.metric == LOSS.name:
-        return LOSS
+    for metric in (LOSS, SCORE):
+        if race.metric == metric.name:
+            return metric
     return find(race.metric)
 
 

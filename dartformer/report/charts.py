@@ -432,6 +432,7 @@ FIELDS = {
     "valid_accuracy": "valid accuracy",
     "valid_r2": "valid share of variance explained",
     "valid_bits_per_character": "valid bits per character",
+    "valid_discrete_loss": "valid loss of the search, discretized",
     "valid_discrete_accuracy": "valid accuracy of the search, discretized",
     "entropy": "entropy of the mixture, share of ln K",
     "curvature": "dominant eigenvalue of d2L/dalpha2",

@@ -82,7 +82,7 @@ def html(results: Results) -> str:
         if isinstance(parameters, int):
             count = f"{parameters:,}"
         score = measure.text(float(str(row["test"])))
-        rows.append({"model": row["model"], "score": score, "parameters": count})
+        rows.append((row["model"], score, count))
     cells = plot = ""
     if results.genotype is not None:
         cells = drawing.svg(drawing.draw(results.genotype.layers))
@@ -93,6 +93,6 @@ def html(results: Results) -> str:
         lines=sentences(results),
         genotype=Markup(cells),
         plot=Markup(plot),
-        metric=measure.title,
+        columns=("model", f"{measure.title} on test", "parameters"),
         rows=rows,
     )

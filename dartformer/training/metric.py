@@ -241,6 +241,9 @@ BITS_PER_CHARACTER = Metric("bits_per_character", "bits per character", higher=F
 LOSS = Metric("loss", "loss", higher=False)
 """Of any task; a race can compare by it."""
 
+SCORE = Metric("score", "score")
+"""What a user's own function returns; a race of modules can compare by it."""
+
 MACRO_F1 = Metric("macro_f1", "macro F1", share="macro_f1")
 BALANCED_ACCURACY = Metric("balanced_accuracy", "balanced accuracy", share="balanced_accuracy")
 AUC = Metric("auc", "area under the ROC curve", share="auc")

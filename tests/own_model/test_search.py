@@ -1,5 +1,6 @@
 """`df.search`, `df.derive`, `df.replace` and `df.race` in a module that is not this package's."""
 
+import dataclasses
 import json
 import math
 
@@ -13,6 +14,7 @@ from flax import nnx
 import dartformer as df
 from dartformer.modules.functions import Functions
 from dartformer.modules.places import places_of, set_mixtures
+from dartformer.report.models import title_of
 from dartformer.strategies import STRATEGIES, make
 from dartformer.training.callbacks import Stopped
 from dartformer.training.loop import Diverged
@@ -202,6 +204,59 @@ def test_a_race(found):
     assert race.model(x).shape == (8, 2)
     assert not [n for _, n in nnx.iter_graph(race.model) if isinstance(n, df.nn.MixedAttention)]
     assert 0 < race.record.share < 1
+
+
+def test_a_search_shows_itself(found, tmp_path):
+    cells = found._repr_html_()
+    assert cells.count("<svg") == 2
+    assert "loss on valid" in cells
+    file = found.report()
+    assert file == found.path / "report.html"
+    page = file.read_text()
+    assert "The search gives the largest weights to" in page
+    assert "df.race" in page
+    for place in found.places:
+        assert f"<code>{place}</code>" in page
+    assert 'data-chart="trajectories"' in page
+    assert 'data-chart="search_curves"' in page
+    assert "Can you trust this search?" in page
+    assert "of processor time" in page
+    assert "http://" not in page.split("<script", 1)[0]
+    assert found.report(tmp_path) == tmp_path / "report.html"
+    shorter = dataclasses.replace(found, path=None)
+    with pytest.raises(df.InputError, match="has no workdir"):
+        shorter.report()
+
+
+@pytest.mark.parametrize("evaluate", [None, lambda module, batches: 0.5])
+def test_a_race_shows_itself(found, tmp_path, evaluate):
+    race = df.race(
+        found,
+        lambda genotype, seed: Model(nnx.Rngs(seed)),
+        steps=2,
+        seeds=(0, 1),
+        neighbours=1,
+        finalists=2,
+        evaluate=evaluate,
+    )
+    page = race.report(tmp_path / "page.html").read_text()
+    assert page.index("wins the race") < page.index("The winner of the race")
+    assert "homogeneous." not in page.split("<script", 1)[0]
+    for entrant in race.record.entrants:
+        assert title_of(entrant.name) in page
+    assert 'data-chart="race"' in page
+    assert "cost of the race" in page
+    cells = race._repr_html_()
+    assert "wins the race" in cells
+    assert "<th>entrant</th>" in cells
+
+
+def test_a_strategy_without_architecture_weights_shows_no_mixture(tmp_path):
+    single = run(Small(nnx.Rngs(0)), strategy="spos", steps=2)
+    page = single.report(tmp_path / "page.html").read_text()
+    assert 'data-chart="trajectories"' not in page
+    assert "the derivation decides" in page
+    assert "<svg" not in single._repr_html_()
 
 
 def test_a_race_of_plain_models_by_a_score(found):
