@@ -28,7 +28,7 @@ FILE = "report.html"
 FEWEST, MOST = 12, 400
 """Steps at which a page holds the mixtures, at least and at most."""
 
-ABOUT_CURVES = "Everything is of the supernet, which trains all candidates at once."
+ABOUT_CURVES = "The lines are of the supernet, which trains all candidates at once."
 
 
 def write(result: Shown, path: str | Path | None = None) -> Path:
@@ -109,9 +109,14 @@ def render(result: Shown) -> str:
 def verdict(search: ModuleSearch, race: ModuleRace | None = None) -> list[str]:
     """The verdict of the race, or what the search chose and what speaks against it."""
     if race is not None:
-        return [verdicts.sentence(_in_words(line, race.record)) for line in race.verdict]
-    genotype = _genotype(search, None)
+        lines = []
+        for line in race.verdict:
+            # Those are told with the bracket.
+            if line not in race.record.cuts:
+                lines.append(verdicts.sentence(_in_words(line, race.record)))
+        return lines
     lines = []
+    genotype = _genotype(search, None)
     if genotype is not None:
         lines.append(f"The search gives the largest weights to {in_words(genotype.texts())}.")
     lines += map(verdicts.sentence, search.verdict)
@@ -120,7 +125,8 @@ def verdict(search: ModuleSearch, race: ModuleRace | None = None) -> list[str]:
 
 
 def _in_words(line: str, record: RaceRecord) -> str:
-    """A sentence with the titles of homogeneous entrants in place of their names."""
+    """A sentence with titles in place of names, and arguments of `df.race` in place of fields."""
+    line = line.replace(" race.", " ")
     names = [entrant.name for entrant in record.entrants if title_of(entrant.name) != entrant.name]
     # The longest first: a name may begin another.
     for name in sorted(names, key=len, reverse=True):
@@ -210,9 +216,17 @@ def _curves(search: ModuleSearch) -> list[Curve]:
 
 
 def _race(record: RaceRecord) -> Race:
-    lines = bracket.lines(record, bracket.metric_of(record))
-    sentences = [_in_words(line, record) for line in bracket.sentences(record)]
-    return Race(bracket.headings(record), lines, sentences)
+    metric = bracket.metric_of(record)
+    best = "less"
+    if metric.higher:
+        best = "more"
+    # In words before they become sentences, which begin with a capital letter.
+    cuts = tuple(_in_words(cut, record) for cut in record.cuts)
+    sentences = [
+        f"Entrants are compared by the {metric.title} on valid, where {best} is better.",
+        *bracket.sentences(replace(record, cuts=cuts)),
+    ]
+    return Race(bracket.headings(record), bracket.lines(record, metric), sentences)
 
 
 def _table(
