@@ -21,6 +21,7 @@ from dartformer.report.page import Fact, Race
 from dartformer.report.reading import SEARCH, WEIGHTS, Curve, Trajectory
 from dartformer.results import RaceRecord
 from dartformer.space.genotype import Genotype, in_words, layer_in_words
+from dartformer.stages.bracket import HOMOGENEOUS
 from dartformer.training.metric import LOSS
 
 FILE = "report.html"
@@ -75,8 +76,9 @@ def render(result: Shown) -> str:
     extra: dict[str, object] = {}
     drawn, raced, title = None, None, "Search in a module"
     if genotype is not None:
-        drawn = drawing.draw(genotype.texts(), candidates)
-        extra["genotype"] = page.genotype_numbers(drawn.layers)
+        layers = tuple(map(tuple, genotype.texts()))
+        drawn = drawing.draw(layers, candidates)
+        extra["genotype"] = page.genotype_numbers(layers)
     if trajectory is not None:
         extra["trajectories"] = charts.packed(trajectory, candidates)
     chosen = "Largest weights of the mixture"
@@ -130,7 +132,7 @@ def _in_words(line: str, record: RaceRecord) -> str:
     names = [entrant.name for entrant in record.entrants if title_of(entrant.name) != entrant.name]
     # The longest first: a name may begin another.
     for name in sorted(names, key=len, reverse=True):
-        if name.startswith(bracket.HOMOGENEOUS):
+        if name.startswith(HOMOGENEOUS):
             line = line.replace(name, title_of(name))
     return line
 
