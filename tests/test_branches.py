@@ -67,8 +67,8 @@ def test_branches_against_another_way(projections, monkeypatch):
     monkeypatch.setattr(sys.modules["dartformer.models.supernet"], "sum_of_active", plain)
 
     def total(q, k):
-        def shifted(self, *arguments):
-            made = inputs(self, *arguments)
+        def shifted(self, *arguments, **options):
+            made = inputs(self, *arguments, **options)
             values.append(made.v)
             return dataclasses.replace(made, q=made.q + q, k=made.k + k)
 
