@@ -68,6 +68,7 @@ TYPES = (
     "bigbird(block=4)",
     "reformer(buckets=4, chunk=8)",
     "synthesizer",
+    "window_linear(window=8)",
 )
 """Every causal type once, with windows and blocks of a quarter of the probes' 32 tokens."""
 
