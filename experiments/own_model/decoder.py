@@ -83,15 +83,21 @@ def continued(model, start):
 
 
 data = {"train": texts(2000, 0), "valid": texts(300, 1), "test": texts(300, 2)}
-found = df.search(Decoder(nnx.Rngs(0)), loss, data, space="head", steps=STEPS, batch_size=BATCH)
-genotype = df.derive(found)
-race = df.race(
-    found, lambda genotype, seed: Decoder(nnx.Rngs(seed)), seeds=(0, 1), finalists=2, neighbours=2
-)
 
-tokens = texts(50, 3)
-one_hot = found.at(genotype)
-gap = abs(one_hot(tokens) - df.replace(one_hot, genotype)(tokens)).max()
-right = (continued(race.model, tokens[:, : PERIOD + 2]) == tokens).mean()
-print(json.dumps({"genotype": genotype.texts(), "gap": float(gap), "continued": float(right)}))
-print(json.dumps({"verdict": race.verdict}))
+if __name__ == "__main__":
+    found = df.search(Decoder(nnx.Rngs(0)), loss, data, space="head", steps=STEPS, batch_size=BATCH)
+    genotype = df.derive(found)
+    race = df.race(
+        found,
+        lambda genotype, seed: Decoder(nnx.Rngs(seed)),
+        seeds=(0, 1),
+        finalists=2,
+        neighbours=2,
+    )
+
+    tokens = texts(50, 3)
+    one_hot = found.at(genotype)
+    gap = abs(one_hot(tokens) - df.replace(one_hot, genotype)(tokens)).max()
+    right = (continued(race.model, tokens[:, : PERIOD + 2]) == tokens).mean()
+    print(json.dumps({"genotype": genotype.texts(), "gap": float(gap), "continued": float(right)}))
+    print(json.dumps({"verdict": race.verdict}))

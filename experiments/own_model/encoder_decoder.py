@@ -66,13 +66,15 @@ def pairs(count, seed):
 
 
 data = {"train": pairs(2000, 0), "valid": pairs(300, 1), "test": pairs(300, 2)}
-found = df.search(Seq2Seq(nnx.Rngs(0)), loss, data, steps=STEPS, batch_size=BATCH)
-genotype = df.derive(found)
-race = df.race(found, lambda genotype, seed: Seq2Seq(nnx.Rngs(seed)), seeds=(0, 1), finalists=2)
 
-source, answer = pairs(9, 3)
-one_hot = found.at(genotype)
-gap = abs(one_hot(source, answer) - df.replace(one_hot, genotype)(source, answer)).max()
-chosen = dict(zip(found.places, genotype.texts(), strict=True))
-print(json.dumps({"genotype": chosen, "gap": float(gap)}))
-print(json.dumps({"verdict": race.verdict}))
+if __name__ == "__main__":
+    found = df.search(Seq2Seq(nnx.Rngs(0)), loss, data, steps=STEPS, batch_size=BATCH)
+    genotype = df.derive(found)
+    race = df.race(found, lambda genotype, seed: Seq2Seq(nnx.Rngs(seed)), seeds=(0, 1), finalists=2)
+
+    source, answer = pairs(9, 3)
+    one_hot = found.at(genotype)
+    gap = abs(one_hot(source, answer) - df.replace(one_hot, genotype)(source, answer)).max()
+    chosen = dict(zip(found.places, genotype.texts(), strict=True))
+    print(json.dumps({"genotype": chosen, "gap": float(gap)}))
+    print(json.dumps({"verdict": race.verdict}))

@@ -69,12 +69,16 @@ data = {
     "valid": lambda: batches(8, 2),
     "test": lambda: batches(8, 3),
 }
-found = df.search(Forecaster(nnx.Rngs(0)), loss, data, steps=STEPS)
-genotype = df.derive(found)
-race = df.race(found, lambda genotype, seed: Forecaster(nnx.Rngs(seed)), seeds=(0, 1), finalists=2)
 
-past, _ = next(batches(1, 4))
-one_hot = found.at(genotype)
-gap = abs(one_hot(past) - df.replace(one_hot, genotype)(past)).max()
-print(json.dumps({"genotype": genotype.texts(), "gap": float(gap)}))
-print(json.dumps({"verdict": race.verdict}))
+if __name__ == "__main__":
+    found = df.search(Forecaster(nnx.Rngs(0)), loss, data, steps=STEPS)
+    genotype = df.derive(found)
+    race = df.race(
+        found, lambda genotype, seed: Forecaster(nnx.Rngs(seed)), seeds=(0, 1), finalists=2
+    )
+
+    past, _ = next(batches(1, 4))
+    one_hot = found.at(genotype)
+    gap = abs(one_hot(past) - df.replace(one_hot, genotype)(past)).max()
+    print(json.dumps({"genotype": genotype.texts(), "gap": float(gap)}))
+    print(json.dumps({"verdict": race.verdict}))

@@ -59,12 +59,13 @@ order = np.random.default_rng(0).permutation(len(images))
 parts = dict(zip(("train", "valid", "test"), np.split(order, [1000, 1400]), strict=True))
 data = {name: (images[rows], labels[rows]) for name, rows in parts.items()}
 
-found = df.search(ViT(nnx.Rngs(0)), loss, data, steps=STEPS, batch_size=BATCH)
-genotype = df.derive(found)
-race = df.race(found, lambda genotype, seed: ViT(nnx.Rngs(seed)), seeds=(0, 1), finalists=2)
-test_images, test_labels = data["test"]
-accuracy = (jnp.argmax(race.model(test_images), -1) == test_labels).mean()
-one_hot = found.at(genotype)
-gap = abs(one_hot(images[:9]) - df.replace(one_hot, genotype)(images[:9])).max()
-print(json.dumps({"genotype": genotype.texts(), "gap": float(gap), "accuracy": float(accuracy)}))
-print(json.dumps({"verdict": race.verdict}))
+if __name__ == "__main__":
+    found = df.search(ViT(nnx.Rngs(0)), loss, data, steps=STEPS, batch_size=BATCH)
+    genotype = df.derive(found)
+    race = df.race(found, lambda genotype, seed: ViT(nnx.Rngs(seed)), seeds=(0, 1), finalists=2)
+    test_images, test_labels = data["test"]
+    accuracy = (jnp.argmax(race.model(test_images), -1) == test_labels).mean()
+    one_hot = found.at(genotype)
+    gap = float(abs(one_hot(images[:9]) - df.replace(one_hot, genotype)(images[:9])).max())
+    print(json.dumps({"genotype": genotype.texts(), "gap": gap, "accuracy": float(accuracy)}))
+    print(json.dumps({"verdict": race.verdict}))

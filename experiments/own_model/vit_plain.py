@@ -61,10 +61,11 @@ order = np.random.default_rng(0).permutation(len(images))
 parts = dict(zip(("train", "valid", "test"), np.split(order, [1000, 1400]), strict=True))
 data = {name: (images[rows], labels[rows]) for name, rows in parts.items()}
 
-model = ViT(nnx.Rngs(0))
-optimizer = nnx.Optimizer(model, optax.adam(2e-3), wrt=nnx.Param)
-for step in range(STEPS):
-    rows = np.random.default_rng(step).choice(parts["train"], BATCH)
-    train_step(model, optimizer, (images[rows], labels[rows]))
-test_images, test_labels = data["test"]
-print(f"test accuracy {(jnp.argmax(model(test_images), -1) == test_labels).mean():.3f}")
+if __name__ == "__main__":
+    model = ViT(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.adam(2e-3), wrt=nnx.Param)
+    for step in range(STEPS):
+        rows = np.random.default_rng(step).choice(parts["train"], BATCH)
+        train_step(model, optimizer, (images[rows], labels[rows]))
+    test_images, test_labels = data["test"]
+    print(f"test accuracy {(jnp.argmax(model(test_images), -1) == test_labels).mean():.3f}")
