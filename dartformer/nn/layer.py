@@ -1,5 +1,6 @@
 """What all layers share: their options, what a call reads, and weights from flax's own layer."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -226,9 +227,9 @@ class Layer(nnx.Module):
             y = y + self.out_bias[...].astype(y.dtype)
         return y.reshape(*call.leading, *y.shape[1:])
 
+    @abstractmethod
     def _mix(self, call: Call) -> Array:
         """The heads' output `[B, N, E]`."""
-        raise NotImplementedError
 
     def _number(self) -> Array | None:
         if self.number is None:
