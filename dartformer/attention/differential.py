@@ -23,6 +23,8 @@ from dartformer.attention.base import (
 from dartformer.attention.decoding import KeepsKeys, Tokens
 from dartformer.errors import InputError
 from dartformer.kernels.cached import Held, grouped_scores, grouped_values, row_bias
+from dartformer.kernels.chunked import TILE, chunked_attention
+from dartformer.kernels.flash import without_cudnn
 from dartformer.kernels.softmax import dense_allowed, dense_scores, drop, masked_softmax, wide
 
 NAMES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
@@ -38,7 +40,7 @@ class Differential(KeepsKeys, Spelled):
 
     Paper: Ye et al. 2024, arXiv:2410.05258, equations 1 and 2.
     Own parameters: lambda_q1, lambda_k1, lambda_q2, lambda_k2, `[H, D / 2]` each.
-    Cost: O(N^2 D) time, O(N^2) memory, with twice the scores of full attention.
+    Cost: O(N^2 D) time, O(N) memory beyond a tile's length, as two of full attention.
     Masks: invalid keys are left out of both softmaxes; causal leaves out j > i. A query that sees
       no key gives zero.
     Deviations: a head is as wide as others, and q1, k1, q2, k2 half as wide, where the paper
@@ -116,11 +118,40 @@ class Differential(KeepsKeys, Spelled):
         key: Array | None = None,
     ) -> Array:
         """See `Attention`; raises `InputError` for an odd head width."""
+        if without_cudnn("auto", inputs.q.shape[1]) == "chunked":
+            return self._chunked(params, inputs, causal, inputs.rate(train), key)
         # Dropped once, after the difference: both softmaxes lose the same keys.
         rows = drop(self._weights(params, inputs, causal), inputs.rate(train), key)
         dtype = wide(rows, inputs.v)
         out = jnp.einsum("bhnk,bkhd->bnhd", rows, inputs.v, preferred_element_type=dtype)
         return zero_invalid(out.astype(inputs.v.dtype), inputs.query_mask)
+
+    def _chunked(
+        self, params: Params, inputs: Inputs, causal: bool, dropout: float, key: Array | None
+    ) -> Array:
+        """The output as the difference of two of full attention, in O(N) memory."""
+        accept(self, inputs, causal=causal)
+        q, k, v = inputs.q, inputs.k, inputs.v
+        half = q.shape[-1] // 2
+        dtype = wide(q, k, v)  # of the difference: both terms are larger than it
+        parts = []
+        for part in (slice(None, half), slice(half, None)):
+            out = chunked_attention(
+                q[..., part],
+                k[..., part],
+                v,
+                causal=causal,
+                valid=inputs.valid,
+                slopes=inputs.slopes,
+                dropout=dropout,
+                key=key,  # of both: they lose the same keys
+                dtype=dtype,
+            )
+            parts.append(out)
+        first, second = parts
+        share = self._share(params, dtype).swapaxes(0, 1)  # [1, H, 1]
+        out = first - share * second
+        return zero_invalid(out.astype(v.dtype), inputs.query_mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The difference of the two, `[B, H, N, N]`.
@@ -148,11 +179,17 @@ class Differential(KeepsKeys, Spelled):
     def cost(self, shape: Shape) -> Cost:
         """Two products, two softmaxes, and three operations for their difference."""
         scores = shape.batch * shape.heads * shape.length**2
-        return Cost(
+        if without_cudnn("auto", shape.length) == "chunked":
+            # Scores of half the width and values, twice: 6 D. Scores of one tile at a time.
+            flops = scores * (6 * shape.head_dim + 10)
+            numbers = 2 * scores / shape.length * TILE
+        else:
             # Scores of half the width twice, and values once: 4 D; 14 for softmaxes and difference.
-            flops=scores * (4 * shape.head_dim + 14),
+            flops = scores * (4 * shape.head_dim + 14)
+            numbers = 3 * scores  # both softmaxes, and their difference
+        return Cost(
+            flops=flops,
             parameters=4 * shape.heads * (shape.head_dim // 2),
-            # Both softmaxes, and their difference.
-            activation_bytes=3 * scores * shape.wide_itemsize,
+            activation_bytes=numbers * shape.wide_itemsize,
             state_bytes=kv_cache_bytes(shape, shape.length),
         )

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 from dartformer.kernels.softmax import (
     FLOOR,
@@ -41,7 +42,8 @@ class Cell(NamedTuple):
 
     Attributes:
       q: scaled and filled up to whole tiles, `[M, tiles rows, D]`.
-      k, v: `[M, D, N]`.
+      k: `[M, D, N]`.
+      v: `[M, V, N]`.
       numbers: of the tiles, `[tiles]`.
       valid: `[M, N]` bool, or None.
       slopes: `[M]`, or None.
@@ -68,6 +70,8 @@ def chunked_attention(
     dropout: float = 0.0,
     key: Array | None = None,
     tile: int = TILE,
+    scale: float | None = None,
+    dtype: DTypeLike | None = None,
 ) -> Array:
     """`softmax_attention`, with its arguments and its result, in O(N) memory.
 
@@ -77,20 +81,27 @@ def chunked_attention(
     differentiated any number of times, in both modes.
 
     Args:
+      v: `[B, K, H, V]`; V, the width of the output, may differ from that of q and k.
       tile: queries in a tile, at most.
+      scale: factor of the dot products; None for 1 / sqrt(D).
+      dtype: of the output; None for that of v.
     """
     batch, length, heads, width = q.shape
-    dtype = wide(q, k, v)
+    if scale is None:
+        scale = width**-0.5
+    computed = wide(q, k, v)
     cells = _cells(batch, heads)
     tiles = -(-length // tile)
     rows = -(-length // tiles)
 
     def cut(x: Array) -> Array:
-        """`[B, N, H, D]` to `[cells, (H B) / cells, N, D]`."""
-        return x.transpose(2, 0, 1, 3).reshape(cells, -1, x.shape[1], x.shape[3])
+        """`[B, N, H, D]` to `[cells, (B H) / cells, N, D]`."""
+        # The batch stays in front of the heads: devices share it out, and a merged axis is shared
+        # out only along the first of its parts.
+        return x.transpose(0, 2, 1, 3).reshape(cells, -1, x.shape[1], x.shape[3])
 
     # Scaled in float32 or wider, before it is cut: N D products, and not N^2.
-    scaled = q.astype(dtype) * width**-0.5
+    scaled = q.astype(computed) * scale
     padded = jnp.pad(scaled, ((0, 0), (0, tiles * rows - length), (0, 0), (0, 0)))
     inputs = Cell(
         cut(padded.astype(q.dtype)),
@@ -109,14 +120,14 @@ def chunked_attention(
     if dropout > 0 and key is not None:
         inputs = inputs._replace(key=jax.random.split(key, cells))
 
-    run = functools.partial(_cell, rows=rows, causal=causal, dropout=dropout, dtype=dtype)
+    run = functools.partial(_cell, rows=rows, causal=causal, dropout=dropout, dtype=computed)
     if cells > 1:
         out = jax.lax.map(run, inputs)
     else:
         only = jax.tree.map(lambda x: x[0], inputs)
         out = run(only)[None]
-    out = out.reshape(heads, -1, tiles * rows, width)[:, :, :length]  # [H, B, N, D]
-    return out.transpose(1, 2, 0, 3).astype(v.dtype)
+    out = out.reshape(-1, heads, tiles * rows, v.shape[-1])[:, :, :length]  # [B, H, N, V]
+    return out.transpose(0, 2, 1, 3).astype(dtype or v.dtype)
 
 
 def _cells(batch: int, heads: int) -> int:
@@ -133,7 +144,7 @@ def _cells(batch: int, heads: int) -> int:
 
 
 def _cell(cell: Cell, *, rows: int, causal: bool, dropout: float, dtype: jnp.dtype) -> Array:
-    """The output of a cell, `[M, tiles rows, D]`, one tile of `rows` queries after another."""
+    """The output of a cell, `[M, tiles rows, V]`, one tile of `rows` queries after another."""
     tiles = len(cell.numbers)
     length = cell.k.shape[-1]
     width = cell.q.shape[-1]
@@ -154,8 +165,8 @@ def _cell(cell: Cell, *, rows: int, causal: bool, dropout: float, dtype: jnp.dty
         numbers = cell.numbers[first:last]
         # A loop, not a `vmap`: the scores of one tile at a time are in memory.
         out = jax.lax.map(jax.checkpoint(tile, policy=policy), (numbers, queries))
-        # [tiles, M, rows, D] to [M, tiles rows, D]
-        parts.append(out.swapaxes(0, 1).reshape(-1, (last - first) * rows, width))
+        # [tiles, M, rows, V] to [M, tiles rows, V]
+        parts.append(out.swapaxes(0, 1).reshape(-1, (last - first) * rows, out.shape[-1]))
     return jnp.concatenate(parts, axis=1)
 
 
@@ -170,7 +181,7 @@ def _first_keys(cell: Cell, end: int) -> Cell:
 def _tile(
     queries: tuple[Array, Array], cell: Cell, *, causal: bool, dropout: float, dtype: jnp.dtype
 ) -> Array:
-    """One tile's output, `[M, rows, D]`.
+    """One tile's output, `[M, rows, V]`.
 
     `queries` is its number and its queries, `[M, rows, D]`; `cell` has the K keys they see.
     """

@@ -3,6 +3,8 @@
 They are `synthesizer`, `conv`, `fourier`, `differential`, `sinkhorn`, `nystrom` and `reformer`.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from dartformer.attention import Inputs, Shape, parse
 from dartformer.attention.conformance.case import quick
 from dartformer.attention.reformer import rotations
 from dartformer.errors import InputError
+from dartformer.kernels.chunked import chunked_attention
 from dartformer.kernels.fourier import fourier
 from dartformer.kernels.hashed import permute, sort_by_bucket
 from dartformer.kernels.low_rank import pseudo_inverse, segments
@@ -86,6 +89,62 @@ def test_differential_refuses_an_odd_head_width():
             match=r"differential\(.*\) .* head width of 3 because it needs a multiple of 2",
         ):
             call()
+
+
+def by_weights(attention, params, inputs, causal):
+    """The output by definition: the matrix of weights times v."""
+    rows = attention.weights(params, inputs, causal=causal)
+    return jnp.einsum("bhnk,bkhd->bnhd", rows, inputs.v)
+
+
+LONG = 261  # two tiles of queries, which do not divide it
+
+
+def long_case(attention, heads=2, width=4):
+    """`(parameters, Inputs)` of more tokens than a tile, with padding and ALiBi."""
+    shape = Shape(LONG, heads, width, heads * width)
+    keys = jax.random.split(jax.random.key(3), 5)
+    params = attention.init(keys[0], shape)
+    q, k, v = (jax.random.normal(key, (2, LONG, heads, width)) for key in keys[1:4])
+    x = jax.random.normal(keys[4], (2, LONG, heads * width))
+    valid = (jnp.arange(LONG) < jnp.array([LONG, 200])[:, None]).at[0, 3].set(False)
+    return params, Inputs(q, k, v, x, valid, slopes=2.0 ** -jnp.arange(1.0, heads + 1))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_long_differential_is_its_definition(causal):
+    attention = parse("differential")
+    params, inputs = long_case(attention)
+
+    def results(of):
+        def loss(params, q, k, v):
+            changed = dataclasses.replace(inputs, q=q, k=k, v=v)
+            return (of(attention, params, changed, causal) ** 3).sum()
+
+        return jax.value_and_grad(loss, (0, 1, 2, 3))(params, inputs.q, inputs.k, inputs.v)
+
+    def fast(attention, params, inputs, causal):
+        return attention(params, inputs, causal=causal)
+
+    got, want = quick(lambda: (results(fast), results(by_weights)))()
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(g, w, atol=1e-5 * max(1, float(np.abs(w).max())))
+
+
+def test_both_softmaxes_of_long_differential_lose_the_same_keys():
+    attention = parse("differential")
+    params, inputs = long_case(attention)
+    half = inputs.q[..., :2]
+    same = jnp.concatenate([half, half], axis=-1)  # so that both softmaxes are equal
+    dropped = dataclasses.replace(inputs, q=same, k=same, dropout=0.5)
+    key = jax.random.key(7)
+    out = attention(params, dropped, train=True, key=key)
+    one = chunked_attention(
+        half, half, inputs.v, valid=inputs.valid, slopes=inputs.slopes, dropout=0.5, key=key
+    )
+    share = attention._share(params, jnp.float32).reshape(2, 1)
+    want = (one * (1 - share))[inputs.valid]
+    np.testing.assert_allclose(out[inputs.valid], want, atol=1e-6)
 
 
 @pytest.mark.parametrize("length", [1, 2, 37, 1000])
