@@ -5,6 +5,7 @@ from a config adds the section: `FieldError.within("search.alphas")`."""
 
 import difflib
 import math
+import types
 import typing
 from collections.abc import Iterable
 from typing import Any
@@ -58,6 +59,8 @@ def fits(value: object, hint: Any) -> bool:
     if not is_storable(value):
         return False
     origin = typing.get_origin(hint) or hint
+    if origin is types.UnionType:
+        return any(fits(value, one) for one in typing.get_args(hint))
     if origin is tuple:
         item = typing.get_args(hint)[0]
         return isinstance(value, tuple) and all(fits(member, item) for member in value)

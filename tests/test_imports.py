@@ -14,7 +14,7 @@ FLOORS = [
     ["errors", "_version"],
     ["machine", "registry", "spec", "fields"],
     ["kernels"],
-    ["attention"],
+    ["attention", "accelerators"],
     ["space"],
     ["models"],
     ["nn"],
@@ -37,6 +37,7 @@ FLOORS = [
 # example; tasks and data know nothing of attentions.
 ONLY = {
     "kernels": {"errors"},
+    "accelerators": {"errors", "kernels"},
     "data": {"errors", "machine"},
     "strategies": {"errors", "registry", "spec"},
     "tasks": {"errors", "machine", "registry", "spec", "data"},

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 
 from dartformer.errors import InputError
 from dartformer.kernels.softmax import drop, wide
+from dartformer.kernels.target import Target
 from dartformer.spec import Spelled as Spelled  # attentions take it from here
 from dartformer.spec import name_of
 
@@ -88,6 +89,8 @@ class Inputs:
         neighbouring heads share one.
       query_valid: `[B, N]` bool, where keys and values are of another sequence `[B, M, H, D]`, which
         `valid` is then of: cross-attention, see `Traits.cross`. None in self-attention.
+      target: the device that the program is made for, on which the choice of `kernel` and of sizes
+        depends; None for that of this process.
     """
 
     q: Array
@@ -102,6 +105,7 @@ class Inputs:
     start: Array | None = None
     groups: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
     query_valid: Array | None = None
+    target: Target | None = dataclasses.field(default=None, metadata={"static": True})
 
     def rate(self, train: bool) -> float:
         """The rate of attention dropout in force: `dropout` in training, 0 outside."""

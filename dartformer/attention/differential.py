@@ -146,6 +146,7 @@ class Differential(KeepsKeys, Spelled):
                 dropout=dropout,
                 key=key,  # of both: they lose the same keys
                 dtype=dtype,
+                target=inputs.target,
             )
             parts.append(out)
         first, second = parts

@@ -80,6 +80,7 @@ class Full(KeepsKeys, Spelled):
             slopes=inputs.slopes,
             dropout=inputs.rate(train),
             key=key,
+            target=inputs.target,
         )
         return zero_invalid(out, inputs.query_mask)
 

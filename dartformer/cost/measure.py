@@ -372,6 +372,7 @@ def _fixed(config: TransformerConfig, heads: int) -> dict[str, Any]:
         "head_keys": head_keys(config, 0)[:heads],
         "dropout": config.attention_dropout,
         "kernel": config.kernel,
+        "target": config.target,
         "slopes": slopes,
     }
 

@@ -225,6 +225,7 @@ class Table:
 
         sizes = jsonable(without_defaults(dataclasses.asdict(config)))
         del sizes["seed"]  # of the weights, which cost the same
+        del sizes["target"]  # this device, which the file names
         of = {"rest": sizes, "batch": batch, "length": length, "phase": phase}
         return self._get(of, model_seconds)
 

@@ -23,6 +23,7 @@ from dartformer.kernels.softmax import (
     wide,
     without_zeros,
 )
+from dartformer.kernels.target import Target, here
 
 TILE = 256
 """Queries in a tile, at most.
@@ -72,6 +73,7 @@ def chunked_attention(
     tile: int = TILE,
     scale: float | None = None,
     dtype: DTypeLike | None = None,
+    target: Target | None = None,
 ) -> Array:
     """`softmax_attention`, with its arguments and its result, in O(N) memory.
 
@@ -85,12 +87,13 @@ def chunked_attention(
       tile: queries in a tile, at most.
       scale: factor of the dot products; None for 1 / sqrt(D).
       dtype: of the output; None for that of v.
+      target: the device that the program is made for; None for that of this process.
     """
     batch, length, heads, width = q.shape
     if scale is None:
         scale = width**-0.5
     computed = wide(q, k, v)
-    cells = _cells(batch, heads)
+    cells = _cells(batch, heads, target or here())
     tiles = -(-length // tile)
     rows = -(-length // tiles)
 
@@ -130,13 +133,13 @@ def chunked_attention(
     return out.transpose(0, 2, 1, 3).astype(dtype or v.dtype)
 
 
-def _cells(batch: int, heads: int) -> int:
+def _cells(batch: int, heads: int, target: Target) -> int:
     """Into how many cells the heads of all examples are cut.
 
     A CPU is quickest with one head of one example at a time, in its cache. Other devices want all
     of them at once.
     """
-    if jax.default_backend() != "cpu":
+    if target.accelerated:
         return 1
     if isinstance(batch, int):
         return heads * batch

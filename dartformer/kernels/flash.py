@@ -16,6 +16,7 @@ from dartformer.errors import InputError, unknown
 from dartformer.kernels.chunked import TILE, chunked_attention
 from dartformer.kernels.fused import Function, fused
 from dartformer.kernels.softmax import softmax_attention
+from dartformer.kernels.target import Target, here
 
 KERNELS = ("auto", "cudnn", "chunked", "dense")
 """`auto` takes the first of the others that applies. A kernel that is named must apply."""
@@ -31,28 +32,26 @@ def cudnn_refusal(
     dropout: float = 0.0,
     queries: int | None = None,
     keys: int | None = None,
-    device: jax.Device | None = None,
+    target: Target | None = None,
 ) -> str:
-    """Why cuDNN's flash attention does not work on `device`, or "" where it does.
+    """Why cuDNN's flash attention does not work on `target`, or "" where it does.
 
     These are the conditions of `jax.nn.dot_product_attention`, which calls it, and of what is made
     of it here. Every length and every `valid` works (see `cudnn_attention`).
 
     Args:
       queries, keys: how many tokens there are of each; None for as many of both.
-      device: None for the first one.
+      target: the device that the program is made for; None for that of this process.
     """
-    if device is None:
-        device = jax.devices()[0]
-    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
-        return f"it needs a CUDA GPU, and this is {device.device_kind}"
-    capability = float(device.compute_capability)
-    if capability < 8:
-        return f"it needs an Ampere GPU or a later one, and this is {device.device_kind}"
+    target = target or here()
+    if not target.capability:
+        return f"it needs a CUDA GPU, and this is {target.kind}"
+    if target.capability < 8:
+        return f"it needs an Ampere GPU or a later one, and this is {target.kind}"
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"it needs bfloat16 or float16, got {jnp.dtype(dtype).name}"
     limit = 128
-    if capability >= 9:  # Hopper and later
+    if target.capability >= 9:  # Hopper and later
         limit = 256
     if head_dim % 8 or head_dim > limit:
         return f"it needs a head width that is a multiple of 8 and at most {limit}, got {head_dim}"
@@ -75,7 +74,7 @@ def choose(
     dropout: float = 0.0,
     keys: int | None = None,
     order: int = 1,
-    device: jax.Device | None = None,
+    target: Target | None = None,
 ) -> str:
     """The kernel in use: "cudnn", "chunked" or "dense", from sizes alone, before anything runs.
 
@@ -84,6 +83,7 @@ def choose(
       keys: of them, where there are more than queries; None: as many.
       order: how many times it is differentiated. Above 1 another kernel computes what cuDNN lacks,
         and `auto` takes that one for everything.
+      target: the device that the program is made for; None for that of this process.
 
     Raises:
       InputError: `kernel` is not one of `KERNELS`, or does not work here; with the reason.
@@ -101,7 +101,7 @@ def choose(
         dropout=dropout,
         queries=length,
         keys=keys or length,
-        device=device,
+        target=target,
     )
     if not reason:
         return "cudnn"
@@ -130,8 +130,11 @@ def full_attention(
     slopes: Array | None = None,
     dropout: float = 0.0,
     key: Array | None = None,
+    target: Target | None = None,
 ) -> Array:
     """`softmax_attention`, with its arguments and its result, by the kernel that `choose` names.
+
+    It is for `target`, or for the device of this process.
 
     Rows of invalid queries are zero by "cudnn", and like any other row by the other kernels.
     """
@@ -144,13 +147,14 @@ def full_attention(
         slopes=slopes is not None,
         dropout=dropout,
         keys=k.shape[1],
+        target=target,
     )
     if choice == "cudnn":
         q, k, v = q.astype(dtype), k.astype(dtype), v.astype(dtype)
-        return cudnn_attention(q, k, v, causal=causal, valid=valid)
+        return cudnn_attention(q, k, v, causal=causal, valid=valid, target=target)
     function = softmax_attention
     if choice == "chunked":
-        function = chunked_attention
+        function = functools.partial(chunked_attention, target=target)
     return function(q, k, v, causal=causal, valid=valid, slopes=slopes, dropout=dropout, key=key)
 
 
@@ -162,6 +166,7 @@ def cudnn_attention(
     causal: bool,
     valid: Array | None,
     implementation: Implementation = "cudnn",
+    target: Target | None = None,
 ) -> Array:
     """Full attention by cuDNN, with exact derivatives of every order.
 
@@ -172,6 +177,7 @@ def cudnn_attention(
       q, k, v: `[B, N, H, D]`, of one dtype.
       causal, valid: as in `softmax_attention`.
       implementation: of `jax.nn.dot_product_attention`.
+      target: the device that the program is made for; None for that of this process.
 
     Returns:
       `[B, N, H, D]`, zero where not valid.
@@ -195,7 +201,7 @@ def cudnn_attention(
         q, k, v = _one_more(q), _one_more(k), _one_more(v)
         if not causal and not masked:
             lengths, masked = jnp.full(batch, length, jnp.int32), True
-    out = _by_lengths(causal, masked, implementation)(q, k, v, lengths)[:, :length]
+    out = _by_lengths(causal, masked, implementation, target)(q, k, v, lengths)[:, :length]
     if valid is None:
         return out
     back = jnp.argsort(order, axis=1)
@@ -209,7 +215,9 @@ def _one_more(x: Array) -> Array:
 
 # Kept, so that equal calls are the same function to JAX, which traces it only once.
 @functools.cache
-def _by_lengths(causal: bool, masked: bool, implementation: Implementation) -> Function:
+def _by_lengths(
+    causal: bool, masked: bool, implementation: Implementation, target: Target | None
+) -> Function:
     """Attention to the first `lengths` `[B]` keys, or to all if not `masked`."""
 
     def fast(q: Array, k: Array, v: Array, lengths: Array) -> Array:
@@ -224,6 +232,6 @@ def _by_lengths(causal: bool, masked: bool, implementation: Implementation) -> F
         mask = None
         if masked:
             mask = jnp.arange(k.shape[1]) < lengths[:, None]
-        return chunked_attention(q, k, v, causal=causal, valid=mask)
+        return chunked_attention(q, k, v, causal=causal, valid=mask, target=target)
 
     return fused(fast, definition)

@@ -541,6 +541,7 @@ def _of_group(
         keys,
         slopes,
         kernel=config.kernel,
+        target=config.target,
         start=tokens.start,
         groups=groups,
     )

@@ -166,7 +166,18 @@ class Projections(nnx.Module):
             k = jnp.repeat(k, config.sharing, axis=2)
             v = jnp.repeat(v, config.sharing, axis=2)
         slopes = self.slopes(q.dtype)
-        inputs = Inputs(q, k, v, x, valid, keys, slopes, config.attention_dropout, config.kernel)
+        inputs = Inputs(
+            q,
+            k,
+            v,
+            x,
+            valid,
+            keys,
+            slopes,
+            config.attention_dropout,
+            config.kernel,
+            target=config.target,
+        )
         if context is None:
             return inputs
         if valid is None:

@@ -13,6 +13,7 @@ from dartformer.attention.base import Shape
 from dartformer.errors import InputError, seed_problem, unknown
 from dartformer.fields import check_types
 from dartformer.kernels.flash import KERNELS, choose
+from dartformer.kernels.target import Target
 
 STEMS = ("none", "bigram")
 POSITIONS = ("learned", "sinusoidal", "rotary", "alibi", "none")
@@ -292,6 +293,7 @@ class TransformerConfig(TransformerOptions):
       seed: of fixed randomness inside attentions (random graphs, features, rotations).
       inputs: documents of an example: 1, or 2, which one encoder reads one by one.
       features: numbers of a token, `[B, N, F]`, where tokens are not ids; 0 where they are.
+      target: the device that programs are made for; None for that of this process.
     """
 
     vocabulary: int
@@ -301,6 +303,7 @@ class TransformerConfig(TransformerOptions):
     seed: int = 0
     inputs: int = 1
     features: int = 0
+    target: Target | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -418,6 +421,7 @@ class TransformerConfig(TransformerOptions):
             slopes=self.positions == "alibi",
             dropout=self.attention_dropout,
             order=order,
+            target=self.target,
         )
 
     def blank(

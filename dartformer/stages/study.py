@@ -22,6 +22,7 @@ from dartformer.data.fingerprint import fingerprint as fingerprint_of_examples
 from dartformer.data.splits import Split
 from dartformer.errors import InputError
 from dartformer.kernels.flash import without_cudnn
+from dartformer.kernels.target import Target
 from dartformer.machine import compile_cache
 from dartformer.machine.identity import Identity, fingerprint
 from dartformer.machine.progress import say
@@ -60,10 +61,14 @@ class Supernet(NamedTuple):
 class Study:
     """A config and what follows from it. Tests can make one without a folder.
 
+    Args:
+      config: of the study.
+      target: the device that its programs are made for; None for that of this process.
+
     Raises `InputError` where the config does not work here.
     """
 
-    def __init__(self, config: Config | ConfigDict):
+    def __init__(self, config: Config | ConfigDict, target: Target | None = None):
         config = configs.build(config)
         configs.require_here(config)
         if config.space.aspect != "given":
@@ -78,7 +83,7 @@ class Study:
         self.task = config.task.built
         if isinstance(self.task, Checks):
             self.task.check(self.data_dir)
-        self.model = config.transformer
+        self.model = dataclasses.replace(config.transformer, target=target)
         self.space = config.search_space
         self.strategy = config.search.strategy.built
         if config.start:

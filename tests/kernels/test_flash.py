@@ -15,6 +15,7 @@ from dartformer.errors import InputError
 from dartformer.kernels.chunked import chunked_attention
 from dartformer.kernels.flash import choose, cudnn_attention, cudnn_refusal, full_attention, fused
 from dartformer.kernels.softmax import softmax_attention
+from dartformer.kernels.target import Target, here, of_device
 
 B, N, H, D = 2, 21, 2, 4
 
@@ -204,18 +205,31 @@ def test_dropout_keeps_the_mean_and_needs_a_key(inputs):
         chunked_attention(q, k, v, dropout=0.4)
 
 
-def gpu(capability):
-    client = types.SimpleNamespace(platform_version="PJRT C API\ncuda 12090")
-    return types.SimpleNamespace(
-        platform="gpu", client=client, device_kind="a GPU", compute_capability=capability
+def gpu(capability, platform_version="PJRT C API\ncuda 12090"):
+    device = types.SimpleNamespace(
+        platform="gpu",
+        client=types.SimpleNamespace(platform_version=platform_version),
+        device_kind="a GPU",
+        compute_capability=capability,
+        memory_stats=lambda: {"bytes_limit": 10**9},
     )
+    return of_device(device)
+
+
+def test_a_target_says_what_a_device_is():
+    assert gpu("9.0") == Target("gpu", "a GPU", 9.0, 10**9)
+    # No CUDA GPU has such a capability, and its name is no number.
+    assert gpu("gfx90a", "rocm 60300") == Target("gpu", "a GPU", 0.0, 10**9)
+    assert here() == Target("cpu", "cpu")
+    assert gpu("9.0").accelerated
+    assert not here().accelerated
 
 
 def test_the_choice_is_ordered_and_an_explicit_one_fails_with_the_reason():
     new, old = gpu("9.0"), gpu("8.0")
-    assert choose("auto", jnp.bfloat16, 64, 100, device=new) == "cudnn"
-    assert choose("auto", jnp.float16, 128, 4096, device=old) == "cudnn"
-    assert choose("auto", jnp.bfloat16, 256, 4096, device=new) == "cudnn"
+    assert choose("auto", jnp.bfloat16, 64, 100, target=new) == "cudnn"
+    assert choose("auto", jnp.float16, 128, 4096, target=old) == "cudnn"
+    assert choose("auto", jnp.bfloat16, 256, 4096, target=new) == "cudnn"
     for changes, reason in (
         ({"dtype": jnp.float32}, "bfloat16 or float16, got float32"),
         ({"head_dim": 20}, "multiple of 8 and at most 128, got 20"),
@@ -223,20 +237,20 @@ def test_the_choice_is_ordered_and_an_explicit_one_fails_with_the_reason():
         ({"slopes": True}, "ALiBi"),
         ({"dropout": 0.1}, "no attention dropout"),
         ({"keys": 9}, "as many queries as keys"),
-        ({"device": gpu("7.5")}, "Ampere GPU or a later one"),
-        ({"device": jax.devices("cpu")[0]}, "needs a CUDA GPU, and this is cpu"),
+        ({"target": gpu("7.5")}, "Ampere GPU or a later one"),
+        ({"target": here()}, "needs a CUDA GPU, and this is cpu"),
     ):
-        options = {"dtype": jnp.bfloat16, "head_dim": 64, "device": old, **changes}
+        options = {"dtype": jnp.bfloat16, "head_dim": 64, "target": old, **changes}
         if "keys" not in changes:
             assert reason in cudnn_refusal(**options)
         assert choose("auto", length=4096, **options) == "chunked"
         assert choose("auto", length=100, **options) == "dense"
         with pytest.raises(InputError, match=reason):
             choose("cudnn", length=4096, **options)
-    assert choose("dense", jnp.bfloat16, 64, 4096, device=new) == "dense"
+    assert choose("dense", jnp.bfloat16, 64, 4096, target=new) == "dense"
     # cuDNN's gradient has no derivative. A kernel that is named has those of the definition.
-    assert choose("auto", jnp.bfloat16, 64, 4096, order=2, device=new) == "chunked"
-    assert choose("cudnn", jnp.bfloat16, 64, 4096, order=2, device=new) == "cudnn"
+    assert choose("auto", jnp.bfloat16, 64, 4096, order=2, target=new) == "chunked"
+    assert choose("cudnn", jnp.bfloat16, 64, 4096, order=2, target=new) == "cudnn"
     with pytest.raises(InputError, match=r"unknown kernel 'flash'.*cudnn, chunked, dense"):
         choose("flash", jnp.float32, 8, 8)
     q = jnp.ones((1, 4, 1, 8))

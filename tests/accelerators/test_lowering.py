@@ -6,31 +6,22 @@ a part of each product, and the slow ones all of it.
 
 import itertools
 import re
-import types
 
 import jax
 import jax.numpy as jnp
 import pytest
-from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from dartformer import config as configs
+from dartformer.accelerators.devices import DEVICES, described
 from dartformer.attention import names, parse
 from dartformer.attention.base import Inputs, Shape
 from dartformer.cli.new import SPACES
-from dartformer.kernels import flash
 from dartformer.space.genotype import Genotype
 from dartformer.stages.observe import curvature
 from dartformer.stages.study import Study
 from dartformer.training.step import begin, plain_step
 
-H100 = types.SimpleNamespace(
-    platform="gpu",
-    device_kind="NVIDIA H100",
-    compute_capability="9.0",
-    client=types.SimpleNamespace(platform_version="cuda"),
-)
-TPU = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
-DEVICES = {"cuda": (H100, "gpu"), "tpu": (TPU, "tpu")}
+TARGETS = {device.lowering: device.target for device in DEVICES.values()}
 
 FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 CALLS = {
@@ -47,24 +38,10 @@ CALLS = {
 """What a program may call besides XLA's own operations."""
 
 
-@pytest.fixture
-def on(monkeypatch):
-    """on(platform): choose kernels as on an H100 with cuDNN, or on a TPU; data are not needed."""
-    refusal = flash.cudnn_refusal
+@pytest.fixture(autouse=True)
+def no_data(monkeypatch):
+    """A study does not look for the data of its task."""
     monkeypatch.setattr("dartformer.stages.study.Checks", NoTask)
-
-    def choose_on(platform):
-        device, backend = DEVICES[platform]
-        monkeypatch.setattr(
-            flash, "cudnn_refusal", lambda *a, **k: refusal(*a, **(k | {"device": device}))
-        )
-        monkeypatch.setattr(jax, "default_backend", lambda: backend)
-        # JAX asks the machine whether it has cuDNN.
-        monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
-        monkeypatch.setattr(cudnn, "check_compute_capability", lambda least: float(least) <= 9)
-        monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda one: one == "9.0")
-
-    return choose_on
 
 
 class NoTask:
@@ -73,8 +50,9 @@ class NoTask:
 
 def calls_of(function, shapes, platform):
     """The names of what a program calls, every one of them known, and none in float64."""
-    traced = jax.jit(function).trace(*shapes)
-    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    with described(TARGETS[platform]):
+        traced = jax.jit(function).trace(*shapes)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert not re.search(r"\b(\d+x)*f64\b", text)
     calls = set(re.findall(r'stablehlo\.custom_call @"?([\w.$]+)', text))
     assert calls <= CALLS[platform]
@@ -84,7 +62,7 @@ def calls_of(function, shapes, platform):
 # Attentions.
 
 
-def attention_program(name, length, batch, dtype, causal, masked, order):
+def attention_program(name, platform, length, batch, dtype, causal, masked, order):
     """Its gradient or a second derivative, and the shapes that it takes."""
     attention = parse(name)
     shape = Shape(length, 2, 8, 16, batch, jnp.dtype(dtype).itemsize)
@@ -96,7 +74,8 @@ def attention_program(name, length, batch, dtype, causal, masked, order):
     def loss(floats, valid):
         params, q, k, v, x = floats
         key = jax.random.key(0)
-        inputs = Inputs(q, k, v, x, valid, jax.random.split(key, 2))
+        heads = jax.random.split(key, 2)
+        inputs = Inputs(q, k, v, x, valid, heads, target=TARGETS[platform])
         out = attention(params, inputs, causal=causal, train=True, key=key)
         return jnp.sum(out.astype(jnp.float32) ** 2)
 
@@ -121,33 +100,32 @@ def uses_cudnn(name, dtype, order):
 
 
 @pytest.mark.parametrize("name", names())
-def test_an_attention_lowers(on, name):
+def test_an_attention_lowers(name):
     """One option of each, for a platform; the next type has another of both."""
     number = names().index(name)
     platform = ("cuda", "tpu")[number % 2]
-    on(platform)
     options = options_of(name)
-    calls_of(*attention_program(name, *options[37 * number % len(options)]), platform)
+    calls_of(*attention_program(name, platform, *options[37 * number % len(options)]), platform)
 
 
 @pytest.mark.parametrize("length", [1, 300, 301])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("order", [1, 2])
-def test_full_attention_lowers_for_cudnn(on, length, causal, masked, order):
-    on("cuda")
-    program, shapes = attention_program("full", length, 1, "bfloat16", causal, masked, order)
+def test_full_attention_lowers_for_cudnn(length, causal, masked, order):
+    program, shapes = attention_program(
+        "full", "cuda", length, 1, "bfloat16", causal, masked, order
+    )
     calls = calls_of(program, shapes, "cuda")
     assert (BACKWARD in calls) == (order == 1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("platform", DEVICES)
+@pytest.mark.parametrize("platform", TARGETS)
 @pytest.mark.parametrize("name", names())
-def test_every_option_of_an_attention_lowers(on, name, platform):
-    on(platform)
+def test_every_option_of_an_attention_lowers(name, platform):
     for options in options_of(name):
-        calls = calls_of(*attention_program(name, *options), platform)
+        calls = calls_of(*attention_program(name, platform, *options), platform)
         dtype, order = options[2], options[-1]
         expected = platform == "cuda" and uses_cudnn(name, dtype, order)
         assert (BACKWARD in calls) == expected, options
@@ -162,10 +140,10 @@ SIZES = {"model.mlp_dim": "16", "model.model_dim": "16", "data.batch_size": "2"}
 """Smaller, where no choice of a kernel depends on it."""
 
 
-def study_of(name, layers, **changes):
+def study_of(name, layers, platform="cuda", **changes):
     """A config's study, with so many layers."""
     changes = {**SIZES, "model.layers": str(layers), **changes}
-    return Study(configs.load_config(SPACES / f"{name}.py", changes))
+    return Study(configs.load_config(SPACES / f"{name}.py", changes), TARGETS[platform])
 
 
 def batch_of(study, size=2):
@@ -210,8 +188,7 @@ TWO = {"space.candidates": "full,linear", **BFLOAT16}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_config_trains_full_attention(on, name):
-    on("cuda")
+def test_a_published_config_trains_full_attention(name):
     # The last layer of a model with a CLS token computes one query, by another kernel.
     study = study_of(name, 2, **BFLOAT16)
     calls = calls_of(*training(study), "cuda")
@@ -219,16 +196,14 @@ def test_a_published_config_trains_full_attention(on, name):
 
 
 @pytest.mark.parametrize("name", ["listops_published", "imdb_bytes_published"])
-def test_a_search_lowers_with_the_curvature_that_it_observes(on, name):
+def test_a_search_lowers_with_the_curvature_that_it_observes(name):
     """Three layers are one loop; lengths are even in one and odd in the other."""
-    on("cuda")
     study = study_of(name, 3, **TWO)
     assert BACKWARD in calls_of(*searching(study), "cuda")
     assert BACKWARD not in calls_of(*observing(study), "cuda")
 
 
-def test_an_exact_search_lowers_without_cudnn(on):
-    on("cuda")
+def test_an_exact_search_lowers_without_cudnn():
     study = study_of(
         "imdb_bytes_published", 1, **TWO, **{"search.strategy.hypergradient": "second"}
     )
@@ -241,11 +216,10 @@ RESPONSES = ("first", "second", "finite", "neumann", "conjugate_gradient")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("platform", DEVICES)
+@pytest.mark.parametrize("platform", TARGETS)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_step_of_a_config_lowers(on, name, platform, dtype):
-    on(platform)
-    study = study_of(name, 3, **{"model.dtype": dtype})
+def test_every_step_of_a_config_lowers(name, platform, dtype):
+    study = study_of(name, 3, platform, **{"model.dtype": dtype})
     calls_of(*training(study), platform)
     calls_of(*observing(study), platform)
     responses = (None,)
@@ -255,12 +229,11 @@ def test_every_step_of_a_config_lowers(on, name, platform, dtype):
         changes = {"model.dtype": dtype}
         if response is not None:
             changes["search.strategy.hypergradient"] = response
-        calls_of(*searching(study_of(name, 3, **changes)), platform)
+        calls_of(*searching(study_of(name, 3, platform, **changes)), platform)
 
 
 @pytest.mark.slow
-def test_a_forced_kernel_lowers_in_an_exact_search(on):
-    on("cuda")
+def test_a_forced_kernel_lowers_in_an_exact_search():
     changes = {"model.kernel": "cudnn", "search.strategy.hypergradient": "second"}
     study = study_of("listops_published", 3, **TWO, **changes)
     assert BACKWARD in calls_of(*searching(study), "cuda")

@@ -1,0 +1,1 @@
+"""Programs for accelerators that are not here: the devices, their compilers, what these say."""
