@@ -14,8 +14,8 @@ FLOORS = [
     ["errors", "_version"],
     ["machine", "registry", "spec", "fields"],
     ["kernels"],
-    ["attention", "accelerators"],
-    ["space"],
+    ["attention"],
+    ["space", "accelerators"],
     ["models"],
     ["nn"],
     ["data"],
@@ -37,7 +37,7 @@ FLOORS = [
 # example; tasks and data know nothing of attentions.
 ONLY = {
     "kernels": {"errors"},
-    "accelerators": {"errors", "kernels"},
+    "accelerators": {"errors", "machine", "kernels", "attention"},
     "data": {"errors", "machine"},
     "strategies": {"errors", "registry", "spec"},
     "tasks": {"errors", "machine", "registry", "spec", "data"},

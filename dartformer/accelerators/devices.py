@@ -1,20 +1,43 @@
 """Accelerators that programs can be compiled for without one."""
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import importlib.util
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from unittest import mock
 
-from dartformer.errors import unknown
+from dartformer.errors import InputError, unknown
 from dartformer.kernels.target import Target
 
-CUDNN = 91000
-"""The version of cuDNN that a GPU which is not here is taken to have: 9.10.0."""
+CUDNN = (9, 10)
+"""The version of cuDNN that a GPU which is not here is taken to have."""
+
+# What XLA's compiler for GPUs asks of a device, as a `GpuTargetConfigProto`. The numbers are those of
+# NVIDIA's "H100 Tensor Core GPU Architecture" for the SXM5 board: 132 multiprocessors of 128 cores,
+# 64 warps, 228 KiB of shared memory and 64 Ki registers each, 50 MiB of L2, 80 GB of HBM3.
+H100 = f"""
+gpu_device_info {{
+  name: "NVIDIA H100 80GB HBM3"  device_vendor: "NVIDIA Corporation"
+  cuda_compute_capability {{ major: 9 minor: 0 }}
+  core_count: 132  fpus_per_core: 128  clock_rate_ghz: 1.98
+  threads_per_warp: 32  threads_per_block_limit: 1024  threads_per_core_limit: 2048
+  thread_dim_limit_x: 1024  thread_dim_limit_y: 1024  thread_dim_limit_z: 64
+  block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
+  registers_per_core_limit: 65536  registers_per_block_limit: 65536
+  shared_memory_per_core: 233472  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  l2_cache_size: 52428800  memory_bandwidth: 3352320000000  device_memory_size: 84942979072
+}}
+platform_name: "CUDA"
+device_description_str: "NVIDIA H100 80GB HBM3"
+runtime_version {{ major: 12 minor: 8 }}
+dnn_version_info {{ major: {CUDNN[0]} minor: {CUDNN[1]} }}
+"""
 
 
 @dataclass(frozen=True)
 class Device:
-    """An accelerator, from its maker's data sheet.
+    """An accelerator, from its maker's data sheet, and how to compile for it.
 
     Attributes:
       name: as users write it.
@@ -22,6 +45,10 @@ class Device:
       flops: dense bfloat16 FLOP/s.
       bandwidth: bytes/s of its main memory.
       lowering: the platform that JAX lowers to.
+      package: the module that holds its compiler.
+      topology: arguments of `jax.experimental.topologies.get_topology_desc`.
+      variables: of the environment, which must be set before JAX is imported.
+      options: of the compiler.
     """
 
     name: str
@@ -29,6 +56,10 @@ class Device:
     flops: float
     bandwidth: float
     lowering: str
+    package: str
+    topology: Mapping[str, str]
+    variables: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def memory(self) -> int:
@@ -37,23 +68,45 @@ class Device:
         return self.target.memory
 
 
-DEVICES = {
-    device.name: device
-    for device in (
-        # https://cloud.google.com/tpu/docs/v5e. Of its 16 GiB, XLA keeps a quarter of one.
-        Device(
-            "tpu-v5e", Target("tpu", "TPU v5 lite", memory=16_911_433_728), 197e12, 819e9, "tpu"
-        ),
-        # https://resources.nvidia.com/en-us-tensor-core: H100 SXM5 80 GB, without sparsity.
-        Device(
-            "h100",
-            Target("gpu", "NVIDIA H100 80GB HBM3", 9.0, 84_942_979_072),
-            989e12,
-            3352e9,
-            "cuda",
-        ),
-    )
-}
+# https://cloud.google.com/tpu/docs/v5e. Of its 16 GiB XLA keeps a quarter of one for itself.
+TPU_V5E = Device(
+    name="tpu-v5e",
+    target=Target("tpu", "TPU v5 lite", memory=16_911_433_728),
+    flops=197e12,
+    bandwidth=819e9,
+    lowering="tpu",
+    package="libtpu",
+    topology={"platform": "tpu", "topology_name": "v5e:2x2"},
+    variables={
+        # There is no TPU whose metadata could be asked for.
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        # Only a TPU can be used by one process alone.
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    },
+    # The least effort: a third of the time, and temporaries about a fifth larger, since nothing is
+    # kept in the chip's own fast memory.
+    options={"optimization_level": "9"},
+)
+
+# https://www.nvidia.com/en-us/data-center/h100: the SXM5 board, without sparsity.
+GPU_H100 = Device(
+    name="h100",
+    target=Target("gpu", "NVIDIA H100 80GB HBM3", 9.0, 84_942_979_072),
+    flops=989e12,
+    bandwidth=3352e9,
+    lowering="cuda",
+    package="jax_cuda12_plugin",
+    topology={
+        "platform": "cuda",
+        "topology_name": "",
+        "target_config": H100,
+        "topology": "1x1x1",
+    },
+)
+
+DEVICES = {device.name: device for device in (TPU_V5E, GPU_H100)}
 """What `--on` knows."""
 
 
@@ -62,6 +115,15 @@ def device_of(name: str) -> Device:
     if name not in DEVICES:
         raise unknown("device", name, DEVICES)
     return DEVICES[name]
+
+
+def require_compiler(device: Device) -> None:
+    """Raise `InputError` where the compiler for a device is not installed."""
+    if importlib.util.find_spec(device.package) is None:
+        raise InputError(
+            f"the compiler for {device.name} is not installed. Install it: "
+            f"pip install 'dartformer[aot]'."
+        )
 
 
 @contextlib.contextmanager
@@ -76,7 +138,7 @@ def described(target: Target) -> Iterator[None]:
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     answers = {
-        "check_cudnn_version": lambda: CUDNN,
+        "check_cudnn_version": lambda: CUDNN[0] * 10_000 + CUDNN[1] * 100,
         "check_compute_capability": lambda least: target.capability >= float(least),
         "is_cuda_compute_capability_equal": lambda other: target.capability == float(other),
     }

@@ -12,10 +12,13 @@ import jax.numpy as jnp
 import pytest
 
 from dartformer import config as configs
+from dartformer.accelerators.attention import gradient
 from dartformer.accelerators.devices import DEVICES, described
 from dartformer.attention import names, parse
-from dartformer.attention.base import Inputs, Shape
+from dartformer.attention.base import Shape
 from dartformer.cli.new import SPACES
+from dartformer.models.decode import decoding
+from dartformer.models.transformer import transformer
 from dartformer.space.genotype import Genotype
 from dartformer.stages.observe import curvature
 from dartformer.stages.study import Study
@@ -48,12 +51,18 @@ class NoTask:
     """No task is one of these, whose data would have to be here."""
 
 
-def calls_of(function, shapes, platform):
-    """The names of what a program calls, every one of them known, and none in float64."""
+def lowered(function, shapes, platform):
+    """The program as text, without any float64."""
     with described(TARGETS[platform]):
         traced = jax.jit(function).trace(*shapes)
         text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert not re.search(r"\b(\d+x)*f64\b", text)
+    return text
+
+
+def calls_of(function, shapes, platform):
+    """The names of what a program calls, every one of them known."""
+    text = lowered(function, shapes, platform)
     calls = set(re.findall(r'stablehlo\.custom_call @"?([\w.$]+)', text))
     assert calls <= CALLS[platform]
     return calls
@@ -64,25 +73,9 @@ def calls_of(function, shapes, platform):
 
 def attention_program(name, platform, length, batch, dtype, causal, masked, order):
     """Its gradient or a second derivative, and the shapes that it takes."""
-    attention = parse(name)
     shape = Shape(length, 2, 8, 16, batch, jnp.dtype(dtype).itemsize)
-    params = jax.eval_shape(lambda: attention.init(jax.random.key(0), shape))
-    q = jax.ShapeDtypeStruct((batch, length, 2, 8), dtype)
-    x = jax.ShapeDtypeStruct((batch, length, 16), dtype)
-    valid = jax.ShapeDtypeStruct((batch, length), bool) if masked else None
-
-    def loss(floats, valid):
-        params, q, k, v, x = floats
-        key = jax.random.key(0)
-        heads = jax.random.split(key, 2)
-        inputs = Inputs(q, k, v, x, valid, heads, target=TARGETS[platform])
-        out = attention(params, inputs, causal=causal, train=True, key=key)
-        return jnp.sum(out.astype(jnp.float32) ** 2)
-
-    def second(floats, valid):
-        return jax.jvp(lambda floats: jax.grad(loss)(floats, valid), (floats,), (floats,))[1]
-
-    return (jax.grad(loss), second)[order - 1], ((params, q, q, q, x), valid)
+    options = {"dtype": dtype, "causal": causal, "masked": masked, "order": order}
+    return gradient(parse(name), shape, TARGETS[platform], **options)
 
 
 def options_of(name):
@@ -99,12 +92,39 @@ def uses_cudnn(name, dtype, order):
     return name in ("full", "parallel") and dtype == "bfloat16" and order == 1
 
 
+LONG = 601
+"""Tokens in more than one tile, and a number that nothing else has."""
+
+QUADRATIC = {"synthesizer"}
+"""Types that keep a number for each pair of tokens."""
+
+
+@pytest.mark.parametrize("platform", TARGETS)
 @pytest.mark.parametrize("name", names())
-def test_an_attention_lowers(name):
-    """One option of each, for a platform; the next type has another of both."""
+def test_an_attention_lowers_without_an_array_of_n_by_n(name, platform):
+    """Forward and backward. The next type has another mode, mask and dtype, and so has the other
+    platform."""
+    turn = names().index(name) + (platform == "tpu")
+    traits = parse(name).traits
+    causal = traits.causal and (turn % 2 == 0 or not traits.bidirectional)
+    dtype, masked = ("bfloat16", "float32")[turn // 2 % 2], turn // 4 % 2 == 0
+    program = attention_program(name, platform, LONG, 2, dtype, causal, masked, 1)
+    text = lowered(*program, platform)
+    pairs = re.search(rf"tensor<(\d+x)*{LONG}x(\d+x)*{LONG}x(\d+x)*(bf16|f32)>", text)
+    assert not pairs or name in QUADRATIC
+    calls = set(re.findall(r'stablehlo\.custom_call @"?([\w.$]+)', text))
+    assert calls <= CALLS[platform]
+    assert (BACKWARD in calls) == (platform == "cuda" and uses_cudnn(name, dtype, 1))
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_second_derivative_of_an_attention_lowers(name):
+    """For one platform; the next type has the other one."""
     number = names().index(name)
-    platform = ("cuda", "tpu")[number % 2]
-    options = options_of(name)
+    if parse(name).traits.order < 2:
+        return
+    platform = tuple(TARGETS)[number % 2]
+    options = [option for option in options_of(name) if option[-1] == 2]
     calls_of(*attention_program(name, platform, *options[37 * number % len(options)]), platform)
 
 
@@ -134,7 +154,6 @@ def test_every_option_of_an_attention_lowers(name, platform):
 # Steps of configs.
 
 CONFIGS = sorted(path.stem for path in SPACES.glob("[a-z]*.py"))
-PUBLISHED = [name for name in CONFIGS if name.endswith("_published")]
 
 SIZES = {"model.mlp_dim": "16", "model.model_dim": "16", "data.batch_size": "2"}
 """Smaller, where no choice of a kernel depends on it."""
@@ -155,9 +174,10 @@ def batch_of(study, size=2):
     return {"tokens": tokens, "valid": valid, "label": label}
 
 
-def training(study):
-    """The step that trains `full` alone."""
-    genotype = Genotype(((parse("full"),) * study.model.heads,) * study.model.layers)
+def training(study, genotype=None):
+    """The step that trains a model, or `full` alone."""
+    alone = Genotype(((parse("full"),) * study.model.heads,) * study.model.layers)
+    genotype = genotype or alone
     program = study.program(genotype)
     state = jax.eval_shape(lambda: begin(program.network, program.optimizer, 0))
     step = plain_step(program.network, program.optimizer, study.metric)
@@ -187,28 +207,56 @@ BFLOAT16 = {"model.dtype": "bfloat16"}
 TWO = {"space.candidates": "full,linear", **BFLOAT16}
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", ["image", "listops", "matching", "language", "recall"])
 def test_a_published_config_trains_full_attention(name):
     # The last layer of a model with a CLS token computes one query, by another kernel.
-    study = study_of(name, 2, **BFLOAT16)
+    study = study_of(f"{name}_published", 2, **BFLOAT16)
     calls = calls_of(*training(study), "cuda")
     assert (BACKWARD in calls) == (study.model.head_dim % 8 == 0)
 
 
-@pytest.mark.parametrize("name", ["listops_published", "imdb_bytes_published"])
-def test_a_search_lowers_with_the_curvature_that_it_observes(name):
+@pytest.mark.parametrize(
+    ("name", "platform"), [("listops_published", "tpu"), ("imdb_bytes_published", "cuda")]
+)
+def test_a_search_lowers_with_the_curvature_that_it_observes(name, platform):
     """Three layers are one loop; lengths are even in one and odd in the other."""
-    study = study_of(name, 3, **TWO)
-    assert BACKWARD in calls_of(*searching(study), "cuda")
-    assert BACKWARD not in calls_of(*observing(study), "cuda")
+    study = study_of(name, 3, platform, **TWO)
+    assert (BACKWARD in calls_of(*searching(study), platform)) == (platform == "cuda")
+    assert BACKWARD not in calls_of(*observing(study), platform)
 
 
-def test_an_exact_search_lowers_without_cudnn():
-    study = study_of(
-        "imdb_bytes_published", 1, **TWO, **{"search.strategy.hypergradient": "second"}
-    )
-    assert BACKWARD not in calls_of(*searching(study), "cuda")
+@pytest.mark.parametrize("platform", TARGETS)
+def test_an_exact_search_lowers_without_cudnn(platform):
+    changes = {**TWO, "search.strategy.hypergradient": "second"}
+    study = study_of("imdb_bytes_published", 1, platform, **changes)
+    assert BACKWARD not in calls_of(*searching(study), platform)
     assert study.model.kernel == "auto"
+
+
+@pytest.mark.parametrize("platform", TARGETS)
+def test_a_derived_model_lowers(platform):
+    """Heads of four types in a layer."""
+    study = study_of("listops_published", 2, platform, **BFLOAT16)
+    texts = ("full", "linear", "local", "gated_delta")
+    heads = tuple(parse(texts[h % 4]) for h in range(study.model.heads))
+    calls = calls_of(*training(study, Genotype((heads, heads))), platform)
+    assert (BACKWARD in calls) == (platform == "cuda")
+
+
+@pytest.mark.parametrize("platform", TARGETS)
+def test_decoding_lowers(platform):
+    """A prompt, and one more token, of heads of all types that decode."""
+    types = [parse(name) for name in names() if parse(name).traits.decodes]
+    changes = {"model.heads": str(len(types)), "model.kv_heads": "0", **BFLOAT16}
+    config = study_of("language_published", 1, platform, **changes).model
+    genotype = Genotype((tuple(types),))
+    run = decoding(config, genotype)
+    weights = jax.eval_shape(transformer(config, genotype).init, jax.random.key(0))
+    cache = jax.eval_shape(lambda: run.init_cache(2, config.tokens, jnp.dtype(config.dtype)))
+    for length, function in ((200, run.prefill), (1, run.step)):
+        tokens = jax.ShapeDtypeStruct((2, length), jnp.int32)
+        valid = jax.ShapeDtypeStruct((2, length), bool)
+        calls_of(function, (weights, tokens, valid, cache), platform)
 
 
 RESPONSES = ("first", "second", "finite", "neumann", "conjugate_gradient")
