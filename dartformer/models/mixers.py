@@ -15,6 +15,7 @@ from dartformer.attention.base import Attention, Inputs, Params, require
 from dartformer.attention.full import Full
 from dartformer.attention.parallel import Parallel
 from dartformer.models.positions import alibi_slopes, rotate
+from dartformer.models.sharding import by_examples
 from dartformer.models.sizes import TransformerConfig
 from dartformer.space.genotype import Genotype
 
@@ -363,12 +364,33 @@ def attend(
     """One attention on its heads, normalized if the config says so: `[B, N, H, D]`.
 
     The members of a parallel attention are normalized one by one. With `first_token` the result is
-    that of the first token alone, `[B, 1, H, D]`, for which full attention needs one query.
+    that of the first token alone, `[B, 1, H, D]`, for which full attention needs one query. On
+    several devices each computes its own examples (`by_examples`).
     """
+
+    def mix(params: Params, inputs: Inputs, key: Array | None) -> Array:
+        return _attend(
+            attention, params, inputs, config, train=train, key=key, first_token=first_token
+        )
+
+    return by_examples(mix, params, inputs, key)
+
+
+def _attend(
+    attention: Attention,
+    params: Params,
+    inputs: Inputs,
+    config: TransformerConfig,
+    *,
+    train: bool,
+    key: Array | None,
+    first_token: bool,
+) -> Array:
+    """`attend` on one device."""
     if isinstance(attention, Parallel):
         total: Array | int = 0
         for m, (member, share) in enumerate(attention.weighted):
-            y = attend(
+            y = _attend(
                 member,
                 params.get(str(m), {}),
                 inputs,

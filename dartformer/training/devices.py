@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dartformer.errors import InputError
+from dartformer.models.sharding import EXAMPLES
 
 State = TypeVar("State")
 Batch = TypeVar("Batch")
@@ -63,17 +64,18 @@ class DataParallel:
     @property
     def replicated(self) -> NamedSharding:
         """Of the state: a copy on each device."""
-        return NamedSharding(self._mesh, PartitionSpec())
+        return NamedSharding(self.mesh, PartitionSpec())
 
     @property
     def sharded(self) -> NamedSharding:
         """Of a batch: its share of the examples on each device."""
         before = [None] * self.axis  # axes before that of the examples are not split
-        return NamedSharding(self._mesh, PartitionSpec(*before, "examples"))
+        return NamedSharding(self.mesh, PartitionSpec(*before, EXAMPLES))
 
     @property
-    def _mesh(self) -> Mesh:
-        return Mesh(np.array(jax.local_devices()[: self.count]), ("examples",))
+    def mesh(self) -> Mesh:
+        """The devices, in one row."""
+        return Mesh(np.array(jax.local_devices()[: self.count]), (EXAMPLES,))
 
     def place(self, state: State, batch: Batch) -> tuple[State, Batch]:
         """Move both to their devices; arrays that are there already stay."""

@@ -1,5 +1,6 @@
 """One step of training: its loss, its state, and its compiled program."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -144,10 +145,17 @@ class CompiledStep(Generic[State]):
         program = self.programs.get(shapes)
         if program is None:
             started = time.perf_counter()
-            program = self._jitted.lower(state, batch).compile()
+            with self._mesh():
+                program = self._jitted.lower(state, batch).compile()
             self.programs[shapes] = program
             self.compile_seconds += time.perf_counter() - started
         return program
+
+    def _mesh(self) -> contextlib.AbstractContextManager[object]:
+        """Within it attention is divided by the examples of a batch."""
+        if self._parallel is None:
+            return contextlib.nullcontext()
+        return jax.set_mesh(self._parallel.mesh)
 
     def __call__(self, state: State, batch: Any) -> tuple[State, Metrics]:
         # A compiled program takes arrays only where it expects them, and never moves them.
