@@ -69,6 +69,10 @@ class Context(NamedTuple):
     valid: Array | None
 
 
+HEADS = "heads"
+"""The name of the sum of a layer's candidates among what a backward pass may keep."""
+
+
 def head_keys(config: TransformerConfig, layer: int | Array) -> Array:
     """`[H]` PRNG keys of a layer's heads, from (seed, layer, head) alone."""
     # Folded and not split: the key of a head does not depend on how many heads there are.

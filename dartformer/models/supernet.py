@@ -15,11 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from dartformer.attention.base import Attention, Inputs, Params
 from dartformer.attention.parallel import Parallel
 from dartformer.errors import InputError, unknown
+from dartformer.kernels.target import here
 from dartformer.models.mixers import (
+    HEADS,
     Context,
     Projections,
     attend,
@@ -191,6 +194,7 @@ class MixedHeads(nnx.Module):
             total = functools.reduce(jnp.add, outputs)
         if self.partial:
             total = self.bypass(all_heads).at[:, :, np.array(self.mixed)].set(total)
+        total = named_heads(total)
         if self.shared:
             total = self.projections[0].output(total, x)
         if first_token:
@@ -246,6 +250,13 @@ class MixedHeads(nnx.Module):
         return branch
 
 
+def named_heads(total: Array) -> Array:
+    """The sum of all candidates under the name by which `recomputed` keeps it."""
+    # Heads and their width as one axis: a TPU fills up a narrow last axis to 128 numbers.
+    flat = total.reshape(*total.shape[:2], -1)
+    return checkpoint_name(flat, HEADS).reshape(total.shape)
+
+
 def separate_inputs(
     projections: Projections, read: Mapping[str, Array], constants: Constants
 ) -> Inputs:
@@ -281,6 +292,7 @@ def supernet(
     partial: int = 1,
     kept: Sequence[Sequence[int]] | None = None,
     remat: bool = True,
+    blocks: bool | None = None,
 ) -> Network:
     """A `Network` whose `apply` takes a mixture `[L, H, K]` over the candidates of `space`.
 
@@ -295,6 +307,8 @@ def supernet(
         others count as if the mixture had zero for them; the weights are those of the whole
         supernet.
       remat: compute candidates again in the backward pass (see `MixedHeads`).
+      blocks: compute what stands around them again, too, layer by layer. None: with `remat`, on
+        accelerators (see `recomputes_blocks`).
     """
     if projections not in PROJECTIONS:
         raise unknown("search.projections", projections, PROJECTIONS)
@@ -316,7 +330,19 @@ def supernet(
             rngs=rngs,
         )
 
-    return network(config, mixer, scan)
+    if blocks is None:
+        blocks = remat and recomputes_blocks(config)
+    return network(config, mixer, scan, blocks)
+
+
+def recomputes_blocks(config: TransformerConfig) -> bool:
+    """Whether the backward pass of a supernet had better compute blocks again than keep them.
+
+    On a CPU that takes a third more time, and there memory is plenty. In one layer alone there are
+    no other layers for which anything is kept.
+    """
+    target = config.target or here()
+    return target.accelerated and config.layers > 1
 
 
 def inherit(weights: Weights, space: SearchSpace, genotype: Genotype) -> Weights:

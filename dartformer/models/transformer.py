@@ -8,7 +8,7 @@ model width (Wide Attention, arXiv 2210.00640, widens the heads and keeps E)."""
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from dartformer.errors import InputError
-from dartformer.models.mixers import GroupedHeads, Mixer, require_all
+from dartformer.models.mixers import HEADS, GroupedHeads, Mixer, require_all
 from dartformer.models.positions import sinusoids
 from dartformer.models.sizes import TransformerConfig, require_dtype
 from dartformer.space.genotype import Genotype
@@ -132,18 +132,20 @@ class Transformer(nnx.Module):
 
     Without pooling the logits are `[B, N, C]`. Of two documents tokens and valid are `[B, 2, N]`;
     tokens that are not ids are `[B, N, F]`. With `scan` the layers, which must be alike, are one
-    loop: their weights are stacked on the way in, and are kept layer by layer outside."""
+    loop: their weights are stacked on the way in, and are kept layer by layer outside. With `remat`
+    blocks are computed again in the backward pass (see `recomputed`)."""
 
     def __init__(
         self,
         config: TransformerConfig,
         mixers: MixerOf,
         scan: bool = False,
+        remat: bool = False,
         *,
         rngs: nnx.Rngs,
     ) -> None:
         e, dtype = config.model_dim, jnp.dtype(config.dtype)
-        self.config, self.scan = config, scan
+        self.config, self.scan, self.remat = config, scan, remat
 
         # A tied table is the head's, too: logits of a normed vector then begin with a variance of 1.
         deviation = 1.0
@@ -308,14 +310,11 @@ class Transformer(nnx.Module):
                 row = mixture[layer]
             if keys is not None:
                 key = keys[layer]
-            x = block(
-                x,
-                valid,
-                row,
-                train=train,
-                key=key,
-                first_token=cls_alone and block.mixer.saves_by_first_token,
-            )
+            first_token = cls_alone and block.mixer.saves_by_first_token
+            run = functools.partial(block, train=train, first_token=first_token)
+            if self.remat:
+                run = recomputed(run)
+            x = run(x, valid, row, key=key)
         return x
 
     def scanned(
@@ -333,6 +332,8 @@ class Transformer(nnx.Module):
             block = nnx.merge(structure, weights)
             return block(x, valid, row, train=train, key=key, layer=layer), None
 
+        if self.remat:
+            body = recomputed(body)
         x, _ = jax.lax.scan(body, x, (stacked, mixture, keys, layers))
         return x
 
@@ -379,6 +380,20 @@ class Transformer(nnx.Module):
         if config.positions == "sinusoidal":
             return jnp.asarray(sinusoids(length, config.model_dim), dtype)
         return jnp.zeros((), dtype)
+
+
+Run = TypeVar("Run", bound=Callable[..., Any])
+
+
+def recomputed(run: Run) -> Run:
+    """A block of which the backward pass keeps its input and the sum of its heads' candidates.
+
+    It computes everything else again. The sum is kept because the candidates are run again for their
+    own gradients (`sum_of_active`): they would be run a third time for the layers that follow them.
+    """
+    kept = jax.checkpoint_policies.save_only_these_names(HEADS)
+    again: Run = jax.checkpoint(run, policy=kept)
+    return again
 
 
 def dropout(x: Array, rate: float, train: bool, key: Array | None) -> Array:
@@ -495,10 +510,12 @@ def label_scores(
     return network.of_labels(function, *arguments, labels, mixture, train=train, key=key)
 
 
-def network(config: TransformerConfig, mixers: MixerOf, scan: bool = False) -> Network:
-    """The pure functions behind a `Transformer`; with `scan` its layers are one loop."""
+def network(
+    config: TransformerConfig, mixers: MixerOf, scan: bool = False, remat: bool = False
+) -> Network:
+    """The pure functions behind a `Transformer`, which says what `scan` and `remat` are."""
     require_dtype(config.dtype)
-    structure = graph(config, mixers, scan)
+    structure = graph(config, mixers, scan, remat)
 
     def init(key: Array) -> Weights:
         # Not one program: drawing compiles once for each shape, where a program would compile it
@@ -544,12 +561,12 @@ def network(config: TransformerConfig, mixers: MixerOf, scan: bool = False) -> N
 
 
 def graph(
-    config: TransformerConfig, mixers: MixerOf, scan: bool = False
+    config: TransformerConfig, mixers: MixerOf, scan: bool = False, remat: bool = False
 ) -> nnx.GraphDef[Transformer]:
     """The structure of a `Transformer`, without its weights: `nnx.merge` joins the two."""
 
     def make() -> Transformer:
-        return Transformer(config, mixers, scan, rngs=nnx.Rngs(params=jax.random.key(0)))
+        return Transformer(config, mixers, scan, remat, rngs=nnx.Rngs(params=jax.random.key(0)))
 
     structure, _ = nnx.split(nnx.eval_shape(make))
     return structure
