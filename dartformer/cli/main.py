@@ -228,7 +228,8 @@ def _less_memory(words: Sequence[str]) -> str:
         return "Lower --batch or --length."
     return (
         "Lower data.batch_size or data.eval_batch_size, the length of the examples, or the size of "
-        "the model. A search needs less with fewer candidates or a larger search.partial."
+        "the model, or raise data.accumulate. A search needs less with fewer candidates or a "
+        "larger search.partial."
     )
 
 

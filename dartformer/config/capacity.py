@@ -101,7 +101,7 @@ def needs(config: Config) -> list[Need]:
         if config.search.projections == "separate":
             sets = len(config.space.candidates)
     weights = weight_bytes(sizes, sets) * _copies(optimizer)
-    training = activation_bytes(sizes, config.data.batch_size)
+    training = activation_bytes(sizes, config.data.part_size)
     evaluation = activation_bytes(sizes, config.data.eval_batch_size)
     return [
         Need(
@@ -111,7 +111,9 @@ def needs(config: Config) -> list[Need]:
             "or the vocabulary of the task",
         ),
         Need(
-            "a batch needs", training, "data.batch_size, the length of the task or model.model_dim"
+            "a batch needs",
+            training,
+            "data.batch_size, the length of the task or model.model_dim, or raise data.accumulate",
         ),
         Need(
             "a batch of evaluation needs",

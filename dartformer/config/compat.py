@@ -295,6 +295,6 @@ def require_here(config: Config) -> None:
 
     Apart from `check`, because a model that was trained elsewhere loads all the same.
     """
-    device_count(config.data.devices, config.data.batch_size)
+    device_count(config.data.devices, config.data.part_size)
     capacity.require_here(config)
     trackers.require_installed(config.log.trackers)

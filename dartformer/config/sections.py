@@ -88,6 +88,8 @@ class Data:
     Attributes:
       dir: the folder for prepared data sets; empty for TensorFlow Datasets' own.
       batch_size: examples in a training step.
+      accumulate: parts that a batch is computed in, one after the other, their gradients added up; a
+        step needs the memory of one part. Their number must divide `batch_size`.
       eval_batch_size: examples in a step of evaluation.
       class_weights: "balanced" weighs each class in the loss of the search and of every training by
         the inverse of its share of train, so that rare classes count as much as frequent ones;
@@ -99,6 +101,7 @@ class Data:
 
     dir: str = ""
     batch_size: int = 32
+    accumulate: int = 1
     eval_batch_size: int = 250
     class_weights: str = ""
     buckets: int = 1
@@ -106,10 +109,18 @@ class Data:
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(self, 1, "batch_size", "eval_batch_size", "buckets")
+        at_least(self, 1, "batch_size", "accumulate", "eval_batch_size", "buckets")
+        if self.batch_size % self.accumulate:
+            reason = f"must divide data.batch_size = {self.batch_size}, got {self.accumulate}."
+            raise FieldError("accumulate", reason)
         if self.class_weights not in ("", "balanced"):
             reason = f"must be 'balanced', or empty for none, got {brief(self.class_weights)}."
             raise FieldError("class_weights", reason)
+
+    @property
+    def part_size(self) -> int:
+        """Examples of a training step that are in memory at once."""
+        return self.batch_size // self.accumulate
 
 
 @dataclass(frozen=True)
@@ -151,7 +162,8 @@ class Search:
       strategy: how weights and architecture weights move (see `dartformer list strategies`).
       projections: queries, keys and values of a layer's candidates: "shared" or "separate".
       partial: candidates are computed for one in so many heads; 1 computes them for all.
-      remat: recompute candidates in the backward pass, which saves memory.
+      remat: recompute candidates in the backward pass, and on a GPU or TPU the blocks around them,
+        which saves memory.
       budget: limits on the cost of the genotype: latency_ms, parameters, flops, memory_bytes or
         kv_bytes, measured at batch, length and phase; empty for none.
       steps: training steps of the supernet.

@@ -8,7 +8,7 @@ model width (Wide Attention, arXiv 2210.00640, widens the heads and keeps E)."""
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -392,8 +392,7 @@ def recomputed(run: Run) -> Run:
     own gradients (`sum_of_active`): they would be run a third time for the layers that follow them.
     """
     kept = jax.checkpoint_policies.save_only_these_names(HEADS)
-    again: Run = jax.checkpoint(run, policy=kept)
-    return again
+    return cast(Run, jax.checkpoint(run, policy=kept))
 
 
 def dropout(x: Array, rate: float, train: bool, key: Array | None) -> Array:

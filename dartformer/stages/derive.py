@@ -249,7 +249,9 @@ def fine_tuner(study: Study) -> Callable[[Weights, np.ndarray, int, int], Weight
         options = replace(search, learning_rate=rate, schedule="cosine", warmup=0.0, final=0.0)
         chain = optimizer.build(options, steps)
 
-        return chain, CompiledStep(mixed_step(study.supernet.network, chain, study.metric))
+        parts = study.config.data.accumulate
+        step = mixed_step(study.supernet.network, chain, study.metric, parts)
+        return chain, CompiledStep(step)
 
     def fine_tune(weights: Weights, mixture: np.ndarray, steps: int, seed: int) -> Weights:
         if steps == 0:

@@ -62,6 +62,7 @@ class SharedProgram:
       chain: their optimizer.
       metric: their metric.
       evaluator: of the supernet.
+      parts: that a batch is computed in.
     """
 
     def __init__(
@@ -71,9 +72,10 @@ class SharedProgram:
         chain: optax.GradientTransformation,
         metric: Metric,
         evaluator: Evaluator,
+        parts: int = 1,
     ):
         self.space, self.chain, self.evaluator = space, chain, evaluator
-        self.step = CompiledStep(mixed_step(supernet, chain, metric))
+        self.step = CompiledStep(mixed_step(supernet, chain, metric, parts))
         self.shapes = jax.eval_shape(supernet.init, jax.random.key(0))
 
     def of(self, genotype: Genotype, network: Network) -> Program:
@@ -139,13 +141,13 @@ class _AtMixtureEvaluator:
 
 
 def mixed_step(
-    supernet: Network, chain: optax.GradientTransformation, metric: Metric
+    supernet: Network, chain: optax.GradientTransformation, metric: Metric, parts: int = 1
 ) -> Callable[[TrainState, tuple[Batch, Array]], tuple[TrainState, Metrics]]:
     """One step of ordinary training of a supernet at the mixture that comes with each batch."""
 
     def step(state: TrainState, pair: tuple[Batch, Array]) -> tuple[TrainState, Metrics]:
         batch, mixture = pair
-        return plain_step(_at_mixture(supernet, mixture), chain, metric)(state, batch)
+        return plain_step(_at_mixture(supernet, mixture), chain, metric, parts)(state, batch)
 
     return step
 

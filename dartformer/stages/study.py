@@ -244,7 +244,7 @@ class Study:
         net = self._supernet_network(remaining, config.remat, self.strategy.order)
         return self.strategy(
             Problem(
-                loss=training_loss(net, self.metric),
+                loss=training_loss(net, self.metric, self.config.data.accumulate),
                 alphas_shape=space.alphas_shape,
                 mixture_shape=space.mixture_shape,
                 weights_optimizer=optimizer.build(config.weights, config.steps),
@@ -301,7 +301,8 @@ class Study:
 
         None where there is one device.
         """
-        return data_parallel(self.config.data.devices, self.config.data.batch_size, axis)
+        data = self.config.data
+        return data_parallel(data.devices, data.part_size, axis)
 
     def program(self, genotype: Genotype) -> Program:
         """What trains and evaluates a genotype; built once."""
@@ -317,8 +318,9 @@ class Study:
         chain = self._retrain_optimizer()
         if self.start is not None and self.config.retrain.frozen:
             chain = self.start.optimizer(chain, jax.eval_shape(net.init, jax.random.key(0)))
-        step = CompiledStep(plain_step(net, chain, self.metric), self.data_parallel())
-        return Program(net, chain, step, self._evaluator(net))
+        step = plain_step(net, chain, self.metric, self.config.data.accumulate)
+        compiled = CompiledStep(step, self.data_parallel())
+        return Program(net, chain, compiled, self._evaluator(net))
 
     def _retrain_optimizer(self) -> optax.GradientTransformation:
         config = self.config.retrain
@@ -349,7 +351,8 @@ class Study:
     def _shared_program(self) -> SharedProgram:
         net = supernet(self.model, self.space)
         chain = self._retrain_optimizer()
-        return SharedProgram(net, self.space, chain, self.metric, self._evaluator(net))
+        parts = self.config.data.accumulate
+        return SharedProgram(net, self.space, chain, self.metric, self._evaluator(net), parts)
 
     def share_programs(self, other: "Study") -> None:
         """Use the programs of a study whose model, batches and training are the same."""

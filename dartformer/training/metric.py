@@ -140,10 +140,8 @@ class Metric:
         count = jnp.maximum(losses.weight.sum(), 1)
         mean = losses.loss.sum() / count
         if self.class_weights:
-            weights = self._label_weights(losses, jnp.asarray(labels))
-            # Of weights that are small the sum may be below 1.
-            total = jnp.maximum(weights.sum(), min(self.class_weights))
-            mean = (losses.loss * weights).sum() / total
+            weights = self._label_weights(jnp.asarray(labels), losses.weight)
+            mean = (losses.loss * weights).sum() / self._total_weight(weights)
         if self.regression:
             return mean, {}
         return mean, {"accuracy": losses.statistic.sum() / count}
@@ -152,10 +150,28 @@ class Metric:
         """Mean loss of a batch, from the losses of the labels."""
         return self.batch_mean(losses, labels)[0]
 
-    def _label_weights(self, losses: Losses[Array], labels: Array) -> Array:
-        """The class weight of each label, 0 where there is none."""
-        weights = jnp.asarray(self.class_weights, losses.loss.dtype)
-        return weights[jnp.where(labels >= 0, labels, 0)] * losses.weight
+    def shares(self, labels: ArrayLike) -> Array:
+        """What the loss of each label counts in the mean of a batch, shaped like `labels`.
+
+        The mean of `batch_mean` is the sum of losses times shares."""
+        labels = jnp.asarray(labels)
+        if self.regression:
+            return jnp.full(labels.shape, 1 / labels.size)
+        weights = (labels >= 0).astype(jnp.result_type(float))
+        if not self.class_weights:
+            return weights / jnp.maximum(weights.sum(), 1)
+        weights = self._label_weights(labels, weights)
+        return weights / self._total_weight(weights)
+
+    def _label_weights(self, labels: Array, weight: Array) -> Array:
+        """The class weight of each label; its `weight` is 0 where there is none."""
+        weights = jnp.asarray(self.class_weights, weight.dtype)
+        return weights[jnp.where(labels >= 0, labels, 0)] * weight
+
+    def _total_weight(self, weights: Array) -> Array:
+        """The sum of the weights of all labels, and above 0 where there is none."""
+        # Of weights that are small the sum may be below 1.
+        return jnp.maximum(weights.sum(), min(self.class_weights))
 
     def mean(self, outputs: Array, labels: ArrayLike) -> Array:
         """Mean loss of a batch in training."""

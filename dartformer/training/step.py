@@ -14,8 +14,9 @@ from jax.stages import Compiled
 
 from dartformer.data.splits import Batch
 from dartformer.models.transformer import Network, Weights, label_scores
+from dartformer.training.accumulate import summed
 from dartformer.training.devices import DataParallel
-from dartformer.training.metric import ACCURACY, Metric
+from dartformer.training.metric import ACCURACY, Losses, Metric
 
 Metrics = dict[str, Array]
 """Scalars of one step by name; at least `loss` and the bool `finite`."""
@@ -54,13 +55,19 @@ def begin(network: Network, optimizer: optax.GradientTransformation, seed: int) 
     return TrainState(jnp.zeros((), jnp.int32), key, weights, optimizer.init(weights))
 
 
-def training_loss(
-    network: Network, metric: Metric = ACCURACY
-) -> Callable[..., tuple[Array, Metrics]]:
-    """loss(weights, mixture, batch, key) -> (mean loss, metrics to log), in training mode.
+TrainingLoss = Callable[[Weights, Array | None, Batch, Array], tuple[Array, Metrics]]
+"""(weights, mixture, batch, key) -> (mean loss, metrics to log)."""
 
-    The loss is cross-entropy, logged with the accuracy, or the squared error for regression.
+
+def training_loss(network: Network, metric: Metric = ACCURACY, parts: int = 1) -> TrainingLoss:
+    """The mean loss of a batch, in training mode.
+
+    The loss is cross-entropy, logged with the accuracy, or the squared error for regression. With
+    `parts` above 1 the batch is computed in so many parts, one after the other (see `summed`): the
+    mean is the same, over all labels of the batch, but each part has dropout of its own.
     """
+    if parts > 1:
+        return _loss_in_parts(network, metric, parts)
 
     def loss(
         weights: Weights, mixture: Array | None, batch: Batch, key: Array
@@ -73,11 +80,41 @@ def training_loss(
     return loss
 
 
+def _loss_in_parts(network: Network, metric: Metric, parts: int) -> TrainingLoss:
+    """See `training_loss`."""
+
+    def part_loss(
+        weights: Weights, mixture: Array | None, part: Batch, key: Array
+    ) -> tuple[Array, Losses[Array]]:
+        arrays = (weights, part["tokens"], part["valid"], part["label"], mixture)
+        losses = label_scores(network, metric.losses, *arrays, train=True, key=key)
+        return jnp.sum(losses.loss * part["share"].astype(losses.loss.dtype)), losses
+
+    total = summed(part_loss, parts)
+
+    def loss(
+        weights: Weights, mixture: Array | None, batch: Batch, key: Array
+    ) -> tuple[Array, Metrics]:
+        labels = jnp.asarray(batch["label"])
+        # Of the whole batch: a part with few labels must not count as much as one with many.
+        with_shares = {**batch, "share": metric.shares(labels)}
+        value, losses = total(weights, mixture, with_shares, key)
+        return value, metric.batch_mean(losses, labels)[1]
+
+    return loss
+
+
 def plain_step(
-    network: Network, optimizer: optax.GradientTransformation, metric: Metric = ACCURACY
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    metric: Metric = ACCURACY,
+    parts: int = 1,
 ) -> Step[TrainState]:
-    """One step of ordinary training of a network without a mixture."""
-    value_and_gradient = jax.value_and_grad(training_loss(network, metric), has_aux=True)
+    """One step of ordinary training of a network without a mixture.
+
+    `parts` of a batch are computed one after the other (see `training_loss`).
+    """
+    value_and_gradient = jax.value_and_grad(training_loss(network, metric, parts), has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # Folded in and not split: the dropout of a step depends on its number alone.
