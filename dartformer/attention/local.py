@@ -20,8 +20,9 @@ from dartformer.attention.base import (
     zero_invalid,
 )
 from dartformer.attention.decoding import KeepsKeys
-from dartformer.kernels.block_sparse import band_attention, band_layout
+from dartformer.kernels.block_sparse import band_layout
 from dartformer.kernels.cached import Layout, Recent
+from dartformer.kernels.flash import window_attention
 from dartformer.kernels.softmax import dense_weights
 
 
@@ -71,16 +72,18 @@ class Local(KeepsKeys, Spelled):
     ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
-        out = band_attention(
+        out = window_attention(
             inputs.q,
             inputs.k,
             inputs.v,
             window=self.window,
+            kernel=inputs.kernel,
             causal=causal,
             valid=inputs.valid,
             slopes=inputs.slopes,
             dropout=inputs.rate(train),
             key=key,
+            target=inputs.target,
         )
         return zero_invalid(out, inputs.mask)
 

@@ -1,7 +1,8 @@
-"""Softmax attention over all keys, by the first kernel that applies: cudnn, chunked, dense.
+"""Softmax attention over all keys, or a window, by the first kernel that applies.
 
-This project has not compiled or run `cudnn` on a GPU. Its choice, its masks and its derivatives are
-tested on a CPU, with XLA's form of the same function in its place.
+They are cudnn, splash, chunked and dense. This project has not run `cudnn` on a GPU or `splash` on
+a TPU. Their choice, masks and derivatives are tested on a CPU: of the one with XLA's form of the
+same function in its place, of the other in an interpreter.
 """
 
 import functools
@@ -13,15 +14,19 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from dartformer.errors import InputError, unknown
+from dartformer.kernels.block_sparse import band_attention
 from dartformer.kernels.chunked import TILE, chunked_attention
 from dartformer.kernels.fused import Function, fused
 from dartformer.kernels.softmax import softmax_attention
 from dartformer.kernels.target import Target, here
 
-KERNELS = ("auto", "cudnn", "chunked", "dense")
+KERNELS = ("auto", "cudnn", "splash", "chunked", "dense")
 """`auto` takes the first of the others that applies. A kernel that is named must apply."""
 
 Implementation = Literal["cudnn", "xla"]
+
+WIDEST = 256
+"""Head width up to which the blocks of splash attention fit a chip's fast memory."""
 
 
 def cudnn_refusal(
@@ -64,6 +69,40 @@ def cudnn_refusal(
     return ""
 
 
+def splash_refusal(
+    dtype: DTypeLike,
+    head_dim: int,
+    *,
+    slopes: bool = False,
+    dropout: float = 0.0,
+    queries: int | None = None,
+    keys: int | None = None,
+    target: Target | None = None,
+) -> str:
+    """Why splash attention does not work on `target`, or "" where it does.
+
+    The arguments are those of `cudnn_refusal`.
+    """
+    target = target or here()
+    if target.platform != "tpu":
+        return f"it needs a TPU, and this is {target.kind}"
+    if dtype not in (jnp.bfloat16, jnp.float32):
+        return f"it needs bfloat16 or float32, got {jnp.dtype(dtype).name}"
+    if head_dim > WIDEST:
+        return f"it needs a head width of at most {WIDEST}, got {head_dim}"
+    if slopes:
+        return "it has no ALiBi"
+    if dropout:
+        return "it has no attention dropout"
+    if queries != keys:
+        return f"it needs as many queries as keys, got {queries} and {keys}"
+    return ""
+
+
+REFUSALS = {"cudnn": cudnn_refusal, "splash": splash_refusal}
+"""Kernels of one kind of device, in the order in which `auto` tries them."""
+
+
 def choose(
     kernel: str,
     dtype: DTypeLike,
@@ -76,13 +115,13 @@ def choose(
     order: int = 1,
     target: Target | None = None,
 ) -> str:
-    """The kernel in use: "cudnn", "chunked" or "dense", from sizes alone, before anything runs.
+    """The kernel in use, from sizes alone, before anything runs: one of `KERNELS` but "auto".
 
     Args:
       length: tokens.
       keys: of them, where there are more than queries; None: as many.
-      order: how many times it is differentiated. Above 1 another kernel computes what cuDNN lacks,
-        and `auto` takes that one for everything.
+      order: how many times it is differentiated. Above 1 another kernel computes what those of
+        one device lack, and `auto` takes that one for everything.
       target: the device that the program is made for; None for that of this process.
 
     Raises:
@@ -92,26 +131,35 @@ def choose(
         raise unknown("kernel", kernel, KERNELS)
     if kernel in ("chunked", "dense"):
         return kernel
-    if kernel == "auto" and order > 1:
-        return without_cudnn("auto", length)
-    reason = cudnn_refusal(
-        dtype,
-        head_dim,
-        slopes=slopes,
-        dropout=dropout,
-        queries=length,
-        keys=keys or length,
-        target=target,
-    )
-    if not reason:
-        return "cudnn"
-    if kernel == "cudnn":
-        raise InputError(f"kernel 'cudnn' does not work here because {reason}. Use 'auto'.")
+    for name, refusal in REFUSALS.items():
+        if kernel == "auto" and (order > 1 or not _pays(name, length)):
+            continue
+        if kernel not in ("auto", name):
+            continue
+        reason = refusal(
+            dtype,
+            head_dim,
+            slopes=slopes,
+            dropout=dropout,
+            queries=length,
+            keys=keys or length,
+            target=target,
+        )
+        if not reason:
+            return name
+        if kernel == name:
+            raise InputError(f"kernel {name!r} does not work here because {reason}. Use 'auto'.")
     return without_cudnn("auto", length)
 
 
+def _pays(name: str, length: int) -> bool:
+    """Whether `auto` takes a kernel for so many tokens."""
+    # Splash attention fills its blocks up, and one product of few tokens is quicker.
+    return name != "splash" or length > TILE
+
+
 def without_cudnn(kernel: str, length: int) -> str:
-    """What `auto` takes without cuDNN, as in an export for all platforms; other kernels stay."""
+    """What `auto` takes for every device, as in an export for all platforms; other kernels stay."""
     if kernel != "auto":
         return kernel
     if length > TILE:
@@ -136,7 +184,8 @@ def full_attention(
 
     It is for `target`, or for the device of this process.
 
-    Rows of invalid queries are zero by "cudnn", and like any other row by the other kernels.
+    Rows of invalid queries are zero by "cudnn" and "splash", and like any other row by the other
+    kernels.
     """
     dtype = jnp.result_type(q, k, v)
     choice = choose(
@@ -152,10 +201,73 @@ def full_attention(
     if choice == "cudnn":
         q, k, v = q.astype(dtype), k.astype(dtype), v.astype(dtype)
         return cudnn_attention(q, k, v, causal=causal, valid=valid, target=target)
+    if choice == "splash":
+        return _splash(q, k, v, causal=causal, valid=valid)
     function = softmax_attention
     if choice == "chunked":
         function = functools.partial(chunked_attention, target=target)
     return function(q, k, v, causal=causal, valid=valid, slopes=slopes, dropout=dropout, key=key)
+
+
+def window_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    window: int,
+    kernel: str = "auto",
+    causal: bool = False,
+    valid: Array | None = None,
+    slopes: Array | None = None,
+    dropout: float = 0.0,
+    key: Array | None = None,
+    target: Target | None = None,
+) -> Array:
+    """`band_attention`, with its arguments and its result; by splash attention where that applies.
+
+    `kernel` and `target` are as in `full_attention`; a named kernel that has no windows is passed
+    over. Rows of invalid queries are zero by splash attention.
+    """
+    length = q.shape[1]
+    takes_splash = kernel == "splash" or (kernel == "auto" and _pays("splash", length))
+    dtype = jnp.result_type(q, k, v)
+    if takes_splash and not splash_refusal(
+        dtype,
+        q.shape[-1],
+        slopes=slopes is not None,
+        dropout=dropout,
+        queries=length,
+        keys=k.shape[1],
+        target=target,
+    ):
+        return _splash(q, k, v, causal=causal, window=window, valid=valid)
+    return band_attention(
+        q,
+        k,
+        v,
+        window=window,
+        causal=causal,
+        valid=valid,
+        slopes=slopes,
+        dropout=dropout,
+        key=key,
+    )
+
+
+def _splash(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool,
+    valid: Array | None,
+    window: int | None = None,
+) -> Array:
+    """`splash_attention`."""
+    # Imported here, so that Pallas is loaded only where it is used.
+    from dartformer.kernels.splash import splash_attention
+
+    return splash_attention(q, k, v, causal=causal, window=window, valid=valid)
 
 
 def cudnn_attention(

@@ -62,11 +62,12 @@ def splash_attention(
     filling = padded - length
     present = jnp.pad(valid, ((0, 0), (0, filling)))
     dtype = jnp.result_type(q, k, v)
-    parts = []
-    for x in (q, k, v):
-        parts.append(jnp.pad(x.astype(dtype), ((0, 0), (0, filling), (0, 0), (0, 0))))
+
+    def filled(x: Array) -> Array:
+        return jnp.pad(x.astype(dtype), ((0, 0), (0, filling), (0, 0), (0, 0)))
+
     run = _by_segments(causal, window, block, interpret)
-    out = run(*parts, present.astype(jnp.int32))[:, :length]
+    out = run(filled(q), filled(k), filled(v), present.astype(jnp.int32))[:, :length]
     return jnp.where(valid[:, :, None, None], out, 0).astype(v.dtype)
 
 
@@ -92,7 +93,9 @@ def _by_segments(causal: bool, window: int | None, block: int, interpret: bool) 
         heads_first = []
         for x in (scaled, k, v):
             heads_first.append(x.swapaxes(1, 2))
-        return jax.vmap(kernel)(*heads_first, segments).swapaxes(1, 2)
+        out = jax.vmap(kernel)(*heads_first, segments)
+        assert isinstance(out, Array)  # the kernel can return its statistics beside it
+        return out.swapaxes(1, 2)
 
     def definition(q: Array, k: Array, v: Array, present: Array) -> Array:
         valid = present == 1

@@ -138,7 +138,8 @@ class TransformerOptions:
       dtype: of activations; parameters are float32 (float64 if the activations are), and so is
         softmax.
       kernel: how softmax over all tokens is computed: "auto", the first that can of "cudnn" (on a
-        GPU), "chunked" (no array of N x N) and "dense"; or one of these by name.
+        GPU), "splash" (on a TPU), "chunked" (no array of N x N) and "dense"; or one of these by
+        name.
       scan: a supernet of at least so many layers runs them as one loop, which compiles one layer in
         place of all; 0: never.
       norm: "layer", or "rms" (Zhang and Sennrich 2019, arXiv:1910.07467), which subtracts no mean and

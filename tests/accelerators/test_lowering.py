@@ -27,6 +27,7 @@ from dartformer.training.step import begin, plain_step
 TARGETS = {device.lowering: device.target for device in DEVICES.values()}
 
 FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
+SPLASH = "tpu_custom_call"
 CALLS = {
     # The QR decomposition of `performer`'s random features, and the eigenvalues of a curvature.
     "cuda": {
@@ -36,7 +37,7 @@ CALLS = {
         "cusolver_orgqr_ffi",
         "cusolver_syevd_ffi",
     },
-    "tpu": {"Qr", "ProductOfElementaryHouseholderReflectors", "Eigh"},
+    "tpu": {"Qr", "ProductOfElementaryHouseholderReflectors", "Eigh", SPLASH},
 }
 """What a program may call besides XLA's own operations."""
 
@@ -138,6 +139,21 @@ def test_full_attention_lowers_for_cudnn(length, causal, masked, order):
     )
     calls = calls_of(program, shapes, "cuda")
     assert (BACKWARD in calls) == (order == 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "causal", "masked"),
+    [("full", 301, False, True), ("full", 1025, True, False), ("local", 300, False, True)],
+)
+@pytest.mark.parametrize("order", [1, 2])
+def test_full_and_local_attention_lower_for_splash(name, length, causal, masked, order):
+    program, shapes = attention_program(name, "tpu", length, 1, "bfloat16", causal, masked, order)
+    assert SPLASH in calls_of(program, shapes, "tpu")
+
+
+def test_few_tokens_take_one_product_on_a_tpu():
+    program, shapes = attention_program("full", "tpu", 200, 1, "bfloat16", False, True, 1)
+    assert not calls_of(program, shapes, "tpu")
 
 
 @pytest.mark.slow

@@ -225,6 +225,26 @@ def test_a_target_says_what_a_device_is():
     assert not here().accelerated
 
 
+def test_a_tpu_takes_splash_attention_for_many_tokens():
+    tpu = Target("tpu", "TPU v5 lite")
+    assert choose("auto", jnp.bfloat16, 64, 4096, target=tpu) == "splash"
+    assert choose("auto", jnp.float32, 8, 4096, target=tpu) == "splash"
+    assert choose("auto", jnp.bfloat16, 64, 100, target=tpu) == "dense"
+    assert choose("splash", jnp.bfloat16, 64, 100, target=tpu) == "splash"
+    assert choose("auto", jnp.bfloat16, 64, 4096, order=2, target=tpu) == "chunked"
+    for changes, reason in (
+        ({"dtype": jnp.float16}, "bfloat16 or float32, got float16"),
+        ({"head_dim": 264}, "at most 256, got 264"),
+        ({"slopes": True}, "ALiBi"),
+        ({"dropout": 0.1}, "no attention dropout"),
+        ({"keys": 9}, "as many queries as keys"),
+        ({"target": gpu("9.0")}, "needs a TPU, and this is a GPU"),
+    ):
+        options = {"dtype": jnp.bfloat16, "head_dim": 64, "target": tpu, **changes}
+        with pytest.raises(InputError, match=reason):
+            choose("splash", length=4096, **options)
+
+
 def test_the_choice_is_ordered_and_an_explicit_one_fails_with_the_reason():
     new, old = gpu("9.0"), gpu("8.0")
     assert choose("auto", jnp.bfloat16, 64, 100, target=new) == "cudnn"
@@ -251,7 +271,7 @@ def test_the_choice_is_ordered_and_an_explicit_one_fails_with_the_reason():
     # cuDNN's gradient has no derivative. A kernel that is named has those of the definition.
     assert choose("auto", jnp.bfloat16, 64, 4096, order=2, target=new) == "chunked"
     assert choose("cudnn", jnp.bfloat16, 64, 4096, order=2, target=new) == "cudnn"
-    with pytest.raises(InputError, match=r"unknown kernel 'flash'.*cudnn, chunked, dense"):
+    with pytest.raises(InputError, match=r"unknown kernel 'flash'.*cudnn, splash, chunked, dense"):
         choose("flash", jnp.float32, 8, 8)
     q = jnp.ones((1, 4, 1, 8))
     with pytest.raises(InputError, match="'cudnn' does not work"):
