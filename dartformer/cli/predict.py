@@ -19,8 +19,9 @@ from dartformer.data.tables import unnamed
 from dartformer.errors import InputError
 from dartformer.export import push as pushing
 from dartformer.export.checksums import CHECKSUMS
-from dartformer.export.load import Served, load
-from dartformer.export.predict import fault_of, stream
+from dartformer.export.load import Answer, Served, load
+from dartformer.export.predict import answers_or_faults, stream
+from dartformer.machine import compile_cache
 from dartformer.machine.printable import one_line, printable, printable_json
 from dartformer.machine.workdir import jsonable
 from dartformer.tasks.base import ReadsTables
@@ -45,16 +46,20 @@ class Input(NamedTuple):
 
 def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """Answer texts from the command line, from a file or from a stream."""
+    # One program for each length of a batch: the next call finds them compiled.
+    compile_cache.use()
     served = load(exported(Path(arguments.folder)), arguments.device)
     top = _top(arguments, served)
     if arguments.jsonl is not None:
         return _answer_stream(arguments, served, top)
     inputs = _inputs(arguments, served)
-    for document, where, _ in inputs:
-        fault = fault_of(served, document)
-        if fault:
-            raise InputError(f"{where}{fault}")
-    answers = served([entry.document for entry in inputs], top=top)
+    answers: list[Answer] = []
+    documents = [entry.document for entry in inputs]
+    replies = answers_or_faults(served, documents, top=top)
+    for entry, reply in zip(inputs, replies, strict=True):
+        if isinstance(reply, str):
+            raise InputError(f"{entry.where}{reply}")
+        answers.append(reply)
     if arguments.json:
         records = []
         for entry, answer in zip(inputs, answers, strict=True):

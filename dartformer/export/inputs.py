@@ -9,13 +9,16 @@ from numpy.typing import ArrayLike
 
 from dartformer.errors import InputError, brief
 from dartformer.models.sizes import TransformerConfig
-from dartformer.tasks.base import Task
+from dartformer.tasks.base import EncodesMany, Task
 
 Document = str | Sequence[int] | Sequence[Sequence[float]] | np.ndarray
 """A text, token ids, or numbers `[n, F]`."""
 
 Example = Document | Sequence[Document]
 """A document, or two of them where the model compares two."""
+
+Ids = Sequence[int] | np.ndarray
+"""Token ids of a document, or its numbers `[n, F]`."""
 
 Texts = Sequence[Example] | np.ndarray | jax.Array
 """A list, NumPy array or Series of examples, or the tokens of a batch as an array."""
@@ -31,14 +34,24 @@ def arrays(
     texts = listed(texts)
     if valid is not None or hasattr(texts, "__array__"):
         return padded(shape, np.asarray(texts), valid)
+    documents: list[Document] = []
+    for example in texts:
+        documents += _documents(shape, example)
+    ids = _ids(task, shape, documents)
     blank, mask = shape.blank(len(texts))
     tokens, exists = np.zeros(blank.shape, blank.dtype), np.zeros(mask.shape, bool)
-    for i, example in enumerate(texts):
-        for place, document in _documents(shape, i, example):
-            ids = document_ids(task, shape, document)
-            tokens[place][: len(ids)] = ids
-            exists[place][: len(ids)] = True
+    if ids:
+        counts = np.array(list(map(len, ids))).reshape(*mask.shape[:-1], 1)
+        exists |= np.arange(shape.length) < counts
+        tokens[exists] = np.concatenate(ids)
     return tokens, exists
+
+
+def _ids(task: Task, shape: TransformerConfig, documents: Sequence[Document]) -> Sequence[Ids]:
+    """The tokens of each document; `EncodesMany` reads texts alone together, much faster."""
+    if isinstance(task, EncodesMany) and all(type(document) is str for document in documents):
+        return task.encode_all(cast(Sequence[str], documents))
+    return [document_ids(task, shape, document) for document in documents]
 
 
 def listed(texts: Texts) -> Sequence[Example] | np.ndarray:
@@ -59,21 +72,17 @@ def listed(texts: Texts) -> Sequence[Example] | np.ndarray:
     return list(examples)
 
 
-def _documents(
-    shape: TransformerConfig, i: int, example: Example
-) -> Sequence[tuple[tuple[int, ...], Document]]:
-    """The documents of example i, each with its place in the arrays."""
+def _documents(shape: TransformerConfig, example: Example) -> Sequence[Document]:
+    """The documents of an example."""
     if shape.inputs != 2:
-        return [((i,), cast(Document, example))]
+        return [cast(Document, example)]
     if isinstance(example, str | bytes) or not isinstance(example, Sized) or len(example) != 2:
         raise InputError("this model compares two documents, so give pairs of texts.")
     first, second = cast(Sequence[Document], example)
-    return [((i, 0), first), ((i, 1), second)]
+    return [first, second]
 
 
-def document_ids(
-    task: Task, shape: TransformerConfig, document: Document
-) -> Sequence[int] | np.ndarray:
+def document_ids(task: Task, shape: TransformerConfig, document: Document) -> Ids:
     """The tokens of one document: ids `[n]`, or numbers `[n, F]`."""
     if isinstance(document, str):
         return task.encode(str(document))

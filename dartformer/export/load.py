@@ -1,6 +1,7 @@
 """Load an exported folder: a callable on texts, token ids or arrays. It runs no code of it."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from dartformer import config as configs
 from dartformer.errors import InputError
-from dartformer.export import checksums, inputs
+from dartformer.export import batching, checksums, inputs
 from dartformer.export.write import FORMAT, LEARNED
 from dartformer.machine.record import Plain, Record, kind
 from dartformer.machine.workdir import UnreadableFile, read_json, read_text
@@ -24,9 +25,6 @@ from dartformer.stages.profile import read_genotype
 from dartformer.stages.retrain import Model
 from dartformer.tasks.base import Learns, Task
 from dartformer.training.checkpoint import named_leaves
-
-BATCH = 64
-"""Examples computed at once. Fewer are filled up to the next power of two."""
 
 
 class Label(TypedDict):
@@ -97,38 +95,28 @@ class Served:
 
         Raises `InputError` for what the model cannot read.
         """
-        return self._run(*self.arrays(texts, valid))
+        tokens, exists = self.arrays(texts, valid)
+        # At least one window, which gives the shape where there is no example.
+        parts = [self._run(tokens[:0], exists[:0])]
+        for window in self._windows(len(tokens)):
+            parts.append(self._run(tokens[window], exists[window]))
+        return np.concatenate(parts)
 
     def arrays(self, texts: inputs.Texts, valid: ArrayLike | None = None) -> inputs.Arrays:
         """What the model reads: tokens and valid, padded to its length."""
         return inputs.arrays(self.model.task, self.model.shape, texts, valid)
 
+    def _windows(self, count: int) -> Iterator[slice]:
+        """Which of `count` examples are computed and answered together."""
+        rows = batching.window_rows(self.model.shape)
+        for start in range(0, count, rows):
+            yield slice(start, start + rows)
+
     def _run(self, tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Logits of any number of examples, some at a time."""
-        if not len(tokens):
-            return self._no_logits()
-        parts = []
-        for start in range(0, len(tokens), BATCH):
-            stop = start + BATCH
-            parts.append(self._run_batch(tokens[start:stop], valid[start:stop]))
-        return np.concatenate(parts)
-
-    def _run_batch(self, tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        # Filled up with the first example, so that any number of examples needs a few programs.
-        count = len(tokens)
-        missing = (1 << (count - 1).bit_length()) - count
-        filled = []
-        for array in (tokens, valid):
-            filler = np.repeat(array[:1], missing, 0)
-            filled.append(np.concatenate([array, filler]))
-        return np.asarray(self.predict(*filled))[:count]
-
-    def _no_logits(self) -> np.ndarray:
-        """The logits of no example."""
-        shape = self.model.shape
-        if shape.labels_tokens:
-            return np.zeros((0, shape.length, shape.classes), np.float32)
-        return np.zeros((0, shape.classes), np.float32)
+        """Logits of a window of examples."""
+        model = self.model
+        any_length = takes_any_length(model.genotype)
+        return batching.logits(self.predict, model.shape, tokens, valid, any_length=any_length)
 
     def __call__(
         self, texts: inputs.Texts, valid: ArrayLike | None = None, *, top: int = 0
@@ -140,22 +128,33 @@ class Served:
         probable first.
         """
         texts = inputs.listed(texts)
-        if not len(texts):
-            return []
-        tokens, exists = self.arrays(texts, valid)
+        if valid is not None or isinstance(texts, np.ndarray):
+            tokens, exists = self.arrays(texts, valid)
+            answers: list[Answer] = []
+            for window in self._windows(len(tokens)):
+                answers += self._answers(tokens[window], exists[window], top)
+            return answers
+        # One window after another: all arrays together may take much more memory than the texts.
+        answers = []
+        for window in self._windows(len(texts)):
+            answers += self._answers(*self.arrays(texts[window]), top)
+        return answers
+
+    def _answers(self, tokens: np.ndarray, exists: np.ndarray, top: int) -> Sequence[Answer]:
+        """The answers for a window of examples."""
         logits = self._run(tokens, exists)
         if self.model.task.traits.metric == "r2":
             return list(map(self._number, logits, tokens))
         # Less the largest, which changes no probability and keeps `exp` from overflowing.
         probabilities = np.exp(logits - logits.max(-1, keepdims=True))
         probabilities /= probabilities.sum(-1, keepdims=True)
-        if probabilities.ndim == 3:
-            counts = exists.sum(1)
-            answers = []
-            for row, count in zip(probabilities, counts, strict=True):
-                answers.append(self._labels_of_tokens(row[:count], top))
-            return answers
-        return [self._label(row, top) for row in probabilities]
+        if probabilities.ndim == 2:
+            return self._labels(probabilities, top)
+        counts = exists.sum(1)
+        answers = []
+        for row, count in zip(probabilities, counts, strict=True):
+            answers.append(self._labels_of_tokens(row[:count], top))
+        return answers
 
     def _number(self, outputs: np.ndarray, tokens: np.ndarray) -> Value:
         """The answer for one text, of `[1]`."""
@@ -165,13 +164,17 @@ class Served:
             return {"value": task.value_after(float(outputs[0]), tokens)}
         return {"value": cast(Regression, task).value(float(outputs[0]))}
 
-    def _label(self, probabilities: np.ndarray, top: int) -> Label:
-        """The answer for one text, of `[C]`."""
-        best = int(probabilities.argmax())
-        answer: Label = {"label": self.labels[best], "probability": float(probabilities[best])}
+    def _labels(self, probabilities: np.ndarray, top: int) -> Sequence[Label]:
+        """The answers for texts, of `[B, C]`."""
+        names = self.labels
+        best, largest = probabilities.argmax(-1), probabilities.max(-1)
+        answers: list[Label] = []
+        for i, probability in zip(best.tolist(), largest.tolist(), strict=True):
+            answers.append({"label": names[i], "probability": probability})
         if top:
-            answer["probabilities"] = self._most_probable(probabilities, top)
-        return answer
+            for answer, row in zip(answers, probabilities, strict=True):
+                answer["probabilities"] = self._most_probable(row, top)
+        return answers
 
     def _labels_of_tokens(self, probabilities: np.ndarray, top: int) -> Labels:
         """The answers for the tokens of one text, of `[n, C]`."""
@@ -214,6 +217,12 @@ def load(folder: str | Path, device: str | None = None) -> Served:
     model = Model(config, task, shape, genotype, weights, header.seed, header.step, {})
     apply = jax.jit(net.apply)
     return Served(lambda tokens, valid: apply(weights, tokens, valid), model)
+
+
+def takes_any_length(genotype: Genotype) -> bool:
+    """Whether a model takes arrays shorter than its length: no parameters belong to one length."""
+    attentions = itertools.chain.from_iterable(genotype.layers)
+    return not any(attention.traits.fixed_length for attention in attentions)
 
 
 @dataclass(frozen=True)

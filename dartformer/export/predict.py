@@ -1,16 +1,18 @@
 """Predict: a stream of JSON lines in, the same lines with answers out."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dartformer.data.lines import parsed
 from dartformer.errors import InputError, shortened
-from dartformer.export.load import Served
+from dartformer.export.load import Answer, Served
 
 FIELDS = ("text", "texts", "tokens")
 """What a line may hold: a text, two texts to compare, or token ids (two lists to compare)."""
 
+UNREADABLE = (InputError, TypeError, ValueError, OverflowError)
+"""What a document raises, which may be anything: a number for a list, a list within a list."""
 
 LONGEST = 400
 """Characters of an error of a line, whatever it repeats."""
@@ -54,18 +56,43 @@ def stream(
         raise InputError(f"--batch must be at least 1, got {batch}.")
     numbered = _numbered(lines)
     while chunk := list(itertools.islice(numbered, batch)):
-        read = [_read(served, number, line) for number, line in chunk]
-        # A line with an error must not keep the lines around it from being answered.
-        documents = []
-        for line in read:
-            if not line.error:
-                documents.append(line.document)
-        answers = iter(served(documents, top=top))
-        for (number, _), line in zip(chunk, read, strict=True):
-            if line.error:
-                yield Reply(_with(line.fields, {"line": number, "error": line.error}), True)
-            else:
-                yield Reply(_with(line.fields, next(answers)), False)
+        yield from _replies(served, chunk, top)
+
+
+def _replies(served: Served, chunk: Sequence[tuple[int, str]], top: int) -> Iterator[Reply]:
+    """The replies to some lines, which are answered together."""
+    read = [_read(served, number, line) for number, line in chunk]
+    documents = []
+    for line in read:
+        if not line.error:
+            documents.append(line.document)
+    answers = iter(answers_or_faults(served, documents, top=top))
+    for (number, _), line in zip(chunk, read, strict=True):
+        error = line.error
+        if not error:
+            answer = next(answers)
+            if not isinstance(answer, str):
+                yield Reply(_with(line.fields, answer), False)
+                continue
+            error = f"line {number}: {answer}"
+        yield Reply(_with(line.fields, {"line": number, "error": error}), True)
+
+
+def answers_or_faults(
+    served: Served, documents: Sequence[Any], *, top: int = 0
+) -> Sequence[Answer | str]:
+    """For each document the model's answer, or why the model cannot read it."""
+    try:
+        return served(documents, top=top)
+    except UNREADABLE:
+        # Which one it is, the model does not say of many: they are read one by one.
+        faults = [fault_of(served, document) for document in documents]
+        if not any(faults):
+            raise
+    # A document with a fault must not keep those around it from being answered.
+    readable = itertools.compress(documents, [not fault for fault in faults])
+    answers = iter(served(list(readable), top=top))
+    return [fault or next(answers) for fault in faults]
 
 
 def _with(fields: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,9 +128,6 @@ def _read(served: Served, number: int, text: str) -> Line:
         document = _document(served, fields)
     except InputError as error:
         return Line(fields, None, f"line {number}: {error}")
-    fault = fault_of(served, document)
-    if fault:
-        return Line(fields, None, f"line {number}: {fault}")
     return Line(fields, document)
 
 
@@ -111,8 +135,7 @@ def fault_of(served: Served, document: Any) -> str:
     """Why the model cannot read a document, or ""."""
     try:
         served.arrays([document])
-    # It may be anything: a number for a list, a list within a list.
-    except (InputError, TypeError, ValueError, OverflowError) as error:
+    except UNREADABLE as error:
         return shortened(str(error), LONGEST)
     return ""
 

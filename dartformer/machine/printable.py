@@ -35,8 +35,8 @@ def note(text: str) -> None:
 
 
 def _escaped(text: str, escape: Callable[[str], str]) -> str:
-    # Nearly all texts are plain, and this is quick.
-    if text.isprintable():
+    # Nearly all texts are plain, and this is quick. Newlines and tabs stay as they are.
+    if text.replace("\n", "").replace("\t", "").isprintable():
         return text
     characters = []
     for character in text:

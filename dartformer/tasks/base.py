@@ -147,6 +147,15 @@ class Learns(Protocol):
 
 
 @runtime_checkable
+class EncodesMany(Protocol):
+    """A task that encodes many texts faster together than one by one."""
+
+    def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """What `encode` gives for each text; it raises what `encode` raises for any of them."""
+        ...
+
+
+@runtime_checkable
 class ReadsTables(Protocol):
     """A task on tables of the user's, which a loaded model of it can answer."""
 

@@ -192,11 +192,12 @@ class TextEncoding(ABC):
         if isinstance(tokenizer, EncoderTokens):
             return [self._between(tokenizer, ids) for ids in encoded]
         documents = []
+        dtype = self.token_dtype  # looked up once: it costs as much as a short text
         for ids in encoded:
             if not len(ids):
                 # An unknown token in place of none: every row has something to attend to.
                 ids = [1]
-            cropped = np.array(self.cropped(ids, extra), self.token_dtype)
+            cropped = np.array(self.cropped(ids, extra), dtype)
             unknown_tokens = tokenizers.unknown_tokens(self.tokens, cropped)
             documents.append(Document(cropped, len(ids), unknown_tokens))
         return documents
@@ -217,13 +218,20 @@ class TextEncoding(ABC):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, cropped as in training; `InputError` for a blank one."""
-        if is_damaged(text):
-            if self.on_invalid != "replace":
-                raise InputError("the text is not valid UTF-8.")
-            text = repaired(text)
-        if is_blank(text):
-            raise InputError("the text is empty.")
-        return self.documents([text])[0].ids.tolist()
+        return self.encode_all([text])[0].tolist()
+
+    def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of each text; see `encode`."""
+        repaired_texts = []
+        for text in texts:
+            if is_damaged(text):
+                if self.on_invalid != "replace":
+                    raise InputError("the text is not valid UTF-8.")
+                text = repaired(text)
+            if is_blank(text):
+                raise InputError("the text is empty.")
+            repaired_texts.append(text)
+        return [document.ids for document in self.documents(repaired_texts)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without padding; `InputError` for an id beyond the vocabulary."""
