@@ -135,8 +135,10 @@ class TransformerOptions:
         `Traits.dropout`.
       branch_norm: parameter-free RMS norm of every attention's output, per token and head (see
         `supernet`).
-      dtype: of activations; parameters are float32 (float64 if the activations are), and so is
-        softmax.
+      dtype: of activations and of what is multiplied with them. "bfloat16" is mixed precision:
+        parameters, their gradients, the optimizer's moments, alphas, the statistics of norms,
+        softmax, the states of recurrences, logits and losses stay float32, so that no loss needs
+        to be scaled. "float64" makes all of these float64.
       kernel: how softmax over all tokens is computed: "auto", the first that can of "cudnn" (on a
         GPU), "splash" (on a TPU), "chunked" (no array of N x N) and "dense"; or one of these by
         name.

@@ -273,11 +273,17 @@ class Transformer(nnx.Module):
 
     def embedded(self, tokens: Array, valid: Array) -> tuple[Array, Array]:
         """Embeddings with stem, CLS token and positions, `[B, N, E]`, and their `valid`."""
-        x = self.embed(tokens)
+        dtype = jnp.dtype(self.config.dtype)
+        if isinstance(self.embed, nnx.Embed):
+            x = rows_of(self.embed, tokens, dtype)
+        else:
+            x = self.embed(tokens)
         if self.config.stem == "bigram":
             # Row t of the second table is read at t + 1; nothing is added where no valid token
             # comes before.
-            shifted = self.before(tokens[:, :-1]) * valid[:, :-1, None].astype(x.dtype)
+            shifted = rows_of(self.before, tokens[:, :-1], dtype) * valid[:, :-1, None].astype(
+                x.dtype
+            )
             x = x + jnp.pad(shifted, ((0, 0), (1, 0), (0, 0)))
         if self.config.pooling == "cls":
             cls = self.cls[...].astype(x.dtype)
@@ -393,6 +399,14 @@ def recomputed(run: Run) -> Run:
     """
     kept = jax.checkpoint_policies.save_only_these_names(HEADS)
     return cast(Run, jax.checkpoint(run, policy=kept))
+
+
+def rows_of(table: nnx.Embed, tokens: Array, dtype: DTypeLike) -> Array:
+    """Embeddings `[B, N, E]`, read in the type of the table.
+
+    Then the gradient of a row, a sum over all its tokens, is in that type too: in bfloat16 a sum of
+    ones stops at 256."""
+    return jnp.take(table.embedding[...], tokens, axis=0).astype(dtype)
 
 
 def dropout(x: Array, rate: float, train: bool, key: Array | None) -> Array:
