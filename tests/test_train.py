@@ -105,6 +105,50 @@ def test_patience_ends_a_training_wherever_it_paused(tmp_path, scores, patience,
     assert fitted.evaluations[-1]["step"] == end
 
 
+class Counted:
+    """A stream that ends, and counts what was drawn of it."""
+
+    def __init__(self, batches):
+        self.batches, self.count = batches, 0
+
+    def __next__(self):
+        if self.count == self.batches:
+            raise InputError(f"ended after {self.count} batches")
+        self.count += 1
+        return ({"label": np.full(3, self.count)},)
+
+    def get_state(self):
+        return self.count
+
+    def set_state(self, state):
+        self.count = state
+
+
+def test_one_batch_is_drawn_ahead_and_checkpoints_do_not_count_it(tmp_path):
+    """A stream that ends too early costs no step: the last one is reported and saved first."""
+    source, step, seen = Counted(6), first(toy_step), []
+
+    def evaluate(state):
+        seen.append((int(state.step), source.count))
+        return {"loss": 0.0, "accuracy": 0.0}
+
+    def train(steps):
+        schedule = Schedule(steps, log_every=1, eval_every=2, checkpoint_every=2)
+        return fit("toy", step, toy(), source, schedule, tmp_path / "run", evaluate=evaluate)
+
+    train(4)
+    assert seen == [(2, 3), (4, 4)]  # nothing is drawn behind the last step
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        assert checkpoints.latest(toy()).extra["stream"] == 4
+    with pytest.raises(InputError, match="ended after 6 batches"):
+        train(8)
+    assert seen[2:] == [(6, 6)]
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        restored = checkpoints.latest(toy())
+    assert (restored.step, restored.extra["stream"]) == (6, 6)
+    assert float(restored.state.total) == 0.5 * 3 * sum(range(1, 7))
+
+
 def test_both_streams_advance():
     both = stream()
     seen = [next(both) for _ in range(6)]

@@ -10,7 +10,7 @@ import numpy as np
 from dartformer.space.search_space import everywhere
 from dartformer.strategies import State
 from dartformer.training.devices import DataParallel
-from dartformer.training.step import CompiledStep, Metrics, Step
+from dartformer.training.step import CompiledStep, Metrics, Step, placed
 
 Remaining = tuple[tuple[int, ...], ...]
 """For each layer, the candidates that are in play in one of its heads at least."""
@@ -73,6 +73,10 @@ class Narrowing:
         self._done = int(state.step)
         self._choose_program(state)
         self._step.prepare(state, batch)
+
+    def place(self, batch: Any) -> Any:
+        """See `StepProgram`; every program reads it in the same place."""
+        return placed(batch, self._parallel)
 
     def __call__(self, state: State, batch: Any) -> tuple[State, Metrics]:
         # Counted here, because reading the step from the state would wait for the device.

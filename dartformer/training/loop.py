@@ -78,6 +78,50 @@ class ZippedStream:
             stream.set_state(position)
 
 
+class Ahead:
+    """The batches of a stream, one of which is drawn and put on the device while a step computes.
+
+    `flax.jax_utils.prefetch_to_device` and grain's `device_put` do not say where their source stood
+    before what they hold, which is what a checkpoint needs.
+
+    Attributes:
+      position: of the stream, before the batch that `take` returns next.
+
+    Args:
+      stream: of batches.
+      place: begins to copy a batch to the device.
+    """
+
+    def __init__(self, stream: Stream, place: Callable[[Any], Any]):
+        self._stream, self._place = stream, place
+        self._held: Any = None
+        self._is_held = False
+        self._error: Exception | None = None
+        self.position: Any = None
+
+    def draw(self) -> None:
+        """Hold the next batch, if none is held.
+
+        What the stream raises is kept for `take`: the step before may yet be saved, or the last."""
+        if self._is_held or self._error is not None:
+            return
+        self.position = self._stream.get_state()
+        try:
+            self._held = self._place(next(self._stream))
+            self._is_held = True
+        except Exception as error:
+            self._error = error
+
+    def take(self) -> Any:
+        """The next batch; it is held no longer."""
+        self.draw()
+        if self._error is not None:
+            raise self._error
+        batch, self._held, self._is_held = self._held, None, False
+        self.position = self._stream.get_state()
+        return batch
+
+
 class Due(NamedTuple):
     """What follows a step."""
 
@@ -308,6 +352,7 @@ class _Training(Generic[State]):
         form: Form[State],
     ):
         self.name, self.step, self.stream, self.form = name, step, stream, form
+        self.ahead = Ahead(stream, step.place)
         self.state = form.enter(state)
         self.schedule, self.callbacks, self.identity = schedule, callbacks, identity
         self.done = int(state.step)
@@ -343,7 +388,7 @@ class _Training(Generic[State]):
 
     def compile(self) -> None:
         """Compile the step for the first batch, before the clock of training starts."""
-        self.batch = next(self.stream)
+        self.batch = self.ahead.take()
         # A step that several trainings share counts for the first of them alone.
         before = self.step.compile_seconds
         if self.saves and not before:
@@ -359,6 +404,9 @@ class _Training(Generic[State]):
             self.state, metrics = self.step(self.state, batch)
             self.pending.append(metrics)
             self.done += 1
+            if self.done < self.schedule.end:
+                # The step is dispatched, and the device has the next batch before it is done.
+                self.ahead.draw()
             due = self.schedule.due(self.done)
             refused = outputs is not None and self.refuses_step(metrics, outputs)
             stopping = outputs is not None and outputs.stop.number != 0
@@ -370,13 +418,10 @@ class _Training(Generic[State]):
         self.compile_seconds += late
 
     def batches(self) -> Iterator[Any]:
-        """The batches of the remaining steps.
-
-        Each is drawn after the step before it, so that a checkpoint holds the stream's position.
-        """
+        """The batches of the remaining steps."""
         yield self.batch
         while self.done < self.schedule.end and not self.ended_early:
-            yield next(self.stream)
+            yield self.ahead.take()
 
     @property
     def ended_early(self) -> bool:
@@ -502,7 +547,8 @@ class _Training(Generic[State]):
         """Save the state, and what `restore` needs to continue from it."""
         extra = {
             IDENTITY: dict(self.identity),
-            "stream": self.stream.get_state(),
+            # Before the batch that is drawn ahead, which nothing has been trained on.
+            "stream": self.ahead.position,
             "evaluations": self.evaluations,
             # The time up to now, so that a killed run has lost none of it but the last steps'.
             "seconds": self.seconds + time.perf_counter() - self.started,
