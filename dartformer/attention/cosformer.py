@@ -94,6 +94,7 @@ class Cosformer(KeepsState, Spelled):
             drop_values(inputs, train, key),
             causal=causal,
             valid=inputs.valid,
+            target=inputs.target,
         )
         return zero_invalid(out, inputs.mask)
 
@@ -149,6 +150,7 @@ class Cosformer(KeepsState, Spelled):
             _turned(inputs.k, angle),
             inputs.v,
             valid=inputs.valid,
+            target=inputs.target,
         )
         return out, sums._asdict()
 

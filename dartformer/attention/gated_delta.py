@@ -22,15 +22,14 @@ from dartformer.attention.base import (
 )
 from dartformer.attention.decoding import KeepsState, repeated, state_array
 from dartformer.attention.ssd import step_start
-from dartformer.kernels.delta_scan import delta_scan, delta_scan_from, delta_scan_work
+from dartformer.kernels.delta_scan import (
+    delta_scan,
+    delta_scan_from,
+    delta_scan_work,
+    unit_vector,
+)
 from dartformer.kernels.recurrence import recurrence_weights
 from dartformer.kernels.softmax import wide
-
-
-def unit(x: Array) -> Array:
-    """x / sqrt(|x|^2 + 1e-6) over D, in float32 or wider."""
-    x = x.astype(wide(x))
-    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,8 +75,8 @@ class GatedDelta(KeepsState, Spelled):
             "A_log": jnp.log(jax.random.uniform(a, (shape.heads,), minval=1, maxval=16)),
         }
 
-    def _recurrence(self, params: Params, inputs: Inputs) -> tuple[Array, Array, Array, Array]:
-        """Unit q / sqrt(D), unit k, the log-decays and the shares b `[B, N, H]`."""
+    def _gates(self, params: Params, inputs: Inputs) -> tuple[Array, Array]:
+        """The log-decays and the shares b, `[B, N, H]`."""
         assert inputs.x is not None
         dtype = wide(inputs.q, inputs.k, inputs.x)
         x = inputs.x.astype(dtype)
@@ -86,9 +85,7 @@ class GatedDelta(KeepsState, Spelled):
         forget = jnp.einsum("bne,he->bnh", x, params["alpha"].astype(dtype))
         replace = jnp.einsum("bne,he->bnh", x, params["beta"].astype(dtype))
         decay = -rate * jax.nn.softplus(forget + params["dt_bias"].astype(dtype))
-        # With unit keys, I - b k k^T shrinks along k and nowhere else: the state stays bounded.
-        q = unit(inputs.q) * inputs.q.shape[-1] ** -0.5
-        return q, unit(inputs.k), decay, jax.nn.sigmoid(replace)
+        return decay, jax.nn.sigmoid(replace)
 
     def __call__(
         self,
@@ -101,14 +98,26 @@ class GatedDelta(KeepsState, Spelled):
     ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
-        q, k, decay, beta = self._recurrence(params, inputs)
-        v = drop_values(inputs, train, key)
-        out = delta_scan(q, k, v, decay, beta, causal=causal, valid=inputs.valid)
+        decay, beta = self._gates(params, inputs)
+        # With unit keys, I - b k k^T shrinks along k and nowhere else: the state stays bounded.
+        out = delta_scan(
+            inputs.q,
+            inputs.k,
+            drop_values(inputs, train, key),
+            decay,
+            beta,
+            causal=causal,
+            valid=inputs.valid,
+            unit=True,
+            target=inputs.target,
+        )
         return zero_invalid(out, inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The recurrence, one token at a time, of the unit vectors, `[B, H, N, N]`."""
-        q, k, decay, beta = self._recurrence(params, inputs)
+        decay, beta = self._gates(params, inputs)
+        q = unit_vector(inputs.q) * inputs.q.shape[-1] ** -0.5
+        k = unit_vector(inputs.k)
         return recurrence_weights(q, k, decay, beta=beta, causal=causal, valid=inputs.valid)
 
     def init_cache(
@@ -120,9 +129,17 @@ class GatedDelta(KeepsState, Spelled):
     def advance(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
         """The output of tokens that follow, `[B, T, H, D]`, and the cache after them."""
         inputs = repeated(inputs)
-        q, k, decay, beta = self._recurrence(params, inputs)
+        decay, beta = self._gates(params, inputs)
         out, state = delta_scan_from(
-            cache["state"], q, k, inputs.v, decay, beta, valid=inputs.valid
+            cache["state"],
+            inputs.q,
+            inputs.k,
+            inputs.v,
+            decay,
+            beta,
+            valid=inputs.valid,
+            unit=True,
+            target=inputs.target,
         )
         return out, {"state": state}
 

@@ -81,8 +81,8 @@ class GatedLinear(KeepsState, Spelled):
             "bias": jnp.zeros((h, d)),
         }
 
-    def _recurrence(self, params: Params, inputs: Inputs) -> tuple[Array, Array, Array]:
-        """q / sqrt(D), k, and the log-decays `[B, N, H, D]`."""
+    def _decay(self, params: Params, inputs: Inputs) -> Array:
+        """The log-decays `[B, N, H, D]`."""
         assert inputs.x is not None
         dtype = wide(inputs.q, inputs.k, inputs.x)
         x = inputs.x.astype(dtype)
@@ -90,9 +90,7 @@ class GatedLinear(KeepsState, Spelled):
         inner = jnp.einsum("bne,her->bnhr", x, params["down"].astype(dtype))
         projected = jnp.einsum("bnhr,hrd->bnhd", inner, params["up"].astype(dtype))
         logits = projected + params["bias"].astype(dtype)
-        decay = jax.nn.log_sigmoid(logits) / self.normaliser
-        q = inputs.q.astype(dtype) * inputs.q.shape[-1] ** -0.5
-        return q, inputs.k, decay
+        return jax.nn.log_sigmoid(logits) / self.normaliser
 
     def __call__(
         self,
@@ -105,15 +103,23 @@ class GatedLinear(KeepsState, Spelled):
     ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
-        q, k, decay = self._recurrence(params, inputs)
-        v = drop_values(inputs, train, key)
-        out = gated_scan(q, k, v, decay, causal=causal, valid=inputs.valid)
+        out = gated_scan(
+            inputs.q,
+            inputs.k,
+            drop_values(inputs, train, key),
+            self._decay(params, inputs),
+            causal=causal,
+            valid=inputs.valid,
+            scale=inputs.q.shape[-1] ** -0.5,
+            target=inputs.target,
+        )
         return zero_invalid(out, inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The recurrence, one token at a time, of the unit vectors, `[B, H, N, N]`."""
-        q, k, decay = self._recurrence(params, inputs)
-        return recurrence_weights(q, k, decay, causal=causal, valid=inputs.valid)
+        decay = self._decay(params, inputs)
+        q = inputs.q.astype(decay.dtype) * inputs.q.shape[-1] ** -0.5
+        return recurrence_weights(q, inputs.k, decay, causal=causal, valid=inputs.valid)
 
     def init_cache(
         self, shape: Shape, dtype: DTypeLike = jnp.float32, head_keys: Array | None = None
@@ -124,8 +130,16 @@ class GatedLinear(KeepsState, Spelled):
     def advance(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
         """The output of tokens that follow, `[B, T, H, D]`, and the cache after them."""
         inputs = repeated(inputs)
-        q, k, decay = self._recurrence(params, inputs)
-        out, state = gated_scan_from(cache["state"], q, k, inputs.v, decay, valid=inputs.valid)
+        out, state = gated_scan_from(
+            cache["state"],
+            inputs.q,
+            inputs.k,
+            inputs.v,
+            self._decay(params, inputs),
+            valid=inputs.valid,
+            scale=inputs.q.shape[-1] ** -0.5,
+            target=inputs.target,
+        )
         return out, {"state": state}
 
     def cost(self, shape: Shape) -> Cost:

@@ -186,10 +186,12 @@ class Linear(KeepsState, Spelled):
         if self.exponential:
             # Without the normaliser of "softmax" for q: what is the same for all features of a
             # query cancels.
-            out = log_linear_attention(inputs.q, k, v, causal=causal, valid=inputs.valid)
+            out = log_linear_attention(
+                inputs.q, k, v, causal=causal, valid=inputs.valid, target=inputs.target
+            )
         else:
             q = self.phi(inputs.q, params.get("W_q"))
-            out = linear_attention(q, k, v, causal=causal, valid=inputs.valid)
+            out = linear_attention(q, k, v, causal=causal, valid=inputs.valid, target=inputs.target)
         return zero_invalid(out, inputs.query_mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
@@ -221,11 +223,13 @@ class Linear(KeepsState, Spelled):
         k = self.phi(inputs.k, params.get("W_k"))
         if self.exponential:
             out, log_sums = log_linear_attention_from(
-                LogSums(**cache), inputs.q, k, inputs.v, valid=inputs.valid
+                LogSums(**cache), inputs.q, k, inputs.v, valid=inputs.valid, target=inputs.target
             )
             return out, log_sums._asdict()
         q = self.phi(inputs.q, params.get("W_q"))
-        out, sums = linear_attention_from(Sums(**cache), q, k, inputs.v, valid=inputs.valid)
+        out, sums = linear_attention_from(
+            Sums(**cache), q, k, inputs.v, valid=inputs.valid, target=inputs.target
+        )
         return out, sums._asdict()
 
     def _rows(self, shape: Shape) -> int:

@@ -122,9 +122,13 @@ class Performer(KeepsState, Spelled):
         phi_q, phi_k = self.phi(inputs, self.keys(inputs, train, key))
         v = drop_values(inputs, train, key)
         if self.kernel == "softmax":
-            out = log_linear_attention(phi_q, phi_k, v, causal=causal, valid=inputs.valid)
+            out = log_linear_attention(
+                phi_q, phi_k, v, causal=causal, valid=inputs.valid, target=inputs.target
+            )
         else:
-            out = linear_attention(phi_q, phi_k, v, causal=causal, valid=inputs.valid)
+            out = linear_attention(
+                phi_q, phi_k, v, causal=causal, valid=inputs.valid, target=inputs.target
+            )
         return zero_invalid(out, inputs.query_mask)
 
     def keys(self, inputs: Inputs, train: bool = False, key: Array | None = None) -> Array:
@@ -202,10 +206,12 @@ class Performer(KeepsState, Spelled):
         phi_q, phi_k = self._features(inputs, w)
         if self.kernel == "softmax":
             out, log_sums = log_linear_attention_from(
-                LogSums(**kept), phi_q, phi_k, inputs.v, valid=inputs.valid
+                LogSums(**kept), phi_q, phi_k, inputs.v, valid=inputs.valid, target=inputs.target
             )
             return out, {**log_sums._asdict(), "W": w}
-        out, sums = linear_attention_from(Sums(**kept), phi_q, phi_k, inputs.v, valid=inputs.valid)
+        out, sums = linear_attention_from(
+            Sums(**kept), phi_q, phi_k, inputs.v, valid=inputs.valid, target=inputs.target
+        )
         return out, {**sums._asdict(), "W": w}
 
     def cost(self, shape: Shape) -> Cost:

@@ -60,14 +60,13 @@ class Retention(KeepsState, Spelled):
         head = jnp.arange(shape.heads, dtype=jnp.result_type(float))
         return {"decay": jnp.log(2.0 ** (5 + head) - 1)}
 
-    def _recurrence(self, params: Params, inputs: Inputs) -> tuple[Array, Array, Array]:
-        """q / sqrt(D), k, and the log-decays `[B, N, H]`."""
+    def _decay(self, params: Params, inputs: Inputs) -> Array:
+        """The log-decays `[B, N, H]`."""
         dtype = wide(inputs.q, inputs.k)
-        q = inputs.q.astype(dtype) * inputs.q.shape[-1] ** -0.5
         # Learned, through a sigmoid: any value of the parameter is a decay between 0 and 1.
         decay = jax.nn.log_sigmoid(params["decay"].astype(dtype))
         # The same at every token: gamma is of the head.
-        return q, inputs.k, jnp.broadcast_to(decay, inputs.q.shape[:3])
+        return jnp.broadcast_to(decay, inputs.q.shape[:3])
 
     def __call__(
         self,
@@ -80,15 +79,23 @@ class Retention(KeepsState, Spelled):
     ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
-        q, k, decay = self._recurrence(params, inputs)
-        v = drop_values(inputs, train, key)
-        out = decay_scan(q, k, v, decay, causal=causal, valid=inputs.valid)
+        out = decay_scan(
+            inputs.q,
+            inputs.k,
+            drop_values(inputs, train, key),
+            self._decay(params, inputs),
+            causal=causal,
+            valid=inputs.valid,
+            scale=inputs.q.shape[-1] ** -0.5,
+            target=inputs.target,
+        )
         return zero_invalid(out, inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """The recurrence, one token at a time, of the unit vectors, `[B, H, N, N]`."""
-        q, k, decay = self._recurrence(params, inputs)
-        return recurrence_weights(q, k, decay, causal=causal, valid=inputs.valid)
+        decay = self._decay(params, inputs)
+        q = inputs.q.astype(decay.dtype) * inputs.q.shape[-1] ** -0.5
+        return recurrence_weights(q, inputs.k, decay, causal=causal, valid=inputs.valid)
 
     def init_cache(
         self, shape: Shape, dtype: DTypeLike = jnp.float32, head_keys: Array | None = None
@@ -99,8 +106,16 @@ class Retention(KeepsState, Spelled):
     def advance(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
         """The output of tokens that follow, `[B, T, H, D]`, and the cache after them."""
         inputs = repeated(inputs)
-        q, k, decay = self._recurrence(params, inputs)
-        out, state = decay_scan_from(cache["state"], q, k, inputs.v, decay, valid=inputs.valid)
+        out, state = decay_scan_from(
+            cache["state"],
+            inputs.q,
+            inputs.k,
+            inputs.v,
+            self._decay(params, inputs),
+            valid=inputs.valid,
+            scale=inputs.q.shape[-1] ** -0.5,
+            target=inputs.target,
+        )
         return out, {"state": state}
 
     def cost(self, shape: Shape) -> Cost:

@@ -73,8 +73,8 @@ class Ssd(KeepsState, Spelled):
             "D": jnp.ones(shape.heads),
         }
 
-    def _recurrence(self, params: Params, inputs: Inputs) -> tuple[Array, Array, Array]:
-        """q, dt k, and the log-decays `[B, N, H]`."""
+    def _steps(self, params: Params, inputs: Inputs) -> tuple[Array, Array]:
+        """dt and the log-decays, `[B, N, H]`."""
         assert inputs.x is not None
         dtype = wide(inputs.q, inputs.k, inputs.x)
         x = inputs.x.astype(dtype)
@@ -82,7 +82,7 @@ class Ssd(KeepsState, Spelled):
         step = jax.nn.softplus(projected + params["dt_bias"].astype(dtype))
         rate = jnp.exp(params["A_log"].astype(dtype))
         # Discretised as in Mamba-2: B dt for the input, exp(-A dt) for the decay.
-        return inputs.q, inputs.k * step[..., None], -rate * step
+        return step, -rate * step
 
     def __call__(
         self,
@@ -95,10 +95,20 @@ class Ssd(KeepsState, Spelled):
     ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
-        q, k, decay = self._recurrence(params, inputs)
-        v = drop_values(inputs, train, key).astype(decay.dtype)
-        skip = params["D"].astype(v.dtype)[:, None] * v
-        out = decay_scan(q, k, v, decay, causal=causal, valid=inputs.valid) + skip
+        step, decay = self._steps(params, inputs)
+        v = drop_values(inputs, train, key)
+        out = decay_scan(
+            inputs.q,
+            inputs.k,
+            v,
+            decay,
+            causal=causal,
+            valid=inputs.valid,
+            write=step,
+            dtype=decay.dtype,
+            target=inputs.target,
+        )
+        out = out + params["D"].astype(decay.dtype)[:, None] * v
         return zero_invalid(out.astype(inputs.v.dtype), inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
@@ -106,8 +116,9 @@ class Ssd(KeepsState, Spelled):
 
         Returns `[B, H, N, N]`.
         """
-        q, k, decay = self._recurrence(params, inputs)
-        rows = recurrence_weights(q, k, decay, causal=causal, valid=inputs.valid)
+        step, decay = self._steps(params, inputs)
+        k = inputs.k * step[..., None]
+        rows = recurrence_weights(inputs.q, k, decay, causal=causal, valid=inputs.valid)
         eye = jnp.eye(inputs.q.shape[1], dtype=rows.dtype)
         skip = params["D"].astype(rows.dtype)[:, None, None] * eye
         return rows + skip * inputs.mask[:, None, :, None]
@@ -121,10 +132,18 @@ class Ssd(KeepsState, Spelled):
     def advance(self, params: Params, inputs: Inputs, cache: Cache) -> tuple[Array, Cache]:
         """The output of tokens that follow, `[B, T, H, D]`, and the cache after them."""
         inputs = repeated(inputs)
-        q, k, decay = self._recurrence(params, inputs)
-        v = inputs.v.astype(decay.dtype)
-        out, state = decay_scan_from(cache["state"], q, k, v, decay, valid=inputs.valid)
-        skip = params["D"].astype(v.dtype)[:, None] * v
+        step, decay = self._steps(params, inputs)
+        out, state = decay_scan_from(
+            cache["state"],
+            inputs.q,
+            inputs.k,
+            inputs.v,
+            decay,
+            valid=inputs.valid,
+            write=step,
+            target=inputs.target,
+        )
+        skip = params["D"].astype(decay.dtype)[:, None] * inputs.v
         return out + skip, {"state": state}
 
     def cost(self, shape: Shape) -> Cost:

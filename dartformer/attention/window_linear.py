@@ -41,6 +41,7 @@ from dartformer.kernels.block_sparse import band_attention, band_layout
 from dartformer.kernels.cached import Layout, Recent
 from dartformer.kernels.linear_scan import Parts, Sums, linear_parts_from, no_sums_of, ratio
 from dartformer.kernels.softmax import dense_allowed, dense_weights, wide
+from dartformer.kernels.target import Target
 
 SHARE = 0.1
 """g at the start: the window counts as much as far tokens whose features sum to a tenth."""
@@ -126,9 +127,9 @@ class WindowLinear(KeepsKeys, Spelled):
         # A window over all tokens leaves none to the features.
         if inputs.q.shape[1] > self.window + 1:
             phi_q, phi_k = self._features(params, inputs)
-            far = self._before(phi_q, phi_k, v, inputs.valid)
+            far = self._before(phi_q, phi_k, v, inputs.valid, inputs.target)
             if not causal:
-                after = self._after(phi_q, phi_k, v, inputs.valid)
+                after = self._after(phi_q, phi_k, v, inputs.valid, inputs.target)
                 far = Parts(*map(jnp.add, far, after))
             near = self._joined(params, near, far)
         return zero_invalid(near.astype(inputs.v.dtype), inputs.mask)
@@ -137,7 +138,9 @@ class WindowLinear(KeepsKeys, Spelled):
         """phi_q(q) and phi_k(k), `[B, N, H, 2 features]`."""
         return learned_feature(inputs.q, params["W_q"]), learned_feature(inputs.k, params["W_k"])
 
-    def _before(self, phi_q: Array, phi_k: Array, v: Array, valid: Array | None) -> Parts:
+    def _before(
+        self, phi_q: Array, phi_k: Array, v: Array, valid: Array | None, target: Target | None
+    ) -> Parts:
         """What queries read of the tokens before their windows.
 
         That is causal linear attention to keys that come window + 1 tokens late.
@@ -147,15 +150,19 @@ class WindowLinear(KeepsKeys, Spelled):
         if valid is not None:
             exists = _late(valid, late)
         phi_k, v = _late(phi_k, late), _late(v, late)
-        return linear_parts_from(no_sums_of(phi_k, v), phi_q, phi_k, v, valid=exists)[0]
+        return linear_parts_from(
+            no_sums_of(phi_k, v), phi_q, phi_k, v, valid=exists, target=target
+        )[0]
 
-    def _after(self, phi_q: Array, phi_k: Array, v: Array, valid: Array | None) -> Parts:
+    def _after(
+        self, phi_q: Array, phi_k: Array, v: Array, valid: Array | None, target: Target | None
+    ) -> Parts:
         """What queries read of the tokens behind their windows: `_before` of the reversed text."""
         turned = valid
         if valid is not None:
             turned = jnp.flip(valid, 1)
         arrays = (jnp.flip(phi_q, 1), jnp.flip(phi_k, 1), jnp.flip(v, 1))
-        far = self._before(*arrays, turned)
+        far = self._before(*arrays, turned, target)
         return Parts(jnp.flip(far.numerator, 1), jnp.flip(far.denominator, 1))
 
     def _joined(self, params: Params, near: Array, far: Parts) -> Array:
@@ -236,6 +243,7 @@ class WindowLinear(KeepsKeys, Spelled):
             learned_feature(k, params["W_k"]),
             v,
             valid=leaves,
+            target=inputs.target,
         )
 
     def _leaving(self, ring: Array, x: Array, tokens: Tokens, position: Array) -> Array:

@@ -4,18 +4,28 @@ Gated linear attention is of this form.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dartformer.kernels.linear_scan import carried, carry, chunk_of, chunked, joined
+from dartformer.kernels.linear_scan import (
+    GROUP,
+    carried,
+    chunk_of,
+    chunked,
+    group_of,
+    grouped,
+    joined,
+)
 from dartformer.kernels.recurrence import recurrence_step
 from dartformer.kernels.softmax import wide
+from dartformer.kernels.target import Target
 
 
 # Under jit it is traced once, and is one program outside jit too.
-@functools.partial(jax.jit, static_argnames=("causal", "chunk", "leaf"))
+@functools.partial(jax.jit, static_argnames=("causal", "scale", "chunk", "leaf", "target"))
 def gated_scan(
     q: Array,
     k: Array,
@@ -24,8 +34,10 @@ def gated_scan(
     *,
     causal: bool = True,
     valid: Array | None = None,
+    scale: float = 1.0,
     chunk: int = 32,
     leaf: int = 8,
+    target: Target | None = None,
 ) -> Array:
     """`recurrence` with a decay for each channel.
 
@@ -38,23 +50,29 @@ def gated_scan(
     term by term. No exponent is above zero.
 
     Args:
-      q, k: `[B, N, H, M]`.
+      q, k: `[B, N, H, M]`. They and v enter in their own dtype, and are computed with in float32 or
+        wider.
       v: `[B, N, H, D]`.
       log_decay: `[B, N, H, M]`, at most zero; of token t it is what the state decays by before t is
         read or written. Strong ones cost digits, as in `decay_scan`.
       causal: over j <= i; otherwise over all j, by the decays of j + 1 to i, or of i to j - 1.
       valid: `[B, N]` bool; the others neither write to the state nor let it decay. None if all are.
+      scale: factor of q.
       chunk: tokens handled together; `leaf` times a power of two.
       leaf: tokens that are handled term by term.
+      target: the device that the program is made for; None for that of this process.
 
     Returns:
       `[B, N, H, D]` in the dtype of v. Time O(N (chunk + M) D), and O(N (leaf + log chunk) M)
-      exponentials; N / chunk steps one after another.
+      exponentials; N / chunk steps one after another. Memory for a gradient O(N (M + D)) in the
+      dtypes of the arguments, a state for each group of tokens, and the leaves of one group
+      (`grouped`).
     """
-    return _gated_scan(None, q, k, v, log_decay, causal, valid, chunk, leaf)[0].astype(v.dtype)
+    tokens = _Tokens(q, k, v, log_decay, valid)
+    return _gated_scan(None, tokens, causal, scale, chunk, leaf, target)[1]
 
 
-@functools.partial(jax.jit, static_argnames=("chunk", "leaf"))
+@functools.partial(jax.jit, static_argnames=("scale", "chunk", "leaf", "target"))
 def gated_scan_from(
     state: Array,
     q: Array,
@@ -63,77 +81,145 @@ def gated_scan_from(
     log_decay: Array,
     *,
     valid: Array | None = None,
+    scale: float = 1.0,
     chunk: int = 32,
     leaf: int = 8,
+    target: Target | None = None,
 ) -> tuple[Array, Array]:
     """`gated_scan`, causal, of tokens that follow `state` `[B, H, M, D]`; and the state after them.
 
     The output is in float32 or wider.
     """
     if v.shape[1] == 1:
+        q = q.astype(wide(q, k, v, log_decay)) * scale
         return recurrence_step(state, q, k, v, log_decay, valid=valid)
-    out, last = _gated_scan(state, q, k, v, log_decay, True, valid, chunk, leaf)
-    assert last is not None
-    return out, last
+    tokens = _Tokens(q, k, v, log_decay, valid)
+    state, out = _gated_scan(state, tokens, True, scale, chunk, leaf, target)
+    return out, state
+
+
+class _Tokens(NamedTuple):
+    """What `gated_scan` takes for each token, and what is added to its output."""
+
+    q: Array
+    k: Array
+    v: Array
+    log_decay: Array
+    valid: Array | None
+    add: Array | None = None
 
 
 def _gated_scan(
     state: Array | None,
-    q: Array,
-    k: Array,
-    v: Array,
-    log_decay: Array,
+    tokens: _Tokens,
     causal: bool,
-    valid: Array | None,
+    scale: float,
     chunk: int,
     leaf: int,
-) -> tuple[Array, Array | None]:
-    """The output in float32 or wider; and, where there is a state before the tokens, that after."""
-    dtype = wide(q, k, v, log_decay)
-    length = v.shape[1]
+    target: Target | None,
+) -> tuple[Array, Array]:
+    """The state after the tokens, and the output; it is in the dtype of v if there was no state."""
+    batch, length, heads, width = tokens.k.shape
     chunk = chunk_of(length, chunk, leaf)
-    if valid is not None:
-        mask = valid[:, :, None, None]
+    out = dtype = wide(*tokens[:4])
+    # One chunk with no state before it reads no state, and needs none behind it.
+    alone = state is None and length <= chunk
+    if state is None:
+        state = jnp.zeros((batch, heads, width, tokens.v.shape[3]), dtype)
+        out = tokens.v.dtype
+    group = group_of(length, target)
+    if not (causal or alone):
+        right = functools.partial(_from_the_right, scale=scale, chunk=chunk)
+        _, add = grouped(right, state, tokens, chunk=chunk, group=group, reverse=True)
+        tokens = tokens._replace(add=add)
+    left = functools.partial(
+        _from_the_left, causal=causal, alone=alone, scale=scale, out=out, chunk=chunk, leaf=leaf
+    )
+    return grouped(left, state, tokens, chunk=chunk, group=group)
+
+
+class _Chunks(NamedTuple):
+    """Tokens in chunks, in float32 or wider, `[T, B, H, C, M]` and of v `[T, B, H, C, D]`.
+
+    Attributes:
+      upto, before: log-decays of the tokens of a chunk up to each token, and before it.
+      full: log-decays of the chunk, `[T, B, H, 1, M]`.
+    """
+
+    q: Array
+    k: Array
+    v: Array
+    upto: Array
+    before: Array
+    full: Array
+
+
+def _chunks(tokens: _Tokens, scale: float, chunk: int) -> _Chunks:
+    dtype = wide(*tokens[:4])
+    k, decay = tokens.k, tokens.log_decay
+    if tokens.valid is not None:
+        mask = tokens.valid[:, :, None, None]
         k = jnp.where(mask, k, 0)
-        log_decay = jnp.where(mask, log_decay, 0)
-    qs = chunked(q.astype(dtype), chunk)  # [T, B, H, C, M]
-    ks = chunked(k.astype(dtype), chunk)
-    vs = chunked(v.astype(dtype), chunk)  # [T, B, H, C, D]
-    decays = chunked(log_decay.astype(dtype), chunk)
-    # Log-decays of the tokens of a chunk up to each token and before it, [T, B, H, C, M], and of
-    # the chunk, [T, B, H, 1, M].
+        decay = jnp.where(mask, decay, 0)
+    decays = chunked(decay.astype(dtype), chunk)
     upto = jnp.cumsum(decays, axis=3)
-    before = upto - decays
-    full = upto[:, :, :, -1:]
-    out = _leaves(qs, ks, vs, upto, before, leaf, causal)
+    return _Chunks(
+        q=chunked(tokens.q.astype(dtype) * scale, chunk),
+        k=chunked(k.astype(dtype), chunk),
+        v=chunked(tokens.v.astype(dtype), chunk),
+        upto=upto,
+        before=upto - decays,
+        full=upto[:, :, :, -1:],
+    )
+
+
+def _from_the_left(
+    state: Array,
+    tokens: _Tokens,
+    *,
+    causal: bool,
+    alone: bool,
+    scale: float,
+    out: jnp.dtype,
+    chunk: int,
+    leaf: int,
+) -> tuple[Array, Array]:
+    """The state after a group, and what it reads of its chunks and of the chunks before them."""
+    q, k, v, upto, before, full = _chunks(tokens, scale, chunk)
+    y = _leaves(q, k, v, upto, before, leaf, causal)
     half = leaf
     while half < chunk:
-        out = out + _halves(qs, ks, vs, upto, before, half, causal)
+        y = y + _halves(q, k, v, upto, before, half, causal)
         half *= 2
-    after = None
-    if len(qs) > 1 or state is not None:
+    if not alone:
         # States before each chunk: a write decays to the end of its chunk, then whole chunks.
-        last = full[:, :, :, 0, :, None]  # [T, B, H, M, 1]
-        decay = jnp.exp(last)
-        writes = jnp.einsum("tbhjm,tbhjd->tbhmd", ks * jnp.exp(full - upto), vs)
-        start = state
-        if start is None:
-            start = jnp.zeros_like(writes[0])
-        states, after = carried(decay, writes, start)
-        out = out + jnp.einsum("tbhim,tbhmd->tbhid", qs * jnp.exp(upto), states)
-        if not causal:
-            # The same from the right: states after each chunk.
-            writes = jnp.einsum("tbhjm,tbhjd->tbhmd", ks * jnp.exp(before), vs)
-            states = carry(jnp.exp(last)[::-1], writes[::-1])[::-1]
-            reads = qs * jnp.exp(full - before)
-            out = out + jnp.einsum("tbhim,tbhmd->tbhid", reads, states)
-    return joined(out, length), after
+        decay = jnp.exp(full[:, :, :, 0, :, None])  # [T, B, H, M, 1]
+        writes = jnp.einsum("tbhjm,tbhjd->tbhmd", k * jnp.exp(full - upto), v)
+        states, state = carried(decay, writes, state)
+        y = y + jnp.einsum("tbhim,tbhmd->tbhid", q * jnp.exp(upto), states)
+    y = joined(y, tokens.v.shape[1])
+    if tokens.add is not None:
+        y = y + tokens.add
+    return state, y.astype(out)
+
+
+def _from_the_right(
+    state: Array, tokens: _Tokens, *, scale: float, chunk: int
+) -> tuple[Array, Array]:
+    """The state before a group, and what it reads of the chunks behind each of its chunks."""
+    q, k, v, _, before, full = _chunks(tokens, scale, chunk)
+    decay = jnp.exp(full[:, :, :, 0, :, None])
+    writes = jnp.einsum("tbhjm,tbhjd->tbhmd", k * jnp.exp(before), v)
+    states, state = carried(decay, writes, state, reverse=True)
+    y = jnp.einsum("tbhim,tbhmd->tbhid", q * jnp.exp(full - before), states)
+    return state, joined(y, tokens.v.shape[1])
 
 
 def gated_scan_work(length: int, width: int, chunk: int = 32, leaf: int = 8) -> tuple[float, float]:
     """FLOPs of one head both ways, and how many numbers it holds.
 
-    M and D are `width`. Exponentials are not counted.
+    M and D are `width`. Exponentials are not counted. Held are the chunks of one group, and what
+    each token reads of those behind it. (On a CPU short sequences are a single group.)
     """
     chunk = chunk_of(length, chunk, leaf)
     chunks = -(-length // chunk)
@@ -147,7 +233,7 @@ def gated_scan_work(length: int, width: int, chunk: int = 32, leaf: int = 8) -> 
     flops += states * (4 * chunk + 3)
     flops += tokens * width * (2 + 6 * several)
     numbers = tokens * (2 * leaf * width + levels * 5 * width + 2 * chunk)
-    return flops, numbers + 2 * states
+    return flops, min(1, GROUP / length) * (numbers + 2 * states) + length * width
 
 
 def _leaves(

@@ -12,12 +12,15 @@ from jax import Array
 from dartformer.kernels.linear_scan import (
     carried,
     chunked,
+    group_of,
+    grouped,
     joined,
     ratio,
     read_chunks,
     two_products,
 )
 from dartformer.kernels.softmax import FLOOR, MASKED, masked_softmax, wide
+from dartformer.kernels.target import Target
 
 
 def log_linear_attention(
@@ -28,6 +31,7 @@ def log_linear_attention(
     causal: bool = False,
     valid: Array | None = None,
     chunk: int = 16,
+    target: Target | None = None,
 ) -> Array:
     """sum_j w_ij v_j / sum_j w_ij with w_ij = sum_m exp(log_q_im + log_k_jm).
 
@@ -43,21 +47,22 @@ def log_linear_attention(
       causal: over j <= i only, by a recurrence over chunks.
       valid: `[B, N]` bool, which keys exist; None if all do.
       chunk: tokens handled together when causal.
+      target: the device that the program is made for; None for that of this process.
 
     Returns:
       `[B, N, H, D]` in the dtype of v; zero where no key exists. Time O(N M D), and O(N chunk M)
-      exponentials if causal; memory O(N (M + D) + M D), and the states of N / chunk chunks if
-      causal.
+      exponentials if causal; memory O(N (M + D) + M D), and a state for each group of tokens if
+      causal (`grouped`).
     """
     dtype = wide(log_q, log_k, v)
-    log_q, log_k, value = log_q.astype(dtype), log_k.astype(dtype), v.astype(dtype)
-    if valid is not None:
-        log_k = jnp.where(valid[:, :, None, None], log_k, MASKED)
     if causal:
         batch, _, heads, features = log_k.shape
         state = jnp.zeros((batch, heads, features, v.shape[3]), dtype)
-        out, _ = _recurrent(no_sums(state), log_q, log_k, value, min(chunk, v.shape[1]))
-        return out.astype(v.dtype)
+        tokens = _Tokens(log_q, log_k, v, valid)
+        return _recurrent(no_sums(state), tokens, v.dtype, chunk, target)[1]
+    log_q, log_k, value = log_q.astype(dtype), log_k.astype(dtype), v.astype(dtype)
+    if valid is not None:
+        log_k = jnp.where(valid[:, :, None, None], log_k, MASKED)
     top = jnp.maximum(_top(log_k, 1), FLOOR)  # of each feature, [B, 1, H, M]
     phi_k = jnp.exp(log_k - top)
     terms = log_q + top  # what was taken from the keys goes to the queries
@@ -93,17 +98,20 @@ def log_linear_attention_from(
     *,
     valid: Array | None = None,
     chunk: int = 16,
+    target: Target | None = None,
 ) -> tuple[Array, LogSums]:
     """`log_linear_attention`, causal, of tokens that follow those in `sums`; and the sums after.
 
     The output is in float32 or wider.
     """
     dtype = wide(log_q, log_k, v)
+    if v.shape[1] > 1:
+        tokens = _Tokens(log_q, log_k, v, valid)
+        sums, out = _recurrent(sums, tokens, dtype, chunk, target)
+        return out, sums
     log_q, log_k, v = log_q.astype(dtype), log_k.astype(dtype), v.astype(dtype)
     if valid is not None:
         log_k = jnp.where(valid[:, :, None, None], log_k, MASKED)
-    if v.shape[1] > 1:
-        return _recurrent(sums, log_q, log_k, v, min(chunk, v.shape[1]))
     # One token: no chunks, and no products of matrices.
     q = log_q[:, 0, :, :, None]  # [B, H, M, 1]
     k = log_k[:, 0, :, :, None]
@@ -134,17 +142,45 @@ def _top(x: Array, axis: int) -> Array:
     return jax.lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True))
 
 
+class _Tokens(NamedTuple):
+    """What `log_linear_attention` takes for each token."""
+
+    log_q: Array
+    log_k: Array
+    v: Array
+    valid: Array | None
+
+
 def _recurrent(
-    sums: LogSums, log_q: Array, log_k: Array, v: Array, chunk: int
-) -> tuple[Array, LogSums]:
-    """The causal sums: within a chunk term by term, from earlier chunks by a state.
+    sums: LogSums, tokens: _Tokens, out: jnp.dtype, chunk: int, target: Target | None
+) -> tuple[LogSums, Array]:
+    """The causal sums after the tokens, and the output in the dtype `out`."""
+    length = tokens.v.shape[1]
+    chunk = min(chunk, length)
+    group = group_of(length, target)
+    if tokens.valid is None and length > group:  # of tokens that fill up the last group: False
+        tokens = tokens._replace(valid=jnp.ones(tokens.v.shape[:2], bool))
+
+    def body(sums: LogSums, tokens: _Tokens) -> tuple[LogSums, Array]:
+        sums, y = _group(sums, tokens, chunk)
+        return sums, y.astype(out)
+
+    return grouped(body, sums, tokens, chunk=chunk, group=group)
+
+
+def _group(sums: LogSums, tokens: _Tokens, chunk: int) -> tuple[LogSums, Array]:
+    """Within a chunk term by term, from earlier chunks by a state.
 
     The states before each chunk are sum_j exp(log_k_jm - R_m) v_j and sum_j exp(log_k_jm - R_m),
     where R is the largest of each feature up to there.
     """
-    q = chunked(log_q, chunk)
+    dtype = wide(*tokens[:3])
+    log_k = tokens.log_k.astype(dtype)
+    if tokens.valid is not None:
+        log_k = jnp.where(tokens.valid[:, :, None, None], log_k, MASKED)
+    q = chunked(tokens.log_q.astype(dtype), chunk)
     k = chunked(log_k, chunk, MASKED)
-    value = chunked(v, chunk)
+    value = chunked(tokens.v.astype(dtype), chunk)
     # R after each chunk and before it, [T, B, H, 1, M].
     start = sums.top.swapaxes(2, 3)[None]
     largest = jax.lax.cummax(jnp.maximum(_top(k, 3), start), axis=0)
@@ -161,8 +197,8 @@ def _recurrent(
     update = jnp.einsum("tbhjm,tbhjd->tbhmd", write, value)
     state, last = carried(decay, update, sums.state)
     total, last_total = carried(decay, jnp.sum(write, axis=3)[..., None], sums.total)
-    out = joined(ratio(*read_chunks(within, value, read, state, total)), v.shape[1])
-    return out, LogSums(largest[-1].swapaxes(2, 3), last, last_total)
+    y = joined(ratio(*read_chunks(within, value, read, state, total)), tokens.v.shape[1])
+    return LogSums(largest[-1].swapaxes(2, 3), last, last_total), y
 
 
 @jax.checkpoint
