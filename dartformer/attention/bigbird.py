@@ -23,6 +23,7 @@ from dartformer.attention.base import (
     zero_invalid,
 )
 from dartformer.attention.decoding import KeepsKeys
+from dartformer.attention.slices import by_heads
 from dartformer.kernels.block_sparse import block_sparse_attention
 from dartformer.kernels.softmax import dense_weights, softmax_attention
 
@@ -96,6 +97,16 @@ class BigBird(KeepsKeys, Spelled):
     ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
+
+        def some(params: Params, inputs: Inputs, key: Array | None) -> Array:
+            return self._attend(params, inputs, causal, inputs.rate(train), key)
+
+        return by_heads(some, params, inputs, key)
+
+    def _attend(
+        self, params: Params, inputs: Inputs, causal: bool, dropout: float, key: Array | None
+    ) -> Array:
+        """The output of all heads of `inputs` at once."""
         if self.sees_all(inputs.q.shape[1], causal=causal):
             out = softmax_attention(
                 inputs.q,
@@ -104,7 +115,7 @@ class BigBird(KeepsKeys, Spelled):
                 causal=causal,
                 valid=inputs.valid,
                 slopes=inputs.slopes,
-                dropout=inputs.rate(train),
+                dropout=dropout,
                 key=key,
             )
             return zero_invalid(out, inputs.mask)
@@ -129,7 +140,7 @@ class BigBird(KeepsKeys, Spelled):
             allowed=allowed,
             valid=inputs.valid,
             slopes=inputs.slopes,
-            dropout=inputs.rate(train),
+            dropout=dropout,
             key=key,
         )
         return zero_invalid(out, inputs.mask)

@@ -1,5 +1,6 @@
 """FNet: a Fourier transform in place of attention."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +20,7 @@ from dartformer.attention.base import (
     drop_values,
     zero_invalid,
 )
+from dartformer.attention.slices import by_heads
 from dartformer.errors import InputError
 from dartformer.kernels.fourier import LONGEST, fourier
 from dartformer.kernels.softmax import wide
@@ -66,28 +68,17 @@ class Fourier(Spelled):
     ) -> Array:
         """See `Attention`; raises `InputError` for more than 65,535 tokens with a mask."""
         accept(self, inputs, causal=causal)
-        v = drop_values(inputs, train, key)
-        dtype = inputs.v.dtype
-        length, width = v.shape[1], v.shape[3]
-        v = v.astype(wide(v))
-        if inputs.valid is None:
-            out = fourier(_across(v)).real * (length * width) ** -0.5
-            return out.astype(dtype)
-        if length > LONGEST:
+        length = inputs.v.shape[1]
+        if inputs.valid is not None and length > LONGEST:
             raise InputError(
                 f"{self!r} takes at most {LONGEST} tokens where some may be padding, got {length}."
             )
-        # Valid tokens to the front, in their order; `rank` is where each went.
-        rank = jnp.cumsum(inputs.valid, axis=1) - 1
-        order = jnp.argsort(~inputs.valid, axis=1, stable=True)
-        counts = inputs.valid.sum(1)
-        front = jnp.take_along_axis(zero_invalid(v, inputs.valid), order[:, :, None, None], axis=1)
-        out = fourier(_across(front), counts).real
-        # Back to their places. Before the first valid token the rank is -1: that row is zeroed below.
-        out = jnp.take_along_axis(out, jnp.maximum(rank, 0)[:, :, None, None], axis=1)
-        scale = (jnp.maximum(counts, 1) * width).astype(out.dtype) ** -0.5
-        out = out * scale[:, None, None, None]
-        return zero_invalid(out.astype(dtype), inputs.valid)
+        dropped = dataclasses.replace(inputs, v=drop_values(inputs, train, key))
+
+        def some(params: Params, inputs: Inputs, key: Array | None) -> Array:
+            return _transformed(inputs)
+
+        return by_heads(some, params, dropped, None, on_cpu=True)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> None:
         """None: it mixes the numbers of a token as well."""
@@ -115,6 +106,27 @@ class Fourier(Spelled):
             activation_bytes=4 * numbers * shape.wide_itemsize,
             state_bytes=0,  # the transform is of all tokens: there is no decoding
         )
+
+
+def _transformed(inputs: Inputs) -> Array:
+    """The output of all heads of `inputs` at once."""
+    dtype = inputs.v.dtype
+    v = inputs.v.astype(wide(inputs.v))
+    length, width = v.shape[1], v.shape[3]
+    if inputs.valid is None:
+        out = fourier(_across(v)).real * (length * width) ** -0.5
+        return out.astype(dtype)
+    # Valid tokens to the front, in their order; `rank` is where each went.
+    rank = jnp.cumsum(inputs.valid, axis=1) - 1
+    order = jnp.argsort(~inputs.valid, axis=1, stable=True)
+    counts = inputs.valid.sum(1)
+    front = jnp.take_along_axis(zero_invalid(v, inputs.valid), order[:, :, None, None], axis=1)
+    out = fourier(_across(front), counts).real
+    # Back to their places. Before the first valid token the rank is -1: that row is zeroed below.
+    out = jnp.take_along_axis(out, jnp.maximum(rank, 0)[:, :, None, None], axis=1)
+    scale = (jnp.maximum(counts, 1) * width).astype(out.dtype) ** -0.5
+    out = out * scale[:, None, None, None]
+    return zero_invalid(out.astype(dtype), inputs.valid)
 
 
 def _across(v: Array) -> Array:

@@ -32,6 +32,7 @@ from dartformer.attention.decoding import (
     in_place,
     repeated,
 )
+from dartformer.attention.slices import by_heads
 from dartformer.errors import InputError
 from dartformer.kernels.cached import grouped_scores, grouped_values, row_bias, write
 from dartformer.kernels.hashed import hashed_attention, shared_attention, unit
@@ -102,7 +103,16 @@ class Reformer(Spelled):
     ) -> Array:
         """See `Attention`; `inputs.head_keys` may be None where all tokens see one another."""
         accept(self, inputs, causal=causal)
-        dropout = inputs.rate(train)
+
+        def some(params: Params, inputs: Inputs, key: Array | None) -> Array:
+            return self._attend(params, inputs, causal, inputs.rate(train), key)
+
+        return by_heads(some, params, inputs, key, on_cpu=True)
+
+    def _attend(
+        self, params: Params, inputs: Inputs, causal: bool, dropout: float, key: Array | None
+    ) -> Array:
+        """The output of all heads of `inputs` at once."""
         if self.sees_all(inputs.q.shape[1], causal=causal):
             out = shared_attention(
                 inputs.q,

@@ -20,6 +20,7 @@ from dartformer.attention.base import (
     zero_invalid,
 )
 from dartformer.attention.decoding import KeepsKeys
+from dartformer.attention.slices import by_heads
 from dartformer.kernels.block_sparse import band_attention, band_scores
 from dartformer.kernels.cached import Layout, Recent
 from dartformer.kernels.softmax import dense_weights
@@ -78,6 +79,16 @@ class Sink(KeepsKeys, Spelled):
     ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
+
+        def some(params: Params, inputs: Inputs, key: Array | None) -> Array:
+            return self._attend(params, inputs, causal, inputs.rate(train), key)
+
+        return by_heads(some, params, inputs, key)
+
+    def _attend(
+        self, params: Params, inputs: Inputs, causal: bool, dropout: float, key: Array | None
+    ) -> Array:
+        """The output of all heads of `inputs` at once."""
         out = band_attention(
             inputs.q,
             inputs.k,
@@ -87,7 +98,7 @@ class Sink(KeepsKeys, Spelled):
             causal=causal,
             valid=inputs.valid,
             slopes=inputs.slopes,
-            dropout=inputs.rate(train),
+            dropout=dropout,
             key=key,
         )
         return zero_invalid(out, inputs.mask)

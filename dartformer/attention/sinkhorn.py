@@ -20,6 +20,7 @@ from dartformer.attention.base import (
     positive,
     zero_invalid,
 )
+from dartformer.attention.slices import by_heads
 from dartformer.errors import InputError
 from dartformer.kernels.sinkhorn import sinkhorn
 from dartformer.kernels.softmax import joint_exponentials, wide
@@ -142,6 +143,17 @@ class Sinkhorn(Spelled):
         key: Array | None = None,
     ) -> Array:
         """See `Attention`."""
+        accept(self, inputs, causal=causal)
+
+        def some(params: Params, inputs: Inputs, key: Array | None) -> Array:
+            return self._attend(params, inputs, causal, inputs.rate(train), key)
+
+        return by_heads(some, params, inputs, key)
+
+    def _attend(
+        self, params: Params, inputs: Inputs, causal: bool, dropout: float, key: Array | None
+    ) -> Array:
+        """The output of all heads of `inputs` at once."""
         q, k, v, r, share = self._sorting(params, inputs, causal)
         joint = jnp.concatenate([k, v], axis=-1).astype(wide(r, k, v))
         # k' and v' by one product of plain matrices, [T, T] times [T, b 2D].
@@ -162,7 +174,7 @@ class Sinkhorn(Spelled):
             bias = jnp.log(divisor.swapaxes(-1, -2))
             near = Keys(k, v, position, exists)
             sets = [near, Keys(sorted_k, sorted_v, position, filled[..., None, :], bias=bias)]
-        out = attend(q, sets, dropout=inputs.rate(train), key=key)
+        out = attend(q, sets, dropout=dropout, key=key)
         return zero_invalid(untile(out, inputs.q.shape[1]), inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
