@@ -991,6 +991,70 @@ class Profile(Record):
 
 
 @dataclass(frozen=True)
+class StepPrediction(Record):
+    """What the compiler for a device says of a step of training.
+
+    Attributes:
+      name: "search", "found", "given", or the homogeneous genotype in short.
+      batch: examples of a step.
+      fits: it fits the memory of the device.
+      peak_bytes: in memory at once; null where the compiler does not say.
+      temp_bytes: of temporaries among them.
+      flops: of products, with loops multiplied by their turns.
+      moved_bytes: read from main memory and written to it, likewise.
+      roofline_ms: the least time at the FLOP/s and the bandwidth of the device.
+      bound: which of both it is, "flops" or "bytes".
+      compile_seconds: of processors.
+      largest_batch: the largest power of two times `batch` that fits; null where none does.
+      refusal: why the compiler gave up.
+    """
+
+    name: str
+    batch: int
+    fits: bool
+    peak_bytes: int | None = None
+    temp_bytes: int | None = None
+    flops: float | None = None
+    moved_bytes: float | None = None
+    roofline_ms: float | None = None
+    bound: str | None = None
+    compile_seconds: float | None = None
+    largest_batch: int | None = None
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
+class Prediction(Record):
+    """What `dartformer profile --on` shows: steps of training on a device that is not here.
+
+    Attributes:
+      device: a name that `--on` knows.
+      kind: the device's own name.
+      memory_bytes: that programs can fill.
+      flops_per_second, bytes_per_second: dense bfloat16 FLOP/s, and bandwidth of main memory.
+      jax: its version.
+      dtype: of activations.
+      length: tokens of an example.
+      steps: the search first.
+    """
+
+    device: str
+    kind: str
+    memory_bytes: int
+    flops_per_second: float
+    bytes_per_second: float
+    jax: str
+    dtype: str
+    length: int
+    steps: tuple[StepPrediction, ...]
+
+    @property
+    def label(self) -> str:
+        """What the numbers are, in words."""
+        return f"predicted for {self.device}"
+
+
+@dataclass(frozen=True)
 class ExampleScores(Record):
     """`test_scores.json`: how each model answered each test example.
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -163,15 +164,13 @@ def answers(device: Device, module: str, request: dict[str, Any]) -> Iterator[di
       InputError: it was raised there, or the process ended, as of a crash in the compiler.
     """
     command = [sys.executable, "-m", module]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=environment(device),
-    )
-    with process:
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as log,
+        subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=environment(device)
+        ) as process,
+    ):
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -184,12 +183,15 @@ def answers(device: Device, module: str, request: dict[str, Any]) -> Iterator[di
                 if "refused" in answer:
                     raise InputError(answer["refused"])
                 yield answer
-        finally:
-            if process.poll() is None:
-                process.stdout.close()
-                process.wait()
-    if process.returncode:
-        raise InputError(
-            f"the compiler for {device.name} gave up: its process ended with status "
-            f"{process.returncode}. Try a smaller batch, or fewer layers."
-        )
+        except BrokenPipeError:  # it ended before it read the request
+            pass
+        except BaseException:
+            process.kill()
+            raise
+        if process.wait():
+            log.seek(0)
+            lines = log.read().strip().splitlines() or ["it said nothing"]
+            raise InputError(
+                f"the compiler for {device.name} gave up with status {process.returncode}: "
+                f"{lines[-1][:300]}"
+            )

@@ -229,7 +229,8 @@ class Program:
                 if instruction.opcode in COUNTED:
                     operations[instruction.opcode] += 1
                 if name not in fused:
-                    largest = max(largest, *instruction.arrays, key=lambda array: array.bytes)
+                    every = (largest, *instruction.arrays)
+                    largest = max(every, key=lambda array: array.bytes)
         counts = {name: operations[name] for name in COUNTED}
         return Facts(work.flops, work.moved, largest.bytes, str(largest), counts, self.unknown)
 

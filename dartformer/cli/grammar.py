@@ -36,6 +36,7 @@ EXAMPLES = {
     "profile": (
         "dartformer profile --config=my_space.py --workdir=runs/mine",
         "dartformer profile --export=runs/mine/export --batch=8",
+        "dartformer profile --config=my_space.py --on=tpu-v5e",
     ),
     "export": ("dartformer export --config=my_space.py --workdir=runs/mine --format=onnx,torch",),
     "report": ("dartformer report runs/mine --watch",),
@@ -232,7 +233,17 @@ def _add_profile_options(verb: argparse.ArgumentParser) -> None:
         "homogeneous models of the config's search space)",
     )
     verb.add_argument("--export", metavar="DIR", help="price an exported model, without --config")
-    verb.add_argument("--batch", type=int, default=1, help="examples per batch (default: 1)")
+    verb.add_argument(
+        "--on",
+        metavar="DEVICE",
+        help="predict the steps of the search and of training on a device that is not here, by "
+        "its own compiler: tpu-v5e or h100. Needs `pip install 'dartformer[aot]'`",
+    )
+    verb.add_argument(
+        "--batch",
+        type=int,
+        help="examples per batch (default: 1; with --on, data.batch_size)",
+    )
     verb.add_argument(
         "--length",
         default="",

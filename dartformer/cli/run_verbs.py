@@ -25,6 +25,7 @@ from dartformer.stages import clean as cleaning
 from dartformer.stages import probe as probing
 from dartformer.stages import profile as profiling
 from dartformer.stages.layout import Workdir
+from dartformer.stages.predict import predict
 
 Item = TypeVar("Item")
 
@@ -150,8 +151,13 @@ def profile(arguments: argparse.Namespace, values: dict[str, str]) -> int:
         raise InputError(
             "profile needs --export, or --config (alone, or with --workdir or --genotype)."
         )
+    if arguments.on:
+        return _predict(arguments, values)
     lengths = profiling.parse_lengths(arguments.length)
-    at = profiling.At(arguments.batch, lengths, arguments.phase, arguments.repeats)
+    batch = 1
+    if arguments.batch is not None:
+        batch = arguments.batch
+    at = profiling.At(batch, lengths, arguments.phase, arguments.repeats)
     compile_cache.use()
     if arguments.export:
         model = load(arguments.export).model
@@ -167,6 +173,38 @@ def profile(arguments: argparse.Namespace, values: dict[str, str]) -> int:
         print_json(result)
     else:
         terminal.show_profile(record)
+    return 0
+
+
+def _predict(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    """What the steps cost on a device that is not here."""
+    if arguments.export:
+        raise InputError(
+            "--on does not work with --export, because it prices steps of training. Use --config "
+            "and --genotype."
+        )
+    defaults = {"length": "", "phase": "forward", "repeats": 20, "plot": None}
+    for name, default in defaults.items():
+        if getattr(arguments, name) != default:
+            raise InputError(
+                f"--{name} does not work with --on, which prices steps of training as the config "
+                f"has them. Leave it out."
+            )
+    if arguments.batch is not None and arguments.batch < 1:
+        raise InputError(f"batch must be a whole number of at least 1, got {arguments.batch}.")
+    config = load_config(arguments.config, values)
+    genotypes = {}
+    if arguments.genotype:
+        genotypes = {"given": profiling.read_genotype(arguments.genotype)}
+    elif arguments.workdir:
+        with Workdir(arguments.workdir, config) as workdir:
+            genotypes = {"found": workdir.read_genotype()}
+    source = (arguments.config, values)
+    result = predict(config, source, genotypes, arguments.on, arguments.batch or 0)
+    if arguments.json:
+        print_json(result.to_dict())
+    else:
+        terminal.show_prediction(result)
     return 0
 
 

@@ -28,9 +28,11 @@ from dartformer.results import (
     Latency,
     Limit,
     ModelScores,
+    Prediction,
     Profile,
     RaceRecord,
     Results,
+    StepPrediction,
     finite,
 )
 from dartformer.stages.clean import Cleaned
@@ -309,13 +311,63 @@ def show_profile(profile: Profile) -> None:
         console.print(verdicts.sentence(profile.note), markup=False)
 
 
+def _gigabytes(value: float) -> str:
+    return f"{value / 1e9:.3g}"
+
+
+PREDICTED = (
+    Column("peak GB", ("peak_bytes",), _gigabytes),
+    Column("GFLOP", ("flops",), _gigabytes),
+    Column("GB moved", ("moved_bytes",), _gigabytes),
+    Column("ms at least", ("roofline_ms",), _rate),
+    Column("bound by", ("bound",), str),
+    Column("compile s", ("compile_seconds",), lambda value: f"{value:.0f}"),
+    Column("largest batch", ("largest_batch",), _count),
+)
+"""The numbers of a prediction."""
+
+
+def show_prediction(prediction: Prediction) -> None:
+    """The table of `dartformer profile --on`, and a line for each step that cannot be."""
+    console = Console()
+    batch = prediction.steps[0].batch
+    where = f"batch {batch}, length {prediction.length}, {prediction.dtype}"
+    memory = f"{_gigabytes(prediction.memory_bytes)} GB"
+    console.print(f"{prediction.label} ({prediction.kind}, {memory}); {where}", markup=False)
+    rows = [step for step in prediction.steps if step.refusal is None]
+    _show_costs(console, "a step of training", ("name",), rows, PREDICTED)
+    for step in prediction.steps:
+        if step.refusal is not None:
+            say(console, f"{step.name}: the compiler gave up: {step.refusal}")
+        elif not step.fits:
+            say(console, does_not_fit(step, prediction))
+
+
+def does_not_fit(step: StepPrediction, prediction: Prediction) -> str:
+    """That a batch does not fit, and which one does."""
+    needed = ""
+    if step.peak_bytes is not None:
+        needed = f": it needs {_gigabytes(step.peak_bytes)} GB"
+    line = (
+        f"{step.name}: a batch of {step.batch} does not fit the "
+        f"{_gigabytes(prediction.memory_bytes)} GB of {prediction.device}{needed}. "
+    )
+    if step.largest_batch is None:
+        return line + "Not even one example does."
+    return line + f"The largest that fits is {step.largest_batch}."
+
+
 def _show_costs(
-    console: Console, title: str, names: tuple[str, ...], rows: Sequence[object]
+    console: Console,
+    title: str,
+    names: tuple[str, ...],
+    rows: Sequence[object],
+    known: Sequence[Column] = COLUMNS,
 ) -> None:
     """A table of costs: fields that name a row, then the numbers that a row has."""
     if not rows:
         return
-    columns = _columns(rows)
+    columns = _columns(rows, known)
     heads = [*names]
     for column in columns:
         heads.append(column.title)
@@ -344,10 +396,10 @@ def _show_costs(
     console.print(table)
 
 
-def _columns(rows: Sequence[object]) -> list[Column]:
+def _columns(rows: Sequence[object], known: Sequence[Column]) -> list[Column]:
     """The columns in which at least one row has a number that is not 0."""
     columns = []
-    for column in COLUMNS:
+    for column in known:
         if any(_value(row, column) for row in rows):
             columns.append(column)
     return columns

@@ -70,7 +70,8 @@ class Study:
 
     def __init__(self, config: Config | ConfigDict, target: Target | None = None):
         config = configs.build(config)
-        configs.require_here(config)
+        if target is None:
+            configs.require_here(config)
         if config.space.aspect != "given":
             shapes = ", ".join(config.shapes)
             raise InputError(
@@ -81,7 +82,8 @@ class Study:
         compile_cache.use()
         self.config = config
         self.task = config.task.built
-        if isinstance(self.task, Checks):
+        # What is compiled for another device is not run: it needs no data and no memory here.
+        if target is None and isinstance(self.task, Checks):
             self.task.check(self.data_dir)
         self.model = dataclasses.replace(config.transformer, target=target)
         self.space = config.search_space
