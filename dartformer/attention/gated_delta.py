@@ -44,7 +44,8 @@ class GatedDelta(KeepsState, Spelled):
       rule of Schlag et al. 2021, arXiv:2102.11174.
     Own parameters: `alpha` `[H, E]` (w_a), `beta` `[H, E]` (w_b), `A_log` `[H]` (A = exp),
       `dt_bias` `[H]` (c).
-    Cost: O(N (C + D) D) time in chunks of C = 32; state D x D. No weight is divided by a sum.
+    Cost: O(N (C + D) D) time in chunks of C = 32; state D x D. Memory O(N D), and for a gradient
+      a state for each 256 tokens. No weight is divided by a sum.
     Masks: an invalid token is not written and the state does not decay for it.
     Both ways: a second recurrence from the last token to the first, added, in which each token
       reads before it is written: the own token is counted once.

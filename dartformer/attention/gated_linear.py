@@ -38,7 +38,8 @@ class GatedLinear(KeepsState, Spelled):
       (the gate).
     Own parameters: W = `up` `down` + `bias`, `down` `[H, E, rank]`, `up` `[H, rank, D]`, `bias`
       `[H, D]`.
-    Cost: O(N (C + D) D) time in chunks of C = 32; state D x D. No weight is divided by a sum.
+    Cost: O(N (C + D) D) time in chunks of C = 32; state D x D. Memory O(N D), and for a gradient
+      a state for each 128 tokens. No weight is divided by a sum.
     Masks: an invalid token is not written and the state does not decay for it.
     Both ways: a second recurrence from the last token to the first, added; the own token is counted
       once.

@@ -36,7 +36,8 @@ class Retention(KeepsState, Spelled):
       (in chunks).
     Own parameters: `decay` `[H]`, with gamma = sigmoid(decay), at first the paper's 1 - 2^(-5-h)
       for head h.
-    Cost: O(N (C + D) D) time in chunks of C = 64; state D x D. No weight is divided by a sum.
+    Cost: O(N (C + D) D) time in chunks of C = 64; state D x D. Memory O(N D), and for a gradient
+      a state for each 256 tokens. No weight is divided by a sum.
     Masks: an invalid token is not written, and gamma is not applied for it: distances count valid
       tokens.
     Both ways: a second recurrence from the last token to the first, added; the own token is counted

@@ -42,7 +42,8 @@ class Ssd(KeepsState, Spelled):
       x.
     Own parameters: `dt` `[H, E]` (w), `dt_bias` `[H]` (b), `A_log` `[H]` (A = exp), `D` `[H]`; they
       begin as there.
-    Cost: O(N (C + D) D) time in chunks of C = 64; state D x D. No weight is divided by a sum.
+    Cost: O(N (C + D) D) time in chunks of C = 64; state D x D. Memory O(N D), and for a gradient
+      a state for each 256 tokens. No weight is divided by a sum.
     Masks: an invalid token is not written and the state does not decay for it.
     Both ways: a second recurrence from the last token to the first, added; the own token is counted
       once.

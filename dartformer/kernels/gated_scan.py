@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from dartformer.kernels.linear_scan import (
-    GROUP,
     carried,
     chunk_of,
     chunked,
@@ -22,6 +21,9 @@ from dartformer.kernels.linear_scan import (
 from dartformer.kernels.recurrence import recurrence_step
 from dartformer.kernels.softmax import wide
 from dartformer.kernels.target import Target
+
+GROUP = 128
+"""Tokens in a group of `grouped`: half of what other scans take, for the terms of their leaves."""
 
 
 # Under jit it is traced once, and is one program outside jit too.
@@ -127,7 +129,7 @@ def _gated_scan(
     if state is None:
         state = jnp.zeros((batch, heads, width, tokens.v.shape[3]), dtype)
         out = tokens.v.dtype
-    group = group_of(length, target)
+    group = group_of(length, target, group=GROUP)
     if not (causal or alone):
         right = functools.partial(_from_the_right, scale=scale, chunk=chunk)
         _, add = grouped(right, state, tokens, chunk=chunk, group=group, reverse=True)

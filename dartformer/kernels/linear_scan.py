@@ -133,11 +133,13 @@ For fewer computing again costs more time than is saved by arrays that fit into 
 """
 
 
-def group_of(length: int, target: Target | None = None, on_cpu: int = ON_CPU) -> int:
-    """Tokens in a group of `grouped`, at most: `GROUP`, but all of fewer than `on_cpu` on a CPU."""
+def group_of(
+    length: int, target: Target | None = None, on_cpu: int = ON_CPU, group: int = GROUP
+) -> int:
+    """Tokens in a group of `grouped`, at most: `group`, but all of fewer than `on_cpu` on a CPU."""
     if length < on_cpu and not (target or here()).accelerated:
         return length
-    return GROUP
+    return group
 
 
 State = TypeVar("State")
