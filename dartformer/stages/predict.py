@@ -97,19 +97,23 @@ def predicted(
     config: Config, genotypes: Mapping[str, Genotype], device: Device, batch: int
 ) -> Iterator[StepPrediction]:
     """What each step costs, one after another; `genotypes` as in `predict`."""
-    study = Study(config, device.target)
+    study, parts = Study(config, device.target), config.data.accumulate
+    if batch % parts:
+        raise InputError(
+            f"a batch of {batch} is not data.accumulate = {parts} equal parts. Use a multiple."
+        )
     named = dict(genotypes)
     if not named:
         for genotype in study.space.homogeneous():
             named[str(genotype)] = genotype
     if study.strategy.traits.supernet and "given" not in named:
-        yield step_prediction("search", lambda size: searching(study, size), device, batch)
+        yield step_prediction("search", lambda size: searching(study, size), device, batch, parts)
     for name, genotype in named.items():
 
         def trains(size: int, genotype: Genotype = genotype) -> Step:
             return training(study, genotype, size)
 
-        yield step_prediction(name, trains, device, batch)
+        yield step_prediction(name, trains, device, batch, parts)
 
 
 def searching(study: Study, size: int) -> Step:
@@ -130,7 +134,8 @@ def training(study: Study, genotype: Genotype, size: int) -> Step:
     """A step that trains a genotype on `size` examples."""
     program = study.program(genotype)
     state = jax.eval_shape(lambda: begin(program.network, program.optimizer, 0))
-    step = plain_step(program.network, program.optimizer, study.metric)
+    parts = study.config.data.accumulate
+    step = plain_step(program.network, program.optimizer, study.metric, parts)
     return Step(step, (state, batch_of(study, size)))
 
 
@@ -147,14 +152,14 @@ def batch_of(study: Study, size: int) -> dict[str, Any]:
 
 
 def step_prediction(
-    name: str, step: Callable[[int], Step], device: Device, batch: int
+    name: str, step: Callable[[int], Step], device: Device, batch: int, parts: int = 1
 ) -> StepPrediction:
-    """What a step costs at a batch, and the largest batch that fits."""
+    """What a step costs at a batch of so many parts, and the largest batch that fits."""
     tried = Tried(step, device)
     found = tried(batch)
     if tried.refusal:
         return StepPrediction(name, batch, fits=False, refusal=tried.refusal)
-    largest = largest_batch(tried, device.memory, batch)
+    largest = largest_batch(tried, device.memory, batch, parts)
     if not isinstance(found, Estimate):
         needed = found or None
         return StepPrediction(name, batch, False, peak_bytes=needed, largest_batch=largest)
@@ -205,8 +210,10 @@ class Tried:
             return 0
 
 
-def largest_batch(tried: Callable[[int], Estimate | int], memory: int, batch: int) -> int | None:
-    """The largest of batch x 2^n that fits in `memory`; None where no batch does.
+def largest_batch(
+    tried: Callable[[int], Estimate | int], memory: int, batch: int, parts: int = 1
+) -> int | None:
+    """The largest of batch x 2^n that fits in `memory`; None where none of equal parts does.
 
     The peak grows about linearly with the batch, and two compiled programs foretell the rest; the
     answer itself was compiled.
@@ -214,17 +221,21 @@ def largest_batch(tried: Callable[[int], Estimate | int], memory: int, batch: in
     size = batch
     first = tried(batch)
     if isinstance(first, Estimate):
-        size = _foretold(tried, memory, batch, first.peak_bytes)
-    while size >= 1:
+        size = _foretold(tried, memory, batch, first.peak_bytes, parts)
+    while size >= 1 and size % parts == 0:
         if isinstance(tried(size), Estimate):
             return size
         size //= 2
     return None
 
 
-def _foretold(tried: Callable[[int], Estimate | int], memory: int, batch: int, peak: int) -> int:
+def _foretold(
+    tried: Callable[[int], Estimate | int], memory: int, batch: int, peak: int, parts: int
+) -> int:
     """The largest of batch x 2^n whose peak on a straight line is within `memory`."""
-    other = batch // 2 or 2 * batch
+    other = batch // 2
+    if other == 0 or other % parts:
+        other = 2 * batch
     second = tried(other)
     if not isinstance(second, Estimate):
         return batch

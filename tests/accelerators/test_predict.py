@@ -200,3 +200,18 @@ def test_the_steps_of_a_config_are_compiled_for_its_device(monkeypatch):
     monkeypatch.setattr(compiling, "estimate", gives_up)
     steps = list(predicted(config, {}, TPU, 16))
     assert [step.refusal for step in steps] == ["INTERNAL: no tile"] * 3
+
+
+def test_batches_are_tried_in_equal_parts():
+    """`data.accumulate`, of which a step needs the memory of one part."""
+    tried = []
+
+    def too_large(size):
+        tried.append(size)
+        return 20 * 10**9
+
+    assert largest_batch(too_large, TPU.memory, 12, parts=3) is None
+    assert set(tried) == {12, 6, 3}
+    config = configs.load_config(TINY, {"data.accumulate": "4"})
+    with pytest.raises(InputError, match="a batch of 18 is not"):
+        next(predicted(config, {}, TPU, 18))
