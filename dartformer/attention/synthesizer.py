@@ -38,6 +38,8 @@ from dartformer.attention.decoding import (
 )
 from dartformer.errors import InputError
 from dartformer.kernels.cached import grouped_values, row_bias, visible, write
+from dartformer.kernels.chunked import TILE, chunked_attention
+from dartformer.kernels.flash import without_cudnn
 from dartformer.kernels.softmax import (
     dense_allowed,
     distance_bias,
@@ -45,6 +47,7 @@ from dartformer.kernels.softmax import (
     softmax_values,
     wide,
 )
+from dartformer.kernels.target import here
 
 MODES = ("dense", "random", "factorised")
 _MODES = ", ".join(repr(mode) for mode in MODES)
@@ -59,7 +62,8 @@ class Synthesizer(Spelled):
       that `rank` (3.1.4).
     Own parameters: "dense" W1 `[H, E, rank]` and W2 `[H, rank, N_max]`; "random" R `[H, N_max,
       N_max]`; "factorised" R1 and R2 `[H, N_max, rank]`.
-    Cost: O(N^2 (D + rank)) time, O(N^2) memory, as full attention.
+    Cost: O(N^2 (D + rank)) time. "dense" takes O(N) memory beyond a tile's length, as full
+      attention, and "factorised" on accelerators; O(N^2) otherwise.
     Masks: invalid keys are left out of the softmax; causal leaves out j > i. A query that sees no
       key gives zero.
     Deviations: no biases; R is always trained (the paper also fixes it). Inputs shorter than N_max
@@ -150,23 +154,57 @@ class Synthesizer(Spelled):
         """S `[B or 1, H, N, N]` in float32 or wider; refuses what it does not support."""
         accept(self, inputs, causal=causal)
         length = inputs.v.shape[1]
+        if self.mode == "random":
+            fits(self, length, params["R"].shape[1])
+            scores = params["R"][None, :, :length, :length]  # [1, H, N, N]: of no example
+        else:
+            rows, columns = self._factors(params, inputs)
+            scores = jnp.einsum("bhnm,hmk->bhnk", rows, columns)
+        position = jnp.arange(length)
+        distance = position - position[:, None]
+        return distance_bias(scores.astype(wide(scores)), inputs.slopes, distance)
+
+    def _factors(self, params: Params, inputs: Inputs) -> tuple[Array, Array]:
+        """S as a product: rows `[B or 1, H, N, rank]` times columns `[H, rank, N]`."""
+        length = inputs.v.shape[1]
         if self.mode == "dense":
             # S_i = W2^T relu(W1^T x_i)
             fits(self, length, params["W2"].shape[-1])
             projected = jnp.einsum("bne,hem->bhnm", layer_input(self, inputs), params["W1"])
-            hidden = jax.nn.relu(projected)  # [B, H, N, width]
-            scores = jnp.einsum("bhnm,hmk->bhnk", hidden, params["W2"][..., :length])
-        elif self.mode == "random":
-            fits(self, length, params["R"].shape[1])
-            scores = params["R"][None, :, :length, :length]  # [1, H, N, N]: of no example
-        else:
-            # S = R1 R2^T
-            fits(self, length, params["R1"].shape[1])
-            rows, columns = params["R1"][:, :length], params["R2"][:, :length]
-            scores = jnp.einsum("hnm,hkm->hnk", rows, columns)[None]
-        position = jnp.arange(length)
-        distance = position - position[:, None]
-        return distance_bias(scores.astype(wide(scores)), inputs.slopes, distance)
+            return jax.nn.relu(projected), params["W2"][..., :length]
+        # S = R1 R2^T
+        fits(self, length, params["R1"].shape[1])
+        return params["R1"][None, :, :length], params["R2"][:, :length].swapaxes(1, 2)
+
+    def _tiled(self, inputs: Inputs) -> bool:
+        """Whether scores are made for a tile of queries at a time, and again when needed."""
+        if self.mode == "random" or without_cudnn("auto", inputs.v.shape[1]) != "chunked":
+            return False
+        # Scores that are the same in all examples would be made for each of them, which pays on a
+        # CPU only for long inputs.
+        return self.mode == "dense" or (inputs.target or here()).accelerated
+
+    def _in_tiles(
+        self, params: Params, inputs: Inputs, causal: bool, dropout: float, key: Array | None
+    ) -> Array:
+        """The output as attention whose queries and keys are the factors of S."""
+        accept(self, inputs, causal=causal)
+        rows, columns = self._factors(params, inputs)
+        batch, length, heads, _ = inputs.v.shape
+        size = (batch, length, heads, rows.shape[-1])
+        out = chunked_attention(
+            jnp.broadcast_to(rows.transpose(0, 2, 1, 3), size),
+            jnp.broadcast_to(columns.transpose(2, 0, 1), size),
+            inputs.v,
+            causal=causal,
+            valid=inputs.valid,
+            slopes=inputs.slopes,
+            dropout=dropout,
+            key=key,
+            scale=1.0,
+            target=inputs.target,
+        )
+        return zero_invalid(out, inputs.mask)
 
     def __call__(
         self,
@@ -178,6 +216,8 @@ class Synthesizer(Spelled):
         key: Array | None = None,
     ) -> Array:
         """See `Attention`."""
+        if self._tiled(inputs):
+            return self._in_tiles(params, inputs, causal, inputs.rate(train), key)
         scores = self._scores(params, inputs, causal)
         allowed = dense_allowed(scores.shape[-1], causal=causal, valid=inputs.valid)
         out = softmax_values(scores, allowed, inputs.v, dropout=inputs.rate(train), key=key)
@@ -255,10 +295,13 @@ class Synthesizer(Spelled):
         parameters = 0
         for (rows, columns), _ in self._sizes(shape).values():
             parameters += rows * columns
+        kept = 2 * shape.batch * pairs
+        if self.mode == "dense" and without_cudnn("auto", shape.length) == "chunked":
+            kept = kept // shape.length * TILE  # scores of one tile of queries at a time
         return Cost(
             flops=scores + shape.batch * pairs * (2 * shape.head_dim + 5),
             parameters=shape.heads * parameters,
-            activation_bytes=(2 * shape.batch * pairs + hidden) * shape.wide_itemsize,
+            activation_bytes=(kept + hidden) * shape.wide_itemsize,
             # Values alone: no key is compared.
             state_bytes=kv_cache_bytes(shape, shape.length) // 2,
         )

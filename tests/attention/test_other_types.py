@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dartformer.accelerators.devices import device_of
 from dartformer.attention import Inputs, Shape, parse
 from dartformer.attention.conformance.case import quick
 from dartformer.attention.reformer import rotations
@@ -97,6 +98,7 @@ def by_weights(attention, params, inputs, causal):
     return jnp.einsum("bhnk,bkhd->bnhd", rows, inputs.v)
 
 
+TPU = device_of("tpu-v5e").target
 LONG = 261  # two tiles of queries, which do not divide it
 
 
@@ -111,17 +113,28 @@ def long_case(attention, heads=2, width=4):
     return params, Inputs(q, k, v, x, valid, slopes=2.0 ** -jnp.arange(1.0, heads + 1))
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_long_differential_is_its_definition(causal):
-    attention = parse("differential")
+@pytest.mark.parametrize(
+    ("spec", "causal"),
+    [
+        ("differential", False),
+        ("differential", True),
+        ("synthesizer", False),
+        ("synthesizer", True),
+        ("synthesizer(mode='factorised',rank=2)", False),
+    ],
+)
+def test_long_inputs_in_tiles_are_the_definition(spec, causal):
+    attention = parse(spec)
     params, inputs = long_case(attention)
+    inputs = dataclasses.replace(inputs, target=TPU)
 
     def results(of):
-        def loss(params, q, k, v):
-            changed = dataclasses.replace(inputs, q=q, k=k, v=v)
+        def loss(params, q, k, v, x):
+            changed = dataclasses.replace(inputs, q=q, k=k, v=v, x=x)
             return (of(attention, params, changed, causal) ** 3).sum()
 
-        return jax.value_and_grad(loss, (0, 1, 2, 3))(params, inputs.q, inputs.k, inputs.v)
+        arrays = (params, inputs.q, inputs.k, inputs.v, inputs.x)
+        return jax.value_and_grad(loss, range(5))(*arrays)
 
     def fast(attention, params, inputs, causal):
         return attention(params, inputs, causal=causal)
