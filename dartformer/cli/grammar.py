@@ -86,6 +86,9 @@ STAGES = {
 }
 """The verbs that take a config and a workdir, with their help."""
 
+TRACED = ("run", "search", "race", "retrain", "evaluate")
+"""The verbs of `STAGES` that train or evaluate."""
+
 # argparse keeps its table of verbs in a class without a public name.
 Verbs = argparse._SubParsersAction
 
@@ -187,6 +190,15 @@ def _add_stage(verbs: "Verbs[Parser]", name: str) -> None:
         action="store_true",
         help="compile every program again, and keep none in the user's cache folder",
     )
+    if name in TRACED:
+        verb.add_argument(
+            "--profile-trace",
+            nargs="?",
+            const="",  # --profile-trace alone: a folder of the workdir
+            metavar="FOLDER",
+            help="trace ten steps of the search, of a training and of an evaluation, for Perfetto or "
+            "TensorBoard (default folder: WORKDIR/profile)",
+        )
     if name == "profile":
         _add_profile_options(verb)
     if name == "export":

@@ -1,7 +1,8 @@
 """The verbs on configs and workdirs: the stages, profile, report and compare."""
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from dartformer.errors import InputError
 from dartformer.export.load import load
 from dartformer.machine import compile_cache
 from dartformer.machine.printable import printable
+from dartformer.machine.progress import say
 from dartformer.machine.workdir import jsonable, read_json
 from dartformer.placement.study import PlacementWorkdir, is_placement
 from dartformer.report import compare as comparison
@@ -26,6 +28,7 @@ from dartformer.stages import probe as probing
 from dartformer.stages import profile as profiling
 from dartformer.stages.layout import Workdir
 from dartformer.stages.predict import predict
+from dartformer.training import trace
 
 Item = TypeVar("Item")
 
@@ -34,8 +37,11 @@ def run(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """All stages in order."""
     config = load_any(arguments.config, values)
     if isinstance(config, PlacementConfig):
+        _refuse_trace(arguments)
         return checkpoint.run(arguments, config)
-    return _show_stage(arguments, api.run_all(config, arguments.workdir))
+    with _traced(arguments):
+        result = api.run_all(config, arguments.workdir)
+    return _show_stage(arguments, result)
 
 
 def stage(arguments: argparse.Namespace, values: dict[str, str]) -> int:
@@ -43,18 +49,46 @@ def stage(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     if arguments.verb == "evaluate":
         config = load_any(arguments.config, values)
         if isinstance(config, PlacementConfig):
+            _refuse_trace(arguments)
             return checkpoint.evaluate(arguments, config)
     else:
         config = load_config(arguments.config, values)
-    with api.opened(config, arguments.workdir) as session:
+    with _traced(arguments), api.opened(config, arguments.workdir) as session:
         result = api.do(session, arguments.verb)
     return _show_stage(arguments, result)
+
+
+def _refuse_trace(arguments: argparse.Namespace) -> None:
+    """Raise `InputError` for --profile-trace with a checkpoint, which trains in other ways."""
+    if arguments.profile_trace is not None:
+        raise InputError(
+            "--profile-trace does not work with a checkpoint. Use it with a config of a search."
+        )
+
+
+@contextlib.contextmanager
+def _traced(arguments: argparse.Namespace) -> Iterator[None]:
+    """With --profile-trace, trace some steps of what runs inside, and say where the files are."""
+    chosen = getattr(arguments, "profile_trace", None)  # of the verbs that train or evaluate
+    if chosen is None:
+        yield
+        return
+    folder = Path(chosen or Path(arguments.workdir) / trace.FOLDER)
+    with trace.tracing(folder) as traces:
+        yield
+    if not traces.kinds:
+        say(f"--profile-trace: nothing was traced in {folder}, because all of it was done before")
+        return
+    say(
+        f"traced {' and '.join(traces.kinds)} into {folder}: open a perfetto_trace.json.gz of it at "
+        f"https://ui.perfetto.dev, or all with `tensorboard --logdir={folder}` (pip install xprof)"
+    )
 
 
 def race(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """The race, or with --finish the rest of the trainings of entrants that stopped."""
     config = load_config(arguments.config, values)
-    with api.opened(config, arguments.workdir) as session:
+    with _traced(arguments), api.opened(config, arguments.workdir) as session:
         if not arguments.finish:
             return _show_stage(arguments, api.do(session, "race"))
         return _show_stage(arguments, api.finish(session, arguments.finish).to_dict())

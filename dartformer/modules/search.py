@@ -356,6 +356,7 @@ class _Search:
             rates=rates,
             metric=LOSS,
             identity=self._identity(),
+            kind="search",
         )
 
     def _step(self) -> Step[State]:

@@ -442,6 +442,7 @@ def _fit(study: Study, workdir: Workdir, step: StepProgram[State], watch: Watch)
         rates=study.supernet.rates,
         metric=study.metric,
         identity=study.search_identity,
+        kind="search",
     )
 
 

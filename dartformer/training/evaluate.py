@@ -14,6 +14,7 @@ from dartformer.data.splits import Batch, Split
 from dartformer.machine.progress import say
 from dartformer.models.transformer import Network, Weights, label_scores
 from dartformer.training.metric import ACCURACY, Losses, Metric, Spelled
+from dartformer.training.trace import traced
 
 Scores = dict[str, float]
 """`{"loss", "accuracy"}`, or `{"loss", "r2"}` for regression."""
@@ -123,13 +124,17 @@ class Evaluator:
         if not self._is_compiled:
             say(f"evaluation on {len(split):,} examples: compiling")
             self._is_compiled = True
-        rows, labels, sums, outputs = [], [], [], []
-        for batch in examine(split, size, self.buckets):
-            rows.append(batch.pop("row"))
-            labels.append(batch["label"])
-            summed, answered = self._sums(weights, mixture, batch)
-            sums.append(summed)
-            outputs.append(answered)
+        rows, labels, outputs = [], [], []
+        sums: list[Array] = []
+        steps = -(-len(split) // size)
+        with traced("evaluation", steps, lambda: jax.block_until_ready(sums)) as before_batch:
+            for batch in examine(split, size, self.buckets):
+                before_batch()
+                rows.append(batch.pop("row"))
+                labels.append(batch["label"])
+                summed, answered = self._sums(weights, mixture, batch)
+                sums.append(summed)
+                outputs.append(answered)
         # Fetched once at the end, so that the device never waits for the host.
         # float64, because the sums of a long split would lose digits in float32.
         columns = [np.asarray(part, np.float64) for part in jax.device_get(sums)]  # [3, B] each

@@ -24,6 +24,7 @@ from dartformer.training.finite import not_finite
 from dartformer.training.log import MetricsLog, Numbers
 from dartformer.training.metric import ACCURACY, Metric
 from dartformer.training.step import Metrics, State, StepProgram
+from dartformer.training.trace import traced
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
 """What `signal.signal` takes and returns."""
@@ -230,6 +231,7 @@ def fit(
     metric: Metric = ACCURACY,
     identity: Identity | None = None,
     form: Form[State] = AS_IT_IS,
+    kind: str = "training",
 ) -> Fitted[State]:
     """Train for `schedule.steps` steps, from `state` or from the folder's last checkpoint.
 
@@ -250,6 +252,7 @@ def fit(
       identity: what the training belongs to; every checkpoint holds it.
       form: of the state that `step` takes. Checkpoints, callbacks and the result have it as it is
         kept.
+      kind: "training" or "search", the name of its trace (`dartformer.training.trace`).
 
     Raises:
       InputError: the checkpoints in `folder` belong to something else.
@@ -258,7 +261,7 @@ def fit(
       Stopped: a callback of `dartformer.training.callbacks` returned False, after saving.
     """
     callbacks = _Callbacks(evaluate, describe, observe, rates or {}, metric)
-    training = _Training(name, step, state, stream, schedule, callbacks, identity or {}, form)
+    training = _Training(name, step, state, stream, schedule, callbacks, identity or {}, form, kind)
     if folder is None:
         training.compile()
         training.run(None)
@@ -350,9 +353,10 @@ class _Training(Generic[State]):
         callbacks: _Callbacks[State],
         identity: Identity,
         form: Form[State],
+        kind: str,
     ):
         self.name, self.step, self.stream, self.form = name, step, stream, form
-        self.ahead = Ahead(stream, step.place)
+        self.ahead, self.kind = Ahead(stream, step.place), kind
         self.state = form.enter(state)
         self.schedule, self.callbacks, self.identity = schedule, callbacks, identity
         self.done = int(state.step)
@@ -400,22 +404,29 @@ class _Training(Generic[State]):
 
     def run(self, outputs: _Outputs | None) -> None:
         """All remaining steps."""
-        for batch in self.batches():
-            self.state, metrics = self.step(self.state, batch)
-            self.pending.append(metrics)
-            self.done += 1
-            if self.done < self.schedule.end:
-                # The step is dispatched, and the device has the next batch before it is done.
-                self.ahead.draw()
-            due = self.schedule.due(self.done)
-            refused = outputs is not None and self.refuses_step(metrics, outputs)
-            stopping = outputs is not None and outputs.stop.number != 0
-            if any(due) or stopping or refused:
-                self.report(due, outputs, refused)
+        remaining = self.schedule.end - self.done
+        with traced(self.kind, remaining, lambda: jax.block_until_ready(self.state)) as before_step:
+            for batch in self.batches():
+                before_step()
+                self.take_step(batch, outputs)
         late = self.step.compile_seconds - self.compiled  # for lengths that came up on the way
         self.seconds += time.perf_counter() - self.started - late
         self.processor_seconds += time.process_time() - self.processor_started - late
         self.compile_seconds += late
+
+    def take_step(self, batch: Any, outputs: _Outputs | None) -> None:
+        """A step, and what is due after it."""
+        self.state, metrics = self.step(self.state, batch)
+        self.pending.append(metrics)
+        self.done += 1
+        if self.done < self.schedule.end:
+            # The step is dispatched, and the device has the next batch before it is done.
+            self.ahead.draw()
+        due = self.schedule.due(self.done)
+        refused = outputs is not None and self.refuses_step(metrics, outputs)
+        stopping = outputs is not None and outputs.stop.number != 0
+        if any(due) or stopping or refused:
+            self.report(due, outputs, refused)
 
     def batches(self) -> Iterator[Any]:
         """The batches of the remaining steps."""
