@@ -87,6 +87,8 @@ class Served:
     def logits(self, texts: inputs.Texts, valid: ArrayLike | None = None) -> np.ndarray:
         """Logits `[B, C]`, or `[B, N, C]` of a task that labels tokens, N being the model's length.
 
+        Of tokens they are 0 where no example of the same batch has one.
+
         Args:
           texts: a list of texts or of lists of token ids, or pairs of these where the model
             compares two documents; or an array of token ids `[B, N]` (`[B, 2, N]` of pairs; of
