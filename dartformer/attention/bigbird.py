@@ -142,6 +142,7 @@ class BigBird(KeepsKeys, Spelled):
             slopes=inputs.slopes,
             dropout=dropout,
             key=key,
+            target=inputs.target,
         )
         return zero_invalid(out, inputs.mask)
 

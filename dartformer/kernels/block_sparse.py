@@ -7,11 +7,13 @@ it may see.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from dartformer.kernels.softmax import dropout_key
+from dartformer.kernels.target import Target, here
 from dartformer.kernels.tiles import Keys, around, attend, existing, flat, tile, untile
 
 Predicate = Callable[[Array, Array], Array]
@@ -51,6 +53,7 @@ def block_sparse_attention(
     slopes: Array | None = None,
     dropout: float = 0.0,
     key: Array | None = None,
+    target: Target | None = None,
 ) -> Array:
     """Each block of queries attends to the blocks of keys that `ids` names.
 
@@ -69,6 +72,7 @@ def block_sparse_attention(
       valid: `[B, N]` bool, which keys exist; None if all do.
       slopes: `[H]`, of ALiBi; None without.
       dropout, key: rate at which single weights are dropped, and the noise.
+      target: the device that the program is made for; None for that of this process.
 
     Returns:
       `[B, N, H, D]` in the dtype of v; zero for a query that sees no key. Time and memory O(N (M +
@@ -78,7 +82,8 @@ def block_sparse_attention(
     blocks = -(-length // block)
     ids = unique_ids(_checked(ids, q.shape, block), blocks)
     q, k, v = tile(q, block), tile(k, block), tile(v, block)
-    cells = _Blocks(k, v, existing(length, block, valid), allowed)
+    take = _taking(q.shape[-1], target or here())
+    cells = _Blocks(k, v, existing(length, block, valid), allowed, take)
     if everywhere is None:
         keys = [cells.gather(ids, "bhtkd")]
         out = attend(q, keys, slopes=slopes, dropout=dropout, key=key)
@@ -93,7 +98,7 @@ def block_sparse_attention(
         index = everywhere.clip(0)
         position = (index[..., None] * block + np.arange(block))[..., None]  # [B or 1, 1, G, b, 1]
         rows = attend(
-            _take(q, index),
+            take(q, index),
             [cells.all_keys(position)],
             position=position,
             slopes=slopes,
@@ -132,12 +137,14 @@ class _Blocks(NamedTuple):
       k, v: `[B, H, T, b, D]`.
       exists: `[B or 1, T, b]` bool, static without padding.
       allowed: further condition on positions, or None.
+      take: how blocks of keys and values are taken, `_take` or `_product`.
     """
 
     k: Array
     v: Array
     exists: np.ndarray | Array
     allowed: Predicate | None
+    take: Callable[[Array, np.ndarray | Array], Array]
 
     def gather(self, index: np.ndarray | Array, axes: str) -> Keys:
         """The keys of the blocks `index`, -1 for none.
@@ -156,7 +163,8 @@ class _Blocks(NamedTuple):
         exists = exists.reshape(exists.shape[0], *shape[1:])  # [B, H or 1, T or 1, 1, M b]
         queries = np.arange(blocks * block).reshape(blocks, block, 1)
         mask = self.visible(exists, queries, position)
-        return Keys(flat(_take(self.k, index)), flat(_take(self.v, index)), position, mask, axes)
+        k, v = self.take(self.k, index), self.take(self.v, index)
+        return Keys(flat(k), flat(v), position, mask, axes)
 
     def all_keys(self, queries: np.ndarray | Array) -> Keys:
         """The keys of all blocks, for queries at the positions `queries`."""
@@ -185,6 +193,30 @@ def _with_rows(out: Array, rows: Array, everywhere: np.ndarray | Array) -> Array
         chosen = number == everywhere[:, :, g, None]  # [B or 1, 1, T]
         out = jnp.where(chosen[..., None, None], rows[:, :, g, None], out)
     return out
+
+
+NARROW = 32
+"""The widest head whose blocks a TPU takes by a product.
+
+It fills the last axis up to 128 numbers: gathered blocks of narrow heads are mostly filling.
+"""
+
+
+def _taking(width: int, target: Target) -> Callable[[Array, np.ndarray | Array], Array]:
+    """How blocks of heads of `width` numbers are taken on `target`."""
+    if target.platform == "tpu" and width <= NARROW:
+        return _product
+    return _take
+
+
+def _product(x: Array, index: np.ndarray | Array) -> Array:
+    """`_take` of x `[B, H, T, b, D]`, as a product of a one-hot matrix and rows of b D numbers."""
+    rows = x.reshape(*x.shape[:3], -1)
+    hot = jnp.asarray(index)[..., None] == jnp.arange(x.shape[2])  # [B or 1, H or 1, ..., T]
+    chosen = hot.reshape(*hot.shape[:2], -1, hot.shape[-1]).astype(x.dtype)
+    # In full precision: a TPU would round float32 to bfloat16, and these are copies.
+    taken = jnp.matmul(chosen, rows, precision=jax.lax.Precision.HIGHEST)
+    return taken.reshape(*x.shape[:2], *index.shape[2:], *x.shape[3:])
 
 
 def _take(x: Array, index: np.ndarray | Array) -> Array:

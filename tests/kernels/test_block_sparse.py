@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dartformer.accelerators.devices import device_of
 from dartformer.attention.conformance.case import arrays
+from dartformer.kernels import block_sparse
 from dartformer.kernels.block_sparse import (
     band_attention,
     band_layout,
@@ -13,6 +15,7 @@ from dartformer.kernels.block_sparse import (
     unique_ids,
 )
 from dartformer.kernels.softmax import masked_softmax
+from dartformer.kernels.target import here
 
 
 def dense(q, k, v, allowed, slopes=None):
@@ -242,3 +245,28 @@ def test_band_with_a_prefix_counts_each_key_once(length, window, prefix, causal)
                 length,
                 2,
             )
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 1, 3), (1, 3, 5, 2), (2, 3, 5, 2)])
+def test_blocks_by_a_product_are_those_taken(shape):
+    """Bit for bit in every dtype; indices of one or all examples and heads, for all tiles or each."""
+    rng = np.random.default_rng(0)
+    index = rng.integers(0, 5, shape)
+    x = jnp.asarray(rng.standard_normal((2, 3, 5, 2, 4)))  # [B, H, T, b, D]
+    for dtype in (jnp.float32, jnp.bfloat16):
+        blocks = x.astype(dtype)
+        want = block_sparse._take(blocks, jnp.asarray(index))
+        got = block_sparse._product(blocks, jnp.asarray(index))
+        assert got.dtype == want.dtype
+        np.testing.assert_array_equal(
+            got.astype(jnp.float32), jnp.broadcast_to(want, got.shape).astype(jnp.float32)
+        )
+
+
+def test_a_tpu_takes_blocks_of_narrow_heads_by_a_product():
+    taking = block_sparse._taking
+    tpu, gpu = (device_of(name).target for name in ("tpu-v5e", "h100"))
+    assert taking(8, tpu) is block_sparse._product
+    assert taking(64, tpu) is block_sparse._take
+    assert taking(8, gpu) is block_sparse._take
+    assert taking(8, here()) is block_sparse._take
