@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from dartformer.accelerators import devices
 from dartformer.errors import InputError
 from dartformer.machine.record import Place, Plain, Record
 
@@ -1051,7 +1052,7 @@ class Prediction(Record):
     @property
     def label(self) -> str:
         """What the numbers are, in words."""
-        return f"predicted for {self.device}"
+        return devices.label(self.device)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Compile for a device that is not here, in a process of its own."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,13 +8,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
-from dartformer.accelerators.devices import Device, described
+from dartformer.accelerators.devices import Device, described, require_compiler
 from dartformer.accelerators.program import facts
 from dartformer.errors import InputError
 from dartformer.machine import compile_cache
@@ -154,44 +155,78 @@ def needed_bytes(message: str) -> int:
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
-def answers(device: Device, module: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a module of this package answers to a request, in a process that compiles for a device.
+class Process:
+    """A process that compiles for a device, and that may crash. Close it with `close`.
 
-    The module reads the request as JSON from its standard input and writes one object a line. An
-    object with the key "refused" is an `InputError` there, and raised here.
+    Its module runs `serve`.
 
-    Raises:
-      InputError: it was raised there, or the process ended, as of a crash in the compiler.
+    Args:
+      device: that it compiles for, in its `environment`.
+      module: that it runs.
     """
-    command = [sys.executable, "-m", module]
-    pipe = subprocess.PIPE
-    with (
-        tempfile.TemporaryFile("w+", errors="replace") as log,
-        subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=environment(device)
-        ) as process,
-    ):
-        assert process.stdin is not None
-        assert process.stdout is not None
+
+    def __init__(self, device: Device, module: str):
+        require_compiler(device)
+        self.device = device
+        # Closed with the process, and not at the end of a block.
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=environment(device),
+        )
+
+    def ask(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Its answers to a request, one after another.
+
+        Raises `InputError` where it raised one, or ended.
+        """
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it ended: what it said follows
+            stdin.write(json.dumps(request) + "\n")
+            stdin.flush()
+        for line in stdout:
+            if not line.startswith("{"):  # a compiler that talks
+                continue
+            answer = json.loads(line)
+            if answer == DONE:
+                return
+            if "refused" in answer:
+                raise InputError(answer["refused"])
+            yield answer
+        raise InputError(self._last_words())
+
+    def _last_words(self) -> str:
+        """Why the process ended, in one line."""
+        status = self._process.wait()
+        self._log.seek(0)
+        lines = self._log.read().strip().splitlines() or ["it said nothing"]
+        return (
+            f"the compiler for {self.device.name} gave up with status {status}: {lines[-1][:300]}"
+        )
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.communicate()
+        self._log.close()
+
+
+DONE = {"done": True}
+"""The last answer to a request."""
+
+
+def serve(answers: Callable[[dict[str, Any]], Iterable[dict[str, Any]]]) -> None:
+    """Answer requests from standard input, as the other end of a `Process`."""
+    for line in sys.stdin:
         try:
-            process.stdin.write(json.dumps(request))
-            process.stdin.close()
-            for line in process.stdout:
-                if not line.startswith("{"):  # a compiler that talks
-                    continue
-                answer = json.loads(line)
-                if "refused" in answer:
-                    raise InputError(answer["refused"])
-                yield answer
-        except BrokenPipeError:  # it ended before it read the request
-            pass
-        except BaseException:
-            process.kill()
-            raise
-        if process.wait():
-            log.seek(0)
-            lines = log.read().strip().splitlines() or ["it said nothing"]
-            raise InputError(
-                f"the compiler for {device.name} gave up with status {process.returncode}: "
-                f"{lines[-1][:300]}"
-            )
+            for answer in answers(json.loads(line)):
+                print(json.dumps(answer), flush=True)
+            print(json.dumps(DONE), flush=True)
+        except InputError as error:
+            print(json.dumps({"refused": str(error)}), flush=True)

@@ -117,6 +117,11 @@ def device_of(name: str) -> Device:
     return DEVICES[name]
 
 
+def label(name: str) -> str:
+    """What numbers of a device are called that its compiler predicted."""
+    return f"predicted for {name}"
+
+
 def require_compiler(device: Device) -> None:
     """Raise `InputError` where the compiler for a device is not installed."""
     if importlib.util.find_spec(device.package) is None:

@@ -58,6 +58,9 @@ COUNTED = ("gather", "scatter", "sort", "while", "conditional")
 PRODUCTS = {"__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 5}
 """Products of N x N x D in a call of cuDNN's attention."""
 
+SPLASH = {"splash_mha_fwd": (2, ""), "splash_mha_dq": (3, "_dq"), "splash_mha_dkv": (4, "_dkv")}
+"""Kernels of splash attention: their products of N x N x D, and what names of their blocks end in."""
+
 ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
 TILE = re.compile(r"T\(([\d,]+)\)")
 SPACE = re.compile(r"S\(([1-9])\)")
@@ -193,26 +196,39 @@ def instruction_of(name: str, text: str) -> Instruction:
     return Instruction(name, found[1], arrays_of(shape), operands, rest[closing + 1 :], arguments)
 
 
+def computation_of(lines: list[str]) -> Computation:
+    """A computation from its instructions."""
+    instructions = {}
+    root = ""
+    for line in lines:
+        if found := LINE.match(line):
+            instructions[found[2]] = instruction_of(found[2], found[3])
+            if found[1]:
+                root = found[2]
+    return Computation(instructions, root)
+
+
 class Program:
     """The computations of a program, from the text of optimized HLO."""
 
     def __init__(self, text: str):
         self.computations: dict[str, Computation] = {}
         self.entry = ""
-        instructions: dict[str, Instruction] | None = None
-        name = root = ""
+        name: str | None = None
+        lines: list[str] = []
         for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
             header = HEADER.match(line)
             if header:
-                name, instructions, root = header[2], {}, ""
+                name, lines = header[2], []
                 if header[1]:
                     self.entry = name
-            elif line.startswith("}") and instructions is not None:
-                self.computations[name] = Computation(instructions, root)
-                instructions = None
-            elif instructions is not None and (found := LINE.match(line)):
-                instructions[found[2]] = instruction_of(found[2], found[3])
-                root = found[2] if found[1] else root
+            elif line == "}" and name is not None:
+                self.computations[name] = computation_of(lines)
+                name = None
+            elif LINE.match(line) or not lines:
+                lines.append(line)
+            else:  # attributes of a kernel go on in further lines
+                lines[-1] += line
         if not self.entry:
             raise ValueError("the text is no program of HLO: it has no entry")
         self.unknown = 0
@@ -317,6 +333,11 @@ class Program:
             lhs = _first(computation, instruction, 0)
             pattern = r'"lhs_contracting_dimensions":\[([\d",]*)\]'
             return _product_flops(instruction, lhs, pattern)
+        if target and target[1] == "tpu_custom_call":
+            operands = [
+                _first(computation, instruction, i) for i in range(len(instruction.operands))
+            ]
+            return splash_flops(instruction, operands)
         return 0.0
 
     # Bytes.
@@ -457,6 +478,29 @@ def convolution_flops(instruction: Instruction, lhs: Array, rhs: Array) -> float
             options.get("rhs_dilate", 1),
         )
     return total
+
+
+def splash_flops(call: Instruction, operands: list[Array]) -> float:
+    """Of a kernel of splash attention; 0 for other kernels, whose text does not say.
+
+    Its first operand has a number for each block of queries and of keys that is visited.
+    """
+    for name, (products, kind) in SPLASH.items():
+        if name not in call.name:
+            continue
+        floats = [x for x in operands if x.kind in ("bf16", "f32") and len(x.dims) > 2]
+        q, k = floats[:2]
+        pairs = q.dims[-2] * k.dims[-2]
+        blocks = [
+            re.search(rf'block_{axis}{kind}\\?": (\d+)', call.attributes) for axis in ("q", "kv")
+        ]
+        if all(blocks):
+            visited = math.prod(operands[0].dims[-2:])
+            for block in blocks:
+                visited *= int(block[1]) if block else 1
+            pairs = min(pairs, visited)
+        return 2.0 * products * math.prod(q.dims[:-2]) * pairs * q.dims[-1]
+    return 0.0
 
 
 def _window(attributes: str) -> dict[str, list[int]]:

@@ -223,8 +223,9 @@ def _add_budget_options(verb: argparse.ArgumentParser) -> None:
         action="append",
         metavar="KEY=VALUE[,...]",
         help="pick the best genotype within a budget without searching again. Limits: latency_ms, "
-        "parameters, flops, memory_bytes, kv_bytes; measured at batch, length, phase. Also writes "
-        "pareto.json, the front of accuracy against cost",
+        "parameters, flops, memory_bytes, kv_bytes; measured at batch, length, phase. With on=tpu-v5e "
+        "or on=h100 latencies are predicted for that device. Also writes pareto.json, the front of "
+        "accuracy against cost",
     )
     verb.add_argument(
         "--table",

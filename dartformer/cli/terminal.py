@@ -432,6 +432,8 @@ def show_budget(answer: BudgetAnswer, workdir: Path) -> None:
     """What `dartformer derive --budget` chose, its costs against the limits, and the front."""
     console = Console()
     console.print(drawing(answer.genotype))
+    if "on" in answer.budget:
+        say(console, f"latencies are {answer.device}: rooflines of its compiler, none measured")
     show_limits(console, answer.limits)
     _show_ties(console, answer.ties)
     if answer.programme != answer.text:

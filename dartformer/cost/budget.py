@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from dartformer.accelerators.devices import device_of, label
 from dartformer.errors import InputError, brief, unknown
 from dartformer.machine.record import Record
 from dartformer.space.genotype import Genotype
@@ -27,7 +28,7 @@ QUANTITIES = {
 PHASES = ("forward", "train", "decode")
 """A forward pass; a forward and a backward pass; one more token after `length` tokens."""
 
-SETTINGS = ("batch", "length", "phase", "floor", "rate", "table", "trust_table")
+SETTINGS = ("batch", "length", "phase", "floor", "rate", "table", "trust_table", "on")
 """Keys of a budget that are no limits."""
 
 UNITS = {
@@ -40,7 +41,7 @@ UNITS = {
 }
 """Units of bytes that a limit may have on the command line."""
 
-TEXTS = ("phase", "table")
+TEXTS = ("phase", "table", "on")
 WHOLE_NUMBERS = ("batch", "length")
 
 LARGEST_BATCH = 2**31 - 1
@@ -64,6 +65,7 @@ class Budget:
         is exceeded.
       table: file of measured latencies; "" for the one in the user's cache folder.
       trust_table: use it although another device or other versions measured it.
+      on: a device that is not here, whose compiler predicts latencies; "" to measure them here.
     """
 
     limits: tuple[tuple[str, float], ...]
@@ -74,6 +76,7 @@ class Budget:
     rate: float = 0.1
     table: str = ""
     trust_table: bool = False
+    on: str = ""
 
     @classmethod
     def of(cls, options: Mapping[str, Any], where: str = "search.budget") -> "Budget":
@@ -99,6 +102,7 @@ class Budget:
             rate=float(options.get("rate", defaults.rate)),
             table=str(options.get("table", defaults.table)),
             trust_table=options.get("trust_table", defaults.trust_table),
+            on=str(options.get("on", defaults.on)),
         )
         budget._check(where)
         return budget
@@ -118,6 +122,22 @@ class Budget:
                 f"{where}: memory_bytes does not work with phase = 'decode'. Limit kv_bytes."
             )
 
+        if self.on:
+            self._check_predicted(where)
+
+    def _check_predicted(self, where: str) -> None:
+        """Raise `InputError` where nothing can be predicted for another device."""
+        device_of(self.on)
+        if "latency_ms" not in self.quantities or "memory_bytes" in self.quantities:
+            raise InputError(
+                f"{where}: on={self.on} predicts latency_ms, and does not work without it, or with "
+                f"memory_bytes, which is measured here."
+            )
+        if self.phase == "decode":
+            raise InputError(
+                f"{where}: on={self.on} does not work with phase=decode. Use forward or train."
+            )
+
     @property
     def quantities(self) -> tuple[str, ...]:
         """The quantities that are limited."""
@@ -130,7 +150,14 @@ class Budget:
             "batch": self.batch,
             "length": self.length,
             "phase": self.phase,
+            **self._predicted(),
         }
+
+    def _predicted(self) -> dict[str, str]:
+        """The device that is not here, left out where there is none, as in older files."""
+        if not self.on:
+            return {}
+        return {"on": self.on}
 
     def __str__(self) -> str:
         limits = []
@@ -140,6 +167,8 @@ class Budget:
         if self.length:
             setting.append(f"length {self.length}")
         setting.append(self.phase)
+        if self.on:
+            setting.append(label(self.on))
         return f"{', '.join(limits)} ({', '.join(setting)})"
 
 

@@ -124,14 +124,36 @@ def model(
     """A model with fresh weights on full-length inputs: a forward pass, or a loss's gradient.
 
     No optimiser runs. Raises `InputError` for the phase "decode"."""
+    program = model_program(config, genotype, batch, length, phase)
+    return measured(program.function, *program.arguments, repeats=repeats)
+
+
+class Program(NamedTuple):
+    """A function, and its arguments."""
+
+    function: Callable[..., object]
+    arguments: tuple[object, ...]
+
+
+def model_program(
+    config: TransformerConfig, genotype: Genotype, batch: int, length: int | None, phase: str
+) -> Program:
+    """What `model` measures."""
     check_phase(phase, RUN_PHASES)
     net = transformer(config, genotype)
     weights = net.init(jax.random.key(0))
     tokens, valid = (jnp.ones(blank.shape, blank.dtype) for blank in config.blank(batch, length))
     if phase == "forward":
-        return measured(net.apply, weights, tokens, valid, repeats=repeats)
+        return Program(net.apply, (weights, tokens, valid))
     gradient = jax.value_and_grad(_loss_of(net, config))
-    return measured(gradient, weights, tokens, valid, jax.random.key(1), repeats=repeats)
+    return Program(gradient, (weights, tokens, valid, jax.random.key(1)))
+
+
+def block_program(
+    config: TransformerConfig, genotype: Genotype, batch: int, length: int | None, phase: str
+) -> Program:
+    """What `block` runs: the first block of a model."""
+    return Program(*_block(config, genotype, 0, batch, length, phase))
 
 
 def decode(

@@ -2,10 +2,12 @@
 
 From formulas, or from a table of measured latencies."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from dartformer.accelerators.devices import label
 from dartformer.attention import to_text
 from dartformer.attention.base import Attention, Shape
 from dartformer.cost import measure
@@ -46,6 +48,13 @@ def prices(
     if quantities is None:
         quantities = budget.quantities
     return {key: pricing.price(key) for key in quantities}
+
+
+def device_of_latencies(budget: Budget) -> str:
+    """The device in words, and whether they are predicted."""
+    if budget.on:
+        return label(budget.on)
+    return measure.device()
 
 
 def check_budget(budget: Budget, config: TransformerConfig, space: SearchSpace) -> None:
@@ -190,7 +199,13 @@ class _Pricing:
         )
 
     def _latency(self) -> Price:
-        table = self.table or Table(self.budget.table or None, self.budget.trust_table)
+        budget = self.budget
+        table = self.table or Table(budget.table or None, budget.trust_table, budget.on)
+        with contextlib.closing(table):
+            return self._latency_in(table)
+
+    def _latency_in(self, table: Table) -> Price:
+        """Milliseconds, from a table."""
         batch, length, phase = self.budget.batch, self.positions, self.budget.phase
         if phase == "decode":
             require_generation(self.config, self.plain)

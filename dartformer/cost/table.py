@@ -16,11 +16,12 @@ import jax
 import numpy as np
 
 from dartformer._version import __version__
+from dartformer.accelerators.devices import label
 from dartformer.attention import to_text
 from dartformer.attention.base import Attention
 from dartformer.attention.identity import Identity
 from dartformer.attention.uniform import Uniform
-from dartformer.cost import measure
+from dartformer.cost import measure, predict
 from dartformer.cost.analytic import nothing
 from dartformer.errors import InputError
 from dartformer.machine import user_cache
@@ -94,9 +95,10 @@ def versions() -> dict[str, str]:
     return {"jax": jax.__version__, "dartformer": __version__}
 
 
-def cache_file() -> Path:
-    """The table of this device and these versions in the user's cache folder."""
-    kind = hashlib.sha256(f"{measure.device()} {versions()}".encode()).hexdigest()[:12]
+def cache_file(device: str = "") -> Path:
+    """The table of a device and these versions in the user's cache folder; "" for this device."""
+    device = device or measure.device()
+    kind = hashlib.sha256(f"{device} {versions()}".encode()).hexdigest()[:12]
     return user_cache.folder() / f"latency-{kind}.json"
 
 
@@ -106,16 +108,20 @@ class Table:
     Args:
       file: where; None for `cache_file()`. Created if it is missing.
       trusted: use it although another device or other versions measured it.
+      on: a device whose latencies are predicted by its compiler, and not measured; "" for none.
 
     Raises:
       InputError: it is damaged, or another device's or other versions', and not trusted.
     """
 
-    def __init__(self, file: str | Path | None = None, trusted: bool = False):
-        if file is None:
-            file = cache_file()
-        self.file = Path(file)
+    def __init__(self, file: str | Path | None = None, trusted: bool = False, on: str = ""):
         self.device = measure.device()
+        self.predictor: predict.Predictor | None = None
+        if on:
+            self.device, self.predictor = label(on), predict.Predictor(on)
+        if file is None:
+            file = cache_file(self.device)
+        self.file = Path(file)
         self.versions = versions()
         self.entries: dict[str, Entry] = {}
         self.foreign = False
@@ -190,6 +196,8 @@ class Table:
         if isinstance(attention, Identity):
             return 0.0
         of = {"attention": to_text(attention), "heads": heads, **_setting(config, at)}
+        if self.predictor is not None:
+            return self._get(of, lambda: self._foretold(config, attention, heads, at))
         return self._get(
             of,
             lambda: attention_seconds(
@@ -203,11 +211,40 @@ class Table:
             ),
         )
 
+    def _foretold(
+        self, config: TransformerConfig, attention: Attention, heads: int, at: At
+    ) -> float:
+        """`_added`, by the roofline of a block with the attention less that of one without."""
+        assert self.predictor is not None
+        times = []
+        for count in (heads, 0):
+            genotype = Genotype((heads_of_block(config, attention, count, at.spread),))
+            times.append(
+                self.predictor.seconds(
+                    config,
+                    genotype,
+                    whole=False,
+                    batch=at.batch,
+                    length=at.length,
+                    phase=at.phase,
+                )
+            )
+        return max(times[0] - times[1], 0.0)
+
+    def close(self) -> None:
+        """End the process that predicts, where there is one."""
+        if self.predictor is not None:
+            self.predictor.close()
+
     def rest(self, config: TransformerConfig, *, batch: int, length: int, phase: str) -> float:
         """Seconds of a model whose heads do nothing."""
 
         def model_seconds() -> float:
             tokens = length - (config.tokens - config.length)
+            if self.predictor is not None:
+                return self.predictor.seconds(
+                    config, nothing(config), whole=True, batch=batch, length=tokens, phase=phase
+                )
             if phase == "decode":
                 measured = measure.decode(
                     config, nothing(config), batch=batch, length=tokens, repeats=REPEATS
@@ -297,6 +334,20 @@ def _of_block(config: TransformerConfig) -> dict[str, Plain]:
     return cast(dict[str, Plain], jsonable(without_defaults(options)))
 
 
+def heads_of_block(
+    config: TransformerConfig, attention: Attention, heads: int, spread: bool
+) -> tuple[Attention, ...]:
+    """A row of heads: so many of an attention, and others that do nothing; see `At`."""
+    order = np.arange(config.heads)
+    if spread:
+        # First one head of each group that shares keys, then a second one.
+        order = order.reshape(-1, config.sharing).T.reshape(-1)
+    row: list[Attention] = [Identity()] * config.heads
+    for head in order[:heads].tolist():
+        row[head] = attention
+    return tuple(row)
+
+
 def attention_seconds(
     config: TransformerConfig,
     attention: Attention,
@@ -310,16 +361,9 @@ def attention_seconds(
     """Seconds that `heads` heads of an attention add to a block; see `At`.
 
     The block's other heads do nothing (`identity`)."""
-    order = np.arange(config.heads)
-    if spread:
-        # First one head of each group that shares keys, then a second one.
-        order = order.reshape(-1, config.sharing).T.reshape(-1)
 
     def block(heads: int) -> Callable[[], object]:
-        row: list[Attention] = [Identity()] * config.heads
-        for head in order[:heads].tolist():
-            row[head] = attention
-        genotype = Genotype((tuple(row),))
+        genotype = Genotype((heads_of_block(config, attention, heads, spread),))
         return measure.block(config, genotype, 0, batch=batch, length=length, phase=phase)
 
     calls = [block(heads), block(0)]

@@ -360,6 +360,7 @@ def _limit_of_encoder(budget: Budget, places: Places, where: str) -> Limit:
             )
     if others:
         raise InputError(f"{where} limits {quantity} and {others[0][0]}. Limit one of them.")
+    _require_here(budget, where)
     if not budget.length:
         raise InputError(f"{where} needs a length, as in {quantity}=12,length=256.")
     if budget.batch != 1 or budget.phase != "forward":
@@ -370,9 +371,19 @@ def _limit_of_encoder(budget: Budget, places: Places, where: str) -> Limit:
     return limit
 
 
+def _require_here(budget: Budget, where: str) -> None:
+    """Raise `InputError` for latencies of a device that is not here."""
+    if budget.on:
+        raise InputError(
+            f"{where}: on={budget.on} does not work with a checkpoint, whose latencies are measured "
+            f"here. Leave it out."
+        )
+
+
 def _limit_of_decoding(budget: Budget, places: Places, where: str) -> Limit:
     """A budget of the measured milliseconds of a token."""
     amount = dict(budget.limits)["latency_ms"]
+    _require_here(budget, where)
     if budget.phase != "decode":
         raise InputError(
             f"{where}: latency_ms of a decoder is that of a token. Add phase=decode, as in "

@@ -352,9 +352,12 @@ def pareto(front: Front) -> Chart:
     for point in front.points:
         largest = max(largest, point.cost)
         rows.append((point.name or "", point.cost, point.score, point.front, _kind(point)))
+    title = front.quantity
+    if "on" in front.budget:
+        title = f"{title}, {front.device}"
     x = quantity(
         "cost",
-        front.quantity,
+        title,
         scale={"zero": False, "padding": 40},
         axis=COMPACT | {"tickCount": 5},
     )

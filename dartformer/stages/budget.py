@@ -9,6 +9,7 @@ from dartformer import cost
 from dartformer.attention import to_text
 from dartformer.cost.budget import Budget, Price, number, require_possible
 from dartformer.cost.integer_program import near_ties, solve, within
+from dartformer.cost.prices import device_of_latencies
 from dartformer.cost.prices import prices as price_space
 from dartformer.derivations.base import Trained
 from dartformer.errors import InputError
@@ -141,7 +142,7 @@ def _answer(
         # Margins of `tie_margin` are between weights of a mixture, so losses have no ties.
         ties = _ties(problem, trained, solution, programme.aims)
     return BudgetAnswer(
-        cost.device(),
+        device_of_latencies(problem.budget),
         problem.budget.to_dict(),
         _layers(solution.genotype),
         str(solution.genotype),
@@ -155,7 +156,7 @@ def _answer(
 def _curve(problem: Problem, points: tuple[FrontPoint, ...], seeds: int) -> Front:
     """The content of `pareto.json`."""
     return Front(
-        cost.device(),
+        device_of_latencies(problem.budget),
         problem.budget.to_dict(),
         problem.budget.quantities[0],
         problem.study.metric.share,
@@ -286,6 +287,8 @@ def _mixtures(space: SearchSpace, trained: Sequence[Trained]) -> np.ndarray:
 def measure(study: Study, budget: Budget, genotype: Genotype) -> dict[str, float]:
     """Of what the budget limits, what can be measured: milliseconds and XLA's intermediate bytes."""
     limited = budget.quantities
+    if budget.on:
+        return {}  # nothing runs on a device that is not here
     # Everything else is exact by formula, and a model takes seconds to compile.
     if "latency_ms" not in limited and "memory_bytes" not in limited:
         return {}

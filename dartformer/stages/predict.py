@@ -3,6 +3,7 @@
 The compiler for the device says it, in a process of its own (`dartformer.stages.predict_process`).
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 
 from dartformer.accelerators import compile as compiling
 from dartformer.accelerators.compile import Estimate, GaveUp, TooLarge
-from dartformer.accelerators.devices import Device, device_of, require_compiler
+from dartformer.accelerators.devices import Device, device_of
 from dartformer.config import Config
 from dartformer.errors import InputError
 from dartformer.machine.progress import say
@@ -61,7 +62,6 @@ def predict(
         process.
     """
     known = device_of(device)
-    require_compiler(known)
     if batch < 0:
         raise InputError(f"batch must be a whole number of at least 1, got {batch}.")
     batch = batch or config.data.batch_size
@@ -74,9 +74,10 @@ def predict(
         "genotypes": {name: genotype.to_dict() for name, genotype in genotypes.items()},
     }
     steps = []
-    for answer in compiling.answers(known, PROCESS, request):
-        steps.append(StepPrediction.from_dict(answer))
-        say(f"profile: compiled {steps[-1].name} for {device}")
+    with contextlib.closing(compiling.Process(known, PROCESS)) as process:
+        for answer in process.ask(request):
+            steps.append(StepPrediction.from_dict(answer))
+            say(f"profile: compiled {steps[-1].name} for {device}")
     return Prediction(
         device=device,
         kind=known.target.kind,

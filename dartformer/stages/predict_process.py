@@ -1,31 +1,27 @@
-"""The process that compiles for a device: a request as JSON from standard input, a line for each step.
+"""The process that compiles the steps of a config for a device: see `dartformer.stages.predict`.
 
-See `dartformer.stages.predict`. The environment must name the device before JAX is imported.
+The environment must name the device before JAX is imported.
 """
 
-import json
-import sys
+from collections.abc import Iterator
+from typing import Any
 
+from dartformer.accelerators.compile import serve
 from dartformer.accelerators.devices import device_of
 from dartformer.config import load_config
-from dartformer.errors import InputError
 from dartformer.space.genotype import Genotype
 from dartformer.stages.predict import predicted
 
 
-def main() -> None:
-    """Answer the request."""
-    request = json.load(sys.stdin)
+def answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What each step costs."""
     genotypes = {}
-    try:
-        for name, data in request["genotypes"].items():
-            genotypes[name] = Genotype.from_dict(data)
-        config = load_config(request["config"], request["overrides"])
-        for step in predicted(config, genotypes, device_of(request["device"]), request["batch"]):
-            print(json.dumps(step.to_dict()), flush=True)
-    except InputError as error:
-        print(json.dumps({"refused": str(error)}), flush=True)
+    for name, data in request["genotypes"].items():
+        genotypes[name] = Genotype.from_dict(data)
+    config = load_config(request["config"], request["overrides"])
+    for step in predicted(config, genotypes, device_of(request["device"]), request["batch"]):
+        yield step.to_dict()
 
 
 if __name__ == "__main__":
-    main()
+    serve(answers)

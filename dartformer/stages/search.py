@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dartformer import cost, diagnostics
+from dartformer import diagnostics
 from dartformer.attention import to_text
 from dartformer.config import Config
 from dartformer.cost.budget import Price
+from dartformer.cost.prices import device_of_latencies
 from dartformer.data.batches import batches, resized
 from dartformer.data.splits import share_groups
 from dartformer.errors import InputError
@@ -667,7 +668,7 @@ def keep_prices(study: Study, workdir: Workdir) -> None:
         study.prices = {price.quantity: price for price in saved.prices}
         return
     record = SearchPrices(
-        cost.device(),
+        device_of_latencies(study.budget),
         study.budget.to_dict(),
         tuple(map(to_text, study.space.candidates)),
         tuple(study.prices.values()),

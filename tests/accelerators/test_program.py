@@ -155,3 +155,26 @@ def test_what_a_compiler_says_of_memory_is_read():
 def test_a_text_without_an_entry_is_refused():
     with pytest.raises(ValueError, match="no entry"):
         facts("HloModule nothing\n")
+
+
+SPLASH = """HloModule splash
+
+ENTRY %main (q: bf16[2,4,512,32], i: s8[1,2,1]) -> bf16[2,4,512,32] {
+  %q = bf16[2,4,512,32]{3,2,1,0} parameter(0)
+  %i = s8[1,2,1]{2,1,0} parameter(1)
+  %splash_mha_fwd.1 = bf16[2,4,512,32]{3,2,1,0} custom-call(%i, %q, %q, %q), \
+custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 256, \\"block_kv\\": 128}"
+}}, metadata={op_name="splash"}
+  ROOT %y = bf16[2,4,512,32]{3,2,1,0} copy(%splash_mha_fwd.1)
+}
+"""
+
+
+def test_a_kernel_of_splash_attention_counts_the_blocks_that_it_visits():
+    """Two blocks of queries, and for each of them one of four of keys. Its attributes are of many
+    lines, one of which begins as the end of a computation."""
+    size = 2 * 2 * 4 * 512 * 32
+    found = facts(SPLASH)
+    assert found.flops == 2 * 2 * (2 * 4) * (512 * 128) * 32
+    assert found.moved == 2 + 4 * size + 2 * size
