@@ -37,6 +37,7 @@ from dartformer.attention.decoding import (
     written,
 )
 from dartformer.attention.linear import feature_matrices, learned_feature
+from dartformer.attention.slices import by_heads
 from dartformer.kernels.block_sparse import band_attention, band_layout
 from dartformer.kernels.cached import Layout, Recent
 from dartformer.kernels.linear_scan import Parts, Sums, linear_parts_from, no_sums_of, ratio
@@ -114,7 +115,14 @@ class WindowLinear(KeepsKeys, Spelled):
     ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
-        v = drop_values(inputs, train, key)
+
+        def some(params: Params, inputs: Inputs, key: Array | None) -> Array:
+            return self._attend(params, inputs, causal, drop_values(inputs, train, key))
+
+        return by_heads(some, params, inputs, key)
+
+    def _attend(self, params: Params, inputs: Inputs, causal: bool, v: Array) -> Array:
+        """The output of all heads of `inputs` at once, for their values `[B, N, H, D]`."""
         dtype = wide(inputs.q, inputs.k, v)
         near = band_attention(
             inputs.q,

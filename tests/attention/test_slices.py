@@ -37,6 +37,7 @@ def case(spec):
         "sinkhorn(block=4)",
         "fourier",
         "sink(window=3)",
+        "window_linear(window=3)",
     ],
 )
 def test_a_head_at_a_time_is_all_at_once(spec, monkeypatch):
