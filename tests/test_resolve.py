@@ -112,7 +112,20 @@ def test_damaged_prices_are_refused_by_name(tiny, tmp_path):
             keep_prices(Study(tiny), opened)
 
 
-def test_a_search_under_a_budget_and_its_answers_to_others(tiny, tmp_path, capsys):
+class Foretells:
+    """A process that says of every program one millisecond a layer of its genotype."""
+
+    def __init__(self, device, module):
+        self.device = device
+
+    def ask(self, request):
+        yield {"seconds": len(request["genotype"]["layers"]) / 1e3}
+
+    def close(self):
+        self.device = None
+
+
+def test_a_search_under_a_budget_and_its_answers_to_others(tiny, tmp_path, capsys, monkeypatch):
     configs.override(
         tiny,
         {
@@ -182,3 +195,11 @@ def test_a_search_under_a_budget_and_its_answers_to_others(tiny, tmp_path, capsy
         main(["derive", *flags, "--budget=latency_ms=9", f"--table={table}", "--trust-table"]) == 2
     )
     assert "it can only be measured there" in capsys.readouterr().err
+    # Latencies of a device that is not here, where nothing is measured.
+    monkeypatch.setattr("dartformer.cost.predict.Process", Foretells)
+    foretold = f"--table={tmp_path / 'foretold.json'}"
+    assert main(["derive", *flags, "--budget=latency_ms=9,on=h100", foretold]) == 0
+    assert "latencies are predicted for h100" in capsys.readouterr().out
+    curve = read_json(workdir / "pareto.json")
+    assert (curve["device"], curve["budget"]["on"]) == ("predicted for h100", "h100")
+    assert read_json(workdir / "budget.json")["limits"][0]["measured"] is None

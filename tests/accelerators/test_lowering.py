@@ -96,9 +96,6 @@ def uses_cudnn(name, dtype, order):
 LONG = 601
 """Tokens in more than one tile, and a number that nothing else has."""
 
-QUADRATIC = {"synthesizer"}
-"""Types that keep a number for each pair of tokens."""
-
 
 @pytest.mark.parametrize("platform", TARGETS)
 @pytest.mark.parametrize("name", names())
@@ -111,8 +108,7 @@ def test_an_attention_lowers_without_an_array_of_n_by_n(name, platform):
     dtype, masked = ("bfloat16", "float32")[turn // 2 % 2], turn // 4 % 2 == 0
     program = attention_program(name, platform, LONG, 2, dtype, causal, masked, 1)
     text = lowered(*program, platform)
-    pairs = re.search(rf"tensor<(\d+x)*{LONG}x(\d+x)*{LONG}x(\d+x)*(bf16|f32)>", text)
-    assert not pairs or name in QUADRATIC
+    assert not re.search(rf"tensor<(\d+x)*{LONG}x(\d+x)*{LONG}x(\d+x)*(bf16|f32)>", text)
     calls = set(re.findall(r'stablehlo\.custom_call @"?([\w.$]+)', text))
     assert calls <= CALLS[platform]
     assert (BACKWARD in calls) == (platform == "cuda" and uses_cudnn(name, dtype, 1))
@@ -129,7 +125,7 @@ def test_a_second_derivative_of_an_attention_lowers(name):
     calls_of(*attention_program(name, platform, *options[37 * number % len(options)]), platform)
 
 
-@pytest.mark.parametrize("length", [1, 300, 301])
+@pytest.mark.parametrize("length", [1, 301])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("order", [1, 2])
@@ -223,7 +219,7 @@ BFLOAT16 = {"model.dtype": "bfloat16"}
 TWO = {"space.candidates": "full,linear", **BFLOAT16}
 
 
-@pytest.mark.parametrize("name", ["image", "listops", "matching", "language", "recall"])
+@pytest.mark.parametrize("name", ["image", "listops", "matching"])
 def test_a_published_config_trains_full_attention(name):
     # The last layer of a model with a CLS token computes one query, by another kernel.
     study = study_of(f"{name}_published", 2, **BFLOAT16)
