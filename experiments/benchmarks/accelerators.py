@@ -65,20 +65,24 @@ def table(files: list[str]) -> None:
     old, new = rows[0], rows[-1]
     for device in DEVICES:
         print(f"\n{device}\n")
-        print("| type | MB before | MB | x in+out | largest, MB | GFLOP | GB moved | ms | s |")
-        print("|---|---|---|---|---|---|---|---|---|")
+        heads = ("type", "MB before", "MB", "x in+out", "largest, MB", "GFLOP", "GB moved before")
+        heads += ("GB moved", "floor, %", "ms", "s")
+        print(f"| {' | '.join(heads)} |")
+        print("|" + "---|" * len(heads))
         for (where, name), row in new.items():
             if where != device:
                 continue
-            before = old.get((where, name), {}).get("temp_mb")
+            before = old.get((where, name), {})
             cells = [
                 name,
-                "-" if before is None else f"{before:,.0f}",
+                f"{before['temp_mb']:,.0f}" if before else "-",
                 f"{row['temp_mb']:,.0f}",
                 f"{row['times_ends']:.1f}",
                 f"{row['largest_mb']:.0f}",
                 f"{row['gflop']:.0f}",
+                f"{before['moved_gb']:.1f}" if before else "-",
                 f"{row['moved_gb']:.1f}",
+                f"{100 * row['floor_share']:.1f}",
                 f"{row['roofline_ms']:.1f}",
                 f"{row['compile_s']:.0f}",
             ]
