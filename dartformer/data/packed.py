@@ -5,10 +5,10 @@ memory."""
 
 import hashlib
 import os
-import shutil
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -18,7 +18,7 @@ from dartformer.data import folders, records
 from dartformer.data.checkpoint_tokens import CheckpointTokens
 from dartformer.data.locations import identity
 from dartformer.data.plain_text import text_files
-from dartformer.data.prepare import alone, with_progress
+from dartformer.data.prepare import with_progress, write_once
 from dartformer.data.rows import PARTS, SURROGATES
 from dartformer.data.tables import opened_text
 from dartformer.data.tokens import pieces
@@ -108,21 +108,27 @@ def packed(source: Source, tokenizer: CheckpointTokens, data_dir: str | None) ->
         several documents, or the folder cannot be written.
     """
     key = (FORMAT, tokenizer.text, tokenizer.end, source, identity(source.path))
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=6).hexdigest()
-    root = data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
-    # Called as other prepared data is, so that no folder of data is read with it.
-    folder = Path(root).expanduser() / f"{folders.PREPARED}language" / digest / "ids"
+    folder = folder_of_ids(key, data_dir)
     try:
-        if not folder.exists():
-            with alone(folder):
-                # Another process may have written it while this one waited for the lock.
-                if not folder.exists():
-                    _write(source, tokenizer, folder)
+        write_once(folder, partial(_write, source, tokenizer))
         return _opened(folder)
     except OSError as error:
         raise InputError(
             f"cannot write the tokens of {source.path} to {folder}: {error}."
         ) from None
+
+
+def folder_of_ids(key: object, data_dir: str | None) -> Path:
+    """The folder for the ids of a text.
+
+    Args:
+      key: what decides the ids, with a `repr` that is the same in every process.
+      data_dir: for prepared data; None for where TFDS keeps data.
+    """
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=6).hexdigest()
+    root = data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
+    # Called as other prepared data is, so that no folder of data is read with it.
+    return Path(root).expanduser() / f"{folders.PREPARED}language" / digest / "ids"
 
 
 def _opened(folder: Path) -> dict[str, Part]:
@@ -141,14 +147,10 @@ def _opened(folder: Path) -> dict[str, Part]:
 
 def _write(source: Source, tokenizer: CheckpointTokens, folder: Path) -> None:
     """Write the files of ids and their notes."""
-    unfinished = folder.with_name(f"{folder.name}.part")
-    # What is there was left by a process that was killed: this one holds the lock.
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
     dtype = np.dtype(np.min_scalar_type(tokenizer.size - 1)).newbyteorder("<")
     written: dict[str, _Writer] = {}
     for name, documents in _documents(source).items():
-        file = unfinished / f"{name}.ids"
+        file = folder / f"{name}.ids"
         with file.open("wb") as opened:
             writer = written[name] = _Writer(opened, dtype, tokenizer, source.path)
             for document in with_progress(documents, None, f"tokens {name}"):
@@ -157,9 +159,7 @@ def _write(source: Source, tokenizer: CheckpointTokens, folder: Path) -> None:
         if not writer.count:
             raise InputError(f"{source.path} has no text for {name}.")
     notes = Notes(FORMAT, dtype.itemsize, _parts(source, written))
-    write_json(unfinished / NOTES, notes.to_dict())
-    # Only now under its name: a reader never sees half of the files.
-    os.replace(unfinished, folder)
+    write_json(folder / NOTES, notes.to_dict())
 
 
 class _Writer:

@@ -1,5 +1,7 @@
 """Plain text without rows or labels: a file of it, or a folder of such files."""
 
+import codecs
+from collections.abc import Iterator
 from pathlib import Path
 
 from dartformer.data import folders, tables
@@ -9,6 +11,9 @@ from dartformer.errors import InputError
 
 SUFFIXES = (".txt", ".text", ".md", ".rst", ".tex", ".tokens")
 """The suffixes of files of plain text."""
+
+READ = 2**20
+"""Bytes of a file that are read at once."""
 
 
 def is_plain_text(path: Path) -> bool:
@@ -47,3 +52,18 @@ def text_of_file(file: Path) -> str:
         return tables.decoded(content)
     except UnicodeError as error:
         raise InputError(f"{file} cannot be read as text: {error}.") from None
+
+
+def pieces_of_file(file: Path) -> Iterator[str]:
+    """The text of `text_of_file` in pieces, of which one is in memory."""
+    with opened(file) as data:
+        name = tables.encoding(data.read(4))
+        data.seek(0)
+        # Decodes a character whose bytes are in two pieces as one.
+        decoder = codecs.getincrementaldecoder(name)("surrogateescape")
+        try:
+            while content := data.read(READ):
+                yield decoder.decode(content)
+            yield decoder.decode(b"", final=True)
+        except UnicodeError as error:
+            raise InputError(f"{file} cannot be read as text: {error}.") from None

@@ -9,6 +9,7 @@ import hashlib
 import io
 import logging
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -179,6 +180,25 @@ def alone(folder: Path) -> Iterator[None]:
             note(f"waiting for another process that prepares {config}")
             locks.lock(lock, wait=True)
         yield
+
+
+def write_once(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder, unless it is there.
+
+    One process writes at a time. The folder appears complete, by a renaming, so a process that was
+    killed half-way starts again. Raises `OSError` where it cannot be written."""
+    if folder.exists():
+        return
+    with alone(folder):
+        # Another process may have written it while this one waited for the lock.
+        if folder.exists():
+            return
+        unfinished = folder.with_name(f"{folder.name}.part")
+        # What is there was left by a process that was killed: this one holds the lock.
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        write(unfinished)
+        os.replace(unfinished, folder)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ running no code."""
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -256,9 +256,14 @@ def _train_characters(texts: Iterable[str], size: int) -> Characters:
     counts = Counter[str]()
     for text in texts:
         counts.update(text)
+    return Characters(ranked(counts, size))
+
+
+def ranked(counts: Mapping[str, int], size: int) -> str:
+    """The characters for `size` ids, the most frequent first."""
     # Equally frequent characters come in the order of their code points.
-    ranked = sorted(counts, key=lambda character: (-counts[character], character))
-    return Characters("".join(ranked[: size - 2]))
+    order = sorted(counts, key=lambda character: (-counts[character], character))
+    return "".join(order[: size - 2])
 
 
 def _words(size: int, split: bool) -> tuple["Library", "trainers.Trainer"]:

@@ -1,8 +1,14 @@
 """A guess at plain text: options of the task `language`."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
+
+from dartformer.data.locations import identity, located
+from dartformer.data.text_ids import Survey, TextSource, is_long, sample, surveyed
 from dartformer.errors import InputError, brief
 from dartformer.tasks.base import parts
 from dartformer.tasks.guess_tokens import MEASURED, characters_size, tokens_of
@@ -36,30 +42,49 @@ def guess_language(file: str, columns: Sequence[str] = (), kind: str = "") -> Gu
             f"and --kind to predict its next character. For labelled texts use a table (CSV, TSV, "
             f"JSONL) or a folder of .txt files for each class."
         )
-    texts = Language(path=file).texts()
-    train = texts["train"].text
-    tokens = tokens_of(_pieces(train), "language")
+    draft = Language(path=file)
+    source = TextSource(located(file, None), (draft.valid_fraction, draft.test_fraction))
+    # Nothing is written: a guess may be made where the data are not prepared.
+    held = surveyed(source, json.dumps(identity(source.path)))
+    stretches = held.parts
+    count = stretches["train"].characters
+    tokens = tokens_of(sample(source, stretches["train"], MEASURED, SAMPLE), "language")
     options: dict[str, object] = {"path": file, "tokens": tokens.kind}
+    different = np.flatnonzero(held.frequencies)
     if tokens.kind == "characters":
-        size = characters_size([train])
+        size = characters_size(list(map(chr, different)))
         if size:
             options["vocabulary_size"] = size
-    options["length"] = _length(len(train))
+    options["length"] = _length(count)
     task = Language(**options)  # type: ignore[arg-type]
-    windows = parts(task)
-    count = sum(len(part.text) for part in texts.values())
+    train, half = _windows(task, source.path, held)
+    total = sum(part.characters for part in stretches.values())
     sentences = [
-        f"plain text of {count:,} characters, so the task is to predict the next one",
-        f"the parts in the order of the text: {len(train):,} characters for train, "
-        f"{len(texts['valid'].text):,} for valid, {len(texts['test'].text):,} for test",
-        f"tokens are {tokens.kind}, {len(set(train)):,} different characters in train; windows of "
-        f"{task.length} tokens, {len(windows['train']):,} of them in train",
+        f"plain text of {total:,} characters, so the task is to predict the next one",
+        f"the parts in the order of the text: {count:,} characters for train, "
+        f"{stretches['valid'].characters:,} for valid, {stretches['test'].characters:,} for test",
+        f"tokens are {tokens.kind}, {len(different):,} different characters in train; windows of "
+        f"{task.length} tokens, {train:,} of them in train",
     ]
-    invalid = sum(part.invalid for part in texts.values())
+    # Parts that are cut from one file share the count of the file.
+    invalid = sum(part.invalid for part in stretches.values())
     if invalid:
         sentences.append(f"{invalid:,} bytes are not valid UTF-8 and are read as U+FFFD")
-    half = min(len(windows["weights"]), len(windows["alphas"]))
-    return Guess(options, len(windows["train"]), sentences, half, "language")
+    return Guess(options, train, sentences, half, "language")
+
+
+def _windows(task: Language, path: Path, held: Survey) -> tuple[int, int]:
+    """Windows of train, and of the smaller half of it."""
+    if not is_long(path):
+        windows = parts(task)
+        return len(windows["train"]), min(len(windows["weights"]), len(windows["alphas"]))
+    count = held.parts["train"].characters
+    if task.tokens == "bytes":
+        # A code point takes another byte of UTF-8 from each of these on.
+        for first in (0x80, 0x800, 0x10000):
+            count += int(held.frequencies[first:].sum())
+    windows_of_train = -(-(count - 1) // task.length)
+    return windows_of_train, windows_of_train // 2
 
 
 def with_checkpoint(guessed: Guess, values: Mapping[str, object], data_dir: str | None) -> Guess:
@@ -119,13 +144,6 @@ def _whole(option: str, value: object) -> int:
         return int(str(value))
     except ValueError:
         raise InputError(f"task.{option} must be a whole number, got {brief(value)}.") from None
-
-
-def _pieces(text: str) -> list[str]:
-    """Pieces of a text, evenly spaced."""
-    starts = range(0, len(text), MEASURED)
-    spacing = max(1, len(starts) // SAMPLE)
-    return [text[start : start + MEASURED] for start in starts[::spacing]]
 
 
 def _length(characters: int) -> int:

@@ -1,22 +1,22 @@
 """Language modelling of text: the next byte, character or token, in bits per character."""
 
 import json
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
 from dartformer.data import tokens as tokenizers
 from dartformer.data.checkpoint_tokens import CheckpointTokens, of_checkpoint, restored
-from dartformer.data.locations import identity, located
+from dartformer.data.locations import located
 from dartformer.data.packed import Part as PackedPart
 from dartformer.data.packed import Source, packed
-from dartformer.data.plain_text import text_files, text_of_file
-from dartformer.data.rows import PARTS, SURROGATES, repaired
+from dartformer.data.rows import PARTS, repaired
 from dartformer.data.splits import Batch, Split
+from dartformer.data.text_ids import Part, TextSource, characters, is_long, survey, text_ids
 from dartformer.errors import InputError, unknown
 from dartformer.tasks import simple
 from dartformer.tasks.base import TaskTraits
@@ -29,15 +29,25 @@ KINDS = ("bytes", "characters", "checkpoint")
 COUNTED = 2**22
 """Tokens whose characters are counted at once."""
 
+HELD = 2**27
+"""Bytes of a mapped file that are held at most."""
+
+FAULT = 2**16
+"""Bytes that Linux maps around a place that is read."""
+
 
 class Windows:
     """A stream of ids `[T]` in windows of `length` that do not overlap.
 
-    A token's label is the next token."""
+    A token's label is the next token. Where the ids are mapped, `mapping` is the file's: what was
+    read of it is given back to the system now and then, so a pass over a file larger than memory
+    does not fill it."""
 
-    def __init__(self, ids: np.ndarray, length: int):
+    def __init__(self, ids: np.ndarray, length: int, mapping: mmap.mmap | None = None):
         self.ids = ids
         self.length = length
+        self._mapping = mapping
+        self._touched = 0
 
     def __len__(self) -> int:
         return -(-(len(self.ids) - 1) // self.length)
@@ -48,18 +58,23 @@ class Windows:
         position = np.asarray(indices)[:, None] * self.length + np.arange(self.length)  # [B, N]
         valid = position <= last
         position = np.minimum(position, last)  # any place that exists; it is masked below
-        return {
+        batch = {
             "tokens": np.where(valid, self.ids[position], 0).astype(np.int32),
             "valid": valid,
             "label": np.where(valid, self.ids[position + 1].astype(np.int32), -1),
         }
+        self._give_back(len(position))
+        return batch
 
-
-class Part(NamedTuple):
-    """The text of a part, and how many bytes of its files were not valid UTF-8."""
-
-    text: str
-    invalid: int
+    def _give_back(self, windows: int) -> None:
+        """Note that windows were read, and give back the memory of those read so far."""
+        if self._mapping is None:
+            return
+        self._touched += windows * max(self.length * self.ids.itemsize, FAULT)
+        if self._touched > HELD:
+            self._touched = 0
+            # They stay in the system's cache of files, and out of this process.
+            self._mapping.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +83,8 @@ class Language:
 
     The last part of the text is the test part, the text before it the valid part: nothing is shuffled
     over their borders. A folder with files for train, valid and test has the parts that they name.
-    Windows do not overlap.
+    Windows do not overlap. A text of any size is read piece by piece; the ids of one above 32 MB are
+    prepared once, in files that are mapped.
 
     The tokens of a checkpoint are packed: one document follows another, with the end token between
     them, and a window may hold the end of one and the beginning of the next. Where there are three
@@ -230,30 +246,29 @@ class Language:
             self._source()
             self._of_checkpoint  # noqa: B018 - it opens the tokenizer
         else:
-            self.texts()
+            source = self._text_source()
+            if not is_long(source.path):
+                survey(source, data_dir)
 
     def fitted(self, data_dir: str | None = None) -> "Language":
         """This task with the characters of its train part, or with the checkpoint's tokenizer."""
         if self.tokens == "checkpoint":
             state = self._of_checkpoint.state()
         else:
-            text = self.texts()["train"].text
-            state = tokenizers.train(self.tokens, [text], self.vocabulary).state()
+            frequencies = survey(self._text_source(), data_dir).frequencies
+            state = characters(frequencies, self.vocabulary).state()
         return replace(self, learned=json.dumps(state, sort_keys=True))
 
     def facts(self, data_dir: str | None = None) -> dict[str, Any]:
         """Characters of each part, how many bytes were not valid UTF-8, and the unknown share."""
         if self.tokens == "checkpoint":
             return self._packed_facts(data_dir)
-        tokenizer = self.fitted(data_dir).tokenizer
         facts = {}
-        for name, part in self.texts().items():
-            ids = _encoded(tokenizer, part.text)
-            unknown_tokens = tokenizers.unknown_tokens(self.tokens, ids)
+        for name, part in self.text_parts(data_dir).items():
             facts[name] = {
-                "characters": len(part.text),
-                "invalid UTF-8": part.invalid,
-                "unknown share": round(unknown_tokens / len(ids), 4),
+                "characters": part.notes.characters,
+                "invalid UTF-8": part.notes.invalid,
+                "unknown share": round(part.notes.unknown / part.notes.tokens, 4),
             }
         return facts
 
@@ -279,12 +294,16 @@ class Language:
             for name, packed_part in self.packed(data_dir).items():
                 splits[name] = Windows(packed_part.ids, self.length)
             return splits
-        tokenizer = self.fitted(data_dir).tokenizer
-        dtype = np.min_scalar_type(self.vocabulary - 1)
-        for name, part in self.texts().items():
-            ids = _encoded(tokenizer, part.text).astype(dtype)
-            splits[name] = Windows(ids, self.length)
+        for name, part in self.text_parts(data_dir).items():
+            splits[name] = Windows(part.ids, self.length, part.mapping)
         return splits
+
+    def text_parts(self, data_dir: str | None = None) -> dict[str, Part]:
+        """The characters or bytes of each part; those of a long text are prepared on first use.
+
+        Raises `InputError` where there is no file, or its text is too short for three parts."""
+        tokenizer = self.fitted(data_dir).tokenizer
+        return text_ids(self._text_source(), tokenizer, self.vocabulary, data_dir)
 
     def packed(self, data_dir: str | None = None) -> dict[str, PackedPart]:
         """The tokens of a checkpoint for each part, prepared on first use.
@@ -304,33 +323,14 @@ class Language:
 
     def _source(self) -> Source:
         """What is packed; `InputError` where there is no file."""
+        text = self._text_source()
+        return Source(text.path, self.text, text.fractions)
+
+    def _text_source(self) -> TextSource:
+        """The text; `InputError` where there is no file."""
         if not self.path:
             raise InputError("task.path is empty. Set it to a text file.")
-        fractions = self.valid_fraction, self.test_fraction
-        return Source(located(self.path, None), self.text, fractions)
-
-    def texts(self) -> dict[str, Part]:
-        """The text of each part.
-
-        Raises `InputError` where there is no file, or its text is too short for three parts."""
-        if not self.path:
-            raise InputError("task.path is empty. Set it to a text file.")
-        path = located(self.path, None)
-        parts = dict(_texts(path, json.dumps(identity(path))))
-        text, invalid = parts["train"]
-        # The end of the text is test, and what is before it valid, unless they have files.
-        for name, fraction in (("test", self.test_fraction), ("valid", self.valid_fraction)):
-            if name in parts:
-                continue
-            end = len(text) - round(fraction * len(parts["train"].text))
-            parts[name] = Part(text[end:], invalid)
-            text = text[:end]
-        parts["train"] = Part(text, invalid)
-        for name in PARTS:
-            if len(parts[name].text) < 2:
-                n = sum(len(part.text) for part in parts.values())
-                raise InputError(f"{path} has {n} characters: too few for a {name} part.")
-        return parts
+        return TextSource(located(self.path, None), (self.valid_fraction, self.test_fraction))
 
     def baselines(self, train: Split, split: Split) -> dict[str, float]:
         """`unigram` and `bigram`: bits per character of the frequencies of train."""
@@ -342,28 +342,3 @@ def _pieces(tokenizer: CheckpointTokens, vocabulary: int) -> Pieces:
     """The characters of a checkpoint's tokens; ids without a token have none."""
     missing = vocabulary - tokenizer.size
     return Pieces(np.pad(tokenizer.characters, (0, missing)))
-
-
-def _encoded(tokenizer: tokenizers.Tokenizer, text: str) -> np.ndarray:
-    """The ids of a text, `[T]` int32."""
-    # Piece by piece: as a list of numbers, a text weighs ten times as much.
-    ids = []
-    for start in range(0, len(text), tokenizers.PIECE):
-        piece = text[start : start + tokenizers.PIECE]
-        ids.append(np.array(tokenizer.encode([piece])[0], np.int32))
-    return np.concatenate(ids)
-
-
-@lru_cache(maxsize=1)
-def _texts(path: Path, version: str) -> dict[str, Part]:
-    """The text of a file as "train", or of each part that a folder has files for.
-
-    `version` changes with the files, so that the cache never returns an old text."""
-    parts = {}
-    for name, files in text_files(path).items():
-        text = "\n".join(map(text_of_file, files))
-        invalid = sum(len(run) for run in SURROGATES.findall(text))
-        if invalid:
-            text = SURROGATES.sub("\ufffd", text)
-        parts[name] = Part(text, invalid)
-    return parts

@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from dartformer.data.splits import Batch, Split, in_order
+from dartformer.data.text_ids import survey
 from dartformer.errors import InputError
 from dartformer.tasks import generated, simple
 from dartformer.tasks.base import TaskTraits
@@ -77,10 +78,10 @@ class Passage(Language):
 
     def check(self, data_dir: str | None = None) -> None:
         """Raise `InputError` where there is no file, or a part is shorter than an example."""
-        for name, part in self.texts().items():
+        for name, part in survey(self._text_source(), data_dir).parts.items():
             # Bytes are counted when they are read: a text has at least as many as characters.
             if self.tokens == "characters":
-                self._require_text(name, len(part.text))
+                self._require_text(name, part.characters)
 
     def _require_text(self, name: str, count: int) -> None:
         if count < self._stretch:
@@ -91,13 +92,12 @@ class Passage(Language):
 
     def load(self, data_dir: str | None = None) -> Mapping[str, Split]:
         """Splits "train", "valid" and "test", generated in memory from the file."""
-        tokenizer = self.fitted(data_dir).tokenizer
         tokens = np.min_scalar_type(self.vocabulary)
         # The same numbers whatever the number of training examples.
         numbers = generated.numbers(self.test, self.valid, self.train)
         splits: dict[str, Split] = {}
-        for name, part in self.texts().items():
-            ids = np.array(tokenizer.encode([part.text])[0], np.int32)
+        for name, part in self.text_parts(data_dir).items():
+            ids = part.ids
             self._require_text(name, len(ids))
 
             def examples(indices: np.ndarray, ids: np.ndarray = ids) -> Batch:
@@ -116,7 +116,7 @@ class Passage(Language):
         start_bits, passage_bits = draws(self.seed, indices, 2).T
         start = below(len(ids) - self._stretch + 1, start_bits)
         passage = below(self._stretch - self.passage + 1, passage_bits)
-        text = ids[start[:, None] + np.arange(self._stretch)]
+        text = ids[start[:, None] + np.arange(self._stretch)].astype(np.int32)
         places = passage[:, None] + np.arange(self.passage)
         tokens = np.concatenate([text, np.take_along_axis(text, places, 1)], axis=1)
         label = np.full_like(tokens, -1)

@@ -50,8 +50,9 @@ def test_every_form_of_a_text_is_the_same_data(tmp_path):
 def test_files_for_each_part_stay_in_it(tmp_path):
     for part, text in (("train", TEXT), ("valid", "the dog. " * 30), ("test", "the log. " * 30)):
         (tmp_path / f"{part}.txt").write_text(text, "utf-8")
-    task = tasks.make("language", {"path": str(tmp_path)})
-    assert {name: part.text for name, part in task.texts().items()} == {
+    task = tasks.make("language", {"path": str(tmp_path)}).fitted()
+    texts = {name: task.decode(part.ids) for name, part in task.text_parts().items()}
+    assert texts == {
         "train": TEXT,
         "valid": "the dog. " * 30,
         "test": "the log. " * 30,
