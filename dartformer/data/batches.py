@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
+from dartformer.data import shuffle
 from dartformer.data.splits import Batch, Endless, Split, lengths, permutation, random_bits
 from dartformer.errors import InputError
 
@@ -16,17 +17,18 @@ if TYPE_CHECKING:  # imported where training begins: a loaded model needs none
 class Buckets:
     """Cuts examples to one of at most `count` lengths, equal steps of the full length.
 
-    `steps` `[S]` is the number of steps, at least 1, that hold an example; 1 for all examples where
-    there is a single bucket."""
+    `steps` `[S]` is the number of steps, at least 1, that hold an example; it is empty where there
+    is a single bucket."""
 
     def __init__(self, split: Split, count: int):
         self.count = count
-        self.steps = np.ones(len(split), np.int64)
+        self.steps = np.zeros(0, np.uint8)
         if count > 1:
             self.length = split.take(np.arange(1))["valid"].shape[-1]
             # Divisions round up.
             self.step = -(-self.length // count)
-            self.steps = np.maximum(-(-lengths(split) // self.step), 1)
+            steps = np.maximum(-(-lengths(split) // self.step), 1)
+            self.steps = steps.astype(np.min_scalar_type(count))
 
     def cut(self, batch: Batch, rows: np.ndarray) -> Batch:
         """`batch`, of the examples `rows` [B], without the padding that none of them needs."""
@@ -34,6 +36,12 @@ class Buckets:
             return batch
         length = int(self.steps[rows].max()) * self.step
         return resized(batch, min(length, self.length))
+
+    def sorted(self, rows: np.ndarray) -> np.ndarray:
+        """The examples `rows`, the shorter first; in their order where they are of one bucket."""
+        if self.count == 1:
+            return rows
+        return rows[np.argsort(self.steps[rows], kind="stable")]
 
 
 def resized(batch: Batch, n: int) -> Batch:
@@ -61,7 +69,8 @@ class _Epochs:
     """Batch number `i` of an endless stream that passes over the split in a new order every epoch.
 
     With `buckets` above 1 a batch holds examples of about the same length, and is cut to the
-    shortest of that many equal steps of the full length that holds them all."""
+    shortest of that many equal steps of the full length that holds them all. A large split is taken
+    in blocks, and the order is that of a block: its length does not grow with the split."""
 
     def __init__(
         self, split: Split, batch_size: int, seed: int, buckets: int, lengths_seed: int | None
@@ -73,33 +82,46 @@ class _Epochs:
         if lengths_seed is not None:
             self.lengths_seed = lengths_seed
         self.steps = len(split) // batch_size
+        self.is_large = len(split) > shuffle.LARGE
+        self.block = self.steps
+        if self.is_large and buckets == 1:
+            self.block = 1
+        elif self.is_large:
+            self.block = max(1, shuffle.LARGE // batch_size)
         self.buckets = Buckets(split, buckets)
-        self.shuffled = (-1, np.empty(0, np.int64))
+        self.shuffled = ((-1, 0), np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, step: SupportsIndex) -> Batch:
         epoch, i = divmod(int(step), self.steps)
+        block, i = divmod(i, self.block)
         shuffled = self.shuffled
-        if shuffled[0] != epoch:
+        if shuffled[0] != (epoch, block):
             # One assignment: a reading thread must never see one epoch's order under another's
             # number.
-            self.shuffled = shuffled = (epoch, self._order(epoch))
+            self.shuffled = shuffled = ((epoch, block), self._order(epoch, block))
         rows = shuffled[1][i * self.batch_size : (i + 1) * self.batch_size]
         return self.buckets.cut(self.split.take(rows), rows)
 
-    def _order(self, epoch: int) -> np.ndarray:
-        """Examples in the order of the epoch's batches."""
-        order = permutation(len(self.split), self.seed, epoch)
+    def _order(self, epoch: int, block: int) -> np.ndarray:
+        """Examples in the order of the batches of a block."""
+        seeds = [epoch]
+        # Without the remainder before sorting: otherwise the longest examples would always be
+        # dropped.
+        if self.is_large:
+            seeds.append(block)
+            first = block * self.block * self.batch_size
+            last = min(first + self.block * self.batch_size, self.steps * self.batch_size)
+            order = shuffle.shuffled(np.arange(first, last), len(self.split), self.seed, epoch)
+        else:
+            order = permutation(len(self.split), self.seed, epoch)[: self.steps * self.batch_size]
         if self.buckets.count == 1:
             return order
-        # Drop the remainder before sorting: otherwise the longest examples would always be dropped.
-        order = order[: self.steps * self.batch_size]
-        by_length = np.argsort(self.buckets.steps[order], kind="stable")
-        rows = order[by_length].reshape(self.steps, self.batch_size)
+        rows = self.buckets.sorted(order).reshape(-1, self.batch_size)
         # Sorted batches in a random order: training must not go from short texts to long ones.
-        return rows[permutation(self.steps, self.lengths_seed, epoch)].reshape(-1)
+        return rows[permutation(len(rows), self.lengths_seed, *seeds)].reshape(-1)
 
 
 class _Fresh:
@@ -125,9 +147,10 @@ def batches(
     """An endless iterator of `Batch`es of exactly `batch_size` examples, reshuffled every epoch.
 
     An epoch takes every example at most once and drops the remainder; an `Endless` split has no
-    epochs, and no example comes twice. With `buckets` above 1, batches have at most that many
-    lengths and hold examples of similar length; the order of short and long batches depends on
-    `lengths_seed` (on `seed` where it is None), so that streams over halves of the same data can
+    epochs, and no example comes twice. Above `shuffle.LARGE` examples the order is computed as it is
+    needed. With `buckets` above 1, batches have at most that many lengths and hold examples of
+    similar length; the order of short and long batches depends on `lengths_seed` (on `seed` where it
+    is None), so that streams over halves of the same data can
     keep step. `get_state()` is one small dictionary, and `set_state` of it on a fresh iterator of
     the same arguments continues with the same batches. Raises `InputError` where a batch is larger
     than the split.
@@ -162,10 +185,14 @@ def examine(split: Split, batch_size: int, buckets: int = 1) -> Iterator[Batch]:
         raise InputError(f"batch size {batch_size} is less than 1.")
     bucketed = Buckets(split, buckets)
     # The shorter first, in the split's own order where lengths are equal.
-    order = np.argsort(bucketed.steps, kind="stable")
+    order = None
+    if buckets > 1:
+        order = bucketed.sorted(np.arange(len(split)))
     for start in range(0, len(split), batch_size):
         positions = np.arange(start, start + batch_size)
-        rows = order[np.minimum(positions, len(split) - 1)]
+        rows = np.minimum(positions, len(split) - 1)
+        if order is not None:
+            rows = order[rows]
         batch = bucketed.cut(split.take(rows), rows)
         weight = (positions < len(split)).astype(np.float32)
         yield {**batch, "row": rows, "weight": weight}

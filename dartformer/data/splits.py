@@ -99,7 +99,8 @@ class Subset:
 
     def take(self, indices: np.ndarray) -> Batch:
         """The examples at positions `indices` [B] of this subset."""
-        return self.split.take(self.indices[indices])
+        # Of large splits the numbers are kept in 32 bits, which products of them would not fit.
+        return self.split.take(self.indices[indices].astype(np.int64, copy=False))
 
 
 class Endless:

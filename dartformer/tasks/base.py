@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 
+from dartformer.data.large import drawn, is_large
 from dartformer.data.splits import (
     Batch,
     Endless,
@@ -185,7 +186,9 @@ def parts(task: Task, data_dir: str | None = None, seed: int = 0) -> dict[str, S
     repeated: those of which the model reads the same tokens are in the same part. So are those of a
     group, unless a half would have less than a quarter of the examples. Where the data has no valid
     split, `VALID_FRACTION` of train becomes "valid" before the remainder is halved; the test split is
-    never used for anything but "test". An `Endless` train is halved as it is generated.
+    never used for anything but "test". An `Endless` train is halved as it is generated. Above
+    `shuffle.LARGE` examples, and without groups, each is drawn into a part by its tokens, so the
+    sizes of the parts are approximate.
 
     Raises `InputError` where train is too small for every part to have an example, or is endless and
     there is no valid split."""
@@ -201,6 +204,8 @@ def parts_of(splits: Mapping[str, Split], seed: int = 0) -> dict[str, Split]:
             raise InputError("a task whose train split is endless needs a valid split.")
         splits["weights"], splits["alphas"] = train.halves()
         return splits
+    if is_large(train):
+        return _of_large(splits, seed)
     order = permutation(len(train), seed)
     digests = row_digests(train)
     if "valid" not in splits:
@@ -211,14 +216,34 @@ def parts_of(splits: Mapping[str, Split], seed: int = 0) -> dict[str, Split]:
     weights, alphas = _halves(order, digests, row_groups(train))
     if not len(weights) or not len(alphas):
         different = len(np.unique(digests))
-        raise InputError(
-            f"train has {len(train)} examples: too few for the parts {', '.join(PARTS[:3])}, "
-            f"which share none. {different} of them differ."
-        )
+        raise InputError(f"{_too_few(train)} {different} of them differ.")
     splits["weights"] = Subset(train, weights)
     splits["alphas"] = Subset(train, alphas)
     splits["train"] = Subset(train, order)
     return splits
+
+
+def _of_large(splits: dict[str, Split], seed: int) -> dict[str, Split]:
+    """The parts of a train split of which no array of all rows is sorted."""
+    train = splits["train"]
+    shares = [0.0, 0.5, 0.5]
+    if "valid" not in splits:
+        shares = [VALID_FRACTION, (1 - VALID_FRACTION) / 2, (1 - VALID_FRACTION) / 2]
+    valid, weights, alphas = drawn(train, shares, seed)
+    if not len(weights) or not len(alphas) or (shares[0] and not len(valid)):
+        raise InputError(f"{_too_few(train)} Nearly all of them are equal.")
+    if shares[0]:
+        splits["valid"] = Subset(train, valid)
+        splits["train"] = Subset(train, np.sort(np.concatenate([weights, alphas])))
+    splits["weights"], splits["alphas"] = Subset(train, weights), Subset(train, alphas)
+    return splits
+
+
+def _too_few(train: Split) -> str:
+    return (
+        f"train has {len(train)} examples: too few for the parts {', '.join(PARTS[:3])}, which "
+        f"share none."
+    )
 
 
 def _halves(
@@ -240,21 +265,20 @@ def majority(train: Split, split: Split) -> float:
     Negative labels do not count. Of equally frequent labels the smallest is predicted. NaN, which
     means undefined, where `split` has no label.
     """
-    labels = _labels(split)
-    if not len(labels):
-        return float("nan")
-    # Batch by batch: train may not fit into memory.
+    # Batch by batch: neither part may fit into memory.
     counts = np.zeros(1, np.int64)
     for batch in in_order(train):
         fresh = np.bincount(_counting(batch), minlength=len(counts))
         fresh[: len(counts)] += counts
         counts = fresh
-    return float((labels == counts.argmax()).mean())
-
-
-def _labels(split: Split) -> np.ndarray:
-    """Every label that counts."""
-    return np.concatenate([_counting(batch) for batch in in_order(split)])
+    right = total = 0
+    for batch in in_order(split):
+        labels = _counting(batch)
+        right += int((labels == counts.argmax()).sum())
+        total += len(labels)
+    if not total:
+        return float("nan")
+    return right / total
 
 
 def _counting(batch: Batch) -> np.ndarray:

@@ -29,52 +29,48 @@ KINDS = ("bytes", "characters", "checkpoint")
 COUNTED = 2**22
 """Tokens whose characters are counted at once."""
 
-HELD = 2**27
-"""Bytes of a mapped file that are held at most."""
-
-FAULT = 2**16
-"""Bytes that Linux maps around a place that is read."""
+HELD = 64
+"""Windows of a mapped file that are held: up to 256 KB are mapped around a place that is read."""
 
 
 class Windows:
     """A stream of ids `[T]` in windows of `length` that do not overlap.
 
     A token's label is the next token. Where the ids are mapped, `mapping` is the file's: what was
-    read of it is given back to the system now and then, so a pass over a file larger than memory
-    does not fill it."""
+    read of it is given back to the system at once, so a pass over a file larger than memory does not
+    fill it."""
 
     def __init__(self, ids: np.ndarray, length: int, mapping: mmap.mmap | None = None):
         self.ids = ids
         self.length = length
         self._mapping = mapping
-        self._touched = 0
 
     def __len__(self) -> int:
         return -(-(len(self.ids) - 1) // self.length)
 
     def take(self, indices: np.ndarray) -> Batch:
         """Windows `indices` [B]; the last one of the stream may be shorter."""
-        last = len(self.ids) - 2  # the last id has no next one
-        position = np.asarray(indices)[:, None] * self.length + np.arange(self.length)  # [B, N]
-        valid = position <= last
-        position = np.minimum(position, last)  # any place that exists; it is masked below
-        batch = {
-            "tokens": np.where(valid, self.ids[position], 0).astype(np.int32),
+        last = len(self.ids) - 1
+        position = np.asarray(indices)[:, None] * self.length + np.arange(self.length + 1)
+        ids = self._read(np.minimum(position, last))  # [B, N + 1]; any id that is masked below
+        valid = position[:, 1:] <= last  # the last id has no next one
+        return {
+            "tokens": np.where(valid, ids[:, :-1], 0).astype(np.int32),
             "valid": valid,
-            "label": np.where(valid, self.ids[position + 1].astype(np.int32), -1),
+            "label": np.where(valid, ids[:, 1:].astype(np.int32), -1),
         }
-        self._give_back(len(position))
-        return batch
 
-    def _give_back(self, windows: int) -> None:
-        """Note that windows were read, and give back the memory of those read so far."""
+    def _read(self, position: np.ndarray) -> np.ndarray:
+        """The ids at positions `[B, M]`."""
         if self._mapping is None:
-            return
-        self._touched += windows * max(self.length * self.ids.itemsize, FAULT)
-        if self._touched > HELD:
-            self._touched = 0
-            # They stay in the system's cache of files, and out of this process.
+            return self.ids[position]
+        ids = np.empty(position.shape, self.ids.dtype)
+        for start in range(0, len(position), HELD):
+            rows = slice(start, start + HELD)
+            ids[rows] = self.ids[position[rows]]
+            # What was read stays in the system's cache of files, and out of this process.
             self._mapping.madvise(mmap.MADV_DONTNEED)
+        return ids
 
 
 @dataclass(frozen=True, kw_only=True)

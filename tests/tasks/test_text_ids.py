@@ -151,7 +151,7 @@ def test_memory_of_a_mapped_file_is_given_back(monkeypatch, tmp_path):
     from dartformer.tasks import language
 
     monkeypatch.setattr(text_ids, "LONG", 0)
-    monkeypatch.setattr(language, "HELD", 0)
+    monkeypatch.setattr(language, "HELD", 1)
     (tmp_path / "a.txt").write_bytes(CONTENT)
     task = tasks.make("language", {"path": str(tmp_path / "a.txt"), "length": 16})
     mapped = task.load(str(tmp_path / "data"))["train"]
