@@ -8,7 +8,6 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -109,8 +108,12 @@ def packed(source: Source, tokenizer: CheckpointTokens, data_dir: str | None) ->
     """
     key = (FORMAT, tokenizer.text, tokenizer.end, source, identity(source.path))
     folder = folder_of_ids(key, data_dir)
+
+    def write(unfinished: Path) -> None:
+        _write(source, tokenizer, unfinished)
+
     try:
-        write_once(folder, partial(_write, source, tokenizer))
+        write_once(folder, write)
         return _opened(folder)
     except OSError as error:
         raise InputError(

@@ -234,6 +234,11 @@ def sample(source: TextSource, train: Stretch, length: int, count: int) -> list[
     return texts
 
 
+def text_of(source: TextSource, stretch: Stretch) -> str:
+    """The whole text of a part."""
+    return "".join(map(_text, _codes_of(source, stretch)))
+
+
 def text_ids(
     source: TextSource, tokenizer: Tokenizer, vocabulary: int, data_dir: str | None
 ) -> dict[str, Part]:

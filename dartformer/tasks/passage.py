@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from dartformer.data.splits import Batch, Split, in_order
-from dartformer.data.text_ids import survey
+from dartformer.data.text_ids import survey, text_of
 from dartformer.errors import InputError
 from dartformer.tasks import generated, simple
 from dartformer.tasks.base import TaskTraits
@@ -96,8 +96,7 @@ class Passage(Language):
         # The same numbers whatever the number of training examples.
         numbers = generated.numbers(self.test, self.valid, self.train)
         splits: dict[str, Split] = {}
-        for name, part in self.text_parts(data_dir).items():
-            ids = part.ids
+        for name, ids in self._ids(data_dir).items():
             self._require_text(name, len(ids))
 
             def examples(indices: np.ndarray, ids: np.ndarray = ids) -> Batch:
@@ -108,6 +107,16 @@ class Passage(Language):
             part_splits = generated.splits(examples, part_numbers, endless, tokens, np.int32)
             splits.update(part_splits)
         return splits
+
+    def _ids(self, data_dir: str | None) -> dict[str, np.ndarray]:
+        """The tokens of each part, `[T]`."""
+        if self.tokens != "checkpoint":
+            return {name: part.ids for name, part in self.text_parts(data_dir).items()}
+        source, ids = self._text_source(), {}
+        for name, stretch in survey(source, data_dir).parts.items():
+            text = text_of(source, stretch)
+            ids[name] = np.array(self.tokenizer.encode([text])[0], np.int32)
+        return ids
 
     def examples(self, ids: np.ndarray, indices: np.ndarray) -> Batch:
         """The examples of those numbers [B] from the text `ids` [T].
