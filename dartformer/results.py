@@ -644,6 +644,34 @@ class Conclusion(Record):
         return (self.headline, *self.details)
 
 
+LIMITS = {
+    "data.valid_limit": "Models are chosen on {rows:,} of {of:,} rows of valid",
+    "data.baseline_limit": "Plain rules are fitted on {rows:,} of {of:,} rows of train",
+}
+"""What each field that limits rows means."""
+
+
+@dataclass(frozen=True)
+class RowLimit(Record):
+    """A part of which a field of the config lets only some rows be read.
+
+    Attributes:
+      field: its name.
+      rows: that are read.
+      of: rows of the part.
+    """
+
+    field: str
+    rows: int
+    of: int
+
+    @property
+    def sentence(self) -> str:
+        """What is read of the part."""
+        words = LIMITS.get(self.field, "{rows:,} of {of:,} rows are read")
+        return f"{words.format(rows=self.rows, of=self.of)} ({self.field})."
+
+
 @dataclass(frozen=True, eq=False)
 class Results(Record):
     """`results.json`: everything that the stages of a run have found so far.
@@ -653,6 +681,7 @@ class Results(Record):
       schema: version of this record.
       identity: fingerprints of the task, the data, the model and the genotype.
       data: what preparing the data reports.
+      limits: parts of which some rows are read.
       diagnostics: of the search.
       genotype: that was derived.
       ties: choices of the derivation that are within their noise.
@@ -681,6 +710,7 @@ class Results(Record):
     schema: int = SCHEMA
     identity: dict[str, str] | None = None
     data: dict[str, Plain] | None = None
+    limits: tuple[RowLimit, ...] | None = None
     diagnostics: Diagnostics | None = None
     genotype: GenotypeRecord | None = None
     ties: tuple[str, ...] | None = None

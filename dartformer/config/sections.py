@@ -97,6 +97,9 @@ class Data:
       buckets: groups of similar length that batches are drawn from; 1 pads every batch to the
         longest example.
       devices: devices that share a batch; 0 for as many as divide it.
+      valid_limit: rows of valid that models are evaluated and chosen on, drawn by `seed`; 0 for all.
+      baseline_limit: rows of train that plain rules are fitted on, drawn by `seed`; 0 for all. They
+        are scored on all of test.
     """
 
     dir: str = ""
@@ -106,10 +109,13 @@ class Data:
     class_weights: str = ""
     buckets: int = 1
     devices: int = 0
+    valid_limit: int = 0
+    baseline_limit: int = 0
 
     def __post_init__(self) -> None:
         check_types(self)
         at_least(self, 1, "batch_size", "accumulate", "eval_batch_size", "buckets")
+        at_least(self, 0, "valid_limit", "baseline_limit")
         if self.batch_size % self.accumulate:
             reason = f"must divide data.batch_size = {self.batch_size}, got {self.accumulate}."
             raise FieldError("accumulate", reason)

@@ -109,6 +109,8 @@ def searched(reading: Reading) -> list[str]:
             f"Raced: {entrants} models, of which {finalists} trained for {most}"
             f"{_steps(settings.retrain_steps, epochs)}, {_over(settings.retrain_seeds)}."
         )
+    for limit in results.limits or ():
+        told.append(limit.sentence)
     if results.seconds:
         spent = hours(results.training_seconds + results.compile_seconds)
         told.append(f"It took {spent}, of which {hours(results.compile_seconds)} was compiling.")

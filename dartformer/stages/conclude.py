@@ -353,7 +353,7 @@ def _trivial(study: Study, baselines: Mapping[str, Baseline]) -> Rival | None:
         return Rival("chance", 1 / study.task.classes)
     if metric == "macro_f1":
         # The F1 of the one class that is always answered; that of the others is 0.
-        share = majority(study.parts["train"], study.parts["test"])
+        share = majority(study.baseline_train, study.parts["test"])
         return Rival("chance", 2 * share / (1 + share) / study.task.classes)
     return None
 

@@ -107,6 +107,7 @@ def evaluate(study: Study, workdir: Workdir, outcome: Outcome) -> Results:
         verdict=tuple(comparison.sentence for comparison in comparisons),
         answers=answers,
         identity=dict(identity),
+        limits=study.limits or None,
     )
     # Last and at once: scores without the comparisons would pass for a finished evaluation.
     results = replace(evaluated, conclusion=conclude(study, workdir, evaluated))
@@ -172,7 +173,7 @@ def _rules(study: Study) -> dict[str, RuleScores]:
 
 def rule_scores(study: Study) -> dict[str, float]:
     """Test scores of simple rules that are counted on train."""
-    train, test = study.parts["train"], study.parts["test"]
+    train, test = study.baseline_train, study.parts["test"]
     if study.metric.name != study.task.traits.metric:
         # The rules of a task are scored by its own metric; the fitted rules are by any.
         return _constant_rule(study)
@@ -189,7 +190,7 @@ def _constant_rule(study: Study) -> dict[str, float]:
     metric = study.metric
     if not metric.of_all:
         return {}
-    labels, test = labels_of(study.parts["train"]).values, labels_of(study.parts["test"])
+    labels, test = labels_of(study.baseline_train).values, labels_of(study.parts["test"])
     count = len(test.values)
     if metric.numbers:
         means = np.full(count, labels.mean(dtype=np.float64))
@@ -210,7 +211,7 @@ def _fitted_rules(study: Study) -> dict[str, RuleScores]:
         return metric.objective({metric.name: metric.of_answers(answers)})
 
     rules = {}
-    for rule in task.plain_rules(study.parts["train"], study.parts["valid"], merit):
+    for rule in task.plain_rules(study.baseline_train, study.parts["valid"], merit):
         values = answered.all_scores(study, rule.answers(study.parts["test"]))
         test = RuleTest(metric.name, values[metric.name], values)
         rules[rule.name] = RuleScores(test, rule.words, rule.seconds)

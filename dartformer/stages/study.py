@@ -19,6 +19,7 @@ from dartformer.config import Config
 from dartformer.cost.budget import Budget, Price, ratios, require_possible
 from dartformer.cost.prices import prices
 from dartformer.data.fingerprint import fingerprint as fingerprint_of_examples
+from dartformer.data.large import limited
 from dartformer.data.splits import Split
 from dartformer.errors import InputError
 from dartformer.kernels.flash import without_cudnn
@@ -31,6 +32,7 @@ from dartformer.models.supernet import supernet
 from dartformer.models.transformer import Network, transformer
 from dartformer.pretrained import described, load_pretrained
 from dartformer.pretrained.start import Start, contents, require_sizes, start
+from dartformer.results import RowLimit
 from dartformer.space.genotype import Genotype
 from dartformer.stages.layout import genotype_key
 from dartformer.stages.programs import Program, SharedProgram
@@ -99,7 +101,39 @@ class Study:
 
     @cached_property
     def parts(self) -> dict[str, Split]:
-        """The four disjoint parts, and "train", the union of the first two."""
+        """The four disjoint parts, and "train", the union of the first two.
+
+        Of valid as many rows as `data.valid_limit` says."""
+        for limit in self.limits:
+            say(limit.sentence)
+        limited_parts = dict(self._whole_parts)
+        limited_parts["valid"] = self._limited("valid", self.config.data.valid_limit)
+        return limited_parts
+
+    @cached_property
+    def baseline_train(self) -> Split:
+        """The rows of train that plain rules are fitted on."""
+        return self._limited("train", self.config.data.baseline_limit)
+
+    @cached_property
+    def limits(self) -> tuple[RowLimit, ...]:
+        """The parts of which the config lets only some rows be read."""
+        data, limits = self.config.data, []
+        for name, part, rows in (
+            ("data.valid_limit", "valid", data.valid_limit),
+            ("data.baseline_limit", "train", data.baseline_limit),
+        ):
+            limited_part = self._limited(part, rows)
+            whole = self._whole_parts[part]
+            if limited_part is not whole:
+                limits.append(RowLimit(name, len(limited_part), len(whole)))
+        return tuple(limits)
+
+    def _limited(self, part: str, rows: int) -> Split:
+        return limited(self._whole_parts[part], rows, self.config.seed)
+
+    @cached_property
+    def _whole_parts(self) -> dict[str, Split]:
         say(f"data: reading {configs.task_title(self.config.task.to_dict())}")
         return parts(self.task, self.data_dir, self.config.seed)
 
