@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dartformer"
 FLOORS = [
     ["errors", "_version"],
     ["machine", "registry", "spec", "fields"],
-    ["kernels"],
+    ["kernels", "engines"],
     ["attention"],
     ["space", "accelerators"],
     ["models"],
@@ -26,7 +26,7 @@ FLOORS = [
     ["stages"],
     ["placement", "modules"],
     ["report", "export", "tables"],
-    ["api", "fitted"],
+    ["api", "fitted", "sweeps"],
     ["fitting"],
     ["sklearn"],
     ["cli"],
@@ -37,6 +37,7 @@ FLOORS = [
 # example; tasks and data know nothing of attentions.
 ONLY = {
     "kernels": {"errors"},
+    "engines": {"errors", "machine"},
     "accelerators": {"errors", "machine", "kernels", "attention"},
     "data": {"errors", "machine"},
     "strategies": {"errors", "registry", "spec"},

@@ -27,6 +27,8 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "lm-eval": (("lm_eval",), "lm-evaluation-harness on a checkpoint"),
     "wandb": (("wandb",), "logging to Weights & Biases"),
     "mlflow": (("mlflow",), "logging to MLflow"),
+    "ray": (("ray",), "`dartformer sweep --engine=ray`"),
+    "slurm": (("submitit",), "`dartformer sweep --engine=slurm`"),
     "aot": (("libtpu", "jax_cuda12_plugin"), "`dartformer profile --on`"),
     "notebooks": (("ipykernel", "nbclient"), "what the notebooks of the repository need"),
     "docs": (("mkdocs", "mkdocstrings"), "`make docs`"),

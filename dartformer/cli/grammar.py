@@ -46,6 +46,14 @@ EXAMPLES = {
         "dartformer probe --config=my_space.py --workdir=runs/probes",
         "dartformer probe --config=my_space.py --workdir=runs/probes --probes=parity,recall --lengths=1,2,4,8",
     ),
+    "sweep": (
+        "dartformer sweep --config=my_space.py --workdir=runs/sweep "
+        "--over=search.strategy.name=darts,spos --over=seed=0..4",
+        "dartformer sweep --config=my_space.py --workdir=runs/steps "
+        "--over=retrain.steps=500,1000 --jobs=2",
+        "dartformer sweep --config=my_space.py --workdir=runs/seeds --over=seed=0..9 "
+        "--engine=slurm --slurm=partition=gpu",
+    ),
     "new": (
         "dartformer new --task=listops > my_space.py",
         "dartformer new --data=reviews.csv > my_space.py",
@@ -117,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
     _add_clean(verbs)
     _add_compare(verbs)
     _add_probe(verbs)
+    _add_sweep(verbs)
     _add_new(verbs)
     _add_list(verbs)
     _add_selfcheck(verbs)
@@ -371,6 +380,68 @@ def _add_probe(verbs: "Verbs[Parser]") -> None:
         action="store_true",
         help="compile every program again, and keep none in the user's cache folder",
     )
+
+
+def _add_sweep(verbs: "Verbs[Parser]") -> None:
+    verb = _add(
+        verbs,
+        "sweep",
+        "run one config with several values for some of its fields",
+        "Each choice of values is a task with a workdir of its own in the sweep's. A task is "
+        "started again after a crash, but not after invalid input or divergence. Writes sweep.json "
+        "and sweep.html. Run it again to continue. Set any config field with "
+        "--config.section.field=VALUE.",
+    )
+    verb.add_argument(
+        "--config", required=True, metavar="FILE", help="a config file (see `dartformer new`)"
+    )
+    verb.add_argument("--workdir", required=True, metavar="DIR", help="the folder of the sweep")
+    verb.add_argument(
+        "--over",
+        action="append",
+        required=True,
+        metavar="FIELD=VALUES",
+        help="a config field with its values, separated by commas; 0..4 are the whole numbers from "
+        "0 to 4. Several make the product of their values",
+    )
+    verb.add_argument(
+        "--verb",
+        dest="verb_of_tasks",
+        default="run",
+        metavar="VERB",
+        help="what each task does: run, search, derive, race, retrain or evaluate (default: run)",
+    )
+    verb.add_argument(
+        "--engine",
+        default="processes",
+        metavar="NAME",
+        help="what runs the tasks: processes on this machine, ray (RAY_ADDRESS, or a local cluster) "
+        "or slurm; the last two need the extra of the same name (default: processes)",
+    )
+    numbers = {
+        "jobs": "tasks at the same time (default: one for each GPU; without GPUs one; with ray and "
+        "slurm as many as there is room for)",
+        "devices": "GPUs of each task (default: one, if there are any)",
+        "cpus": "cores of each task (default: an equal share; with ray and slurm one)",
+        "memory": "gigabytes of each task, with ray and slurm",
+        "minutes": "time of each task, with slurm; one that takes longer is saved and continued",
+    }
+    for name, text in numbers.items():
+        verb.add_argument(f"--{name}", type=int, default=0, metavar="N", help=text)
+    verb.add_argument(
+        "--tries",
+        type=int,
+        default=3,
+        metavar="N",
+        help="how often a task is started before it counts as failed (default: 3)",
+    )
+    verb.add_argument(
+        "--slurm",
+        action="append",
+        metavar="KEY=VALUE[,...]",
+        help="more options of SLURM, such as partition=gpu,account=mine",
+    )
+    _add_json(verb, "the table")
 
 
 def _add_new(verbs: "Verbs[Parser]") -> None:

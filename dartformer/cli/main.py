@@ -33,6 +33,7 @@ HANDLERS = {
     "clean": "run_verbs.clean",
     "compare": "run_verbs.compare",
     "probe": "run_verbs.probe",
+    "sweep": "sweep.command",
     "new": "new.command",
     "list": "listing.command",
     "selfcheck": "selfcheck.command",

@@ -38,7 +38,7 @@ from dartformer.config.sections import (
 )
 from dartformer.errors import InputError, brief, is_storable, unknown
 from dartformer.fields import FieldError
-from dartformer.machine.workdir import jsonable
+from dartformer.machine.workdir import jsonable, read_json
 from dartformer.models.sizes import TransformerOptions
 from dartformer.tasks.base import Task
 
@@ -155,9 +155,9 @@ def _task_defaults(task_type: type[Task]) -> dict[str, object]:
 def load_config(path: str | Path, overrides: Mapping[str, object] | None = None) -> Config:
     """Run a config file's `get_config()`, apply the overrides, build and check the config.
 
-    The file is the user's own Python and runs as such. Raises `InputError` for a missing file, a
-    file without `get_config`, whatever the file raises, a mistyped field, or a value that cannot
-    be."""
+    The file is the user's own Python and runs as such; the `config.json` of a workdir is only read.
+    Raises `InputError` for a missing file, a file without `get_config`, whatever the file raises, a
+    mistyped field, or a value that cannot be."""
     return build(_loaded(path, overrides))
 
 
@@ -179,6 +179,10 @@ def _loaded(path: str | Path, overrides: Mapping[str, object] | None) -> ConfigD
         raise InputError(f"{path} is a folder, and --config takes a Python file.")
     if not os.path.isfile(path):
         raise InputError(f"there is no config file {path}.")
+    if path.suffix == ".json":
+        config = _of_json(path)
+        override(config, overrides or {})
+        return config
     try:
         with _siblings(path.absolute().parent):
             config = _run(path)
@@ -200,6 +204,16 @@ def _loaded(path: str | Path, overrides: Mapping[str, object] | None) -> ConfigD
         )
     override(config, overrides or {})
     return config
+
+
+def _of_json(path: Path) -> ConfigDict:
+    """What the `config.json` of a workdir holds."""
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise InputError(f"{path} must hold the object that a workdir's config.json does.")
+    if is_placement(data):
+        return _editable_placement(data)
+    return _editable(data)
 
 
 def _run(path: Path) -> object:

@@ -1,13 +1,10 @@
 """The only training loop, of search and retraining: step, log, evaluate, save, stop if diverged."""
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Generic, NamedTuple, Protocol
 
 import jax
@@ -17,6 +14,7 @@ import optax
 from dartformer.errors import InputError
 from dartformer.machine.identity import Identity, require_same
 from dartformer.machine.progress import Bar, say
+from dartformer.machine.signals import StopSignal
 from dartformer.training import trackers
 from dartformer.training.callbacks import Callbacks, Moment, Stopped, current
 from dartformer.training.checkpoint import IDENTITY, Checkpoints
@@ -25,9 +23,6 @@ from dartformer.training.log import MetricsLog, Numbers
 from dartformer.training.metric import ACCURACY, Metric
 from dartformer.training.step import Metrics, State, StepProgram
 from dartformer.training.trace import traced
-
-Handler = Callable[[int, FrameType | None], Any] | int | None
-"""What `signal.signal` takes and returns."""
 
 SHOWN = ("loss", "accuracy")
 """Metrics that the progress bar shows."""
@@ -285,7 +280,7 @@ def fit(
         log = MetricsLog(folder, training.done, receivers)
         # Compiled before signals are caught: until the first step there is nothing to save.
         training.compile()
-        with _StopSignal() as stop, Bar(name, schedule.end, training.done) as bar, log:
+        with StopSignal() as stop, Bar(name, schedule.end, training.done) as bar, log:
             training.run(_Outputs(folder, checkpoints, log, bar, stop, current()))
         # Until then the last two are kept, so that one that is damaged has another before it.
         checkpoints.prune()
@@ -302,33 +297,6 @@ class _Callbacks(NamedTuple, Generic[State]):
     metric: Metric
 
 
-class _StopSignal:
-    """Notes SIGTERM and SIGINT, so that the step under way is finished and saved.
-
-    A second signal acts as usual. Outside the main thread, where Python allows no handlers, this
-    does nothing."""
-
-    number = 0
-
-    def __enter__(self) -> "_StopSignal":
-        self._handlers: dict[int, Handler] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        # The second signal: whoever cannot wait for the step gets the default action.
-        if self.number:
-            signal.signal(number, self._handlers[number])
-            signal.raise_signal(number)
-        self.number = number
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-
 class _Outputs(NamedTuple):
     """Where a training with a folder writes and shows its progress, and how it is stopped."""
 
@@ -336,7 +304,7 @@ class _Outputs(NamedTuple):
     checkpoints: Checkpoints
     log: MetricsLog
     bar: Bar
-    stop: _StopSignal
+    stop: StopSignal
     calls: Callbacks
 
 

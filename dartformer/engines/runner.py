@@ -1,0 +1,137 @@
+"""Run one task in a process: `python -m dartformer.engines.runner --folder=DIR ... -- COMMAND`.
+
+The runner keeps the output, notes the exit code in the folder, passes signals on, and stops the
+command when the process that started the runner is gone. It imports neither JAX nor NumPy."""
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from dartformer.machine import locks
+from dartformer.machine.workdir import LockedFolder, read_json, write_json
+
+LOG, ENDS = "task.log", "task.json"
+"""In the folder of a task: what it printed, and how it ended."""
+
+POLL = 0.2
+"""Seconds between two looks at the command and at the parent."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--folder", required=True, type=Path)
+    parser.add_argument("--directory", required=True)
+    parser.add_argument("--cores", default="")
+    parser.add_argument("argv", nargs="+")
+    arguments = parser.parse_args(words)
+    if arguments.cores:
+        # The command inherits them, and XLA starts as many threads.
+        os.sched_setaffinity(0, set(map(int, arguments.cores.split(","))))
+    os.chdir(arguments.directory)
+    runner = _Runner(arguments.argv, arguments.folder)
+    code = runner.run()
+    # A command that was stopped is not at its end, unless it got there first.
+    if not runner.stopped or code == 0:
+        _note(arguments.folder, arguments.name, code, time.monotonic() - runner.started)
+    return code
+
+
+class _Runner:
+    """A command, the signals for it, and the process that wants it."""
+
+    def __init__(self, argv: Sequence[str], folder: Path):
+        self.argv, self.folder = argv, folder
+        self.parent = os.getppid()
+        self.signal = 0  # that came before there was a command
+        self.stopped = False
+        self.child: subprocess.Popen[bytes] | None = None
+        self.started = time.monotonic()
+
+    def run(self) -> int:
+        """The exit code of the command; 128 + n of one that signal n ended."""
+        for number in SIGNALS:
+            signal.signal(number, self._forward)
+        while _held(self.folder):
+            if self.signal or self._orphaned():
+                self.stopped = True
+                return 128 + (self.signal or signal.SIGTERM)
+            time.sleep(POLL)
+        self.started = time.monotonic()
+        with open(self.folder / LOG, "ab") as log:
+            self.child = subprocess.Popen(
+                self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+            if self.signal:  # between the last look and the start
+                self.child.send_signal(self.signal)
+            code = self._wait(self.child)
+        if code < 0:
+            return 128 - code
+        return code
+
+    def _wait(self, child: "subprocess.Popen[bytes]") -> int:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return child.wait(POLL)
+            if not self.stopped and self._orphaned():
+                self.stopped = True
+                child.terminate()
+
+    def _forward(self, number: int, _: object) -> None:
+        self.stopped = True
+        self.signal = number
+        if self.child is not None:
+            self.child.send_signal(number)
+
+    def _orphaned(self) -> bool:
+        return os.getppid() != self.parent
+
+
+def _held(folder: Path) -> bool:
+    """Whether another process holds the folder, such as a task of an earlier sweep that saves."""
+    file = folder / LockedFolder.NAME
+    if not file.exists():
+        return False
+    with open(file, "a") as lock:
+        try:
+            locks.lock(lock, wait=False)
+        except BlockingIOError:
+            return True
+        except OSError:  # a disk without locks, of which the command itself will tell
+            return False
+    return False
+
+
+def _note(folder: Path, name: str, code: int, seconds: float) -> None:
+    """Write how the command ended, beside the ends of others in the folder."""
+    usage = os.times()
+    ends = {}
+    if (folder / ENDS).exists():
+        ends = read_json(folder / ENDS)
+    ends[name] = {
+        "code": code,
+        "seconds": seconds,
+        "processor_seconds": usage.children_user + usage.children_system,
+    }
+    write_json(folder / ENDS, ends)
+
+
+def ends(folder: Path) -> dict[str, dict[str, float]]:
+    """For each command that ended in a folder: its exit code, seconds and processor seconds."""
+    if not (folder / ENDS).exists():
+        return {}
+    noted: dict[str, dict[str, float]] = read_json(folder / ENDS)
+    return noted
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

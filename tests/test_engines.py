@@ -1,0 +1,155 @@
+"""The engines that need an extra: Ray, on one node and on two, and SLURM by submitit's executor for
+this machine. Each does what `processes` does; the tests are skipped without the extra."""
+
+import contextlib
+import json
+
+import pytest
+from test_resume import outcome, write_config
+from test_sweep import FEW, QUICK, SAVES, all_ended, task_of, wait_for
+
+from dartformer.cli.main import main
+from dartformer.engines import make, runner
+from dartformer.engines.base import Limits
+from dartformer.errors import InputError
+from dartformer.sweeps import axes
+from dartformer.sweeps.sweep import sweep
+
+pytestmark = pytest.mark.slow
+
+CODES = ("print('fine')", "raise SystemExit(3)", "import os; os.kill(os.getpid(), 9)")
+
+
+@pytest.fixture
+def local_ray(monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture
+def local_slurm():
+    pytest.importorskip("submitit")
+    from dartformer.engines.slurm import Slurm
+
+    return lambda limits: Slurm(limits, cluster="local")
+
+
+def plain_runs(folder, config, seeds):
+    found = []
+    for seed in seeds:
+        plain = folder / f"plain{seed}"
+        words = [f"--config={config}", f"--workdir={plain}", f"--config.seed={seed}"]
+        assert main(["run", *words]) == 0
+        found.append(outcome(plain))
+    return found
+
+
+def test_ray_runs_and_cancels(tmp_path, local_ray):
+    engine = make("ray", Limits(jobs=1))
+    handles = []
+    for number, code in enumerate(CODES):
+        handles.append(engine.submit(task_of(tmp_path / str(number), code)))
+    assert all_ended(engine, handles) == [0, 3, 137]
+    assert (tmp_path / "0" / runner.LOG).read_text() == "fine\n"
+    handles = [engine.submit(task_of(tmp_path / name, SAVES)) for name in ("a", "b")]
+    assert engine.wait(handles, 0) is None
+    wait_for(tmp_path / "a/begun")
+    for handle in handles:
+        engine.cancel(handle)
+    assert all_ended(engine, handles) == [143, 143]
+    wait_for(tmp_path / "a/saved")
+    assert not (tmp_path / "b/begun").exists()
+
+
+def test_ray_goes_on_where_a_node_is_lost(tmp_path, monkeypatch):
+    """Two nodes, of which one is removed in the middle of its tasks."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    try:
+        second = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        engine = make("ray", Limits())
+        places = "import os, ray, time; open('begun', 'a').write('x'); time.sleep(8)"
+        handles = [engine.submit(task_of(tmp_path / str(i), places)) for i in range(2)]
+        assert engine.wait(handles, 0) is None
+        for i in range(2):
+            wait_for(tmp_path / str(i) / "begun")
+        cluster.remove_node(second, allow_graceful=False)
+        assert all_ended(engine, handles) == [0, 0]
+        starts = [(tmp_path / str(i) / "begun").read_text() for i in range(2)]
+        assert sorted(starts) == ["x", "xx"]
+    finally:
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        cluster.shutdown()
+
+
+def test_an_address_without_ray_is_one_line(monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(InputError, match=r"cannot connect to Ray at RAY_ADDRESS=127.0.0.1:1"):
+        make("ray", Limits())
+
+
+def test_six_tasks_on_ray_equal_plain_runs(tmp_path, data_dir, local_ray):
+    config = write_config(tmp_path, **QUICK, **FEW, **{"data.dir": data_dir})
+    engine = make("ray", Limits(jobs=2))
+    record = sweep((config, {}), tmp_path / "sweep", axes.parse(["seed=0..5"]), engine)
+    assert {task.state for task in record.tasks} == {"done"}
+    for seed, plain in enumerate(plain_runs(tmp_path, config, range(6))):
+        assert outcome(tmp_path / f"sweep/seed={seed}") == plain
+
+
+def test_slurm_runs_and_cancels(tmp_path, local_slurm):
+    engine = local_slurm(Limits())
+    handles = []
+    for number, code in enumerate(CODES):
+        handles.append(engine.submit(task_of(tmp_path / str(number), code)))
+    assert all_ended(engine, handles) == [0, 3, 137]
+    handle = engine.submit(task_of(tmp_path / "a", SAVES))
+    assert engine.wait([handle], 0) is None
+    wait_for(tmp_path / "a/begun")
+    engine.cancel(handle)
+    all_ended(engine, [handle])
+    wait_for(tmp_path / "a/saved")
+
+
+def test_slurm_needs_slurm_and_known_options(tmp_path, local_slurm, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match="there is no srun here"):
+        make("slurm", Limits())
+    engine = local_slurm(Limits(slurm={"partishun": "gpu"}))
+    engine.submit(task_of(tmp_path / "a", "pass"))
+    with pytest.raises(InputError, match="--slurm: Unknown argument 'partishun'"):
+        engine.wait([], 0)
+
+
+def test_a_preempted_job_goes_on_and_ends_like_a_plain_run(tmp_path, data_dir, local_slurm):
+    """SIGUSR2, as SLURM sends it: the task saves, and the job is queued again."""
+    config = write_config(tmp_path, **QUICK, **FEW, **{"data.dir": data_dir, "search.steps": 400})
+
+    class Preempting(type(local_slurm(Limits()))):
+        interrupted = False
+
+        def wait(self, handles, seconds):
+            ended = super().wait(handles, seconds)
+            log = handles[0].task.folder / "search/metrics.jsonl"
+            if not self.interrupted and log.exists() and log.read_text().count("\n") > 2:
+                self.interrupted = True
+                self._jobs[handles[0]]._interrupt()
+            return ended
+
+    engine = Preempting(Limits(), cluster="local")
+    record = sweep((config, {}), tmp_path / "sweep", axes.parse(["seed=0"]), engine)
+    assert engine.interrupted
+    assert [task.state for task in record.tasks] == ["done"]
+    runs = json.loads((tmp_path / "sweep/seed=0/provenance.json").read_text())["runs"]
+    assert [run["state"] for run in runs if run["verb"] == "search"] == ["stopped", "done"]
+    assert [outcome(tmp_path / "sweep/seed=0")] == plain_runs(tmp_path, config, [0])
