@@ -182,14 +182,15 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def write_once(folder: Path, write: Callable[[Path], None]) -> None:
+def write_once(folder: Path, write: Callable[[Path], None], part_of: Path | None = None) -> None:
     """Let `write` fill a folder, unless it is there.
 
-    One process writes at a time. The folder appears complete, by a renaming, so a process that was
+    One process writes at a time; the lock is that of `part_of`, a data set, if it is in one. The
+    folder appears complete, by a renaming, so a process that was
     killed half-way starts again. Raises `OSError` where it cannot be written."""
     if folder.exists():
         return
-    with alone(folder):
+    with alone(part_of or folder):
         # Another process may have written it while this one waited for the lock.
         if folder.exists():
             return

@@ -4,38 +4,34 @@ A record costs about 0.15 ms to find, decompress and decode; a row of an array c
 set is decoded once: at every start where it is small, and where it is large into files beside it,
 which later starts map."""
 
+import contextlib
 import itertools
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from dartformer.data.prepare import Example, Records, alone, with_progress
+from dartformer.data import offsets
+from dartformer.data.growing import GrowingFile
+from dartformer.data.offsets import OffsetSplit
+from dartformer.data.prepare import Example, Records, with_progress, write_once
 from dartformer.data.splits import ArraySplit
 from dartformer.errors import InputError
 
 IN_MEMORY_BYTES = 512 * 2**20
 """A split that would take more than this is mapped from disk."""
 
+OFFSET = np.dtype(np.int64)
+
 CHUNK = 1000
 """Records that are decoded at once: they weigh several times what is kept of them."""
-
-ARRAYS = ("tokens", "lengths", "labels")
-
-
-class NewArray(Protocol):
-    """Makes an array of zeros from a name, a shape and a type."""
-
-    def __call__(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray: ...
 
 
 def from_source(
     source: Records, length: int, vocabulary: int, in_memory: int = IN_MEMORY_BYTES
-) -> ArraySplit:
+) -> ArraySplit | OffsetSplit:
     """A split over a TFDS data source, in memory or mapped from files beside the set.
 
     It is mapped where it would take more than `in_memory` bytes; the files are written on first
@@ -53,106 +49,132 @@ def records(source: Records) -> Iterator[Example]:
         yield from source.__getitems__(list(range(start, min(start + CHUNK, len(source)))))
 
 
-def mapped(source: Records, length: int, dtype: np.dtype, folder: Path) -> ArraySplit:
-    """A split over arrays in files under `folder`, which are written first if they are missing.
+def mapped(source: Records, length: int, dtype: np.dtype, folder: Path) -> OffsetSplit:
+    """A split over files under `folder`, which are written first if they are missing.
 
     They are written by one process at a time, and appear complete, by a renaming: a process that
     was killed half-way starts again."""
-    rows = folder / f"rows-{source.split}-{length}-{dtype}"
-    if not rows.exists():
-        try:
-            with alone(folder):
-                # Another process may have written them while this one waited for the lock.
-                if not rows.exists():
-                    _write(source, length, dtype, rows)
-        except OSError as error:
-            raise InputError(f"cannot write the rows of {folder} to {rows}: {error}") from None
+    rows = folder / f"ids-{source.split}-{length}-{dtype}"
+
+    def write(unfinished: Path) -> None:
+        decoded = with_progress(records(source), len(source), f"unpacking {source.split}")
+        _write(decoded, length, dtype, unfinished)
+
     try:
-        return _open(rows, len(source))
+        write_once(rows, write, part_of=folder)
+    except OSError as error:
+        raise InputError(f"cannot write the rows of {folder} to {rows}: {error}") from None
+    try:
+        return _open(rows, length, len(source))
     except (OSError, ValueError) as error:
         raise InputError(
             f"{rows} is not as it was written: {error}. Delete it and run again to write it again."
         ) from None
 
 
-def _write(source: Records, length: int, dtype: np.dtype, rows: Path) -> None:
-    """Write the arrays of `source` to the folder `rows`."""
-    unfinished = rows.with_name(f"{rows.name}.part")
-    # What is there was left by a process that was killed: this one holds the lock.
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
+def _write(examples: Iterable[Example], length: int, dtype: np.dtype, folder: Path) -> None:
+    """Write examples to the folder, one after another and without padding."""
+    first, form, stream = _begun(examples)
+    with contextlib.ExitStack() as files:
 
-    def new_file(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-        file = unfinished / f"{name}.npy"
-        return np.lib.format.open_memmap(file, "w+", np.dtype(dtype), shape)
+        def new_file(name: str, dtype: np.dtype) -> GrowingFile:
+            return files.enter_context(GrowingFile(folder / f"{name}.npy", dtype))
 
-    count = len(source)
-    decoded = with_progress(records(source), count, f"unpacking {source.split}")
-    split = pack(decoded, count, length, dtype, new_file)
-    for array in (split.tokens, split.lengths, split.labels):
-        assert isinstance(array, np.memmap)
-        array.flush()
-    # Only now under its name: a reader never sees half of the arrays.
-    os.replace(unfinished, rows)
+        tokens = _Rows(new_file("tokens", dtype), new_file("tokens_offsets", OFFSET), length)
+        labels = new_file("labels", form.label)
+        of_tokens = None
+        if form.per_token:
+            of_tokens = _Rows(labels, new_file("labels_offsets", OFFSET), length)
+        for example in itertools.chain([first], stream):
+            for name in form.names:
+                tokens.append(example[name])
+            if of_tokens is not None:
+                of_tokens.append(example["label"])
+            else:
+                labels.append(np.array([example["label"]]))
 
 
-def _open(rows: Path, count: int) -> ArraySplit:
+class _Rows:
+    """Two files of rows one after another: the rows, and where each begins and ends."""
+
+    def __init__(self, values: GrowingFile, offsets: GrowingFile, length: int) -> None:
+        self._values, self._offsets, self._length = values, offsets, length
+        offsets.append(np.zeros(1, OFFSET))
+
+    def append(self, row: Sequence[int]) -> None:
+        """Add a row; `InputError` for one above the length."""
+        _require_length(len(row), self._length)
+        self._values.append(np.asarray(row))
+        self._offsets.append(np.array([self._values.count]))
+
+
+def _open(rows: Path, length: int, count: int) -> OffsetSplit:
     """The split of `count` examples in the folder `rows`; raises `OSError` or `ValueError`."""
-    arrays = []
-    for name in ARRAYS:
-        arrays.append(np.load(rows / f"{name}.npy", mmap_mode="r"))
-    tokens, lengths, labels = arrays
-    if not len(tokens) == len(lengths) == len(labels) == count:
-        raise ValueError(f"{len(tokens):,} rows, and the set has {count:,}")
-    # Plain arrays over the same files: indexing a memmap makes memmaps, which is slower.
-    return ArraySplit(np.asarray(tokens), np.asarray(lengths), np.asarray(labels))
+    tokens = offsets.opened(rows, "tokens")
+    labels: np.ndarray | offsets.Ragged = offsets.mapped(rows / "labels.npy")
+    labelled = len(labels)
+    if (rows / "labels_offsets.npy").exists():
+        labels = offsets.opened(rows, "labels")
+        labelled = len(labels.offsets) - 1
+    documents, rest = divmod(len(tokens.offsets) - 1, count)
+    if rest or documents not in (1, 2) or labelled != count:
+        raise ValueError(f"{labelled:,} rows, and the set has {count:,}")
+    return OffsetSplit(tokens, labels, length, documents)
 
 
-def zeros(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """Zeros in memory."""
-    return np.zeros(shape, dtype)
+class _Form(NamedTuple):
+    """What examples have.
+
+    Attributes:
+      names: of their documents.
+      per_token: whether every token has a label.
+      label: the type of labels.
+    """
+
+    names: tuple[str, ...]
+    per_token: bool
+    label: np.dtype
 
 
-def pack(
-    examples: Iterable[Example],
-    count: int,
-    length: int,
-    dtype: DTypeLike,
-    new_array: NewArray = zeros,
-) -> ArraySplit:
-    """`count` examples as arrays [count, length] of `dtype`, [count] and [count].
-
-    With two documents the first two are [count, 2, length] and [count, 2]; where every token has a
-    label the last is [count, length]. Raises `InputError` where an example is longer than
-    `length`."""
+def _begun(examples: Iterable[Example]) -> tuple[Example, _Form, Iterator[Example]]:
+    """The first example, the form of all of them, and the others; `InputError` for none."""
     stream = iter(examples)
     first = next(stream, None)
     if first is None:
         raise InputError("a split has no rows.")
-    # All examples are of the form of the first.
-    pairs = "tokens2" in first
+    names: tuple[str, ...] = ("tokens",)
+    if "tokens2" in first:
+        names = ("tokens", "tokens2")
     label = np.asarray(first["label"])
-    per_token = label.ndim > 0
+    dtype: np.dtype = np.dtype(np.int32)
+    if label.dtype.kind == "f":
+        dtype = np.dtype(np.float32)
+    return first, _Form(names, label.ndim > 0, dtype), stream
+
+
+def pack(examples: Iterable[Example], count: int, length: int, dtype: DTypeLike) -> ArraySplit:
+    """`count` examples as arrays [count, length] of `dtype`, [count] and [count], in memory.
+
+    With two documents the first two are [count, 2, length] and [count, 2]; where every token has a
+    label the last is [count, length]. Raises `InputError` where an example is longer than
+    `length`."""
+    first, form, stream = _begun(examples)
     texts: tuple[int, ...] = (count,)
-    if pairs:
+    if len(form.names) > 1:
         texts = (count, 2)
     label_shape: tuple[int, ...] = (count,)
-    if per_token:
+    if form.per_token:
         label_shape = (count, length)
-    label_dtype: DTypeLike = np.int32
-    if label.dtype.kind == "f":
-        label_dtype = np.float32
-
-    tokens = new_array("tokens", (*texts, length), dtype)
-    lengths = new_array("lengths", texts, np.int32)
-    labels = new_array("labels", label_shape, label_dtype)
+    tokens = np.zeros((*texts, length), dtype)
+    lengths = np.zeros(texts, np.int32)
+    labels = np.zeros(label_shape, form.label)
     for i, example in enumerate(itertools.chain([first], stream)):
-        if pairs:
+        if len(form.names) > 1:
             lengths[i, 0] = _fill(tokens[i, 0], example["tokens"])
             lengths[i, 1] = _fill(tokens[i, 1], example["tokens2"])
         else:
             lengths[i] = _fill(tokens[i], example["tokens"])
-        if per_token:
+        if form.per_token:
             n = len(example["label"])
             labels[i, :n] = example["label"]
             labels[i, n:] = -1  # padding has no label
@@ -164,7 +186,11 @@ def pack(
 def _fill(row: np.ndarray, ids: Sequence[int]) -> int:
     """Write `ids` to the start of `row` [N]; returns how many there are."""
     n = len(ids)
-    if n > len(row):
-        raise InputError(f"an example has {n} tokens, more than the task's length {len(row)}.")
+    _require_length(n, len(row))
     row[:n] = ids
     return n
+
+
+def _require_length(n: int, length: int) -> None:
+    if n > length:
+        raise InputError(f"an example has {n} tokens, more than the task's length {length}.")

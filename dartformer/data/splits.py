@@ -33,6 +33,14 @@ class Split(Protocol):
 
 
 @runtime_checkable
+class Measured(Protocol):
+    """A split that knows the lengths of its examples without reading them."""
+
+    lengths: np.ndarray
+    """`[S]` tokens, or `[S, 2]` of two documents."""
+
+
+@runtime_checkable
 class Grouped(Protocol):
     """A split whose rows may belong to groups, such as the texts of one author."""
 
@@ -184,7 +192,7 @@ def lengths(split: Split) -> np.ndarray:
     Raises `InputError` for an endless split."""
     if isinstance(split, Subset):
         return lengths(split.split)[split.indices]
-    if isinstance(split, ArraySplit):
+    if isinstance(split, Measured):
         return split.lengths.reshape(len(split), -1).max(1)
     if isinstance(split, Endless):
         raise InputError(

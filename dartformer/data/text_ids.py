@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from dartformer.data.compressed import is_compressed
+from dartformer.data.growing import GrowingFile
 from dartformer.data.locations import identity
 from dartformer.data.packed import folder_of_ids
 from dartformer.data.plain_text import pieces_of_file, text_files
@@ -413,29 +414,13 @@ def _write(
     before = _version(source.path)
     parts = {}
     for part, stretch in stretches.items():
-        with (folder / f"{part}.npy").open("wb") as file:
-            # The header has room for any count, so it can be written again.
-            start = _write_header(file, encoding.dtype, 0)
-            parts[part] = _encode(source, part, stretch, encoding, partial(_put, file))
-            file.seek(0)
-            assert _write_header(file, encoding.dtype, parts[part].tokens) == start
+        with GrowingFile(folder / f"{part}.npy", encoding.dtype) as file:
+            parts[part] = _encode(source, part, stretch, encoding, file.append)
     if _version(source.path) != before:
         raise InputError(
             f"{source.path} changed while it was read. Wait until it is complete and run again."
         )
     write_json(folder / NOTES, Notes(FORMAT, parts).to_dict())
-
-
-def _put(file: BinaryIO, ids: np.ndarray) -> None:
-    """Append ids to a file."""
-    file.write(ids.data)
-
-
-def _write_header(file: BinaryIO, dtype: np.dtype, count: int) -> int:
-    """Write the header of an .npy file of `count` numbers; returns where they begin."""
-    header = {"descr": dtype.str, "fortran_order": False, "shape": (count,)}
-    np.lib.format.write_array_header_1_0(file, header)
-    return file.tell()
 
 
 def _opened(folder: Path) -> dict[str, Part]:

@@ -356,7 +356,7 @@ def test_read_as_needed_is_the_same_as_read_whole(folder, monkeypatch):
     quick = SMALL.load(folder)["train"]
     monkeypatch.setattr(listops, "from_source", functools.partial(from_source, in_memory=0))
     mapped = SMALL.load(folder)["train"]
-    assert isinstance(mapped.tokens.base, np.memmap)
+    assert isinstance(mapped.tokens.values.base, np.memmap)
     for indices in (np.arange(300), np.array([7, 7, 299, 0])):
         a, b = quick.take(indices), mapped.take(indices)
         assert all(np.array_equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
@@ -432,8 +432,8 @@ def test_two_processes_at_once_end_with_the_same_data_and_no_tensorflow(tmp_path
     assert set(tensorflow) == {"False"}
     names = [path.name for path in tmp_path.glob("dartformer_*/*/*")]
     assert names == ["1.0.0"] * 2, "an unfinished copy is left behind"
-    assert sorted(path.name for path in tmp_path.glob("dartformer_files/*/*/rows*")) == [
-        f"rows-{part}-8-uint16" for part in ("test", "train", "valid")
+    assert sorted(path.name for path in tmp_path.glob("dartformer_files/*/*/ids*")) == [
+        f"ids-{part}-8-uint16" for part in ("test", "train", "valid")
     ]
     task = ListOps(
         max_depth=4, max_args=4, min_length=5, max_length=40, train=3000, valid=60, test=60

@@ -11,9 +11,9 @@ import pytest
 from dartformer import tasks
 from dartformer.data.batches import batches, examine, resized
 from dartformer.data.sources import IN_MEMORY_BYTES, from_source, pack
-from dartformer.data.splits import ArraySplit, Endless, Split, Subset, divided, permutation
+from dartformer.data.splits import ArraySplit, Endless, Split, Subset, divided, lengths, permutation
 from dartformer.errors import InputError
-from dartformer.tasks.base import PARTS, VALID_FRACTION, majority, parts
+from dartformer.tasks.base import PARTS, VALID_FRACTION, majority, parts, parts_of
 from dartformer.tasks.files import path_of, places
 
 LENGTH = 7
@@ -88,13 +88,21 @@ def test_a_split_in_memory_and_one_on_disk_are_the_same(tmp_path):
     source = Records((record(i) for i in range(50)), tmp_path)
     mapped, quick = from_source(source, LENGTH, 64, in_memory=0), from_source(source, LENGTH, 64)
     assert isinstance(mapped, Split)
-    assert isinstance(mapped.tokens.base, np.memmap)
-    assert quick.tokens.dtype == mapped.tokens.dtype == np.uint8, "a vocabulary of 64 fits one byte"
+    assert isinstance(mapped.tokens.values.base, np.memmap)
+    assert quick.tokens.dtype == mapped.tokens.values.dtype == np.uint8, (
+        "a vocabulary of 64 fits one byte"
+    )
     assert 50 * LENGTH < IN_MEMORY_BYTES
     for indices in ([3], [49, 0, 0, 7], range(50)):
         assert same(mapped.take(np.array(indices)), quick.take(np.array(indices)))
     pairs = zip(batches(mapped, 8, 1), batches(quick, 8, 1), strict=True)
     assert all(same(a, b) for a, b in itertools.islice(pairs, 20))
+    # No padding is written.
+    assert len(mapped.tokens.values) == quick.lengths.sum()
+    np.testing.assert_array_equal(lengths(mapped), quick.lengths)
+    of_both = [parts_of({"train": split, "test": split}, 3) for split in (mapped, quick)]
+    for name in ("weights", "alphas", "valid"):
+        np.testing.assert_array_equal(*(cut[name].indices for cut in of_both))
 
 
 @pytest.mark.parametrize("kind", ["pairs", "a label for each token", "numbers"])
