@@ -25,6 +25,9 @@ KERNELS = ("auto", "cudnn", "splash", "chunked", "dense")
 
 Implementation = Literal["cudnn", "xla"]
 
+NARROW = 32
+"""Head width from which `auto` takes splash attention."""
+
 WIDEST = 256
 """Head width up to which the blocks of splash attention fit a chip's fast memory."""
 
@@ -132,7 +135,7 @@ def choose(
     if kernel in ("chunked", "dense"):
         return kernel
     for name, refusal in REFUSALS.items():
-        if kernel == "auto" and (order > 1 or not _pays(name, length)):
+        if kernel == "auto" and (order > 1 or not _pays(name, length, head_dim)):
             continue
         if kernel not in ("auto", name):
             continue
@@ -152,10 +155,12 @@ def choose(
     return without_cudnn("auto", length)
 
 
-def _pays(name: str, length: int) -> bool:
-    """Whether `auto` takes a kernel for so many tokens."""
-    # Splash attention fills its blocks up, and one product of few tokens is quicker.
-    return name != "splash" or length > TILE
+def _pays(name: str, length: int, head_dim: int) -> bool:
+    """Whether `auto` takes a kernel for so many tokens and heads of that width."""
+    # Splash attention fills its blocks up, and one product of few tokens is quicker. Narrow heads
+    # fill registers of 128 numbers to a small part: of width 8 they take four times the memory of
+    # tiles.
+    return name != "splash" or (length > TILE and head_dim >= NARROW)
 
 
 def without_cudnn(kernel: str, length: int) -> str:
@@ -229,7 +234,7 @@ def window_attention(
     over. Rows of invalid queries are zero by splash attention.
     """
     length = q.shape[1]
-    takes_splash = kernel == "splash" or (kernel == "auto" and _pays("splash", length))
+    takes_splash = kernel == "splash" or (kernel == "auto" and _pays("splash", length, q.shape[-1]))
     dtype = jnp.result_type(q, k, v)
     if takes_splash and not splash_refusal(
         dtype,

@@ -72,9 +72,9 @@ def calls_of(function, shapes, platform):
 # Attentions.
 
 
-def attention_program(name, platform, length, batch, dtype, causal, masked, order):
+def attention_program(name, platform, length, batch, dtype, causal, masked, order, width=8):
     """Its gradient or a second derivative, and the shapes that it takes."""
-    shape = Shape(length, 2, 8, 16, batch, jnp.dtype(dtype).itemsize)
+    shape = Shape(length, 2, width, 2 * width, batch, jnp.dtype(dtype).itemsize)
     options = {"dtype": dtype, "causal": causal, "masked": masked, "order": order}
     return gradient(parse(name), shape, TARGETS[platform], **options)
 
@@ -143,12 +143,15 @@ def test_full_attention_lowers_for_cudnn(length, causal, masked, order):
 )
 @pytest.mark.parametrize("order", [1, 2])
 def test_full_and_local_attention_lower_for_splash(name, length, causal, masked, order):
-    program, shapes = attention_program(name, "tpu", length, 1, "bfloat16", causal, masked, order)
+    options = (length, 1, "bfloat16", causal, masked, order)
+    program, shapes = attention_program(name, "tpu", *options, width=32)
     assert SPLASH in calls_of(program, shapes, "tpu")
 
 
-def test_few_tokens_take_one_product_on_a_tpu():
-    program, shapes = attention_program("full", "tpu", 200, 1, "bfloat16", False, True, 1)
+@pytest.mark.parametrize(("length", "width"), [(200, 32), (300, 8)])
+def test_few_tokens_and_narrow_heads_take_no_splash(length, width):
+    options = (length, 1, "bfloat16", False, True, 1)
+    program, shapes = attention_program("full", "tpu", *options, width=width)
     assert not calls_of(program, shapes, "tpu")
 
 

@@ -228,7 +228,9 @@ def test_a_target_says_what_a_device_is():
 def test_a_tpu_takes_splash_attention_for_many_tokens():
     tpu = Target("tpu", "TPU v5 lite")
     assert choose("auto", jnp.bfloat16, 64, 4096, target=tpu) == "splash"
-    assert choose("auto", jnp.float32, 8, 4096, target=tpu) == "splash"
+    assert choose("auto", jnp.float32, 32, 4096, target=tpu) == "splash"
+    assert choose("auto", jnp.float32, 8, 4096, target=tpu) == "chunked"
+    assert choose("splash", jnp.float32, 8, 4096, target=tpu) == "splash"
     assert choose("auto", jnp.bfloat16, 64, 100, target=tpu) == "dense"
     assert choose("splash", jnp.bfloat16, 64, 100, target=tpu) == "splash"
     assert choose("auto", jnp.bfloat16, 64, 4096, order=2, target=tpu) == "chunked"
