@@ -27,6 +27,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "lm-eval": (("lm_eval",), "lm-evaluation-harness on a checkpoint"),
     "wandb": (("wandb",), "logging to Weights & Biases"),
     "mlflow": (("mlflow",), "logging to MLflow"),
+    "datasets": (("datasets",), "data sets of the hub: `task.path=hf:OWNER/NAME`"),
     "ray": (("ray",), "`dartformer sweep --engine=ray`"),
     "slurm": (("submitit",), "`dartformer sweep --engine=slurm`"),
     "aot": (("libtpu", "jax_cuda12_plugin"), "`dartformer profile --on`"),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dartformer.data import folders, tfds
+from dartformer.data import folders, hub, tfds
 from dartformer.errors import InputError
 
 TFDS = "tfds:"
@@ -10,11 +10,13 @@ TFDS = "tfds:"
 
 
 def located(path: str, data_dir: str | None) -> Path:
-    """The file or folder of `path`, or of the data set of `tfds:NAME`.
+    """The file or folder of `path`, or of the data set of `tfds:NAME` or `hf:NAME`.
 
     Raises `InputError` where there is none."""
     if path.startswith(TFDS):
         return tfds.newest(path.removeprefix(TFDS), data_dir)
+    if path.startswith(hub.HUB):
+        return hub.cached(path.removeprefix(hub.HUB))
     try:
         file = Path(path).expanduser()
         exists = file.exists()

@@ -46,7 +46,8 @@ class Files(TextTask):
     """Texts and their labels in two columns, `text` and `label`, of the file or folder `path`.
 
     Attributes:
-      path: a file, a folder, or `tfds:NAME`, a data set that TFDS has prepared.
+      path: a file, a folder, `tfds:NAME`, a data set that TFDS has prepared, or `hf:OWNER/NAME`, one
+        of the Hugging Face hub (`hf:OWNER/NAME:CONFIGURATION`).
       valid: a file for validation; empty for the split of that name in `path`, or else a part of train.
       test: a file for test; empty for the split of that name in `path`, or else a part of train.
       kind: "classification" of one or two texts; "regression", a number for one or two texts;
