@@ -32,7 +32,7 @@ types: $(VENV)/.tested  ## run mypy
 suite: $(VENV)/.tested  ## run the tests that take seconds, and list the slowest and why any was skipped
 	$(BIN)/python -m pytest -n $(JOBS) -rs --durations=5
 
-test-slow: $(VENV)/.tested  ## run the tests that take minutes
+test-slow: $(VENV)/.engines  ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 coverage: $(VENV)/.covered  ## run the tests with coverage, into build/coverage/
@@ -58,6 +58,10 @@ $(VENV)/.installed: $(VENV)/bin/python setup.cfg pyproject.toml
 
 $(VENV)/.tested: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+$(VENV)/.engines: $(VENV)/.tested
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,ray,slurm]'
 	@touch $@
 
 $(VENV)/.covered: $(VENV)/.tested

@@ -3,6 +3,9 @@ this machine. Each does what `processes` does; the tests are skipped without the
 
 import contextlib
 import json
+import os
+import signal
+from pathlib import Path
 
 import pytest
 from test_resume import outcome, write_config
@@ -99,7 +102,7 @@ def test_an_address_without_ray_is_one_line(monkeypatch):
 
 
 def test_six_tasks_on_ray_equal_plain_runs(tmp_path, data_dir, local_ray):
-    config = write_config(tmp_path, **QUICK, **FEW, **{"data.dir": data_dir})
+    config = write_config(tmp_path, **{**QUICK, **FEW, "data.dir": data_dir})
     engine = make("ray", Limits(jobs=2))
     record = sweep((config, {}), tmp_path / "sweep", axes.parse(["seed=0..5"]), engine)
     assert {task.state for task in record.tasks} == {"done"}
@@ -133,17 +136,21 @@ def test_slurm_needs_slurm_and_known_options(tmp_path, local_slurm, monkeypatch)
 
 def test_a_preempted_job_goes_on_and_ends_like_a_plain_run(tmp_path, data_dir, local_slurm):
     """SIGUSR2, as SLURM sends it: the task saves, and the job is queued again."""
-    config = write_config(tmp_path, **QUICK, **FEW, **{"data.dir": data_dir, "search.steps": 400})
+    values = {**QUICK, **FEW, "data.dir": data_dir, "search.steps": 150}
+    config = write_config(tmp_path, **values)
 
     class Preempting(type(local_slurm(Limits()))):
         interrupted = False
 
         def wait(self, handles, seconds):
-            ended = super().wait(handles, seconds)
+            ended = super().wait(handles, 0.05)
             log = handles[0].task.folder / "search/metrics.jsonl"
             if not self.interrupted and log.exists() and log.read_text().count("\n") > 2:
                 self.interrupted = True
-                self._jobs[handles[0]]._interrupt()
+                # To the job itself: the process that submitit starts for it has no handler.
+                parent = self._jobs[handles[0]].job_id
+                job = int(Path(f"/proc/{parent}/task/{parent}/children").read_text())
+                os.kill(job, signal.SIGUSR2)
             return ended
 
     engine = Preempting(Limits(), cluster="local")

@@ -322,6 +322,20 @@ def test_a_task_stops_with_the_process_that_wanted_it(tmp_path):
     wait_for(task.folder / "saved")
 
 
+def test_a_task_that_ended_meanwhile_does_not_run_again(tmp_path):
+    """A sweep that was killed may leave a task, for whose folder the next one waits."""
+    task = task_of(tmp_path / "a", SAVES)
+    lock = LockedFolder(task.folder)
+    engine = Processes(Limits())
+    handle = engine.submit(task)
+    assert engine.wait([handle], 1) is None
+    end = {"code": 0, "seconds": 1.0, "processor_seconds": 1.0}
+    write_json(task.folder / runner.ENDS, {"work": end})
+    lock.close()
+    assert all_ended(engine, [handle]) == [0]
+    assert not (task.folder / "begun").exists()
+
+
 def test_a_signal_to_a_sweep_saves_its_tasks(tmp_path):
     class Endless(Fake):
         def submit(self, task):
@@ -363,16 +377,18 @@ def test_tasks_equal_plain_runs(tmp_path, data_dir):
 @pytest.mark.slow
 def test_six_tasks_of_a_killed_sweep_equal_plain_runs(tmp_path, data_dir):
     """Killed, it goes on: no finished task runs again, and all six end like plain runs."""
-    config = write_config(tmp_path, **QUICK, **FEW, **{"data.dir": data_dir})
+    config = write_config(tmp_path, **{**QUICK, **FEW, "data.dir": data_dir})
     words = [f"--config={config}", f"--workdir={tmp_path / 'sweep'}", "--jobs=2"]
     words += ["--over=search.strategy.name=darts,spos", "--over=seed=0..2"]
-    first = subprocess.Popen([sys.executable, "-m", "dartformer", "sweep", *words])
+    # In processes of its own: a sweep leaves this one's devices to its tasks.
+    command = [sys.executable, "-m", "dartformer", "sweep", *words]
+    first = subprocess.Popen(command)
     wait_for(tmp_path / "sweep/strategy=darts,seed=0" / runner.ENDS, 600)
     first.kill()
     first.wait()
     before = {file: file.read_bytes() for file in tmp_path.glob("sweep/*/task.json")}
     assert 0 < len(before) < 6
-    assert main(["sweep", *words]) == 0
+    subprocess.run(command, check=True)
     for file, content in before.items():
         assert file.read_bytes() == content
         verbs = [

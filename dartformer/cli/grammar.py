@@ -421,7 +421,7 @@ def _add_sweep(verbs: "Verbs[Parser]") -> None:
     numbers = {
         "jobs": "tasks at the same time (default: one for each GPU; without GPUs one; with ray and "
         "slurm as many as there is room for)",
-        "devices": "GPUs of each task (default: one, if there are any)",
+        "devices": "GPUs of each task (default: one, if there are any; with slurm none)",
         "cpus": "cores of each task (default: an equal share; with ray and slurm one)",
         "memory": "gigabytes of each task, with ray and slurm",
         "minutes": "time of each task, with slurm; one that takes longer is saved and continued",

@@ -39,6 +39,11 @@ def main(words: Sequence[str]) -> int:
         os.sched_setaffinity(0, set(map(int, arguments.cores.split(","))))
     os.chdir(arguments.directory)
     runner = _Runner(arguments.argv, arguments.folder)
+    if runner.waits() and not runner.stopped:
+        # A sweep that was killed may have left a task that came to its end in the meantime.
+        end = ends(arguments.folder).get(arguments.name)
+        if end is not None and end["code"] == 0:
+            return 0
     code = runner.run()
     # A command that was stopped is not at its end, unless it got there first.
     if not runner.stopped or code == 0:
@@ -57,15 +62,21 @@ class _Runner:
         self.child: subprocess.Popen[bytes] | None = None
         self.started = time.monotonic()
 
-    def run(self) -> int:
-        """The exit code of the command; 128 + n of one that signal n ended."""
+    def waits(self) -> bool:
+        """Wait while another process holds the folder; whether one did."""
         for number in SIGNALS:
             signal.signal(number, self._forward)
-        while _held(self.folder):
-            if self.signal or self._orphaned():
-                self.stopped = True
-                return 128 + (self.signal or signal.SIGTERM)
+        waited = False
+        while not self.stopped and _held(self.folder):
+            waited = True
+            self.stopped = bool(self.signal) or self._orphaned()
             time.sleep(POLL)
+        return waited
+
+    def run(self) -> int:
+        """The exit code of the command; 128 + n of one that signal n ended."""
+        if self.stopped:
+            return 128 + (self.signal or signal.SIGTERM)
         self.started = time.monotonic()
         with open(self.folder / LOG, "ab") as log:
             self.child = subprocess.Popen(

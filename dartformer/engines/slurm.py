@@ -111,7 +111,7 @@ class Slurm:
                     return handle
             if time.monotonic() >= limit:
                 return None
-            time.sleep(POLL)
+            time.sleep(min(POLL, max(limit - time.monotonic(), 0)))
 
     def cancel(self, handle: Handle) -> None:
         """See `Engine.cancel`."""
