@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from dartformer.machine.record import Record
 from dartformer.placement import records as placed
 from dartformer.report import plots
 from dartformer.report.varying import VARYING
+from dartformer.sweeps import records as sweeps
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent / "experiments/benchmarks/results/attention_cpu2.jsonl"
@@ -114,6 +115,7 @@ FILES = {
     "budget.json": results.BudgetAnswer,
     "pareto.json": results.Front,
     "provenance.json": results.Provenance,
+    "sweep.json": sweeps.SweepRecord,
 }
 
 
@@ -163,6 +165,8 @@ def type_text(hint: Any) -> str:
     if isinstance(hint, type) and issubclass(hint, Record):
         return f"[{hint.__name__}](#{hint.__name__.lower()})"
     arguments = get_args(hint)
+    if get_origin(hint) is Literal:
+        return " or ".join(f'"{argument}"' for argument in arguments)
     if get_origin(hint) is tuple:
         return f"list of {type_text(arguments[0])}"
     if get_origin(hint) is dict:

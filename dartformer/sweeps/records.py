@@ -93,7 +93,7 @@ class GroupRecord(Record):
 
 @dataclass(frozen=True)
 class SweepRecord(Record):
-    """`sweep.json`.
+    """`sweep.json`: the tasks of a sweep, and their means over seeds.
 
     Attributes:
       verb: that is run.
