@@ -58,6 +58,9 @@ COUNTED = ("gather", "scatter", "sort", "while", "conditional")
 PRODUCTS = {"__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 5}
 """Products of N x N x D in a call of cuDNN's attention."""
 
+STATED = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
+"""What a Pallas kernel says of its own FLOPs, where its author wrote an estimate."""
+
 SPLASH = {"splash_mha_fwd": (2, ""), "splash_mha_dq": (3, "_dq"), "splash_mha_dkv": (4, "_dkv")}
 """Kernels of splash attention: their products of N x N x D, and what names of their blocks end in."""
 
@@ -337,7 +340,8 @@ class Program:
             operands = [
                 _first(computation, instruction, i) for i in range(len(instruction.operands))
             ]
-            return splash_flops(instruction, operands)
+            stated = STATED.search(instruction.attributes)
+            return splash_flops(instruction, operands) or float(stated[1] if stated else 0)
         return 0.0
 
     # Bytes.
@@ -481,7 +485,7 @@ def convolution_flops(instruction: Instruction, lhs: Array, rhs: Array) -> float
 
 
 def splash_flops(call: Instruction, operands: list[Array]) -> float:
-    """Of a kernel of splash attention; 0 for other kernels, whose text does not say.
+    """Of a kernel of splash attention; 0 for other kernels.
 
     Its first operand has a number for each block of queries and of keys that is visited.
     """

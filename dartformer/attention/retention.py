@@ -21,7 +21,8 @@ from dartformer.attention.base import (
     zero_invalid,
 )
 from dartformer.attention.decoding import KeepsState, repeated, state_array
-from dartformer.kernels.decay_scan import decay_scan, decay_scan_from, decay_scan_work
+from dartformer.kernels.decay import decay_attention
+from dartformer.kernels.decay_scan import decay_scan_from, decay_scan_work
 from dartformer.kernels.recurrence import recurrence_weights
 from dartformer.kernels.softmax import wide
 
@@ -80,7 +81,7 @@ class Retention(KeepsState, Spelled):
     ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
-        out = decay_scan(
+        out = decay_attention(
             inputs.q,
             inputs.k,
             drop_values(inputs, train, key),
@@ -88,6 +89,7 @@ class Retention(KeepsState, Spelled):
             causal=causal,
             valid=inputs.valid,
             scale=inputs.q.shape[-1] ** -0.5,
+            kernel=inputs.kernel,
             target=inputs.target,
         )
         return zero_invalid(out, inputs.mask)

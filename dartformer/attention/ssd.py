@@ -21,7 +21,8 @@ from dartformer.attention.base import (
     zero_invalid,
 )
 from dartformer.attention.decoding import KeepsState, repeated, state_array
-from dartformer.kernels.decay_scan import decay_scan, decay_scan_from, decay_scan_work
+from dartformer.kernels.decay import decay_attention
+from dartformer.kernels.decay_scan import decay_scan_from, decay_scan_work
 from dartformer.kernels.recurrence import recurrence_weights
 from dartformer.kernels.softmax import wide
 
@@ -98,7 +99,7 @@ class Ssd(KeepsState, Spelled):
         accept(self, inputs, causal=causal)
         step, decay = self._steps(params, inputs)
         v = drop_values(inputs, train, key)
-        out = decay_scan(
+        out = decay_attention(
             inputs.q,
             inputs.k,
             v,
@@ -107,6 +108,7 @@ class Ssd(KeepsState, Spelled):
             valid=inputs.valid,
             write=step,
             dtype=decay.dtype,
+            kernel=inputs.kernel,
             target=inputs.target,
         )
         out = out + params["D"].astype(decay.dtype)[:, None] * v

@@ -1,4 +1,4 @@
-"""A fast kernel of attention with derivatives of every order and in both modes.
+"""A fast kernel with derivatives of every order and in both modes.
 
 The kernel gives its output and its gradient. All else follows from a definition in plain JAX.
 """
@@ -13,27 +13,34 @@ from jax import Array
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
-Function = Callable[[Array, Array, Array, Array], Array]
-"""(q, k, v, lengths) to the output. Every array leads with B, or is empty."""
+Function = Callable[..., Array]
+"""Arrays to the output, by their place. Every array leads with B, or is empty."""
 
 
 class _Kernel(NamedTuple):
-    """`fast` can be differentiated backwards and once only, `definition` any number of times."""
+    """`fast` can be differentiated backwards and once only, `definition` any number of times.
+
+    They are differentiated by the first `inputs` of their arrays.
+    """
 
     fast: Function
     definition: Function
+    inputs: int
 
 
-def fused(fast: Function, definition: Function) -> Function:
+def fused(fast: Function, definition: Function, inputs: int = 3) -> Function:
     """`fast` and its gradient, with the derivatives of both taken from `definition`.
 
     For kernels that can be differentiated backwards and once only. First-order search pays nothing
     for the others, and under `jax.vmap` the examples of all batches are those of one.
-    """
-    kernel = _Kernel(fast, definition)
 
-    def function(q: Array, k: Array, v: Array, lengths: Array) -> Array:
-        return _bind(_output, (q, k, v, lengths), kernel)[0]
+    Args:
+      inputs: how many arrays can be differentiated by, from the first: q, k and v.
+    """
+    kernel = _Kernel(fast, definition, inputs)
+
+    def function(*arrays: Array) -> Array:
+        return _bind(_output, arrays, kernel)[0]
 
     return function
 
@@ -43,42 +50,41 @@ def fused(fast: Function, definition: Function) -> Function:
 
 
 def _compute_output(kernel: _Kernel, *arrays: Array) -> list[Array]:
-    """The output, for (q, k, v, lengths)."""
+    """The output."""
     return [kernel.fast(*arrays)]
 
 
 def _compute_differentiated(kernel: _Kernel, *arrays: Array) -> list[Array]:
     """The output again, in the form in which the kernel leaves something to its gradient."""
     # As in `_compute_gradients`, whose forward pass is then this one to the compiler.
-    return [_pull_back(kernel.fast, arrays)[0]]
+    return [_pull_back(kernel, kernel.fast, arrays)[0]]
 
 
-def _compute_tangent(
-    kernel: _Kernel, dq: Array, dk: Array, dv: Array, *arrays: Array
-) -> list[Array]:
-    """The output's derivative along (dq, dk, dv), at (q, k, v, lengths)."""
-    return [_derivative(kernel.definition, arrays, (dq, dk, dv))]
+def _compute_tangent(kernel: _Kernel, *operands: Array) -> list[Array]:
+    """The output's derivative along the first `inputs` operands, at the others."""
+    return [_derivative(kernel, operands[kernel.inputs :], operands[: kernel.inputs])]
 
 
 def _compute_gradients(kernel: _Kernel, *operands: Array) -> list[Array]:
-    """Those of q, k and v, for (q, k, v, lengths) and the output's cotangent."""
+    """Those of the first `inputs` arrays, for all of them and the output's cotangent."""
     *arrays, cotangent = operands
     # The forward pass again: the compiler merges two that are equal, and rematerialization, where
     # they are apart, would run it again in any case.
-    return list(_pull_back(kernel.fast, arrays)[1](cotangent))
+    return list(_pull_back(kernel, kernel.fast, arrays)[1](cotangent))
 
 
-def _pull_back(function: Function, arrays: Sequence[Array]) -> tuple[Array, Callable[..., Any]]:
-    """The output, and what takes its cotangent to the gradients of q, k and v."""
-    q, k, v, lengths = arrays
-    return jax.vjp(lambda q, k, v: function(q, k, v, lengths), q, k, v)
+def _pull_back(
+    kernel: _Kernel, function: Function, arrays: Sequence[Array]
+) -> tuple[Array, Callable[..., Any]]:
+    """The output, and what takes its cotangent to the gradients."""
+    at, others = arrays[: kernel.inputs], arrays[kernel.inputs :]
+    return jax.vjp(lambda *at: function(*at, *others), *at)
 
 
-def _derivative(function: Function, arrays: Sequence[Array], directions: Sequence[Array]) -> Array:
-    """The output's derivative along directions of q, k and v."""
-    q, k, v, lengths = arrays
-    at = (q, k, v)
-    return jax.jvp(lambda q, k, v: function(q, k, v, lengths), at, tuple(directions))[1]
+def _derivative(kernel: _Kernel, arrays: Sequence[Array], directions: Sequence[Array]) -> Array:
+    """The output's derivative along directions, by the definition."""
+    at, others = tuple(arrays[: kernel.inputs]), arrays[kernel.inputs :]
+    return jax.jvp(lambda *at: kernel.definition(*at, *others), at, tuple(directions))[1]
 
 
 def _batched(
@@ -113,7 +119,7 @@ _COMPUTED: dict[Primitive, Callable[..., list[Array]]] = {}
 
 def _primitive(name: str, compute: Callable[..., list[Array]]) -> Primitive:
     """A primitive that computes a list of arrays, without derivatives."""
-    primitive = Primitive(f"fused_attention_{name}")
+    primitive = Primitive(f"fused_{name}")
     primitive.multiple_results = True
     _COMPUTED[primitive] = compute
 
@@ -152,7 +158,7 @@ def _dense(tangents: Sequence[Any]) -> list[Array]:
 def _differentiate_output(
     arrays: Sequence[Array], tangents: Sequence[Any], *, kernel: _Kernel, jaxpr: ClosedJaxpr
 ) -> tuple[list[Array], list[Array]]:
-    directions = _dense(tangents[:3])
+    directions = _dense(tangents[: kernel.inputs])
     return _bind(_differentiated, arrays, kernel), _bind(_tangent, (*directions, *arrays), kernel)
 
 
@@ -160,17 +166,17 @@ def _differentiate_tangent(
     operands: Sequence[Array], tangents: Sequence[Any], *, kernel: _Kernel, jaxpr: ClosedJaxpr
 ) -> tuple[list[Array], list[Array]]:
     out = _bind(_tangent, operands, kernel)
-    directions, arrays = operands[:3], operands[3:]
-    if all(type(tangent) is ad.Zero for tangent in tangents[3:6]):
+    count = kernel.inputs
+    arrays, others = operands[count:], operands[2 * count :]
+    if all(type(tangent) is ad.Zero for tangent in tangents[count : 2 * count]):
         # It is linear in the directions.
-        return out, _bind(_tangent, (*_dense(tangents[:3]), *arrays), kernel)
-    lengths = arrays[3]
+        return out, _bind(_tangent, (*_dense(tangents[:count]), *arrays), kernel)
 
     def along(*operands: Array) -> Array:
-        return _derivative(kernel.definition, (*operands[3:], lengths), operands[:3])
+        return _derivative(kernel, (*operands[count:], *others), operands[:count])
 
-    at = (*directions, *arrays[:3])
-    return out, [jax.jvp(along, at, tuple(_dense(tangents[:6])))[1]]
+    at = tuple(operands[: 2 * count])
+    return out, [jax.jvp(along, at, tuple(_dense(tangents[: 2 * count])))[1]]
 
 
 def _transpose_tangent(
@@ -181,7 +187,7 @@ def _transpose_tangent(
     results: list[Array | None] = [None] * len(operands)
     if type(cotangent) is ad.Zero:
         return results
-    gradients = _bind(_gradients, (*operands[3:], cotangent), kernel)
+    gradients = _bind(_gradients, (*operands[kernel.inputs :], cotangent), kernel)
     for i, gradient in enumerate(gradients):
         if ad.is_undefined_primal(operands[i]):
             results[i] = gradient
@@ -191,13 +197,14 @@ def _transpose_tangent(
 def _differentiate_gradients(
     operands: Sequence[Array], tangents: Sequence[Any], *, kernel: _Kernel, jaxpr: ClosedJaxpr
 ) -> tuple[list[Array], list[Array]]:
-    q, k, v, lengths, cotangent = operands
+    *arrays, cotangent = operands
+    at, others = arrays[: kernel.inputs], arrays[kernel.inputs :]
 
-    def gradients(q: Array, k: Array, v: Array, cotangent: Array) -> Any:
-        return _pull_back(kernel.definition, (q, k, v, lengths))[1](cotangent)
+    def gradients(cotangent: Array, *at: Array) -> Any:
+        return _pull_back(kernel, kernel.definition, (*at, *others))[1](cotangent)
 
-    directions = _dense((*tangents[:3], tangents[4]))
-    tangent = jax.jvp(gradients, (q, k, v, cotangent), tuple(directions))[1]
+    directions = _dense((tangents[-1], *tangents[: kernel.inputs]))
+    tangent = jax.jvp(gradients, (cotangent, *at), tuple(directions))[1]
     return _bind(_gradients, operands, kernel), list(tangent)
 
 

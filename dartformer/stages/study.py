@@ -22,6 +22,7 @@ from dartformer.data.fingerprint import fingerprint as fingerprint_of_examples
 from dartformer.data.large import limited
 from dartformer.data.splits import Split
 from dartformer.errors import InputError
+from dartformer.kernels.decay import has_kernel
 from dartformer.kernels.flash import without_cudnn
 from dartformer.kernels.target import Target
 from dartformer.machine import compile_cache
@@ -311,9 +312,12 @@ class Study:
             # Seeds in one program are a vmap of gradients, which cuDNN's did wrongly before JAX
             # 0.11.1.
             return without_cudnn(model.kernel, model.tokens)
+        if order > 1 and has_kernel(model.target):
+            return model.kernel_of_order(order)
         if model.kernel_of_order(order) == model.kernel_of_order(1):
             return model.kernel
-        # cuDNN has no second derivative. The kernel that does takes the first as well.
+        # cuDNN has no second derivative. The kernel that does takes the first as well. So it is
+        # with recurrences, whatever full attention takes.
         return model.kernel_of_order(order)
 
     def _supernet_network(

@@ -27,7 +27,8 @@ from dartformer.training.step import begin, plain_step
 TARGETS = {device.lowering: device.target for device in DEVICES.values()}
 
 FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
-SPLASH = "tpu_custom_call"
+KERNEL = "tpu_custom_call"
+"""A kernel of Pallas: splash attention, or that of recurrences."""
 CALLS = {
     # The QR decomposition of `performer`'s random features, and the eigenvalues of a curvature.
     "cuda": {
@@ -37,7 +38,7 @@ CALLS = {
         "cusolver_orgqr_ffi",
         "cusolver_syevd_ffi",
     },
-    "tpu": {"Qr", "ProductOfElementaryHouseholderReflectors", "Eigh", SPLASH},
+    "tpu": {"Qr", "ProductOfElementaryHouseholderReflectors", "Eigh", KERNEL},
 }
 """What a program may call besides XLA's own operations."""
 
@@ -145,7 +146,7 @@ def test_full_attention_lowers_for_cudnn(length, causal, masked, order):
 def test_full_and_local_attention_lower_for_splash(name, length, causal, masked, order):
     options = (length, 1, "bfloat16", causal, masked, order)
     program, shapes = attention_program(name, "tpu", *options, width=32)
-    assert SPLASH in calls_of(program, shapes, "tpu")
+    assert KERNEL in calls_of(program, shapes, "tpu")
 
 
 @pytest.mark.parametrize(("length", "width"), [(200, 32), (300, 8)])
@@ -153,6 +154,32 @@ def test_few_tokens_and_narrow_heads_take_no_splash(length, width):
     options = (length, 1, "bfloat16", False, True, 1)
     program, shapes = attention_program("full", "tpu", *options, width=width)
     assert not calls_of(program, shapes, "tpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "causal", "masked"),
+    [("retention", 300, True, True), ("ssd", 301, False, False)],
+)
+@pytest.mark.parametrize("order", [1, 2])
+def test_recurrences_lower_for_the_kernel_of_a_tpu(name, length, causal, masked, order):
+    program, shapes = attention_program(name, "tpu", length, 2, "bfloat16", causal, masked, order)
+    assert KERNEL in calls_of(program, shapes, "tpu")
+    program, shapes = attention_program(name, "cuda", length, 2, "bfloat16", causal, masked, order)
+    assert not calls_of(program, shapes, "cuda")
+
+
+@pytest.mark.parametrize("name", ["retention", "ssd"])
+def test_recurrences_of_few_tokens_take_no_kernel(name):
+    program, shapes = attention_program(name, "tpu", 200, 1, "bfloat16", False, True, 1)
+    assert not calls_of(program, shapes, "tpu")
+
+
+def test_programs_of_second_order_take_no_kernel_of_a_tpu():
+    """Also where full attention takes the same one for first and second order, as with dropout."""
+    changes = {"space.candidates": "full,retention", "model.attention_dropout": "0.1", **BFLOAT16}
+    study = study_of("listops_published", 1, "tpu", **changes)
+    assert KERNEL in calls_of(*searching(study), "tpu")
+    assert KERNEL not in calls_of(*observing(study), "tpu")
 
 
 @pytest.mark.slow

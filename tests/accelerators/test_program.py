@@ -178,3 +178,18 @@ def test_a_kernel_of_splash_attention_counts_the_blocks_that_it_visits():
     found = facts(SPLASH)
     assert found.flops == 2 * 2 * (2 * 4) * (512 * 128) * 32
     assert found.moved == 2 + 4 * size + 2 * size
+
+
+STATED = """HloModule stated
+
+ENTRY %main (q: f32[8,128]) -> f32[8,128] {
+  %q = f32[8,128]{1,0} parameter(0)
+  ROOT %y = f32[8,128]{1,0} custom-call(%q), custom_call_target="tpu_custom_call", \
+backend_config={"custom_call_config":{"body":"","cost_estimate":{"flops":"1234","bytes_accessed":"1"}}}
+}
+"""
+
+
+def test_another_kernel_counts_what_it_says_of_itself():
+    found = facts(STATED)
+    assert (found.flops, found.moved) == (1234, 2 * 8 * 128 * 4)
