@@ -21,6 +21,7 @@ from dartformer.errors import InputError
 from dartformer.machine.workdir import LockedFolder, write_json
 from dartformer.results import Results
 from dartformer.sweeps import axes
+from dartformer.sweeps.page import headline
 from dartformer.sweeps.sweep import sweep
 from dartformer.training.loop import Interrupted
 
@@ -402,3 +403,10 @@ def test_six_tasks_of_a_killed_sweep_equal_plain_runs(tmp_path, data_dir):
             assert main(["run", f"--config={config}", f"--workdir={plain}", *values]) == 0
             ours = outcome(tmp_path / f"sweep/strategy={strategy},seed={seed}")
             assert ours == outcome(plain)
+
+
+def test_a_task_without_a_score_is_counted_and_says_what_to_do(tmp_path, monkeypatch):
+    engine = Fake({"seed=0": [0], "seed=1": [0]})
+    monkeypatch.setattr(engine, "score", lambda task: None)
+    said = headline(swept(tmp_path, engine, over=("seed=0..1",)))
+    assert "Without a score on valid: 2. --verb=run trains" in said

@@ -52,6 +52,7 @@ def headline(record: SweepRecord) -> str:
     for state in ("diverged", "refused", "failed"):
         if state in counts:
             progress += f" {state.capitalize()}: {counts[state]}."
+    progress += _unscored(record)
     measure = record.measure
     if measure is None:
         return f"{progress} Their metrics differ, so they are not ranked."
@@ -65,6 +66,16 @@ def headline(record: SweepRecord) -> str:
         assert first.spread is not None
         score += f" (sd {measure.gap(first.spread)} over {first.finished} seeds)"
     return f"{first.name} scores best, {score}. {progress}"
+
+
+def _unscored(record: SweepRecord) -> str:
+    """What to do about tasks that are done and have no score."""
+    count = 0
+    for task in record.tasks:
+        count += task.state == "done" and task.valid is None
+    if not count:
+        return ""
+    return f" Without a score on valid: {count}. --verb=run trains and scores what a task found."
 
 
 def _title(record: SweepRecord) -> str:
