@@ -32,7 +32,7 @@ types: $(VENV)/.tested  ## run mypy
 suite: $(VENV)/.tested  ## run the tests that take seconds, and list the slowest and why any was skipped
 	$(BIN)/python -m pytest -n $(JOBS) -rs --durations=5
 
-test-slow: $(VENV)/.engines  ## run the tests that take minutes
+test-slow: $(VENV)/.engines  ## run the tests that take ten seconds or more
 	$(BIN)/python -m pytest -m slow
 
 coverage: $(VENV)/.covered  ## run the tests with coverage, into build/coverage/

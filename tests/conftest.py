@@ -53,6 +53,17 @@ TINY = {
 }
 
 
+SLOW_TESTS = frozenset((Path(__file__).parent / "slow_tests.txt").read_text("utf-8").splitlines())
+"""Tests that took ten seconds or more on two cores, and that `make test` leaves to `make test-slow`."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.nodeid in SLOW_TESTS:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """Where the tests' data sets are prepared, once for each worker."""
