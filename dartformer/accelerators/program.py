@@ -315,7 +315,9 @@ class Program:
         opcode = instruction.opcode
         if opcode == "fusion":
             inside = self.computations[instruction.called]
-            return sum(self._flops(inside, one) for one in inside.instructions.values())
+            return sum(
+                self._flops(inside, instruction) for instruction in inside.instructions.values()
+            )
         if opcode == "dot":
             lhs = _first(computation, instruction, 0)
             return _product_flops(instruction, lhs, r"lhs_contracting_dims=\{([\d,]*)\}")

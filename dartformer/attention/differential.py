@@ -24,7 +24,7 @@ from dartformer.attention.decoding import KeepsKeys, Tokens
 from dartformer.errors import InputError
 from dartformer.kernels.cached import Held, grouped_scores, grouped_values, row_bias
 from dartformer.kernels.chunked import TILE, chunked_attention
-from dartformer.kernels.flash import without_cudnn
+from dartformer.kernels.flash import portable
 from dartformer.kernels.softmax import dense_allowed, dense_scores, drop, masked_softmax, wide
 
 NAMES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
@@ -118,7 +118,7 @@ class Differential(KeepsKeys, Spelled):
         key: Array | None = None,
     ) -> Array:
         """See `Attention`; raises `InputError` for an odd head width."""
-        if without_cudnn("auto", inputs.q.shape[1]) == "chunked":
+        if portable("auto", inputs.q.shape[1]) == "chunked":
             return self._chunked(params, inputs, causal, inputs.rate(train), key)
         # Dropped once, after the difference: both softmaxes lose the same keys.
         rows = drop(self._weights(params, inputs, causal), inputs.rate(train), key)
@@ -180,7 +180,7 @@ class Differential(KeepsKeys, Spelled):
     def cost(self, shape: Shape) -> Cost:
         """Two products, two softmaxes, and three operations for their difference."""
         scores = shape.batch * shape.heads * shape.length**2
-        if without_cudnn("auto", shape.length) == "chunked":
+        if portable("auto", shape.length) == "chunked":
             # Scores of half the width and values, twice: 6 D. Scores of one tile at a time.
             flops = scores * (6 * shape.head_dim + 10)
             numbers = 2 * scores / shape.length * TILE

@@ -19,7 +19,7 @@ from dartformer.attention.base import (
 )
 from dartformer.attention.decoding import KeepsKeys
 from dartformer.kernels.chunked import TILE
-from dartformer.kernels.flash import full_attention, without_cudnn
+from dartformer.kernels.flash import full_attention, portable
 from dartformer.kernels.softmax import (
     dense_allowed,
     dense_scores,
@@ -69,7 +69,7 @@ class Full(KeepsKeys, Spelled):
         kernel = inputs.kernel
         if inputs.query_valid is not None:
             # cuDNN's form takes one mask for queries and keys.
-            kernel = without_cudnn("auto", inputs.q.shape[1])
+            kernel = portable("auto", inputs.q.shape[1])
         out = full_attention(
             inputs.q,
             inputs.k,

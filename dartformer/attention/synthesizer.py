@@ -39,7 +39,7 @@ from dartformer.attention.decoding import (
 from dartformer.errors import InputError
 from dartformer.kernels.cached import grouped_values, row_bias, visible, write
 from dartformer.kernels.chunked import TILE, chunked_attention
-from dartformer.kernels.flash import without_cudnn
+from dartformer.kernels.flash import portable
 from dartformer.kernels.softmax import (
     dense_allowed,
     distance_bias,
@@ -178,7 +178,7 @@ class Synthesizer(Spelled):
 
     def _tiled(self, inputs: Inputs) -> bool:
         """Whether scores are made for a tile of queries at a time, and again when needed."""
-        if self.mode == "random" or without_cudnn("auto", inputs.v.shape[1]) != "chunked":
+        if self.mode == "random" or portable("auto", inputs.v.shape[1]) != "chunked":
             return False
         # Scores that are the same in all examples would be made for each of them, which pays on a
         # CPU only for long inputs.
@@ -296,7 +296,7 @@ class Synthesizer(Spelled):
         for (rows, columns), _ in self._sizes(shape).values():
             parameters += rows * columns
         kept = 2 * shape.batch * pairs
-        if self.mode == "dense" and without_cudnn("auto", shape.length) == "chunked":
+        if self.mode == "dense" and portable("auto", shape.length) == "chunked":
             kept = kept // shape.length * TILE  # scores of one tile of queries at a time
         return Cost(
             flops=scores + shape.batch * pairs * (2 * shape.head_dim + 5),

@@ -18,7 +18,7 @@ from dartformer.errors import InputError
 from dartformer.export import checksums, decode_programs
 from dartformer.export import formats as _formats
 from dartformer.export.card import card
-from dartformer.kernels.flash import without_cudnn
+from dartformer.kernels.flash import portable
 from dartformer.machine.folders import replaced
 from dartformer.machine.workdir import write_json, write_text
 from dartformer.models.decode import can_generate
@@ -79,7 +79,7 @@ def _write(model: Model, folder: Path, results: Results | None, formats: Sequenc
     """Every file of an export."""
     # Who loads it may have another device: the StableHLO file takes what all have, and a loaded
     # model what there is.
-    kernel = without_cudnn("auto", model.shape.tokens)
+    kernel = portable("auto", model.shape.tokens)
     net = transformer(dataclasses.replace(model.shape, kernel=kernel), model.genotype)
     weights = {name: np.asarray(leaf) for name, leaf in named_leaves(model.weights)}
     genotype = folder / "genotype.json"

@@ -152,7 +152,7 @@ def choose(
             return name
         if kernel == name:
             raise InputError(f"kernel {name!r} does not work here because {reason}. Use 'auto'.")
-    return without_cudnn("auto", length)
+    return portable("auto", length)
 
 
 def _pays(name: str, length: int, head_dim: int) -> bool:
@@ -163,7 +163,7 @@ def _pays(name: str, length: int, head_dim: int) -> bool:
     return name != "splash" or (length > TILE and head_dim >= NARROW)
 
 
-def without_cudnn(kernel: str, length: int) -> str:
+def portable(kernel: str, length: int) -> str:
     """What `auto` takes for every device, as in an export for all platforms; other kernels stay."""
     if kernel != "auto":
         return kernel

@@ -23,7 +23,7 @@ from dartformer.data.large import limited
 from dartformer.data.splits import Split
 from dartformer.errors import InputError
 from dartformer.kernels.decay import has_kernel
-from dartformer.kernels.flash import without_cudnn
+from dartformer.kernels.flash import portable
 from dartformer.kernels.target import Target
 from dartformer.machine import compile_cache
 from dartformer.machine.identity import Identity, fingerprint
@@ -311,7 +311,7 @@ class Study:
         if self.config.search.seeds > 1:
             # Seeds in one program are a vmap of gradients, which cuDNN's did wrongly before JAX
             # 0.11.1.
-            return without_cudnn(model.kernel, model.tokens)
+            return portable(model.kernel, model.tokens)
         if order > 1 and has_kernel(model.target):
             return model.kernel_of_order(order)
         if model.kernel_of_order(order) == model.kernel_of_order(1):

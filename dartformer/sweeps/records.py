@@ -176,7 +176,9 @@ def _scored(record: TaskRecord, folder: Path) -> TaskRecord:
     if results.valid is not None:
         valid = results.valid.mean
     elif results.race is not None:
-        winners = [one for one in results.race.entrants if one.name == results.race.winner]
+        winners = [
+            entrant for entrant in results.race.entrants if entrant.name == results.race.winner
+        ]
         valid = winners[0].valid
     elif results.diagnostics is not None and results.diagnostics.valid_discrete is not None:
         valid = results.diagnostics.valid_discrete.get(record.metric)
@@ -238,8 +240,8 @@ def _groups(
         values = _without_seed(task.values)
         members.setdefault(name_of(values) or "all", []).append(task)
     groups = []
-    for group, found in members.items():
-        scores = {one.name: one.valid for one in found if one.valid is not None}
+    for group, runs in members.items():
+        scores = {run.name: run.valid for run in runs if run.valid is not None}
         best = average = None
         if scores:
             choose = min
@@ -250,12 +252,12 @@ def _groups(
         deviation = None
         if len(scores) > 1:
             deviation = spread(list(scores.values()))
-        diverged = sum(one.state == "diverged" for one in found)
+        diverged = sum(run.state == "diverged" for run in runs)
         groups.append(
             GroupRecord(
                 group,
-                _without_seed(found[0].values),
-                len(found),
+                _without_seed(runs[0].values),
+                len(runs),
                 len(scores),
                 diverged,
                 average,
