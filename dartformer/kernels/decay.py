@@ -43,7 +43,8 @@ def decay_attention(
     function: Callable[..., Array] = decay_scan
     if kernel == "auto" and v.shape[1] > TILE and has_kernel(target):
         # Imported here, so that Pallas is loaded only where it is used.
-        from dartformer.kernels.recurrence_pallas import decay_recurrence, refusal
+        from dartformer.kernels.chunk_passes import refusal
+        from dartformer.kernels.recurrence_pallas import decay_recurrence
 
         heads, width, depth = *q.shape[2:], v.shape[3]
         if not refusal(jnp.result_type(q, k, v), heads, width, depth, target):

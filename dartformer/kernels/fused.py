@@ -139,7 +139,10 @@ def _primitive(name: str, compute: Callable[..., list[Array]]) -> Primitive:
 def _bind(primitive: Primitive, operands: Sequence[Any], kernel: _Kernel) -> list[Array]:
     """The results of a primitive, with its program where JAX finds what it needs of devices."""
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands]
-    jaxpr = jax.make_jaxpr(functools.partial(_COMPUTED[primitive], kernel))(*shapes)
+    # JAX sets no mesh in one pass and an empty one in the other. To its caches that is not the same,
+    # and a function would be traced once for each.
+    with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
+        jaxpr = jax.make_jaxpr(functools.partial(_COMPUTED[primitive], kernel))(*shapes)
     results: list[Array] = primitive.bind(*operands, kernel=kernel, jaxpr=jaxpr)
     return results
 

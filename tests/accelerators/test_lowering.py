@@ -168,6 +168,17 @@ def test_recurrences_lower_for_the_kernel_of_a_tpu(name, length, causal, masked,
     assert not calls_of(program, shapes, "cuda")
 
 
+@pytest.mark.parametrize("name", ["full", "retention"])
+def test_an_output_and_its_gradient_share_the_forward_pass_of_a_kernel(name):
+    """Each kernel has one text, however often it is called: XLA merges only equal calls."""
+    program = attention_program(name, "tpu", 300, 2, "bfloat16", False, True, 1, width=32)
+    calls = set(
+        re.findall(r'custom_call @tpu_custom_call.*kernel_name = "\w+"', lowered(*program, "tpu"))
+    )
+    kernels = [re.search(r'kernel_name = "(\w+)"', call)[1] for call in calls]
+    assert len(kernels) == len(set(kernels)) > 1
+
+
 @pytest.mark.parametrize("name", ["retention", "ssd"])
 def test_recurrences_of_few_tokens_take_no_kernel(name):
     program, shapes = attention_program(name, "tpu", 200, 1, "bfloat16", False, True, 1)

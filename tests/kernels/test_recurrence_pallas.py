@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from dartformer.kernels import recurrence_pallas
+from dartformer.kernels.chunk_passes import group_of_heads, refusal
 from dartformer.kernels.recurrence import recurrence
-from dartformer.kernels.recurrence_pallas import decay_recurrence, group_of_heads, refusal
+from dartformer.kernels.recurrence_pallas import decay_recurrence
 from dartformer.kernels.target import Target
 
 B, N, H, M, D = 2, 40, 2, 4, 6
