@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from dartformer._version import __version__
 from dartformer.errors import InputError
-from dartformer.machine.xla_flags import protect
+from dartformer.machine.xla_flags import protect, split_temporaries
 
-protect()  # XLA reads its flags when JAX starts its first backend, so this cannot wait
+# XLA reads its flags when JAX starts its first backend, so these cannot wait.
+protect()
+split_temporaries()
 
 if TYPE_CHECKING:
     from dartformer.api import (

@@ -1,6 +1,7 @@
 """XLA's faulty reductions: users are protected, and attentions do not meet the crash even without
 the flag."""
 
+import platform
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 
 from dartformer.attention import ATTENTIONS
 from dartformer.machine import xla_flags
-from dartformer.machine.xla_flags import DOTS_ONLY, FLAG, Protection, Verdict
+from dartformer.machine.xla_flags import DOTS_ONLY, FLAG, SMALL_BLOCKS, Protection, Verdict
 
 WITH_REDUCTIONS = f"{FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 """What jaxlib does by itself; `protect` takes it for the user's choice and leaves it."""
@@ -105,6 +106,67 @@ def test_a_newer_jaxlib_is_probed_once(verdict, tmp_path, monkeypatch):
     assert count == (1 if verdict is Verdict.SOUND else 2)
     assert xla_flags.protect({}) is protection
     assert len(probes) == count
+
+
+FAULTS = """
+import resource
+from dartformer.machine.allocator import keep_freed_memory
+keep_freed_memory({})
+import jax, jax.numpy as jnp
+
+# Five arrays of 16 MiB at once: each is read again when the maximum of all is known.
+def program(x):
+    parts = [x @ (x + i).T for i in range(5)]
+    top = jnp.max(jnp.stack([part.max() for part in parts]))
+    return sum(jnp.sum(part - top, axis=0) for part in parts)
+
+compiled = jax.jit(program).lower(jax.ShapeDtypeStruct((2048, 8), jnp.float32)).compile()
+assert compiled.memory_analysis().temp_size_in_bytes > 2**26
+x = jnp.ones((2048, 8))
+for _ in range(8):  # each thread keeps its own blocks
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    compiled(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_large_temporaries_are_mapped_once(monkeypatch):
+    """Page faults of the last of some calls: one for each page of its temporaries without the flag."""
+    monkeypatch.setattr(xla_flags, "_has_accelerator_plugin", lambda: False)
+    monkeypatch.setattr(xla_flags, "_backend_is_running", lambda: False)
+    variables = {}
+    assert xla_flags.split_temporaries(variables)
+    faults = []
+    for flags in (variables["XLA_FLAGS"], f"{xla_flags.BLOCK_FLAG}=-1"):
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        process = subprocess.run(
+            [sys.executable, "-c", FAULTS], check=True, text=True, capture_output=True
+        )
+        faults.append(int(process.stdout))
+    assert faults[0] < 1000 < 10_000 < faults[1]
+
+
+def test_temporaries_are_split_on_cpus_alone(monkeypatch):
+    monkeypatch.setattr(xla_flags, "_backend_is_running", lambda: False)
+    monkeypatch.setattr(xla_flags, "_has_accelerator_plugin", lambda: True)
+    variables = {}
+    assert not xla_flags.split_temporaries(variables)
+    assert not variables
+    monkeypatch.setattr(xla_flags, "_has_accelerator_plugin", lambda: False)
+    assert xla_flags.split_temporaries(variables)
+    assert variables == {"XLA_FLAGS": SMALL_BLOCKS}
+    monkeypatch.setattr(xla_flags, "jaxlib_version", lambda: "0.12.0")
+    variables = {}
+    assert not xla_flags.split_temporaries(variables)
+    assert not variables
+
+
+def test_the_users_blocks_are_left_alone(monkeypatch):
+    monkeypatch.setattr(xla_flags, "_backend_is_running", lambda: False)
+    variables = {"XLA_FLAGS": f"{xla_flags.BLOCK_FLAG}=-1"}
+    assert not xla_flags.split_temporaries(variables)
+    assert variables == {"XLA_FLAGS": f"{xla_flags.BLOCK_FLAG}=-1"}
 
 
 def gradients(name, monkeypatch):

@@ -10,8 +10,9 @@ import os
 from collections.abc import Mapping
 
 # Threads keep their own heaps, which end at 64 MiB: larger blocks in threads are still mapped at
-# every call. A single heap for all (M_ARENA_MAX) would avoid that, but threads then wait for one
-# another, and training took half as long again.
+# every call, so XLA requests smaller ones (xla_flags.SMALL_BLOCKS). A single heap for all
+# (M_ARENA_MAX) would avoid that, but threads then wait for one another, and training took half as
+# long again.
 OPTIONS = {
     "M_MMAP_MAX": (-4, 0),  # no separate mappings for large blocks
     "M_TRIM_THRESHOLD": (-1, 2**31 - 1),  # hand nothing back
