@@ -70,7 +70,7 @@ from dartformer.stages import search as search_stage
 from dartformer.stages.bracket import ANSWER
 from dartformer.stages.layout import Workdir
 from dartformer.stages.plan import plan
-from dartformer.stages.race import Outcome
+from dartformer.stages.race import Outcome, Trainer
 from dartformer.stages.retrain import Model
 from dartformer.stages.search import SearchResult
 from dartformer.stages.study import Study
@@ -106,11 +106,13 @@ def opened(config: Config | ConfigDict, workdir: str | Path) -> Iterator[Session
 
 
 @contextmanager
-def staged(session: Session, verb: str) -> Iterator[None]:
-    """Around a stage: note it in `provenance.json`, and refresh `report.html`, however it ends."""
+def staged(session: Session, verb: str, where: str = "") -> Iterator[None]:
+    """Around a stage: note it in `provenance.json`, and refresh `report.html`, however it ends.
+
+    `where` it runs, if not on the devices of this process."""
     path = session.workdir.path
     try:
-        with provenance.noted(path, verb):
+        with provenance.noted(path, verb, where):
             yield
     # After the note, which the page shows: of a stage that failed, why.
     finally:
@@ -448,10 +450,10 @@ def _search_shape(session: Session) -> tuple[Shape, tuple[float, int]]:
 
 
 def do(session: Session, verb: str, **options: Any) -> Plain:
-    """Run a verb, noted and reported; `options` such as `formats` of export."""
+    """Run a verb, noted and reported; `options` such as `formats` of export, `trainer` of race."""
     if verb == "report":
         return _report_verb(session)  # which would refresh the page twice
-    with staged(session, verb):
+    with staged(session, verb, _where(options.get("trainer"))):
         return VERBS[verb](session, **options)
 
 
@@ -461,10 +463,17 @@ def derive_within(session: Session, budget: Budget) -> BudgetAnswer:
         return derive_stage.derive_within(_finished_search(session), session.workdir, budget)
 
 
-def finish(session: Session, names: Sequence[str]) -> RaceRecord:
+def finish(session: Session, names: Sequence[str], trainer: Trainer | None = None) -> RaceRecord:
     """Train entrants of a race that stopped to the end, and score them on valid."""
-    with staged(session, "race"):
-        return race_stage.finish(*session, names)
+    with staged(session, "race", _where(trainer)):
+        return race_stage.finish(*session, names, trainer)
+
+
+def _where(trainer: Trainer | None) -> str:
+    """Where entrants train, for the note of a race; empty for this process."""
+    if trainer is None:
+        return ""
+    return trainer.where
 
 
 def _search_verb(session: Session) -> Plain:
@@ -494,16 +503,19 @@ def _derive_verb(session: Session) -> Plain:
     return {"genotype": genotype.to_dict(), "text": str(genotype), "ties": ties, **details}
 
 
-def _race_verb(session: Session) -> Plain:
-    return _race(session).record.to_dict()
+def _race_verb(session: Session, trainer: Trainer | None = None) -> Plain:
+    return _race(session, trainer).record.to_dict()
 
 
-def _race(session: Session) -> Outcome:
+def _race(session: Session, trainer: Trainer | None = None) -> Outcome:
     study, workdir = session
     mixture = None
+    if trainer is not None:
+        # This process may see other devices than the entrants.
+        search_stage.require_prices(study, workdir)
     if study.strategy.traits.alphas:
         mixture = _finished_search(session).mixture
-    outcome = race_stage.race(study, workdir, _answers(session), mixture)
+    outcome = race_stage.race(study, workdir, _answers(session), mixture, trainer=trainer)
     workdir.record(genotype=GenotypeRecord.from_dict(outcome.genotype.to_dict()))
     # Last, because the later stages take the winner from this file.
     workdir.write_genotype(outcome.genotype)

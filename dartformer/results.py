@@ -438,12 +438,14 @@ class Look(Record):
       examples: scores of the valid examples, a text of 0 and 1, or numbers; of a metric that is no
         mean over examples, its scores of resamples of them; only in `race.json`.
       loss: on valid, which orders entrants with equal scores.
+      diverged: the training did not come so far; such a look is the worst.
     """
 
     step: int
     score: float | None
     examples: str | tuple[float, ...] | None = None
     loss: float | None = None
+    diverged: bool = False
 
     def array(self) -> np.ndarray:
         """`[n]`: the scores of the valid examples."""

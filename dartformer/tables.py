@@ -211,6 +211,9 @@ class Replay:
         self.reached: dict[int, int] = {}
         self.finished: set[int] = set()
 
+    def prepare(self, entrants: Sequence[Entrant], step: int | None = None) -> None:
+        """See `Track`; all is trained."""
+
     def look(self, entrant: Entrant, step: int) -> TableLook:
         """See `Track`."""
         model, look = self.table.number(entrant.genotype), self.table.look(step)

@@ -165,6 +165,9 @@ def test_the_neighbours_of_all_answers_enter():
     best = by_layer("linear", "uniform")
 
     class Track:
+        def prepare(self, entrants, step=None):
+            pass
+
         def look(self, entrant, step):
             early = {by_layer("full", "full"): 0.5, best: 0.6}
             return Look(step, early.get(entrant.genotype, 0.1))

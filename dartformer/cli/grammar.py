@@ -20,6 +20,7 @@ EXAMPLES = {
     "run": (
         "dartformer run --config=my_space.py --workdir=runs/mine",
         "dartformer run --config=my_space.py --workdir=runs/other --config.search.steps=500 --quiet --json",
+        "dartformer run --config=my_space.py --workdir=runs/mine --engine=processes --jobs=2",
     ),
     "search": ("dartformer search --config=my_space.py --workdir=runs/mine",),
     "derive": (
@@ -194,6 +195,15 @@ def _add_stage(verbs: "Verbs[Parser]", name: str) -> None:
             metavar="ENTRANT",
             help="train an entrant that stopped to the end, and score it on valid",
         )
+        verb.add_argument(
+            "--train",
+            metavar="FOLDER",
+            help="train one entrant alone, in trainings/NAME/SEED of the workdir, up to --until; "
+            "this is what an engine runs",
+        )
+        verb.add_argument("--until", type=int, metavar="STEP", help="with --train: the last step")
+    if name in ("run", "race"):
+        _add_engine_options(verb, None)
     verb.add_argument(
         "--no-compile-cache",
         action="store_true",
@@ -224,6 +234,36 @@ def _add_stage(verbs: "Verbs[Parser]", name: str) -> None:
             help="more formats, separated by commas: onnx, tensorflow, torch (each needs the extra "
             "of the same name); of a checkpoint hf, the folder of Hugging Face (default there)",
         )
+
+
+def _add_engine_options(verb: argparse.ArgumentParser, default: str | None) -> None:
+    """The engine and its limits; None: without --engine nothing is a task."""
+    text = (
+        "processes on this machine, ray (RAY_ADDRESS, or a local cluster) or slurm; the last two "
+        "need the extra of the same name"
+    )
+    if default is None:
+        text = f"what trains the entrants of the race side by side, each in a process: {text}"
+    else:
+        text = f"what runs the tasks: {text} (default: {default})"
+    verb.add_argument("--engine", default=default, metavar="NAME", help=text)
+    numbers = {
+        "jobs": "tasks at the same time (default: one for each GPU; without GPUs one; with ray and "
+        "slurm as many as there is room for)",
+        "devices": "GPUs of each task (default: one, if there are any; with slurm none)",
+        "cpus": "cores of each task (default: an equal share; with ray and slurm one)",
+        "memory": "gigabytes of each task, with ray and slurm",
+        "minutes": "time of each task, with slurm; one that takes longer is saved and continued",
+        "tries": "how often a task is started before it counts as failed (default: 3)",
+    }
+    for name, meaning in numbers.items():
+        verb.add_argument(f"--{name}", type=int, metavar="N", help=meaning)
+    verb.add_argument(
+        "--slurm",
+        action="append",
+        metavar="KEY=VALUE[,...]",
+        help="more options of SLURM, such as partition=gpu,account=mine",
+    )
 
 
 def _add_budget_options(verb: argparse.ArgumentParser) -> None:
@@ -411,36 +451,7 @@ def _add_sweep(verbs: "Verbs[Parser]") -> None:
         metavar="VERB",
         help="what each task does: run, search, derive, race, retrain or evaluate (default: run)",
     )
-    verb.add_argument(
-        "--engine",
-        default="processes",
-        metavar="NAME",
-        help="what runs the tasks: processes on this machine, ray (RAY_ADDRESS, or a local cluster) "
-        "or slurm; the last two need the extra of the same name (default: processes)",
-    )
-    numbers = {
-        "jobs": "tasks at the same time (default: one for each GPU; without GPUs one; with ray and "
-        "slurm as many as there is room for)",
-        "devices": "GPUs of each task (default: one, if there are any; with slurm none)",
-        "cpus": "cores of each task (default: an equal share; with ray and slurm one)",
-        "memory": "gigabytes of each task, with ray and slurm",
-        "minutes": "time of each task, with slurm; one that takes longer is saved and continued",
-    }
-    for name, text in numbers.items():
-        verb.add_argument(f"--{name}", type=int, default=0, metavar="N", help=text)
-    verb.add_argument(
-        "--tries",
-        type=int,
-        default=3,
-        metavar="N",
-        help="how often a task is started before it counts as failed (default: 3)",
-    )
-    verb.add_argument(
-        "--slurm",
-        action="append",
-        metavar="KEY=VALUE[,...]",
-        help="more options of SLURM, such as partition=gpu,account=mine",
-    )
+    _add_engine_options(verb, "processes")
     _add_json(verb, "the table")
 
 

@@ -188,6 +188,7 @@ def _exit_code(error: Exception, words: Sequence[str]) -> int:
         return _fail(str(error), USER_ERROR)
     # Imported only once something failed, because it brings JAX.
     from dartformer.machine.workdir import IMPOSSIBLE
+    from dartformer.sweeps.supervise import TaskFailed
     from dartformer.training.loop import Diverged, Interrupted
 
     if isinstance(error, Interrupted):
@@ -197,6 +198,8 @@ def _exit_code(error: Exception, words: Sequence[str]) -> int:
         return 128 + error.signal
     if isinstance(error, Diverged):
         return _fail(str(error), DIVERGED)
+    if isinstance(error, TaskFailed):
+        return _fail(str(error), UNEXPECTED)
     if disk_full(error):
         _fail(
             "no space left on the device. The last checkpoint is intact. Free some space and run "

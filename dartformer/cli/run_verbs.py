@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dartformer import api
-from dartformer.cli import checkpoint, terminal
+from dartformer.cli import checkpoint, engine, terminal
 from dartformer.cli.output import print_json
 from dartformer.config import PlacementConfig, load_any, load_config
 from dartformer.cost.budget import Budget, parse
@@ -26,6 +26,7 @@ from dartformer.results import BudgetAnswer, Front, Profile
 from dartformer.stages import clean as cleaning
 from dartformer.stages import probe as probing
 from dartformer.stages import profile as profiling
+from dartformer.stages.entrant import train_entrant
 from dartformer.stages.layout import Workdir
 from dartformer.stages.predict import predict
 from dartformer.training import trace
@@ -34,11 +35,18 @@ Item = TypeVar("Item")
 
 
 def run(arguments: argparse.Namespace, values: dict[str, str]) -> int:
-    """All stages in order."""
+    """All stages in order, on an engine if one is named."""
+    trainer = None
+    if engine.is_wanted(arguments):
+        trainer = engine.trainer_of(arguments)
     config = load_any(arguments.config, values)
     if isinstance(config, PlacementConfig):
         _refuse_trace(arguments)
+        if trainer is not None:
+            raise InputError("--engine does not work with a checkpoint, because nothing races.")
         return checkpoint.run(arguments, config)
+    if trainer is not None:
+        return _show_stage(arguments, engine.run(arguments, config, trainer))
     with _traced(arguments):
         result = api.run_all(config, arguments.workdir)
     return _show_stage(arguments, result)
@@ -87,11 +95,35 @@ def _traced(arguments: argparse.Namespace) -> Iterator[None]:
 
 def race(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """The race, or with --finish the rest of the trainings of entrants that stopped."""
+    if arguments.train is not None:
+        return _train(arguments, values)
+    if arguments.until is not None:
+        raise InputError("--until needs --train.")
+    trainer = None
+    if engine.is_wanted(arguments):
+        trainer = engine.trainer_of(arguments)
     config = load_config(arguments.config, values)
     with _traced(arguments), api.opened(config, arguments.workdir) as session:
         if not arguments.finish:
-            return _show_stage(arguments, api.do(session, "race"))
-        return _show_stage(arguments, api.finish(session, arguments.finish).to_dict())
+            return _show_stage(arguments, api.do(session, "race", trainer=trainer))
+        finished = api.finish(session, arguments.finish, trainer)
+        return _show_stage(arguments, finished.to_dict())
+
+
+def _train(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    """Train one entrant, for a race that another process holds."""
+    if arguments.until is None:
+        raise InputError("--train needs --until=STEP.")
+    if engine.is_wanted(arguments) or arguments.finish:
+        raise InputError("--train does not work with --engine or --finish. Use one of them.")
+    config = load_config(arguments.config, values)
+    with _traced(arguments):
+        leg = train_entrant(config, arguments.workdir, arguments.train, arguments.until)
+    if arguments.json:
+        print_json({"name": leg.name, "seed": leg.seed, "step": leg.step})
+    else:
+        print(printable(f"{leg.name} seed {leg.seed} is trained to step {leg.step}"))
+    return 0
 
 
 def export(arguments: argparse.Namespace, values: dict[str, str]) -> int:

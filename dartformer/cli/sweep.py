@@ -1,18 +1,15 @@
 """The verb sweep: one config with several values for some of its fields."""
 
 import argparse
-import contextlib
 from pathlib import Path
 
-import jax
 from rich.table import Table
 
+from dartformer.cli.engine import leave_devices, limits_of
 from dartformer.cli.grammar import UNEXPECTED, USER_ERROR
 from dartformer.cli.output import print_json
 from dartformer.cli.terminal import cell, say
 from dartformer.engines import make
-from dartformer.engines.base import Limits
-from dartformer.errors import InputError
 from dartformer.machine.console import Console
 from dartformer.machine.printable import printable
 from dartformer.results import finite
@@ -21,23 +18,12 @@ from dartformer.sweeps.records import PAGE, SweepRecord
 from dartformer.sweeps.sweep import sweep
 from dartformer.training import metric
 
-MOST_DEVICES = 64
-"""Devices that a task may share its batches among."""
-
 
 def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """Run the sweep, and print its table."""
     over = axes.parse(arguments.over)
-    limits = Limits(
-        jobs=arguments.jobs,
-        devices=arguments.devices,
-        cpus=arguments.cpus,
-        memory=arguments.memory,
-        minutes=arguments.minutes,
-        tries=arguments.tries,
-        slurm=options(arguments.slurm or ()),
-    )
-    _leave_devices()
+    limits = limits_of(arguments)
+    leave_devices()
     engine = make(arguments.engine, limits)
     source = (arguments.config, values)
     record = sweep(source, arguments.workdir, over, engine, arguments.verb_of_tasks, limits.tries)
@@ -52,26 +38,6 @@ def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     if "refused" in states:
         return USER_ERROR
     return 0
-
-
-def _leave_devices() -> None:
-    """Keep the accelerators free for the tasks: configs are only checked here, on the CPU."""
-    # The checks count devices, and those of a task are not here.
-    with contextlib.suppress(RuntimeError):  # where JAX has started, as in a notebook
-        jax.config.update("jax_num_cpu_devices", MOST_DEVICES)
-        jax.config.update("jax_platforms", "cpu")
-
-
-def options(texts: list[str] | tuple[str, ...]) -> dict[str, str]:
-    """The options in `--slurm=partition=gpu,account=mine`, which may be repeated."""
-    found = {}
-    for text in texts:
-        for part in filter(None, map(str.strip, text.split(","))):
-            key, equals, value = part.partition("=")
-            if not equals:
-                raise InputError(f"--slurm takes KEY=VALUE, as in partition=gpu, got {part!r}.")
-            found[key] = value
-    return found
 
 
 def show(record: SweepRecord) -> None:

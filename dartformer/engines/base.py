@@ -11,6 +11,9 @@ from typing import Protocol
 
 from dartformer.errors import InputError
 
+DONE, REFUSED, DIVERGED = 0, 2, 3
+"""Exit codes after which a task is not started again."""
+
 STOPPED = 128 + 15
 """The exit code of a task that was asked to stop."""
 
@@ -31,6 +34,8 @@ class Task:
       folder: where it works. The runner waits while another process holds its lock.
       directory: the current folder of the command.
       environment: variables to set beside those that there are.
+      title: in lines for people; empty for the name of the folder.
+      shared: where an engine keeps files of its own for all tasks; None: beside the folder.
     """
 
     name: str
@@ -38,6 +43,8 @@ class Task:
     folder: Path
     directory: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    title: str = ""
+    shared: Path | None = None
 
     def command(self, cores: Sequence[int] = ()) -> list[str]:
         """The runner on this task, bound to cores if there are any."""
@@ -114,7 +121,13 @@ def execute(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 class Engine(Protocol):
-    """Runs tasks, and says with which exit code they ended."""
+    """Runs tasks, and says with which exit code they ended.
+
+    Attributes:
+      name: of `dartformer.engines.ENGINES`.
+    """
+
+    name: str
 
     def submit(self, task: Task) -> Handle:
         """Take a task, and start it when there is room."""

@@ -28,6 +28,8 @@ class Share:
 class Processes:
     """One process for each share of the machine; the other tasks wait for their turn."""
 
+    name = "processes"
+
     def __init__(self, limits: Limits):
         limits.require_unset("processes", "memory", "minutes", "slurm")
         self._free = shares(limits, accelerators(os.environ), cores())

@@ -29,6 +29,8 @@ STORE = 2**27
 class Ray:
     """Tasks on Ray."""
 
+    name = "ray"
+
     def __init__(self, limits: Limits):
         limits.require_unset("ray", "minutes", "slurm")
         _connect()

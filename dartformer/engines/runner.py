@@ -144,5 +144,18 @@ def ends(folder: Path) -> dict[str, dict[str, float]]:
     return noted
 
 
+def last_line(folder: Path) -> str:
+    """The last line that a task printed, which is its error."""
+    try:
+        data = (folder / LOG).read_bytes()
+    except OSError:
+        return ""
+    printed = data[-4000:].decode(errors="replace").split("\n")
+    for line in reversed(printed):
+        if line.strip():
+            return line.strip().removeprefix("dartformer: error: ")[:500]
+    return ""
+
+
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

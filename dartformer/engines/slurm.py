@@ -24,7 +24,7 @@ except ImportError:
     ) from None
 
 LOGS = "slurm"
-"""In the folder of the sweep: the scripts and the output of the jobs."""
+"""In the folder of the sweep, or in `engine` of a workdir: the scripts and the output of the jobs."""
 
 MINUTES = 240
 """The time of a job by default."""
@@ -82,6 +82,8 @@ class Slurm:
       cluster: "slurm"; tests use submitit's "local".
     """
 
+    name = "slurm"
+
     def __init__(self, limits: Limits, cluster: str = "slurm"):
         if cluster == "slurm" and shutil.which("srun") is None:
             raise InputError(
@@ -125,7 +127,8 @@ class Slurm:
         """Hand all new tasks over together, as one array."""
         if not self._new:
             return
-        folder = self._new[0].task.folder.parent / LOGS / "%j"
+        first = self._new[0].task
+        folder = (first.shared or first.folder.parent) / LOGS / "%j"
         executor = submitit.AutoExecutor(
             folder=folder, cluster=self._cluster, slurm_max_num_timeout=self._limits.tries
         )

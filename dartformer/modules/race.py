@@ -247,6 +247,9 @@ class _Trainings:
         for place in functions.places:
             row_for(place, self.result.space.homogeneous()[0].layers[0])
 
+    def prepare(self, entrants: Sequence[Entrant], step: int | None = None) -> None:
+        """See `Track`; models in memory train when they are looked at."""
+
     def look(self, entrant: Entrant, step: int) -> Look:
         """See `Track`; the bracket asks several times for a look, and a training goes on once."""
         key = entrant.genotype, step

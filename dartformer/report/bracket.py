@@ -142,6 +142,8 @@ def _ranked(race: RaceRecord, metric: Metric) -> Sequence[EntrantRecord]:
 
 
 def _outcome(race: RaceRecord, fate: str, entrant: EntrantRecord) -> str:
+    if any(look.diverged for look in entrant.looks):
+        return "diverged"
     if entrant.stopped_at == race.steps:
         return "one seed only"
     if fate == STOPPED:

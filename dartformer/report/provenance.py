@@ -23,13 +23,15 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
 
 @contextlib.contextmanager
-def noted(folder: Path, verb: str) -> Iterator[None]:
-    """Note a verb in the workdir `folder` as it begins, when it ends, and what stopped it."""
+def noted(folder: Path, verb: str, where: str = "") -> Iterator[None]:
+    """Note a verb in the workdir `folder` as it begins, when it ends, and what stopped it.
+
+    `where` it runs, if not on the devices of this process."""
     invocation = Invocation(
         verb=verb,
         command=command(),
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        device=device(),
+        device=where or device(),
         versions=versions(),
         state="running",
     )

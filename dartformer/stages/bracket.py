@@ -56,6 +56,12 @@ class Entrant:
 class Track(Protocol):
     """What a race runs on."""
 
+    def prepare(self, entrants: Sequence[Entrant], step: int | None = None) -> None:
+        """Train entrants that far, side by side where that can be, before they are looked at.
+
+        None: to the end over all seeds."""
+        ...
+
     def look(self, entrant: Entrant, step: int) -> Look:
         """How an entrant does on valid after `step` steps; it is trained that far."""
         ...
@@ -197,6 +203,7 @@ class Bracket:
     def winner(self, finalists: Sequence[Entrant]) -> Entrant:
         """The finalist with the best mean over the seeds, or the answer that is judged."""
         # All of them train, whether they can win or not.
+        self.track.prepare(finalists)
         merits = {entrant: self.track.final_merit(entrant) for entrant in finalists}
         if not self.decides:
             assert self.answer is not None
@@ -227,6 +234,7 @@ class Bracket:
     def heat(self, runners: Sequence[Entrant]) -> None:
         """Take entrants through the rungs up to the last one, stopping the worse share at each."""
         for step in self.rungs[:-1]:
+            self.track.prepare(runners, step)
             straight, compared = [], []
             for entrant in runners:
                 if entrant.straight:
@@ -239,6 +247,7 @@ class Bracket:
             kept = math.ceil(self.options.keep * len(ranked))
             self.note_cut(ranked, kept, step)
             runners = [*straight, *ranked[:kept]]
+        self.track.prepare(runners, self.rungs[-1])
         for entrant in runners:
             self.look(entrant, self.rungs[-1])
 
@@ -326,6 +335,7 @@ class Bracket:
         """
         if not self.rungs:
             return list(runners)
+        self.track.prepare(runners, self.steps)
         ranked = sorted(runners, key=self.merit_at(self.steps), reverse=True)
         leader = self.look(ranked[0], self.steps)
         finalists = []

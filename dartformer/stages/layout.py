@@ -35,6 +35,9 @@ CONFIG = "config.json"
 DATA = "data"
 """The folder of the rows of `dartformer.fit`, which are there before there is a config."""
 
+TRAININGS = "trainings"
+"""The folder of the trainings from scratch."""
+
 TRAINING = "training.json"
 """In the folder of a training: which genotype it is of."""
 
@@ -58,7 +61,7 @@ def training_folder(genotype: Genotype) -> str:
     text = re.sub(r"[^A-Za-z0-9_.=-]+", "_", str(genotype))
     # Without dots in front, which hide a folder, or an end that was cut in a row of underscores.
     text = text[:READABLE].strip("._")
-    return f"trainings/{text}-{genotype_key(genotype)}"
+    return f"{TRAININGS}/{text}-{genotype_key(genotype)}"
 
 
 def claim(path: Path, config: dict[str, Any]) -> None:
@@ -122,6 +125,10 @@ class Layout:
     def training(self, genotype: Genotype, seed: int) -> Path:
         """Where a genotype is trained with one seed."""
         return self.path / training_folder(genotype) / f"seed{seed}"
+
+    def looks_of(self, genotype: Genotype, seed: int) -> Path:
+        """The looks that the process of an entrant took at its training."""
+        return self.training(genotype, seed) / "looks.json"
 
     def training_of(self, record: GenotypeRecord, seed: int) -> Path:
         """`training`, of the genotype in a record."""

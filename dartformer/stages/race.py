@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from dartformer import diagnostics
 from dartformer.attention import parse, to_text
 from dartformer.errors import InputError, unknown
 from dartformer.machine.identity import Identity, different, fingerprint, require_same
+from dartformer.machine.progress import say
+from dartformer.models.transformer import Weights
 from dartformer.results import (
     PROCESSOR,
     EntrantRecord,
@@ -32,11 +35,20 @@ from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 from dartformer.stages import scores
 from dartformer.stages.bracket import HOMOGENEOUS, MIX, RANDOM, UNIFORM, Bracket, Entrant
-from dartformer.stages.layout import Workdir, genotype_key, training_folder
-from dartformer.stages.retrain import Model, retrain, train, train_until
+from dartformer.stages.layout import Layout, Workdir, genotype_key, training_folder
+from dartformer.stages.retrain import (
+    Model,
+    is_trained,
+    read_trained,
+    retrain,
+    seconds_spent,
+    train,
+    train_until,
+)
 from dartformer.stages.study import Study
 from dartformer.statistics import mean, paired, paired_resamples
 from dartformer.strategies import Race
+from dartformer.training.loop import Diverged
 from dartformer.training.metric import LOSS, Metric
 
 
@@ -55,6 +67,37 @@ class Outcome:
     models: Mapping[str, Sequence[Model]]
 
 
+@dataclass(frozen=True)
+class Leg:
+    """A training of an entrant with one seed up to a step, which another process can take.
+
+    Attributes:
+      name: of the entrant.
+      genotype: that is trained.
+      seed: of the weights and of the order of examples.
+      step: where it pauses; its folder then holds a look at it, if the seed is the first.
+    """
+
+    name: str
+    genotype: Genotype
+    seed: int
+    step: int
+
+
+class Trainer(Protocol):
+    """Trains entrants elsewhere, side by side.
+
+    Attributes:
+      where: for the note of the stage.
+    """
+
+    where: str
+
+    def train(self, workdir: Workdir, legs: Sequence[Leg]) -> Mapping[Leg, str]:
+        """Train all; returns why, for each that diverged. Raises what stops the race."""
+        ...
+
+
 def race(
     study: Study,
     workdir: Workdir,
@@ -62,6 +105,7 @@ def race(
     mixture: np.ndarray | None = None,
     *,
     decides: bool = True,
+    trainer: Trainer | None = None,
 ) -> Outcome:
     """Race the answers of a search against what `baselines` names and the answers' neighbours.
 
@@ -72,16 +116,20 @@ def race(
       mixture: `[L, H, K]` of the search, which says which neighbours are closest; None: the order
         of the space.
       decides: whether another entrant than the first answer may win, and neighbours enter.
+      trainer: trains the entrants; None: this process, one after another.
 
-    Raises what `fit` raises; a race goes on where it stopped.
+    An entrant whose training diverges is last. Raises what `fit` raises, `Diverged` only where the
+    winner did. A race goes on where it stopped.
     """
-    config, trainings = study.config, _Trainings(study, workdir)
+    config, trainings = study.config, _Trainings(study, workdir, trainer)
     bracket = Bracket(
         study.space, config.race, config.retrain.steps, trainings, mixture, decides=decides
     )
     for entrant in entrants(study, answers):
         bracket.enter(entrant)
     finals = bracket.run()
+    # The best of those that could win: all others diverged, too.
+    trainings.require_finite(finals.winner)
     outcome = _Report(bracket, trainings, finals.winner).outcome()
     workdir.record(race=outcome.record)
     return outcome
@@ -110,11 +158,13 @@ def read(study: Study, workdir: Workdir, genotype: Genotype) -> Outcome | None:
     return Outcome(record, genotype, models)
 
 
-def finish(study: Study, workdir: Workdir, names: Sequence[str]) -> RaceRecord:
+def finish(
+    study: Study, workdir: Workdir, names: Sequence[str], trainer: Trainer | None = None
+) -> RaceRecord:
     """Train entrants that stopped to the end over all seeds, and score them on valid.
 
     Args:
-      study, workdir: of the race.
+      study, workdir, trainer: of the race.
       names: of entrants, as `results.json` has them; an attention alone, such as "linear", stands
         for its homogeneous model.
 
@@ -135,11 +185,17 @@ def finish(study: Study, workdir: Workdir, names: Sequence[str]) -> RaceRecord:
         if entrant_name not in by_name:
             raise unknown("entrant", name, by_name)
         selected.add(by_name[entrant_name].name)
-    finished = []
+    stopped = {}
     for entrant in record.entrants:
         if entrant.name in selected and entrant.stopped_at is not None:
             genotype = Genotype.from_dict(entrant.genotype.to_dict())
-            models = retrain(study, workdir, genotype, entrant.name)
+            stopped[entrant.name] = Entrant(entrant.name, genotype)
+    trainings = _Trainings(study, workdir, trainer)
+    trainings.prepare(list(stopped.values()))
+    finished = []
+    for entrant in record.entrants:
+        if entrant.name in stopped:
+            models = trainings.trained(stopped[entrant.name])
             valid = mean([model.valid[record.metric] for model in models])
             entrant = replace(entrant, valid=valid, stopped_at=None)
         finished.append(entrant)
@@ -258,13 +314,15 @@ class _Trainings:
     Attributes:
       metric: what entrants are compared by.
       models: of each genotype that trained to the end over all seeds.
+      errors: of each genotype whose training diverged, why.
     """
 
-    def __init__(self, study: Study, workdir: Workdir):
-        self.study, self.workdir = study, workdir
+    def __init__(self, study: Study, workdir: Workdir, trainer: Trainer | None = None):
+        self.study, self.workdir, self.trainer = study, workdir, trainer
         self.metric = metric_of(study)
         self.seed = study.config.retrain.seeds[0]
         self.models: dict[Genotype, Sequence[Model]] = {}
+        self.errors: dict[Genotype, str] = {}
         identity = race_identity(study)
         saved = workdir.read(Looks, workdir.race)
         # Looks at models of other data, sizes or schedules say nothing of these.
@@ -272,35 +330,97 @@ class _Trainings:
             saved = Looks(dict(identity), {})
         self.saved = saved
 
+    def prepare(self, entrants: Sequence[Entrant], step: int | None = None) -> None:
+        """See `Track`; without a trainer they train when they are looked at."""
+        if self.trainer is None:
+            return
+        config = self.study.config.retrain
+        seeds = tuple(config.seeds)
+        if step is not None:
+            seeds = (self.seed,)
+        legs = []
+        for entrant in entrants:
+            for seed in seeds:
+                leg = Leg(entrant.name, entrant.genotype, seed, step or config.steps)
+                if not (self.has_diverged(entrant) or self._is_done(leg, step is None)):
+                    self.workdir.name_training(entrant.genotype, entrant.name)
+                    legs.append(leg)
+        if legs:
+            for leg, why in self.trainer.train(self.workdir, legs).items():
+                self.errors[leg.genotype] = why
+
+    def _is_done(self, leg: Leg, whole: bool) -> bool:
+        """Whether a leg is behind its training, to the end or with a look."""
+        if whole:
+            return is_trained(self.study, self.workdir, leg.genotype, leg.seed)
+        if self._saved_look(leg.genotype, leg.step) is not None:
+            return True
+        return read_look(self.study, self.workdir, leg.genotype, leg.step) is not None
+
     def look(self, entrant: Entrant, step: int) -> Look:
         """See `Track`; every look is kept in `race.json`."""
+        look = self._saved_look(entrant.genotype, step)
+        if look is not None:
+            return look
+        look = self._taken(entrant, step)
         key = genotype_key(entrant.genotype)
-        for look in self.saved.looks.get(key, ()):
-            if look.step == step:
-                return look
-        look = self._look(entrant, step)
         looks = dict(self.saved.looks)
         looks[key] = (*looks.get(key, ()), look)
         self.saved = replace(self.saved, looks=looks)
         self.workdir.write(self.workdir.race, self.saved)
         return look
 
+    def _saved_look(self, genotype: Genotype, step: int) -> Look | None:
+        for look in self.saved.looks.get(genotype_key(genotype), ()):
+            if look.step == step:
+                return look
+        return None
+
+    def has_diverged(self, entrant: Entrant) -> bool:
+        """Whether the training of an entrant came to a number that is not finite."""
+        looks = self.saved.looks.get(genotype_key(entrant.genotype), ())
+        return entrant.genotype in self.errors or any(look.diverged for look in looks)
+
+    def _note(self, entrant: Entrant, error: Diverged) -> None:
+        self.errors[entrant.genotype] = str(error)
+        say(f"race: {entrant.name} is last: {error}")
+
+    def require_finite(self, entrant: Entrant) -> None:
+        """Raise `Diverged` where the training of an entrant did."""
+        if self.has_diverged(entrant):
+            why = f"the training of {entrant.name} diverged."
+            raise Diverged(self.errors.get(entrant.genotype, why))
+
+    def _taken(self, entrant: Entrant, step: int) -> Look:
+        """A look that is not saved yet; a training that diverged does not go on."""
+        if not self.has_diverged(entrant):
+            try:
+                return self._look(entrant, step)
+            except Diverged as error:
+                self._note(entrant, error)
+        return Look(step, None, diverged=True)
+
     def _look(self, entrant: Entrant, step: int) -> Look:
         study, genotype = self.study, entrant.genotype
+        if self.trainer is not None:
+            self.prepare([entrant], step)
+            look = read_look(study, self.workdir, genotype, step)
+            if genotype in self.errors:
+                raise Diverged(self.errors[genotype])
+            if look is None:
+                raise InputError(
+                    f"there is no look at {entrant.name} after {step} steps in "
+                    f"{self.workdir.looks_of(genotype, self.seed)}. Run the same command again."
+                )
+            self.workdir.record_seconds(seconds_spent(self.workdir, genotype, self.seed))
+            return look
         arguments = study, self.workdir, genotype, entrant.name, self.seed
         if step < study.config.retrain.steps:
             # Of a training that has ended before, the last weights as well.
             weights = train_until(*arguments, step)
         else:
             weights = train(*arguments).weights
-        evaluation = study.program(genotype).evaluator.evaluate(weights, study.parts["valid"])
-        examples = evaluation.examples["loss"]
-        if self.metric.percent:
-            examples = evaluation.examples["accuracy"]
-        elif evaluation.answers is not None and self.metric.of_all:
-            examples = scores.resampled(self.metric, evaluation.answers)
-        score = evaluation.scores[self.metric.name]
-        return Look(step, score, scores.pack(examples), evaluation.scores["loss"])
+        return look_at(study, genotype, weights, step)
 
     def merit(self, look: Look) -> float:
         """See `Track`; an undefined score is the worst."""
@@ -310,6 +430,8 @@ class _Trainings:
 
     def tied(self, ours: Look, theirs: Look) -> bool:
         """See `Track`; the examples are paired."""
+        if ours.diverged or theirs.diverged:
+            return False
         if self.metric.of_all:
             noise = paired_resamples(ours.array(), theirs.array())
             return abs(self.merit(ours) - self.merit(theirs)) <= noise
@@ -318,13 +440,56 @@ class _Trainings:
 
     def final_merit(self, entrant: Entrant) -> float:
         """See `Track`."""
-        models = retrain(self.study, self.workdir, entrant.genotype, entrant.name)
+        if self.has_diverged(entrant):
+            return -math.inf
+        try:
+            models = self.trained(entrant)
+        except Diverged as error:
+            self._note(entrant, error)
+            return -math.inf
         self.models[entrant.genotype] = models
         return mean([self.metric.objective(model.valid) for model in models])
+
+    def trained(self, entrant: Entrant) -> list[Model]:
+        """The models of all seeds; raises `Diverged` where one diverged."""
+        genotype = entrant.genotype
+        self.require_finite(entrant)
+        if self.trainer is None:
+            return retrain(self.study, self.workdir, genotype, entrant.name)
+        models = []
+        for seed in self.study.config.retrain.seeds:
+            models.append(read_trained(self.study, self.workdir, genotype, seed))
+            self.workdir.record_seconds(seconds_spent(self.workdir, genotype, seed))
+        return models
 
     def affordable(self, genotype: Genotype) -> bool:
         """See `Track`."""
         return self.study.affordable(genotype)
+
+
+def look_at(study: Study, genotype: Genotype, weights: Weights, step: int) -> Look:
+    """How the weights of an entrant do on valid after `step` steps."""
+    metric = metric_of(study)
+    evaluation = study.program(genotype).evaluator.evaluate(weights, study.parts["valid"])
+    examples = evaluation.examples["loss"]
+    if metric.percent:
+        examples = evaluation.examples["accuracy"]
+    elif evaluation.answers is not None and metric.of_all:
+        examples = scores.resampled(metric, evaluation.answers)
+    score = evaluation.scores[metric.name]
+    return Look(step, score, scores.pack(examples), evaluation.scores["loss"])
+
+
+def read_look(study: Study, layout: Layout, genotype: Genotype, step: int) -> Look | None:
+    """The look that the process of an entrant took after `step` steps; None where there is none."""
+    seed = study.config.retrain.seeds[0]
+    saved = layout.read(Looks, layout.looks_of(genotype, seed))
+    if saved is None or different(saved.identity, race_identity(study)):
+        return None
+    for look in saved.looks.get(genotype_key(genotype), ()):
+        if look.step == step:
+            return look
+    return None
 
 
 def metric_of(study: Study) -> Metric:
@@ -382,6 +547,9 @@ class _Report:
         looks = []
         for look in sorted(self.bracket.seen[genotype], key=lambda look: look.step):
             looks.append(replace(look, examples=None))
+        if self.trainings.has_diverged(entrant) and not any(look.diverged for look in looks):
+            # With another seed than the one that is looked at.
+            looks.append(Look(self.study.config.retrain.steps, None, diverged=True))
         stopped_at = valid = None
         if genotype in self.models:
             valid = mean(self.scores(genotype))
@@ -455,7 +623,7 @@ class _Report:
             steps = config.steps * len(config.seeds)
             taken = steps
             if genotype not in self.models:
-                taken = max(look.step for look in self.bracket.seen[genotype])
+                taken = max((look.step for look in self.bracket.seen[genotype]), default=steps)
             seconds += trained
             whole += trained * steps / taken
         if not whole:

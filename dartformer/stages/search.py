@@ -515,6 +515,8 @@ def _without_supernet(study: Study, workdir: Workdir) -> SearchResult:
     alphas = np.zeros(study.space.alphas_shape, np.float32)
     mixture = np.full(study.space.mixture_shape, 1 / alphas.shape[-1], np.float32)
     workdir.search.mkdir(exist_ok=True)
+    # For a race on an engine, whose process may see other devices.
+    keep_prices(study, workdir)
     seed = Seed(study.config.seed, alphas, mixture, [])
     verdict = f"{study.config.search.strategy.name} trains no supernet: nothing to judge"
     return _write(study, workdir, [seed], Diagnostics((), (verdict,)), 0.0, 0.0)
@@ -654,6 +656,18 @@ class SearchPrices(Record):
     budget: dict[str, Plain]
     candidates: tuple[str, ...]
     prices: tuple[Price, ...]
+
+
+def require_prices(study: Study, workdir: Workdir) -> None:
+    """Read the prices of the search's budget; raises `InputError` where the search kept none."""
+    if study.budget is None:
+        return
+    if workdir.read(SearchPrices, workdir.prices) is None:
+        raise InputError(
+            f"there are no prices of search.budget in {workdir.path}, which the search measures on "
+            f"its device: run `dartformer search` first."
+        )
+    keep_prices(study, workdir)
 
 
 def keep_prices(study: Study, workdir: Workdir) -> None:

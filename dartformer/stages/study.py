@@ -352,15 +352,20 @@ class Study:
         return self._programs[genotype]
 
     def _program(self, genotype: Genotype) -> Program:
-        net = self._started(transformer(self.model, genotype), self.config.retrain.frozen)
+        net, chain = self.untrained(genotype)
         if self.shares_program and self.space.holds(genotype):
             return self._shared_program.of(genotype, net)
-        chain = self._retrain_optimizer()
-        if self.start is not None and self.config.retrain.frozen:
-            chain = self.start.optimizer(chain, jax.eval_shape(net.init, jax.random.key(0)))
         step = plain_step(net, chain, self.metric, self.config.data.accumulate)
         compiled = CompiledStep(step, self.data_parallel())
         return Program(net, chain, compiled, self._evaluator(net))
+
+    def untrained(self, genotype: Genotype) -> tuple[Network, optax.GradientTransformation]:
+        """The derived model and the optimizer of its weights; nothing of them is compiled."""
+        network = self._started(transformer(self.model, genotype), self.config.retrain.frozen)
+        chain = self._retrain_optimizer()
+        if self.start is not None and self.config.retrain.frozen:
+            chain = self.start.optimizer(chain, jax.eval_shape(network.init, jax.random.key(0)))
+        return network, chain
 
     def _retrain_optimizer(self) -> optax.GradientTransformation:
         config = self.config.retrain

@@ -7,7 +7,8 @@ from typing import Literal, cast
 
 from dartformer import tasks
 from dartformer.config import Config
-from dartformer.engines.runner import LOG, ends
+from dartformer.engines.base import DIVERGED, DONE, REFUSED
+from dartformer.engines.runner import ends, last_line
 from dartformer.machine.record import Record
 from dartformer.report.reading import describe
 from dartformer.results import Results, finite
@@ -25,9 +26,6 @@ SCHEMA = 1
 
 SEED = "seed"
 """The axis over which means are taken."""
-
-DONE, REFUSED, DIVERGED = 0, 2, 3
-"""Exit codes after which a task is not started again."""
 
 State = Literal["open", "done", "diverged", "refused", "failed"]
 
@@ -188,19 +186,6 @@ def _scored(record: TaskRecord, folder: Path) -> TaskRecord:
     if not finite(valid):
         valid = None
     return replace(record, valid=valid, genotype=genotype)
-
-
-def last_line(folder: Path) -> str:
-    """The last line that a task printed, which is its error."""
-    try:
-        data = (folder / LOG).read_bytes()
-    except OSError:
-        return ""
-    printed = data[-4000:].decode(errors="replace").split("\n")
-    for line in reversed(printed):
-        if line.strip():
-            return line.strip().removeprefix("dartformer: error: ")[:500]
-    return ""
 
 
 def of_sweep(

@@ -4,31 +4,28 @@ All that a sweep knows is in its folder, in which each task has a workdir. So on
 goes on with the same command, on the same engine or on another."""
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dartformer import config as configs
 from dartformer.config import Config, load_config
-from dartformer.engines.base import Engine, Handle, Task
-from dartformer.engines.runner import ends
+from dartformer.engines.base import DIVERGED, DONE, Engine, Task
+from dartformer.engines.runner import ends, last_line
 from dartformer.errors import InputError, unknown
 from dartformer.machine.progress import duration, say
-from dartformer.machine.signals import StopSignal
 from dartformer.machine.workdir import LockedFolder, jsonable, read_json, write_checked_json
-from dartformer.stages.layout import CONFIG, claim
+from dartformer.stages.layout import claim
 from dartformer.sweeps import page, records
 from dartformer.sweeps.axes import Axis, name, product
+from dartformer.sweeps.entrants import command
 from dartformer.sweeps.records import SweepRecord, TaskRecord
+from dartformer.sweeps.supervise import supervise, tasks_of, tries_of
 from dartformer.training import metric
 from dartformer.training.loop import Interrupted
 
 VERBS = ("run", "search", "derive", "race", "retrain", "evaluate")
 """The verbs that a sweep can run."""
-
-SECONDS = 0.5
-"""Between two looks at a signal to stop."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +91,8 @@ def _cells(
         except InputError as error:
             raise InputError(f"{name(values)}: {error}") from None
         workdir = path / name(values)
-        command = (
-            *(sys.executable, "-m", "dartformer", verb),
-            *(f"--config={workdir / CONFIG}", f"--workdir={workdir}"),
-        )
-        cells.append(Cell(values, config, Task(verb, command, workdir, Path.cwd())))
+        task = Task(verb, command(verb, workdir), workdir, Path.cwd())
+        cells.append(Cell(values, config, task))
     return cells
 
 
@@ -137,7 +131,6 @@ class _Sweep:
         self.path, self.cells, self.engine, self.verb, self.tries = path, cells, engine, verb, tries
         self.axes = {axis.field: axis.values for axis in axes}
         self.rows: dict[Path, TaskRecord] = {}
-        self.started: dict[Path, int] = {}
         for cell in cells:
             if _ended(cell, verb):
                 self._read(cell)
@@ -147,48 +140,35 @@ class _Sweep:
 
     def run(self) -> SweepRecord:
         """Run what has not ended yet."""
-        record = self._write()
-        waiting: dict[Handle, Cell] = {}
+        self._write()
         to_run = [cell for cell in self.cells if not _ended(cell, self.verb)]
         count, finished = len(self.cells), len(self.cells) - len(to_run)
-        say(f"sweep: {count} {_tasks(count)}, {finished} finished earlier")
+        say(f"sweep: {count} {tasks_of(count)}, {finished} finished earlier")
+        by_task = {cell.task.folder: cell for cell in to_run}
+
+        def ended(task: Task, code: int | None, starts: int) -> None:
+            self._end(by_task[task.folder], code, starts)
+
         try:
-            with StopSignal() as stop:
-                for cell in to_run:
-                    self._submit(cell, waiting)
-                while waiting:
-                    if stop.number:
-                        self._stop(waiting, stop.number)
-                    handle = self.engine.wait(list(waiting), SECONDS)
-                    if handle is not None:
-                        self._end(waiting.pop(handle), handle, waiting)
-                        record = self._write()
-        except BaseException:
-            for handle in waiting:
-                self.engine.cancel(handle)
+            supervise(self.engine, [cell.task for cell in to_run], self.tries, ended)
+        except Interrupted:
+            # Tasks may have ended while the others saved.
+            for cell in to_run:
+                self._read(cell)
+            self._write()
             raise
-        return record
+        return self._write()
 
-    def _submit(self, cell: Cell, waiting: dict[Handle, Cell]) -> None:
-        folder = cell.task.folder
-        self.started[folder] = self.started.get(folder, 0) + 1
-        waiting[self.engine.submit(cell.task)] = cell
-
-    def _end(self, cell: Cell, handle: Handle, waiting: dict[Handle, Cell]) -> None:
-        """Note the end of a task, or start it again."""
-        folder, code = cell.task.folder, handle.code
-        tries = self.started[folder]
-        if code in records.STATES:
-            row = self._read(cell)
-        elif tries < self.tries:
-            say(f"sweep: {folder.name} ended with code {code}; try {tries + 1} of {self.tries}")
-            self._submit(cell, waiting)
-            return
-        else:
-            line = records.last_line(folder)
-            row = self._read(cell, f"exit code {code} in {tries} {_tries(tries)}: {line}")
-        ended = sum(row.state != "open" for row in self.rows.values())
-        say(f"sweep: {ended} of {len(self.cells)}: {_sentence(row)}")
+    def _end(self, cell: Cell, code: int | None, starts: int) -> None:
+        """Note the end of a task."""
+        lost = ""
+        if code not in records.STATES:
+            line = last_line(cell.task.folder)
+            lost = f"exit code {code} in {starts} {tries_of(starts)}: {line}"
+        row = self._read(cell, lost)
+        count = sum(row.state != "open" for row in self.rows.values())
+        say(f"sweep: {count} of {len(self.cells)}: {_sentence(row)}")
+        self._write()
 
     def _read(self, cell: Cell, lost: str = "") -> TaskRecord:
         folder = cell.task.folder
@@ -202,23 +182,11 @@ class _Sweep:
         page.write(record, self.path / records.PAGE)
         return record
 
-    def _stop(self, waiting: dict[Handle, Cell], number: int) -> None:
-        """Let all tasks save and end; raises `Interrupted` once they have."""
-        say(f"sweep: stopping; {len(waiting)} {_tasks(len(waiting))} save and end")
-        for handle in waiting:
-            self.engine.cancel(handle)
-        while waiting:
-            handle_ended = self.engine.wait(list(waiting), SECONDS)
-            if handle_ended is not None:
-                self._read(waiting.pop(handle_ended))
-        self._write()
-        raise Interrupted("the sweep was stopped; progress is saved. To continue:", number)
-
 
 def _ended(cell: Cell, verb: str) -> bool:
     """Whether a task has a result; one with refused input may have been fixed since."""
     end = ends(cell.task.folder).get(verb)
-    return end is not None and int(end["code"]) in (records.DONE, records.DIVERGED)
+    return end is not None and int(end["code"]) in (DONE, DIVERGED)
 
 
 def _sentence(row: TaskRecord) -> str:
@@ -231,11 +199,3 @@ def _sentence(row: TaskRecord) -> str:
     if row.why:
         text += f": {row.why}"
     return text
-
-
-def _tasks(count: int) -> str:
-    return "task" if count == 1 else "tasks"
-
-
-def _tries(count: int) -> str:
-    return "try" if count == 1 else "tries"

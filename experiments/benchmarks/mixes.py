@@ -144,6 +144,9 @@ class Trainings:
         self.steps = 0
         """Of all trainings together."""
 
+    def prepare(self, entrants: Sequence[Entrant], step: int | None = None) -> None:
+        """See `Track`; they train when they are looked at."""
+
     def look(self, entrant: Entrant, step: int) -> Look:
         """See `Track`."""
         genotype = entrant.genotype
