@@ -81,7 +81,7 @@ class Inputs:
       dropout: rate of attention dropout, a Python number; it holds in training only (see `rate`),
         with noise from `key`. `Traits.dropout` says what is dropped.
       kernel: how softmax over all tokens is computed, or over a window, one of
-        `dartformer.kernels.flash.KERNELS`. Of the others retention and ssd have a kernel on a TPU,
+        `dartformer.kernels.flash.KERNELS`. Of the others some recurrences have a kernel on a TPU,
         which "auto" alone allows.
       start: of tokens that follow others in a cache, `[B]`: how many valid tokens of each row came
         before. None where these are the first.

@@ -23,9 +23,11 @@ from dartformer.attention.base import (
 )
 from dartformer.attention.decoding import KeepsState, repeated, state_array
 from dartformer.errors import InputError
-from dartformer.kernels.gated_scan import gated_scan, gated_scan_from, gated_scan_work
+from dartformer.kernels.decay import gated_attention
+from dartformer.kernels.gated_scan import gated_scan_from, gated_scan_work
 from dartformer.kernels.recurrence import recurrence_weights
 from dartformer.kernels.softmax import wide
+from dartformer.kernels.target import here
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,7 +41,7 @@ class GatedLinear(KeepsState, Spelled):
     Own parameters: W = `up` `down` + `bias`, `down` `[H, E, rank]`, `up` `[H, rank, D]`, `bias`
       `[H, D]`.
     Cost: O(N (C + D) D) time in chunks of C = 32; state D x D. Memory O(N D), and for a gradient
-      a state for each 128 tokens. No weight is divided by a sum.
+      a state for each 128 tokens. No weight is divided by a sum. A TPU has a kernel of its own.
     Masks: an invalid token is not written and the state does not decay for it.
     Both ways: a second recurrence from the last token to the first, added; the own token is counted
       once.
@@ -88,10 +90,17 @@ class GatedLinear(KeepsState, Spelled):
         dtype = wide(inputs.q, inputs.k, inputs.x)
         x = inputs.x.astype(dtype)
         # log a_i, not a_i: the scan multiplies many gates, and their product would underflow.
-        inner = jnp.einsum("bne,her->bnhr", x, params["down"].astype(dtype))
-        projected = jnp.einsum("bnhr,hrd->bnhd", inner, params["up"].astype(dtype))
-        logits = projected + params["bias"].astype(dtype)
-        return jax.nn.log_sigmoid(logits) / self.normaliser
+        down, up = params["down"].astype(dtype), params["up"].astype(dtype)
+        bias = params["bias"].astype(dtype)
+        if (inputs.target or here()).accelerated:
+            # Heads stay side by side, as the scan takes them.
+            inner = x @ down.swapaxes(0, 1).reshape(x.shape[-1], -1)
+            logits = inner @ _diagonal(up) + bias.ravel()
+        else:
+            inner = jnp.einsum("bne,her->bnhr", x, down)
+            logits = jnp.einsum("bnhr,hrd->bnhd", inner, up) + bias
+        decay = _log_sigmoid(logits) / self.normaliser
+        return decay.reshape(*x.shape[:2], *bias.shape)
 
     def __call__(
         self,
@@ -104,7 +113,7 @@ class GatedLinear(KeepsState, Spelled):
     ) -> Array:
         """See `Attention`."""
         accept(self, inputs, causal=causal)
-        out = gated_scan(
+        out = gated_attention(
             inputs.q,
             inputs.k,
             drop_values(inputs, train, key),
@@ -112,6 +121,7 @@ class GatedLinear(KeepsState, Spelled):
             causal=causal,
             valid=inputs.valid,
             scale=inputs.q.shape[-1] ** -0.5,
+            kernel=inputs.kernel,
             target=inputs.target,
         )
         return zero_invalid(out, inputs.mask)
@@ -156,3 +166,26 @@ class GatedLinear(KeepsState, Spelled):
             # Decoding keeps the state D x D, and no keys and values.
             state_bytes=heads * shape.head_dim**2 * shape.wide_itemsize,
         )
+
+
+@jax.custom_jvp
+def _log_sigmoid(x: Array) -> Array:
+    """`jax.nn.log_sigmoid`, whose derivative needs nothing but its result, which the scan keeps."""
+    return jax.nn.log_sigmoid(x)
+
+
+@_log_sigmoid.defjvp
+def _log_sigmoid_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    out = _log_sigmoid(*primals)
+    return out, -jnp.expm1(out) * tangents[0]
+
+
+def _diagonal(matrices: Array) -> Array:
+    """One matrix `[H R, H D]` of a matrix `[H, R, D]` for each head, with zeros elsewhere.
+
+    They are H times the work of a product for each head, which is little here. That comes with the
+    heads in front, and accelerators would copy it to where they stand side by side.
+    """
+    heads, rank, width = matrices.shape
+    blocks = jnp.einsum("hrd,hg->hrgd", matrices, jnp.eye(heads, dtype=matrices.dtype))
+    return blocks.reshape(heads * rank, heads * width)

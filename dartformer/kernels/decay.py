@@ -1,6 +1,6 @@
-"""Linear recurrence with one decay for each token and head, by the first form that applies.
+"""Linear recurrences with decays, each by the first form that applies.
 
-They are a kernel for TPUs and `decay_scan`.
+They are a Pallas kernel for TPUs, and chunks in plain JAX.
 """
 
 from collections.abc import Callable
@@ -11,12 +11,25 @@ from jax.typing import DTypeLike
 
 from dartformer.kernels.chunked import TILE
 from dartformer.kernels.decay_scan import decay_scan
+from dartformer.kernels.gated_scan import gated_scan
 from dartformer.kernels.target import Target, here
+
+Refusal = Callable[[DTypeLike, int, int, int, Target], str]
 
 
 def has_kernel(target: Target | None) -> bool:
-    """Whether there is a kernel for a device. It has first derivatives alone."""
+    """Whether there are kernels for a device. They have first derivatives alone."""
     return (target or here()).platform == "tpu"
+
+
+def _takes_kernel(
+    kernel: str, q: Array, k: Array, v: Array, target: Target, refusal: Refusal
+) -> bool:
+    """Whether `refusal` has nothing against a kernel that `kernel` may take."""
+    if kernel != "auto" or v.shape[1] <= TILE or not has_kernel(target):
+        return False
+    heads, width = q.shape[2:]
+    return not refusal(jnp.result_type(q, k, v), heads, width, v.shape[3], target)
 
 
 def decay_attention(
@@ -41,13 +54,12 @@ def decay_attention(
     """
     target = target or here()
     function: Callable[..., Array] = decay_scan
-    if kernel == "auto" and v.shape[1] > TILE and has_kernel(target):
+    if has_kernel(target):
         # Imported here, so that Pallas is loaded only where it is used.
         from dartformer.kernels.chunk_passes import refusal
         from dartformer.kernels.recurrence_pallas import decay_recurrence
 
-        heads, width, depth = *q.shape[2:], v.shape[3]
-        if not refusal(jnp.result_type(q, k, v), heads, width, depth, target):
+        if _takes_kernel(kernel, q, k, v, target, refusal):
             function = decay_recurrence
     return function(
         q,
@@ -61,3 +73,30 @@ def decay_attention(
         dtype=dtype,
         target=target,
     )
+
+
+def gated_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    *,
+    kernel: str = "auto",
+    causal: bool = True,
+    valid: Array | None = None,
+    scale: float = 1.0,
+    target: Target | None = None,
+) -> Array:
+    """`gated_scan`, with its arguments and its result.
+
+    Args:
+      kernel: as in `decay_attention`; the kernel is that of `gated_pallas`.
+    """
+    target = target or here()
+    function: Callable[..., Array] = gated_scan
+    if has_kernel(target):
+        from dartformer.kernels.gated_pallas import gated_recurrence, refusal
+
+        if _takes_kernel(kernel, q, k, v, target, refusal):
+            function = gated_recurrence
+    return function(q, k, v, log_decay, causal=causal, valid=valid, scale=scale, target=target)

@@ -158,7 +158,11 @@ def test_few_tokens_and_narrow_heads_take_no_splash(length, width):
 
 @pytest.mark.parametrize(
     ("name", "length", "causal", "masked"),
-    [("retention", 300, True, True), ("ssd", 301, False, False)],
+    [
+        ("retention", 300, True, True),
+        ("ssd", 301, False, False),
+        ("gated_linear", 300, False, True),
+    ],
 )
 @pytest.mark.parametrize("order", [1, 2])
 def test_recurrences_lower_for_the_kernel_of_a_tpu(name, length, causal, masked, order):
@@ -168,7 +172,7 @@ def test_recurrences_lower_for_the_kernel_of_a_tpu(name, length, causal, masked,
     assert not calls_of(program, shapes, "cuda")
 
 
-@pytest.mark.parametrize("name", ["full", "retention"])
+@pytest.mark.parametrize("name", ["full", "retention", "gated_linear"])
 def test_an_output_and_its_gradient_share_the_forward_pass_of_a_kernel(name):
     """Each kernel has one text, however often it is called: XLA merges only equal calls."""
     program = attention_program(name, "tpu", 300, 2, "bfloat16", False, True, 1, width=32)
@@ -179,7 +183,7 @@ def test_an_output_and_its_gradient_share_the_forward_pass_of_a_kernel(name):
     assert len(kernels) == len(set(kernels)) > 1
 
 
-@pytest.mark.parametrize("name", ["retention", "ssd"])
+@pytest.mark.parametrize("name", ["retention", "ssd", "gated_linear"])
 def test_recurrences_of_few_tokens_take_no_kernel(name):
     program, shapes = attention_program(name, "tpu", 200, 1, "bfloat16", False, True, 1)
     assert not calls_of(program, shapes, "tpu")

@@ -1,0 +1,111 @@
+"""The TPU's kernel of `gated_scan` in Pallas' interpreter, against the definition token by token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dartformer.attention import parse
+from dartformer.attention.base import Inputs, Shape
+from dartformer.kernels import gated_pallas
+from dartformer.kernels.gated_pallas import gated_recurrence, refusal
+from dartformer.kernels.recurrence import recurrence
+from dartformer.kernels.target import Target
+
+B, N, H, M, D = 2, 40, 2, 4, 6
+SCALE = 0.5
+
+
+def arrays():
+    """q, k, v, log-decays, and a cotangent; and which tokens are valid."""
+    random = np.random.default_rng(0)
+    q, k = (random.standard_normal((B, N, H, M)) for _ in range(2))
+    v, cotangent = (random.standard_normal((B, N, H, D)) for _ in range(2))
+    decay = -0.2 * random.exponential(size=(B, N, H, M))
+    valid = random.random((B, N)) < 0.7
+    valid[1, :20] = False
+    return [jnp.asarray(x, jnp.float32) for x in (q, k, v, decay, cotangent)], jnp.asarray(valid)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_kernel_is_the_definition(monkeypatch, compile_quickly, causal):
+    """Over three chunks, the last partly filled: the output and the gradients of all arguments."""
+    monkeypatch.setattr(gated_pallas, "CHUNK", 16)
+    (*floats, cotangent), valid = arrays()
+
+    def definition(q, k, v, decay):
+        return recurrence(SCALE * q, k, v, decay, causal=causal, valid=valid)
+
+    def kernel(*floats):
+        return gated_recurrence(*floats, causal=causal, valid=valid, scale=SCALE, interpret=True)
+
+    def measured(function):
+        out, pull = jax.vjp(function, *floats)
+        return out, *pull(cotangent)
+
+    got, want = jax.jit(lambda: (measured(kernel), measured(definition)))()
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-5)
+
+
+def test_further_derivatives_are_those_of_the_definition(monkeypatch, compile_quickly):
+    monkeypatch.setattr(gated_pallas, "CHUNK", 32)
+    (*floats, cotangent), valid = arrays()
+
+    def second(function):
+        def loss(*floats):
+            return (function(*floats) ** 2 * cotangent).sum()
+
+        return jax.jvp(jax.grad(loss, (0, 1, 2, 3)), tuple(floats), tuple(floats))[1]
+
+    def definition(q, k, v, decay):
+        return recurrence(SCALE * q, k, v, decay, causal=False, valid=valid)
+
+    def kernel(*floats):
+        return gated_recurrence(*floats, causal=False, valid=valid, scale=SCALE, interpret=True)
+
+    got, want = jax.jit(lambda: (second(kernel), second(definition)))()
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-4)
+
+
+def test_strong_decays_in_bfloat16_stay_finite(monkeypatch, compile_quickly):
+    """Where log-decays add up to hundreds no exponent is above zero; outputs have v's dtype."""
+    monkeypatch.setattr(gated_pallas, "CHUNK", 32)
+    (q, k, v, decay, _), _ = arrays()
+    q, k, v = (x.astype(jnp.bfloat16) for x in (q, k, v))
+
+    def loss(*floats):
+        out = gated_recurrence(*floats, causal=False, interpret=True)
+        assert out.dtype == jnp.bfloat16
+        return out.astype(jnp.float32).sum()
+
+    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))(q, k, v, 500 * decay)
+    assert jnp.isfinite(value)
+    for gradient, x in zip(gradients, (q, k, v, decay), strict=True):
+        assert gradient.dtype == x.dtype
+        assert jnp.isfinite(gradient.astype(jnp.float32)).all()
+
+
+def test_heads_that_overfill_the_fast_memory_are_refused():
+    tpu = Target("tpu", "TPU v5 lite")
+    assert refusal(jnp.float32, 12, 64, 64, tpu) == ""
+    assert "9 of width 64" in refusal(jnp.float32, 9, 64, 64, tpu)
+
+
+def test_gates_as_one_product_are_those_of_each_head(compile_quickly):
+    """On accelerators; few tokens take no kernel there, and run here."""
+    attention = parse("gated_linear(rank=3)")
+    params = attention.init(jax.random.key(0), Shape(8, H, M, H * M, B, 4))
+    (q, k, v, _, cotangent), _ = arrays()
+    x = jnp.concatenate([q, k], axis=-1).reshape(B, N, -1)[..., : H * M]
+
+    def gradients(platform):
+        def loss(params, x):
+            inputs = Inputs(q, k, v, x, target=Target(platform, "any"))
+            return (attention(params, inputs, causal=True) * cotangent).sum()
+
+        return jax.grad(loss, (0, 1))(params, x)
+
+    got, want = jax.jit(lambda: (gradients("tpu"), gradients("cpu")))()
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-6), got, want)
