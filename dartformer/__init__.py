@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from dartformer._version import __version__
 from dartformer.errors import InputError
-from dartformer.machine.xla_flags import protect, split_temporaries
+from dartformer.machine.xla_flags import protect
 
-# XLA reads its flags when JAX starts its first backend, so these cannot wait.
-protect()
-split_temporaries()
+protect()  # XLA reads its flags when JAX starts its first backend, so this cannot wait
 
 if TYPE_CHECKING:
     from dartformer.api import (

@@ -157,12 +157,14 @@ def _handler(verb: str) -> Handler:
 def _prepare_process(arguments: argparse.Namespace) -> None:
     """Settings of the allocator and of XLA, which must come before JAX is imported."""
     from dartformer.machine.allocator import keep_freed_memory
-    from dartformer.machine.xla_flags import protect
+    from dartformer.machine.xla_flags import protect, split_temporaries
 
     keep_freed_memory()
     protect(may_probe=True)
-    # XLA reports a compilation of two minutes as an error with advice on how to file a bug. Its real
-    # errors reach Python as exceptions.
+    split_temporaries()
+    # XLA warns of every array that is larger than a block of temporaries, and reports a compilation
+    # of two minutes as an error with advice on how to file a bug. Its real errors reach Python as
+    # exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if getattr(arguments, "no_compile_cache", False):
         from dartformer.machine.compile_cache import VARIABLE

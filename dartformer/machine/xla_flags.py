@@ -114,6 +114,9 @@ def protect(
 def split_temporaries(environment: MutableMapping[str, str] = os.environ) -> bool:
     """Add `SMALL_BLOCKS` to `XLA_FLAGS` where programs run on a CPU, and say whether it is there.
 
+    For processes that keep freed memory (allocator.py), before JAX is imported. XLA then warns of
+    each array that is larger than a block, unless TF_CPP_MIN_LOG_LEVEL is 2 or more.
+
     Not if the user has set the flag, if JAX has started a backend, or if an accelerator's plug-in
     is installed: all backends read the flag, and their own allocators do not need it. Nor for a
     jaxlib that is newer than this code, because an unknown flag ends the process.

@@ -17,6 +17,7 @@ import dartformer
 from dartformer.attention import Attention, Inputs, Shape
 from dartformer.attention.conformance.case import arrays
 from dartformer.machine.allocator import keep_freed_memory
+from dartformer.machine.xla_flags import split_temporaries
 
 
 def say(**numbers: Any) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def _rounded(value: Any) -> Any:
 def machine() -> dict[str, Any]:
     """Print what the figures were measured on, after keeping freed memory as the command line
     does."""
+    split_temporaries()
     return say(
         name="machine",
         cores=os.cpu_count(),
