@@ -38,6 +38,7 @@ from dartformer.kernels.log_linear import (
     no_sums,
 )
 from dartformer.kernels.softmax import dense_allowed, wide
+from dartformer.kernels.target import Target, here
 
 Kernel = Literal["softmax", "relu"]
 
@@ -162,15 +163,19 @@ class Performer(KeepsState, Spelled):
         # Half of the scale 1 / sqrt(D) each: phi(q) . phi(k) estimates exp(q . k / sqrt(D)).
         q = inputs.q.astype(w.dtype) * width**-0.25
         k = inputs.k.astype(w.dtype) * width**-0.25
-        q_projected = _project(q, w)
-        k_projected = _project(k, w)
+        # Heads come first, [B, H, N, D], until all features are computed: XLA then need not turn
+        # the arrays of features, which are the largest.
+        q, k = q.swapaxes(1, 2), k.swapaxes(1, 2)
+        target = inputs.target or here()
+        phi_q = _project(q, w, target)
+        phi_k = _project(k, w, target)
         if self.kernel == "softmax":
             # |q|^2 / 2 is the same for all features of a query and cancels; that of keys does not.
-            square = jnp.sum(k * k, axis=-1, keepdims=True)
-            return q_projected, k_projected - square / 2
-        phi_q = jax.nn.relu(q_projected) + RELU_FLOOR
-        phi_k = jax.nn.relu(k_projected) + RELU_FLOOR
-        return phi_q, phi_k
+            phi_k = phi_k - jnp.sum(k * k, axis=-1, keepdims=True) / 2
+        else:
+            phi_q = jax.nn.relu(phi_q) + RELU_FLOOR
+            phi_k = jax.nn.relu(phi_k) + RELU_FLOOR
+        return phi_q.swapaxes(1, 2), phi_k.swapaxes(1, 2)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:
         """phi(q_i) . phi(k_j), rows divided by their sum, `[B, H, N, N]`."""
@@ -234,9 +239,15 @@ class Performer(KeepsState, Spelled):
         )
 
 
-def _project(x: Array, w: Array) -> Array:
-    """W x of each head, `[B, N, H, features]`, by one product of plain matrices for each head."""
-    return jnp.einsum("bhnd,hmd->bhnm", x.swapaxes(1, 2), w).swapaxes(1, 2)
+def _project(x: Array, w: Array, target: Target) -> Array:
+    """W x of each head, `[B, H, N, features]`, of x `[B, H, N, D]`.
+
+    By one product of plain matrices for each head; on a CPU for each head of each example, because
+    the result of the other form is `[H, features, B N]`.
+    """
+    if target.accelerated:
+        return jnp.einsum("bhnd,hmd->bhnm", x, w)
+    return jnp.einsum("bhnd,bhmd->bhnm", x, jnp.broadcast_to(w, (x.shape[0], *w.shape)))
 
 
 def projections(keys: Array, features: int, width: int, dtype: jnp.dtype) -> Array:

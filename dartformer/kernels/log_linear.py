@@ -20,7 +20,7 @@ from dartformer.kernels.linear_scan import (
     two_products,
 )
 from dartformer.kernels.softmax import FLOOR, MASKED, masked_softmax, wide
-from dartformer.kernels.target import Target
+from dartformer.kernels.target import Target, here
 
 
 def log_linear_attention(
@@ -60,14 +60,18 @@ def log_linear_attention(
         state = jnp.zeros((batch, heads, features, v.shape[3]), dtype)
         tokens = _Tokens(log_q, log_k, v, valid)
         return _recurrent(no_sums(state), tokens, v.dtype, chunk, target)[1]
-    log_q, log_k, value = log_q.astype(dtype), log_k.astype(dtype), v.astype(dtype)
+    # Heads first, as `two_products` wants them: the arrays of features are not turned.
+    log_q = log_q.astype(dtype).swapaxes(1, 2)  # [B, H, N, M]
+    log_k = log_k.astype(dtype).swapaxes(1, 2)
+    value = v.astype(dtype).swapaxes(1, 2)
     if valid is not None:
-        log_k = jnp.where(valid[:, :, None, None], log_k, MASKED)
-    top = jnp.maximum(_top(log_k, 1), FLOOR)  # of each feature, [B, 1, H, M]
+        log_k = jnp.where(valid[:, None, :, None], log_k, MASKED)
+    top = jnp.maximum(_top(log_k, 2), FLOOR)  # of each feature, [B, H, 1, M]
     phi_k = jnp.exp(log_k - top)
     terms = log_q + top  # what was taken from the keys goes to the queries
     phi_q = jnp.exp(terms - _top(terms, -1))
-    return two_products(phi_q, phi_k, value, dtype).astype(v.dtype)
+    out = two_products(phi_q, phi_k, value, dtype, target or here())
+    return out.swapaxes(1, 2).astype(v.dtype)
 
 
 class LogSums(NamedTuple):
