@@ -22,8 +22,8 @@ from dartformer.attention.base import (
 )
 from dartformer.attention.decoding import KeepsState, repeated, state_array
 from dartformer.attention.ssd import step_start
+from dartformer.kernels.decay import delta_attention
 from dartformer.kernels.delta_scan import (
-    delta_scan,
     delta_scan_from,
     delta_scan_work,
     unit_vector,
@@ -45,7 +45,7 @@ class GatedDelta(KeepsState, Spelled):
     Own parameters: `alpha` `[H, E]` (w_a), `beta` `[H, E]` (w_b), `A_log` `[H]` (A = exp),
       `dt_bias` `[H]` (c).
     Cost: O(N (C + D) D) time in chunks of C = 32; state D x D. Memory O(N D), and for a gradient
-      a state for each 256 tokens. No weight is divided by a sum.
+      a state for each 256 tokens. No weight is divided by a sum. A TPU has a kernel of its own.
     Masks: an invalid token is not written and the state does not decay for it.
     Both ways: a second recurrence from the last token to the first, added, in which each token
       reads before it is written: the own token is counted once.
@@ -101,7 +101,7 @@ class GatedDelta(KeepsState, Spelled):
         accept(self, inputs, causal=causal)
         decay, beta = self._gates(params, inputs)
         # With unit keys, I - b k k^T shrinks along k and nowhere else: the state stays bounded.
-        out = delta_scan(
+        out = delta_attention(
             inputs.q,
             inputs.k,
             drop_values(inputs, train, key),
@@ -109,7 +109,7 @@ class GatedDelta(KeepsState, Spelled):
             beta,
             causal=causal,
             valid=inputs.valid,
-            unit=True,
+            kernel=inputs.kernel,
             target=inputs.target,
         )
         return zero_invalid(out, inputs.mask)

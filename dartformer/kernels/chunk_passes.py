@@ -274,6 +274,17 @@ def places(size: int) -> tuple[Array, Array]:
     )
 
 
+def levels(tokens: int) -> int:
+    """How often so many tokens can be halved: the halves have 1, 2, 4, ... of them."""
+    return tokens.bit_length() - 1
+
+
+def neighbours(tokens: int, level: int) -> Array:
+    """Which pairs are of a half of 2^level tokens and of the half beside it, `[C, C]`."""
+    rows, columns = places(tokens)
+    return (rows ^ columns) >> level == 1
+
+
 def as_column(row: Array) -> Array:
     """`[1, C]` to `[C, 1]`."""
     rows, columns = places(row.shape[1])

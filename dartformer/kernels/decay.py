@@ -3,6 +3,7 @@
 They are a Pallas kernel for TPUs, and chunks in plain JAX.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax.typing import DTypeLike
 
 from dartformer.kernels.chunked import TILE
 from dartformer.kernels.decay_scan import decay_scan
+from dartformer.kernels.delta_scan import delta_scan
 from dartformer.kernels.gated_scan import gated_scan
 from dartformer.kernels.target import Target, here
 
@@ -100,3 +102,30 @@ def gated_attention(
         if _takes_kernel(kernel, q, k, v, target, refusal):
             function = gated_recurrence
     return function(q, k, v, log_decay, causal=causal, valid=valid, scale=scale, target=target)
+
+
+def delta_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    beta: Array,
+    *,
+    kernel: str = "auto",
+    causal: bool = True,
+    valid: Array | None = None,
+    target: Target | None = None,
+) -> Array:
+    """`delta_scan` of unit vectors, with its arguments and its result.
+
+    Args:
+      kernel: as in `decay_attention`; the kernel is that of `delta_pallas`.
+    """
+    target = target or here()
+    function: Callable[..., Array] = functools.partial(delta_scan, unit=True)
+    if has_kernel(target):
+        from dartformer.kernels.delta_pallas import delta_recurrence, refusal
+
+        if _takes_kernel(kernel, q, k, v, target, refusal):
+            function = delta_recurrence
+    return function(q, k, v, log_decay, beta, causal=causal, valid=valid, target=target)

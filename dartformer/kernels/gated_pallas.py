@@ -23,6 +23,8 @@ from dartformer.kernels.chunk_passes import (
     Sizes,
     as_column,
     blocks,
+    levels,
+    neighbours,
     nn,
     nt,
     of_vectors,
@@ -250,7 +252,7 @@ def _output_body(sizes: Sizes, q: Ref, k: Ref, v: Ref, decay: Ref, write: Ref, *
         for level, border in enumerate(times.borders):
             near = border[:, wide]
             products = nt(queries[:, wide] * near, keys[:, wide] * near)
-            scores = jnp.where(_neighbours(sizes, level), products, scores)
+            scores = jnp.where(_read(sizes, level), products, scores)
         # A token reads itself without a decay.
         y = sums(plain[:, wide] * keys[:, wide]) * values
         y = y + nn(scores, values) + nt(first[:, wide], s[:, wide])
@@ -372,11 +374,6 @@ def _pulled_back(slopes: Ref, count: int) -> Array:
     return total
 
 
-def levels(chunk: int) -> int:
-    """How often a chunk can be halved: its halves have 1, 2, 4, ... tokens."""
-    return chunk.bit_length() - 1
-
-
 def _second(shape: tuple[int, ...], level: int) -> Array:
     """Which tokens are in the second of two halves."""
     rows = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
@@ -389,11 +386,11 @@ def _other_half(x: Array, level: int) -> Array:
     return jnp.where(_second(x.shape, level), pltpu.roll(x, half, 0), pltpu.roll(x, size - half, 0))
 
 
-def _neighbours(sizes: Sizes, level: int) -> Array:
+def _read(sizes: Sizes, level: int) -> Array:
     """Where a query reads a key of the half beside its own, `[C, C]`."""
-    rows, columns = places(sizes.chunk)
-    found = (rows ^ columns) >> level == 1
+    found = neighbours(sizes.chunk, level)
     if sizes.causal:
+        rows, columns = places(sizes.chunk)
         found = found & (rows > columns)
     return found
 
@@ -442,10 +439,10 @@ def _within(sizes: Sizes, chunk: _Chunk, times: _Times, slopes: Ref, wide: slice
     reads = nt(chunk.dy, chunk.v)
     scores = jnp.zeros_like(reads)
     for level, border in enumerate(times.borders):
-        neighbours, near = _neighbours(sizes, level), border[:, wide]
+        place, near = _read(sizes, level), border[:, wide]
         queries, keys = chunk.q * near, chunk.k * near
-        scores = jnp.where(neighbours, nt(queries, keys), scores)
-        taken = jnp.where(neighbours, reads, 0)
+        scores = jnp.where(place, nt(queries, keys), scores)
+        taken = jnp.where(place, reads, 0)
         to_queries, to_keys = nn(taken, keys), tn(taken, queries)
         slopes[level, :, wide] = to_queries * queries + to_keys * keys
         found = found._replace(q=found.q + to_queries * near, k=found.k + to_keys * near)

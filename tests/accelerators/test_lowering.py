@@ -162,6 +162,7 @@ def test_few_tokens_and_narrow_heads_take_no_splash(length, width):
         ("retention", 300, True, True),
         ("ssd", 301, False, False),
         ("gated_linear", 300, False, True),
+        ("gated_delta", 301, True, False),
     ],
 )
 @pytest.mark.parametrize("order", [1, 2])
@@ -172,7 +173,7 @@ def test_recurrences_lower_for_the_kernel_of_a_tpu(name, length, causal, masked,
     assert not calls_of(program, shapes, "cuda")
 
 
-@pytest.mark.parametrize("name", ["full", "retention", "gated_linear"])
+@pytest.mark.parametrize("name", ["full", "retention", "gated_linear", "gated_delta"])
 def test_an_output_and_its_gradient_share_the_forward_pass_of_a_kernel(name):
     """Each kernel has one text, however often it is called: XLA merges only equal calls."""
     program = attention_program(name, "tpu", 300, 2, "bfloat16", False, True, 1, width=32)
@@ -183,7 +184,7 @@ def test_an_output_and_its_gradient_share_the_forward_pass_of_a_kernel(name):
     assert len(kernels) == len(set(kernels)) > 1
 
 
-@pytest.mark.parametrize("name", ["retention", "ssd", "gated_linear"])
+@pytest.mark.parametrize("name", ["retention", "ssd", "gated_linear", "gated_delta"])
 def test_recurrences_of_few_tokens_take_no_kernel(name):
     program, shapes = attention_program(name, "tpu", 200, 1, "bfloat16", False, True, 1)
     assert not calls_of(program, shapes, "tpu")

@@ -12,16 +12,16 @@ from dartformer.kernels.gated_pallas import gated_recurrence, refusal
 from dartformer.kernels.recurrence import recurrence
 from dartformer.kernels.target import Target
 
-B, N, H, M, D = 2, 40, 2, 4, 6
+B, N, M, D = 2, 40, 4, 6
 SCALE = 0.5
 
 
-def arrays():
+def arrays(heads=1):
     """q, k, v, log-decays, and a cotangent; and which tokens are valid."""
     random = np.random.default_rng(0)
-    q, k = (random.standard_normal((B, N, H, M)) for _ in range(2))
-    v, cotangent = (random.standard_normal((B, N, H, D)) for _ in range(2))
-    decay = -0.2 * random.exponential(size=(B, N, H, M))
+    q, k = (random.standard_normal((B, N, heads, M)) for _ in range(2))
+    v, cotangent = (random.standard_normal((B, N, heads, D)) for _ in range(2))
+    decay = -0.2 * random.exponential(size=(B, N, heads, M))
     valid = random.random((B, N)) < 0.7
     valid[1, :20] = False
     return [jnp.asarray(x, jnp.float32) for x in (q, k, v, decay, cotangent)], jnp.asarray(valid)
@@ -31,7 +31,7 @@ def arrays():
 def test_the_kernel_is_the_definition(monkeypatch, compile_quickly, causal):
     """Over three chunks, the last partly filled: the output and the gradients of all arguments."""
     monkeypatch.setattr(gated_pallas, "CHUNK", 16)
-    (*floats, cotangent), valid = arrays()
+    (*floats, cotangent), valid = arrays(2 - causal)
 
     def definition(q, k, v, decay):
         return recurrence(SCALE * q, k, v, decay, causal=causal, valid=valid)
@@ -96,9 +96,9 @@ def test_heads_that_overfill_the_fast_memory_are_refused():
 def test_gates_as_one_product_are_those_of_each_head(compile_quickly):
     """On accelerators; few tokens take no kernel there, and run here."""
     attention = parse("gated_linear(rank=3)")
-    params = attention.init(jax.random.key(0), Shape(8, H, M, H * M, B, 4))
-    (q, k, v, _, cotangent), _ = arrays()
-    x = jnp.concatenate([q, k], axis=-1).reshape(B, N, -1)[..., : H * M]
+    params = attention.init(jax.random.key(0), Shape(8, 2, M, 2 * M, B, 4))
+    (q, k, v, _, cotangent), _ = arrays(2)
+    x = jnp.concatenate([q, k], axis=-1).reshape(B, N, -1)[..., : 2 * M]
 
     def gradients(platform):
         def loss(params, x):
