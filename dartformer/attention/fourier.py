@@ -78,7 +78,7 @@ class Fourier(Spelled):
         def some(params: Params, inputs: Inputs, key: Array | None) -> Array:
             return _transformed(inputs)
 
-        return by_heads(some, params, dropped, None, on_cpu=True)
+        return by_heads(some, params, dropped, None, on_cpu=2**18)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> None:
         """None: it mixes the numbers of a token as well."""

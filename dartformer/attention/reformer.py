@@ -107,7 +107,7 @@ class Reformer(Spelled):
         def some(params: Params, inputs: Inputs, key: Array | None) -> Array:
             return self._attend(params, inputs, causal, inputs.rate(train), key)
 
-        return by_heads(some, params, inputs, key, on_cpu=True)
+        return by_heads(some, params, inputs, key, on_cpu=2**20)
 
     def _attend(
         self, params: Params, inputs: Inputs, causal: bool, dropout: float, key: Array | None
@@ -136,6 +136,7 @@ class Reformer(Spelled):
             slopes=inputs.slopes,
             dropout=dropout,
             key=key,
+            target=inputs.target,
         )
         return zero_invalid(out, inputs.mask)
 

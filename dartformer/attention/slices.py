@@ -16,12 +16,6 @@ from dartformer.attention.base import Inputs, Params
 from dartformer.kernels.target import Target, here
 
 LEAST = 2**20
-"""Numbers of q in all heads, from which a CPU computes one head at a time.
-
-Below, caches hold what is kept, and computing it again costs time.
-"""
-
-LEAST_ACCELERATED = 2**20
 """Numbers of q in the heads that a GPU or a TPU computes at once, at least.
 
 Fewer would not fill it.
@@ -46,7 +40,7 @@ class _Slice(NamedTuple):
     key: Array | None
 
 
-def slices(inputs: Inputs, *, on_cpu: bool) -> int:
+def slices(inputs: Inputs, *, on_cpu: int | None) -> int:
     """Into how many slices the heads are cut: a divisor of H, and 1 for small inputs.
 
     An exported program's batch is a symbol, and its heads are not cut. `on_cpu` is that of
@@ -59,20 +53,21 @@ def slices(inputs: Inputs, *, on_cpu: bool) -> int:
     return _count(math.prod(shape), shape[2], inputs.target or here(), on_cpu)
 
 
-def _count(numbers: int, heads: int, target: Target, on_cpu: bool) -> int:
+def _count(numbers: int, heads: int, target: Target, on_cpu: int | None) -> int:
     """`slices` of `heads` heads of which q has so many `numbers`."""
-    if not target.accelerated:
-        if on_cpu and numbers >= LEAST:
-            return heads
+    least = on_cpu
+    if target.accelerated:
+        least = LEAST
+    if least is None:
         return 1
     for count in range(heads, 1, -1):
-        if heads % count == 0 and numbers >= count * LEAST_ACCELERATED:
+        if heads % count == 0 and numbers >= count * least:
             return count
     return 1
 
 
 def by_heads(
-    run: Run, params: Params, inputs: Inputs, key: Array | None, *, on_cpu: bool = False
+    run: Run, params: Params, inputs: Inputs, key: Array | None, *, on_cpu: int | None = None
 ) -> Array:
     """`run(params, inputs, key)` `[B, N, H, D]`, one slice of the heads after another.
 
@@ -80,8 +75,8 @@ def by_heads(
 
     Args:
       run, params, inputs, key: what is computed, and of what.
-      on_cpu: whether a CPU cuts the heads of large inputs, too: where its caches save more time
-        than the second computation takes.
+      on_cpu: numbers of q in the heads that a CPU computes at once, at least; None if it computes
+        all at once. Fewer numbers stay in its caches, and are computed twice.
     """
     count = slices(inputs, on_cpu=on_cpu)
     if count == 1:

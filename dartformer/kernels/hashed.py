@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from dartformer.kernels.softmax import FLOOR, MASKED, drop, dropout_key, row_maximum, wide
+from dartformer.kernels.target import Target, here
 
 
 class Sorted(NamedTuple):
@@ -98,6 +99,7 @@ def hashed_attention(
     slopes: Array | None = None,
     dropout: float = 0.0,
     key: Array | None = None,
+    target: Target | None = None,
 ) -> Array:
     """One softmax over the tokens that share a bucket: sum_j softmax_j(q_i . k_j / sqrt(D)) v_j.
 
@@ -117,6 +119,7 @@ def hashed_attention(
         bucket.
       slopes: `[H]`, of ALiBi; None without.
       dropout, key: rate at which single weights are dropped, and the noise.
+      target: the device that the program is made for; None for that of this process.
 
     Returns:
       `[B, N, H, D]` in the dtype of v; anything at padding. Time and memory O(R N chunk), beside
@@ -124,7 +127,7 @@ def hashed_attention(
     """
     length, width = q.shape[1], q.shape[-1]
     ordered = sort_by_bucket(bucket, count, chunk)
-    queries, values = _in_order(q, v, ordered)
+    queries, values = _in_order(q, v, ordered, target or here())
     backs = range(2)  # each chunk sees itself and, 1 back, the one before it
     if ordered.bucket.shape[-2] == 1:
         backs = range(1)
@@ -159,18 +162,26 @@ def hashed_attention(
     return jnp.where(total == 0, alone, mean).astype(v.dtype)
 
 
-def _in_order(q: Array, v: Array, ordered: Sorted) -> tuple[Array, Array]:
+def _in_order(q: Array, v: Array, ordered: Sorted, target: Target) -> tuple[Array, Array]:
     """Queries and values sorted and in chunks, `[B, H, R, T, C, D]`."""
-    width = q.shape[-1]
     dtype = wide(q, v)
-    # As one array: one gather. [B, H, N, 2 D]
-    joint = jnp.concatenate([q.astype(dtype), v.astype(dtype)], axis=-1).swapaxes(1, 2)
-    filling = ordered.order.shape[-1] - q.shape[1]
-    joint = jnp.pad(joint, ((0, 0), (0, 0), (0, filling), (0, 0)))
-    joint = jnp.broadcast_to(joint[:, :, None], (*ordered.order.shape, 2 * width))
-    joint = permute(joint, ordered.order, ordered.inverse)
-    joint = joint.reshape(*ordered.bucket.shape, 2 * width)
+    q, v = q.astype(dtype), v.astype(dtype)
+    if not target.accelerated:
+        # A gradient of both as one array would be put together, number by number, in the loop that
+        # gathers it.
+        return _sorted(q, ordered), _sorted(v, ordered)
+    joint = _sorted(jnp.concatenate([q, v], axis=-1), ordered)  # as one array: one gather
+    width = q.shape[-1]
     return joint[..., :width], joint[..., width:]
+
+
+def _sorted(x: Array, ordered: Sorted) -> Array:
+    """x `[B, N, H, D]` sorted and in chunks, `[B, H, R, T, C, D]`."""
+    filling = ordered.order.shape[-1] - x.shape[1]
+    x = jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, filling), (0, 0)))
+    x = jnp.broadcast_to(x[:, :, None], (*ordered.order.shape, x.shape[-1]))
+    x = permute(x, ordered.order, ordered.inverse)
+    return x.reshape(*ordered.bucket.shape, x.shape[-1])
 
 
 def _chunk_scores(

@@ -42,9 +42,9 @@ def case(spec):
 )
 def test_a_head_at_a_time_is_all_at_once(spec, monkeypatch):
     """Outputs, gradients, and a derivative of the gradients."""
-    monkeypatch.setattr(slices, "LEAST_ACCELERATED", B * N * D)
+    monkeypatch.setattr(slices, "LEAST", B * N * D)
     attention, params, inputs = case(spec)
-    assert slices.slices(inputs, on_cpu=False) == H
+    assert slices.slices(inputs, on_cpu=None) == H
 
     def results(target):
         def loss(params, q, k, v):
@@ -61,7 +61,7 @@ def test_a_head_at_a_time_is_all_at_once(spec, monkeypatch):
 
 
 def test_each_head_draws_its_own_noise(monkeypatch):
-    monkeypatch.setattr(slices, "LEAST_ACCELERATED", 1)
+    monkeypatch.setattr(slices, "LEAST", 1)
     attention, params, inputs = case("sink(window=3)")
     same = [jnp.broadcast_to(x[:, :, :1], x.shape) for x in (inputs.q, inputs.k, inputs.v)]
     inputs = Inputs(*same, dropout=0.5, target=TPU)
@@ -71,10 +71,10 @@ def test_each_head_draws_its_own_noise(monkeypatch):
 
 def test_heads_are_cut_only_where_that_pays():
     count = slices._count
-    large = 8 * slices.LEAST_ACCELERATED
-    assert count(large, 8, TPU, False) == 8
-    assert count(large - 1, 8, TPU, False) == 4  # the next divisor
-    assert count(large, 1, TPU, False) == 1
-    assert count(slices.LEAST, 8, here(), True) == 8
-    assert count(slices.LEAST - 1, 8, here(), True) == 1
-    assert count(large, 8, here(), False) == 1
+    large = 8 * slices.LEAST
+    assert count(large, 8, TPU, None) == 8
+    assert count(large - 1, 8, TPU, None) == 4  # the next divisor
+    assert count(large, 1, TPU, None) == 1
+    assert count(1000, 8, here(), 100) == 8
+    assert count(799, 8, here(), 100) == 4
+    assert count(large, 8, here(), None) == 1
