@@ -1,6 +1,7 @@
 """The Python API: each stage on a config and a workdir. The command line calls the same functions."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from dartformer.export import checksums
 from dartformer.export import load as load_stage
 from dartformer.export import write as export_stage
 from dartformer.export.formats import check as check_formats
-from dartformer.machine import progress
+from dartformer.machine import hosts, progress
 from dartformer.machine.identity import different
 from dartformer.machine.progress import say
 from dartformer.machine.record import Record
@@ -102,7 +103,18 @@ def opened(config: Config | ConfigDict, workdir: str | Path) -> Iterator[Session
     """The study of a config, with its workdir open."""
     study = Study(config)
     with Workdir(workdir, config) as folder:
+        if hosts.together():
+            _require_one_input(study)
         yield Session(study, folder)
+
+
+def _require_one_input(study: Study) -> None:
+    """Raise `InputError` where processes of one run have read different data."""
+    hosts.require_same(
+        "what is searched",
+        json.dumps(study.search_identity),
+        "All processes need the same files and the same version of the package.",
+    )
 
 
 @contextmanager
@@ -116,7 +128,7 @@ def staged(session: Session, verb: str, where: str = "") -> Iterator[None]:
             yield
     # After the note, which the page shows: of a stage that failed, why.
     finally:
-        report_stage.refresh(path)
+        hosts.chief_alone(lambda: report_stage.refresh(path))
 
 
 # What a notebook calls.
@@ -372,7 +384,7 @@ def _evaluate(session: Session, genotype: Genotype) -> Results:
         # Nothing chose this genotype among the others, so it is judged and may not be replaced.
         outcome = race_stage.race(study, workdir, {ANSWER: genotype}, decides=False)
     results = evaluate_stage.evaluate(study, workdir, outcome)
-    tracking.track(study, workdir, results)
+    hosts.chief_alone(lambda: tracking.track(study, workdir, results))
     return results
 
 
@@ -579,13 +591,17 @@ def _export_verb(
     say("export: writing the model to export/")
     name = entrant or retrain_stage.FOUND
     model = retrain_stage.best(retrain_stage.retrain(study, workdir, genotype, name))
-    folder = export_stage.export(model, workdir.export, results, formats)
-    files = sorted(file.name for file in folder.iterdir())
-    return {"folder": str(folder), "files": files}
+
+    def write() -> Plain:
+        folder = export_stage.export(model, workdir.export, results, formats)
+        files = sorted(file.name for file in folder.iterdir())
+        return {"folder": str(folder), "files": files}
+
+    return hosts.by_chief(write)
 
 
 def _report_verb(session: Session) -> Plain:
-    report_stage.report(session.workdir.path)
+    hosts.chief_alone(lambda: report_stage.report(session.workdir.path))
     return {"file": str(session.workdir.report)}
 
 
@@ -620,7 +636,7 @@ def finished(session: Session, verb: str) -> bool:
 
     Asked in the order of the stages. Raises `InputError` where the search was on other data.
     """
-    return FINISHED[verb](session)
+    return hosts.by_chief(lambda: FINISHED[verb](session))
 
 
 def _search_finished(session: Session) -> bool:

@@ -1200,6 +1200,7 @@ class Invocation(Record):
       state: "running", "done" or "stopped".
       why: it stopped.
       seconds: it took.
+      processes: that shared it.
     """
 
     verb: str
@@ -1210,6 +1211,7 @@ class Invocation(Record):
     state: str
     why: str | None = None
     seconds: float | None = None
+    processes: int = 1
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,13 @@ def _add_stage(verbs: "Verbs[Parser]", name: str) -> None:
     )
     if name in TRACED:
         verb.add_argument(
+            "--hosts",
+            metavar="WHICH",
+            help="share the work with other processes: auto (what SLURM, Open MPI, Kubernetes or Cloud "
+            "TPU started), ADDRESS:PORT,N,I (process I of N; process 0 is at the address), local:N (N "
+            "processes here), or ready (jax.distributed.initialize was called)",
+        )
+        verb.add_argument(
             "--profile-trace",
             nargs="?",
             const="",  # --profile-trace alone: a folder of the workdir

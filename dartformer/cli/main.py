@@ -15,6 +15,7 @@ from dartformer._version import __version__
 from dartformer.cli.exhaustion import disk_full, out_of_memory
 from dartformer.cli.grammar import DIVERGED, EXAMPLES, UNEXPECTED, USER_ERROR, parser
 from dartformer.errors import InputError, unknown
+from dartformer.machine import hosts
 from dartformer.machine.printable import note, printable
 
 Handler = Callable[[argparse.Namespace, dict[str, str]], int]
@@ -124,6 +125,15 @@ def _run(words: Sequence[str]) -> int:
         )
     values = overrides(extra)
     _prepare_process(arguments)
+    if getattr(arguments, "hosts", None):
+        from dartformer.cli import processes
+
+        return processes.run(arguments, words, lambda: _handled(arguments, values))
+    return _handled(arguments, values)
+
+
+def _handled(arguments: argparse.Namespace, values: dict[str, str]) -> int:
+    """The exit code of the verb."""
     with _loading(arguments):
         handler = _handler(arguments.verb)
     with _quiet(arguments.quiet):
@@ -188,6 +198,13 @@ def _exit_code(error: Exception, words: Sequence[str]) -> int:
     """Print the error as one line and return its exit code."""
     if isinstance(error, InputError):
         return _fail(str(error), USER_ERROR)
+    if hosts.count() > 1 and _is_lost(error):
+        reason = " ".join(str(error).split())[:200]
+        _fail(
+            f"another process of the run is gone ({reason}). Run the same command again to continue.",
+            UNEXPECTED,
+        )
+        hosts.leave(UNEXPECTED)
     # Imported only once something failed, because it brings JAX.
     from dartformer.machine.workdir import IMPOSSIBLE
     from dartformer.sweeps.supervise import TaskFailed
@@ -196,7 +213,8 @@ def _exit_code(error: Exception, words: Sequence[str]) -> int:
     if isinstance(error, Interrupted):
         command = shlex.join(["dartformer", *words])
         lines = f"dartformer: {error}\ndartformer: {command}"
-        print(printable(lines), file=sys.stderr)
+        if hosts.says_first(lines):
+            print(printable(lines), file=sys.stderr)
         return 128 + error.signal
     if isinstance(error, Diverged):
         return _fail(str(error), DIVERGED)
@@ -226,6 +244,13 @@ def _exit_code(error: Exception, words: Sequence[str]) -> int:
     return _fail(text, UNEXPECTED)
 
 
+def _is_lost(error: Exception) -> bool:
+    """Whether an error of JAX's runtime says that devices or processes did not meet."""
+    from jax.errors import JaxRuntimeError
+
+    return isinstance(error, JaxRuntimeError)
+
+
 def _less_memory(words: Sequence[str]) -> str:
     """What to lower so that the command needs less memory."""
     if "predict" in words[:1]:
@@ -242,5 +267,7 @@ def _less_memory(words: Sequence[str]) -> str:
 def _fail(text: str, code: int) -> int:
     """Print one line on standard error and return the code."""
     # Errors of libraries have many lines; --debug shows them whole.
-    note(f"dartformer: error: {' '.join(text.split())}")
+    line = f"dartformer: error: {' '.join(text.split())}"
+    if hosts.says_first(line):
+        note(line)
     return code

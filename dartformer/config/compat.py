@@ -16,7 +16,7 @@ from dartformer.errors import InputError
 from dartformer.models.sizes import require_dtype
 from dartformer.models.supernet import check_partial
 from dartformer.training import trackers
-from dartformer.training.devices import device_count
+from dartformer.training.devices import layout
 
 
 class Rule(NamedTuple):
@@ -230,6 +230,11 @@ RULES: list[Rule] = [
     *_derivation_rules("rule", lambda config: config.derive.derivation),
     *_derivation_rules("second_opinion", lambda config: config.derive.opinion),
     Rule(
+        "seeds on devices",
+        lambda config: config.search.seeds % config.mesh.seeds,
+        "mesh.seeds={config.mesh.seeds} must divide search.seeds={config.search.seeds}.",
+    ),
+    Rule(
         "seeds without a supernet",
         lambda config: config.search.seeds > 1 and not _traits(config).supernet,
         "search.seeds={config.search.seeds} does not work with the strategy "
@@ -295,6 +300,8 @@ def require_here(config: Config) -> None:
 
     Apart from `check`, because a model that was trained elsewhere loads all the same.
     """
-    device_count(config.data.devices, config.data.part_size)
+    part = config.data.part_size
+    layout(config.mesh.shape, part)
+    layout(config.mesh.shape, part, seeds_lead=True)
     capacity.require_here(config)
     trackers.require_installed(config.log.trackers)

@@ -30,6 +30,7 @@ from dartformer.config.sections import (
     Data,
     Derive,
     Log,
+    Mesh,
     Named,
     Race,
     Retrain,
@@ -88,6 +89,7 @@ def defaults(
             "metric": Config.metric,
             "task": {"name": task, **_task_defaults(task_type)},
             "data": field_defaults(Data),
+            "mesh": field_defaults(Mesh),
             "model": _plain(model),
             "space": {**field_defaults(Space), "granularity": granularity},
             "search": {

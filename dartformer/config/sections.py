@@ -24,6 +24,7 @@ from dartformer.strategies import StrategyOptions
 from dartformer.tasks.base import Task
 from dartformer.training import metric as metrics
 from dartformer.training import trackers
+from dartformer.training.devices import SMALLEST, MeshShape
 from dartformer.training.optimizer import Optimizer
 
 SELECT = ("best", "last")
@@ -96,7 +97,6 @@ class Data:
         empty for equal weights.
       buckets: groups of similar length that batches are drawn from; 1 pads every batch to the
         longest example.
-      devices: devices that share a batch; 0 for as many as divide it.
       valid_limit: rows of valid that models are evaluated and chosen on, drawn by `seed`; 0 for all.
       baseline_limit: rows of train that plain rules are fitted on, drawn by `seed`; 0 for all. They
         are scored on all of test.
@@ -108,7 +108,6 @@ class Data:
     eval_batch_size: int = 250
     class_weights: str = ""
     buckets: int = 1
-    devices: int = 0
     valid_limit: int = 0
     baseline_limit: int = 0
 
@@ -127,6 +126,36 @@ class Data:
     def part_size(self) -> int:
         """Examples of a training step that are in memory at once."""
         return self.batch_size // self.accumulate
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """How the devices of a run share its work. Another mesh may continue a run.
+
+    Attributes:
+      data: devices that share a batch, each with a copy of the weights; 0 for all that `fsdp` and
+        `seeds` leave. One process uses fewer where more would not divide the batch.
+      fsdp: devices that share a batch and divide weights, gradients and optimizer among themselves;
+        0 for all.
+      seeds: devices among which the seeds of one search program are divided; must divide
+        `search.seeds`.
+      smallest: numbers of the smallest array that `fsdp` divides; smaller ones are copied.
+    """
+
+    data: int = 0
+    fsdp: int = 1
+    seeds: int = 1
+    smallest: int = SMALLEST
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, 0, "data", "fsdp")
+        at_least(self, 1, "seeds", "smallest")
+
+    @property
+    def shape(self) -> MeshShape:
+        """Devices along each axis, where 0 stands for what is left."""
+        return MeshShape(self.data, self.fsdp, self.seeds)
 
 
 @dataclass(frozen=True)
@@ -371,6 +400,7 @@ class Config:
         of language bits_per_character, accuracy or loss. Empty for the task's own.
       task: what is learned.
       data: how examples are read and batched.
+      mesh: how devices share the work.
       model: sizes and choices of the Transformer.
       space: what is searched over.
       search: how it is searched.
@@ -386,6 +416,7 @@ class Config:
     metric: str = ""
     task: Named[Task]
     data: Data = field(default_factory=Data)
+    mesh: Mesh = field(default_factory=Mesh)
     model: TransformerOptions = field(default_factory=TransformerOptions)
     space: Space = field(default_factory=Space)
     search: Search

@@ -70,13 +70,20 @@ class _Epochs:
 
     With `buckets` above 1 a batch holds examples of about the same length, and is cut to the
     shortest of that many equal steps of the full length that holds them all. A large split is taken
-    in blocks, and the order is that of a block: its length does not grow with the split."""
+    in blocks, and the order is that of a block: its length does not grow with the split. Of a batch
+    `mine` is taken, but it is cut by all of it."""
 
     def __init__(
-        self, split: Split, batch_size: int, seed: int, buckets: int, lengths_seed: int | None
+        self,
+        split: Split,
+        batch_size: int,
+        seed: int,
+        buckets: int,
+        lengths_seed: int | None,
+        mine: np.ndarray,
     ):
         self.split = split
-        self.batch_size = batch_size
+        self.batch_size, self.mine = batch_size, mine
         self.seed = seed
         self.lengths_seed = seed
         if lengths_seed is not None:
@@ -103,7 +110,7 @@ class _Epochs:
             # number.
             self.shuffled = shuffled = ((epoch, block), self._order(epoch, block))
         rows = shuffled[1][i * self.batch_size : (i + 1) * self.batch_size]
-        return self.buckets.cut(self.split.take(rows), rows)
+        return self.buckets.cut(self.split.take(rows[self.mine]), rows)
 
     def _order(self, epoch: int, block: int) -> np.ndarray:
         """Examples in the order of the batches of a block."""
@@ -127,9 +134,9 @@ class _Epochs:
 class _Fresh:
     """Batch number `i` of an endless split; the seed says where in its 2^60 examples to start."""
 
-    def __init__(self, split: Endless, batch_size: int, seed: int):
+    def __init__(self, split: Endless, batch_size: int, seed: int, mine: np.ndarray):
         self.split = split
-        self.batch_size = batch_size
+        self.batch_size, self.mine = batch_size, mine
         # 60 random bits: streams of two seeds are unlikely to overlap, and numbers fit int64.
         self.start = int(random_bits(1, seed)[0]) >> 4
 
@@ -138,11 +145,16 @@ class _Fresh:
 
     def __getitem__(self, step: SupportsIndex) -> Batch:
         first = self.start + int(step) * self.batch_size
-        return self.split.take(np.arange(first, first + self.batch_size))
+        return self.split.take(first + self.mine)
 
 
 def batches(
-    split: Split, batch_size: int, seed: int, buckets: int = 1, lengths_seed: int | None = None
+    split: Split,
+    batch_size: int,
+    seed: int,
+    buckets: int = 1,
+    lengths_seed: int | None = None,
+    rows: np.ndarray | None = None,
 ) -> "DatasetIterator":
     """An endless iterator of `Batch`es of exactly `batch_size` examples, reshuffled every epoch.
 
@@ -151,7 +163,8 @@ def batches(
     needed. With `buckets` above 1, batches have at most that many lengths and hold examples of
     similar length; the order of short and long batches depends on `lengths_seed` (on `seed` where it
     is None), so that streams over halves of the same data can
-    keep step. `get_state()` is one small dictionary, and `set_state` of it on a fresh iterator of
+    keep step. With `rows` each batch holds its examples at those positions alone, which is what one
+    of several processes reads. `get_state()` is one small dictionary, and `set_state` of it on a fresh iterator of
     the same arguments continues with the same batches. Raises `InputError` where a batch is larger
     than the split.
 
@@ -163,13 +176,16 @@ def batches(
         raise InputError(
             f"batch size {batch_size} is not between 1 and the split's {len(split)} examples."
         )
+    mine = np.arange(batch_size)
+    if rows is not None:
+        mine = rows
     stream: _Fresh | _Epochs
     if isinstance(split, Endless):
         if buckets > 1:
             lengths(split)  # raises: there is no length to sort by
-        stream = _Fresh(split, batch_size, seed)
+        stream = _Fresh(split, batch_size, seed, mine)
     else:
-        stream = _Epochs(split, batch_size, seed, buckets, lengths_seed)
+        stream = _Epochs(split, batch_size, seed, buckets, lengths_seed, mine)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     return iter(grain.MapDataset.source(stream).to_iter_dataset(options))
 

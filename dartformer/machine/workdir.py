@@ -11,10 +11,10 @@ import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dartformer.errors import InputError
-from dartformer.machine import locks
+from dartformer.machine import hosts, locks
 
 CHECKSUM = "checksum"
 """The key of a file's own checksum."""
@@ -44,13 +44,18 @@ IMPOSSIBLE = (
 def write_text(path: Path, text: str) -> None:
     """Replace a file whole: after a crash it holds the old text or the new one, never a part.
 
-    Raises `InputError` for a path that cannot be written, and `OSError` for a full disk."""
-    try:
-        _replace(path, text)
-    except OSError as error:
-        if error.errno not in IMPOSSIBLE:
-            raise
-        raise InputError(f"cannot write {path}: {error.strerror}.") from None
+    Of several processes the chief writes it, and the others go on when it is there. Raises
+    `InputError` for a path that cannot be written, and `OSError` for a full disk."""
+
+    def write() -> None:
+        try:
+            _replace(path, text)
+        except OSError as error:
+            if error.errno not in IMPOSSIBLE:
+                raise
+            raise InputError(f"cannot write {path}: {error.strerror}.") from None
+
+    hosts.by_chief(write)
 
 
 def _replace(path: Path, text: str) -> None:
@@ -204,12 +209,17 @@ def differences(
 class LockedFolder:
     """A folder that no other process can open while it is held; it is made where there is none.
 
-    Raises `InputError` where it cannot be written or locked, or is in use.
+    Processes of one run share the lock, which the chief holds. Raises `InputError` where the folder
+    cannot be written or locked, or is in use.
     """
 
     NAME = ".lock"
 
     def __init__(self, path: Path):
+        self._file: IO[str] | None = None
+        hosts.by_chief(lambda: self._lock(path))
+
+    def _lock(self, path: Path) -> None:
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._file = open(path / self.NAME, "a")  # noqa: SIM115 - held open as long as the folder
@@ -231,4 +241,5 @@ class LockedFolder:
 
     def close(self) -> None:
         """Release the folder."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()

@@ -10,12 +10,15 @@ from collections.abc import Callable
 
 import jax
 from jax import Array
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from dartformer.attention.base import Inputs, Params
 
-EXAMPLES = "examples"
-"""The axis of a mesh among whose devices the examples of a batch are divided."""
+DATA, FSDP = "data", "fsdp"
+"""Axes of a mesh: devices with copies of the weights, and devices that divide the weights."""
+
+EXAMPLES = (DATA, FSDP)
+"""The axes of a mesh among whose devices the examples of a batch are divided."""
 
 OF_EXAMPLES = ("q", "k", "v", "x", "valid", "start", "query_valid")
 """The arrays of `Inputs` that lead with the batch."""
@@ -27,14 +30,12 @@ Mix = Callable[[Params, Inputs, Array | None], Array]
 def by_examples(mix: Mix, params: Params, inputs: Inputs, key: Array | None) -> Array:
     """`mix(params, inputs, key)`, on each device of the mesh for the examples that it holds.
 
-    The mesh is that of `jax.set_mesh`. Without an axis `EXAMPLES` in it, or where the axis does not
+    The mesh is that of `jax.set_mesh`. Without the axes `EXAMPLES` in it, or where they do not
     divide the batch, this is a plain call. With `key` each device draws noise of its own, so that
     dropout within attention is another sample of the same noise than on one device.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if EXAMPLES not in mesh.axis_names or AxisType.Manual in mesh.axis_types:
-        return mix(params, inputs, key)
-    if inputs.q.shape[0] % mesh.shape[EXAMPLES]:
+    mesh = divided_by(inputs.q.shape[0])
+    if mesh is None:
         return mix(params, inputs, key)
 
     def on_device(params: Params, inputs: Inputs, key: Array | None) -> Array:
@@ -52,6 +53,28 @@ def by_examples(mix: Mix, params: Params, inputs: Inputs, key: Array | None) -> 
     )
     result: Array = run(params, inputs, key)
     return result
+
+
+def divided_by(batch: int) -> AbstractMesh | None:
+    """The mesh whose devices share a batch of so many examples; None where there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not set(EXAMPLES) <= set(mesh.axis_names) or AxisType.Manual in mesh.axis_types:
+        return None
+    if batch % (mesh.shape[DATA] * mesh.shape[FSDP]):
+        return None
+    return mesh
+
+
+def pinned(x: Array) -> Array:
+    """`x`, which leads with the batch, with each example where the batch has it.
+
+    Weights that devices divide leave XLA a choice: to collect the weights of a layer, or to send
+    its activations around. Between pinned activations it collects the weights.
+    """
+    mesh = divided_by(x.shape[0])
+    if mesh is None or mesh.shape[FSDP] == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(EXAMPLES))
 
 
 def _specs(inputs: Inputs) -> Inputs:

@@ -15,6 +15,7 @@ import jax
 
 from dartformer import cost
 from dartformer._version import __version__
+from dartformer.machine import hosts
 from dartformer.machine.workdir import read_json, write_checked_json
 from dartformer.results import Invocation, Provenance
 
@@ -32,6 +33,7 @@ def noted(folder: Path, verb: str, where: str = "") -> Iterator[None]:
         command=command(),
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         device=where or device(),
+        processes=hosts.count(),
         versions=versions(),
         state="running",
     )
@@ -43,7 +45,9 @@ def noted(folder: Path, verb: str, where: str = "") -> Iterator[None]:
         if state != "running":
             ended = replace(ended, seconds=time.monotonic() - started)
         runs = (*earlier, ended)[-KEPT:]
-        write_checked_json(folder / FILE, Provenance(runs).to_dict())
+        record = Provenance(runs).to_dict()
+        # Where one process fails the others are elsewhere.
+        hosts.chief_alone(lambda: write_checked_json(folder / FILE, record))
 
     # At the beginning, too: a process that is killed leaves no other note.
     write("running")

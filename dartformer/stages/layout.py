@@ -1,7 +1,9 @@
 """Layout: every path of a workdir, its lock, and how its records are read and written."""
 
 import contextlib
+import copy
 import dataclasses
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -13,6 +15,7 @@ from ml_collections import ConfigDict
 from dartformer import config as configs
 from dartformer.config import Config
 from dartformer.errors import InputError
+from dartformer.machine import hosts
 from dartformer.machine.identity import fingerprint
 from dartformer.machine.record import Record
 from dartformer.machine.workdir import (
@@ -64,10 +67,26 @@ def training_folder(genotype: Genotype) -> str:
     return f"{TRAININGS}/{text}-{genotype_key(genotype)}"
 
 
+WHERE = ("mesh", "data.dir", "log.trackers")
+"""Fields that say where a run runs and not what it is: a workdir may go on with others."""
+
+
+def _without_place(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the fields of `WHERE`."""
+    kept = copy.deepcopy(dict(config))
+    for name in WHERE:
+        section, _, field = name.partition(".")
+        if field:
+            kept.get(section, {}).pop(field, None)
+        else:
+            kept.pop(section, None)
+    return kept
+
+
 def claim(path: Path, config: dict[str, Any]) -> None:
     """Make a locked folder the workdir of a config: `config.json` is written, or says the same.
 
-    Raises `InputError` where it belongs to another config, or holds other files.
+    Where it runs may differ (`WHERE`). Raises `InputError` where it belongs to another config, or holds other files.
     """
     file = path / CONFIG
     if not file.exists():
@@ -84,12 +103,24 @@ def claim(path: Path, config: dict[str, Any]) -> None:
     saved = read_json(file)
     if not isinstance(saved, dict):
         raise InputError(f"{file} is damaged: it must hold an object.")
-    changes = list(differences(saved, config))
+    changes = list(differences(_without_place(saved), _without_place(config)))
     if changes:
         raise InputError(
             f"the workdir {path} belongs to another config; it differs in "
             f"{'; '.join(changes)}. Choose another workdir, or the config it was made with."
         )
+
+
+def _require_one_config(config: dict[str, Any]) -> None:
+    """Raise `InputError` where processes of one run have read different configs."""
+    texts = hosts.gathered(json.dumps(config))
+    for process, text in enumerate(texts):
+        changes = list(differences(json.loads(texts[0]), json.loads(text)))
+        if changes:
+            raise InputError(
+                f"processes 0 and {process} have different configs: {'; '.join(changes[:3])}. Start "
+                f"all of them with the same file and options."
+            )
 
 
 class Layout:
@@ -160,7 +191,14 @@ class Workdir(Layout):
         self.task = str(config.task.name)
         self._lock = LockedFolder(self.path)
         try:
-            claim(self.path, jsonable(configs.to_dict(config)))
+            plain = jsonable(configs.to_dict(config))
+            _require_one_config(plain)
+            hosts.by_chief(lambda: claim(self.path, plain))
+            hosts.require_same(
+                f"what stands in the workdir {self.path}",
+                str((self.path / CONFIG).exists()),
+                "All processes need the same workdir, on a disk that they share.",
+            )
         except BaseException:
             # Without the object nobody could release the folder.
             self.close()
@@ -190,6 +228,9 @@ class Workdir(Layout):
 
     def name_training(self, genotype: Genotype, name: str) -> None:
         """Write what is trained in the folder of a genotype; the name it had first stays."""
+        hosts.by_chief(lambda: self._name_training(genotype, name))
+
+    def _name_training(self, genotype: Genotype, name: str) -> None:
         file = self.path / training_folder(genotype) / TRAINING
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -198,6 +239,9 @@ class Workdir(Layout):
 
     def link_found(self, genotype: Genotype) -> None:
         """Make `retrain` lead to the training of the found genotype, for people and their scripts."""
+        hosts.by_chief(lambda: self._link_found(genotype))
+
+    def _link_found(self, genotype: Genotype) -> None:
         link = self.path / FOUND_LINK
         if link.exists() and not link.is_symlink():
             return  # a folder of an earlier version
@@ -232,6 +276,9 @@ class Workdir(Layout):
 
     def has_training(self) -> bool:
         """Whether the derived genotype has begun to be trained."""
+        return hosts.by_chief(self._has_training)
+
+    def _has_training(self) -> bool:
         if not self.genotype.exists():
             return False
         return (self.path / training_folder(self.read_genotype())).exists()

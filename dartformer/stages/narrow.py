@@ -4,12 +4,11 @@ been dropped."""
 from collections.abc import Callable, Collection
 from typing import Any
 
-import jax
 import numpy as np
 
 from dartformer.space.search_space import everywhere
 from dartformer.strategies import State
-from dartformer.training.devices import DataParallel
+from dartformer.training.devices import MeshLayout, gather
 from dartformer.training.step import CompiledStep, Metrics, Step, placed
 
 Remaining = tuple[tuple[int, ...], ...]
@@ -31,7 +30,7 @@ class Narrowing:
       mixture_shape: `[L, H, K]`.
       falls: numbers of steps after which candidates can have been dropped. The state is read only
         there, because reading it waits for the device.
-      parallel: see `CompiledStep`.
+      layout: see `CompiledStep`.
     """
 
     def __init__(
@@ -39,9 +38,9 @@ class Narrowing:
         step_of: Callable[[Remaining], Step[State]],
         mixture_shape: tuple[int, int, int],
         falls: Collection[int],
-        parallel: DataParallel | None = None,
+        layout: MeshLayout | None = None,
     ):
-        self._parallel = parallel
+        self._layout = layout
         self._step_of, self._shape, self._falls = step_of, mixture_shape, frozenset(falls)
         self.programs: dict[Remaining, CompiledStep[State]] = {}
         self._done = 0
@@ -54,7 +53,7 @@ class Narrowing:
     def remaining(self, state: State) -> Remaining:
         """The candidates that a state has in play."""
         # Alphas that are shared by layers or heads have one row for them: [L, H, K].
-        alive = everywhere(jax.device_get(state.memory["alive"]), self._shape[:2])
+        alive = everywhere(gather(state.memory["alive"]), self._shape[:2])
         remaining = []
         for layer in alive:
             # A candidate is computed for all heads of a layer, so that one head keeps it.
@@ -65,7 +64,7 @@ class Narrowing:
     def _choose_program(self, state: State) -> None:
         key = self.remaining(state)
         if key not in self.programs:
-            self.programs[key] = CompiledStep(self._step_of(key), self._parallel)
+            self.programs[key] = CompiledStep(self._step_of(key), self._layout)
         self._step = self.programs[key]
 
     def prepare(self, state: State, batch: Any) -> None:
@@ -76,7 +75,13 @@ class Narrowing:
 
     def place(self, batch: Any) -> Any:
         """See `StepProgram`; every program reads it in the same place."""
-        return placed(batch, self._parallel)
+        return placed(batch, self._layout)
+
+    def spread(self, state: State) -> State:
+        """See `StepProgram`; every program takes it in the same place."""
+        if self._layout is None:
+            return state
+        return self._layout.spread(state)
 
     def __call__(self, state: State, batch: Any) -> tuple[State, Metrics]:
         # Counted here, because reading the step from the state would wait for the device.

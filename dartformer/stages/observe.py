@@ -15,6 +15,7 @@ from dartformer.stages.study import Study
 from dartformer.strategies import State
 from dartformer.strategies.base import Batch
 from dartformer.strategies.curvature import dominant_eigenvalue
+from dartformer.training.devices import gather
 
 EXAMPLES = 16
 """How many of the alphas' data are measured, always the same ones."""
@@ -78,8 +79,7 @@ def observing(study: Study) -> Callable[[State], Observation]:
 
     def observe(state: State) -> Observation:
         measured = branches_of(state.weights, mixture_of(state), batch)
-        rms = np.asarray(measured.rms)
-        gradient = np.asarray(measured.gradient)
+        rms, gradient = gather((measured.rms, measured.gradient))
         if not twice:
             return Observation(rms, gradient, None)
         return Observation(rms, gradient, float(curvature_of(state, batch)))

@@ -108,11 +108,12 @@ def fit_in_folder(
     def evaluate(state: TrainState) -> dict[str, float]:
         return program.evaluator(state.weights, study.parts["valid"])
 
+    drawn = batches(study.parts["train"], data.batch_size, seed, data.buckets, rows=study.rows())
     return fit(
         f"{name} seed {seed}",
         program.step,
-        begin(program.network, program.optimizer, seed),
-        program.feed(batches(study.parts["train"], data.batch_size, seed, data.buckets)),
+        study.made(lambda: begin(program.network, program.optimizer, seed)),
+        program.feed(drawn),
         replace(study.retraining, pause=pause),
         layout.training(genotype, seed),
         evaluate=evaluate,
@@ -172,9 +173,8 @@ def selected(
     """The last weights, or those that are best on valid."""
     valid = evaluations[-1]
     if study.config.retrain.select == "best":
-        network, chain = study.untrained(genotype)
-        with Checkpoints(_checkpoints(layout, genotype, seed)) as checkpoints:
-            best = checkpoints.best(begin(network, chain, seed))
+    drawn = batches(study.parts["train"], data.batch_size, seed, data.buckets, rows=study.rows())
+    return fit(
         if best is not None:
             # The scores have to be of the same weights as the model.
             state = best.state
@@ -184,7 +184,7 @@ def selected(
         study.fitted,
         study.model,
         genotype,
-        state.weights,
+        study.gathered(state.weights),
         seed,
         int(state.step),
         valid,

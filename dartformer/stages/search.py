@@ -31,6 +31,7 @@ from dartformer.stages.observe import Observation, first_order_only, mean_over_s
 from dartformer.stages.study import Study
 from dartformer.strategies import State, Strategy
 from dartformer.training.checkpoint import Checkpoints
+from dartformer.training.devices import gather
 from dartformer.training.log import read_metrics
 from dartformer.training.loop import Fitted, Stream, ZippedStream, fit
 from dartformer.training.step import CompiledStep, Step, StepProgram
@@ -166,10 +167,13 @@ def initial(study: Study, group: Group) -> State:
         weights_key, key = jax.random.split(key)
         return strategy.init(key, network.init(weights_key))
 
-    keys = [jax.random.key(seed) for seed in group.seeds]
-    if not group.together:
-        return of_seed(keys[0])
-    return jax.vmap(of_seed, out_axes=AXES)(jnp.stack(keys))
+    def of_seeds() -> State:
+        keys = [jax.random.key(seed) for seed in group.seeds]
+        if not group.together:
+            return of_seed(keys[0])
+        return jax.vmap(of_seed, out_axes=AXES)(jnp.stack(keys))
+
+    return study.made(of_seeds, group.together)
 
 
 def separate(state: State, group: Group) -> list[State]:
@@ -238,7 +242,15 @@ def stream(study: Study, group: Group) -> Feed:
             # The halves are drawn in different orders. Lengths follow the config's seed, so that
             # seeds in one program get batches of the same length.
             order = number + offset
-            streams.append(batches(part, data.batch_size, order, data.buckets, lengths_seed=seed))
+            drawn = batches(
+                part,
+                data.batch_size,
+                order,
+                data.buckets,
+                lengths_seed=seed,
+                rows=study.rows(group.together),
+            )
+            streams.append(drawn)
         parts.append(streams)
     return Feed(parts, group.together)
 
@@ -252,27 +264,29 @@ def step_of(study: Study, group: Group, strategy: Strategy | None = None) -> Ste
     if not group.together:
         return lambda state, pair: strategy.step(state, pair[0], pair[-1])
 
-    def step(state: State, pair: Any) -> tuple[State, dict[str, jax.Array]]:
-        state, metrics = jax.vmap(strategy.step, (AXES, 0, 0), (AXES, 0))(state, pair[0], pair[-1])
+    def of_all(state: State, pair: Any) -> tuple[State, dict[str, jax.Array]]:
+        # On a mesh the seeds are divided along its axis of that name.
+        step = jax.vmap(strategy.step, (AXES, 0, 0), (AXES, 0), spmd_axis_name=study.seeds_axis)
+        state, metrics = step(state, pair[0], pair[-1])
         # One seed that diverged stops all, because they share a program and its checkpoints.
         finite = jnp.all(metrics.pop("finite"))
         means = {name: jnp.mean(values) for name, values in metrics.items()}
         return state, {**means, "finite": finite}
 
-    return step
+    return of_all
 
 
 def compiled_step(study: Study, group: Group) -> CompiledStep[State] | Narrowing:
     """The step of a group; compiled again as candidates are dropped, where the strategy drops some."""
     falls = study.strategy.drop_steps(len(study.space.candidates), study.config.search.steps)
-    parallel = study.data_parallel(axis=int(group.together))
+    divided = study.layout(group.together)
     if not falls:
-        return CompiledStep(step_of(study, group), parallel)
+        return CompiledStep(step_of(study, group), divided)
 
     def over(remaining: Remaining) -> Step[State]:
         return step_of(study, group, study.strategy_of(remaining))
 
-    return Narrowing(over, study.space.mixture_shape, falls, parallel)
+    return Narrowing(over, study.space.mixture_shape, falls, divided)
 
 
 # What is logged on the way.
@@ -330,7 +344,7 @@ class Watch:
             "entropy_rows": entropy,
             "margin_rows": margin,
         }
-        if "stopped" in state.memory and np.all(state.memory["stopped"]):
+        if "stopped" in state.memory and np.all(gather(state.memory["stopped"])):
             line["alphas_rate"] = 0.0  # an extra stopped them, which their schedule cannot know
         # Numbers stand before the mixtures, so that a reader of curves can leave these unparsed.
         if self.group.together:
@@ -348,7 +362,8 @@ class Watch:
         return mean_over_seeds(observations).line()
 
     def _mixture(self, state: State) -> np.ndarray:
-        return np.asarray(self.mixture_of(state))
+        mixture: np.ndarray = gather(self.mixture_of(state))
+        return mixture
 
 
 def _means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -390,7 +405,7 @@ def search(study: Study, workdir: Workdir) -> SearchResult:
         compile_seconds = max(compile_seconds, fitted.compile_seconds)
         seed_states, lines = separate(fitted.state, group), histories(group, workdir)
         for number, state, history in zip(group.seeds, seed_states, lines, strict=True):
-            alphas, mixture = np.asarray(state.alphas), np.asarray(mixture_of(state))
+            alphas, mixture = gather((state.alphas, mixture_of(state)))
             seeds.append(Seed(number, alphas, mixture, history))
             states.append(state)
     say("search: diagnosing, with every candidate alone")

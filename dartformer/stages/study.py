@@ -1,12 +1,13 @@
 """Study: what follows from a config alone, such as task, data, networks and strategy; no files."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -25,27 +26,31 @@ from dartformer.errors import InputError
 from dartformer.kernels.decay import has_kernel
 from dartformer.kernels.flash import portable
 from dartformer.kernels.target import Target
-from dartformer.machine import compile_cache
+from dartformer.machine import compile_cache, hosts
 from dartformer.machine.identity import Identity, fingerprint
 from dartformer.machine.progress import say
-from dartformer.models.sizes import without_defaults
+from dartformer.machine.workdir import jsonable
+from dartformer.models.sizes import TransformerConfig, without_defaults
 from dartformer.models.supernet import supernet
-from dartformer.models.transformer import Network, transformer
+from dartformer.models.transformer import Network, Weights, transformer
 from dartformer.pretrained import described, load_pretrained
 from dartformer.pretrained.start import Start, contents, require_sizes, start
 from dartformer.results import RowLimit
 from dartformer.space.genotype import Genotype
+from dartformer.space.search_space import SearchSpace
 from dartformer.stages.layout import genotype_key
 from dartformer.stages.programs import Program, SharedProgram
 from dartformer.strategies import Constraint, Problem, Strategy
 from dartformer.tasks.base import Checks, Learns, Task, parts
 from dartformer.training import metric as metrics
 from dartformer.training import optimizer
-from dartformer.training.devices import DataParallel, data_parallel
+from dartformer.training.devices import SEEDS, MeshLayout, gather, layout
 from dartformer.training.evaluate import Evaluator
 from dartformer.training.loop import Schedule
 from dartformer.training.metric import Metric
 from dartformer.training.step import CompiledStep, plain_step, training_loss
+
+State = TypeVar("State")
 
 
 class Supernet(NamedTuple):
@@ -334,15 +339,50 @@ class Study:
     def _evaluator(self, net: Network) -> Evaluator:
         data = self.config.data
         answers = metrics.keeps_answers(self.task)
-        return Evaluator(net, data.eval_batch_size, self.metric, data.buckets, answers=answers)
+        return Evaluator(
+            net,
+            data.eval_batch_size,
+            self.metric,
+            data.buckets,
+            answers=answers,
+            layout=self.layout(),
+        )
 
-    def data_parallel(self, axis: int = 0) -> DataParallel | None:
-        """How the examples of a batch, along `axis` of its arrays, are divided among devices.
+    def layout(self, seeds_lead: bool = False) -> MeshLayout | None:
+        """Where state and batches lie on the devices; None where there is one device.
 
-        None where there is one device.
+        `seeds_lead` says that their arrays lead with seeds.
         """
-        data = self.config.data
-        return data_parallel(data.devices, data.part_size, axis)
+        mesh = self.config.mesh
+        return layout(mesh.shape, self.config.data.part_size, mesh.smallest, seeds_lead)
+
+    def made(self, init: Callable[[], State], seeds_lead: bool = False) -> State:
+        """What `init` returns, where a step takes it."""
+        divided = self.layout(seeds_lead)
+        if divided is None:
+            return init()
+        return divided.make(init)
+
+    @property
+    def seeds_axis(self) -> str | None:
+        """The axis of the mesh along which seeds of one program are divided, if there is one."""
+        if self.config.mesh.seeds == 1:
+            return None
+        return SEEDS
+
+    def rows(self, seeds_lead: bool = False) -> np.ndarray | None:
+        """The positions in a batch that this process reads; None for all."""
+        divided = self.layout(seeds_lead)
+        if divided is None:
+            return None
+        return divided.rows(self.config.data.batch_size)
+
+    def gathered(self, weights: Weights) -> Weights:
+        """Weights that this process can read whole."""
+        if hosts.together():
+            whole: Weights = gather(weights)
+            return whole
+        return weights
 
     def program(self, genotype: Genotype) -> Program:
         """What trains and evaluates a genotype; built once."""
@@ -356,7 +396,7 @@ class Study:
         if self.shares_program and self.space.holds(genotype):
             return self._shared_program.of(genotype, net)
         step = plain_step(net, chain, self.metric, self.config.data.accumulate)
-        compiled = CompiledStep(step, self.data_parallel())
+        compiled = CompiledStep(step, self.layout())
         return Program(net, chain, compiled, self._evaluator(net))
 
     def untrained(self, genotype: Genotype) -> tuple[Network, optax.GradientTransformation]:
@@ -377,10 +417,10 @@ class Study:
         config = self.config.retrain
         if config.frozen:
             return False
-        is_divided = self.data_parallel() is not None
+        is_divided = self.layout() is not None
         if config.program == "shared" and is_divided:
             raise InputError(
-                "retrain.program='shared' works on one device. Use data.devices=1, or "
+                "retrain.program='shared' works on one device. Use mesh.data=1 and mesh.fsdp=1, or "
                 "retrain.program='own'."
             )
         if config.program != "auto":
@@ -429,7 +469,7 @@ class Study:
         workdir, so that it goes on with the same after it was stopped.
         """
         assert self.budget is not None
-        measured = prices(self.model, self.space, self.budget)
+        measured = _measured(self.model, self.space, self.budget)
         require_possible(self.budget, measured, self.space)
         return measured
 
@@ -441,6 +481,21 @@ class Study:
         for key, limit in self.budget.limits:
             exceeded.append(self.prices[key].of(genotype, self.space) > limit)
         return not any(exceeded)
+
+
+def _measured(model: TransformerConfig, space: SearchSpace, budget: Budget) -> dict[str, Price]:
+    """`prices`, by the chief's clock where several processes share a run."""
+
+    def of_chief() -> list[dict[str, Any]]:
+        return [jsonable(price.to_dict()) for price in prices(model, space, budget).values()]
+
+    if not hosts.together():
+        return prices(model, space, budget)
+    measured = {}
+    for entry in hosts.by_chief(of_chief):
+        price = Price.from_dict(entry)
+        measured[price.quantity] = price
+    return measured
 
 
 BACKWARD = 3

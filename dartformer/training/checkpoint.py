@@ -6,6 +6,7 @@ arrays."""
 
 import contextlib
 import errno
+import functools
 import gc
 import logging
 import os
@@ -23,6 +24,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from dartformer.errors import InputError
+from dartformer.machine import hosts
 from dartformer.machine.progress import say
 from dartformer.machine.workdir import UnreadableFile, crc32, read_json, write_json
 
@@ -81,7 +83,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers
 
-        self._set_aside_unscored()
+        hosts.by_chief(self._set_aside_unscored)
         best = checkpoint_managers.BestN(
             get_metric_fn=lambda metrics: metrics[METRIC],
             n=1,
@@ -127,20 +129,25 @@ class Checkpoints:
         them has another structure.
         """
         self.settle()
-        return self._first_undamaged(sorted(self._manager.all_steps(), reverse=True), like, warn)
+        steps = hosts.by_chief(lambda: sorted(self._manager.all_steps(), reverse=True))
+        return self._first_undamaged(steps, like, warn)
 
     def best(self, like: PyTree, warn: Callable[[str], None] = say) -> Restored | None:
         """The undamaged checkpoint with the highest score, or None if none has a score.
 
         Of equals it is the latest, which is the one that orbax keeps. See `latest`."""
         self.settle()
+        return self._first_undamaged(hosts.by_chief(self._by_score), like, warn)
+
+    def _by_score(self) -> list[int]:
+        """The steps with a score, the best first; of equals the latest."""
         scores = []
         for step in self._manager.all_steps():
             metrics = self._manager.metrics(step)
             if metrics:
                 scores.append((metrics[METRIC], step))
         scores.sort(reverse=True)  # by score, then by step
-        return self._first_undamaged([step for _, step in scores], like, warn)
+        return [step for _, step in scores]
 
     def _first_undamaged(
         self, steps: Sequence[int], like: PyTree, warn: Callable[[str], None]
@@ -167,6 +174,9 @@ class Checkpoints:
         It is read without the arrays, whose structure may be that of another genotype.
         """
         self.settle()
+        return hosts.by_chief(self._extra)
+
+    def _extra(self) -> dict[str, Any]:
         name = "extra/metadata"
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -183,15 +193,17 @@ class Checkpoints:
     def prune(self) -> None:
         """Keep the newest and the best alone, of a training that is over."""
         self.settle()
-        for step in _others(self.folder):
+        for step in hosts.by_chief(lambda: _others(self.folder)):
             self._manager.delete(step)
-            (self.folder / f"{step}.json").unlink(missing_ok=True)
+            hosts.by_chief(functools.partial(_remove, self.folder / f"{step}.json"))
 
     def settle(self) -> None:
         """Wait for the checkpoint being written, then note its files."""
         with self._writing():
             self._manager.wait_until_finished()
-            self._write_note()
+            step, self._pending = self._pending, None
+            if step is not None:
+                hosts.by_chief(functools.partial(self._write_note, step))
 
     def close(self) -> None:
         """Wait for what is being written."""
@@ -225,10 +237,7 @@ class Checkpoints:
                 f"are kept. Run the same command again to continue from them."
             ) from error
 
-    def _write_note(self) -> None:
-        if self._pending is None:
-            return
-        step, self._pending = self._pending, None
+    def _write_note(self, step: int) -> None:
         write_json(self.folder / f"{step}.json", dict(self._files(step)))
         # orbax deletes old checkpoints; their notes go with them.
         for note in self.folder.glob("*.json"):
@@ -243,42 +252,68 @@ class Checkpoints:
         """The checkpoint of a step; `_Damaged` or `UnreadableCheckpoint` where there is none."""
         import orbax.checkpoint as ocp
 
-        noted = _noted(self.folder, step)
-        if noted:
-            try:
-                files = dict(self._files(step))
-            except OSError as error:
-                # A disk that fails for a moment says nothing about the checkpoint.
-                raise self._unreadable(step, str(error.strerror)) from None
-            _require_as_noted(noted, files)
+        is_noted = self._require_undamaged(step)
         named = named_leaves(like)
         shapes = {}
         for name, leaf in named:
             array = _plain(leaf)
-            shapes[name] = jax.ShapeDtypeStruct(np.shape(array), array.dtype)
+            # Saved by other devices, it is restored to those that `like` lies on.
+            shapes[name] = jax.ShapeDtypeStruct(
+                np.shape(array), array.dtype, sharding=array.sharding
+            )
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(shapes), extra=ocp.args.JsonRestore()
         )
+        hosts.by_chief(lambda: self._require_structure(step, shapes))
+        problem, is_of_disk = "", False
         try:
-            self._require_structure(step, shapes)
             saved = self._manager.restore(step, args=args)
         except (InputError, MemoryError):
             raise
         except Exception as error:
-            reason = str(error).split("\n")[0][:120] or type(error).__name__
+            problem = str(error).split("\n")[0][:120] or type(error).__name__
             if isinstance(error, OSError):
-                reason = str(error.strerror)
-            # Files that agree with their note are whole, whatever it is that cannot read them. A
-            # checkpoint without a note is one that the process did not live to see finished; orbax
-            # shows it only if it is whole.
-            elif not noted:
-                raise _Damaged(reason) from None
-            raise self._unreadable(step, reason) from None
+                problem, is_of_disk = str(error.strerror), True
+        # Where one process cannot read its part, none goes on without it.
+        problem = max(hosts.gathered(problem))
+        # Files that agree with their note are whole, whatever it is that cannot read them. A
+        # checkpoint without a note is one that the process did not live to see finished; orbax
+        # shows it only if it is whole.
+        if problem and not is_noted and not is_of_disk:
+            raise _Damaged(problem)
+        if problem:
+            raise self._unreadable(step, problem)
         leaves = []
         for name, leaf in named:
             leaves.append(_like(saved.state[name], leaf))
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
         return Restored(step, state, saved.extra)
+
+    def _require_undamaged(self, step: int) -> bool:
+        """Whether the files of a checkpoint were noted; `_Damaged` if they are not as noted."""
+        damage, is_noted = hosts.by_chief(lambda: self._compared(step))
+        if damage:
+            raise _Damaged(damage)
+        return bool(is_noted)
+
+    def _compared(self, step: int) -> tuple[str, bool]:
+        """How the files differ from their note, and whether there is one."""
+        try:
+            noted = _noted(self.folder, step)
+        except _Damaged as damage:
+            return str(damage), True
+        if not noted:
+            return "", False
+        try:
+            files = dict(self._files(step))
+        except OSError as error:
+            # A disk that fails for a moment says nothing about the checkpoint.
+            raise self._unreadable(step, str(error.strerror)) from None
+        try:
+            _require_as_noted(noted, files)
+        except _Damaged as damage:
+            return str(damage), True
+        return "", True
 
     def _require_structure(self, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
         """Raise `UnreadableCheckpoint` where the saved arrays are others than `shapes`."""
@@ -337,7 +372,7 @@ class Checkpoints:
                 )
 
     def _set_aside(self, step: int) -> None:
-        self._move_aside(step)
+        hosts.by_chief(lambda: self._move_aside(step))
         self._manager.reload()
 
     def _move_aside(self, step: int) -> None:
@@ -464,6 +499,10 @@ def _require_one_as_noted(folder: Path, step: int, name: str) -> None:
         raise _Damaged(f"{name} is not as it was written")
 
 
+def _remove(file: Path) -> None:
+    file.unlink(missing_ok=True)
+
+
 def named_leaves(tree: PyTree) -> list[tuple[str, Array]]:
     """Leaves with the names of their paths, e.g. `weights/blocks/0/up/kernel`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -480,16 +519,10 @@ def _is_key(leaf: ArrayLike) -> bool:
 
 
 def _plain(leaf: ArrayLike) -> Array:
-    """A leaf as orbax takes it: PRNG keys as their bits, and one copy of what devices share.
-
-    Orbax notes on which devices an array lay, and restores it nowhere else.
-    """
+    """A leaf as orbax takes it: PRNG keys as their bits."""
     if _is_key(leaf):
         leaf = jax.random.key_data(leaf)
-    array = jnp.asarray(leaf)
-    if len(array.devices()) == 1:
-        return array
-    return jax.device_put(array, jax.local_devices()[0])
+    return jnp.asarray(leaf)
 
 
 def _like(array: Array, leaf: ArrayLike) -> Array:

@@ -13,6 +13,7 @@ from dartformer.data.batches import examine
 from dartformer.data.splits import Batch, Split
 from dartformer.machine.progress import say
 from dartformer.models.transformer import Network, Weights, label_scores
+from dartformer.training.devices import MeshLayout
 from dartformer.training.metric import ACCURACY, Losses, Metric, Spelled
 from dartformer.training.trace import traced
 
@@ -49,7 +50,8 @@ class Evaluator:
     """Loss and metric of a network over a whole split.
 
     Compiled once for each length, whatever the weights and mixtures. With `answers`, or for a metric
-    that needs them, it also keeps what the model answers.
+    that needs them, it also keeps what the model answers. With a `layout` its devices share the
+    examples of each batch.
     """
 
     def __init__(
@@ -60,12 +62,13 @@ class Evaluator:
         buckets: int = 1,
         *,
         answers: bool = False,
+        layout: MeshLayout | None = None,
     ):
+        self._layout = layout
         self.batch_size, self.metric, self.buckets = batch_size, metric, buckets
         self.keeps_answers = answers or metric.of_all
 
         # The mixture is an argument, so one program serves every architecture of a search.
-        @jax.jit
         def sums(
             weights: Weights, mixture: Array | None, batch: Batch
         ) -> tuple[Array, Array | None]:
@@ -89,7 +92,10 @@ class Evaluator:
             per_example = stacked.reshape(*stacked.shape[:2], -1).sum(-1)  # [3 or 5, B]
             return per_example * batch["weight"], outputs
 
-        self._sums = sums
+        if layout is None:
+            self._sums = jax.jit(sums)
+        else:
+            self._sums = jax.jit(sums, out_shardings=layout.replicated)
         self._is_compiled = False
 
     def __call__(self, weights: Weights, split: Split, mixture: ArrayLike | None = None) -> Scores:
@@ -121,6 +127,10 @@ class Evaluator:
         """Sums over the labels of each example `[S]`, in the order of the split, and the answers."""
         # A split smaller than a batch would be filled up with examples of weight 0.
         size = min(self.batch_size, len(split))
+        if self._layout is not None:
+            # Shares of devices are equal.
+            size = -(-size // self._layout.ways) * self._layout.ways
+            weights, mixture = self._placed(self._layout, weights, mixture)
         if not self._is_compiled:
             say(f"evaluation on {len(split):,} examples: compiling")
             self._is_compiled = True
@@ -132,7 +142,7 @@ class Evaluator:
                 before_batch()
                 rows.append(batch.pop("row"))
                 labels.append(batch["label"])
-                summed, answered = self._sums(weights, mixture, batch)
+                summed, answered = self._of_batch(weights, mixture, batch)
                 sums.append(summed)
                 outputs.append(answered)
         # Fetched once at the end, so that the device never waits for the host.
@@ -149,6 +159,22 @@ class Evaluator:
         if len(in_order) == 3:
             return _Pass(losses, None, answers)
         return _Pass(losses, Spelled(*in_order[3:]), answers)
+
+    def _placed(
+        self, layout: MeshLayout, weights: Weights, mixture: ArrayLike | None
+    ) -> tuple[Weights, ArrayLike | None]:
+        """Weights and mixture where the devices of `layout` read them."""
+        if mixture is not None:
+            mixture = layout.replicate(mixture)
+        return layout.spread(weights), mixture
+
+    def _of_batch(
+        self, weights: Weights, mixture: ArrayLike | None, batch: Batch
+    ) -> tuple[Array, Array | None]:
+        if self._layout is None:
+            return self._sums(weights, mixture, batch)
+        with jax.set_mesh(self._layout.mesh):
+            return self._sums(weights, mixture, self._layout.whole(batch))
 
 
 def _answers(

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from dartformer.machine import hosts
 from dartformer.machine.progress import say
 from dartformer.machine.workdir import UnreadableFile, jsonable, write_text
 from dartformer.training import trackers
@@ -24,11 +25,14 @@ Line = dict[str, Any]
 class MetricsLog:
     """`metrics.jsonl` and the trackers of one folder; a context manager.
 
-    Lines after `done`, the step resumed from, are dropped: their steps will be run again.
+    Lines after `done`, the step resumed from, are dropped: their steps will be run again. Of several
+    processes the chief alone writes.
     """
 
     def __init__(self, folder: Path, done: int, receivers: Sequence[trackers.Tracker]):
         self.file = folder / "metrics.jsonl"
+        if not hosts.chief():
+            self.file = Path(os.devnull)
         lines, damaged = _parsed(self.file)
         if damaged:
             say(f"{self.file}: left out {damaged} damaged line(s)")

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from dartformer.errors import InputError
+from dartformer.machine import hosts
 from dartformer.machine.identity import Identity, require_same
 from dartformer.machine.progress import Bar, say
 from dartformer.machine.signals import StopSignal
@@ -261,10 +262,7 @@ def fit(
         training.compile()
         training.run(None)
         return training.result()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"{folder} must be a folder, but a file stands there. Move it.") from None
+    hosts.by_chief(lambda: _make_folder(folder))
     with Checkpoints(folder / "checkpoints") as checkpoints:
         # Compared before anything is restored: arrays of another model have other shapes, and their
         # errors would say nothing about the cause.
@@ -276,7 +274,9 @@ def fit(
         if training.done:
             say(f"{name}: resuming at step {training.done} of {schedule.end}")
         # Opened after the restore, because each drops what it holds of later steps.
-        receivers = trackers.start(schedule.trackers, folder, name, training.done)
+        receivers: list[trackers.Tracker] = []
+        if hosts.chief():
+            receivers = trackers.start(schedule.trackers, folder, name, training.done)
         log = MetricsLog(folder, training.done, receivers)
         # Compiled before signals are caught: until the first step there is nothing to save.
         training.compile()
@@ -284,7 +284,16 @@ def fit(
             training.run(_Outputs(folder, checkpoints, log, bar, stop, current()))
         # Until then the last two are kept, so that one that is damaged has another before it.
         checkpoints.prune()
+        # What the chief logged is read next, by all.
+        hosts.meet("trained")
         return training.result()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{folder} must be a folder, but a file stands there. Move it.") from None
 
 
 class _Callbacks(NamedTuple, Generic[State]):
@@ -325,7 +334,7 @@ class _Training(Generic[State]):
     ):
         self.name, self.step, self.stream, self.form = name, step, stream, form
         self.ahead, self.kind = Ahead(stream, step.place), kind
-        self.state = form.enter(state)
+        self.state = step.spread(form.enter(state))
         self.schedule, self.callbacks, self.identity = schedule, callbacks, identity
         self.done = int(state.step)
         self.evaluations: list[dict[str, Any]] = []
@@ -349,7 +358,7 @@ class _Training(Generic[State]):
                 f"{self.name}: {name} is not finite in the checkpoint of step {restored.step}. "
                 f"Delete {folder} to continue from the one before."
             )
-        self.state = self.form.enter(restored.state)
+        self.state = self.step.spread(self.form.enter(restored.state))
         # The state counts its own steps, so the counter cannot disagree with the weights.
         self.done = int(self.state.step)
         self.stream.set_state(restored.extra["stream"])
@@ -392,7 +401,7 @@ class _Training(Generic[State]):
             self.ahead.draw()
         due = self.schedule.due(self.done)
         refused = outputs is not None and self.refuses_step(metrics, outputs)
-        stopping = outputs is not None and outputs.stop.number != 0
+        stopping = outputs is not None and outputs.stop.after_step() != 0
         if any(due) or stopping or refused:
             self.report(due, outputs, refused)
 
@@ -410,7 +419,9 @@ class _Training(Generic[State]):
     def refuses_step(self, metrics: Metrics, outputs: _Outputs) -> bool:
         """Whether the user's callback ends the training after a step."""
         on_step = outputs.calls.on_step
-        return on_step is not None and on_step(self.moment(metrics, outputs)) is False
+        if on_step is None:
+            return False
+        return hosts.by_chief(lambda: on_step(self.moment(metrics, outputs)) is False)
 
     def moment(self, measured: Mapping[str, Any], outputs: _Outputs) -> Moment:
         """Where the training is, for a callback."""
@@ -434,11 +445,12 @@ class _Training(Generic[State]):
             return
         if due.checkpoint or score is not None or stopping:
             self.save(score, outputs.checkpoints)
-        if score is not None and outputs.calls.on_evaluation is not None:
+        on_evaluation = outputs.calls.on_evaluation
+        if score is not None and on_evaluation is not None:
             # Saving is asynchronous, and a callback may read the checkpoint.
             outputs.checkpoints.settle()
             scored = self.moment(self.evaluations[-1], outputs)
-            refused = refused or outputs.calls.on_evaluation(scored) is False
+            refused |= hosts.by_chief(lambda: on_evaluation(scored) is False)
         if refused:
             outputs.checkpoints.close()
             raise Stopped(self.moment({}, outputs))

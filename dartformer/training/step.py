@@ -1,6 +1,5 @@
 """One step of training: its loss, its state, and its compiled program."""
 
-import contextlib
 import time
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -13,9 +12,10 @@ from jax import Array
 from jax.stages import Compiled
 
 from dartformer.data.splits import Batch
+from dartformer.machine import hosts
 from dartformer.models.transformer import Network, Weights, label_scores
 from dartformer.training.accumulate import summed
-from dartformer.training.devices import DataParallel
+from dartformer.training.devices import MeshLayout
 from dartformer.training.metric import ACCURACY, Losses, Metric
 
 Metrics = dict[str, Array]
@@ -147,13 +147,17 @@ class StepProgram(Protocol[State]):
         """The batch where the step reads it: the copy to a device begins, and is not waited for."""
         ...
 
+    def spread(self, state: State) -> State:
+        """The state where the step takes it."""
+        ...
+
     def __call__(self, state: State, batch: Any) -> tuple[State, Metrics]: ...
 
 
-def placed(batch: Any, parallel: DataParallel | None) -> Any:
+def placed(batch: Any, layout: MeshLayout | None) -> Any:
     """A batch on its device, or shared out over several; the copy is begun, and not waited for."""
-    if parallel is not None:
-        return jax.device_put(batch, parallel.sharded)
+    if layout is not None:
+        return layout.place(batch)
     if jax.default_backend() == "cpu":
         # The device's memory is the host's, and a call of its own would cost 0.1 ms.
         return batch
@@ -169,21 +173,11 @@ class CompiledStep(Generic[State]):
 
     Args:
       step: the function to compile.
-      parallel: how devices share a batch; None for one device.
+      layout: where state and batch lie; None for one device.
     """
 
-    def __init__(self, step: Step[State], parallel: DataParallel | None = None):
-        self._parallel = parallel
-        # The state is donated: each step writes the new weights over the old ones.
-        if parallel is None:
-            self._jitted = jax.jit(step, donate_argnums=0)
-        else:
-            self._jitted = jax.jit(
-                step,
-                donate_argnums=0,
-                in_shardings=(parallel.replicated, parallel.sharded),
-                out_shardings=parallel.replicated,
-            )
+    def __init__(self, step: Step[State], layout: MeshLayout | None = None):
+        self._step, self._layout = step, layout
         self.programs: dict[Shapes, Compiled] = {}
         self.compile_seconds = 0.0
 
@@ -193,28 +187,46 @@ class CompiledStep(Generic[State]):
 
     def place(self, batch: Any) -> Any:
         """See `StepProgram`."""
-        return placed(batch, self._parallel)
+        return placed(batch, self._layout)
+
+    def spread(self, state: State) -> State:
+        """See `StepProgram`."""
+        if self._layout is None:
+            return state
+        return self._layout.spread(state)
 
     def _program(self, state: State, batch: Any) -> Compiled:
         shapes = tuple(map(np.shape, jax.tree.leaves(batch)))
         program = self.programs.get(shapes)
         if program is None:
             started = time.perf_counter()
-            with self._mesh():
-                program = self._jitted.lower(state, batch).compile()
+            program = self._compiled(state, batch)
             self.programs[shapes] = program
             self.compile_seconds += time.perf_counter() - started
+            hosts.meet("compiled")
         return program
 
-    def _mesh(self) -> contextlib.AbstractContextManager[object]:
-        """Within it attention is divided by the examples of a batch."""
-        if self._parallel is None:
-            return contextlib.nullcontext()
-        return jax.set_mesh(self._parallel.mesh)
+    def _compiled(self, state: State, batch: Any) -> Compiled:
+        # The state is donated: each step writes the new weights over the old ones.
+        layout = self._layout
+        if layout is None:
+            return jax.jit(self._step, donate_argnums=0).lower(state, batch).compile()
+        divided = layout.state(state)
+        jitted = jax.jit(
+            self._step,
+            donate_argnums=0,
+            in_shardings=(divided, layout.batch),
+            out_shardings=(divided, layout.replicated),
+        )
+        # Within the mesh attention is divided by the examples of a batch.
+        with jax.set_mesh(layout.mesh):
+            return jitted.lower(state, batch).compile()
 
     def __call__(self, state: State, batch: Any) -> tuple[State, Metrics]:
         # A compiled program takes arrays only where it expects them, and never moves them.
-        if self._parallel is not None:
-            state, batch = self._parallel.place(state, batch)
+        if self._layout is not None and not self._layout.holds(state):
+            state = self._layout.spread(state)
+        if self._layout is not None and not self._layout.holds(batch):
+            batch = self._layout.place(batch)
         state, metrics = self._program(state, batch)(state, batch)
         return state, metrics
