@@ -29,9 +29,9 @@ def counts(text):
 def gradient_of(attention, config, own, inputs):
     """The gradient of one attention by its parameters and inputs, compiled under a cut batch."""
     from dartformer.models.mixers import attend
-    from dartformer.training.devices import DataParallel
+    from dartformer.training.devices import MeshLayout, MeshShape
 
-    parallel = DataParallel(DEVICES)
+    layout = MeshLayout(MeshShape(DEVICES, 1, 1))
 
     def loss(own, inputs):
         y = attend(attention, own, inputs, config, train=False, key=None)
@@ -39,11 +39,11 @@ def gradient_of(attention, config, own, inputs):
 
     def place(name, array):
         if name in ("slopes", "head_keys"):
-            return jax.device_put(array, parallel.replicated)
-        return jax.device_put(array, parallel.sharded)
+            return jax.device_put(array, layout.replicated)
+        return jax.device_put(array, layout.batch)
 
     placed = {name: place(name, array) for name, array in inputs.items()}
-    own = jax.device_put(own, parallel.replicated)
+    own = jax.device_put(own, layout.replicated)
 
     def run(own, floating, others):
         from dartformer.attention.base import Inputs
@@ -52,7 +52,7 @@ def gradient_of(attention, config, own, inputs):
 
     floating = {name: placed[name] for name in ("q", "k", "v", "x")}
     others = {name: array for name, array in placed.items() if name not in floating}
-    with jax.set_mesh(parallel.mesh):
+    with jax.set_mesh(layout.mesh):
         return jax.jit(run).lower(own, floating, others).compile()
 
 
@@ -95,7 +95,7 @@ def one_step():
     from dartformer.models.sizes import TransformerConfig
     from dartformer.models.supernet import supernet
     from dartformer.space.search_space import SearchSpace
-    from dartformer.training.devices import DataParallel
+    from dartformer.training.devices import MeshLayout, MeshShape
     from dartformer.training.step import CompiledStep, TrainState, training_loss
 
     config = TransformerConfig(
@@ -119,11 +119,11 @@ def one_step():
         "label": rng.integers(0, 3, 8).astype(np.int32),
     }
     results = []
-    for parallel in (None, DataParallel(DEVICES)):
+    for layout in (None, MeshLayout(MeshShape(DEVICES, 1, 1))):
         state = TrainState(jnp.int32(0), jax.random.key(0), net.init(jax.random.key(0)), ())
-        program = CompiledStep(step, parallel)
+        program = CompiledStep(step, layout)
         results.append(program(state, batch)[0].weights)
-        if parallel is not None:
+        if layout is not None:
             (compiled,) = program.programs.values()
             found = counts(compiled.as_text())
             assert not any(found[op] for op in EXCHANGES), found

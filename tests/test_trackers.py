@@ -152,7 +152,7 @@ def test_what_this_machine_lacks_stops_a_run_and_no_model(tmp_path, monkeypatch)
     df.register("tracker", "gone", Gone)
     for values, message in (
         ({"log.trackers": "gone"}, "pip install 'no_such_module'"),
-        ({"data.devices": "4096", "data.batch_size": "4096"}, "data.devices must be 0"),
+        ({"mesh.data": "4096", "data.batch_size": "4096"}, "needs 4096 devices"),
     ):
         config = df.defaults("listops")
         configs.override(config, values)

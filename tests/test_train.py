@@ -15,7 +15,7 @@ from dartformer.data.splits import ArraySplit
 from dartformer.errors import InputError
 from dartformer.models.transformer import Network
 from dartformer.training.checkpoint import Checkpoints
-from dartformer.training.devices import device_count
+from dartformer.training.devices import MeshShape, resolved
 from dartformer.training.evaluate import Evaluator
 from dartformer.training.finite import not_finite
 from dartformer.training.log import read_metrics
@@ -333,12 +333,37 @@ def test_evaluation_in_buckets_is_that_of_whole_examples_in_their_order(size):
 
 
 @pytest.mark.parametrize(
-    ("asked", "batch", "message"),
-    [(3, 32, "must be a multiple"), (9, 32, "to 8, the number"), (-1, 32, "got -1")],
+    ("wanted", "processes", "shape"),
+    [
+        (MeshShape(), 1, MeshShape(8, 1, 1)),
+        (MeshShape(3), 1, MeshShape(3, 1, 1)),
+        (MeshShape(fsdp=0), 2, MeshShape(1, 8, 1)),
+        (MeshShape(fsdp=2), 2, MeshShape(4, 2, 1)),
+        (MeshShape(2, 0, 2), 2, MeshShape(2, 2, 2)),
+    ],
 )
-def test_devices_that_cannot_share_a_batch_are_refused(asked, batch, message):
+def test_meshes(wanted, processes, shape):
+    assert resolved(wanted, 24, 8, processes) == shape
+
+
+def test_one_process_uses_the_devices_that_divide_a_batch():
+    assert resolved(MeshShape(), 12, 8) == MeshShape(6, 1, 1)
+    assert resolved(MeshShape(), 7, 4) == MeshShape(1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "processes", "message"),
+    [
+        (MeshShape(3, 1, 3), 1, "needs 9 devices, and there are 8"),
+        (MeshShape(9), 1, "needs 9 devices, and there are 8"),
+        (MeshShape(2, 2), 2, "uses 4 devices, and the 2 processes have 8"),
+        (MeshShape(5), 1, "must be a multiple of 5"),
+        (MeshShape(fsdp=5), 1, "must be a multiple of 5"),
+    ],
+)
+def test_meshes_that_do_not_fit_are_refused(wanted, processes, message):
     with pytest.raises(InputError, match=message):
-        device_count(asked, batch, available=8)
+        resolved(wanted, 32, 8, processes)
 
 
 @pytest.mark.parametrize(("broken", "latest"), [(3, 2), (2, 3), (1, 3)])

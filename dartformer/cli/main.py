@@ -213,7 +213,7 @@ def _exit_code(error: Exception, words: Sequence[str]) -> int:
     if isinstance(error, Interrupted):
         command = shlex.join(["dartformer", *words])
         lines = f"dartformer: {error}\ndartformer: {command}"
-        if hosts.says_first(lines):
+        if hosts.says_first(str(error)):
             print(printable(lines), file=sys.stderr)
         return 128 + error.signal
     if isinstance(error, Diverged):

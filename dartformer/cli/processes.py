@@ -13,6 +13,9 @@ from types import FrameType
 
 from dartformer.machine import hosts
 
+PROCESS = "DARTFORMER_PROCESS"
+"""The environment variable that tells a process of `--hosts=local:N` which one it is."""
+
 GRACE = 30.0
 """Seconds that the others have to end by themselves, once one has failed."""
 
@@ -20,13 +23,28 @@ GRACE = 30.0
 def run(arguments: argparse.Namespace, words: Sequence[str], verb: Callable[[], int]) -> int:
     """Run `verb` as one of several processes, or start them all here; its exit code."""
     spec = hosts.parse(arguments.hosts)
-    if spec.kind == "local":
+    if spec.kind == "local" and PROCESS not in os.environ:
         return start_here(spec.count, words)
+    if spec.kind == "local":
+        spec = hosts.parse(os.environ[PROCESS])
     from dartformer.machine import progress
 
+    _keep_stdout_clean()
     hosts.start(spec)
     with _silent_stdout(not hosts.chief()), progress.quiet(not hosts.chief()):
         return verb()
+
+
+def _keep_stdout_clean() -> None:
+    """Drop what the runtime prints on standard output, which is for results.
+
+    Gloo, by which processes exchange numbers between CPUs, says there whom it has met.
+    """
+    sys.stdout.flush()
+    results = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, buffering=1)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    sys.stdout = results
 
 
 @contextlib.contextmanager
@@ -44,8 +62,10 @@ def start_here(count: int, words: Sequence[str]) -> int:
     address = f"127.0.0.1:{_free_port()}"
     processes = []
     for number in range(count):
-        command = [sys.executable, "-m", "dartformer", *_with_hosts(words, address, count, number)]
-        processes.append(subprocess.Popen(command))
+        # The words stay what was typed, which is what a run notes and asks to repeat.
+        environment = {**os.environ, PROCESS: f"{address},{count},{number}"}
+        command = [sys.executable, "-m", "dartformer", *words]
+        processes.append(subprocess.Popen(command, env=environment))
     with _passing_on(processes):
         return _exit_code(processes)
 
@@ -55,20 +75,6 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _with_hosts(words: Sequence[str], address: str, count: int, number: int) -> list[str]:
-    """The words of a command, with another value of `--hosts`."""
-    kept = []
-    is_value = False
-    for word in words:
-        if is_value:
-            is_value = False
-        elif word == "--hosts":
-            is_value = True
-        elif not word.startswith("--hosts="):
-            kept.append(word)
-    return [*kept, f"--hosts={address},{count},{number}"]
 
 
 @contextlib.contextmanager

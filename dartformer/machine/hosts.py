@@ -10,6 +10,8 @@ import itertools
 import json
 import os
 import signal
+import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
@@ -27,8 +29,11 @@ HEARTBEAT = "DARTFORMER_HEARTBEAT"
 SILENCE = 30
 """Those seconds by default."""
 
-CONNECTING = 60
-"""Seconds to wait for the coordinator and for all processes at the start."""
+CONNECTING = "DARTFORMER_CONNECTING"
+"""The environment variable with the seconds to wait for all processes at the start."""
+
+PATIENCE = 60
+"""Those seconds by default."""
 
 LEAVING = 20
 """Seconds to wait for the others at the end."""
@@ -51,6 +56,11 @@ class Spec:
     count: int = 0
     number: int = 0
 
+
+NO_CLUSTER = (
+    "--hosts=auto found no cluster: neither SLURM, Open MPI, Kubernetes nor Cloud TPU has set its "
+    "variables. Use --hosts=ADDRESS:PORT,N,I."
+)
 
 FORMS = "auto, ready, local:N or ADDRESS:PORT,N,I"
 
@@ -107,6 +117,8 @@ def start(spec: Spec) -> None:
     from jax._src import distributed
 
     if spec.kind == "address":
+        if spec.number:
+            _require_answer(spec.address)
         _initialize(spec.address, coordinator_address=spec.address, num_processes=spec.count,
                     process_id=spec.number)  # fmt: skip
     elif spec.kind == "auto":
@@ -118,32 +130,54 @@ def start(spec: Spec) -> None:
                 "--hosts=ready needs processes that jax.distributed.initialize has connected. Use "
                 "--hosts=auto to connect them here."
             )
-        raise InputError(
-            "--hosts=auto found no cluster: neither SLURM, Open MPI, Kubernetes nor Cloud TPU has "
-            "set its variables. Use --hosts=ADDRESS:PORT,N,I."
-        )
+        raise InputError(NO_CLUSTER)
     if jax.process_count() > 1:
         _connection = _Connection(state.client, jax.process_index(), jax.process_count())
+
+
+def _require_answer(address: str) -> None:
+    """Raise `InputError` where nothing listens at an address: the runtime would end the process."""
+    host, _, port = address.rpartition(":")
+    patience = _seconds(CONNECTING, PATIENCE)
+    end = time.monotonic() + patience
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=patience).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                reason = error.strerror or error
+                raise InputError(
+                    f"no process 0 answers at {address} within {patience} s ({reason}). Start it "
+                    f"there, with --hosts={address},N,0."
+                ) from None
+        time.sleep(0.2)
 
 
 def _initialize(where: str, **arguments: Any) -> None:
     import jax
 
-    text = os.environ.get(HEARTBEAT, str(SILENCE))
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"{HEARTBEAT} must be a whole number of seconds from 1, got {text!r}.")
+    silence, patience = _seconds(HEARTBEAT, SILENCE), _seconds(CONNECTING, PATIENCE)
     try:
         jax.distributed.initialize(
             **arguments,
-            initialization_timeout=CONNECTING,
-            heartbeat_timeout_seconds=int(text),
+            initialization_timeout=patience,
+            heartbeat_timeout_seconds=silence,
             shutdown_timeout_seconds=LEAVING,
         )
-    except ValueError as error:
-        raise InputError(f"--hosts: {error}") from None
+    except ValueError:
+        # The runtime knows no address: nothing that it looks for has been set.
+        raise InputError(NO_CLUSTER) from None
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"cannot connect to the processes at {where}: {reason}") from None
+
+
+def _seconds(variable: str, default: int) -> int:
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"{variable} must be a whole number of seconds from 1, got {text!r}.")
+    return int(text)
 
 
 def count() -> int:

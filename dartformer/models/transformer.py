@@ -19,6 +19,7 @@ from jax.typing import ArrayLike, DTypeLike
 from dartformer.errors import InputError
 from dartformer.models.mixers import HEADS, GroupedHeads, Mixer, require_all
 from dartformer.models.positions import sinusoids
+from dartformer.models.sharding import pinned
 from dartformer.models.sizes import TransformerConfig, require_dtype
 from dartformer.space.genotype import Genotype
 
@@ -87,8 +88,9 @@ class Block(nnx.Module):
         keys: list[Array | None] = [None] * 3
         if key is not None:
             keys = list(jax.random.split(key, 3))
+        x = pinned(x)
         y = self.mixer(
-            self.read(x),
+            pinned(self.read(x)),
             valid,
             mixture,
             train=train,
@@ -113,9 +115,10 @@ class Block(nnx.Module):
             y = y + self.out_bias[...].astype(y.dtype)
         x = x + dropout(y, rate, train, keys[1])
         if before:
-            return x + dropout(self.mlp(self.norm_mlp(x)), rate, train, keys[2])
-        x = self.norm_mixer(x)
-        return self.norm_mlp(x + dropout(self.mlp(x), rate, train, keys[2]))
+            x = x + dropout(self.mlp(pinned(self.norm_mlp(x))), rate, train, keys[2])
+            return pinned(x)
+        x = pinned(self.norm_mixer(x))
+        return pinned(self.norm_mlp(x + dropout(self.mlp(x), rate, train, keys[2])))
 
     def mlp(self, x: Array) -> Array:
         """down(act(up x)), or with a gate down(act(gate x) * up x) (Shazeer 2020, arXiv:2002.05202)."""
@@ -124,7 +127,7 @@ class Block(nnx.Module):
             hidden: Array = act(self.gate(x)) * self.up(x)
         else:
             hidden = act(self.up(x))
-        return self.down(hidden)
+        return self.down(pinned(hidden))
 
 
 class Transformer(nnx.Module):
@@ -290,8 +293,8 @@ class Transformer(nnx.Module):
             cls = jnp.broadcast_to(cls, (x.shape[0], 1, x.shape[2]))
             x = jnp.concatenate([cls, x], 1)
             valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
-        x = x + self.position_table(x.shape[1], x.dtype)
-        return self.completed(x), valid
+        x = pinned(x) + self.position_table(x.shape[1], x.dtype)
+        return pinned(self.completed(x)), valid
 
     def completed(self, x: Array) -> Array:
         """Embeddings with the token type and the norm."""
@@ -357,7 +360,7 @@ class Transformer(nnx.Module):
             if config.inputs == 2:
                 x = nnx.relu(self.hidden_half(x))
         # The loss is a log-softmax, which bfloat16 would round to two or three digits.
-        return self.logits(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+        return pinned(self.logits(pinned(x))).astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def logits(self, x: Array) -> Array:
         """The head on `[..., E]`."""

@@ -112,7 +112,7 @@ def fit_in_folder(
     return fit(
         f"{name} seed {seed}",
         program.step,
-        study.made(lambda: begin(program.network, program.optimizer, seed)),
+        begin(program.network, program.optimizer, seed, study.layout()),
         program.feed(drawn),
         replace(study.retraining, pause=pause),
         layout.training(genotype, seed),
@@ -153,7 +153,7 @@ def read_trained(study: Study, layout: Layout, genotype: Genotype, seed: int) ->
     """
     network, chain = study.untrained(genotype)
     with Checkpoints(_checkpoints(layout, genotype, seed)) as checkpoints:
-        last = checkpoints.latest(begin(network, chain, seed))
+        last = checkpoints.latest(begin(network, chain, seed, study.layout()))
     if last is None:
         raise InputError(
             f"there is no checkpoint that can be read in {layout.training(genotype, seed)}. "
@@ -173,8 +173,9 @@ def selected(
     """The last weights, or those that are best on valid."""
     valid = evaluations[-1]
     if study.config.retrain.select == "best":
-    drawn = batches(study.parts["train"], data.batch_size, seed, data.buckets, rows=study.rows())
-    return fit(
+        network, chain = study.untrained(genotype)
+        with Checkpoints(_checkpoints(layout, genotype, seed)) as checkpoints:
+            best = checkpoints.best(begin(network, chain, seed, study.layout()))
         if best is not None:
             # The scores have to be of the same weights as the model.
             state = best.state

@@ -167,13 +167,14 @@ def initial(study: Study, group: Group) -> State:
         weights_key, key = jax.random.split(key)
         return strategy.init(key, network.init(weights_key))
 
-    def of_seeds() -> State:
-        keys = [jax.random.key(seed) for seed in group.seeds]
-        if not group.together:
-            return of_seed(keys[0])
-        return jax.vmap(of_seed, out_axes=AXES)(jnp.stack(keys))
-
-    return study.made(of_seeds, group.together)
+    init, key = of_seed, jax.random.key(group.seeds[0])
+    if group.together:
+        init = jax.vmap(of_seed, out_axes=AXES)
+        key = jnp.stack([jax.random.key(seed) for seed in group.seeds])
+    layout = study.layout(group.together)
+    if layout is None:
+        return init(key)
+    return layout.make(init, key)
 
 
 def separate(state: State, group: Group) -> list[State]:

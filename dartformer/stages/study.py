@@ -1,10 +1,10 @@
 """Study: what follows from a config alone, such as task, data, networks and strategy; no files."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -49,8 +49,6 @@ from dartformer.training.evaluate import Evaluator
 from dartformer.training.loop import Schedule
 from dartformer.training.metric import Metric
 from dartformer.training.step import CompiledStep, plain_step, training_loss
-
-State = TypeVar("State")
 
 
 class Supernet(NamedTuple):
@@ -355,13 +353,6 @@ class Study:
         """
         mesh = self.config.mesh
         return layout(mesh.shape, self.config.data.part_size, mesh.smallest, seeds_lead)
-
-    def made(self, init: Callable[[], State], seeds_lead: bool = False) -> State:
-        """What `init` returns, where a step takes it."""
-        divided = self.layout(seeds_lead)
-        if divided is None:
-            return init()
-        return divided.make(init)
 
     @property
     def seeds_axis(self) -> str | None:

@@ -6,10 +6,10 @@ Those along `seeds` have seeds of their own. XLA exchanges what a step needs, an
 what it does on one device, up to rounding.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeVar
 
 import jax
@@ -128,14 +128,22 @@ class MeshLayout:
     smallest: int = SMALLEST
     seeds_lead: bool = False
 
-    @cached_property
+    @functools.cached_property
     def mesh(self) -> Mesh:
-        """The devices, by seeds, data and fsdp."""
-        sizes = (self.shape.seeds, self.shape.data, self.shape.fsdp)
+        """The devices, by data and fsdp; by seeds first, if these are divided."""
+        sizes, names = [self.shape.data, self.shape.fsdp], [DATA, FSDP]
+        # An axis of one device would still have its sums in every program.
+        if self._seeds_axis is not None:
+            sizes, names = [self.shape.seeds, *sizes], [SEEDS, *names]
         devices = jax.devices()[: math.prod(sizes)]
-        return jax.make_mesh(
-            sizes, (SEEDS, DATA, FSDP), axis_types=(AxisType.Auto,) * 3, devices=devices
-        )
+        types = (AxisType.Auto,) * len(sizes)
+        return jax.make_mesh(sizes, names, axis_types=types, devices=devices)
+
+    @property
+    def _seeds_axis(self) -> str | None:
+        if self.seeds_lead and self.shape.seeds > 1:
+            return SEEDS
+        return None
 
     @property
     def ways(self) -> int:
@@ -151,7 +159,7 @@ class MeshLayout:
     def batch(self) -> NamedSharding:
         """Of a batch: its share of the examples on each device."""
         if self.seeds_lead:
-            return NamedSharding(self.mesh, PartitionSpec(SEEDS, EXAMPLES))
+            return NamedSharding(self.mesh, PartitionSpec(self._seeds_axis, EXAMPLES))
         return NamedSharding(self.mesh, PartitionSpec(EXAMPLES))
 
     def state(self, arrays: Any) -> Any:
@@ -166,7 +174,7 @@ class MeshLayout:
         parts: list[str | None] = [None] * len(shape)
         first = 0
         if self.seeds_lead and shape:
-            parts[0], first = SEEDS, 1
+            parts[0], first = self._seeds_axis, 1
         fsdp = self.shape.fsdp
         axes = [axis for axis in range(first, len(shape)) if shape[axis] % fsdp == 0]
         if fsdp > 1 and axes and math.prod(shape[first:]) >= self.smallest:
@@ -174,16 +182,15 @@ class MeshLayout:
             parts[longest] = FSDP
         return PartitionSpec(*parts)
 
-    def make(self, init: Callable[[], State]) -> State:
-        """The state that `init` returns.
+    def make(self, init: Callable[[Array], State], key: Array) -> State:
+        """The state `init(key)`.
 
         Where the state is divided, no device ever holds it whole. Otherwise `init` runs as on one
         device, and returns the same bits.
         """
         if self.shape.fsdp == 1:
-            return self.spread(init())
-        shardings = self.state(jax.eval_shape(init))
-        made: State = jax.jit(init, out_shardings=shardings)()
+            return self.spread(init(key))
+        made: State = _divided(self, init, key.shape)(key)
         return made
 
     def spread(self, state: State) -> State:
@@ -267,6 +274,15 @@ class MeshLayout:
         """A batch that every process holds whole, of which each device gets its share."""
         sharding = NamedSharding(self.mesh, PartitionSpec(EXAMPLES))
         return jax.tree.map(lambda leaf: self._put(leaf, sharding), batch)
+
+
+@functools.lru_cache(maxsize=64)
+def _divided(
+    layout: MeshLayout, init: Callable[[Array], State], shape: tuple[int, ...]
+) -> Callable[[Array], State]:
+    """`init` of keys of a shape, compiled for where its result lies."""
+    keys = jax.eval_shape(lambda: jnp.broadcast_to(jax.random.key(0), shape))
+    return jax.jit(init, out_shardings=layout.state(jax.eval_shape(init, keys)))
 
 
 def _is_key(leaf: Any) -> bool:

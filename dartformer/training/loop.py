@@ -454,7 +454,8 @@ class _Training(Generic[State]):
         if refused:
             outputs.checkpoints.close()
             raise Stopped(self.moment({}, outputs))
-        if stopping and self.done < self.schedule.end:
+        if stopping:
+            # After the last step, too: a signal that came then would be lost to what follows.
             self.interrupt(outputs)
 
     def checked_means(self) -> dict[str, float]:

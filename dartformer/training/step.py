@@ -1,5 +1,6 @@
 """One step of training: its loss, its state, and its compiled program."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -47,10 +48,30 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
 
 
-def begin(network: Network, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """The state before the first step; it depends on the seed alone."""
+def begin(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    layout: MeshLayout | None = None,
+) -> TrainState:
+    """The state before the first step, where it lies; its values depend on the seed alone."""
+    key = jax.random.key(seed)
+    if layout is None:
+        return _begin(network, optimizer, key)
+    return layout.make(_beginning(network, optimizer), key)
+
+
+@functools.lru_cache(maxsize=64)
+def _beginning(
+    network: Network, optimizer: optax.GradientTransformation
+) -> Callable[[Array], TrainState]:
+    """`_begin` of a key; one object for each model, by which its program is found again."""
+    return functools.partial(_begin, network, optimizer)
+
+
+def _begin(network: Network, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
     # Two keys, so that dropout during training is independent of the initialization.
-    weights_key, key = jax.random.split(jax.random.key(seed))
+    weights_key, key = jax.random.split(key)
     weights = network.init(weights_key)
     return TrainState(jnp.zeros((), jnp.int32), key, weights, optimizer.init(weights))
 

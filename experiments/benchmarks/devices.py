@@ -23,7 +23,7 @@ from dartformer.data.splits import Batch
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.transformer import transformer
 from dartformer.space.genotype import Genotype
-from dartformer.training.devices import DataParallel
+from dartformer.training.devices import MeshLayout, MeshShape
 from dartformer.training.step import CompiledStep, TrainState, begin, plain_step
 
 DEVICES, BATCH, LENGTH, STEPS = 4, 8, 1024, 5
@@ -68,7 +68,7 @@ def measure(name: str) -> None:
         "batch": BATCH,
         "length": LENGTH,
     }
-    parallel = DataParallel(DEVICES)
+    parallel = MeshLayout(MeshShape(DEVICES, 1, 1))
     step = plain_step(net, chain)
     one_device = 0.0
     for form, program in (

@@ -290,9 +290,7 @@ if __name__ == "__main__":
             name="growth",
             over="devices",
             value=arguments.devices,
-            **one_step(
-                {**MIDDLE, "space.candidates": ELEVEN[:4], "data.devices": arguments.devices}
-            ),
+            **one_step({**MIDDLE, "space.candidates": ELEVEN[:4], "mesh.data": arguments.devices}),
         )
         sys.exit()
     machine()

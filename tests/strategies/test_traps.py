@@ -72,18 +72,18 @@ from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
 from dartformer.training.checkpoint import Checkpoints
 from test_traps import QUICK, problem, start
-from dartformer.training.devices import data_parallel, device_count
+from dartformer.training.devices import MeshShape, layout
 from dartformer.strategies import make
 from dartformer.training.step import CompiledStep
 
-assert jax.device_count() == device_count(0, 16) == 8 and device_count(0, 12) == 6 and device_count(3, 9) == 3
-assert data_parallel(1, 16) is None
+assert jax.device_count() == layout(MeshShape(), 16).ways == 8
+assert layout(MeshShape(1), 16) is None
 for name in ("darts", "gumbel"):
     strategy = make(name, {"warmup": 0.2})(problem())
     one = start(strategy, jax.random.key(1))
     many = jax.tree.map(jnp.copy, one)
     step = jax.jit(strategy.step, compiler_options=QUICK)
-    among = CompiledStep(lambda state, pair: strategy.step(state, *pair), data_parallel(0, 16))
+    among = CompiledStep(lambda state, pair: strategy.step(state, *pair), layout(MeshShape(), 16))
     for i in range(8):
         pair = np.random.default_rng(i).standard_normal((2, 16, 4)).astype(np.float32)
         one, _ = step(one, *pair)
