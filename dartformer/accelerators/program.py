@@ -52,6 +52,9 @@ FREE = frozenset(
 )
 """Operations that move nothing, or whose start was counted."""
 
+EXCHANGES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+"""Operations by which devices exchange numbers."""
+
 COUNTED = ("gather", "scatter", "sort", "while", "conditional")
 """Operations that `Facts` counts in the text; those within loops once."""
 
@@ -140,6 +143,18 @@ class Facts(NamedTuple):
     array: str
     operations: dict[str, int]
     unknown: int
+
+
+class Exchange(NamedTuple):
+    """What devices send to one another by one kind of operation.
+
+    Attributes:
+      times: it runs, in loops as often as these turn.
+      bytes: of its results on one device, all times together.
+    """
+
+    times: int
+    bytes: float
 
 
 class Work(NamedTuple):
@@ -285,6 +300,43 @@ class Program:
         if opcode in ("call", "async-start"):
             return self._work(instruction.called)
         return Work(self._flops(computation, instruction), self._moved(computation, instruction))
+
+    def exchanges(self) -> dict[str, Exchange]:
+        """What devices exchange in one run, by operation; those of `EXCHANGES` that occur."""
+        return self._exchanges(self.entry)
+
+    def _exchanges(self, name: str) -> dict[str, Exchange]:
+        """Of a computation that runs once."""
+        found: dict[str, Exchange] = {}
+        for instruction in self.computations[name].instructions.values():
+            for operation, exchange in self._exchanges_of(instruction).items():
+                before = found.get(operation, Exchange(0, 0.0))
+                found[operation] = Exchange(
+                    before.times + exchange.times, before.bytes + exchange.bytes
+                )
+        return found
+
+    def _exchanges_of(self, instruction: Instruction) -> dict[str, Exchange]:
+        opcode = instruction.opcode.removesuffix("-start")
+        if opcode in EXCHANGES:
+            # One that only starts gives its operands, too, which come first.
+            arrays = instruction.arrays
+            if opcode != instruction.opcode and len(arrays) > 1:
+                arrays = arrays[len(arrays) // 2 :]
+            return {opcode: Exchange(1, float(sum(array.bytes for array in arrays)))}
+        if opcode == "while":
+            turns = self.turns(instruction)
+            body = self._exchanges(instruction.called)
+            return {
+                operation: Exchange(turns * exchange.times, turns * exchange.bytes)
+                for operation, exchange in body.items()
+            }
+        if opcode == "conditional":
+            branches = [self._exchanges(branch) for branch in _branches(instruction)]
+            return max(branches, key=lambda found: sum(e.bytes for e in found.values()))
+        if opcode in ("call", "async", "fusion"):
+            return self._exchanges(instruction.called)
+        return {}
 
     def turns(self, loop: Instruction) -> int:
         """How often the body of a loop runs; 1 where the text does not say."""

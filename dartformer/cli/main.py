@@ -150,7 +150,7 @@ def _loading(arguments: argparse.Namespace) -> Iterator[None]:
     line = f"dartformer {arguments.verb}: loading"
     timer = threading.Timer(PATIENCE, note, [line])
     timer.daemon = True
-    if not arguments.quiet:
+    if not arguments.quiet and hosts.chief():
         timer.start()
     try:
         yield

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
+from dartformer.errors import InputError
 from dartformer.machine import hosts
 
 PROCESS = "DARTFORMER_PROCESS"
@@ -23,6 +24,11 @@ GRACE = 30.0
 def run(arguments: argparse.Namespace, words: Sequence[str], verb: Callable[[], int]) -> int:
     """Run `verb` as one of several processes, or start them all here; its exit code."""
     spec = hosts.parse(arguments.hosts)
+    if getattr(arguments, "engine", None) is not None:
+        raise InputError(
+            "--hosts does not work with --engine, whose trainings are processes of their own. Use "
+            "one of them."
+        )
     if spec.kind == "local" and PROCESS not in os.environ:
         return start_here(spec.count, words)
     if spec.kind == "local":
@@ -59,7 +65,7 @@ def _silent_stdout(asked: bool) -> Iterator[None]:
 
 def start_here(count: int, words: Sequence[str]) -> int:
     """The exit code of a command that runs as `count` processes on this machine."""
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     processes = []
     for number in range(count):
         # The words stay what was typed, which is what a run notes and asks to repeat.
@@ -70,7 +76,8 @@ def start_here(count: int, words: Sequence[str]) -> int:
         return _exit_code(processes)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -31,7 +31,7 @@ from dartformer.stages.observe import Observation, first_order_only, mean_over_s
 from dartformer.stages.study import Study
 from dartformer.strategies import State, Strategy
 from dartformer.training.checkpoint import Checkpoints
-from dartformer.training.devices import gather
+from dartformer.training.devices import MeshLayout, gather
 from dartformer.training.log import read_metrics
 from dartformer.training.loop import Fitted, Stream, ZippedStream, fit
 from dartformer.training.step import CompiledStep, Step, StepProgram
@@ -159,8 +159,8 @@ def groups(study: Study) -> list[Group]:
 AXES = State(*[0] * len(State._fields))._replace(step=None)  # type: ignore[arg-type]
 
 
-def initial(study: Study, group: Group) -> State:
-    """The state before the first step; everything in it follows from the seeds."""
+def initial(study: Study, group: Group, layout: MeshLayout | None = None) -> State:
+    """The state before the first step, where it lies; its values follow from the seeds alone."""
     network, strategy = study.supernet.network, study.supernet.strategy
 
     def of_seed(key: jax.Array) -> State:
@@ -171,7 +171,6 @@ def initial(study: Study, group: Group) -> State:
     if group.together:
         init = jax.vmap(of_seed, out_axes=AXES)
         key = jnp.stack([jax.random.key(seed) for seed in group.seeds])
-    layout = study.layout(group.together)
     if layout is None:
         return init(key)
     return layout.make(init, key)
@@ -434,7 +433,7 @@ def _prepared_observation(study: Study) -> tuple[Callable[[State], Observation] 
         return None, 0.0
     observation_of = observing(study)
     first = groups(study)[0]
-    states = separate(initial(study, first), first)
+    states = separate(initial(study, first, study.layout(first.together)), first)
     say("search: compiling what is observed of the branches")
     started = time.perf_counter()
     observation_of(states[0])
@@ -449,7 +448,7 @@ def _fit(study: Study, workdir: Workdir, step: StepProgram[State], watch: Watch)
     return fit(
         group.title,
         step,
-        initial(study, group),
+        initial(study, group, study.layout(group.together)),
         stream(study, group),
         study.schedule(study.config.search.steps),
         group.folder(workdir),
@@ -646,7 +645,8 @@ def read_states(study: Study, layout: Layout) -> list[State]:
     for group in groups(study):
         folder = group.folder(layout)
         with Checkpoints(folder / "checkpoints") as checkpoints:
-            restored = checkpoints.latest(initial(study, group))
+            like = initial(study, group, study.layout(group.together))
+            restored = checkpoints.latest(like)
         # Alphas are kept in `alphas.json`; weights only here, and earlier ones do not fit them.
         if restored is None or restored.step < study.config.search.steps:
             raise InputError(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from dartformer.accelerators.compile import needed_bytes
-from dartformer.accelerators.program import arrays_of, facts, meetings
+from dartformer.accelerators.program import Exchange, Program, arrays_of, facts, meetings
 
 
 def test_an_array_is_filled_up_to_its_tiles():
@@ -68,6 +68,17 @@ def test_a_loop_counts_as_often_as_it_turns():
     assert found.array == "f32[10,8,8]"
     assert found.operations["while"] == 1
     assert found.unknown == 0
+
+
+def test_exchanges_between_devices_count_as_often_as_they_run():
+    product = "  %y = f32[8,8]{1,0} dot"
+    text = LOOP.replace(product, f"  %r = f32[8]{{0}} all-reduce(%x), to_apply=%add\n{product}")
+    gather = "  %g = (f32[4]{0}, f32[8]{0}) all-gather-start(%s), dimensions={0}\n"
+    text = text.replace("  ROOT %w", f"{gather}  ROOT %w")
+    assert Program(text).exchanges() == {
+        "all-reduce": Exchange(10, 10 * 4 * 8.0),
+        "all-gather": Exchange(1, 4 * 8.0),
+    }
 
 
 def test_a_loop_of_unknown_turns_is_said():

@@ -52,7 +52,7 @@ def measured(layers, width, smallest):
         / copied.memory_analysis().argument_size_in_bytes
     )
     assert share < 1 / DEVICES + 0.005, share
-    gathers = re.findall(r"= \w+\[([\d,]*)\][^=]* all-gather\(", divided.as_text())
+    gathers = re.findall(r"= f32\[([\d,]*)\][^=]* all-gather\(", divided.as_text())
     assert gathers, "weights are collected for a step"
     of_batch = [shape for shape in gathers if shape.startswith(f"{BATCH},{LENGTH},")]
     assert not of_batch, of_batch
