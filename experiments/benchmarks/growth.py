@@ -148,9 +148,9 @@ def measure(chips: int, layers: int, length: int) -> None:
 def table(file: str) -> None:
     """Print a table of Markdown."""
     print(
-        "| chips | state, GB | peak, GB | fits | exchanges | GB between | ms: FLOPs | memory | chips | hours of 10^10 tokens |"
+        "| chips | state, GB | peak, GB | exchanges | GB | ms: FLOPs | memory | exchange | hours |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     for line in Path(file).read_text().splitlines():
         row = json.loads(line)
         if row.get("name") != "growth" or "error" in row:
@@ -160,7 +160,7 @@ def table(file: str) -> None:
         ms = row["milliseconds"]
         print(
             f"| {row['chips']} | {row['state_gb']:.3g} | {row['peak_gb']:.3g} | "
-            f"{'yes' if row['fits'] else 'no'} | {times} | {between:.3g} | {ms['flops']:.0f} | "
+            f"{times} | {between:.3g} | {ms['flops']:.0f} | "
             f"{ms['memory']:.0f} | {ms['exchange']:.0f} | {row['hours']:.0f} |"
         )
 
