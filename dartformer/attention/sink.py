@@ -21,8 +21,9 @@ from dartformer.attention.base import (
 )
 from dartformer.attention.decoding import KeepsKeys
 from dartformer.attention.slices import by_heads
-from dartformer.kernels.block_sparse import band_attention, band_scores
+from dartformer.kernels.block_sparse import band_scores
 from dartformer.kernels.cached import Layout, Recent
+from dartformer.kernels.flash import window_attention, window_by_splash
 from dartformer.kernels.softmax import dense_weights
 
 
@@ -83,23 +84,35 @@ class Sink(KeepsKeys, Spelled):
         def some(params: Params, inputs: Inputs, key: Array | None) -> Array:
             return self._attend(params, inputs, causal, inputs.rate(train), key)
 
+        if window_by_splash(
+            inputs.q,
+            inputs.k,
+            inputs.v,
+            kernel=inputs.kernel,
+            slopes=inputs.slopes,
+            dropout=inputs.rate(train),
+            target=inputs.target,
+        ):
+            return some(params, inputs, key)
         return by_heads(some, params, inputs, key)
 
     def _attend(
         self, params: Params, inputs: Inputs, causal: bool, dropout: float, key: Array | None
     ) -> Array:
         """The output of all heads of `inputs` at once."""
-        out = band_attention(
+        out = window_attention(
             inputs.q,
             inputs.k,
             inputs.v,
             window=self.window,
             prefix=self.sinks,
+            kernel=inputs.kernel,
             causal=causal,
             valid=inputs.valid,
             slopes=inputs.slopes,
             dropout=dropout,
             key=key,
+            target=inputs.target,
         )
         return zero_invalid(out, inputs.mask)
 

@@ -214,12 +214,38 @@ def full_attention(
     return function(q, k, v, causal=causal, valid=valid, slopes=slopes, dropout=dropout, key=key)
 
 
+def window_by_splash(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    kernel: str,
+    slopes: Array | None,
+    dropout: float,
+    target: Target | None,
+) -> bool:
+    """Whether `window_attention` is by splash attention, which computes all heads at once."""
+    length, width = q.shape[1], q.shape[-1]
+    if kernel != "splash" and not (kernel == "auto" and _pays("splash", length, width)):
+        return False
+    return not splash_refusal(
+        jnp.result_type(q, k, v),
+        width,
+        slopes=slopes is not None,
+        dropout=dropout,
+        queries=length,
+        keys=k.shape[1],
+        target=target,
+    )
+
+
 def window_attention(
     q: Array,
     k: Array,
     v: Array,
     *,
     window: int,
+    prefix: int = 0,
     kernel: str = "auto",
     causal: bool = False,
     valid: Array | None = None,
@@ -233,24 +259,14 @@ def window_attention(
     `kernel` and `target` are as in `full_attention`; a named kernel that has no windows is passed
     over. Rows of invalid queries are zero by splash attention.
     """
-    length = q.shape[1]
-    takes_splash = kernel == "splash" or (kernel == "auto" and _pays("splash", length, q.shape[-1]))
-    dtype = jnp.result_type(q, k, v)
-    if takes_splash and not splash_refusal(
-        dtype,
-        q.shape[-1],
-        slopes=slopes is not None,
-        dropout=dropout,
-        queries=length,
-        keys=k.shape[1],
-        target=target,
-    ):
-        return _splash(q, k, v, causal=causal, window=window, valid=valid)
+    if window_by_splash(q, k, v, kernel=kernel, slopes=slopes, dropout=dropout, target=target):
+        return _splash(q, k, v, causal=causal, window=window, prefix=prefix, valid=valid)
     return band_attention(
         q,
         k,
         v,
         window=window,
+        prefix=prefix,
         causal=causal,
         valid=valid,
         slopes=slopes,
@@ -267,12 +283,13 @@ def _splash(
     causal: bool,
     valid: Array | None,
     window: int | None = None,
+    prefix: int = 0,
 ) -> Array:
     """`splash_attention`."""
     # Imported here, so that Pallas is loaded only where it is used.
     from dartformer.kernels.splash import splash_attention
 
-    return splash_attention(q, k, v, causal=causal, window=window, valid=valid)
+    return splash_attention(q, k, v, causal=causal, window=window, prefix=prefix, valid=valid)
 
 
 def cudnn_attention(

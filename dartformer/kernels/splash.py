@@ -5,9 +5,11 @@ on a CPU, and the TPU's own compiler compiles it.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as kernels,
@@ -34,6 +36,7 @@ def splash_attention(
     *,
     causal: bool = False,
     window: int | None = None,
+    prefix: int = 0,
     valid: Array | None = None,
     interpret: bool = False,
 ) -> Array:
@@ -48,7 +51,8 @@ def splash_attention(
     Args:
       q, k, v: `[B, N, H, D]`.
       causal: query i sees key j only if j <= i.
-      window: query i sees key j only if |i - j| <= window; None for no limit.
+      window: query i sees key j only if |i - j| <= window or j < prefix; None for no limit.
+      prefix: number of first keys that a window does not hide.
       valid: `[B, N]` bool, which tokens exist; None if all do.
       interpret: run in Pallas' interpreter, on any device.
 
@@ -66,7 +70,7 @@ def splash_attention(
     def filled(x: Array) -> Array:
         return jnp.pad(x.astype(dtype), ((0, 0), (0, filling), (0, 0), (0, 0)))
 
-    run = _by_segments(causal, window, block, interpret)
+    run = _by_segments(_Pattern(causal, window, prefix), block, interpret)
     out = run(filled(q), filled(k), filled(v), present.astype(jnp.int32))[:, :length]
     return jnp.where(valid[:, :, None, None], out, 0).astype(v.dtype)
 
@@ -79,13 +83,53 @@ def blocks_of(length: int) -> tuple[int, int]:
     return block, count * block
 
 
+class _Pattern(NamedTuple):
+    """Which keys a query sees, as in `splash_attention`."""
+
+    causal: bool
+    window: int | None
+    prefix: int
+
+    def mask(self, length: int) -> masks.Mask:
+        """For so many tokens."""
+        shape = (length, length)
+        causal = masks.CausalMask(shape)
+        if self.window is None:
+            return causal if self.causal else masks.FullMask(shape)
+        after = self.window
+        if self.causal:
+            after = 0
+        window = masks.LocalMask(shape, (self.window, after), 0)
+        if not self.prefix:
+            return window
+        first: masks.Mask = _FirstKeys(length, self.prefix)
+        if self.causal:
+            first = first & causal
+        return window | first
+
+
+class _FirstKeys(masks.Mask):
+    """The first `prefix` keys, for `length` queries and keys."""
+
+    def __init__(self, length: int, prefix: int):
+        self.length, self.prefix = length, prefix
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.length, self.length
+
+    def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
+        queries, keys = (np.arange(self.length)[part] for part in index)
+        return np.broadcast_to(keys < self.prefix, (len(queries), len(keys)))
+
+
 # Kept, so that equal calls are the same function to JAX, which traces it only once.
 @functools.cache
-def _by_segments(causal: bool, window: int | None, block: int, interpret: bool) -> Function:
+def _by_segments(pattern: _Pattern, block: int, interpret: bool) -> Function:
     """Attention to the keys for which the last argument, `[B, N]` integers, is 1."""
 
     def fast(q: Array, k: Array, v: Array, present: Array) -> Array:
-        kernel = _kernel(q.shape[1], q.shape[2], causal, window, block, interpret)
+        kernel = _kernel(q.shape[1], q.shape[2], pattern, block, interpret)
         # Every query is of segment 1. A query that is not valid sees the same keys as others, and
         # its row is zeroed afterwards: a row without a key would divide by zero.
         segments = kernels.SegmentIds(jnp.ones_like(present), present)
@@ -99,26 +143,18 @@ def _by_segments(causal: bool, window: int | None, block: int, interpret: bool) 
 
     def definition(q: Array, k: Array, v: Array, present: Array) -> Array:
         valid = present == 1
+        causal, window, prefix = pattern
         if window is None:
             return chunked_attention(q, k, v, causal=causal, valid=valid)
-        return band_attention(q, k, v, window=window, causal=causal, valid=valid)
+        return band_attention(q, k, v, window=window, prefix=prefix, causal=causal, valid=valid)
 
     return fused(fast, definition)
 
 
 def _kernel(
-    length: int, heads: int, causal: bool, window: int | None, block: int, interpret: bool
+    length: int, heads: int, pattern: _Pattern, block: int, interpret: bool
 ) -> kernels.SplashAttentionKernel:
     """Splash attention of one example, `[H, N, D]`."""
-    shape = (length, length)
-    mask: masks.Mask = masks.FullMask(shape)
-    if window is not None:
-        after = window
-        if causal:
-            after = 0
-        mask = masks.LocalMask(shape, (window, after), 0)
-    elif causal:
-        mask = masks.CausalMask(shape)
     sizes = kernels.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -132,7 +168,7 @@ def _kernel(
         block_kv_dq=block,
     )
     return kernels.make_splash_mha(
-        masks.MultiHeadMask([mask] * heads),
+        masks.MultiHeadMask([pattern.mask(length)] * heads),
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,

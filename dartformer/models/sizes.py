@@ -141,7 +141,7 @@ class TransformerOptions:
         to be scaled. "float64" makes all of these float64.
       kernel: how softmax over all tokens is computed: "auto", the first that can of "cudnn" (on a
         GPU), "splash" (on a TPU), "chunked" (no array of N x N) and "dense"; or one of these by
-        name. Only "auto" lets retention and ssd take their kernel on a TPU.
+        name. Only "auto" lets recurrences take their kernels on a TPU.
       scan: a supernet of at least so many layers runs them as one loop, which compiles one layer in
         place of all; 0: never.
       norm: "layer", or "rms" (Zhang and Sennrich 2019, arXiv:1910.07467), which subtracts no mean and

@@ -140,10 +140,15 @@ def test_full_attention_lowers_for_cudnn(length, causal, masked, order):
 
 @pytest.mark.parametrize(
     ("name", "length", "causal", "masked"),
-    [("full", 301, False, True), ("full", 1025, True, False), ("local", 300, False, True)],
+    [
+        ("full", 301, False, True),
+        ("full", 1025, True, False),
+        ("local", 300, False, True),
+        ("sink", 301, True, True),
+    ],
 )
 @pytest.mark.parametrize("order", [1, 2])
-def test_full_and_local_attention_lower_for_splash(name, length, causal, masked, order):
+def test_full_and_windows_lower_for_splash(name, length, causal, masked, order):
     options = (length, 1, "bfloat16", causal, masked, order)
     program, shapes = attention_program(name, "tpu", *options, width=32)
     assert KERNEL in calls_of(program, shapes, "tpu")

@@ -13,14 +13,14 @@ VALID = np.random.default_rng(1).random((B, N)) < 0.6
 VALID[1] = False
 
 
-def definition(q, k, v, *, causal, window, valid):
+def definition(q, k, v, *, causal, window, prefix, valid):
     """The softmax under its mask, `[B, N, H, D]`; zero where not valid."""
     distance = jnp.arange(N) - jnp.arange(N)[:, None]
     allowed = jnp.ones((N, N), bool)
-    if causal:
-        allowed = distance <= 0
     if window is not None:
-        allowed = allowed & (abs(distance) <= window)
+        allowed = (abs(distance) <= window) | (jnp.arange(N) < prefix)
+    if causal:
+        allowed = allowed & (distance <= 0)
     if valid is not None:
         allowed = allowed & valid[:, None, None]
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * D**-0.5
@@ -32,16 +32,25 @@ def definition(q, k, v, *, causal, window, valid):
 
 
 @pytest.mark.parametrize(
-    ("causal", "window", "masked"), [(False, None, True), (True, None, False), (False, 20, True)]
+    ("causal", "window", "prefix", "masked"),
+    [
+        (False, None, 0, True),
+        (True, None, 0, False),
+        (False, 20, 0, True),
+        (False, 5, 3, True),
+        (True, 5, 3, False),
+    ],
 )
-def test_splash_is_the_definition(monkeypatch, compile_quickly, causal, window, masked):
+def test_splash_is_the_definition(monkeypatch, compile_quickly, causal, window, prefix, masked):
     """Over two blocks, the second partly filled: the output, the gradient, its derivative."""
     monkeypatch.setattr(splash, "BLOCK", 128)
     rng = np.random.default_rng(0)
     q, k, v, direction = (
         jnp.asarray(rng.standard_normal((B, N, H, D)), jnp.float32) for _ in range(4)
     )
-    options = {"causal": causal, "window": window, "valid": jnp.asarray(VALID) if masked else None}
+    options = {"causal": causal, "window": window, "prefix": prefix, "valid": None}
+    if masked:
+        options["valid"] = jnp.asarray(VALID)
 
     def derivatives(function):
         def loss(q, k, v):
