@@ -84,23 +84,25 @@ class GatedLinear(KeepsState, Spelled):
             "bias": jnp.zeros((h, d)),
         }
 
-    def _decay(self, params: Params, inputs: Inputs) -> Array:
-        """The log-decays `[B, N, H, D]`."""
+    def _logits(self, params: Params, inputs: Inputs) -> Array:
+        """W x, `[B, N, H, D]`, of which the gates are sigmoids."""
         assert inputs.x is not None
         dtype = wide(inputs.q, inputs.k, inputs.x)
         x = inputs.x.astype(dtype)
-        # log a_i, not a_i: the scan multiplies many gates, and their product would underflow.
         down, up = params["down"].astype(dtype), params["up"].astype(dtype)
         bias = params["bias"].astype(dtype)
         if (inputs.target or here()).accelerated:
             # Heads stay side by side, as the scan takes them.
             inner = x @ down.swapaxes(0, 1).reshape(x.shape[-1], -1)
             logits = inner @ _diagonal(up) + bias.ravel()
-        else:
-            inner = jnp.einsum("bne,her->bnhr", x, down)
-            logits = jnp.einsum("bnhr,hrd->bnhd", inner, up) + bias
-        decay = _log_sigmoid(logits) / self.normaliser
-        return decay.reshape(*x.shape[:2], *bias.shape)
+            return logits.reshape(*x.shape[:2], *bias.shape)
+        inner = jnp.einsum("bne,her->bnhr", x, down)
+        return jnp.einsum("bnhr,hrd->bnhd", inner, up) + bias
+
+    def _decay(self, params: Params, inputs: Inputs) -> Array:
+        """The log-decays `[B, N, H, D]`."""
+        # log a_i, not a_i: the scan multiplies many gates, and their product would underflow.
+        return jax.nn.log_sigmoid(self._logits(params, inputs)) / self.normaliser
 
     def __call__(
         self,
@@ -117,7 +119,8 @@ class GatedLinear(KeepsState, Spelled):
             inputs.q,
             inputs.k,
             drop_values(inputs, train, key),
-            self._decay(params, inputs),
+            self._logits(params, inputs),
+            normaliser=self.normaliser,
             causal=causal,
             valid=inputs.valid,
             scale=inputs.q.shape[-1] ** -0.5,
@@ -166,18 +169,6 @@ class GatedLinear(KeepsState, Spelled):
             # Decoding keeps the state D x D, and no keys and values.
             state_bytes=heads * shape.head_dim**2 * shape.wide_itemsize,
         )
-
-
-@jax.custom_jvp
-def _log_sigmoid(x: Array) -> Array:
-    """`jax.nn.log_sigmoid`, whose derivative needs nothing but its result, which the scan keeps."""
-    return jax.nn.log_sigmoid(x)
-
-
-@_log_sigmoid.defjvp
-def _log_sigmoid_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    out = _log_sigmoid(*primals)
-    return out, -jnp.expm1(out) * tangents[0]
 
 
 def _diagonal(matrices: Array) -> Array:

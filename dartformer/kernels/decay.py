@@ -6,6 +6,7 @@ They are a Pallas kernel for TPUs, and chunks in plain JAX.
 import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
@@ -81,8 +82,9 @@ def gated_attention(
     q: Array,
     k: Array,
     v: Array,
-    log_decay: Array,
+    logits: Array,
     *,
+    normaliser: float,
     kernel: str = "auto",
     causal: bool = True,
     valid: Array | None = None,
@@ -92,16 +94,28 @@ def gated_attention(
     """`gated_scan`, with its arguments and its result.
 
     Args:
+      logits: of gates, `[B, N, H, M]`.
+      normaliser: the log-decays are log_sigmoid(logits) / normaliser.
       kernel: as in `decay_attention`; the kernel is that of `gated_pallas`.
     """
     target = target or here()
-    function: Callable[..., Array] = gated_scan
     if has_kernel(target):
         from dartformer.kernels.gated_pallas import gated_recurrence, refusal
 
         if _takes_kernel(kernel, q, k, v, target, refusal):
-            function = gated_recurrence
-    return function(q, k, v, log_decay, causal=causal, valid=valid, scale=scale, target=target)
+            return gated_recurrence(
+                q,
+                k,
+                v,
+                logits,
+                normaliser=normaliser,
+                causal=causal,
+                valid=valid,
+                scale=scale,
+                target=target,
+            )
+    log_decay = jax.nn.log_sigmoid(logits) / normaliser
+    return gated_scan(q, k, v, log_decay, causal=causal, valid=valid, scale=scale, target=target)
 
 
 def delta_attention(

@@ -56,15 +56,16 @@ def gated_recurrence(
     q: Array,
     k: Array,
     v: Array,
-    log_decay: Array,
+    logits: Array,
     *,
+    normaliser: float,
     causal: bool = True,
     valid: Array | None = None,
     scale: float = 1.0,
     target: Target | None = None,
     interpret: bool = False,
 ) -> Array:
-    """`gated_scan`, with its arguments and its result, by the kernel.
+    """`gated_scan` of gates, with its arguments and its result, by the kernel.
 
     The state goes from chunk to chunk without leaving the chip's fast memory, as in
     `decay_recurrence`. A chunk is halved down to single tokens, and the halves of each size read
@@ -75,6 +76,9 @@ def gated_recurrence(
     them; the halves within them, and all gradients, are derived here.
 
     Args:
+      logits: of gates, `[B, N, H, M]`: the kernel computes the log-decays itself, and what is
+        computed of their gradients reads one array in place of two.
+      normaliser: the log-decays are log_sigmoid(logits) / normaliser.
       interpret: run in Pallas' interpreter, on any device.
 
     Returns:
@@ -86,17 +90,22 @@ def gated_recurrence(
     write = jnp.full(q.shape[:2], scale, jnp.float32)
     if valid is not None:
         write = jnp.where(valid, write, 0)
-    run = _differentiable(CHUNK, causal, jnp.dtype(v.dtype), target, interpret)
+    run = _differentiable(CHUNK, float(normaliser), causal, jnp.dtype(v.dtype), target, interpret)
     arrays = (q.astype(common), k.astype(common), v.astype(common))
-    return run(*arrays, log_decay.astype(jnp.float32), write)
+    return run(*arrays, logits.astype(jnp.float32), write)
 
 
 # Kept, so that equal calls are the same function to JAX, which traces it only once.
 @functools.cache
 def _differentiable(
-    chunk: int, causal: bool, dtype: jnp.dtype, target: Target | None, interpret: bool
+    chunk: int,
+    normaliser: float,
+    causal: bool,
+    dtype: jnp.dtype,
+    target: Target | None,
+    interpret: bool,
 ) -> Function:
-    """Of q, k, v, log-decays, and factors of k `[B, N]`, which have no derivative.
+    """Of q, k, v, logits, and factors of k `[B, N]`, which have no derivative.
 
     Where a factor is zero, the token does not let the state decay.
     """
@@ -110,19 +119,20 @@ def _differentiable(
 
     def forward(*arrays: Array) -> tuple[Array, tuple[Sequence[Array], Sequence[Array]]]:
         sizes = sizes_of(arrays)
-        behind = _states(sizes, arrays)
-        return _output(sizes, arrays, behind, dtype), (arrays, behind)
+        behind = _states(sizes, normaliser, arrays)
+        return _output(sizes, normaliser, arrays, behind, dtype), (arrays, behind)
 
     def backward(
         kept: tuple[Sequence[Array], Sequence[Array]], cotangent: Array
     ) -> tuple[Array, ...]:
         arrays, behind = kept
-        gradients = _gradients(sizes_of(arrays), arrays, behind, cotangent)
+        gradients = _gradients(sizes_of(arrays), normaliser, arrays, behind, cotangent)
         return *gradients, jnp.zeros_like(arrays[-1])
 
     fast.defvjp(forward, backward)
 
-    def definition(q: Array, k: Array, v: Array, log_decay: Array, write: Array) -> Array:
+    def definition(q: Array, k: Array, v: Array, logits: Array, write: Array) -> Array:
+        log_decay = jax.nn.log_sigmoid(logits) / normaliser
         k = k.astype(jnp.float32) * write[:, :, None, None]
         valid = write != 0
         out = gated_scan(q, k, v, log_decay, causal=causal, valid=valid, target=target)
@@ -137,8 +147,8 @@ def _differentiable(
 # of its gradient, only where all is equal, down to the places in these lines.
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _states(sizes: Sizes, arrays: Sequence[Array]) -> list[Array]:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _states(sizes: Sizes, normaliser: float, arrays: Sequence[Array]) -> list[Array]:
     """R of each chunk; nothing if causal, as no token behind a chunk matters."""
     if sizes.causal:
         return []
@@ -146,7 +156,7 @@ def _states(sizes: Sizes, arrays: Sequence[Array]) -> list[Array]:
     _, *operands = zip(_operands(sizes, arrays), _kinds(back), strict=True)
     return Pass(
         "gated_states",
-        _states_body,
+        functools.partial(_states_body, normaliser),
         operands=operands,
         results=[(states_shape(sizes), back.states)],
         states=1,
@@ -155,16 +165,20 @@ def _states(sizes: Sizes, arrays: Sequence[Array]) -> list[Array]:
     ).run(sizes)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 4))
 def _output(
-    sizes: Sizes, arrays: Sequence[Array], behind: Sequence[Array], dtype: jnp.dtype
+    sizes: Sizes,
+    normaliser: float,
+    arrays: Sequence[Array],
+    behind: Sequence[Array],
+    dtype: jnp.dtype,
 ) -> Array:
     forth = blocks(sizes, reverse=False)
     operands = [*zip(_operands(sizes, arrays), _kinds(forth), strict=True)]
     v = operands[2][0]
     (y,) = Pass(
         "gated_output",
-        _output_body,
+        functools.partial(_output_body, normaliser),
         operands=operands + [(state, forth.states) for state in behind],
         results=[(jax.ShapeDtypeStruct(v.shape, dtype), forth.depth)],
         states=1,
@@ -175,15 +189,19 @@ def _output(
 
 
 def _gradients(
-    sizes: Sizes, arrays: Sequence[Array], behind: Sequence[Array], cotangent: Array
+    sizes: Sizes,
+    normaliser: float,
+    arrays: Sequence[Array],
+    behind: Sequence[Array],
+    cotangent: Array,
 ) -> tuple[Array, ...]:
-    """Of q, k, v and log-decays."""
+    """Of q, k, v and logits."""
     inputs = _operands(sizes, arrays)
     dy = vectors(sizes, cotangent)
     back, forth = blocks(sizes, reverse=True), blocks(sizes, reverse=False)
     left = Pass(
         "gated_cotangents",
-        _cotangents_body,
+        functools.partial(_cotangents_body, normaliser),
         operands=[
             (inputs[0], back.width),
             *[(inputs[3], back.width), (inputs[4], back.shared)],
@@ -199,9 +217,9 @@ def _gradients(
     for x, block in zip(inputs[:4], _kinds(forth)[:4], strict=True):
         results.append((jax.ShapeDtypeStruct(x.shape, x.dtype), block))
     both = 2 - sizes.causal
-    dq, dk, dv, ddecay = Pass(
+    dq, dk, dv, dlogits = Pass(
         "gated_gradients",
-        _gradients_body,
+        functools.partial(_gradients_body, normaliser),
         operands=operands + [(state, forth.states) for state in (*left, *behind)],
         results=results,
         states=both,
@@ -213,35 +231,39 @@ def _gradients(
         of_vectors(sizes, dq, sizes.width),
         of_vectors(sizes, dk, sizes.width),
         of_vectors(sizes, dv, sizes.depth),
-        of_vectors(sizes, ddecay, sizes.width),
+        of_vectors(sizes, dlogits, sizes.width),
     )
 
 
 def _operands(sizes: Sizes, arrays: Sequence[Array]) -> list[Array]:
-    q, k, v, decay, write = arrays
+    q, k, v, logits, write = arrays
     short = sizes.chunks * sizes.chunk - sizes.length
-    wide = [vectors(sizes, x) for x in (q, k, v, decay)]
+    wide = [vectors(sizes, x) for x in (q, k, v, logits)]
     return [*wide, jnp.pad(write, ((0, 0), (0, short)))[:, None]]
 
 
 def _kinds(found: Blocks) -> list[pl.BlockSpec]:
-    """The blocks of q, k, v, log-decays and factors."""
+    """The blocks of q, k, v, logits and factors."""
     return [found.width, found.width, found.depth, found.width, found.shared]
 
 
 # What a pass computes of one chunk. States are transposed, `[D, M]` in a head.
 
 
-def _states_body(sizes: Sizes, k: Ref, v: Ref, decay: Ref, write: Ref, out: Ref, r: Ref) -> None:
+def _states_body(
+    normaliser: float, sizes: Sizes, k: Ref, v: Ref, logits: Ref, write: Ref, out: Ref, r: Ref
+) -> None:
     """R of each chunk."""
     out[...] = r[...]
-    times = _Times.of(_decays(decay, write))
+    times = _Times.of(_decays(logits, write, normaliser))
     _leave(sizes, times, r, read(k) * as_column(write[...]) * times.first, v)
 
 
-def _output_body(sizes: Sizes, q: Ref, k: Ref, v: Ref, decay: Ref, write: Ref, *rest: Ref) -> None:
+def _output_body(
+    normaliser: float, sizes: Sizes, q: Ref, k: Ref, v: Ref, logits: Ref, write: Ref, *rest: Ref
+) -> None:
     *behind, out, s = rest
-    times = _Times.of(_decays(decay, write))
+    times = _Times.of(_decays(logits, write, normaliser))
     plain, keys = read(q), read(k) * as_column(write[...])
     queries = plain * times.own
     first, last = queries * times.first, queries * times.last
@@ -263,22 +285,30 @@ def _output_body(sizes: Sizes, q: Ref, k: Ref, v: Ref, decay: Ref, write: Ref, *
 
 
 def _cotangents_body(
-    sizes: Sizes, q: Ref, decay: Ref, write: Ref, dy: Ref, out: Ref, p: Ref
+    normaliser: float, sizes: Sizes, q: Ref, logits: Ref, write: Ref, dy: Ref, out: Ref, p: Ref
 ) -> None:
     """P of each chunk."""
     out[...] = p[...]
-    times = _Times.of(_decays(decay, write))
+    times = _Times.of(_decays(logits, write, normaliser))
     _leave(sizes, times, p, read(q) * times.own * times.first, dy)
 
 
 def _gradients_body(
-    sizes: Sizes, q: Ref, k: Ref, v: Ref, decay: Ref, write: Ref, dy: Ref, *rest: Ref
+    normaliser: float,
+    sizes: Sizes,
+    q: Ref,
+    k: Ref,
+    v: Ref,
+    logits: Ref,
+    write: Ref,
+    dy: Ref,
+    *rest: Ref,
 ) -> None:
     both = 2 - sizes.causal
-    states, (dq, dk, dv, ddecay) = rest[:both], rest[both : both + 4]
+    states, (dq, dk, dv, dlogits) = rest[:both], rest[both : both + 4]
     *before, slopes = rest[both + 4 :]
     count = levels(sizes.chunk)
-    times = _Times.of(_decays(decay, write))
+    times = _Times.of(_decays(logits, write, normaliser))
     factors = as_column(write[...])
     plain, keys = read(q), read(k) * factors
     queries = plain * times.own
@@ -298,19 +328,23 @@ def _gradients_body(
         dq[:, wide] = (found.q * times.own[:, wide] + itself * chunk.k).astype(dq.dtype)
         dk[:, wide] = ((found.k + itself * alone) * factors).astype(dk.dtype)
         dv[:, deep] = (found.v + sums(alone * chunk.k) * chunk.dy).astype(dv.dtype)
-        ddecay[:, wide] = found.q * chunk.q
-    total = ddecay[...] + _pulled_back(slopes, count)
+        dlogits[:, wide] = found.q * chunk.q
+    total = dlogits[...] + _pulled_back(slopes, count)
     for way in ways:
         total = total + times.full * sums(way.state[...] * way.left[...], 0)
-    ddecay[...] = jnp.where(factors == 0, 0, total)
+    # The derivative of log_sigmoid(x) is sigmoid(-x).
+    slope = jax.nn.sigmoid(-logits[...]) / normaliser
+    dlogits[...] = jnp.where(factors == 0, 0, total * slope)
     _leave(sizes, times, before[0], keys * times.last, v)
     if not sizes.causal:
         _leave(sizes, times, before[1], queries * times.last, dy)
 
 
-def _decays(decay: Ref, write: Ref) -> Array:
+def _decays(logits: Ref, write: Ref, normaliser: float) -> Array:
     """Log-decays, zero where the factor of k is."""
-    return jnp.where(as_column(write[...]) == 0, 0, decay[...])
+    x = logits[...]
+    log_sigmoid = jnp.minimum(x, 0) - jnp.log1p(jnp.exp(-jnp.abs(x)))
+    return jnp.where(as_column(write[...]) == 0, 0, log_sigmoid / normaliser)
 
 
 def _leave(sizes: Sizes, times: "_Times", state: Ref, x: Array, y: Ref) -> None:

@@ -13,18 +13,28 @@ from dartformer.kernels.recurrence import recurrence
 from dartformer.kernels.target import Target
 
 B, N, M, D = 2, 40, 4, 6
-SCALE = 0.5
+SCALE, NORMALISER = 0.5, 3.0
 
 
 def arrays(heads=1):
-    """q, k, v, log-decays, and a cotangent; and which tokens are valid."""
+    """q, k, v, logits, and a cotangent; and which tokens are valid."""
     random = np.random.default_rng(0)
     q, k = (random.standard_normal((B, N, heads, M)) for _ in range(2))
     v, cotangent = (random.standard_normal((B, N, heads, D)) for _ in range(2))
-    decay = -0.2 * random.exponential(size=(B, N, heads, M))
+    logits = random.standard_normal((B, N, heads, M))
     valid = random.random((B, N)) < 0.7
     valid[1, :20] = False
-    return [jnp.asarray(x, jnp.float32) for x in (q, k, v, decay, cotangent)], jnp.asarray(valid)
+    return [jnp.asarray(x, jnp.float32) for x in (q, k, v, logits, cotangent)], jnp.asarray(valid)
+
+
+def definition(q, k, v, logits, **options):
+    """The recurrence of gates."""
+    return recurrence(SCALE * q, k, v, jax.nn.log_sigmoid(logits) / NORMALISER, **options)
+
+
+def kernel(*floats, **options):
+    options = {"scale": SCALE, "normaliser": NORMALISER, **options}
+    return gated_recurrence(*floats, interpret=True, **options)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -33,14 +43,8 @@ def test_the_kernel_is_the_definition(monkeypatch, compile_quickly, causal):
     monkeypatch.setattr(gated_pallas, "CHUNK", 16)
     (*floats, cotangent), valid = arrays(2 - causal)
 
-    def definition(q, k, v, decay):
-        return recurrence(SCALE * q, k, v, decay, causal=causal, valid=valid)
-
-    def kernel(*floats):
-        return gated_recurrence(*floats, causal=causal, valid=valid, scale=SCALE, interpret=True)
-
     def measured(function):
-        out, pull = jax.vjp(function, *floats)
+        out, pull = jax.vjp(lambda *x: function(*x, causal=causal, valid=valid), *floats)
         return out, *pull(cotangent)
 
     got, want = jax.jit(lambda: (measured(kernel), measured(definition)))()
@@ -54,15 +58,9 @@ def test_further_derivatives_are_those_of_the_definition(monkeypatch, compile_qu
 
     def second(function):
         def loss(*floats):
-            return (function(*floats) ** 2 * cotangent).sum()
+            return (function(*floats, causal=False, valid=valid) ** 2 * cotangent).sum()
 
         return jax.jvp(jax.grad(loss, (0, 1, 2, 3)), tuple(floats), tuple(floats))[1]
-
-    def definition(q, k, v, decay):
-        return recurrence(SCALE * q, k, v, decay, causal=False, valid=valid)
-
-    def kernel(*floats):
-        return gated_recurrence(*floats, causal=False, valid=valid, scale=SCALE, interpret=True)
 
     got, want = jax.jit(lambda: (second(kernel), second(definition)))()
     for g, w in zip(got, want, strict=True):
@@ -72,17 +70,17 @@ def test_further_derivatives_are_those_of_the_definition(monkeypatch, compile_qu
 def test_strong_decays_in_bfloat16_stay_finite(monkeypatch, compile_quickly):
     """Where log-decays add up to hundreds no exponent is above zero; outputs have v's dtype."""
     monkeypatch.setattr(gated_pallas, "CHUNK", 32)
-    (q, k, v, decay, _), _ = arrays()
+    (q, k, v, logits, _), _ = arrays()
     q, k, v = (x.astype(jnp.bfloat16) for x in (q, k, v))
 
     def loss(*floats):
-        out = gated_recurrence(*floats, causal=False, interpret=True)
+        out = kernel(*floats, causal=False)
         assert out.dtype == jnp.bfloat16
         return out.astype(jnp.float32).sum()
 
-    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))(q, k, v, 500 * decay)
+    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))(q, k, v, 500 * logits)
     assert jnp.isfinite(value)
-    for gradient, x in zip(gradients, (q, k, v, decay), strict=True):
+    for gradient, x in zip(gradients, (q, k, v, logits), strict=True):
         assert gradient.dtype == x.dtype
         assert jnp.isfinite(gradient.astype(jnp.float32)).all()
 
