@@ -101,7 +101,7 @@ def measure(chips: int, layers: int, length: int) -> None:
     studies.Checks = NoTask  # type: ignore[misc,assignment]
     study = Study(build(config), TPU_V5E.target)
     function, (state, batch) = searching(study, chips)
-    topology = topologies.get_topology_desc("v5e", "tpu", topology_name=TOPOLOGIES[chips])
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chips])
     devices = np.array(topology.devices).reshape(1, chips)
     Slice.chips = Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     layout = Slice(MeshShape(1, chips, 1))
