@@ -98,6 +98,7 @@ class _Connection:
         self.client, self.number, self.count = client, number, count
         # Every process counts the same calls, because all execute the same program.
         self.calls = itertools.count()
+        self.answer: str | None = None  # the key of the chief's last one
         self.steps = itertools.count(1)
         self.is_alone = False
 
@@ -230,6 +231,7 @@ def by_chief(function: Callable[[], T]) -> T:
     name = f"dartformer/{next(_connection.calls)}"
     client = _connection.client
     client.wait_at_barrier(name, 1000 * LIMIT)
+    _forget_answer(_connection, name)
     if _connection.number:
         return _received(json.loads(client.blocking_key_value_get(name, 1000 * LIMIT)))
     try:
@@ -243,6 +245,13 @@ def by_chief(function: Callable[[], T]) -> T:
         raise
     client.key_value_set(name, json.dumps({"result": result}))
     return result
+
+
+def _forget_answer(connection: _Connection, name: str) -> None:
+    """Delete the last answer, which all have read; `name` is the key of the next."""
+    if connection.number == 0 and connection.answer is not None:
+        connection.client.key_value_delete(connection.answer)
+    connection.answer = name
 
 
 def _received(message: dict[str, Any]) -> Any:

@@ -88,9 +88,12 @@ def resolved(wanted: MeshShape, batch: int, available: int, processes: int = 1) 
     return shape
 
 
-def device_count() -> int:
-    """The devices of all processes."""
-    return jax.device_count()
+def devices() -> list[jax.Device]:
+    """The devices of the run: those of all processes that share it."""
+    if hosts.count() > 1:
+        return jax.devices()
+    # Others may have connected this process, for a program of their own.
+    return jax.local_devices()
 
 
 def layout(
@@ -108,7 +111,7 @@ def layout(
     if not seeds_lead and wanted.seeds > 1:
         data = wanted.data * wanted.seeds
         wanted = MeshShape(data, wanted.fsdp)
-    shape = resolved(wanted, batch, device_count(), hosts.count())
+    shape = resolved(wanted, batch, len(devices()), hosts.count())
     if shape == MeshShape(1, 1, 1):
         return None
     return MeshLayout(shape, smallest, seeds_lead)
@@ -135,9 +138,9 @@ class MeshLayout:
         # An axis of one device would still have its sums in every program.
         if self._seeds_axis is not None:
             sizes, names = [self.shape.seeds, *sizes], [SEEDS, *names]
-        devices = jax.devices()[: math.prod(sizes)]
         types = (AxisType.Auto,) * len(sizes)
-        return jax.make_mesh(sizes, names, axis_types=types, devices=devices)
+        used = devices()[: math.prod(sizes)]
+        return jax.make_mesh(sizes, names, axis_types=types, devices=used)
 
     @property
     def _seeds_axis(self) -> str | None:

@@ -289,6 +289,22 @@ def test_two_streams_over_halves_keep_step_in_length():
     assert not wide["valid"][:, LENGTH:].any()
 
 
+@pytest.mark.parametrize("split", [in_memory(100), Endless(lambda i: {"tokens": i}, 10**6)])
+@pytest.mark.parametrize("buckets", [1, 3])
+def test_processes_read_parts_of_one_batch(split, buckets):
+    """Together the whole batch, in its order and of its length."""
+    if isinstance(split, Endless) and buckets > 1:
+        pytest.skip("there is no length to sort by")
+    parts_of_batch = [np.array([0, 1, 2]), np.array([3, 4, 5, 6])]
+    whole = batches(split, 7, 3, buckets)
+    shared = [batches(split, 7, 3, buckets, rows=rows) for rows in parts_of_batch]
+    for _ in range(20):
+        drawn = [next(stream) for stream in shared]
+        for name, array in next(whole).items():
+            np.testing.assert_array_equal(np.concatenate([d[name] for d in drawn]), array)
+    assert whole.get_state() == shared[0].get_state() == shared[1].get_state()
+
+
 def test_examine_in_buckets_has_every_row_once():
     examined = list(examine(in_memory(10), 4, buckets=3))
     rows = np.concatenate([batch["row"][batch["weight"] > 0] for batch in examined])
