@@ -5,7 +5,7 @@
 
 Prints JSON lines. `step` compares two processes of one device with one process of two devices, in
 turns. `kills` kills one of two processes again and again, in the middle of steps and of
-checkpoints, starts both anew, and compares the end with a run that nobody disturbed.
+checkpoints, starts both again, and compares the end with a run that nobody disturbed.
 """
 
 import argparse
