@@ -105,7 +105,14 @@ class Linformer(Spelled):
             # Before the projection: a slot mixes tokens, and cannot leave one out afterwards.
             k, v = zero_invalid(k, inputs.valid), zero_invalid(v, inputs.valid)
         k_slots, v_slots = project(e, k), project(f, v)  # [B, H, rank, D]
-        out = low_rank_attention(inputs.q, k_slots, v_slots, dropout=inputs.rate(train), key=key)
+        out = low_rank_attention(
+            inputs.q,
+            k_slots,
+            v_slots,
+            dropout=inputs.rate(train),
+            key=key,
+            target=inputs.target,
+        )
         return zero_invalid(out.astype(v.dtype), inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:

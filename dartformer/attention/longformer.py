@@ -121,6 +121,7 @@ class Longformer(KeepsKeys, Spelled):
             slopes=inputs.slopes,
             dropout=inputs.rate(train),
             key=band_key,
+            target=inputs.target,
         )
         out = self._global_rows(params, inputs, causal, inputs.rate(train), first_key)
         first = out.shape[1]

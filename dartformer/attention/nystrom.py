@@ -84,10 +84,10 @@ class Nystrom(Spelled):
         (q_mean, k_mean, v_mean), filled = segments((q, k, v), self.landmarks, inputs.valid)
         middle = self._middle(q_mean, k_mean, filled)
         # From the right, so that no array is N x N: [m, m] times [m, D].
-        slots = middle @ slot_attention(q_mean, k, v, key_mask(inputs.valid))
+        slots = middle @ slot_attention(q_mean, k, v, key_mask(inputs.valid), target=inputs.target)
         if q.shape[1] <= self.landmarks or inputs.valid is not None:
             slots = jnp.where(self._few(inputs), v_mean, slots)
-        out = low_rank_attention(q, k_mean, slots, key_mask(filled))
+        out = low_rank_attention(q, k_mean, slots, key_mask(filled), target=inputs.target)
         return zero_invalid(out.astype(v.dtype), inputs.mask)
 
     def _few(self, inputs: Inputs) -> Array:

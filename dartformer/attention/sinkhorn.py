@@ -24,6 +24,7 @@ from dartformer.attention.slices import by_heads
 from dartformer.errors import InputError
 from dartformer.kernels.sinkhorn import sinkhorn
 from dartformer.kernels.softmax import joint_exponentials, wide
+from dartformer.kernels.target import on_cpu
 from dartformer.kernels.tiles import Keys, attend, existing, tile, untile
 
 LEAST = 1e-6
@@ -174,7 +175,7 @@ class Sinkhorn(Spelled):
             bias = jnp.log(divisor.swapaxes(-1, -2))
             near = Keys(k, v, position, exists)
             sets = [near, Keys(sorted_k, sorted_v, position, filled[..., None, :], bias=bias)]
-        out = attend(q, sets, dropout=dropout, key=key)
+        out = attend(q, sets, dropout=dropout, key=key, on_cpu=on_cpu(inputs.target))
         return zero_invalid(untile(out, inputs.q.shape[1]), inputs.mask)
 
     def weights(self, params: Params, inputs: Inputs, *, causal: bool = False) -> Array:

@@ -131,6 +131,7 @@ class WindowLinear(KeepsKeys, Spelled):
             window=self.window,
             causal=causal,
             valid=inputs.valid,
+            target=inputs.target,
         )
         # A window over all tokens leaves none to the features.
         if inputs.q.shape[1] > self.window + 1:

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from dartformer.kernels.softmax import dropout_key
-from dartformer.kernels.target import Target, here
+from dartformer.kernels.target import Target, here, on_cpu
 from dartformer.kernels.tiles import Keys, around, attend, existing, flat, tile, untile
 
 Predicate = Callable[[Array, Array], Array]
@@ -83,17 +83,18 @@ def block_sparse_attention(
     ids = unique_ids(_checked(ids, q.shape, block), blocks)
     q, k, v = tile(q, block), tile(k, block), tile(v, block)
     take = _taking(q.shape[-1], target or here())
+    cpu = on_cpu(target)
     cells = _Blocks(k, v, existing(length, block, valid), allowed, take)
     if everywhere is None:
         keys = [cells.gather(ids, "bhtkd")]
-        out = attend(q, keys, slopes=slopes, dropout=dropout, key=key)
+        out = attend(q, keys, slopes=slopes, dropout=dropout, key=key, on_cpu=cpu)
         return untile(out, length)
 
     everywhere = unique_ids(everywhere, blocks)[:, None]  # [B or 1, 1, G]
     repeated = (ids[..., None] == everywhere[:, :, None, None]).any(axis=-1)
     ids = _emptied(ids, repeated)
     keys = [cells.gather(ids, "bhtkd"), cells.gather(everywhere, "bhkd")]
-    out = attend(q, keys, slopes=slopes, dropout=dropout, key=key)
+    out = attend(q, keys, slopes=slopes, dropout=dropout, key=key, on_cpu=cpu)
     if both_ways:
         index = everywhere.clip(0)
         position = (index[..., None] * block + np.arange(block))[..., None]  # [B or 1, 1, G, b, 1]
@@ -103,6 +104,7 @@ def block_sparse_attention(
             position=position,
             slopes=slopes,
             dropout=dropout,
+            on_cpu=cpu,
             key=dropout_key(key, 2),  # 0 and 1 are the two sets of keys above
         )
         out = _with_rows(out, rows, everywhere)
@@ -267,6 +269,7 @@ def band_attention(
     slopes: Array | None = None,
     dropout: float = 0.0,
     key: Array | None = None,
+    target: Target | None = None,
 ) -> Array:
     """Query i attends to keys j with |i - j| <= window or j < prefix, and j <= i if causal.
 
@@ -278,6 +281,7 @@ def band_attention(
       valid: `[B, N]` bool, which keys exist; None if all do.
       slopes: `[H]`, of ALiBi; None without.
       dropout, key: rate at which single weights are dropped, and the noise.
+      target: the device that the program is made for; None for that of this process.
 
     Returns:
       `[B, N, H, D]` in the dtype of v; zero for a query that sees no key. Time and memory
@@ -320,5 +324,12 @@ def band_attention(
         first_k = k[:, :prefix].swapaxes(1, 2)  # [B, H, prefix, D]
         first_v = v[:, :prefix].swapaxes(1, 2)
         sets.append(Keys(first_k, first_v, position, exists, "bhkd"))
-    out = attend(tile(q, block), sets, slopes=slopes, dropout=dropout, key=key)
+    out = attend(
+        tile(q, block),
+        sets,
+        slopes=slopes,
+        dropout=dropout,
+        key=key,
+        on_cpu=on_cpu(target),
+    )
     return untile(out, length)

@@ -23,7 +23,7 @@ from dartformer.kernels.softmax import (
     wide,
     without_zeros,
 )
-from dartformer.kernels.target import Target, here
+from dartformer.kernels.target import Target, here, on_cpu
 
 TILE = 256
 """Queries in a tile, at most.
@@ -123,7 +123,9 @@ def chunked_attention(
     if dropout > 0 and key is not None:
         inputs = inputs._replace(key=jax.random.split(key, cells))
 
-    run = functools.partial(_cell, rows=rows, causal=causal, dropout=dropout, dtype=computed)
+    run = functools.partial(
+        _cell, rows=rows, causal=causal, dropout=dropout, dtype=computed, on_cpu=on_cpu(target)
+    )
     if cells > 1:
         out = jax.lax.map(run, inputs)
     else:
@@ -146,7 +148,9 @@ def _cells(batch: int, heads: int, target: Target) -> int:
     return heads  # an exported model's batch is a symbol, over which there is no loop
 
 
-def _cell(cell: Cell, *, rows: int, causal: bool, dropout: float, dtype: jnp.dtype) -> Array:
+def _cell(
+    cell: Cell, *, rows: int, causal: bool, dropout: float, dtype: jnp.dtype, on_cpu: bool
+) -> Array:
     """The output of a cell, `[M, tiles rows, V]`, one tile of `rows` queries after another."""
     tiles = len(cell.numbers)
     length = cell.k.shape[-1]
@@ -162,7 +166,9 @@ def _cell(cell: Cell, *, rows: int, causal: bool, dropout: float, dtype: jnp.dty
         if causal:  # no query of this segment sees a later key
             end = min(last * rows, length)
             visible = _first_keys(cell, end)
-        tile = functools.partial(_tile, cell=visible, causal=causal, dropout=dropout, dtype=dtype)
+        tile = functools.partial(
+            _tile, cell=visible, causal=causal, dropout=dropout, dtype=dtype, on_cpu=on_cpu
+        )
         queries = cell.q[:, first * rows : last * rows]
         queries = queries.reshape(-1, last - first, rows, width).swapaxes(0, 1)
         numbers = cell.numbers[first:last]
@@ -182,7 +188,13 @@ def _first_keys(cell: Cell, end: int) -> Cell:
 
 
 def _tile(
-    queries: tuple[Array, Array], cell: Cell, *, causal: bool, dropout: float, dtype: jnp.dtype
+    queries: tuple[Array, Array],
+    cell: Cell,
+    *,
+    causal: bool,
+    dropout: float,
+    dtype: jnp.dtype,
+    on_cpu: bool,
 ) -> Array:
     """One tile's output, `[M, rows, V]`.
 
@@ -201,7 +213,7 @@ def _tile(
         scores = masked_scores(scores, cell.valid[:, None])
     # The row's maximum and sum, and the output before it is divided, are all that is kept for the
     # backward pass.
-    top = jnp.maximum(row_maximum(scores), FLOOR)
+    top = jnp.maximum(row_maximum(scores, on_cpu=on_cpu), FLOOR)
     numerator = jnp.exp(scores - checkpoint_name(top, "statistics"))
     total = without_zeros(jnp.sum(numerator, axis=-1, keepdims=True))
     total = checkpoint_name(total, "statistics")

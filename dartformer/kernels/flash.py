@@ -272,6 +272,7 @@ def window_attention(
         slopes=slopes,
         dropout=dropout,
         key=key,
+        target=target,
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from jax import Array
 
 from dartformer.kernels.softmax import drop, exponentials, wide
+from dartformer.kernels.target import Target, on_cpu
 
 
 def project(matrix: Array, x: Array) -> Array:
@@ -29,6 +30,7 @@ def low_rank_attention(
     *,
     dropout: float = 0.0,
     key: Array | None = None,
+    target: Target | None = None,
 ) -> Array:
     """softmax(q k_slots^T / sqrt(D)) v_slots.
 
@@ -37,11 +39,12 @@ def low_rank_attention(
       k_slots, v_slots: `[B, H, M, D]`.
       allowed: bool, broadcastable to `[B, H, N, M]`; None if every slot may be used.
       dropout, key: rate at which single weights of slots are dropped, and the noise.
+      target: the device that the program is made for; None for that of this process.
 
     Returns:
       `[B, N, H, D]` in float32 or wider. Time O(N M D), memory O(N M).
     """
-    numerator, total = exponentials(slot_scores(q, k_slots), allowed)
+    numerator, total = exponentials(slot_scores(q, k_slots), allowed, on_cpu=on_cpu(target))
     numerator = drop(numerator, dropout, key)
     dtype = wide(numerator, v_slots)
     sums = jnp.einsum("bhnm,bhmd->bhnd", numerator, v_slots, preferred_element_type=dtype)
@@ -49,13 +52,21 @@ def low_rank_attention(
     return out.transpose(0, 2, 1, 3)  # [B, N, H, D]
 
 
-def slot_attention(q_slots: Array, k: Array, v: Array, allowed: Array | None = None) -> Array:
+def slot_attention(
+    q_slots: Array,
+    k: Array,
+    v: Array,
+    allowed: Array | None = None,
+    *,
+    target: Target | None = None,
+) -> Array:
     """softmax(q_slots k^T / sqrt(D)) v: what a few slots read of N tokens.
 
     Args:
       q_slots: `[B, H, M, D]`.
       k, v: `[B, N, H, D]`.
       allowed: bool, broadcastable to `[B, H, M, N]`; None if every token may be seen.
+      target: the device that the program is made for; None for that of this process.
 
     Returns:
       `[B, H, M, D]` in float32 or wider.
@@ -63,7 +74,7 @@ def slot_attention(q_slots: Array, k: Array, v: Array, allowed: Array | None = N
     dtype = wide(q_slots, k)
     scale = k.shape[-1] ** -0.5
     scores = jnp.einsum("bhmd,bnhd->bhmn", q_slots, k, preferred_element_type=dtype) * scale
-    numerator, total = exponentials(scores, allowed)
+    numerator, total = exponentials(scores, allowed, on_cpu=on_cpu(target))
     dtype = wide(numerator, v)
     return jnp.einsum("bhmn,bnhd->bhmd", numerator, v, preferred_element_type=dtype) / total
 

@@ -24,7 +24,9 @@ def wide(*arrays: Array) -> jnp.dtype:
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
-def exponentials(scores: Array, allowed: Array | None) -> tuple[Array, Array]:
+def exponentials(
+    scores: Array, allowed: Array | None, *, on_cpu: bool = False
+) -> tuple[Array, Array]:
     """Numerator and denominator of a masked softmax over the last axis.
 
     They are apart because dividing after the product with v touches [N, D] numbers and not [N, N].
@@ -32,23 +34,28 @@ def exponentials(scores: Array, allowed: Array | None) -> tuple[Array, Array]:
     Args:
       scores: `[..., K]`.
       allowed: bool, broadcastable to `scores`; None if everything is allowed.
+      on_cpu: as in `row_maximum`.
 
     Returns:
       exp(scores - row maximum) `[..., K]`, exactly zero where not allowed, and its sum `[..., 1]`,
       with 1 in place of 0 in rows where nothing is allowed.
     """
-    (numerator,), total = joint_exponentials([scores], [allowed])
+    (numerator,), total = joint_exponentials([scores], [allowed], on_cpu=on_cpu)
     return numerator, total
 
 
 def joint_exponentials(
-    scores: Sequence[Array], allowed: Sequence[Array | np.ndarray | None]
+    scores: Sequence[Array],
+    allowed: Sequence[Array | np.ndarray | None],
+    *,
+    on_cpu: bool = False,
 ) -> tuple[list[Array], Array]:
     """As `exponentials`, of one softmax over several sets of keys that are not joined in memory.
 
     Args:
       scores: `[..., K_1]`, `[..., K_2]`, ...
       allowed: for each of them.
+      on_cpu: as in `row_maximum`.
 
     Returns:
       The numerators, and their common denominator `[..., 1]`.
@@ -58,7 +65,7 @@ def joint_exponentials(
     for part, mask in zip(scores, allowed, strict=True):
         part = masked_scores(part.astype(wide(part)), mask)
         masked.append(part)
-        tops.append(row_maximum(part))
+        tops.append(row_maximum(part, on_cpu=on_cpu))
     # One maximum and one sum over all sets make them one softmax.
     top = jnp.maximum(functools.reduce(jnp.maximum, tops), FLOOR)
     numerators = []
@@ -79,12 +86,27 @@ def masked_scores(scores: Array, allowed: Array | np.ndarray | None) -> Array:
     return scores + jnp.where(allowed, 0, jnp.asarray(MASKED, scores.dtype))
 
 
-def row_maximum(scores: Array) -> Array:
+LANES = 16
+"""Numbers that a CPU computes at once, at most: AVX-512 in float32."""
+
+
+def row_maximum(scores: Array, *, on_cpu: bool = False) -> Array:
     """The largest of `scores` `[..., K]` in each row, `[..., 1]`, as a constant.
 
     It cancels in the softmax, so its gradient is zero in theory, and would be rounding in practice.
+
+    Args:
+      scores: the rows.
+      on_cpu: whether the program is for a CPU. XLA compares the numbers of a row there one by one,
+        which takes ten times as long as to compare the halves of rows until they are short.
     """
-    return jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    scores = jax.lax.stop_gradient(scores)
+    width = scores.shape[-1]
+    # The width of an exported model may be a symbol.
+    while on_cpu and isinstance(width, int) and width > LANES and width % 2 == 0:
+        width //= 2
+        scores = jnp.maximum(scores[..., :width], scores[..., width:])
+    return jnp.max(scores, axis=-1, keepdims=True)
 
 
 def without_zeros(total: Array) -> Array:

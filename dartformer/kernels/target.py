@@ -42,6 +42,11 @@ def of_device(device: jax.Device) -> Target:
     return Target(device.platform, device.device_kind, capability, memory)
 
 
+def on_cpu(target: Target | None) -> bool:
+    """Whether `target` is a CPU; None for the device of this process."""
+    return not (target or here()).accelerated
+
+
 def here() -> Target:
     """The first device of this process, on which programs run where nothing else is said."""
     return of_device(jax.devices()[0])

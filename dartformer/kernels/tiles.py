@@ -103,6 +103,7 @@ def attend(
     slopes: Array | None = None,
     dropout: float = 0.0,
     key: Array | None = None,
+    on_cpu: bool = False,
 ) -> Array:
     """One softmax over the union of `sets`: sum_j softmax_j(q_i . k_j / sqrt(D)) v_j.
 
@@ -115,6 +116,7 @@ def attend(
       position: of each query, broadcastable to `[B, H, T, b, 1]`; None if tiles follow one another.
       slopes: `[H]`, of ALiBi; None without.
       dropout, key: rate at which single weights are dropped, and the noise.
+      on_cpu: whether the program is for a CPU, as in `row_maximum`.
 
     Returns:
       `[B, H, T, b, D]` in the dtype of v; zero for a query that sees no key.
@@ -135,7 +137,7 @@ def attend(
             dots = distance_bias(dots, slopes, keys.position - position)
         scores.append(dots)
         masks.append(keys.allowed)
-    numerators, total = joint_exponentials(scores, masks)
+    numerators, total = joint_exponentials(scores, masks, on_cpu=on_cpu)
     parts = []
     for i, (numerator, keys) in enumerate(zip(numerators, sets, strict=True)):
         # Each set draws its own noise from the key.
