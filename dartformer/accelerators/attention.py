@@ -28,6 +28,7 @@ def gradient(
     causal: bool = False,
     masked: bool = True,
     order: int = 1,
+    folded: bool = False,
 ) -> Call:
     """The gradient of the sum of an attention's squares by its parameters, q, k, v and x.
 
@@ -38,10 +39,14 @@ def gradient(
       dtype: of q, k, v and x.
       causal, masked: whether no token sees a later one, and whether there is a mask `[B, N]`.
       order: 2 for a derivative of the gradient, in the direction of the arguments.
+      folded: q, k and v are `[B, N, H D]`, as a projection can leave them.
     """
     tokens = (shape.batch, shape.length)
     params = jax.eval_shape(lambda: attention.init(jax.random.key(0), shape))
-    q = jax.ShapeDtypeStruct((*tokens, shape.heads, shape.head_dim), dtype)
+    heads_of = (*tokens, shape.heads, shape.head_dim)
+    q = jax.ShapeDtypeStruct(heads_of, dtype)
+    if folded:
+        q = jax.ShapeDtypeStruct((*tokens, shape.heads * shape.head_dim), dtype)
     x = jax.ShapeDtypeStruct((*tokens, shape.model_dim), dtype)
     valid = jax.ShapeDtypeStruct(tokens, jnp.bool_) if masked else None
 
@@ -49,6 +54,7 @@ def gradient(
         params, q, k, v, x = floats
         key = jax.random.key(0)
         heads = jax.random.split(key, shape.heads)
+        q, k, v = (array.reshape(heads_of) for array in (q, k, v))
         inputs = Inputs(q, k, v, x, valid, heads, target=target)
         out = attention(params, inputs, causal=causal, train=True, key=key)
         return jnp.sum(out.astype(jnp.float32) ** 2)

@@ -3,6 +3,7 @@
     pip install 'dartformer[aot]'
     python experiments/benchmarks/accelerators.py > accelerators.jsonl
     python experiments/benchmarks/accelerators.py --device=h100 full "local(window=64)"
+    python experiments/benchmarks/accelerators.py --folded --device=tpu-v5e gated_linear
     python experiments/benchmarks/accelerators.py --table before.jsonl after.jsonl
     python experiments/benchmarks/accelerators.py --ceilings after.jsonl
 
@@ -29,9 +30,9 @@ from dartformer.attention.base import Shape
 SHAPE = Shape(length=2048, heads=8, head_dim=64, model_dim=512, batch=8, itemsize=2)
 
 
-def measure(device: Device, text: str) -> None:
+def measure(device: Device, text: str, folded: bool) -> None:
     """Print one line: what the compiler says of an attention."""
-    call = gradient(parse(text), SHAPE, device.target)
+    call = gradient(parse(text), SHAPE, device.target, folded=folded)
     try:
         found = estimate(device, call.function, *call.arguments)
     except (TooLarge, GaveUp) as error:
@@ -106,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("attentions", nargs="*", help="default: all")
     parser.add_argument("--device", action="append", choices=list(DEVICES))
+    parser.add_argument("--folded", action="store_true", help="q, k and v are [B, N, H D]")
     parser.add_argument("--table", nargs="+", metavar="FILE")
     parser.add_argument("--ceilings", metavar="FILE")
     arguments = parser.parse_args()
@@ -122,10 +124,11 @@ def main() -> None:
         if any(os.environ.get(key) != value for key, value in variables.items()):
             # They must be set before JAX is imported.
             words = [*arguments.attentions, f"--device={name}"]
+            words += ["--folded"] * arguments.folded
             subprocess.run([sys.executable, __file__, *words], env=variables, check=True)
             continue
         for text in arguments.attentions or names():
-            measure(device, text)
+            measure(device, text, arguments.folded)
 
 
 if __name__ == "__main__":
