@@ -319,10 +319,11 @@ class Program:
     def _exchanges_of(self, instruction: Instruction) -> dict[str, Exchange]:
         opcode = instruction.opcode.removesuffix("-start")
         if opcode in EXCHANGES:
-            # One that only starts gives its operands, too, which come first.
+            # One that only starts gives its operands first, and may give its counters last.
             arrays = instruction.arrays
             if opcode != instruction.opcode and len(arrays) > 1:
-                arrays = arrays[len(arrays) // 2 :]
+                sent = [array for array in arrays if array.dims or array.kind != "u32"]
+                arrays = tuple(sent[len(sent) // 2 :])
             return {opcode: Exchange(1, float(sum(array.bytes for array in arrays)))}
         if opcode == "while":
             turns = self.turns(instruction)

@@ -74,10 +74,12 @@ def test_exchanges_between_devices_count_as_often_as_they_run():
     product = "  %y = f32[8,8]{1,0} dot"
     text = LOOP.replace(product, f"  %r = f32[8]{{0}} all-reduce(%x), to_apply=%add\n{product}")
     gather = "  %g = (f32[4]{0}, f32[8]{0}) all-gather-start(%s), dimensions={0}\n"
-    text = text.replace("  ROOT %w", f"{gather}  ROOT %w")
+    permute = "  %p = (f32[6]{0}, f32[6]{0}, u32[], u32[]) collective-permute-start(%s)\n"
+    text = text.replace("  ROOT %w", f"{gather}{permute}  ROOT %w")
     assert Program(text).exchanges() == {
         "all-reduce": Exchange(10, 10 * 4 * 8.0),
         "all-gather": Exchange(1, 4 * 8.0),
+        "collective-permute": Exchange(1, 4 * 6.0),
     }
 
 
