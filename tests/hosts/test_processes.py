@@ -24,7 +24,7 @@ def get_config():
     config.log.update(every=1, eval_every=6, checkpoint_every=6)
     return config
 """
-HEARTBEAT = 10
+HEARTBEAT = 30  # long enough for a machine that does other work besides
 
 
 class Run:
