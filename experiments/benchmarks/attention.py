@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measure import Program, machine, median_ratio, program, ratios, say
+from measure import Program, clocked, machine, median_ratio, program, ratios, say
 
 from dartformer import attention as attentions
 from dartformer.attention import Shape
@@ -83,7 +83,13 @@ class Full:
         return self._made[shape, causal]
 
 
-def growth(spec: str, lengths: list[int], seconds: float, full: Full) -> dict[str, Any]:
+def growth(
+    spec: str,
+    lengths: list[int],
+    seconds: float,
+    full: Full,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
     """One type at every length, beside `full`."""
     attention = attentions.parse(spec)
     traits = attention.traits
@@ -100,8 +106,8 @@ def growth(spec: str, lengths: list[int], seconds: float, full: Full) -> dict[st
     compiling = time.perf_counter() - started
     times = ratios(
         {
-            **{str(n): p.run for n, p in made.items()},
-            **{f"full {n}": p.run for n, p in beside.items()},
+            **{str(n): clocked(p.run, clock) for n, p in made.items()},
+            **{f"full {n}": clocked(p.run, clock) for n, p in beside.items()},
         },
         seconds,
     )
@@ -255,6 +261,9 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=0.3, help="for each thing compared; at least 5 rounds"
     )
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="processor time in place of wall time"
+    )
     parser.add_argument("--plot", default="", help="a file for the figure, .png or .svg")
     parser.add_argument(
         "--from", dest="made", default="", help="only draw: a file with the lines of an earlier run"
@@ -287,7 +296,10 @@ def main() -> None:
             ]
         )
         lengths, full = sorted(map(int, arguments.lengths.split(","))), Full()
-        rows = [growth(spec.strip(), lengths, arguments.seconds, full) for spec in specs if lengths]
+        clock = time.process_time if arguments.cpu_time else time.perf_counter
+        rows = []
+        if lengths:
+            rows = [growth(spec.strip(), lengths, arguments.seconds, full, clock) for spec in specs]
         verdicts(rows)
         if arguments.device == "yes" or (
             arguments.device == "auto" and jax.default_backend() != "cpu"

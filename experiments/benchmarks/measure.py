@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +74,17 @@ def ratios(
     return times
 
 
+def clocked(run: Callable[[], Any], clock: Callable[[], float]) -> Callable[[], float]:
+    """What runs once and gives its seconds of `clock`, as a part of `ratios`."""
+
+    def measured() -> float:
+        started = clock()
+        run()
+        return clock() - started
+
+    return measured
+
+
 def median_ratio(times: Mapping[str, list[float]], over: str, under: str) -> float:
     """The median of the rounds' ratios: a machine whose speed drifts changes both sides alike."""
     return float(np.median(np.array(times[over]) / np.array(times[under])))
@@ -81,11 +92,12 @@ def median_ratio(times: Mapping[str, list[float]], over: str, under: str) -> flo
 
 @dataclass(frozen=True)
 class Program:
-    """One attention at one shape, compiled: `run` once, and what it needs."""
+    """One attention at one shape, compiled: `run` once, what it needs, and its optimized HLO."""
 
     run: Callable[[], Any]
     temp_bytes: int
     largest_array: int
+    text: str
 
 
 def program(
@@ -124,4 +136,33 @@ def program(
         lambda: jax.block_until_ready(compiled(params, read)),
         int(compiled.memory_analysis().temp_size_in_bytes),
         max(arrays(traced.jaxpr)),
+        compiled.as_text(),
     )
+
+
+class Limits(NamedTuple):
+    """What the cores of this process reach: FLOPs and bytes a second."""
+
+    flops: float
+    bandwidth: float
+
+
+def limits(clock: Callable[[], float]) -> Limits:
+    """Measured in seconds of `clock`, by a product of matrices and by an addition to 256 MiB."""
+    size = 2048
+    matrix = jnp.ones((size, size))
+    array = jnp.ones(2**26)
+    product = jax.jit(jnp.matmul)
+    addition = jax.jit(jnp.add, donate_argnums=0)  # in place: no pages are mapped
+    jax.block_until_ready(product(matrix, matrix))
+    array = jax.block_until_ready(addition(array, 1.0))
+    products = []
+    additions = []
+    for _ in range(7):
+        started = clock()
+        jax.block_until_ready(product(matrix, matrix))
+        products.append(clock() - started)
+        started = clock()
+        array = jax.block_until_ready(addition(array, 1.0))
+        additions.append(clock() - started)
+    return Limits(2 * size**3 / min(products), 2 * array.nbytes / min(additions))

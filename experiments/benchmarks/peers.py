@@ -6,8 +6,11 @@
 The interpreters are those of the two environments of `tests/oracles/README.md`; without one, its
 peers are skipped. Prints one JSON line for each peer: milliseconds of ours, of theirs as it is, and
 of theirs under `torch.compile` where that works, and theirs over ours, the median of the rounds.
+`floor_ms` is what bounds ours: its products at the measured peak of the cores, and the bytes that
+its operations read and write at their measured bandwidth, of which caches save a part.
 Both sides have the same number of threads, keep freed memory, and take turns, one at a time. On a
-machine that does other work besides, torch's threads wait for one another at great length. """
+machine that does other work besides, torch's threads wait for one another at great length: measure
+there with `--threads=1 --cpu-time`. """
 
 import argparse
 import json
@@ -15,11 +18,15 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dartformer.machine.allocator import OPTIONS
+
+if TYPE_CHECKING:  # it imports JAX, which must wait for the affinity of `main`
+    from measure import Limits
 
 
 @dataclass(frozen=True)
@@ -87,23 +94,33 @@ class Peers:
             else {"error": f"its interpreter ended with status {self.process.wait()}"}
         )
 
-    def run(self, name: str, compile: bool) -> float:
+    def run(self, name: str, compile: bool, cpu_time: bool) -> float:
         """Seconds of one pass. A moment later its threads have stopped waiting for more, and do not
         hinder ours."""
-        seconds = self.ask(run=name, compile=compile)["seconds"]
+        seconds = self.ask(run=name, compile=compile, cpu_time=cpu_time)["seconds"]
         time.sleep(0.02)
         return seconds
 
 
+def clock_of(arguments: argparse.Namespace) -> Callable[[], float]:
+    """The wall's, or that of the process."""
+    if arguments.cpu_time:
+        return time.process_time
+    return time.perf_counter
+
+
 def compare(
-    pair: Pair, peers: Peers, sizes: list[int], seconds: float, limit: int
+    pair: Pair, peers: Peers, arguments: argparse.Namespace, limits: "Limits"
 ) -> dict[str, Any]:
     import numpy as np
-    from measure import median_ratio, program, ratios, say
+    from measure import clocked, median_ratio, program, ratios, say
 
     from dartformer import attention as attentions
+    from dartformer.accelerators.program import facts
     from dartformer.errors import InputError
 
+    sizes = [int(n) for n in arguments.sizes.split(",")]
+    limit, cpu_time = arguments.compile_limit, arguments.cpu_time
     row: dict[str, Any] = {
         "name": "peer",
         "peer": pair.peer,
@@ -119,20 +136,27 @@ def compare(
         return say(**row, error=made["error"])
     b, n, h, d = sizes
     shape = attentions.Shape(length=n, heads=h, head_dim=d, model_dim=h * d, batch=b)
+    ours = program(attention, shape, causal=pair.causal)
+
     parts = {
-        "ours": program(attention, shape, causal=pair.causal).run,
-        "eager": lambda: peers.run(pair.peer, False),
+        "ours": clocked(ours.run, clock_of(arguments)),
+        "eager": lambda: peers.run(pair.peer, False, cpu_time),
     }
     if pair.compile and limit:
         compiled = peers.ask(make=pair.peer, sizes=sizes, compile=True, limit=limit)
         if "error" in compiled:
             row["compile_error"] = compiled["error"]
         else:
-            parts["compiled"] = lambda: peers.run(pair.peer, True)
-    times = ratios(parts, seconds)
+            parts["compiled"] = lambda: peers.run(pair.peer, True, cpu_time)
+    times = ratios(parts, arguments.seconds)
     row |= {f"{part}_ms": 1e3 * float(np.median(times[part])) for part in parts}
     row |= {
         f"{part}_over_ours": median_ratio(times, part, "ours") for part in parts if part != "ours"
+    }
+    work = facts(ours.text)
+    row["floor_ms"] = {
+        "compute": 1e3 * work.flops / limits.flops,
+        "memory": 1e3 * work.moved / limits.bandwidth,
     }
     slowest = 1 / min(row[f"{part}_over_ours"] for part in parts if part != "ours")
     return say(
@@ -164,12 +188,17 @@ def main() -> None:
     parser.add_argument(
         "--compile-limit", type=int, default=120, help="seconds for torch.compile; 0: without it"
     )
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="processor time in place of wall time"
+    )
     arguments = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):  # XLA has as many threads as there are cores to run on
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
-    from measure import machine, say
+    from measure import limits, machine, say
 
     machine()
+    reached = limits(clock_of(arguments))
+    say(name="limits", gflops=reached.flops / 1e9, gigabytes=reached.bandwidth / 1e9)
     chosen = arguments.only.split(",") if arguments.only else [p.peer for p in PAIRS]
     unknown = set(chosen) - {p.peer for p in PAIRS}
     if unknown:
@@ -187,16 +216,7 @@ def main() -> None:
             )
             continue
         peers = Peers(python, arguments.threads)
-        rows += [
-            compare(
-                pair,
-                peers,
-                [int(n) for n in arguments.sizes.split(",")],
-                arguments.seconds,
-                arguments.compile_limit,
-            )
-            for pair in pairs
-        ]
+        rows += [compare(pair, peers, arguments, reached) for pair in pairs]
         peers.process.stdin.close()
         peers.process.wait()
     say(
