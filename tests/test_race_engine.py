@@ -240,7 +240,11 @@ def test_a_run_on_processes_that_is_killed_equals_a_plain_run(tmp_path, data_dir
     command = engine.args
     subprocess.run(command, check=True)
     assert main(["run", f"--config={config}", f"--workdir={tmp_path / 'plain'}"]) == 0
-    assert outcome(tmp_path / "engine") == outcome(tmp_path / "plain")
+    ours, theirs = outcome(tmp_path / "engine"), outcome(tmp_path / "plain")
+    for found in (ours, theirs):
+        del found["results.json"]["race"]["share"]  # of seconds
+        del found["results.json"]["checksum"]  # of the share, too
+    assert ours == theirs
     for file, content in before.items():
         then, now = json.loads(content), json.loads(file.read_text())
         assert then.items() <= now.items()  # the ends that were noted are still the same
