@@ -54,7 +54,8 @@ TINY = {
 
 
 SLOW_TESTS = frozenset((Path(__file__).parent / "slow_tests.txt").read_text("utf-8").splitlines())
-"""Tests that took ten seconds or more on two cores, and that `make test` leaves to `make test-slow`."""
+"""Tests that `make test` leaves to `make test-slow`: those of ten seconds or more on two cores, and the
+slower ones of a product whose others stay."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 DEVICES = 4
 LENGTH = 320  # above a tile of full attention, which is computed in tiles then
@@ -56,8 +57,12 @@ def gradient_of(attention, config, own, inputs):
         return jax.jit(run).lower(own, floating, others).compile()
 
 
-def every_type():
-    """Compile the gradient of every type, and assert that no batch moves between devices."""
+PARTS = 4
+"""Into which the types are divided, one after another, for a test each."""
+
+
+def some_types(part):
+    """Compile the gradient of a part of the types, and assert that no batch moves between devices."""
     from dartformer.attention import ATTENTIONS, parse
     from dartformer.attention.base import Shape
     from dartformer.models.sizes import TransformerConfig
@@ -75,7 +80,7 @@ def every_type():
     names = [name for name in ATTENTIONS if name != "parallel"] + [
         "parallel(members=(full, fourier))"
     ]
-    for name in names:
+    for name in names[part::PARTS]:
         attention = parse(name)
         own = attention.init(jax.random.key(0), shape)
         arrays = dict(inputs)
@@ -132,7 +137,7 @@ def one_step():
         np.testing.assert_allclose(np.asarray(one), np.asarray(many), atol=2e-6 * norm)
 
 
-def in_process(function, tmp_path):
+def in_process(tmp_path, function, *arguments):
     """Run a function of this file with four devices; raise with what it printed if it fails."""
     path = [str(Path(__file__).parent), *filter(None, sys.path)]
     environment = {
@@ -143,7 +148,7 @@ def in_process(function, tmp_path):
     }
     code = (
         "import jax; jax.config.update('jax_disable_most_optimizations', True); "
-        f"import test_collectives as tests; tests.{function.__name__}(); print('done')"
+        f"import test_collectives as tests; tests.{function.__name__}(*{arguments}); print('done')"
     )
     process = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=tmp_path
@@ -151,9 +156,10 @@ def in_process(function, tmp_path):
     assert process.stdout.strip().endswith("done"), process.stderr[-3000:]
 
 
-def test_no_attention_moves_its_batch(tmp_path):
-    in_process(every_type, tmp_path)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_no_attention_moves_its_batch(part, tmp_path):
+    in_process(tmp_path, some_types, part)
 
 
 def test_a_step_on_four_devices_is_that_of_one(tmp_path):
-    in_process(one_step, tmp_path)
+    in_process(tmp_path, one_step)

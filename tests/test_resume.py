@@ -99,26 +99,39 @@ def uninterrupted(tmp_path_factory, data_dir):
     return config, outcome(folder / "run")
 
 
-def test_whatever_stops_it_costs_nothing(uninterrupted, tmp_path):
-    """Asked to stop, then killed three times, each time at another moment of the same run."""
+MOMENTS = {
+    "searching": lambda workdir: lines(workdir / "search/metrics.jsonl") >= 2,
+    "saving": lambda workdir: (workdir / "search/checkpoints/steps/6").exists(),
+    "training": lambda workdir: trained(workdir, seed=1),
+    "exporting": lambda workdir: (workdir / "export/weights.safetensors").exists(),
+}
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        ((signal.SIGTERM, "searching"), (signal.SIGKILL, "training")),
+        ((signal.SIGKILL, "saving"), (signal.SIGKILL, "exporting")),
+    ],
+    ids=("asked", "killed"),
+)
+def test_whatever_stops_it_costs_nothing(uninterrupted, tmp_path, moments):
+    """Stopped at two moments of the same run."""
     config, want = uninterrupted
     workdir = tmp_path / "run"
-    moments = [
-        (signal.SIGTERM, lambda: lines(workdir / "search/metrics.jsonl") >= 2),
-        (signal.SIGKILL, lambda: (workdir / "search/checkpoints/steps/6").exists()),
-        (signal.SIGKILL, lambda: trained(workdir, seed=1)),
-        (signal.SIGKILL, lambda: (workdir / "export/weights.safetensors").exists()),
-    ]
-    said = []
     for number, moment in moments:
         process = launch(config, workdir)
-        while process.poll() is None and not moment():
+        while process.poll() is None and not MOMENTS[moment](workdir):
             time.sleep(0.002)
         assert process.poll() is None, "it ended before it was stopped"
         process.send_signal(number)
-        said.append(process.communicate(timeout=300)[1])
-        assert process.returncode == (128 + number if number == signal.SIGTERM else -number)
-    assert "everything is saved. Run the same command again to continue." in said[0]
-    assert "resuming at step" in said[1]
+        said = process.communicate(timeout=300)[1]
+        if number == signal.SIGTERM:
+            assert process.returncode == 128 + number
+            assert "everything is saved. Run the same command again to continue." in said
+        else:
+            assert process.returncode == -number
+    if moments[0][0] == signal.SIGTERM:
+        assert "resuming at step" in said
     finish(launch(config, workdir))
     assert outcome(workdir) == want
