@@ -62,7 +62,8 @@ class Impatient:
     """A step whose loss is read at once."""
 
     def __init__(self, step):
-        self.step, self.prepare, self.place = step, step.prepare, step.place
+        self.step, self.prepare = step, step.prepare
+        self.place, self.spread = step.place, step.spread
 
     @property
     def compile_seconds(self):
