@@ -123,16 +123,19 @@ def program(x):
 compiled = jax.jit(program).lower(jax.ShapeDtypeStruct((2048, 8), jnp.float32)).compile()
 assert compiled.memory_analysis().temp_size_in_bytes > 2**26
 x = jnp.ones((2048, 8))
-for _ in range(8):  # each thread keeps its own blocks
+faults = []
+for _ in range(12):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     compiled(x).block_until_ready()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+# Each thread keeps its own blocks: a call that meets a new thread maps them once more, and any call may.
+print(min(faults))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_large_temporaries_are_mapped_once(monkeypatch):
-    """Page faults of the last of some calls: one for each page of its temporaries without the flag."""
+    """Page faults of the best of some calls: one for each page of its temporaries without the flag."""
     monkeypatch.setattr(xla_flags, "_has_accelerator_plugin", lambda: False)
     monkeypatch.setattr(xla_flags, "_backend_is_running", lambda: False)
     variables = {}
