@@ -165,17 +165,10 @@ def _handler(verb: str) -> Handler:
 
 
 def _prepare_process(arguments: argparse.Namespace) -> None:
-    """Settings of the allocator and of XLA, which must come before JAX is imported."""
-    from dartformer.machine.allocator import keep_freed_memory
-    from dartformer.machine.xla_flags import protect, split_temporaries
+    """Settings of the allocator, of XLA and of the cache, which must come before JAX is imported."""
+    from dartformer.machine.start import prepare_process
 
-    keep_freed_memory()
-    protect(may_probe=True)
-    split_temporaries()
-    # XLA warns of every array that is larger than a block of temporaries, and reports a compilation
-    # of two minutes as an error with advice on how to file a bug. Its real errors reach Python as
-    # exceptions.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    prepare_process()
     if getattr(arguments, "no_compile_cache", False):
         from dartformer.machine.compile_cache import VARIABLE
 

@@ -1,9 +1,6 @@
 """What an engine is: three methods for tasks, each of which is a command line and a folder."""
 
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +13,6 @@ DONE, REFUSED, DIVERGED = 0, 2, 3
 
 STOPPED = 128 + 15
 """The exit code of a task that was asked to stop."""
-
-POLL = 0.2
-"""Seconds between two looks at a process."""
 
 LOST = 128 + 9
 """The exit code of a task whose process or machine is gone."""
@@ -96,28 +90,6 @@ class Handle:
 
     task: Task
     code: int | None = None
-
-
-def execute(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a command to its end, in a worker of an engine that stops it by KeyboardInterrupt."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, **environment},
-        start_new_session=True,
-    )
-    try:
-        code = process.poll()
-        while code is None:
-            # Not `wait`: Ray raises the exception between two instructions, never in a system call.
-            time.sleep(POLL)
-            code = process.poll()
-    except KeyboardInterrupt:
-        process.terminate()
-        code = process.wait()
-    if code < 0:
-        return 128 - code
-    return code
 
 
 class Engine(Protocol):

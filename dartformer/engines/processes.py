@@ -1,7 +1,6 @@
 """Processes on this machine, among which its accelerators or its cores are shared out."""
 
 import os
-import subprocess
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -9,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dartformer.engines.base import STOPPED, Handle, Limits, Task
+from dartformer.engines.warm import VISIBLE, Process, Starter
 from dartformer.errors import InputError
 
 POLL = 0.05
 """Seconds between two looks at the processes."""
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,8 @@ class Processes:
         limits.require_unset("processes", "memory", "minutes", "slurm")
         self._free = shares(limits, accelerators(os.environ), cores())
         self._queue: deque[Handle] = deque()
-        self._running: dict[Handle, tuple[subprocess.Popen[bytes], Share]] = {}
+        self._running: dict[Handle, tuple[Process, Share]] = {}
+        self._starter = Starter()
 
     def submit(self, task: Task) -> Handle:
         """See `Engine.submit`."""
@@ -71,13 +70,9 @@ class Processes:
             environment = {**os.environ, **handle.task.environment}
             if share.devices:
                 environment[VISIBLE] = ",".join(share.devices)
-            # In a session of its own: Ctrl-C reaches the sweep alone, which passes it on once.
-            process = subprocess.Popen(
-                handle.task.command(share.cores),
-                stdin=subprocess.DEVNULL,
-                env=environment,
-                start_new_session=True,
-            )
+            task = handle.task
+            command = task.command(share.cores)
+            process = self._starter.start(command, task.directory, environment)
             self._running[handle] = (process, share)
 
     def _look(self) -> None:

@@ -1,16 +1,20 @@
 """Ray: one task of Ray Core for each task, on the cluster at RAY_ADDRESS or on a local one.
 
 Ray starts a task again whose machine is lost. The command runs in a process of its own: Ray's
-workers stay as they were, and a task's environment is that of the cluster."""
+workers stay as they were, and a task's environment is that of the cluster. Each worker has a warm
+process, from which its later tasks start."""
 
 import math
 import os
 import socket
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from dartformer.engines.base import LOST, STOPPED, Handle, Limits, Task, execute
+from dartformer.engines.base import LOST, STOPPED, Handle, Limits, Task
+from dartformer.engines.warm import Starter
 from dartformer.errors import InputError
 
 try:
@@ -24,6 +28,30 @@ PATIENCE = 10.0
 
 STORE = 2**27
 """Bytes of the object store of a local cluster, which holds exit codes alone."""
+
+
+POLL = 0.2
+"""Seconds between two looks at a process."""
+
+_starter = Starter()
+"""Of a worker."""
+
+
+def execute(command: Sequence[str], directory: Path, environment: Mapping[str, str]) -> int:
+    """In a worker: run a task to its end; Ray stops it by KeyboardInterrupt."""
+    process = _starter.start(command, directory, {**os.environ, **environment})
+    try:
+        code = process.poll()
+        while code is None:
+            # Not `wait`: Ray raises the exception between two instructions, never in a system call.
+            time.sleep(POLL)
+            code = process.poll()
+    except KeyboardInterrupt:
+        process.terminate()
+        code = process.wait()
+    if code < 0:
+        return 128 - code
+    return code
 
 
 class Ray:
@@ -73,7 +101,7 @@ class Ray:
         while self._queue and len(self._running) < most:
             handle = self._queue.popleft()
             task = handle.task
-            reference = self._task.remote(task.command(), dict(task.environment))
+            reference = self._task.remote(task.command(), task.directory, dict(task.environment))
             self._running[reference] = handle
 
 

@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO, Protocol
 
 from dartformer.machine import locks
 from dartformer.machine.workdir import LockedFolder, read_json, write_json
@@ -25,8 +26,33 @@ POLL = 0.2
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
-def main(words: Sequence[str]) -> int:
-    """Run the command and return its exit code."""
+class Child(Protocol):
+    """The process of a command, as `subprocess.Popen` has it."""
+
+    def wait(self, timeout: float) -> int:
+        """The exit code; raises `TimeoutExpired` after so many seconds."""
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+
+
+Begin = Callable[[Sequence[str], IO[bytes]], Child]
+"""Starts a command, whose output goes to a file."""
+
+
+def cold(argv: Sequence[str], log: IO[bytes]) -> Child:
+    """Start a command as a new program."""
+    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+
+
+def main(words: Sequence[str], begin: Begin = cold, parent: int | None = None) -> int:
+    """Run the command and return its exit code.
+
+    Args:
+      words: of the command line.
+      begin: starts the command.
+      parent: the process without which the command is to stop; None for that of this one.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--name", required=True)
     parser.add_argument("--folder", required=True, type=Path)
@@ -38,7 +64,7 @@ def main(words: Sequence[str]) -> int:
         # The command inherits them, and XLA starts as many threads.
         os.sched_setaffinity(0, set(map(int, arguments.cores.split(","))))
     os.chdir(arguments.directory)
-    runner = _Runner(arguments.argv, arguments.folder)
+    runner = _Runner(arguments.argv, arguments.folder, begin, parent or os.getppid())
     if runner.waits() and not runner.stopped:
         # A sweep that was killed may have left a task that came to its end in the meantime.
         end = ends(arguments.folder).get(arguments.name)
@@ -54,12 +80,11 @@ def main(words: Sequence[str]) -> int:
 class _Runner:
     """A command, the signals for it, and the process that wants it."""
 
-    def __init__(self, argv: Sequence[str], folder: Path):
-        self.argv, self.folder = argv, folder
-        self.parent = os.getppid()
+    def __init__(self, argv: Sequence[str], folder: Path, begin: Begin, parent: int):
+        self.argv, self.folder, self.begin, self.parent = argv, folder, begin, parent
         self.signal = 0  # that came before there was a command
         self.stopped = False
-        self.child: subprocess.Popen[bytes] | None = None
+        self.child: Child | None = None
         self.started = time.monotonic()
 
     def waits(self) -> bool:
@@ -79,9 +104,7 @@ class _Runner:
             return 128 + (self.signal or signal.SIGTERM)
         self.started = time.monotonic()
         with open(self.folder / LOG, "ab") as log:
-            self.child = subprocess.Popen(
-                self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-            )
+            self.child = self.begin(self.argv, log)
             if self.signal:  # between the last look and the start
                 self.child.send_signal(self.signal)
             code = self._wait(self.child)
@@ -89,13 +112,13 @@ class _Runner:
             return 128 - code
         return code
 
-    def _wait(self, child: "subprocess.Popen[bytes]") -> int:
+    def _wait(self, child: Child) -> int:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return child.wait(POLL)
             if not self.stopped and self._orphaned():
                 self.stopped = True
-                child.terminate()
+                child.send_signal(signal.SIGTERM)
 
     def _forward(self, number: int, _: object) -> None:
         self.stopped = True
