@@ -6,6 +6,7 @@ process, from which its later tasks start."""
 
 import math
 import os
+import signal
 import socket
 import time
 from collections import deque
@@ -39,6 +40,8 @@ _starter = Starter()
 
 def execute(command: Sequence[str], directory: Path, environment: Mapping[str, str]) -> int:
     """In a worker: run a task to its end; Ray stops it by KeyboardInterrupt."""
+    # Ignored where a shell has started the sweep in the background, and nothing would stop the task.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = _starter.start(command, directory, {**os.environ, **environment})
     try:
         code = process.poll()
