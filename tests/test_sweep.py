@@ -180,6 +180,18 @@ def test_values_that_cannot_be_start_nothing(tmp_path, over, message):
     assert not (tmp_path / "sweep").exists()
 
 
+def test_a_kernel_of_the_devices_of_tasks_is_not_refused_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("dartformer.cli.sweep.make", lambda *_: Fake({"seed=0": [0]}))
+    config = write_config(tmp_path, **{"model.kernel": "cudnn", "model.head_dim": 8})
+    words = ["sweep", f"--config={config}", f"--workdir={tmp_path / 'sweep'}", "--over=seed=0"]
+    assert main(words) == 2
+    assert "it needs bfloat16 or float16, got float32" in capsys.readouterr().err
+    half = {"model.dtype": "bfloat16"}
+    assert main([*words, "--config.model.dtype=bfloat16"]) == 0
+    with pytest.raises(InputError, match="it needs a CUDA GPU"):
+        load_config(config, half)
+
+
 def test_folders_that_cannot_be(tmp_path):
     folder = tmp_path / "sweep"
     folder.mkdir()

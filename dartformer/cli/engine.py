@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from dartformer.engines import make
 from dartformer.engines.base import DIVERGED, DONE, Engine, Limits, Task
 from dartformer.engines.runner import last_line
 from dartformer.errors import InputError
+from dartformer.kernels.target import elsewhere
 from dartformer.machine.progress import say
 from dartformer.machine.workdir import LockedFolder
 from dartformer.stages.layout import Workdir
@@ -30,12 +31,17 @@ MOST_DEVICES = 64
 LIMITS = ("jobs", "devices", "cpus", "memory", "minutes", "tries", "slurm")
 
 
-def leave_devices() -> None:
-    """Keep the accelerators free for the tasks: configs are only checked here, on the CPU."""
+@contextlib.contextmanager
+def leaving_devices() -> Iterator[None]:
+    """Keep the accelerators free for the tasks: configs are only checked here, on the CPU.
+
+    Inside the block a kernel of a device that is not here is allowed."""
     # The checks count devices, and those of a task are not here.
     with contextlib.suppress(RuntimeError):  # where JAX has started, as in a notebook
         jax.config.update("jax_num_cpu_devices", MOST_DEVICES)
         jax.config.update("jax_platforms", "cpu")
+    with elsewhere():
+        yield
 
 
 def limits_of(arguments: argparse.Namespace) -> Limits:
@@ -76,11 +82,17 @@ def is_wanted(arguments: argparse.Namespace) -> bool:
     return True
 
 
-def trainer_of(arguments: argparse.Namespace) -> EngineTrainer:
-    """What trains the entrants of a race; this process then leaves the devices to them."""
+@contextlib.contextmanager
+def trainer_of(arguments: argparse.Namespace) -> Iterator[EngineTrainer | None]:
+    """What trains the entrants of a race, if an engine is named.
+
+    Inside the block this process leaves the devices to them."""
+    if not is_wanted(arguments):
+        yield None
+        return
     limits = limits_of(arguments)
-    leave_devices()
-    return EngineTrainer(make(arguments.engine, limits), limits.tries, _passed_on(arguments))
+    with leaving_devices():
+        yield EngineTrainer(make(arguments.engine, limits), limits.tries, _passed_on(arguments))
 
 
 def _passed_on(arguments: argparse.Namespace) -> tuple[str, ...]:

@@ -36,17 +36,15 @@ Item = TypeVar("Item")
 
 def run(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """All stages in order, on an engine if one is named."""
-    trainer = None
-    if engine.is_wanted(arguments):
-        trainer = engine.trainer_of(arguments)
-    config = load_any(arguments.config, values)
-    if isinstance(config, PlacementConfig):
-        _refuse_trace(arguments)
+    with engine.trainer_of(arguments) as trainer:
+        config = load_any(arguments.config, values)
+        if isinstance(config, PlacementConfig):
+            _refuse_trace(arguments)
+            if trainer is not None:
+                raise InputError("--engine does not work with a checkpoint, because nothing races.")
+            return checkpoint.run(arguments, config)
         if trainer is not None:
-            raise InputError("--engine does not work with a checkpoint, because nothing races.")
-        return checkpoint.run(arguments, config)
-    if trainer is not None:
-        return _show_stage(arguments, engine.run(arguments, config, trainer))
+            return _show_stage(arguments, engine.run(arguments, config, trainer))
     with _traced(arguments):
         result = api.run_all(config, arguments.workdir)
     return _show_stage(arguments, result)
@@ -99,15 +97,13 @@ def race(arguments: argparse.Namespace, values: dict[str, str]) -> int:
         return _train(arguments, values)
     if arguments.until is not None:
         raise InputError("--until needs --train.")
-    trainer = None
-    if engine.is_wanted(arguments):
-        trainer = engine.trainer_of(arguments)
-    config = load_config(arguments.config, values)
-    with _traced(arguments), api.opened(config, arguments.workdir) as session:
-        if not arguments.finish:
-            return _show_stage(arguments, api.do(session, "race", trainer=trainer))
-        finished = api.finish(session, arguments.finish, trainer)
-        return _show_stage(arguments, finished.to_dict())
+    with engine.trainer_of(arguments) as trainer:
+        config = load_config(arguments.config, values)
+        with _traced(arguments), api.opened(config, arguments.workdir) as session:
+            if not arguments.finish:
+                return _show_stage(arguments, api.do(session, "race", trainer=trainer))
+            finished = api.finish(session, arguments.finish, trainer)
+            return _show_stage(arguments, finished.to_dict())
 
 
 def _train(arguments: argparse.Namespace, values: dict[str, str]) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from dartformer.cli.engine import leave_devices, limits_of
+from dartformer.cli.engine import leaving_devices, limits_of
 from dartformer.cli.grammar import UNEXPECTED, USER_ERROR
 from dartformer.cli.output import print_json
 from dartformer.cli.terminal import cell, say
@@ -23,10 +23,10 @@ def command(arguments: argparse.Namespace, values: dict[str, str]) -> int:
     """Run the sweep, and print its table."""
     over = axes.parse(arguments.over)
     limits = limits_of(arguments)
-    leave_devices()
-    engine = make(arguments.engine, limits)
-    source = (arguments.config, values)
-    record = sweep(source, arguments.workdir, over, engine, arguments.verb_of_tasks, limits.tries)
+    verb, source = arguments.verb_of_tasks, (arguments.config, values)
+    with leaving_devices():
+        engine = make(arguments.engine, limits)
+        record = sweep(source, arguments.workdir, over, engine, verb, limits.tries)
     if arguments.json:
         print_json(record.to_dict())
     else:

@@ -18,7 +18,7 @@ from dartformer.kernels.block_sparse import band_attention
 from dartformer.kernels.chunked import TILE, chunked_attention
 from dartformer.kernels.fused import Function, fused
 from dartformer.kernels.softmax import softmax_attention
-from dartformer.kernels.target import Target, here
+from dartformer.kernels.target import Target, here, is_elsewhere
 
 KERNELS = ("auto", "cudnn", "splash", "chunked", "dense")
 """`auto` takes the first of the others that applies. A kernel that is named must apply."""
@@ -105,6 +105,9 @@ def splash_refusal(
 REFUSALS = {"cudnn": cudnn_refusal, "splash": splash_refusal}
 """Kernels of one kind of device, in the order in which `auto` tries them."""
 
+ABLE = {"cudnn": Target("gpu", "a GPU", 9.0), "splash": Target("tpu", "a TPU")}
+"""For each, a device that refuses least."""
+
 
 def choose(
     kernel: str,
@@ -125,7 +128,8 @@ def choose(
       keys: of them, where there are more than queries; None: as many.
       order: how many times it is differentiated. Above 1 another kernel computes what those of
         one device lack, and `auto` takes that one for everything.
-      target: the device that the program is made for; None for that of this process.
+      target: the device that the program is made for; None for that of this process, or inside
+        `dartformer.kernels.target.elsewhere` for any.
 
     Raises:
       InputError: `kernel` is not one of `KERNELS`, or does not work here; with the reason.
@@ -139,6 +143,9 @@ def choose(
             continue
         if kernel not in ("auto", name):
             continue
+        device = target
+        if device is None and kernel == name and is_elsewhere():
+            device = ABLE[name]
         reason = refusal(
             dtype,
             head_dim,
@@ -146,7 +153,7 @@ def choose(
             dropout=dropout,
             queries=length,
             keys=keys or length,
-            target=target,
+            target=device,
         )
         if not reason:
             return name

@@ -3,6 +3,9 @@
 It is an argument of every choice, so that a program can be made for a device that is not here.
 """
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import jax
@@ -45,6 +48,26 @@ def of_device(device: jax.Device) -> Target:
 def on_cpu(target: Target | None) -> bool:
     """Whether `target` is a CPU; None for the device of this process."""
     return not (target or here()).accelerated
+
+
+_elsewhere: ContextVar[bool] = ContextVar("elsewhere", default=False)
+
+
+@contextlib.contextmanager
+def elsewhere() -> Iterator[None]:
+    """Inside the block, configs are checked for programs of other processes.
+
+    Their devices are not known, so a kernel that is named is refused only where no device has it."""
+    token = _elsewhere.set(True)
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
+
+
+def is_elsewhere() -> bool:
+    """Whether this is inside the block of `elsewhere`."""
+    return _elsewhere.get()
 
 
 def here() -> Target:
