@@ -5,10 +5,13 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from test_resume import outcome, write_config
+from test_race_engine import VALUES
+from test_resume import finish, launch, outcome, write_config
 from test_sweep import FEW, QUICK, SAVES, all_ended, task_of, wait_for
 
 from dartformer.cli.main import main
@@ -160,3 +163,47 @@ def test_a_preempted_job_goes_on_and_ends_like_a_plain_run(tmp_path, data_dir, l
     runs = json.loads((tmp_path / "sweep/seed=0/provenance.json").read_text())["runs"]
     assert [run["state"] for run in runs if run["verb"] == "search"] == ["stopped", "done"]
     assert [outcome(tmp_path / "sweep/seed=0")] == plain_runs(tmp_path, config, [0])
+
+
+ON_LOCAL_SLURM = """
+import sys
+from dartformer.cli.main import main
+from dartformer.engines import ENGINES, slurm
+ENGINES["slurm"] = lambda limits: slurm.Slurm(limits, cluster="local")
+sys.exit(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def plain_race(tmp_path_factory, data_dir):
+    """A config with a search and a race, and the outcome of its run in one process."""
+    folder = tmp_path_factory.mktemp("race")
+    more = {"search.strategy.name": "darts", "derive.rule": "argmax", "retrain.program": "shared"}
+    config = write_config(folder, **{**VALUES, **more, "data.dir": data_dir})
+    finish(launch(config, folder / "plain"))
+    return config, without_cost(folder / "plain")
+
+
+def without_cost(workdir):
+    """The outcome of a race without what tells of its seconds."""
+    found = outcome(workdir)
+    del found["results.json"]["race"]["share"]
+    del found["results.json"]["checksum"]  # of the share, too
+    return found
+
+
+@pytest.mark.parametrize(("engine", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_a_race_on_an_engine_equals_one_of_one_process(
+    engine, package, tmp_path, plain_race, monkeypatch
+):
+    pytest.importorskip(package)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config, plain = plain_race
+    command = [sys.executable, "-m", "dartformer"]
+    if engine == "slurm":  # whose own cluster is not here
+        command = [sys.executable, "-c", ON_LOCAL_SLURM]
+    words = [f"--config={config}", f"--workdir={tmp_path / 'run'}", f"--engine={engine}"]
+    subprocess.run([*command, "run", *words, "--jobs=2"], check=True)
+    assert without_cost(tmp_path / "run") == plain
+    assert list((tmp_path / "run").glob("trainings/*/*/task.json"))
+    assert (tmp_path / "run/engine/slurm").exists() == (engine == "slurm")
