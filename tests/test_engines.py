@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from test_race_engine import VALUES
 from test_resume import finish, launch, outcome, write_config
 from test_sweep import FEW, QUICK, SAVES, all_ended, task_of, wait_for
 
 from dartformer.cli.main import main
 from dartformer.engines import make, runner
-from dartformer.engines.base import Limits
+from dartformer.engines.base import Limits, Task
 from dartformer.errors import InputError
 from dartformer.sweeps import axes
 from dartformer.sweeps.sweep import sweep
@@ -82,8 +83,22 @@ def test_ray_goes_on_where_a_node_is_lost(tmp_path, monkeypatch):
         cluster.wait_for_nodes()
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         engine = make("ray", Limits())
-        places = "import os, ray, time; open('begun', 'a').write('x'); time.sleep(8)"
-        handles = [engine.submit(task_of(tmp_path / str(i), places)) for i in range(2)]
+        # A module, which starts from a warm process of each worker.
+        (tmp_path / "places.py").write_text(
+            "import os, sys, time\n"
+            "assert 'jax' in sys.modules\n"
+            "os.chdir(sys.argv[1])\n"
+            "open('begun', 'a').write('x')\n"
+            "time.sleep(8)\n"
+        )
+        path = f"{tmp_path}:{ROOT}"
+        handles = []
+        for i in range(2):
+            folder = tmp_path / str(i)
+            folder.mkdir()
+            argv = (sys.executable, "-m", "places", str(folder))
+            task = Task("work", argv, folder, tmp_path, {"PYTHONPATH": path})
+            handles.append(engine.submit(task))
         assert engine.wait(handles, 0) is None
         for i in range(2):
             wait_for(tmp_path / str(i) / "begun")

@@ -97,6 +97,9 @@ def test_a_fork_is_like_a_new_process(tasks, tmp_path):
     alike = {"imported": True, "started": False, "leads": True, "sum": 266.0}
     assert a == {**alike, "visible": "3", "cores": every[:1], "words": ["--x=1"]}
     assert b == {**alike, "visible": "5", "cores": every, "words": []}
+    off = tasks.start(tmp_path / "c", "exits", "3", DARTFORMER_WARM="off")
+    assert isinstance(off, subprocess.Popen)
+    assert off.wait() == 3
     end = runner.ends(tmp_path / "a")["work"]
     assert end["code"] == 0
     assert end["processor_seconds"] > 0

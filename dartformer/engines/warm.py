@@ -29,6 +29,9 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 POLL = 0.05
 """Seconds between two looks at a process."""
 
+SWITCH = "DARTFORMER_WARM"
+"""The environment variable that has each task start cold where it is "off"."""
+
 LARGEST = 2**17
 """Bytes of a message."""
 
@@ -68,7 +71,7 @@ class Starter:
           directory: in which the task works.
           environment: all of its variables.
         """
-        if _can_fork(command):
+        if environment.get(SWITCH) != "off" and _can_fork(command):
             warm = self._of(_key(command[0], directory, environment))
             if warm is not None:
                 return _Fork(warm, command, environment)
