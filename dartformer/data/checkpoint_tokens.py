@@ -6,18 +6,21 @@ those that fall back to bytes (Llama 2). Scores per character then hold for all 
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from dartformer.data.locations import located
-from dartformer.data.tokens import pieces
+from dartformer.data.tokens import pieces, pieces_of_parts
 from dartformer.errors import InputError, brief
 from dartformer.machine.workdir import read_json, read_text
 
 FILE = "tokenizer.json"
+
+TOGETHER = 2**19
+"""Characters that are tokenized at once: the library needs 140 bytes for each, and all cores."""
 
 FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 """A token that is one byte of a character for which there is no token."""
@@ -75,6 +78,20 @@ class CheckpointTokens(OfFile):
             parts = [self.continued(piece, number) for number, piece in enumerate(pieces(text))]
             encoded.append(list(itertools.chain.from_iterable(self.encode_pieces(parts))))
         return encoded
+
+    def encode_parts(self, parts: Iterable[str]) -> Iterator[list[int]]:
+        """The ids of one text that comes in parts: those of `encode`, some at a time.
+
+        Neither the text nor its ids need fit into memory."""
+        waiting: list[str] = []
+        characters = 0
+        for number, piece in enumerate(pieces_of_parts(parts)):
+            waiting.append(self.continued(piece, number))
+            characters += len(piece)
+            if characters >= TOGETHER:
+                yield from self.encode_pieces(waiting)
+                waiting, characters = [], 0
+        yield from self.encode_pieces(waiting)
 
     def encode_pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """A list of ids for each of some texts of a moderate length, on all cores."""

@@ -8,19 +8,20 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from dartformer.data import folders, records
-from dartformer.data.checkpoint_tokens import CheckpointTokens
+from dartformer.data.checkpoint_tokens import TOGETHER, CheckpointTokens
 from dartformer.data.locations import identity
 from dartformer.data.plain_text import text_files
 from dartformer.data.prepare import with_progress, write_once
 from dartformer.data.rows import PARTS, SURROGATES
 from dartformer.data.tables import opened_text
-from dartformer.data.tokens import pieces
+from dartformer.data.tokens import pieces, pieces_of_parts
 from dartformer.errors import InputError, brief
 from dartformer.machine.record import Record
 from dartformer.machine.workdir import read_json, write_json
@@ -29,9 +30,6 @@ FORMAT = 1
 
 READ = 2**20
 """Characters of a file that are read at once."""
-
-TOGETHER = 2**19
-"""Characters that are tokenized at once: the library needs 140 bytes for each, and all cores."""
 
 NOTES = "notes.json"
 
@@ -237,13 +235,8 @@ def _documents(source: Source) -> dict[str, Iterator[Iterable[str]]]:
 
 def _pieces_of_file(file: Path) -> Iterator[str]:
     """The text of a file, in the same pieces as if it were read whole."""
-    remainder = ""
     with opened_text(file, newline="") as opened:
-        while text := opened.read(READ):
-            *complete, remainder = pieces(remainder + text)
-            yield from complete
-    if remainder:
-        yield remainder
+        yield from pieces_of_parts(iter(partial(opened.read, READ), ""))
 
 
 def _rows(source: Source, split: str) -> Iterator[Iterable[str]]:

@@ -1,4 +1,4 @@
-"""The ids of a text's characters or bytes, made piece by piece.
+"""The ids of a text's characters, bytes or tokens of a checkpoint, made piece by piece.
 
 Neither the text nor its ids need fit into memory. The ids of a long text are written once, to files
 that are mapped; those of a short one, which takes a second, are made at every start."""
@@ -6,7 +6,7 @@ that are mapped; those of a short one, which takes a second, are made at every s
 import contextlib
 import json
 import mmap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dartformer.data.checkpoint_tokens import CheckpointTokens
 from dartformer.data.compressed import is_compressed
 from dartformer.data.growing import GrowingFile
 from dartformer.data.locations import identity
@@ -235,11 +236,6 @@ def sample(source: TextSource, train: Stretch, length: int, count: int) -> list[
     return texts
 
 
-def text_of(source: TextSource, stretch: Stretch) -> str:
-    """The whole text of a part."""
-    return "".join(map(_text, _codes_of(source, stretch)))
-
-
 def text_ids(
     source: TextSource, tokenizer: Tokenizer, vocabulary: int, data_dir: str | None
 ) -> dict[str, Part]:
@@ -249,7 +245,7 @@ def text_ids(
 
     Args:
       source: the text.
-      tokenizer: `Bytes` or `Characters`.
+      tokenizer: `Bytes`, `Characters` or `CheckpointTokens`.
       vocabulary: ids that the model knows.
       data_dir: for prepared data; None for where TFDS keeps data.
 
@@ -336,11 +332,9 @@ class _Encoding:
     def __init__(self, tokenizer: Tokenizer, vocabulary: int) -> None:
         self.dtype = np.dtype(np.min_scalar_type(vocabulary - 1)).newbyteorder("<")
         self.key = json.dumps(tokenizer.state(), sort_keys=True), vocabulary
-        self._bytes = None
-        if isinstance(tokenizer, Bytes):
-            self._bytes = tokenizer
+        self._tokenizer = tokenizer
+        if not isinstance(tokenizer, Characters):
             return
-        assert isinstance(tokenizer, Characters)
         # A table of all code points: a look-up for each character is thirty times slower.
         self._ids = np.ones(CODES, self.dtype)
         known = np.frombuffer(tokenizer.characters.encode("utf-32-le"), "<u4")
@@ -352,16 +346,23 @@ class _Encoding:
     def __hash__(self) -> int:
         return hash(self.key)
 
-    def __call__(self, codes: Codes) -> np.ndarray:
-        """The ids of a piece, `[T]`."""
-        if self._bytes is not None:
-            return self._bytes.arrays([_text(codes)])[0].astype(self.dtype, copy=False)
-        return self._ids[codes]
+    def ids(self, pieces: Iterable[Codes]) -> Iterator[np.ndarray]:
+        """The ids of a text that comes in pieces, `[T]` each."""
+        if isinstance(self._tokenizer, CheckpointTokens):
+            # A token may be in two pieces, which the tokenizer joins.
+            for ids in self._tokenizer.encode_parts(map(_text, pieces)):
+                yield np.array(ids, self.dtype)
+            return
+        for codes in pieces:
+            if isinstance(self._tokenizer, Bytes):
+                yield self._tokenizer.arrays([_text(codes)])[0].astype(self.dtype, copy=False)
+            else:
+                yield self._ids[codes]
 
     def unknown(self, ids: np.ndarray) -> int:
         """How many ids stand for an unknown character."""
-        if self._bytes is not None:
-            return 0  # id 1 is a NUL
+        if not isinstance(self._tokenizer, Characters):
+            return 0  # bytes spell every text: id 1 is a NUL, or a token
         return int(np.count_nonzero(ids == 1))
 
 
@@ -374,8 +375,8 @@ def _encode(
 ) -> PartNotes:
     """Give the ids of a part to `write`, piece by piece; returns what was counted."""
     tokens = unknown = 0
-    for codes in with_progress(_codes_of(source, stretch), None, f"tokens {part}"):
-        ids = encoding(codes)
+    pieces = encoding.ids(_codes_of(source, stretch))
+    for ids in with_progress(pieces, None, f"tokens {part}"):
         write(ids)
         tokens += len(ids)
         unknown += encoding.unknown(ids)

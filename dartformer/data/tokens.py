@@ -58,6 +58,19 @@ def pieces(text: str) -> Iterator[str]:
         yield text[start:]
 
 
+def pieces_of_parts(parts: Iterable[str]) -> Iterator[str]:
+    """The `pieces` of a text that comes in parts, of which a few are in memory.
+
+    They are those of the whole text: whether it is cut at a place is decided by what comes before
+    it and by the character after it, and the last piece waits for more text."""
+    remainder = ""
+    for part in parts:
+        *complete, remainder = pieces(remainder + part)
+        yield from complete
+    if remainder:
+        yield remainder
+
+
 class Tokenizer(Protocol):
     """Text to ids of at least 1 and back; `size` includes padding."""
 

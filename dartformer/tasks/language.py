@@ -295,7 +295,7 @@ class Language:
         return splits
 
     def text_parts(self, data_dir: str | None = None) -> dict[str, Part]:
-        """The characters or bytes of each part; those of a long text are prepared on first use.
+        """The ids of each part, not packed; those of a long text are prepared on first use.
 
         Raises `InputError` where there is no file, or its text is too short for three parts."""
         tokenizer = self.fitted(data_dir).tokenizer

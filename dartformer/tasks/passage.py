@@ -5,12 +5,12 @@ Jelassi et al. 2024 (Repeat After Me, arXiv:2402.01032); the task is this packag
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from dartformer.data.splits import Batch, Split, in_order
-from dartformer.data.text_ids import survey, text_of
+from dartformer.data.text_ids import survey
 from dartformer.errors import InputError
 from dartformer.tasks import generated, simple
 from dartformer.tasks.base import TaskTraits
@@ -91,15 +91,17 @@ class Passage(Language):
             )
 
     def load(self, data_dir: str | None = None) -> Mapping[str, Split]:
-        """Splits "train", "valid" and "test", generated in memory from the file."""
+        """Splits "train", "valid" and "test", generated from the file as they are read.
+
+        The ids of a text above 32 MB are prepared once, in files that are mapped."""
         tokens = np.min_scalar_type(self.vocabulary)
         # The same numbers whatever the number of training examples.
         numbers = generated.numbers(self.test, self.valid, self.train)
         splits: dict[str, Split] = {}
-        for name, ids in self._ids(data_dir).items():
-            self._require_text(name, len(ids))
+        for name, part in self.text_parts(data_dir).items():
+            self._require_text(name, len(part.ids))
 
-            def examples(indices: np.ndarray, ids: np.ndarray = ids) -> Batch:
+            def examples(indices: np.ndarray, ids: np.ndarray = part.ids) -> Batch:
                 return self.examples(ids, indices)
 
             endless = self.endless and name == "train"
@@ -108,15 +110,18 @@ class Passage(Language):
             splits.update(part_splits)
         return splits
 
-    def _ids(self, data_dir: str | None) -> dict[str, np.ndarray]:
-        """The tokens of each part, `[T]`."""
+    def facts(self, data_dir: str | None = None) -> dict[str, Any]:
+        """As of `language`; of a checkpoint's tokens those of the text, which is not packed."""
         if self.tokens != "checkpoint":
-            return {name: part.ids for name, part in self.text_parts(data_dir).items()}
-        source, ids = self._text_source(), {}
-        for name, stretch in survey(source, data_dir).parts.items():
-            text = text_of(source, stretch)
-            ids[name] = np.array(self.tokenizer.encode([text])[0], np.int32)
-        return ids
+            return super().facts(data_dir)
+        facts = {}
+        for name, part in self.text_parts(data_dir).items():
+            facts[name] = {
+                "characters": part.notes.characters,
+                "tokens": part.notes.tokens,
+                "invalid UTF-8": part.notes.invalid,
+            }
+        return facts
 
     def examples(self, ids: np.ndarray, indices: np.ndarray) -> Batch:
         """The examples of those numbers [B] from the text `ids` [T].

@@ -11,7 +11,7 @@ from tasks.test_files import SMALL
 
 from dartformer import tasks
 from dartformer.cli.main import main
-from dartformer.data import checkpoint_tokens, packed
+from dartformer.data import checkpoint_tokens, packed, plain_text, text_ids
 from dartformer.data.checkpoint_tokens import of_checkpoint
 from dartformer.errors import InputError
 from dartformer.training.metric import Losses, Spelled, of_task
@@ -226,6 +226,34 @@ def test_a_passage_of_a_checkpoints_tokens(checkpoint, data):
     np.testing.assert_array_equal(again, batch["tokens"][:, -8:])
     with pytest.raises(InputError, match="does not work with the task passage"):
         tasks.make("passage", {**options, "text": "body"})
+
+
+@pytest.mark.parametrize("longest", [0, text_ids.LONG])
+def test_a_passage_reads_its_text_in_pieces(longest, checkpoint, data, monkeypatch):
+    """The tokens of each part are those of its whole text, in memory and in files."""
+    rng = np.random.default_rng(1)
+    text = "".join(rng.choice(list("the cat.\n  éß一😀"), 3000))
+    (data / "a.txt").write_bytes(text.encode() + b"\xff\xfe the end")
+    text += "\ufffd the end"
+    monkeypatch.setattr("dartformer.data.tokens.PIECE", 50)
+    monkeypatch.setattr(plain_text, "READ", 13)
+    monkeypatch.setattr(checkpoint_tokens, "TOGETHER", 170)
+    monkeypatch.setattr(text_ids, "LONG", longest)
+    options = {"path": str(data / "a.txt"), "tokens": "checkpoint", "checkpoint": str(checkpoint)}
+    task = tasks.make("passage", {**options, "length": 48, "passage": 16})
+    parts, facts = task.text_parts(), task.facts()
+    valid = test = round(0.05 * len(text))
+    cuts = {
+        "train": text[: -valid - test],
+        "valid": text[-valid - test : -test],
+        "test": text[-test:],
+    }
+    for name, content in cuts.items():
+        expected = of_checkpoint(str(checkpoint)).encode([content])[0]
+        assert parts[name].ids.tolist() == expected
+        counted = {"characters": len(content), "tokens": len(expected), "invalid UTF-8": 2}
+        assert facts[name] == counted
+    assert len(list(data.rglob("train.npy"))) == (longest == 0)
 
 
 @pytest.mark.parametrize(
