@@ -4,6 +4,7 @@ import bz2
 import contextlib
 import gzip
 import lzma
+import re
 import tarfile
 import zipfile
 import zlib
@@ -22,6 +23,9 @@ OPENERS: dict[str, Callable[..., Any]] = {
 
 ZIP = ".zip"
 
+SHARD = re.compile(r"-\d+-of-\d+$")
+"""What follows the suffix of one of several files, such as rows.array_record-00000-of-00002."""
+
 DAMAGE = (
     EOFError,
     lzma.LZMAError,
@@ -34,7 +38,7 @@ DAMAGE = (
 
 
 def suffix(path: Path) -> str:
-    """The suffix that tells what a file holds, without that of its compression."""
+    """The suffix that tells what a file holds, without its compression's and the shard's number."""
     last = path.suffix.lower()
     if last == ZIP and path.is_file():
         return Path(member_of(path)).suffix.lower()
@@ -42,7 +46,7 @@ def suffix(path: Path) -> str:
         return ".tar"
     if last in OPENERS:
         return Path(path.stem).suffix.lower()
-    return last
+    return SHARD.sub("", last)
 
 
 def is_compressed(path: Path) -> bool:

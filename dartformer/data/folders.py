@@ -154,16 +154,21 @@ def _source_name(entry: Path, kinds: Collection[str]) -> str:
     if suffix(entry) not in kinds or entry.name in METADATA:
         return ""
     stem, dot, endings = entry.name.partition(".")
-    shard = SHARD.fullmatch(stem)
+    return f"{_without_number(stem)}{dot}{_without_number(endings)}"
+
+
+def _without_number(name: str) -> str:
+    """A part of a file's name without the number of its shard."""
+    shard = SHARD.fullmatch(name)
     if shard:
-        stem = shard[1]
-    return f"{stem}{dot}{endings}"
+        return shard[1]
+    return name
 
 
 def _stem(source: str, entry: Path) -> str:
     stem = source.partition(".")[0]
-    # The library `datasets` calls its files NAME-SPLIT.arrow.
-    if suffix(entry) == ".arrow":
+    # The library `datasets` calls its files NAME-SPLIT.arrow, and TFDS NAME-SPLIT.array_record.
+    if suffix(entry) in (".arrow", ".array_record", ".tfrecord"):
         return stem.rpartition("-")[2]
     return stem
 

@@ -1,7 +1,7 @@
 """Rows of a file or a folder, as dictionaries by column, one at a time.
 
-JSONL, CSV, TSV, Parquet, Arrow (a saved `datasets` folder), npz, text files, a folder per class,
-and TFDS folders. No file is read into memory as one, and nothing is unpickled. Bytes that are not
+JSONL, CSV, TSV, Parquet, Arrow (a saved `datasets` folder), array_record, TFRecord, npz, text files,
+a folder per class, and TFDS folders. No file is read into memory as one, and nothing is unpickled. Bytes that are not
 valid UTF-8 arrive as surrogates (U+DC80 and on), so that the reader can count them."""
 
 import contextlib
@@ -9,7 +9,7 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -306,6 +306,38 @@ def _of_batch(
             yield record
 
 
+def _array_record(path: Path) -> Iterator[Record]:
+    if is_compressed(path):
+        raise InputError(f"{path} is compressed as a whole. Unpack it: its records are compressed.")
+    return _of_records(path, tfds.array_records(path))
+
+
+def _tfrecord(path: Path) -> Iterator[Record]:
+    return _of_records(path, tfds.tfrecords(path))
+
+
+def _of_records(path: Path, contents: Iterable[bytes]) -> Iterator[Record]:
+    """A row for each record: an object of JSON, or a serialised `tf.train.Example`.
+
+    The first byte tells them apart: an Example begins with its field 1, which is a line feed."""
+    for number, content in enumerate(contents, 1):
+        where = f"{path}, record {number}"
+        if content.startswith(b"\n"):
+            yield tfds.example(content, where)
+        elif content.startswith(b"{"):
+            try:
+                row = lines.parsed(content.decode("utf-8", "surrogateescape"))
+            except ValueError as error:
+                raise InputError(f"{where}: {error}.") from None
+            assert isinstance(row, dict)
+            yield row
+        else:
+            raise InputError(
+                f"{where} is neither a JSON object nor a tf.train.Example; it begins with "
+                f"{content[:12]!r}. Write each row as one of these."
+            )
+
+
 def _npz(path: Path) -> Iterator[Record]:
     with _parsing(path, "npz"):
         columns = {}
@@ -414,6 +446,8 @@ READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".tsv": _tsv,
     ".parquet": _parquet,
     ".arrow": _arrow,
+    ".array_record": _array_record,
+    ".tfrecord": _tfrecord,
     ".npz": _npz,
     ".npy": _npy,
     ".txt": _text,

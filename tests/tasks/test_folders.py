@@ -1,9 +1,12 @@
 """Folders as systems, editors and libraries leave them, and tables in every dialect."""
 
+import gzip
 import json
 
+import numpy as np
 import pyarrow
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 from pyarrow import parquet
 
 from dartformer import tasks
@@ -96,6 +99,79 @@ def test_classes_of_datasets_have_their_names(form, tmp_path):
 def test_a_note_of_features_may_be_anything(features, tmp_path):
     with_features(features, "parquet", tmp_path)
     assert [row["label"] for row in read(tmp_path, "train")][:4] == [0, 1, 1, -1]
+
+
+def example_of(text, label):
+    """A serialised `tf.train.Example`, by the writer of TFDS."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "label": np.int64})
+    serializer = ExampleSerializer(features.get_serialized_info())
+    return serializer.serialize_example(features.encode_example({"text": text, "label": label}))
+
+
+def of_json(text, label):
+    return json.dumps({"text": text, "label": label}, ensure_ascii=False).encode()
+
+
+def put_records(file, records):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    writer = ArrayRecordWriter(str(file), "group_size:2")
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+@pytest.mark.parametrize("encode", [of_json, example_of])
+@pytest.mark.parametrize(
+    "names", ["train-0000{}-of-00002.array_record", "films-train.array_record-0000{}-of-00002"]
+)
+def test_a_split_in_files_of_array_record(encode, names, tmp_path):
+    rows = [{"text": f"film {i} öß", "label": i % 2} for i in range(7)]
+    records = [encode(**row) for row in rows]
+    put_records(tmp_path / names.format(0), records[:5])
+    put_records(tmp_path / names.format(1), records[5:])
+    put_records(tmp_path / "test.array_record", records[:1])
+    assert sorted(splits(tmp_path)) == ["test", "train"]
+    assert list(read(tmp_path, "train")) == rows
+    assert list(read(tmp_path, "test")) == rows[:1]
+    (tmp_path / names.format(1)).unlink()
+    with pytest.raises(InputError, match="promise 2"):
+        list(read(tmp_path, "train"))
+
+
+def test_numbered_files_of_array_record_are_one_set(tmp_path):
+    for i in range(30):
+        records = [of_json(f"film {i} number {j}", "ab"[j]) for j in range(2)]
+        put_records(tmp_path / f"part-{i:02}.array_record", records)
+    task = tasks.make("files", {**guess(str(tmp_path)).options, "tokens": "bytes", "length": 32})
+    counts = {name: len(split) for name, split in task.load(str(tmp_path / "data")).items()}
+    assert sum(counts.values()) == 60
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (b"a film", r"record 2 is neither a JSON object nor a tf.train.Example; .* b'a film'"),
+        (b"", "record 2 is neither"),
+        (b'{"text": ', "record 2: not JSON"),
+        (b"\n\x7fa", "record 2 is not a tf.train.Example"),
+    ],
+)
+def test_records_of_something_else(record, message, tmp_path):
+    put_records(tmp_path / "a.array_record", [of_json("a film", 1), record])
+    with pytest.raises(InputError, match=message):
+        list(read(tmp_path / "a.array_record"))
+
+
+def test_files_that_are_no_array_record(tmp_path):
+    put(tmp_path, "a.array_record", bytes(range(256)) * 999)
+    with pytest.raises(InputError, match=r"a.array_record cannot be read as array_record"):
+        list(read(tmp_path / "a.array_record"))
+    put(tmp_path, "a.array_record.gz", gzip.compress(b"{}"))
+    with pytest.raises(InputError, match="compressed as a whole"):
+        list(read(tmp_path / "a.array_record.gz"))
 
 
 @pytest.mark.parametrize("workdir", ["run", "runs/mine", "train/run", "a/b/c"])
