@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from dartformer.machine.workdir import crc32
 
 Example = Mapping[str, Any]
 Notes = dict[str, Any]
+
+ARRAY = ".npy"
+"""The suffix of the file of a note that is an array."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,14 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
 
     def _download_and_prepare(self, *arguments: Any, **options: Any) -> None:
         super()._download_and_prepare(*arguments, **options)
+        folder = Path(self.data_path)
+        notes = {}
+        for name, note in self.notes.items():
+            if isinstance(note, np.ndarray):
+                np.save(folder / f"{name}{ARRAY}", note)
+            else:
+                notes[name] = note
         files = {}
-        for file in sorted(Path(self.data_path).glob("*.array_record*")):
+        for file in sorted([*folder.glob("*.array_record*"), *folder.glob(f"*{ARRAY}")]):
             files[file.name] = [file.stat().st_size, crc32(file)]
-        self.info.metadata.update({"files": files, "notes": self.notes})
+        self.info.metadata.update({"files": files, "notes": notes})

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import numpy as np
 from rich.markup import escape
 from rich.progress import track
 
@@ -40,7 +41,9 @@ document is `tokens2`."""
 Examples = Iterable[Example]
 
 Notes = dict[str, Any]
-"""Plain data kept with a prepared set: how many rows were dropped and why, a tokenizer, labels."""
+"""Kept with a prepared set: how many rows were dropped and why, a tokenizer, labels.
+
+Plain data, or arrays, which have files of their own."""
 
 CHECKED_BYTES = 256 * 2**20
 """A set of up to this size is compared with its checksums when it is opened; of a larger one only
@@ -59,7 +62,12 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared data set: TFDS data sources by split, and notes from preparing it."""
+    """A prepared data set.
+
+    Attributes:
+      splits: TFDS data sources by split.
+      notes: from preparing it; arrays are mapped from their files.
+    """
 
     splits: Mapping[str, Records]
     notes: Notes
@@ -128,7 +136,7 @@ def prepared(
             except OSError as error:
                 raise InputError(f"cannot write {title} to {builder.data_path}: {error}") from error
         _verify(builder)
-        return Prepared(builder.as_data_source(), dict(builder.info.metadata["notes"]))
+        return Prepared(builder.as_data_source(), _notes(builder))
 
 
 def _prepare(builder: "Builder") -> None:
@@ -141,6 +149,18 @@ def _prepare(builder: "Builder") -> None:
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(try_download_gcs=False)
     )
+
+
+def _notes(builder: "Builder") -> Notes:
+    from dartformer.data.builder import ARRAY
+
+    notes = dict(builder.info.metadata["notes"])
+    for name in builder.info.metadata.get("files", {}):
+        file = Path(builder.data_path, name)
+        if file.suffix == ARRAY:
+            # A plain array over the same file: indexing a memmap makes memmaps, which is slower.
+            notes[file.stem] = np.asarray(np.load(file, mmap_mode="r"))
+    return notes
 
 
 def _verify(builder: "Builder") -> None:

@@ -331,7 +331,7 @@ class Preparation:
         self.notes["splits"][part] = facts.to_dict(length)
         numbers = group_numbers(np.concatenate(members))
         if part == "train" and numbers is not None:
-            self.notes["groups"] = numbers.tolist()
+            self.notes["groups"] = numbers
         self._report(part, facts, length, has_source=source == part)
 
     def _encoded(self, part: str) -> Iterator[list[_Encoded]]:

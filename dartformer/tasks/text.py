@@ -59,7 +59,7 @@ class TextTask(TextEncoding):
         for name, source in ready.splits.items():
             split = from_source(source, self.length, self.vocabulary)
             if name == "train" and "groups" in ready.notes:
-                split.groups = np.array(ready.notes["groups"])
+                split.groups = ready.notes["groups"]
             splits[name] = split
         return splits
 
@@ -74,7 +74,7 @@ class TextTask(TextEncoding):
         identity = [(name, source.identity) for name, source in sorted(sources.items())]
         version: object = VERSION
         if options.get("group"):
-            version = VERSION, "with the groups of train"
+            version = VERSION, "with the groups of train in a file"
         if self.tokens == "checkpoint":
             version = version, fingerprint(self.tokenizer.state())
         token_feature = kinds.Tensor(shape=(None,), dtype=self.token_dtype.type)

@@ -31,6 +31,28 @@ def test_rows_and_notes_come_back_and_the_second_time_nothing_is_made(tmp_path):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.array_record*")} == files
 
 
+def test_notes_that_are_arrays_are_files_of_the_set(tmp_path):
+    numbers = np.array([3, -1, 2**40])
+
+    def splits(notes):
+        notes.update(groups=numbers, dropped={"empty": 2})
+        return {"train": [{"tokens": np.ones(3, np.uint8)}]}
+
+    def notes():
+        return prepared(
+            "squares", "groups", "Rows.", FEATURES, splits, str(tmp_path), title="Squares"
+        ).notes
+
+    for _ in range(2):  # as prepared, and as opened
+        read = notes()
+        assert read.pop("groups").tolist() == numbers.tolist()
+        assert read == {"dropped": {"empty": 2}}
+    (file,) = tmp_path.rglob("groups.npy")
+    file.write_bytes(file.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(InputError, match=r"groups\.npy is not as it was written"):
+        notes()
+
+
 def test_other_options_are_another_set(tmp_path):
     assert [len(squares(tmp_path, n).splits["train"]) for n in (3, 4, 3)] == [3, 4, 3]
 
