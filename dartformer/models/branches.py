@@ -12,6 +12,7 @@ from jax import Array
 from dartformer.attention.base import Attention, Params
 from dartformer.models.mixers import Projections, attend, values
 from dartformer.models.sizes import TransformerConfig
+from dartformer.models.stacks import by_layer
 from dartformer.models.supernet import MixedHeads
 from dartformer.models.transformer import Block, OfLabels, Transformer, Weights, graph
 from dartformer.space.search_space import SearchSpace
@@ -159,7 +160,7 @@ def observer(
 
     def observe(weights: Weights, mixture: Array, batch: Mapping[str, Array]) -> Branches:
         def total(offsets: list[list[Offsets]]) -> tuple[Array, Array]:
-            model: Transformer = nnx.merge(structure, weights)
+            model: Transformer = nnx.merge(structure, by_layer(weights))
             mixers = list(map(mixer_of, model.blocks))
             for mixer, of_layer in zip(mixers, offsets, strict=True):
                 mixer.offsets = nnx.Perturbation(of_layer)

@@ -36,6 +36,7 @@ from dartformer.models.mixers import (
 )
 from dartformer.models.sizes import TransformerConfig
 from dartformer.models.skipping import Branch, sum_of_active
+from dartformer.models.stacks import BLOCKS, layer_of, layers_of, without_layers
 from dartformer.models.transformer import Network, Weights, network
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
@@ -358,10 +359,11 @@ def inherit(weights: Weights, space: SearchSpace, genotype: Genotype) -> Weights
     """
     space.mixture(genotype)  # raises for an attention that the supernet lacks
     blocks = {}
-    for layer, block in weights["blocks"].items():
+    for layer in layers_of(weights):
+        block = layer_of(weights, layer)
         heads = inherit_heads(block["mixer"], space.candidates, genotype, layer)
         blocks[layer] = {**block, "mixer": heads}
-    return {**weights, "blocks": blocks}
+    return {**without_layers(weights), BLOCKS: blocks}
 
 
 def inherit_heads(

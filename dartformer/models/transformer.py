@@ -17,13 +17,15 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from dartformer.errors import InputError
+from dartformer.models import stacks
 from dartformer.models.mixers import HEADS, GroupedHeads, Mixer, require_all
 from dartformer.models.positions import sinusoids
 from dartformer.models.sharding import pinned
 from dartformer.models.sizes import TransformerConfig, require_dtype
+from dartformer.models.stacks import by_layer, stacked
 from dartformer.space.genotype import Genotype
 
-Weights = dict[str, Any]
+Weights = stacks.Weights
 """Network parameters: a nested dict of arrays."""
 
 OfLabels = Callable[[Array, Array], Any]
@@ -135,8 +137,11 @@ class Transformer(nnx.Module):
 
     Without pooling the logits are `[B, N, C]`. Of two documents tokens and valid are `[B, 2, N]`;
     tokens that are not ids are `[B, N, F]`. With `scan` the layers, which must be alike, are one
-    loop: their weights are stacked on the way in, and are kept layer by layer outside. With `remat`
-    blocks are computed again in the backward pass (see `recomputed`)."""
+    loop over weights with an axis of layers (`dartformer.models.stacks`). With `remat` blocks are
+    computed again in the backward pass (see `recomputed`)."""
+
+    stacked_blocks: Block
+    """The blocks of a loop as one, whose weights have an axis of layers; only `graph` sets it."""
 
     def __init__(
         self,
@@ -330,11 +335,9 @@ class Transformer(nnx.Module):
         self, x: Array, valid: Array, mixture: Array | None, keys: Array | None, train: bool
     ) -> Array:
         """All blocks as one `lax.scan` over their weights."""
-        structure = nnx.graphdef(self.blocks[0])
-        weights = [nnx.to_pure_dict(nnx.state(block)) for block in self.blocks]
-        # Each leaf `[L, ...]`: one compiled body reads the weights of its layer.
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)
-        layers = jnp.arange(len(self.blocks))
+        # Each array is `[L, ...]`: one compiled body reads the weights of its layer.
+        structure, state = nnx.split(self.stacked_blocks)
+        layers = jnp.arange(self.config.layers)
 
         def body(x: Array, scanned: Any) -> tuple[Array, None]:
             weights, row, key, layer = scanned
@@ -343,7 +346,7 @@ class Transformer(nnx.Module):
 
         if self.remat:
             body = recomputed(body)
-        x, _ = jax.lax.scan(body, x, (stacked, mixture, keys, layers))
+        x, _ = jax.lax.scan(body, x, (nnx.to_pure_dict(state), mixture, keys, layers))
         return x
 
     def classified(self, x: Array) -> Array:
@@ -532,6 +535,8 @@ def network(
     """The pure functions behind a `Transformer`, which says what `scan` and `remat` are."""
     require_dtype(config.dtype)
     structure = graph(config, mixers, scan, remat)
+    # Programs over one state can differ: some layers of a supernet may compute fewer candidates.
+    arranged = stacked if scan else by_layer
 
     def init(key: Array) -> Weights:
         # Not one program: drawing compiles once for each shape, where a program would compile it
@@ -540,7 +545,7 @@ def network(
         weights = nnx.to_pure_dict(nnx.state(model))
         if config.dtype == "float64":
             weights = jax.tree.map(lambda w: w.astype(jnp.float64), weights)
-        return weights
+        return arranged(weights)
 
     def apply(
         weights: Weights,
@@ -551,7 +556,7 @@ def network(
         train: bool = False,
         key: Array | None = None,
     ) -> Array:
-        model: Transformer = nnx.merge(structure, weights)
+        model: Transformer = nnx.merge(structure, arranged(weights))
         if mixture is not None:
             mixture = jnp.asarray(mixture)
         return model(jnp.asarray(tokens), jnp.asarray(valid), mixture, train=train, key=key)
@@ -567,7 +572,7 @@ def network(
         train: bool = False,
         key: Array | None = None,
     ) -> Any:
-        model: Transformer = nnx.merge(structure, weights)
+        model: Transformer = nnx.merge(structure, arranged(weights))
         if mixture is not None:
             mixture = jnp.asarray(mixture)
         tokens, valid, labels = map(jnp.asarray, (tokens, valid, labels))
@@ -579,10 +584,17 @@ def network(
 def graph(
     config: TransformerConfig, mixers: MixerOf, scan: bool = False, remat: bool = False
 ) -> nnx.GraphDef[Transformer]:
-    """The structure of a `Transformer`, without its weights: `nnx.merge` joins the two."""
+    """The structure of a `Transformer`, without its weights: `nnx.merge` joins the two.
+
+    With `scan` the weights are `stacked`.
+    """
 
     def make() -> Transformer:
-        return Transformer(config, mixers, scan, remat, rngs=nnx.Rngs(params=jax.random.key(0)))
+        model = Transformer(config, mixers, scan, remat, rngs=nnx.Rngs(params=jax.random.key(0)))
+        if scan:
+            model.stacked_blocks = model.blocks[0]
+            del model.blocks
+        return model
 
     structure, _ = nnx.split(nnx.eval_shape(make))
     return structure

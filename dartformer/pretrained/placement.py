@@ -30,6 +30,7 @@ from dartformer.cost.integer_program import Limits, solve
 from dartformer.errors import InputError
 from dartformer.models.mixers import require_all
 from dartformer.models.sizes import TransformerConfig
+from dartformer.models.stacks import stacked
 from dartformer.models.supernet import MixedHeads
 from dartformer.models.transformer import Transformer, Weights, graph
 from dartformer.pretrained.base import Described
@@ -393,11 +394,17 @@ class Placement:
         def mixer(layer: int, rngs: nnx.Rngs) -> MixedHeads:
             return MixedHeads(config, candidates, "shared", layer, rngs=rngs)
 
+        return graph(config, mixer, self._scans)
+
+    @property
+    def _scans(self) -> bool:
         # One loop over layers compiles one of them, and needs layers that compute the same.
-        return graph(config, mixer, scan=config.layers > 1 and not config.nope_layers)
+        return self.model.config.layers > 1 and not self.model.config.nope_layers
 
     def _output(self, mixture: Array, weights: Weights, tokens: Array, positions: Array) -> Array:
         """What is compared, of one sequence `[N]`."""
+        if self._scans:
+            weights = stacked(weights)
         model: Transformer = nnx.merge(self._structure, weights)
         return self.objective.output(model, mixture, tokens, positions)
 

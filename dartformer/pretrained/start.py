@@ -1,6 +1,7 @@
 """Starting from a checkpoint: its weights are those that a model begins its training with."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jax import Array
 from dartformer.errors import InputError
 from dartformer.machine.workdir import crc32
 from dartformer.models.sizes import TransformerConfig, TransformerOptions
+from dartformer.models.stacks import BLOCKS, STACKED, leads_with_layers
 from dartformer.models.transformer import Network, OfLabels, Weights, label_scores
 from dartformer.pretrained.base import Described
 from dartformer.pretrained.load import Pretrained
@@ -39,18 +41,26 @@ class Start(NamedTuple):
         """Initial weights with those of the checkpoint in place of what it has."""
 
         def of_checkpoint(path: Any, leaf: Array) -> Array:
-            value = self.weights.get(_name(path), leaf)
+            names = _names(path, leaf)
+            if not self._has(names):
+                return jnp.array(leaf)
             # A model of shorter texts has fewer positions. A copy, because steps are given their
             # weights to write over.
-            return jnp.array(value[: leaf.shape[0]], leaf.dtype)
+            values = [self.weights[name] for name in names]
+            if leads_with_layers(path):
+                return jnp.stack(values).astype(leaf.dtype)
+            return jnp.array(values[0][: leaf.shape[0]], leaf.dtype)
 
         return jax.tree_util.tree_map_with_path(of_checkpoint, initial)
 
     def mask(self, weights: Weights) -> Weights:
         """True for each array that the checkpoint does not have."""
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: _name(path) not in self.weights, weights
+            lambda path, leaf: not self._has(_names(path, leaf)), weights
         )
+
+    def _has(self, names: Sequence[str]) -> bool:
+        return all(name in self.weights for name in names)
 
     def network(self, network: Network, frozen: bool) -> Network:
         """A network that begins with these weights, and keeps them where they are `frozen`."""
@@ -87,8 +97,12 @@ def _held(leaf: Array, trains: bool) -> Array:
     return jax.lax.stop_gradient(leaf)
 
 
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+def _names(path: Any, leaf: Array) -> list[str]:
+    """The names of the checkpoint's arrays that an array of weights holds, one for each layer."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if not leads_with_layers(path):
+        return [name]
+    return [name.replace(STACKED, f"{BLOCKS}/{layer}") for layer in range(leaf.shape[0])]
 
 
 def options_of(config: TransformerConfig) -> dict[str, object]:

@@ -22,6 +22,7 @@ from dartformer.errors import InputError
 from dartformer.machine.identity import require_same
 from dartformer.machine.progress import say
 from dartformer.machine.record import Plain, Record
+from dartformer.models.stacks import by_layer
 from dartformer.models.transformer import Weights
 from dartformer.results import COMPILE, Diagnostics, Finding, SearchRecord, SeedMixture
 from dartformer.space.search_space import SearchSpace
@@ -109,8 +110,8 @@ class SearchResult:
 
     @property
     def weights(self) -> Weights:
-        """The supernet's, of the first seed, read from its last checkpoint."""
-        return read_states(self.study, Layout(self.path))[0].weights
+        """The supernet's, layer by layer, of the first seed, read from its last checkpoint."""
+        return by_layer(read_states(self.study, Layout(self.path))[0].weights)
 
 
 # Seeds.

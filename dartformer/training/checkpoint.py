@@ -8,6 +8,7 @@ import contextlib
 import errno
 import functools
 import gc
+import itertools
 import logging
 import os
 import sys
@@ -21,12 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from dartformer.errors import InputError
 from dartformer.machine import hosts
 from dartformer.machine.progress import say
 from dartformer.machine.workdir import UnreadableFile, crc32, read_json, write_json
+from dartformer.models.stacks import BLOCKS, STACKED
 
 if TYPE_CHECKING:  # imported where checkpoints are opened: a loaded model needs none
     import orbax.checkpoint as ocp
@@ -261,6 +264,8 @@ class Checkpoints:
             shapes[name] = jax.ShapeDtypeStruct(
                 np.shape(array), array.dtype, sharding=array.sharding
             )
+        layered = hosts.by_chief(lambda: _layered(self._saved(step), shapes))
+        shapes = layered.shapes(shapes)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(shapes), extra=ocp.args.JsonRestore()
         )
@@ -283,9 +288,10 @@ class Checkpoints:
             raise _Damaged(problem)
         if problem:
             raise self._unreadable(step, problem)
+        arrays = layered.joined(saved.state)
         leaves = []
         for name, leaf in named:
-            leaves.append(_like(saved.state[name], leaf))
+            leaves.append(_like(arrays[name], leaf))
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
         return Restored(step, state, saved.extra)
 
@@ -317,11 +323,7 @@ class Checkpoints:
 
     def _require_structure(self, step: int, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
         """Raise `UnreadableCheckpoint` where the saved arrays are others than `shapes`."""
-        import orbax.checkpoint as ocp
-
-        handler = ocp.StandardCheckpointHandler()
-        saved = handler.metadata(_path(self.folder, step) / "state").tree
-        handler.close()
+        saved = self._saved(step)
         problems = []
         for name in sorted(saved.keys() - shapes.keys()):
             problems.append(f"{name} is saved and not expected")
@@ -329,7 +331,7 @@ class Checkpoints:
             problems.append(f"{name} is expected and not saved")
         for name in sorted(shapes.keys() & saved.keys()):
             ours, theirs = shapes[name], saved[name]
-            if (tuple(theirs.shape), theirs.dtype) != (ours.shape, ours.dtype):
+            if (theirs.shape, theirs.dtype) != (ours.shape, ours.dtype):
                 problems.append(
                     f"{name} is {theirs.dtype}{list(theirs.shape)}, expected "
                     f"{ours.dtype}{list(ours.shape)}"
@@ -342,6 +344,18 @@ class Checkpoints:
                 f"the checkpoint of step {step} in {self.folder} has another structure ({listed}). "
                 f"Use the dartformer version and the config that wrote it, or a new workdir."
             )
+
+    def _saved(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """The arrays of a checkpoint by name, without their values."""
+        import orbax.checkpoint as ocp
+
+        handler = ocp.StandardCheckpointHandler()
+        tree = handler.metadata(_path(self.folder, step) / "state").tree
+        handler.close()
+        saved = {}
+        for name, about in tree.items():
+            saved[name] = jax.ShapeDtypeStruct(tuple(about.shape), about.dtype)
+        return saved
 
     def _unreadable(self, step: int, reason: str) -> UnreadableCheckpoint:
         return UnreadableCheckpoint(
@@ -382,6 +396,72 @@ class Checkpoints:
         number = len(list(aside.iterdir()))
         _path(self.folder, step).rename(aside / f"{step}-{number}")
         (self.folder / f"{step}.json").unlink(missing_ok=True)
+
+
+class _Layered(NamedTuple):
+    """Arrays with an axis of layers, whose layers were saved one by one.
+
+    Version 0.1.0 saved the weights of a loop over layers so.
+
+    Attributes:
+      axis: of the layers.
+      parts: for each array, the names of its layers' arrays.
+    """
+
+    axis: int
+    parts: Mapping[str, Sequence[str]]
+
+    def shapes(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+        """What is read in place of the arrays that are wanted."""
+        read = dict(wanted)
+        for name, parts in self.parts.items():
+            whole = read.pop(name)
+            shape = _without(whole.shape, self.axis)
+            sharding = whole.sharding
+            if isinstance(sharding, NamedSharding):
+                spec = [*sharding.spec, *[None] * (len(whole.shape) - len(sharding.spec))]
+                del spec[self.axis]
+                sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+            for part in parts:
+                read[part] = jax.ShapeDtypeStruct(shape, whole.dtype, sharding=sharding)
+        return read
+
+    def joined(self, read: Mapping[str, Array]) -> dict[str, Array]:
+        """The arrays that are wanted, of what was read."""
+        arrays = dict(read)
+        for name, parts in self.parts.items():
+            arrays[name] = jnp.stack([arrays.pop(part) for part in parts], self.axis)
+        return arrays
+
+
+def _layered(
+    saved: Mapping[str, jax.ShapeDtypeStruct], wanted: Mapping[str, jax.ShapeDtypeStruct]
+) -> _Layered:
+    """The arrays that are wanted with an axis of layers, and saved without."""
+    parts: dict[str, list[str]] = {}
+    axes = {0, 1}  # of arrays that lead with seeds, the layers come second
+    for name, whole in wanted.items():
+        if name in saved or STACKED not in name.split("/"):
+            continue
+        layers = itertools.takewhile(
+            saved.__contains__, (name.replace(STACKED, f"{BLOCKS}/{n}") for n in itertools.count())
+        )
+        parts[name] = list(layers)
+        count = len(parts[name])
+        if not count:
+            return _Layered(0, {})
+        shape = saved[parts[name][0]].shape
+        for axis in range(2):
+            fits = whole.shape[axis : axis + 1] == (count,)
+            if not fits or _without(whole.shape, axis) != shape:
+                axes.discard(axis)
+    if not parts or len(axes) != 1:  # as many seeds as layers: nothing says which is which
+        return _Layered(0, {})
+    return _Layered(axes.pop(), parts)
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return (*shape[:axis], *shape[axis + 1 :])
 
 
 def superfluous(folder: Path) -> list[Path]:

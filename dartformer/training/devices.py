@@ -22,6 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from dartformer.errors import InputError
 from dartformer.machine import hosts
 from dartformer.models.sharding import DATA, EXAMPLES, FSDP
+from dartformer.models.stacks import leads_with_layers
 
 State = TypeVar("State")
 Arrays = TypeVar("Arrays")
@@ -169,15 +170,22 @@ class MeshLayout:
         """How each array of a state is divided.
 
         An array of at least `smallest` numbers is divided along its longest axis that `fsdp`
-        divides, the later of equals; all others are copied. With seeds their axis comes first.
+        divides, the later of equals; all others are copied. With seeds their axis comes first. An
+        axis of layers is never divided, since each step of a loop reads one of them: there
+        `smallest` counts the numbers of a layer.
         """
-        return jax.tree.map(lambda leaf: NamedSharding(self.mesh, self._spec(leaf.shape)), arrays)
 
-    def _spec(self, shape: tuple[int, ...]) -> PartitionSpec:
+        def sharding(path: Any, leaf: Any) -> NamedSharding:
+            return NamedSharding(self.mesh, self._spec(leaf.shape, leads_with_layers(path)))
+
+        return jax.tree_util.tree_map_with_path(sharding, arrays)
+
+    def _spec(self, shape: tuple[int, ...], with_layers: bool) -> PartitionSpec:
         parts: list[str | None] = [None] * len(shape)
-        first = 0
+        first = int(with_layers)
         if self.seeds_lead and shape:
-            parts[0], first = self._seeds_axis, 1
+            parts[0] = self._seeds_axis
+            first += 1
         fsdp = self.shape.fsdp
         axes = [axis for axis in range(first, len(shape)) if shape[axis] % fsdp == 0]
         if fsdp > 1 and axes and math.prod(shape[first:]) >= self.smallest:
