@@ -132,9 +132,9 @@ def test_as_many_seeds_as_layers_are_refused(weights, tmp_path):
 
 def test_a_step_holds_no_second_copy_of_the_layers():
     """Of weights layer by layer it makes a stack, which is as large as they are."""
-    looped = supernet(CONFIG, SearchSpace((parse("linear"),), 4, 2, "layer"))
+    looped = supernet(CONFIG, SearchSpace((parse("linear"), parse("identity")), 4, 2, "layer"))
     weights = jax.eval_shape(looped.init, jax.random.key(0))
-    mixture = np.ones((4, 2, 1), np.float32)
+    mixture = np.full((4, 2, 2), 0.5, np.float32)
 
     def step(weights):
         gradient = jax.grad(lambda w: (looped.apply(w, TOKENS, VALID, mixture) ** 2).sum())(weights)
