@@ -1,5 +1,6 @@
 """The training loop and its checkpoints, on a problem without a network."""
 
+import dataclasses
 import json
 import shutil
 from typing import NamedTuple
@@ -14,8 +15,9 @@ from dartformer.data.batches import batches
 from dartformer.data.splits import ArraySplit
 from dartformer.errors import InputError
 from dartformer.models.transformer import Network
+from dartformer.training import devices
 from dartformer.training.checkpoint import Checkpoints
-from dartformer.training.devices import MeshShape, resolved
+from dartformer.training.devices import MeshLayout, MeshShape, resolved
 from dartformer.training.evaluate import Evaluator
 from dartformer.training.finite import not_finite
 from dartformer.training.log import read_metrics
@@ -344,6 +346,36 @@ def test_evaluation_in_buckets_is_that_of_whole_examples_in_their_order(size):
 )
 def test_meshes(wanted, processes, shape):
     assert resolved(wanted, 24, 8, processes) == shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of a slice that is not here."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    # JAX asks a TPU where its chips stand.
+    platform: str = "none"
+    device_kind: str = "none"
+
+
+def on_slices(monkeypatch, shape, slices=2, seeds_lead=False):
+    """The slices of the devices of a mesh of eight, which come in any order."""
+    chips = [Chip(number, number % slices) for number in range(8)]
+    monkeypatch.setattr(devices, "devices", lambda: chips)
+    mesh = MeshLayout(shape, seeds_lead=seeds_lead).mesh
+    return np.vectorize(lambda chip: chip.slice_index)(mesh.devices).tolist()
+
+
+def test_devices_that_divide_a_state_are_of_one_slice(monkeypatch):
+    assert on_slices(monkeypatch, MeshShape(4, 2, 1)) == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    assert on_slices(monkeypatch, MeshShape(2, 4, 1)) == [[0] * 4, [1] * 4]
+    seeds = on_slices(monkeypatch, MeshShape(1, 4, 2), seeds_lead=True)
+    assert seeds == [[[0] * 4], [[1] * 4]]
+    assert on_slices(monkeypatch, MeshShape(1, 8, 1), slices=1) == [[0] * 8]
+    with pytest.raises(InputError, match=r"must be a multiple of 2, got mesh\.data=1"):
+        on_slices(monkeypatch, MeshShape(1, 8, 1))
 
 
 def test_one_process_uses_the_devices_that_divide_a_batch():

@@ -8,7 +8,7 @@ what it does on one device, up to rounding.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.experimental import multihost_utils
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dartformer.errors import InputError
@@ -141,7 +142,11 @@ class MeshLayout:
             sizes, names = [self.shape.seeds, *sizes], [SEEDS, *names]
         types = (AxisType.Auto,) * len(sizes)
         used = devices()[: math.prod(sizes)]
-        return jax.make_mesh(sizes, names, axis_types=types, devices=used)
+        across = _across_slices(sizes, used)
+        if across is None:
+            return jax.make_mesh(sizes, names, axis_types=types, devices=used)
+        within = [size // count for size, count in zip(sizes, across, strict=True)]
+        return Mesh(create_hybrid_device_mesh(within, across, used), names, axis_types=types)
 
     @property
     def _seeds_axis(self) -> str | None:
@@ -285,6 +290,31 @@ class MeshLayout:
         """A batch that every process holds whole, of which each device gets its share."""
         sharding = NamedSharding(self.mesh, PartitionSpec(EXAMPLES))
         return jax.tree.map(lambda leaf: self._put(leaf, sharding), batch)
+
+
+def _across_slices(sizes: Sequence[int], devices: Sequence[jax.Device]) -> list[int] | None:
+    """How many slices there are along each axis of a mesh; None for devices of one slice.
+
+    A slice is TPUs with links of their own. Between slices there is a slower network, so that the
+    seeds, which exchange nothing, lie across them, or the copies of the state; the devices that
+    divide a state are of one slice.
+
+    Raises:
+      InputError: the slices divide neither seeds nor copies.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return None
+    across = [1] * len(sizes)
+    for axis in range(len(sizes) - 1):
+        if sizes[axis] % slices == 0:
+            across[axis] = slices
+            return across
+    raise InputError(
+        f"the {len(devices)} devices are of {slices} slices, and a mesh must have as many copies of "
+        f"the state: mesh.data (or mesh.seeds) must be a multiple of {slices}, got "
+        f"mesh.data={sizes[-2]}."
+    )
 
 
 @functools.lru_cache(maxsize=64)
