@@ -107,7 +107,7 @@ def steps(folder: Path, rounds: int) -> None:
 
 def kills(folder: Path, count: int) -> None:
     """Kill one of two processes so many times, and compare the end."""
-    runs = Runs(folder, length=32, width=8, steps=30 * count, every=1)
+    runs = Runs(folder, length=32, width=8, steps=12 * count, every=1)
     quiet = runs.finish("quiet", 2, 1)
     generator = random.Random(0)
     silences, killed = [], 0
