@@ -264,7 +264,8 @@ class Checkpoints:
             shapes[name] = jax.ShapeDtypeStruct(
                 np.shape(array), array.dtype, sharding=array.sharding
             )
-        layered = hosts.by_chief(lambda: _layered(self._saved(step), shapes))
+        # What processes tell one another is plain lists and dicts.
+        layered = _Layered(*hosts.by_chief(lambda: _layered(self._saved(step), shapes)))
         shapes = layered.shapes(shapes)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(shapes), extra=ocp.args.JsonRestore()
