@@ -1,10 +1,12 @@
 """One run over two processes of this machine: what it costs, and what a killed process costs.
 
     python experiments/benchmarks/hosts.py --rounds=3 > experiments/benchmarks/results/hosts_cpu2.jsonl
+    python experiments/benchmarks/hosts.py --sums
     python experiments/benchmarks/hosts.py --kills=20
 
 Prints JSON lines. `step` compares two processes of one device with one process of two devices, in
-turns. `kills` kills one of two processes again and again, in the middle of steps and of
+turns. `sums` times the sum over two processes of many arrays and of one array with as many numbers.
+`kills` kills one of two processes again and again, in the middle of steps and of
 checkpoints, starts both again, and compares the end with a run that nobody disturbed.
 """
 
@@ -40,6 +42,9 @@ def get_config():
 
 HEARTBEAT = 10
 """Seconds after which a silent process counts as dead."""
+
+ARRAYS, SIZE = 32, 16_384
+"""Arrays of a sum, about as many as a small model's gradients, and their numbers."""
 
 
 class Runs:
@@ -105,6 +110,54 @@ def steps(folder: Path, rounds: int) -> None:
     say(name="step", ratio=float(np.median(ratios)), ratios=ratios, target=1.3)
 
 
+def sums() -> None:
+    """Milliseconds of a sum over two processes: of many arrays, and of one with as many numbers."""
+    address = f"127.0.0.1:{free_port()}"
+    processes = []
+    for number in range(2):
+        command = [sys.executable, __file__, "--sums", f"--inside={address},{number}"]
+        quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        processes.append(subprocess.Popen(command, text=True, **quiet))  # type: ignore[call-overload]
+    for process in processes:
+        printed, _ = process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"a process of the sums ended with {process.returncode}")
+        # Gloo prints to the same place that it is connected.
+        for line in printed.splitlines():
+            if line.startswith("{"):
+                print(line, flush=True)
+
+
+def sums_of(address: str, number: int) -> None:
+    """One of the two processes of `sums`."""
+    import jax
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(address, 2, number)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    shared = PartitionSpec("data")
+
+    @jax.jit
+    @jax.shard_map(mesh=mesh, in_specs=shared, out_specs=PartitionSpec(), check_vma=False)
+    def total(arrays: list[jax.Array]) -> list[jax.Array]:
+        return [jax.lax.psum(array, "data") for array in arrays]
+
+    for count, size in ((ARRAYS, SIZE), (1, ARRAYS * SIZE)):
+        rows = np.ones((2, size), np.float32)
+        sharding = NamedSharding(mesh, shared)
+        array = jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])  # noqa: B023
+        arrays = [array] * count
+        jax.block_until_ready(total(arrays))
+        seconds = []
+        for _ in range(50):
+            started = time.perf_counter()
+            jax.block_until_ready(total(arrays))
+            seconds.append(time.perf_counter() - started)
+        if number == 0:
+            say(name="sums", arrays=count, numbers=size, ms=1e3 * float(np.median(seconds)))
+
+
 def kills(folder: Path, count: int) -> None:
     """Kill one of two processes so many times, and compare the end."""
     runs = Runs(folder, length=32, width=8, steps=12 * count, every=1)
@@ -145,8 +198,16 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=0, help="of the comparison of steps")
     parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--sums", action="store_true")
+    parser.add_argument("--inside", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.inside:
+        address, number = arguments.inside.rsplit(",", 1)
+        sums_of(address, int(number))
+        return
     machine()
+    if arguments.sums:
+        sums()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.rounds:
             steps(Path(folder), arguments.rounds)
