@@ -368,14 +368,18 @@ def on_slices(monkeypatch, shape, slices=2, seeds_lead=False):
     return np.vectorize(lambda chip: chip.slice_index)(mesh.devices).tolist()
 
 
-def test_devices_that_divide_a_state_are_of_one_slice(monkeypatch):
+def test_what_exchanges_least_lies_across_slices(monkeypatch):
     assert on_slices(monkeypatch, MeshShape(4, 2, 1)) == [[0, 0], [0, 0], [1, 1], [1, 1]]
     assert on_slices(monkeypatch, MeshShape(2, 4, 1)) == [[0] * 4, [1] * 4]
     seeds = on_slices(monkeypatch, MeshShape(1, 4, 2), seeds_lead=True)
     assert seeds == [[[0] * 4], [[1] * 4]]
     assert on_slices(monkeypatch, MeshShape(1, 8, 1), slices=1) == [[0] * 8]
-    with pytest.raises(InputError, match=r"must be a multiple of 2, got mesh\.data=1"):
-        on_slices(monkeypatch, MeshShape(1, 8, 1))
+    # Copies of the state do not suffice for all slices, so that a state is divided across them.
+    divided = on_slices(monkeypatch, MeshShape(2, 4, 1), slices=4)
+    assert divided == [[0, 0, 1, 1], [2, 2, 3, 3]]
+    assert on_slices(monkeypatch, MeshShape(1, 8, 1)) == [[0] * 4 + [1] * 4]
+    with pytest.raises(InputError, match=r"in each slice or host, got \[2, 3, 3\]"):
+        on_slices(monkeypatch, MeshShape(1, 8, 1), slices=3)
 
 
 def test_one_process_uses_the_devices_that_divide_a_batch():

@@ -8,6 +8,7 @@ what it does on one device, up to rounding.
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -295,26 +296,27 @@ class MeshLayout:
 def _across_slices(sizes: Sequence[int], devices: Sequence[jax.Device]) -> list[int] | None:
     """How many slices there are along each axis of a mesh; None for devices of one slice.
 
-    A slice is TPUs with links of their own. Between slices there is a slower network, so that the
-    seeds, which exchange nothing, lie across them, or the copies of the state; the devices that
-    divide a state are of one slice.
+    A slice is devices with links of their own: TPUs of a pod slice, or the GPUs of a host. Between
+    slices there is a slower network, so that the seeds, which exchange nothing, lie across them
+    first, then the copies of the state. The devices that divide a state are of several slices only
+    where the other axes leave slices over.
 
     Raises:
-      InputError: the slices divide neither seeds nor copies.
+      InputError: the slices have different numbers of devices.
     """
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
+    counts = Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(counts) == 1:
         return None
-    across = [1] * len(sizes)
-    for axis in range(len(sizes) - 1):
-        if sizes[axis] % slices == 0:
-            across[axis] = slices
-            return across
-    raise InputError(
-        f"the {len(devices)} devices are of {slices} slices, and a mesh must have as many copies of "
-        f"the state: mesh.data (or mesh.seeds) must be a multiple of {slices}, got "
-        f"mesh.data={sizes[-2]}."
-    )
+    if len(set(counts.values())) > 1:
+        raise InputError(
+            f"a mesh needs as many devices in each slice or host, got {sorted(counts.values())}."
+        )
+    rest = len(counts)
+    across = []
+    for size in sizes:
+        across.append(math.gcd(size, rest))
+        rest //= across[-1]
+    return across
 
 
 @functools.lru_cache(maxsize=64)
