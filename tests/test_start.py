@@ -124,8 +124,9 @@ def test_a_model_begins_as_the_checkpoint(encoder):
     np.testing.assert_allclose(np.asarray(logits), expected, atol=1e-5)
 
 
-def test_the_supernet_begins_as_the_checkpoint(encoder):
-    study = Study(editable(encoder, "darts"))
+@pytest.mark.parametrize("scan", [0, 2])
+def test_the_supernet_begins_as_the_checkpoint(encoder, scan):
+    study = Study(editable(encoder, "darts", **{"model.scan": scan}))
     network = study.supernet.network
     weights = network.init(jax.random.key(1))
     batch = study.parts["train"].take(np.arange(4))

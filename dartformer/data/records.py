@@ -1,8 +1,10 @@
 """Rows of a file or a folder, as dictionaries by column, one at a time.
 
 JSONL, CSV, TSV, Parquet, Arrow (a saved `datasets` folder), array_record, TFRecord, npz, text files,
-a folder per class, and TFDS folders. No file is read into memory as one, and nothing is unpickled. Bytes that are not
-valid UTF-8 arrive as surrogates (U+DC80 and on), so that the reader can count them."""
+a folder per class, and TFDS folders. No file is read into memory as one, and nothing is unpickled.
+Bytes that are not valid UTF-8 arrive as surrogates (U+DC80 and on), so that the reader can count
+them.
+"""
 
 import contextlib
 import csv

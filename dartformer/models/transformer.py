@@ -22,7 +22,6 @@ from dartformer.models.mixers import HEADS, GroupedHeads, Mixer, require_all
 from dartformer.models.positions import sinusoids
 from dartformer.models.sharding import pinned
 from dartformer.models.sizes import TransformerConfig, require_dtype
-from dartformer.models.stacks import by_layer, stacked
 from dartformer.space.genotype import Genotype
 
 Weights = stacks.Weights
@@ -536,7 +535,7 @@ def network(
     require_dtype(config.dtype)
     structure = graph(config, mixers, scan, remat)
     # Programs over one state can differ: some layers of a supernet may compute fewer candidates.
-    arranged = stacked if scan else by_layer
+    arranged = stacks.stacked if scan else stacks.by_layer
 
     def init(key: Array) -> Weights:
         # Not one program: drawing compiles once for each shape, where a program would compile it
@@ -586,7 +585,7 @@ def graph(
 ) -> nnx.GraphDef[Transformer]:
     """The structure of a `Transformer`, without its weights: `nnx.merge` joins the two.
 
-    With `scan` the weights are `stacked`.
+    With `scan` the weights are stacked (`dartformer.models.stacks`).
     """
 
     def make() -> Transformer:

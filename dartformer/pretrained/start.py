@@ -44,11 +44,11 @@ class Start(NamedTuple):
             names = _names(path, leaf)
             if not self._has(names):
                 return jnp.array(leaf)
-            # A model of shorter texts has fewer positions. A copy, because steps are given their
-            # weights to write over.
             values = [self.weights[name] for name in names]
             if leads_with_layers(path):
                 return jnp.stack(values).astype(leaf.dtype)
+            # A model of shorter texts has fewer positions. A copy, because steps are given their
+            # weights to write over.
             return jnp.array(values[0][: leaf.shape[0]], leaf.dtype)
 
         return jax.tree_util.tree_map_with_path(of_checkpoint, initial)
