@@ -14,7 +14,7 @@ from dartformer import config as configs
 from dartformer import cost
 from dartformer.config import Config, PlacementConfig
 from dartformer.cost.budget import Budget, BudgetTooSmall
-from dartformer.errors import InputError
+from dartformer.errors import InputError, brief
 from dartformer.export import checksums
 from dartformer.export import load as load_stage
 from dartformer.export import write as export_stage
@@ -158,9 +158,14 @@ def search(*arguments: Any, **options: Any) -> SearchResult | ModuleSearch:
     `df.nn.MixedAttention` layers, see `dartformer.modules.search.search`. Both call `on_step` and
     `on_evaluation` with a `Moment`; False stops, see `dartformer.training.callbacks`.
     """
-    first = next(iter(arguments), options.get("model"))
+    first = next(iter(arguments), options.get("model", options.get("config")))
     if isinstance(first, nnx.Module):
         return modules_search.search(*arguments, **options)
+    if not isinstance(first, (Config, ConfigDict)):
+        raise InputError(
+            f"search takes a config and a workdir, or a flax NNX module, a loss and data; got "
+            f"{brief(first)} first."
+        )
     return _search(*arguments, **options)
 
 
@@ -215,9 +220,14 @@ def race(*arguments: Any, **options: Any) -> Genotype | ModuleRace:
     `race(result, make_model, ...)` races your own modules after a search in one of them, see
     `dartformer.modules.race.race`.
     """
-    first = next(iter(arguments), options.get("result"))
+    first = next(iter(arguments), options.get("result", options.get("config")))
     if isinstance(first, ModuleSearch):
         return modules_race.race(*arguments, **options)
+    if not isinstance(first, (Config, ConfigDict)):
+        raise InputError(
+            f"race takes a config and a workdir, or what df.search found in a module and a function "
+            f"that makes modules; got {brief(first)} first."
+        )
     return _race_of_config(*arguments, **options)
 
 

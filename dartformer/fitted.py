@@ -1,6 +1,5 @@
 """What `fit` returns: the found model, which predicts and scores, and all results of the run."""
 
-import importlib.util
 import shutil
 import tempfile
 import weakref
@@ -22,6 +21,7 @@ from dartformer.errors import InputError, brief
 from dartformer.export.checksums import CHECKSUMS
 from dartformer.export.load import Served, load
 from dartformer.export.predict import fault_of
+from dartformer.machine.frames import frame
 from dartformer.machine.workdir import read_json
 from dartformer.report import notebook, reading
 from dartformer.report import page as report_stage
@@ -343,12 +343,3 @@ class FitResult:
 
     def __repr__(self) -> str:
         return notebook.text(self.results)
-
-
-def frame(records: Sequence[Mapping[str, object]]) -> Any:
-    """Records as a DataFrame where pandas is installed, and as they are elsewhere."""
-    if importlib.util.find_spec("pandas") is None:
-        return list(records)
-    import pandas
-
-    return pandas.DataFrame.from_records(list(records))

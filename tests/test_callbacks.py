@@ -84,7 +84,12 @@ def test_callbacks_do_not_mix():
     """Those of an inner call are its own, and the outer ones are back after it."""
     from dartformer.training.callbacks import current
 
-    outer, inner = object(), object()
+    def outer(moment):
+        pass
+
+    def inner(moment):
+        pass
+
     with calling(on_step=outer):
         with calling():
             assert current().on_step is outer

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from dartformer.errors import InputError
+from dartformer.errors import InputError, brief
 from dartformer.machine.progress import say
 from dartformer.training.loop import Stream
 
@@ -20,11 +21,30 @@ Batches = Any
 """Arrays with examples along their first axis (one, or a dict or tuple of them); or a list, a loader,
 or a function that returns an iterator, of batches."""
 
+OBJECTS = {
+    "O": "an array of Python objects",
+    "U": "an array of texts",
+    "S": "an array of bytes",
+    "M": "an array of dates",
+    "m": "an array of durations",
+    "T": "an array of texts",
+}
+"""Arrays that no program takes, by NumPy's letter for their kind."""
+
+ARRAYS = (np.ndarray, jax.Array, Mapping, tuple)
+"""What a part of arrays is; all else is iterated."""
+
 PARTS = ("weights", "alphas", "train", "valid", "test")
 
 
 class Source(Protocol):
-    """One part of the data."""
+    """One part of the data.
+
+    Attributes:
+      name: of the part, such as "valid".
+    """
+
+    name: str
 
     def stream(self, seed: int) -> Stream:
         """Batches without end."""
@@ -38,16 +58,56 @@ class Source(Protocol):
         """Every example once, in order; or batches with at least the first so many."""
         ...
 
+    def missing(self, count: int) -> str:
+        """Where the first `count` batches have missing values, in words; empty where nowhere."""
+        ...
 
-def as_arrays(batch: Batch) -> Batch:
-    """A batch with NumPy or JAX arrays in place of those of other libraries."""
+
+def as_arrays(name: str, batch: Batch) -> Batch:
+    """A batch with NumPy or JAX arrays in place of those of other libraries.
+
+    Raises `InputError` for texts and other objects, which no program takes, by the part's name.
+    """
 
     def plain(leaf: Any) -> Any:
-        if isinstance(leaf, (np.ndarray, jax.Array)):
+        if isinstance(leaf, jax.Array):
             return leaf
-        return np.asarray(leaf)
+        array = np.asarray(leaf)
+        if array.dtype.kind in OBJECTS:
+            example = ""
+            if array.size:
+                first = array.ravel()[0]
+                example = f", such as {brief(first)} ({type(first).__name__})"
+            raise InputError(
+                f"data[{name!r}] holds {OBJECTS[array.dtype.kind]}{example}. Use numbers."
+            )
+        return array
 
     return jax.tree.map(plain, batch)
+
+
+def missing_in(name: str, batch: Batch) -> str:
+    """Which array of a batch has missing values, in words; empty where none has."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            continue
+        rows = np.isnan(np.asarray(leaf)).reshape((*np.shape(leaf)[:1], -1)).any(-1)
+        if rows.any():
+            where = jax.tree_util.keystr(path)
+            return (
+                f"data[{name!r}]{where} has missing values (NaN) in {int(rows.sum())} of "
+                f"{rows.size} rows, first in row {int(rows.argmax())}"
+            )
+    return ""
+
+
+def form_of(batch: Batch) -> str:
+    """A batch in words, such as "(float32[16, 8], int32[16])"."""
+
+    def leaf_form(leaf: Any) -> str:
+        return f"{leaf.dtype}{list(leaf.shape)}"
+
+    return str(jax.tree.map(leaf_form, batch)).replace("'", "")
 
 
 def size_of(batch: Batch) -> int:
@@ -70,12 +130,14 @@ class Arrays:
       arrays: a pytree of them.
       batch_size: examples of a batch; an epoch's last ones that fill no batch are left out.
       rows: the examples that count.
+      given: the part that the user gave, where it was divided.
     """
 
     name: str
     arrays: Any
     batch_size: int
     rows: np.ndarray
+    given: str = ""
 
     def stream(self, seed: int) -> Stream:
         """See `Source`."""
@@ -90,6 +152,10 @@ class Arrays:
         """See `Source`."""
         stream = self.stream(0)
         return [next(stream) for _ in range(count)]
+
+    def missing(self, count: int) -> str:
+        """See `Source`."""
+        return missing_in(self.given or self.name, self.arrays)
 
     def take(self, rows: np.ndarray) -> Batch:
         """Some examples."""
@@ -128,12 +194,12 @@ class _ArrayStream:
 
 def arrays_of(name: str, value: Any, batch_size: int) -> Arrays:
     """Arrays as a part of the data; raises `InputError` where they do not fit together."""
-    arrays = as_arrays(value)
+    arrays = as_arrays(name, value)
     lengths = set()
     for leaf in jax.tree.leaves(arrays):
-        if leaf.dtype == object:
-            raise InputError(f"data[{name!r}] holds an array of Python objects. Use numbers.")
-        lengths.add(np.shape(leaf)[0])
+        if not leaf.shape:
+            raise InputError(f"data[{name!r}] holds a single number. Use arrays, a row an example.")
+        lengths.add(leaf.shape[0])
     if len(lengths) != 1 or lengths == {0}:
         raise InputError(
             f"data[{name!r}] must hold arrays of one length, at least 1, got {sorted(lengths)}."
@@ -187,7 +253,7 @@ class Iterated:
             self.iterable.set_state(state)  # type: ignore[union-attr]
         elif not self.repeats:
             self.iterable = itertools.chain(drawn, iterator)
-        return list(map(as_arrays, drawn))
+        return [as_arrays(self.name, batch) for batch in drawn]
 
     def once(self, examples: int | None = None) -> Iterator[Batch]:
         """See `Source`."""
@@ -195,11 +261,21 @@ class Iterated:
         for batch in self._batches():
             if examples is not None and count >= examples:
                 return
-            arrays = as_arrays(batch)
+            arrays = as_arrays(self.name, batch)
             count += size_of(arrays)
             yield arrays
         if not count:
             raise InputError(f"data[{self.name!r}] is empty.")
+
+    def missing(self, count: int) -> str:
+        """See `Source`; what ends once has been read, and is not searched."""
+        if not self.repeats:
+            return ""
+        for number, batch in enumerate(itertools.islice(self.iterator(), count)):
+            where = missing_in(self.name, as_arrays(self.name, batch))
+            if where:
+                return f"{where} of batch {number + 1}"
+        return ""
 
     def _batches(self) -> Iterable[Batch]:
         if self.repeats:
@@ -222,7 +298,7 @@ class _IteratedStream:
         except StopIteration:
             batch = self._again()
         self.count += 1
-        return as_arrays(batch)
+        return as_arrays(self.source.name, batch)
 
     def _again(self) -> Batch:
         name = self.source.name
@@ -333,28 +409,49 @@ def parts_of(data: Mapping[str, Batches], batch_size: int, seed: int, halves: bo
         for name in ("weights", "alphas"):
             if name not in data:
                 raise InputError(f"data needs {name!r}, or 'train' in place of weights and alphas.")
+        _require_apart(data["weights"], data["alphas"])
         weights = _source("weights", data["weights"], batch_size)
         return Parts(weights, _source("alphas", data["alphas"], batch_size), valid, test)
+    for name in ("weights", "alphas"):
+        if name in data:
+            raise InputError(
+                f"data has 'train' and {name!r}. Use 'train' alone, which is divided into weights and "
+                f"alphas, or both of these."
+            )
     train = _source("train", data["train"], batch_size)
     if not halves:
         return Parts(train, train, valid, test)
     if not isinstance(train, Arrays):
         raise InputError(
-            "data['train'] can be divided only where it is arrays. Pass 'weights' and 'alphas', two "
-            "halves that share no example."
+            f"data['train'] can be divided only where it is arrays (one, or a dict or tuple of them), "
+            f"got {type(data['train']).__name__}. Pass 'weights' and 'alphas', two halves that share "
+            f"no example."
         )
+    if train.rows.size < 2:
+        raise InputError("data['train'] has one example, and is divided into weights and alphas.")
     rows = np.random.default_rng([seed, 0]).permutation(train.rows)
     half = len(rows) // 2
-    first = Arrays("weights", train.arrays, batch_size, np.sort(rows[:half]))
-    second = Arrays("alphas", train.arrays, batch_size, np.sort(rows[half:]))
+    first = Arrays("weights", train.arrays, batch_size, np.sort(rows[:half]), "train")
+    second = Arrays("alphas", train.arrays, batch_size, np.sort(rows[half:]), "train")
     return Parts(first, second, valid, test)
+
+
+def _require_apart(weights: Batches, alphas: Batches) -> None:
+    """Raise `InputError` for one array as both halves; a loader may give each other batches."""
+    if not (isinstance(weights, ARRAYS) and isinstance(alphas, ARRAYS)):
+        return
+    if set(map(id, jax.tree.leaves(weights))) & set(map(id, jax.tree.leaves(alphas))):
+        raise InputError(
+            "data['weights'] and data['alphas'] hold the same array, and must share no example. Pass "
+            "it as 'train', which is divided."
+        )
 
 
 def _source(name: str, value: Batches, batch_size: int) -> Source:
     """A part from arrays (one, or a dict or tuple of them), or from an iterable of batches."""
-    if isinstance(value, (np.ndarray, jax.Array, Mapping, tuple)):
+    if isinstance(value, ARRAYS):
         return arrays_of(name, value, batch_size)
-    if callable(value) or isinstance(value, Iterable):
+    if not isinstance(value, (str, bytes)) and (callable(value) or isinstance(value, Iterable)):
         return Iterated(name, value)
     raise InputError(
         f"data[{name!r}] must be arrays or an iterable of batches, got {type(value).__name__}."

@@ -74,6 +74,7 @@ def trained_of(result: ModuleSearch) -> Trained:
         evaluate,
         fine_tuner(result),
         np.random.default_rng([done.settings.seed, 1]),
+        done.tie_margin,
     )
 
 

@@ -1,5 +1,6 @@
 """A user's module and loss as pure functions of weights and mixture, which strategies see."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from dartformer.errors import InputError
-from dartformer.modules.data import Batch, Source, size_of
+from dartformer.modules.data import Batch, Source, missing_in, size_of
 from dartformer.modules.places import Place, at, places_of, set_mixture
 from dartformer.strategies.base import Metrics, Weights
 
@@ -79,11 +80,18 @@ class Functions:
 
     def value(self, model: nnx.Module, batch: Batch, key: Array) -> Array:
         """The user's loss, in float32 or wider; raises `InputError` unless it is a scalar."""
-        value = jnp.asarray(self.loss_of(model, batch, nnx.Rngs(key)))
+        returned = self.loss_of(model, batch, nnx.Rngs(key))
+        if not isinstance(returned, (Array, np.ndarray, np.number, int, float)):
+            raise InputError(
+                f"the loss must be a scalar, got a {type(returned).__name__}. Return one number."
+            )
+        value = jnp.asarray(returned)
         if value.shape:
             raise InputError(
                 f"the loss must be a scalar, got an array {list(value.shape)}. Return its mean."
             )
+        if jnp.iscomplexobj(value):
+            raise InputError("the loss must be a real number, got a complex one.")
         return value.astype(jnp.promote_types(value.dtype, jnp.float32))
 
     def loss(
@@ -156,7 +164,20 @@ class Evaluator:
         for batch in part.once(examples):
             values.append(self._loss(weights, mixture, statistics, batch))
             sizes.append(size_of(batch))
-        return np.asarray(jax.device_get(values), np.float64), np.asarray(sizes)
+        losses = np.asarray(jax.device_get(values), np.float64)
+        if np.isnan(losses).any():
+            self._explain(part, int(np.isnan(losses).argmax()))
+        return losses, np.asarray(sizes)
+
+    def _explain(self, part: Source, number: int) -> None:
+        """Raise `InputError` where an undefined loss comes of missing values in the data."""
+        batch = next(itertools.islice(part.once(), number, None))
+        missing = missing_in(part.name, batch)
+        if missing:
+            raise InputError(
+                f"{missing} of batch {number + 1}, and the loss is NaN there. Fill them, or leave "
+                f"these examples out."
+            )
 
     def mean(
         self,

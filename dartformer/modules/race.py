@@ -17,13 +17,14 @@ from dartformer import diagnostics
 from dartformer.attention import to_text
 from dartformer.config.sections import Race as RaceOptions
 from dartformer.errors import InputError
+from dartformer.machine.frames import frame
 from dartformer.machine.progress import say
 from dartformer.machine.workdir import write_checked_json
 from dartformer.modules.data import Batch, Source
 from dartformer.modules.derive import derive
 from dartformer.modules.functions import Evaluator, Functions, Statistics
 from dartformer.modules.places import replace, row_for
-from dartformer.modules.search import ModuleSearch, OptimizerOf, chain_of
+from dartformer.modules.search import ModuleSearch, OptimizerOf, chain_of, require_optimizer
 from dartformer.modules.shown import Shown
 from dartformer.nn import MixedAttention
 from dartformer.results import EntrantRecord, GenotypeRecord, Look, RaceRecord
@@ -61,6 +62,26 @@ class ModuleRace(Shown):
     scores: Mapping[str, Sequence[float]]
     verdict: tuple[str, ...]
     search: ModuleSearch = field(repr=False)
+
+    def table(self) -> Any:
+        """A row for each entrant: its scores, and the step at which it stopped.
+
+        A DataFrame where pandas is installed, and a list of dictionaries elsewhere."""
+        records: list[dict[str, object]] = []
+        for entrant in self.record.entrants:
+            records.append(
+                {
+                    "name": entrant.name,
+                    "genotype": str(Genotype.from_dict(entrant.genotype.to_dict())),
+                    "metric": self.record.metric,
+                    "valid": entrant.valid,
+                    "test": entrant.test,
+                    "finalist": entrant.finalist,
+                    "stopped_at": entrant.stopped_at,
+                    "winner": entrant.name == self.record.winner,
+                }
+            )
+        return frame(records)
 
 
 def race(
@@ -100,6 +121,8 @@ def race(
     steps = steps or settings.steps
     if not seeds:
         raise InputError("a race needs at least one seed.")
+    if optimizer is not None:
+        require_optimizer("optimizer", optimizer)
     track = _Trainings(
         result, make_model, optimizer or settings.weights, steps, tuple(seeds), evaluate
     )

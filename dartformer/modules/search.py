@@ -4,6 +4,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,10 +18,11 @@ from dartformer import diagnostics, strategies
 from dartformer.attention import to_text
 from dartformer.config.presets import strategy_defaults
 from dartformer.config.sections import ALPHAS, WEIGHTS
-from dartformer.errors import InputError
+from dartformer.errors import InputError, brief, seed_problem
+from dartformer.machine.frames import frame
 from dartformer.machine.identity import Identity, fingerprint
 from dartformer.machine.workdir import LockedFolder, write_checked_json
-from dartformer.modules.data import Batches, Parts, parts_of
+from dartformer.modules.data import Batches, Parts, form_of, parts_of
 from dartformer.modules.functions import BATCHES, Evaluator, Functions, UserLoss
 from dartformer.modules.places import require_order, space_of
 from dartformer.modules.shown import Shown
@@ -32,10 +34,11 @@ from dartformer.strategies.base import Weights
 from dartformer.training import optimizer
 from dartformer.training.callbacks import Callback, Stopped, calling
 from dartformer.training.log import read_metrics
-from dartformer.training.loop import Fitted, Schedule, ZippedStream, fit
+from dartformer.training.loop import Diverged, Fitted, Schedule, ZippedStream, fit
 from dartformer.training.metric import LOSS
 from dartformer.training.optimizer import Optimizer
 from dartformer.training.step import CompiledStep, Step
+from dartformer.training.trackers import check as check_trackers
 
 Line = dict[str, Any]
 """A line of `metrics.jsonl`: its step, and numbers or lists of numbers by name."""
@@ -71,10 +74,21 @@ class Settings:
     trackers: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "eval_every"):
+        for name in ("steps", "batch_size", "log_every", "eval_every", "seed"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} must be a whole number of at least 1, got {value!r}.")
+            least = int(name != "seed")
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+                raise InputError(
+                    f"{name} must be a whole number of at least {least}, got {brief(value)}."
+                )
+            # Of NumPy, too; the text of one is part of what a workdir was made with.
+            object.__setattr__(self, name, int(value))
+        problem = seed_problem(self.seed)
+        if problem:
+            raise InputError(f"seed {problem}")
+        for name in ("weights", "alphas"):
+            require_optimizer(f"{name}_optimizer", getattr(self, name))
+        check_trackers(self.trackers, "trackers")
         if not self.strategy.traits.supernet:
             raise InputError(
                 "the strategy 'race' trains no mixed layers. Use df.race on a module instead."
@@ -129,6 +143,18 @@ class ModuleSearch(Shown):
         rows = jnp.asarray(mixture)
         return done.functions.module(done.weights, rows, statistics, train=False)
 
+    def table(self) -> Any:
+        """The mixture: a row for each layer and head, with the weight of each candidate.
+
+        A DataFrame where pandas is installed, and a list of dictionaries elsewhere."""
+        names = list(map(to_text, self.space.candidates))
+        records: list[dict[str, object]] = []
+        for layer, place in enumerate(self.places):
+            for head, weights in enumerate(self.mixture[layer].tolist()):
+                where = {"layer": layer, "place": place, "head": head}
+                records.append({**where, **dict(zip(names, weights, strict=True))})
+        return frame(records)
+
     @property
     def verdict(self) -> tuple[str, ...]:
         """What the diagnosis says, as sentences."""
@@ -144,6 +170,7 @@ class Searched:
     settings: Settings
     evaluator: Evaluator
     weights: Weights
+    tie_margin: float
 
 
 def search(
@@ -199,6 +226,10 @@ def search(
     """
     if space not in GRANULARITIES:
         raise InputError(f"space must be one of {', '.join(GRANULARITIES)}, got {space!r}.")
+    if isinstance(tie_margin, bool) or not isinstance(tie_margin, Real):
+        raise InputError(f"tie_margin must be a number, got {brief(tie_margin)}.")
+    if not callable(loss):
+        raise InputError(f"loss must be a function of (model, batch, rngs), got {brief(loss)}.")
     options = strategy_of(strategy)
     settings = Settings(
         options,
@@ -227,6 +258,11 @@ def strategy_of(strategy: str | Mapping[str, Any] | StrategyOptions) -> Strategy
     if isinstance(strategy, Mapping):
         values = dict(strategy)
         return strategies.make(str(values.pop("name", "darts")), values)
+    if not hasattr(strategy, "traits"):
+        raise InputError(
+            f"strategy must be a name, a dict with a name and options, or options, got "
+            f"{brief(strategy)}."
+        )
     return strategy
 
 
@@ -255,6 +291,14 @@ def _folder(workdir: str | Path | None) -> Iterator[Path]:
         lock.close()
 
 
+def require_optimizer(name: str, chosen: object) -> None:
+    """Raise `InputError` for what is no optimizer of this package or of optax."""
+    if not isinstance(chosen, (Optimizer, optax.GradientTransformation)):
+        raise InputError(
+            f"{name} must be an optimizer of optax, such as optax.adamw(1e-3), got {brief(chosen)}."
+        )
+
+
 def chain_of(chosen: OptimizerOf, steps: int) -> optax.GradientTransformation:
     """The optimizer as an optax chain."""
     if isinstance(chosen, Optimizer):
@@ -271,13 +315,16 @@ class _Search:
         self.functions, self.parts, self.settings = functions, parts, settings
         self.tie_margin = tie_margin
         self.space = space_of(functions.places, settings.granularity)
+        settings.strategy.check(len(self.space.candidates), settings.steps)
         self.strategy = self._strategy()
         self.mixture_of = jax.jit(self.strategy.mixture)
         count = 1
         if functions.statistics:
             count = BATCHES
         batches = parts.weights.head(count)
-        self._require_scalar(batches[0])
+        self._require_scalar("weights", batches[0])
+        self._require_scalar("alphas", parts.alphas.head(1)[0])
+        self._require_scalar("valid", next(parts.valid.once()))
         self.evaluator = Evaluator(functions, batches)
 
     def _strategy(self) -> Strategy:
@@ -292,16 +339,24 @@ class _Search:
         )
         return settings.strategy(problem)
 
-    def _require_scalar(self, batch: Any) -> None:
-        """Raise what the loss raises, before anything is compiled."""
+    def _require_scalar(self, part: str, batch: Any) -> None:
+        """Raise what the loss raises on a part, before anything is compiled."""
         mixture = jnp.zeros(self.space.mixture_shape)
-        jax.eval_shape(
-            self.functions.loss, self.functions.weights, mixture, batch, jax.random.key(0)
-        )
+        key = jax.random.key(0)
+        try:
+            jax.eval_shape(self.functions.loss, self.functions.weights, mixture, batch, key)
+        except Exception as error:
+            # The user's own error stays as it is; parts may hold batches of other forms.
+            error.add_note(f"Raised in the loss, on a batch of data[{part!r}] of {form_of(batch)}.")
+            raise
 
     def result(self, folder: Path, kept: bool) -> ModuleSearch:
         """Train, diagnose, and write `search/alphas.json`."""
-        fitted = self._fit(folder / "search")
+        try:
+            fitted = self._fit(folder / "search")
+        except Diverged as error:
+            self._explain(error)
+            raise
         state = fitted.state
         alphas, mixture = np.asarray(state.alphas), np.asarray(self.mixture_of(state))
         diagnosis = self._diagnose(state.weights, mixture)
@@ -322,8 +377,24 @@ class _Search:
             fitted.compile_seconds,
             fitted.processor_seconds,
             path,
-            Searched(self.functions, self.parts, self.settings, self.evaluator, state.weights),
+            Searched(
+                self.functions,
+                self.parts,
+                self.settings,
+                self.evaluator,
+                state.weights,
+                self.tie_margin,
+            ),
         )
+
+    def _explain(self, error: Diverged) -> None:
+        """Raise `InputError` where a training's data have missing values."""
+        for part in (self.parts.weights, self.parts.alphas):
+            where = part.missing(self.settings.steps)
+            if where:
+                raise InputError(
+                    f"{where}, and the loss is not finite. Fill them, or leave these examples out."
+                ) from error
 
     def _fit(self, folder: Path) -> Fitted[State]:
         settings, parts = self.settings, self.parts

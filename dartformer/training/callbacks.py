@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dartformer.errors import InputError, brief
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -91,6 +93,9 @@ def calling(
     on_step: Callback | None = None, on_evaluation: Callback | None = None
 ) -> Iterator[None]:
     """Trainings inside report to these callbacks; without any, to those around it."""
+    for name, callback in (("on_step", on_step), ("on_evaluation", on_evaluation)):
+        if callback is not None and not callable(callback):
+            raise InputError(f"{name} must be a function of a Moment, got {brief(callback)}.")
     if on_step is None and on_evaluation is None:
         yield
         return

@@ -194,10 +194,10 @@ TRACKERS: Registry[TrackerClass] = Registry(
 """What `log.trackers` can name: the built-in trackers, and those of other packages."""
 
 
-def check(names: Sequence[str]) -> None:
-    """Raise `InputError` for a tracker that there is not."""
+def check(names: Sequence[str], where: str = "log.trackers") -> None:
+    """Raise `InputError` for a tracker that there is not; `where` is what names them."""
     for name in names:
-        TRACKERS.find(name, "log.trackers")
+        TRACKERS.find(name, where)
 
 
 def require_installed(names: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 import dartformer as df
+from dartformer.modules.derive import derive
 from dartformer.modules.functions import Functions
 from dartformer.modules.places import places_of, set_mixtures
 from dartformer.report.models import title_of
@@ -166,6 +167,13 @@ def test_rules(found, rule):
     assert not [node for _, node in nnx.iter_graph(plain) if isinstance(node, df.nn.MixedAttention)]
 
 
+def test_ties_go_by_the_margin_of_the_search(found):
+    for margin, tied in ((1.0, 4), (0.0, 0)):
+        searched = dataclasses.replace(found.searched, tie_margin=margin)
+        derived = derive(dataclasses.replace(found, searched=searched), "argmax")
+        assert len(derived.ties) == tied
+
+
 def test_plain_layers_give_the_outputs_of_the_one_hot_mixture(found):
     genotype = df.derive(found, "argmax")
     model, x = found.model, jnp.asarray(examples(8)[0])
@@ -204,6 +212,27 @@ def test_a_race(found):
     assert race.model(x).shape == (8, 2)
     assert not [n for _, n in nnx.iter_graph(race.model) if isinstance(n, df.nn.MixedAttention)]
     assert 0 < race.record.share < 1
+    rows = records(race.table())
+    assert {row["name"] for row in rows} == names
+    assert [row["name"] for row in rows if row["winner"]] == [race.record.winner]
+
+
+def records(table):
+    """The rows of a table, with and without pandas."""
+    if isinstance(table, list):
+        return table
+    return table.to_dict("records")
+
+
+def test_the_table_of_a_search(found):
+    rows = records(found.table())
+    assert len(rows) == 4
+    assert {name: rows[3][name] for name in ("layer", "place", "head")} == {
+        "layer": 1,
+        "place": "zeroth.0.attention",
+        "head": 1,
+    }
+    assert [rows[3][name] for name in CANDIDATES] == found.mixture[1, 1].tolist()
 
 
 def test_a_search_shows_itself(found, tmp_path):
@@ -367,6 +396,14 @@ class Tied(nnx.Module):
         self.second.heads.projections[0].q = self.first.heads.projections[0].q
 
 
+def with_a_gap(name):
+    """The data with one missing number in row 3 of a part."""
+    x, labels = DATA[name]
+    x = x.copy()
+    x[3, 0, 0] = np.nan
+    return {**DATA, name: (x, labels)}
+
+
 def vector(model, batch, rngs):
     return model(batch[0]).mean(-1)
 
@@ -404,6 +441,52 @@ def vector(model, batch, rngs):
             lambda: run(data={"train": np.array([None]), "valid": examples(8)}),
             "array of Python objects",
         ),
+        (
+            lambda: run(data={"train": np.array(["a", "b"]), "valid": np.zeros(4)}),
+            r"array of texts.*'a'",
+        ),
+        (
+            lambda: run(data={"weights": [["a"]], "alphas": [[0]], "valid": [[0]]}),
+            r"data\['weights'\] holds an array of texts",
+        ),
+        (
+            lambda: run(data={"train": np.float32(1), "valid": np.zeros(4)}),
+            "must be arrays or an iterable",
+        ),
+        (
+            lambda: run(data={"train": (np.zeros(4), np.float32(1)), "valid": np.zeros(4)}),
+            r"data\['train'\] holds a single number",
+        ),
+        (lambda: run(data={"train": "digits.npz", "valid": np.zeros(4)}), "got str"),
+        (lambda: run(data={"train": examples(1), "valid": examples(8)}), "has one example"),
+        (
+            lambda: run(data={"train": examples(64), "alphas": examples(8), "valid": examples(8)}),
+            "data has 'train' and 'alphas'",
+        ),
+        (
+            lambda: run(data=dict.fromkeys(("weights", "alphas", "valid"), examples(32))),
+            "hold the same array",
+        ),
+        (
+            lambda: run(data=with_a_gap("train")),
+            r"data\['train'\]\[0\] has missing values.*1 of 64",
+        ),
+        (lambda: run(data=with_a_gap("valid")), r"data\['valid'\]\[0\].*row 3 of batch 1"),
+        (lambda: run(loss=lambda *_: None), "got a NoneType"),
+        (lambda: run(loss=lambda *given: (loss(*given), {})), "got a tuple"),
+        (lambda: run(loss=lambda *given: loss(*given) * 1j), "must be a real number"),
+        (lambda: run(loss="mse"), "loss must be a function"),
+        (lambda: df.search(Model, loss, DATA), "a flax NNX module, a loss and data; got <class"),
+        (lambda: df.race(Model, loss), "race takes a config"),
+        (lambda: run(seed=-1), "seed must be a whole number of at least 0"),
+        (lambda: run(seed=2**32), "a seed has 32 bits"),
+        (lambda: run(strategy={"name": "darts", "extras": ["drop(keep=9)"]}), "drop"),
+        (lambda: run(strategy=3), "strategy must be a name"),
+        (lambda: run(weights_optimizer="adam"), "weights_optimizer must be an optimizer"),
+        (lambda: run(alphas_optimizer=0.1), "alphas_optimizer must be an optimizer"),
+        (lambda: run(trackers=["wandbb"]), "unknown trackers 'wandbb'"),
+        (lambda: run(on_step=3), "on_step must be a function"),
+        (lambda: run(tie_margin="wide"), "tie_margin must be a number"),
         (lambda: run(data={"train": list(batches()), "valid": examples(8)}), "Pass 'weights'"),
         (lambda: run(data={"train": examples(64), "valid": 3}), "iterable of batches"),
     ],
@@ -412,6 +495,35 @@ def test_bad_input_is_one_line(call, message):
     with pytest.raises(df.InputError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_missing_values_in_batches_of_a_list():
+    made = list(batches(4))
+    made[2][0][5] = np.nan
+    data = {"weights": list(batches(4)), "alphas": made, "valid": list(batches(1))}
+    with pytest.raises(df.InputError, match=r"data\['alphas'\]\[0\].*first in row 5 of batch 3"):
+        run(Small(nnx.Rngs(0)), data, strategy={"name": "darts", "warmup": 0.0})
+
+
+def test_a_loss_may_leave_missing_values_out():
+    def masked(model, batch, rngs):
+        x, labels = batch
+        return loss(model, (jnp.nan_to_num(x), labels), rngs)
+
+    found = run(Small(nnx.Rngs(0)), with_a_gap("train"), loss=masked, steps=2)
+    assert math.isfinite(found.history[0]["loss"])
+
+
+def test_an_error_in_the_loss_names_the_part():
+    data = {**DATA, "valid": {"x": DATA["valid"][0]}}
+    with pytest.raises(ValueError, match="unpack") as error:
+        run(Small(nnx.Rngs(0)), data)
+    assert "data['valid'] of {x: float32[16, 5, 3]}" in " ".join(error.value.__notes__)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(tmp_path):
+    run(Small(nnx.Rngs(0)), steps=np.int64(2), workdir=tmp_path)
+    run(Small(nnx.Rngs(0)), steps=2, workdir=tmp_path)  # the same call
 
 
 def test_a_loss_that_is_not_finite_names_the_step():
