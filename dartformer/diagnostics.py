@@ -464,6 +464,25 @@ def _first(sentences: Sequence[str]) -> str:
 # All findings together.
 
 
+def of_mixtures(
+    mixtures: np.ndarray,
+    space: SearchSpace,
+    tie_margin: float,
+    *,
+    learned: bool = True,
+    simplex: bool = True,
+) -> list[Finding]:
+    """What mixtures `[S, L, H, K]` alone say; the arguments are those of `of_search`."""
+    if not learned:
+        verdict = "the strategy learns no architecture weights, and the derivation decides"
+        return [Finding("margin", None, None, "", None, verdict)]
+    findings = [entropy(mixtures, space, simplex)]
+    if simplex:
+        findings.append(decision(mixtures, space))
+    findings.append(margin(mixtures, space, tie_margin))
+    return findings
+
+
 def of_search(
     mixtures: np.ndarray,
     space: SearchSpace,
@@ -498,6 +517,7 @@ def of_search(
         scores = [evaluate(i, space.mixture(genotype)) for i in seeds]
         alone[to_text(genotype.layers[0][0])] = _mean(scores)
     hard, agreed = None, None
+    basic = of_mixtures(mixtures, space, tie_margin, learned=learned, simplex=simplex)
     if learned:
         # Of each seed the mixture that its own derivation by argmax would leave.
         hard = []
@@ -505,15 +525,8 @@ def of_search(
             choice = space.genotype(row_stats[i].winner)
             hard.append(evaluate(i, space.mixture(choice)))
         agreed = agreement(mixtures, space)
-        basic = [entropy(mixtures, space, simplex)]
-        if simplex:
-            basic.append(decision(mixtures, space))
-        basic.append(margin(mixtures, space, tie_margin))
         basic.append(agreed)
         basic.append(discretisation(_column(soft, share), _column(hard, share)))
-    else:
-        verdict = "the strategy learns no architecture weights, and the derivation decides"
-        basic = [Finding("margin", None, None, "", None, verdict)]
     judged = [*basic, *findings]
     entropies, margins = [], []  # of each seed [1 or L, 1 or H]
     for row in row_stats:

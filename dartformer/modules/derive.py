@@ -13,12 +13,11 @@ from dartformer.config.presets import strategy_defaults
 from dartformer.derivations import Derived, Rule, Trained
 from dartformer.errors import InputError
 from dartformer.modules.search import ModuleSearch, chain_of
-from dartformer.strategies.base import Batch, Weights
-from dartformer.training.optimizer import Optimizer
-
-FINE_TUNE_RATE = 0.1
-"""Of the search's learning rate, falling to zero along a cosine: DARTS-PT fine-tunes so (arXiv
-2108.04392)."""
+from dartformer.stages.programs import AtMixture
+from dartformer.strategies.base import Weights
+from dartformer.training.loop import Schedule, fit
+from dartformer.training.optimizer import Optimizer, fine_tuning
+from dartformer.training.step import CompiledStep, TrainState, step_of
 
 
 def derive(result: ModuleSearch, rule: str | None = None) -> Derived:
@@ -81,33 +80,27 @@ def trained_of(result: ModuleSearch) -> Trained:
 def fine_tuner(result: ModuleSearch) -> Callable[[Weights, np.ndarray, int, int], Weights]:
     """(weights, mixture, steps, seed) -> weights, trained further at a fixed mixture."""
     done = result.searched
+    compiled: dict[int, tuple[optax.GradientTransformation, CompiledStep[TrainState]]] = {}
+
+    def program(steps: int) -> tuple[optax.GradientTransformation, CompiledStep[TrainState]]:
+        options = done.settings.weights
+        if isinstance(options, Optimizer):
+            options = fine_tuning(options)
+        chain = chain_of(options, steps)
+        return chain, CompiledStep(step_of(done.functions.loss, chain))
 
     def fine_tune(weights: Weights, mixture: np.ndarray, steps: int, seed: int) -> Weights:
         if steps == 0:
             return weights
-        options = done.settings.weights
-        if isinstance(options, Optimizer):
-            rate = FINE_TUNE_RATE * options.learning_rate
-            options = dataclasses.replace(
-                options, learning_rate=rate, schedule="cosine", warmup=0.0, final=0.0
-            )
-        chain = chain_of(options, steps)
-
-        @jax.jit
-        def step(
-            weights: Weights, moments: optax.OptState, batch: Batch, key: jax.Array
-        ) -> tuple[Weights, optax.OptState]:
-            gradient, _ = jax.grad(done.functions.loss, has_aux=True)(
-                weights, jnp.asarray(mixture), batch, key
-            )
-            updates, moments = chain.update(gradient, moments, weights)
-            return optax.apply_updates(weights, updates), moments
-
-        moments = chain.init(weights)
-        stream = done.parts.weights.stream(seed)
-        for number in range(steps):
-            key = jax.random.fold_in(jax.random.key(seed), number)
-            weights, moments = step(weights, moments, next(stream), key)
-        return weights
+        if steps not in compiled:
+            compiled[steps] = program(steps)
+        chain, step = compiled[steps]
+        # A step reuses the memory of its state, and the caller keeps its weights.
+        copied = jax.tree.map(jnp.copy, weights)
+        start = jnp.zeros((), jnp.int32)
+        state = TrainState(start, jax.random.key(seed), copied, chain.init(copied))
+        stream = AtMixture(done.parts.weights.stream(seed), mixture)
+        schedule = Schedule(steps, log_every=steps)
+        return fit("fine-tuning", step, state, stream, schedule, None).state.weights
 
     return fine_tune

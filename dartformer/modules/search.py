@@ -475,11 +475,14 @@ class _Search:
         """Entropy and margin of the mixture's rows, and the mixture."""
         mixture = np.asarray(self.mixture_of(state))
         rows = diagnostics.rows(mixture, self.space, self.settings.strategy.traits.simplex)
-        return {
+        line: Line = {
             "entropy": float(rows.entropy.mean()),
             "margin": float(rows.margin.mean()),
             "mixture": mixture.tolist(),
         }
+        if "stopped" in state.memory and bool(state.memory["stopped"]):
+            line["alphas_rate"] = 0.0  # an extra stopped them, which their schedule cannot know
+        return line
 
     def _diagnose(self, weights: Weights, mixture: np.ndarray) -> Diagnostics:
         """Findings about the mixture, and the loss of each candidate alone, on valid."""
@@ -490,17 +493,13 @@ class _Search:
         for genotype in space.homogeneous():
             value = self.evaluator.mean(weights, space.mixture(genotype), valid)
             alone[to_text(genotype.layers[0][0])] = {"loss": value}
+        findings = diagnostics.of_mixtures(
+            mixture[None], space, self.tie_margin, learned=traits.alphas, simplex=traits.simplex
+        )
         if not traits.alphas:
-            verdict = "the strategy learns no architecture weights, and the derivation decides"
-            findings = [Finding("margin", None, None, "", None, verdict)]
             judged = diagnostics.verdicts(findings)
             return Diagnostics(tuple(findings), judged, valid_soft=soft, alone=alone)
         hard = {"loss": self.evaluator.mean(weights, self._discrete(mixture), valid)}
-        mixtures = mixture[None]
-        findings = [diagnostics.entropy(mixtures, space, traits.simplex)]
-        if traits.simplex:
-            findings.append(diagnostics.decision(mixtures, space))
-        findings.append(diagnostics.margin(mixtures, space, self.tie_margin))
         findings.append(discretization(soft["loss"], hard["loss"]))
         rows = diagnostics.rows(mixture, space, traits.simplex)
         return Diagnostics(

@@ -39,10 +39,6 @@ from dartformer.training.loop import Schedule, fit
 from dartformer.training.metric import decimals
 from dartformer.training.step import CompiledStep, TrainState
 
-FINE_TUNE_RATE = 0.1
-"""Of the search's learning rate, falling to zero along a cosine: DARTS-PT fine-tunes so (arXiv
-2108.04392)."""
-
 
 def derive(result: SearchResult, workdir: Workdir) -> Derived:
     """Apply the config's rule to every seed, choose, and ask for a second opinion.
@@ -244,11 +240,7 @@ def fine_tuner(study: Study) -> Callable[[Weights, np.ndarray, int, int], Weight
     def program(steps: int) -> tuple[optax.GradientTransformation, CompiledStep[TrainState]]:
         # Once for each number of steps: the mixture is an argument, so that a rule can fine-tune
         # at many mixtures without compiling for each.
-        search = study.config.search.weights
-        rate = FINE_TUNE_RATE * search.learning_rate
-        options = replace(search, learning_rate=rate, schedule="cosine", warmup=0.0, final=0.0)
-        chain = optimizer.build(options, steps)
-
+        chain = optimizer.build(optimizer.fine_tuning(study.config.search.weights), steps)
         parts = study.config.data.accumulate
         step = mixed_step(study.supernet.network, chain, study.metric, parts)
         return chain, CompiledStep(step)

@@ -1,6 +1,6 @@
 """Optimizers and schedules, for the weights and for the architecture weights, as optax chains."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,17 @@ class Optimizer:
         one_of(self, "schedule", SCHEDULES)
         at_least(self, 0, "learning_rate", "weight_decay", "clip", "eps")
         between(self, 0, 1, "warmup", "final", "b1", "b2", "momentum")
+
+
+FINE_TUNE_RATE = 0.1
+"""Of the search's learning rate, falling to zero along a cosine: DARTS-PT fine-tunes so (arXiv
+2108.04392)."""
+
+
+def fine_tuning(search: Optimizer) -> Optimizer:
+    """The optimizer that trains a supernet further after a search."""
+    rate = FINE_TUNE_RATE * search.learning_rate
+    return replace(search, learning_rate=rate, schedule="cosine", warmup=0.0, final=0.0)
 
 
 def schedule(options: Optimizer, steps: int) -> optax.Schedule:

@@ -135,18 +135,31 @@ def plain_step(
 
     `parts` of a batch are computed one after the other (see `training_loss`).
     """
-    value_and_gradient = jax.value_and_grad(training_loss(network, metric, parts), has_aux=True)
+    stepped = step_of(training_loss(network, metric, parts), optimizer)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return stepped(state, (batch, None))
+
+    return step
+
+
+def step_of(
+    loss: TrainingLoss, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, tuple[Batch, Array | None]], tuple[TrainState, Metrics]]:
+    """One step of ordinary training on any loss, at the mixture that comes with each batch."""
+    value_and_gradient = jax.value_and_grad(loss, has_aux=True)
+
+    def step(state: TrainState, pair: tuple[Batch, Array | None]) -> tuple[TrainState, Metrics]:
+        batch, mixture = pair
         # Folded in and not split: the dropout of a step depends on its number alone.
         key = jax.random.fold_in(state.key, state.step)
-        (loss, metrics), gradient = value_and_gradient(state.weights, None, batch, key)
+        (value, metrics), gradient = value_and_gradient(state.weights, mixture, batch, key)
         updates, moments = optimizer.update(gradient, state.optimizer, state.weights)
         weights = optax.apply_updates(state.weights, updates)
         norm = optax.tree.norm(gradient)
         # A NaN anywhere in the gradient makes its norm NaN, so one scalar guards all parameters.
-        finite = jnp.isfinite(loss + norm)
-        metrics = {"loss": loss, **metrics, "gradient_norm": norm, "finite": finite}
+        finite = jnp.isfinite(value + norm)
+        metrics = {"loss": value, **metrics, "gradient_norm": norm, "finite": finite}
         return TrainState(state.step + 1, state.key, weights, moments), metrics
 
     return step

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import dartformer as df
-from dartformer.modules.derive import derive
+from dartformer.modules.derive import derive, fine_tuner
 from dartformer.modules.functions import Functions
 from dartformer.modules.places import places_of, set_mixtures
 from dartformer.report.models import title_of
@@ -165,6 +165,25 @@ def test_rules(found, rule):
     assert (found.path / "genotype.json").read_text() == genotype.to_json()
     plain = df.replace(found.model, genotype)
     assert not [node for _, node in nnx.iter_graph(plain) if isinstance(node, df.nn.MixedAttention)]
+
+
+def test_fine_tuning_is_compiled_once_for_all_mixtures(monkeypatch):
+    """`masked_drop` fine-tunes at many mixtures."""
+    small, traces = run(Small(nnx.Rngs(0)), steps=2), []
+
+    def counted(*given):
+        traces.append(1)
+        return loss(*given)
+
+    monkeypatch.setattr(small.searched.functions, "loss_of", counted)
+    tune, before = fine_tuner(small), small.searched.weights
+    uniform, hard = small.mixture, np.array([[[1.0, 0.0]]], np.float32)
+    tuned = [tune(before, mixture, 2, 0) for mixture in (uniform, hard)]
+    assert len(traces) == 1
+    # The weights of the search stay, and each mixture has its own.
+    assert not jax.tree.leaves(before)[0].is_deleted()
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), *tuned)
+    assert not all(jax.tree.leaves(same))
 
 
 def test_ties_go_by_the_margin_of_the_search(found):
