@@ -34,6 +34,7 @@ from dartformer.modules.search import ModuleSearch
 from dartformer.modules.shown import Shown
 from dartformer.placement import choose as choose_stage
 from dartformer.placement import evaluate as placement_stage
+from dartformer.placement import exchange as exchange_stage
 from dartformer.placement import score as score_stage
 from dartformer.placement import tune as tune_stage
 from dartformer.placement.records import PlacementBudgetAnswer, PlacementResults
@@ -298,9 +299,10 @@ def place(config: PlacementConfig | ConfigDict, workdir: str | Path) -> Placemen
     study.check()
     with PlacementWorkdir(workdir, study.config) as folder, _placing(folder, "run"):
         scores = score_stage.score(study, folder)
-        choose_stage.derive(study, folder, scores)
-        tune_stage.tune(study, folder, scores)
-        return placement_stage.evaluate(study, folder, scores)
+        kept = exchange_stage.exchange(study, folder, scores)
+        choose_stage.derive(study, folder, kept)
+        tune_stage.tune(study, folder, scores, kept)
+        return placement_stage.evaluate(study, folder, scores, kept)
 
 
 def evaluate_placement(
@@ -311,9 +313,10 @@ def evaluate_placement(
     study.check()
     with PlacementWorkdir(workdir, study.config) as folder, _placing(folder, "evaluate"):
         scores = score_stage.require_scores(study, folder)
-        choose_stage.derive(study, folder, scores)
+        kept = exchange_stage.exchange(study, folder, scores)
+        choose_stage.derive(study, folder, kept)
         tune_stage.keep(study, folder)
-        return placement_stage.evaluate(study, folder, scores)
+        return placement_stage.evaluate(study, folder, scores, kept)
 
 
 def derive_placement(workdir: str | Path, budget: Budget | None = None) -> PlacementBudgetAnswer:
@@ -323,7 +326,11 @@ def derive_placement(workdir: str | Path, budget: Budget | None = None) -> Place
     if budget is not None:
         limit = limit_of(budget, study.places)
     with PlacementWorkdir(workdir, study.config) as folder, _placing(folder, "derive"):
-        return choose_stage.derive_within(study, folder, limit)
+        improved = None
+        if limit == study.limit:
+            scores = score_stage.require_scores(study, folder)
+            improved = exchange_stage.finished(study, folder, scores)
+        return choose_stage.derive_within(study, folder, limit, improved)
 
 
 def export_placement(workdir: str | Path) -> Saved:

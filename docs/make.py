@@ -122,6 +122,7 @@ FILES = {
 OF_CHECKPOINTS = {
     "results.json": placed.PlacementResults,
     "scores.json": placed.ScoreFile,
+    "exchange.json": placed.ExchangeFile,
     "tuning.json": placed.TuneFile,
     "evaluation.json": placed.Evaluation,
     "teacher.json": placed.Teacher,

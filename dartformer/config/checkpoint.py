@@ -46,6 +46,9 @@ class Checkpoint:
         learns the mixture within the budget. The first decides, and others are compared with it.
       frozen_steps: of Adam on each sequence for the rule "frozen".
       points: gradients of each sequence along the path; more of them add up better.
+      exchanges: how many neighbours of what the scores choose are measured on the sequences that
+        score: each keeps one other place in exchange for one, and those that lose less are the
+        answer. 0: the answer is what the scores choose.
       length: tokens of a sequence, which the scores hold for.
       sequences: of each kind (text, and a passage that comes again; an encoder has documents
         alone) that score the places.
@@ -60,6 +63,7 @@ class Checkpoint:
     rules: tuple[str, ...] = ("path",)
     frozen_steps: int = 25
     points: int = 8
+    exchanges: int = 0
     length: int = 256
     sequences: int = 4
     held_out: int = 8
@@ -69,7 +73,7 @@ class Checkpoint:
         check_types(self)
         at_least(self, 1, "points", "sequences", "frozen_steps")
         at_least(self, 2, "held_out")  # one has no interval
-        at_least(self, 0, "keep")
+        at_least(self, 0, "keep", "exchanges")
         for name, value in (("folder", self.folder), ("text", self.text)):
             if not value:
                 raise FieldError(name, "is empty. Name a folder or a file.")

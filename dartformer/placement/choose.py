@@ -92,8 +92,15 @@ def answer(study: PlacementStudy, file: ScoreFile, part: slice = EVERYTHING) -> 
     return choose(study.places, study.at_granularity(scores), study.limit)
 
 
-def derived_choices(study: PlacementStudy, file: ScoreFile) -> Iterator[Choice]:
-    """What the scores choose: the answer first, then by one kind alone, and by other rules."""
+def derived_choices(study: PlacementStudy, file: ScoreFile, best: np.ndarray) -> Iterator[Choice]:
+    """The answer first, then what the scores choose, by one kind alone, and by other rules.
+
+    `best` are the places `[L, C]` of the answer.
+    """
+    rule = study.config.checkpoint.rules[0]
+    chosen = answer(study, file)
+    if not np.array_equal(best, chosen):
+        yield Choice("exchanged", f"{counted(best)} by {rule} and exchange", "answer", best)
     for number, rule in enumerate(study.config.checkpoint.rules):
         # Groups are compared with layers of the same rule.
         layouts = [study.at_granularity(combined(file, rule, study.kind_names))]
@@ -104,7 +111,7 @@ def derived_choices(study: PlacementStudy, file: ScoreFile) -> Iterator[Choice]:
             name, role = rule, "derived"
             if scores is not layouts[0]:
                 name = f"{rule}_layers"
-            elif number == 0:
+            elif number == 0 and np.array_equal(best, chosen):
                 role = "answer"
             yield Choice(name, f"{counted(kept)} by {rule}", role, kept)
         if len(study.kind_names) == 1:
@@ -178,21 +185,24 @@ def counted(kept: np.ndarray) -> str:
     return plural(int(kept.sum()), noun)
 
 
-def derive(study: PlacementStudy, folder: PlacementWorkdir, file: ScoreFile) -> np.ndarray:
-    """Write the genotype of the answer, and return its places `[L, C]`."""
-    kept = answer(study, file)
+def derive(study: PlacementStudy, folder: PlacementWorkdir, kept: np.ndarray) -> None:
+    """Write the genotype of the answer, which keeps places `[L, C]`."""
     write_text(folder.genotype, study.places.genotype(kept).to_json())
-    return kept
 
 
 def derive_within(
-    study: PlacementStudy, folder: PlacementWorkdir, limit: Limit
+    study: PlacementStudy, folder: PlacementWorkdir, limit: Limit, improved: np.ndarray | None
 ) -> PlacementBudgetAnswer:
-    """The best places within a limit, from the stored scores; the weights are not read."""
+    """The best places within a limit, from the stored scores; the weights are not read.
+
+    `improved` are the places `[L, C]` of a local search within this limit; None without one.
+    """
     file = require_scores(study, folder)
     rule = study.config.checkpoint.rules[0]
     kinds = study.kind_names
-    kept = choose(study.places, study.at_granularity(combined(file, rule, kinds)), limit)
+    kept = improved
+    if kept is None:
+        kept = choose(study.places, study.at_granularity(combined(file, rule, kinds)), limit)
     shares = {}
     least = LITTLE
     if study.places.encodes:

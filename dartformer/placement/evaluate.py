@@ -16,6 +16,8 @@ from dartformer.placement.records import (
     Additivity,
     Agreement,
     Evaluation,
+    ExchangeFile,
+    ExchangeResults,
     Measured,
     Placed,
     PlacementResults,
@@ -39,9 +41,14 @@ from dartformer.results import GenotypeRecord
 from dartformer.space.genotype import Genotype
 
 
-def evaluate(study: PlacementStudy, folder: PlacementWorkdir, file: ScoreFile) -> PlacementResults:
-    """The exact quality of the answer and its rivals on held-out sequences, and the verdict."""
-    choices = [*baselines(study), *derived_choices(study, file), *front(study, file)]
+def evaluate(
+    study: PlacementStudy, folder: PlacementWorkdir, file: ScoreFile, kept: np.ndarray
+) -> PlacementResults:
+    """The exact quality of the answer and its rivals on held-out sequences, and the verdict.
+
+    `kept` are the places `[L, C]` of the answer.
+    """
+    choices = [*baselines(study), *derived_choices(study, file, kept), *front(study, file)]
     evaluation = _evaluated(study, folder, file, choices)
     tuned = evaluate_tuned(study, folder, evaluation.tuned)
     if tuned is not evaluation.tuned:
@@ -53,13 +60,15 @@ def evaluate(study: PlacementStudy, folder: PlacementWorkdir, file: ScoreFile) -
         for kind, qualities in evaluation.qualities.items():
             quality[kind] = qualities[_key(study, choice)]
         cost = study.limit.cost_of(choice.kept, study.places)
-        kept = choice.kept.astype(int)
         size = study.cache_bytes(choice.kept, study.limit.length)
-        item = Placed(choice.name, choice.title, choice.role, kept, size, quality)
+        grid = choice.kept.astype(int)
+        item = Placed(choice.name, choice.title, choice.role, grid, size, quality)
         if study.limit.quantity != KV_BYTES:
             item = replace(item, cost=cost)
         placed.append(item)
-    results = conclude(study, file, evaluation, placed, folder.read(TuneFile, folder.tuning))
+    trained = folder.read(TuneFile, folder.tuning)
+    exchanges = folder.read(ExchangeFile, folder.exchange)
+    results = conclude(study, file, exchanges, evaluation, placed, trained)
     folder.write(folder.results, results)
     return results
 
@@ -127,6 +136,7 @@ def _qualities(
 def conclude(
     study: PlacementStudy,
     file: ScoreFile,
+    exchanges: ExchangeFile | None,
     evaluation: Evaluation,
     placed: Sequence[Placed],
     trained: TuneFile | None,
@@ -145,6 +155,11 @@ def conclude(
     for entry in file.scores:
         seconds["score"] += entry.seconds
         processor["score"] += entry.processor_seconds
+    exchange = None
+    if exchanges is not None:
+        exchange = _exchange(study, file, exchanges)
+        seconds["exchange"] = exchanges.seconds
+        processor["exchange"] = exchanges.processor_seconds
     seconds["evaluate"] = evaluation.seconds
     processor["evaluate"] = evaluation.processor_seconds
     chosen = next(item for item in placed if item.role == "answer")
@@ -177,11 +192,22 @@ def conclude(
         processor,
         _agreement(study, file),
         tuning,
+        exchange,
     )
     limit = study.limit
     if limit.quantity != KV_BYTES:
         results = replace(results, kv_bytes=0, quantity=limit.quantity, limit=limit.amount)
     return replace(results, verdict=tuple(verdict(results)), warnings=tuple(warnings(results)))
+
+
+def _exchange(
+    study: PlacementStudy, file: ScoreFile, exchanges: ExchangeFile
+) -> ExchangeResults | None:
+    """What the local search changed; None where it has not ended."""
+    if exchanges.kept is None:
+        return None
+    exchanged = int(np.sum(exchanges.kept.astype(bool) & ~answer(study, file)))
+    return ExchangeResults(exchanges.neighbours, exchanged, exchanges.before, exchanges.after)
 
 
 def _tuning(

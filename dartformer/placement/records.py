@@ -1,7 +1,7 @@
 """What a placement in a checkpoint leaves in its workdir."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -95,6 +95,57 @@ class ScoreFile(Record):
             if (scores.rule, scores.kind) == (rule, kind):
                 return scores
         return None
+
+
+@dataclass(frozen=True)
+class MeasuredPlaces(Record):
+    """A placement that was measured on calibration sequences.
+
+    Attributes:
+      kept: `[L, C]` of 0 and 1.
+      losses: the divergence from the checkpoint of each sequence so far, by kind.
+    """
+
+    kept: np.ndarray
+    losses: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        """The sequences of each kind."""
+        return min((len(losses) for losses in self.losses.values()), default=0)
+
+    def with_sequence(self, losses: Mapping[str, float]) -> "MeasuredPlaces":
+        """The same with one more sequence of each kind."""
+        longer = {}
+        for kind, loss in losses.items():
+            longer[kind] = np.append(self.losses.get(kind, np.zeros(0)), loss)
+        return replace(self, losses=longer)
+
+
+@dataclass(frozen=True)
+class ExchangeFile(Record):
+    """`exchange.json`: the local search from what the scores choose.
+
+    Losses are the divergences of both kinds of calibration sequences, each as a share of what the
+    cheap attention everywhere loses, added up.
+
+    Attributes:
+      identity: fingerprints of the checkpoint, the text, the settings and where it began.
+      measured: the placements so far, that of the scores first.
+      seconds: of measuring.
+      processor_seconds: of all cores together.
+      kept: `[L, C]` of 0 and 1 of the best placement; None before the search has ended.
+      neighbours: how many were measured.
+      before, after: losses of the choice of the scores and of the best placement.
+    """
+
+    identity: dict[str, str]
+    measured: tuple[MeasuredPlaces, ...] = ()
+    seconds: float = 0.0
+    processor_seconds: float = 0.0
+    kept: np.ndarray | None = None
+    neighbours: int = 0
+    before: float = 0.0
+    after: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -370,6 +421,23 @@ class Agreement(Record):
 
 
 @dataclass(frozen=True)
+class ExchangeResults(Record):
+    """What measuring neighbours of the scores' choice changed, on the calibration sequences.
+
+    Attributes:
+      neighbours: how many were measured.
+      exchanged: places that the answer keeps and the choice of the scores does not.
+      before, after: losses of that choice and of the answer: the divergences of both kinds, each as
+        a share of what the cheap attention everywhere loses, added up.
+    """
+
+    neighbours: int
+    exchanged: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class TuningResults(Record):
     """What tuning changed, on the held-out sequences.
 
@@ -424,6 +492,7 @@ class PlacementResults(Record):
       additivity: by kind; empty where the path was not scored.
       agreement: of the halves; None for a single calibration sequence.
       tuning: what tuning changed; absent where nothing is tuned.
+      exchange: what measuring neighbours changed; absent where none were measured.
       quantity: what the budget limits, such as "latency_ms"; None for `kv_bytes`.
       limit: on that quantity; None for `kv_bytes`.
       verdict: in sentences.
@@ -454,6 +523,7 @@ class PlacementResults(Record):
     processor_seconds: dict[str, float]
     agreement: Agreement | None = None
     tuning: TuningResults | None = None
+    exchange: ExchangeResults | None = None
     quantity: str | None = None
     limit: float | None = None
     schema: int = SCHEMA
@@ -476,7 +546,7 @@ class PlacementResults(Record):
 
     @property
     def answer(self) -> Placed:
-        """The placement that the first rule chose."""
+        """The placement that the first rule chose, or the best neighbour of it."""
         for placed in self.placements:
             if placed.role == "answer":
                 return placed

@@ -57,6 +57,7 @@ class PlacementFolder:
         self.config = self.path / CONFIG
         self.teacher = self.path / "teacher.json"
         self.scores = self.path / "scores.json"
+        self.exchange = self.path / "exchange.json"
         self.genotype = self.path / "genotype.json"
         self.tuning = self.path / "tuning.json"
         self.training = self.path / "tuning"

@@ -50,12 +50,17 @@ PARTS = 3
 """After each of so many parts of the steps the better half of the entrants goes on."""
 
 
-def tune(study: PlacementStudy, folder: PlacementWorkdir, scores: ScoreFile) -> TuneFile | None:
-    """Tune the answer, or the entrants of a race, into `tuned/`; None where nothing is tuned."""
+def tune(
+    study: PlacementStudy, folder: PlacementWorkdir, scores: ScoreFile, kept: np.ndarray
+) -> TuneFile | None:
+    """Tune the answer, or the entrants of a race, into `tuned/`; None where nothing is tuned.
+
+    `kept` are the places `[L, C]` of the answer.
+    """
     options = study.config.tune
     if not options.steps:
         return None
-    choices = list(entrants(study, scores))
+    choices = list(entrants(study, scores, kept))
     identity = _identity(study, scores, choices)
     file = folder.read(TuneFile, folder.tuning)
     if file is not None:
@@ -109,10 +114,10 @@ def better_half(entrants: Sequence[Entrant], step: int) -> Sequence[Entrant]:
     return ranked[: math.ceil(len(ranked) / 2)]
 
 
-def entrants(study: PlacementStudy, scores: ScoreFile) -> Iterator[Choice]:
+def entrants(study: PlacementStudy, scores: ScoreFile, kept: np.ndarray) -> Iterator[Choice]:
     """The placements that are tuned: the answer, and what else the scores choose."""
     different: dict[bytes, Choice] = {}
-    for choice in derived_choices(study, scores):
+    for choice in derived_choices(study, scores, kept):
         mixture = study.places.mixture(choice.kept)
         different.setdefault(mixture.tobytes(), choice)
     yield from list(different.values())[: study.config.tune.race]

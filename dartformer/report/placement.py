@@ -52,6 +52,7 @@ LINKS = {
     "genotype.json": "layers and heads",
     "results.json": "every number",
     "scores.json": "what each place is worth to each calibration sequence",
+    "exchange.json": "neighbours of the choice, as they were measured",
     "tuning.json": "the placements that were tuned, and the loss of each step",
     "evaluation.json": "the loss of each placement on each held-out sequence",
     "teacher.json": "the files of the checkpoint",
