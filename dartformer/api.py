@@ -326,11 +326,11 @@ def derive_placement(workdir: str | Path, budget: Budget | None = None) -> Place
     if budget is not None:
         limit = limit_of(budget, study.places)
     with PlacementWorkdir(workdir, study.config) as folder, _placing(folder, "derive"):
+        scores = score_stage.require_scores(study, folder)
         improved = None
         if limit == study.limit:
-            scores = score_stage.require_scores(study, folder)
             improved = exchange_stage.finished(study, folder, scores)
-        return choose_stage.derive_within(study, folder, limit, improved)
+        return choose_stage.derive_within(study, folder, scores, limit, improved)
 
 
 def export_placement(workdir: str | Path) -> Saved:

@@ -3,8 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -13,9 +11,8 @@ from dartformer.config.presets import strategy_defaults
 from dartformer.derivations import Derived, Rule, Trained
 from dartformer.errors import InputError
 from dartformer.modules.search import ModuleSearch, chain_of
-from dartformer.stages.programs import AtMixture
+from dartformer.stages import programs
 from dartformer.strategies.base import Weights
-from dartformer.training.loop import Schedule, fit
 from dartformer.training.optimizer import Optimizer, fine_tuning
 from dartformer.training.step import CompiledStep, TrainState, step_of
 
@@ -80,7 +77,6 @@ def trained_of(result: ModuleSearch) -> Trained:
 def fine_tuner(result: ModuleSearch) -> Callable[[Weights, np.ndarray, int, int], Weights]:
     """(weights, mixture, steps, seed) -> weights, trained further at a fixed mixture."""
     done = result.searched
-    compiled: dict[int, tuple[optax.GradientTransformation, CompiledStep[TrainState]]] = {}
 
     def program(steps: int) -> tuple[optax.GradientTransformation, CompiledStep[TrainState]]:
         options = done.settings.weights
@@ -89,18 +85,4 @@ def fine_tuner(result: ModuleSearch) -> Callable[[Weights, np.ndarray, int, int]
         chain = chain_of(options, steps)
         return chain, CompiledStep(step_of(done.functions.loss, chain))
 
-    def fine_tune(weights: Weights, mixture: np.ndarray, steps: int, seed: int) -> Weights:
-        if steps == 0:
-            return weights
-        if steps not in compiled:
-            compiled[steps] = program(steps)
-        chain, step = compiled[steps]
-        # A step reuses the memory of its state, and the caller keeps its weights.
-        copied = jax.tree.map(jnp.copy, weights)
-        start = jnp.zeros((), jnp.int32)
-        state = TrainState(start, jax.random.key(seed), copied, chain.init(copied))
-        stream = AtMixture(done.parts.weights.stream(seed), mixture)
-        schedule = Schedule(steps, log_every=steps)
-        return fit("fine-tuning", step, state, stream, schedule, None).state.weights
-
-    return fine_tune
+    return programs.fine_tuner(program, done.parts.weights.stream)

@@ -11,7 +11,6 @@ from dartformer.config.checkpoint import KV_BYTES
 from dartformer.errors import InputError
 from dartformer.machine.workdir import write_text
 from dartformer.placement.records import PlacementBudgetAnswer, ScoreFile
-from dartformer.placement.score import require_scores
 from dartformer.placement.study import (
     Limit,
     PlacementStudy,
@@ -191,13 +190,16 @@ def derive(study: PlacementStudy, folder: PlacementWorkdir, kept: np.ndarray) ->
 
 
 def derive_within(
-    study: PlacementStudy, folder: PlacementWorkdir, limit: Limit, improved: np.ndarray | None
+    study: PlacementStudy,
+    folder: PlacementWorkdir,
+    file: ScoreFile,
+    limit: Limit,
+    improved: np.ndarray | None,
 ) -> PlacementBudgetAnswer:
     """The best places within a limit, from the stored scores; the weights are not read.
 
     `improved` are the places `[L, C]` of a local search within this limit; None without one.
     """
-    file = require_scores(study, folder)
     rule = study.config.checkpoint.rules[0]
     kinds = study.kind_names
     kept = improved

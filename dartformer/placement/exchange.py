@@ -165,10 +165,13 @@ class _Measurements:
     def losses(self, placements: Sequence[np.ndarray], sequences: int) -> np.ndarray:
         """`[M]`: the divergence of each kind as a share of what all cheap places lose, added up."""
         wall, processor = time.monotonic(), time.process_time()
-        before = len(self.known), sum(len(places) for places in self.known.values())
+        fresh = False
         for number in range(sequences):
-            self._measure([kept for kept in placements if self._count(kept) <= number], number)
-        if before != (len(self.known), sum(len(places) for places in self.known.values())):
+            unmeasured = [kept for kept in placements if self._count(kept) <= number]
+            if unmeasured:
+                self._measure(unmeasured, number)
+                fresh = True
+        if fresh:
             self._write(time.monotonic() - wall, time.process_time() - processor)
         return np.array([self._loss(kept, sequences) for kept in placements])
 
@@ -179,8 +182,6 @@ class _Measurements:
 
     def _measure(self, placements: Sequence[np.ndarray], number: int) -> None:
         """Measure placements on one sequence of each kind."""
-        if not placements:
-            return
         rows = {}
         for kind, split in self.study.kinds.items():
             sequence = split.calibration.take(number, number + 1)

@@ -4,8 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -28,14 +26,15 @@ from dartformer.results import (
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace, everywhere
 from dartformer.stages import budget as resolve_stage
+from dartformer.stages import programs
 from dartformer.stages.bracket import ANSWER
 from dartformer.stages.layout import Workdir
-from dartformer.stages.programs import AtMixture, mixed_step
+from dartformer.stages.programs import mixed_step
 from dartformer.stages.search import SearchResult, read_states
 from dartformer.stages.study import Study
 from dartformer.statistics import mean, spread
 from dartformer.training import optimizer
-from dartformer.training.loop import Schedule, fit
+from dartformer.training.loop import Stream
 from dartformer.training.metric import decimals
 from dartformer.training.step import CompiledStep, TrainState
 
@@ -235,36 +234,20 @@ def fine_tuner(study: Study) -> Callable[[Weights, np.ndarray, int, int], Weight
 
     On the part that the search trained them on.
     """
-    compiled: dict[int, tuple[optax.GradientTransformation, CompiledStep[TrainState]]] = {}
+    data = study.config.data
 
     def program(steps: int) -> tuple[optax.GradientTransformation, CompiledStep[TrainState]]:
-        # Once for each number of steps: the mixture is an argument, so that a rule can fine-tune
-        # at many mixtures without compiling for each.
         chain = optimizer.build(optimizer.fine_tuning(study.config.search.weights), steps)
-        parts = study.config.data.accumulate
-        step = mixed_step(study.supernet.network, chain, study.metric, parts)
+        step = mixed_step(study.supernet.network, chain, study.metric, data.accumulate)
         return chain, CompiledStep(step)
 
-    def fine_tune(weights: Weights, mixture: np.ndarray, steps: int, seed: int) -> Weights:
-        if steps == 0:
-            return weights
-        if steps not in compiled:
-            compiled[steps] = program(steps)
-        chain, step = compiled[steps]
-        # A step reuses the memory of its state, and the caller keeps its weights.
-        copied = jax.tree.map(jnp.copy, weights)
-        start = jnp.zeros((), jnp.int32)
-        state = TrainState(start, jax.random.key(seed), copied, chain.init(copied))
+    def stream(seed: int) -> Stream:
         part = "train"
         if study.strategy.traits.halves:
             part = "weights"
-        data = study.config.data
-        stream = batches(study.parts[part], data.batch_size, seed, data.buckets)
-        schedule = Schedule(steps, log_every=steps)
-        fitted = fit("fine-tuning", step, state, AtMixture(stream, mixture), schedule, None)
-        return fitted.state.weights
+        return batches(study.parts[part], data.batch_size, seed, data.buckets)
 
-    return fine_tune
+    return programs.fine_tuner(program, stream)
 
 
 def _mean_inherited(trained: Sequence[Trained]) -> Callable[[Genotype], Mapping[str, float]]:

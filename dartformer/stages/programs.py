@@ -20,7 +20,7 @@ from dartformer.models.transformer import Network, OfLabels, Weights, label_scor
 from dartformer.space.genotype import Genotype
 from dartformer.space.search_space import SearchSpace
 from dartformer.training.evaluate import Evaluation, Evaluator, ExampleScores, Scores
-from dartformer.training.loop import AS_IT_IS, Form, Stream
+from dartformer.training.loop import AS_IT_IS, Form, Schedule, Stream, fit
 from dartformer.training.metric import Metric
 from dartformer.training.step import CompiledStep, Metrics, TrainState, plain_step
 
@@ -194,3 +194,34 @@ class AtMixture:
 
     def __next__(self) -> tuple[Batch, Array]:
         return next(self.stream), self.mixture
+
+
+def fine_tuner(
+    program: Callable[[int], tuple[optax.GradientTransformation, CompiledStep[TrainState]]],
+    stream: Callable[[int], Stream],
+) -> Callable[[Weights, np.ndarray, int, int], Weights]:
+    """(weights, mixture, steps, seed) -> weights, trained further at a fixed mixture.
+
+    Args:
+      program: from a number of steps to an optimizer and a step on pairs of a batch and a mixture.
+        Called once for each number of steps: the mixture is an argument, so that a rule can
+        fine-tune at many mixtures without compiling for each.
+      stream: from a seed to batches.
+    """
+    compiled: dict[int, tuple[optax.GradientTransformation, CompiledStep[TrainState]]] = {}
+
+    def fine_tune(weights: Weights, mixture: np.ndarray, steps: int, seed: int) -> Weights:
+        if steps == 0:
+            return weights
+        if steps not in compiled:
+            compiled[steps] = program(steps)
+        chain, step = compiled[steps]
+        # A step reuses the memory of its state, and the caller keeps its weights.
+        copied = jax.tree.map(jnp.copy, weights)
+        start = jnp.zeros((), jnp.int32)
+        state = TrainState(start, jax.random.key(seed), copied, chain.init(copied))
+        schedule = Schedule(steps, log_every=steps)
+        pairs = AtMixture(stream(seed), mixture)
+        return fit("fine-tuning", step, state, pairs, schedule, None).state.weights
+
+    return fine_tune
