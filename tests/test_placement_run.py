@@ -83,6 +83,7 @@ def test_new_says_what_it_found(home, capsys):
     # 2 layers, 2 groups, keys and values of 6 numbers of 4 bytes, 32 tokens: 6,144 bytes.
     assert "llama, 2 layers of 4 heads in 2 KV groups, 32 tokens at most" in captured.err
     assert "6.14 kB with full attention" in captured.err
+    assert "of cache at 32 tokens" in captured.err
     assert "dartformer.checkpoint_defaults(" in captured.out
     compile(captured.out, "mine.py", "exec")
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dartformer.config.checkpoint import KV_BYTES
 from dartformer.placement.records import (
     ExchangeResults,
     Gap,
@@ -88,9 +89,9 @@ def words_for(kinds: Container[str], quantity: str | None) -> Words:
     """How results on these kinds of sequences, within a limit on a quantity, are told."""
     if AGAIN not in kinds:
         return ENCODER
-    if quantity is not None:
-        return DECODING
-    return DECODER
+    if quantity in (None, KV_BYTES):
+        return DECODER
+    return DECODING
 
 
 def gaps(placed: Sequence[Placed]) -> tuple[Gap, ...]:
