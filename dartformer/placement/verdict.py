@@ -263,7 +263,7 @@ def warnings(results: PlacementResults) -> Iterator[str]:
             yield (
                 f"The scores of {words.kinds[row.kind]} add up to {words.number(row.sum)}, and the "
                 f"exact {words.loss} is {row.total:.{words.digits}f}, {row.error:.0%} off. Use more "
-                f"checkpoint.points."
+                f"checkpoint.points, or measure neighbours (checkpoint.exchanges)."
             )
     if results.agreement is None:
         yield "One calibration sequence of each kind has no halves to compare. Use more of them."

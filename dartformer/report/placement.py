@@ -421,6 +421,9 @@ def front(results: PlacementResults) -> Chart:
     if results.encodes:
         title, over = "Distance against the cost", "documents"
     first = words_of(results).kinds[results.kinds[0]]
+    exchanged = ""
+    if results.exchange is not None and results.exchange.exchanged:
+        exchanged = " Only at the budget were places exchanged; elsewhere the scores choose alone."
     return Chart(
         "front",
         title,
@@ -430,7 +433,7 @@ def front(results: PlacementResults) -> Chart:
         rows,
         f"Each point is measured on {results.held_out} held-out {over}. The lines begin at "
         f"{results.cheap} everywhere and end at full attention everywhere. The budget is "
-        f"{cost(answer.price, results.quantity)}.",
+        f"{cost(answer.price, results.quantity)}.{exchanged}",
         (Choice("sequences", "sequences", list(kinds.values())),),
     )
 
